@@ -1,0 +1,52 @@
+"""The one seam between mixpo and whatever writes answers. Knows nothing about correctness, pairs or files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from mixpo.records import Sampled
+from mixpo.types import ImageRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """temperature 0 is greedy; top_k 0 and top_p 1 keep every token."""
+
+    temperature: float
+    max_new_tokens: int
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """Responses wanted for one question.
+
+    key: the question's id. prompt: the user's message; `<image>` marks stand where images go and equal them in number.
+    seeds: one per wanted response. indices: the `Response.index` of each.
+    prefixes: for continuations, the token ids that each response starts with; empty for plain sampling.
+    """
+
+    key: str
+    prompt: str
+    images: tuple[ImageRef, ...]
+    seeds: tuple[int, ...]
+    indices: tuple[int, ...]
+    prefixes: tuple[tuple[int, ...], ...] = ()
+
+
+class Engine(Protocol):
+    """Writes responses. One bad question is an `error` in its Sampled; an EngineError means nothing can go on."""
+
+    name: str
+
+    def sample(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Sampled]:
+        """One Sampled for each request, in the order of the requests; responses in the order of its seeds.
+
+        A continuation's text and token_ids start with its prefix, and prefix_len says how long that is.
+        """
+
+    def close(self) -> None:
+        """Give back memory, processes and connections."""

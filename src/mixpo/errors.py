@@ -1,0 +1,68 @@
+"""Every error that mixpo raises on purpose.
+
+    MixpoError                 one sentence for the user: what is wrong, where, and the remedy
+    ├── RecipeError            the recipe: unknown key, wrong value, keys that contradict each other
+    ├── MissingExtra           an optional library is needed and not installed
+    ├── SourceError            a row, file or image of the user's data
+    │   └── ImageError         an image that is missing, broken or outside the limits
+    ├── RecordError            a record file of a run that is torn or has another schema
+    ├── RunError               a run directory: locked by another process, or inconsistent
+    ├── EngineError            sampling cannot go on (the model or the server, not one question)
+    ├── ModelError             a model folder that cannot be used, or weights that went bad
+    └── TrainError             training cannot start or had to stop
+
+The command line prints the message and exits with `exit_code`; anything else is a bug and shows its traceback.
+"""
+
+from __future__ import annotations
+
+
+class MixpoError(Exception):
+    """Base of all errors meant for the user; the message says what to do."""
+
+    exit_code = 1
+
+
+class RecipeError(MixpoError):
+    """The recipe cannot be used as it is written."""
+
+    exit_code = 2
+
+
+class MissingExtra(MixpoError):
+    """An optional library is needed."""
+
+    exit_code = 2
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(f"{feature} needs the {extra} extra: pip install 'mixpo[{extra}]'")
+
+
+class SourceError(MixpoError):
+    """A file or row of the data source is unusable."""
+
+    exit_code = 3
+
+
+class ImageError(SourceError):
+    """An image is missing, broken or outside the limits."""
+
+
+class RecordError(MixpoError):
+    """A record file cannot be read as what it claims to be."""
+
+
+class RunError(MixpoError):
+    """The run directory is locked or inconsistent."""
+
+
+class EngineError(MixpoError):
+    """Sampling cannot continue."""
+
+
+class ModelError(MixpoError):
+    """A model folder is incomplete, or its weights are unusable."""
+
+
+class TrainError(MixpoError):
+    """Training cannot start, or was stopped to protect the weights."""

@@ -1,0 +1,197 @@
+"""Record files: Parquet shards whose schema follows from the frozen dataclass of a row, written whole or not at all.
+
+One shard holds the rows of one block of questions, in order. Knows nothing about stages.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mixpo.errors import RecordError, RunError
+from mixpo.types import Finish, Outcome, Pair, Response, Verdict
+
+Row = TypeVar("Row")
+
+
+# --- rows (questions are stored as mixpo.types.Question) --------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled:
+    """All responses to one question; `error` is empty unless the question failed (then `responses` is empty)."""
+
+    question: str
+    responses: tuple[Response, ...] = ()
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """One verdict for each response of a question, in the order of the responses."""
+
+    question: str
+    verdicts: tuple[Verdict, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drop:
+    """How many candidate pairs (or answers) were left out for one reason."""
+
+    reason: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paired:
+    """The pairs of one question, and what was left out."""
+
+    question: str
+    pairs: tuple[Pair, ...] = ()
+    dropped: tuple[Drop, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """Unique responses of one question's pairs with their summed log-prob under the reference policy.
+
+    pairs: (chosen, rejected) positions in `responses`. Everything a training group needs, pixels excepted.
+    """
+
+    question: str
+    responses: tuple[tuple[int, ...], ...] = ()
+    logps: tuple[float, ...] = ()
+    chosen: tuple[int, ...] = ()
+    rejected: tuple[int, ...] = ()
+    dropped: tuple[Drop, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """One evaluated answer. mode: "cot", "direct" or "sampled" (index counts the samples)."""
+
+    question: str
+    mode: str
+    index: int = 0
+    text: str
+    tokens: int
+    finish: Finish
+    outcome: Outcome
+    extracted: str | None = None
+    reason: str = ""
+    domain: str = ""
+
+
+# --- schema and codec from a dataclass ---------------------------------------------------------------------------------
+
+_SCALARS: dict[Any, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+
+
+def schema_of(row: type) -> pa.Schema:
+    """The Arrow schema of a dataclass: never inferred from data, so all shards of a table agree."""
+    return pa.schema(list(_struct(row)))
+
+
+def _struct(row: type) -> pa.StructType:
+    hints = typing.get_type_hints(row)
+    return pa.struct([pa.field(f.name, _arrow(hints[f.name]), nullable=_optional(hints[f.name])) for f in dataclasses.fields(row)])
+
+
+def _optional(hint: Any) -> bool:
+    return isinstance(hint, types.UnionType) and type(None) in hint.__args__
+
+
+def _arrow(hint: Any) -> pa.DataType:
+    if hint in _SCALARS:
+        return _SCALARS[hint]
+    if dataclasses.is_dataclass(hint):
+        return _struct(typing.cast(type, hint))
+    if typing.get_origin(hint) is tuple:
+        return pa.list_(_arrow(typing.get_args(hint)[0]))
+    if typing.get_origin(hint) is typing.Literal:
+        return pa.string()
+    if _optional(hint):
+        return _arrow(next(a for a in hint.__args__ if a is not type(None)))
+    raise TypeError(f"no Arrow type for {hint!r}")
+
+
+def _decoder(hint: Any) -> Any:
+    """A function from Arrow's Python value to the annotated type; None where the value is already right."""
+    if dataclasses.is_dataclass(hint):
+        row = typing.cast(type, hint)
+        hints = typing.get_type_hints(row)
+        inner = {f.name: d for f in dataclasses.fields(row) if (d := _decoder(hints[f.name])) is not None}
+        return lambda value: row(**{**value, **{name: decode(value[name]) for name, decode in inner.items()}})
+    if typing.get_origin(hint) is tuple:
+        decode = _decoder(typing.get_args(hint)[0])
+        return tuple if decode is None else lambda value: tuple(map(decode, value))
+    return None
+
+
+# --- files -------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is flushed to disk and renamed over `path`.
+
+    A process killed in between leaves `path` as it was. A full disk raises RunError and removes the temporary file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror or error}); free some space and run the same command again") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_rows(path: Path, row: type[Row], rows: Sequence[Row]) -> None:
+    """Write one shard of `row` records atomically (Parquet, zstd level 1)."""
+    table = pa.Table.from_pylist([dataclasses.asdict(r) for r in rows], schema=schema_of(row))  # type: ignore[call-overload]
+    with atomic(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd", compression_level=1)
+
+
+def read_rows(path: Path, row: type[Row]) -> list[Row]:
+    """Read one shard. Raises RecordError when the file is torn or holds another kind of record."""
+    try:
+        table = pq.read_table(path, partitioning=None)
+    except FileNotFoundError:
+        raise RecordError(f"{path}: missing; run the same command again to make it anew") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise RecordError(f"{path}: not a readable record file ({error}); delete it and run the same command again") from None
+    expected = schema_of(row)
+    if not table.schema.equals(expected, check_metadata=False):
+        raise RecordError(f"{path}: holds other columns than {row.__name__} records; it was written by another version, use --force")
+    decode = _decoder(row)
+    return [decode(value) for value in table.to_pylist()]

@@ -1,0 +1,195 @@
+"""A run directory: where each stage's shards live, which are done, what is stale and why.
+
+    RUN/recipe.json                     the resolved recipe of the last command
+    RUN/images/                         content-addressed copies of images that have no file of their own
+    RUN/<stage>/manifest.json           settings, inputs, versions, counts, timings
+    RUN/<stage>/00012-<key>.parquet     one shard; it is done when the file is there
+
+A shard's key is a digest of the stage's settings and of the shard it was made from. So "done" needs no bookkeeping that a
+kill could tear, a changed setting or changed input makes exactly the shards that depend on it stale, and everything
+else is used again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mixpo.errors import RunError
+from mixpo.records import read_rows, write_rows, write_text
+from mixpo.types import content_id
+
+Row = TypeVar("Row")
+
+FORMAT = 1
+"""Version of the layout of a run directory."""
+
+
+@dataclass(kw_only=True)
+class Manifest:
+    """What a stage did. `settings` holds everything that decides its output; `counts` whatever was made or dropped."""
+
+    stage: str
+    settings: dict[str, Any]
+    inputs: list[str]
+    shards: list[str]
+    finished: bool = False
+    counts: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    started: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is left to do in a stage: shard names (all, in order), which of them are missing, and why the stage is not fresh."""
+
+    shards: tuple[str, ...]
+    missing: tuple[str, ...]
+    reasons: tuple[str, ...]
+
+
+class Stage:
+    """One stage's folder. Shards are named `<number>-<key>`."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder = folder
+        self.name = name
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """The last manifest, or None."""
+        path = self.folder / "manifest.json"
+        if not path.exists():
+            return None
+        try:
+            return Manifest(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise RunError(f"{path}: not a manifest of this version ({error}); delete the folder and run again") from None
+
+    def save_manifest(self, manifest: Manifest) -> None:
+        """Write the manifest atomically."""
+        write_text(self.folder / "manifest.json", json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n")
+
+    def plan(self, settings: Mapping[str, Any], inputs: Sequence[str]) -> Work:
+        """Compare what should be there with what is there. `inputs` are the names of the shards that feed this stage."""
+        shards = tuple(f"{number:05d}-{content_id(settings, shard)}" for number, shard in enumerate(inputs))
+        missing = tuple(shard for shard in shards if not self.path(shard).exists())
+        return Work(shards=shards, missing=missing, reasons=self._reasons(settings, inputs, missing))
+
+    def _reasons(self, settings: Mapping[str, Any], inputs: Sequence[str], missing: Sequence[str]) -> tuple[str, ...]:
+        if not missing:
+            return ()
+        last = self.manifest
+        if last is None:
+            return ("not run yet",)
+        reasons = changed_settings(last.settings, json.loads(json.dumps(settings)))
+        fresh = len(set(inputs) - set(last.inputs))
+        if fresh:
+            reasons.append(f"{fresh} of {len(inputs)} input shards are new or changed")
+        return tuple(reasons) or (f"{len(missing)} shards are not finished",)
+
+    def path(self, shard: str) -> Path:
+        """File of a shard."""
+        return self.folder / f"{shard}.parquet"
+
+    def write(self, shard: str, row: type[Row], rows: Sequence[Row]) -> None:
+        """Write one shard; from then on it is done."""
+        write_rows(self.path(shard), row, rows)
+
+    def read(self, shard: str, row: type[Row]) -> list[Row]:
+        """Read one shard."""
+        return read_rows(self.path(shard), row)
+
+    def read_all(self, row: type[Row]) -> Iterator[Row]:
+        """All rows of the shards named in the manifest, shard by shard. Raises RunError when the stage has not finished."""
+        manifest = self.manifest
+        if manifest is None or not manifest.finished:
+            raise RunError(f"{self.folder}: stage {self.name} has not finished; run it first")
+        for shard in manifest.shards:
+            yield from self.read(shard, row)
+
+    def prune(self, keep: Sequence[str]) -> int:
+        """Delete shards that no longer belong (stale ones) and left-over temporary files; returns how many shards went."""
+        wanted = {f"{shard}.parquet" for shard in keep}
+        stale = [path for path in self.folder.glob("*.parquet") if path.name not in wanted]
+        for path in [*stale, *self.folder.glob(".*.tmp")]:
+            path.unlink(missing_ok=True)
+        return len(stale)
+
+    def clear(self) -> None:
+        """Forget everything this stage has made (`--force`)."""
+        self.prune(())
+        (self.folder / "manifest.json").unlink(missing_ok=True)
+
+
+class Run:
+    """A run directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def stage(self, name: str) -> Stage:
+        """The folder of a stage; `name` may have parts, as in "round-1/sample"."""
+        return Stage(self.root / name, name)
+
+    @property
+    def images(self) -> Path:
+        """Content-addressed images made by sources that have no files of their own."""
+        return self.root / "images"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the directory for this process; the lock ends with the process, however it ends."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            raise RunError(f"{self.root}: cannot be used as a run directory ({error.strerror})") from None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise RunError(f"{self.root}: another mixpo process is working in this run; wait for it or use another directory") from None
+        try:
+            yield
+        finally:
+            os.close(handle)
+
+
+def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`key: old -> new` for every setting that differs, nested keys joined by dots."""
+    changes = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            changes += changed_settings(before, after, f"{prefix}{key}.")
+        elif before != after:
+            changes.append(f"{prefix}{key}: {before} -> {after}")
+    return changes
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    found = {"python": platform.python_version()}
+    for package in ("mixpo", "torch", "transformers", "accelerate", "tokenizers", "pillow", "math-verify"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def now() -> str:
+    """Current time in UTC, ISO 8601, whole seconds."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
