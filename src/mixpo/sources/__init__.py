@@ -1,0 +1,61 @@
+"""Where questions come from. `read` turns the [source] table of a recipe into questions, whatever its kind.
+
+Each kind is a module with one `read`; nothing after this package knows where a question came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mixpo.recipe import Source
+from mixpo.sources import digits, easy_vqa, hub, jsonl, mmpr, python
+from mixpo.sources.build import Found
+from mixpo.types import Question, Skipped
+
+__all__ = ["DUPLICATE", "READERS", "found", "read"]
+
+DUPLICATE = "duplicate of an earlier row (same text, images, answer and choices)"
+
+Reader = Callable[[Any, Path, Path], Iterator[Found | Skipped]]
+"""From (source table, folder of the recipe, folder for image copies) to what stands in it, in order."""
+
+
+def _digits(source: Any, base: Path, images: Path) -> Iterator[Found | Skipped]:
+    for number, question in enumerate(digits.read(source, images)):
+        yield Found(where=f"digits/{source.pool}[{number}]", question=question)
+
+
+READERS: dict[str, Reader] = {
+    "digits": _digits,
+    "easy_vqa": easy_vqa.read,
+    "jsonl": jsonl.read,
+    "mmpr": mmpr.read,
+    "hub": hub.read,
+    "python": python.read,
+}
+
+
+def found(source: Source, *, base: Path, images: Path) -> Iterator[Found | Skipped]:
+    """As `read`, with the place of each question (file:line or row)."""
+    seen: set[int] = set()  # numbers, not strings: a third of the memory for millions of questions
+    for item in READERS[source.kind](source, base, images):
+        if isinstance(item, Skipped):
+            yield item
+            continue
+        identity = int(item.question.id, 16)
+        if identity in seen:
+            yield Skipped(where=item.where, reason=DUPLICATE)
+            continue
+        seen.add(identity)
+        yield item
+
+
+def read(source: Source, *, base: Path, images: Path) -> Iterator[Question | Skipped]:
+    """The questions of a source in order, no two with the same id, and every row that was left out with where and why.
+
+    base: folder of the recipe, which paths are relative to. images: folder for images that have no file of their own.
+    Errors (SourceError, MissingExtra, RecipeError) come while iterating, when the source as a whole cannot be used.
+    """
+    return (item if isinstance(item, Skipped) else item.question for item in found(source, base=base, images=images))

@@ -1,0 +1,250 @@
+"""From the raw fields of a row to a Question, whatever file the row came from. Raises SourceError with the reason a row is unusable.
+
+The conventions are those of MMPR: `<image>` marks inside the question, options as lettered lines, answers as text or numbers.
+Knows nothing about files; images arrive as references.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from mixpo.errors import SourceError
+from mixpo.sources.kinds import YES_NO, guess_kind, is_number
+from mixpo.types import IMAGE_MARK, AnswerKind, ImageRef, Question, content_id
+
+FIELDS = ("question", "image", "answer", "choices", "domain", "source", "id")
+"""The fields of a row that have a meaning. `id` is accepted and not used: content is identity."""
+
+LOOKALIKES = {
+    **dict.fromkeys(("images", "img", "imgs", "image_path", "image_paths", "image_file", "image_url", "picture", "pictures"), "image"),
+    **dict.fromkeys(("prompt", "query", "instruction", "text", "problem", "conversations", "messages"), "question"),
+    **dict.fromkeys(("answers", "label", "gt", "gt_answer", "ground_truth", "groundtruth", "solution", "target"), "answer"),
+    **dict.fromkeys(("options", "choice", "candidates"), "choices"),
+}
+"""Names that other formats use. Such a field beside a missing one of ours is an error, never silently unused."""
+
+Kind = str
+"""An AnswerKind, or "auto"."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A question and where it stood, for the message should it turn out to be a duplicate."""
+
+    where: str
+    question: Question
+
+
+def check_fields(row: Mapping[str, object], known: Sequence[str] = FIELDS) -> None:
+    """Refuse a row in which something that looks like one of our fields stands under another name."""
+    for name in row:
+        if name in known or row[name] in (None, "", []):
+            continue
+        meant = LOOKALIKES.get(name.casefold()) or _near(name)
+        if meant is not None and row.get(meant) in (None, "", []):
+            raise SourceError(f"unknown field {name!r}, did you mean {meant!r}? It would not be used")
+    if row.get("question") is None:
+        raise SourceError(f"no field 'question'; the row has {', '.join(map(repr, row)) or 'no fields'}")
+
+
+def _near(name: str) -> str | None:
+    # Close enough for a slip of the pen (imge, anwser), not for a field of its own (image_id, answer_type).
+    return next(iter(difflib.get_close_matches(name.casefold(), ("image", "question", "answer", "choices"), n=1, cutoff=0.8)), None)
+
+
+def make_question(
+    *,
+    text: object,
+    images: Sequence[ImageRef] = (),
+    answer: object = None,
+    choices: object = None,
+    kind: Kind = "auto",
+    domain: str = "",
+    source: str = "",
+) -> Question:
+    """Normalise the fields of one row.
+
+    text: without `<image>` marks the images go first, each on a line; with marks, their number must be that of the images.
+    answer: text or a number; None and blank text mean that the question is open.
+    choices: options in letter order (list, or object with keys A, B, ...); added to a text that does not show them. Without
+        it, lettered lines in the text are the options, provided that the answer is one of their letters or equals one of them.
+    kind: "auto" guesses; "none" makes the question open; another kind must fit the answer.
+    """
+    body = _with_marks(_text(text), len(images))
+    gold = None if kind == "none" else _answer(answer)
+    options = _choices(choices)
+    if options:
+        body = body if shows(body, options) else f"{body}\n{lettered(options)}"
+        gold = _letter(gold, options)
+    elif kind in ("auto", "choice") and gold is not None:
+        gold, options = _embedded(gold, body)
+    if kind not in ("auto", "choice", "none") and options:
+        raise SourceError(f'has choices, but answer_kind is {kind!r}; use answer_kind = "auto" or "choice"')
+    return Question(
+        id=content_id(body, [image.digest for image in images], gold, list(options)),
+        text=body,
+        images=tuple(images),
+        answer=gold,
+        kind=_kind(kind, gold, options),
+        choices=options,
+        domain=domain,
+        source=source,
+    )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise SourceError(f"question must be text, not {_describe(value)}")
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise SourceError("question holds half of a surrogate pair, which is not text; repair the row")
+    body = value.replace("\r\n", "\n").strip()
+    if not body.replace(IMAGE_MARK, "").strip():
+        raise SourceError("question is empty")
+    return body
+
+
+def _with_marks(text: str, images: int) -> str:
+    marks = text.count(IMAGE_MARK)
+    if marks == 0:
+        return f"{IMAGE_MARK}\n" * images + text
+    if marks != images:
+        raise SourceError(f"question has {marks} {IMAGE_MARK} mark{'s' * (marks != 1)} but {images} image{'s' * (images != 1)}")
+    return text
+
+
+def _answer(value: object) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        raise SourceError(f'answer is {str(value).lower()}; write it as text, "yes" or "no"')
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SourceError(f"answer is {value}, not a number that can be compared")
+    if isinstance(value, (int, float)):
+        return str(value)
+    if not isinstance(value, str):
+        raise SourceError(f"answer must be text or a number, not {_describe(value)}")
+    return value.strip() or None
+
+
+def _choices(value: object) -> tuple[str, ...]:
+    if value is None or value == [] or value == {}:
+        return ()
+    if isinstance(value, Mapping):
+        if list(value) != list(string.ascii_uppercase[: len(value)]):
+            raise SourceError(f"choices must have the keys A, B, ... in order, not {', '.join(map(repr, value))}")
+        value = list(value.values())
+    if not isinstance(value, (list, tuple)):
+        raise SourceError(f"choices must be a list, not {_describe(value)}")
+    texts = [_answer(option) for option in value]
+    if not 2 <= len(texts) <= 26 or None in texts:
+        raise SourceError(f"choices must be 2 to 26 options that are not empty (got {len(texts)})")
+    return tuple(text for text in texts if text is not None)
+
+
+def _letter(answer: str | None, options: Sequence[str]) -> str | None:
+    """The letter of the answer: given as one (A, (A), A.), or as the text of exactly one option. A letter comes first."""
+    if answer is None:
+        return None
+    letters = string.ascii_uppercase[: len(options)]
+    bare = re.fullmatch(r"\(?\s*([A-Za-z])\s*[).:]?", answer)
+    if bare and bare[1].upper() in letters:
+        return bare[1].upper()
+    same = [letter for letter, option in zip(letters, options, strict=True) if option.casefold() == answer.casefold()]
+    if len(same) == 1:
+        return same[0]
+    how = "equals several of" if same else "is not among"
+    raise SourceError(f"answer {_short(answer)} {how} the {len(options)} choices; give the letter of one (A to {letters[-1]})")
+
+
+def _embedded(answer: str, text: str) -> tuple[str, tuple[str, ...]]:
+    """Answer and options where the text shows lettered options that fit the answer, else the answer as it is."""
+    options = parse_options(text)
+    if not options:
+        return answer, ()
+    try:
+        letter = _letter(answer, options)
+    except SourceError:
+        return answer, ()
+    return (letter, options) if letter is not None else (answer, ())
+
+
+_OPTION = re.compile(r"\s*(?:\(([A-Z])\)|([A-Z])\s*[.):：、．])\s*(\S.*?)\s*")
+
+
+def parse_options(text: str) -> tuple[str, ...]:
+    """The options of the last run of lines "A. ..", "B. ..", in letter order (also "(A) ..", "A) ..", "A: .."); () without one."""
+    best: list[str] = []
+    for run in _runs(text.splitlines()):
+        best = run if len(run) >= 2 else best
+    return tuple(best)
+
+
+def _runs(lines: Sequence[str]) -> Iterator[list[str]]:
+    run: list[str] = []
+    for line in lines:
+        found = _OPTION.fullmatch(line)
+        letter = found and (found[1] or found[2])
+        if found and letter == string.ascii_uppercase[len(run) % 26]:
+            run.append(found[3])
+        elif found and letter == "A":
+            yield run
+            run = [found[3]]
+        elif line.strip():
+            yield run
+            run = []
+    yield run
+
+
+def lettered(options: Sequence[str]) -> str:
+    """Lines "A. ..", "B. ..", ..."""
+    return "\n".join(f"{letter}. {option}" for letter, option in zip(string.ascii_uppercase, options, strict=False))
+
+
+def shows(text: str, options: Sequence[str]) -> bool:
+    """Whether a text already shows these options with their letters, as lines or within a line."""
+    if parse_options(text) == tuple(options):
+        return True
+    rest = text
+    for letter, option in zip(string.ascii_uppercase, options, strict=False):
+        found = re.search(rf"(?<!\w)\(?{letter}\s*[.):：、．]\s*{re.escape(option)}", rest)
+        if found is None:
+            return False
+        rest = rest[found.end() :]
+    return True
+
+
+def _kind(kind: Kind, answer: str | None, options: Sequence[str]) -> AnswerKind:
+    guessed = guess_kind(answer, options)
+    if kind == "auto" or answer is None:
+        return guessed
+    if kind == "choice" and not options:
+        raise SourceError(f'answer_kind is "choice", but there are no choices and no lettered options that fit the answer {_short(answer)}')
+    if kind == "number" and not is_number(answer):
+        raise SourceError(f'answer_kind is "number", but the answer is {_short(answer)}')
+    if kind == "yes_no" and answer.rstrip(".。").casefold() not in YES_NO:
+        raise SourceError(f'answer_kind is "yes_no", but the answer is {_short(answer)}')
+    return _KINDS[kind]
+
+
+_KINDS: dict[str, AnswerKind] = {"choice": "choice", "number": "number", "formula": "formula", "text": "text", "yes_no": "yes_no"}
+
+
+def _describe(value: object) -> str:
+    names: dict[type, str] = {
+        dict: "an object",
+        list: "a list",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        type(None): "null",
+    }
+    return names.get(type(value), type(value).__name__)
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:37] + "...")

@@ -1,0 +1,203 @@
+"""Scenes of four handwritten digits with exact questions: the data of the demo. Real images, made-up arrangements.
+
+The digits are the 1,797 8 x 8 images of the UCI handwritten digits set that scikit-learn ships. Four pools share no digit
+image. A scene is a 2 x 2 grid; its question, answer and pixels depend only on (pool, seed, number of the question), so any
+count is a prefix of any larger one.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mixpo.errors import RecipeError
+from mixpo.images import save_content
+from mixpo.recipe import DigitsSource, did_you_mean
+from mixpo.types import IMAGE_MARK, AnswerKind, Question, content_id
+
+POOLS = {"start": (0, 900), "preference": (900, 1350), "validation": (1350, 1500), "test": (1500, 1797)}
+"""Half-open ranges of each pool in the fixed shuffle of the 1,797 digit images."""
+
+POSITIONS = ("top left", "top right", "bottom left", "bottom right")
+CELL = 28
+"""Side of one digit's cell in pixels; a scene is twice that."""
+MARGIN = 2
+"""Blank pixels around the ink of a cell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Four digit values in reading order and their source images (indices into the UCI set)."""
+
+    values: tuple[int, int, int, int]
+    images: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Puzzle:
+    """A question about a scene. `steps` is the reasoning between reading the digits and the answer, for the start pool."""
+
+    family: str
+    text: str
+    answer: str | None
+    kind: AnswerKind
+    steps: str
+    choices: tuple[str, ...] = ()
+
+
+@cache
+def _digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """(1797, 28, 28) pixels and (1797,) labels, in the fixed shuffle that the pools are cut from."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    order = np.random.default_rng(20_241_110).permutation(len(data.target))
+    small = (data.images[order] * (255 / 16)).round().astype(np.uint8)
+    inner = (CELL - 2 * MARGIN, CELL - 2 * MARGIN)
+    large = [np.asarray(Image.fromarray(image).resize(inner, Image.Resampling.BICUBIC)) for image in small]
+    return np.pad(np.stack(large), ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN))), data.target[order]
+
+
+def compose(rng: random.Random, pool: str) -> Scene:
+    """Four distinct digit images of a pool, at random."""
+    low, high = POOLS[pool]
+    picks = rng.sample(range(low, high), 4)
+    labels = _digits()[1]
+    a, b, c, d = picks
+    return Scene((int(labels[a]), int(labels[b]), int(labels[c]), int(labels[d])), (a, b, c, d))
+
+
+def draw(scene: Scene) -> Image.Image:
+    """The scene as an RGB image of 56 x 56 pixels, dark ink on white."""
+    cells = 255 - _digits()[0][list(scene.images)]
+    rows = [np.concatenate(list(cells[i : i + 2]), axis=1) for i in (0, 2)]
+    return Image.fromarray(np.concatenate(rows, axis=0)).convert("RGB")
+
+
+# --- question families: each returns a Puzzle, or None where the scene does not suit it --------------------------------
+
+
+def _sum(scene: Scene, rng: random.Random) -> Puzzle | None:
+    a, b, c, d = scene.values
+    text = rng.choice(["What is the sum of the four digits?", "Add up all digits in the picture. What do you get?"])
+    steps = f"{a} + {b} = {a + b}, {a + b} + {c} = {a + b + c}, {a + b + c} + {d} = {sum(scene.values)}."
+    return Puzzle("sum", text, str(sum(scene.values)), "number", steps)
+
+
+def _largest(scene: Scene, rng: random.Random) -> Puzzle | None:
+    word = rng.choice(["largest", "smallest"])
+    best = max(scene.values) if word == "largest" else min(scene.values)
+    text = rng.choice([f"Which is the {word} digit?", f"What is the {word} digit in the picture?"])
+    return Puzzle("largest", text, str(best), "number", f"The {word} is {best}.")
+
+
+def _difference(scene: Scene, rng: random.Random) -> Puzzle | None:
+    high, low = max(scene.values), min(scene.values)
+    text = rng.choice(["What is the largest digit minus the smallest digit?", "How far apart are the largest and the smallest digit?"])
+    return Puzzle("difference", text, str(high - low), "number", f"Largest {high}, smallest {low}, {high} - {low} = {high - low}.")
+
+
+def _product(scene: Scene, rng: random.Random) -> Puzzle | None:
+    i, j = sorted(rng.sample(range(4), 2))
+    a, b = scene.values[i], scene.values[j]
+    p, q = POSITIONS[i], POSITIONS[j]
+    text = rng.choice([f"Multiply the {p} digit by the {q} digit.", f"What is the product of the {p} and the {q} digit?"])
+    return Puzzle("product", text, str(a * b), "number", f"The {p} is {a}, the {q} is {b}, {a} * {b} = {a * b}.")
+
+
+def _count(scene: Scene, rng: random.Random) -> Puzzle | None:
+    k = rng.randint(2, 6)
+    name, test = rng.choice([("even", lambda v: v % 2 == 0), ("odd", lambda v: v % 2 == 1), (f"larger than {k}", lambda v: v > k)])  # type: tuple[str, Callable[[int], bool]]
+    hits = [v for v in scene.values if test(v)]
+    text = rng.choice([f"How many digits are {name}?", f"Count the digits that are {name}."])
+    listed = " ".join(str(v) for v in hits) or "none"
+    return Puzzle("count", text, str(len(hits)), "number", f"These are {name}: {listed}. That makes {len(hits)}.")
+
+
+def _compare(scene: Scene, rng: random.Random) -> Puzzle | None:
+    i, j = rng.sample(range(4), 2)
+    a, b = scene.values[i], scene.values[j]
+    p, q = POSITIONS[i], POSITIONS[j]
+    text = rng.choice([f"Is the {p} digit larger than the {q} digit?", f"Does the {p} digit exceed the {q} digit?"])
+    answer = "yes" if a > b else "no"
+    relation = "larger than" if a > b else "not larger than"
+    return Puzzle("compare", text, answer, "yes_no", f"The {p} is {a}, the {q} is {b}, {a} is {relation} {b}.")
+
+
+def _choice(scene: Scene, rng: random.Random) -> Puzzle | None:
+    i = rng.randrange(4)
+    value = scene.values[i]
+    options = [value, *rng.sample([v for v in range(10) if v != value], 3)]
+    rng.shuffle(options)
+    letter = "ABCD"[options.index(value)]
+    ask = rng.choice([f"Which digit is at the {POSITIONS[i]}?", f"What stands at the {POSITIONS[i]}?"])
+    lines = "\n".join(f"{name}. {option}" for name, option in zip("ABCD", options, strict=True))
+    steps = f"The {POSITIONS[i]} is {value}, which is option {letter}."
+    return Puzzle("choice", f"{ask}\n{lines}", letter, "choice", steps, tuple(map(str, options)))
+
+
+def _position(scene: Scene, rng: random.Random) -> Puzzle | None:
+    word = rng.choice(["largest", "smallest"])
+    best = max(scene.values) if word == "largest" else min(scene.values)
+    if scene.values.count(best) > 1:
+        return None
+    place = POSITIONS[scene.values.index(best)]
+    text = rng.choice([f"Where is the {word} digit?", f"At which position is the {word} digit?"])
+    return Puzzle("position", text, place, "text", f"The {word} is {best}, it is at the {place}.")
+
+
+def _open(scene: Scene, rng: random.Random) -> Puzzle:
+    text = rng.choice(["Describe the picture.", "What do you see in this picture?"])
+    return Puzzle("open", text, None, "none", f"Their sum is {sum(scene.values)}.")
+
+
+FAMILIES: dict[str, Callable[[Scene, random.Random], Puzzle | None]] = {
+    "sum": _sum,
+    "largest": _largest,
+    "difference": _difference,
+    "product": _product,
+    "count": _count,
+    "compare": _compare,
+    "choice": _choice,
+    "position": _position,
+}
+
+
+def puzzles(pool: str, seed: int, count: int, families: tuple[str, ...] = (), open_share: float = 0.0) -> Iterator[tuple[Scene, Puzzle]]:
+    """`count` scenes with a question each, families at random with equal shares."""
+    for name in families:
+        if name not in FAMILIES:
+            raise RecipeError(f"source.families: unknown family {name!r}{did_you_mean(name, FAMILIES)}; known: {', '.join(FAMILIES)}")
+    names = families or tuple(FAMILIES)
+    for number in range(count):
+        rng = random.Random(f"{seed}/digits/{pool}/{number}")
+        is_open = rng.random() < open_share
+        puzzle = None
+        while puzzle is None:
+            scene = compose(rng, pool)
+            puzzle = _open(scene, rng) if is_open else FAMILIES[rng.choice(names)](scene, rng)
+        yield scene, puzzle
+
+
+def read(source: DigitsSource, images: Path) -> Iterator[Question]:
+    """The questions of a pool; scenes are saved as PNG files under `images`."""
+    for scene, puzzle in puzzles(source.pool, source.seed, source.count, source.families, source.open_share):
+        image = save_content(draw(scene), images)
+        text = f"{IMAGE_MARK}\n{puzzle.text}"
+        yield Question(
+            id=content_id(text, [image.digest], puzzle.answer, list(puzzle.choices)),
+            text=text,
+            images=(image,),
+            answer=puzzle.answer,
+            kind=puzzle.kind,
+            choices=puzzle.choices,
+            domain=puzzle.family,
+            source=f"digits/{source.pool}",
+        )

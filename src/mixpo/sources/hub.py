@@ -1,0 +1,115 @@
+"""Data sets of the Hugging Face hub or of a local folder, through the `datasets` library (imported here only).
+
+Rows are read in their stored form, so images stay the encoded bytes that they are: no decoding, no loss. No code that comes
+with a data set is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mixpo.errors import MissingExtra, SourceError
+from mixpo.recipe import HubSource, did_you_mean
+from mixpo.sources.build import Found, make_question
+from mixpo.sources.pictures import Pictures
+from mixpo.types import Question, Skipped
+
+ROWS_AT_ONCE = 16
+"""Rows in memory together; each may hold images of some megabytes."""
+
+
+def read(source: HubSource, base: Path, images: Path) -> Iterator[Found | Skipped]:
+    """The rows of a split in order, the first `count` of them. Raises SourceError when the data set or a column is not there."""
+    try:
+        import datasets
+    except ImportError:
+        raise MissingExtra('source.kind = "hub"', "hub") from None
+    folder = base / source.path
+    data = _load(datasets, source, folder)
+    columns = _columns(source, data.column_names)
+    labels = _label_names(data, source.answer)
+    pictures = Pictures(folder if folder.is_dir() else base, images, also=(Path(datasets.config.HF_CACHE_HOME),))
+    if source.count:
+        data = data.select(range(min(source.count, len(data))))
+    number = 0
+    for batch in data.select_columns(sorted(set(columns.values()))).with_format("arrow").iter(ROWS_AT_ONCE):
+        for stored in batch.to_pylist():
+            where = f"{source.path}/{source.split}[{number}]"
+            number += 1
+            row = {field: stored[column] for field, column in columns.items()}
+            if labels:
+                row["answer"] = _label(labels, row["answer"])
+            try:
+                yield Found(where=where, question=_question(row, pictures, source))
+            except SourceError as error:
+                yield Skipped(where=where, reason=str(error))
+
+
+def _question(row: dict[str, Any], pictures: Pictures, source: HubSource) -> Question:
+    return make_question(
+        text=row["question"],
+        images=pictures.all(row.get("image")),
+        answer=row.get("answer"),
+        choices=row.get("choices"),
+        kind=source.answer_kind,
+        domain=source.domain,
+        source=source.path,
+    )
+
+
+def _load(datasets: Any, source: HubSource, folder: Path) -> Any:
+    """One split as a map-style data set. What `datasets` raises is translated here."""
+    try:
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            data = datasets.load_from_disk(str(folder))
+        elif folder.is_dir():
+            data = datasets.load_dataset(str(folder.resolve()), name=source.name, split=source.split)
+        elif folder.exists() or source.path.startswith((".", "/", "~")) or source.path.count("/") > 1:
+            raise SourceError(f"source.path: {folder} is not a folder; give a folder (parquet, images, save_to_disk) or a hub id")
+        else:
+            data = datasets.load_dataset(source.path, name=source.name, split=source.split)
+    # datasets has no common base of its errors; all of these say in their message what is wrong with the data set.
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, datasets.exceptions.DatasetsError) as error:
+        raise SourceError(f"source.path = {source.path!r} cannot be loaded by datasets: {_first_line(error)}") from error
+    if isinstance(data, datasets.DatasetDict):
+        if source.split not in data:
+            raise SourceError(
+                f"source.split: {source.path} has no {source.split!r}{did_you_mean(source.split, data)}; it has {', '.join(data)}"
+            )
+        data = data[source.split]
+    elif data.split is not None and str(data.split) != source.split:
+        raise SourceError(f"source.split: {source.path} holds the split {str(data.split)!r}, not {source.split!r}")
+    if len(data) == 0:
+        raise SourceError(f"{source.path}: split {source.split!r} holds no rows")
+    return data
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of an error, and of its cause where there is one (datasets says little at the top)."""
+    lines = [
+        f"{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else 'no details'}" for e in (error, error.__cause__) if e
+    ]
+    return ", because ".join(lines)
+
+
+def _columns(source: HubSource, available: list[str]) -> dict[str, str]:
+    """From our fields to the columns of the recipe; all must be there. An empty name means that there is no such column."""
+    wanted = {"question": source.question, "answer": source.answer, "image": source.image, "choices": source.choices}
+    columns = {field: column for field, column in wanted.items() if column}
+    for field, column in columns.items():
+        if column not in available:
+            hint = f'; set source.{field} = "" if there are none' if field != "question" else ""
+            known = f"{did_you_mean(column, available)}; it has {', '.join(available)}{hint}"
+            raise SourceError(f"source.{field}: {source.path} has no column {column!r}{known}")
+    return columns
+
+
+def _label_names(data: Any, column: str | None) -> list[str]:
+    """The names of a ClassLabel column, which stores numbers; [] for other columns."""
+    return list(getattr(data.features.get(column), "names", None) or [])
+
+
+def _label(names: list[str], value: object) -> str | None:
+    return names[value] if isinstance(value, int) and 0 <= value < len(names) else None

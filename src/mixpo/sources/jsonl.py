@@ -1,0 +1,95 @@
+"""JSONL files in the MMPR prompt format: one object a line with question, image (path, list or absent), answer (or none).
+
+Optional: choices, domain, source. A line that cannot be used is skipped with file:line and the reason.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from mixpo.errors import SourceError
+from mixpo.recipe import JsonlSource
+from mixpo.sources.build import Found, Kind, check_fields, make_question
+from mixpo.sources.pictures import Pictures
+from mixpo.types import Question, Skipped
+
+Line = tuple[str, dict[str, object]]
+"""Where a row stands (file:line) and its fields."""
+
+
+def read(source: JsonlSource, base: Path, images: Path) -> Iterator[Found | Skipped]:
+    """The rows of the file in order. Raises SourceError when there is no file, no row, or no root folder."""
+    path, root = base / source.path, base / source.root
+    if not root.is_dir():
+        raise SourceError(f"source.root: {root} is not a folder")
+    pictures = Pictures(root, images)
+    for line in lines(path):
+        if isinstance(line, Skipped):
+            yield line
+            continue
+        where, row = line
+        try:
+            yield Found(where=where, question=question_of(row, pictures, source.answer_kind, source.domain, path.stem))
+        except SourceError as error:
+            yield Skipped(where=where, reason=str(error))
+
+
+def question_of(row: Mapping[str, object], pictures: Pictures, kind: Kind = "auto", domain: str = "", source: str = "") -> Question:
+    """A row as a Question; `domain` and `source` stand in where the row has none. Raises SourceError with the reason."""
+    check_fields(row)
+    return make_question(
+        text=row["question"],
+        images=pictures.all(row.get("image")),
+        answer=row.get("answer"),
+        choices=row.get("choices"),
+        kind=kind,
+        domain=_label(row, "domain") or domain,
+        source=_label(row, "source") or source,
+    )
+
+
+def _label(row: Mapping[str, object], name: str) -> str:
+    value = row.get(name)
+    if value is not None and not isinstance(value, str):
+        raise SourceError(f"{name} must be text, not {type(value).__name__}")
+    return value or ""
+
+
+def lines(path: Path) -> Iterator[Line | Skipped]:
+    """The objects of a JSONL file with their places; blank lines are passed over. Memory does not grow with the file.
+
+    Raises SourceError when the file is missing, empty, or one JSON array.
+    """
+    if not path.is_file():
+        raise SourceError(f"{path}: {'is not a file' if path.exists() else 'no such file'}; check source.path (relative to the recipe)")
+    empty = True
+    try:
+        with path.open("rb") as stream:
+            for number, content in enumerate(stream, start=1):
+                content = content.removeprefix(b"\xef\xbb\xbf") if number == 1 else content
+                if not content.strip():
+                    continue
+                if empty and content.lstrip().startswith(b"["):
+                    raise SourceError(f"{path}: holds one JSON array; write one object a line instead (jq -c '.[]' does it)")
+                empty = False
+                yield _parse(f"{path}:{number}", content)
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if empty:
+        raise SourceError(f"{path}: holds no rows")
+
+
+def _parse(where: str, content: bytes) -> Line | Skipped:
+    try:
+        row = json.loads(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return Skipped(where=where, reason=f"not UTF-8 text (byte {error.start + 1} of the line); save the file as UTF-8")
+    except json.JSONDecodeError as error:
+        return Skipped(where=where, reason=f"not valid JSON: {error.msg} at column {error.colno}")
+    except RecursionError:
+        return Skipped(where=where, reason="not usable JSON: nested too deeply")
+    if not isinstance(row, dict):
+        return Skipped(where=where, reason=f'holds {type(row).__name__}, not an object with "question"')
+    return where, row

@@ -1,0 +1,248 @@
+"""MMPR collections: a meta.json that names JSONL annotations, read as questions (`read`) or as preference pairs (`read_pairs`).
+
+    {"name": {"root": "images/x", "annotation": "annotations/x.jsonl", "repeat_time": 1, "length": 1000, ...}, ...}
+
+`repeat_time` below 1 keeps that share of the rows, chosen by their content. Above 1 it says how often a pair is trained on,
+which means nothing for a question to be sampled: there it counts as 1.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast, get_args
+
+from mixpo.errors import SourceError
+from mixpo.prompts import PROMPTS
+from mixpo.recipe import MmprSource, did_you_mean
+from mixpo.sources.build import FIELDS, Found, Kind, check_fields, make_question
+from mixpo.sources.jsonl import Line, lines
+from mixpo.sources.pictures import Pictures
+from mixpo.types import IMAGE_MARK, Origin, Pair, Question, Skipped, content_id
+
+PAIR_FIELDS = (*FIELDS, "chosen", "rejected", "answer_gt", "chosen_meta", "rejected_meta", "origin", "question_id")
+
+_DIRECT_ENDINGS = (
+    "Answer the question using a single word or phrase.",
+    "Answer with the option's letter from the given choices directly.",
+    "请用一个词或短语回答。",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Annotation:
+    """One entry of meta.json with its paths found."""
+
+    name: str
+    where: str
+    root: Path
+    path: Path
+    share: float
+    length: int | None
+
+
+# --- questions ---------------------------------------------------------------------------------------------------------
+
+
+def read(source: MmprSource, base: Path, images: Path) -> Iterator[Found | Skipped]:
+    """The questions of a collection, data set by data set. Annotations of prompts (answer) and of pairs (answer_gt) are both read.
+
+    A prompt's wrapping (the released chain-of-thought text, "Answer the question using a single word or phrase.") is taken
+    off, since the recipe puts its own around. Raises SourceError when meta.json or a file that it names is unusable.
+    """
+    for annotation in _annotations(base / source.path, base / source.root, source.datasets):
+        pictures = Pictures(annotation.root, images)
+        for line in _kept(annotation):
+            if isinstance(line, Skipped):
+                yield line
+                continue
+            where, row = line
+            try:
+                yield Found(where=where, question=_question(row, pictures, annotation.name, source.answer_kind, bare_question))
+            except SourceError as error:
+                yield Skipped(where=where, reason=str(error))
+
+
+def bare_question(text: str) -> str:
+    """The question without a built-in prompt around it and without a request for a short answer. Marks in front stay in front."""
+    marks = ""
+    body = text.strip()
+    while body.startswith(IMAGE_MARK):
+        marks, body = f"{marks}{IMAGE_MARK}\n", body[len(IMAGE_MARK) :].lstrip()
+    for name in ("cot", "cot_zh", "background", "visual", "grounded", "background_zh", "visual_zh"):
+        before, after = PROMPTS[name].template.split("{question}")
+        if body.startswith(before) and body.endswith(after):
+            body = body[len(before) : len(body) - len(after)]
+    for ending in _DIRECT_ENDINGS:
+        body = body.removesuffix(ending).rstrip()
+    return marks + body.strip()
+
+
+def _question(row: Mapping[str, object], pictures: Pictures, name: str, kind: Kind, clean: object = None) -> Question:
+    check_fields(row, PAIR_FIELDS)
+    text, answer = row["question"], row.get("answer")
+    domain = row.get("domain")
+    return make_question(
+        text=clean(text) if callable(clean) and isinstance(text, str) else text,
+        images=pictures.all(row.get("image")),
+        answer=row.get("answer_gt") if answer is None else answer,
+        choices=row.get("choices"),
+        kind=kind,
+        domain=domain if isinstance(domain, str) else "",
+        source=name,
+    )
+
+
+def _kept(annotation: Annotation) -> Iterator[Line | Skipped]:
+    """The rows that `repeat_time` keeps; what it leaves out, and a wrong `length`, are reported once each."""
+    total = left_out = 0
+    for line in lines(annotation.path):
+        total += 1
+        if isinstance(line, Skipped) or annotation.share >= 1 or _draw(annotation.name, line[1]) < annotation.share:
+            yield line
+        else:
+            left_out += 1
+    if left_out:
+        yield Skipped(where=annotation.where, reason=f"repeat_time = {annotation.share} leaves out {left_out} of {total} rows")
+    if annotation.length is not None and annotation.length != total:
+        yield Skipped(
+            where=annotation.where, reason=f"length = {annotation.length}, but {annotation.path} has {total} rows; is it complete?"
+        )
+
+
+def _draw(name: str, row: Mapping[str, object]) -> float:
+    """A number in [0, 1) that depends on the row's content alone, so that order and other rows change nothing."""
+    return int(content_id("repeat_time", name, row), 16) / 2.0**64
+
+
+# --- meta.json ---------------------------------------------------------------------------------------------------------
+
+
+def _annotations(meta: Path, root: Path, wanted: Sequence[str] = ()) -> list[Annotation]:
+    """The entries to read, in the order of meta.json, all checked before the first row is read."""
+    entries = _load(meta)
+    for name in wanted:
+        if name not in entries:
+            raise SourceError(f"source.datasets: {meta} has no {name!r}{did_you_mean(name, entries)}; it has {', '.join(entries)}")
+    return [_annotation(meta, root, name, entries[name]) for name in entries if not wanted or name in wanted]
+
+
+def _load(meta: Path) -> dict[str, object]:
+    if not meta.is_file():
+        raise SourceError(f"{meta}: no such file; source.path must name the meta.json of a collection")
+    try:
+        entries = json.loads(meta.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise SourceError(f"{meta}: not readable as JSON ({error})") from None
+    if not isinstance(entries, dict) or not entries:
+        raise SourceError(f'{meta}: must be an object {{"name": {{"root": .., "annotation": ..}}, ..}} with at least one data set')
+    return entries
+
+
+def _annotation(meta: Path, root: Path, name: str, entry: object) -> Annotation:
+    where = f"{meta}: {name}"
+    if not isinstance(entry, dict):
+        raise SourceError(f"{where}: must be an object with root and annotation")
+    folder, path = (_below(root, entry, key, where) for key in ("root", "annotation"))
+    if not folder.is_dir():
+        raise SourceError(f"{where}: root {folder} is not a folder; set source.root to the folder that it is relative to")
+    if not path.is_file():
+        raise SourceError(f"{where}: annotation {path} not found; set source.root to the folder that it is relative to")
+    share, length = entry.get("repeat_time", 1), entry.get("length")
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not share > 0:
+        raise SourceError(f"{where}: repeat_time must be a number above 0 (got {share!r})")
+    if length is not None and (isinstance(length, bool) or not isinstance(length, int)):
+        raise SourceError(f"{where}: length must be a whole number (got {length!r})")
+    return Annotation(name=name, where=where, root=folder, path=path, share=float(share), length=length)
+
+
+def _below(root: Path, entry: Mapping[str, object], key: str, where: str) -> Path:
+    value = entry.get(key)
+    if not isinstance(value, str) or "\0" in value:
+        raise SourceError(f"{where}: {key} must be a path (got {value!r})")
+    path = root / value
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise SourceError(f"{where}: {key} {value!r} lies outside source.root {root}")
+    return path
+
+
+# --- pairs -------------------------------------------------------------------------------------------------------------
+
+
+def read_pairs(meta: Path, root: Path) -> Iterator[tuple[Question, Pair] | Skipped]:
+    """The preference pairs of a collection, each with its question as it stands in the file (no prompt is taken off).
+
+    What mixpo exports comes back whole: `origin`, and `index`, `token_ids`, `answer`, `cut` of the objects `chosen_meta` and
+    `rejected_meta`. Without them (released data) token ids are empty, indices -1, and the origin is "correctness".
+    """
+    for annotation in _annotations(meta, root):
+        pictures = Pictures(annotation.root, annotation.root)  # JSON holds no encoded images to store
+        for line in _kept(annotation):
+            if isinstance(line, Skipped):
+                yield line
+                continue
+            where, row = line
+            try:
+                question = _question(row, pictures, annotation.name, "auto")
+                yield question, _pair(row, question)
+            except SourceError as error:
+                yield Skipped(where=where, reason=str(error))
+
+
+def _pair(row: Mapping[str, object], question: Question) -> Pair:
+    chosen, rejected = _response(row, "chosen"), _response(row, "rejected")
+    if chosen == rejected:
+        raise SourceError("chosen and rejected are the same text")
+    good, bad = _meta(row, "chosen_meta"), _meta(row, "rejected_meta")
+    origin = row.get("origin", "correctness")
+    if origin not in get_args(Origin):
+        raise SourceError(f"origin must be one of {', '.join(get_args(Origin))} (got {origin!r})")
+    indices, cut = (_whole(good, "index", -1), _whole(bad, "index", -1)), _whole(bad, "cut", 0)
+    return Pair(
+        # The same parts as when pairs are built, so that an exported pair comes back with its id.
+        id=content_id(origin, question.id, chosen, rejected, *indices, cut),
+        question=question.id,
+        chosen=chosen,
+        rejected=rejected,
+        origin=cast(Origin, origin),
+        chosen_ids=_ids(good),
+        rejected_ids=_ids(bad),
+        chosen_index=indices[0],
+        rejected_index=indices[1],
+        chosen_answer=_answer(good),
+        rejected_answer=_answer(bad),
+        cut=cut,
+    )
+
+
+def _response(row: Mapping[str, object], name: str) -> str:
+    text = row.get(name)
+    if not isinstance(text, str) or not text.strip():
+        raise SourceError(f"{name} must be text that is not empty; a row of pairs needs question, chosen and rejected")
+    return text
+
+
+def _meta(row: Mapping[str, object], name: str) -> Mapping[str, object]:
+    value = row.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _ids(meta: Mapping[str, object]) -> tuple[int, ...]:
+    value = meta.get("token_ids", [])
+    if not isinstance(value, list) or not all(type(token) is int and token >= 0 for token in value):
+        raise SourceError("token_ids must be a list of whole numbers")
+    return tuple(value)
+
+
+def _whole(meta: Mapping[str, object], name: str, default: int) -> int:
+    value = meta.get(name, default)
+    if type(value) is not int:
+        raise SourceError(f"{name} must be a whole number (got {value!r})")
+    return value
+
+
+def _answer(meta: Mapping[str, object]) -> str | None:
+    value = meta.get("answer")
+    return value if isinstance(value, str) else None

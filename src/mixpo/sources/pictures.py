@@ -1,0 +1,74 @@
+"""Finds the images of rows. Paths stay below one root folder; images without a file of their own are kept by content.
+
+Knows nothing about questions. Whatever cannot be used raises SourceError or ImageError with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import Image
+
+from mixpo.errors import SourceError
+from mixpo.images import reference, save_bytes, save_content
+from mixpo.types import ImageRef
+
+REMEMBERED = 65_536
+"""Images whose digest is remembered: several questions about one image read it once, and memory stays bounded."""
+
+
+class Pictures:
+    """The images of one source.
+
+    root: folder below which every path lies; also symbolic links that lead out of it are refused.
+    store: folder for images that come as bytes or pixels. also: further folders that absolute paths may lie in.
+    """
+
+    def __init__(self, root: Path, store: Path, also: tuple[Path, ...] = ()) -> None:
+        self.root = root
+        self.store = store
+        self._allowed = tuple(folder.resolve() for folder in (root, *also))
+        self._remembered = lru_cache(maxsize=REMEMBERED)(self._find)
+
+    def all(self, value: object) -> tuple[ImageRef, ...]:
+        """The images of a row's image field: one image or a list of them; None, "" and [] are none."""
+        if value is None or value == "" or value == []:
+            return ()
+        items = value if isinstance(value, (list, tuple)) else (value,)
+        return tuple(self.one(item) for item in items)
+
+    def one(self, value: object) -> ImageRef:
+        """One image: a path, encoded bytes, a Pillow image, or {"bytes": .., "path": ..} as data sets store it."""
+        if isinstance(value, Mapping) and ("bytes" in value or "path" in value):
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, (str, Path)) and str(value):
+            return self.find(str(value))
+        if isinstance(value, bytes):
+            return save_bytes(value, self.store)
+        if isinstance(value, Image.Image):
+            return save_content(value, self.store)
+        raise SourceError(f"image must be a path or a list of paths, not {type(value).__name__ if value != '' else 'an empty path'}")
+
+    def find(self, name: str) -> ImageRef:
+        """The image at a path relative to the root."""
+        return self._remembered(name)
+
+    def _find(self, name: str) -> ImageRef:
+        if name.split(":", 1)[0].casefold() in ("http", "https", "data", "s3", "gs", "file"):
+            raise SourceError(f"image {name[:60]!r} is a URL; download it and give its path")
+        try:
+            path = self.root / name
+            resolved = path.resolve()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise SourceError(f"image {name[:60]!r} is not a usable path ({error})") from None
+        if not any(resolved.is_relative_to(folder) for folder in self._allowed):
+            raise SourceError(f"image {name!r} lies outside the root {self.root}; set source.root to a folder that holds all images")
+        try:
+            there = resolved.exists()
+        except (OSError, ValueError) as error:
+            raise SourceError(f"image {name[:60]!r} is not a usable path ({error})") from None
+        if not there:
+            raise SourceError(f"image {name!r} not found under {self.root}; check source.root")
+        return reference(path)

@@ -1,0 +1,98 @@
+"""A source of your own: a function that yields rows (dictionaries in the JSONL format) or finished Question values.
+
+Such a source runs code that the recipe names; images may also be Pillow images or encoded bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mixpo.errors import MixpoError, SourceError
+from mixpo.recipe import PythonSource, did_you_mean
+from mixpo.sources.build import Found
+from mixpo.sources.jsonl import question_of
+from mixpo.sources.pictures import Pictures
+from mixpo.types import IMAGE_MARK, Question, Skipped, content_id
+
+
+def read(source: PythonSource, base: Path, images: Path) -> Iterator[Found | Skipped]:
+    """What the function yields, in order. Raises SourceError when it cannot be imported or called, or fails on the way."""
+    root = base / source.root
+    if not root.is_dir():
+        raise SourceError(f"source.root: {root} is not a folder")
+    function = _load(source.target, base)
+    pictures = Pictures(root, images)
+    module = source.target.partition(":")[0]
+    for number, row in enumerate(_rows(source, function)):
+        where = f"{source.target}[{number}]"
+        try:
+            yield Found(where=where, question=_question(row, pictures, module))
+        except SourceError as error:
+            yield Skipped(where=where, reason=str(error))
+
+
+def _load(target: str, base: Path) -> Callable[..., Any]:
+    module, colon, name = target.partition(":")
+    if not (module and colon and name.isidentifier()):
+        raise SourceError(f'source.target = {target!r}: write it as "module:function"')
+    with _importing_from(base):
+        try:
+            found = importlib.import_module(module)
+        except Exception as error:  # the user's code: importing it may raise anything
+            raise SourceError(f"source.target = {target!r}: {module} cannot be imported: {type(error).__name__}: {error}") from error
+    function = getattr(found, name, None)
+    if function is None:
+        names = [known for known in vars(found) if not known.startswith("_")]
+        raise SourceError(f"source.target = {target!r}: {found.__file__ or module} has no {name!r}{did_you_mean(name, names)}")
+    if not callable(function):
+        raise SourceError(f"source.target = {target!r}: {name} is {type(function).__name__}, not a function")
+    return function  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _importing_from(base: Path) -> Iterator[None]:
+    """The recipe's folder comes first on the import path while a module is imported."""
+    folder = str(base.resolve())
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+def _rows(source: PythonSource, function: Callable[..., Any]) -> Iterator[object]:
+    done = 0
+    try:
+        for row in function(**source.arguments):
+            yield row
+            done += 1
+    except MixpoError:
+        raise
+    except Exception as error:  # the user's code may raise anything; the traceback stays attached
+        raise SourceError(f"source.target = {source.target!r} failed after {done} rows: {type(error).__name__}: {error}") from error
+
+
+def _question(row: object, pictures: Pictures, module: str) -> Question:
+    if isinstance(row, Question):
+        return _checked(row, pictures)
+    if isinstance(row, Mapping):
+        return question_of({str(key): value for key, value in row.items()}, pictures, source=module)
+    raise SourceError(f"must be a dictionary or a Question, not {type(row).__name__}")
+
+
+def _checked(question: Question, pictures: Pictures) -> Question:
+    """The question with images found below the root and the id that its content gives."""
+    if question.text.count(IMAGE_MARK) != len(question.images):
+        raise SourceError(f"text has {question.text.count(IMAGE_MARK)} {IMAGE_MARK} marks but there are {len(question.images)} images")
+    if (question.answer is None) != (question.kind == "none"):
+        raise SourceError(f'kind is {question.kind!r} with answer {question.answer!r}; open questions have kind "none" and no answer')
+    images = tuple(pictures.find(image.path) for image in question.images)
+    identity = content_id(question.text, [image.digest for image in images], question.answer, list(question.choices))
+    return dataclasses.replace(question, id=identity, images=images)

@@ -1,0 +1,152 @@
+"""The JSONL source: good rows of every form, and malformed rows with the right line and hint."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mixpo.errors import SourceError
+from mixpo.images import digest_file
+from mixpo.sources import DUPLICATE
+
+GOOD = {"image": "0.png", "question": "What color?", "answer": "red"}
+
+
+def test_every_form_of_a_row(jsonl: Callable[..., object], folder: Path) -> None:
+    questions, skipped = jsonl(
+        GOOD,
+        {"image": ["0.png", "1.png"], "question": "Same?", "answer": "no", "id": 7, "domain": "compare", "source": "mine"},
+        {"image": ["2.png"], "question": "Is <image> blue?", "answer": "yes"},
+        {"question": "What is 2 + 2?", "answer": 4},
+        {"image": None, "question": "One plus one?", "answer": "2"},
+        {"image": "", "question": "Say something."},
+        {"question": "Any?", "image_id": 7, "answer_type": "text", "question_id": 1},
+        {"image": str(folder / "1.png"), "question": "Which?\nA. red\nB. green", "answer": "B", "score": 0.5},
+        domain="general",
+    )
+    assert skipped == []
+    assert [(q.kind, q.answer, len(q.images), q.domain, q.source) for q in questions] == [
+        ("text", "red", 1, "general", "data"),
+        ("yes_no", "no", 2, "compare", "mine"),
+        ("yes_no", "yes", 1, "general", "data"),
+        ("number", "4", 0, "general", "data"),
+        ("number", "2", 0, "general", "data"),
+        ("none", None, 0, "general", "data"),
+        ("none", None, 0, "general", "data"),
+        ("choice", "B", 1, "general", "data"),
+    ]
+    assert questions[1].text == "<image>\n<image>\nSame?"
+    assert questions[1].images[1].digest == digest_file(folder / "1.png")
+    assert Path(questions[1].images[1].path) == folder / "1.png"
+
+
+MALFORMED: list[tuple[object, str]] = [
+    (b'{"question": "a", }', "not valid JSON: "),
+    (b'{"question": "a"', "not valid JSON: "),
+    (b'{"question": "\xff\xfe"}', "not UTF-8 text (byte 15 of the line)"),
+    (b'"just text"', 'holds str, not an object with "question"'),
+    (b"[" * 100_000, "nested too deeply"),
+    ({"image": "0.png"}, "no field 'question'; the row has 'image'"),
+    ({}, "the row has no fields"),
+    ({"image": "0.png", "question": 5}, "question must be text, not a number"),
+    ({"image": "0.png", "question": " "}, "question is empty"),
+    ({"image": "gone.png", "question": "a"}, "image 'gone.png' not found under"),
+    ({"image": 5, "question": "a"}, "image must be a path or a list of paths, not int"),
+    ({"image": ["0.png", ""], "question": "a"}, "not an empty path"),
+    ({"image": ["0.png", None], "question": "a"}, "not NoneType"),
+    ({"image": "../secret.png", "question": "a"}, "lies outside the root"),
+    ({"image": "/etc/passwd", "question": "a"}, "lies outside the root"),
+    ({"image": "link.png", "question": "a"}, "lies outside the root"),
+    ({"image": "x\0y", "question": "a"}, "is not a usable path"),
+    ({"image": "x" * 5000, "question": "a"}, "is not a usable path"),
+    ({"image": "https://example.org/a.png", "question": "a"}, "is a URL; download it"),
+    ({"image": "empty.png", "question": "a"}, "the file is empty (0 bytes)"),
+    ({"image": "sub", "question": "a"}, "not a regular file"),
+    ({"images": ["0.png"], "question": "a"}, "unknown field 'images', did you mean 'image'? It would not be used"),
+    ({"img": "0.png", "question": "a"}, "unknown field 'img', did you mean 'image'?"),
+    ({"imge": "0.png", "question": "a"}, "unknown field 'imge', did you mean 'image'?"),
+    ({"image": None, "image_path": "0.png", "question": "a"}, "unknown field 'image_path', did you mean 'image'?"),
+    ({"prompt": "a", "answer": "b"}, "unknown field 'prompt', did you mean 'question'?"),
+    ({"conversations": [{"from": "human", "value": "a"}]}, "unknown field 'conversations', did you mean 'question'?"),
+    ({"question": "a", "anwser": "b"}, "unknown field 'anwser', did you mean 'answer'?"),
+    ({"question": "a", "label": "b"}, "unknown field 'label', did you mean 'answer'?"),
+    ({"image": "0.png", "question": "<image> <image> a"}, "question has 2 <image> marks but 1 image"),
+    ({"question": "a", "answer": ["b"]}, "answer must be text or a number, not a list"),
+    ({"question": "a", "answer": True}, "answer is true"),
+    (b'{"question": "a", "answer": NaN}', "answer is nan"),
+    ({"question": "a", "choices": "b"}, "choices must be a list, not str"),
+    ({"question": "a", "domain": 3}, "domain must be text, not int"),
+]
+
+
+@pytest.mark.parametrize(("row", "reason"), MALFORMED)
+def test_malformed_rows_are_listed_with_line_and_hint(jsonl: Callable[..., object], folder: Path, row: object, reason: str) -> None:
+    root = folder / "root"
+    (root / "sub").mkdir(parents=True)
+    (folder / "0.png").rename(root / "0.png")
+    (folder / "1.png").rename(folder / "secret.png")
+    (root / "empty.png").touch()
+    os.symlink(folder / "secret.png", root / "link.png")
+    good, last = {**GOOD, "id": 1}, {**GOOD, "question": "And this?"}
+    questions, skipped = jsonl(good, b"", row, last, root="root")
+    assert [q.text for q in questions] == ["<image>\nWhat color?", "<image>\nAnd this?"]
+    assert [s.where for s in skipped] == [f"{folder / 'data.jsonl'}:3"]
+    assert reason in skipped[0].reason
+    assert "\n" not in skipped[0].reason
+    assert skipped[0].stage == "source"
+
+
+def test_symbolic_links_inside_the_root_are_fine(jsonl: Callable[..., object], folder: Path) -> None:
+    os.symlink(folder / "0.png", folder / "link.png")
+    questions, skipped = jsonl({**GOOD, "image": "link.png"})
+    assert len(questions) == 1
+    assert skipped == []
+
+
+def test_duplicates_are_counted(jsonl: Callable[..., object], folder: Path) -> None:
+    (folder / "copy.png").write_bytes((folder / "0.png").read_bytes())
+    questions, skipped = jsonl(
+        GOOD, {**GOOD, "id": 5}, {**GOOD, "image": "copy.png"}, {**GOOD, "answer": "blue"}, {**GOOD, "image": "1.png"}
+    )
+    assert len(questions) == 3
+    assert [(s.where.rpartition(":")[2], s.reason) for s in skipped] == [("2", DUPLICATE), ("3", DUPLICATE)]
+
+
+def test_wrong_kind_is_listed(jsonl: Callable[..., object]) -> None:
+    questions, skipped = jsonl(GOOD, {**GOOD, "answer": "5"}, answer_kind="number")
+    assert [q.answer for q in questions] == ["5"]
+    assert "the answer is 'red'" in skipped[0].reason
+
+
+def test_byte_order_mark_and_windows_lines(jsonl: Callable[..., object]) -> None:
+    questions, skipped = jsonl(b'\xef\xbb\xbf{"question": "a"}\r', b'{"question": "b"}\r')
+    assert [q.text for q in questions] == ["a", "b"]
+    assert skipped == []
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "holds no rows"), (b"\n \n", "holds no rows"), (b'[{"question": "a"}]', "one JSON array"), (None, "no such file")],
+)
+def test_unusable_files(collect: Callable[..., object], folder: Path, content: bytes | None, reason: str) -> None:
+    if content is not None:
+        (folder / "data.jsonl").write_bytes(content)
+    with pytest.raises(SourceError, match=reason):
+        collect(kind="jsonl", path="data.jsonl")
+
+
+def test_missing_root_and_folder_as_file(collect: Callable[..., object], folder: Path) -> None:
+    (folder / "data.jsonl").write_text('{"question": "a"}')
+    with pytest.raises(SourceError, match=r"source\.root: .*nowhere is not a folder"):
+        collect(kind="jsonl", path="data.jsonl", root="nowhere")
+    with pytest.raises(SourceError, match="is not a file"):
+        collect(kind="jsonl", path=".")
+
+
+def test_order_of_rows_changes_no_id(jsonl: Callable[..., object]) -> None:
+    rows = [{**GOOD, "image": f"{n}.png"} for n in range(3)]
+    forward, backward = jsonl(*rows)[0], jsonl(*reversed(rows))[0]
+    assert forward == list(reversed(backward))
