@@ -9,7 +9,8 @@
     ├── RunError               a run directory: locked by another process, or inconsistent
     ├── EngineError            sampling cannot go on (the model or the server, not one question)
     ├── ModelError             a model folder that cannot be used, or weights that went bad
-    └── TrainError             training cannot start or had to stop
+    ├── TrainError             training cannot start or had to stop
+    └── EvaluateError          predictions that cannot be scored or compared
 
 The command line prints the message and exits with `exit_code`; anything else is a bug and shows its traceback.
 """
@@ -66,3 +67,7 @@ class ModelError(MixpoError):
 
 class TrainError(MixpoError):
     """Training cannot start, or was stopped to protect the weights."""
+
+
+class EvaluateError(MixpoError):
+    """Predictions cannot be scored, or are not about the same questions."""

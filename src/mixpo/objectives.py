@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """Which terms of the mixed loss an objective uses, with the recipe's weights ("own" = weight 1 for a single term)."""
+    """Which terms of the mixed loss an objective uses: several with the recipe's weights, a single one with weight 1."""
 
     preference: bool = False
     quality: bool = False
@@ -15,13 +15,15 @@ class Objective:
     summary: str = ""
 
     @property
-    def needs_reference(self) -> bool:
-        """Whether log-probs under the reference policy enter the loss."""
-        return self.preference or self.quality
+    def single(self) -> bool:
+        """Whether there is one term only."""
+        return self.preference + self.quality + self.generation == 1
 
 
 OBJECTIVES = {
-    "mpo": Objective(preference=True, quality=True, generation=True, summary="DPO + BCO + SFT with the recipe's weights (arXiv 2411.10442)"),
+    "mpo": Objective(
+        preference=True, quality=True, generation=True, summary="DPO + BCO + SFT with the recipe's weights (arXiv 2411.10442)"
+    ),
     "dpo": Objective(preference=True, summary="direct preference optimization alone (arXiv 2305.18290), weight 1"),
     "sft": Objective(generation=True, summary="supervised fine-tuning on the chosen responses, weight 1"),
 }

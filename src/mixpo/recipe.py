@@ -5,7 +5,6 @@ Knows nothing about how stages work. `load` reads and checks a file, `Recipe.mod
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from mixpo.errors import RecipeError
 from mixpo.objectives import OBJECTIVES
 from mixpo.prompts import PROMPTS, Style
+from mixpo.recipe_errors import describe, did_you_mean
 from mixpo.types import AnswerKind
 
 
@@ -338,12 +338,6 @@ class Recipe(Table):
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def did_you_mean(word: str, known: Any) -> str:
-    """`, did you mean 'beta'?` when a known word is close, else nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f", did you mean {close[0]!r}?" if close else ""
-
-
 def load(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     """Read and check a recipe; `overrides` are "table.key=value" with TOML values (bare words are strings).
 
@@ -369,7 +363,7 @@ def parse(data: dict[str, Any], name: str, text: str = "") -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise RecipeError("\n".join(_describe(name, text, problem) for problem in error.errors())) from None
+        raise RecipeError("\n".join(describe(Recipe, name, text, problem) for problem in error.errors())) from None
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
@@ -386,49 +380,3 @@ def _apply(data: dict[str, Any], override: str) -> None:
         if not isinstance(data, dict):
             raise RecipeError(f"--set {override}: {part!r} is not a table")
     data[parts[-1]] = value
-
-
-def _describe(name: str, text: str, problem: Any) -> str:
-    location = [str(part) for part in problem["loc"]]
-    tables, key = location[:-1], location[-1] if location else ""
-    where = f"{name}{_line_of(text, key)}: " + (".".join(tables) + ": " if tables else "")
-    if problem["type"] == "extra_forbidden":
-        return f"{where}unknown key {key!r}{did_you_mean(key, _known_keys(tables))}"
-    if problem["type"] == "missing":
-        return f"{where}missing key {key!r}"
-    return f"{where}{key}: {problem['msg'].removeprefix('Value error, ')}" + (
-        f" (got {problem['input']!r})" if not isinstance(problem["input"], (dict, BaseModel)) else ""
-    )
-
-
-def _known_keys(tables: list[str]) -> list[str]:
-    """The keys of the table at this location; union members are named by their kind, list items by number."""
-    model: Any = Recipe
-    for part in tables:
-        options = [model] if isinstance(model, type) else []
-        field = next((m.model_fields[part] for m in options if part in m.model_fields), None)
-        annotation = field.annotation if field is not None else model
-        model = _resolve(annotation, part)
-        if model is None:
-            return []
-    return list(model.model_fields) if isinstance(model, type) else []
-
-
-def _resolve(annotation: Any, part: str) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    members = [member for member in getattr(annotation, "__args__", ()) if member is not ...]
-    for member in members:
-        kind = getattr(member, "model_fields", {}).get("kind")
-        if kind is not None and part in kind.annotation.__args__:
-            return member
-    if part.isdigit() and members:
-        return members[0]
-    return annotation if members else None
-
-
-def _line_of(text: str, key: str) -> str:
-    for number, line in enumerate(text.splitlines(), start=1):
-        if key and line.split("=")[0].strip().strip('"') == key:
-            return f":{number}"
-    return ""

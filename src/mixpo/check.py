@@ -1,0 +1,157 @@
+"""Everything about a recipe that can be found wrong before the work: rows, images, model, template, lengths, extras.
+
+Reads every row (up to a limit), decodes every image and puts every question through the model's processor; samples nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from mixpo.errors import MissingExtra, MixpoError
+from mixpo.images import open_image, probe
+from mixpo.progress import Progress
+from mixpo.recipe import Recipe, Source
+from mixpo.sources import DUPLICATE, found
+from mixpo.stages import prompting
+from mixpo.stages.models import Models
+from mixpo.stages.sample import script_digest
+from mixpo.types import Question, Skipped
+
+if TYPE_CHECKING:
+    from mixpo.vlm.load import Vlm
+
+TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
+"""Extra and module of each tracker."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something to correct. where: a file and line, a row, a file, or a recipe key."""
+
+    where: str
+    problem: str
+
+
+@dataclass(kw_only=True)
+class Checked:
+    """What was looked at, and what was found. `notes` need no correction."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    findings: list[Finding] = field(default_factory=list)
+    notes: Counter[str] = field(default_factory=Counter)
+
+    def add(self, where: str, problem: str) -> None:
+        """Put a finding on the list."""
+        self.findings.append(Finding(where=where, problem=problem))
+
+
+def check(recipe: Recipe, base: Path, progress: Progress, limit: int | None = None) -> Checked:
+    """Look at everything; what is wrong is a finding, never an exception. limit: usable rows to look at in each source."""
+    checked = Checked()
+    _check_extras(recipe, base, checked)
+    vlm = _check_model(recipe, base, checked)
+    sources = [("source", recipe.source), *((f"evaluate.sets.{s.name}", s.source) for s in recipe.evaluate.sets)]
+    with TemporaryDirectory(prefix="mixpo-check-") as images:
+        for name, source in sources:
+            try:
+                _check_source(recipe, base, name, source, Path(images), vlm, checked, progress, limit)
+            except MixpoError as error:
+                checked.add(name, str(error))
+    return checked
+
+
+def _check_extras(recipe: Recipe, base: Path, checked: Checked) -> None:
+    for tracker in recipe.train.trackers:
+        if importlib.util.find_spec(TRACKERS[tracker]) is None:
+            checked.add("train.trackers", str(MissingExtra(f"the tracker {tracker!r}", tracker)))
+    try:
+        script_digest(recipe, base)
+    except MixpoError as error:
+        checked.add("sample.script", str(error))
+
+
+def _check_model(recipe: Recipe, base: Path, checked: Checked) -> Vlm | None:
+    models = Models(recipe.model, base)
+    try:
+        vlm = models.fresh(models.start())
+    except MixpoError as error:
+        checked.add("model.path", str(error))
+        return None
+    for problem in template_problems(vlm):
+        checked.add(f"model.path: {vlm.folder}", problem)
+    return vlm
+
+
+def template_problems(vlm: Vlm) -> Iterator[str]:
+    """What would keep training from seeing an answer: a template that drops it, or that begins differently with it."""
+    mark = "the answer of the check"
+    user = {"role": "user", "content": [{"type": "text", "text": "a question"}]}
+    answer = {"role": "assistant", "content": [{"type": "text", "text": mark}]}
+    prompt = vlm.processor.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
+    whole = vlm.processor.apply_chat_template([user, answer], tokenize=False)
+    if mark not in whole:
+        yield "the chat template leaves the answer out, so that training would supervise no token; use the family's own template"
+    elif not whole.startswith(prompt):
+        yield "the chat template writes a conversation otherwise than the prompt that sampling uses; use the family's own template"
+    elif "a question" not in prompt:
+        yield "the chat template leaves the question out; use the family's own template"
+
+
+def _check_source(
+    recipe: Recipe,
+    base: Path,
+    name: str,
+    source: Source,
+    images: Path,
+    vlm: Vlm | None,
+    checked: Checked,
+    progress: Progress,
+    limit: int | None,
+) -> None:
+    before, usable = len(checked.findings), 0
+    progress.start(f"check {name}", min(getattr(source, "count", 0) or limit or 0, limit or 10**12), "questions")
+    for item in found(source, base=base, images=images):
+        if isinstance(item, Skipped):
+            if item.reason == DUPLICATE:
+                checked.notes[f"{name}: duplicate rows"] += 1
+            else:
+                checked.add(item.where, item.reason)
+            continue
+        for problem in question_problems(recipe, item.question, vlm, evaluated=name != "source"):
+            checked.add(item.where, problem)
+        usable += 1
+        progress.advance(1)
+        if usable == limit:
+            break
+    progress.finish()
+    checked.counts[f"{name}: questions"] = usable
+    if not usable:
+        checked.add(name, "no row is usable" if len(checked.findings) > before else "the source holds no rows")
+
+
+def question_problems(recipe: Recipe, question: Question, vlm: Vlm | None, evaluated: bool) -> list[str]:
+    """Everything wrong with one question: broken images, control tokens, image tokens, length, a missing answer."""
+    broken = [problem for image in question.images if (problem := probe(Path(image.path), recipe.image))]
+    if evaluated and question.answer is None:
+        broken.append("a question without an answer cannot be evaluated; remove the row or give its answer")
+    if broken or vlm is None:
+        return broken
+    from mixpo.vlm.prompt import context_limit, encode
+
+    prompt = prompting.prompt_for(recipe.prompt, question).render(question.text)
+    try:
+        tokens = len(encode(vlm, prompt, [open_image(image, recipe.image) for image in question.images]))
+    except MixpoError as error:
+        return [str(error)]
+    new = recipe.evaluate.max_new_tokens if evaluated else recipe.sample.max_new_tokens
+    if tokens + new > context_limit(vlm):
+        return [f"over-long: a prompt of {tokens} tokens and {new} new ones do not fit into the model's {context_limit(vlm)}"]
+    if not evaluated and tokens >= recipe.train.max_length:
+        return [f"over-long: a prompt of {tokens} tokens leaves no room for an answer within train.max_length = {recipe.train.max_length}"]
+    return []

@@ -1,0 +1,25 @@
+"""The command line. The only part of mixpo that prints, reads the environment, or ends the process."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from mixpo.cli.commands import app
+
+__all__ = ["app", "main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status."""
+    # The tokenizers library warns (and falls back) when a process with live threads forks, as the formula workers do.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app(args=list(arguments) if arguments is not None else None, prog_name="mixpo")
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+            return 1
+        return end.code or 0
+    return 0

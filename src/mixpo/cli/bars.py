@@ -1,0 +1,119 @@
+"""Progress on the screen: live bars with the time left in a terminal, plain lines everywhere else."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mixpo.progress import Progress as ProgressProtocol
+
+PLAIN_SECONDS = 10.0
+"""Without a terminal a line is written at most this often for one bar."""
+
+
+def open_progress(quiet: bool = False) -> ProgressProtocol:
+    """Bars when standard error is a terminal, lines when it is not, nothing but messages when `quiet`."""
+    if sys.stderr.isatty() and not quiet:
+        return Bars()
+    return Lines(sys.stderr, quiet)
+
+
+class Bars:
+    """One live bar at a time, drawn by rich."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def start(self, title: str, total: int, unit: str, done: int = 0) -> None:
+        self._end()
+        self._progress = Progress(
+            TextColumn("{task.description:<28}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+        )
+        self._progress.start()
+        self._task = self._progress.add_task(title, total=total or None, completed=done, note="")
+
+    def advance(self, count: int, note: str = "") -> None:
+        if self._progress is None or self._task is None:
+            return
+        if note:
+            self._progress.update(self._task, advance=count, note=note)
+        else:
+            self._progress.update(self._task, advance=count)
+
+    def finish(self) -> None:
+        if self._progress is not None and self._task is not None:
+            task = self._progress.tasks[0]
+            self._progress.update(self._task, total=task.total or task.completed)
+        self._end()
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False)
+
+    def _end(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        self._progress = None
+
+
+class Lines:
+    """Lines for logs: the start, a figure now and then, and the end of each bar."""
+
+    def __init__(self, stream: TextIO, quiet: bool = False) -> None:
+        self.stream, self.quiet = stream, quiet
+        self._title, self._unit, self._total, self._done = "", "", 0, 0
+        self._begun = self._told = 0.0
+        self._before = 0
+
+    def start(self, title: str, total: int, unit: str, done: int = 0) -> None:
+        self._title, self._unit, self._total, self._done, self._before = title, unit, total, done, done
+        self._begun = self._told = time.monotonic()
+
+    def advance(self, count: int, note: str = "") -> None:
+        self._done += count
+        moment = time.monotonic()
+        if moment - self._told >= PLAIN_SECONDS:
+            self._told = moment
+            self._line(f"{self._left(moment)}{', ' + note if note else ''}")
+
+    def finish(self) -> None:
+        self._line(f"done in {clock(time.monotonic() - self._begun)}")
+
+    def say(self, text: str) -> None:
+        print(text, file=self.stream, flush=True)
+
+    def _left(self, moment: float) -> str:
+        made = self._done - self._before
+        if not made or self._total <= self._done:
+            return "working"
+        return f"about {clock((moment - self._begun) / made * (self._total - self._done))} left"
+
+    def _line(self, tail: str) -> None:
+        if not self.quiet:
+            of = f"{self._done:,}" + (f" of {self._total:,}" if self._total else "")
+            print(f"{self._title}: {of} {self._unit}, {tail}", file=self.stream, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """A duration for people: "0.4 s", "12 s", "3 min 05 s", "2 h 07 min"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

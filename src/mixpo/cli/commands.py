@@ -1,0 +1,201 @@
+"""The commands. Each opens its context, calls one function of the library and shows what it gave."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mixpo.cli import show
+from mixpo.cli.bars import open_progress
+from mixpo.errors import MixpoError
+from mixpo.pipeline import open_context, run_recipe, run_stage
+from mixpo.recipe import load
+from mixpo.stages.base import Context
+
+app = typer.Typer(
+    help="Preference data without human labels, and Mixed Preference Optimization, for vision-language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="The recipe.")]
+Folder = Annotated[Path | None, typer.Option("--dir", metavar="RUN", help="Run directory; by default runs/<name of the recipe>.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Another value for a recipe key.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Use the first N usable questions of every source.")]
+Force = Annotated[list[str] | None, typer.Option("--force", metavar="STAGE", help="Do this stage and all after it again.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what each stage would do, with an estimate of tokens, time and disk.")]
+Rate = Annotated[float | None, typer.Option("--rate", min=0.001, help="With --dry-run: generated tokens each second to assume.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
+
+
+@contextmanager
+def boundary() -> Iterator[None]:
+    """Errors for the user become one message on standard error and an exit status; bugs keep their traceback."""
+    try:
+        yield
+    except MixpoError as error:
+        print(f"mixpo: {error}", file=sys.stderr)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("\nmixpo: stopped; run the same command again (without --force) to go on", file=sys.stderr)
+        raise typer.Exit(130) from None
+    except BrokenPipeError:
+        # Whoever read the output has gone (`mixpo status RUN | head`); say nothing more, not even at exit.
+        sys.stdout = open("/dev/null", "w")  # noqa: SIM115
+        raise typer.Exit(0) from None
+
+
+def _open(recipe: Path, folder: Path | None, settings: list[str] | None, limit: int | None) -> Context:
+    loaded = load(recipe, tuple(settings or ()))
+    root = folder if folder is not None else Path("runs") / recipe.stem
+    return open_context(loaded, recipe.parent.absolute(), root, open_progress(), limit)
+
+
+def _dry(context: Context, rate: float | None) -> None:
+    from mixpo.dryrun import dry_run
+
+    show.estimates(dry_run(context, rate))
+
+
+@app.command("run")
+def run_command(
+    recipe: RecipeFile,
+    folder: Folder = None,
+    settings: Settings = None,
+    limit: Limit = None,
+    force: Force = None,
+    dry: DryRun = False,
+    rate: Rate = None,
+) -> None:
+    """Do everything: questions, answers, verdicts, pairs, training, evaluation, report. What is done is not done again."""
+    with boundary():
+        context = _open(recipe, folder, settings, limit)
+        if dry:
+            _dry(context, rate)
+            return
+        run_recipe(context, force or ())
+        show.results(context.run.root)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option("--dir", metavar="RUN", help="Run directory.")] = Path("runs/demo"),
+    seed: Annotated[int | None, typer.Option("--seed", help="Another seed.")] = None,
+    settings: Settings = None,
+    limit: Limit = None,
+) -> None:
+    """The whole loop on handwritten digits with the bundled tiny model: minutes on a laptop's CPU."""
+    from importlib import resources
+
+    with boundary():
+        changed = [*(settings or ()), *([f"seed={seed}"] if seed is not None else ())]
+        context = _open(Path(str(resources.files("mixpo"))) / "assets" / "demo.toml", folder, changed, limit)
+        run_recipe(context)
+        show.results(context.run.root)
+
+
+def _stage_command(name: str, kinds: tuple[str, ...], summary: str) -> None:
+    def command(
+        recipe: RecipeFile, folder: Folder = None, settings: Settings = None, limit: Limit = None, force: Force = None, dry: DryRun = False
+    ) -> None:
+        with boundary():
+            context = _open(recipe, folder, settings, limit)
+            if dry:
+                _dry(context, None)
+                return
+            run_stage(context, kinds, force or ())
+            if name == "report":
+                show.results(context.run.root)
+            else:
+                show.stages(context, kinds)
+
+    app.command(name, help=summary)(command)
+
+
+_stage_command("sample", ("sample", "continue"), "Only sample answers, and continuations without the image for open questions.")
+_stage_command("verify", ("verify",), "Only judge the sampled answers.")
+_stage_command("pair", ("pair",), "Only build preference pairs.")
+_stage_command("reference", ("reference",), "Only compute log-probs under the reference policy.")
+_stage_command("train", ("train",), "Only train.")
+_stage_command("evaluate", ("evaluate",), "Only evaluate the models that are there.")
+_stage_command("report", ("report",), "Only write the report of what is there.")
+
+
+@app.command()
+def check(recipe: RecipeFile, settings: Settings = None, limit: Limit = None) -> None:
+    """Find what can be found wrong before the work: files, rows, images, model, template, lengths. Exit status 3 if anything is."""
+    from mixpo.check import check as examine
+
+    with boundary():
+        checked = examine(load(recipe, tuple(settings or ())), recipe.parent.absolute(), open_progress(), limit)
+        show.checked(checked)
+        if checked.findings:
+            raise typer.Exit(3)
+
+
+@app.command()
+def doctor() -> None:
+    """Versions, devices, optional libraries, memory and disk. Exit status 1 if mixpo cannot work like this."""
+    from mixpo.doctor import examine
+
+    with boundary():
+        lines = examine(Path.cwd())
+        show.table(("", "", ""), [("!" if line.problem else "", line.topic, line.text) for line in lines])
+        if any(line.problem for line in lines):
+            raise typer.Exit(1)
+
+
+@app.command()
+def status(
+    folder: RunFolder, as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False
+) -> None:
+    """How far a run is: shards done, what is stale and why, counts, times."""
+    from mixpo.status import open_run
+    from mixpo.status import status as read_status
+
+    with boundary():
+        rows = read_status(open_run(folder))
+        if as_json:
+            show.line(json.dumps({"run": str(folder), "stages": rows}, ensure_ascii=False, indent=2))
+        else:
+            show.status(rows)
+
+
+@app.command()
+def export(
+    folder: RunFolder,
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder to write.")],
+    form: Annotated[str, typer.Option("--format", help="mmpr (meta.json + JSONL) or trl (JSONL for datasets.load_dataset).")] = "mmpr",
+    number: Annotated[int, typer.Option("--round", min=1, help="The round whose pairs are written.")] = 1,
+) -> None:
+    """Write the preference pairs of a run for other tools."""
+    from mixpo.export import export as write
+    from mixpo.status import open_run
+
+    with boundary():
+        context = replace(open_run(folder), progress=open_progress())
+        count = write(context, to, form, number)
+        show.line(f"{count:,} pairs written to {to}")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib import metadata
+
+        show.line(f"mixpo {metadata.version('mixpo')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None: ...

@@ -1,0 +1,113 @@
+"""What commands print to standard output: tables for people. Decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mixpo.check import Checked
+from mixpo.cli.bars import clock
+from mixpo.dryrun import Estimate, totals
+from mixpo.pipeline import kind_of
+from mixpo.report import SUMMARY_COLUMNS, summary_rows
+from mixpo.stages.base import Context
+from mixpo.stages.report import DATA, PAGE, load_report
+from mixpo.status import status as read_status
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
+    """Print rows of text under headings."""
+    drawn = Table(title=title, title_justify="left", pad_edge=False, box=None, header_style="bold", show_header=any(headings))
+    for number, heading in enumerate(headings):
+        drawn.add_column(heading, justify="left" if number == 0 else "default", overflow="fold")
+    for row in rows:
+        drawn.add_row(*row)
+    console().print(drawn, markup=False)
+
+
+def console() -> Console:
+    """Standard output; wide enough for whole lines where it is no terminal."""
+    screen = Console(highlight=False)
+    return screen if screen.is_terminal else Console(highlight=False, width=160)
+
+
+def line(text: str = "") -> None:
+    """Print one line as it is."""
+    print(text, flush=True)
+
+
+def results(root: Path) -> None:
+    """The result table of a run's report, the time of each stage, and where the page is."""
+    report = load_report(root)
+    if report is None:
+        return
+    if report["models"]:
+        table(SUMMARY_COLUMNS, summary_rows(report), title=f"\n{report['title']} (set {report['set']})")
+        for name in report["sets"]:
+            table(SUMMARY_COLUMNS, summary_rows(report, name), title=f"\nset {name}")
+    timings(report["timings"])
+    line(f"\nreport: {root / PAGE}\ndata:   {root / DATA}")
+
+
+def timings(seconds: Mapping[str, float]) -> None:
+    """How long each stage took."""
+    shown = [(name, clock(value)) for name, value in seconds.items() if value >= 0.05]
+    table(("stage", "time"), [*shown, ("all", clock(sum(seconds.values())))], title="\ntime")
+
+
+def status(rows: Sequence[Mapping[str, Any]]) -> None:
+    """The state of each stage of a run."""
+    cells = [
+        (
+            row["stage"],
+            row["state"],
+            f"{row['done']}/{row['total']}",
+            clock(row["seconds"]) if row["seconds"] else "",
+            ", ".join(f"{name} {count:,}" for name, count in row["counts"].items()),
+            "; ".join(row["why"]),
+        )
+        for row in rows
+    ]
+    table(("stage", "state", "shards", "time", "counts", "why"), cells)
+
+
+def stages(context: Context, kinds: Sequence[str]) -> None:
+    """The state of the stages of some kinds after a stage command."""
+    status([row for row in read_status(context) if kind_of(row["stage"]) in kinds])
+
+
+def estimates(rows: list[Estimate]) -> None:
+    """The dry run."""
+    cells = [
+        (
+            row.stage,
+            f"{row.todo:,} of {row.total:,} {row.unit}",
+            f"{row.tokens:,}" if row.tokens else "",
+            clock(row.seconds) if row.todo else "",
+            f"{row.bytes / 1e6:,.1f} MB" if row.bytes else "",
+            row.basis,
+            row.why,
+        )
+        for row in rows
+    ]
+    total = totals(rows)
+    cells.append(("all", "", f"{total.tokens:,}", clock(total.seconds), f"{total.bytes / 1e6:,.1f} MB", "", ""))
+    table(
+        ("stage", "to do", "tokens", "time", "disk", "rates", "why"),
+        cells,
+        title="dry run: nothing was done; tokens, time and disk are estimates",
+    )
+
+
+def checked(result: Checked) -> None:
+    """What `mixpo check` found."""
+    for finding in result.findings:
+        line(f"{finding.where}: {finding.problem}")
+    for name, count in {**result.counts, **result.notes}.items():
+        line(f"{name} {count:,}")
+    found = len(result.findings)
+    line(f"{found} {'problem' if found == 1 else 'problems'} found" if found else "nothing to correct")

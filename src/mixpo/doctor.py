@@ -1,0 +1,80 @@
+"""What this installation and machine offer: versions, devices, optional libraries, memory, disk. Changes nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from mixpo.run import versions
+
+EXTRAS = {
+    "easy-vqa": ("easy_vqa", 'source.kind = "easy_vqa"'),
+    "hub": ("datasets", 'source.kind = "hub"'),
+    "tensorboard": ("tensorboard", "train.trackers"),
+    "wandb": ("wandb", "train.trackers"),
+    "trackio": ("trackio", "train.trackers"),
+}
+"""Extra -> (module that shows it is installed, what needs it)."""
+
+LOW_DISK = 5 * 2**30
+"""Bytes below which free disk space is pointed out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One fact. problem: mixpo cannot work like this."""
+
+    topic: str
+    text: str
+    problem: bool = False
+
+
+def examine(folder: Path) -> list[Line]:
+    """All facts, in order; `folder` is where runs would be written."""
+    return [
+        Line(topic="system", text=f"{platform.system()} {platform.release()}, {platform.machine()}, {os.cpu_count()} cores"),
+        *(_version(name, version) for name, version in versions().items()),
+        *_devices(),
+        *(_extra(name, module, use) for name, (module, use) in EXTRAS.items()),
+        *_space(folder),
+    ]
+
+
+def _version(name: str, version: str) -> Line:
+    missing = version == "not installed"
+    return Line(topic=name, text=f"{version}; install mixpo again" if missing else version, problem=missing)
+
+
+def _devices() -> list[Line]:
+    if importlib.util.find_spec("torch") is None:
+        return []
+    from mixpo.vlm.devices import devices
+
+    return [Line(topic="device", text=device) for device in devices()]
+
+
+def _extra(name: str, module: str, use: str) -> Line:
+    if importlib.util.find_spec(module) is not None:
+        return Line(topic=f"extra {name}", text=f"installed, for {use}")
+    return Line(topic=f"extra {name}", text=f"missing, needed for {use}: pip install 'mixpo[{name}]'")
+
+
+def _space(folder: Path) -> list[Line]:
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    writable = os.access(existing, os.W_OK)
+    lines = [Line(topic="disk", text=f"{free / 2**30:.1f} GiB free in {existing}{_low(free)}", problem=free < LOW_DISK // 50)]
+    if not writable:
+        lines.append(Line(topic="disk", text=f"{existing} is not writable; give another folder with --dir", problem=True))
+    if "SC_PHYS_PAGES" in os.sysconf_names:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        lines.append(Line(topic="memory", text=f"{memory / 2**30:.1f} GiB"))
+    return lines
+
+
+def _low(free: int) -> str:
+    return ", little for models and checkpoints" if free < LOW_DISK else ""

@@ -1,0 +1,167 @@
+"""Sampling in this process with a model of `transformers`. Turns requests into batches; the decoding itself is `mixpo.vlm.generate`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from mixpo.engines.base import Request, SamplingParams
+from mixpo.errors import EngineError, SourceError
+from mixpo.images import open_image
+from mixpo.recipe import ImageTable
+from mixpo.records import Sampled
+from mixpo.types import Response
+from mixpo.vlm.draw import Rule, uniforms
+from mixpo.vlm.generate import Drawn, free_bytes, generate, row_bytes
+from mixpo.vlm.load import Vlm
+from mixpo.vlm.prompt import EncodedPrompt, context_limit, control_ids, decode, encode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """Answers that share a prompt and what they start with. request: its number in the batch. slots: numbers of its answers."""
+
+    request: int
+    prompt: EncodedPrompt
+    prefix: tuple[int, ...]
+    slots: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.prefix)
+
+
+class TransformersEngine:
+    """Samples `batch_size` questions together, in as many parts as memory asks for. Equal seeds give equal answers whatever the batch."""
+
+    name = "transformers"
+
+    def __init__(self, vlm: Vlm, image: ImageTable, batch_size: int, memory: int | None = None) -> None:
+        """memory: bytes that one batch of answers may take; by default a part of what is free."""
+        self._vlm = vlm
+        self._image = image
+        self._batch_size = batch_size
+        self._memory = memory
+
+    def sample(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Sampled]:
+        """See `Engine.sample`. logprobs are those of the generated tokens, the prefix left out.
+
+        Raises EngineError when memory does not suffice for one answer or the model's output is not finite.
+        """
+        for start in range(0, len(requests), self._batch_size):
+            yield from self._batch(requests[start : start + self._batch_size], params)
+
+    def close(self) -> None:
+        """Give the memory of past batches back; the model belongs to the caller."""
+        if self._vlm.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _batch(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Sampled]:
+        jobs: list[_Job] = []
+        errors: dict[int, str] = {}
+        for number, request in enumerate(requests):
+            try:
+                jobs += self._jobs(number, request, params)
+            except SourceError as error:
+                errors[number] = str(error)
+        answers: dict[tuple[int, int], Response] = {}
+        for part in self._parts(jobs, params):
+            answers |= self._run(part, requests, params)
+        for number, request in enumerate(requests):
+            if number in errors:
+                yield Sampled(question=request.key, error=errors[number])
+            else:
+                yield Sampled(question=request.key, responses=tuple(answers[number, slot] for slot in range(len(request.seeds))))
+
+    def _jobs(self, number: int, request: Request, params: SamplingParams) -> list[_Job]:
+        """Raises SourceError for what is wrong with this question alone."""
+        prompt = encode(self._vlm, request.prompt, [open_image(image, self._image) for image in request.images])
+        slots = tuple(range(len(request.seeds)))
+        if request.prefixes:
+            pairs = zip(slots, request.prefixes, strict=True)
+            jobs = [_Job(request=number, prompt=prompt, prefix=prefix, slots=(slot,)) for slot, prefix in pairs]
+        else:
+            jobs = [_Job(request=number, prompt=prompt, prefix=(), slots=slots)]
+        for job in jobs:
+            self._check(job, params)
+        return jobs
+
+    def _check(self, job: _Job, params: SamplingParams) -> None:
+        if control_ids(self._vlm).intersection(job.prefix):
+            raise SourceError("the beginning to continue holds an image token or another control token of the model; cut it before that")
+        limit = context_limit(self._vlm)
+        if len(job) + params.max_new_tokens > limit:
+            raise SourceError(
+                f"a prompt of {len(job)} tokens and up to {params.max_new_tokens} new ones do not fit into the model's {limit}; "
+                "shorten the question, lower image.max_pixels or lower max_new_tokens"
+            )
+
+    def _parts(self, jobs: Sequence[_Job], params: SamplingParams) -> Iterator[list[_Job]]:
+        """Split jobs so that the padded rows of each part fit into memory; the answers to one prompt stay together if they can."""
+        memory = self._memory or free_bytes(self._vlm.device)
+        part: list[_Job] = []
+        for job in jobs:
+            longest = max(len(other) for other in [*part, job])
+            fits = max(1, memory // row_bytes(self._vlm, longest + params.max_new_tokens))
+            if part and sum(len(other.slots) for other in [*part, job]) > fits:
+                yield part
+                part = []
+                fits = max(1, memory // row_bytes(self._vlm, len(job) + params.max_new_tokens))
+            while len(job.slots) > fits:
+                yield [replace(job, slots=job.slots[:fits])]
+                job = replace(job, slots=job.slots[fits:])
+            part.append(job)
+        if part:
+            yield part
+
+    def _run(self, jobs: Sequence[_Job], requests: Sequence[Request], params: SamplingParams) -> dict[tuple[int, int], Response]:
+        """Sample one part; where the device runs out of memory after all, its halves."""
+        try:
+            return self._generate(jobs, requests, params)
+        except torch.OutOfMemoryError:
+            halves = _halves(jobs)
+        if self._vlm.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return {key: answer for half in halves for key, answer in self._run(half, requests, params).items()}
+
+    def _generate(self, jobs: Sequence[_Job], requests: Sequence[Request], params: SamplingParams) -> dict[tuple[int, int], Response]:
+        rows = [(owner, slot) for owner, job in enumerate(jobs) for slot in job.slots]
+        seeds = [requests[jobs[owner].request].seeds[slot] for owner, slot in rows]
+        drawn = generate(
+            self._vlm,
+            [job.prompt for job in jobs],
+            [job.prefix for job in jobs],
+            [owner for owner, _ in rows],
+            torch.from_numpy(np.stack([uniforms(seed, params.max_new_tokens) for seed in seeds])),
+            Rule(params.temperature, params.top_k, params.top_p),
+        )
+        return {
+            (jobs[owner].request, slot): self._response(requests[jobs[owner].request], slot, jobs[owner].prefix, answer)
+            for (owner, slot), answer in zip(rows, drawn, strict=True)
+        }
+
+    def _response(self, request: Request, slot: int, prefix: tuple[int, ...], answer: Drawn) -> Response:
+        ids = prefix + answer.ids
+        return Response(
+            question=request.key,
+            index=request.indices[slot],
+            text=decode(self._vlm, ids),
+            token_ids=ids,
+            finish="stop" if answer.stopped else "length",
+            logprobs=answer.logprobs,
+            engine=self.name,
+            seed=request.seeds[slot],
+            prefix_len=len(prefix),
+        )
+
+
+def _halves(jobs: Sequence[_Job]) -> list[list[_Job]]:
+    """Two parts of about half the work. Raises EngineError for a single answer, which cannot be split."""
+    if len(jobs) > 1:
+        return [list(jobs[: len(jobs) // 2]), list(jobs[len(jobs) // 2 :])]
+    job, count = jobs[0], len(jobs[0].slots)
+    if count == 1:
+        raise EngineError("out of memory with a single answer; lower image.max_pixels or max_new_tokens, or use a smaller dtype")
+    return [[replace(job, slots=job.slots[: count // 2])], [replace(job, slots=job.slots[count // 2 :])]]

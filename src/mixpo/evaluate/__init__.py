@@ -1,0 +1,5 @@
+"""Scores and comparisons of saved predictions."""
+
+from mixpo.evaluate.score import Comparison, SampledScore, Score, YesNo, compare, score, score_samples, wilson, yes_no
+
+__all__ = ["Comparison", "SampledScore", "Score", "YesNo", "compare", "score", "score_samples", "wilson", "yes_no"]

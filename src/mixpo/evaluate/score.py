@@ -1,0 +1,224 @@
+"""Numbers from saved predictions: accuracy with its interval, breakdowns, and paired comparisons. Pure functions, no files.
+
+What counts: the denominator is every question asked. `malformed` and `undecided` answers are not correct, so an accuracy is
+never flattered by answers that could not be read; both are also counted separately, so that the reader sees how much of the
+rest is known to be wrong. All intervals are 95 %. Nothing here is random: the same predictions give the same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mixpo.errors import EvaluateError
+from mixpo.records import Prediction
+
+Z95 = 1.959963984540054
+"""Two-sided 95 % point of the normal distribution."""
+
+EXACT_LIMIT = 1000
+"""Up to this many discordant questions McNemar's p is the exact binomial; past it chi-square with continuity correction."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """One model on one set in one mode. `accuracy` is correct / n; shares follow from the counts.
+
+    cut: answers that ended at the length limit. failed: answers that an engine error prevented. Both overlap the outcomes.
+    domains: the same for the questions of each domain, in alphabetical order; empty inside a domain.
+    """
+
+    n: int
+    correct: int
+    wrong: int
+    malformed: int
+    undecided: int
+    cut: int
+    failed: int
+    accuracy: float
+    low: float
+    high: float
+    mean_tokens: float
+    domains: Mapping[str, Score] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledScore:
+    """Mean accuracy of sampled answers: the mean over `n` questions of each question's share of correct samples."""
+
+    n: int
+    samples: int
+    accuracy: float
+    low: float
+    high: float
+    mean_tokens: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Two sets of answers to the same questions. `difference` is accuracy of b minus accuracy of a; p is two-sided (McNemar)."""
+
+    n: int
+    only_a: int
+    only_b: int
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class YesNo:
+    """Retrieval figures for yes/no questions with "yes" as the positive class; an answer that is neither counts as not "yes"."""
+
+    n: int
+    precision: float
+    recall: float
+    f1: float
+    yes_ratio: float
+
+
+def wilson(correct: float, n: int) -> tuple[float, float]:
+    """Wilson score interval of a proportion (Wilson 1927); (0, 1) when n = 0."""
+    if n == 0:
+        return 0.0, 1.0
+    share, spread = correct / n, Z95 * Z95 / n
+    centre = (share + spread / 2) / (1 + spread)
+    half = Z95 * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
+    # The interval touches 0 at share 0 and 1 at share 1 exactly; rounding must not move it off.
+    low = 0.0 if correct == 0 else max(0.0, centre - half)
+    high = 1.0 if correct == n else min(1.0, centre + half)
+    return low, high
+
+
+def score(predictions: Iterable[Prediction]) -> Score:
+    """Score one answer for each question. Raises EvaluateError when there is none, or two answers to one question."""
+    rows = list(_by_question(predictions).values())
+    domains: dict[str, list[Prediction]] = defaultdict(list)
+    for row in rows:
+        domains[row.domain].append(row)
+    named = {name: _tally(domains[name], {}) for name in sorted(domains) if name}
+    return _tally(rows, named)
+
+
+def _tally(rows: Sequence[Prediction], domains: Mapping[str, Score]) -> Score:
+    outcomes = [row.outcome for row in rows]
+    correct = outcomes.count("correct")
+    low, high = wilson(correct, len(rows))
+    return Score(
+        n=len(rows),
+        correct=correct,
+        wrong=outcomes.count("wrong"),
+        malformed=outcomes.count("malformed"),
+        undecided=outcomes.count("undecided"),
+        cut=sum(row.finish == "length" for row in rows),
+        failed=sum(row.finish == "error" for row in rows),
+        accuracy=correct / len(rows),
+        low=low,
+        high=high,
+        mean_tokens=sum(row.tokens for row in rows) / len(rows),
+        domains=domains,
+    )
+
+
+def score_samples(predictions: Iterable[Prediction]) -> SampledScore:
+    """Mean accuracy of several sampled answers per question.
+
+    The interval is normal over the questions' means, because samples of one question are not independent; when all means
+    are equal (no spread to estimate from) it is Wilson's over the questions.
+    """
+    shares: dict[str, list[bool]] = defaultdict(list)
+    seen: set[tuple[str, int]] = set()
+    tokens = 0
+    for row in predictions:
+        if (row.question, row.index) in seen:
+            raise EvaluateError(f"question {row.question}: sample {row.index} is there twice; evaluate again with --force evaluate")
+        seen.add((row.question, row.index))
+        shares[row.question].append(row.outcome == "correct")
+        tokens += row.tokens
+    if not seen:
+        raise EvaluateError("there are no sampled predictions to score; set evaluate.samples and evaluate again")
+    means = [sum(values) / len(values) for values in shares.values()]
+    mean = math.fsum(means) / len(means)
+    low, high = _mean_interval(means, mean)
+    return SampledScore(n=len(means), samples=len(seen), accuracy=mean, low=low, high=high, mean_tokens=tokens / len(seen))
+
+
+def _mean_interval(means: Sequence[float], mean: float) -> tuple[float, float]:
+    n = len(means)
+    if min(means) == max(means):
+        return wilson(mean * n, n)
+    variance = math.fsum((value - mean) ** 2 for value in means) / (n - 1)
+    half = Z95 * math.sqrt(variance / n)
+    return max(0.0, mean - half), min(1.0, mean + half)
+
+
+def compare(a: Iterable[Prediction], b: Iterable[Prediction]) -> Comparison:
+    """Compare two sets of answers question by question. Raises EvaluateError unless both answer exactly the same questions.
+
+    The interval of the difference is Agresti and Min's (2005): Wald after adding 1/2 to each cell of the 2 x 2 table, which
+    keeps its coverage when few questions differ.
+    """
+    left, right = _by_question(a), _by_question(b)
+    if left.keys() != right.keys():
+        raise EvaluateError(
+            f"the answers are about different questions ({len(left.keys() - right.keys())} only in the first, "
+            f"{len(right.keys() - left.keys())} only in the second); evaluate both on the same set"
+        )
+    right_a = {question for question, row in left.items() if row.outcome == "correct"}
+    right_b = {question for question, row in right.items() if row.outcome == "correct"}
+    only_a, only_b = len(right_a - right_b), len(right_b - right_a)
+    low, high = _difference_interval(only_a, only_b, len(left))
+    difference = (only_b - only_a) / len(left)
+    return Comparison(n=len(left), only_a=only_a, only_b=only_b, difference=difference, low=low, high=high, p=mcnemar(only_a, only_b))
+
+
+def _difference_interval(only_a: int, only_b: int, n: int) -> tuple[float, float]:
+    total, gain, either = n + 2, only_b - only_a, only_a + only_b + 1
+    half = Z95 * math.sqrt(either - gain * gain / total) / total
+    return max(-1.0, gain / total - half), min(1.0, gain / total + half)
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Two-sided p that both are equally often right where they disagree (exact up to EXACT_LIMIT disagreements)."""
+    total = only_a + only_b
+    if total == 0:
+        return 1.0
+    if total <= EXACT_LIMIT:
+        tail = sum(math.comb(total, k) for k in range(min(only_a, only_b) + 1))
+        return min(1.0, 2 * tail / (1 << total))
+    return math.erfc(max(0, abs(only_a - only_b) - 1) / math.sqrt(2 * total))
+
+
+def yes_no(predictions: Iterable[Prediction], gold: Mapping[str, str]) -> YesNo:
+    """Figures for the questions in `gold` ("yes" or "no" by question id). Raises EvaluateError when none was answered."""
+    rows = [row for row in _by_question(predictions).values() if row.question in gold]
+    if not rows:
+        raise EvaluateError("no prediction answers a yes/no question")
+    said_yes = [_says_yes(row, gold[row.question]) for row in rows]
+    hits = sum(said and gold[row.question] == "yes" for said, row in zip(said_yes, rows, strict=True))
+    positives = sum(gold[row.question] == "yes" for row in rows)
+    precision = hits / sum(said_yes) if any(said_yes) else 0.0
+    recall = hits / positives if positives else 0.0
+    f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
+    return YesNo(n=len(rows), precision=precision, recall=recall, f1=f1, yes_ratio=sum(said_yes) / len(rows))
+
+
+def _says_yes(row: Prediction, gold: str) -> bool:
+    """Right about a yes, or wrong about a no by saying yes (and not something else)."""
+    if gold == "yes":
+        return row.outcome == "correct"
+    return row.outcome == "wrong" and (row.extracted or "").strip(" .!*").lower() in {"yes", "true", "y", "是", "是的", "对"}
+
+
+def _by_question(predictions: Iterable[Prediction]) -> dict[str, Prediction]:
+    rows: dict[str, Prediction] = {}
+    for row in predictions:
+        if row.question in rows:
+            raise EvaluateError(f"question {row.question}: answered twice in mode {row.mode!r}; evaluate again with --force evaluate")
+        rows[row.question] = row
+    if not rows:
+        raise EvaluateError("there are no predictions to score; evaluate first")
+    return rows

@@ -1,0 +1,47 @@
+"""The pairs of a run in the formats of other tools."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mixpo.errors import RecipeError, RunError
+from mixpo.pairs.export import export_trl
+from mixpo.pairs.mmpr import export_mmpr
+from mixpo.pipeline import build_plan
+from mixpo.recipe import did_you_mean
+from mixpo.stages import prompting
+from mixpo.stages.base import Context
+from mixpo.status import known_sources
+from mixpo.types import Pair, Question
+
+Rows = Iterator[tuple[Question, Pair]]
+Render = Callable[[Question], str]
+
+
+def _mmpr(rows: Rows, folder: Path, render: Render) -> int:
+    return sum(export_mmpr(rows, folder, render=render).pairs.values())
+
+
+def _trl(rows: Rows, folder: Path, render: Render) -> int:
+    return export_trl(rows, folder / "pairs.jsonl", render)
+
+
+FORMATS: dict[str, Callable[[Rows, Path, Render], int]] = {"mmpr": _mmpr, "trl": _trl}
+"""By name: from pairs, a folder and the way a question is asked, to how many pairs were written."""
+
+
+def export(context: Context, folder: Path, form: str = "mmpr", number: int = 1) -> int:
+    """Write the pairs of round `number` into a folder; returns how many. Raises RunError when they are not there."""
+    if form not in FORMATS:
+        raise RecipeError(f"--format {form}: unknown format{did_you_mean(form, FORMATS)}; known: {', '.join(FORMATS)}")
+    plan = build_plan(context, known_sources(context.run, context.recipe))
+    planned = plan.planned.get(f"round-{number}/pair")
+    if planned is None:
+        raise RunError(f"--round {number}: the recipe has {context.recipe.train.rounds} rounds")
+    if not planned.finished():
+        raise RunError(f"{planned.stage.folder}: the pairs of round {number} are not finished; run the recipe first")
+    shards = range(len(plan.shards("source")))
+    blocks = (zip(plan.rows("source", shard), plan.rows(planned.job.name, shard), strict=True) for shard in shards)
+    rows = ((question, pair) for block in blocks for question, paired in block for pair in paired.pairs)
+    return FORMATS[form](rows, folder, lambda question: prompting.prompt_for(context.recipe.prompt, question).render(question.text))

@@ -1,0 +1,125 @@
+"""Pairs for questions with a known answer: a correct answer is chosen, a wrong or malformed one is rejected.
+
+Looks at verdicts only and never compares with the ground truth itself.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mixpo.pairs.provenance import length_ratio, make_pair
+from mixpo.pairs.spread import diagonals, spread
+from mixpo.recipe import PairsTable
+from mixpo.types import Origin, Pair, Question, Response, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A response beside its verdict. text: without spaces around. plain: the extracted answer as the entailment rule compares it, or ""."""
+
+    response: Response
+    verdict: Verdict
+    text: str
+    plain: str
+
+
+def correctness_pairs(
+    question: Question, responses: Sequence[Response], verdicts: Sequence[Verdict], table: PairsTable, seed: int
+) -> tuple[list[Pair], Counter[str]]:
+    """At most `table.max_per_question` pairs of one question, and what was left out by reason (see `provenance.REASONS`).
+
+    Which combinations are taken is random, keyed by seed and question, and uses every answer as evenly as possible; the
+    order of the inputs does not matter. An answer whose verdict is undecided or whose sampling failed is on neither side,
+    one that hit the length limit is never chosen. Wrong and malformed answers share the cap.
+    Raises ValueError when responses and verdicts do not belong together.
+    """
+    drops: Counter[str] = Counter()
+    chosen, rejected = _sides(_matched(question, responses, verdicts), table, drops)
+    rng = random.Random(f"{seed}/pairs/{question.id}")
+    rng.shuffle(chosen)
+    rng.shuffle(rejected)
+    edges = []
+    for row, column in diagonals(len(chosen), len(rejected)):
+        reason = _objection(chosen[row], rejected[column], table)
+        if reason:
+            drops[reason] += 1
+        else:
+            edges.append((row, column))
+    taken = spread(edges, table.max_per_question)
+    if len(taken) < len(edges):
+        drops["over_cap"] += len(edges) - len(taken)
+    pairs = [_pair(question, chosen[row], rejected[column]) for row, column in taken]
+    return sorted(pairs, key=lambda pair: (pair.chosen_index, pair.rejected_index)), drops
+
+
+def entails(correct: str, wrong: str) -> bool:
+    """Whether the correct final answer stands inside the wrong one: plain containment, case and spacing aside, as in the paper.
+
+    So "1" counts as standing inside "10"; such a pair is skipped to be on the safe side. `pairs.entailment = false` keeps them.
+    """
+    return bool(plain := _plain(correct)) and plain in _plain(wrong)
+
+
+def _plain(answer: str) -> str:
+    return " ".join(answer.casefold().split())
+
+
+def _matched(question: Question, responses: Sequence[Response], verdicts: Sequence[Verdict]) -> list[_Answer]:
+    """Responses with their verdicts, by index."""
+    by_index = {verdict.index: verdict for verdict in verdicts}
+    indices = {response.index for response in responses}
+    if not len(responses) == len(verdicts) == len(indices) or indices != by_index.keys():
+        raise ValueError(f"question {question.id}: responses {sorted(indices)} and verdicts {sorted(by_index)} do not match one to one")
+    pairs = ((response, by_index[response.index]) for response in sorted(responses, key=lambda r: r.index))
+    return [_Answer(response, verdict, response.text.strip(), _plain(verdict.extracted or "")) for response, verdict in pairs]
+
+
+def _sides(answers: Sequence[_Answer], table: PairsTable, drops: Counter[str]) -> tuple[list[_Answer], list[_Answer]]:
+    """The answers that may be chosen and those that may be rejected, each text once per side, by index."""
+    sides: tuple[dict[str, _Answer], dict[str, _Answer]] = ({}, {})
+    for answer in answers:
+        reason = _unfit(answer, table)
+        if reason:
+            drops[reason] += 1
+            continue
+        side = sides[0] if answer.verdict.outcome == "correct" else sides[1]
+        if side.setdefault(answer.text, answer) is not answer:
+            drops["duplicate"] += 1
+    return list(sides[0].values()), list(sides[1].values())
+
+
+def _unfit(answer: _Answer, table: PairsTable) -> str:
+    """Why an answer is on neither side, or ""."""
+    response, outcome = answer.response, answer.verdict.outcome
+    if response.finish == "error":
+        return "error"
+    if outcome == "undecided":
+        return "undecided"
+    if outcome == "correct" and response.finish != "stop":
+        return "length_capped"
+    if outcome == "malformed" and not table.format_negatives:
+        return "malformed"
+    if not response.token_ids and not answer.text:
+        return "empty"
+    return ""
+
+
+def _objection(chosen: _Answer, rejected: _Answer, table: PairsTable) -> str:
+    """Why two answers make no pair, or ""."""
+    if chosen.text == rejected.text:
+        return "same_text"
+    if table.entailment and chosen.plain and chosen.plain in rejected.plain:
+        return "entailment"
+    if table.max_length_ratio and length_ratio(chosen.response, rejected.response) > table.max_length_ratio:
+        return "length_ratio"
+    return ""
+
+
+def _pair(question: Question, chosen: _Answer, rejected: _Answer) -> Pair:
+    origin: Origin = "format" if rejected.verdict.outcome == "malformed" else "correctness"
+    return make_pair(
+        question.id, chosen.response, rejected.response, origin, chosen.verdict.extracted, rejected.verdict.extracted
+    )  # fmt: skip

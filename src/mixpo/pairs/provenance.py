@@ -1,0 +1,121 @@
+"""What a pair is made of and how it is made again: identity, provenance, and the reasons for which something is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mixpo.errors import RecordError
+from mixpo.records import Judged, Paired, Sampled
+from mixpo.types import Origin, Pair, Response, content_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reason:
+    """What a drop counts, and why it happened, for people."""
+
+    unit: Literal["questions", "answers", "pairs"]
+    text: str
+
+
+REASONS: dict[str, Reason] = {
+    "failed": Reason(unit="questions", text="sampling failed"),
+    "correctness_off": Reason(unit="questions", text="has an answer, and pairs.correctness is off"),
+    "dropout_ntp_off": Reason(unit="questions", text="has no answer, and pairs.dropout_ntp is off"),
+    "error": Reason(unit="answers", text="the engine reported an error"),
+    "empty": Reason(unit="answers", text="no text and no tokens"),
+    "undecided": Reason(unit="answers", text="the checker could not tell right from wrong"),
+    "length_capped": Reason(unit="answers", text="hit the length limit, so it is never chosen"),
+    "malformed": Reason(unit="answers", text="no clear final answer, and pairs.format_negatives is off"),
+    "duplicate": Reason(unit="answers", text="the same text as another answer to the question"),
+    "same_text": Reason(unit="pairs", text="chosen and rejected read the same"),
+    "entailment": Reason(unit="pairs", text="the correct final answer stands inside the wrong one"),
+    "length_ratio": Reason(unit="pairs", text="one side is longer than pairs.max_length_ratio allows"),
+    "over_cap": Reason(unit="pairs", text="more than the cap per question"),
+    "no_continuation": Reason(unit="pairs", text="too short to be cut, or nothing was written without the image"),
+    "continuation_error": Reason(unit="pairs", text="the engine reported an error for the continuation"),
+    "wrong_prefix": Reason(unit="pairs", text="the continuation does not start with the kept part"),
+    "identical": Reason(unit="pairs", text="written the same without the image"),
+    "blind": Reason(unit="pairs", text="the continuation speaks of a missing image"),
+}
+"""Every reason that `build` counts."""
+
+
+def make_pair(
+    question: str,
+    chosen: Response,
+    rejected: Response,
+    origin: Origin,
+    chosen_answer: str | None = None,
+    rejected_answer: str | None = None,
+) -> Pair:
+    """A pair with its provenance; its id is a digest of origin, question, both texts, both indices and the cut."""
+    return Pair(
+        id=content_id(origin, question, chosen.text, rejected.text, chosen.index, rejected.index, rejected.prefix_len),
+        question=question,
+        chosen=chosen.text,
+        rejected=rejected.text,
+        origin=origin,
+        chosen_ids=chosen.token_ids,
+        rejected_ids=rejected.token_ids,
+        chosen_index=chosen.index,
+        rejected_index=rejected.index,
+        chosen_answer=chosen_answer,
+        rejected_answer=rejected_answer,
+        cut=rejected.prefix_len,
+    )
+
+
+def rebuild(pair: Pair, sampled: Sampled, judged: Judged | None = None, continued: Sampled | None = None) -> Pair:
+    """Make a pair again from its question, origin and indices alone; equal to `pair` when the records are those it came from.
+
+    Raises RecordError when a record does not hold an answer that the pair names.
+    """
+    chosen = _find(pair, pair.chosen_index, sampled.responses, "sampled")
+    if pair.origin == "dropout_ntp":
+        rejected = _find(pair, pair.rejected_index, continued.responses if continued else (), "continued")
+        return make_pair(pair.question, chosen, rejected, pair.origin)
+    rejected = _find(pair, pair.rejected_index, sampled.responses, "sampled")
+    answers = {verdict.index: verdict.extracted for verdict in judged.verdicts} if judged else {}
+    if not {chosen.index, rejected.index} <= answers.keys():
+        raise RecordError(f"pair {pair.id}: the verdicts of question {pair.question} are not in the judged records; verify it again")
+    return make_pair(pair.question, chosen, rejected, pair.origin, answers[chosen.index], answers[rejected.index])
+
+
+def same_question(question: str, *records: Sampled | Judged | Paired | None) -> None:
+    """Guard against records that were matched up wrongly (a bug of the caller)."""
+    for record in records:
+        if record is not None and record.question != question:
+            raise ValueError(f"records of question {record.question} were given for question {question}")
+
+
+def token_count(response: Response) -> int:
+    """Length in tokens; in characters where an engine gives no token ids."""
+    return len(response.token_ids) or len(response.text)
+
+
+def length_ratio(chosen: Response, rejected: Response) -> float:
+    """How many times longer the longer side is, at least 1. Characters are compared unless both sides have token ids."""
+    if chosen.token_ids and rejected.token_ids:
+        sizes = len(chosen.token_ids), len(rejected.token_ids)
+    else:
+        sizes = len(chosen.text), len(rejected.text)
+    return max(sizes) / max(1, min(sizes))
+
+
+def shared_beginning(left: Sequence[object], right: Sequence[object]) -> int:
+    """How many characters or tokens both begin with."""
+    for position, (a, b) in enumerate(zip(left, right, strict=False)):
+        if a != b:
+            return position
+    return min(len(left), len(right))
+
+
+def _find(pair: Pair, index: int, responses: Iterable[Response], where: str) -> Response:
+    for response in responses:
+        if response.index == index and response.question == pair.question:
+            return response
+    raise RecordError(
+        f"pair {pair.id}: answer {index} to question {pair.question} is not in the {where} records; run the pair stage again with --force"
+    )

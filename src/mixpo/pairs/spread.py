@@ -1,0 +1,48 @@
+"""Choose some of many combinations so that every member of both sides is used as evenly as possible."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+
+def diagonals(rows: int, columns: int) -> Iterator[tuple[int, int]]:
+    """All rows x columns combinations once, in an order of which every beginning uses each row (and each column) evenly.
+
+    Within one least common multiple of the sizes both numbers run round; after it the columns shift by one, or the same
+    combinations would come again.
+    """
+    period = math.lcm(rows, columns) if rows and columns else 1
+    for step in range(rows * columns):
+        yield step % rows, (step + step // period) % columns
+
+
+def spread(edges: Sequence[tuple[int, int]], limit: int) -> list[tuple[int, int]]:
+    """At most `limit` of the edges. Each step takes the first edge that touches the least used member, then the least used partner.
+
+    For all edges in the order of `diagonals` the uses of two members of one side differ by one at most.
+    """
+    if len(edges) <= limit:
+        return list(edges)
+    left = list(edges)
+    used_rows = {row: 0 for row, _ in edges}
+    used_columns = {column: 0 for _, column in edges}
+    taken = []
+    for _ in range(limit):
+        row, column = left.pop(_least_used(left, used_rows, used_columns))
+        used_rows[row] += 1
+        used_columns[column] += 1
+        taken.append((row, column))
+    return taken
+
+
+def _least_used(edges: Sequence[tuple[int, int]], used_rows: dict[int, int], used_columns: dict[int, int]) -> int:
+    best, position = (math.inf, math.inf), 0
+    for number, (row, column) in enumerate(edges):
+        one, other = used_rows[row], used_columns[column]
+        use = (one, other) if one < other else (other, one)
+        if use < best:
+            best, position = use, number
+            if use == (0, 0):
+                break
+    return position

@@ -1,0 +1,267 @@
+"""What the answers and pairs of a run look like, gathered in one pass with memory that does not grow with the data.
+
+Answers the questions that decide whether pairs teach correctness rather than length or form: how many questions are mixed, how long are
+both sides, where do they part, how much is duplicate or cut off.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mixpo.pairs.provenance import REASONS, same_question, shared_beginning, token_count
+from mixpo.records import Judged, Paired, Sampled
+from mixpo.types import Pair, Question
+
+BINS = 40
+"""Bins of a histogram of lengths."""
+
+LENGTH_WIDTH = 2
+"""Width in tokens of those bins at first; it doubles until the longest answer fits."""
+
+RATIO_EDGES = tuple(step / 10 for step in range(31))
+"""Edges of the bins of tokens chosen / tokens rejected; the last bin also counts all above."""
+
+SHARE_EDGES = tuple(step / 10 for step in range(11))
+"""Edges of the bins of the shared beginning."""
+
+MAX_DOMAINS = 500
+"""Domains listed by name; further ones are summed up as "(other)"."""
+
+
+@dataclass
+class Summary:
+    """Number, mean and largest of some values that are not negative."""
+
+    count: int = 0
+    total: float = 0.0
+    largest: float = 0.0
+
+    def add(self, value: float) -> None:
+        """Take one value into account."""
+        self.count += 1
+        self.total += value
+        self.largest = max(self.largest, value)
+
+    @property
+    def mean(self) -> float | None:
+        """None without values."""
+        return _share(self.total, self.count)
+
+
+@dataclass
+class Lengths:
+    """A histogram of equal bins from 0 that covers whatever comes: when a value lies beyond, neighbouring bins are joined.
+
+    The result does not depend on the order of the values.
+    """
+
+    width: int = LENGTH_WIDTH
+    counts: list[int] = field(default_factory=lambda: [0] * BINS)
+    summary: Summary = field(default_factory=Summary)
+
+    def add(self, length: int) -> None:
+        """Count one length."""
+        while length >= self.width * BINS:
+            self.widen()
+        self.counts[length // self.width] += 1
+        self.summary.add(length)
+
+    def widen(self) -> None:
+        """Join every two bins."""
+        self.counts = [sum(self.counts[i : i + 2]) for i in range(0, BINS, 2)] + [0] * (BINS // 2)
+        self.width *= 2
+
+
+@dataclass
+class Fixed:
+    """A histogram over given edges; values beyond the last edge are counted in the last bin."""
+
+    edges: tuple[float, ...]
+    counts: list[int] = field(init=False)
+    summary: Summary = field(default_factory=Summary)
+
+    def __post_init__(self) -> None:
+        self.counts = [0] * (len(self.edges) - 1)
+
+    def add(self, value: float) -> None:
+        """Count one value, at least the first edge."""
+        self.counts[min(bisect.bisect_right(self.edges, value), len(self.counts)) - 1] += 1
+        self.summary.add(value)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready; `mean` is null without values."""
+        return {"edges": list(self.edges), "counts": list(self.counts), "mean": self.summary.mean, "max": self.summary.largest}
+
+
+@dataclass
+class Statistics:
+    """Feed every question to `add` once, then read `as_dict`."""
+
+    questions: Counter[str] = field(default_factory=Counter)
+    answers: Counter[str] = field(default_factory=Counter)
+    verdicts: Counter[str] = field(default_factory=Counter)
+    domains: dict[str, Counter[str]] = field(default_factory=dict)
+    origins: Counter[str] = field(default_factory=Counter)
+    pairs: Counter[str] = field(default_factory=Counter)
+    drops: Counter[str] = field(default_factory=Counter)
+    answer_tokens: Summary = field(default_factory=Summary)
+    chosen: Lengths = field(default_factory=Lengths)
+    rejected: Lengths = field(default_factory=Lengths)
+    ratio: Fixed = field(default_factory=lambda: Fixed(RATIO_EDGES))
+    shared: Fixed = field(default_factory=lambda: Fixed(SHARE_EDGES))
+
+    def add(self, question: Question, sampled: Sampled, judged: Judged | None, paired: Paired, continued: Sampled | None = None) -> None:
+        """Take one question into account. `continued` serves to tell which rejected continuations hit the length limit."""
+        same_question(question.id, sampled, judged, continued, paired)
+        self.questions["total"] += 1
+        self.questions["with_answer" if question.answer is not None else "without_answer"] += 1
+        self.questions["failed"] += bool(sampled.error)
+        self.questions["with_pairs"] += bool(paired.pairs)
+        self._add_answers(sampled)
+        self._add_verdicts(question, judged)
+        capped = _capped(sampled), _capped(continued)
+        for pair in paired.pairs:
+            self._add_pair(pair, capped[pair.origin == "dropout_ntp"])
+        for drop in paired.dropped:
+            self.drops[drop.reason] += drop.count
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready figures; shares and means are null where nothing was counted.
+
+        questions, with_answer, without_answer, failed (sampling), with_pairs: counts of questions.
+        all_right, mixed, all_wrong (among decided verdicts), all_undecided: the questions with verdicts.
+        answers: total; finish counts stop, length, error; length_share; duplicates (answers whose text stands earlier for the same
+            question) and duplicate_share; tokens_mean and tokens_max.
+        verdicts: correct, wrong, malformed, undecided; accuracy = correct / decided, the mean accuracy of the sampled answers.
+        domains: by name questions, correct, decided, accuracy ("" where a question has no domain).
+        pairs: their number. origins: counts by name. pairs_per_question: mean over the questions with pairs.
+        rejected: length_capped (hit the length limit) and its share, longer (than the chosen side) and its share.
+        without_tokens: pairs of text alone, which are in none of the following figures.
+        lengths: edges, and for both sides counts, mean and max (chosen, chosen_mean, chosen_max, rejected, ...), in tokens.
+        length_ratio: edges, counts, mean, max of tokens chosen / tokens rejected.
+        shared_prefix: the same of the share of the shorter side's tokens with which both sides begin alike.
+        drops: counts by reason, in words (from `mixpo.pairs.provenance.REASONS`) with what is counted.
+        Bin i of a histogram is [edges[i], edges[i + 1]); the last also counts everything above.
+        """
+        named = ("with_answer", "without_answer", "failed", "with_pairs", "all_right", "mixed", "all_wrong", "all_undecided")
+        return {
+            "questions": self.questions["total"],
+            **_named(self.questions, named),
+            "answers": self._answers(),
+            "verdicts": {
+                **_named(self.verdicts, ("correct", "wrong", "malformed", "undecided")),
+                "accuracy": _share(self.verdicts["correct"], self.verdicts.total() - self.verdicts["undecided"]),
+            },
+            "domains": {
+                name: {**_named(counts, ("questions", "correct", "decided")), "accuracy": _share(counts["correct"], counts["decided"])}
+                for name, counts in sorted(self.domains.items())
+            },
+            **self._pairs(),
+            "lengths": self._lengths(),
+            "length_ratio": self.ratio.as_dict(),
+            "shared_prefix": self.shared.as_dict(),
+            "drops": {_in_words(reason): count for reason, count in sorted(self.drops.items())},
+        }
+
+    def _answers(self) -> dict[str, Any]:
+        return {
+            **_named(self.answers, ("total", "stop", "length", "error", "duplicates")),
+            "length_share": _share(self.answers["length"], self.answers["total"]),
+            "duplicate_share": _share(self.answers["duplicates"], self.answers["total"]),
+            "tokens_mean": self.answer_tokens.mean,
+            "tokens_max": self.answer_tokens.largest,
+        }
+
+    def _pairs(self) -> dict[str, Any]:
+        total = self.origins.total()
+        return {
+            "pairs": total,
+            "origins": _named(self.origins, ("correctness", "format", "dropout_ntp")),
+            "pairs_per_question": _share(total, self.questions["with_pairs"]),
+            "rejected": {
+                **_named(self.pairs, ("length_capped", "longer")),
+                "length_capped_share": _share(self.pairs["length_capped"], total),
+                "longer_share": _share(self.pairs["longer"], self.ratio.summary.count),
+            },
+            "without_tokens": self.pairs["without_tokens"],
+        }
+
+    def _lengths(self) -> dict[str, Any]:
+        sides = {"chosen": self.chosen, "rejected": self.rejected}
+        width = max(side.width for side in sides.values())
+        for side in sides.values():
+            while side.width < width:
+                side.widen()
+        return {
+            "edges": [width * number for number in range(BINS + 1)],
+            **{name: list(side.counts) for name, side in sides.items()},
+            **{f"{name}_mean": side.summary.mean for name, side in sides.items()},
+            **{f"{name}_max": side.summary.largest for name, side in sides.items()},
+        }
+
+    def _add_answers(self, sampled: Sampled) -> None:
+        texts = set()
+        for response in sampled.responses:
+            self.answers["total"] += 1
+            self.answers[response.finish] += 1
+            if response.finish == "error":
+                continue
+            self.answer_tokens.add(token_count(response))
+            text = response.text.strip()
+            self.answers["duplicates"] += text in texts
+            texts.add(text)
+
+    def _add_verdicts(self, question: Question, judged: Judged | None) -> None:
+        if judged is None or question.answer is None:
+            return
+        outcomes = Counter(verdict.outcome for verdict in judged.verdicts)
+        decided = outcomes.total() - outcomes["undecided"]
+        self.verdicts.update(outcomes)
+        if outcomes.total():
+            self.questions[_balance(outcomes["correct"], decided)] += 1
+        domain = question.domain
+        if domain not in self.domains and len(self.domains) >= MAX_DOMAINS:
+            domain = "(other)"
+        self.domains.setdefault(domain, Counter()).update(questions=1, correct=outcomes["correct"], decided=decided)
+
+    def _add_pair(self, pair: Pair, capped: set[int]) -> None:
+        self.origins[pair.origin] += 1
+        self.pairs["length_capped"] += pair.rejected_index in capped
+        chosen, rejected = len(pair.chosen_ids), len(pair.rejected_ids)
+        if not chosen or not rejected:
+            self.pairs["without_tokens"] += 1
+            return
+        self.pairs["longer"] += rejected > chosen
+        self.chosen.add(chosen)
+        self.rejected.add(rejected)
+        self.ratio.add(chosen / rejected)
+        self.shared.add(shared_beginning(pair.chosen_ids, pair.rejected_ids) / min(chosen, rejected))
+
+
+def _balance(correct: int, decided: int) -> str:
+    if not decided:
+        return "all_undecided"
+    if correct in (0, decided):
+        return "all_right" if correct else "all_wrong"
+    return "mixed"
+
+
+def _capped(sampled: Sampled | None) -> set[int]:
+    return {response.index for response in sampled.responses if response.finish == "length"} if sampled else set()
+
+
+def _in_words(reason: str) -> str:
+    known = REASONS.get(reason)
+    return f"{known.text} ({known.unit})" if known else reason
+
+
+def _named(counts: Counter[str], names: Sequence[str]) -> dict[str, int]:
+    return {name: counts[name] for name in names}
+
+
+def _share(part: float, whole: float) -> float | None:
+    return part / whole if whole else None

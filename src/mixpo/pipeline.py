@@ -1,0 +1,171 @@
+"""The ordered stages of a run: what is planned, what is done, what is made again. Each stage's own work is in `mixpo.stages`.
+
+The whole plan is known before anything is made, because a shard's name follows from settings and inputs and the identity of
+a trained model from what it is trained on. `run_recipe`, `run_stage`, `status` and the dry run all walk the same plan.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mixpo.errors import RunError
+from mixpo.progress import Progress
+from mixpo.recipe import Recipe
+from mixpo.records import write_text
+from mixpo.run import Run
+from mixpo.stages import evaluate, source
+from mixpo.stages.base import Context, Plan, Planned, perform
+from mixpo.stages.models import ModelRef, Models
+from mixpo.stages.pair import pair_job
+from mixpo.stages.reference import reference_job
+from mixpo.stages.report import report_job
+from mixpo.stages.sample import continue_job, sample_job
+from mixpo.stages.source import Index
+from mixpo.stages.train import model_of, train_job
+from mixpo.stages.verify import verify_job
+from mixpo.types import Question
+
+STAGES = ("source", "sample", "continue", "verify", "pair", "reference", "train", "evaluate", "report")
+"""Kinds of stages in the order of the flow."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """The questions of a run: those to learn from, and those of each evaluation set."""
+
+    train: Index
+    sets: dict[str, Index]
+
+
+def open_context(recipe: Recipe, base: Path, root: Path, progress: Progress, limit: int | None = None) -> Context:
+    """What all stages share. base: the folder that paths in the recipe are relative to."""
+    return Context(
+        run=Run(root.absolute()), recipe=recipe, base=base, progress=progress, models=Models(recipe.model, base), limit=limit
+    )  # fmt: skip
+
+
+def run_recipe(context: Context, force: Sequence[str] = ()) -> Plan:
+    """Do everything that is not done. `force` names stages to do again, with all that follow them.
+
+    Raises a MixpoError when a stage cannot go on; what was finished before it is kept.
+    """
+    with context.run.lock():
+        _prepare(context, force)
+        plan = build_plan(context, read_sources(context))
+        _each(context, [planned for planned in plan.planned.values() if planned.job.kind != "report"])
+        # Planned anew: its key holds which of the others are finished.
+        plan.add(report_job(context, plan))
+        _each(context, [plan.planned["report"]])
+    return plan
+
+
+def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = ()) -> Plan:
+    """Do the stages of these kinds only, in every round that has what they need.
+
+    Raises RunError when not even one of them could be done, naming the stage that is missing or stale.
+    """
+    with context.run.lock():
+        _prepare(context, force)
+        plan = build_plan(context, read_sources(context))
+        wanted = [planned for planned in plan.planned.values() if planned.job.kind in kinds]
+        done, missing = 0, ""
+        for planned in wanted:
+            if blocker := blocked_by(plan, planned):
+                missing = missing or f"{planned.job.title} needs {blocker}"
+                context.progress.say(f"{planned.job.title}: not run, {blocker}")
+                continue
+            _each(context, [planned])
+            done += 1
+        if wanted and not done:
+            raise RunError(f"{missing}; run that stage first, or everything with `mixpo run`")
+    return plan
+
+
+def blocked_by(plan: Plan, planned: Planned) -> str:
+    """Why a job cannot be done yet: the first stage it needs that is missing or stale, or ""."""
+    for name in planned.job.needs:
+        upstream = plan.planned.get(name)
+        if upstream is not None and not upstream.finished():
+            never = upstream.stage.manifest is None
+            return f"{name}, which {'has not run' if never else 'is stale (' + '; '.join(upstream.work().reasons) + ')'}"
+    return ""
+
+
+def read_sources(context: Context) -> Sources:
+    """Read the questions of all sources that this recipe names."""
+    recipe = context.recipe
+    return Sources(
+        train=source.refresh(context, "source", recipe.source),
+        sets={s.name: source.refresh(context, evaluate.source_name(s.name), s.source) for s in recipe.evaluate.sets},
+    )
+
+
+def build_plan(context: Context, sources: Sources) -> Plan:
+    """Every job of the recipe, in order. Nothing is made and no model is loaded; a missing model is a ModelError."""
+    recipe = context.recipe
+    plan = Plan(context.run)
+    plan.provide("source", Question, sources.train.shards)
+    start = main = context.models.start()
+    compared: list[ModelRef] = [start]
+    for number in range(1, recipe.train.rounds + 1):
+        arms = list(_add_round(context, plan, sources.train, number, main))
+        main = arms[-1]
+        compared += arms[:-1]
+    compared.append(main)
+    for name, index in sources.sets.items():
+        plan.provide(evaluate.source_name(name), Question, index.shards)
+    for model in compared:
+        for name, index in sources.sets.items():
+            for mode in evaluate.modes(context):
+                plan.add(evaluate.evaluate_job(context, plan, index, name, model, mode))
+    plan.add(report_job(context, plan))
+    return plan
+
+
+def _add_round(context: Context, plan: Plan, index: Index, number: int, main: ModelRef) -> Iterator[ModelRef]:
+    """The jobs of one round that starts from `main`; yields the trained models, the main objective's last."""
+    table = context.recipe.train
+    plan.add(sample_job(context, plan, index, number, main))
+    plan.add(continue_job(context, plan, index, number, main))
+    plan.add(verify_job(context, plan, index, number))
+    plan.add(pair_job(context, plan, index, number))
+    plan.add(reference_job(context, plan, index, number, main))
+    for objective in (*(table.baselines if number == 1 else ()), table.objective):
+        plan.add(train_job(context, plan, index, number, objective, main))
+        yield model_of(context, plan, number, objective)
+
+
+def _each(context: Context, jobs: Sequence[Planned]) -> None:
+    for planned in jobs:
+        perform(context, planned)
+    context.models.release()
+
+
+def _prepare(context: Context, force: Sequence[str]) -> None:
+    """Write the resolved recipe, and forget the stages that are to be done again, with all after them."""
+    unknown = [name for name in force if name not in STAGES]
+    if unknown:
+        raise RunError(f"--force {unknown[0]}: no such stage; stages are {', '.join(STAGES)}")
+    resolved = context.recipe.model_dump(mode="json")
+    write_text(context.run.root / "recipe.json", json.dumps(resolved, indent=2, ensure_ascii=False) + "\n")
+    write_text(context.run.root / "command.json", json.dumps({"base": str(context.base.absolute()), "limit": context.limit}) + "\n")
+    if not force:
+        return
+    first = min(STAGES.index(name) for name in force)
+    for manifest in sorted(context.run.root.rglob("manifest.json")):
+        name = manifest.parent.relative_to(context.run.root).as_posix()
+        if STAGES.index(kind_of(name)) >= first:
+            shutil.rmtree(manifest.parent)
+            context.progress.say(f"{name}: forgotten (--force)")
+
+
+def kind_of(name: str) -> str:
+    """The kind of the stage that lives in this folder of a run."""
+    parts = name.split("/")
+    if parts[-1] == "source":
+        return "source"
+    return parts[1] if parts[0].startswith("round-") else parts[0]

@@ -1,0 +1,96 @@
+"""Sentences about what is wrong in a recipe, with the nearest name that would be right. Knows no particular table."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from pydantic import BaseModel
+
+
+def did_you_mean(word: str, known: Any) -> str:
+    """`, did you mean 'beta'?` when a known word is close, else nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def describe(root: type[BaseModel], name: str, text: str, problem: Any) -> str:
+    """One line for one error of pydantic. root: the whole recipe's model; name and text: of the file, for its line."""
+    location = [str(part) for part in problem["loc"]]
+    tables, key = location[:-1], location[-1] if location else ""
+    where = f"{name}{_line_of(text, key)}: " + (".".join(tables) + ": " if tables else "")
+    if problem["type"] == "extra_forbidden":
+        return f"{where}unknown key {key!r}{_nearest(root, key, tables)}"
+    if problem["type"] == "union_tag_invalid":
+        known = problem["ctx"]["expected_tags"].replace("'", "").split(", ")
+        tag = problem["ctx"]["tag"]
+        return f"{where}{key}: unknown kind {tag!r}{did_you_mean(tag, known)}; known: {', '.join(known)}"
+    if problem["type"] == "missing":
+        return f"{where}missing key {key!r}"
+    return f"{where}{key}: {problem['msg'].removeprefix('Value error, ')}" + (
+        f" (got {problem['input']!r})" if not isinstance(problem["input"], (dict, BaseModel)) else ""
+    )
+
+
+def _nearest(root: type[BaseModel], key: str, tables: list[str]) -> str:
+    """Where the key may belong: the nearest name of its own table, else the nearest anywhere, with its table."""
+    here = did_you_mean(key, _known_keys(root, tables))
+    if here:
+        return here
+    paths = [path for path in _all_keys(root) if path.split(".")[:-1] != tables]
+    names = difflib.get_close_matches(key, {path.rsplit(".", 1)[-1] for path in paths}, n=1, cutoff=0.6)
+    # Of equal names the one that shares the most tables with the key is meant.
+    owners = sorted((path for path in paths if names and path.rsplit(".", 1)[-1] == names[0]), key=lambda path: -_shared(path, tables))
+    if not owners:
+        return ""
+    inside = owners[0].removeprefix(".".join([*tables, ""]) if tables else "")
+    return f", did you mean {inside!r}?"
+
+
+def _shared(path: str, tables: list[str]) -> int:
+    return sum(a == b for a, b in zip(path.split("."), tables, strict=False))
+
+
+def _all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every key of the recipe with its tables; of tables that depend on `kind`, the keys of all kinds."""
+    found = []
+    for name, field in model.model_fields.items():
+        found.append(prefix + name)
+        for table in _tables_in(field.annotation):
+            found += [path for path in _all_keys(table, f"{prefix}{name}.") if path not in found]
+    return found
+
+
+def _tables_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [table for member in getattr(annotation, "__args__", ()) for table in _tables_in(member)]
+
+
+def _known_keys(root: type[BaseModel], tables: list[str]) -> list[str]:
+    """The keys of the table at this location; union members are named by their kind, list items by number."""
+    model: Any = root
+    for part in tables:
+        fields = getattr(model, "model_fields", {})
+        model = _resolve(fields[part].annotation if part in fields else model, part)
+    return list(getattr(model, "model_fields", ()))
+
+
+def _resolve(annotation: Any, part: str) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    members = [member for member in getattr(annotation, "__args__", ()) if member is not ...]
+    for member in members:
+        kind = getattr(member, "model_fields", {}).get("kind")
+        if kind is not None and part in kind.annotation.__args__:
+            return member
+    if part.isdigit() and members:
+        return members[0]
+    return annotation if members else None
+
+
+def _line_of(text: str, key: str) -> str:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if key and line.split("=")[0].strip().strip('"') == key:
+            return f":{number}"
+    return ""

@@ -1,0 +1,229 @@
+"""The report as data: `build` turns what a run has made into the dictionary that report.json holds (described in docs/report.md).
+
+Every number of the page comes from here; the page only formats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from mixpo.evaluate.score import compare, score, score_samples, yes_no
+from mixpo.records import Prediction
+from mixpo.report.data import ReportData
+from mixpo.report.words import drop_text, drop_unit
+from mixpo.run import Manifest
+from mixpo.types import Pair, Question, Skipped
+
+VERSION = 1
+"""Version of report.json; it rises when a key changes its meaning or goes away."""
+GAINED, LOST = 4, 2
+"""How many questions are shown that the main model newly answers right, and newly wrong."""
+PLACES = 3
+"""How many places are named for rows that were left out for the same reason."""
+
+DROPPED = "dropped: "
+"""How stages name what they left out in their manifest's counts."""
+ALPHA = 0.05
+"""A difference is called a gain or a loss when its interval excludes zero and p is below this."""
+
+Modes = Mapping[str, Sequence[Prediction]]
+
+
+def build(data: ReportData) -> dict[str, Any]:
+    """Score, compare and gather. The result is plain JSON (no NaN). Raises EvaluateError where models answered different questions."""
+    sets = _by_set(data)
+    first = next(iter(sets), "")
+    main = data.main if data.main in sets.get(first, {}) else next(reversed(sets.get(first, {})), "")
+    built = {name: _set(models, main, data.questions) for name, models in sets.items()}
+    report = {
+        "version": VERSION,
+        "title": data.title,
+        "created": data.created,
+        "seed": data.seed,
+        "set": first,
+        **built.pop(first, {"models": {}, "comparisons": [], "gaps": []}),
+        "sets": built,
+        "headline": _headline(sets.get(first, {}), main),
+        "counts": {name: dict(manifest.counts) for name, manifest in data.manifests.items()},
+        "timings": {name: round(manifest.seconds, 3) for name, manifest in data.manifests.items()},
+        "pairs": dict(data.statistics),
+        "training": {arm: _curves(rows) for arm, rows in data.training.items()},
+        "dropped": [*_skipped(data.skipped), *_left_out(data.manifests)],
+        "examples": [_example(question, pair) for question, pair in data.examples],
+        "changes": _changes(sets.get(first, {}), main, data.questions),
+        "settings": dict(data.recipe),
+        "versions": dict(data.versions),
+    }
+    plain: dict[str, Any] = _plain(report)
+    return plain
+
+
+def _by_set(data: ReportData) -> dict[str, dict[str, dict[str, Sequence[Prediction]]]]:
+    """set -> model -> mode -> predictions, without the empty ones, in the order given."""
+    sets: dict[str, dict[str, dict[str, Sequence[Prediction]]]] = {}
+    for (name, model, mode), rows in data.predictions.items():
+        if rows:
+            sets.setdefault(name, {}).setdefault(model, {})[mode] = rows
+    return sets
+
+
+# --- scores --------------------------------------------------------------------------------------------------------------
+
+
+def _set(models: Mapping[str, Modes], main: str, questions: Mapping[str, Question]) -> dict[str, Any]:
+    gold = {q.id: q.answer.lower() for q in questions.values() if q.kind == "yes_no" and q.answer and q.answer.lower() in {"yes", "no"}}
+    return {
+        "models": {name: {mode: _scores(mode, rows, gold) for mode, rows in modes.items()} for name, modes in models.items()},
+        "comparisons": list(_comparisons(models, main)),
+        "gaps": [
+            {"model": name, **_compared(modes["direct"], modes["cot"])}
+            for name, modes in models.items()
+            if {"direct", "cot"} <= modes.keys()
+        ],
+    }
+
+
+def _scores(mode: str, rows: Sequence[Prediction], gold: Mapping[str, str]) -> dict[str, Any]:
+    if mode == "sampled":
+        return asdict(score_samples(rows))
+    result = asdict(score(rows))
+    for domain in result["domains"].values():
+        del domain["domains"]
+    asked = {row.question: gold[row.question] for row in rows if row.question in gold}
+    return {**result, "yes_no": asdict(yes_no(rows, asked))} if asked else result
+
+
+def _comparisons(models: Mapping[str, Modes], main: str) -> Iterator[dict[str, Any]]:
+    """Start against every other model, then every other model against the main one."""
+    others = [name for name in models if name != "start"]
+    pairs = [("start", name) for name in others if "start" in models]
+    pairs += [(name, main) for name in others if name != main and main in others]
+    for a, b in pairs:
+        for mode in ("cot", "direct"):
+            if mode in models[a] and mode in models[b]:
+                yield {"a": a, "b": b, "mode": mode, **_compared(models[a][mode], models[b][mode])}
+
+
+def _compared(a: Sequence[Prediction], b: Sequence[Prediction]) -> dict[str, Any]:
+    """A comparison with its verdict: a difference counts only when interval and test agree on it."""
+    result = compare(a, b)
+    sure = result.p < ALPHA
+    return {**asdict(result), "verdict": "gain" if sure and result.low > 0 else "loss" if sure and result.high < 0 else "unclear"}
+
+
+def _headline(models: Mapping[str, Modes], main: str) -> dict[str, Any] | None:
+    """What was gained: main model against start, with chain of thought where both have it."""
+    mode = _headline_mode(models, main)
+    if mode is None:
+        return None
+    before, after = score(models["start"][mode]), score(models[main][mode])
+    result = _compared(models["start"][mode], models[main][mode])
+    return {"a": "start", "b": main, "mode": mode, "before": before.accuracy, "after": after.accuracy, **result}
+
+
+def _headline_mode(models: Mapping[str, Modes], main: str) -> str | None:
+    if main == "start" or main not in models or "start" not in models:
+        return None
+    return next((mode for mode in ("cot", "direct") if mode in models["start"] and mode in models[main]), None)
+
+
+# --- what is shown ---------------------------------------------------------------------------------------------------------
+
+
+def _example(question: Question, pair: Pair) -> dict[str, Any]:
+    """A pair beside its question. Token ids stay out: their number is all that the page needs."""
+    return {
+        "question": _question(question),
+        "id": pair.id,
+        "origin": pair.origin,
+        "cut": pair.cut,
+        "chosen": _side(pair.chosen, pair.chosen_answer, pair.chosen_index, len(pair.chosen_ids)),
+        "rejected": _side(pair.rejected, pair.rejected_answer, pair.rejected_index, len(pair.rejected_ids)),
+    }
+
+
+def _side(text: str, answer: str | None, index: int, tokens: int) -> dict[str, Any]:
+    return {"text": text, "answer": answer, "index": index, "tokens": tokens}
+
+
+def _question(question: Question) -> dict[str, Any]:
+    kept = ("id", "text", "answer", "kind", "domain", "source")
+    return {**{key: getattr(question, key) for key in kept}, "images": [asdict(image) for image in question.images]}
+
+
+def _changes(models: Mapping[str, Modes], main: str, questions: Mapping[str, Question]) -> list[dict[str, Any]]:
+    """Questions on which start and the main model differ: a few newly right, fewer newly wrong, spread over the domains."""
+    mode = _headline_mode(models, main)
+    if mode is None:
+        return []
+    before = {row.question: row for row in models["start"][mode]}
+    after = {row.question: row for row in models[main][mode]}
+    known = [q for q in sorted(before) if q in questions and before[q].outcome != after[q].outcome]
+    gained = _spread([q for q in known if after[q].outcome == "correct"], questions, GAINED)
+    lost = _spread([q for q in known if before[q].outcome == "correct"], questions, LOST)
+    return [
+        {"change": change, "question": _question(questions[q]), "before": _answer(before[q]), "after": _answer(after[q])}
+        for change, names in (("gained", gained), ("lost", lost))
+        for q in names
+    ]
+
+
+def _spread(names: Sequence[str], questions: Mapping[str, Question], count: int) -> list[str]:
+    """The first `count` names, taking one from each domain in turn."""
+    turn: dict[str, int] = defaultdict(int)
+    ranked: list[tuple[int, int, str]] = []
+    for name in names:
+        domain = questions[name].domain
+        ranked.append((turn[domain], len(ranked), name))
+        turn[domain] += 1
+    return [name for _, _, name in sorted(ranked)[:count]]
+
+
+def _answer(row: Prediction) -> dict[str, Any]:
+    return {"text": row.text, "outcome": row.outcome, "extracted": row.extracted, "reason": row.reason}
+
+
+# --- the rest ---------------------------------------------------------------------------------------------------------------
+
+
+def _curves(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Columns from logged rows; a metric that a row lacks is None there."""
+    names = dict.fromkeys(name for row in rows for name in row if name != "step")
+    steps = [row.get("step", number) for number, row in enumerate(rows, start=1)]
+    return {"steps": steps, "curves": {name: [row.get(name) for row in rows] for name in names}}
+
+
+def _skipped(skipped: Iterable[Skipped]) -> list[dict[str, Any]]:
+    """Rows of the source left out, those of one stage and reason together: how many, and the first places."""
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for row in skipped:
+        groups[row.stage, row.reason].append(row.where)
+    return [
+        {"stage": stage, "where": ", ".join(filter(None, places[:PLACES])), "reason": reason, "count": len(places), "unit": "rows"}
+        for (stage, reason), places in groups.items()
+    ]
+
+
+def _left_out(manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:
+    """What later stages left out: their counts named "dropped: reason"."""
+    return [
+        {"stage": stage, "where": "", "reason": drop_text(name), "count": number, "unit": drop_unit(name)}
+        for stage, manifest in manifests.items()
+        for key, number in manifest.counts.items()
+        if number and (name := key.removeprefix(DROPPED)) != key
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """JSON types only: tuples become lists, numbers that JSON cannot hold become null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value

@@ -1,0 +1,114 @@
+"""The page: report.json in, one self-contained HTML text out. No script, no network; everything from data and models is escaped.
+
+The template escapes by default, and the page's own policy forbids whatever is not in it: default-src 'none'.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from mixpo.report import sections, words
+from mixpo.report.difference import difference
+from mixpo.report.images import Picture, picture
+from mixpo.report.table import SUMMARY_COLUMNS, summary_rows
+from mixpo.types import IMAGE_MARK, ImageRef
+
+MAX_LISTED = 100
+"""Rows of the list of what was left out; report.json has all."""
+
+
+def render(report: dict[str, Any]) -> str:
+    """The page of a report made by `build`. Images of its examples are read from their files; a missing one is said, not raised."""
+    environment = Environment(
+        loader=PackageLoader("mixpo.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    for name in ("percent", "points", "p_value", "interval", "count", "duration", "model_name", "title_case"):
+        environment.filters[name] = getattr(words, name)
+    style = Markup(environment.loader.get_source(environment, "page.css")[0]) if environment.loader else Markup("")
+    return environment.get_template("page.html").render(report=report, style=style, words=words, **_context(report))
+
+
+def _context(report: dict[str, Any]) -> dict[str, Any]:
+    models, headline = report["models"], report["headline"]
+    return {
+        "columns": SUMMARY_COLUMNS,
+        "tables": {name: summary_rows(report, name) for name in report["sets"]},
+        "rows": summary_rows(report),
+        "accuracy_chart": sections.accuracy_chart(models),
+        "set_charts": {name: sections.accuracy_chart(found["models"]) for name, found in report["sets"].items()},
+        "domain_chart": sections.domain_chart(models, headline),
+        "domain_rows": _domain_rows(models, headline),
+        "gap_chart": sections.gap_chart(report["gaps"]),
+        "yes_no": [(name, mode, s["yes_no"]) for name, modes in models.items() for mode, s in modes.items() if "yes_no" in s],
+        "changes": [_change(change) for change in report["changes"]],
+        "pair_facts": sections.pair_facts(report["pairs"]),
+        "share_charts": sections.share_charts(report["pairs"]),
+        "histograms": sections.histograms(report["pairs"]),
+        "sampled_domain_chart": sections.sampled_domain_chart(report["pairs"]),
+        "drop_chart": sections.drop_chart(report["pairs"]),
+        "examples": [_example(example) for example in report["examples"]],
+        "training": {arm: (run, sections.training_charts(run)) for arm, run in report["training"].items()},
+        "time_chart": sections.time_chart(report["timings"]),
+        "counts": sections.shown_counts(report["counts"]),
+        "total_time": sum(report["timings"].values()),
+        "settings": list(_flat(report["settings"])),
+        "max_listed": MAX_LISTED,
+        "colour": sections.colour,
+    }
+
+
+def _domain_rows(models: dict[str, Any], headline: dict[str, Any] | None) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+    if headline is None:
+        return []
+    before, after = (models[headline[side]][headline["mode"]]["domains"] for side in ("a", "b"))
+    return [(name, before[name], after[name]) for name in after]
+
+
+# --- examples ------------------------------------------------------------------------------------------------------------
+
+
+def _example(example: dict[str, Any]) -> dict[str, Any]:
+    kept = example["origin"] == "dropout_ntp"
+    chosen, rejected = difference(example["chosen"]["text"], example["rejected"]["text"], kept=kept)
+    return {**example, **_shown(example["question"]), "chosen_pieces": chosen, "rejected_pieces": rejected}
+
+
+def _change(change: dict[str, Any]) -> dict[str, Any]:
+    before, after = difference(change["before"]["text"], change["after"]["text"])
+    return {**change, **_shown(change["question"]), "before_pieces": before, "after_pieces": after}
+
+
+def _shown(question: dict[str, Any]) -> dict[str, Any]:
+    pictures: list[Picture] = [picture(ImageRef(**image)) for image in question["images"]]
+    return {"pictures": pictures, "asked": asked(question["text"])}
+
+
+def asked(text: str) -> str:
+    """The question without the mark of a single leading image; further marks become readable."""
+    if text.count(IMAGE_MARK) == 1:
+        return text.replace(IMAGE_MARK, "").strip()
+    parts = text.split(IMAGE_MARK)
+    return parts[0] + "".join(f"[image {number}]{part}" for number, part in enumerate(parts[1:], start=1))
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> Any:
+    """(dotted key, text) for every setting."""
+    for key, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            for number, item in enumerate(value):
+                yield from _flat(item, f"{prefix}{key}[{number}].")
+        else:
+            yield f"{prefix}{key}", _text(value)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "(none)"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "(none)" if value in (None, "", {}) else f"{value:g}" if isinstance(value, float) else str(value)

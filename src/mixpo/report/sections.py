@@ -1,0 +1,239 @@
+"""The charts of the page, made from the report's data. Every function returns nothing to show (None or empty) for a part that is absent."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
+
+from mixpo.report.build import DROPPED
+from mixpo.report.charts import Lane, Mark, bars, curves, histogram, lanes, stack
+from mixpo.report.words import BALANCE, MODES, ORIGINS, OUTCOMES, count, duration, model_name, percent, points, title_case
+
+COLOURS = {"start": 0, "sft": 1, "dpo": 2, "mpo": 3}
+MAX_BARS = 24
+"""Families shown in the chart of sampled answers; report.json has all."""
+CURVES = (2, 5, 3, 4, 0, 1)
+"""Palette of the curves in one chart."""
+SHAPES = {"cot": "full", "direct": "hollow", "sampled": "diamond"}
+METRICS = (
+    ("Loss and its weighted parts", re.compile("^(loss$|weighted_)")),
+    ("Raw terms of the loss", re.compile("^(preference|quality|generation)$")),
+    ("Rewards", re.compile("^reward")),
+    ("Reward margin", re.compile("margin")),
+    ("Share of pairs ranked right", re.compile("accuracy")),
+    ("Quality shift δ", re.compile("^delta$")),
+    ("Log-probability of an answer", re.compile("^logp_")),
+    ("Gradient norm", re.compile("^grad_norm$")),
+    ("Learning rate", re.compile("^learning_rate$")),
+)
+"""Training metrics that share a chart, by the first pattern found in the name and in this order; others have a chart of their own."""
+UNDRAWN = {"epoch", "pairs", "tokens", "seconds", "pairs_per_second"}
+"""Metrics without a chart; report.json has them."""
+
+
+class Chart(NamedTuple):
+    """A drawing with its heading and one sentence of explanation."""
+
+    title: str
+    drawing: Markup
+    note: str = ""
+
+
+def colour(model: str, models: list[str]) -> int:
+    """The palette index of a model: fixed for the usual ones, by position for others."""
+    return COLOURS.get(model, 4 + models.index(model) % 2)
+
+
+# --- results -------------------------------------------------------------------------------------------------------------
+
+
+def accuracy_chart(models: dict[str, Any]) -> Markup | None:
+    """Every model with its modes, dot and interval."""
+    rows = []
+    for model, modes in models.items():
+        tips = {mode: f"{model_name(model)}, {MODES.get(mode, mode)}: {_tip(scores)}" for mode, scores in modes.items()}
+        shade = colour(model, list(models))
+        marks = [_mark(scores, tips[mode], SHAPES.get(mode, "full"), shade) for mode, scores in modes.items()]
+        rows.append(Lane(label=model_name(model), marks=marks))
+    return lanes(rows, "Accuracy of each model with its 95 % interval; the table below has the numbers") if rows else None
+
+
+def domain_chart(models: dict[str, Any], headline: dict[str, Any] | None) -> Markup | None:
+    """Start against the main model in each family of questions, largest gain first."""
+    if headline is None:
+        return None
+    sides = [(name, models[name][headline["mode"]]["domains"]) for name in (headline["a"], headline["b"])]
+    before, after = sides[0][1], sides[1][1]
+    order = sorted(after, key=lambda name: before[name]["accuracy"] - after[name]["accuracy"])
+    rows = [
+        Lane(
+            label=name,
+            note=f"{points(after[name]['accuracy'] - before[name]['accuracy'])}, n = {count(after[name]['n'])}",
+            marks=[
+                _mark(domains[name], f"{model_name(model)}, {name}: {_tip(domains[name])}", "full", colour(model, list(models)))
+                for model, domains in sides
+            ],
+        )
+        for name in order
+    ]
+    return lanes(rows, "Accuracy in each family of questions before and after; see the table of families") if rows else None
+
+
+def gap_chart(gaps: list[dict[str, Any]]) -> Markup | None:
+    """What chain of thought adds to direct answers, for each model."""
+    names = [gap["model"] for gap in gaps]
+    rows = [
+        Lane(
+            label=model_name(gap["model"]),
+            marks=[
+                Mark(
+                    value=gap["difference"],
+                    low=gap["low"],
+                    high=gap["high"],
+                    text=points(gap["difference"]),
+                    tip=f"{model_name(gap['model'])}: {points(gap['difference'])} points ({points(gap['low'])} to {points(gap['high'])})",
+                    colour=colour(gap["model"], names),
+                )
+            ],
+        )
+        for gap in gaps
+    ]
+    return lanes(rows, "Accuracy with chain of thought minus accuracy of direct answers, in points", percent_points=True) if rows else None
+
+
+def _mark(scores: dict[str, Any], tip: str, shape: str, shade: int) -> Mark:
+    value, low, high = scores["accuracy"], scores["low"], scores["high"]
+    return Mark(value=value, low=low, high=high, text=percent(value), tip=tip, shape=shape, colour=shade)
+
+
+def _tip(scores: dict[str, Any]) -> str:
+    text = f"{percent(scores['accuracy'])}, 95 % interval {scores['low'] * 100:.1f} to {scores['high'] * 100:.1f}"
+    return f"{text} ({count(scores['correct'])} of {count(scores['n'])})" if "correct" in scores else text
+
+
+# --- pairs ---------------------------------------------------------------------------------------------------------------
+
+
+def share_charts(pairs: dict[str, Any]) -> list[Chart]:
+    """Bars cut into shares: origins of the pairs, verdicts of the answers, balance of the questions."""
+    blind = "In a DropoutNTP pair the rejected side was finished without seeing the image."
+    parts = (
+        ("Where the pairs come from", pairs.get("origins") or {}, ORIGINS, (2, 0, 4), blind),
+        (
+            "What the sampled answers were",
+            pairs.get("verdicts") or {},
+            OUTCOMES,
+            (3, 5, 1, 0),
+            "Undecided answers never become rejected ones.",
+        ),
+        (
+            "How hard the questions were",
+            pairs,
+            BALANCE,
+            (3, 2, 5, 0),
+            "Only questions with some right and some wrong give pairs by correctness.",
+        ),
+    )
+    return [
+        Chart(title, stack([(names[key], counts.get(key, 0), c) for key, c in zip(names, colours, strict=True)], title), note)
+        for title, counts, names, colours, note in parts
+        if any(counts.get(key) for key in names)
+    ]
+
+
+def histograms(pairs: dict[str, Any]) -> list[Chart]:
+    """Lengths of both sides, their ratio, and how much of a pair is common."""
+    lengths, ratio, shared = ((pairs.get(key) or {}) for key in ("lengths", "length_ratio", "shared_prefix"))
+    sides = {side: lengths.get(side) for side in ("chosen", "rejected")}
+    uneven = "A gap between the two would teach the model to write longer or shorter, not better."
+    wanted = (
+        ("Length of both sides", lengths, sides, "tokens", 2, uneven),
+        (
+            "Length ratio",
+            ratio,
+            {"pairs": ratio.get("counts")},
+            "chosen tokens / rejected tokens",
+            4,
+            "Centred on 1, length gives nothing away.",
+        ),
+        ("Common beginning", shared, {"pairs": shared.get("counts")}, "share of the shorter side", 1, "How late the two sides part."),
+    )
+    return [
+        Chart(title, histogram(bins["edges"], found, unit, title, colour), note)
+        for title, bins, given, unit, colour, note in wanted
+        if (found := {name: counts for name, counts in given.items() if counts and any(counts)})
+    ]
+
+
+def sampled_domain_chart(pairs: dict[str, Any]) -> Markup | None:
+    """How often the sampled answers were right, by family."""
+    found = {name or "(none)": d["accuracy"] for name, d in (pairs.get("domains") or {}).items() if d.get("accuracy") is not None}
+    ranked = sorted(found.items(), key=lambda item: -item[1])[:MAX_BARS]
+    return (
+        bars([(name, share, percent(share)) for name, share in ranked], "Accuracy of sampled answers by family", colour=3)
+        if ranked
+        else None
+    )
+
+
+def drop_chart(pairs: dict[str, Any]) -> Markup | None:
+    """Candidates left out, by reason."""
+    drops = {reason: number for reason, number in (pairs.get("drops") or {}).items() if number}
+    ranked = sorted(drops.items(), key=lambda item: -item[1])
+    return (
+        bars([(reason, number, count(number)) for reason, number in ranked], "Candidates left out, by reason", colour=5) if ranked else None
+    )
+
+
+def pair_facts(pairs: dict[str, Any]) -> list[tuple[str, str]]:
+    """Single figures of the pairs and the answers they were made from: (value, what it is)."""
+    answers, rejected = ((pairs.get(key) or {}) for key in ("answers", "rejected"))
+    facts = [
+        (pairs.get("pairs"), count, "pairs"),
+        (pairs.get("with_pairs"), count, f"of {count(pairs.get('questions') or 0)} questions gave pairs"),
+        (pairs.get("pairs_per_question"), lambda v: f"{v:.1f}", "pairs for each of them"),
+        (rejected.get("longer_share"), percent, "of pairs have the longer side rejected"),
+        (answers.get("duplicate_share"), percent, "of answers repeat another one"),
+        (answers.get("length_share"), percent, "of answers hit the length limit"),
+    ]
+    return [(write(value), what) for value, write, what in facts if value is not None]
+
+
+# --- training and time -----------------------------------------------------------------------------------------------------
+
+
+def training_charts(run: dict[str, Any]) -> list[Chart]:
+    """The curves of one trained model, related metrics in one chart. Terms that an objective does not have (always 0) are left out."""
+    groups: dict[str, dict[str, Any]] = {}
+    for name, values in run["curves"].items():
+        if name in UNDRAWN or not any(values):
+            continue
+        title = next((title for title, pattern in METRICS if pattern.search(name)), title_case(name))
+        groups.setdefault(title, {})[name.replace("_", " ")] = values
+    order = [title for title, _ in METRICS]
+    ranked = sorted(groups.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
+    return [
+        Chart(title, curves(run["steps"], series, f"{title} by step", [CURVES[n % len(CURVES)] for n in range(len(series))]))
+        for title, series in ranked
+        if run["steps"]
+    ]
+
+
+def time_chart(timings: dict[str, float]) -> Markup | None:
+    """Seconds of each stage as bars; the many parts of stages outside the rounds ("evaluate/set/model/mode") are added up."""
+    sums: dict[str, float] = {}
+    for name, seconds in timings.items():
+        stage = name if name.startswith("round-") else name.partition("/")[0]
+        sums[stage] = sums.get(stage, 0.0) + seconds
+    return bars([(name, seconds, duration(seconds)) for name, seconds in sums.items()], "Time of each stage") if sums else None
+
+
+def shown_counts(counts: dict[str, dict[str, int]]) -> dict[str, list[tuple[str, str]]]:
+    """What each stage made, as text; evaluations are in the results, and what was left out has a table of its own."""
+    return {
+        stage: [(name.replace("_", " "), count(value)) for name, value in found.items() if not name.startswith(DROPPED)]
+        for stage, found in counts.items()
+        if found and not stage.startswith("evaluate/")
+    }

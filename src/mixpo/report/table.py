@@ -1,0 +1,48 @@
+"""The result table of a report as text cells, for the page and for the terminal alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mixpo.report.words import MODES, count, interval, model_name, p_value, percent, points
+
+SUMMARY_COLUMNS = (
+    "model",
+    "answers",
+    "accuracy",
+    "95 % interval",
+    "against start",
+    "p",
+    "no clear answer",
+    "undecided",
+    "cut",
+    "tokens",
+    "questions",
+)
+"""Headings of `summary_rows`. `against start` is in points."""
+
+
+def summary_rows(report: dict[str, Any], name: str | None = None) -> list[tuple[str, ...]]:
+    """One row of text cells for each model and mode, under SUMMARY_COLUMNS; `name` picks another evaluation set than the main one."""
+    chosen = report if name is None else report["sets"][name]
+    against = {(c["b"], c["mode"]): c for c in chosen["comparisons"] if c["a"] == "start"}
+    rows = []
+    for model, modes in chosen["models"].items():
+        for mode, scores in modes.items():
+            rows.append(_row(model, mode, scores, against.get((model, mode))))
+    return rows
+
+
+def _row(model: str, mode: str, scores: dict[str, Any], against: dict[str, Any] | None) -> tuple[str, ...]:
+    shares = [count(scores[key]) if key in scores else "" for key in ("malformed", "undecided", "cut")]
+    return (
+        model_name(model),
+        MODES.get(mode, mode),
+        percent(scores["accuracy"]),
+        interval(scores),
+        points(against["difference"]) if against else "",
+        p_value(against["p"]).removeprefix("p ").removeprefix("= ") if against else "",
+        *shares,
+        f"{scores['mean_tokens']:.1f}",
+        count(scores["n"]),
+    )

@@ -1,0 +1,73 @@
+"""How numbers and names are written for people, on the page and in the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mixpo.pairs.provenance import REASONS
+
+NAMES = {"start": "Start", "sft": "SFT", "dpo": "DPO", "mpo": "MPO"}
+MODES = {"cot": "chain of thought", "direct": "direct", "sampled": "sampled mean"}
+ORIGINS = {"correctness": "correct against wrong", "format": "correct against no clear answer", "dropout_ntp": "DropoutNTP"}
+BALANCE = {"all_right": "all right", "mixed": "some right, some wrong", "all_wrong": "all wrong", "all_undecided": "all undecided"}
+OUTCOMES = {"correct": "correct", "wrong": "wrong", "malformed": "no clear answer", "undecided": "undecided"}
+
+
+def model_name(name: str) -> str:
+    """SFT for "sft", others as they are."""
+    return NAMES.get(name, name)
+
+
+def percent(share: float) -> str:
+    """0.6123 -> 61.2 %"""
+    return f"{share * 100:.1f}\u00a0%"
+
+
+def points(difference: float) -> str:
+    """0.137 -> +13.7; a real minus sign for losses, no sign for a rounded zero."""
+    text = f"{difference * 100:+.1f}"
+    return text[1:] if text[1:] == "0.0" else text.replace("-", "−")
+
+
+def p_value(p: float) -> str:
+    """p = 0.031, or p < 0.001"""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def interval(scores: dict[str, Any]) -> str:
+    """The 95 % interval of an accuracy: 58.2 to 64.1 %"""
+    return f"{scores['low'] * 100:.1f} to {percent(scores['high'])}"
+
+
+def count(value: float) -> str:
+    """12345 -> 12,345"""
+    return f"{value:,.0f}"
+
+
+def duration(seconds: float) -> str:
+    """75.2 -> 1 min 15 s"""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def title_case(name: str) -> str:
+    """length_ratio -> Length ratio"""
+    text = name.replace("_", " ").replace("/", " / ")
+    return text[:1].upper() + text[1:]
+
+
+def drop_text(name: str) -> str:
+    """The sentence for a reason that is counted by name; other reasons are sentences already."""
+    return REASONS[name].text if name in REASONS else name
+
+
+def drop_unit(name: str) -> str:
+    """What a reason counts: questions, answers or pairs; rows where it does not say."""
+    return REASONS[name].unit if name in REASONS else "rows"

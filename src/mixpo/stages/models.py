@@ -1,0 +1,61 @@
+"""Which model a stage uses, and the one that is in memory. Models are loaded when first asked for and given back between stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mixpo.recipe import ModelTable
+from mixpo.vlm.folder import digests, find
+
+if TYPE_CHECKING:
+    from mixpo.vlm.load import Vlm
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRef:
+    """A model by name.
+
+    identity: what decides its weights. folder: where a trained one lies, None for the recipe's model; job: what trains it.
+    """
+
+    name: str
+    identity: str
+    folder: Path | None = None
+    job: str = ""
+
+
+class Models:
+    """Loads the models of one command, one at a time."""
+
+    def __init__(self, table: ModelTable, base: Path) -> None:
+        self.table = table
+        self.base = base
+        self._held: tuple[ModelRef, Vlm] | None = None
+        self._start: ModelRef | None = None
+
+    def start(self) -> ModelRef:
+        """The recipe's model. Its identity is a digest of its files. Raises ModelError when it is not there or incomplete."""
+        if self._start is None:
+            found = digests(find(self.table, self.base))
+            self._start = ModelRef(name="start", identity=f"{found.weights}-{found.template}")
+        return self._start
+
+    def load(self, ref: ModelRef) -> Vlm:
+        """The model itself; the one that was held before is let go."""
+        if self._held is not None and self._held[0] == ref:
+            return self._held[1]
+        self._held = (ref, self.fresh(ref))
+        return self._held[1]
+
+    def fresh(self, ref: ModelRef) -> Vlm:
+        """A copy of its own for who changes the weights; nothing else stays in memory."""
+        from mixpo.vlm.load import load
+
+        self.release()
+        return load(self.table, self.base, ref.folder)
+
+    def release(self) -> None:
+        """Let go of the model in memory."""
+        self._held = None

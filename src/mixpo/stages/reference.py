@@ -1,0 +1,88 @@
+"""Log-probs of every response in a pair under the model that the round starts from. Computed once, whatever is trained on them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from mixpo.errors import TrainError
+from mixpo.records import Scored
+from mixpo.run import Manifest
+from mixpo.stages import prompting
+from mixpo.stages.base import Context, Job, Make, Plan, title
+from mixpo.stages.models import ModelRef
+from mixpo.stages.source import Index
+
+if TYPE_CHECKING:
+    from mixpo.train.reference import Reference
+
+
+def reference_job(context: Context, plan: Plan, index: Index, number: int, model: ModelRef) -> Job:
+    """Round `number`: the pairs as token ids with their log-probs under `model`."""
+    recipe, upstream = context.recipe, f"round-{number}/pair"
+
+    @contextmanager
+    def session(numbers: Sequence[int]) -> Iterator[Make]:
+        with ExitStack() as stack:
+            opened: list[Reference] = []
+
+            def reference() -> Reference:
+                if not opened:
+                    from mixpo.train.reference import open_reference
+
+                    opened.append(stack.enter_context(open_reference(context.models.load(model), recipe.image, recipe.train)))
+                return opened[0]
+
+            def make(shard: int) -> Iterator[Scored]:
+                questions, paired = plan.rows("source", shard), plan.rows(upstream, shard)
+                if not any(row.pairs for row in paired):
+                    return (Scored(question=question.id) for question in questions)
+                prompts = [prompting.prompt_for(recipe.prompt, question).render(question.text) for question in questions]
+                return reference().records([*zip(questions, prompts, (row.pairs for row in paired), strict=True)])
+
+            yield make
+            if opened and opened[0].note:
+                context.progress.say(opened[0].note)
+
+    return Job(
+        kind="reference",
+        name=f"round-{number}/reference",
+        title=title(context, number, "reference"),
+        row=Scored,
+        settings={
+            "model": model.identity,
+            "dtype": recipe.model.dtype,
+            "image": recipe.image.model_dump(),
+            "prompt": prompting.settings(recipe.prompt),
+            "max_length": recipe.train.max_length,
+        },
+        inputs=plan.shards(upstream),
+        sizes=index.sizes,
+        needs=("source", upstream, *filter(None, [model.job])),
+        session=session,
+        count=count_scored,
+        check=lambda manifest: check_scored(manifest, recipe.train.max_length),
+    )
+
+
+def count_scored(rows: Sequence[Scored]) -> Mapping[str, int]:
+    """Questions that can be trained on, pairs, unique responses and their tokens, and what was dropped by reason."""
+    counts: Counter[str] = Counter(questions=sum(bool(row.chosen) for row in rows), pairs=0, responses=0, tokens=0)
+    for row in rows:
+        counts.update(pairs=len(row.chosen), responses=len(row.responses), tokens=sum(map(len, row.responses)))
+        for drop in row.dropped:
+            counts[f"dropped: {drop.reason}"] += drop.count
+    return counts
+
+
+def check_scored(manifest: Manifest, max_length: int) -> None:
+    """Raise TrainError when no pair can be trained on."""
+    if manifest.counts.get("pairs"):
+        return
+    dropped = [f"{count} {name.removeprefix('dropped: ')}" for name, count in manifest.counts.items() if name.startswith("dropped: ")]
+    raise TrainError(
+        f"{manifest.stage}: no pair can be trained on ({', '.join(dropped) or 'there are none'}); "
+        f"train.max_length is {max_length}, raise it if pairs are too long"
+    )

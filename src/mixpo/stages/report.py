@@ -1,0 +1,159 @@
+"""The report: gathers what the finished stages made and writes RUN/report.json and RUN/report.html. Unfinished ones are left out."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mixpo.pairs.statistics import Statistics
+from mixpo.records import Prediction, Sampled, write_text
+from mixpo.report import ReportData, build, render
+from mixpo.run import Manifest, now, versions
+from mixpo.stages.base import Context, Job, Make, Plan, Planned
+from mixpo.stages.source import load_skipped
+from mixpo.stages.train import curves
+from mixpo.types import Pair, Question, Skipped, content_id
+
+PAGE, DATA = "report.html", "report.json"
+"""Names of the two files in the run directory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """A file of the report and its size."""
+
+    path: str
+    bytes: int
+
+
+def report_job(context: Context, plan: Plan) -> Job:
+    """One shard: the two files. Its key holds which stages were finished, so it is stale as soon as another one is."""
+    root = context.run.root
+    others = [planned for planned in plan.planned.values() if planned.job.kind != "report"]
+    finished = [[planned.job.name, *planned.names()] for planned in others if planned.finished()]
+
+    @contextmanager
+    def session(numbers: Sequence[int]) -> Iterator[Make]:
+        def make(shard: int) -> Iterator[Written]:
+            data = build(gather(context, plan, [planned for planned in others if planned.finished()]))
+            write_text(root / DATA, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+            write_text(root / PAGE, render(data))
+            return (Written(path=name, bytes=(root / name).stat().st_size) for name in (DATA, PAGE))
+
+        yield make
+
+    return Job(
+        kind="report",
+        name="report",
+        title="report",
+        row=Written,
+        settings={"report": context.recipe.report.model_dump(), "recipe": content_id(context.recipe.model_dump(mode="json"))},
+        inputs=(content_id(finished),),
+        sizes=(2,),
+        unit="files",
+        session=session,
+        artifact=lambda shard: root / PAGE,
+    )
+
+
+def gather(context: Context, plan: Plan, finished: list[Planned]) -> ReportData:
+    """Everything that the report is made of."""
+    recipe, stages = context.recipe, {planned.job.name: planned for planned in finished}
+    sources = ["source", *(f"evaluate/{s.name}/source" for s in recipe.evaluate.sets)]
+    return ReportData(
+        title=recipe.report.title,
+        created=now(),
+        seed=recipe.seed,
+        recipe=recipe.model_dump(mode="json"),
+        versions=versions(),
+        predictions=_predictions(plan, finished),
+        questions=_questions(context, plan),
+        main=recipe.train.objective,
+        manifests=dict(_manifests(context, sources, finished)),
+        statistics=_statistics(plan, stages),
+        training={name.removeprefix("round-1/train/"): curves(plan, name) for name in stages if "/train/" in name},
+        examples=_examples(context, plan, stages),
+        skipped=list(_skipped(context, plan, sources, stages)),
+    )
+
+
+def _predictions(plan: Plan, finished: list[Planned]) -> dict[tuple[str, str, str], list[Prediction]]:
+    found = {}
+    for planned in finished:
+        if planned.job.kind == "evaluate":
+            _, name, model, mode = planned.job.name.split("/")
+            found[name, model, mode] = _rows(plan, planned.job.name)
+    return found
+
+
+def _rows(plan: Plan, name: str) -> list[Any]:
+    return [row for number in range(len(plan.shards(name))) for row in plan.rows(name, number)]
+
+
+def _questions(context: Context, plan: Plan) -> dict[str, Question]:
+    names = [f"evaluate/{s.name}/source" for s in context.recipe.evaluate.sets]
+    return {question.id: question for name in names for question in _rows(plan, name)}
+
+
+def _manifests(context: Context, sources: list[str], finished: list[Planned]) -> Iterator[tuple[str, Manifest]]:
+    for name in sources:
+        manifest = context.run.stage(name).manifest
+        if manifest is not None:
+            yield name, manifest
+    for planned in finished:
+        manifest = planned.stage.manifest
+        if manifest is not None:
+            yield planned.job.name, manifest
+
+
+def _statistics(plan: Plan, stages: dict[str, Planned]) -> dict[str, Any]:
+    """Figures of the first round's pairs, which every objective was trained on."""
+    names = ("source", "round-1/sample", "round-1/verify", "round-1/pair", "round-1/continue")
+    if not all(name in stages for name in names[1:]):
+        return {}
+    statistics = Statistics()
+    for number in range(len(plan.shards("source"))):
+        for question, sampled, judged, paired, continued in zip(*(plan.rows(name, number) for name in names), strict=True):
+            statistics.add(question, sampled, judged, paired, continued)
+    return statistics.as_dict()
+
+
+def _examples(context: Context, plan: Plan, stages: dict[str, Planned]) -> list[tuple[Question, Pair]]:
+    """Pairs to show, from questions drawn at random but always the same ones; origins take turns, one pair a question."""
+    wanted = context.recipe.report.examples
+    if "round-1/pair" not in stages or not wanted:
+        return []
+    by_origin: dict[str, list[tuple[Question, Pair]]] = {}
+    numbers = list(range(len(plan.shards("source"))))
+    random.Random(f"{context.recipe.seed}/examples").shuffle(numbers)
+    for number in numbers:
+        for question, paired in zip(plan.rows("source", number), plan.rows("round-1/pair", number), strict=True):
+            if paired.pairs:
+                pair = min(paired.pairs, key=lambda p: content_id(context.recipe.seed, p.id))
+                by_origin.setdefault(pair.origin, []).append((question, pair))
+        if sum(map(len, by_origin.values())) >= 4 * wanted:
+            break
+    queues = [by_origin[origin] for origin in sorted(by_origin)]
+    turns = [queue[turn] for turn in range(wanted) for queue in queues if turn < len(queue)]
+    return turns[:wanted]
+
+
+def _skipped(context: Context, plan: Plan, sources: list[str], stages: dict[str, Planned]) -> Iterator[Skipped]:
+    """Rows left out by sources, and questions that failed in sampling."""
+    for name in sources:
+        yield from load_skipped(context.run.stage(name))
+    for name, planned in stages.items():
+        manifest = planned.stage.manifest
+        if planned.job.row is Sampled and manifest is not None and manifest.counts.get("failed"):
+            yield from (Skipped(where=row.question, reason=row.error, stage=name) for row in _rows(plan, name) if row.error)
+
+
+def load_report(root: Path) -> dict[str, Any] | None:
+    """The report of a run as data, or None while there is none."""
+    path = root / DATA
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None

@@ -1,0 +1,234 @@
+"""Answers from the model to every question, and for open questions the continuations without the image (DropoutNTP).
+
+The two are separate jobs, so that another cut of the continuations samples nothing anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from mixpo.engines import create
+from mixpo.engines.base import Engine, Request, SamplingParams
+from mixpo.errors import EngineError, RecipeError
+from mixpo.pairs.dropout_ntp import continuation_request
+from mixpo.recipe import Recipe, SampleTable
+from mixpo.records import Sampled
+from mixpo.run import Manifest
+from mixpo.stages import prompting
+from mixpo.stages.base import Context, Job, Make, Plan, title
+from mixpo.stages.models import ModelRef
+from mixpo.stages.source import Index
+from mixpo.types import Question, content_id
+
+
+def seed_of(seed: int, *what: object) -> int:
+    """A 63-bit seed that depends on the run's seed and on what it decides, and on nothing else."""
+    return int(content_id(seed, *what), 16) >> 1
+
+
+def params(table: SampleTable) -> SamplingParams:
+    """How answers are sampled."""
+    return SamplingParams(
+        temperature=table.temperature, max_new_tokens=table.max_new_tokens, top_k=table.top_k, top_p=table.top_p
+    )  # fmt: skip
+
+
+def sampling_settings(context: Context, model: ModelRef) -> dict[str, Any]:
+    """What decides an answer besides the prompt: engine, model, precision and pixels. Batch size changes nothing."""
+    recipe = context.recipe
+    return {
+        "engine": recipe.sample.engine,
+        "script": script_digest(recipe, context.base),
+        "model": model.identity,
+        "dtype": recipe.model.dtype,
+        "image": recipe.image.model_dump(),
+        "seed": recipe.seed,
+    }
+
+
+def script_digest(recipe: Recipe, base: Path) -> str:
+    """A digest of the scripted engine's file; "" for other engines. Raises RecipeError when it is not there."""
+    table = recipe.sample
+    if table.engine != "scripted" or table.script is None:
+        return ""
+    path = base / table.script
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise RecipeError(f"sample.script: {path} cannot be read ({error.strerror}); the path is relative to the recipe") from None
+
+
+class Asked:
+    """Answers to the requests of many shards, taken shard by shard; batches are filled across shards.
+
+    The engine (and with it the model) is loaded when the first request comes: a stage with nothing to ask loads nothing.
+    """
+
+    def __init__(
+        self,
+        open_engine: Callable[[], Engine],
+        how: SamplingParams,
+        requests_of: Callable[[int], Sequence[Request]],
+        numbers: Sequence[int],
+        batch_size: int,
+    ) -> None:
+        self._open_engine, self._how, self._requests_of, self._batch_size = open_engine, how, requests_of, batch_size
+        self._waiting = deque(numbers)
+        self._counts: dict[int, int] = {}
+        self._stream: Iterator[Sampled] = iter(())
+        self._engine: Engine | None = None
+
+    def take(self, number: int) -> Iterator[Sampled]:
+        """The answers of one shard; shards are taken in the order of `numbers`, each to its end."""
+        if number not in self._counts:
+            self._ask()
+        return islice(self._stream, self._counts[number])
+
+    def close(self) -> None:
+        """Close the engine if there is one."""
+        if self._engine is not None:
+            self._engine.close()
+
+    def _ask(self) -> None:
+        requests: list[Request] = []
+        while self._waiting and len(requests) < self._batch_size:
+            number = self._waiting.popleft()
+            of_shard = self._requests_of(number)
+            self._counts[number] = len(of_shard)
+            requests += of_shard
+        if requests and self._engine is None:
+            self._engine = self._open_engine()
+        self._stream = self._engine.sample(requests, self._how) if requests and self._engine is not None else iter(())
+
+
+def open_engine(context: Context, model: ModelRef, batch_size: int) -> Engine:
+    """The recipe's engine on a model."""
+    table = context.recipe.sample
+    script = context.base / table.script if table.script is not None else None
+    return create(table.engine, vlm=context.models.load(model), image=context.recipe.image, batch_size=batch_size, script=script)
+
+
+def sample_job(context: Context, plan: Plan, index: Index, number: int, model: ModelRef) -> Job:
+    """Round `number`: n answers to each question."""
+    recipe, table = context.recipe, context.recipe.sample
+    by_domain = recipe.prompt.by_domain
+    shards = plan.shards("source")
+
+    def requests_of(shard: int) -> list[Request]:
+        return [request(context, question, number) for question in plan.rows("source", shard)]
+
+    @contextmanager
+    def session(numbers: Sequence[int]) -> Iterator[Make]:
+        opener = partial(open_engine, context, model, table.batch_size)
+        with closing(Asked(opener, params(table), requests_of, numbers, table.batch_size)) as asked:
+            yield asked.take
+
+    return Job(
+        kind="sample",
+        name=f"round-{number}/sample",
+        title=title(context, number, "sample"),
+        row=Sampled,
+        settings={
+            **sampling_settings(context, model),
+            "round": number,
+            "prompt": prompting.settings(recipe.prompt),
+            "sample": table.model_dump(include={"n", "temperature", "top_k", "top_p", "max_new_tokens"}),
+        },
+        # A domain matters to sampling only where domains have prompts of their own.
+        inputs=tuple(f"{shard} {domain}" for shard, domain in zip(shards, index.domains, strict=True)) if by_domain else shards,
+        sizes=index.sizes,
+        needs=("source", *filter(None, [model.job])),
+        session=session,
+        count=count_sampled,
+        check=lambda manifest: check_errors(context, manifest),
+    )
+
+
+def request(context: Context, question: Question, number: int) -> Request:
+    """What is asked of the engine for one question in one round."""
+    recipe = context.recipe
+    return Request(
+        key=question.id,
+        prompt=prompting.prompt_for(recipe.prompt, question).render(question.text),
+        images=question.images,
+        seeds=tuple(seed_of(recipe.seed, "sample", number, question.id, sample) for sample in range(recipe.sample.n)),
+        indices=tuple(range(recipe.sample.n)),
+    )
+
+
+def continue_job(context: Context, plan: Plan, index: Index, number: int, model: ModelRef) -> Job:
+    """Round `number`: open questions' answers cut short and finished without the image."""
+    recipe, table = context.recipe, context.recipe.pairs
+    upstream = f"round-{number}/sample"
+
+    def requests_of(shard: int) -> list[Request]:
+        rows = zip(plan.rows("source", shard), plan.rows(upstream, shard), strict=True)
+        wanted = (_continuation(context, question, sampled, number, model) for question, sampled in rows)
+        return [request for request in wanted if request is not None]
+
+    @contextmanager
+    def session(numbers: Sequence[int]) -> Iterator[Make]:
+        size = recipe.sample.batch_size
+        with closing(Asked(partial(open_engine, context, model, size), params(recipe.sample), requests_of, numbers, size)) as asked:
+
+            def make(shard: int) -> Iterator[Sampled]:
+                written = {answer.question: answer for answer in asked.take(shard)}
+                return (written.get(question.id, Sampled(question=question.id)) for question in plan.rows("source", shard))
+
+            yield make
+
+    return Job(
+        kind="continue",
+        name=f"round-{number}/continue",
+        title=title(context, number, "continue"),
+        row=Sampled,
+        settings=table.model_dump(include={"dropout_ntp", "dropout_ratio", "max_dropout_per_question"}),
+        inputs=plan.shards(upstream),
+        sizes=index.sizes,
+        needs=("source", upstream, *filter(None, [model.job])),
+        session=session,
+        count=count_sampled,
+        check=lambda manifest: check_errors(context, manifest),
+    )
+
+
+def _continuation(context: Context, question: Question, answers: Sampled, number: int, model: ModelRef) -> Request | None:
+    if question.answer is not None or not answers.responses or not context.recipe.pairs.dropout_ntp:
+        return None
+    from mixpo.vlm.cut import cut
+    from mixpo.vlm.prompt import without_images
+
+    recipe, vlm = context.recipe, context.models.load(model)
+    prompt = without_images(prompting.prompt_for(recipe.prompt, question).render(question.text))
+    seed = seed_of(recipe.seed, "continue", number)
+    return continuation_request(question, answers.responses, prompt, recipe.pairs, seed, lambda ids, ratio: cut(vlm, ids, ratio))
+
+
+def count_sampled(rows: Sequence[Sampled]) -> Mapping[str, int]:
+    """Answers, tokens, how answers ended, and failed questions."""
+    counts: Counter[str] = Counter(questions=len(rows), failed=sum(bool(row.error) for row in rows))
+    for row in rows:
+        for response in row.responses:
+            counts.update(answers=1, tokens=len(response.token_ids) - response.prefix_len)
+            counts[f"ended: {response.finish}"] += 1
+    return counts
+
+
+def check_errors(context: Context, manifest: Manifest) -> None:
+    """Raise EngineError when more questions failed than the recipe allows, naming the first reasons."""
+    failed, total = manifest.counts.get("failed", 0), manifest.counts.get("questions", 0)
+    if not failed or failed <= context.recipe.max_error_rate * total:
+        return
+    rows = context.run.stage(manifest.stage).read_all(Sampled)
+    reasons = [f"{row.question}: {row.error}" for row in rows if row.error][:3]
+    raise EngineError(
+        f"{manifest.stage}: {failed} of {total} questions failed, more than max_error_rate = {context.recipe.max_error_rate:g} allows "
+        f"({'; '.join(reasons)}); the others are kept; correct the cause and run again with --force {manifest.stage.split('/')[1]}"
+    )

@@ -1,0 +1,214 @@
+"""Questions in. Reads a source block by block; a shard is named by the content of its questions, so that the same rows found
+again cost nothing downstream and changed bytes of one image touch one shard only."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from mixpo.errors import RunError, SourceError
+from mixpo.images import probe
+from mixpo.recipe import ImageTable, Source
+from mixpo.records import write_text
+from mixpo.run import Manifest, Stage, changed_settings, now, versions
+from mixpo.sources import found
+from mixpo.stages.base import Context
+from mixpo.types import ImageRef, Question, Skipped, content_id
+
+FIXED = ("digits", "easy_vqa")
+"""Kinds whose questions follow from their settings alone: once read, they need no second look."""
+
+SHOWN = 3
+"""Reasons named when rows are left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Index:
+    """What later stages must know of the questions to plan, shard by shard.
+
+    open: questions without an answer. kinds / domains: digests of the answer kinds and domains, which the shard's name leaves out
+    because they do not change what is sampled.
+    """
+
+    shards: tuple[str, ...]
+    sizes: tuple[int, ...]
+    open: tuple[int, ...]
+    kinds: tuple[str, ...]
+    domains: tuple[str, ...]
+
+    @property
+    def questions(self) -> int:
+        """How many questions there are."""
+        return sum(self.sizes)
+
+
+def refresh(context: Context, name: str, table: Source) -> Index:
+    """Read a source into RUN/<name>, writing only what is new. Raises SourceError when no row is usable."""
+    stage, settings = context.run.stage(name), _settings(context, table)
+    last = stage.manifest
+    if table.kind in FIXED and last is not None and last.finished and last.settings == settings:
+        index = load_index(stage)
+        if index is not None and all(stage.path(shard).exists() for shard in index.shards):
+            return index
+    if last is not None and last.finished and (changes := changed_settings(last.settings, settings)):
+        context.progress.say(f"{name}: stale, read again ({'; '.join(changes)})")
+    skipped: list[Skipped] = []
+    counts: Counter[str] = Counter()
+    begun = time.monotonic()
+    index = _write(context, stage, table, skipped, counts)
+    if not index.shards:
+        raise SourceError(_nothing(name, skipped))
+    _tell(context, stage, last, index, skipped)
+    _save(context, stage, index, skipped)
+    stage.save_manifest(
+        Manifest(
+            stage=name, settings=settings, inputs=[], shards=list(index.shards), finished=True, counts=dict(counts),
+            seconds=time.monotonic() - begun, started=now(), versions=versions(),
+        )
+    )  # fmt: skip
+    return index
+
+
+def load_index(stage: Stage) -> Index | None:
+    """The index of the last time the source was read, or None."""
+    try:
+        data = json.loads((stage.folder / "index.json").read_text(encoding="utf-8"))
+        return Index(**{name: tuple(values) for name, values in data.items()})
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise RunError(f"{stage.folder / 'index.json'}: not an index of this version ({error}); delete it and run again") from None
+
+
+def load_skipped(stage: Stage) -> list[Skipped]:
+    """The rows that were left out, and why."""
+    path = stage.folder / "skipped.jsonl"
+    if not path.exists():
+        return []
+    return [Skipped(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def index_of(blocks: Iterable[Sequence[Question]]) -> Index:
+    """The index of questions in blocks; memory does not grow with the blocks' content."""
+    parts = [_part(number, block) for number, block in enumerate(blocks)]
+    return Index(**{name: tuple(part[column] for part in parts) for column, name in enumerate(Index.__dataclass_fields__)})
+
+
+def _part(number: int, block: Sequence[Question]) -> tuple[Any, ...]:
+    """One entry of each field of Index."""
+    return (
+        f"{number:05d}-{content_id([question.id for question in block])}",
+        len(block),
+        sum(question.answer is None for question in block),
+        content_id([question.kind for question in block]),
+        content_id([question.domain for question in block]),
+    )
+
+
+def blocks_of(context: Context, table: Source, skipped: list[Skipped]) -> Iterator[list[Question]]:
+    """The usable questions of a source, `shard_size` at a time."""
+    questions = valid(context, table, skipped)
+    while block := list(islice(questions, context.recipe.shard_size)):
+        yield block
+
+
+def valid(context: Context, table: Source, skipped: list[Skipped]) -> Iterator[Question]:
+    """The usable questions of a source, at most `context.limit`; whatever is left out goes to `skipped` with its reason.
+
+    Images are looked at (format, size) but not decoded: a truncated one is found when the model needs it, and listed there.
+    """
+    usable = 0
+    for item in found(table, base=context.base, images=context.run.images):
+        if isinstance(item, Skipped):
+            skipped.append(item)
+            continue
+        if table.kind not in FIXED and (reason := unusable_image(item.question, context.recipe.image)):
+            skipped.append(Skipped(where=item.where, reason=reason))
+            continue
+        usable += 1
+        yield item.question
+        if usable == context.limit:
+            return
+
+
+def unusable_image(question: Question, table: ImageTable) -> str | None:
+    """What is wrong with the first bad image of a question, or None."""
+    reasons = (_probe(image, table) for image in question.images)
+    return next((reason for reason in reasons if reason), None)
+
+
+@lru_cache(maxsize=4096)
+def _probe(image: ImageRef, table: ImageTable) -> str | None:
+    # Many questions share an image, and they usually stand together.
+    return probe(Path(image.path), table, decode=False)
+
+
+def _write(context: Context, stage: Stage, table: Source, skipped: list[Skipped], counts: Counter[str]) -> Index:
+    """Write every block that is not there yet, and index all."""
+
+    def written() -> Iterator[list[Question]]:
+        for number, block in enumerate(blocks_of(context, table, skipped)):
+            shard = _part(number, block)[0]
+            # Equal questions may lie elsewhere now (a moved folder): the name stays, the record is written again.
+            if not stage.path(shard).exists() or stage.read(shard, Question) != block:
+                stage.write(shard, Question, block)
+            counts.update(images=sum(len(question.images) for question in block))
+            context.progress.advance(len(block))
+            yield block
+
+    context.progress.start(stage.name, _expected(context, table), "questions")
+    index = index_of(written())
+    context.progress.finish()
+    counts.update(questions=index.questions, open=sum(index.open), skipped=len(skipped))
+    return index
+
+
+def _tell(context: Context, stage: Stage, last: Manifest | None, index: Index, skipped: Sequence[Skipped]) -> None:
+    """Say what changed since the last time, and what was left out."""
+    if last is not None and (fresh := len(set(index.shards) - set(last.shards))):
+        context.progress.say(f"{stage.name}: {fresh} of {len(index.shards)} question shards are new or changed")
+    if skipped:
+        rest = f", and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
+        context.progress.say(
+            f"{stage.name}: {len(skipped)} rows left out: {_reasons(skipped)}{rest} (all are in {stage.folder / 'skipped.jsonl'})"
+        )
+
+
+def _save(context: Context, stage: Stage, index: Index, skipped: Sequence[Skipped]) -> None:
+    lines = "".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in skipped)
+    write_text(stage.folder / "skipped.jsonl", lines)
+    write_text(stage.folder / "index.json", json.dumps(asdict(index)) + "\n")
+    if context.limit is None:
+        stage.prune(index.shards)
+
+
+def _settings(context: Context, table: Source) -> dict[str, Any]:
+    settings = {
+        "source": table.model_dump(mode="json"),
+        "image": context.recipe.image.model_dump(),
+        "shard_size": context.recipe.shard_size,
+        "limit": context.limit,
+    }
+    return dict(json.loads(json.dumps(settings)))
+
+
+def _expected(context: Context, table: Source) -> int:
+    count = getattr(table, "count", 0)
+    return min(count or context.limit or 0, context.limit or count)
+
+
+def _reasons(skipped: Sequence[Skipped]) -> str:
+    return "; ".join(f"{item.where}: {item.reason}" for item in skipped[:SHOWN])
+
+
+def _nothing(name: str, skipped: Sequence[Skipped]) -> str:
+    if not skipped:
+        return f"{name}: the source holds no rows; point it at a file with at least one question"
+    return f"{name}: none of the {len(skipped)} rows is usable: {_reasons(skipped)}; correct them, or run `mixpo check` for the whole list"

@@ -1,0 +1,67 @@
+"""A verdict on every answer to a question that has a known one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from mixpo.records import Judged, Sampled
+from mixpo.stages import prompting
+from mixpo.stages.base import Context, Job, Make, Plan, title
+from mixpo.stages.source import Index
+from mixpo.types import Question
+from mixpo.verify import Verifier
+
+
+def verify_job(context: Context, plan: Plan, index: Index, number: int) -> Job:
+    """Round `number`: judge the sampled answers. Open questions get no verdicts."""
+    recipe = context.recipe
+    upstream = f"round-{number}/sample"
+
+    def judge(verifier: Verifier, question: Question, sampled: Sampled) -> Judged:
+        if question.answer is None:
+            return Judged(question=question.id)
+        style = prompting.prompt_for(recipe.prompt, question).style
+        return Judged(question=question.id, verdicts=verifier.verify_all(question, sampled.responses, style))
+
+    @contextmanager
+    def session(numbers: Sequence[int]) -> Iterator[Make]:
+        with Verifier(recipe.verify) as verifier:
+
+            def make(shard: int) -> Iterator[Judged]:
+                pairs = zip(plan.rows("source", shard), plan.rows(upstream, shard), strict=True)
+                return (judge(verifier, question, sampled) for question, sampled in pairs)
+
+            yield make
+
+    return Job(
+        kind="verify",
+        name=f"round-{number}/verify",
+        title=title(context, number, "verify"),
+        row=Judged,
+        settings={
+            "verify": recipe.verify.model_dump(exclude={"workers"}),
+            "styles": prompting.styles(recipe.prompt),
+        },
+        inputs=tuple(f"{shard} {kinds}" for shard, kinds in zip(plan.shards(upstream), index.kinds, strict=True)),
+        sizes=index.sizes,
+        needs=("source", upstream),
+        session=session,
+        count=count_judged,
+    )
+
+
+def count_judged(rows: Sequence[Judged]) -> Mapping[str, int]:
+    """Verdicts by outcome, undecided ones also by reason; questions with all answers right, and with all wrong."""
+    counts: Counter[str] = Counter(questions=len(rows), judged=0, verdicts=0, all_right=0, all_wrong=0)
+    for row in rows:
+        outcomes = [verdict.outcome for verdict in row.verdicts]
+        counts.update(outcomes)
+        counts["verdicts"] += len(outcomes)
+        counts.update(f"undecided: {verdict.reason}" for verdict in row.verdicts if verdict.outcome == "undecided")
+        if outcomes:
+            counts["judged"] += 1
+            counts["all_right"] += all(outcome == "correct" for outcome in outcomes)
+            counts["all_wrong"] += all(outcome in ("wrong", "malformed") for outcome in outcomes)
+    return counts

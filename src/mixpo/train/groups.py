@@ -1,0 +1,121 @@
+"""Pairs to groups: the unique responses of one question as token ids, and index pairs into them. No pixels and no batches."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+from mixpo.errors import SourceError, TrainError
+from mixpo.records import Drop, Scored
+from mixpo.types import Group, Pair, Question
+from mixpo.vlm.load import Vlm
+from mixpo.vlm.prompt import context_limit, image_token_ids, tokenize_response
+
+TOO_LONG = "longer than the limit of tokens"
+SAME_TOKENS = "both sides are the same tokens"
+CONTROL_TOKEN = "a side holds a control token"
+EMPTY = "a side is empty"
+
+
+class _UnusableError(Exception):
+    """A pair that cannot be trained on; the text is the reason."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grouped:
+    """What became of one question's pairs. `group.pairs` is empty when none could be used."""
+
+    group: Group
+    dropped: tuple[Drop, ...] = ()
+
+
+def make_group(vlm: Vlm, question: Question, prompt: str, pairs: Sequence[Pair], prompt_length: int, max_length: int) -> Grouped:
+    """Tokenise what is not tokenised, find the unique responses, and drop (and count) pairs that cannot be trained on.
+
+    prompt: the user's message as rendered for sampling. prompt_length: its tokens with template and images. A pair is dropped whole
+    when prompt + response has more tokens than `max_length` or than the model's positions; nothing is ever cut. Raises TrainError
+    when text becomes no token that could be trained, or ids are not the model's: then template or data are broken as a whole.
+    """
+    limit = min(max_length, context_limit(vlm))
+    responses: dict[tuple[int, ...], int] = {}
+    kept: list[tuple[int, int]] = []
+    dropped: Counter[str] = Counter()
+    for pair in pairs:
+        try:
+            sides = (_ids(vlm, question, pair, "chosen"), _ids(vlm, question, pair, "rejected"))
+        except _UnusableError as reason:
+            dropped[str(reason)] += 1
+            continue
+        if sides[0] == sides[1]:
+            dropped[SAME_TOKENS] += 1
+        elif prompt_length + max(map(len, sides)) > limit:
+            dropped[f"{TOO_LONG} ({limit})"] += 1
+        else:
+            kept.append((responses.setdefault(sides[0], len(responses)), responses.setdefault(sides[1], len(responses))))
+    group = Group(question=question, prompt=prompt, responses=tuple(responses), pairs=tuple(kept))
+    return Grouped(group=group, dropped=tuple(Drop(reason=reason, count=count) for reason, count in sorted(dropped.items())))
+
+
+def to_record(grouped: Grouped, logps: Sequence[float]) -> Scored:
+    """The record of a group whose reference log-probs are known."""
+    group = grouped.group
+    return Scored(
+        question=group.question.id,
+        responses=group.responses,
+        logps=tuple(logps),
+        chosen=tuple(chosen for chosen, _ in group.pairs),
+        rejected=tuple(rejected for _, rejected in group.pairs),
+        dropped=grouped.dropped,
+    )
+
+
+def from_record(question: Question, prompt: str, record: Scored) -> Group:
+    """The group behind a record of the reference stage. Raises TrainError when the record belongs to another question."""
+    if record.question != question.id:
+        raise TrainError(f"question {question.id}: its reference record is that of {record.question}; run the reference stage with --force")
+    pairs = tuple(zip(record.chosen, record.rejected, strict=True))
+    return Group(question=question, prompt=prompt, responses=record.responses, pairs=pairs, reference=record.logps)
+
+
+def digest(groups: Iterable[Group]) -> str:
+    """A name for training data: prompts, images, responses, pairs and reference log-probs, in order. 16 hexadecimal digits."""
+    total = hashlib.sha256()
+    for group in groups:
+        row = asdict(group)
+        row["question"] = (group.question.id, [image.digest for image in group.question.images])
+        total.update(json.dumps(row, ensure_ascii=False, sort_keys=True).encode())
+    return total.hexdigest()[:16]
+
+
+def _ids(vlm: Vlm, question: Question, pair: Pair, side: str) -> tuple[int, ...]:
+    """Token ids of one side. Raises _UnusableError when the pair has to go, TrainError when more than this pair is wrong."""
+    text, ids = (pair.chosen, pair.chosen_ids) if side == "chosen" else (pair.rejected, pair.rejected_ids)
+    if not ids and not text.strip():
+        raise _UnusableError(EMPTY)
+    if not ids:
+        ids = _tokenise(vlm, question, pair, text, side)
+    if not image_token_ids(vlm).isdisjoint(ids):
+        raise _UnusableError(CONTROL_TOKEN)
+    vocabulary = int(vlm.model.get_input_embeddings().weight.shape[0])
+    if max(ids) >= vocabulary or min(ids) < 0:
+        raise TrainError(
+            f"question {question.id}, pair {pair.id}: ids {min(ids)} to {max(ids)} do not fit the model's vocabulary ({vocabulary}); "
+            "these responses were sampled from another model, sample and pair again"
+        )
+    return ids
+
+
+def _tokenise(vlm: Vlm, question: Question, pair: Pair, text: str, side: str) -> tuple[int, ...]:
+    try:
+        ids = tokenize_response(vlm, text)
+    except SourceError:
+        raise _UnusableError(CONTROL_TOKEN) from None
+    if set(ids) <= set(vlm.end_ids):
+        raise TrainError(
+            f"question {question.id}, pair {pair.id}: no token of the {side} response would be trained, because the tokenizer and chat "
+            f"template of {vlm.folder or 'this model'} turn {text[:40]!r} into nothing; use the files of the model's family"
+        )
+    return ids

@@ -1,0 +1,85 @@
+"""What is logged of each optimizer step, and the file it goes to. Imports no torch, so that every stage can read it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mixpo.errors import TrainError
+from mixpo.records import write_text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepMetrics:
+    """One optimizer step; means over all pairs of the step on all ranks.
+
+    step: from 1. epoch: how much of the data has been seen, 1.0 after the first pass. loss: the weighted total.
+    preference, quality, generation: the raw terms; weighted_*: times their weight, which add up to `loss`.
+    reward_*: beta times the log-ratio to the reference. margin: chosen minus rejected. accuracy: share of pairs with margin > 0.
+    delta: the reward shift this step used. logp_*: summed log-probs. grad_norm: before clipping. tokens: without padding.
+    """
+
+    step: int
+    epoch: float
+    loss: float
+    preference: float
+    quality: float
+    generation: float
+    weighted_preference: float
+    weighted_quality: float
+    weighted_generation: float
+    reward_chosen: float
+    reward_rejected: float
+    margin: float
+    accuracy: float
+    delta: float
+    logp_chosen: float
+    logp_rejected: float
+    learning_rate: float
+    grad_norm: float
+    pairs: int
+    tokens: int
+    seconds: float
+    tokens_per_second: float
+    pairs_per_second: float
+
+
+class MetricsFile:
+    """A JSONL file with one line for each logged step. A line torn by a kill is dropped when the file is opened again."""
+
+    def __init__(self, path: Path, keep_to: int) -> None:
+        """Open for appending; lines of steps after `keep_to` (those a resumed run does again) are removed."""
+        self.path = path
+        self.rows = [row for row in read_metrics(path) if row.step <= keep_to]
+        write_text(path, "".join(_line(row) for row in self.rows))
+
+    def append(self, row: StepMetrics) -> None:
+        """Write one line. Raises TrainError when the disk is full."""
+        try:
+            with self.path.open("a", encoding="utf-8") as handle:
+                handle.write(_line(row))
+        except OSError as error:
+            raise TrainError(f"{self.path}: cannot be written ({error.strerror}); free some space and run the same command again") from None
+        self.rows.append(row)
+
+
+def read_metrics(path: Path) -> list[StepMetrics]:
+    """The logged steps; none when there is no file. Raises TrainError for a line that is not a step (a torn last line is left out)."""
+    if not path.exists():
+        return []
+    rows: list[StepMetrics] = []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            values: dict[str, Any] = json.loads(line)
+            rows.append(StepMetrics(**values))
+        except (ValueError, TypeError):
+            raise TrainError(f"{path}:{number}: not a line of training metrics; delete the file and train again") from None
+    return rows
+
+
+def _line(row: StepMetrics) -> str:
+    return json.dumps(dataclasses.asdict(row)) + "\n"

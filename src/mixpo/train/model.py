@@ -1,0 +1,131 @@
+"""The model as the optimizer sees it: parts that can be frozen, parameter groups, the learning rate of each step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from mixpo.errors import TrainError
+from mixpo.recipe import TrainTable
+
+Part = Literal["vision", "projector", "llm"]
+PARTS: tuple[Part, ...] = ("vision", "projector", "llm")
+
+_PROJECTOR = ("projector", "connector", "merger", "aligner", "resampler", "embed_vision", "image_newline")
+_VISION = ("vision", "visual", "image_encoder")
+
+
+def part_of(name: str) -> Part:
+    """The part that a parameter belongs to, by the words in its dotted name: what is neither projector nor vision is the LLM."""
+    # The projector first, because some families keep it inside the vision module (visual.merger).
+    if any(word in name for word in _PROJECTOR):
+        return "projector"
+    return "vision" if any(word in name for word in _VISION) else "llm"
+
+
+@dataclass(frozen=True, slots=True)
+class PartSize:
+    """How many parameters a part has, and how many of them are trained."""
+
+    part: Part
+    total: int
+    trained: int
+
+    def __str__(self) -> str:
+        state = "trained" if self.trained == self.total else "frozen" if self.trained == 0 else f"{self.trained:,} trained"
+        return f"{self.part} {self.total:,} parameters ({state})"
+
+
+def freeze(model: nn.Module, parts: Sequence[Part]) -> list[PartSize]:
+    """Train every parameter but those of `parts`; returns the sizes of all parts.
+
+    Raises TrainError when a part to freeze has no parameters in this model, or when nothing is left to train.
+    """
+    sizes = dict.fromkeys(PARTS, 0)
+    for name, parameter in model.named_parameters():
+        part = part_of(name)
+        parameter.requires_grad_(part not in parts)
+        sizes[part] += parameter.numel()
+    for part in parts:
+        if sizes[part] == 0:
+            raise TrainError(
+                f"train.freeze: {type(model).__name__} has no parameters that mixpo knows as its {part}; remove it from the list"
+            )
+    if all(part in parts or size == 0 for part, size in sizes.items()):
+        raise TrainError("train.freeze: every part is frozen, so there is nothing to train; leave one out")
+    return [PartSize(part, size, 0 if part in parts else size) for part, size in sizes.items()]
+
+
+def refuse_dropout(model: nn.Module) -> None:
+    """Raise TrainError when a forward pass in training mode would be random.
+
+    Reference and policy must be the same network at step 0, and responses of one question share what is computed for it.
+    """
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            is_rate = "drop" in attribute or (attribute == "p" and "Dropout" in type(module).__name__)
+            if is_rate and isinstance(value, float) and value > 0:
+                raise TrainError(
+                    f"dropout is on in this model ({name}.{attribute} = {value:g}), which makes rewards random; set it to 0 in config.json"
+                )
+
+
+def use_master_weights(model: nn.Module) -> dict[str, torch.dtype]:
+    """Keep all weights in float32, because steps of 1e-6 vanish in bfloat16; returns the types they had.
+
+    Raises TrainError for float16, whose gradients overflow.
+    """
+    had = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    if torch.float16 in had.values():
+        raise TrainError('model.dtype = "float16" cannot be trained; set it to "bfloat16" or "float32"')
+    for parameter in model.parameters():
+        parameter.data = parameter.data.float()
+    return had
+
+
+def restore_types(model: nn.Module, had: dict[str, torch.dtype]) -> None:
+    """Undo `use_master_weights`; exact for weights that were not trained."""
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(had[name])
+
+
+def precision_of(had: dict[str, torch.dtype]) -> torch.dtype:
+    """What matrices are multiplied in: the type that weights had on disk."""
+    return torch.bfloat16 if torch.bfloat16 in had.values() else torch.float32
+
+
+def checkpoint_activations(model: Any, on: bool) -> None:
+    """Compute activations again in the backward pass instead of keeping them. Raises TrainError for a model that cannot."""
+    word = "enable" if on else "disable"
+    # The second name is the one of older releases of transformers.
+    names = (f"activation_checkpointing_{word}", f"gradient_checkpointing_{word}")
+    switch = next(getattr(model, name) for name in names if hasattr(model, name))
+    try:
+        switch({"use_reentrant": False}) if on else switch()
+    except ValueError as error:
+        raise TrainError(f"train.gradient_checkpointing: {error}; leave it off for this model") from None
+
+
+def build_optimizer(model: nn.Module, table: TrainTable) -> torch.optim.AdamW:
+    """AdamW; biases, norms and other vectors are not decayed."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": table.weight_decay},
+        {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=table.learning_rate, betas=(0.9, 0.999), eps=1e-8)
+
+
+def learning_rate(table: TrainTable, step: int, total: int) -> float:
+    """The rate of optimizer step `step` (from 0) of `total`. It follows from the numbers alone, so there is no scheduler to save."""
+    warmup = math.ceil(table.warmup * total)
+    if step < warmup:
+        return table.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    shapes = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}
+    return table.learning_rate * shapes[table.schedule]

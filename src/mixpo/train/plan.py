@@ -1,0 +1,86 @@
+"""Which pairs make up which optimizer step. Pure bookkeeping: depends on pair counts, batch size, seed and epoch, on nothing else."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Part(NamedTuple):
+    """Some pairs of one group. group: its position in the data. pairs: positions in the group's pairs."""
+
+    group: int
+    pairs: tuple[int, ...]
+
+
+Step = tuple[Part, ...]
+"""The pairs of one optimizer step, group by group."""
+
+
+def plan_steps(pair_counts: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[Step]:
+    """All steps of one epoch in the order they are taken; each pair once.
+
+    Every step holds exactly `batch_size` pairs, the last one what is left. A group that does not fit into what is left of a
+    step is divided over its pairs, so that each step is the same size whatever the groups are.
+    """
+    order = [group for group, count in enumerate(pair_counts) if count]
+    random.Random(f"{seed}/train/{epoch}").shuffle(order)
+    steps: list[Step] = []
+    current: list[Part] = []
+    room = batch_size
+    for group in order:
+        first = 0
+        while first < pair_counts[group]:
+            taken = min(room, pair_counts[group] - first)
+            current.append(Part(group, tuple(range(first, first + taken))))
+            first, room = first + taken, room - taken
+            if room == 0:
+                steps.append(tuple(current))
+                current, room = [], batch_size
+    return [*steps, tuple(current)] if current else steps
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """The steps of a whole training. pair_counts: pairs of each group."""
+
+    pair_counts: tuple[int, ...]
+    batch_size: int
+    epochs: int
+    seed: int
+
+    @property
+    def pairs(self) -> int:
+        """Pairs in one epoch."""
+        return sum(self.pair_counts)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one epoch."""
+        return math.ceil(self.pairs / self.batch_size)
+
+    @property
+    def total(self) -> int:
+        """Optimizer steps of the whole training."""
+        return self.steps_per_epoch * self.epochs
+
+    def steps(self, done: int) -> Iterator[Step]:
+        """The steps that are left after `done` of them."""
+        for epoch in range(done // max(1, self.steps_per_epoch), self.epochs):
+            skip = done - epoch * self.steps_per_epoch
+            yield from plan_steps(self.pair_counts, self.batch_size, self.seed, epoch)[max(0, skip) :]
+
+
+def share(step: Step, rank: int, ranks: int, weight: Sequence[int]) -> Step:
+    """What one rank does of a step: whole parts, the heaviest first to whoever has least. weight: cost of one pair of each group."""
+    load = [0] * ranks
+    mine: list[Part] = []
+    for part in sorted(step, key=lambda part: (-weight[part.group] * len(part.pairs), part)):
+        taker = load.index(min(load))
+        load[taker] += weight[part.group] * len(part.pairs)
+        if taker == rank:
+            mine.append(part)
+    return tuple(mine)

@@ -1,0 +1,71 @@
+"""Encoded prompts, each made when first needed and kept as long as memory allows. Pixels are nowhere else between steps."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from mixpo.errors import ModelError, SourceError
+from mixpo.images import open_image
+from mixpo.recipe import ImageTable
+from mixpo.types import Group, Question
+from mixpo.vlm.load import Vlm
+from mixpo.vlm.prompt import EncodedPrompt, encode
+
+CACHE_BYTES = 512 * 2**20
+"""Encoded prompts that are kept in memory, pixels included; the ones not used for longest go first."""
+
+
+class Prompts:
+    """Encodes prompts with their images. Lengths, being numbers, are never forgotten."""
+
+    def __init__(self, vlm: Vlm, images: ImageTable, max_bytes: int = CACHE_BYTES) -> None:
+        self.vlm = vlm
+        self.images = images
+        self.max_bytes = max_bytes
+        self._kept: OrderedDict[tuple[str, str], EncodedPrompt] = OrderedDict()
+        self._bytes = 0
+        self._lengths: dict[tuple[str, str], int] = {}
+
+    def of(self, question: Question, prompt: str) -> EncodedPrompt:
+        """The prompt of a question as model input. Raises SourceError, ImageError or ModelError that names the question."""
+        key = (question.id, prompt)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        encoded = self._encode(question, prompt)
+        self._lengths[key] = len(encoded)
+        self._keep(key, encoded)
+        return encoded
+
+    def get(self, group: Group) -> EncodedPrompt:
+        """The prompt of a group."""
+        return self.of(group.question, group.prompt)
+
+    def length(self, group: Group) -> int:
+        """Tokens of a group's prompt, those of its images included."""
+        key = (group.question.id, group.prompt)
+        return self._lengths[key] if key in self._lengths else len(self.get(group))
+
+    def _encode(self, question: Question, prompt: str) -> EncodedPrompt:
+        opened = []
+        try:
+            for image in question.images:
+                opened.append(open_image(image, self.images))
+            return encode(self.vlm, prompt, opened)
+        except (SourceError, ModelError) as error:
+            raise type(error)(f"question {question.id}: {error}") from error
+        finally:
+            for picture in opened:
+                picture.close()
+
+    def _keep(self, key: tuple[str, str], encoded: EncodedPrompt) -> None:
+        self._kept[key] = encoded
+        self._bytes += _size(encoded)
+        while self._bytes > self.max_bytes and len(self._kept) > 1:
+            _, oldest = self._kept.popitem(last=False)
+            self._bytes -= _size(oldest)
+
+
+def _size(encoded: EncodedPrompt) -> int:
+    tensors = (encoded.ids, *encoded.features.values(), *encoded.token_types.values())
+    return sum(tensor.nbytes for tensor in tensors)

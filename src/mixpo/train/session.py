@@ -1,0 +1,194 @@
+"""Everything that training needs, opened and checked before the first step. The steps themselves are in `mixpo.train.loop`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from torch import nn
+
+from mixpo.errors import MissingExtra, TrainError
+from mixpo.progress import Progress, Silent
+from mixpo.recipe import ImageTable, TrainTable
+from mixpo.train.batch import pieces_of
+from mixpo.train.checkpoint import TrainState, load_checkpoint
+from mixpo.train.groups import digest
+from mixpo.train.logps import Layout, Scorer, choose_layout, sample_of
+from mixpo.train.losses import Weights, weights_of
+from mixpo.train.metrics import MetricsFile
+from mixpo.train.model import PartSize, build_optimizer, checkpoint_activations, freeze, precision_of, refuse_dropout, use_master_weights
+from mixpo.train.plan import Schedule, plan_steps
+from mixpo.train.prompts import Prompts
+from mixpo.types import Group
+from mixpo.vlm.load import Vlm
+
+FREE = {"tokens_per_batch", "gradient_checkpointing", "save_every", "log_every", "trackers", "objective", "baselines", "rounds"}
+"""Settings of the train table that may change between a checkpoint and its resume: they do not say what is computed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob:
+    """What to train, on what, and where it goes.
+
+    vlm: the policy, which is changed in place and must be the reference model that scored `groups`. objective: a name of OBJECTIVES.
+    folder: for checkpoints and metrics while it works. output: folder of the trained model. logs: for trackers that write files.
+    """
+
+    vlm: Vlm
+    groups: Sequence[Group]
+    table: TrainTable
+    objective: str
+    images: ImageTable
+    folder: Path
+    output: Path
+    logs: Path
+    seed: int = 0
+
+    @property
+    def schedule(self) -> Schedule:
+        """The optimizer steps."""
+        return Schedule(
+            pair_counts=tuple(len(group.pairs) for group in self.groups),
+            batch_size=self.table.batch_size,
+            epochs=self.table.epochs,
+            seed=self.seed,
+        )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything besides the data that decides the result."""
+        return {
+            "objective": self.objective,
+            "seed": self.seed,
+            "model": self.vlm.digest,
+            "template": self.vlm.template_digest,
+            "image": self.images.model_dump(mode="json"),
+            "train": self.table.model_dump(mode="json", exclude=FREE),
+        }
+
+
+@dataclass(kw_only=True)
+class Session:
+    """An opened training. scorer: the model as ranks and precision wrap it; `job.vlm.model` is the same one, bare."""
+
+    job: TrainJob
+    accelerator: Accelerator
+    progress: Progress
+    schedule: Schedule
+    weights: Weights
+    prompts: Prompts
+    layout: Layout
+    precision: torch.dtype
+    had: Mapping[str, torch.dtype]
+    parts: Sequence[PartSize]
+    scorer: nn.Module
+    optimizer: torch.optim.Optimizer
+    state: TrainState
+    metrics: MetricsFile
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files."""
+        return bool(self.accelerator.is_main_process)
+
+
+def open_session(job: TrainJob, progress: Progress) -> Session:
+    """Check, freeze, build, and go on from the newest checkpoint. Raises TrainError (or MissingExtra) before any work."""
+    weights = _check(job)
+    accelerator = _accelerator(job)
+    progress = progress if accelerator.is_main_process else Silent()
+    vlm, model = job.vlm, job.vlm.model
+    vlm.device = accelerator.device
+    model.to(vlm.device).train()
+    refuse_dropout(model)
+    parts = freeze(model, job.table.freeze)
+    progress.say(f"{job.objective}: {'; '.join(str(part) for part in parts)}")
+    had = use_master_weights(model)
+    prompts = Prompts(vlm, job.images)
+    first = plan_steps(job.schedule.pair_counts, job.table.batch_size, job.seed, epoch=0)[0]
+    layout, note = choose_layout(vlm, sample_of(pieces_of(first, job.groups)), prompts.get, precision_of(had))
+    if note:
+        progress.say(note)
+    if job.table.gradient_checkpointing:
+        checkpoint_activations(model, on=True)
+    optimizer = build_optimizer(model, job.table)
+    fresh = TrainState(data=digest(job.groups), settings=job.settings)
+    state = load_checkpoint(job.folder / "checkpoints", fresh, model, optimizer, progress.say)
+    if state.step:
+        progress.say(f"{job.objective}: going on after step {state.step} of {job.schedule.total}")
+    return Session(
+        job=job,
+        accelerator=accelerator,
+        progress=progress,
+        schedule=job.schedule,
+        weights=weights,
+        prompts=prompts,
+        layout=layout,
+        precision=precision_of(had),
+        had=had,
+        parts=parts,
+        scorer=accelerator.prepare_model(Scorer(model, layout, precision_of(had))),
+        optimizer=optimizer,
+        state=state,
+        metrics=_metrics(job, accelerator, state),
+    )
+
+
+def _check(job: TrainJob) -> Weights:
+    """What can be found without a model. Returns the weights of the objective."""
+    if job.schedule.pairs == 0:
+        raise TrainError(
+            f"no pairs to train {job.objective} on; see in the pair stage why, or add questions that the model gets right at times"
+        )
+    for group in job.groups:
+        if group.pairs and (group.reference is None or len(group.reference) != len(group.responses)):
+            raise TrainError(f"question {group.question.id}: no reference log-probs for its responses; run the reference stage")
+        for response in group.responses:
+            if not response:
+                raise TrainError(f"question {group.question.id}: a response has no tokens, so nothing of it would be trained; pair again")
+    weights = weights_of(job.objective, job.table.loss)
+    if not weights.preference and not weights.quality and not weights.generation:
+        raise TrainError("train.loss: every weight is 0, so there is nothing to learn; set preference, quality or generation")
+    for tracker in job.table.trackers:
+        if find_spec(tracker) is None:
+            raise MissingExtra(f"the tracker {tracker!r}", tracker)
+    return weights
+
+
+def _accelerator(job: TrainJob) -> Accelerator:
+    accelerator = Accelerator(
+        cpu=job.vlm.device.type == "cpu",
+        mixed_precision="no",  # `Scorer` sets its own, the same for reference and policy
+        log_with=list(job.table.trackers) or None,
+        project_dir=job.logs,
+        # A rank whose rows have no images leaves the vision tower out of its graph.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        kind = accelerator.distributed_type.value
+        raise TrainError(f"training under {kind} is not supported yet; launch it with one process or as plain data parallel (--multi_gpu)")
+    if job.table.trackers:
+        accelerator.init_trackers("mixpo", config=_flat({**job.settings, "pairs": job.schedule.pairs}))
+    return accelerator
+
+
+def _metrics(job: TrainJob, accelerator: Accelerator, state: TrainState) -> MetricsFile:
+    # Every rank keeps the rows, only the main one has the file that counts.
+    name = "metrics.jsonl" if accelerator.is_main_process else f"metrics-{accelerator.process_index}.jsonl"
+    return MetricsFile(job.folder / name, keep_to=state.step)
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, (int, float, str, bool)) else str(value)
+    return flat

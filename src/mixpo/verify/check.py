@@ -1,0 +1,110 @@
+"""Compare an extracted answer with the ground truth: the table of checks by answer kind, and the one function over it."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import re
+from collections.abc import Callable, Sequence
+
+from mixpo.types import AnswerKind, Verdict
+from mixpo.verify.choice import check_choice
+from mixpo.verify.formula import check_formula, compare_algebra
+from mixpo.verify.judgement import Algebra, Judgement, Options
+from mixpo.verify.number import check_number, single_number
+from mixpo.verify.plain import plain_characters
+from mixpo.verify.pool import FormulaPool
+from mixpo.verify.text import check_text, normal_text
+from mixpo.verify.yes_no import check_yes_no
+
+TOLERANCE = 1e-6
+TIMEOUT_S = 5.0
+
+
+def check_words(predicted: str, gold: str, options: Options) -> Judgement:
+    """Free text; where both sides are plain numbers ("2.0" and "2"), they are compared as numbers."""
+    if single_number(predicted) and single_number(gold):
+        return check_number(predicted, gold, options)
+    return check_text(predicted, gold, options)
+
+
+Check = Callable[[str, str, Options], Judgement]
+CHECKS: dict[str, Check] = {
+    "choice": check_choice,
+    "number": check_number,
+    "formula": check_formula,
+    "text": check_words,
+    "yes_no": check_yes_no,
+}
+"""One function for each answer kind."""
+
+_MATHEMATICAL = re.compile(r"\\[a-zA-Z]|[\^√π=<>≤≥]|\$[^$]+\$|\d\s*[a-z]\b|[\d)]\s*[+*/]\s*[\d(a-z]|^[\[({].*[\])}]$|^[a-z]$")
+_YES_NO_GOLD = frozenset(["yes", "no", "true", "false", "是", "否", "对", "错"])
+
+
+def check(
+    predicted: str,
+    gold: str,
+    kind: str = "auto",
+    choices: Sequence[str] | None = None,
+    *,
+    tolerance: float = TOLERANCE,
+    timeout_s: float = TIMEOUT_S,
+) -> Verdict:
+    """Whether the extracted answer `predicted` agrees with `gold`.
+
+    kind: a `mixpo.types.AnswerKind` other than "none", or "auto", which guesses from the ground truth and the choices.
+    choices: the texts of the options in letter order. tolerance: relative, for numbers. timeout_s: wall clock, for formulas.
+    Equal texts are always correct. Never hangs; whatever cannot be told is "undecided". Raises ValueError for an unknown kind.
+    """
+
+    def algebra(left: str, right: str) -> Judgement:
+        return compare_algebra(left, right, _shared_pool(timeout_s), tolerance)
+
+    outcome, reason = judge(predicted, gold, kind, Options(tolerance=tolerance, algebra=algebra, choices=tuple(choices or ())))
+    if not predicted.strip() and outcome != "correct":
+        return Verdict(outcome="malformed", reason="no answer")
+    return Verdict(outcome=outcome, extracted=predicted, reason=reason)
+
+
+def judge(predicted: str, gold: str, kind: str, options: Options) -> Judgement:
+    """The judgement of one comparison; see `check`."""
+    if kind == "auto":
+        kind = guess_kind(gold, options.choices)
+    if kind not in CHECKS:
+        raise ValueError(f"unknown answer kind {kind!r}; known: auto, {', '.join(CHECKS)}")
+    if same_spelling(predicted, gold):
+        return Judgement("correct", "same text")
+    if not gold.strip():
+        return Judgement("undecided", "no ground truth")
+    return CHECKS[kind](predicted, gold, options)
+
+
+def same_spelling(predicted: str, gold: str) -> bool:
+    """Equal but for spacing and character forms (full-width letters, minus signs); case counts, as x and X may differ."""
+    return predicted == gold or "".join(plain_characters(predicted).split()) == "".join(plain_characters(gold).split())
+
+
+def guess_kind(gold: str, choices: Sequence[str] = ()) -> AnswerKind:
+    """The kind that "auto" stands for; what is not clearly anything else is text."""
+    text = gold.strip()
+    if choices or re.fullmatch(r"\(?[A-J]\)?", text):
+        return "choice"
+    if normal_text(text) in _YES_NO_GOLD:
+        return "yes_no"
+    if single_number(text):
+        return "number"
+    return "formula" if _MATHEMATICAL.search(text) else "text"
+
+
+def make_algebra(pool: FormulaPool, tolerance: float) -> Algebra:
+    """Computer algebra in `pool`, as the checks call it."""
+    return lambda predicted, gold: compare_algebra(predicted, gold, pool, tolerance)
+
+
+@functools.cache
+def _shared_pool(timeout_s: float) -> FormulaPool:
+    """The workers behind `check`; one pool for each time limit in use, ended with the program."""
+    pool = FormulaPool(timeout_s=timeout_s, workers=1)
+    atexit.register(pool.close)
+    return pool

@@ -1,0 +1,168 @@
+"""Find the final answer that a response states. Knows nothing about whether it is right.
+
+None means malformed: no clear final answer, an empty one, or only the placeholder of the instruction. The last marker wins, because
+reasoning that quotes the instruction or revises itself comes first. Every pattern runs in time linear in the text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from mixpo.verify.wrapping import boxes, unwrap
+
+SHORT_CHARACTERS = 60
+SHORT_WORDS = 8
+"""A single line within both limits is taken as an answer without a marker, where a style allows that."""
+
+# Emphasis may stand on either side of the colon: "**Final answer:** B", "**Final answer**: B", "### Final Answer: B".
+# A heading "Final answer" may also stand alone on its line.
+_FINAL = re.compile(r"(?im)(?<![A-Za-z])(?:final[ \t]+)?answer[*_ \t]*[:：]|^[#*_ \t]*final[ \t]+answer[*_ \t]*$")
+_FINAL_SENTENCE = re.compile(r"(?i)(?<![A-Za-z])(?:final[ \t]+)?answer[*_]*[ \t]+is\b[*_ \t]*[:：]?")
+_FINAL_ZH = re.compile(r"(?m)答案[*_ \t]*(?:是|为)?[*_ \t]*[:：]|^[#*_ \t]*最终答案[*_ \t]*$")
+_FINAL_ZH_SENTENCE = re.compile(r"答案[*_ \t]*应?该?当?(?:是|为|选)[*_ \t]*[:：]?")
+_ANSWER_TAG = re.compile(r"<answer>")
+_SENTENCE_END = re.compile(r"[。！？]|[.!?](?=\s)")
+
+Found = tuple[int, str | None]
+"""Where an answer was found, and the answer (None: a marker with nothing behind it)."""
+
+
+def extract(text: str, style: str = "auto") -> str | None:
+    """The final answer in `text`, free of emphasis, math delimiters, boxes and a trailing full stop; None when malformed.
+
+    style: a `mixpo.prompts.Style`, or "auto", which takes whichever marker stands last, or else a short single line.
+    Raises ValueError for an unknown style.
+    """
+    try:
+        find = STYLES[style]
+    except KeyError:
+        raise ValueError(f"unknown style {style!r}; known: {', '.join(STYLES)}") from None
+    return find(text)
+
+
+def _final(text: str) -> str | None:
+    return _resolve(_after(text, _FINAL) or _closing(text, _FINAL_SENTENCE))
+
+
+def _final_zh(text: str) -> str | None:
+    return _resolve(_after(text, _FINAL_ZH) or _closing(text, _FINAL_ZH_SENTENCE))
+
+
+def _boxed(text: str) -> str | None:
+    return _resolve(_last_box(text))
+
+
+def _think(text: str) -> str | None:
+    """What follows the reasoning; a reasoning block that never ends holds no final answer."""
+    answer = _after_thinking(text)
+    return None if answer is None else _any_marker(answer) or _short(answer)
+
+
+def _whole(text: str) -> str | None:
+    """Everything, for direct answers; a marker is taken off only where the text starts with it."""
+    plain = text.lstrip("*_# \t\r\n")
+    match = _FINAL.match(plain) or _FINAL_ZH.match(plain)
+    return _bare(plain[match.end() :].lstrip("*_ \t") if match else text)
+
+
+STYLES: dict[str, Callable[[str], str | None]] = {
+    "final": _final,
+    "final_zh": _final_zh,
+    "boxed": _boxed,
+    "think": _think,
+    "whole": _whole,
+    "auto": _think,
+}
+
+
+def _bare(text: str | None) -> str | None:
+    return unwrap(text) or None if text is not None else None
+
+
+def _resolve(found: Found | None) -> str | None:
+    return found[1] if found else None
+
+
+def _any_marker(text: str) -> str | None:
+    """The answer of whichever marker stands last; a closing sentence counts only where there is no marker."""
+    marked = [_after(text, _FINAL), _after(text, _FINAL_ZH), _last_box(text), _tagged(text)]
+    found = [candidate for candidate in marked if candidate]
+    if not found:
+        found = [candidate for candidate in (_closing(text, _FINAL_SENTENCE), _closing(text, _FINAL_ZH_SENTENCE)) if candidate]
+    return max(found, key=lambda candidate: candidate[0])[1] if found else None
+
+
+def _after(text: str, marker: re.Pattern[str]) -> Found | None:
+    """What stands behind the last `marker`: the rest of its line, or the next line with content, or a whole display formula."""
+    matches = list(marker.finditer(text))
+    if not matches:
+        return None
+    last = matches[-1]
+    rest = text[last.end() :].lstrip(" \t\r\n*_:：")
+    content = _display(rest) or (rest.splitlines() or [""])[0]
+    return last.start(), _content(content)
+
+
+def _display(rest: str) -> str | None:
+    """A display formula, which may run over several lines."""
+    for opening, closing in (("$$", "$$"), ("\\[", "\\]")):
+        end = rest.find(closing, len(opening)) if rest.startswith(opening) else -1
+        if end >= 0:
+            return rest[: end + len(closing)]
+    return None
+
+
+def _content(content: str) -> str | None:
+    """An answer taken from its line; a box on that line is the answer."""
+    inside = boxes(content)
+    if inside:
+        return _bare(inside[-1][1])
+    return _bare(content.split("</answer>")[0])
+
+
+def _closing(text: str, marker: re.Pattern[str]) -> Found | None:
+    """ "The final answer is B." as a last line: what follows, up to the end of that sentence."""
+    lines = text.strip().splitlines()
+    if not lines:
+        return None
+    matches = list(marker.finditer(lines[-1]))
+    if not matches:
+        return None
+    rest = lines[-1][matches[-1].end() :].strip()
+    answer = _content(_SENTENCE_END.split(rest, maxsplit=1)[0])
+    return (len(text) - len(lines[-1]) + matches[-1].start(), answer) if answer else None
+
+
+def _last_box(text: str) -> Found | None:
+    found = boxes(text)
+    if not found:
+        return None
+    start, inside = found[-1]
+    return start, _bare(inside)
+
+
+def _tagged(text: str) -> Found | None:
+    """What stands inside the last `<answer>` tag."""
+    matches = list(_ANSWER_TAG.finditer(text))
+    if not matches:
+        return None
+    inside, closed, _ = text[matches[-1].end() :].partition("</answer>")
+    if not closed:
+        return matches[-1].start(), None
+    return matches[-1].start(), _any_marker(inside) or _bare(inside)
+
+
+def _after_thinking(text: str) -> str | None:
+    _, closed, rest = text.rpartition("</think>")
+    if closed:
+        return rest
+    return None if "<think>" in text else text
+
+
+def _short(text: str) -> str | None:
+    """A single short line is an answer by itself."""
+    lines = text.strip().splitlines()
+    if len(lines) != 1 or len(lines[0]) > SHORT_CHARACTERS or len(lines[0].split()) > SHORT_WORDS:
+        return None
+    return _content(lines[0])

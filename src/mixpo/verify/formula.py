@@ -1,0 +1,138 @@
+"""Formulas: the same spelling or plain numbers are decided here in microseconds, everything else by computer algebra in a worker.
+
+What a parser is known to misread (prose, units, ratios) never reaches it.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from mixpo.verify.judgement import Judgement, Options
+from mixpo.verify.latex import key, take_text, to_latex
+from mixpo.verify.number import check_number, single_number
+from mixpo.verify.pool import FormulaPool
+from mixpo.verify.text import check_text
+from mixpo.verify.units import PATTERN, read_unit
+
+MAX_LENGTH = 1000
+"""A longer formula is undecided unless it is spelled the same: parsers slow down without bound."""
+
+_RATIO = re.compile(r"(\d{1,9})\s*:\s*(\d{1,9})")
+_COMMAND = re.compile(r"\\[a-zA-Z]+")
+_LONG_WORD = re.compile(r"[A-Za-z]{3,}|[^\x00-\x7f]{2,}")
+_FUNCTIONS = frozenset(
+    [
+        "sin",
+        "cos",
+        "tan",
+        "cot",
+        "sec",
+        "csc",
+        "arcsin",
+        "arccos",
+        "arctan",
+        "sinh",
+        "cosh",
+        "tanh",
+        "log",
+        "ln",
+        "exp",
+        "sqrt",
+        "max",
+        "min",
+        "gcd",
+        "lcm",
+        "mod",
+        "and",
+        "or",
+        "pmatrix",
+        "bmatrix",
+        "vmatrix",
+        "matrix",
+        "cases",
+        "array",
+    ]
+)
+_MATHEMATICS = re.compile(r"[\d=<>+*/^_|]|\\(?!text|mathrm|mbox)[a-zA-Z]+|(?<![A-Za-z])[A-Za-z](?![A-Za-z])")
+_UNIT_TEXT = re.compile(
+    r"(?:\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}|(?<=[\d}\s)])\s*((?:square|cubic|sq\.?)?\s*[A-Za-z/]+))\s*(?:\^\{?([23])\}?)?\s*$"
+)
+_BARE_UNITS = re.compile(r"(?i)(?:square |cubic |sq\.? )?units?")
+_UNIT = re.compile(rf"(?i){PATTERN}")
+_NATURAL, _COMMON = re.compile(r"\\?ln(?![a-z])"), re.compile(r"\\?log(?![a-z_])")
+
+
+def check_formula(predicted: str, gold: str, options: Options) -> Judgement:
+    """Compare as formulas; a time-out, a crash, or one side that cannot be parsed is undecided."""
+    if len(predicted) > MAX_LENGTH or len(gold) > MAX_LENGTH:
+        return Judgement("undecided", "formula too long")
+    left, right = to_latex(predicted), to_latex(gold)
+    if key(left) == key(right) != "":
+        return Judgement("correct", "same formula")
+    if single_number(left) and single_number(right):
+        return check_number(left, right, options)
+    ratios = _RATIO.fullmatch(left), _RATIO.fullmatch(right)
+    if ratios[0] or ratios[1]:
+        return _compare_ratios(ratios, left, right)
+    if not _MATHEMATICS.search(_without_text(left)) and not _MATHEMATICS.search(_without_text(right)):
+        return check_text(" ".join(take_text(left)) or left, " ".join(take_text(right)) or right, options)
+    return options.algebra(predicted, gold)
+
+
+def compare_algebra(predicted: str, gold: str, pool: FormulaPool, tolerance: float) -> Judgement:
+    """Parse both and compare with computer algebra, unless there are words or units beside the formulas that it would misread."""
+    if len(predicted) > MAX_LENGTH or len(gold) > MAX_LENGTH:
+        return Judgement("undecided", "formula too long")
+    (left, left_unit), (right, right_unit) = _take_unit(to_latex(predicted)), _take_unit(to_latex(gold))
+    if left_unit and right_unit and read_unit(left_unit) != read_unit(right_unit):
+        return Judgement("undecided", "units differ")
+    if key(left) == key(right) != "":
+        return Judgement("correct", "same formula")
+    if _words(left) or _words(right):
+        return Judgement("undecided", "words beside the formula")
+    judgement = pool.compare(left, right, tolerance)
+    if judgement.outcome == "wrong" and _may_be_same_logarithm(left, right):
+        return Judgement("undecided", "base of the logarithm")
+    return judgement
+
+
+def _compare_ratios(ratios: tuple[re.Match[str] | None, re.Match[str] | None], left: str, right: str) -> Judgement:
+    """Proportional ratios are equal; what may be times of day ("3:30" and "1:10") is undecided. A quotient may stand for a ratio."""
+    values: list[Fraction | None] = []
+    for ratio, text in zip(ratios, (left, right), strict=True):
+        parts = ratio or re.fullmatch(r"(\d{1,9})\s*/\s*(\d{1,9})", text.replace("}{", "/").removeprefix("\\frac{").removesuffix("}"))
+        values.append(Fraction(int(parts.group(1)), int(parts.group(2))) if parts and int(parts.group(2)) else None)
+    if values[0] is None or values[1] is None:
+        return Judgement("undecided", "a ratio against something else")
+    if values[0] != values[1]:
+        return Judgement("wrong", "ratios differ")
+    clocks = [ratio is not None and len(ratio.group(2)) == 2 and int(ratio.group(2)) < 60 for ratio in ratios]
+    return Judgement("undecided", "ratios or times of day") if any(clocks) else Judgement("correct", "ratios agree")
+
+
+def _take_unit(latex: str) -> tuple[str, str]:
+    """The formula and the unit behind it, "" when there is none."""
+    match = _UNIT_TEXT.search(latex)
+    if not match or match.start() == 0:
+        return latex, ""
+    name = (match.group(1) or match.group(2)).strip()
+    name += f"^{match.group(3)}" if match.group(3) else ""
+    is_word = match.group(1) is not None or len(name) > 1
+    if is_word and (_BARE_UNITS.fullmatch(name) or _UNIT.fullmatch(name)):
+        return latex[: match.start()].strip(), "" if _BARE_UNITS.fullmatch(name) else name
+    return latex, ""
+
+
+def _words(latex: str) -> list[str]:
+    """Words that are no function names: an algebra system takes them for products of letters."""
+    return [word for word in _LONG_WORD.findall(_COMMAND.sub(" ", latex)) if word.lower() not in _FUNCTIONS]
+
+
+def _without_text(latex: str) -> str:
+    return re.sub(r"\\(?:text(?:bf|it|rm)?|mathrm|mbox)\s*\{[^{}]*\}", " ", latex)
+
+
+def _may_be_same_logarithm(left: str, right: str) -> bool:
+    """Many books write log for the natural logarithm."""
+    return any(_NATURAL.search(one) and _COMMON.search(other) for one, other in ((left, right), (right, left)))

@@ -1,0 +1,187 @@
+"""Formula workers: processes that can be killed at a wall-clock limit, whatever they are doing. Knows nothing about formulas.
+
+Plain subprocesses that speak JSON lines, not a multiprocessing pool: nothing is pickled, the user's main script is not imported
+again, any thread may ask, and a hang or a crash costs one answer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from queue import LifoQueue
+from types import TracebackType
+from typing import Any, Self
+
+from mixpo.types import Outcome
+from mixpo.verify.judgement import Judgement
+
+PROGRAM = Path(__file__).with_name("worker.py")
+START_LIMIT_S = 120.0
+"""A worker has to load sympy; on a busy machine that takes a while. It does not count towards the limit of a comparison."""
+TASKS_PER_WORKER = 2000
+"""Then it is replaced: sympy's caches only grow."""
+REMEMBERED = 10_000
+"""Comparisons kept in memory; the samples of one question mostly repeat the same few answers."""
+OUTCOMES: dict[str, Outcome] = {"correct": "correct", "wrong": "wrong", "undecided": "undecided"}
+
+
+class FormulaPool:
+    """At most `workers` processes, started when first needed. Thread-safe; usable as a context manager."""
+
+    def __init__(self, *, timeout_s: float = 5.0, workers: int = 2) -> None:
+        self.timeout_s = timeout_s
+        self.workers = workers
+        self._remembered: OrderedDict[tuple[str, str, float], Judgement] = OrderedDict()
+        self._lock = threading.Lock()
+        self._reset()
+
+    def compare(self, predicted: str, gold: str, tolerance: float) -> Judgement:
+        """Compare two LaTeX formulas. Never raises; undecided on time-out, crash, or when the pool is closed."""
+        if self._owner != os.getpid():
+            self._reset()  # forked: the workers on the other end of these pipes belong to the parent process
+        key = (predicted, gold, tolerance)
+        with self._lock:
+            if key in self._remembered:
+                return self._remembered[key]
+        judgement, is_lasting = self._ask({"predicted": predicted, "gold": gold, "tolerance": tolerance, "timeout_s": self.timeout_s})
+        if is_lasting:
+            with self._lock:
+                self._remembered[key] = judgement
+                if len(self._remembered) > REMEMBERED:
+                    self._remembered.popitem(last=False)
+        return judgement
+
+    def close(self) -> None:
+        """End all workers; comparisons after that are undecided."""
+        self._closed = True
+        if self._owner == os.getpid():
+            for worker in list(self._running):
+                worker.end()
+
+    def processes(self) -> list[int]:
+        """Process ids of the workers that run now."""
+        return [worker.process.pid for worker in list(self._running) if worker.process.poll() is None]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _reset(self) -> None:
+        self._owner = os.getpid()
+        self._closed = False
+        self._broken = ""
+        self._lock = threading.Lock()
+        self._running: set[_Worker] = set()
+        self._places: LifoQueue[_Worker | None] = LifoQueue()
+        for _ in range(self.workers):
+            self._places.put(None)
+
+    def _ask(self, request: dict[str, Any]) -> tuple[Judgement, bool]:
+        """The judgement, and whether asking again would give the same."""
+        worker = self._places.get()
+        try:
+            if self._closed or self._broken:
+                return Judgement("undecided", self._broken or "verifier is closed"), False
+            if worker is None or not worker.is_usable():
+                self._drop(worker)
+                worker = self._start()
+            if worker is None:
+                return Judgement("undecided", self._broken or "formula worker did not start"), False
+            reply = worker.ask(request, self.timeout_s)
+            if reply is not None:
+                return Judgement(OUTCOMES[reply["outcome"]], reply["reason"]), True
+            timed_out = worker.timed_out
+            self._drop(worker)
+            worker = None
+            if timed_out:
+                return Judgement("undecided", f"formula check exceeded {self.timeout_s:g} s"), True
+            return Judgement("undecided", "formula worker died"), False
+        finally:
+            self._places.put(worker)
+
+    def _start(self) -> _Worker | None:
+        try:
+            worker = _Worker()
+        except OSError as error:
+            self._broken = f"formula worker cannot be started: {error}"
+            return None
+        self._running.add(worker)
+        ready = worker.read(START_LIMIT_S)
+        if ready is not None and ready["outcome"] == "ready":
+            return worker
+        self._drop(worker)
+        if ready is not None:
+            self._broken = ready["reason"]
+        return None
+
+    def _drop(self, worker: _Worker | None) -> None:
+        if worker is not None:
+            worker.end()
+            self._running.discard(worker)
+
+
+class _Worker:
+    """One process. `ask` returns None once the process is gone; `timed_out` tells whether we ended it."""
+
+    def __init__(self) -> None:
+        self.timed_out = False
+        self._tasks = 0
+        # The parent's import path, so that a worker finds what its parent finds; -P keeps our own folder off it.
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONIOENCODING": "utf-8"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", str(PROGRAM)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+        )
+
+    def is_usable(self) -> bool:
+        return self.process.poll() is None and self._tasks < TASKS_PER_WORKER
+
+    def ask(self, request: dict[str, Any], limit_s: float) -> dict[str, str] | None:
+        assert self.process.stdin is not None
+        self._tasks += 1
+        try:
+            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            self.process.stdin.flush()
+        except OSError:
+            return None
+        return self.read(limit_s)
+
+    def read(self, limit_s: float) -> dict[str, str] | None:
+        """One reply; None when the process ends first, of itself or at the limit."""
+        assert self.process.stdout is not None
+        timer = threading.Timer(limit_s, self._expire)
+        timer.daemon = True
+        timer.start()
+        try:
+            line = self.process.stdout.readline()
+        finally:
+            timer.cancel()
+        if self.timed_out or not line.endswith(b"\n"):
+            return None
+        reply: dict[str, str] = json.loads(line)
+        return reply
+
+    def end(self) -> None:
+        """Kill and reap; closing the pipes of a process that another thread is reading from is safe once it is dead."""
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except OSError:
+                    continue  # a request was still buffered for a process that is gone
+
+    def _expire(self) -> None:
+        self.timed_out = True
+        self.process.kill()

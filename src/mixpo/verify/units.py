@@ -1,0 +1,79 @@
+"""Units of measurement: what a unit word measures, and its size in base units. Currencies never convert into each other."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from typing import NamedTuple
+
+
+class Unit(NamedTuple):
+    """dimension: e.g. "length", "length^2", "length/time"; factor: how many base units one of it is."""
+
+    dimension: str
+    factor: Decimal
+
+
+_NAMES = {
+    ("length", "0.001"): "mm millimeter millimeters millimetre millimetres 毫米",
+    ("length", "0.01"): "cm centimeter centimeters centimetre centimetres 厘米",
+    ("length", "0.1"): "dm decimeter decimeters 分米",
+    ("length", "1"): "m meter meters metre metres 米",
+    ("length", "1000"): "km kilometer kilometers kilometre kilometres 千米 公里",
+    ("length", "0.0254"): "in inch inches",
+    ("length", "0.3048"): "ft foot feet",
+    ("length", "0.9144"): "yd yard yards",
+    ("length", "1609.344"): "mi mile miles",
+    ("mass", "0.001"): "mg milligram milligrams 毫克",
+    ("mass", "1"): "g gram grams 克",
+    ("mass", "1000"): "kg kilogram kilograms 千克 公斤",
+    ("mass", "1000000"): "t tonne tonnes 吨",
+    ("mass", "453.59237"): "lb lbs",
+    ("mass", "28.349523125"): "oz ounce ounces",
+    ("time", "0.001"): "ms millisecond milliseconds 毫秒",
+    ("time", "1"): "s sec secs second seconds 秒",
+    ("time", "60"): "min mins minute minutes 分钟",
+    ("time", "3600"): "h hr hrs hour hours 小时",
+    ("time", "86400"): "day days 天",
+    ("volume", "0.001"): "ml milliliter milliliters 毫升",
+    ("volume", "1"): "l liter liters litre litres 升",
+    ("angle", "1"): "° deg degree degrees 度",
+    ("temperature in C", "1"): "°c celsius 摄氏度",
+    ("temperature in F", "1"): "°f fahrenheit 华氏度",
+    ("dollars", "1"): "$ usd dollar dollars 美元",
+    ("euros", "1"): "€ eur euro euros 欧元",
+    ("pounds", "1"): "£ gbp",
+    ("yuan", "1"): "¥ rmb cny yuan 元 人民币",
+}
+_UNITS = {name: Unit(dimension, Decimal(factor)) for (dimension, factor), names in _NAMES.items() for name in names.split()}
+_POWERS = {"square": 2, "sq": 2, "cubic": 3, "平方": 2, "立方": 3}
+
+CURRENCY_SIGNS = "$€£¥"
+_WORD = "|".join(sorted((re.escape(name) for name in _UNITS if name not in CURRENCY_SIGNS), key=len, reverse=True))
+_TERM = rf"(?:(?:(?:square|cubic)\s+|sq\.?\s+|平方|立方)?(?:{_WORD})(?:\^?[23])?)"
+PATTERN = rf"[{CURRENCY_SIGNS}](?![\d.])|{_TERM}(?:\s*(?:/|per\b)\s*{_TERM})?(?![a-zA-Z])"
+"""A unit as it stands behind a number, in text that went through NFKC and has superscripts as ^2."""
+
+_TERM_PARTS = re.compile(rf"(?i)(square|cubic|sq|平方|立方)?\.?\s*({_WORD})\^?([23])?")
+_PER = re.compile(r"\s*(?:/|\bper\b)\s*")
+
+
+def read_unit(text: str) -> Unit | None:
+    """The unit that `text` names ("cm", "square meters", "km/h", "$"), or None."""
+    sides = [_read_term(side) for side in _PER.split(text.strip())]
+    if len(sides) == 1:
+        return sides[0]
+    if len(sides) != 2 or sides[0] is None or sides[1] is None:
+        return None
+    return Unit(f"{sides[0].dimension}/{sides[1].dimension}", sides[0].factor / sides[1].factor)
+
+
+def _read_term(text: str) -> Unit | None:
+    if text in CURRENCY_SIGNS:
+        return _UNITS.get(text)
+    match = _TERM_PARTS.fullmatch(text)
+    if match is None:
+        return None
+    unit = _UNITS[match.group(2).lower()]
+    power = _POWERS.get((match.group(1) or "").lower(), 1) * int(match.group(3) or 1)
+    return unit if power == 1 else Unit(f"{unit.dimension}^{power}", unit.factor**power)

@@ -1,0 +1,102 @@
+"""A model folder on disk: finding it, what must be in it, and the digests that identify it. Imports neither torch nor transformers."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from mixpo.errors import ModelError
+from mixpo.recipe import ModelTable
+
+BUNDLED = "mixpo:tiny"
+
+PROCESSOR_FILES = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "merges.txt",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "video_preprocessor_config.json",
+    "vocab.json",
+    "vocab.txt",
+)
+"""Every file that decides how text and pixels become inputs."""
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py"]
+
+
+@dataclass(frozen=True, slots=True)
+class Digests:
+    """weights: of configuration and weights. template: of chat template, tokenizer and processor. SHA-256, 16 digits."""
+
+    weights: str
+    template: str
+
+
+def find(table: ModelTable, base: Path) -> Path:
+    """The folder that `table.path` means: bundled, local (relative to `base`), or downloaded from the hub.
+
+    Raises ModelError when there is no such folder and no such model on the hub.
+    """
+    if table.path == BUNDLED:
+        folder = Path(str(resources.files("mixpo"))) / "assets" / "tiny"
+        if not folder.is_dir():
+            raise ModelError(f"{folder}: the bundled model is missing; install mixpo again")
+        return folder
+    folder = base / table.path
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ModelError(f"{folder}: model.path must be a folder, not a file")
+    if Path(table.path).is_absolute() or not _HUB_ID.fullmatch(table.path) or table.path.startswith("."):
+        raise ModelError(f"{folder}: no such model folder; model.path is a folder (relative to the recipe) or a hub id such as org/name")
+    return _download(table, folder)
+
+
+def digests(folder: Path) -> Digests:
+    """Digests of a model folder, from the bytes of its files. Raises ModelError naming what a usable folder lacks."""
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: no such model folder")
+    if not (folder / "config.json").exists():
+        raise ModelError(f"{folder}: no config.json; this is not a model folder of transformers")
+    if not any((folder / name).exists() for name in ("processor_config.json", "preprocessor_config.json")):
+        raise ModelError(f"{folder}: no processor (processor_config.json or preprocessor_config.json); copy it from the original model")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise ModelError(f"{folder}: no *.safetensors weights; convert the model with save_pretrained, other formats can run code")
+    settings = [folder / name for name in ("config.json", "generation_config.json")]
+    return Digests(weights=_hash([*settings, *weights]), template=_hash(folder / name for name in PROCESSOR_FILES))
+
+
+def _hash(paths: Iterable[Path]) -> str:
+    total = hashlib.sha256()
+    for path in paths:
+        if not path.exists():
+            continue
+        try:
+            with path.open("rb") as handle:
+                total.update(f"{path.name}\0{hashlib.file_digest(handle, 'sha256').hexdigest()}\n".encode())
+        except OSError as error:
+            raise ModelError(f"{path}: cannot be read ({error.strerror}); download or copy the model again") from None
+    return total.hexdigest()[:16]
+
+
+def _download(table: ModelTable, folder: Path) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(table.path, revision=table.revision, allow_patterns=_WANTED))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"model.path = {table.path!r}: no folder {folder}, and the hub does not give it ({reason})") from None

@@ -1,0 +1,154 @@
+"""Write several answers to each of several prompts. Vision features and the prompt's key-value cache are computed once.
+
+P prompts, R rows (one for each answer), S steps (tokens at most), L tokens of the longest prompt.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixpo.errors import EngineError
+from mixpo.vlm.cache import spread
+from mixpo.vlm.draw import Rule, pick
+from mixpo.vlm.load import Vlm
+from mixpo.vlm.prompt import EncodedPrompt, banned_ids, batch_inputs
+
+COMPACT_AT = 0.75
+"""Finished rows leave the batch once at most this share of its rows is alive: copying the cache for each one would cost more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One generated answer. logprobs: of each id under the model's own distribution (temperature 1, nothing masked)."""
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    stopped: bool
+
+
+@dataclass
+class _Batch:
+    """The rows still being written. cache: keys and values of `mask`'s first columns. logits: (R, V) for the next token.
+
+    mask: (R, L + S) 1 for real tokens, wide enough for all steps. position: (R,) of the next token. row: (R,) which answer.
+    alive: (R,) bool. axes: how many axes positions have (3 for mrope), or 0.
+    """
+
+    cache: Any
+    logits: Tensor
+    mask: Tensor
+    position: Tensor
+    row: Tensor
+    alive: Tensor
+    axes: int
+
+
+@torch.inference_mode()
+def generate(
+    vlm: Vlm, prompts: Sequence[EncodedPrompt], tails: Sequence[Sequence[int]], owner: Sequence[int], numbers: Tensor, rule: Rule
+) -> list[Drawn]:
+    """Continue each prompt + tail; `owner[r]` is the prompt of answer r, `numbers` its (R, S) uniform numbers.
+
+    Image and other control tokens are never drawn, except the ends of turn, which end an answer and belong to its ids.
+    Log-probs are those of the unmasked distribution, so they equal what a later forward over the answer gives.
+    Raises EngineError when the model's output is not finite.
+    """
+    rows, steps = numbers.shape
+    numbers = numbers.to(vlm.device, torch.float32 if vlm.device.type == "mps" else torch.float64)
+    batch = _prefill(vlm, prompts, tails, owner, steps)
+    ids = torch.full((rows, steps), -1, device=vlm.device)
+    logprobs = torch.zeros((rows, steps), device=vlm.device)
+    ends = torch.tensor(vlm.end_ids, device=vlm.device)
+    for step in range(steps):
+        all_logprobs = batch.logits.float().log_softmax(-1)
+        chosen = pick(all_logprobs, numbers[batch.row, step], banned_ids(vlm), rule)
+        ids[batch.row, step] = chosen.where(batch.alive, ids[batch.row, step])
+        logprobs[batch.row, step] = all_logprobs.gather(-1, chosen[:, None])[:, 0].where(batch.alive, logprobs[batch.row, step])
+        batch.alive &= ~torch.isin(chosen, ends)
+        alive = int(batch.alive.sum())
+        if alive == 0 or step == steps - 1:
+            break
+        if alive <= COMPACT_AT * len(batch.row):
+            chosen = chosen[batch.alive]
+            _compact(batch)
+        _forward(vlm, batch, chosen, steps - step - 1)
+    return _collect(ids, logprobs, vlm)
+
+
+def _prefill(vlm: Vlm, prompts: Sequence[EncodedPrompt], tails: Sequence[Sequence[int]], owner: Sequence[int], steps: int) -> _Batch:
+    inputs = batch_inputs(vlm, prompts, "left", tails)
+    output = vlm.model(**inputs, use_cache=True, logits_to_keep=1)
+    rows = torch.tensor(owner, device=vlm.device)
+    spread(output.past_key_values, rows, steps)
+    positions = inputs["position_ids"]
+    highest = positions.amax(-1) if positions.ndim == 2 else positions.amax((0, -1))
+    mask = inputs["attention_mask"][rows]
+    return _Batch(
+        cache=output.past_key_values,
+        logits=output.logits[:, -1][rows],
+        mask=torch.cat([mask, mask.new_ones(len(rows), steps)], dim=1),
+        position=highest[rows] + 1,
+        row=torch.arange(len(rows), device=vlm.device),
+        alive=torch.ones(len(rows), dtype=torch.bool, device=vlm.device),
+        axes=positions.shape[0] if positions.ndim == 3 else 0,
+    )
+
+
+def _compact(batch: _Batch) -> None:
+    """Drop finished rows. `logits` is about to be replaced, so it stays as it is."""
+    keep = batch.alive.nonzero()[:, 0]
+    batch.cache.reorder_cache(keep)
+    batch.mask, batch.position, batch.row, batch.alive = batch.mask[keep], batch.position[keep], batch.row[keep], batch.alive[keep]
+
+
+def _forward(vlm: Vlm, batch: _Batch, chosen: Tensor, unused: int) -> None:
+    """One more token for every row of the batch; `unused` columns of the mask are not reached yet."""
+    position = batch.position[:, None]
+    output = vlm.model(
+        input_ids=chosen[:, None],
+        attention_mask=batch.mask[:, : batch.mask.shape[1] - unused],
+        position_ids=position.expand(batch.axes, *position.shape) if batch.axes else position,
+        past_key_values=batch.cache,
+        use_cache=True,
+    )
+    batch.logits, batch.cache = output.logits[:, -1], output.past_key_values
+    batch.position = batch.position + 1
+
+
+def _collect(ids: Tensor, logprobs: Tensor, vlm: Vlm) -> list[Drawn]:
+    if not bool(torch.isfinite(logprobs).all()):
+        raise EngineError('the model gives NaN or infinite logits; set model.dtype = "bfloat16" or "float32", or check the weights')
+    drawn = []
+    for row, row_logprobs in zip(ids.tolist(), logprobs.tolist(), strict=True):
+        length = row.index(-1) if -1 in row else len(row)
+        drawn.append(Drawn(tuple(row[:length]), tuple(row_logprobs[:length]), row[length - 1] in vlm.end_ids))
+    return drawn
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def row_bytes(vlm: Vlm, length: int) -> int:
+    """About how much memory one answer takes whose prompt and tokens together are `length` long."""
+    config = vlm.model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    size = next(vlm.model.parameters()).element_size()
+    # Twice, because dropping rows copies the cache; 32 bytes a word for logits, log-probs and the float64 distribution.
+    return int(2 * 2 * config.num_hidden_layers * heads * width * size * length + 32 * config.vocab_size)
+
+
+def free_bytes(device: torch.device) -> int:
+    """How much memory a batch of answers may take: a part of what is free now."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] * 0.6)
+    try:
+        return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 0.25)
+    except (ValueError, OSError):  # macOS does not tell
+        return 2**31

@@ -1,0 +1,235 @@
+"""Load and save a vision-language model with its processor. Anything unusable is an error here, before any work starts.
+
+Knows nothing about prompts, sampling or training.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixpo.errors import ModelError
+from mixpo.recipe import ModelTable
+from mixpo.vlm.folder import PROCESSOR_FILES, Digests, digests, find
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(eq=False)
+class Vlm:
+    """A model in evaluation mode on its device, and everything that turns text and pixels into its inputs.
+
+    digest: hash of the configuration and the weights; template_digest: of chat template, tokenizer and processor.
+    end_ids: every token id that ends the model's turn. folder: where it was loaded from.
+    facts: answers about this model that are worked out once (see mixpo.vlm.prompt).
+    """
+
+    model: Any
+    processor: Any
+    device: torch.device
+    digest: str
+    template_digest: str
+    end_ids: tuple[int, ...]
+    folder: Path | None = None
+    facts: dict[str, Any] = field(default_factory=dict, repr=False)
+
+
+def load(table: ModelTable, base: Path, folder: Path | None = None) -> Vlm:
+    """Load the model that `table` names, or the one in `folder` (a trained one) with the settings of `table`.
+
+    base: the recipe's folder, which `table.path` is relative to. Raises ModelError with the remedy when the folder, its
+    processor, chat template or weights are missing, incomplete, NaN, infinite or zero.
+    """
+    source = folder or find(table, base)
+    known = digests(source)
+    processor = _load_processor(source, table.trust_remote_code)
+    device = pick_device(table.device)
+    model = _load_model(source, table, device)
+    check_weights(model, source)
+    return assemble(model, processor, device, known, source)
+
+
+def assemble(model: Any, processor: Any, device: torch.device, known: Digests | None = None, folder: Path | None = None) -> Vlm:
+    """A Vlm from parts that are in memory already; without `known` its digests are empty, which no stage accepts."""
+    known = known or Digests(weights="", template="")
+    ends = end_ids(model, processor.tokenizer)
+    return Vlm(model.eval(), processor, device, known.weights, known.template, ends, folder)
+
+
+def digest_of(table: ModelTable, base: Path, folder: Path | None = None) -> Digests:
+    """The digests that `load` would give, from the files alone."""
+    return digests(folder or find(table, base))
+
+
+def pick_device(wanted: str) -> torch.device:
+    """ "auto" takes CUDA, then Apple's MPS, then the CPU. Raises ModelError for a device that this machine lacks."""
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        return torch.device(next(name for name, there in present.items() if there))
+    if not present[wanted]:
+        raise ModelError(f'model.device = "{wanted}": this machine has no such device; use "auto"')
+    return torch.device(wanted)
+
+
+def end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Every id that ends a turn: those of the generation settings, the tokenizer's own, and `<|im_end|>` if it has one."""
+    listed = getattr(model.generation_config, "eos_token_id", None)
+    found = set(listed if isinstance(listed, (list, tuple)) else [listed])
+    found |= {tokenizer.eos_token_id, tokenizer.get_vocab().get("<|im_end|>")}
+    ids = tuple(sorted(int(token) for token in found if token is not None and token < len(tokenizer)))
+    if not ids:
+        raise ModelError("the model has no end-of-turn token; set eos_token_id in its generation_config.json")
+    return ids
+
+
+def check_weights(model: nn.Module, source: object) -> None:
+    """Raise ModelError for NaN or infinite values, and for weight matrices that hold nothing but zeros."""
+    for name, parameter in model.named_parameters():
+        if parameter.numel() == 0:
+            continue
+        low, high = torch.aminmax(parameter.detach())
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            raise ModelError(f"{source}: {name} holds NaN or infinite values; take an earlier checkpoint or download the model again")
+        if parameter.ndim == 2 and name.endswith(".weight") and low == 0 and high == 0:
+            raise ModelError(f"{source}: {name} holds only zeros; the weights are incomplete, download or copy the model again")
+
+
+def save(vlm: Vlm, folder: Path, check: Mapping[str, Tensor] | None = None) -> Path:
+    """Write model, processor and chat template to `folder`, whole or not at all; returns `folder`.
+
+    Processor files are copied from where the Vlm was loaded, so that its template digest stays. The saved model is
+    loaded again and must be finite and, for the batch `check` (inputs of the model), give the logits of the one in
+    memory. Raises ModelError when it does not, when the disk is full or when `folder` exists and is not a model.
+    """
+    if folder.exists() and not (folder / "config.json").exists() and any(folder.iterdir()):
+        raise ModelError(f"{folder}: is in the way and not a model folder; remove it or choose another place")
+    from safetensors import SafetensorError
+
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)  # what a killed process left
+        temporary.mkdir(parents=True)
+        with _quiet():
+            vlm.model.save_pretrained(temporary)
+            _write_processor(vlm, temporary)
+        _reload_check(vlm, temporary, check)
+        _replace(temporary, folder)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"{folder}: the model cannot be written ({reason}); free some space and run again") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _translating(source: Path, what: str) -> Iterator[None]:
+    """Errors of `transformers` about a broken folder become a ModelError that names the folder."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, AttributeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{source}: the {what} cannot be loaded: {reason}") from error
+
+
+def _load_processor(source: Path, trust: bool) -> Any:
+    from transformers import AutoProcessor
+
+    loader: Any = AutoProcessor
+    with _translating(source, "processor"), _quiet():
+        processor = loader.from_pretrained(source, trust_remote_code=trust, local_files_only=True)
+    if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
+        raise ModelError(f"{source}: {type(processor).__name__} takes no images; mixpo needs an image-text-to-text model")
+    processor.chat_template = getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
+    if not processor.chat_template:
+        raise ModelError(f"{source}: no chat template; put the one of the model's family into chat_template.jinja (use an instruct model)")
+    return processor
+
+
+def _load_model(source: Path, table: ModelTable, device: torch.device) -> Any:
+    from transformers import AutoModelForImageTextToText
+
+    loader: Any = AutoModelForImageTextToText
+    with _translating(source, "model"), _quiet():
+        model, report = loader.from_pretrained(
+            source,
+            dtype=DTYPES[table.dtype],
+            trust_remote_code=table.trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+            local_files_only=True,
+        )
+    for kind, problem in (("missing_keys", "lack"), ("mismatched_keys", "have another shape for"), ("unexpected_keys", "hold unknown")):
+        keys = sorted(str(key) for key in report.get(kind, ()))
+        if keys:
+            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            raise ModelError(f"{source}: the weights {problem} {keys[0]}{more}; config.json and weights do not belong together")
+    return model.to(device).eval()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars of `transformers` while a model is read or written; its load report is checked instead of printed."""
+    from transformers.utils import logging as module
+
+    logging: Any = module
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _write_processor(vlm: Vlm, target: Path) -> None:
+    if vlm.folder is None:
+        vlm.processor.save_pretrained(target)
+        return
+    for name in PROCESSOR_FILES:
+        if (vlm.folder / name).exists():
+            shutil.copyfile(vlm.folder / name, target / name)
+
+
+def _reload_check(vlm: Vlm, saved: Path, check: Mapping[str, Tensor] | None) -> None:
+    dtype = str(next(vlm.model.parameters()).dtype).removeprefix("torch.")
+    table = ModelTable.model_validate({"dtype": dtype, "device": vlm.device.type})
+    _load_processor(saved, trust=False)
+    again = _load_model(saved, table, vlm.device)
+    check_weights(again, saved)
+    if check is None:
+        return
+    was_training = vlm.model.training
+    with torch.inference_mode():
+        before = vlm.model.eval()(**check).logits
+        after = again(**check).logits
+    vlm.model.train(was_training)
+    if not torch.allclose(before, after, rtol=1e-4, atol=1e-4):
+        gap = float((before - after).abs().max())
+        raise ModelError(f"{saved}: the saved model gives other logits than the one in memory (up to {gap:.3g}); it was not kept")
+
+
+def _replace(temporary: Path, folder: Path) -> None:
+    """Put the finished folder in place; an older model there is moved aside first, so no moment shows a mixture."""
+    if folder.exists():
+        old = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+        temporary.rename(folder)
+        shutil.rmtree(old)
+    else:
+        temporary.rename(folder)

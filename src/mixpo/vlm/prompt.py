@@ -1,0 +1,287 @@
+"""Text with `<image>` marks and pixels in, token ids and vision features out; and the way back from ids to text.
+
+User text is untrusted: what stands in a question can never become one of the model's control tokens. Knows nothing
+about sampling or training. Shapes: T tokens of one prompt, B rows, L tokens of the longest row.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any, Literal, TypeVar
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from mixpo.errors import ModelError, SourceError
+from mixpo.types import IMAGE_MARK
+from mixpo.vlm.load import Vlm
+
+Fact = TypeVar("Fact")
+
+_WORDS_OF_ANSWERS = re.compile(r"(?<![a-z])(ref|box|quad|point|think|answer)(?![a-z])")
+"""Special tokens with these names (as in `<ref>`, `<|box_start|>`) are part of an answer's text, not of the chat format."""
+
+_TOKEN_TYPES: tuple[str, ...] = ("mm_token_type_ids", "token_type_ids")
+_TOKEN_NAMES = ("image_token", "start_image_token", "end_image_token", "context_image_token", "boi_token", "eoi_token", "video_token")
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedPrompt:
+    """A prompt as model input. ids: (T,) int64, ending where the answer begins, on the CPU like everything here.
+
+    features: what the vision tower needs (pixel_values, image_grid_thw, ...); empty without images.
+    token_types: further per-token inputs of some families (mm_token_type_ids, token_type_ids), each (T,).
+    """
+
+    ids: Tensor
+    features: dict[str, Tensor] = field(default_factory=dict)
+    token_types: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def encode(vlm: Vlm, prompt: str, images: Sequence[Image]) -> EncodedPrompt:
+    """Put `prompt` as the user's turn into the chat template, with an image at each `<image>` mark.
+
+    A newline right after a mark is left out, because the template sets its own. Raises SourceError when marks and images
+    differ in number, when the text holds a control token or when the processor refuses an image; ModelError when the
+    image tokens do not match the features that the model will compute.
+    """
+    parts = prompt.split(IMAGE_MARK)
+    if len(parts) - 1 != len(images):
+        raise SourceError(f"the prompt has {len(parts) - 1} {IMAGE_MARK} marks for {len(images)} images; give one mark to each image")
+    for part in parts:
+        _refuse_control(vlm, part)
+    text = _render(vlm, [{"role": "user", "content": _content(parts)}], answer_follows=True)
+    if images and not any(token in text for token in vlm.processor.tokenizer.convert_ids_to_tokens(sorted(image_token_ids(vlm)))):
+        raise ModelError(f"{vlm.folder}: the chat template writes no image token; use the template of the model's family")
+    inputs = _process(vlm, text, images)
+    ids = inputs.pop("input_ids")[0]
+    inputs.pop("attention_mask", None)
+    token_types = {name: inputs.pop(name)[0] for name in _TOKEN_TYPES if name in inputs}
+    _check_image_tokens(vlm, ids, inputs, len(images))
+    return EncodedPrompt(ids, inputs, token_types)
+
+
+def without_images(prompt: str) -> str:
+    """The prompt for an answer without the image: the marks go, with the newline that followed each."""
+    return re.sub(rf"{re.escape(IMAGE_MARK)}\n?", "", prompt)
+
+
+def tokenize_response(vlm: Vlm, text: str) -> tuple[int, ...]:
+    """Ids of an answer that is known as text alone, end of turn included. Raises SourceError for control tokens in it."""
+    _refuse_control(vlm, text)
+    return (*vlm.processor.tokenizer(text, add_special_tokens=False)["input_ids"], turn_end(vlm))
+
+
+def decode(vlm: Vlm, ids: Sequence[int]) -> str:
+    """Text of generated ids. Control tokens are left out; tokens that belong to an answer (`<ref>`, `<think>`) stay."""
+    control = control_ids(vlm)
+    kept = [token for token in ids if token not in control]
+    return str(vlm.processor.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+# --- facts about the vocabulary ---------------------------------------------------------------------------------------
+
+
+def _once(question: Callable[[Vlm], Fact]) -> Callable[[Vlm], Fact]:
+    """Answer once for each Vlm and keep the answer with it (a global cache would keep whole models in memory)."""
+
+    @wraps(question)
+    def answer(vlm: Vlm) -> Fact:
+        if question.__name__ not in vlm.facts:
+            vlm.facts[question.__name__] = question(vlm)
+        fact: Fact = vlm.facts[question.__name__]
+        return fact
+
+    return answer
+
+
+def end_ids(vlm: Vlm) -> tuple[int, ...]:
+    """Every id that ends the model's turn."""
+    return vlm.end_ids
+
+
+@_once
+def image_token_ids(vlm: Vlm) -> frozenset[int]:
+    """Ids that stand for images or videos or enclose them; none of them may be sampled or be left in a text-only prompt."""
+    processor, tokenizer, config = vlm.processor, vlm.processor.tokenizer, vlm.model.config
+    found: set[Any] = {getattr(config, "image_token_index", None), getattr(config, "video_token_index", None)}
+    found |= {getattr(config, f"{kind}_token_id", None) for kind in ("image", "video", "vision_start", "vision_end", "boi", "eoi")}
+    for name in _TOKEN_NAMES:
+        for owner in (processor, tokenizer):
+            found.add(getattr(owner, f"{name}_id", None))
+            if isinstance(token := getattr(owner, name, None), str):
+                found.add(tokenizer.get_vocab().get(token))
+    return frozenset(int(token) for token in found if isinstance(token, int) and 0 <= token < len(tokenizer))
+
+
+@_once
+def control_ids(vlm: Vlm) -> frozenset[int]:
+    """Ids of the chat format: image tokens, ends of turn, and all special tokens that are no words of an answer."""
+    added = vlm.processor.tokenizer.added_tokens_decoder.items()
+    special = {int(token) for token, entry in added if entry.special and not _WORDS_OF_ANSWERS.search(entry.content.lower())}
+    return frozenset(special | image_token_ids(vlm) | set(vlm.end_ids))
+
+
+@_once
+def banned_ids(vlm: Vlm) -> Tensor:
+    """(V,) bool on the model's device: ids that are never sampled, i.e. control tokens but the ends of turn, and rows
+    of the output head that no token belongs to."""
+    banned = torch.zeros(vlm.model.get_output_embeddings().weight.shape[0], dtype=torch.bool)
+    banned[[token for token in control_ids(vlm) if token not in vlm.end_ids]] = True
+    banned[max(vlm.processor.tokenizer.get_vocab().values()) + 1 :] = True
+    return banned.to(vlm.device)
+
+
+@_once
+def turn_end(vlm: Vlm) -> int:
+    """The end id that the chat template writes after an answer."""
+    turns = [{"role": role, "content": _content(["x"])} for role in ("user", "assistant")]
+    ids = vlm.processor.tokenizer(_render(vlm, turns, answer_follows=False), add_special_tokens=False)["input_ids"]
+    return int(next((token for token in reversed(ids) if token in vlm.end_ids), vlm.end_ids[0]))
+
+
+def context_limit(vlm: Vlm) -> int:
+    """The longest sequence (prompt and answer) that the model's positions are made for."""
+    return int(getattr(vlm.model.config.get_text_config(), "max_position_embeddings", None) or 2**31)
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+def batch_inputs(
+    vlm: Vlm, prompts: Sequence[EncodedPrompt], pad: Literal["left", "right"], tails: Sequence[Sequence[int]] = ()
+) -> dict[str, Tensor]:
+    """Model inputs for several prompts, each followed by its tail (answer ids) if `tails` are given; on the model's device.
+
+    input_ids, attention_mask: (B, L). position_ids: (B, L), or (3, B, L) for models with positions on three axes; padding
+    gets position 0. Plus the vision features of all prompts in order, and token types (0 for tails).
+    """
+    rows = [torch.cat([p.ids, torch.tensor(tail, dtype=torch.long)]) for p, tail in zip(prompts, tails or [()] * len(prompts), strict=True)]
+    inputs = {
+        "input_ids": _pad(rows, pad, vlm.processor.tokenizer.pad_token_id or 0),
+        "attention_mask": _pad([torch.ones_like(row) for row in rows], pad, 0),
+    }
+    for name in dict.fromkeys(name for p in prompts for name in p.token_types):
+        kinds = [p.token_types.get(name, torch.zeros_like(p.ids)) for p in prompts]
+        inputs[name] = _pad([torch.cat([k, k.new_zeros(len(row) - len(k))]) for k, row in zip(kinds, rows, strict=True)], pad, 0)
+    inputs |= join_features(vlm, [p.features for p in prompts])
+    inputs = {name: value.to(vlm.device) for name, value in inputs.items()}
+    dtype = next(vlm.model.parameters()).dtype
+    inputs = {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
+    inputs["position_ids"] = _positions(vlm, inputs)
+    return inputs
+
+
+def join_features(vlm: Vlm, features: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Vision features of several prompts as one batch: joined along the images, other axes padded with zeros.
+
+    The Idefics family has its images on axis 1, behind an axis of length 1; every other one has them on axis 0.
+    """
+    axis = 1 if "idefics" in vlm.model.config.model_type or "smolvlm" in vlm.model.config.model_type else 0
+    present = [f for f in features if f]
+    return {name: _join([f[name] for f in present if name in f], axis) for name in dict.fromkeys(name for f in present for name in f)}
+
+
+def _join(values: list[Tensor], axis: int) -> Tensor:
+    sizes = [max(value.shape[d] for value in values) for d in range(values[0].ndim)]
+    padded = []
+    for value in values:
+        missing = [0 if d == axis else sizes[d] - value.shape[d] for d in range(value.ndim)]
+        widths = [width for size in reversed(missing) for width in (0, size)]
+        padded.append(torch.nn.functional.pad(value, widths) if any(missing) else value)
+    return torch.cat(padded, dim=axis)
+
+
+def _pad(rows: Sequence[Tensor], side: Literal["left", "right"], value: int) -> Tensor:
+    """(B, L) from rows of different lengths."""
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side=side)
+
+
+def _positions(vlm: Vlm, inputs: dict[str, Tensor]) -> Tensor:
+    mask = inputs["attention_mask"]
+    plain = (mask.cumsum(-1) - 1).clamp(min=0)
+    owner = next((m for m in (vlm.model, getattr(vlm.model, "model", None)) if hasattr(m, "get_rope_index")), None)
+    if owner is None:
+        return plain
+    if "image_grid_thw" not in inputs:
+        return plain.expand(3, *plain.shape)
+    names = ("mm_token_type_ids", "image_grid_thw", "attention_mask")
+    found: Tensor = owner.get_rope_index(inputs["input_ids"], **{n: inputs[n] for n in names if n in inputs})[0]
+    return found.masked_fill(mask == 0, 0)
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def _refuse_control(vlm: Vlm, text: str) -> None:
+    """Raise SourceError when the tokenizer would read a control token in `text`. A question must not end its own turn."""
+    tokenizer, control = vlm.processor.tokenizer, control_ids(vlm)
+    for token in tokenizer(text, add_special_tokens=False)["input_ids"]:
+        if token in control:
+            raise SourceError(f"the text holds {tokenizer.convert_ids_to_tokens(token)!r}, a control token of the model; remove it")
+
+
+def _content(parts: Sequence[str]) -> list[dict[str, str]]:
+    content: list[dict[str, str]] = []
+    for number, part in enumerate(parts):
+        if number > 0:
+            content.append({"type": "image"})
+            part = part.removeprefix("\n")
+        if part:
+            content.append({"type": "text", "text": part})
+    return content
+
+
+def _render(vlm: Vlm, turns: list[dict[str, Any]], answer_follows: bool) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        return str(vlm.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer_follows))
+    except TemplateError as error:
+        raise ModelError(f"{vlm.folder}: the chat template refuses a user turn ({error}); use the template of the model's family") from None
+
+
+def _process(vlm: Vlm, text: str, images: Sequence[Image]) -> dict[str, Tensor]:
+    bos = vlm.processor.tokenizer.bos_token
+    extra = {"add_special_tokens": False} if bos and text.startswith(bos) else {}
+    try:
+        batch = vlm.processor(text=[text], images=[list(images)] if images else None, return_tensors="pt", **extra)
+    except ValueError as error:
+        raise SourceError(f"the model's processor refuses this question: {str(error).strip().splitlines()[0]}") from error
+    for name, value in batch.items():
+        if not isinstance(value, Tensor):
+            raise ModelError(f"{type(vlm.processor).__name__} gives {name} in an unknown form; this family is not supported")
+    return dict(batch)
+
+
+def _check_image_tokens(vlm: Vlm, ids: Tensor, features: dict[str, Tensor], images: int) -> None:
+    placeholder = getattr(vlm.model.config, "image_token_id", None) or getattr(vlm.model.config, "image_token_index", None)
+    if placeholder is None:
+        raise ModelError(f"{vlm.folder}: config.json names no image_token_id; this family is not supported")
+    found = int((ids == placeholder).sum())
+    expected = _feature_count(vlm, features) if images else 0
+    if found != expected if expected is not None else found == 0:
+        wanted = "at least one" if expected is None else str(expected)
+        raise ModelError(
+            f"{vlm.folder}: {images} images became {found} image tokens where the model computes {wanted} features; "
+            "the processor or chat template does not belong to this model"
+        )
+
+
+def _feature_count(vlm: Vlm, features: dict[str, Tensor]) -> int | None:
+    """How many image features the model computes, or None for families where that takes the model to tell."""
+    config = vlm.model.config
+    if "image_grid_thw" in features and hasattr(config.vision_config, "spatial_merge_size"):
+        return int(features["image_grid_thw"].prod(-1).sum()) // int(config.vision_config.spatial_merge_size) ** 2
+    if config.model_type == "internvl":
+        tiles, _, height, width = features["pixel_values"].shape
+        down, across = config.vision_config.patch_size
+        return int(tiles * (height // down * config.downsample_ratio) * (width // across * config.downsample_ratio))
+    return None

@@ -1,0 +1,44 @@
+"""Fixtures for every room: small real models, built once in a session."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+if TYPE_CHECKING:
+    from mixpo.vlm.load import Vlm
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small InternVL with random weights, saved as users have theirs. Copy it before changing anything in it."""
+    from tiny import build_internvl
+
+    return build_internvl(tmp_path_factory.mktemp("models") / "internvl")
+
+
+@pytest.fixture(scope="session")
+def tiny_vlm(tiny_folder: Path) -> Vlm:
+    """The model of `tiny_folder`, loaded. Shared by all tests: leave its weights alone."""
+    from mixpo.recipe import ModelTable
+    from mixpo.vlm.load import load
+
+    return load(ModelTable(path=str(tiny_folder), device="cpu"), Path())
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> Vlm:
+    """A small Qwen2.5-VL: positions on three axes."""
+    from tiny import build_qwen
+
+    from mixpo.recipe import ModelTable
+    from mixpo.vlm.load import load
+
+    folder = build_qwen(tmp_path_factory.mktemp("models") / "qwen2_5_vl")
+    return load(ModelTable(path=str(folder), device="cpu"), Path())

@@ -1,0 +1,190 @@
+"""Scores against hand-computed numbers, scipy, and simulation."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from mixpo.errors import EvaluateError
+from mixpo.evaluate import compare, score, score_samples, wilson, yes_no
+from mixpo.evaluate.score import EXACT_LIMIT, mcnemar
+from mixpo.records import Prediction, read_rows, write_rows
+
+
+def prediction(question: str, outcome: str, **values: object) -> Prediction:
+    base = Prediction(question=question, mode="cot", text="x", tokens=10, finish="stop", outcome="correct")
+    return replace(base, outcome=outcome, **values)  # type: ignore[arg-type]
+
+
+def answers(outcomes: str, **values: object) -> list[Prediction]:
+    """One answer a letter: c(orrect), w(rong), m(alformed), u(ndecided)."""
+    names = {"c": "correct", "w": "wrong", "m": "malformed", "u": "undecided"}
+    return [prediction(f"q{n}", names[letter], **values) for n, letter in enumerate(outcomes)]
+
+
+def test_wilson_by_hand() -> None:
+    # Newcombe (1998), table I: 81 of 263 gives 0.2553 to 0.3662.
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+@given(st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_equals_scipy(counts: tuple[int, int]) -> None:
+    expected = stats.binomtest(*counts).proportion_ci(0.95, method="wilson")
+    assert wilson(*counts) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@given(st.integers(0, 300), st.integers(0, 300))
+def test_mcnemar_equals_the_binomial_test(only_a: int, only_b: int) -> None:
+    expected = stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+    assert mcnemar(only_a, only_b) == pytest.approx(expected, abs=1e-12)
+    assert mcnemar(only_a, only_b) == mcnemar(only_b, only_a)
+
+
+def test_mcnemar_by_hand() -> None:
+    assert mcnemar(0, 5) == 2 / 32
+    assert mcnemar(1, 4) == 2 * (1 + 5) / 32
+    assert mcnemar(3, 3) == 1.0
+
+
+def test_many_disagreements_use_chi_square() -> None:
+    only_a, only_b = 540, EXACT_LIMIT - 539
+    assert only_a + only_b > EXACT_LIMIT
+    expected = stats.chi2.sf((abs(only_a - only_b) - 1) ** 2 / (only_a + only_b), df=1)
+    assert mcnemar(only_a, only_b) == pytest.approx(expected, rel=1e-9)
+    assert mcnemar(only_a, only_b) == pytest.approx(stats.binomtest(only_a, only_a + only_b).pvalue, abs=1e-3)
+
+
+def test_score_counts_everything_that_was_asked() -> None:
+    rows = [
+        *answers("ccwmu"),
+        prediction("q5", "malformed", finish="length", tokens=40),
+        prediction("q6", "undecided", finish="error", tokens=0),
+    ]
+    result = score(rows)
+    assert (result.n, result.correct, result.wrong, result.malformed, result.undecided) == (7, 2, 1, 2, 2)
+    assert (result.cut, result.failed) == (1, 1)
+    assert result.accuracy == 2 / 7
+    assert (result.low, result.high) == wilson(2, 7)
+    assert result.mean_tokens == 90 / 7
+
+
+def test_domains_add_up() -> None:
+    rows = [replace(row, domain="sum" if n % 3 else "choice") for n, row in enumerate(answers("cwcwmucccw"))]
+    result = score(rows)
+    assert list(result.domains) == ["choice", "sum"]
+    assert sum(d.n for d in result.domains.values()) == result.n
+    assert sum(d.correct for d in result.domains.values()) == result.correct
+    assert result.domains["choice"].accuracy == 2 / 4  # answers 0, 3, 6, 9: c w c w
+    assert score(answers("cw")).domains == {}
+
+
+def test_sampled_mean_by_hand() -> None:
+    outcomes = {"a": "cw", "b": "cc", "c": "wwwc"}
+    names = {"c": "correct", "w": "wrong"}
+    rows = [prediction(q, names[letter], mode="sampled", index=i) for q, text in outcomes.items() for i, letter in enumerate(text)]
+    result = score_samples(rows)
+    half = 1.959964 * math.sqrt(0.1458333 / 3)
+    assert (result.n, result.samples) == (3, 8)
+    assert result.accuracy == pytest.approx(7 / 12)
+    assert (result.low, result.high) == pytest.approx((7 / 12 - half, 1.0), abs=1e-6)
+    middle = score_samples([row for row in rows if row.question != "b"])
+    assert middle.accuracy == pytest.approx(0.375)
+
+
+def test_sampled_interval_without_spread_is_not_empty() -> None:
+    rows = [prediction(f"q{n}", "correct", mode="sampled", index=i) for n in range(10) for i in range(4)]
+    assert (score_samples(rows).low, score_samples(rows).high) == wilson(10, 10)
+
+
+def test_comparison_by_hand() -> None:
+    both, only_a, only_b, neither = 50, 5, 15, 30
+    a = answers("c" * both + "c" * only_a + "w" * only_b + "w" * neither)
+    b = answers("c" * both + "m" * only_a + "c" * only_b + "u" * neither)
+    result = compare(a, b)
+    assert (result.n, result.only_a, result.only_b) == (100, 5, 15)
+    assert result.difference == pytest.approx(0.10)
+    assert (result.low, result.high) == pytest.approx((0.012064, 0.184014), abs=2e-6)
+    assert result.p == pytest.approx(stats.binomtest(5, 20).pvalue)
+
+
+def test_comparison_turns_around() -> None:
+    a, b = answers("ccwwcwcwmc"), answers("cwccwcccuw")
+    there, back = compare(a, b), compare(b, a)
+    assert (there.difference, there.low, there.high, there.p) == pytest.approx((-back.difference, -back.high, -back.low, back.p))
+    assert compare(a, a).difference == 0.0
+    assert compare(a, a).p == 1.0
+
+
+def test_comparison_does_not_depend_on_order() -> None:
+    a, b = answers("ccwwcwcwmc"), answers("cwccwcccuw")
+    assert compare(random.Random(1).sample(a, len(a)), b) == compare(a, b)
+
+
+def test_difference_interval_covers_the_truth() -> None:
+    rng = np.random.default_rng(0)
+    from mixpo.evaluate.score import _difference_interval
+
+    n, shares = 150, (0.05, 0.12, 0.83)
+    draws = rng.multinomial(n, shares, size=4000)
+    inside = [low <= 0.07 <= high for low, high in (_difference_interval(int(a), int(b), n) for a, b, _ in draws)]
+    assert 0.935 < np.mean(inside) < 0.975
+
+
+@pytest.mark.parametrize(("only_a", "only_b", "n"), [(0, 0, 1), (0, 1, 1), (1, 0, 1), (0, 500, 500), (3, 0, 4)])
+def test_difference_interval_contains_the_difference(only_a: int, only_b: int, n: int) -> None:
+    rows_a = answers("c" * only_a + "w" * only_b + "w" * (n - only_a - only_b))
+    rows_b = answers("w" * only_a + "c" * only_b + "w" * (n - only_a - only_b))
+    result = compare(rows_a, rows_b)
+    assert -1 <= result.low <= result.difference <= result.high <= 1
+    assert result.low < result.high
+
+
+def test_other_questions_are_refused() -> None:
+    with pytest.raises(EvaluateError, match="1 only in the first, 2 only in the second"):
+        compare([*answers("cc"), prediction("x", "wrong")], [*answers("cc"), prediction("y", "wrong"), prediction("z", "wrong")])
+
+
+@pytest.mark.parametrize("rows", [[], [prediction("q", "wrong"), prediction("q", "correct")]])
+def test_nothing_and_twice_are_refused(rows: list[Prediction]) -> None:
+    for function in (score, score_samples):
+        with pytest.raises(EvaluateError):
+            function(rows)
+
+
+def test_scoring_saved_predictions_again_gives_the_same_numbers(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    rows = [
+        replace(row, domain="sum" if n % 2 else "", extracted=None if n % 5 == 0 else "7") for n, row in enumerate(answers("cwmucc" * 50))
+    ]
+    write_rows(tmp_path / "p.parquet", Prediction, rows)
+    again = read_rows(tmp_path / "p.parquet", Prediction)
+    assert again == rows
+    assert score(again) == score(rows)
+    assert score(random.Random(0).sample(again, len(again))) == score(rows)
+
+
+def test_yes_no_equals_sklearn() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = random.Random(3)
+    gold = {f"q{n}": rng.choice(["yes", "no"]) for n in range(80)}
+    said = {q: rng.choice(["yes", "no", "maybe"]) for q in gold}
+    rows = [prediction(q, "correct" if said[q] == gold[q] else "wrong", extracted=said[q].title() + ".") for q in gold]
+    result = yes_no([*rows, prediction("other", "correct")], gold)
+    truth, guess = [gold[q] == "yes" for q in gold], [said[q] == "yes" for q in gold]
+    precision, recall, f1, _ = metrics.precision_recall_fscore_support(truth, guess, average="binary")
+    assert (result.precision, result.recall, result.f1) == pytest.approx((precision, recall, f1))
+    assert result.yes_ratio == sum(guess) / 80
+    assert result.n == 80
+
+
+def test_yes_no_without_any_yes() -> None:
+    result = yes_no([prediction("a", "malformed"), prediction("b", "correct", extracted="no")], {"a": "yes", "b": "no"})
+    assert (result.precision, result.recall, result.f1, result.yes_ratio) == (0.0, 0.0, 0.0, 0.0)

@@ -1,0 +1,275 @@
+import json
+import os
+
+import datasets
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from mixpo.errors import ImageError, RunError, SourceError
+from mixpo.images import reference
+from mixpo.pairs.export import export_trl
+from mixpo.pairs.mmpr import MAX_SOURCES, export_mmpr
+from mixpo.pairs.provenance import make_pair
+from mixpo.sources.build import make_question
+from mixpo.sources.mmpr import read_pairs
+from mixpo.types import Question, Response
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Three pictures in one folder."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number, colour in enumerate(("red", "green", "blue")):
+        Image.new("RGB", (4, 4), colour).save(folder / f"{number}.png")
+    return [reference(folder / f"{number}.png") for number in range(3)]
+
+
+def asked(text, images=(), answer="7", source="digits/preference", **more):
+    return make_question(text=text, images=images, answer=answer, source=source, domain="sum", **more)
+
+
+def paired(question, chosen="so 7", rejected="so 8", origin="correctness", answers=("7", "8"), cut=0):
+    sides = [
+        Response(question=question.id, index=i, text=text, token_ids=(*map(ord, text), 0), prefix_len=cut * i)
+        for i, text in enumerate((chosen, rejected))
+    ]
+    return question, make_pair(question.id, *sides, origin, *answers)
+
+
+@pytest.fixture
+def rows(pictures):
+    """One row of every kind."""
+    one, two, none = asked("<image>\nHow many?", pictures[:1]), asked("<image> or <image>?", pictures[:2]), asked("1 + 6?")
+    choice = asked("Which?\nA. red\nB. blue", pictures[2:], answer="B", source="easy_vqa/train")
+    unanswered = asked("Beschreibe «das» 图片.", pictures[1:2], answer=None)
+    return [
+        paired(one),
+        paired(one, rejected="well", origin="format", answers=("7", None)),
+        paired(two),
+        paired(none),
+        paired(choice, "It is blue: B", "It is red: A", answers=("B", "A")),
+        paired(unanswered, "一个红色的球。", "一个红色的猫。", "dropout_ntp", (None, None), cut=3),
+    ]
+
+
+NAMES = [
+    "digits_preference_correctness", "digits_preference_correctness_multi", "digits_preference_correctness_text",
+    "digits_preference_dropout_ntp", "digits_preference_format", "easy_vqa_train_correctness",
+]  # fmt: skip
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# --- MMPR ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_files_are_as_the_trainer_reads_them(rows, tmp_path):
+    """Read the way MMPR training code does: json.load, readlines, os.path.join(root, image), started in the export's folder."""
+    folder = tmp_path / "export"
+    exported = export_mmpr(iter(rows), folder)
+    assert exported.pairs == dict.fromkeys(NAMES, 1)
+    assert exported.images_copied == 3
+    meta = json.loads((folder / "meta.json").read_text())
+    assert list(meta) == NAMES
+    for name, entry in meta.items():
+        fixed = {"data_augment": False, "max_dynamic_patch": 6, "repeat_time": 1, "length": 1, "annotation": f"annotations/{name}.jsonl"}
+        assert entry == {"root": "." if name.endswith("_text") else "images", **fixed}
+        raw = (folder / entry["annotation"]).read_bytes()
+        assert raw.isascii()
+        (row,) = (json.loads(line) for line in raw.decode("ascii").splitlines())
+        images = row.get("image", [])
+        assert isinstance(images, list) == (name.endswith(("_multi", "_text")))
+        images = images if isinstance(images, list) else [images]
+        assert row["question"].count("<image>") == len(images)
+        for image in images:
+            with Image.open(os.path.join(folder, entry["root"], image)) as picture:
+                assert picture.size == (4, 4)
+        assert row["chosen"]
+        assert row["rejected"]
+        assert ("answer_gt" in row) == ("dropout" not in name)
+
+
+def test_a_row_holds_everything(rows, tmp_path):
+    export_mmpr(rows, tmp_path / "export")
+    (row,) = lines(tmp_path / "export/annotations/digits_preference_format.jsonl")
+    digest = rows[0][0].images[0].digest
+    assert row == {
+        "id": rows[1][1].id,
+        "image": f"{digest[:2]}/{digest}.png",
+        "question": "<image>\nHow many?",
+        "chosen": "so 7",
+        "rejected": "well",
+        "answer_gt": "7",
+        "chosen_meta": {"index": 0, "answer": "7", "token_ids": [*map(ord, "so 7"), 0]},
+        "rejected_meta": {"index": 1, "answer": None, "token_ids": [*map(ord, "well"), 0], "cut": 0},
+        "origin": "format",
+        "domain": "sum",
+        "question_id": rows[1][0].id,
+    }
+
+
+def comparable(question, pair):
+    """What must survive: all but the ids of pairs, the name of the source, and where the images lie."""
+    digests = [image.digest for image in question.images]
+    sides = (pair.chosen, pair.rejected, pair.chosen_ids, pair.rejected_ids, pair.chosen_index, pair.rejected_index)
+    return (
+        question.id, question.text, question.answer, question.kind, question.choices, question.domain, digests,
+        *sides, pair.origin, pair.chosen_answer, pair.rejected_answer, pair.cut, pair.question,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("root", [None, "pictures"])
+def test_round_trip(rows, tmp_path, root):
+    folder = tmp_path / "export"
+    export_mmpr(rows, folder, tmp_path / root if root else None)
+    back = list(read_pairs(folder / "meta.json", tmp_path if root else folder))
+    assert sorted(comparable(*row) for row in back) == sorted(comparable(*row) for row in rows)
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.text(min_size=1), st.text(min_size=1)), min_size=1, max_size=4))
+def test_any_text_survives(tmp_path, pictures, texts):
+    question = asked("How many?", pictures[:1])
+    wanted = [(f"a{chosen}", f"b{rejected}") for chosen, rejected in texts]
+    wanted = [pair for pair in wanted if all(c < "\ud800" or c > "\udfff" for c in "".join(pair))]
+    if not wanted:
+        return
+    export_mmpr([paired(question, *sides) for sides in wanted], tmp_path / "export")
+    back = [(pair.chosen, pair.rejected) for _, pair in read_pairs(tmp_path / "export/meta.json", tmp_path / "export")]
+    assert back == wanted
+
+
+def test_images_below_the_root_stay_where_they_are(rows, tmp_path):
+    exported = export_mmpr(rows, tmp_path / "export", tmp_path / "pictures")
+    assert exported.images_copied == 0
+    assert not (tmp_path / "export/images").exists()
+    meta = json.loads((tmp_path / "export/meta.json").read_text())["digits_preference_correctness"]
+    assert meta["root"] == str((tmp_path / "pictures").resolve())
+    assert lines(tmp_path / "export/annotations/digits_preference_correctness.jsonl")[0]["image"] == "0.png"
+
+
+def test_a_root_inside_the_folder_is_relative(rows, tmp_path):
+    export_mmpr(rows, tmp_path, tmp_path / "pictures")
+    assert json.loads((tmp_path / "meta.json").read_text())["digits_preference_correctness"]["root"] == "pictures"
+    assert len(list(read_pairs(tmp_path / "meta.json", tmp_path))) == len(rows)
+
+
+def test_images_outside_the_root_are_copied_into_a_data_set_of_their_own(pictures, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    Image.new("RGB", (4, 4), "white").save(tmp_path / "elsewhere/white.png")
+    (tmp_path / "pictures/link.png").symlink_to(tmp_path / "elsewhere/white.png")
+    outside, linked = reference(tmp_path / "elsewhere/white.png"), reference(tmp_path / "pictures/link.png")
+    rows = [paired(asked(text, [image])) for text, image in (("in", pictures[0]), ("out", outside), ("link", linked))]
+    exported = export_mmpr(rows, tmp_path / "export", tmp_path / "pictures")
+    assert exported.pairs == {"digits_preference_correctness": 1, "digits_preference_correctness_copied": 2}
+    assert exported.images_copied == 1  # the same bytes twice
+    back = list(read_pairs(tmp_path / "export/meta.json", tmp_path))
+    assert sorted(comparable(*row) for row in back) == sorted(comparable(*row) for row in rows)
+
+
+def test_the_prompt_can_be_rendered(rows, tmp_path):
+    export_mmpr(rows[:1], tmp_path / "export", render=lambda question: f"{question.text}\nThink first.")
+    assert lines(tmp_path / "export/annotations/digits_preference_correctness.jsonl")[0]["question"] == "<image>\nHow many?\nThink first."
+    with pytest.raises(SourceError, match="2 <image> marks for 1 images"):
+        export_mmpr(rows[:1], tmp_path / "export", render=lambda question: f"<image>{question.text}")
+
+
+def test_a_failed_export_leaves_no_trace_of_itself(rows, tmp_path):
+    def torn():
+        yield from rows
+        raise SourceError("row 7 is broken")
+
+    folder = tmp_path / "export"
+    export_mmpr(rows[:1], folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(SourceError, match="row 7"):
+        export_mmpr(torn(), folder)
+    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".png"}
+    assert after == {path: content for path, content in before.items() if path.suffix != ".png"}
+
+
+def test_nothing_to_export(tmp_path):
+    with pytest.raises(RunError, match="no pairs to export"):
+        export_mmpr([], tmp_path / "export")
+    with pytest.raises(RunError, match="no pairs to export"):
+        export_trl([], tmp_path / "trl.jsonl")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("root", [None, "pictures"])
+def test_a_missing_image(rows, tmp_path, root):
+    (tmp_path / "pictures/0.png").unlink()
+    with pytest.raises(ImageError, match=r"0\.png: the image is missing"):
+        export_mmpr(rows, tmp_path / "export", tmp_path / root if root else None)
+    with pytest.raises(ImageError, match=r"0\.png: the image is missing"):
+        export_trl(rows, tmp_path / "trl.jsonl")
+
+
+def test_a_changed_image_is_not_exported_as_if_nothing_had_happened(rows, tmp_path):
+    Image.new("RGB", (4, 4), "black").save(tmp_path / "pictures/0.png")
+    with pytest.raises(ImageError, match="has changed"):
+        export_mmpr(rows, tmp_path / "export")
+
+
+def test_names_are_safe_and_bounded(tmp_path):
+    sources = ["../../etc/passwd", "", "数据", "a" * 300] + [f"row {i}" for i in range(MAX_SOURCES)]
+    rows = [paired(Question(id=f"q{i}", text="?", answer="7", kind="number", source=source)) for i, source in enumerate(sources)]
+    exported = export_mmpr(rows, tmp_path / "export")
+    assert {"etc_passwd_correctness_text", "pairs_correctness_text", "other_correctness_text"} <= exported.pairs.keys()
+    assert exported.pairs["pairs_correctness_text"] == 2
+    assert exported.pairs["other_correctness_text"] == 4
+    assert sum(exported.pairs.values()) == len(rows)
+    assert all(path.parent == tmp_path / "export/annotations" for path in tmp_path.rglob("*.jsonl"))
+
+
+# --- TRL -----------------------------------------------------------------------------------------------------------------------
+
+
+def load(path, cache):
+    return datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=str(cache))
+
+
+def test_trl_loads_in_one_call(rows, tmp_path):
+    assert export_trl(rows, tmp_path / "trl.jsonl") == len(rows)
+    data = load(tmp_path / "trl.jsonl", tmp_path / "cache")
+    assert data.num_rows == len(rows)
+    assert data.column_names == ["images", "prompt", "chosen", "rejected", "id", "question_id", "origin"]
+    assert [row["id"] for row in data][:2] == [rows[0][1].id, rows[1][1].id]
+    assert data[-1]["images"] == []  # text-only questions come last
+    assert data[0]["prompt"][0]["content"] == [{"type": "image", "text": None}, {"type": "text", "text": "How many?"}]
+    two = next(row for row in data if len(row["images"]) == 2)
+    (message,) = two["prompt"]
+    assert message["role"] == "user"
+    assert [(part["type"], part["text"]) for part in message["content"]] == [
+        ("image", None),
+        ("text", " or "),
+        ("image", None),
+        ("text", "?"),
+    ]
+    assert two["chosen"] == [{"role": "assistant", "content": [{"type": "text", "text": "so 7"}]}]
+    assert two["rejected"] == [{"role": "assistant", "content": [{"type": "text", "text": "so 8"}]}]
+    cast = data.cast_column("images", datasets.List(datasets.Image()))
+    assert cast[0]["images"][0].size == (4, 4)
+
+
+def test_trl_loads_when_the_first_block_has_no_images(rows, tmp_path):
+    """`datasets` infers types from the first block; more text-only rows than fit into one must not break that."""
+    none, one = rows[3], rows[0]
+    long = paired(none[0], rejected="x" * 20_000)
+    export_trl([long] * 1200 + [one], tmp_path / "trl.jsonl")
+    assert (tmp_path / "trl.jsonl").stat().st_size > 20e6
+    data = load(tmp_path / "trl.jsonl", tmp_path / "cache")
+    assert data.num_rows == 1201
+    assert [len(row) for row in data["images"]] == [1] + [0] * 1200
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_mmpr_file_loads_in_one_call(rows, tmp_path, name):
+    export_mmpr(rows, tmp_path / "export")
+    data = load(tmp_path / f"export/annotations/{name}.jsonl", tmp_path / "cache")
+    assert data.num_rows == 1

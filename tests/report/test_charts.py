@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mixpo.report.charts import Lane, Mark, bars, curves, element, histogram, label, lanes, stack, thin, ticks
+
+
+def mark(value: float, low: float, high: float) -> Mark:
+    return Mark(value=value, low=low, high=high, text=f"{value:.2f}", tip="tip")
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
+def test_ticks_are_inside_and_even(low: float, span: float) -> None:
+    found = ticks(low, low + span)
+    assert found == sorted(found)
+    assert len(found) <= 7
+    slack = 1e-6 * max(abs(low), span)
+    assert all(low - slack <= t <= low + span + slack for t in found)
+
+
+def test_ticks_are_round() -> None:
+    assert ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert ticks(3, 3) == [3]
+    assert ticks(0, float("nan")) == [0]
+
+
+@pytest.mark.parametrize(("value", "text"), [(0, "0"), (1200, "1,200"), (-0.05, "−0.05"), (3e-5, "3e−5"), (250000, "2e5"), (0.5, "0.5")])
+def test_labels(value: float, text: str) -> None:
+    assert label(value) == text
+
+
+def test_lanes_put_values_where_they_belong() -> None:
+    drawing = str(lanes([Lane(label="m", marks=[mark(0.5, 0.4, 0.6)])], "summary"))
+    # 0.4 to 0.6 shown from 0.3 to 0.7: the middle is at 50 %, the ends at 25 and 75 %.
+    assert 'cx="50.00%"' in drawing
+    assert 'x1="25.00%" x2="75.00%"' in drawing
+    assert 'aria-label="summary"' in drawing
+
+
+def test_lanes_of_differences_show_zero() -> None:
+    drawing = str(lanes([Lane(label="m", marks=[mark(0.1, 0.05, 0.15)])], "s", percent_points=True))
+    assert 'class="zero"' in drawing
+
+
+def test_lanes_at_the_ends() -> None:
+    drawing = str(lanes([Lane(label="m", marks=[mark(0, 0, 0), mark(1, 1, 1)])], "s"))
+    assert 'cx="0.00%"' in drawing
+    assert 'cx="100.00%"' in drawing
+
+
+def test_bars_and_stacks_are_proportional() -> None:
+    assert re.findall(r'width="([\d.]+)%"', str(bars([("a", 10, "10"), ("b", 5, "5")], "s"))) == ["100.00", "50.00"]
+    assert re.findall(r'width="([\d.]+)%"', str(stack([("a", 1, 0), ("b", 3, 1)], "s"))) == ["25.000", "75.000"]
+    assert "b 3 (75.0 %)" in stack([("a", 1, 0), ("b", 3, 1)], "s")
+    assert "0.0 %" in stack([("a", 0, 0)], "s")
+
+
+def test_histogram_leaves_out_empty_ends_and_names_every_bin() -> None:
+    drawing = histogram([0, 10, 20, 30, 40], {"chosen": [0, 3, 0, 5], "rejected": [0, 0, 1, 0]}, "tokens", "s")
+    titles = re.findall(r"<title>(.*?)</title>", str(drawing))
+    assert titles == ["chosen, 10 to 20 tokens: 3", "chosen, 30 or more tokens: 5", "rejected, 20 to 30 tokens: 1"]
+    assert ">0</text>" in drawing  # the axis of counts
+    assert re.findall(r">(\d+)</text>", str(drawing)).count("10") == 1
+
+
+def test_curves_have_gaps_where_values_are_missing() -> None:
+    drawing = str(curves([1, 2, 3, 4], {"loss": [1.0, None, 2.0, 3.0]}, "s", [2]))
+    path = re.search(r' d="(M[^"]*)"', drawing)
+    assert path
+    assert path[1].count("M") == 2
+    assert "loss, step 3: 2" in drawing
+    assert "no finite values" in curves([1], {"loss": [None]}, "s", [2])
+    assert "step 5: 0.3" in curves([5], {"loss": [0.3]}, "s", [2])
+
+
+def test_thin_keeps_means() -> None:
+    steps = list(range(1000))
+    points = thin(steps, [float(s) for s in steps])
+    assert len(points) <= 300
+    assert points[0] == (1.5, 1.5)
+    assert thin([1, 2], [None, 4.0]) == [(1.0, None), (2.0, 4.0)]
+
+
+def test_everything_is_escaped() -> None:
+    evil = '"><script>alert(1)</script>'
+    drawings = [
+        lanes([Lane(label=evil, note=evil, marks=[Mark(value=0.5, low=0.4, high=0.6, text=evil, tip=evil)])], evil),
+        bars([(evil, 1, evil)], evil),
+        stack([(evil, 1, 0)], evil),
+        histogram([0, 1], {evil: [2], evil + "2": [1]}, evil, evil),
+        curves([1, 2], {evil: [1, 2], evil + "2": [1, 2]}, evil, [0, 1]),
+        element("text", evil, x=evil),
+    ]
+    assert all("<script" not in drawing for drawing in drawings)

@@ -1,0 +1,213 @@
+"""The command line: what it prints, where, and the exit status."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import small_run
+
+from mixpo.cli import main
+from mixpo.cli.bars import Lines, clock
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> tuple[Path, Path]:
+    """A recipe and a finished run of it."""
+    folder = tmp_path_factory.mktemp("cli")
+    recipe = small_run.make(folder, tiny_folder)
+    assert main(["run", str(recipe), "--dir", str(folder / "run")]) == 0
+    return recipe, folder / "run"
+
+
+def test_run_prints_the_results(small: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, run = small
+    assert main(["run", str(recipe), "--dir", str(run)]) == 0
+    captured = capsys.readouterr()
+    assert str(run / "report.html") in captured.out
+    assert "held-out" in captured.out
+    assert "round-1/sample" in captured.out
+    report = json.loads((run / "report.json").read_text())
+    assert set(report["models"]) == {"start", "sft", "mpo"}
+    assert set(report["models"]["mpo"]) == {"cot", "direct"}
+    assert report["models"]["mpo"]["cot"]["n"] == 6
+
+
+def test_the_resolved_recipe_is_kept(small: tuple[Path, Path]) -> None:
+    kept = json.loads((small[1] / "recipe.json").read_text())
+    assert kept["sample"]["n"] == 4
+    assert kept["train"]["loss"]["beta"] == 0.1
+
+
+def test_status(small: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", str(small[1]), "--json"]) == 0
+    stages = {row["stage"]: row for row in json.loads(capsys.readouterr().out)["stages"]}
+    assert {row["state"] for row in stages.values()} == {"done"}
+    assert stages["round-1/sample"]["done"] == stages["round-1/sample"]["total"] == 3
+    assert stages["round-1/sample"]["counts"]["answers"] == 40
+    assert stages["source"]["counts"]["questions"] == 10
+    assert main(["status", str(small[1])]) == 0
+    assert "round-1/train/mpo" in capsys.readouterr().out
+
+
+def test_status_of_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", str(tmp_path)]) == 1
+    assert "no run directory" in capsys.readouterr().err
+
+
+def test_dry_run_makes_nothing(small: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(small[0]), "--dir", str(tmp_path / "new"), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert not (tmp_path / "new").exists()
+    assert "10 of 10 questions" in out
+    assert "assumed" in out
+    assert main(["run", str(small[0]), "--dir", str(small[1]), "--dry-run", "--set", "sample.temperature=0.5"]) == 0
+    out = capsys.readouterr().out
+    assert "sample.temperature: 1.0 -> 0.5" in " ".join(out.split())
+    assert "measured in this run" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(("form", "file"), [("mmpr", "meta.json"), ("trl", "pairs.jsonl")])
+def test_export(small: tuple[Path, Path], tmp_path: Path, form: str, file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(small[1]), "--format", form, "--to", str(tmp_path / form)]) == 0
+    assert (tmp_path / form / file).stat().st_size > 0
+    pairs = json.loads((small[1] / "report.json").read_text())["counts"]["round-1/pair"]["pairs"]
+    assert f"{pairs} pairs written" in capsys.readouterr().out
+
+
+def test_export_of_what_is_not_there(small: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(small[1]), "--format", "mmrp", "--to", str(tmp_path)]) == 2
+    assert "did you mean 'mmpr'?" in capsys.readouterr().err
+    assert main(["export", str(small[1]), "--round", "2", "--to", str(tmp_path)]) == 1
+
+
+def test_check_of_a_good_recipe(small: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(small[0])]) == 0
+    out = capsys.readouterr().out
+    assert "source: questions 10" in out
+    assert "nothing to correct" in out
+
+
+def test_check_finds_everything_at_once(tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = small_run.make(tmp_path, tiny_folder)
+    rows = [json.loads(line) for line in (tmp_path / "questions.jsonl").read_text().splitlines()]
+    rows[1] = {**rows[1], "answer": "cat"}
+    rows[2] = {**rows[2], "image": "images/none.png"}
+    rows[3] = {**rows[3], "question": "word " * 600}
+    (tmp_path / "images" / "16.png").write_bytes((tmp_path / "images" / "16.png").read_bytes()[:-30])
+    rows.append({"image": "images/17.png", "question": "An end <|im_end|> inside", "answer": "1"})
+    small_run.write_jsonl(tmp_path / "questions.jsonl", rows)
+    settings = ["--set", "source.answer_kind=number", "--set", "sample.script=none.jsonl"]
+    assert main(["check", str(recipe), *settings]) == 3
+    out = capsys.readouterr().out
+    assert "questions.jsonl:2: answer_kind is \"number\", but the answer is 'cat'" in out
+    assert "questions.jsonl:3" in out
+    assert "none.png" in out
+    assert "questions.jsonl:4: over-long" in out
+    assert "questions.jsonl:6" in out
+    assert "questions.jsonl:11: the text holds '<|im_end|>'" in out
+    assert "sample.script" in out
+    assert "6 problems found" in out
+
+
+def test_check_says_that_a_template_supervises_nothing(tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import shutil
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny_folder, model)
+    for path in model.glob("chat_template*"):
+        path.unlink()
+    (model / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if m['role'] == 'user' %}<|im_start|>user\n{% for p in m['content'] %}"
+        "{% if p['type'] == 'image' %}<IMG_CONTEXT>{% else %}{{ p['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    recipe = small_run.make(tmp_path, model)
+    assert main(["check", str(recipe), "--limit", "1"]) == 3
+    assert "would supervise no token" in capsys.readouterr().out
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) in (0, 1)
+    out = capsys.readouterr().out
+    for word in ("torch", "transformers", "cpu:", "memory", "disk", "extra wandb"):
+        assert word in out
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("mixpo 0.")
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    for command in ("run", "sample", "verify", "pair", "reference", "train", "evaluate", "report", "check", "doctor", "status", "demo"):
+        assert command in out
+
+
+def test_wrong_use_is_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run"]) == 2
+    assert main(["run", str(tmp_path / "none.toml")]) == 2
+    assert "no such recipe" in capsys.readouterr().err
+    assert main(["run", "x.toml", "--limit", "0"]) == 2
+
+
+def test_interrupt(small: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mixpo.cli.commands.run_recipe", interrupted)
+    assert main(["run", str(small[0])]) == 130
+    assert "run the same command again" in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback(small: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("mixpo.cli.commands.run_recipe", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["run", str(small[0])])
+
+
+def test_two_processes_do_not_share_a_run(small: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    from mixpo.run import Run
+
+    with Run(small[1]).lock():
+        assert main(["run", str(small[0]), "--dir", str(small[1])]) == 1
+    assert "another mixpo process" in capsys.readouterr().err
+
+
+def test_stage_commands_say_what_is_missing(small: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [str(small[0]), "--dir", str(tmp_path / "run")]
+    assert main(["pair", *arguments]) == 1
+    assert "needs round-1/sample, which has not run" in capsys.readouterr().err
+    for command in ("sample", "verify", "pair"):
+        assert main([command, *arguments]) == 0
+    assert main(["train", *arguments]) == 1
+    capsys.readouterr()
+    assert main(["evaluate", *arguments]) == 0
+    assert "evaluate held-out: mpo, cot: not run, round-1/train/mpo, which has not run" in capsys.readouterr().err
+    assert main(["report", *arguments]) == 0
+    assert set(json.loads((tmp_path / "run" / "report.json").read_text())["models"]) == {"start"}
+    assert main(["verify", *arguments, "--set", "sample.temperature=0.5"]) == 1
+    assert "is stale (sample.temperature: 1.0 -> 0.5)" in capsys.readouterr().err
+
+
+def test_unknown_stage_to_force(small: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(small[0]), "--dir", str(small[1]), "--force", "smaple"]) == 1
+    assert "no such stage" in capsys.readouterr().err
+
+
+def test_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    import sys
+
+    lines = Lines(sys.stderr)
+    lines.start("sample", 10, "questions", done=4)
+    lines.advance(6)
+    lines.finish()
+    assert capsys.readouterr().err.startswith("sample: 10 of 10 questions, done in ")
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.04, "0.0 s"), (12.4, "12 s"), (185, "3 min 05 s"), (7620, "2 h 07 min")])
+def test_clock(seconds: float, text: str) -> None:
+    assert clock(seconds) == text

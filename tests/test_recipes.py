@@ -1,0 +1,97 @@
+"""Every recipe that is committed or packaged can be read, and what is wrong in one is said with the remedy."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import mixpo
+from mixpo.errors import RecipeError
+from mixpo.recipe import Recipe, load, parse
+
+ROOT = Path(__file__).parent.parent
+ASSETS = Path(mixpo.__file__).parent / "assets"
+COMMITTED = sorted([*ROOT.glob("recipes/*.toml"), *ASSETS.glob("*.toml")])
+DIGITS = {"kind": "digits"}
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_committed_recipes_are_valid(path: Path) -> None:
+    assert isinstance(load(path), Recipe)
+
+
+def test_the_demo_recipe_is_the_packaged_one() -> None:
+    assert (ASSETS / "demo.toml").read_bytes() == (ROOT / "recipes" / "demo.toml").read_bytes()
+
+
+def test_a_dumped_recipe_reads_back() -> None:
+    recipe = parse({"source": DIGITS, "evaluate": {"sets": [{"name": "test", "source": {"kind": "digits", "pool": "test"}}]}}, "r")
+    assert parse(recipe.model_dump(mode="json"), "again") == recipe
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"train": {"bta": 1}}, "r.toml: train: unknown key 'bta', did you mean 'loss.beta'?"),
+        ({"train": {"loss": {"bta": 1}}}, "r.toml: train.loss: unknown key 'bta', did you mean 'beta'?"),
+        ({"temperature": 1}, "r.toml: unknown key 'temperature', did you mean 'sample.temperature'?"),
+        ({"pairs": {"learnin_rate": 1}}, "r.toml: pairs: unknown key 'learnin_rate', did you mean 'train.learning_rate'?"),
+        ({"trian": {}}, "r.toml: unknown key 'trian', did you mean 'train'?"),
+        ({"xyzzy": 1}, "r.toml: unknown key 'xyzzy'"),
+        ({"train": {"objective": "mop"}}, "did you mean 'mpo'?"),
+        ({"source": {"kind": "digit"}}, "unknown kind 'digit', did you mean 'digits'?"),
+        ({"source": {"kind": "digits", "pol": 1}}, "source.digits: unknown key 'pol', did you mean 'pool'?"),
+        ({"source": {"kind": "jsonl"}}, "source.jsonl: missing key 'path'"),
+        ({"sample": {"n": 0}}, "sample: n: Input should be greater than or equal to 1 (got 0)"),
+    ],
+)
+def test_what_is_wrong_is_said(data: dict[str, object], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse({"source": DIGITS, **data}, "r.toml")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text('[source]\nkind = "digits"\n[train]\nbta = 0.1\n')
+    with pytest.raises(RecipeError, match=r"r\.toml:4: train: unknown key 'bta'"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [("train.learning_rate=1e-5", 1e-5), ("train.loss.beta=0.2", 0.2), ('model.path="x"', "x"), ("model.path=x", "x")],
+)
+def test_overrides(tmp_path: Path, override: str, expected: object) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text('[source]\nkind = "digits"\n')
+    value = load(path, (override,)).model_dump()
+    for part in override.split("=")[0].split("."):
+        value = value[part]
+    assert value == expected
+
+
+@pytest.mark.parametrize("override", ["train", "=1", "train..x=1", "seed.x=1"])
+def test_bad_overrides(tmp_path: Path, override: str) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text('seed = 1\n[source]\nkind = "digits"\n')
+    with pytest.raises(RecipeError, match="--set"):
+        load(path, (override,))
+
+
+@pytest.mark.parametrize("content", ["a = ", b"\xff\xfe"])
+def test_not_toml(tmp_path: Path, content: str | bytes) -> None:
+    path = tmp_path / "r.toml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(RecipeError, match=r"r\.toml"):
+        load(path)
+    with pytest.raises(RecipeError, match="no such recipe"):
+        load(tmp_path / "missing.toml")
+
+
+def test_toml_of_committed_recipes_sets_no_default_twice() -> None:
+    """A recipe that repeats a table would not parse at all; this keeps the glob above honest."""
+    assert all(tomllib.loads(path.read_text(encoding="utf-8")) for path in COMMITTED)

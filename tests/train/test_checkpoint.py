@@ -1,0 +1,202 @@
+"""Going on after any end: bit for bit the same losses, and no checkpoint that is half there."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from train.cases import groups, job, scored
+
+from mixpo.errors import ModelError, TrainError
+from mixpo.progress import Silent
+from mixpo.train import checkpoint, loop
+from mixpo.train.loop import train
+from mixpo.train.metrics import StepMetrics, read_metrics
+from mixpo.types import Group
+from mixpo.vlm.load import Vlm
+
+SETTINGS = {"epochs": 3, "batch_size": 4, "save_every": 2}
+"""9 steps; checkpoints after 2, 4, 6, 8 and 9."""
+
+
+def fresh(vlm: Vlm) -> Vlm:
+    return replace(vlm, model=copy.deepcopy(vlm.model), facts={})
+
+
+@pytest.fixture
+def data(tiny_vlm: Vlm, tmp_path: Path) -> list[Group]:
+    return scored(tiny_vlm, groups(tiny_vlm, tmp_path / "images"))
+
+
+def numbers(rows: list[StepMetrics] | tuple[StepMetrics, ...]) -> list[StepMetrics]:
+    """Rows without what depends on the clock."""
+    return [replace(row, seconds=0, tokens_per_second=0, pairs_per_second=0) for row in rows]
+
+
+class StopError(Exception):
+    pass
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    real = loop._advance
+
+    def advance(session: loop.Session, row: StepMetrics) -> None:
+        if row.step > step:
+            raise StopError
+        real(session, row)
+
+    monkeypatch.setattr(loop, "_advance", advance)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 5, 8])
+def test_resume_is_bit_equal(tiny_vlm: Vlm, data: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
+    first, second = fresh(tiny_vlm), fresh(tiny_vlm)
+    whole = train(job(first, data, tmp_path / "whole", **SETTINGS), Silent())
+    with monkeypatch.context() as patch, pytest.raises(StopError):
+        stop_after(patch, stop)
+        train(job(fresh(tiny_vlm), data, tmp_path / "cut", **SETTINGS), Silent())
+    said = Silent()
+    resumed = train(job(second, data, tmp_path / "cut", **SETTINGS), said)
+    assert numbers(resumed.steps) == numbers(whole.steps)
+    assert any(f"going on after step {stop // 2 * 2} of 9" in line for line in said.lines) == (stop >= 2)
+    for name, value in first.model.named_parameters():
+        assert torch.equal(value, dict(second.model.named_parameters())[name]), name
+
+
+def test_settings_of_speed_may_change(tiny_vlm: Vlm, data: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch, pytest.raises(StopError):
+        stop_after(patch, 4)
+        train(job(fresh(tiny_vlm), data, tmp_path, **SETTINGS), Silent())
+    result = train(job(fresh(tiny_vlm), data, tmp_path, **{**SETTINGS, "tokens_per_batch": 90, "save_every": 3, "log_every": 2}), Silent())
+    assert [row.step for row in result.steps] == [1, 2, 3, 4, 6, 8, 9]
+
+
+def test_other_data_and_settings_are_refused(tiny_vlm: Vlm, data: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch, pytest.raises(StopError):
+        stop_after(patch, 4)
+        train(job(fresh(tiny_vlm), data, tmp_path, **SETTINGS), Silent())
+    with pytest.raises(TrainError, match=r"step-000004: this checkpoint is of other training data.*delete .*checkpoints"):
+        train(job(fresh(tiny_vlm), data[:-1], tmp_path, **SETTINGS), Silent())
+    with pytest.raises(TrainError, match=r"other settings \(train\.learning_rate: 0\.001 -> 0\.01\)"):
+        train(job(fresh(tiny_vlm), data, tmp_path, **{**SETTINGS, "learning_rate": 0.01}), Silent())
+    with pytest.raises(TrainError, match=r"other settings \(objective: mpo -> sft\)"):
+        train(job(fresh(tiny_vlm), data, tmp_path, "sft", **SETTINGS), Silent())
+    with pytest.raises(TrainError, match=r"other settings \(model: "):
+        train(job(replace(fresh(tiny_vlm), digest="other"), data, tmp_path, **SETTINGS), Silent())
+
+
+def test_two_are_kept_and_the_older_one_serves_when_the_newer_is_torn(tiny_vlm: Vlm, data: list[Group], tmp_path: Path) -> None:
+    whole = train(job(fresh(tiny_vlm), data, tmp_path, **SETTINGS), Silent())
+    folder = tmp_path / "work" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["step-000008", "step-000009"]
+    newest = folder / "step-000009" / "optimizer.pt"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    (folder / ".step-000010.1.tmp").mkdir()
+    said = Silent()
+    again = train(job(fresh(tiny_vlm), data, tmp_path, **SETTINGS), said)
+    assert any("step-000009: cannot be read" in line for line in said.lines)
+    assert any("going on after step 8 of 9" in line for line in said.lines)
+    assert numbers(again.steps) == numbers(whole.steps)
+    assert sorted(path.name for path in folder.iterdir()) == ["step-000008", "step-000009"]
+
+
+def test_a_finished_training_only_saves_again(tiny_vlm: Vlm, data: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train(job(fresh(tiny_vlm), data, tmp_path, **SETTINGS), Silent())
+    monkeypatch.setattr(loop, "_forward_backward", lambda *_: pytest.fail("a step was done twice"))
+    again = fresh(tiny_vlm)
+    assert train(job(again, data, tmp_path, **SETTINGS), Silent()).steps == whole.steps
+
+
+def full_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_full_disk_keeps_the_last_good_checkpoint(
+    tiny_vlm: Vlm, data: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = checkpoint.torch.save, [0]
+
+    def save(value: object, handle: object) -> None:
+        calls[0] += 1
+        if calls[0] == 3:
+            handle.write(b"half of it")  # type: ignore[attr-defined]
+            full_disk()
+        real(value, handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.torch, "save", save)
+        with pytest.raises(TrainError, match=r"step-000006: the checkpoint cannot be written .*No space left.*goes on from step 4"):
+            train(job(fresh(tiny_vlm), data, tmp_path, **SETTINGS), Silent())
+    folder = tmp_path / "work" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["step-000002", "step-000004"]
+    whole = train(job(fresh(tiny_vlm), data, tmp_path / "other", **SETTINGS), Silent())
+    assert numbers(train(job(fresh(tiny_vlm), data, tmp_path, **SETTINGS), Silent()).steps) == numbers(whole.steps)
+
+
+def test_full_disk_at_the_export_loses_nothing(tiny_vlm: Vlm, data: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("mixpo.vlm.load._write_processor", full_disk)
+        with pytest.raises(ModelError, match="No space left"):
+            train(job(fresh(tiny_vlm), data, tmp_path, **SETTINGS), Silent())
+    assert not (tmp_path / "model").exists()
+    monkeypatch.setattr(loop, "_forward_backward", lambda *_: pytest.fail("a step was done twice"))
+    train(job(fresh(tiny_vlm), data, tmp_path, **SETTINGS), Silent())
+    assert (tmp_path / "model" / "config.json").exists()
+
+
+def test_torn_metrics_line(tmp_path: Path, tiny_vlm: Vlm, data: list[Group]) -> None:
+    result = train(job(fresh(tiny_vlm), data, tmp_path, **SETTINGS), Silent())
+    path = tmp_path / "work" / "metrics.jsonl"
+    with path.open("a", encoding="utf-8") as handle:
+        handle.write('{"step": 10, "lo')
+    assert read_metrics(path) == list(result.steps)
+    path.write_text("nonsense\n", encoding="utf-8")
+    with pytest.raises(TrainError, match=r"metrics\.jsonl:1: not a line of training metrics"):
+        read_metrics(path)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from train.cases import groups, job, scored
+from mixpo.progress import Silent
+from mixpo.recipe import ModelTable
+from mixpo.train.loop import train
+from mixpo.vlm.load import load
+
+model, images, work = map(Path, sys.argv[1:])
+vlm = load(ModelTable(path=str(model), device="cpu"), Path())
+train(job(vlm, scored(vlm, groups(vlm, images)), work, epochs=100, batch_size=4, save_every=1), Silent())
+"""
+
+
+@pytest.mark.slow
+def test_killed_with_sigkill(tiny_vlm: Vlm, tiny_folder: Path, data: list[Group], tmp_path: Path) -> None:
+    """A process is killed at a moment of its own; the rest is done here, to the same end as an uninterrupted training."""
+    path = [str(Path(__file__).parents[1]), *sys.path]
+    command = [sys.executable, "-c", f"import sys; sys.path[:0] = {path!r}\n{KILLED}", str(tiny_folder), str(tmp_path / "images")]
+    process = subprocess.Popen([*command, str(tmp_path / "cut")], stderr=subprocess.DEVNULL)
+    metrics = tmp_path / "cut" / "work" / "metrics.jsonl"
+    end = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < end and not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 7):
+        time.sleep(0.003)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    done = max(int(path.name.split("-")[1]) for path in (tmp_path / "cut" / "work" / "checkpoints").glob("step-*"))
+    assert 5 <= done < 300
+    said = Silent()
+    settings = {"epochs": 100, "batch_size": 4, "save_every": 1000}
+    resumed = train(job(fresh(tiny_vlm), data, tmp_path / "cut", **settings), said)
+    assert any(f"going on after step {done} of 300" in line for line in said.lines)
+    whole = train(job(fresh(tiny_vlm), data, tmp_path / "whole", **settings), Silent())
+    assert numbers(resumed.steps) == numbers(whole.steps)
+    assert [json.loads(line)["step"] for line in metrics.read_text(encoding="utf-8").splitlines()] == list(range(1, 301))

@@ -1,0 +1,185 @@
+"""Batched log-probs and their gradients against the slow obvious way: one sequence at a time, all logits, nothing shared."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from train.cases import groups, scored
+
+from mixpo.images import open_image
+from mixpo.recipe import ImageTable
+from mixpo.train.batch import Piece, collate, micro_batches, piece_of
+from mixpo.train.logps import Layout, Scorer, choose_layout, sample_of
+from mixpo.train.prompts import Prompts
+from mixpo.types import Group
+from mixpo.vlm.load import Vlm
+from mixpo.vlm.prompt import encode
+
+IMAGES = ImageTable()
+
+
+def naive(vlm: Vlm, group: Group, ids: tuple[int, ...]) -> torch.Tensor:
+    """log pi(ids | prompt) of one response: the model alone decides about masks and positions."""
+    prompt = encode(vlm, group.prompt, [open_image(image, IMAGES) for image in group.question.images])
+    answer = torch.tensor(ids)
+    kinds = {name: torch.cat([value, torch.zeros_like(answer)])[None] for name, value in prompt.token_types.items()}
+    logits = vlm.model(input_ids=torch.cat([prompt.ids, answer])[None], **prompt.features, **kinds).logits[0]
+    logprobs = logits[len(prompt.ids) - 1 : -1].log_softmax(-1)
+    total: torch.Tensor = logprobs[torch.arange(len(answer)), answer].sum()
+    return total
+
+
+def pieces(found: list[Group]) -> list[Piece]:
+    return [piece_of(group, group.pairs) for group in found]
+
+
+def gradients(vlm: Vlm) -> dict[str, torch.Tensor]:
+    return {name: parameter.grad.clone() for name, parameter in vlm.model.named_parameters() if parameter.grad is not None}
+
+
+@pytest.fixture(params=["tiny_vlm", "tiny_qwen"])
+def vlm(request: pytest.FixtureRequest) -> Vlm:
+    shared: Vlm = request.getfixturevalue(request.param)
+    return replace(shared, model=copy.deepcopy(shared.model), facts={})
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_equal_to_one_at_a_time(vlm: Vlm, tmp_path: Path, shared: bool) -> None:
+    """Rows with no, one and two images in one batch; values and gradients of a sum in which every response has its own factor."""
+    found = groups(vlm, tmp_path)
+    batch = collate(vlm, pieces(found), Prompts(vlm, IMAGES).get, shared)
+    assert (batch.vision is not None) == shared
+    slow = torch.stack([naive(vlm, group, ids) for group in found for ids in group.responses])
+    factors = torch.linspace(-1, 2, len(slow))
+    (slow * factors).sum().backward()
+    expected = gradients(vlm)
+    vlm.model.zero_grad()
+    fast = Scorer(vlm.model, Layout(shared=shared))(batch)
+    (fast.sums * factors).sum().backward()
+    assert fast.lengths.tolist() == [len(ids) for group in found for ids in group.responses]
+    assert torch.allclose(fast.sums, slow, rtol=1e-5, atol=0)
+    found_gradients = gradients(vlm)
+    assert found_gradients.keys() == expected.keys()
+    largest = max(float(gradient.norm()) for gradient in expected.values())
+    for name, gradient in expected.items():
+        # Exactly zero gradients (a bias before a norm or softmax) are rounding noise in both.
+        floor = 1e-6 * largest
+        assert float((found_gradients[name] - gradient).norm()) <= 1e-4 * max(float(gradient.norm()), floor), name
+
+
+def test_images_matter(vlm: Vlm, tmp_path: Path) -> None:
+    """The same words with other pixels have another log-prob: no image is lost, and none goes to the wrong row."""
+    found = groups(vlm, tmp_path)
+    other = replace(found[0], question=replace(found[0].question, images=found[3].question.images))
+    scorer, prompts = Scorer(vlm.model, Layout(shared=True)), Prompts(vlm, IMAGES)
+    moved = replace(other, question=replace(other.question, id="moved"))
+    first, second = scorer(collate(vlm, pieces([found[0], moved]), prompts.get, True)).sums.reshape(2, -1)
+    assert (first - second).abs().min() > 1e-3
+
+
+def test_each_image_is_seen_once(vlm: Vlm, tmp_path: Path) -> None:
+    found = groups(vlm, tmp_path)
+    prompts = Prompts(vlm, IMAGES)
+    seen: list[int] = []
+    tower = next(module for name, module in vlm.model.named_modules() if name.endswith(("vision_tower", "visual")))
+    handle = tower.register_forward_pre_hook(lambda _, args, kwargs: seen.append(len([*args, *kwargs.values()][0])), with_kwargs=True)
+    Scorer(vlm.model, Layout(shared=True))(collate(vlm, pieces(found), prompts.get, True))
+    handle.remove()
+    assert seen == [sum(len(prompts.get(group).features.get("pixel_values", ())) for group in found)]
+
+
+def test_the_head_sees_answer_tokens_only(vlm: Vlm, tmp_path: Path) -> None:
+    found = groups(vlm, tmp_path)
+    seen: list[torch.Size] = []
+    handle = vlm.model.get_output_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
+    Scorer(vlm.model, Layout(shared=True))(collate(vlm, pieces(found), Prompts(vlm, IMAGES).get, True))
+    handle.remove()
+    tokens = sum(len(ids) for group in found for ids in group.responses)
+    assert [shape[:-1].numel() for shape in seen] == [tokens]
+
+
+def test_layout_check(vlm: Vlm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shared layout is used where it is right, and only there."""
+    found, prompts = pieces(groups(vlm, tmp_path)), Prompts(vlm, IMAGES)
+    sample = sample_of(found)
+    assert [len(piece.group.question.images) for piece in sample] == [2, 0]
+    assert choose_layout(vlm, sample, prompts.get, torch.float32) == (Layout(shared=True), "")
+    base = vlm.model.base_model
+    real = base.get_image_features
+    with monkeypatch.context() as patch:
+        patch.setattr(base, "get_image_features", lambda *args, **kwargs: _scaled(real(*args, **kwargs)), raising=True)
+        patch.setattr("mixpo.train.logps._all_predictions", _without_patch(real, base))
+        layout, note = choose_layout(vlm, sample, prompts.get, torch.float32)
+    assert layout == Layout(shared=False)
+    assert "would change log-probs" in note
+    with monkeypatch.context() as patch:
+        patch.delattr(type(base), "get_image_features")
+        patch.setattr("mixpo.train.logps._all_predictions", lambda model, batch: torch.zeros(len(batch.target), 9999))
+        layout, note = choose_layout(vlm, sample, prompts.get, torch.float32)
+    assert layout == Layout(shared=False)
+    assert "AttributeError" in note
+
+
+def _scaled(output: object) -> object:
+    features = output.pooler_output  # type: ignore[attr-defined]
+    output.pooler_output = features * 2 if isinstance(features, torch.Tensor) else tuple(f * 2 for f in features)  # type: ignore[attr-defined]
+    return output
+
+
+def _without_patch(real: object, base: object) -> object:
+    from mixpo.train import logps
+
+    plain = logps._all_predictions
+
+    def run(model: object, batch: object) -> torch.Tensor:
+        patched = base.get_image_features  # type: ignore[attr-defined]
+        base.get_image_features = real  # type: ignore[attr-defined]
+        try:
+            return plain(model, batch)  # type: ignore[arg-type]
+        finally:
+            base.get_image_features = patched  # type: ignore[attr-defined]
+
+    return run
+
+
+@pytest.mark.parametrize("budget", [60, 100_000])
+def test_reference_does_not_depend_on_the_batches(tiny_vlm: Vlm, tmp_path: Path, budget: int) -> None:
+    from mixpo.recipe import TrainTable
+    from mixpo.train.reference import open_reference
+
+    found = groups(tiny_vlm, tmp_path)
+    with torch.no_grad():
+        slow = [[naive(tiny_vlm, group, ids).item() for ids in group.responses] for group in found]
+    with open_reference(tiny_vlm, IMAGES, TrainTable(tokens_per_batch=budget)) as reference:
+        fast = reference.score(found)
+    assert len(micro_batches(pieces(found), Prompts(tiny_vlm, IMAGES).length, budget)) > (1 if budget == 60 else 0)
+    for logps, expected in zip(fast, slow, strict=True):
+        assert logps == pytest.approx(expected, rel=1e-5)
+
+
+def test_bfloat16_reference_leaves_the_model_as_it_was(tiny_vlm: Vlm, tmp_path: Path) -> None:
+    half = replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model).bfloat16(), facts={})
+    before = {name: value.clone() for name, value in half.model.named_parameters()}
+    found = scored(half, groups(half, tmp_path, 3))
+    for name, value in half.model.named_parameters():
+        assert value.dtype == torch.bfloat16
+        assert torch.equal(value, before[name])
+    exact = scored(tiny_vlm, groups(tiny_vlm, tmp_path, 3))
+    for rough, fine in zip(found, exact, strict=True):
+        assert rough.reference != fine.reference
+        assert rough.reference == pytest.approx(fine.reference, rel=0.1)
+
+
+def test_cache_is_bounded_and_lengths_stay(tiny_vlm: Vlm, tmp_path: Path) -> None:
+    found = groups(tiny_vlm, tmp_path)
+    prompts = Prompts(tiny_vlm, IMAGES, max_bytes=45_000)
+    lengths = [prompts.length(group) for group in found]
+    assert prompts._bytes <= 45_000
+    assert len(prompts._kept) < len(found)
+    opened = len(prompts._kept)
+    assert [prompts.length(group) for group in found] == lengths
+    assert len(prompts._kept) == opened

@@ -1,0 +1,94 @@
+"""Which pairs go into which step and which micro-batch: every pair exactly once, whatever the groups are."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mixpo.train.batch import Piece, micro_batches, piece_of
+from mixpo.train.plan import Schedule, plan_steps, share
+from mixpo.types import Group, Question
+
+COUNTS = st.lists(st.integers(0, 9), max_size=30)
+
+
+@given(COUNTS, st.integers(1, 8), st.integers(0, 3))
+def test_every_pair_once_in_full_steps(counts: list[int], batch_size: int, epoch: int) -> None:
+    steps = plan_steps(counts, batch_size, seed=1, epoch=epoch)
+    sizes = [sum(len(part.pairs) for part in step) for step in steps]
+    assert all(size == batch_size for size in sizes[:-1])
+    assert all(0 < size <= batch_size for size in sizes)
+    found = Counter((part.group, pair) for step in steps for part in step for pair in part.pairs)
+    assert found == Counter((group, pair) for group, count in enumerate(counts) for pair in range(count))
+
+
+def test_order_depends_on_seed_and_epoch_only() -> None:
+    counts = [2] * 20
+    assert plan_steps(counts, 4, 7, 0) == plan_steps(counts, 4, 7, 0)
+    assert plan_steps(counts, 4, 7, 0) != plan_steps(counts, 4, 7, 1)
+    assert plan_steps(counts, 4, 7, 0) != plan_steps(counts, 4, 8, 0)
+
+
+@given(COUNTS, st.integers(1, 8), st.integers(1, 3), st.integers(0, 40))
+def test_going_on_after_any_step(counts: list[int], batch_size: int, epochs: int, done: int) -> None:
+    schedule = Schedule(pair_counts=tuple(counts), batch_size=batch_size, epochs=epochs, seed=3)
+    whole = list(schedule.steps(0))
+    assert len(whole) == schedule.total
+    assert list(schedule.steps(min(done, len(whole)))) == whole[done:]
+
+
+@given(COUNTS.filter(any), st.integers(1, 4))
+def test_ranks_share_a_step_without_overlap(counts: list[int], ranks: int) -> None:
+    step = plan_steps(counts, 16, 0, 0)[0]
+    shares = [share(step, rank, ranks, [1] * len(counts)) for rank in range(ranks)]
+    assert Counter(part for mine in shares for part in mine) == Counter(step)
+
+
+def group(number: int, lengths: list[int], pairs: list[tuple[int, int]]) -> Group:
+    responses = tuple(tuple([number] * length) for length in lengths)
+    return Group(question=Question(id=f"q{number}", text=""), prompt="", responses=responses, pairs=tuple(pairs))
+
+
+@st.composite
+def pieces(draw: st.DrawFn) -> list[Piece]:
+    found = []
+    for number in range(draw(st.integers(0, 8))):
+        lengths = draw(st.lists(st.integers(1, 40), min_size=2, max_size=6))
+        pairs = [(0, other) for other in range(1, len(lengths))]
+        found.append(piece_of(group(number, lengths, pairs), pairs))
+    return found
+
+
+@settings(max_examples=200)
+@given(pieces(), st.integers(1, 30), st.integers(1, 400))
+def test_micro_batches_hold_every_pair_once_and_fit(found: list[Piece], prompt: int, budget: int) -> None:
+    batches = micro_batches(found, lambda _: prompt, budget)
+    pairs = Counter((piece.group.question.id, pair) for batch in batches for piece in batch for pair in piece.pairs)
+    assert pairs == Counter((piece.group.question.id, pair) for piece in found for pair in piece.pairs)
+    for batch in batches:
+        rows = sum(len(piece.responses) for piece in batch)
+        longest = max(prompt + len(piece.group.responses[response]) for piece in batch for response in piece.responses)
+        alone = len(batch) == 1 and len(batch[0].pairs) == 1
+        assert rows * longest <= budget or alone
+        for piece in batch:
+            assert {response for pair in piece.pairs for response in pair} == set(piece.responses)
+
+
+def test_order_of_pieces_changes_nothing() -> None:
+    found = [piece_of(group(number, [5, number + 1], [(0, 1)]), [(0, 1)]) for number in range(9)]
+    assert micro_batches(found, lambda _: 4, 40) == micro_batches(found[::-1], lambda _: 4, 40)
+
+
+def test_responses_without_pairs_are_divided_too() -> None:
+    one = group(1, [10] * 8, [])
+    batches = micro_batches([Piece(one, tuple(range(8)), ())], lambda _: 10, 40)
+    assert [sum(len(piece.responses) for piece in batch) for batch in batches] == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_no_pairs_no_steps(batch_size: int) -> None:
+    assert plan_steps([0, 0], batch_size, 0, 0) == []
+    assert list(Schedule(pair_counts=(), batch_size=batch_size, epochs=2, seed=0).steps(0)) == []

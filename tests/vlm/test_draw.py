@@ -1,0 +1,50 @@
+"""Choosing tokens: by hand, and by counting."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from mixpo.vlm.draw import Rule, distribution, inverse_cdf, pick, uniforms
+
+NONE = torch.zeros(4, dtype=torch.bool)
+
+
+def test_inverse_cdf_by_hand() -> None:
+    probs = torch.tensor([[0.0, 0.5, 0.25, 0.25, 0.0]], dtype=torch.float64).expand(7, -1)
+    numbers = torch.tensor([0.0, 0.49999, 0.5, 0.74999, 0.75, 0.99999, 1.0])
+    assert inverse_cdf(probs, numbers).tolist() == [1, 1, 2, 2, 3, 3, 3]
+
+
+def test_counts_follow_the_probabilities() -> None:
+    probs = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    numbers = torch.from_numpy(np.stack([uniforms(seed, 1) for seed in range(20_000)])[:, 0])
+    drawn = pick(probs.log().expand(20_000, -1), numbers, NONE, Rule(1.0))
+    shares = torch.bincount(drawn, minlength=4) / 20_000
+    torch.testing.assert_close(shares, probs, atol=0.01, rtol=0)
+
+
+def test_temperature_and_bans() -> None:
+    scores = torch.tensor([[0.0, 1.0, 2.0, 3.0]])
+    expected = torch.softmax(torch.tensor([0.0, 0.5, 1.0, 1.5], dtype=torch.float64), -1)
+    torch.testing.assert_close(distribution(scores, Rule(2.0))[0], expected)
+    banned = torch.tensor([False, False, False, True])
+    assert pick(scores, torch.tensor([0.5]), banned, Rule(0)).item() == 2
+    assert pick(scores.expand(99, -1), torch.arange(99) / 99, banned, Rule(9.0)).max().item() == 2
+
+
+def test_top_k_and_top_p() -> None:
+    scores = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).log()
+    torch.testing.assert_close(distribution(scores, Rule(1.0, top_k=2))[0], torch.tensor([0, 0, 3 / 7, 4 / 7], dtype=torch.float64))
+    assert distribution(scores, Rule(1.0, top_k=99)).count_nonzero() == 4
+    kept = {p: (distribution(scores, Rule(1.0, top_p=p))[0] > 0).tolist() for p in (0.01, 0.39, 0.41, 0.71, 0.95)}
+    assert kept[0.01] == kept[0.39] == [False, False, False, True]
+    assert kept[0.41] == [False, False, True, True]
+    assert kept[0.71] == [False, True, True, True]
+    assert kept[0.95] == [True] * 4
+
+
+def test_streams_are_prefixes_and_differ() -> None:
+    assert uniforms(5, 100)[:10].tolist() == uniforms(5, 10).tolist()
+    assert uniforms(5, 10).tolist() != uniforms(6, 10).tolist()
+    assert len(uniforms(-1, 3)) == len(uniforms(2**63, 3)) == 3
