@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,3 +43,21 @@ def tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> Vlm:
 
     folder = build_qwen(tmp_path_factory.mktemp("models") / "qwen2_5_vl")
     return load(ModelTable(path=str(folder), device="cpu"), Path())
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+    """A folder with recipe.toml and, in run/, a finished run of it. Shared by all tests: leave it as it is."""
+    import small_run
+
+    from mixpo.pipeline import run_recipe
+
+    folder = tmp_path_factory.mktemp("finished")
+    run_recipe(small_run.open_small(small_run.make(folder, tiny_folder), folder / "run"))
+    return folder
+
+
+@pytest.fixture
+def own_run(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of `finished_run` to change."""
+    return Path(shutil.copytree(finished_run, tmp_path / "own"))

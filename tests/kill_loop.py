@@ -1,7 +1,7 @@
 """Runs a small recipe again and again in child processes and kills each with SIGKILL at a random moment. A script for test_kill.
 
 Usage: kill_loop.py RECIPE FOLDER KILLS SEED. Writes FOLDER/undisturbed, FOLDER/killed-<n> and FOLDER/log.jsonl. Children are forked
-from a process that has everything imported, so that a moment is a moment of work and not of imports.
+from a process that has done the undisturbed run, so that a moment is a moment of work and not of imports.
 """
 
 from __future__ import annotations
@@ -75,14 +75,15 @@ def start(recipe: Path, root: Path, record: Path) -> int:
 def main(recipe: Path, folder: Path, kills: int, seed: int) -> None:
     """See the top."""
     record, rng = folder / "log.jsonl", random.Random(seed)
+    child(recipe, folder / "undisturbed", record)
     begun = time.monotonic()
-    assert os.waitpid(start(recipe, folder / "undisturbed", record), 0)[1] == 0
+    assert os.waitpid(start(recipe, folder / "measured", record), 0)[1] == 0
     whole, done, number = time.monotonic() - begun, 0, 0
     while done < kills:
         root = folder / f"killed-{number}"
         pid = start(recipe, root, record)
         # A part of the whole, so that a run is killed several times before it is through.
-        time.sleep(rng.uniform(0, whole / 2))
+        time.sleep(rng.uniform(0, whole / 3))
         os.kill(pid, signal.SIGKILL)
         if os.WIFSIGNALED(os.waitpid(pid, 0)[1]):
             done += 1

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from mixpo.pipeline import open_context
+from mixpo.pipeline import build_plan, kind_of, open_context, read_sources
 from mixpo.progress import Silent
 from mixpo.recipe import load
-from mixpo.stages.base import Context
+from mixpo.stages.base import Context, Plan
 
 RECIPE = """
 seed = 7
@@ -104,3 +104,18 @@ def said(context: Context) -> list[str]:
     """What the stages had to say."""
     assert isinstance(context.progress, Silent)
     return context.progress.lines
+
+
+def plan_of(context: Context) -> Plan:
+    """The plan of a run, with its sources read."""
+    return build_plan(context, read_sources(context))
+
+
+def unfinished(plan: Plan) -> set[str]:
+    """The stages that a run would work on."""
+    return {name for name, planned in plan.planned.items() if not planned.finished()}
+
+
+def kinds(names: set[str]) -> set[str]:
+    """The kinds of some stages."""
+    return {kind_of(name) for name in names}

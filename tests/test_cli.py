@@ -12,13 +12,10 @@ from mixpo.cli import main
 from mixpo.cli.bars import Lines, clock
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> tuple[Path, Path]:
+@pytest.fixture
+def small(finished_run: Path) -> tuple[Path, Path]:
     """A recipe and a finished run of it."""
-    folder = tmp_path_factory.mktemp("cli")
-    recipe = small_run.make(folder, tiny_folder)
-    assert main(["run", str(recipe), "--dir", str(folder / "run")]) == 0
-    return recipe, folder / "run"
+    return finished_run / "recipe.toml", finished_run / "run"
 
 
 def test_run_prints_the_results(small: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,8 +191,8 @@ def test_stage_commands_say_what_is_missing(small: tuple[Path, Path], tmp_path: 
 
 
 def test_unknown_stage_to_force(small: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", str(small[0]), "--dir", str(small[1]), "--force", "smaple"]) == 1
-    assert "no such stage" in capsys.readouterr().err
+    assert main(["run", str(small[0]), "--dir", str(small[1]), "--force", "smaple"]) == 2
+    assert "no such stage, did you mean 'sample'?" in capsys.readouterr().err
 
 
 def test_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,3 +208,24 @@ def test_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0.04, "0.0 s"), (12.4, "12 s"), (185, "3 min 05 s"), (7620, "2 h 07 min")])
 def test_clock(seconds: float, text: str) -> None:
     assert clock(seconds) == text
+
+
+def test_bars_in_a_terminal_are_taken_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    from rich.console import Console
+
+    from mixpo.cli.bars import Bars
+
+    bars, written = Bars(), io.StringIO()
+    bars.console = Console(file=written, force_terminal=True, width=140)
+    bars.start("sample", 10, "questions", done=4)
+    bars.advance(2, "loss 0.5")
+    bars.say("a message [in brackets]")
+    bars.close()
+    text = written.getvalue()
+    assert "6/10" in text
+    assert "loss 0.5" in text
+    assert "a message [in brackets]" in text
+    assert text.rstrip().endswith("\x1b[?25h")  # the cursor is shown again
+    bars.close()

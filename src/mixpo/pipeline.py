@@ -7,14 +7,15 @@ a trained model from what it is trained on. `run_recipe`, `run_stage`, `status` 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mixpo.errors import RunError
+from mixpo.errors import RecipeError, RunError
 from mixpo.progress import Progress
-from mixpo.recipe import Recipe
+from mixpo.recipe import Recipe, did_you_mean
 from mixpo.records import write_text
 from mixpo.run import Run
 from mixpo.stages import evaluate, source
@@ -147,9 +148,10 @@ def _each(context: Context, jobs: Sequence[Planned]) -> None:
 
 def _prepare(context: Context, force: Sequence[str]) -> None:
     """Write the resolved recipe, and forget the stages that are to be done again, with all after them."""
-    unknown = [name for name in force if name not in STAGES]
-    if unknown:
-        raise RunError(f"--force {unknown[0]}: no such stage; stages are {', '.join(STAGES)}")
+    for name in force:
+        if name not in STAGES:
+            raise RecipeError(f"--force {name}: no such stage{did_you_mean(name, STAGES)}; stages are {', '.join(STAGES)}")
+    _sweep(context.run.root)
     resolved = context.recipe.model_dump(mode="json")
     write_text(context.run.root / "recipe.json", json.dumps(resolved, indent=2, ensure_ascii=False) + "\n")
     write_text(context.run.root / "command.json", json.dumps({"base": str(context.base.absolute()), "limit": context.limit}) + "\n")
@@ -161,6 +163,16 @@ def _prepare(context: Context, force: Sequence[str]) -> None:
         if STAGES.index(kind_of(name)) >= first:
             shutil.rmtree(manifest.parent)
             context.progress.say(f"{name}: forgotten (--force)")
+
+
+def _sweep(root: Path) -> None:
+    """Remove what a killed process left half written. Nobody else writes here while the run is locked."""
+    for folder, folders, files in os.walk(root):
+        left = [name for name in (*folders, *files) if name.startswith(".") and name.endswith((".tmp", ".old"))]
+        # Images clean up after themselves, and there may be millions.
+        folders[:] = [name for name in folders if name not in left and Path(folder, name) != root / "images"]
+        for path in (Path(folder, name) for name in left):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def kind_of(name: str) -> str:

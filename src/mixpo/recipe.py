@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from mixpo.errors import RecipeError
 from mixpo.objectives import OBJECTIVES
 from mixpo.prompts import PROMPTS, Style
-from mixpo.recipe_errors import describe, did_you_mean
+from mixpo.recipe_errors import describe
+from mixpo.recipe_errors import did_you_mean as did_you_mean
 from mixpo.types import AnswerKind
 
 

@@ -21,6 +21,7 @@ from mixpo.progress import Silent
 from mixpo.train import checkpoint, loop
 from mixpo.train.loop import train
 from mixpo.train.metrics import StepMetrics, read_metrics
+from mixpo.train.session import TrainJob
 from mixpo.types import Group
 from mixpo.vlm.load import Vlm
 
@@ -46,7 +47,8 @@ class StopError(Exception):
     pass
 
 
-def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+def train_until(step: int, monkeypatch: pytest.MonkeyPatch, a_job: TrainJob) -> None:
+    """Train, and fail after this step."""
     real = loop._advance
 
     def advance(session: loop.Session, row: StepMetrics) -> None:
@@ -54,16 +56,17 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
             raise StopError
         real(session, row)
 
-    monkeypatch.setattr(loop, "_advance", advance)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_advance", advance)
+        with pytest.raises(StopError):
+            train(a_job, Silent())
 
 
 @pytest.mark.parametrize("stop", [1, 2, 5, 8])
 def test_resume_is_bit_equal(tiny_vlm: Vlm, data: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
     first, second = fresh(tiny_vlm), fresh(tiny_vlm)
     whole = train(job(first, data, tmp_path / "whole", **SETTINGS), Silent())
-    with monkeypatch.context() as patch, pytest.raises(StopError):
-        stop_after(patch, stop)
-        train(job(fresh(tiny_vlm), data, tmp_path / "cut", **SETTINGS), Silent())
+    train_until(stop, monkeypatch, job(fresh(tiny_vlm), data, tmp_path / "cut", **SETTINGS))
     said = Silent()
     resumed = train(job(second, data, tmp_path / "cut", **SETTINGS), said)
     assert numbers(resumed.steps) == numbers(whole.steps)
@@ -73,17 +76,13 @@ def test_resume_is_bit_equal(tiny_vlm: Vlm, data: list[Group], tmp_path: Path, m
 
 
 def test_settings_of_speed_may_change(tiny_vlm: Vlm, data: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch, pytest.raises(StopError):
-        stop_after(patch, 4)
-        train(job(fresh(tiny_vlm), data, tmp_path, **SETTINGS), Silent())
+    train_until(4, monkeypatch, job(fresh(tiny_vlm), data, tmp_path, **SETTINGS))
     result = train(job(fresh(tiny_vlm), data, tmp_path, **{**SETTINGS, "tokens_per_batch": 90, "save_every": 3, "log_every": 2}), Silent())
     assert [row.step for row in result.steps] == [1, 2, 3, 4, 6, 8, 9]
 
 
 def test_other_data_and_settings_are_refused(tiny_vlm: Vlm, data: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch, pytest.raises(StopError):
-        stop_after(patch, 4)
-        train(job(fresh(tiny_vlm), data, tmp_path, **SETTINGS), Silent())
+    train_until(4, monkeypatch, job(fresh(tiny_vlm), data, tmp_path, **SETTINGS))
     with pytest.raises(TrainError, match=r"step-000004: this checkpoint is of other training data.*delete .*checkpoints"):
         train(job(fresh(tiny_vlm), data[:-1], tmp_path, **SETTINGS), Silent())
     with pytest.raises(TrainError, match=r"other settings \(train\.learning_rate: 0\.001 -> 0\.01\)"):
@@ -175,7 +174,7 @@ from mixpo.vlm.load import load
 
 model, images, work = map(Path, sys.argv[1:])
 vlm = load(ModelTable(path=str(model), device="cpu"), Path())
-train(job(vlm, scored(vlm, groups(vlm, images)), work, epochs=100, batch_size=4, save_every=1), Silent())
+train(job(vlm, scored(vlm, groups(vlm, images)), work, epochs=12, batch_size=4, save_every=1), Silent())
 """
 
 
@@ -192,11 +191,11 @@ def test_killed_with_sigkill(tiny_vlm: Vlm, tiny_folder: Path, data: list[Group]
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     done = max(int(path.name.split("-")[1]) for path in (tmp_path / "cut" / "work" / "checkpoints").glob("step-*"))
-    assert 5 <= done < 300
+    assert 5 <= done < 36
     said = Silent()
-    settings = {"epochs": 100, "batch_size": 4, "save_every": 1000}
+    settings = {"epochs": 12, "batch_size": 4, "save_every": 1000}
     resumed = train(job(fresh(tiny_vlm), data, tmp_path / "cut", **settings), said)
-    assert any(f"going on after step {done} of 300" in line for line in said.lines)
+    assert any(f"going on after step {done} of 36" in line for line in said.lines)
     whole = train(job(fresh(tiny_vlm), data, tmp_path / "whole", **settings), Silent())
     assert numbers(resumed.steps) == numbers(whole.steps)
-    assert [json.loads(line)["step"] for line in metrics.read_text(encoding="utf-8").splitlines()] == list(range(1, 301))
+    assert [json.loads(line)["step"] for line in metrics.read_text(encoding="utf-8").splitlines()] == list(range(1, 37))

@@ -257,7 +257,7 @@ def test_loss_of_exactly_zero_stops(vlm: Vlm, data: list[Group], tmp_path: Path,
         return replace(terms, total=terms.total * 0)
 
     monkeypatch.setattr(loop, "combine", masked)
-    monkeypatch.setattr(loop, "_check_first_loss", lambda *_: None)
+    monkeypatch.setattr(loop, "check_first_loss", lambda *_: None)
     with pytest.raises(TrainError, match="step 3: the loss was exactly 0 in 3 steps in a row"):
         train(job(vlm, data, tmp_path, epochs=2), Silent())
 

@@ -9,17 +9,13 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mixpo.progress import Progress as ProgressProtocol
-
 PLAIN_SECONDS = 10.0
 """Without a terminal a line is written at most this often for one bar."""
 
 
-def open_progress(quiet: bool = False) -> ProgressProtocol:
-    """Bars when standard error is a terminal, lines when it is not, nothing but messages when `quiet`."""
-    if sys.stderr.isatty() and not quiet:
-        return Bars()
-    return Lines(sys.stderr, quiet)
+def open_progress() -> Bars | Lines:
+    """Bars when standard error is a terminal, lines when it is not. Close it, or the terminal keeps a half-drawn bar."""
+    return Bars() if sys.stderr.isatty() else Lines(sys.stderr)
 
 
 class Bars:
@@ -31,7 +27,7 @@ class Bars:
         self._task: TaskID | None = None
 
     def start(self, title: str, total: int, unit: str, done: int = 0) -> None:
-        self._end()
+        self.close()
         self._progress = Progress(
             TextColumn("{task.description:<28}"),
             BarColumn(bar_width=28),
@@ -58,12 +54,13 @@ class Bars:
         if self._progress is not None and self._task is not None:
             task = self._progress.tasks[0]
             self._progress.update(self._task, total=task.total or task.completed)
-        self._end()
+        self.close()
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(printable(text), markup=False, highlight=False)
 
-    def _end(self) -> None:
+    def close(self) -> None:
+        """Take the bar down and give the cursor back, also in the middle of a stage."""
         if self._progress is not None:
             self._progress.stop()
         self._progress = None
@@ -72,8 +69,8 @@ class Bars:
 class Lines:
     """Lines for logs: the start, a figure now and then, and the end of each bar."""
 
-    def __init__(self, stream: TextIO, quiet: bool = False) -> None:
-        self.stream, self.quiet = stream, quiet
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
         self._title, self._unit, self._total, self._done = "", "", 0, 0
         self._begun = self._told = 0.0
         self._before = 0
@@ -93,7 +90,10 @@ class Lines:
         self._line(f"done in {clock(time.monotonic() - self._begun)}")
 
     def say(self, text: str) -> None:
-        print(text, file=self.stream, flush=True)
+        print(printable(text), file=self.stream, flush=True)
+
+    def close(self) -> None:
+        """Nothing is held."""
 
     def _left(self, moment: float) -> str:
         made = self._done - self._before
@@ -102,9 +102,13 @@ class Lines:
         return f"about {clock((moment - self._begun) / made * (self._total - self._done))} left"
 
     def _line(self, tail: str) -> None:
-        if not self.quiet:
-            of = f"{self._done:,}" + (f" of {self._total:,}" if self._total else "")
-            print(f"{self._title}: {of} {self._unit}, {tail}", file=self.stream, flush=True)
+        of = f"{self._done:,}" + (f" of {self._total:,}" if self._total else "")
+        self.say(f"{self._title}: {of} {self._unit}, {tail}")
+
+
+def printable(text: str) -> str:
+    """The text without control characters: file names and model answers must not steer the terminal."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def clock(seconds: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -13,9 +13,10 @@ from typing import Annotated
 import typer
 
 from mixpo.cli import show
-from mixpo.cli.bars import open_progress
+from mixpo.cli.bars import Bars, Lines, open_progress, printable
 from mixpo.errors import MixpoError
 from mixpo.pipeline import open_context, run_recipe, run_stage
+from mixpo.progress import Progress
 from mixpo.recipe import load
 from mixpo.stages.base import Context
 
@@ -38,12 +39,13 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")
 
 
 @contextmanager
-def boundary() -> Iterator[None]:
+def boundary() -> Iterator[Bars | Lines]:
     """Errors for the user become one message on standard error and an exit status; bugs keep their traceback."""
     try:
-        yield
+        with closing(open_progress()) as progress:
+            yield progress
     except MixpoError as error:
-        print(f"mixpo: {error}", file=sys.stderr)
+        print(printable(f"mixpo: {error}"), file=sys.stderr)
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
         print("\nmixpo: stopped; run the same command again (without --force) to go on", file=sys.stderr)
@@ -54,10 +56,10 @@ def boundary() -> Iterator[None]:
         raise typer.Exit(0) from None
 
 
-def _open(recipe: Path, folder: Path | None, settings: list[str] | None, limit: int | None) -> Context:
+def _open(recipe: Path, folder: Path | None, settings: list[str] | None, limit: int | None, progress: Progress) -> Context:
     loaded = load(recipe, tuple(settings or ()))
     root = folder if folder is not None else Path("runs") / recipe.stem
-    return open_context(loaded, recipe.parent.absolute(), root, open_progress(), limit)
+    return open_context(loaded, recipe.parent.absolute(), root, progress, limit)
 
 
 def _dry(context: Context, rate: float | None) -> None:
@@ -77,8 +79,8 @@ def run_command(
     rate: Rate = None,
 ) -> None:
     """Do everything: questions, answers, verdicts, pairs, training, evaluation, report. What is done is not done again."""
-    with boundary():
-        context = _open(recipe, folder, settings, limit)
+    with boundary() as progress:
+        context = _open(recipe, folder, settings, limit, progress)
         if dry:
             _dry(context, rate)
             return
@@ -96,9 +98,9 @@ def demo(
     """The whole loop on handwritten digits with the bundled tiny model: minutes on a laptop's CPU."""
     from importlib import resources
 
-    with boundary():
+    with boundary() as progress:
         changed = [*(settings or ()), *([f"seed={seed}"] if seed is not None else ())]
-        context = _open(Path(str(resources.files("mixpo"))) / "assets" / "demo.toml", folder, changed, limit)
+        context = _open(Path(str(resources.files("mixpo"))) / "assets" / "demo.toml", folder, changed, limit, progress)
         run_recipe(context)
         show.results(context.run.root)
 
@@ -107,8 +109,8 @@ def _stage_command(name: str, kinds: tuple[str, ...], summary: str) -> None:
     def command(
         recipe: RecipeFile, folder: Folder = None, settings: Settings = None, limit: Limit = None, force: Force = None, dry: DryRun = False
     ) -> None:
-        with boundary():
-            context = _open(recipe, folder, settings, limit)
+        with boundary() as progress:
+            context = _open(recipe, folder, settings, limit, progress)
             if dry:
                 _dry(context, None)
                 return
@@ -135,8 +137,8 @@ def check(recipe: RecipeFile, settings: Settings = None, limit: Limit = None) ->
     """Find what can be found wrong before the work: files, rows, images, model, template, lengths. Exit status 3 if anything is."""
     from mixpo.check import check as examine
 
-    with boundary():
-        checked = examine(load(recipe, tuple(settings or ())), recipe.parent.absolute(), open_progress(), limit)
+    with boundary() as progress:
+        checked = examine(load(recipe, tuple(settings or ())), recipe.parent.absolute(), progress, limit)
         show.checked(checked)
         if checked.findings:
             raise typer.Exit(3)
@@ -181,8 +183,8 @@ def export(
     from mixpo.export import export as write
     from mixpo.status import open_run
 
-    with boundary():
-        context = replace(open_run(folder), progress=open_progress())
+    with boundary() as progress:
+        context = replace(open_run(folder), progress=progress)
         count = write(context, to, form, number)
         show.line(f"{count:,} pairs written to {to}")
 

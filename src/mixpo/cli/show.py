@@ -8,9 +8,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mixpo.check import Checked
-from mixpo.cli.bars import clock
+from mixpo.cli.bars import clock, printable
 from mixpo.dryrun import Estimate, totals
 from mixpo.pipeline import kind_of
 from mixpo.report import SUMMARY_COLUMNS, summary_rows
@@ -21,12 +22,15 @@ from mixpo.status import status as read_status
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
     """Print rows of text under headings."""
-    drawn = Table(title=title, title_justify="left", pad_edge=False, box=None, header_style="bold", show_header=any(headings))
+    drawn = Table(
+        title=Text(title) if title else None, title_justify="left", pad_edge=False, box=None, header_style="bold", show_header=any(headings)
+    )
     for number, heading in enumerate(headings):
         drawn.add_column(heading, justify="left" if number == 0 else "default", overflow="fold")
     for row in rows:
-        drawn.add_row(*row)
-    console().print(drawn, markup=False)
+        # Text, not str: what stands in brackets is no markup here.
+        drawn.add_row(*(Text(printable(cell)) for cell in row))
+    console().print(drawn)
 
 
 def console() -> Console:
@@ -37,7 +41,7 @@ def console() -> Console:
 
 def line(text: str = "") -> None:
     """Print one line as it is."""
-    print(text, flush=True)
+    print(printable(text), flush=True)
 
 
 def results(root: Path) -> None:

@@ -9,10 +9,11 @@ from functools import partial
 
 from mixpo.engines.base import Request, SamplingParams
 from mixpo.records import Prediction, Sampled
+from mixpo.run import Manifest
 from mixpo.stages import prompting
 from mixpo.stages.base import Context, Job, Make, Plan
 from mixpo.stages.models import ModelRef
-from mixpo.stages.sample import Asked, open_engine, sampling_settings, seed_of
+from mixpo.stages.sample import Asked, check_errors, open_engine, sampling_settings, seed_of
 from mixpo.stages.source import Index
 from mixpo.types import Question, Response, Verdict
 from mixpo.verify import Verifier
@@ -72,6 +73,7 @@ def evaluate_job(context: Context, plan: Plan, index: Index, name: str, model: M
         needs=(source, *filter(None, [model.job])),
         session=session,
         count=count_predictions,
+        check=partial(check_predictions, context),
     )
 
 
@@ -122,8 +124,14 @@ def _prediction(question: Question, mode: str, response: Response, verdict: Verd
 
 def count_predictions(rows: Sequence[Prediction]) -> Mapping[str, int]:
     """Answers by outcome, tokens, and how many were cut or failed."""
-    counts: Counter[str] = Counter(answers=len(rows), correct=0)
+    counts: Counter[str] = Counter(answers=len(rows), failed=sum(row.finish == "error" for row in rows), correct=0)
     for row in rows:
         counts.update({row.outcome: 1, "tokens": row.tokens})
         counts[f"ended: {row.finish}"] += 1
     return counts
+
+
+def check_predictions(context: Context, manifest: Manifest) -> None:
+    """Raise EngineError when more answers failed than the recipe allows."""
+    rows = context.run.stage(manifest.stage).read_all(Prediction)
+    check_errors(context, manifest, "answers", (f"{row.question}: {row.reason}" for row in rows if row.finish == "error"))

@@ -147,7 +147,7 @@ def sample_job(context: Context, plan: Plan, index: Index, number: int, model: M
         needs=("source", *filter(None, [model.job])),
         session=session,
         count=count_sampled,
-        check=lambda manifest: check_errors(context, manifest),
+        check=partial(check_sampled, context),
     )
 
 
@@ -195,7 +195,7 @@ def continue_job(context: Context, plan: Plan, index: Index, number: int, model:
         needs=("source", upstream, *filter(None, [model.job])),
         session=session,
         count=count_sampled,
-        check=lambda manifest: check_errors(context, manifest),
+        check=partial(check_sampled, context),
     )
 
 
@@ -221,14 +221,19 @@ def count_sampled(rows: Sequence[Sampled]) -> Mapping[str, int]:
     return counts
 
 
-def check_errors(context: Context, manifest: Manifest) -> None:
-    """Raise EngineError when more questions failed than the recipe allows, naming the first reasons."""
-    failed, total = manifest.counts.get("failed", 0), manifest.counts.get("questions", 0)
-    if not failed or failed <= context.recipe.max_error_rate * total:
-        return
+def check_sampled(context: Context, manifest: Manifest) -> None:
+    """Raise EngineError when more questions failed than the recipe allows."""
     rows = context.run.stage(manifest.stage).read_all(Sampled)
-    reasons = [f"{row.question}: {row.error}" for row in rows if row.error][:3]
-    raise EngineError(
-        f"{manifest.stage}: {failed} of {total} questions failed, more than max_error_rate = {context.recipe.max_error_rate:g} allows "
-        f"({'; '.join(reasons)}); the others are kept; correct the cause and run again with --force {manifest.stage.split('/')[1]}"
-    )
+    check_errors(context, manifest, "questions", (f"{row.question}: {row.error}" for row in rows if row.error))
+
+
+def check_errors(context: Context, manifest: Manifest, unit: str, reasons: Iterator[str]) -> None:
+    """Raise EngineError when a larger share failed than `max_error_rate`, naming the first of `reasons`."""
+    failed, total = manifest.counts.get("failed", 0), manifest.counts[unit]
+    allowed = context.recipe.max_error_rate
+    if failed > allowed * total:
+        raise EngineError(
+            f"{manifest.stage}: {failed} of {total} {unit} failed, more than max_error_rate = {allowed:g} allows "
+            f"({'; '.join(islice(reasons, 3))}); the others are kept; correct the cause and run again with "
+            f"--force {'evaluate' if manifest.stage.startswith('evaluate') else manifest.stage.split('/')[1]}"
+        )

@@ -31,7 +31,8 @@ def train_job(context: Context, plan: Plan, index: Index, number: int, objective
     @contextmanager
     def session(numbers: Sequence[int]) -> Iterator[Make]:
         def make(shard: int) -> Sequence[StepMetrics]:
-            from mixpo.train.loop import TrainJob, train
+            from mixpo.train.loop import train
+            from mixpo.train.session import TrainJob
 
             key = plan.shards(name)[shard]
             job = TrainJob(

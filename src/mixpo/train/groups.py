@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from mixpo.errors import SourceError, TrainError
 from mixpo.records import Drop, Scored
@@ -84,9 +84,9 @@ def digest(groups: Iterable[Group]) -> str:
     """A name for training data: prompts, images, responses, pairs and reference log-probs, in order. 16 hexadecimal digits."""
     total = hashlib.sha256()
     for group in groups:
-        row = asdict(group)
-        row["question"] = (group.question.id, [image.digest for image in group.question.images])
-        total.update(json.dumps(row, ensure_ascii=False, sort_keys=True).encode())
+        images = [image.digest for image in group.question.images]
+        row = (group.question.id, images, group.prompt, group.responses, group.pairs, group.reference)
+        total.update(json.dumps(row, ensure_ascii=False).encode())
     return total.hexdigest()[:16]
 
 

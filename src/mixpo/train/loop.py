@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,18 +21,13 @@ from mixpo.errors import TrainError
 from mixpo.progress import Progress
 from mixpo.train.batch import Batch, Piece, collate, micro_batches, piece_of, pieces_of
 from mixpo.train.checkpoint import save_checkpoint
-from mixpo.train.losses import LossTerms, ResponseLogps, combine, expected_start
+from mixpo.train.guards import KEPT, Seen, check_first_loss, check_reference, check_zero, culprit, warn_too_easy
+from mixpo.train.losses import LossTerms, ResponseLogps, combine
 from mixpo.train.metrics import StepMetrics
 from mixpo.train.model import PartSize, checkpoint_activations, learning_rate, restore_types
 from mixpo.train.plan import Step, share
 from mixpo.train.session import Session, TrainJob, open_session
-from mixpo.types import Group
 from mixpo.vlm.load import save
-
-ZERO_STEPS = 3
-"""A loss of exactly 0 in this many steps in a row stops the training."""
-TOO_EASY = 0.98
-"""Reward accuracy above this within the first 5 % of the steps is reported: the pairs are told apart by something trivial."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +88,7 @@ def _forward_backward(session: Session, step: Step) -> Sums:
     # Ranks average their gradients, so that the factor `ranks` makes of their mean the sum over all pairs.
     scale = accelerator.num_processes / pairs
     batches = _batches(session, step)
-    seen: list[tuple[Batch, Tensor]] = []
+    seen: list[Seen] = []
     sums = torch.zeros(len(dataclasses.fields(Sums)), dtype=_wide(accelerator.device), device=accelerator.device)
     for number, (pieces, counts) in enumerate(batches, start=1):
         batch = collate(session.job.vlm, pieces, session.prompts.get, session.layout.shared)
@@ -106,25 +100,22 @@ def _forward_backward(session: Session, step: Step) -> Sums:
             accelerator.backward(terms.total.sum() * (scale * counts))
         if counts:
             sums += _add_up(terms, batch)
-            seen.append((batch, logps.sums.detach()))
+            seen.append(Seen(batch.names, logps.sums.detach(), batch.reference, batch.lengths))
     if state.step == 0:
-        _check_reference(session, seen)
+        check_reference(session, seen)
     reduced = Sums(*accelerator.reduce(sums, "sum").tolist())
     if not math.isfinite(reduced.total):
-        raise TrainError(f"step {state.step + 1}: the loss is {reduced.total}{_culprit(seen)}; {_kept(session)}")
+        raise TrainError(f"step {state.step + 1}: the loss is {reduced.total}{culprit(seen)}; {KEPT}")
     if state.step == 0:
-        _check_first_loss(session, step, reduced.total / pairs)
+        check_first_loss(session, step, reduced.total / pairs)
     return reduced
 
 
 def _batches(session: Session, step: Step) -> list[tuple[tuple[Piece, ...], bool]]:
     """This rank's micro-batches, the same number on every rank; those that only fill up are marked False and count nothing."""
     accelerator, job = session.accelerator, session.job
-    weight = [sum(map(len, group.responses)) for group in job.groups] if accelerator.num_processes > 1 else [0] * len(job.groups)
-    mine = share(step, accelerator.process_index, accelerator.num_processes, weight) if accelerator.num_processes > 1 else step
+    mine = share(step, accelerator.process_index, accelerator.num_processes, lambda group: sum(map(len, job.groups[group].responses)))
     batches = micro_batches(pieces_of(mine, job.groups), session.prompts.length, job.table.tokens_per_batch)
-    if accelerator.num_processes == 1:
-        return [(pieces, True) for pieces in batches]
     most = int(accelerator.gather(torch.tensor([len(batches)], device=accelerator.device)).max())
     group = job.groups[step[0].group]
     filler = (piece_of(group, group.pairs[:1]),)
@@ -145,13 +136,8 @@ def _optimise(session: Session, sums: Sums, rate: float) -> float:
     state, model = session.state, session.job.vlm.model
     grad_norm = float(session.accelerator.clip_grad_norm_(model.parameters(), session.job.table.max_grad_norm))
     if not math.isfinite(grad_norm):
-        raise TrainError(f"step {state.step + 1}: the gradients are not finite (norm {grad_norm}); {_kept(session)}")
-    state.zero_steps = state.zero_steps + 1 if sums.total == 0 else 0
-    if state.zero_steps >= ZERO_STEPS:
-        raise TrainError(
-            f"step {state.step + 1}: the loss was exactly 0 in {ZERO_STEPS} steps in a row, so nothing is learned; look at the pairs, "
-            f"at the chat template (does it supervise any token?) and at the weights in train.loss; {_kept(session)}"
-        )
+        raise TrainError(f"step {state.step + 1}: the gradients are not finite (norm {grad_norm}); {KEPT}")
+    check_zero(state, sums.total)
     for group in session.optimizer.param_groups:
         group["lr"] = rate
     session.optimizer.step()
@@ -198,13 +184,7 @@ def _advance(session: Session, row: StepMetrics) -> None:
     state.reward_sum += (row.reward_chosen + row.reward_rejected) * row.pairs
     state.reward_count += 2 * row.pairs
     state.step, state.seconds = row.step, state.seconds + row.seconds
-    # In the first step policy and reference are equal, so that its accuracy is chance.
-    if not state.warned and 1 < row.step <= 0.05 * session.schedule.total and row.accuracy > TOO_EASY:
-        state.warned = True
-        session.progress.say(
-            f"step {row.step}: {row.accuracy:.0%} of the pairs are told apart already; they may differ in length or format instead of "
-            "correctness, look at them in the report"
-        )
+    warn_too_easy(session, row)
 
 
 def _log(session: Session, row: StepMetrics) -> None:
@@ -214,65 +194,6 @@ def _log(session: Session, row: StepMetrics) -> None:
     session.metrics.append(row)
     if session.job.table.trackers:
         session.accelerator.log({name: value for name, value in dataclasses.asdict(row).items() if name != "step"}, step=row.step)
-
-
-# --- guards ------------------------------------------------------------------------------------------------------------
-
-
-def _check_reference(session: Session, seen: list[tuple[Batch, Tensor]]) -> None:
-    """Before the first update the policy is the reference: every log-prob must be the one that was stored."""
-    problem = next(_differences(session, seen), "")
-    device = session.accelerator.device
-    # Ranks stop together: one that raised alone would leave the others waiting for its gradients.
-    if int(session.accelerator.reduce(torch.tensor(int(bool(problem)), device=device), "sum")):
-        raise TrainError(problem or "another rank found reference log-probs that are not the policy's; see its message")
-
-
-def _differences(session: Session, seen: list[tuple[Batch, Tensor]]) -> Iterator[str]:
-    for batch, sums in seen:
-        allowed = 1e-4 * batch.reference.abs().clamp(min=1) if session.precision == torch.float32 else 0.05 * batch.lengths
-        equal = (sums - batch.reference).abs() <= allowed
-        for number in (~equal).nonzero()[:, 0].tolist():
-            yield (
-                f"question {batch.names[number]}: at the start the policy gives a response log-probability {sums[number].item():.4f} "
-                f"where the reference stage found {batch.reference[number].item():.4f}; its records are of another model, "
-                "template or image setting, run the reference stage with --force"
-            )
-
-
-def _check_first_loss(session: Session, step: Step, observed: float) -> None:
-    nll = [loss for part in step for loss in _reference_losses(session.job.groups[part.group], part.pairs)]
-    mean = sum(nll) / len(nll)
-    expected = expected_start(session.weights, mean)
-    session.progress.say(
-        f"{session.job.objective}: first loss {observed:.4f}, expected {expected:.4f} (reference NLL {mean:.4f} per token)"
-    )
-    allowed = 1e-3 if session.precision == torch.float32 else 0.05 * expected
-    if not abs(observed - expected) <= allowed:
-        raise TrainError(
-            f"the first loss is {observed:.4f} instead of {expected:.4f}; the reference log-probs do not belong to this model and data, "
-            "run the reference stage with --force"
-        )
-
-
-def _reference_losses(group: Group, pairs: Sequence[int]) -> Iterator[float]:
-    """-log pi_0(y_c|x) / |y_c| of these pairs."""
-    reference = group.reference
-    assert reference is not None, "checked when the session was opened"
-    for pair in pairs:
-        chosen = group.pairs[pair][0]
-        yield -reference[chosen] / len(group.responses[chosen])
-
-
-def _culprit(seen: list[tuple[Batch, Tensor]]) -> str:
-    for batch, sums in seen:
-        for number in (~sums.isfinite()).nonzero()[:1, 0].tolist():
-            return f" (question {batch.names[number]}: log-probability {sums[number].item()})"
-    return ""
-
-
-def _kept(session: Session) -> str:
-    return "weights were not updated and the last checkpoint is kept; lower train.learning_rate, or look at the data of this step"
 
 
 # --- saving ------------------------------------------------------------------------------------------------------------

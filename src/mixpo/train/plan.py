@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -74,13 +74,15 @@ class Schedule:
             yield from plan_steps(self.pair_counts, self.batch_size, self.seed, epoch)[max(0, skip) :]
 
 
-def share(step: Step, rank: int, ranks: int, weight: Sequence[int]) -> Step:
-    """What one rank does of a step: whole parts, the heaviest first to whoever has least. weight: cost of one pair of each group."""
+def share(step: Step, rank: int, ranks: int, weight: Callable[[int], int]) -> Step:
+    """What one rank does of a step: whole parts, the heaviest first to whoever has least. weight: cost of a pair of this group."""
+    if ranks == 1:
+        return step
     load = [0] * ranks
     mine: list[Part] = []
-    for part in sorted(step, key=lambda part: (-weight[part.group] * len(part.pairs), part)):
+    for part in sorted(step, key=lambda part: (-weight(part.group) * len(part.pairs), part)):
         taker = load.index(min(load))
-        load[taker] += weight[part.group] * len(part.pairs)
+        load[taker] += weight(part.group) * len(part.pairs)
         if taker == rank:
             mine.append(part)
     return tuple(mine)

@@ -18,7 +18,7 @@ from mixpo.verify.wrapping import unwrap
 LETTERS = "ABCDEFGHIJ"
 
 _LONE = re.compile(r"[\s(\[{<*\"'.【（]*([A-Ja-j])[\s)\]}>*\"'.,:;、。】）]*")
-_SEVERAL = re.compile(r"[\s(\[*]*[A-J](?:(?:[\s(\[*)\].,;、&+]|and\b)*[A-J]){1,9}[\s)\].*]*")
+_SEVERAL = re.compile(r"[\s(\[*]*[A-J](?:(?:[\s(\[*)\].,;、&+/和与或]|(?i:and|or)\b)*[A-J]){1,9}[\s)\].*]*")
 _LEADING = re.compile(r"[\s(\[*【]*([A-Ja-j])(?:[\])}】]\s*[.:、,-]?|[.:、,*]+(?=[\s\W]|[^\x00-\x7f])|\s+[-=]+(?=\s)|\s+)\s*(?=\S)")
 _NAMED = re.compile(
     r"(?i:\b(?:option|choice|answer(?:\s+(?:is|would be|should be))?|letter|select|choose|pick)|选项?|选择|答案(?:是|为|应为)?)"
@@ -28,7 +28,7 @@ _NAMED_AFTER = re.compile(
     r"(?<![A-Za-z])\(?([B-HJ]|A(?=\)|\s+is\s+(?:the\s+)?(?:correct|right)))\)?\s*(?:is\s+(?:the\s+)?(?:correct|right)|选项|项|正确)"
 )
 _BRACKETED = re.compile(r"[(\[]\s*([A-Ja-j])\s*[)\]]")
-_STANDALONE = re.compile(r"(?<![A-Za-z'.])(?:([B-HJ])(?![A-Za-z'])|([AI])(?=\s*[.,;:)\]]*\s*$))")
+_STANDALONE = re.compile(r"(?<![A-Za-z'.])(?:([B-HJ])(?![A-Za-z'])|([AI])(?=\s*[.,;:)\]]*\s*$|\s*(?:,|and|or|&)\s*[(\[]?[B-J]\b))")
 _NEGATION = re.compile(r"(?i)\b(?:not|no|isn't|neither|nor|except|none|rather than|instead of)\b|不|非|除")
 
 
@@ -62,8 +62,13 @@ def read_options(answer: str, texts: Sequence[str] = ()) -> frozenset[str]:
 def _exact(answer: str, texts: Sequence[str]) -> frozenset[str]:
     """A lone letter, or exactly an option's text. Where the texts are letters themselves, both readings count."""
     lone = _LONE.fullmatch(answer)
-    letters = frozenset(lone.group(1).upper()) if lone else frozenset()
+    letters = frozenset(lone.group(1).upper()) if lone else _listed(answer)
     return letters | _letters_of(answer, texts)
+
+
+def _listed(answer: str) -> frozenset[str]:
+    """The letters of a list that holds nothing else: "A, C", "(A) and (B)", "AC"."""
+    return frozenset(re.findall("[A-J]", re.sub(r"(?i)and|or", "", answer))) if _SEVERAL.fullmatch(answer) else frozenset()
 
 
 def _leading(answer: str, texts: Sequence[str]) -> frozenset[str]:
@@ -133,14 +138,14 @@ def _gold_letters(gold: str, texts: Sequence[str]) -> frozenset[str]:
     by_text = _letters_of(gold, texts)
     if len(by_text) == 1:
         return by_text
-    if _SEVERAL.fullmatch(gold):
-        return frozenset(character for character in gold if character in LETTERS)
-    return read_options(gold, texts) if len(read_options(gold, texts)) == 1 else frozenset()
+    named = _listed(gold) or read_options(gold, texts)
+    return named if len(named) == 1 or _SEVERAL.fullmatch(gold) else frozenset()
 
 
 def _compare_sets(answer: str, wanted: frozenset[str]) -> Judgement:
     """Questions with several right options: the same letters, in any order."""
-    if _LONE.fullmatch(answer) or _SEVERAL.fullmatch(answer.upper()):
-        named = frozenset(re.sub(r"(?i)\band\b", "", answer).upper()) & frozenset(LETTERS)
+    lone = _LONE.fullmatch(answer)
+    named = frozenset(lone.group(1).upper()) if lone else _listed(answer)
+    if named:
         return Judgement("correct", "same options") if named == wanted else Judgement("wrong", "other options")
     return Judgement("undecided", "names options in a phrase")

@@ -22,6 +22,7 @@ _FINAL_SENTENCE = re.compile(r"(?i)(?<![A-Za-z])(?:final[ \t]+)?answer[*_]*[ \t]
 _FINAL_ZH = re.compile(r"(?m)答案[*_ \t]*(?:是|为)?[*_ \t]*[:：]|^[#*_ \t]*最终答案[*_ \t]*$")
 _FINAL_ZH_SENTENCE = re.compile(r"答案[*_ \t]*应?该?当?(?:是|为|选)[*_ \t]*[:：]?")
 _ANSWER_TAG = re.compile(r"<answer>")
+_PLACEHOLDER = re.compile(r"(?i)\.\.|…|(?:your |final |the )*answer\Z")
 _SENTENCE_END = re.compile(r"[。！？]|[.!?](?=\s)")
 
 Found = tuple[int, str | None]
@@ -56,7 +57,10 @@ def _boxed(text: str) -> str | None:
 def _think(text: str) -> str | None:
     """What follows the reasoning; a reasoning block that never ends holds no final answer."""
     answer = _after_thinking(text)
-    return None if answer is None else _any_marker(answer) or _short(answer)
+    if answer is None:
+        return None
+    found = _last_marker(answer)
+    return found[1] if found else _short(answer)
 
 
 def _whole(text: str) -> str | None:
@@ -77,20 +81,22 @@ STYLES: dict[str, Callable[[str], str | None]] = {
 
 
 def _bare(text: str | None) -> str | None:
-    return unwrap(text) or None if text is not None else None
+    """The unwrapped answer; None for nothing, and for the placeholder of an instruction that the response only repeats."""
+    answer = unwrap(text) if text is not None else ""
+    return None if not answer or _PLACEHOLDER.match(answer) else answer
 
 
 def _resolve(found: Found | None) -> str | None:
     return found[1] if found else None
 
 
-def _any_marker(text: str) -> str | None:
-    """The answer of whichever marker stands last; a closing sentence counts only where there is no marker."""
+def _last_marker(text: str) -> Found | None:
+    """What stands behind whichever marker stands last; a closing sentence counts only where there is no marker."""
     marked = [_after(text, _FINAL), _after(text, _FINAL_ZH), _last_box(text), _tagged(text)]
     found = [candidate for candidate in marked if candidate]
     if not found:
         found = [candidate for candidate in (_closing(text, _FINAL_SENTENCE), _closing(text, _FINAL_ZH_SENTENCE)) if candidate]
-    return max(found, key=lambda candidate: candidate[0])[1] if found else None
+    return max(found, key=lambda candidate: candidate[0]) if found else None
 
 
 def _after(text: str, marker: re.Pattern[str]) -> Found | None:
@@ -150,7 +156,7 @@ def _tagged(text: str) -> Found | None:
     inside, closed, _ = text[matches[-1].end() :].partition("</answer>")
     if not closed:
         return matches[-1].start(), None
-    return matches[-1].start(), _any_marker(inside) or _bare(inside)
+    return matches[-1].start(), _resolve(_last_marker(inside)) or _bare(inside)
 
 
 def _after_thinking(text: str) -> str | None:

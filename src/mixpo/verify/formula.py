@@ -5,6 +5,7 @@ What a parser is known to misread (prose, units, ratios) never reaches it.
 
 from __future__ import annotations
 
+import itertools
 import re
 from fractions import Fraction
 
@@ -17,49 +18,25 @@ from mixpo.verify.units import PATTERN, read_unit
 
 MAX_LENGTH = 1000
 """A longer formula is undecided unless it is spelled the same: parsers slow down without bound."""
+MAX_DEPTH = 30
 
 _RATIO = re.compile(r"(\d{1,9})\s*:\s*(\d{1,9})")
+_CLOCK = re.compile(r"\d:\d\d(?!\d)")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _LONG_WORD = re.compile(r"[A-Za-z]{3,}|[^\x00-\x7f]{2,}")
-_FUNCTIONS = frozenset(
-    [
-        "sin",
-        "cos",
-        "tan",
-        "cot",
-        "sec",
-        "csc",
-        "arcsin",
-        "arccos",
-        "arctan",
-        "sinh",
-        "cosh",
-        "tanh",
-        "log",
-        "ln",
-        "exp",
-        "sqrt",
-        "max",
-        "min",
-        "gcd",
-        "lcm",
-        "mod",
-        "and",
-        "or",
-        "pmatrix",
-        "bmatrix",
-        "vmatrix",
-        "matrix",
-        "cases",
-        "array",
-    ]
+_FUNCTION_NAMES = (
+    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp sqrt max min gcd lcm mod and or "
+    "pmatrix bmatrix vmatrix matrix cases array"
 )
+_FUNCTIONS = frozenset(_FUNCTION_NAMES.split())
 _MATHEMATICS = re.compile(r"[\d=<>+*/^_|]|\\(?!text|mathrm|mbox)[a-zA-Z]+|(?<![A-Za-z])[A-Za-z](?![A-Za-z])")
 _UNIT_TEXT = re.compile(
     r"(?:\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}|(?<=[\d}\s)])\s*((?:square|cubic|sq\.?)?\s*[A-Za-z/]+))\s*(?:\^\{?([23])\}?)?\s*$"
 )
 _BARE_UNITS = re.compile(r"(?i)(?:square |cubic |sq\.? )?units?")
 _UNIT = re.compile(rf"(?i){PATTERN}")
+_DEGREES = re.compile(r"\\circ|°|\\degree")
+_QUOTIENT_OF_PRODUCT = re.compile(r"\\frac\{\d+\}\{\d+\}(?=[A-Za-z(\\])")
 _NATURAL, _COMMON = re.compile(r"\\?ln(?![a-z])"), re.compile(r"\\?log(?![a-z_])")
 
 
@@ -89,11 +66,17 @@ def compare_algebra(predicted: str, gold: str, pool: FormulaPool, tolerance: flo
         return Judgement("undecided", "units differ")
     if key(left) == key(right) != "":
         return Judgement("correct", "same formula")
+    if key(left).casefold() == key(right).casefold():
+        return Judgement("undecided", "upper and lower case")
+    if max(_depth(left), _depth(right)) > MAX_DEPTH:
+        return Judgement("undecided", "formula nested too deeply")
+    if _CLOCK.search(left) or _CLOCK.search(right):
+        return Judgement("undecided", "time of day")
     if _words(left) or _words(right):
         return Judgement("undecided", "words beside the formula")
     judgement = pool.compare(left, right, tolerance)
-    if judgement.outcome == "wrong" and _may_be_same_logarithm(left, right):
-        return Judgement("undecided", "base of the logarithm")
+    if judgement.outcome == "wrong" and (convention := _conventions(to_latex(predicted), to_latex(gold))):
+        return Judgement("undecided", convention)
     return judgement
 
 
@@ -124,6 +107,11 @@ def _take_unit(latex: str) -> tuple[str, str]:
     return latex, ""
 
 
+def _depth(latex: str) -> int:
+    """How deep brackets of any kind are nested; parsers take exponential time over it."""
+    return max(itertools.accumulate((character in "([{") - (character in ")]}") for character in latex), default=0)
+
+
 def _words(latex: str) -> list[str]:
     """Words that are no function names: an algebra system takes them for products of letters."""
     return [word for word in _LONG_WORD.findall(_COMMAND.sub(" ", latex)) if word.lower() not in _FUNCTIONS]
@@ -133,6 +121,13 @@ def _without_text(latex: str) -> str:
     return re.sub(r"\\(?:text(?:bf|it|rm)?|mathrm|mbox)\s*\{[^{}]*\}", " ", latex)
 
 
-def _may_be_same_logarithm(left: str, right: str) -> bool:
-    """Many books write log for the natural logarithm."""
-    return any(_NATURAL.search(one) and _COMMON.search(other) for one, other in ((left, right), (right, left)))
+def _conventions(left: str, right: str) -> str:
+    """A convention that is read in two ways and may be all that sets the formulas apart; "" when there is none."""
+    for one, other in ((left, right), (right, left)):
+        if _NATURAL.search(one) and _COMMON.search(other):
+            return "base of the logarithm"
+        if _DEGREES.search(one) and not _DEGREES.search(other):
+            return "degrees or radians"
+        if _QUOTIENT_OF_PRODUCT.search(one):
+            return "1/2x may be x/2 or 1/(2x)"
+    return ""

@@ -15,12 +15,12 @@ _SIGNS = {
 }  # fmt: skip
 _SIGN = re.compile("|".join(re.escape(sign) for sign in sorted(_SIGNS, key=len, reverse=True)))
 _LEAD_IN = re.compile(r"(?i)^(?:(?:so|thus|hence|therefore)[, ]+)?(?:the\s+)?(?:final\s+)?(?:answer|result|value|solution)\s+is[:\s]+")
-_WORDS = {"sqrt": r"\sqrt", "pi": r"\pi", "infinity": r"\infty"}
-_WORD = re.compile(r"(?<![\\A-Za-z])(sqrt|pi|infinity)(?![A-Za-z])")
+_COMMANDS = re.compile(r"(?<![\\A-Za-z])(sqrt|pi|infty|arcsin|arccos|arctan|sin|cos|tan|log|ln|exp)(?![A-Za-z])")
+_QUOTIENT = re.compile(r"(?<![\w.^{}\])/])(\d+)\s*/\s*(\d+)(?![\d.]|\s*/)")
 _ROOT = re.compile(r"√\s*(?=[({])|√\s*([A-Za-z0-9]+|\\[a-zA-Z]+)")
 _OPEN = re.compile(r"(?:\\sqrt|√|\^)\s*\(")
 _POWER = re.compile(r"\^\s*(-?\d+)")
-_SPACING = re.compile(r"\\(?:left|right|displaystyle|,|;|!|:|quad|qquad| )|\\(?=\s)|[\s~]")
+_SPACING = re.compile(r"\\(?:left|right|displaystyle|quad|qquad)(?![a-zA-Z])|\\[,;!: ]|\\(?=\s)|[\s~]")
 _COMMAND_SPACE = re.compile(r"(\\[a-zA-Z]+)\s+")
 _SINGLE = re.compile(r"\{([A-Za-z0-9])\}")
 
@@ -33,10 +33,11 @@ def to_latex(text: str) -> str:
     # Signs before NFKC, which would turn some of them into other characters.
     text = _SIGN.sub(lambda match: _SIGNS[match.group()], text)
     text = plain_characters(text).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("*", r"\cdot ")
-    text = _WORD.sub(lambda match: _WORDS[match.group(1)], text)
+    text = _COMMANDS.sub(r"\\\1", text)
     text = _braces_for_parentheses(text)
     text = _ROOT.sub(lambda match: rf"\sqrt{{{match.group(1)}}}" if match.group(1) else r"\sqrt", text)
-    return _POWER.sub(r"^{\1}", text).strip()
+    # "3/4 x" means three quarters of x, and a LaTeX grammar would divide by the product.
+    return _QUOTIENT.sub(r"\\frac{\1}{\2}", _POWER.sub(r"^{\1}", text)).strip()
 
 
 def key(latex: str) -> str:

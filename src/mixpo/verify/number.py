@@ -23,11 +23,11 @@ ROUNDING = 1e-4
 
 _MANTISSA = r"(?:\d{1,3}(?:\.\d{3})+,\d+|\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
 _SIGN = rf"(?:(?<![\w)\]}}])(?<![\d)\]}}]\s)(?P<sign>[-+])(?=[\d.{CURRENCY_SIGNS}])|^(?P<first_sign>[-+])\s*)?"
-_POWER = r"(?:\s*[*x]\s*10\s*\^\s*[({]?\s*(?P<tens>[-+]?\d+)[)}]?|[eE](?P<exponent>[-+]?\d+)|\^[({]?(?P<power>\d+)[)}]?)?"
+_POWER = r"(?:\s*[*x]\s*10\s*\^\s*[({]?\s*(?P<tens>[-+]?\d+)[)}]?|[eE](?P<exponent>[-+]?\d+)|\^[({]?(?P<power>[-+]?\d+)[)}]?)?"
 _BELOW = r"(?:\s*/\s*(?P<below>\d+(?:\.\d+)?+)(?!\s*/)|\s+(?P<top>\d+)\s*/\s*(?P<bottom>\d++)(?!\s*/))?"
 _SCALE = r"(?:\s*(?P<scale>hundred|thousand|million|billion|trillion|k|万|亿)(?![a-zA-Z]))?"
 _NUMBER = re.compile(
-    rf"(?i)(?<![A-Za-z_\d.:^])(?P<core>{_SIGN}(?P<currency>[{CURRENCY_SIGNS}])?\s?(?P<late_sign>-)?"
+    rf"(?i)(?<![A-Za-z_\d.:^])(?P<core>{_SIGN}(?:(?P<currency>[{CURRENCY_SIGNS}])\s?(?P<late_sign>-)?)?"
     rf"(?P<mantissa>(?>{_MANTISSA}))(?>{_POWER})(?>{_BELOW}))(?!:\d)"
     rf"(?>{_SCALE})(?:\s*(?P<percent>%|percent\b|per\s+cent\b)|\s*(?P<unit>{PATTERN}))?"
 )
@@ -35,8 +35,9 @@ _SCALES = {"hundred": 2, "thousand": 3, "k": 3, "万": 4, "million": 6, "亿": 8
 _DECIMAL_COMMA = re.compile(r"(?<![\d,.])(\d+),(\d{1,2})(?![\d,.])")
 _NEGATIVE_WORD = re.compile(r"(?i)(?<![A-Za-z\d])(?:minus|negative)\s+(?=[\d.])|负\s*(?=\d)")
 _ALGEBRA = re.compile(r"\\[a-zA-Z]|[√π^]|\b(?:sqrt|pi)\b|#\s*[+*/÷]\s*#|#\s-\s#|#[a-z]\b")
-_QUANTITY = re.compile(r"(?i)\b(?:half|quarter|third|dozen|couple|pair|several|few|many|double|twice|once)\b|半|几|双")
+_VAGUE = re.compile(r"(?i)\b(?:half|quarter|third|dozen|couple|pair|several|few|many|double|twice|once)\b|半|几|双|\d:\d")
 _EQUATION = re.compile(r"[=≈]")
+_OUT_OF_REACH = Decimal("NaN")
 _CONTEXT = Context(prec=60, Emax=10**6, Emin=-(10**6), traps=[])
 
 
@@ -60,8 +61,8 @@ def check_number(predicted: str, gold: str, options: Options) -> Judgement:
     if not left and not right:
         return check_text(predicted, gold, options)
     if not left or not right:
-        vague = _QUANTITY.search(gold if left else predicted)
-        return Judgement("undecided", "quantity in words") if vague else Judgement("wrong", "no number")
+        vague = _VAGUE.search(gold if left else predicted)
+        return Judgement("undecided", "not in plain digits") if vague else Judgement("wrong", "no number")
     return _compare(left, right, options.tolerance)
 
 
@@ -71,7 +72,8 @@ def single_number(text: str) -> Number | None:
         return None
     text = _prepare(text)
     match = _NUMBER.match(text)
-    return _number(match) if match and match.end() == len(text) else None
+    number = _number(match) if match and match.end() == len(text) else None
+    return number if number and number.value.is_finite() else None
 
 
 def read_numbers(text: str) -> list[Number] | None:
@@ -91,7 +93,11 @@ def read_numbers(text: str) -> list[Number] | None:
 
 
 def equal(left: Number, right: Number, tolerance: float) -> bool | None:
-    """Whether two numbers agree; None when only a missing percent sign or a unit of another kind stands between them."""
+    """Whether two numbers agree.
+
+    None when only a percent sign or a unit of another kind stands between them, or when a value is out of reach."""
+    if not (left.value.is_finite() and right.value.is_finite()):
+        return None
     if left.percent != right.percent:
         rate, bare = (left, right) if left.percent else (right, left)
         if _close(replace(rate, value=rate.value.scaleb(-2, _CONTEXT), whole=False), bare, tolerance):
@@ -119,10 +125,7 @@ def _read_side(side: str) -> list[Number] | None:
     rest: list[str] = []
     position = 0
     for match in _NUMBER.finditer(side):
-        number = _number(match)
-        if number is None:
-            return None
-        numbers.append(number)
+        numbers.append(_number(match))
         rest += [side[position : match.start()], "#"]
         position = match.end()
     rest.append(side[position:])
@@ -134,26 +137,29 @@ def _read_side(side: str) -> list[Number] | None:
     return _distinct(numbers)
 
 
-def _number(match: re.Match[str]) -> Number | None:
-    """The value of a match; None when it is out of reach (a giant exponent, a division by zero)."""
+def _number(match: re.Match[str]) -> Number:
+    """The number of a match; its value is NaN when out of reach (a giant exponent, a division by zero)."""
     groups = match.groupdict()
     value = Decimal(_digits(groups["mantissa"]))
     whole = "." not in _digits(groups["mantissa"])
     shift = int((groups["tens"] or groups["exponent"] or "0")[:9])
     power = int((groups["power"] or "1")[:9])
-    if abs(shift) > MAX_EXPONENT or power > MAX_EXPONENT:
-        return None
-    value = _CONTEXT.power(value.scaleb(shift, _CONTEXT), power) if power != 1 else value.scaleb(shift, _CONTEXT)
+    if max(abs(shift), abs(power)) > MAX_EXPONENT:
+        return Number(value=_OUT_OF_REACH)
+    # Only what is needed: every operation of the context rounds, and a long whole number must stay exact.
+    value = value.scaleb(shift, _CONTEXT) if shift else value
+    value = _CONTEXT.power(value, power) if power != 1 else value
+    whole = whole and shift >= 0 and power >= 0
     if groups["below"]:
         value, whole = _CONTEXT.divide(value, Decimal(groups["below"])), False
     if groups["bottom"]:
         value, whole = _CONTEXT.add(value, _CONTEXT.divide(Decimal(groups["top"]), Decimal(groups["bottom"]))), False
     if not value.is_finite():
-        return None
+        return Number(value=_OUT_OF_REACH)
     value = value.scaleb(_SCALES[groups["scale"].lower()], _CONTEXT) if groups["scale"] else value
     negative = "-" in (groups["sign"], groups["first_sign"], groups["late_sign"])
     unit = read_unit(groups["currency"] or groups["unit"] or "")
-    return Number(value=-value if negative else value, whole=whole, percent=bool(groups["percent"]), unit=unit)
+    return Number(value=value.copy_negate() if negative else value, whole=whole, percent=bool(groups["percent"]), unit=unit)
 
 
 def _digits(mantissa: str) -> str:
@@ -189,8 +195,8 @@ def _close(left: Number, right: Number, tolerance: float) -> bool:
         return True
     if left.whole and right.whole and tolerance <= ROUNDING:
         return False
-    difference = abs(_CONTEXT.subtract(left.value, right.value))
-    largest = max(abs(left.value), abs(right.value))
+    difference = _CONTEXT.subtract(left.value, right.value).copy_abs()
+    largest = max(left.value.copy_abs(), right.value.copy_abs())
     return difference.is_finite() and difference <= _CONTEXT.multiply(Decimal(repr(tolerance)), largest)
 
 

@@ -14,6 +14,8 @@ _ARTICLES = frozenset({"a", "an", "the"})
 _APOSTROPHES = re.compile("['’‘`´]")
 _DIGIT_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _PUNCTUATION = re.compile(r"\.(?!\d)|[^\w\s.:/,%$€£¥°+<>=≤≥^\-]|_|(?<!\d)[:/,]|[:/,](?!\d)|-(?!\d)|(?<=\w)-")
+_INITIALS = re.compile(r"(?<!\w)(?:[^\W\d_]\.){2,}")
+_RELATION = re.compile(r"\s*([<>=≤≥])\s*")
 # Kept are signs that carry meaning in short answers: -5, 3:45, 1/2, C++, x>5, 50%.
 _LEAD_IN = re.compile(r"(?:(?:final )?answer is|its|it is|this is|that is|they are|there is|there are|these are|答案是|答案为|这是|它是) *")
 
@@ -36,7 +38,8 @@ def normal_text(text: str) -> str:
     text = unicodedata.normalize("NFKD", text).casefold()
     text = "".join(character for character in text if not unicodedata.combining(character))
     text = _DIGIT_COMMA.sub("", _APOSTROPHES.sub("", unicodedata.normalize("NFKC", text)))
-    words = _PUNCTUATION.sub(" ", text).split()
+    text = _INITIALS.sub(lambda match: match.group().replace(".", ""), text)
+    words = _RELATION.sub(r"\1", _PUNCTUATION.sub(" ", text)).split()
     kept = [word for word in words if word not in _ARTICLES] or words
     return " ".join(_NUMBER_WORDS.get(word, word) for word in kept)
 

@@ -67,9 +67,9 @@ def _compare(left: Any, right: Any, tolerance: float) -> tuple[str, str]:
     from math_verify import verify
 
     second = same_value(left, right, tolerance)
-    if _is_constant(left) and _is_constant(right) and second is not None:
+    if second is not None and _is_decisive(left, right):
         return ("correct", "values agree") if second else ("wrong", "values differ")
-    first = verify(right, left, timeout_seconds=None, raise_on_error=True)
+    first = verify(right, left, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True)
     if first and second is not False:
         return "correct", "formulas agree"
     if not first and second is False:
@@ -82,6 +82,7 @@ def same_value(left: Any, right: Any, tolerance: float) -> bool | None:
     from sympy import Equality, Expr, FiniteSet, Interval, MatrixBase, Tuple
 
     left, right = _assigned(left, right), _assigned(right, left)
+    left, right = _solution_set(left), _solution_set(right)
     if isinstance(left, Equality) and isinstance(right, Equality):
         return _same_equation(left, right, tolerance)
     if isinstance(left, MatrixBase) and isinstance(right, MatrixBase):
@@ -89,8 +90,9 @@ def same_value(left: Any, right: Any, tolerance: float) -> bool | None:
     if isinstance(left, FiniteSet) and isinstance(right, FiniteSet):
         return _same_set(list(left.args), list(right.args), tolerance)
     if isinstance(left, Interval) and isinstance(right, Interval):
-        same_ends = _all_same([left.start, left.end], [right.start, right.end], tolerance)
-        return same_ends and (left.left_open, left.right_open) == (right.left_open, right.right_open)
+        if (left.left_open, left.right_open) != (right.left_open, right.right_open):
+            return False
+        return _all_same([left.start, left.end], [right.start, right.end], tolerance)
     if isinstance(left, Tuple) and isinstance(right, Tuple):
         return len(left) == len(right) and _all_same(list(left), list(right), tolerance)
     if isinstance(left, Expr) and isinstance(right, Expr):
@@ -110,6 +112,19 @@ def _assigned(one: Any, other: Any) -> Any:
     return one
 
 
+def _solution_set(value: Any) -> Any:
+    """An inequality in one symbol as the set that it describes, if sympy can solve it."""
+    from sympy import Equality
+    from sympy.core.relational import Relational
+
+    if not isinstance(value, Relational) or isinstance(value, Equality) or len(value.free_symbols) != 1:
+        return value
+    try:
+        return value.as_set()
+    except NotImplementedError:
+        return value
+
+
 def _same_equation(left: Any, right: Any, tolerance: float) -> bool | None:
     """Two equations are the same when their sides' differences are proportional: the ratio is one constant at every point."""
     differences = (left.lhs - left.rhs, right.lhs - right.rhs)
@@ -123,6 +138,10 @@ def _same_equation(left: Any, right: Any, tolerance: float) -> bool | None:
 def _same_expression(left: Any, right: Any, tolerance: float) -> bool | None:
     from sympy import Float
 
+    if left == right:
+        return True
+    if left.is_infinite or right.is_infinite:
+        return False if left.is_extended_real and right.is_extended_real else None
     # Only rounded decimals need a tolerance; exact formulas that nearly agree are different.
     limit = tolerance if left.atoms(Float) or right.atoms(Float) else EXACT
     points = _points(left, right)
@@ -186,10 +205,15 @@ def _near(one: Any, other: Any, limit: float) -> bool:
     return bool(abs(one - other) <= limit * max(abs(one), abs(other), EXACT))
 
 
-def _is_constant(value: Any) -> bool:
-    from sympy import Expr
+def _is_decisive(left: Any, right: Any) -> bool:
+    """Constants, and inequalities that were solved: there the second opinion is exact, and math-verify's rounding is not wanted."""
+    from sympy import Expr, Set
+    from sympy.core.relational import Relational
 
-    return isinstance(value, Expr) and not value.free_symbols
+    if isinstance(left, Expr) and isinstance(right, Expr):
+        return not left.free_symbols and not right.free_symbols
+    solved = _solution_set(left), _solution_set(right)
+    return all(isinstance(value, Set) for value in solved) and any(isinstance(value, Relational) for value in (left, right))
 
 
 def _reply(replies: Any, outcome: str, reason: str) -> None:

@@ -1,0 +1,106 @@
+"""What stops a training, or is said aloud, before bad numbers reach the weights. Every rank comes to the same decision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mixpo.errors import TrainError
+from mixpo.train.checkpoint import TrainState
+from mixpo.train.losses import expected_start
+from mixpo.train.metrics import StepMetrics
+from mixpo.train.plan import Step
+from mixpo.train.session import Session
+from mixpo.types import Group
+
+ZERO_STEPS = 3
+"""A loss of exactly 0 in this many steps in a row stops the training."""
+TOO_EASY = 0.98
+"""Reward accuracy above this within the first 5 % of the steps is reported: the pairs are told apart by something trivial."""
+KEPT = "weights were not updated and the last checkpoint is kept; lower train.learning_rate, or look at the data of this step"
+
+
+class Seen(NamedTuple):
+    """Log-probs of a micro-batch's R responses: by question, as computed, as the reference stage found them, and their tokens."""
+
+    names: tuple[str, ...]
+    sums: Tensor
+    reference: Tensor
+    lengths: Tensor
+
+
+def check_reference(session: Session, seen: Sequence[Seen]) -> None:
+    """Before the first update the policy is the reference: raise TrainError for a log-prob that is not the one that was stored."""
+    problem = next(_differences(seen, session.precision == torch.float32), "")
+    found = torch.tensor(int(bool(problem)), device=session.accelerator.device)
+    # Ranks stop together: one that raised alone would leave the others waiting for its gradients.
+    if int(session.accelerator.reduce(found, "sum")):
+        raise TrainError(problem or "another rank found reference log-probs that are not the policy's; see its message")
+
+
+def _differences(seen: Sequence[Seen], exact: bool) -> Iterator[str]:
+    for names, sums, reference, lengths in seen:
+        allowed = 1e-4 * reference.abs().clamp(min=1) if exact else 0.05 * lengths
+        equal = (sums - reference).abs() <= allowed  # False for NaN
+        for number in (~equal).nonzero()[:, 0].tolist():
+            yield (
+                f"question {names[number]}: at the start the policy gives a response log-probability {sums[number].item():.4f} where the "
+                f"reference stage found {reference[number].item():.4f}; its records are of another model, template or image setting, "
+                "run the reference stage with --force"
+            )
+
+
+def check_first_loss(session: Session, step: Step, observed: float) -> None:
+    """Say what the first loss is and should be, and raise TrainError when they differ."""
+    nll = [loss for part in step for loss in _reference_losses(session.job.groups[part.group], part.pairs)]
+    mean = sum(nll) / len(nll)
+    expected = expected_start(session.weights, mean)
+    name = session.job.objective
+    session.progress.say(f"{name}: first loss {observed:.4f}, expected {expected:.4f} (reference NLL {mean:.4f} per token)")
+    allowed = 1e-3 if session.precision == torch.float32 else 0.05 * expected
+    if not abs(observed - expected) <= allowed:
+        raise TrainError(
+            f"the first loss is {observed:.4f} instead of {expected:.4f}; the reference log-probs do not belong to this model and data, "
+            "run the reference stage with --force"
+        )
+
+
+def _reference_losses(group: Group, pairs: Sequence[int]) -> Iterator[float]:
+    """-log pi_0(y_c|x) / |y_c| of these pairs."""
+    assert group.reference is not None, "checked when the session was opened"
+    for pair in pairs:
+        chosen = group.pairs[pair][0]
+        yield -group.reference[chosen] / len(group.responses[chosen])
+
+
+def culprit(seen: Sequence[Seen]) -> str:
+    """The first question with a log-prob that is not finite, for an error message; "" if there is none on this rank."""
+    for names, sums, _, _ in seen:
+        for number in (~sums.isfinite()).nonzero()[:1, 0].tolist():
+            return f" (question {names[number]}: log-probability {sums[number].item()})"
+    return ""
+
+
+def check_zero(state: TrainState, total: float) -> None:
+    """Count losses of exactly 0, and raise TrainError after several in a row."""
+    state.zero_steps = state.zero_steps + 1 if total == 0 else 0
+    if state.zero_steps >= ZERO_STEPS:
+        raise TrainError(
+            f"step {state.step + 1}: the loss was exactly 0 in {ZERO_STEPS} steps in a row, so nothing is learned; look at the pairs, "
+            f"at the chat template (does it supervise any token?) and at the weights in train.loss; {KEPT}"
+        )
+
+
+def warn_too_easy(session: Session, row: StepMetrics) -> None:
+    """Say once when nearly all pairs are told apart at the very beginning."""
+    # In the first step policy and reference are equal, so that its accuracy is chance.
+    if session.state.warned or not 1 < row.step <= 0.05 * session.schedule.total or row.accuracy <= TOO_EASY:
+        return
+    session.state.warned = True
+    session.progress.say(
+        f"step {row.step}: {row.accuracy:.0%} of the pairs are told apart already; they may differ in length or format instead of "
+        "correctness, look at them in the report"
+    )

@@ -1,0 +1,146 @@
+"""What a change makes stale: exactly what depends on it, with the reason said; everything else is used again."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import small_run
+from small_run import kinds, open_small, plan_of, said, unfinished
+
+from mixpo.pipeline import Sources, build_plan, run_recipe, run_stage
+from mixpo.stages.source import refresh
+
+AFTER_SAMPLE = {"continue", "verify", "pair", "reference", "train", "evaluate", "report"}
+
+
+@pytest.mark.parametrize(
+    ("override", "stale"),
+    [
+        ("sample.temperature=0.5", {"sample", *AFTER_SAMPLE}),
+        ("sample.n=3", {"sample", *AFTER_SAMPLE}),
+        ("prompt.cot=boxed", {"sample", *AFTER_SAMPLE}),
+        ("image.max_pixels=1000", {"sample", *AFTER_SAMPLE}),
+        ("seed=8", {"sample", *AFTER_SAMPLE}),
+        ("model.dtype=bfloat16", {"sample", *AFTER_SAMPLE}),
+        ("pairs.dropout_ratio=0.4", AFTER_SAMPLE - {"verify"}),
+        ("pairs.max_dropout_per_question=1", AFTER_SAMPLE - {"verify"}),
+        ("verify.tolerance=0.1", AFTER_SAMPLE - {"continue"}),
+        ("pairs.max_per_question=2", AFTER_SAMPLE - {"continue", "verify"}),
+        ("train.max_length=300", {"reference", "train", "evaluate", "report"}),
+        ("train.learning_rate=1e-4", {"train", "evaluate", "report"}),
+        ("evaluate.max_new_tokens=16", {"evaluate", "report"}),
+        ("prompt.direct=plain", {"evaluate", "report"}),
+        ("report.title=other", {"report"}),
+        ("sample.batch_size=5", {"report"}),
+        ("verify.workers=2", {"report"}),
+        ("evaluate.batch_size=3", {"report"}),
+        ("train.tokens_per_batch=999", {"report"}),
+        ("train.save_every=7", {"report"}),
+    ],
+)
+def test_a_changed_setting_makes_stale_exactly_what_depends_on_it(finished_run: Path, override: str, stale: set[str]) -> None:
+    context = open_small(finished_run / "recipe.toml", finished_run / "run", override)
+    assert kinds(unfinished(plan_of(context))) == stale
+
+
+@pytest.mark.parametrize(
+    ("override", "trained", "evaluated"),
+    [
+        ("train.loss.quality=0.5", {"mpo"}, {"mpo"}),
+        ("train.loss.beta=0.5", {"mpo"}, {"mpo"}),
+        ('train.baselines=["sft", "dpo"]', {"dpo"}, {"dpo"}),
+        ("prompt.direct=plain", set(), {"start", "sft", "mpo"}),
+    ],
+)
+def test_only_the_models_concerned_are_stale(finished_run: Path, override: str, trained: set[str], evaluated: set[str]) -> None:
+    names = unfinished(plan_of(open_small(finished_run / "recipe.toml", finished_run / "run", override)))
+    assert {name.split("/")[-1] for name in names if "/train/" in name} == trained
+    assert {name.split("/")[2] for name in names if name.startswith("evaluate/")} == evaluated
+
+
+def test_staleness_is_said_with_the_reason(own_run: Path) -> None:
+    context = open_small(own_run / "recipe.toml", own_run / "run", "sample.temperature=0.5")
+    run_stage(context, ("sample",))
+    assert "sample: stale, 3 of 3 shards are made again (sample.temperature: 1.0 -> 0.5)" in said(context)
+
+
+def test_another_pairing_rule_samples_nothing(own_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("something was sampled")
+
+    monkeypatch.setattr("mixpo.stages.sample.create", forbidden)
+    context = open_small(own_run / "recipe.toml", own_run / "run", "pairs.max_per_question=1")
+    run_stage(context, ("sample", "continue", "verify", "pair"))
+    assert said(context) == ["pair: stale, 3 of 3 shards are made again (pairs.max_per_question: 15 -> 1)"]
+
+
+def test_changed_bytes_under_the_same_path_concern_one_shard(own_run: Path) -> None:
+    small_run.picture(own_run / "images" / "15.png", 200)
+    context = open_small(own_run / "recipe.toml", own_run / "run")
+    plan = plan_of(context)
+    for kind in ("sample", "continue", "verify", "pair", "reference"):
+        work = plan.planned[f"round-1/{kind}"].work()
+        assert [shard[:5] for shard in work.missing] == ["00001"]
+    assert "source: 1 of 3 question shards are new or changed" in said(context)
+    run_stage(context, ("sample",))
+    assert "sample: stale, 1 of 3 shards are made again (1 of 3 input shards are new or changed)" in said(context)
+
+
+def test_a_moved_folder_of_images_costs_nothing(own_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(own_run / "images", tmp_path / "moved" / "images")
+    shutil.rmtree(own_run / "images")
+    context = open_small(own_run / "recipe.toml", own_run / "run", f"source.root={tmp_path / 'moved'}")
+    plan = build_plan(context, Sources(train=refresh(context, "source", context.recipe.source), sets={}))
+    assert not [name for name in unfinished(plan) if name.startswith("round-1")]
+    assert all(Path(q.images[0].path).exists() for number in range(3) for q in plan.rows("source", number))
+
+
+def test_another_way_to_compare_answers_samples_nothing(finished_run: Path) -> None:
+    context = open_small(finished_run / "recipe.toml", finished_run / "run", "source.answer_kind=text")
+    names = {name for name in unfinished(plan_of(context)) if name.startswith("round-1")}
+    assert kinds(names) == {"verify", "pair", "reference", "train"}
+    run_stage(open_small(finished_run / "recipe.toml", finished_run / "run"), ())
+
+
+def test_more_rounds_keep_the_first(own_run: Path) -> None:
+    context = open_small(own_run / "recipe.toml", own_run / "run", "train.rounds=2")
+    names = unfinished(plan_of(context))
+    assert not [name for name in names if name.startswith("round-1")]
+    assert {name for name in names if name.startswith("round-2")} == {
+        "round-2/sample", "round-2/continue", "round-2/verify", "round-2/pair", "round-2/reference", "round-2/train/mpo",
+    }  # fmt: skip
+    assert {name.split("/")[2] for name in names if name.startswith("evaluate")} == {"mpo"}
+
+
+def test_the_second_round_starts_from_the_model_of_the_first(own_run: Path) -> None:
+    context = open_small(own_run / "recipe.toml", own_run / "run", "train.rounds=2")
+    folders: list[Path | None] = []
+    real = context.models.fresh
+    context.models.fresh = lambda ref: (folders.append(ref.folder), real(ref))[1]  # type: ignore[method-assign]
+    plan = run_recipe(context)
+    (first,) = (own_run / "run" / "round-1" / "train" / "mpo").glob("model-*")
+    (second,) = (own_run / "run" / "round-2" / "train" / "mpo").glob("model-*")
+    assert folders == [first, first, second]
+    one, two = (plan.rows(f"round-{number}/sample", 0)[0].responses[0].seed for number in (1, 2))
+    assert one != two
+    one, two = (plan.rows(f"round-{number}/reference", 0)[0].logps for number in (1, 2))
+    assert one != two
+
+
+def test_a_domain_does_not_matter_where_it_has_no_prompt(finished_run: Path) -> None:
+    one = plan_of(open_small(finished_run / "recipe.toml", finished_run / "run", "source.domain=maps"))
+    assert not [name for name in unfinished(one) if name.startswith("round-1")]
+    run_stage(open_small(finished_run / "recipe.toml", finished_run / "run"), ())
+
+
+def test_domains_have_prompts_of_their_own(tmp_path: Path, tiny_folder: Path) -> None:
+    extra = '[prompt.by_domain]\nmaps = "boxed"\n'
+    recipe = small_run.make(tmp_path, tiny_folder, count=4)
+    recipe.write_text(recipe.read_text().replace("[sample]", f"{extra}[sample]"))
+    context = open_small(recipe, tmp_path / "run", "source.domain=maps")
+    plan = plan_of(context)
+    other = plan_of(open_small(recipe, tmp_path / "run", "source.domain=charts"))
+    assert plan.shards("source") == other.shards("source")
+    assert plan.shards("round-1/sample") != other.shards("round-1/sample")

@@ -1,0 +1,142 @@
+"""Hangs, crashes, threads and forks cost one answer and never the pool."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from mixpo.verify import pool as pool_module
+from mixpo.verify.check import TOLERANCE, judge, make_algebra
+from mixpo.verify.judgement import Options
+from mixpo.verify.pool import FormulaPool
+
+TOWER = "9^{9^{9^{9}}}"
+"""Evaluating it never ends."""
+
+
+def test_a_hanging_formula_is_undecided_within_the_budget_and_the_pool_goes_on(pool: FormulaPool) -> None:
+    with FormulaPool(timeout_s=1.0, workers=1) as own:
+        assert own.compare("x+1", "1+x", TOLERANCE).outcome == "correct"  # started, so that only the time limit is measured
+        (victim,) = own.processes()
+        start = time.monotonic()
+        judgement = own.compare(TOWER, "1", TOLERANCE)
+        assert time.monotonic() - start < 2.5
+        assert judgement == ("undecided", "formula check exceeded 1 s")
+        assert own.compare("x+2", "2+x", TOLERANCE).outcome == "correct"
+        assert victim not in own.processes()
+        start = time.monotonic()
+        assert own.compare(TOWER, "1", TOLERANCE) == judgement
+        assert time.monotonic() - start < 0.1, "a formula that hung once is remembered"
+
+
+def test_a_killed_worker_is_undecided_and_replaced() -> None:
+    with FormulaPool(timeout_s=20, workers=1) as own:
+        assert own.compare("x+1", "1+x", TOLERANCE).outcome == "correct"
+        (pid,) = own.processes()
+        killer = threading.Timer(0.5, os.kill, (pid, signal.SIGKILL))
+        killer.start()
+        assert own.compare(TOWER, "1", TOLERANCE) == ("undecided", "formula worker died")
+        killer.join()
+        assert own.compare("x+2", "2+x", TOLERANCE).outcome == "correct"
+        (pid,) = own.processes()
+        os.kill(pid, signal.SIGKILL)  # between two questions
+        time.sleep(0.1)
+        assert own.compare("x+3", "3+x", TOLERANCE).outcome == "correct"
+
+
+def test_any_thread_gets_the_same_judgements(pool: FormulaPool) -> None:
+    questions = [("x+1", "1+x"), ("x+1", "x-1"), ("2\\sqrt{3}", "\\sqrt{12}"), ("\\frac{", "1")] * 3
+    here = [pool.compare(predicted, gold, TOLERANCE) for predicted, gold in questions]
+    there: dict[int, object] = {}
+
+    def ask(number: int) -> None:
+        there[number] = pool.compare(*questions[number], tolerance=TOLERANCE / 2)  # another tolerance, so nothing is remembered
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(questions))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [there[number] for number in range(len(questions))] == here
+    assert [judgement.outcome for judgement in here[:4]] == ["correct", "wrong", "correct", "undecided"]
+
+
+def test_two_workers_run_at_once() -> None:
+    with FormulaPool(timeout_s=1.5, workers=2) as own:
+        threads = [threading.Thread(target=own.compare, args=(TOWER, str(number), TOLERANCE)) for number in (1, 2)]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 60
+        while len(own.processes()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert len(own.processes()) == 2
+        own.close()
+        for thread in threads:
+            thread.join(timeout=10)
+            assert not thread.is_alive(), "closing ends a comparison that is under way"
+        assert own.processes() == []
+
+
+def test_nothing_starts_before_it_is_needed_and_nothing_stays() -> None:
+    own = FormulaPool(timeout_s=5, workers=2)
+    assert own.processes() == []
+    own.close()
+    assert own.compare("x", "y", TOLERANCE) == ("undecided", "verifier is closed")
+    assert own.processes() == []
+
+
+def test_a_worker_that_cannot_start_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    with FormulaPool(timeout_s=5, workers=1) as own:
+        judgement = own.compare("x", "y", TOLERANCE)
+        assert judgement.outcome == "undecided"
+        assert "formula worker cannot be started" in judgement.reason
+
+
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+    (tmp_path / "math_verify.py").write_text("raise ImportError('gone')")  # type: ignore[operator]
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with FormulaPool(timeout_s=5, workers=1) as own:
+        assert own.compare("x", "y", TOLERANCE) == ("undecided", "math-verify cannot be imported: gone")
+
+
+def test_workers_are_replaced_after_many_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "TASKS_PER_WORKER", 1)
+    with FormulaPool(timeout_s=20, workers=1) as own:
+        own.compare("x+1", "1+x", TOLERANCE)
+        (first,) = own.processes()
+        assert own.compare("x+2", "2+x", TOLERANCE).outcome == "correct"
+        assert first not in own.processes()
+
+
+def test_a_forked_child_uses_workers_of_its_own(pool: FormulaPool) -> None:
+    assert pool.compare("x+1", "1+x", TOLERANCE).outcome == "correct"
+    child = os.fork()
+    if child == 0:
+        answer = pool.compare("x+5", "5+x", TOLERANCE)
+        pool.close()
+        os._exit(0 if answer.outcome == "correct" else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert pool.compare("x+6", "6+x", TOLERANCE).outcome == "correct", "the parent's worker is untouched"
+
+
+def test_a_script_without_a_main_guard_works_and_ends(tmp_path: object) -> None:
+    script = tmp_path / "script.py"  # type: ignore[operator]
+    script.write_text("from mixpo.verify import check\nprint(check('x+1', '1+x', 'formula').outcome)\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, env=environment)
+    assert (done.stdout, done.stderr, done.returncode) == ("correct\n", "", 0)
+
+
+def test_python_code_in_an_answer_is_never_evaluated(pool: FormulaPool, tmp_path: object) -> None:
+    mark = tmp_path / "executed"  # type: ignore[operator]
+    options = Options(tolerance=TOLERANCE, algebra=make_algebra(pool, TOLERANCE))
+    for attack in (f"__import__('pathlib').Path('{mark}').touch()", f"$open('{mark}', 'w')$", f"\\sqrt{{open('{mark}','w')}}"):
+        for kind in ("formula", "number", "auto"):
+            assert judge(attack, "x+1", kind, options).outcome != "correct"
+        assert pool.compare(attack, "x+1", TOLERANCE).outcome != "correct"
+    assert not mark.exists()
