@@ -9,7 +9,7 @@ import pytest
 import small_run
 
 from mixpo.cli import main
-from mixpo.cli.bars import Lines, clock
+from mixpo.cli.bars import Lines, clock, printable
 
 
 @pytest.fixture
@@ -203,6 +203,11 @@ def test_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     lines.advance(6)
     lines.finish()
     assert capsys.readouterr().err.startswith("sample: 10 of 10 questions, done in ")
+
+
+def test_nothing_steers_the_terminal() -> None:
+    assert printable("a\x1b[31mred\x07 \ud800") == "a\ufffd[31mred\ufffd \ufffd"
+    assert printable("4.5\u202f% \u2212 中\n\t") == "4.5\u202f% \u2212 中\n\t"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.04, "0.0 s"), (12.4, "12 s"), (185, "3 min 05 s"), (7620, "2 h 07 min")])

@@ -2,10 +2,11 @@
 
     python tools/train_tiny.py --out src/mixpo/assets/tiny
 
-The start pool's answers imitate what a web-scale instruction set looks like: some annotators read the picture and reason
-step by step, some glance and guess, and some never state a clear final answer. Which kind prevails differs by question family
-(`SHARES`). The model learns all of them, so its chain-of-thought answers are mediocre although it *can* read and reason:
-the situation that preference optimization on answer correctness is meant to mend. No digit image of the other pools is used.
+First it learns to read and reason from careful answers (`--careful` steps), as a pre-trained model has; then it is tuned on
+answers that imitate a web-scale instruction set: some annotators read the picture and reason step by step, some glance and
+guess, and some never state a clear final answer. Which kind prevails differs by question family (`SHARES`). So its
+chain-of-thought answers are mediocre although it *can* read and reason: the situation that preference optimization on answer
+correctness is meant to mend. No digit image of the other pools is used.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ SHARES = {
     "choice": (0.30, 0.55, 0.15),
     "position": (0.55, 0.30, 0.15),
 }
-DIRECT_SHARE = 0.3
+CAREFUL = (1.0, 0.0, 0.0)
+DIRECT_SHARE = 0.25
 OPEN_SHARE = 0.06
 
 IMAGE_TOKENS = 16
@@ -65,9 +67,9 @@ def read_aloud(scene: Scene, rng: random.Random) -> str:
     return f"In the picture are {a} {b} above and {c} {d} below."
 
 
-def rationale(scene: Scene, puzzle: Puzzle, rng: random.Random) -> str:
+def rationale(scene: Scene, puzzle: Puzzle, rng: random.Random, shares: tuple[float, float, float]) -> str:
     """A chain-of-thought answer in one of the three manners."""
-    careful, hasty, _ = SHARES[puzzle.family]
+    careful, hasty, _ = shares
     draw_ = rng.random()
     if draw_ < careful:
         return f"{read_aloud(scene, rng)} {puzzle.steps} Final answer: {puzzle.answer}"
@@ -78,18 +80,20 @@ def rationale(scene: Scene, puzzle: Puzzle, rng: random.Random) -> str:
     return f"{read_aloud(scene, rng)} {puzzle.steps} {ending}"
 
 
-def example(scene: Scene, puzzle: Puzzle, rng: random.Random) -> tuple[str, str]:
+def example(scene: Scene, puzzle: Puzzle, rng: random.Random, careful: bool) -> tuple[str, str]:
     """(user message without image mark, response)."""
     if puzzle.answer is None:
         return puzzle.text, f"{read_aloud(scene, rng)} {puzzle.steps}"
     if rng.random() < DIRECT_SHARE:
         return PROMPTS["direct"].render(puzzle.text), puzzle.answer
-    return PROMPTS["brief"].render(puzzle.text), rationale(scene, puzzle, rng)
+    return PROMPTS["brief"].render(puzzle.text), rationale(scene, puzzle, rng, CAREFUL if careful else SHARES[puzzle.family])
 
 
-def examples(seed: int, count: int) -> list[tuple[Scene, str, str]]:
+def examples(seed: int, count: int, careful: int) -> list[tuple[Scene, str, str]]:
+    """(scene, message, response); the first `careful` ones are all in the careful manner."""
     rng = random.Random(f"{seed}/answers")
-    return [(scene, *example(scene, puzzle, rng)) for scene, puzzle in puzzles("start", seed, count, open_share=OPEN_SHARE)]
+    made = puzzles("start", seed, count, open_share=OPEN_SHARE)
+    return [(scene, *example(scene, puzzle, rng, number < careful)) for number, (scene, puzzle) in enumerate(made)]
 
 
 def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -169,9 +173,9 @@ def distort(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     """The scene with every digit slightly turned, scaled and moved: (56, 56) uint8."""
     cells = []
     for index in scene.images:
-        angle, scale = rng.normal(0, 0.12), 1 + rng.normal(0, 0.08)
+        angle, scale = rng.normal(0, 0.08), 1 + rng.normal(0, 0.06)
         cos, sin, centre = math.cos(angle) / scale, math.sin(angle) / scale, CELL / 2
-        x, y = centre + rng.normal(0, 1.2), centre + rng.normal(0, 1.2)
+        x, y = centre + rng.normal(0, 0.8), centre + rng.normal(0, 0.8)
         matrix = (cos, sin, centre - cos * x - sin * y, -sin, cos, centre + sin * x - cos * y)
         digit = Image.fromarray(_digits()[0][index])
         cells.append(np.asarray(digit.transform((CELL, CELL), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)))
@@ -206,17 +210,17 @@ def tensors(rows: list[tuple[list[int], list[int]]], pad: int) -> dict[str, torc
 
 def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
-    corpus = examples(args.seed + 1, 4000)
+    corpus = examples(args.seed + 1, 4000, 1000)
     tokenizer = make_tokenizer([text for _, message, answer in corpus for text in (message, answer, "user\n", "assistant\n")])
     processor, model = make_processor(tokenizer), make_model(tokenizer)
     check_pixels(processor, corpus[0][0])
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, vocabulary {len(tokenizer)}")
-    rows = examples(args.seed, args.steps * args.batch)
+    rows = examples(args.seed, args.steps * args.batch, args.careful * args.batch)
     image = "<img>" + "<IMG_CONTEXT>" * IMAGE_TOKENS + "</img>"
     decay = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
     optimiser = torch.optim.AdamW([{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=args.lr, total_steps=args.steps, pct_start=0.15)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=args.lr, total_steps=args.steps, pct_start=0.1)
     jitter = np.random.default_rng(args.seed)
     started, losses = time.time(), []
     model.train()
@@ -237,8 +241,6 @@ def train(args: argparse.Namespace) -> None:
         losses.append(loss.item())
         if (step + 1) % 50 == 0:
             print(f"step {step + 1}/{args.steps}  loss {np.mean(losses[-50:]):.4f}  {time.time() - started:.0f} s", flush=True)
-        if (step + 1) % 300 == 0:
-            model.save_pretrained(args.out)
     model.save_pretrained(args.out)
     processor.save_pretrained(args.out)
 
@@ -246,7 +248,8 @@ def train(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--careful", type=int, default=550, help="steps, of all, with careful answers only")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)

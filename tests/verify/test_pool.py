@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +19,7 @@ TOWER = "9^{9^{9^{9}}}"
 """Evaluating it never ends."""
 
 
-def test_a_hanging_formula_is_undecided_within_the_budget_and_the_pool_goes_on(pool: FormulaPool) -> None:
+def test_a_hanging_formula_is_undecided_within_the_budget_and_the_pool_goes_on() -> None:
     with FormulaPool(timeout_s=1.0, workers=1) as own:
         assert own.compare("x+1", "1+x", TOLERANCE).outcome == "correct"  # started, so that only the time limit is measured
         (victim,) = own.processes()
@@ -97,8 +98,8 @@ def test_a_worker_that_cannot_start_is_named(monkeypatch: pytest.MonkeyPatch) ->
         assert "formula worker cannot be started" in judgement.reason
 
 
-def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
-    (tmp_path / "math_verify.py").write_text("raise ImportError('gone')")  # type: ignore[operator]
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "math_verify.py").write_text("raise ImportError('gone')")
     monkeypatch.syspath_prepend(str(tmp_path))
     with FormulaPool(timeout_s=5, workers=1) as own:
         assert own.compare("x", "y", TOLERANCE) == ("undecided", "math-verify cannot be imported: gone")
@@ -113,6 +114,7 @@ def test_workers_are_replaced_after_many_tasks(monkeypatch: pytest.MonkeyPatch) 
         assert first not in own.processes()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="only where processes fork")
 def test_a_forked_child_uses_workers_of_its_own(pool: FormulaPool) -> None:
     assert pool.compare("x+1", "1+x", TOLERANCE).outcome == "correct"
     child = os.fork()
@@ -124,19 +126,45 @@ def test_a_forked_child_uses_workers_of_its_own(pool: FormulaPool) -> None:
     assert pool.compare("x+6", "6+x", TOLERANCE).outcome == "correct", "the parent's worker is untouched"
 
 
-def test_a_script_without_a_main_guard_works_and_ends(tmp_path: object) -> None:
-    script = tmp_path / "script.py"  # type: ignore[operator]
+def test_a_script_without_a_main_guard_works_and_ends(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
     script.write_text("from mixpo.verify import check\nprint(check('x+1', '1+x', 'formula').outcome)\n")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, env=environment)
     assert (done.stdout, done.stderr, done.returncode) == ("correct\n", "", 0)
 
 
-def test_python_code_in_an_answer_is_never_evaluated(pool: FormulaPool, tmp_path: object) -> None:
-    mark = tmp_path / "executed"  # type: ignore[operator]
+def test_python_code_in_an_answer_is_never_evaluated(pool: FormulaPool, tmp_path: Path) -> None:
+    mark = tmp_path / "executed"
     options = Options(tolerance=TOLERANCE, algebra=make_algebra(pool, TOLERANCE))
     for attack in (f"__import__('pathlib').Path('{mark}').touch()", f"$open('{mark}', 'w')$", f"\\sqrt{{open('{mark}','w')}}"):
         for kind in ("formula", "number", "auto"):
             assert judge(attack, "x+1", kind, options).outcome != "correct"
         assert pool.compare(attack, "x+1", TOLERANCE).outcome != "correct"
     assert not mark.exists()
+
+
+@pytest.mark.skipif(not hasattr(signal, "alarm"), reason="only where a process can set itself an alarm")
+def test_a_hanging_worker_does_not_outlive_a_killed_parent() -> None:
+    code = (
+        "import threading\nfrom mixpo.verify.pool import FormulaPool\n"
+        "pool = FormulaPool(timeout_s=1, workers=1)\npool.compare('x+1', '1+x', 1e-6)\nprint(pool.processes()[0], flush=True)\n"
+        f"pool.timeout_s = 60\npool._ask({{'predicted': '{TOWER}', 'gold': '1', 'tolerance': 1e-6, 'timeout_s': 0}})"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    worker = int(parent.stdout.readline())
+    time.sleep(0.3)
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            os.kill(worker, 0)
+            state = Path(f"/proc/{worker}/stat")
+            if state.exists() and ") Z " in state.read_text():
+                return  # dead, and nobody has reaped it
+        except (ProcessLookupError, FileNotFoundError):
+            return
+        time.sleep(0.05)
+    pytest.fail(f"worker {worker} is still there")

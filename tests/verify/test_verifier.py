@@ -61,11 +61,10 @@ def test_choices_and_open_questions() -> None:
         assert verifier.verify(question(None, "none"), response("anything"), "whole").outcome == "undecided"
 
 
-@pytest.mark.parametrize(
-    ("answer", "outcome"),
-    [(True, "correct"), (False, "wrong"), ("correct", "correct"), ("wrong", "wrong"), ("undecided", "undecided"), ("maybe", "undecided")]
-    + [("malformed", "undecided"), (None, "undecided"), (1, "undecided")],
-)
+CUSTOM = {"correct": [True, "correct"], "wrong": [False, "wrong"], "undecided": ["undecided", "maybe", "malformed", None, 1]}
+
+
+@pytest.mark.parametrize(("answer", "outcome"), [(answer, outcome) for outcome, answers in CUSTOM.items() for answer in answers])
 def test_custom_check(answer: Any, outcome: str) -> None:
     seen = []
 

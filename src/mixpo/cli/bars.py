@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from typing import TextIO
+from unicodedata import category
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -108,7 +109,7 @@ class Lines:
 
 def printable(text: str) -> str:
     """The text without control characters: file names and model answers must not steer the terminal."""
-    return "".join(letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in text)
+    return "".join(letter if letter in "\n\t" or category(letter) not in ("Cc", "Cs") else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def clock(seconds: float) -> str:

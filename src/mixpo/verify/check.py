@@ -38,7 +38,7 @@ CHECKS: dict[str, Check] = {
 }
 """One function for each answer kind."""
 
-_MATHEMATICAL = re.compile(r"\\[a-zA-Z]|[\^√π=<>≤≥]|\$[^$]+\$|\d\s*[a-z]\b|[\d)]\s*[+*/]\s*[\d(a-z]|^[\[({].*[\])}]$|^[a-z]$")
+_MATHEMATICAL = re.compile(r"\\[a-zA-Z]|[\^√π=<>≤≥]|\$[^$]+\$|\d\s*[a-z]\b|[\d)]\s*[+*/]\s*[\d(a-z]|^[\[({].*[,\d].*[\])}]$|^[a-z]$")
 _YES_NO_GOLD = frozenset(["yes", "no", "true", "false", "是", "否", "对", "错"])
 
 

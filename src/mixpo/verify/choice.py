@@ -6,11 +6,13 @@ undecided when one of them is right. The article in "A cat" is not an option.
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import NamedTuple
 
 from mixpo.verify.judgement import Judgement, Options
-from mixpo.verify.number import equal, single_number
+from mixpo.verify.number import Number, equal, single_number
 from mixpo.verify.plain import plain_characters
 from mixpo.verify.text import check_text, contains, normal_text
 from mixpo.verify.wrapping import unwrap
@@ -51,7 +53,7 @@ def check_choice(predicted: str, gold: str, options: Options) -> Judgement:
     return Judgement("wrong", "another option")
 
 
-def read_options(answer: str, texts: Sequence[str] = ()) -> frozenset[str]:
+def read_options(answer: str, texts: tuple[str, ...] = ()) -> frozenset[str]:
     """The letters of the options that `answer` names; empty when it names none."""
     for reading in READINGS:
         if found := reading(answer, texts):
@@ -59,7 +61,7 @@ def read_options(answer: str, texts: Sequence[str] = ()) -> frozenset[str]:
     return frozenset()
 
 
-def _exact(answer: str, texts: Sequence[str]) -> frozenset[str]:
+def _exact(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
     """A lone letter, or exactly an option's text. Where the texts are letters themselves, both readings count."""
     lone = _LONE.fullmatch(answer)
     letters = frozenset(lone.group(1).upper()) if lone else _listed(answer)
@@ -71,7 +73,7 @@ def _listed(answer: str) -> frozenset[str]:
     return frozenset(re.findall("[A-J]", re.sub(r"(?i)and|or", "", answer))) if _SEVERAL.fullmatch(answer) else frozenset()
 
 
-def _leading(answer: str, texts: Sequence[str]) -> frozenset[str]:
+def _leading(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
     """ "B. 7", "(B) 7", "B) 7"; with a bare space ("B 7"), or in lower case, only when the option's text follows."""
     match = _LEADING.match(answer)
     if not match:
@@ -84,7 +86,7 @@ def _leading(answer: str, texts: Sequence[str]) -> frozenset[str]:
     return frozenset(letter.upper()) | said
 
 
-def _named(answer: str, _texts: Sequence[str]) -> frozenset[str]:
+def _named(answer: str, _texts: tuple[str, ...]) -> frozenset[str]:
     """ "option B", "the answer is B", "B is correct", "选B"."""
     if _NEGATION.search(answer):
         return frozenset()
@@ -92,7 +94,7 @@ def _named(answer: str, _texts: Sequence[str]) -> frozenset[str]:
     return frozenset(found | {match.group(1) for match in _NAMED_AFTER.finditer(answer)})
 
 
-def _loose(answer: str, texts: Sequence[str]) -> frozenset[str]:
+def _loose(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
     """Letters in brackets or alone, and option texts inside a phrase. Under a negation every option stays possible."""
     found = {match.group(1).upper() for match in _BRACKETED.finditer(answer)}
     found |= {match.group(1) or match.group(2) for match in _STANDALONE.finditer(answer)}
@@ -102,36 +104,50 @@ def _loose(answer: str, texts: Sequence[str]) -> frozenset[str]:
     return frozenset(found)
 
 
-READINGS: tuple[Callable[[str, Sequence[str]], frozenset[str]], ...] = (_exact, _leading, _named, _loose)
+READINGS: tuple[Callable[[str, tuple[str, ...]], frozenset[str]], ...] = (_exact, _leading, _named, _loose)
 
 
-def _letters_of(answer: str, texts: Sequence[str]) -> frozenset[str]:
+class _Option(NamedTuple):
+    """A choice's text in the forms it is compared in."""
+
+    letter: str
+    text: str
+    plain: str
+    number: Number | None
+
+
+@functools.lru_cache(maxsize=256)
+def _options(texts: tuple[str, ...]) -> tuple[_Option, ...]:
+    """The forms of one question's choices; all its responses ask for them."""
+    return tuple(_Option(letter, text, normal_text(text), single_number(text)) for letter, text in zip(LETTERS, texts, strict=False))
+
+
+def _letters_of(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
     """Letters of the options whose text `answer` is."""
-    return frozenset(letter for letter, text in zip(LETTERS, texts, strict=False) if _same(answer, text))
+    number, plain = (single_number(answer), normal_text(answer)) if texts else (None, "")
+    found = set()
+    for option in _options(texts):
+        if number and option.number:
+            same = equal(number, option.number, 0.0) is True
+        else:
+            same = plain == option.plain and (bool(plain) or answer.strip() == option.text.strip())
+        if same:
+            found.add(option.letter)
+    return frozenset(found)
 
 
-def _same(answer: str, text: str) -> bool:
-    left, right = single_number(answer), single_number(text)
-    if left and right:
-        return equal(left, right, 0.0) is True
-    plain = normal_text(text)
-    return normal_text(answer) == plain and (bool(plain) or answer.strip() == text.strip())
-
-
-def _contained(answer: str, texts: Sequence[str]) -> frozenset[str]:
+def _contained(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
     """Options whose text stands in the answer, less those that only stand inside a longer one ("cat" in "black cat")."""
     plain = normal_text(answer)
-    found = {letter: normal_text(text) for letter, text in zip(LETTERS, texts, strict=False) if contains(plain, normal_text(text))}
-    longest = sorted(found.items(), key=lambda item: -len(item[1]))
     kept = set()
-    for letter, text in longest:
-        if contains(plain, text):
-            kept.add(letter)
-            plain = plain.replace(text, "\n")
+    for option in sorted(_options(texts), key=lambda option: -len(option.plain)):
+        if contains(plain, option.plain):
+            kept.add(option.letter)
+            plain = plain.replace(option.plain, "\n")
     return frozenset(kept)
 
 
-def _gold_letters(gold: str, texts: Sequence[str]) -> frozenset[str]:
+def _gold_letters(gold: str, texts: tuple[str, ...]) -> frozenset[str]:
     lone = _LONE.fullmatch(gold)
     if lone and (not texts or lone.group(1).upper() in LETTERS[: len(texts)]):
         return frozenset(lone.group(1).upper())

@@ -114,10 +114,10 @@ class FormulaPool:
             return None
         self._running.add(worker)
         ready = worker.read(START_LIMIT_S)
-        if ready is not None and ready["outcome"] == "ready":
+        if ready is not None and ready["outcome"] == "ready" and not self._closed:
             return worker
         self._drop(worker)
-        if ready is not None:
+        if ready is not None and ready["outcome"] != "ready":
             self._broken = ready["reason"]
         return None
 
@@ -152,7 +152,7 @@ class _Worker:
         try:
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()
-        except OSError:
+        except (OSError, ValueError):
             return None
         return self.read(limit_s)
 
@@ -164,6 +164,8 @@ class _Worker:
         timer.start()
         try:
             line = self.process.stdout.readline()
+        except ValueError:  # closed by another thread: the pool is ending
+            return None
         finally:
             timer.cancel()
         if self.timed_out or not line.endswith(b"\n"):

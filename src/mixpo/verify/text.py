@@ -15,7 +15,7 @@ _APOSTROPHES = re.compile("['’‘`´]")
 _DIGIT_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _PUNCTUATION = re.compile(r"\.(?!\d)|[^\w\s.:/,%$€£¥°+<>=≤≥^\-]|_|(?<!\d)[:/,]|[:/,](?!\d)|-(?!\d)|(?<=\w)-")
 _INITIALS = re.compile(r"(?<!\w)(?:[^\W\d_]\.){2,}")
-_RELATION = re.compile(r"\s*([<>=≤≥])\s*")
+_RELATION = re.compile(r" ?([<>=≤≥]) ?")
 # Kept are signs that carry meaning in short answers: -5, 3:45, 1/2, C++, x>5, 50%.
 _LEAD_IN = re.compile(r"(?:(?:final )?answer is|its|it is|this is|that is|they are|there is|there are|these are|答案是|答案为|这是|它是) *")
 
@@ -39,7 +39,8 @@ def normal_text(text: str) -> str:
     text = "".join(character for character in text if not unicodedata.combining(character))
     text = _DIGIT_COMMA.sub("", _APOSTROPHES.sub("", unicodedata.normalize("NFKC", text)))
     text = _INITIALS.sub(lambda match: match.group().replace(".", ""), text)
-    words = _RELATION.sub(r"\1", _PUNCTUATION.sub(" ", text)).split()
+    # Single spaces first: a pattern that starts with \s* takes quadratic time over long runs of them.
+    words = _RELATION.sub(r"\1", " ".join(_PUNCTUATION.sub(" ", text).split())).split()
     kept = [word for word in words if word not in _ARTICLES] or words
     return " ".join(_NUMBER_WORDS.get(word, word) for word in kept)
 

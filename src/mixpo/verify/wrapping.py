@@ -6,7 +6,7 @@ import re
 
 _BOX = re.compile(r"\\f?box(?:ed)?[ \t]*(?:(\{)|([A-Za-z0-9]+))")
 _TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt)?|math(?:rm|bf|sf|it)|boldsymbol|mbox|f?box(?:ed)?)[ \t]*\{")
-_SPECIAL_TOKENS = re.compile(r"(?:\s*(?:<\|[\w ]{1,40}\|>|</s>|<eos>|<end_of_turn>))+\s*\Z")
+_SPECIAL_TOKEN = re.compile(r"(?:<\|[\w ]{1,40}\|>|</s>|<eos>|<end_of_turn>)\Z")
 _ABBREVIATION = re.compile(r"(?:^|\s)(?:[^\W\d_]\.){2,}\Z")
 _BLANK = re.compile(r"[\s.…_*\-–—\"'“”]*\Z")
 _PAIRS = (
@@ -54,7 +54,7 @@ def closing_brace(text: str, opening: int) -> int | None:
 
 def unwrap(text: str) -> str:
     """The bare answer; "" when nothing but presentation is there (as in the placeholder "..")."""
-    text = _SPECIAL_TOKENS.sub("", text).strip()
+    text = text.strip()
     for _ in range(_ROUNDS):
         bare = _unwrap_once(text)
         if bare == text:
@@ -64,7 +64,7 @@ def unwrap(text: str) -> str:
 
 
 def _unwrap_once(text: str) -> str:
-    text = text.strip()
+    text = _SPECIAL_TOKEN.sub("", text.strip()).strip()
     for opening, closing in _PAIRS:
         inside = text[len(opening) : -len(closing)]
         if text.startswith(opening) and text.endswith(closing) and inside and closing not in inside and opening not in inside:
