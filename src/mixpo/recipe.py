@@ -86,6 +86,7 @@ class HubSource(Table):
     path: str
     """Hub id or local folder (relative to the recipe)."""
     name: str | None = None
+    """Configuration of the data set, where it has several."""
     split: str = "train"
     question: str = "question"
     """Column of the question."""
@@ -108,6 +109,7 @@ class PythonSource(Table):
     target: str
     """"module:function"; running a recipe with such a source runs that code."""
     arguments: dict[str, Any] = {}
+    """Keyword arguments that the function is called with."""
     root: str = "."
     """Folder below which every image lies, relative to the recipe."""
 
@@ -127,7 +129,9 @@ class ModelTable(Table):
     path: str = "mixpo:tiny"
     """Folder (relative to the recipe) or hub id of a `transformers` image-text-to-text model; "mixpo:tiny" is the bundled one."""
     revision: str | None = None
+    """Commit, tag or branch of a hub id."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the weights while sampling and when saved; training keeps float32 copies of those it changes."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     trust_remote_code: bool = False
     """Runs Python code that comes with the model. Only for sources you trust."""
@@ -186,6 +190,7 @@ class SampleTable(Table):
     """How many answers are sampled for each question, and how."""
 
     engine: Literal["transformers", "scripted"] = "transformers"
+    """What writes the answers: the model in this process, or "scripted", which reads them from a file."""
     script: str | None = None
     """JSONL of answers for the scripted engine, relative to the recipe."""
     n: int = Field(default=8, ge=1)
@@ -194,6 +199,7 @@ class SampleTable(Table):
     top_k: int = Field(default=0, ge=0)
     """0 keeps every token."""
     top_p: float = Field(default=1.0, gt=0, le=1)
+    """1 keeps every token."""
     max_new_tokens: int = Field(default=512, ge=1)
     batch_size: int = Field(default=32, ge=1)
     """Questions sampled together (each with n answers)."""
@@ -207,6 +213,7 @@ class VerifyTable(Table):
     timeout_s: float = Field(default=5.0, gt=0)
     """Wall-clock limit of one formula comparison; past it the verdict is undecided."""
     workers: int = Field(default=2, ge=1)
+    """Processes that compare formulas."""
 
 
 class PairsTable(Table):
@@ -236,9 +243,13 @@ class LossTable(Table):
     """Weights of the mixed loss (paper, section 4): w_p preference + w_q quality + w_g generation."""
 
     beta: float = Field(default=0.1, gt=0)
+    """A response's reward is beta times its log-ratio to the reference."""
     preference: float = Field(default=0.8, ge=0)
+    """w_p, of the DPO term."""
     quality: float = Field(default=0.2, ge=0)
+    """w_q, of the BCO term."""
     generation: float = Field(default=1.0, ge=0)
+    """w_g, of the SFT term."""
 
 
 class TrainTable(Table):
@@ -253,6 +264,7 @@ class TrainTable(Table):
     loss: LossTable = LossTable()
     learning_rate: float = Field(default=5e-6, gt=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate goes on after the warm-up."""
     warmup: float = Field(default=0.03, ge=0, lt=1)
     """Share of all steps over which the learning rate rises."""
     weight_decay: float = Field(default=0.05, ge=0)
@@ -267,10 +279,12 @@ class TrainTable(Table):
     freeze: tuple[Literal["vision", "projector", "llm"], ...] = ()
     """Parts that keep their weights."""
     gradient_checkpointing: bool = False
+    """Less memory for about a third more time."""
     save_every: int = Field(default=100, ge=1)
     """Steps between checkpoints."""
     log_every: int = Field(default=1, ge=1)
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Where metrics go besides the run's own records."""
 
     @model_validator(mode="after")
     def _known(self) -> TrainTable:
