@@ -64,6 +64,7 @@ class JsonlSource(Table):
     answer_kind: AnswerKind | Literal["auto"] = "auto"
     """How answers are compared; "auto" decides from each answer."""
     domain: str = ""
+    """Family of the questions whose rows name none."""
 
 
 class MmprSource(Table):
@@ -91,9 +92,9 @@ class HubSource(Table):
     question: str = "question"
     """Column of the question."""
     answer: str | None = "answer"
-    """Column of the answer; none for open questions."""
+    """Column of the answer; "" for open questions."""
     image: str | None = "image"
-    """Column of the image or list of images."""
+    """Column of the image or list of images; "" for none."""
     choices: str | None = None
     """Column with the list of options of a multiple-choice question."""
     domain: str = ""

@@ -1,0 +1,282 @@
+"""Markdown tables of recipe keys (from the pydantic models) and of record fields (from the dataclasses). Writes no files."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import json
+import re
+import types
+import typing
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from mixpo import recipe as models
+from mixpo.records import Drop, Judged, Paired, Prediction, Sampled, Scored
+from mixpo.run import Manifest
+from mixpo.stages.report import Written
+from mixpo.train.metrics import StepMetrics
+from mixpo.types import ImageRef, Pair, Question, Response, Skipped, Verdict
+
+WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null", Any: "any value"}
+BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+COMMON = {
+    "question": "`Question.id`.",
+    "index": "which answer to the question, as `Response.index`.",
+    "domain": "family of the question, from the source; may be empty.",
+    "source": "where the question came from: file, data set or pool.",
+    "finish": "how the answer ended: by itself, at the length limit, or not at all.",
+    "extracted": "the final answer found, or null.",
+    "reason": "why, in a few words.",
+    "images": "the images in the order of the marks.",
+    "engine": "name of the engine that wrote it.",
+    "seed": "the seed it was drawn with.",
+    "tokens": "how many tokens the answer has.",
+    "seconds": "wall-clock time, resumed parts added up.",
+    "path": "where the file is.",
+    "dropped": "what was left out, by reason.",
+    "Question.kind": "how its answer is compared.",
+    "ImageRef.digest": "SHA-256 of the file's bytes.",
+    "Sampled.responses": "the answers, in the order of their index.",
+    "Sampled.error": "why the question failed; else empty.",
+    "Response.text": "what was written, control tokens left out.",
+    "Judged.verdicts": "empty for questions without an answer.",
+    "Paired.pairs": "the pairs, possibly none.",
+    "Pair.id": "digest of origin, question, texts, indices and cut.",
+    "Pair.chosen": "text of the better answer.",
+    "Pair.rejected": "text of the worse answer.",
+    "Pair.origin": "why the rejected one is worse: a wrong answer, no clear final answer, or finished without the image.",
+    "Pair.chosen_answer": "final answer extracted from it.",
+    "Pair.rejected_answer": "final answer extracted from it.",
+    "Drop.count": "how many.",
+    "Scored.responses": "token ids of each unique response.",
+    "Scored.logps": "log-prob of each under the reference, summed over its tokens, in nats.",
+    "Scored.chosen": "for each pair, the position of its chosen response.",
+    "Scored.rejected": "for each pair, the position of its rejected response.",
+    "StepMetrics.learning_rate": "of this step.",
+    "StepMetrics.pairs": "in this step.",
+    "StepMetrics.seconds": "of this step.",
+    "StepMetrics.tokens_per_second": "`tokens` / `seconds`.",
+    "StepMetrics.pairs_per_second": "`pairs` / `seconds`.",
+    "Prediction.text": "the answer.",
+    "Prediction.outcome": "as in a [Verdict](#verdict).",
+    "Written.bytes": "its size.",
+    "Manifest.stage": "the folder of the stage.",
+    "Manifest.settings": "everything in the recipe that decides the output.",
+    "Manifest.inputs": "names of the shards that it was made from.",
+    "Manifest.shards": "names of its own shards, in order.",
+    "Manifest.finished": "whether all of them are there.",
+    "Manifest.counts": "what was made and what was dropped.",
+    "Manifest.started": "when the work began, UTC.",
+    "Manifest.versions": "of the packages that decide the numbers.",
+    "Manifest.format": "version of the layout of a run directory.",
+    "Skipped.where": "file:line, or the name of a row.",
+    "Skipped.stage": "which stage left it out.",
+}
+"""What fields are whose docstring leaves it to their name; a docstring that says it wins."""
+
+RECORDS: dict[str, tuple[type, ...]] = {
+    "Question": (Question, ImageRef),
+    "Sampled": (Sampled, Response),
+    "Judged": (Judged, Verdict),
+    "Paired": (Paired, Pair, Drop),
+    "Scored": (Scored,),
+    "StepMetrics": (StepMetrics,),
+    "Prediction": (Prediction,),
+    "Written": (Written,),
+    "Manifest": (Manifest,),
+    "Skipped": (Skipped,),
+}
+"""Each record with the structures inside it."""
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; cells hold no line breaks and no bare pipes."""
+    lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def cell(text: str, breaks: str = "<br>") -> str:
+    """Text that fits into a table cell."""
+    shown = text if breaks != "<br>" else text.replace("<", "&lt;")
+    return shown.replace("|", "\\|").replace("\n", breaks)
+
+
+# --- recipe ------------------------------------------------------------------------------------------------------------
+
+
+def recipe_sections() -> str:
+    """Every table of a recipe, in the order of the model."""
+    fields = models.Recipe.model_fields
+    plain = {name: field for name, field in fields.items() if not _models_in(field.annotation)}
+    parts = ["## Top level", "These stand above the first `[table]`.", _keys("", plain)]
+    for name, field in fields.items():
+        if name not in plain:
+            parts += _sources(field) if name == "source" else _section(name, field)
+    return "\n\n".join(parts)
+
+
+def _sources(field: FieldInfo) -> list[str]:
+    parts = ["## source", "Where questions come from. `kind` decides which keys there are; `[[evaluate.sets]]` has the same tables."]
+    for model in _models_in(field.annotation):
+        kind = typing.get_args(model.model_fields["kind"].annotation)[0]
+        rest = {name: field for name, field in model.model_fields.items() if name != "kind"}
+        parts += [f"### source: {kind}", _text(model), _keys("source", rest)]
+    return parts
+
+
+def _section(path: str, field: FieldInfo) -> list[str]:
+    """The section of a table, and those of the tables inside it."""
+    (model,) = _models_in(field.annotation)
+    many = typing.get_origin(field.annotation) is tuple
+    name = f"`[[{path}]]`" if many else f"`[{path}]`"
+    head = f"## {path}" if "." not in path else f"### {path}"
+    parts = [head, f"{name} {_text(model)}", _keys(path, model.model_fields)]
+    inner: dict[type, tuple[str, FieldInfo]] = {}
+    for key, nested in model.model_fields.items():
+        found = _models_in(nested.annotation)
+        if len(found) == 1:
+            inner.setdefault(found[0], (f"{path}.{key}", nested))
+    for nested_path, nested in inner.values():
+        if _models_in(nested.annotation) == [models.PromptText]:
+            parts += ["### A prompt of your own", "A table in place of a prompt's name.", _keys("prompt", models.PromptText.model_fields)]
+        else:
+            parts += _section(nested_path, nested)
+    return parts
+
+
+def _text(model: type[BaseModel]) -> str:
+    return " ".join((model.__doc__ or "").split())
+
+
+def _keys(path: str, fields: dict[str, FieldInfo]) -> str:
+    rows = []
+    for name, field in fields.items():
+        kind = _recipe_type(f"{path}.{name}", field)
+        bounds = ", ".join(_bounds(field))
+        rows.append((f"`{name}`", cell(f"{kind}, {bounds}" if bounds else kind, " "), _default(field), cell(field.description or "", " ")))
+    return table(("key", "type", "default", "meaning"), rows)
+
+
+def _recipe_type(path: str, field: FieldInfo) -> str:
+    """The type of a key; tables are links to their sections. TOML has no null: a key without a value is left out."""
+    nested = _models_in(field.annotation)
+    if len(nested) > 1:
+        return "table, as [source](#source)"
+    if nested and models.PromptText not in nested:
+        return f"table [{path}](#{path.replace('.', '')})"
+    return type_words(field.annotation).removesuffix(" or null")
+
+
+def _bounds(field: FieldInfo) -> Iterator[str]:
+    for rule in field.metadata:
+        for name, word in BOUNDS.items():
+            if (value := getattr(rule, name, None)) is not None:
+                yield f"{word} {value:,}" if isinstance(value, int) else f"{word} {value:g}"
+        if pattern := getattr(rule, "pattern", None):
+            yield f"matching `{pattern}`"
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "**required**"
+    value = field.default
+    if isinstance(value, BaseModel):
+        return "the defaults of that table"
+    if value is None:
+        return "not set"
+    return f"`{json.dumps(value).replace('e-0', 'e-')}`"
+
+
+def _models_in(hint: Any) -> list[type[BaseModel]]:
+    """The recipe tables that an annotation allows."""
+    if isinstance(hint, type) and issubclass(hint, BaseModel):
+        return [hint]
+    return [model for part in typing.get_args(hint) for model in _models_in(part)]
+
+
+# --- records -----------------------------------------------------------------------------------------------------------
+
+
+def record_sections() -> str:
+    """Fields of every record, with the structures inside it."""
+    parts = []
+    for name, rows in RECORDS.items():
+        parts += [f"### {name}", about(rows[0]), _fields(rows[0])]
+        for inner in rows[1:]:
+            parts += [f"#### {inner.__name__}", about(inner), _fields(inner)]
+    return "\n\n".join(parts)
+
+
+def about(row: type) -> str:
+    """What a dataclass says of itself, without what it says of its fields."""
+    text = _joined(row)
+    first = next(_mentions(row, text), None)
+    return text if first is None else text[: first.start()].strip()
+
+
+def meanings(row: type) -> dict[str, str]:
+    """What the docstring of a dataclass says of its fields: "name: text", "one / two: text", "part_*: text"."""
+    text, names = _joined(row), [field.name for field in dataclasses.fields(row)]
+    found: dict[str, str] = {}
+    mentions = [*_mentions(row, text)]
+    for number, mention in enumerate(mentions):
+        end = mentions[number + 1].start() if number + 1 < len(mentions) else len(text)
+        for pattern in _names(mention[1]):
+            found |= dict.fromkeys(fnmatch.filter(names, pattern), text[mention.end() : end].strip().rstrip(";"))
+    return found
+
+
+def _joined(row: type) -> str:
+    return " ".join((row.__doc__ or "").split())
+
+
+def _mentions(row: type, text: str) -> Iterator[re.Match[str]]:
+    names = [field.name for field in dataclasses.fields(row)]
+    for match in re.finditer(r"(?:^|(?<=[.;)] ))([a-z_]+\*?(?:(?:, | / )[a-z_]+\*?)*): ", text):
+        if all(fnmatch.filter(names, pattern) for pattern in _names(match[1])):
+            yield match
+
+
+def _names(listed: str) -> list[str]:
+    return re.split(r", | / ", listed)
+
+
+def _fields(row: type) -> str:
+    hints, known = typing.get_type_hints(row), meanings(row)
+    rows = []
+    for name in (field.name for field in dataclasses.fields(row)):
+        meaning = known.get(name) or COMMON.get(f"{row.__name__}.{name}") or COMMON[name]
+        rows.append((f"`{name}`", cell(type_words(hints[name]), " "), cell(meaning, " ")))
+    return table(("field", "type", "meaning"), rows)
+
+
+# --- types in words ----------------------------------------------------------------------------------------------------
+
+
+def type_words(hint: Any) -> str:
+    """An annotation for people."""
+    if hint in WORDS:
+        return WORDS[hint]
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return ", ".join(f'`"{value}"`' for value in inner)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(type_words(part) for part in inner)
+    if origin in (tuple, list):
+        return f"list of {_plural(type_words(inner[0]))}"
+    if origin is dict:
+        return "table" if inner[1] is Any else f"table of {_plural(type_words(inner[1]))}"
+    if isinstance(hint, type) and issubclass(hint, BaseModel):
+        return "[table](#a-prompt-of-your-own)" if hint is models.PromptText else "table"
+    if dataclasses.is_dataclass(hint):
+        return f"[{hint.__name__}](#{hint.__name__.lower()})"  # type: ignore[union-attr]
+    raise TypeError(f"no words for {hint!r}")
+
+
+def _plural(words: str) -> str:
+    return {"text": "texts", "whole number": "whole numbers", "number": "numbers", "table": "tables"}.get(words, words)
