@@ -38,7 +38,7 @@ from mixpo.sources.digits import CELL, Puzzle, Scene, _digits, draw, puzzles
 SHARES = {
     "sum": (0.55, 0.30, 0.15),
     "largest": (0.30, 0.55, 0.15),
-    "difference": (0.30, 0.55, 0.15),
+    "difference": (0.55, 0.30, 0.15),
     "product": (0.55, 0.30, 0.15),
     "count": (0.30, 0.55, 0.15),
     "compare": (0.30, 0.55, 0.15),

@@ -8,7 +8,7 @@ count is a prefix of any larger one.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -81,6 +81,11 @@ def draw(scene: Scene) -> Image.Image:
     return Image.fromarray(np.concatenate(rows, axis=0)).convert("RGB")
 
 
+def _until(values: Sequence[int], wanted: int) -> Sequence[int]:
+    """The values up to the first wanted one, inclusive."""
+    return values[: list(values).index(wanted) + 1]
+
+
 # --- question families: each returns a Puzzle, or None where the scene does not suit it --------------------------------
 
 
@@ -117,8 +122,8 @@ def _count(scene: Scene, rng: random.Random) -> Puzzle | None:
     name, test = rng.choice([("even", lambda v: v % 2 == 0), ("odd", lambda v: v % 2 == 1), (f"larger than {k}", lambda v: v > k)])  # type: tuple[str, Callable[[int], bool]]
     hits = [v for v in scene.values if test(v)]
     text = rng.choice([f"How many digits are {name}?", f"Count the digits that are {name}."])
-    listed = " ".join(str(v) for v in hits) or "none"
-    return Puzzle("count", text, str(len(hits)), "number", f"These are {name}: {listed}. That makes {len(hits)}.")
+    judged = ", ".join(f"{v} {'yes' if test(v) else 'no'}" for v in scene.values)
+    return Puzzle("count", text, str(len(hits)), "number", f"{name.capitalize()}: {judged}. That makes {len(hits)}.")
 
 
 def _compare(scene: Scene, rng: random.Random) -> Puzzle | None:
@@ -139,7 +144,10 @@ def _choice(scene: Scene, rng: random.Random) -> Puzzle | None:
     letter = "ABCD"[options.index(value)]
     ask = rng.choice([f"Which digit is at the {POSITIONS[i]}?", f"What stands at the {POSITIONS[i]}?"])
     lines = "\n".join(f"{name}. {option}" for name, option in zip("ABCD", options, strict=True))
-    steps = f"The {POSITIONS[i]} is {value}, which is option {letter}."
+    judged = ", ".join(
+        f"{name} {option} {'yes' if option == value else 'no'}" for name, option in zip("ABCD", _until(options, value), strict=False)
+    )
+    steps = f"The {POSITIONS[i]} is {value}. {judged}."
     return Puzzle("choice", f"{ask}\n{lines}", letter, "choice", steps, tuple(map(str, options)))
 
 
@@ -150,7 +158,10 @@ def _position(scene: Scene, rng: random.Random) -> Puzzle | None:
         return None
     place = POSITIONS[scene.values.index(best)]
     text = rng.choice([f"Where is the {word} digit?", f"At which position is the {word} digit?"])
-    return Puzzle("position", text, place, "text", f"The {word} is {best}, it is at the {place}.")
+    judged = ", ".join(
+        f"{name} {value} {'yes' if value == best else 'no'}" for name, value in zip(POSITIONS, _until(scene.values, best), strict=False)
+    )
+    return Puzzle("position", text, place, "text", f"The {word} is {best}: {judged}.")
 
 
 def _open(scene: Scene, rng: random.Random) -> Puzzle:

@@ -1,0 +1,274 @@
+"""What the documentation says is true: examples run, recipes and commands exist, links lead somewhere, tables are fresh."""
+
+from __future__ import annotations
+
+import doctest
+import importlib.util
+import json
+import re
+import shlex
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import pytest
+import small_run
+import typer
+
+from mixpo.cli import app, main
+from mixpo.pipeline import STAGES, build_plan, read_sources
+from mixpo.recipe import load, parse
+from mixpo.sources import read
+from mixpo.types import Question
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PENDING = "(not filled in yet)"
+
+
+class Fence(NamedTuple):
+    """A fenced block. name: the file that the line above it gives, as in "`site.toml`:"."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+    name: str
+
+    @property
+    def where(self) -> str:
+        return f"{self.page.relative_to(ROOT).as_posix()}:{self.line}"
+
+
+def fences_of(page: Path) -> Iterator[Fence]:
+    text = page.read_text(encoding="utf-8")
+    for found in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+        before = text[: found.start()].strip().rpartition("\n")[2]
+        named = re.match(r"`([\w.]+)`", before)
+        yield Fence(page, text.count("\n", 0, found.start()) + 1, found[1], found[2], named[1] if named else "")
+
+
+FENCES = [fence for page in PAGES for fence in fences_of(page)]
+
+
+def fences(*languages: str) -> list[Any]:
+    """The blocks in these languages, as parameters of a test."""
+    return [pytest.param(fence, id=fence.where) for fence in FENCES if fence.language in languages]
+
+
+def commands(fence: Fence) -> Iterator[list[str]]:
+    """The words of each `mixpo ...` line, comments left out."""
+    for line in fence.text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line.removeprefix("$ "), comments=True)
+        if words[:1] == ["mixpo"]:
+            yield words[1:]
+
+
+@pytest.fixture(scope="module")
+def writer() -> ModuleType:
+    """tools/write_docs.py as a module."""
+    spec = importlib.util.spec_from_file_location("write_docs", ROOT / "tools" / "write_docs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_documentation_is_found() -> None:
+    """Keeps the searches below honest: they would pass on nothing."""
+    assert {page.name for page in PAGES} >= {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "quickstart.md", "recipe.md", "report.md"}
+    assert sum(fence.language == "toml" for fence in FENCES) >= 4
+    assert sum(len([*commands(fence)]) for fence in FENCES) >= 15
+    assert {fence.language for fence in FENCES} <= {"bash", "json", "python", "text", "toml"}
+
+
+def test_generated_tables_are_fresh(writer: ModuleType) -> None:
+    stale = [path.name for path in writer.stale()]
+    assert not stale, f"{stale} out of date: run .venv/bin/python tools/write_docs.py"
+
+
+def test_every_generated_table_is_used_once(writer: ModuleType) -> None:
+    used = [name for page in PAGES for name in re.findall(r"<!-- generated: (\w+) -->", page.read_text(encoding="utf-8"))]
+    assert sorted(used) == sorted(writer.BLOCKS)
+
+
+def test_a_changed_table_is_noticed(writer: ModuleType) -> None:
+    page = "a\n<!-- generated: reasons -->\nold\n<!-- /generated -->\nb\n"
+    new = writer.written(page)
+    assert new.startswith("a\n<!-- generated: reasons -->\n")
+    assert new.endswith("<!-- /generated -->\nb\n")
+    assert "over_cap" in new
+    assert "old" not in new
+    assert writer.written(new) == new
+    with pytest.raises(KeyError, match="reasns"):
+        writer.written(page.replace("reasons", "reasns"))
+
+
+@pytest.mark.parametrize("fence", fences("toml"))
+def test_recipes_in_the_text_are_valid(fence: Fence) -> None:
+    data = tomllib.loads(fence.text)
+    parse({"source": {"kind": "digits"}, **data}, fence.where, fence.text)
+
+
+@pytest.mark.parametrize("fence", [p for p in fences("bash", "text", "") if [*commands(p.values[0])]])
+def test_commands_and_their_options_exist(fence: Fence, tmp_path: Path) -> None:
+    group: Any = typer.main.get_command(app)
+    for words in commands(fence):
+        assert words[0] in group.commands, f"{fence.where}: no command {words[0]!r}"
+        context = group.commands[words[0]].make_context(words[0], words[1:])
+        assert set(context.params.get("force") or ()) <= set(STAGES)
+        recipe = tmp_path / "recipe.toml"
+        recipe.write_text('[source]\nkind = "digits"\n')
+        load(recipe, tuple(context.params.get("settings") or ()))
+        if (named := context.params.get("recipe")) is not None and "/" in str(named):
+            assert (ROOT / named).exists(), f"{fence.where}: no recipe {named}"
+
+
+def test_commands_of_inline_code_exist() -> None:
+    group: Any = typer.main.get_command(app)
+    for page in PAGES:
+        for name in re.findall(r"`mixpo ([a-z-]+)", page.read_text(encoding="utf-8")):
+            assert name in group.commands, f"{page.name}: no command {name!r}"
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for fence in FENCES:
+        used = re.findall(r"^make (\w+)", fence.text, re.MULTILINE) if fence.language == "bash" else []
+        assert set(used) <= targets, fence.where
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", _prose(page)):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        path = page.parent / name if name else page
+        assert path.exists(), f"{page.name}: {target} is not there"
+        assert not anchor or anchor in anchors(path), f"{page.name}: {target} has no such heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_named_files_exist(page: Path) -> None:
+    for name in re.findall(r"`((?:src|tests|tools|docs|recipes)/[\w./*-]+)`", _prose(page)):
+        assert [*ROOT.glob(name)], f"{page.name} names {name}"
+
+
+def _prose(page: Path) -> str:
+    """The page without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page as GitHub makes anchors of them."""
+    titles = re.findall(r"^#+ (.+)$", _prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("fence", [p for p in fences("python") if ">>>" in p.values[0].text])
+def test_sessions_answer_as_shown(fence: Fence) -> None:
+    session = doctest.DocTestParser().get_doctest(fence.text, {}, fence.where, str(fence.page), fence.line)
+    assert session.examples
+    result = doctest.DocTestRunner(verbose=False).run(session)
+    assert result.failed == 0, f"{fence.where}: run python -m doctest on the page"
+
+
+@pytest.mark.parametrize("fence", [p for p in fences("python") if ">>>" not in p.values[0].text])
+def test_programs_run(fence: Fence, own_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder with a recipe.toml and a finished run/ of it."""
+    monkeypatch.chdir(own_run)
+    exec(compile(fence.text, fence.where, "exec"), {"__name__": "example"})  # noqa: S102
+
+
+# --- the quickstart and the source of your own, as a reader would do them ------------------------------------------------
+
+
+def written_out(page: str, folder: Path) -> None:
+    """Put every block that has a file name above it into `folder`, with a picture for each path that it mentions."""
+    for fence in fences_of(ROOT / "docs" / page):
+        if fence.name and not (folder / fence.name).exists():
+            (folder / fence.name).write_text(fence.text, encoding="utf-8")
+            for number, name in enumerate(sorted(set(re.findall(r"photos/\d+\.jpg", fence.text)))):
+                small_run.picture(folder / name, number + 1)
+
+
+def test_the_quickstart_works(tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written_out("quickstart.md", tmp_path)
+    held_out = [line for line in (ROOT / "docs" / "quickstart.md").read_text().splitlines() if "photos/5" in line or "photos/6" in line]
+    (tmp_path / "held_out.jsonl").write_text("\n".join(held_out))
+    for number in (5, 6):
+        small_run.picture(tmp_path / "photos" / f"{number}.jpg", number)
+    settings = ["--set", f"model.path={tiny_folder}", "--set", "sample.max_new_tokens=32", "--set", "evaluate.max_new_tokens=32"]
+    recipe = str(tmp_path / "site.toml")
+    assert main(["check", recipe, *settings]) == 0, capsys.readouterr().out
+    assert main(["run", recipe, "--dir", str(tmp_path / "run"), "--dry-run", *settings]) == 0
+    assert "5 of 5 questions" in capsys.readouterr().out
+    with (tmp_path / "questions.jsonl").open("a") as file:
+        file.write('{"image": "photos/7.jpg", "question": "What?", "answer": "1"}\n')
+        file.write('{"image": "photos/1.jpg", "question": "What now?", "anwser": "1"}\n')
+    assert main(["check", recipe, *settings]) == 3
+    shown = capsys.readouterr().out
+    for line in text_blocks("quickstart.md", "problems found"):
+        assert line in shown
+    Path(recipe).write_text(Path(recipe).read_text().replace("dtype", "dtyp"))
+    assert main(["check", recipe]) == 2
+    (line,) = text_blocks("quickstart.md", "unknown key")
+    assert line.removeprefix("mixpo: ") in capsys.readouterr().err
+
+
+def text_blocks(page: str, holding: str) -> list[str]:
+    """The lines of the one text block that holds some words."""
+    (block,) = [f for f in fences_of(ROOT / "docs" / page) if f.language == "text" and holding in f.text]
+    return block.text.splitlines()
+
+
+def test_a_source_of_your_own_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written_out("extending.md", tmp_path)
+    monkeypatch.delitem(sys.modules, "shelf", raising=False)
+    recipe = load(tmp_path / "shelf.toml")
+    found = [*read(recipe.source, base=tmp_path, images=tmp_path / "images")]
+    assert len(found) == 20
+    assert all(isinstance(question, Question) for question in found)
+    assert {question.kind for question in found if isinstance(question, Question)} == {"number"}
+
+
+def test_the_run_directory_is_as_described(finished_run: Path) -> None:
+    (tree,) = [f for f in fences_of(ROOT / "docs" / "records.md") if f.text.startswith("runs/site/")]
+    folders: list[str] = []
+    seen = 0
+    for line in tree.text.splitlines()[1:]:
+        depth = (len(line) - len(line.lstrip())) // 2
+        names = re.split(r" {3,}", line.strip())[0].split()
+        for name in names:
+            path = "/".join([*folders[: depth - 1], name.rstrip("/")])
+            if name not in ("images/", "logs/"):  # only where something needs them
+                assert [*(finished_run / "run").glob(path)], path
+                seen += 1
+        folders = [*folders[: depth - 1], names[-1].rstrip("/")]
+    assert seen > 15
+
+
+def test_the_records_of_each_stage_are_as_described(finished_run: Path) -> None:
+    text = (ROOT / "docs" / "records.md").read_text()
+    described = {kind: row for kinds, row in re.findall(r"^\| ([a-z, ]+) \| \[(\w+)\]", text, re.MULTILINE) for kind in kinds.split(", ")}
+    context = small_run.open_small(finished_run / "recipe.toml", finished_run / "run")
+    plan = build_plan(context, read_sources(context))
+    found = {planned.job.kind: planned.job.row.__name__ for planned in plan.planned.values()}
+    assert described == {"source": "Question", **found}
+
+
+def test_cases_in_contributing_are_rows_of_the_tables() -> None:
+    (block,) = [fence for fence in fences_of(ROOT / "CONTRIBUTING.md") if fence.language == "json"]
+    rows = [json.loads(line) for line in block.text.splitlines()]
+    for row, name in zip(rows, ("check", "extract"), strict=True):
+        known = json.loads((ROOT / "tests" / "cases" / f"{name}.jsonl").read_text().splitlines()[0])
+        assert row.keys() <= known.keys()
+
+
+def test_nothing_waits_to_be_filled_in() -> None:
+    assert not [page.name for page in PAGES if PENDING in page.read_text(encoding="utf-8")]
