@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,12 @@ from train.cases import groups, scored
 
 from mixpo.images import open_image
 from mixpo.recipe import ImageTable
-from mixpo.train.batch import Piece, collate, micro_batches, piece_of
-from mixpo.train.logps import Layout, Scorer, choose_layout, sample_of
+from mixpo.train.batch import Layout, Piece, micro_batches, piece_of
+from mixpo.train.collate import collate
+from mixpo.train.layout import TOLERANCE, choose_layout, sample_of
+from mixpo.train.logps import Scorer
 from mixpo.train.prompts import Prompts
+from mixpo.train.tree import Span, _Member
 from mixpo.types import Group
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import encode
@@ -47,18 +51,18 @@ def vlm(request: pytest.FixtureRequest) -> Vlm:
     return replace(shared, model=copy.deepcopy(shared.model), facts={})
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_equal_to_one_at_a_time(vlm: Vlm, tmp_path: Path, shared: bool) -> None:
+@pytest.mark.parametrize("layout", ["tree", "shared", "plain"])
+def test_equal_to_one_at_a_time(vlm: Vlm, tmp_path: Path, layout: Layout) -> None:
     """Rows with no, one and two images in one batch; values and gradients of a sum in which every response has its own factor."""
     found = groups(vlm, tmp_path)
-    batch = collate(vlm, pieces(found), Prompts(vlm, IMAGES).get, shared)
-    assert (batch.vision is not None) == shared
+    batch = collate(vlm, pieces(found), Prompts(vlm, IMAGES).get, layout)
+    assert (batch.vision is not None, batch.tree is not None) == (layout == "shared", layout == "tree")
     slow = torch.stack([naive(vlm, group, ids) for group in found for ids in group.responses])
     factors = torch.linspace(-1, 2, len(slow))
     (slow * factors).sum().backward()
     expected = gradients(vlm)
     vlm.model.zero_grad()
-    fast = Scorer(vlm.model, Layout(shared=shared))(batch)
+    fast = Scorer(vlm.model, layout)(batch)
     (fast.sums * factors).sum().backward()
     assert fast.lengths.tolist() == [len(ids) for group in found for ids in group.responses]
     assert torch.allclose(fast.sums, slow, rtol=1e-5, atol=0)
@@ -71,79 +75,79 @@ def test_equal_to_one_at_a_time(vlm: Vlm, tmp_path: Path, shared: bool) -> None:
         assert float((found_gradients[name] - gradient).norm()) <= 1e-4 * max(float(gradient.norm()), floor), name
 
 
-def test_images_matter(vlm: Vlm, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", ["tree", "shared"])
+def test_images_matter(vlm: Vlm, tmp_path: Path, layout: Layout) -> None:
     """The same words with other pixels have another log-prob: no image is lost, and none goes to the wrong row."""
     found = groups(vlm, tmp_path)
     other = replace(found[0], question=replace(found[0].question, images=found[3].question.images))
-    scorer, prompts = Scorer(vlm.model, Layout(shared=True)), Prompts(vlm, IMAGES)
+    scorer, prompts = Scorer(vlm.model, layout), Prompts(vlm, IMAGES)
     moved = replace(other, question=replace(other.question, id="moved"))
-    first, second = scorer(collate(vlm, pieces([found[0], moved]), prompts.get, True)).sums.reshape(2, -1)
+    first, second = scorer(collate(vlm, pieces([found[0], moved]), prompts.get, layout)).sums.reshape(2, -1)
     assert (first - second).abs().min() > 1e-3
 
 
-def test_each_image_is_seen_once(vlm: Vlm, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", ["tree", "shared"])
+def test_each_image_is_seen_once(vlm: Vlm, tmp_path: Path, layout: Layout) -> None:
     found = groups(vlm, tmp_path)
     prompts = Prompts(vlm, IMAGES)
     seen: list[int] = []
     tower = next(module for name, module in vlm.model.named_modules() if name.endswith(("vision_tower", "visual")))
     handle = tower.register_forward_pre_hook(lambda _, args, kwargs: seen.append(len([*args, *kwargs.values()][0])), with_kwargs=True)
-    Scorer(vlm.model, Layout(shared=True))(collate(vlm, pieces(found), prompts.get, True))
+    Scorer(vlm.model, layout)(collate(vlm, pieces(found), prompts.get, layout))
     handle.remove()
     assert seen == [sum(len(prompts.get(group).features.get("pixel_values", ())) for group in found)]
 
 
-def test_the_head_sees_answer_tokens_only(vlm: Vlm, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", ["tree", "shared"])
+def test_the_head_sees_answer_tokens_only(vlm: Vlm, tmp_path: Path, layout: Layout) -> None:
     found = groups(vlm, tmp_path)
     seen: list[torch.Size] = []
     handle = vlm.model.get_output_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
-    Scorer(vlm.model, Layout(shared=True))(collate(vlm, pieces(found), Prompts(vlm, IMAGES).get, True))
+    Scorer(vlm.model, layout)(collate(vlm, pieces(found), Prompts(vlm, IMAGES).get, layout))
     handle.remove()
     tokens = sum(len(ids) for group in found for ids in group.responses)
     assert [shape[:-1].numel() for shape in seen] == [tokens]
 
 
 def test_layout_check(vlm: Vlm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shared layout is used where it is right, and only there."""
+    """Each layout is used where it is right, and only there; what was found is said."""
     found, prompts = pieces(groups(vlm, tmp_path)), Prompts(vlm, IMAGES)
     sample = sample_of(found)
-    assert [len(piece.group.question.images) for piece in sample] == [2, 0]
-    assert choose_layout(vlm, sample, prompts.get, torch.float32) == (Layout(shared=True), "")
-    base = vlm.model.base_model
-    real = base.get_image_features
+    assert [len(piece.group.question.images) for piece in sample] == [0, 2]
+
+    def check() -> tuple[Layout, str]:
+        return choose_layout(vlm, sample, prompts.get, torch.float32)
+
+    assert check() == ("tree", "every prompt is computed once for all of its responses (checked on 4 responses)")
     with monkeypatch.context() as patch:
-        patch.setattr(base, "get_image_features", lambda *args, **kwargs: _scaled(real(*args, **kwargs)), raising=True)
-        patch.setattr("mixpo.train.logps._all_predictions", _without_patch(real, base))
-        layout, note = choose_layout(vlm, sample, prompts.get, torch.float32)
-    assert layout == Layout(shared=False)
-    assert "would change log-probs" in note
+        patch.setattr("mixpo.train.layout.why_not_packed", lambda _: "layer 1 is odd")
+        assert check() == ("shared", "every response gets a row of its own, images are computed once: layer 1 is odd")
     with monkeypatch.context() as patch:
-        patch.delattr(type(base), "get_image_features")
-        patch.setattr("mixpo.train.logps._all_predictions", lambda model, batch: torch.zeros(len(batch.target), 9999))
-        layout, note = choose_layout(vlm, sample, prompts.get, torch.float32)
-    assert layout == Layout(shared=False)
-    assert "AttributeError" in note
+        patch.setattr("mixpo.train.tree._responses", _with_siblings)
+        patch.setattr("mixpo.train.tree.Tree._seen", lambda _, call, __: call.keys[:, None] <= call.queries[:, :, None].clamp(min=0))
+        layout, note = check()
+        assert (layout, "would change log-probs by" in note) == ("shared", True)
+        patch.setitem(TOLERANCE, torch.float32, 1e9)
+        layout, note = check()
+        assert (layout, "would notice the others' tokens" in note) == ("shared", True)
+    with monkeypatch.context() as patch:
+        patch.setattr("mixpo.train.tree.window_of", lambda *_: 3)
+        layout, note = check()
+        assert (layout, "a window of None in a layer that the configuration gives 3" in note) == ("shared", True)
+    with monkeypatch.context() as patch:
+        patch.delattr(type(vlm.model.base_model), "get_image_features")
+        patch.setattr("mixpo.train.logps._plain", lambda model, batch: torch.zeros(len(batch.target)))
+        layout, note = check()
+        assert (layout, note.count("AttributeError")) == ("plain", 2)
 
 
-def _scaled(output: object) -> object:
-    features = output.pooler_output  # type: ignore[attr-defined]
-    output.pooler_output = features * 2 if isinstance(features, torch.Tensor) else tuple(f * 2 for f in features)  # type: ignore[attr-defined]
-    return output
-
-
-def _without_patch(real: object, base: object) -> object:
-    from mixpo.train import logps
-
-    plain = logps._all_predictions
-
-    def run(model: object, batch: object) -> torch.Tensor:
-        patched = base.get_image_features  # type: ignore[attr-defined]
-        base.get_image_features = real  # type: ignore[attr-defined]
-        try:
-            return plain(model, batch)  # type: ignore[arg-type]
-        finally:
-            base.get_image_features = patched  # type: ignore[attr-defined]
-
-    return run
+def _with_siblings(spans: Sequence[Span]) -> Iterator[_Member]:
+    """A wrong plan: each response also looks at those before it, as it would in an ordinary causal row."""
+    for span in spans:
+        first = span.start + span.prompt
+        for tail in span.tails:
+            yield _Member(torch.arange(first, first + tail), torch.arange(span.start, first + tail))
+            first += tail
 
 
 @pytest.mark.parametrize("budget", [60, 100_000])
@@ -156,7 +160,7 @@ def test_reference_does_not_depend_on_the_batches(tiny_vlm: Vlm, tmp_path: Path,
         slow = [[naive(tiny_vlm, group, ids).item() for ids in group.responses] for group in found]
     with open_reference(tiny_vlm, IMAGES, TrainTable(tokens_per_batch=budget)) as reference:
         fast = reference.score(found)
-    assert len(micro_batches(pieces(found), Prompts(tiny_vlm, IMAGES).length, budget)) > (1 if budget == 60 else 0)
+    assert len(micro_batches(pieces(found), Prompts(tiny_vlm, IMAGES).length, budget, "tree")) > (1 if budget == 60 else 0)
     for logps, expected in zip(fast, slow, strict=True):
         assert logps == pytest.approx(expected, rel=1e-5)
 

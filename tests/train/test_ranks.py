@@ -68,10 +68,10 @@ def test_two_ranks_are_one(tiny_vlm: Vlm, tiny_folder: Path, tmp_path: Path) -> 
     two = read_metrics(tmp_path / "two" / "work" / "metrics.jsonl")
     assert [row.step for row in two] == [row.step for row in one.steps]
     for row, expected in zip(two, one.steps, strict=True):
-        found = (row.loss, row.grad_norm, row.delta, row.accuracy, row.tokens)
-        assert found == pytest.approx(
-            (expected.loss, expected.grad_norm, expected.delta, expected.accuracy, expected.tokens), rel=1e-3, abs=1e-6
-        )
+        found = (row.loss, row.grad_norm, row.delta, row.tokens)
+        assert found == pytest.approx((expected.loss, expected.grad_norm, expected.delta, expected.tokens), rel=1e-3, abs=1e-6)
+        # Before the first update rewards are 0 but for rounding, so that which of two is larger is chance.
+        assert row.step == 1 or row.accuracy == pytest.approx(expected.accuracy)
     trained = load(ModelTable(path=str(tmp_path / "two" / "model"), device="cpu"), Path())
     expected_weights = dict(alone.model.named_parameters())
     for name, value in trained.model.named_parameters():

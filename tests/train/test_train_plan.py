@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixpo.train.batch import Piece, micro_batches, piece_of
+from mixpo.train.batch import Layout, Piece, micro_batches, piece_of
 from mixpo.train.plan import Schedule, plan_steps, share
 from mixpo.types import Group, Question
 
@@ -63,29 +63,33 @@ def pieces(draw: st.DrawFn) -> list[Piece]:
 
 
 @settings(max_examples=200)
-@given(pieces(), st.integers(1, 30), st.integers(1, 400))
-def test_micro_batches_hold_every_pair_once_and_fit(found: list[Piece], prompt: int, budget: int) -> None:
-    batches = micro_batches(found, lambda _: prompt, budget)
+@given(pieces(), st.integers(1, 30), st.integers(1, 400), st.sampled_from(["tree", "shared", "plain"]))
+def test_micro_batches_hold_every_pair_once_and_fit(found: list[Piece], prompt: int, budget: int, layout: Layout) -> None:
+    batches = micro_batches(found, lambda _: prompt, budget, layout)
     pairs = Counter((piece.group.question.id, pair) for batch in batches for piece in batch for pair in piece.pairs)
     assert pairs == Counter((piece.group.question.id, pair) for piece in found for pair in piece.pairs)
     for batch in batches:
         rows = sum(len(piece.responses) for piece in batch)
         longest = max(prompt + len(piece.group.responses[response]) for piece in batch for response in piece.responses)
+        tokens = sum(prompt + sum(len(piece.group.responses[response]) for response in piece.responses) for piece in batch)
         alone = len(batch) == 1 and len(batch[0].pairs) == 1
-        assert rows * longest <= budget or alone
+        assert (tokens if layout == "tree" else rows * longest) <= budget or alone
         for piece in batch:
             assert {response for pair in piece.pairs for response in pair} == set(piece.responses)
 
 
 def test_order_of_pieces_changes_nothing() -> None:
     found = [piece_of(group(number, [5, number + 1], [(0, 1)]), [(0, 1)]) for number in range(9)]
-    assert micro_batches(found, lambda _: 4, 40) == micro_batches(found[::-1], lambda _: 4, 40)
+    assert micro_batches(found, lambda _: 4, 40, "tree") == micro_batches(found[::-1], lambda _: 4, 40, "tree")
 
 
 def test_responses_without_pairs_are_divided_too() -> None:
     one = group(1, [10] * 8, [])
-    batches = micro_batches([Piece(one, tuple(range(8)), ())], lambda _: 10, 40)
-    assert [sum(len(piece.responses) for piece in batch) for batch in batches] == [2, 2, 2, 2]
+    whole = Piece(one, tuple(range(8)), ())
+    padded = micro_batches([whole], lambda _: 10, 40, "plain")
+    assert [sum(len(piece.responses) for piece in batch) for batch in padded] == [2, 2, 2, 2]
+    packed = micro_batches([whole], lambda _: 10, 50, "tree")
+    assert [sum(len(piece.responses) for piece in batch) for batch in packed] == [4, 4]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

@@ -1,22 +1,28 @@
-"""Micro-batches: whole groups laid out as right-padded rows, one row for each unique response. The layout is this file's secret.
+"""Micro-batches: which responses are computed together, and what every layout of them has in common.
 
-Everyone else sees `Piece` (what to compute), `Batch.owner` (which response a predicted token belongs to) and index pairs.
-R responses (= rows), L tokens of the longest row, A predicted tokens, K pairs, G groups.
+Everyone else sees `Piece` (what to compute), `Batch.owner` (which response a predicted token belongs to) and index pairs. Where tokens
+stand is the secret of `mixpo.train.packed` and `mixpo.train.rows`. R responses, T tokens, A predicted tokens, K pairs, G groups.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mixpo.train.plan import Step
+from mixpo.train.tree import Tree
 from mixpo.types import Group
-from mixpo.vlm.load import Vlm
-from mixpo.vlm.prompt import EncodedPrompt, batch_inputs, join_features
+
+Layout = Literal["tree", "shared", "plain"]
+"""How a micro-batch is laid out; all three are exact where they can be used.
+
+tree: [prompt | response 1 | ... | response R], so that a prompt is computed once. shared: a padded row for each response, images
+computed once. plain: a padded row for each response, with its images, through the model's own forward pass.
+"""
 
 
 class Piece(NamedTuple):
@@ -33,56 +39,82 @@ def piece_of(group: Group, pairs: Sequence[tuple[int, int]]) -> Piece:
 
 
 def pieces_of(step: Step, groups: Sequence[Group]) -> list[Piece]:
-    """The pieces behind the parts of a step."""
-    return [piece_of(groups[part.group], [groups[part.group].pairs[pair] for pair in part.pairs]) for part in step]
+    """The pieces behind the parts of a step; parts of the same group become one."""
+    pairs: dict[int, list[int]] = {}
+    for part in step:
+        pairs.setdefault(part.group, []).extend(part.pairs)
+    return [piece_of(groups[group], [groups[group].pairs[pair] for pair in numbers]) for group, numbers in pairs.items()]
 
 
 # --- how much fits -----------------------------------------------------------------------------------------------------
 
 
-def micro_batches(pieces: Iterable[Piece], prompt_length: Callable[[Group], int], budget: int) -> list[tuple[Piece, ...]]:
-    """Divide pieces so that rows times longest row stays within `budget` tokens. The longest come first.
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What a micro-batch costs. tokens: without padding, prompts once. rows, longest: of the padded layouts."""
+
+    tokens: int
+    rows: int
+    longest: int
+
+    def plus(self, other: Size) -> Size:
+        """The size of both together."""
+        return Size(self.tokens + other.tokens, self.rows + other.rows, max(self.longest, other.longest))
+
+    def cost(self, layout: Layout) -> int:
+        """Tokens that pass through the model, padding included."""
+        return self.tokens if layout == "tree" else self.rows * self.longest
+
+
+def size_of(piece: Piece, prompt: int) -> Size:
+    """The size of one piece with a prompt of `prompt` tokens."""
+    lengths = [len(piece.group.responses[response]) for response in piece.responses]
+    return Size(tokens=prompt + sum(lengths), rows=len(lengths), longest=prompt + max(lengths))
+
+
+def micro_batches(pieces: Iterable[Piece], prompt_length: Callable[[Group], int], budget: int, layout: Layout) -> list[tuple[Piece, ...]]:
+    """Divide pieces into micro-batches of at most `budget` tokens, each piece into the first one with room. The longest come first.
 
     Pieces of like length share a micro-batch, which keeps padding small, and the largest memory is needed at once, not after an
     hour. A piece too large by itself is divided; a single pair (or response) that is still too large goes alone.
     """
-    fitting = [part for piece in pieces for part in _divide(piece, prompt_length(piece.group), budget)]
-    # The id and the pairs make the order independent of the order of the pieces.
-    fitting.sort(key=lambda piece: (-_longest(piece, prompt_length(piece.group)), piece.group.question.id, piece.pairs, piece.responses))
-    batches: list[tuple[Piece, ...]] = []
-    current: list[Piece] = []
-    rows = width = 0
-    for piece in fitting:
-        wider = max(width, _longest(piece, prompt_length(piece.group)))
-        if current and (rows + len(piece.responses)) * wider > budget:
-            batches.append(tuple(current))
-            current, rows, wider = [], 0, _longest(piece, prompt_length(piece.group))
-        current.append(piece)
-        rows, width = rows + len(piece.responses), wider
-    return [*batches, tuple(current)] if current else batches
+    fitting = [part for piece in pieces for part in _divide(piece, prompt_length(piece.group), budget, layout)]
+    sizes = [size_of(piece, prompt_length(piece.group)) for piece in fitting]
+    found: list[list[Piece]] = []
+    filled: list[Size] = []
+    for number in sorted(range(len(fitting)), key=lambda number: _order(fitting[number], sizes[number])):
+        piece, size = fitting[number], sizes[number]
+        place = next((n for n, full in enumerate(filled) if full.plus(size).cost(layout) <= budget), len(filled))
+        if place == len(filled):
+            found.append([])
+            filled.append(Size(0, 0, 0))
+        found[place].append(piece)
+        filled[place] = filled[place].plus(size)
+    return [tuple(batch) for batch in found]
 
 
-def _longest(piece: Piece, prompt: int) -> int:
-    return prompt + max(len(piece.group.responses[response]) for response in piece.responses)
+def _order(piece: Piece, size: Size) -> tuple[object, ...]:
+    """The id and the pairs make the order independent of the order of the pieces."""
+    return -size.longest, piece.group.question.id, piece.pairs, piece.responses
 
 
-def _divide(piece: Piece, prompt: int, budget: int) -> Iterator[Piece]:
+def _divide(piece: Piece, prompt: int, budget: int, layout: Layout) -> Iterator[Piece]:
     """Pieces that fit: pairs are kept in order, and responses without pairs (for scoring) are divided as they come."""
-    if len(piece.responses) * _longest(piece, prompt) <= budget:
+    if size_of(piece, prompt).cost(layout) <= budget:
         yield piece
     elif len(piece.pairs) > 1:
         half = len(piece.pairs) // 2
-        yield from _divide(piece_of(piece.group, piece.pairs[:half]), prompt, budget)
-        yield from _divide(piece_of(piece.group, piece.pairs[half:]), prompt, budget)
+        yield from _divide(piece_of(piece.group, piece.pairs[:half]), prompt, budget, layout)
+        yield from _divide(piece_of(piece.group, piece.pairs[half:]), prompt, budget, layout)
     elif not piece.pairs and len(piece.responses) > 1:
         half = len(piece.responses) // 2
-        yield from _divide(piece._replace(responses=piece.responses[:half]), prompt, budget)
-        yield from _divide(piece._replace(responses=piece.responses[half:]), prompt, budget)
+        yield from _divide(piece._replace(responses=piece.responses[:half]), prompt, budget, layout)
+        yield from _divide(piece._replace(responses=piece.responses[half:]), prompt, budget, layout)
     else:
         yield piece
 
 
-# --- layout ------------------------------------------------------------------------------------------------------------
+# --- what all layouts have in common -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,14 +134,16 @@ class Vision:
 class Batch:
     """A micro-batch on the model's device.
 
-    inputs: of the language model, (R, L); with the pixels of every row's images when `vision` is None.
-    row, at: (A,) where each predicted token's state stands. target: (A,) the token. owner: (A,) its response, 0 .. R-1.
+    inputs: of the language model, (1, T) or padded (R, longest); with pixels where `vision` is None. tree: the plan of the one row of
+    the tree layout. vision: the images of the shared layout.
+    row, at: (A,) where the state that predicts each token stands. target: (A,) the token. owner: (A,) its response, 0 .. R-1.
     lengths: (R,) tokens of each response. chosen, rejected: (K,) positions among the R responses.
     reference: (R,) summed log-probs under the reference, float32, NaN where unknown. names: (R) question id of each response.
-    tokens: without padding.
+    tokens: that pass through the model, without padding.
     """
 
     inputs: dict[str, Tensor]
+    tree: Tree | None
     vision: Vision | None
     row: Tensor
     at: Tensor
@@ -123,53 +157,38 @@ class Batch:
     tokens: int
 
 
-def collate(vlm: Vlm, pieces: Sequence[Piece], prompt_of: Callable[[Group], EncodedPrompt], shared: bool) -> Batch:
-    """Lay pieces out. shared: keep the pixels of each group once, apart (`Batch.vision`), instead of once in every row."""
-    prompts = [prompt_of(piece.group) for piece in pieces]
-    rows = [number for number, piece in enumerate(pieces) for _ in piece.responses]
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """The responses of some pieces, on the CPU: the fields of `Batch` that no layout changes. tails: their tokens."""
+
+    tails: list[tuple[int, ...]]
+    target: Tensor
+    owner: Tensor
+    within: Tensor
+    lengths: Tensor
+    chosen: Tensor
+    rejected: Tensor
+    reference: Tensor
+    names: tuple[str, ...]
+
+
+def answers_of(pieces: Sequence[Piece]) -> Answers:
+    """within: (A,) the number of each predicted token in its response."""
     tails = [piece.group.responses[response] for piece in pieces for response in piece.responses]
-    vision = _vision(vlm, pieces, prompts, rows) if shared else None
-    encoded = [_without_pixels(prompt) for prompt in prompts] if vision else prompts
-    inputs = batch_inputs(vlm, [encoded[number] for number in rows], "right", tails)
-    starts = torch.tensor([len(prompts[number]) for number in rows])
     lengths = torch.tensor([len(tail) for tail in tails])
-    owner = torch.arange(len(rows)).repeat_interleave(lengths)
-    within = torch.arange(len(owner)) - (lengths.cumsum(0) - lengths)[owner]
+    owner = torch.arange(len(tails)).repeat_interleave(lengths)
     chosen, rejected = _pairs(pieces)
-    references = [_reference(piece, response) for piece in pieces for response in piece.responses]
-    target = torch.tensor([token for tail in tails for token in tail])
-    # The state before a token predicts it: a response's first token is predicted by the last token of the prompt.
-    moved = [owner, starts[owner] + within - 1, target, owner, lengths, chosen, rejected, torch.tensor(references)]
-    row, at, target, owner, lengths_there, chosen, rejected, reference = (tensor.to(vlm.device) for tensor in moved)
-    return Batch(
-        inputs=inputs,
-        vision=vision,
-        row=row,
-        at=at,
-        target=target,
+    return Answers(
+        tails=tails,
+        target=torch.tensor([token for tail in tails for token in tail]),
         owner=owner,
-        lengths=lengths_there,
+        within=torch.arange(len(owner)) - (lengths.cumsum(0) - lengths)[owner],
+        lengths=lengths,
         chosen=chosen,
         rejected=rejected,
-        reference=reference,
-        names=tuple(pieces[number].group.question.id for number in rows),
-        tokens=int(starts.sum() + lengths.sum()),
+        reference=torch.tensor([_reference(piece, response) for piece in pieces for response in piece.responses]),
+        names=tuple(piece.group.question.id for piece in pieces for _ in piece.responses),
     )
-
-
-def _vision(vlm: Vlm, pieces: Sequence[Piece], prompts: Sequence[EncodedPrompt], rows: Sequence[int]) -> Vision | None:
-    joined = join_features(vlm, [prompt.features for prompt in prompts])
-    if not joined:
-        return None
-    dtype = next(vlm.model.parameters()).dtype
-    inputs = {name: (value.to(dtype) if value.is_floating_point() else value).to(vlm.device) for name, value in joined.items()}
-    tiles = tuple(len(prompt.features["pixel_values"]) if prompt.features else 0 for prompt in prompts)
-    return Vision(inputs=inputs, rows=tuple(rows), tiles=tiles, images=tuple(len(piece.group.question.images) for piece in pieces))
-
-
-def _without_pixels(prompt: EncodedPrompt) -> EncodedPrompt:
-    """Only what positions are worked out from."""
-    return replace(prompt, features={name: value for name, value in prompt.features.items() if name == "image_grid_thw"})
 
 
 def _pairs(pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from mixpo.errors import TrainError
 from mixpo.progress import Progress
-from mixpo.train.batch import Batch, Piece, collate, micro_batches, piece_of, pieces_of
+from mixpo.train.batch import Batch, Piece, micro_batches, piece_of, pieces_of
 from mixpo.train.checkpoint import save_checkpoint
+from mixpo.train.collate import collate
 from mixpo.train.guards import KEPT, Seen, check_first_loss, check_reference, check_zero, culprit, warn_too_easy
 from mixpo.train.losses import LossTerms, ResponseLogps, combine
 from mixpo.train.metrics import StepMetrics
@@ -91,7 +92,7 @@ def _forward_backward(session: Session, step: Step) -> Sums:
     seen: list[Seen] = []
     sums = torch.zeros(len(dataclasses.fields(Sums)), dtype=_wide(accelerator.device), device=accelerator.device)
     for number, (pieces, counts) in enumerate(batches, start=1):
-        batch = collate(session.job.vlm, pieces, session.prompts.get, session.layout.shared)
+        batch = collate(session.job.vlm, pieces, session.prompts.get, session.layout)
         with accelerator.no_sync(session.scorer) if number < len(batches) else nullcontext():
             logps: ResponseLogps = session.scorer(batch)
             terms = combine(
@@ -115,7 +116,7 @@ def _batches(session: Session, step: Step) -> list[tuple[tuple[Piece, ...], bool
     """This rank's micro-batches, the same number on every rank; those that only fill up are marked False and count nothing."""
     accelerator, job = session.accelerator, session.job
     mine = share(step, accelerator.process_index, accelerator.num_processes, lambda group: sum(map(len, job.groups[group].responses)))
-    batches = micro_batches(pieces_of(mine, job.groups), session.prompts.length, job.table.tokens_per_batch)
+    batches = micro_batches(pieces_of(mine, job.groups), session.prompts.length, job.table.tokens_per_batch, session.layout)
     most = int(accelerator.gather(torch.tensor([len(batches)], device=accelerator.device)).max())
     group = job.groups[step[0].group]
     filler = (piece_of(group, group.pairs[:1]),)
@@ -214,7 +215,7 @@ def _finish(session: Session) -> TrainResult:
     restore_types(model, dict(session.had))
     if session.main:
         group = next(group for group in job.groups if group.pairs)
-        check = collate(job.vlm, [piece_of(group, group.pairs[:1])], session.prompts.get, shared=False).inputs
+        check = collate(job.vlm, [piece_of(group, group.pairs[:1])], session.prompts.get, "plain").inputs
         save(job.vlm, job.output, check)
     session.accelerator.wait_for_everyone()
     for tracker in session.accelerator.trackers:

@@ -12,6 +12,7 @@ from torch import nn
 
 from mixpo.errors import TrainError
 from mixpo.recipe import TrainTable
+from mixpo.train.tree import recomputing
 
 Part = Literal["vision", "projector", "llm"]
 PARTS: tuple[Part, ...] = ("vision", "projector", "llm")
@@ -106,7 +107,7 @@ def checkpoint_activations(model: Any, on: bool) -> None:
     names = (f"activation_checkpointing_{word}", f"gradient_checkpointing_{word}")
     switch = next(getattr(model, name) for name in names if hasattr(model, name))
     try:
-        switch({"use_reentrant": False}) if on else switch()
+        switch({"use_reentrant": False, "context_fn": recomputing(model)}) if on else switch()
     except ValueError as error:
         raise TrainError(f"train.gradient_checkpointing: {error}; leave it off for this model") from None
 

@@ -10,9 +10,11 @@ import torch
 from mixpo.errors import TrainError
 from mixpo.recipe import ImageTable, TrainTable
 from mixpo.records import Scored
-from mixpo.train.batch import Piece, collate, micro_batches
+from mixpo.train.batch import Layout, Piece, micro_batches
+from mixpo.train.collate import collate
 from mixpo.train.groups import Grouped, make_group, to_record
-from mixpo.train.logps import Layout, Scorer, choose_layout, sample_of
+from mixpo.train.layout import choose_layout, sample_of
+from mixpo.train.logps import Scorer
 from mixpo.train.model import precision_of, restore_types, use_master_weights
 from mixpo.train.prompts import Prompts
 from mixpo.types import Group, Pair, Question
@@ -20,7 +22,7 @@ from mixpo.vlm.load import Vlm
 
 
 class Reference:
-    """Scores groups under one model. Made by `open_reference`; `note` says so when the layout had to be the slow one."""
+    """Scores groups under one model. Made by `open_reference`; `note` says which layout is used, once one is."""
 
     def __init__(self, vlm: Vlm, images: ImageTable, table: TrainTable, precision: torch.dtype) -> None:
         self.vlm = vlm
@@ -45,8 +47,8 @@ class Reference:
             self.layout, self.note = choose_layout(self.vlm, sample_of(pieces), self.prompts.get, self.precision)
         scorer = Scorer(self.vlm.model, self.layout, self.precision)
         found: dict[tuple[str, str, int], float] = {}
-        for batch_pieces in micro_batches(pieces, self.prompts.length, self.table.tokens_per_batch):
-            batch = collate(self.vlm, batch_pieces, self.prompts.get, self.layout.shared)
+        for batch_pieces in micro_batches(pieces, self.prompts.length, self.table.tokens_per_batch, self.layout):
+            batch = collate(self.vlm, batch_pieces, self.prompts.get, self.layout)
             with torch.no_grad():
                 sums = scorer(batch).sums.tolist()
             owners = [(piece, response) for piece in batch_pieces for response in piece.responses]

@@ -16,10 +16,11 @@ from torch import nn
 from mixpo.errors import MissingExtra, TrainError
 from mixpo.progress import Progress, Silent
 from mixpo.recipe import ImageTable, TrainTable
-from mixpo.train.batch import pieces_of
+from mixpo.train.batch import Layout, pieces_of
 from mixpo.train.checkpoint import TrainState, load_checkpoint
 from mixpo.train.groups import digest
-from mixpo.train.logps import Layout, Scorer, choose_layout, sample_of
+from mixpo.train.layout import choose_layout, sample_of
+from mixpo.train.logps import Scorer
 from mixpo.train.losses import Weights, weights_of
 from mixpo.train.metrics import MetricsFile
 from mixpo.train.model import PartSize, build_optimizer, checkpoint_activations, freeze, precision_of, refuse_dropout, use_master_weights
@@ -113,8 +114,7 @@ def open_session(job: TrainJob, progress: Progress) -> Session:
     prompts = Prompts(vlm, job.images)
     first = plan_steps(job.schedule.pair_counts, job.table.batch_size, job.seed, epoch=0)[0]
     layout, note = choose_layout(vlm, sample_of(pieces_of(first, job.groups)), prompts.get, precision_of(had))
-    if note:
-        progress.say(note)
+    progress.say(f"{job.objective}: {note}")
     if job.table.gradient_checkpointing:
         checkpoint_activations(model, on=True)
     optimizer = build_optimizer(model, job.table)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mixpo.errors import ModelError, SourceError
 from mixpo.types import IMAGE_MARK
+from mixpo.vlm.families import answer_type, image_axis
 from mixpo.vlm.load import Vlm
 
 Fact = TypeVar("Fact")
@@ -161,7 +162,7 @@ def batch_inputs(
     """Model inputs for several prompts, each followed by its tail (answer ids) if `tails` are given; on the model's device.
 
     input_ids, attention_mask: (B, L). position_ids: (B, L), or (3, B, L) for models with positions on three axes; padding
-    gets position 0. Plus the vision features of all prompts in order, and token types (0 for tails).
+    gets position 0. Plus the vision features of all prompts in order, and token types.
     """
     rows = [torch.cat([p.ids, torch.tensor(tail, dtype=torch.long)]) for p, tail in zip(prompts, tails or [()] * len(prompts), strict=True)]
     inputs = {
@@ -170,7 +171,8 @@ def batch_inputs(
     }
     for name in dict.fromkeys(name for p in prompts for name in p.token_types):
         kinds = [p.token_types.get(name, torch.zeros_like(p.ids)) for p in prompts]
-        inputs[name] = _pad([torch.cat([k, k.new_zeros(len(row) - len(k))]) for k, row in zip(kinds, rows, strict=True)], pad, 0)
+        value = answer_type(vlm.model) if name == "token_type_ids" else 0
+        inputs[name] = _pad([torch.cat([k, k.new_full((len(row) - len(k),), value)]) for k, row in zip(kinds, rows, strict=True)], pad, 0)
     inputs |= join_features(vlm, [p.features for p in prompts])
     inputs = {name: value.to(vlm.device) for name, value in inputs.items()}
     dtype = next(vlm.model.parameters()).dtype
@@ -180,13 +182,17 @@ def batch_inputs(
 
 
 def join_features(vlm: Vlm, features: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Vision features of several prompts as one batch: joined along the images, other axes padded with zeros.
-
-    The Idefics family has its images on axis 1, behind an axis of length 1; every other one has them on axis 0.
-    """
-    axis = 1 if "idefics" in vlm.model.config.model_type or "smolvlm" in vlm.model.config.model_type else 0
+    """Vision features of several prompts as one batch: joined along the images, other axes padded with zeros."""
+    axis = image_axis(vlm.model)
     present = [f for f in features if f]
     return {name: _join([f[name] for f in present if name in f], axis) for name in dict.fromkeys(name for f in present for name in f)}
+
+
+def positions_of(vlm: Vlm, prompt: EncodedPrompt) -> Tensor:
+    """Positions of one prompt, (T,), or (3, T) for models with positions on three axes; on the CPU."""
+    inputs = {"input_ids": prompt.ids, "attention_mask": torch.ones_like(prompt.ids), **prompt.token_types}
+    grid = {name: value for name, value in prompt.features.items() if name == "image_grid_thw"}
+    return _positions(vlm, {name: value[None] for name, value in inputs.items()} | grid)[..., 0, :]
 
 
 def _join(values: list[Tensor], axis: int) -> Tensor:

@@ -1,0 +1,129 @@
+"""Attention over a row of groups against the obvious way: every response alone with its prompt and a mask of the whole sequence."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mixpo.train import tree as module
+from mixpo.train.tree import Span, plant, tree_attention
+from mixpo.vlm.families import Sight
+
+HEADS, SHARED, WIDTH = 4, 2, 8
+CPU = torch.device("cpu")
+GROUPS = st.lists(st.tuples(st.integers(1, 12), st.lists(st.integers(1, 9), max_size=4)), min_size=1, max_size=5)
+
+
+def spans_of(shapes: list[tuple[int, list[int]]], sight: Sight = Sight()) -> list[Span]:  # noqa: B008
+    first, found = 0, []
+    for prompt, tails in shapes:
+        kinds = {"none": None, "prompt": torch.zeros(prompt, dtype=torch.long)}
+        # Two images of two tokens each at the beginning.
+        kinds["image"] = torch.tensor([0, 0, 1, 1])[:prompt] if prompt <= 4 else torch.tensor([0, 0, 1, 1] + [-1] * (prompt - 4))
+        found.append(Span(first, prompt, tuple(tails), kinds[sight.both_ways]))
+        first += prompt + sum(tails)
+    return found
+
+
+def states(total: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(total)
+    shapes = [(1, heads, total, WIDTH) for heads in (HEADS, SHARED, SHARED)]
+    query, key, value = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
+    return query, key, value
+
+
+def alone(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: list[Span], sight: Sight, window: int | None) -> torch.Tensor:
+    """(1, T, H, D), one sequence at a time."""
+    out = torch.zeros_like(query)
+    for span in spans:
+        prompt, first = list(range(span.start, span.start + span.prompt)), span.start + span.prompt
+        for tail in (0, *span.tails):
+            places = prompt + list(range(first, first + tail))
+            count = len(places)
+            ahead = torch.arange(count)[:, None] - torch.arange(count)[None]
+            near = ahead < (window or count)
+            same = torch.full((count,), -1) if span.same is None else torch.cat([span.same, torch.full((tail,), -1)])
+            both = (same[:, None] == same[None]) & (same >= 0)[None]
+            mask = (ahead >= 0) & near | (both & near if sight.window_last else both)
+            parts = [part[:, :, places] for part in (query, key, value)]
+            result = F.scaled_dot_product_attention(*parts, attn_mask=mask, scale=0.4, enable_gqa=True)
+            own = places if tail == 0 else places[span.prompt :]
+            out[:, :, own] = result[:, :, len(places) - len(own) :]
+            first += tail
+    return out.transpose(1, 2)
+
+
+def layer(window: int | None = None) -> Any:
+    return SimpleNamespace(config=SimpleNamespace(sliding_window=window), layer_idx=0, is_causal=True)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    GROUPS,
+    st.sampled_from([Sight(), Sight("image"), Sight("image", window_last=False), Sight("prompt", window_last=False)]),
+    st.sampled_from([None, 1, 3, 100]),
+    st.sampled_from([0, 60, 10**6]),
+)
+def test_equal_to_one_sequence_at_a_time(shapes: list[tuple[int, list[int]]], sight: Sight, window: int | None, spare: int) -> None:
+    """Values and gradients, with everything in calls of its own or padded together."""
+    spans = spans_of(shapes, sight)
+    total = sum(prompt + sum(tails) for prompt, tails in shapes)
+    query, key, value = states(total)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "SPARE", spare)
+        plan = plant(spans, sight, CPU)
+    found, _ = tree_attention(layer(window), query, key, value, None, tree=plan, scaling=0.4, sliding_window=window, dropout=0.0)
+    expected = alone(query, key, value, spans, sight, window)
+    assert torch.allclose(found, expected, atol=1e-12)
+    factors = torch.linspace(-1, 2, found.numel(), dtype=torch.float64).reshape(found.shape)
+    for one, other in zip(
+        torch.autograd.grad((found * factors).sum(), [query, key, value]),
+        torch.autograd.grad((expected * factors).sum(), [query, key, value]),
+        strict=True,
+    ):
+        assert torch.allclose(one, other, atol=1e-10)
+
+
+def test_few_calls_for_alike_groups_and_no_mask_of_the_row() -> None:
+    plan = plant(spans_of([(46 + number % 3, [20, 18, 25, 19]) for number in range(30)]), Sight(), CPU)
+    assert len(plan.calls) <= 3
+    assert plan.mask(0, None, torch.float32) is None
+    masks = [plan.mask(number, None, torch.float32) for number in range(1, len(plan.calls))]
+    assert sum(len(mask) for mask in masks if mask is not None) == 120
+    assert all(mask is not None and mask.shape[2] <= 25 and mask.shape[3] <= 48 + 25 for mask in masks)
+    assert plan.mask(1, None, torch.float32) is masks[0]
+
+
+def test_padding_is_bounded() -> None:
+    """Very different lengths do not share a call."""
+    shapes = [(length, [length // 2, 7]) for length in (30, 900, 60, 850, 1000, 40)]
+    plan = plant(spans_of(shapes), Sight(), CPU)
+    padded = sum(call.queries.numel() * call.keys.shape[1] for call in plan.calls)
+    real = sum(p * p + sum(t * (p + t) for t in tails) for p, tails in shapes)
+    assert padded <= 1.125 * real + len(plan.calls) * module.SPARE
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"softcap": 50.0}, "softcap"),
+        ({"s_aux": torch.zeros(4)}, "s_aux"),
+        ({"dropout": 0.1}, "dropout"),
+        ({"is_causal": False}, "direction"),
+        ({"sliding_window": 7}, "window of 7"),
+        ({"tree": None}, "not over one row"),
+    ],
+)
+def test_what_it_cannot_do_is_refused(options: dict[str, Any], message: str) -> None:
+    query, key, value = states(7)
+    given = {"tree": plant(spans_of([(3, [2, 2])]), Sight(), CPU), **options}
+    with pytest.raises(NotImplementedError, match=message):
+        tree_attention(layer(), query, key, value, None, **given)
+    with pytest.raises(NotImplementedError, match="not over one row"):
+        tree_attention(layer(), *states(8), None, tree=plant(spans_of([(3, [2, 2])]), Sight(), CPU))
