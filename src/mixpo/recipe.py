@@ -273,7 +273,10 @@ class TrainTable(Table):
     batch_size: int = Field(default=256, ge=1)
     """Pairs in one optimizer step."""
     tokens_per_batch: int = Field(default=8192, ge=1)
-    """Padded tokens that pass through the model at once; larger steps accumulate gradients."""
+    """Tokens that pass through the model at once, padding included; larger steps accumulate gradients."""
+    pairs_per_group: int = Field(default=0, ge=0)
+    """At most this many pairs of a question stay together when the order of pairs is drawn; 0 keeps all of them together, which is
+    fastest, 1 draws every pair by itself. It changes which pairs meet in a step, never a pair's loss."""
     max_length: int = Field(default=6144, ge=1)
     """Pairs with a longer prompt + response are left out, and counted. Nothing is ever cut."""
     max_grad_norm: float = Field(default=1.0, gt=0)

@@ -8,16 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixpo.train.batch import Layout, Piece, micro_batches, piece_of
+from mixpo.train.batch import Layout, Piece, micro_batches, piece_of, pieces_of
 from mixpo.train.plan import Schedule, plan_steps, share
 from mixpo.types import Group, Question
 
 COUNTS = st.lists(st.integers(0, 9), max_size=30)
 
 
-@given(COUNTS, st.integers(1, 8), st.integers(0, 3))
-def test_every_pair_once_in_full_steps(counts: list[int], batch_size: int, epoch: int) -> None:
-    steps = plan_steps(counts, batch_size, seed=1, epoch=epoch)
+@given(COUNTS, st.integers(1, 8), st.integers(0, 3), st.integers(0, 3))
+def test_every_pair_once_in_full_steps(counts: list[int], batch_size: int, epoch: int, together: int) -> None:
+    steps = plan_steps(counts, batch_size, seed=1, epoch=epoch, together=together)
     sizes = [sum(len(part.pairs) for part in step) for step in steps]
     assert all(size == batch_size for size in sizes[:-1])
     assert all(0 < size <= batch_size for size in sizes)
@@ -30,6 +30,17 @@ def test_order_depends_on_seed_and_epoch_only() -> None:
     assert plan_steps(counts, 4, 7, 0) == plan_steps(counts, 4, 7, 0)
     assert plan_steps(counts, 4, 7, 0) != plan_steps(counts, 4, 7, 1)
     assert plan_steps(counts, 4, 7, 0) != plan_steps(counts, 4, 8, 0)
+
+
+def test_pairs_drawn_one_by_one() -> None:
+    """Pairs of a question meet in a step by chance only, and become one piece when they do."""
+    steps = plan_steps([8] * 20, 8, seed=1, epoch=0, together=1)
+    assert all(len({part.group for part in step}) > 3 for step in steps)
+    found = [group(number, [2] * 9, [(0, other) for other in range(1, 9)]) for number in range(20)]
+    for step in steps:
+        made = pieces_of(step, found)
+        assert len(made) == len({part.group for part in step})
+        assert sum(len(piece.pairs) for piece in made) == 8
 
 
 @given(COUNTS, st.integers(1, 8), st.integers(1, 3), st.integers(0, 40))

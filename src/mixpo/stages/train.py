@@ -19,6 +19,7 @@ from mixpo.types import Group
 
 DECIDING = {
     "learning_rate", "schedule", "warmup", "weight_decay", "epochs", "batch_size", "max_grad_norm", "freeze",
+    "pairs_per_group",
 }  # fmt: skip
 """Settings of [train] that decide the weights; the others decide how fast they come, or what is kept and logged."""
 

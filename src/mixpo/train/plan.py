@@ -20,21 +20,25 @@ Step = tuple[Part, ...]
 """The pairs of one optimizer step, group by group."""
 
 
-def plan_steps(pair_counts: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[Step]:
+def plan_steps(pair_counts: Sequence[int], batch_size: int, seed: int, epoch: int, together: int = 0) -> list[Step]:
     """All steps of one epoch in the order they are taken; each pair once.
 
     Every step holds exactly `batch_size` pairs, the last one what is left. A group that does not fit into what is left of a
-    step is divided over its pairs, so that each step is the same size whatever the groups are.
+    step is divided over its pairs, so that each step is the same size whatever the groups are. together: at most this many pairs
+    of a group are kept next to each other when the order is drawn; 0 keeps all of them together.
     """
-    order = [group for group, count in enumerate(pair_counts) if count]
+    order = [
+        (group, first, min(count, first + (together or count)))
+        for group, count in enumerate(pair_counts)
+        for first in range(0, count, together or max(count, 1))
+    ]
     random.Random(f"{seed}/train/{epoch}").shuffle(order)
     steps: list[Step] = []
     current: list[Part] = []
     room = batch_size
-    for group in order:
-        first = 0
-        while first < pair_counts[group]:
-            taken = min(room, pair_counts[group] - first)
+    for group, first, end in order:
+        while first < end:
+            taken = min(room, end - first)
             current.append(Part(group, tuple(range(first, first + taken))))
             first, room = first + taken, room - taken
             if room == 0:
@@ -45,12 +49,13 @@ def plan_steps(pair_counts: Sequence[int], batch_size: int, seed: int, epoch: in
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The steps of a whole training. pair_counts: pairs of each group."""
+    """The steps of a whole training. pair_counts: pairs of each group. together: see `plan_steps`."""
 
     pair_counts: tuple[int, ...]
     batch_size: int
     epochs: int
     seed: int
+    together: int = 0
 
     @property
     def pairs(self) -> int:
@@ -71,7 +76,7 @@ class Schedule:
         """The steps that are left after `done` of them."""
         for epoch in range(done // max(1, self.steps_per_epoch), self.epochs):
             skip = done - epoch * self.steps_per_epoch
-            yield from plan_steps(self.pair_counts, self.batch_size, self.seed, epoch)[max(0, skip) :]
+            yield from plan_steps(self.pair_counts, self.batch_size, self.seed, epoch, self.together)[max(0, skip) :]
 
 
 def share(step: Step, rank: int, ranks: int, weight: Callable[[int], int]) -> Step:

@@ -24,7 +24,7 @@ from mixpo.train.logps import Scorer
 from mixpo.train.losses import Weights, weights_of
 from mixpo.train.metrics import MetricsFile
 from mixpo.train.model import PartSize, build_optimizer, checkpoint_activations, freeze, precision_of, refuse_dropout, use_master_weights
-from mixpo.train.plan import Schedule, plan_steps
+from mixpo.train.plan import Schedule
 from mixpo.train.prompts import Prompts
 from mixpo.types import Group
 from mixpo.vlm.load import Vlm
@@ -59,6 +59,7 @@ class TrainJob:
             batch_size=self.table.batch_size,
             epochs=self.table.epochs,
             seed=self.seed,
+            together=self.table.pairs_per_group,
         )
 
     @property
@@ -112,7 +113,7 @@ def open_session(job: TrainJob, progress: Progress) -> Session:
     progress.say(f"{job.objective}: {'; '.join(str(part) for part in parts)}")
     had = use_master_weights(model)
     prompts = Prompts(vlm, job.images)
-    first = plan_steps(job.schedule.pair_counts, job.table.batch_size, job.seed, epoch=0)[0]
+    first = next(job.schedule.steps(0))
     layout, note = choose_layout(vlm, sample_of(pieces_of(first, job.groups)), prompts.get, precision_of(had))
     progress.say(f"{job.objective}: {note}")
     if job.table.gradient_checkpointing:
