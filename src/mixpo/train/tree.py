@@ -204,7 +204,7 @@ def _window(module: Any, options: dict[str, Any]) -> int | None:
     for name, value in options.items():
         if name not in _KNOWN and value is not None:
             raise NotImplementedError(f"attention with {name}")
-    if options.get("dropout") or options.get("is_causal") is False or not getattr(module, "is_causal", True):
+    if options.get("dropout") or options.get("is_causal") is False:
         raise NotImplementedError("attention with dropout, or without direction")
     expected = window_of(module.config, module.layer_idx)
     if options.get("sliding_window") != expected:

@@ -52,7 +52,8 @@ def why_not_packed(model: Any) -> str:
         if kind not in PACKABLE:
             return f"layer {number} is {kind.replace('_', ' ')}, whose state would run from one response into the next"
     for name, what in _RUNS_THROUGH.items():
-        if getattr(text, name, None):
+        # PaliGemma's configuration says so of its prompts; see `sight_of`.
+        if getattr(text, name, None) and not (name == "use_bidirectional_attention" and model.config.model_type == "paligemma"):
             return f"the model has {what} ({name})"
     if not getattr(model, "_supports_attention_backend", True):
         return "its attention cannot be exchanged"
@@ -73,10 +74,9 @@ def head_rule(model: Any) -> HeadRule:
     """Scale and soft-cap of the logits, under the names that the families have for them."""
     text = model.config.get_text_config()
     divisor = getattr(text, "logits_scaling", None) or 1.0
-    return HeadRule(
-        scale=float(getattr(text, "logit_scale", None) or 1.0) / float(divisor),
-        cap=float(getattr(text, "final_logit_softcapping", None) or 0.0),
-    )
+    # Gemma 3 with images has the setting of its text model and does not use it.
+    cap = None if model.config.model_type == "gemma3" else getattr(text, "final_logit_softcapping", None)
+    return HeadRule(scale=float(getattr(text, "logit_scale", None) or 1.0) / float(divisor), cap=float(cap or 0.0))
 
 
 def image_axis(model: Any) -> int:
