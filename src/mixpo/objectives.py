@@ -1,17 +1,26 @@
-"""The names of the training objectives and the terms each is made of. Data only: the maths is in `mixpo.train.losses`."""
+"""The names of the training objectives and the terms each is made of. Data only: the maths is in `mixpo.train.losses` and `.forms`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Form = Literal["dpo", "cdpo", "robust_dpo", "ipo", "rso", "sppo", "kto_pair", "orpo"]
+"""What the preference term is: a function of `mixpo.train.forms`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """Which terms of the mixed loss an objective uses: several with the recipe's weights, a single one with weight 1."""
+    """Which terms of the mixed loss an objective uses: several with the recipe's weights, a single one with weight 1.
+
+    form: of the preference term. smoothing: whether that form uses `train.loss.label_smoothing`.
+    """
 
     preference: bool = False
     quality: bool = False
     generation: bool = False
+    form: Form = "dpo"
+    smoothing: bool = False
     summary: str = ""
 
     @property
@@ -19,11 +28,51 @@ class Objective:
         """Whether there is one term only."""
         return self.preference + self.quality + self.generation == 1
 
+    @property
+    def beta(self) -> bool:
+        """Whether `train.loss.beta` has a part in the loss."""
+        return self.quality or (self.preference and self.form != "orpo")
 
-OBJECTIVES = {
-    "mpo": Objective(
-        preference=True, quality=True, generation=True, summary="DPO + BCO + SFT with the recipe's weights (arXiv 2411.10442)"
+
+_SINGLE = {
+    "dpo": Objective(preference=True, summary="direct preference optimization alone (arXiv 2305.18290, Eq. 7)"),
+    "cdpo": Objective(
+        preference=True, form="cdpo", smoothing=True, summary="DPO where a share `label_smoothing` of the pairs is the wrong way round"
     ),
-    "dpo": Objective(preference=True, summary="direct preference optimization alone (arXiv 2305.18290), weight 1"),
-    "sft": Objective(generation=True, summary="supervised fine-tuning on the chosen responses, weight 1"),
+    "robust_dpo": Objective(
+        preference=True, form="robust_dpo", smoothing=True, summary="the same, with a loss that is unbiased for it (arXiv 2403.00409)"
+    ),
+    "ipo": Objective(preference=True, form="ipo", summary="identity preference optimization, tau = `beta` (arXiv 2310.12036, Eq. 17)"),
+    "rso": Objective(preference=True, form="rso", summary="the hinge on the margin of rewards of RSO (arXiv 2309.06657)"),
+    "sppo": Objective(
+        preference=True, form="sppo", summary="self-play preference optimization, hard labels, eta = 1 / `beta` (arXiv 2405.00675, Eq. 4.7)"
+    ),
+    "kto_pair": Objective(
+        preference=True,
+        form="kto_pair",
+        summary="the prospect-theoretic value of both sides (arXiv 2402.01306); mean reward of past steps for the KL term",
+    ),
+    "bco": Objective(quality=True, summary="binary classifier optimization with the running reward shift (arXiv 2404.04656)"),
 }
+
+
+def _table() -> dict[str, Objective]:
+    table = {
+        "mpo": Objective(
+            preference=True, quality=True, generation=True, summary="DPO + BCO + SFT with the recipe's weights (arXiv 2411.10442)"
+        ),
+        "sft": Objective(generation=True, summary="supervised fine-tuning on the chosen responses, weight 1"),
+        "orpo": Objective(
+            preference=True,
+            generation=True,
+            form="orpo",
+            summary="SFT + odds ratio without a reference (arXiv 2403.07691, Eq. 6); `preference` is its lambda, 0.1 there",
+        ),
+    }
+    for name, objective in _SINGLE.items():
+        table[name] = replace(objective, summary=f"{objective.summary}, weight 1")
+        table[f"{name}+sft"] = replace(objective, generation=True, summary=f"`{name}` and `sft` with the recipe's weights")
+    return table
+
+
+OBJECTIVES = _table()

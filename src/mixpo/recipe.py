@@ -246,11 +246,13 @@ class LossTable(Table):
     beta: float = Field(default=0.1, gt=0)
     """A response's reward is beta times its log-ratio to the reference."""
     preference: float = Field(default=0.8, ge=0)
-    """w_p, of the DPO term."""
+    """w_p, of the preference term (DPO, or what the objective has in its place)."""
     quality: float = Field(default=0.2, ge=0)
     """w_q, of the BCO term."""
     generation: float = Field(default=1.0, ge=0)
     """w_g, of the SFT term."""
+    label_smoothing: float = Field(default=0.1, ge=0, lt=0.5)
+    """The share of pairs that is taken to be the wrong way round, in "cdpo" and "robust_dpo"; other objectives do not use it."""
 
 
 class TrainTable(Table):
@@ -275,8 +277,7 @@ class TrainTable(Table):
     tokens_per_batch: int = Field(default=8192, ge=1)
     """Tokens that pass through the model at once, padding included; larger steps accumulate gradients."""
     pairs_per_group: int = Field(default=0, ge=0)
-    """At most this many pairs of a question stay together when the order of pairs is drawn; 0 keeps all of them together, which is
-    fastest, 1 draws every pair by itself. It changes which pairs meet in a step, never a pair's loss."""
+    """At most this many pairs of a question stay together when their order is drawn; 0 keeps all, which is fastest."""
     max_length: int = Field(default=6144, ge=1)
     """Pairs with a longer prompt + response are left out, and counted. Nothing is ever cut."""
     max_grad_norm: float = Field(default=1.0, gt=0)
@@ -293,9 +294,8 @@ class TrainTable(Table):
     @model_validator(mode="after")
     def _known(self) -> TrainTable:
         names = (self.objective, *self.baselines)
-        for name in names:
-            if name not in OBJECTIVES:
-                raise ValueError(f"unknown objective {name!r}{did_you_mean(name, OBJECTIVES)}; known: {', '.join(OBJECTIVES)}")
+        for name in (name for name in names if name not in OBJECTIVES):
+            raise ValueError(f"unknown objective {name!r}{did_you_mean(name, OBJECTIVES)}; known: {', '.join(OBJECTIVES)}")
         if len(set(names)) != len(names):
             raise ValueError("objective and baselines must differ from each other")
         return self
@@ -387,8 +387,7 @@ def parse(data: dict[str, Any], name: str, text: str = "") -> Recipe:
 
 def _apply(data: dict[str, Any], override: str) -> None:
     key, equals, raw = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
+    if not equals or not all(parts := key.strip().split(".")):
         raise RecipeError(f"--set {override}: write it as table.key=value, for example --set train.learning_rate=1e-5")
     try:
         value = tomllib.loads(f"value = {raw}")["value"]

@@ -53,8 +53,9 @@ class Picture:
 
 @dataclass(frozen=True)
 class Family:
-    """model: makes the model. picture: makes an image from a generator and its number. kinds: per-token inputs that mark images, or (whole_prompt) that
-    are 0 for the prompt; such a model takes no prompt without an image.
+    """model: makes the model. picture: makes an image from a generator and its number.
+
+    kinds: per-token inputs that mark images, or (whole_prompt) that are 0 for the prompt; such a model takes no prompt without an image.
     """
 
     model: Callable[[], Any]

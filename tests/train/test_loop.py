@@ -263,6 +263,17 @@ def test_loss_of_exactly_zero_stops(vlm: Vlm, data: list[Group], tmp_path: Path,
         train(job(vlm, data, tmp_path, epochs=2), Silent())
 
 
+@pytest.mark.parametrize("objective", ["cdpo", "robust_dpo+sft", "ipo", "rso", "sppo", "kto_pair", "bco", "orpo"])
+def test_every_objective_starts_as_expected_and_learns(tiny_vlm: Vlm, data: list[Group], tmp_path: Path, objective: str) -> None:
+    """The first loss is checked on the way; chosen responses gain on rejected ones."""
+    own = replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model), facts={})
+    said = Silent()
+    result = train(job(own, data, tmp_path, objective, epochs=5, batch_size=12, schedule="constant", learning_rate=3e-4), said)
+    assert any("first loss" in line for line in said.lines)
+    assert result.steps[-1].margin > result.steps[0].margin + 1e-3
+    assert all(math.isfinite(row.loss) for row in result.steps)
+
+
 def test_first_loss_far_from_expected_is_refused(vlm: Vlm, data: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = loop.combine
     monkeypatch.setattr(loop, "combine", lambda *args: replace(found := real(*args), total=found.total + 2e-3))

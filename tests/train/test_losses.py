@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mixpo.recipe import LossTable
+from mixpo.train.forms import dpo
 from mixpo.train.losses import (
     LossTerms,
     ResponseLogps,
@@ -15,7 +16,6 @@ from mixpo.train.losses import (
     combine,
     expected_start,
     generation_loss,
-    preference_loss,
     quality_loss,
     weights_of,
 )
@@ -51,7 +51,7 @@ def test_by_hand() -> None:
 
 def test_a_number_of_the_paper() -> None:
     """sigmoid(ln 3) = 3/4, so -log sigmoid = ln 4/3."""
-    assert preference_loss(torch.tensor(math.log(3)), torch.tensor(0.0)).item() == pytest.approx(math.log(4 / 3))
+    assert dpo(torch.tensor(math.log(3)), 1.0).item() == pytest.approx(math.log(4 / 3))
     assert quality_loss(torch.tensor(math.log(3)), torch.tensor(-math.log(3)), 0.0).item() == pytest.approx(2 * math.log(4 / 3))
     assert generation_loss(torch.tensor(-3.0), torch.tensor(2)).item() == 1.5
 
@@ -83,9 +83,15 @@ def test_start_of_training() -> None:
     )  # fmt: skip
     nll = (9 / 3 + 8 / 4) / 2
     assert found.total.mean().item() == pytest.approx(0.8317766 + nll, abs=1e-6)
-    assert expected_start(PAPER, nll) == pytest.approx(0.8 * math.log(2) + 0.2 * 2 * math.log(2) + nll)
-    assert expected_start(weights_of("dpo", LossTable()), nll) == pytest.approx(math.log(2))
-    assert expected_start(weights_of("sft", LossTable()), nll) == pytest.approx(nll)
+
+    def start(objective: str, beta: float = 0.1) -> float:
+        logps = ResponseLogps(sums, torch.tensor([3, 5, 4]))
+        return expected_start(weights_of(objective, LossTable()), beta, logps, torch.tensor([0, 2]), torch.tensor([1, 1]))
+
+    assert start("mpo") == pytest.approx(0.8 * math.log(2) + 0.2 * 2 * math.log(2) + nll)
+    assert [start(name) for name in ("dpo", "cdpo", "robust_dpo")] == pytest.approx([math.log(2)] * 3)
+    assert [start("sft"), start("bco"), start("rso"), start("kto_pair")] == pytest.approx([nll, 2 * math.log(2), 1, 1])
+    assert [start("ipo"), start("sppo"), start("ipo", 0.5), start("sppo", 0.5)] == pytest.approx([25, 50, 1, 2])
 
 
 def test_a_term_without_weight_cannot_spoil_the_gradient() -> None:
@@ -110,5 +116,5 @@ def test_gradients_against_differences() -> None:
 
 def test_extreme_rewards_stay_finite() -> None:
     far = torch.tensor([1e4, -1e4])
-    assert preference_loss(far, -far).tolist() == [0.0, 2e4]
+    assert dpo(2 * far, 1.0).tolist() == [0.0, 2e4]
     assert torch.isfinite(quality_loss(far, -far, 0.0)).all()

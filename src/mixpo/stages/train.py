@@ -108,11 +108,11 @@ def model_of(context: Context, plan: Plan, number: int, objective: str) -> Model
 
 
 def loss_settings(table: TrainTable, objective: str) -> dict[str, float]:
-    """What an objective uses of [train.loss]: a single term has weight 1, and only terms with a reference have a beta."""
+    """What an objective uses of [train.loss]: a single term has weight 1, and only some forms have a beta."""
     parts = OBJECTIVES[objective]
     weights = () if parts.single else tuple(term for term in ("preference", "quality", "generation") if getattr(parts, term))
-    beta = ("beta",) if parts.preference or parts.quality else ()
-    return {name: getattr(table.loss, name) for name in (*weights, *beta)}
+    others = (*(("beta",) if parts.beta else ()), *(("label_smoothing",) if parts.smoothing else ()))
+    return {name: getattr(table.loss, name) for name in (*weights, *others)}
 
 
 def count_steps(rows: Sequence[StepMetrics]) -> Mapping[str, int]:

@@ -1,19 +1,19 @@
-"""The loss of Mixed Preference Optimization (arXiv 2411.10442) as pure functions of tensors. Knows no model and keeps no state.
+"""The loss of Mixed Preference Optimization (arXiv 2411.10442) and its relatives as pure functions. Knows no model and keeps no state.
 
 R responses, K pairs. y_c chosen, y_r rejected, pi the policy, pi_0 the reference, r(y) = beta log(pi(y|x) / pi_0(y|x)) a reward.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from mixpo.objectives import OBJECTIVES
+from mixpo.objectives import OBJECTIVES, Form
 from mixpo.recipe import LossTable
+from mixpo.train.forms import FORMS, Sides
 
 
 class ResponseLogps(NamedTuple):
@@ -25,11 +25,16 @@ class ResponseLogps(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """w_p, w_q and w_g as they are applied; a term with weight 0 takes no part in the gradient."""
+    """w_p, w_q and w_g as they are applied; a term with weight 0 takes no part in the gradient.
+
+    form: of the preference term. smoothing: the share of pairs that it takes to be the wrong way round, where it uses one.
+    """
 
     preference: float
     quality: float
     generation: float
+    form: Form = "dpo"
+    smoothing: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +49,6 @@ class LossTerms:
     reward_rejected: Tensor
     logp_chosen: Tensor
     logp_rejected: Tensor
-
-
-def preference_loss(reward_chosen: Tensor, reward_rejected: Tensor) -> Tensor:
-    """DPO: which of the two is better? All (K,)."""
-    return -F.logsigmoid(reward_chosen - reward_rejected)  # L_p = -log sigmoid( r(y_c) - r(y_r) )
 
 
 def quality_loss(reward_chosen: Tensor, reward_rejected: Tensor, delta: float) -> Tensor:
@@ -70,6 +70,8 @@ def weights_of(objective: str, table: LossTable) -> Weights:
         preference=(1.0 if terms.single else table.preference) * terms.preference,
         quality=(1.0 if terms.single else table.quality) * terms.quality,
         generation=(1.0 if terms.single else table.generation) * terms.generation,
+        form=terms.form,
+        smoothing=table.label_smoothing if terms.smoothing else 0.0,
     )
 
 
@@ -80,9 +82,11 @@ def combine(
 
     reference: (R,) summed log-probs under pi_0. chosen, rejected: (K,) positions among the R responses.
     """
-    reward = beta * (logps.sums - reference)  # r(y)
+    ratio, mean = logps.sums - reference, logps.sums / logps.lengths  # log pi/pi_0 of the whole response, log pi per token
+    reward = beta * ratio  # r(y)
     reward_chosen, reward_rejected = reward[chosen], reward[rejected]
-    preference = preference_loss(reward_chosen, reward_rejected)
+    sides = Sides(ratio[chosen], ratio[rejected], mean[chosen], mean[rejected], beta, delta, weights.smoothing)
+    preference = FORMS[weights.form](sides)
     quality = quality_loss(reward_chosen, reward_rejected, delta)
     generation = generation_loss(logps.sums[chosen], logps.lengths[chosen])
     terms = ((weights.preference, preference), (weights.quality, quality), (weights.generation, generation))
@@ -100,9 +104,9 @@ def combine(
     )
 
 
-def expected_start(weights: Weights, nll: float) -> float:
-    """The loss while pi = pi_0 and delta = 0, where all rewards are 0. nll: mean of L_g over the pairs, in nats per token.
+def expected_start(weights: Weights, beta: float, logps: ResponseLogps, chosen: Tensor, rejected: Tensor) -> float:
+    """The mean loss while pi = pi_0 and delta = 0, so that all rewards are 0. logps: under pi_0.
 
-    With the paper's weights this is 0.8 ln 2 + 0.2 * 2 ln 2 + nll = 0.832 + nll.
+    With the paper's weights this is 0.8 ln 2 + 0.2 * 2 ln 2 + the mean of L_g = 0.832 + NLL per token.
     """
-    return weights.preference * math.log(2) + weights.quality * 2 * math.log(2) + weights.generation * nll
+    return float(combine(weights, beta, logps, logps.sums, chosen, rejected, delta=0.0).total.mean())
