@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Form = Literal["dpo", "cdpo", "robust_dpo", "ipo", "rso", "sppo", "kto_pair", "orpo"]
+Form = Literal["dpo", "cdpo", "robust_dpo", "ipo", "rso", "sppo", "kto_pair", "orpo", "aot"]
 """What the preference term is: a function of `mixpo.train.forms`."""
 
 
@@ -51,6 +51,11 @@ _SINGLE = {
         preference=True,
         form="kto_pair",
         summary="the prospect-theoretic value of both sides (arXiv 2402.01306); mean reward of past steps for the KL term",
+    ),
+    "aot": Objective(
+        preference=True,
+        form="aot",
+        summary="alignment via optimal transport: margins sorted over the step, paired form (arXiv 2406.05882); one more forward pass",
     ),
     "bco": Objective(quality=True, summary="binary classifier optimization with the running reward shift (arXiv 2404.04656)"),
 }

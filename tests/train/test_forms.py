@@ -10,7 +10,7 @@ import torch
 
 from mixpo.objectives import OBJECTIVES
 from mixpo.recipe import LossTable
-from mixpo.train.forms import FORMS, Sides, cdpo, dpo, ipo, kto_pair, orpo, robust_dpo, rso, sppo
+from mixpo.train.forms import FORMS, Sides, cdpo, dpo, ipo, kto_pair, orpo, robust_dpo, rso, sppo, transport
 from mixpo.train.losses import ResponseLogps, combine, weights_of
 
 BETA = 0.5
@@ -40,6 +40,7 @@ BY_HAND = {
     "rso": (sides(), 0.0),  # max(0, 1 - 1.5)
     "sppo": (sides(), (2 - 1) ** 2 + (-1 + 1) ** 2),  # eta / 2 = 1
     "kto_pair": (sides(delta=0.25), 1 - sigmoid(0.75) + 1 - sigmoid(0.25 + 0.5)),
+    "aot": (sides()._replace(shift=torch.tensor([-1.0])), minus_log_sigmoid(0.5 * (3 - 1))),
     "orpo": (sides(), minus_log_sigmoid(math.log((0.5 / 0.5) / (0.2 / 0.8)))),  # odds 1 against 1/4: log(5/4)
 }
 
@@ -83,6 +84,13 @@ def test_hinge() -> None:
     loss.sum().backward()
     assert margin.grad is not None
     assert margin.grad.tolist() == pytest.approx([-0.1, -0.1, -0.1, 0.0])
+
+
+def test_transport_pairs_margins_by_rank() -> None:
+    """Policy margins 5, -1, 2 (ranks 3, 1, 2) against reference margins 0, 4, 1 (sorted 0, 1, 4): 5 - 4, -1 - 0, 2 - 1."""
+    policy, reference = torch.tensor([5.0, -1.0, 2.0]), torch.tensor([0.0, 4.0, 1.0])
+    assert (policy - reference + transport(policy, reference)).tolist() == [1.0, -1.0, 1.0]
+    assert transport(reference, reference).tolist() == [0.0, 0.0, 0.0]
 
 
 def test_kto_never_anchors_below_zero() -> None:

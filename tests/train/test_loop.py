@@ -263,7 +263,7 @@ def test_loss_of_exactly_zero_stops(vlm: Vlm, data: list[Group], tmp_path: Path,
         train(job(vlm, data, tmp_path, epochs=2), Silent())
 
 
-@pytest.mark.parametrize("objective", ["cdpo", "robust_dpo+sft", "ipo", "rso", "sppo", "kto_pair", "bco", "orpo"])
+@pytest.mark.parametrize("objective", ["cdpo", "robust_dpo+sft", "ipo", "rso", "sppo", "kto_pair", "bco", "orpo", "aot"])
 def test_every_objective_starts_as_expected_and_learns(tiny_vlm: Vlm, data: list[Group], tmp_path: Path, objective: str) -> None:
     """The first loss is checked on the way; chosen responses gain on rejected ones."""
     own = replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model), facts={})
@@ -272,6 +272,19 @@ def test_every_objective_starts_as_expected_and_learns(tiny_vlm: Vlm, data: list
     assert any("first loss" in line for line in said.lines)
     assert result.steps[-1].margin > result.steps[0].margin + 1e-3
     assert all(math.isfinite(row.loss) for row in result.steps)
+
+
+@pytest.mark.parametrize("budget", [60, 200])
+def test_aot_sorts_over_the_whole_step(tiny_vlm: Vlm, data: list[Group], tmp_path: Path, budget: int) -> None:
+    """However a step is divided, margins are sorted over all of its pairs."""
+    found = []
+    for number, tokens in enumerate((100_000, budget)):
+        own = replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model), facts={})
+        settings = {"epochs": 3, "batch_size": 12, "tokens_per_batch": tokens, "learning_rate": 1e-3}
+        found.append(train(job(own, data, tmp_path / str(number), "aot", **settings), Silent()).steps)
+    for one, other in zip(*found, strict=True):
+        assert (one.loss, one.grad_norm) == pytest.approx((other.loss, other.grad_norm), rel=1e-3)
+    assert found[0][2].loss != pytest.approx(found[0][0].loss, rel=1e-3)
 
 
 def test_first_loss_far_from_expected_is_refused(vlm: Vlm, data: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,8 +30,10 @@ from mixpo.train.loop import train
 from mixpo.vlm.load import load
 
 model, images, work = map(Path, sys.argv[1:])
-vlm = load(ModelTable(path=str(model), device="cpu"), Path())
-train(job(vlm, scored(vlm, groups(vlm, images)), work, epochs=2, batch_size=3, tokens_per_batch=150, learning_rate=1e-4), Silent())
+for name in ("mpo", "aot"):
+    vlm = load(ModelTable(path=str(model), device="cpu"), Path())
+    data = scored(vlm, groups(vlm, images))
+    train(job(vlm, data, work / name, name, epochs=2, batch_size=3, tokens_per_batch=150, learning_rate=1e-4), Silent())
 """
 
 
@@ -60,19 +62,20 @@ def test_two_ranks_are_one(tiny_vlm: Vlm, tiny_folder: Path, tmp_path: Path) -> 
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    alone = replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model), facts={})
-    settings = {"epochs": 2, "batch_size": 3, "tokens_per_batch": 150, "learning_rate": 1e-4}
-    a_job = job(alone, data, tmp_path / "one", **settings)
-    assert any(len(step) == 1 for step in a_job.schedule.steps(0)), "no step leaves a rank without work"
-    one = train(a_job, Silent())
-    two = read_metrics(tmp_path / "two" / "work" / "metrics.jsonl")
-    assert [row.step for row in two] == [row.step for row in one.steps]
-    for row, expected in zip(two, one.steps, strict=True):
-        found = (row.loss, row.grad_norm, row.delta, row.tokens)
-        assert found == pytest.approx((expected.loss, expected.grad_norm, expected.delta, expected.tokens), rel=1e-3, abs=1e-6)
-        # Before the first update rewards are 0 but for rounding, so that which of two is larger is chance.
-        assert row.step == 1 or row.accuracy == pytest.approx(expected.accuracy)
-    trained = load(ModelTable(path=str(tmp_path / "two" / "model"), device="cpu"), Path())
-    expected_weights = dict(alone.model.named_parameters())
-    for name, value in trained.model.named_parameters():
-        assert torch.allclose(value, expected_weights[name], atol=2e-4), name
+    for name in ("mpo", "aot"):
+        alone = replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model), facts={})
+        settings = {"epochs": 2, "batch_size": 3, "tokens_per_batch": 150, "learning_rate": 1e-4}
+        a_job = job(alone, data, tmp_path / "one" / name, name, **settings)
+        assert any(len(step) == 1 for step in a_job.schedule.steps(0)), "no step leaves a rank without work"
+        one = train(a_job, Silent())
+        two = read_metrics(tmp_path / "two" / name / "work" / "metrics.jsonl")
+        assert [row.step for row in two] == [row.step for row in one.steps]
+        for row, expected in zip(two, one.steps, strict=True):
+            found = (row.loss, row.grad_norm, row.delta, row.tokens)
+            assert found == pytest.approx((expected.loss, expected.grad_norm, expected.delta, expected.tokens), rel=1e-3, abs=1e-6)
+            # Before the first update rewards are 0 but for rounding, so that which of two is larger is chance.
+            assert row.step == 1 or row.accuracy == pytest.approx(expected.accuracy)
+        trained = load(ModelTable(path=str(tmp_path / "two" / name / "model"), device="cpu"), Path())
+        expected_weights = dict(alone.model.named_parameters())
+        for key, value in trained.model.named_parameters():
+            assert torch.allclose(value, expected_weights[key], atol=2e-4), key

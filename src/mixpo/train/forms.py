@@ -18,7 +18,7 @@ from mixpo.objectives import Form
 class Sides(NamedTuple):
     """What is known of K pairs. ratio: log(pi/pi_0) of each side. mean: log pi per token of each side.
 
-    delta: mean reward of past steps. smoothing: the share of pairs taken to be the wrong way round.
+    delta: mean reward of past steps. smoothing: the share of pairs taken to be the wrong way round. shift: see `transport`.
     """
 
     ratio_chosen: Tensor
@@ -28,6 +28,7 @@ class Sides(NamedTuple):
     beta: float
     delta: float
     smoothing: float
+    shift: Tensor | float = 0.0
 
 
 def dpo(margin: Tensor, beta: float) -> Tensor:
@@ -80,6 +81,18 @@ def _log_odds(logp: Tensor) -> Tensor:
     return logp - torch.log(-torch.expm1(logp.clamp(max=-1e-6)))
 
 
+def aot(margin: Tensor, shift: Tensor | float, beta: float) -> Tensor:
+    """Alignment via optimal transport, paired form, arXiv 2406.05882: the i-th smallest margin log pi(y_c) - log pi(y_r) is compared
+    with the i-th smallest one of the reference, not with that of its own pair. shift: (K,) from `transport` over all pairs of a step.
+    """
+    return dpo(margin + shift, beta)
+
+
+def transport(policy: Tensor, reference: Tensor) -> Tensor:
+    """What turns h of each pair into its distance from the reference margin of the same rank. Margins of all pairs of a step."""
+    return reference - reference.sort().values[policy.argsort(stable=True).argsort()]
+
+
 def _margin(sides: Sides) -> Tensor:
     return sides.ratio_chosen - sides.ratio_rejected
 
@@ -92,5 +105,6 @@ FORMS: dict[Form, Callable[[Sides], Tensor]] = {
     "rso": lambda s: rso(_margin(s), s.beta),
     "sppo": lambda s: sppo(s.ratio_chosen, s.ratio_rejected, 1 / s.beta),
     "kto_pair": lambda s: kto_pair(s.beta * s.ratio_chosen, s.beta * s.ratio_rejected, s.delta),
+    "aot": lambda s: aot(_margin(s), s.shift, s.beta),
     "orpo": lambda s: orpo(s.mean_chosen, s.mean_rejected),
 }

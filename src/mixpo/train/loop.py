@@ -28,6 +28,7 @@ from mixpo.train.metrics import StepMetrics
 from mixpo.train.model import PartSize, checkpoint_activations, learning_rate, restore_types
 from mixpo.train.plan import Step, share
 from mixpo.train.session import Session, TrainJob, open_session
+from mixpo.train.shifts import step_shifts
 from mixpo.vlm.load import save
 
 
@@ -91,13 +92,14 @@ def _forward_backward(session: Session, step: Step) -> Sums:
     batches = _batches(session, step)
     seen: list[Seen] = []
     sums = torch.zeros(len(dataclasses.fields(Sums)), dtype=_wide(accelerator.device), device=accelerator.device)
+    shifts = step_shifts(session, [pieces for pieces, counts in batches if counts])
     for number, (pieces, counts) in enumerate(batches, start=1):
         batch = collate(session.job.vlm, pieces, session.prompts.get, session.layout)
         with accelerator.no_sync(session.scorer) if number < len(batches) else nullcontext():
             logps: ResponseLogps = session.scorer(batch)
-            terms = combine(
-                session.weights, session.job.table.loss.beta, logps, batch.reference, batch.chosen, batch.rejected, state.delta
-            )  # fmt: skip
+            shift = next(shifts) if counts else 0.0
+            beta, places = session.job.table.loss.beta, (batch.reference, batch.chosen, batch.rejected)
+            terms = combine(session.weights, beta, logps, *places, state.delta, shift)
             accelerator.backward(terms.total.sum() * (scale * counts))
         if counts:
             sums += _add_up(terms, batch)

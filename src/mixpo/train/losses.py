@@ -76,16 +76,23 @@ def weights_of(objective: str, table: LossTable) -> Weights:
 
 
 def combine(
-    weights: Weights, beta: float, logps: ResponseLogps, reference: Tensor, chosen: Tensor, rejected: Tensor, delta: float
+    weights: Weights,
+    beta: float,
+    logps: ResponseLogps,
+    reference: Tensor,
+    chosen: Tensor,
+    rejected: Tensor,
+    delta: float,
+    shift: Tensor | float = 0.0,
 ) -> LossTerms:
     """L = w_p L_p + w_q L_q + w_g L_g for each pair.
 
-    reference: (R,) summed log-probs under pi_0. chosen, rejected: (K,) positions among the R responses.
+    reference: (R,) summed log-probs under pi_0. chosen, rejected: (K,) positions among the R responses. shift: (K,) for "aot".
     """
     ratio, mean = logps.sums - reference, logps.sums / logps.lengths  # log pi/pi_0 of the whole response, log pi per token
     reward = beta * ratio  # r(y)
     reward_chosen, reward_rejected = reward[chosen], reward[rejected]
-    sides = Sides(ratio[chosen], ratio[rejected], mean[chosen], mean[rejected], beta, delta, weights.smoothing)
+    sides = Sides(ratio[chosen], ratio[rejected], mean[chosen], mean[rejected], beta, delta, weights.smoothing, shift)
     preference = FORMS[weights.form](sides)
     quality = quality_loss(reward_chosen, reward_rejected, delta)
     generation = generation_loss(logps.sums[chosen], logps.lengths[chosen])

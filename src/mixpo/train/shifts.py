@@ -1,0 +1,46 @@
+"""What a pair's loss needs to know of all other pairs of its optimizer step, on all ranks. Most objectives need nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import repeat
+
+import torch
+from torch import Tensor
+
+from mixpo.train.batch import Piece
+from mixpo.train.collate import collate
+from mixpo.train.forms import transport
+from mixpo.train.losses import ResponseLogps
+from mixpo.train.session import Session
+
+
+def step_shifts(session: Session, batches: Sequence[Sequence[Piece]]) -> Iterator[Tensor | float]:
+    """One value for each of this rank's micro-batches: (K,) for "aot", from one more forward pass without gradient; 0 otherwise.
+
+    Every rank has to ask, because margins of all ranks are sorted together.
+    """
+    if session.weights.form != "aot":
+        return repeat(0.0)
+    return iter(_transported(session, batches))
+
+
+@torch.no_grad()
+def _transported(session: Session, batches: Sequence[Sequence[Piece]]) -> list[Tensor]:
+    accelerator = session.accelerator
+    # Not the wrapped model, whose forward passes must be as many on every rank.
+    scorer, found, counts = accelerator.unwrap_model(session.scorer), [torch.zeros(0, 2, device=accelerator.device)], list[int]()
+    for pieces in batches:
+        batch = collate(session.job.vlm, pieces, session.prompts.get, session.layout)
+        logps: ResponseLogps = scorer(batch)
+        both = torch.stack([logps.sums, batch.reference], -1)
+        found.append(both[batch.chosen] - both[batch.rejected])
+        counts.append(len(batch.chosen))
+    mine = torch.cat(found)
+    sizes = accelerator.gather(torch.tensor([len(mine)], device=accelerator.device))
+    # Room that a rank does not need holds infinite margins, which come last on both sides and meet each other only.
+    room = torch.full((int(sizes.max()) - len(mine), 2), float("inf"), device=mine.device)
+    everyone: Tensor = accelerator.gather(torch.cat([mine, room]))
+    first = accelerator.process_index * int(sizes.max())
+    shift = transport(everyone[:, 0], everyone[:, 1])[first : first + len(mine)]
+    return list(torch.split(shift, counts))
