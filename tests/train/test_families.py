@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 from train.architectures import FAMILIES, HYBRIDS, Family, prompt, vlm
+from transformers import InternVLModel
 
 from mixpo.train.batch import Piece
 from mixpo.train.collate import collate
 from mixpo.train.layout import choose_layout
 from mixpo.train.logps import Scorer
 from mixpo.train.model import checkpoint_activations
-from mixpo.types import Group, Question
+from mixpo.types import Group, ImageRef, Question
 from mixpo.vlm.families import Sight, answer_type, why_not_packed
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import EncodedPrompt
@@ -37,7 +39,9 @@ class Data:
             self.prompts[f"q{number}"] = prompt(family, rng, count)
             lengths = torch.randint(1, 9, (responses,), generator=rng).tolist()
             tails = tuple(tuple(torch.randint(10, 128, (length,), generator=rng).tolist()) for length in lengths)
-            group = Group(question=Question(id=f"q{number}", text=""), prompt="", responses=tails, pairs=())
+            refs = tuple(ImageRef(path="", digest=str(place)) for place in range(count))
+            asked = Question(id=f"q{number}", text="", images=refs)
+            group = Group(question=asked, prompt="", responses=tails, pairs=())
             self.pieces.append(Piece(group, tuple(range(responses)), ()))
 
     def get(self, group: Group) -> EncodedPrompt:
@@ -109,6 +113,20 @@ def test_padded_rows_are_one_at_a_time(made: tuple[Vlm, Data, torch.Tensor, dict
     with torch.no_grad():
         found = Scorer(one.model, "plain")(collate(one, data.pieces, data.get, "plain")).sums
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif("mm_encoder_outputs" not in inspect.signature(InternVLModel.forward).parameters, reason="an older transformers")
+def test_images_once_in_padded_rows(made: tuple[Vlm, Data, torch.Tensor, dict[str, torch.Tensor]]) -> None:
+    """The second choice: exact, with gradients, wherever features of an image can be told apart; refused elsewhere."""
+    one, data, expected, expected_gradients = made
+    try:
+        found = Scorer(one.model, "shared")(collate(one, data.pieces, data.get, "shared")).sums
+    except (AttributeError, TypeError, ValueError):
+        assert one.model.config.model_type in ("smolvlm", "idefics3", "llava_onevision")
+        return
+    (found * data.factors).sum().backward()
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+    same_gradients(gradients(one.model), expected_gradients)
 
 
 def test_the_check_chooses_packing(made: tuple[Vlm, Data, torch.Tensor, dict[str, torch.Tensor]]) -> None:

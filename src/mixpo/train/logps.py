@@ -62,8 +62,6 @@ def _plain(model: Any, batch: Batch) -> Tensor:
 def _features(model: Any, vision: Vision) -> Any:
     """Vision features of every image once, handed to each row of its group. Raises ValueError for an unknown form."""
     output = model.base_model.get_image_features(**vision.inputs, return_dict=True)
-    if getattr(output, "deepstack_features", None) is not None:
-        raise ValueError("features of several depths")
     features = output.pooler_output
     counts = vision.tiles if isinstance(features, Tensor) else vision.images
     if len(features) != sum(counts):
@@ -74,4 +72,7 @@ def _features(model: Any, vision: Vision) -> Any:
         output.pooler_output = features[torch.tensor(wanted, device=features.device)]
     else:
         output.pooler_output = tuple(features[number] for number in wanted)
+        if getattr(output, "deepstack_features", None) is not None:
+            # Of each depth one tensor for each image.
+            output.deepstack_features = [tuple(depth[number] for number in wanted) for depth in output.deepstack_features]
     return output
