@@ -44,7 +44,10 @@ ANSWERS: dict[str, tuple[tuple[str, str], ...]] = {
         ("log(x)", "ln(x)"), ("x", "X"),
     ),
     "text": (("a Red circle.", "red circle"), ("two", "2"), ("ice-cream", "ice cream"), ("red", "red circle"), ("blue", "red")),
-    "yes_no": (("Yes, it is.", "yes"), ("是", "yes"), ("It is not.", "no"), ("No", "yes"), ("yes and no", "yes"), ("red", "yes")),
+    "yes_no": (
+        ("Yes, it is.", "yes"), ("是", "yes"), ("It is not.", "no"), ("No", "yes"), ("yes and no", "yes"), ("I cannot tell", "no"),
+        ("red", "yes"),
+    ),
 }  # fmt: skip
 """(answer, ground truth) by kind, for the tables in docs/verification.md."""
 
