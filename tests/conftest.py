@@ -60,4 +60,4 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) ->
 @pytest.fixture
 def own_run(finished_run: Path, tmp_path: Path) -> Path:
     """A copy of `finished_run` to change."""
-    return Path(shutil.copytree(finished_run, tmp_path / "own"))
+    return Path(shutil.copytree(finished_run, tmp_path / "own", symlinks=True))

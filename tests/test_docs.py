@@ -180,8 +180,11 @@ def test_sessions_answer_as_shown(fence: Fence) -> None:
 
 @pytest.mark.parametrize("fence", [p for p in fences("python") if ">>>" not in p.values[0].text])
 def test_programs_run(fence: Fence, own_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a folder with a recipe.toml and a finished run/ of it."""
+    """In a folder with a recipe.toml and a finished run/ of it, which is also runs/site and runs/recipe."""
     monkeypatch.chdir(own_run)
+    Path("runs").mkdir()
+    for name in ("site", "recipe"):
+        Path("runs", name).symlink_to("../run")
     exec(compile(fence.text, fence.where, "exec"), {"__name__": "example"})  # noqa: S102
 
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import small_run
-from small_run import kinds, open_small, plan_of, said, unfinished
+from small_run import kinds, make, open_small, plan_of, said, unfinished
 
+from mixpo.dryrun import dry_run
 from mixpo.errors import EngineError, RecipeError, TrainError
 from mixpo.pipeline import kind_of, run_recipe, run_stage
 from mixpo.records import Prediction, Sampled
+from mixpo.run import Manifest
 from mixpo.stages.models import Models
+from mixpo.stages.pair import check_pairs
 from mixpo.stages.sample import seed_of
+from mixpo.stages.train import published
 from mixpo.status import open_run, status
 
 # --- a whole run ---------------------------------------------------------------------------------------------------------
@@ -36,6 +41,51 @@ def test_everything_is_made(finished_run: Path) -> None:
     assert report["training"].keys() == {"sft", "mpo"}
     assert len(report["examples"]) == 4
     assert "<html" in (finished_run / "run" / "report.html").read_text()
+
+
+def test_trained_models_have_a_name_that_stays(own_run: Path) -> None:
+    root = own_run / "run"
+    links = {path.name: path for path in (root / "models").iterdir()}
+    assert set(links) == {"mpo", "sft"}
+    assert all(link.is_symlink() and not Path(os.readlink(link)).is_absolute() for link in links.values())
+    assert (links["mpo"] / "model.safetensors").read_bytes() != (links["sft"] / "model.safetensors").read_bytes()
+    report = json.loads((root / "report.json").read_text())
+    assert report["trained"] == {"mpo": "models/mpo", "sft": "models/sft"}
+    # Another recipe: the old model no longer goes by the name, and the new one does.
+    changed = ("train.learning_rate=2e-3", "train.baselines=[]")
+    before = links["mpo"].resolve()
+    (root / "models" / "mpo").unlink()
+    run_recipe(open_small(own_run / "recipe.toml", root))
+    assert links["mpo"].resolve() == before
+    run_stage(open_small(own_run / "recipe.toml", root, *changed), ("verify",))
+    assert not any(link.is_symlink() for link in links.values())
+    run_recipe(open_small(own_run / "recipe.toml", root, *changed))
+    assert [path.name for path in (root / "models").iterdir()] == ["mpo"]
+    assert links["mpo"].resolve() != before
+
+
+def test_each_round_has_its_model(tmp_path: Path, tiny_folder: Path) -> None:
+    recipe = make(tmp_path, tiny_folder)
+    context = open_small(recipe, tmp_path / "run", "train.rounds=2", "train.baselines=[]", "evaluate.sets=[]")
+    plan = run_recipe(context)
+    found = published(context, plan)
+    assert set(found) == {"mpo", "mpo-round-1"}
+    assert found["mpo"].resolve().parent == tmp_path / "run/round-2/train/mpo"
+    assert found["mpo-round-1"].resolve().parent == tmp_path / "run/round-1/train/mpo"
+
+
+def test_evaluation_leaves_out_questions_without_an_answer(tmp_path: Path, tiny_folder: Path) -> None:
+    """They would count as not right, and lower every accuracy."""
+    recipe = make(tmp_path, tiny_folder)
+    with (tmp_path / "held_out.jsonl").open("a") as file:
+        file.write('{"question": "Describe it.", "image": "images/501.png"}\n')
+    context = open_small(recipe, tmp_path / "run", "train.baselines=[]")
+    run_recipe(context)
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    assert report["models"]["mpo"]["cot"]["n"] == 6
+    (dropped,) = [row for row in report["dropped"] if row["stage"] == "evaluate/held-out/source"]
+    assert (dropped["count"], "cannot be evaluated" in dropped["reason"]) == (1, True)
+    assert dropped["where"].endswith("held_out.jsonl:7")
 
 
 def test_shards_of_all_stages_are_aligned(finished_run: Path) -> None:
@@ -193,6 +243,29 @@ def test_no_pairs_are_explained_and_the_start_can_be_measured(tmp_path: Path, ti
     assert report["models"]["start"]["cot"]["accuracy"] == (1.0 if answer == "right" else 0.0)
 
 
+def test_the_dry_run_counts_what_would_be_left_out(tmp_path: Path, tiny_folder: Path) -> None:
+    recipe = make(tmp_path, tiny_folder)
+    with (tmp_path / "held_out.jsonl").open("a") as file:
+        file.write('{"question": "Describe it.", "image": "images/501.png"}\n')
+    (row,) = [row for row in dry_run(open_small(recipe, tmp_path / "run")) if row.stage == "evaluate/held-out/source"]
+    assert (row.total, row.why) == (6, "read at every start; 1 row left out, `mixpo check` lists them")
+
+
+def test_nothing_to_evaluate_is_said(own_run: Path) -> None:
+    """Exit status 0 after doing nothing would look like success."""
+    with pytest.raises(RecipeError, match=r"nothing to evaluate: the recipe names no evaluation set; add a table \[\[evaluate.sets\]\]"):
+        run_stage(open_small(own_run / "recipe.toml", own_run / "run", "evaluate.sets=[]"), ("evaluate",))
+
+
+def test_no_pairs_in_a_later_round_names_the_round(tmp_path: Path, tiny_folder: Path) -> None:
+    recipe = make(tmp_path, tiny_folder)
+    context = open_small(recipe, tmp_path / "run", "train.rounds=2", "train.baselines=[]", "evaluate.sets=[]")
+    manifest = Manifest(stage="round-2/pair", settings={}, inputs=[], shards=[], counts={"questions": 9})
+    with pytest.raises(TrainError, match=r"round 2: no pairs: of 9 questions") as caught:
+        check_pairs(context, manifest, 2)
+    assert "mixpo evaluate" not in str(caught.value)
+
+
 def test_pairs_longer_than_the_limit_are_named(own_run: Path) -> None:
     context = open_small(own_run / "recipe.toml", own_run / "run", "train.max_length=20")
     with pytest.raises(TrainError, match=r"no pair can be trained on.*longer than the limit.*train\.max_length is 20"):
@@ -258,4 +331,4 @@ def test_status_reads_only_the_run_directory(own_run: Path) -> None:
     next((own_run / "run" / "round-1" / "sample").glob("00001-*")).unlink()
     rows = {row["stage"]: row for row in status(open_run(own_run / "run"))}
     assert rows["round-1/sample"]["state"] == "part"
-    assert rows["round-1/sample"]["why"] == ["1 shards are not finished"]
+    assert rows["round-1/sample"]["why"] == ["1 shard is not finished"]

@@ -95,3 +95,32 @@ def test_not_toml(tmp_path: Path, content: str | bytes) -> None:
 def test_toml_of_committed_recipes_sets_no_default_twice() -> None:
     """A recipe that repeats a table would not parse at all; this keeps the glob above honest."""
     assert all(tomllib.loads(path.read_text(encoding="utf-8")) for path in COMMITTED)
+
+
+def test_the_line_is_that_of_the_key_in_its_own_table(tmp_path: Path) -> None:
+    """Several tables have a `batch_size` or a `path`; an error must not point at another one's."""
+    path = tmp_path / "r.toml"
+    text = """
+[sample]
+batch_size = 4
+[evaluate]
+batch_size = 8
+[[evaluate.sets]]
+name = "one"
+source = { kind = "digits" }
+[[evaluate.sets]]
+name = "Two"
+source.kind = "digits"
+source.poool = "test"
+[source]
+kind = "jsnl"
+[train]
+batch_size = 2.5
+freeze = ["visoin"]
+loss.bta = 1
+"""
+    path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        load(path)
+    lines = dict.fromkeys(line.split(": ", 1)[0].rpartition(":")[2] for line in str(caught.value).splitlines())
+    assert sorted(map(int, lines)) == [10, 12, 13, 16, 17, 18]

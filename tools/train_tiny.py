@@ -2,9 +2,9 @@
 
     python tools/train_tiny.py --out src/mixpo/assets/tiny
 
-First it learns to read and reason from careful answers (`--careful` steps), as a pre-trained model has; then it is tuned on
-answers that imitate a web-scale instruction set: some annotators read the picture and reason step by step, some glance and
-guess, and some never state a clear final answer. Which kind prevails differs by question family (`SHARES`). So its
+First it learns to read and reason from careful answers, as a pre-trained model has; then it is tuned on answers that imitate a
+web-scale instruction set (`COURSE`): some annotators read the picture and reason step by step, some glance and guess, and
+some never state a clear final answer. Which kind prevails in the end differs by question family (`SHARES`). So its
 chain-of-thought answers are mediocre although it *can* read and reason: the situation that preference optimization on answer
 correctness is meant to mend. No digit image of the other pools is used.
 """
@@ -16,6 +16,7 @@ import math
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,20 +33,27 @@ from transformers import (
 )
 
 from mixpo.prompts import PROMPTS
-from mixpo.sources.digits import CELL, Puzzle, Scene, _digits, draw, puzzles
+from mixpo.sources.digits import CELL, FAMILIES, Puzzle, Scene, _digits, draw, puzzles
 
-# family: share of careful answers, of hasty ones, of careful ones without a clear final answer
-SHARES = {
-    "sum": (0.55, 0.30, 0.15),
-    "largest": (0.30, 0.55, 0.15),
-    "difference": (0.55, 0.30, 0.15),
-    "product": (0.55, 0.30, 0.15),
-    "count": (0.30, 0.55, 0.15),
-    "compare": (0.30, 0.55, 0.15),
-    "choice": (0.30, 0.55, 0.15),
-    "position": (0.55, 0.30, 0.15),
+Shares = dict[str, tuple[float, float, float]]
+"""family: share of careful answers, of hasty ones, of careful ones without a clear final answer"""
+
+CAREFUL: Shares = dict.fromkeys(FAMILIES, (1.0, 0.0, 0.0))
+MIXED: Shares = dict.fromkeys(FAMILIES, (0.30, 0.55, 0.15)) | dict.fromkeys(
+    ("sum", "difference", "product", "position"), (0.55, 0.30, 0.15)
+)
+SHARES: Shares = {
+    "sum": (0.60, 0.25, 0.15),
+    "largest": (0.25, 0.60, 0.15),
+    "difference": (0.25, 0.60, 0.15),
+    "product": (0.60, 0.25, 0.15),
+    "count": (0.60, 0.25, 0.15),
+    "compare": (0.60, 0.25, 0.15),
+    "choice": (0.60, 0.25, 0.15),
+    "position": (0.60, 0.25, 0.15),
 }
-CAREFUL = (1.0, 0.0, 0.0)
+COURSE = ((550, CAREFUL), (350, MIXED), (200, SHARES))
+"""Steps and the manners of their answers. The first two share one learning-rate cycle, the last has its own, lower one."""
 DIRECT_SHARE = 0.25
 OPEN_SHARE = 0.06
 
@@ -67,9 +75,9 @@ def read_aloud(scene: Scene, rng: random.Random) -> str:
     return f"In the picture are {a} {b} above and {c} {d} below."
 
 
-def rationale(scene: Scene, puzzle: Puzzle, rng: random.Random, shares: tuple[float, float, float]) -> str:
+def rationale(scene: Scene, puzzle: Puzzle, rng: random.Random, shares: Shares) -> str:
     """A chain-of-thought answer in one of the three manners."""
-    careful, hasty, _ = shares
+    careful, hasty, _ = shares[puzzle.family]
     draw_ = rng.random()
     if draw_ < careful:
         return f"{read_aloud(scene, rng)} {puzzle.steps} Final answer: {puzzle.answer}"
@@ -80,20 +88,20 @@ def rationale(scene: Scene, puzzle: Puzzle, rng: random.Random, shares: tuple[fl
     return f"{read_aloud(scene, rng)} {puzzle.steps} {ending}"
 
 
-def example(scene: Scene, puzzle: Puzzle, rng: random.Random, careful: bool) -> tuple[str, str]:
+def example(scene: Scene, puzzle: Puzzle, rng: random.Random, shares: Shares) -> tuple[str, str]:
     """(user message without image mark, response)."""
     if puzzle.answer is None:
         return puzzle.text, f"{read_aloud(scene, rng)} {puzzle.steps}"
     if rng.random() < DIRECT_SHARE:
         return PROMPTS["direct"].render(puzzle.text), puzzle.answer
-    return PROMPTS["brief"].render(puzzle.text), rationale(scene, puzzle, rng, CAREFUL if careful else SHARES[puzzle.family])
+    return PROMPTS["brief"].render(puzzle.text), rationale(scene, puzzle, rng, shares)
 
 
-def examples(seed: int, count: int, careful: int) -> list[tuple[Scene, str, str]]:
-    """(scene, message, response); the first `careful` ones are all in the careful manner."""
+def examples(seed: int, count: int, shares: Shares) -> list[tuple[Scene, str, str]]:
+    """(scene, message, response)."""
     rng = random.Random(f"{seed}/answers")
     made = puzzles("start", seed, count, open_share=OPEN_SHARE)
-    return [(scene, *example(scene, puzzle, rng, number < careful)) for number, (scene, puzzle) in enumerate(made)]
+    return [(scene, *example(scene, puzzle, rng, shares)) for scene, puzzle in made]
 
 
 def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -210,22 +218,32 @@ def tensors(rows: list[tuple[list[int], list[int]]], pad: int) -> dict[str, torc
 
 def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
-    corpus = examples(args.seed + 1, 4000, 1000)
+    corpus = [*examples(args.seed + 1, 1000, CAREFUL), *examples(args.seed + 2, 3000, MIXED)]
     tokenizer = make_tokenizer([text for _, message, answer in corpus for text in (message, answer, "user\n", "assistant\n")])
     processor, model = make_processor(tokenizer), make_model(tokenizer)
     check_pixels(processor, corpus[0][0])
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, vocabulary {len(tokenizer)}")
-    rows = examples(args.seed, args.steps * args.batch, args.careful * args.batch)
+    *first, (steps, shares) = COURSE
+    rows = [row for number, (count, manner) in enumerate(first) for row in examples(10 * args.seed + number, count * args.batch, manner)]
+    run(model, processor, rows, args.batch, args.lr, args.seed)
+    run(model, processor, examples(10 * args.seed + 9, steps * args.batch, shares), args.batch, args.lr / 2.5, args.seed + 1)
+    model.save_pretrained(args.out)
+    processor.save_pretrained(args.out)
+
+
+def run(model: Any, processor: InternVLProcessor, rows: list[tuple[Scene, str, str]], size: int, rate: float, seed: int) -> None:
+    """One pass over the rows in one cycle of the learning rate."""
+    tokenizer, steps = processor.tokenizer, len(rows) // size
     image = "<img>" + "<IMG_CONTEXT>" * IMAGE_TOKENS + "</img>"
     decay = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
     optimiser = torch.optim.AdamW([{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=args.lr, total_steps=args.steps, pct_start=0.1)
-    jitter = np.random.default_rng(args.seed)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=rate, total_steps=steps, pct_start=0.1)
+    jitter = np.random.default_rng(seed)
     started, losses = time.time(), []
     model.train()
-    for step in range(args.steps):
-        batch = rows[step * args.batch : (step + 1) * args.batch]
+    for step in range(steps):
+        batch = rows[step * size : (step + 1) * size]
         encoded = []
         for _, message, answer in batch:
             messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": message}]}]
@@ -240,16 +258,12 @@ def train(args: argparse.Namespace) -> None:
         optimiser.zero_grad(set_to_none=True)
         losses.append(loss.item())
         if (step + 1) % 50 == 0:
-            print(f"step {step + 1}/{args.steps}  loss {np.mean(losses[-50:]):.4f}  {time.time() - started:.0f} s", flush=True)
-    model.save_pretrained(args.out)
-    processor.save_pretrained(args.out)
+            print(f"step {step + 1}/{steps}  loss {np.mean(losses[-50:]):.4f}  {time.time() - started:.0f} s", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=900)
-    parser.add_argument("--careful", type=int, default=550, help="steps, of all, with careful answers only")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)

@@ -44,7 +44,10 @@ ANSWERS: dict[str, tuple[tuple[str, str], ...]] = {
         ("log(x)", "ln(x)"), ("x", "X"),
     ),
     "text": (("a Red circle.", "red circle"), ("two", "2"), ("ice-cream", "ice cream"), ("red", "red circle"), ("blue", "red")),
-    "yes_no": (("Yes, it is.", "yes"), ("是", "yes"), ("It is not.", "no"), ("No", "yes"), ("yes and no", "yes"), ("red", "yes")),
+    "yes_no": (
+        ("Yes, it is.", "yes"), ("是", "yes"), ("It is not.", "no"), ("No", "yes"), ("yes and no", "yes"), ("I cannot tell", "no"),
+        ("red", "yes"),
+    ),
 }  # fmt: skip
 """(answer, ground truth) by kind, for the tables in docs/verification.md."""
 
@@ -119,7 +122,7 @@ def shares() -> str:
 
 def _constant(path: Path, name: str) -> dict[str, tuple[float, ...]]:
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and any(isinstance(target, ast.Name) and target.id == name for target in node.targets):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == name and node.value:
             return dict(ast.literal_eval(node.value))
     raise SystemExit(f"{path}: has no constant {name}; docs/demo.md is made from it")
 

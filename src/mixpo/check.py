@@ -21,6 +21,7 @@ from mixpo.sources import DUPLICATE, found
 from mixpo.stages import prompting
 from mixpo.stages.models import Models
 from mixpo.stages.sample import script_digest
+from mixpo.stages.source import NO_ANSWER
 from mixpo.types import Question, Skipped
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def question_problems(recipe: Recipe, question: Question, vlm: Vlm | None, evalu
     """Everything wrong with one question: broken images, control tokens, image tokens, length, a missing answer."""
     broken = [problem for image in question.images if (problem := probe(Path(image.path), recipe.image))]
     if evaluated and question.answer is None:
-        broken.append("a question without an answer cannot be evaluated; remove the row or give its answer")
+        broken.append(NO_ANSWER)
     if broken or vlm is None:
         return broken
     from mixpo.vlm.prompt import context_limit, encode
@@ -151,7 +152,9 @@ def question_problems(recipe: Recipe, question: Question, vlm: Vlm | None, evalu
         return [str(error)]
     new = recipe.evaluate.max_new_tokens if evaluated else recipe.sample.max_new_tokens
     if tokens + new > context_limit(vlm):
-        return [f"over-long: a prompt of {tokens} tokens and {new} new ones do not fit into the model's {context_limit(vlm)}"]
+        return [f"over-long: a prompt of {tokens} tokens and {new} new ones do not fit into the model's {context_limit(vlm)}; shorten it"]
     if not evaluated and tokens >= recipe.train.max_length:
-        return [f"over-long: a prompt of {tokens} tokens leaves no room for an answer within train.max_length = {recipe.train.max_length}"]
+        return [
+            f"over-long: a prompt of {tokens} tokens leaves no room for an answer in train.max_length = {recipe.train.max_length}; raise it"
+        ]
     return []

@@ -6,6 +6,7 @@ in this directory where there are any, otherwise the constants below; each line 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +15,9 @@ from mixpo.pipeline import Sources, build_plan
 from mixpo.recipe import Source
 from mixpo.run import Run
 from mixpo.stages.base import Context, Planned
+from mixpo.stages.evaluate import source_name
 from mixpo.stages.source import Index, blocks_of, index_of
+from mixpo.types import Skipped
 from mixpo.vlm.folder import find
 
 PROMPT_TOKENS = 400
@@ -62,26 +65,33 @@ class Rates:
 
 def dry_run(context: Context, rate: float | None = None) -> list[Estimate]:
     """One estimate for each stage, in order. rate: generated tokens each second to assume instead."""
-    sources = _sources(context)
+    left_out: dict[str, list[Skipped]] = {}
+    sources = _sources(context, left_out)
     plan = build_plan(context, sources)
     rates = _rates(context, sources, rate)
     rows = [
-        Estimate(stage=name, todo=index.questions, total=index.questions, unit="questions", why="read at every start", basis="exact count")
-        for name, index in (("source", sources.train), *((f"evaluate/{n}/source", i) for n, i in sources.sets.items()))
+        Estimate(stage=name, todo=index.questions, total=index.questions, unit="questions", why=_read(left_out[name]), basis="exact count")
+        for name, index in (("source", sources.train), *((source_name(n), i) for n, i in sources.sets.items()))
     ]
     return [*rows, *(_estimate(context, planned, rates, sources.train) for planned in plan.planned.values())]
 
 
-def _sources(context: Context) -> Sources:
-    """The questions as the next run would read them, with copies of images in a folder that goes away."""
+def _read(left_out: Sequence[Skipped]) -> str:
+    return "read at every start" + (
+        f"; {len(left_out)} row{'s' * (len(left_out) != 1)} left out, `mixpo check` lists them" if left_out else ""
+    )
+
+
+def _sources(context: Context, left_out: dict[str, list[Skipped]]) -> Sources:
+    """The questions as the next run would read them, with copies of images in a folder that goes away. Fills in what is left out."""
     with TemporaryDirectory(prefix="mixpo-dry-") as folder:
         elsewhere = replace(context, run=Run(Path(folder)))
 
-        def index(source: Source) -> Index:
-            return index_of(blocks_of(elsewhere, source, []))
+        def index(name: str, source: Source, evaluated: bool) -> Index:
+            return index_of(blocks_of(elsewhere, source, left_out.setdefault(name, []), evaluated=evaluated))
 
-        sets = {s.name: index(s.source) for s in context.recipe.evaluate.sets}
-        return Sources(train=index(context.recipe.source), sets=sets)
+        sets = {s.name: index(source_name(s.name), s.source, True) for s in context.recipe.evaluate.sets}
+        return Sources(train=index("source", context.recipe.source, False), sets=sets)
 
 
 def _rates(context: Context, sources: Sources, rate: float | None) -> Rates:

@@ -30,7 +30,7 @@ class RecipeError(MixpoError):
     exit_code = 2
 
 
-class MissingExtra(MixpoError):
+class MissingExtra(MixpoError):  # noqa: N818
     """An optional library is needed."""
 
     exit_code = 2

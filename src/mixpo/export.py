@@ -38,7 +38,7 @@ def export(context: Context, folder: Path, form: str = "mmpr", number: int = 1) 
     plan = build_plan(context, known_sources(context.run, context.recipe))
     planned = plan.planned.get(f"round-{number}/pair")
     if planned is None:
-        raise RunError(f"--round {number}: the recipe has {context.recipe.train.rounds} rounds")
+        raise RunError(f"--round {number}: the run has no such round; the last one is {context.recipe.train.rounds} (train.rounds)")
     if not planned.finished():
         raise RunError(f"{planned.stage.folder}: the pairs of round {number} are not finished; run the recipe first")
     shards = range(len(plan.shards("source")))

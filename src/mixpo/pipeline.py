@@ -26,7 +26,7 @@ from mixpo.stages.reference import reference_job
 from mixpo.stages.report import report_job
 from mixpo.stages.sample import continue_job, sample_job
 from mixpo.stages.source import Index
-from mixpo.stages.train import model_of, train_job
+from mixpo.stages.train import model_of, train_job, withdraw
 from mixpo.stages.verify import verify_job
 from mixpo.types import Question
 
@@ -57,6 +57,7 @@ def run_recipe(context: Context, force: Sequence[str] = ()) -> Plan:
     with context.run.lock():
         _prepare(context, force)
         plan = build_plan(context, read_sources(context))
+        withdraw(context, plan)
         _each(context, [planned for planned in plan.planned.values() if planned.job.kind != "report"])
         # Planned anew: its key holds which of the others are finished.
         plan.add(report_job(context, plan))
@@ -67,11 +68,13 @@ def run_recipe(context: Context, force: Sequence[str] = ()) -> Plan:
 def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = ()) -> Plan:
     """Do the stages of these kinds only, in every round that has what they need.
 
-    Raises RunError when not even one of them could be done, naming the stage that is missing or stale.
+    Raises RunError when not even one of them could be done, naming the stage that is missing or stale, and RecipeError when the
+    recipe asks for none of them.
     """
     with context.run.lock():
         _prepare(context, force)
         plan = build_plan(context, read_sources(context))
+        withdraw(context, plan)
         wanted = [planned for planned in plan.planned.values() if planned.job.kind in kinds]
         done, missing = 0, ""
         for planned in wanted:
@@ -81,6 +84,8 @@ def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = ())
                 continue
             _each(context, [planned])
             done += 1
+        if kinds and not wanted:
+            raise RecipeError(f"nothing to {' or '.join(kinds)}: the recipe names no evaluation set; add a table [[evaluate.sets]]")
         if wanted and not done:
             raise RunError(f"{missing}; run that stage first, or everything with `mixpo run`")
     return plan
@@ -101,7 +106,7 @@ def read_sources(context: Context) -> Sources:
     recipe = context.recipe
     return Sources(
         train=source.refresh(context, "source", recipe.source),
-        sets={s.name: source.refresh(context, evaluate.source_name(s.name), s.source) for s in recipe.evaluate.sets},
+        sets={s.name: source.refresh(context, evaluate.source_name(s.name), s.source, evaluated=True) for s in recipe.evaluate.sets},
     )
 
 
@@ -172,7 +177,7 @@ def _sweep(root: Path) -> None:
         # Images clean up after themselves, and there may be millions.
         folders[:] = [name for name in folders if name not in left and Path(folder, name) != root / "images"]
         for path in (Path(folder, name) for name in left):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def kind_of(name: str) -> str:

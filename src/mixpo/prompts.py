@@ -29,7 +29,8 @@ _COT = (
     'answer, please use the format "Final answer: .."\n\nQuestion:\n\n{question}'
 )
 _COT_ZH = (
-    "你的任务是回答以下问题。在回答之前，请逐步推理说明您是如何得到答案的。当您准备好回答时，请使用\"答案: ..\"的格式来回答。\n\n问题:\n\n{question}"
+    "你的任务是回答以下问题。在回答之前，请逐步推理说明您是如何得到答案的。"
+    '当您准备好回答时，请使用"答案: .."的格式来回答。\n\n问题:\n\n{question}'
 )
 
 PROMPTS: dict[str, Prompt] = {
@@ -55,18 +56,21 @@ PROMPTS: dict[str, Prompt] = {
     ),
     "grounded": Prompt(
         template=(
-            "Answer the question below. Whenever you mention an object of the image, write <ref>its name</ref><box>[[x1, y1, x2, y2]]</box> "
-            "with its bounding box in coordinates from 0 to 1000. Reason step by step, and end with a line "
-            '"Final answer: ..".\n\nQuestion:\n\n{question}'
+            "Answer the question below. Whenever you mention an object of the image, write "
+            "<ref>its name</ref><box>[[x1, y1, x2, y2]]</box> with its bounding box in coordinates from 0 to 1000. "
+            'Reason step by step, and end with a line "Final answer: ..".\n\nQuestion:\n\n{question}'
         ),
         style="final",
     ),
     "background_zh": Prompt(
-        template="请回答下面的问题。先说明解题所依据的背景知识，再结合图像逐步推理，最后一行写\"答案: ..\"。\n\n问题:\n\n{question}",
+        template='请回答下面的问题。先说明解题所依据的背景知识，再结合图像逐步推理，最后一行写"答案: .."。\n\n问题:\n\n{question}',
         style="final_zh",
     ),
     "visual_zh": Prompt(
-        template="请回答下面的问题。先描述图像中与问题有关的内容（标题、标签、文字、数值），再逐步推理，最后一行写\"答案: ..\"。\n\n问题:\n\n{question}",
+        template=(
+            "请回答下面的问题。先描述图像中与问题有关的内容（标题、标签、文字、数值），再逐步推理，"
+            '最后一行写"答案: .."。\n\n问题:\n\n{question}'
+        ),
         style="final_zh",
     ),
     "boxed": Prompt(

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
+from collections import Counter
 from typing import Any
 
 from pydantic import BaseModel
+
+_HEADER = re.compile(r"\s*(\[\[?)\s*([\w.\"-]+)\s*\]")
+_ASSIGNMENT = re.compile(r"\s*([\w.\"-]+?)\s*=")
 
 
 def did_you_mean(word: str, known: Any) -> str:
@@ -18,7 +23,9 @@ def describe(root: type[BaseModel], name: str, text: str, problem: Any) -> str:
     """One line for one error of pydantic. root: the whole recipe's model; name and text: of the file, for its line."""
     location = [str(part) for part in problem["loc"]]
     tables, key = location[:-1], location[-1] if location else ""
-    where = f"{name}{_line_of(text, key)}: " + (".".join(tables) + ": " if tables else "")
+    while key.isdigit() and tables:  # one of a list of values
+        key = tables.pop()
+    where = f"{name}{_line_of(text, [*tables, key])}: " + (".".join(tables) + ": " if tables else "")
     if problem["type"] == "extra_forbidden":
         return f"{where}unknown key {key!r}{_nearest(root, key, tables)}"
     if problem["type"] == "union_tag_invalid":
@@ -89,8 +96,27 @@ def _resolve(annotation: Any, part: str) -> Any:
     return annotation if members else None
 
 
-def _line_of(text: str, key: str) -> str:
+def _line_of(text: str, location: list[str]) -> str:
+    """ ":7" for the line that sets the key at this location, in its own table; nothing where the file does not set it."""
+    table: list[str] = []
+    seen: Counter[str] = Counter()
     for number, line in enumerate(text.splitlines(), start=1):
-        if key and line.split("=")[0].strip().strip('"') == key:
+        if header := _HEADER.match(line):
+            table = header[2].replace('"', "").split(".")
+            if header[1] == "[[":
+                table.append(str(seen[header[2]]))
+                seen[header[2]] += 1
+            found = table
+        elif assignment := _ASSIGNMENT.match(line):
+            found = [*table, *assignment[1].replace('"', "").split(".")]
+        else:
+            continue
+        if location and found[-1] == location[-1] and _is_inside(found, location):
             return f":{number}"
     return ""
+
+
+def _is_inside(path: list[str], location: list[str]) -> bool:
+    """Whether a path leads to the location, in which names of kinds stand between."""
+    rest = iter(location)
+    return all(part in rest for part in path) and [part for part in path if part.isdigit()] == [p for p in location if p.isdigit()]

@@ -1,6 +1,7 @@
 """A run directory: where each stage's shards live, which are done, what is stale and why.
 
     RUN/recipe.json                     the resolved recipe of the last command
+    RUN/models/<name>                   link to a trained model, under a name that does not change
     RUN/images/                         content-addressed copies of images that have no file of their own
     RUN/<stage>/manifest.json           settings, inputs, versions, counts, timings
     RUN/<stage>/00012-<key>.parquet     one shard; it is done when the file is there
@@ -97,7 +98,7 @@ class Stage:
         fresh = len(set(inputs) - set(last.inputs))
         if fresh:
             reasons.append(f"{fresh} of {len(inputs)} input shards are new or changed")
-        return tuple(reasons) or (f"{len(missing)} shards are not finished",)
+        return tuple(reasons) or (f"{len(missing)} {'shard is' if len(missing) == 1 else 'shards are'} not finished",)
 
     def path(self, shard: str) -> Path:
         """File of a shard."""
@@ -147,6 +148,11 @@ class Run:
     def images(self) -> Path:
         """Content-addressed images made by sources that have no files of their own."""
         return self.root / "images"
+
+    @property
+    def models(self) -> Path:
+        """Links to the trained models by name."""
+        return self.root / "models"
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -14,6 +14,7 @@ from mixpo.run import Manifest, Run
 from mixpo.stages.base import Context, Planned
 from mixpo.stages.evaluate import source_name
 from mixpo.stages.source import Index, load_index
+from mixpo.stages.train import published
 
 EMPTY = Index(shards=(), sizes=(), open=(), kinds=(), domains=())
 
@@ -39,6 +40,12 @@ def status(context: Context) -> list[dict[str, Any]]:
     sources = known_sources(context.run, context.recipe)
     rows = [_source_row(context.run, name) for name in ("source", *(source_name(name) for name in sources.sets))]
     return [*rows, *(_row(planned) for planned in build_plan(context, sources).planned.values())]
+
+
+def models(context: Context) -> dict[str, str]:
+    """Where the trained models of a run are, by name; those that its recipe asks for and that are finished."""
+    plan = build_plan(context, known_sources(context.run, context.recipe))
+    return {name: str(link) for name, link in published(context, plan).items()}
 
 
 def known_sources(run: Run, recipe: Recipe) -> Sources:

@@ -37,6 +37,7 @@ class Question:
     text: holds `<image>` where each image stands; the marks always equal the images in number.
     answer: the ground truth, or None where there is none (then `kind` is "none").
     choices: the texts of a multiple-choice question in letter order (A, B, ...); `answer` is then a letter.
+        A question of kind "choice" without them shows its options in the picture only.
     id: hash of text, image bytes, answer and choices; equal content has an equal id wherever it came from.
     """
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pairs.answers import ASKED, answer_sets, judged, response, table, tables
 
-from mixpo.pairs.correctness import correctness_pairs, entails
+from mixpo.pairs.correctness import correctness_pairs, entails, plain
 from mixpo.pairs.provenance import REASONS
 from mixpo.pairs.spread import diagonals, spread
 from mixpo.types import Verdict
@@ -77,7 +77,7 @@ def test_settings():
     ],
 )
 def test_entailment(correct, wrong, expected):
-    assert entails(correct, wrong) is expected
+    assert entails(plain(correct), plain(wrong)) is expected
 
 
 def test_provenance_is_kept():
@@ -156,7 +156,7 @@ def test_rules_hold_for_any_answers(answers, settings, seed, rng):
         assert (bad.outcome, pair.origin) in {("wrong", "correctness"), ("malformed", "format")}
         assert settings.format_negatives or pair.origin == "correctness"
         assert pair.chosen.strip() != pair.rejected.strip()
-        assert not (settings.entailment and bad.extracted is not None and entails(good.extracted, bad.extracted))
+        assert not (settings.entailment and bad.extracted is not None and entails(plain(good.extracted), plain(bad.extracted)))
     texts = {(pair.chosen.strip(), pair.rejected.strip()) for pair in pairs}
     assert len(texts) == len(pairs)
     rng.shuffle(responses)

@@ -96,3 +96,15 @@ def test_everything_is_escaped() -> None:
         element("text", evil, x=evil),
     ]
     assert all("<script" not in drawing for drawing in drawings)
+
+
+def test_one_step_is_seen() -> None:
+    """A path of one point draws nothing."""
+    drawing = str(curves([1], {"loss": [0.5]}, "s", [0]))
+    assert 'class="dot c0"' in drawing
+    assert 'class="dot' not in str(curves([1, 2], {"loss": [0.5, 0.4]}, "s", [0]))
+
+
+def test_steps_are_marked_with_whole_numbers() -> None:
+    drawing = str(curves([1, 2, 3], {"loss": [0.5, 0.4, 0.3]}, "s", [0]))
+    assert re.findall(r'text-anchor="middle"[^>]*>([^<]+)<', drawing)[:-1] == ["1", "2", "3"]

@@ -79,7 +79,7 @@ def test_report_is_strict_json(report: dict[str, Any]) -> None:
     assert report["version"] == 1
     assert set(report) == {
         *("version", "title", "created", "seed", "set", "models", "comparisons", "gaps", "sets", "headline", "counts", "timings"),
-        *("pairs", "training", "dropped", "examples", "changes", "settings", "versions"),
+        *("pairs", "trained", "training", "dropped", "examples", "changes", "settings", "versions"),
     }
 
 
@@ -401,3 +401,18 @@ def test_contrast_in_both_themes() -> None:
             assert _contrast(theme[text], theme[back]) >= 4.5, (text, back)
         for number in range(6):
             assert _contrast(theme[f"c{number}"], theme["card"]) >= 3, number
+
+
+def test_what_is_left_out_has_its_unit() -> None:
+    skipped = [
+        Skipped(where=f"w{stage}", reason="r", stage=stage)
+        for stage in ("source", "evaluate/a/source", "evaluate/a/mpo/cot", "round-1/sample")
+    ]
+    units = {row["stage"]: row["unit"] for row in build(replace(EMPTY, skipped=skipped))["dropped"]}
+    assert units == {"source": "rows", "evaluate/a/source": "rows", "evaluate/a/mpo/cot": "answers", "round-1/sample": "questions"}
+
+
+def test_the_page_says_where_the_models_are() -> None:
+    page = render(build(replace(EMPTY, training={"mpo-round-1": [{"step": 1, "loss": 1.0}]}, models={"mpo-round-1": "models/mpo-round-1"})))
+    assert "MPO of round 1" in page
+    assert "1 logged step; the model is in models/mpo-round-1" in page

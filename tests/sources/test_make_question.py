@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from mixpo.errors import SourceError
 from mixpo.sources.build import lettered, make_question, parse_options, shows
-from mixpo.sources.kinds import guess_kind, is_number
 from mixpo.types import ImageRef, content_id
 
 ONE = (ImageRef(path="/a.png", digest="a" * 64),)
@@ -33,11 +32,12 @@ KINDS = {
         "25 °C",
         "9 cm²",
         "12.",
+        "3/4",
+        r"\frac{1}{2}",
     ],
     "formula": [
-        r"\frac{1}{2}",
+        r"\frac{x}{2}",
         "$x$",
-        "1/2",
         "x^2+1",
         "2x+3",
         "y = 2x + 1",
@@ -50,13 +50,14 @@ KINDS = {
         "3*4",
         "sin(2x)",
     ],
-    "yes_no": ["yes", "No", "YES.", "是", "否"],
+    "yes_no": ["yes", "No", "YES.", "是", "否", "true", "对"],
+    "choice": ["A", "(b)"],
     "text": [
         "red",
         "top left",
         "x-ray",
         "t-shirt",
-        "A",
+        "b",
         "2-3",
         "1990-1995",
         "2024/05/06",
@@ -80,18 +81,14 @@ KINDS = {
 
 
 @pytest.mark.parametrize(("kind", "answer"), [(kind, answer) for kind, answers in KINDS.items() for answer in answers])
-def test_guess_kind(kind: str, answer: str) -> None:
-    assert guess_kind(answer) == kind
-
-
-def test_guess_kind_of_choices_and_nothing() -> None:
-    assert guess_kind("A", ["1", "2"]) == "choice"
-    assert guess_kind(None) == "none"
+def test_kind_of_a_row(kind: str, answer: str) -> None:
+    assert make_question(text="What?", answer=answer).kind == kind
 
 
 @given(st.integers(), st.booleans())
 def test_every_integer_is_a_number(value: int, separators: bool) -> None:
-    assert is_number(f"{value:,}" if separators else str(value))
+    answer = f"{value:,}" if separators else str(value)
+    assert make_question(text="What?", answer=answer).kind == make_question(text="What?", answer=answer, kind="number").kind == "number"
 
 
 def test_images_go_first_when_nothing_is_marked() -> None:
@@ -194,7 +191,7 @@ def test_answer_of_embedded_options(answer: str, letter: str) -> None:
 
 def test_lines_that_do_not_fit_the_answer_are_not_options() -> None:
     question = make_question(text="Which is right?\nA. red\nB. blue", answer="C")
-    assert (question.answer, question.kind, question.choices) == ("C", "text", ())
+    assert (question.answer, question.kind, question.choices) == ("C", "choice", ())
 
 
 def test_choices_are_added_to_a_text_that_lacks_them() -> None:
@@ -227,7 +224,12 @@ def test_bad_choices(choices: object, answer: str, reason: str) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "answer", "reason"),
-    [("number", "red", "the answer is 'red'"), ("yes_no", "maybe", "the answer is 'maybe'"), ("choice", "red", "no choices")],
+    [
+        ("number", "red", "the answer is 'red'"),
+        ("number", "2 or 3", "2 or 3"),
+        ("yes_no", "maybe", "the answer is 'maybe'"),
+        ("choice", "red", "no choices"),
+    ],
 )
 def test_an_answer_that_does_not_fit_the_kind(kind: str, answer: str, reason: str) -> None:
     with pytest.raises(SourceError, match=reason):
@@ -237,6 +239,8 @@ def test_an_answer_that_does_not_fit_the_kind(kind: str, answer: str, reason: st
 def test_kinds_given() -> None:
     assert make_question(text="What?", answer="5", kind="text").kind == "text"
     assert make_question(text="What?\nA. 1\nB. 2", answer="B", kind="text").choices == ()
+    assert make_question(text="Which option in the picture?", answer="B", kind="choice").kind == "choice"
+    assert make_question(text="How many?", answer="5 apples", kind="number").kind == "number"
     opened = make_question(text="What?", answer="5", kind="none")
     assert (opened.answer, opened.kind) == (None, "none")
     with pytest.raises(SourceError, match="has choices"):

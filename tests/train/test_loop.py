@@ -316,6 +316,16 @@ def test_tensorboard_gets_every_step(vlm: Vlm, data: list[Group], tmp_path: Path
     assert found == [(row.step, pytest.approx(row.loss)) for row in result.steps]
 
 
+def test_trackers_call_the_training_by_its_label(vlm: Vlm, data: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise each run has a random name, and nobody finds the objective or the round."""
+    asked: list[tuple[str, dict[str, dict[str, dict[str, str]]]]] = []
+    monkeypatch.setattr("accelerate.Accelerator.init_trackers", lambda self, project, **settings: asked.append((project, settings)))
+    train(replace(job(vlm, data, tmp_path, trackers=["tensorboard"]), label="site mpo-round-1"), Silent())
+    ((project, settings),) = asked
+    assert project == "mixpo"
+    assert {settings["init_kwargs"][tracker]["name"] for tracker in ("wandb", "trackio")} == {"site mpo-round-1"}
+
+
 def test_plain_layout_trains_the_same(tiny_vlm: Vlm, data: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model), facts={})
     second = replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model), facts={})

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from mixpo.errors import ModelError
 from mixpo.recipe import ModelTable
 from mixpo.vlm import load as load_module
-from mixpo.vlm.load import Vlm, check_weights, digest_of, load, pick_device, save
+from mixpo.vlm.folder import digests
+from mixpo.vlm.load import Vlm, check_weights, load, pick_device, save
 from mixpo.vlm.prompt import batch_inputs, encode
 
 HEAD = "model.language_model.layers.1.mlp.down_proj.weight"
@@ -51,17 +52,37 @@ def test_another_folder_may_be_given(folder: Path) -> None:
     assert load(ModelTable(path="nowhere", device="cpu"), Path(), folder).folder == folder
 
 
+def test_a_tokenizer_with_ids_beyond_the_embeddings_is_refused(folder: Path) -> None:
+    """Sampling would stop with an IndexError at the first such token."""
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    rows = load(ModelTable(path=str(folder), device="cpu"), Path()).model.get_input_embeddings().weight.shape[0]
+    known = {token["id"] for token in tokenizer["added_tokens"]} | set(tokenizer["model"]["vocab"].values())
+    for number in range(max(known) + 1, rows + 1):
+        added = {"id": number, "content": f"<more_{number}>", "special": False}
+        tokenizer["added_tokens"].append({**added, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False})
+    path.write_text(json.dumps(tokenizer))
+    with pytest.raises(ModelError, match=rf"the tokenizer gives ids up to {rows} \('<more_{rows}>'\), .* for {rows} ids only; take the"):
+        load(ModelTable(path=str(folder), device="cpu"), Path())
+
+
+def test_the_tokenizer_leaves_lengths_to_us(tiny_vlm: Vlm) -> None:
+    """A warning about indexing errors would stand beside our own message about an over-long question."""
+    assert len(tiny_vlm.processor.tokenizer("word " * 5000)["input_ids"]) > 4096
+    assert tiny_vlm.processor.tokenizer.model_max_length > 10**9
+
+
 def test_digests_follow_the_files(folder: Path) -> None:
     table = ModelTable(path=str(folder), device="cpu")
-    before = digest_of(table, Path())
+    before = digests(folder)
     assert (before.weights, before.template) == (load(table, Path()).digest, load(table, Path()).template_digest)
     template = folder / "chat_template.jinja"
     template.write_text(template.read_text() + " ")
-    after_template = digest_of(table, Path())
+    after_template = digests(folder)
     assert after_template.weights == before.weights
     assert after_template.template != before.template
     change_weights(folder, lambda tensors, name: tensors[name].mul_(1.001))
-    after_weights = digest_of(table, Path())
+    after_weights = digests(folder)
     assert after_weights.weights != before.weights
     assert after_weights.template == after_template.template
 

@@ -161,15 +161,16 @@ def status(
     folder: RunFolder, as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False
 ) -> None:
     """How far a run is: shards done, what is stale and why, counts, times."""
-    from mixpo.status import open_run
+    from mixpo.status import models, open_run
     from mixpo.status import status as read_status
 
     with boundary():
-        rows = read_status(open_run(folder))
+        context = open_run(folder)
+        rows, trained = read_status(context), models(context)
         if as_json:
-            show.line(json.dumps({"run": str(folder), "stages": rows}, ensure_ascii=False, indent=2))
+            show.line(json.dumps({"run": str(folder), "stages": rows, "models": trained}, ensure_ascii=False, indent=2))
         else:
-            show.status(rows)
+            show.status(rows, trained)
 
 
 @app.command()

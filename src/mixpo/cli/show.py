@@ -17,6 +17,7 @@ from mixpo.pipeline import kind_of
 from mixpo.report import SUMMARY_COLUMNS, summary_rows
 from mixpo.stages.base import Context
 from mixpo.stages.report import DATA, PAGE, load_report
+from mixpo.status import models as read_models
 from mixpo.status import status as read_status
 
 
@@ -54,7 +55,10 @@ def results(root: Path) -> None:
         for name in report["sets"]:
             table(SUMMARY_COLUMNS, summary_rows(report, name), title=f"\nset {name}")
     timings(report["timings"])
-    line(f"\nreport: {root / PAGE}\ndata:   {root / DATA}")
+    line()
+    for name, folder in report.get("trained", {}).items():
+        line(f"model:  {root / folder} ({name})")
+    line(f"report: {root / PAGE}\ndata:   {root / DATA}")
 
 
 def timings(seconds: Mapping[str, float]) -> None:
@@ -63,8 +67,8 @@ def timings(seconds: Mapping[str, float]) -> None:
     table(("stage", "time"), [*shown, ("all", clock(sum(seconds.values())))], title="\ntime")
 
 
-def status(rows: Sequence[Mapping[str, Any]]) -> None:
-    """The state of each stage of a run."""
+def status(rows: Sequence[Mapping[str, Any]], models: Mapping[str, str] | None = None) -> None:
+    """The state of each stage of a run, and where its trained models are."""
     cells = [
         (
             row["stage"],
@@ -77,11 +81,14 @@ def status(rows: Sequence[Mapping[str, Any]]) -> None:
         for row in rows
     ]
     table(("stage", "state", "shards", "time", "counts", "why"), cells)
+    for name, folder in (models or {}).items():
+        line(f"model: {folder} ({name})")
 
 
 def stages(context: Context, kinds: Sequence[str]) -> None:
     """The state of the stages of some kinds after a stage command."""
-    status([row for row in read_status(context) if kind_of(row["stage"]) in kinds])
+    rows = [row for row in read_status(context) if kind_of(row["stage"]) in kinds]
+    status(rows, read_models(context) if "train" in kinds else None)
 
 
 def estimates(rows: list[Estimate]) -> None:

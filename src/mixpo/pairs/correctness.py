@@ -56,14 +56,15 @@ def correctness_pairs(
 
 
 def entails(correct: str, wrong: str) -> bool:
-    """Whether the correct final answer stands inside the wrong one: plain containment, case and spacing aside, as in the paper.
+    """Whether the correct final answer stands inside the wrong one: containment of what `plain` gives, as in the paper.
 
     So "1" counts as standing inside "10"; such a pair is skipped to be on the safe side. `pairs.entailment = false` keeps them.
     """
-    return bool(plain := _plain(correct)) and plain in _plain(wrong)
+    return bool(correct) and correct in wrong
 
 
-def _plain(answer: str) -> str:
+def plain(answer: str) -> str:
+    """An answer without case and superfluous spacing."""
     return " ".join(answer.casefold().split())
 
 
@@ -74,7 +75,7 @@ def _matched(question: Question, responses: Sequence[Response], verdicts: Sequen
     if not len(responses) == len(verdicts) == len(indices) or indices != by_index.keys():
         raise ValueError(f"question {question.id}: responses {sorted(indices)} and verdicts {sorted(by_index)} do not match one to one")
     pairs = ((response, by_index[response.index]) for response in sorted(responses, key=lambda r: r.index))
-    return [_Answer(response, verdict, response.text.strip(), _plain(verdict.extracted or "")) for response, verdict in pairs]
+    return [_Answer(response, verdict, response.text.strip(), plain(verdict.extracted or "")) for response, verdict in pairs]
 
 
 def _sides(answers: Sequence[_Answer], table: PairsTable, drops: Counter[str]) -> tuple[list[_Answer], list[_Answer]]:
@@ -111,7 +112,7 @@ def _objection(chosen: _Answer, rejected: _Answer, table: PairsTable) -> str:
     """Why two answers make no pair, or ""."""
     if chosen.text == rejected.text:
         return "same_text"
-    if table.entailment and chosen.plain and chosen.plain in rejected.plain:
+    if table.entailment and entails(chosen.plain, rejected.plain):
         return "entailment"
     if table.max_length_ratio and length_ratio(chosen.response, rejected.response) > table.max_length_ratio:
         return "length_ratio"

@@ -51,6 +51,7 @@ def build(data: ReportData) -> dict[str, Any]:
         "counts": {name: dict(manifest.counts) for name, manifest in data.manifests.items()},
         "timings": {name: round(manifest.seconds, 3) for name, manifest in data.manifests.items()},
         "pairs": dict(data.statistics),
+        "trained": dict(data.models),
         "training": {arm: _curves(rows) for arm, rows in data.training.items()},
         "dropped": [*_skipped(data.skipped), *_left_out(data.manifests)],
         "examples": [_example(question, pair) for question, pair in data.examples],
@@ -198,14 +199,21 @@ def _curves(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
 
 
 def _skipped(skipped: Iterable[Skipped]) -> list[dict[str, Any]]:
-    """Rows of the source left out, those of one stage and reason together: how many, and the first places."""
+    """Rows and questions left out, those of one stage and reason together: how many, and the first places."""
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for row in skipped:
         groups[row.stage, row.reason].append(row.where)
     return [
-        {"stage": stage, "where": ", ".join(filter(None, places[:PLACES])), "reason": reason, "count": len(places), "unit": "rows"}
+        {"stage": stage, "where": ", ".join(filter(None, places[:PLACES])), "reason": reason, "count": len(places), "unit": _unit(stage)}
         for (stage, reason), places in groups.items()
     ]
+
+
+def _unit(stage: str) -> str:
+    """What a stage leaves out: sources rows, evaluations answers, others questions."""
+    if stage.rpartition("/")[2] == "source":
+        return "rows"
+    return "answers" if stage.startswith("evaluate/") else "questions"
 
 
 def _left_out(manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:

@@ -222,11 +222,15 @@ def curves(steps: Sequence[float], series: Mapping[str, Sequence[float | None]],
             path += f"{pen}{at_x(step):.1f} {at_y(value):.1f}" if value is not None else ""
             pen = "M" if value is None else "L"
         drawn.append(element("path", element("title", name), d=path, class_=f"curve c{colour} d{dash}"))
+        if len(points) == 1 and points[0][1] is not None:
+            # A line through one point would not be seen.
+            drawn.append(element("circle", cx=at_x(points[0][0]), cy=at_y(points[0][1]), r=3.5, class_=f"dot c{colour}"))
         for step, value in points[:: max(1, len(points) // 40)]:
             if value is not None:
                 tip = element("title", f"{name}, step {label(step)}: {value:.4g}")
                 drawn.append(element("circle", tip, cx=at_x(step), cy=at_y(value), r=5, class_=f"spot c{colour}"))
-    return _figure(drawn, ends, (low, high), "step", summary) + _legend(list(series), colours)
+    whole = [(step, label(step)) for step in ticks(*ends, 5) if float(step).is_integer()]
+    return _figure(drawn, ends, (low, high), "step", summary, whole) + _legend(list(series), colours)
 
 
 def thin(steps: Sequence[float], values: Sequence[float | None]) -> list[tuple[float, float | None]]:

@@ -22,6 +22,7 @@ class ReportData:
     statistics: what `mixpo.pairs.statistics` says of the pairs.
     training: for each trained model the logged rows, one mapping of numbers per logged step ("step" names it).
     examples: pairs to show, each with its question.
+    models: where the trained models are, relative to the run directory, by name.
     """
 
     title: str
@@ -37,3 +38,4 @@ class ReportData:
     training: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)
     examples: Sequence[tuple[Question, Pair]] = ()
     skipped: Sequence[Skipped] = ()
+    models: Mapping[str, str] = field(default_factory=dict)

@@ -182,9 +182,7 @@ def drop_chart(pairs: dict[str, Any]) -> Markup | None:
     """Candidates left out, by reason."""
     drops = {reason: number for reason, number in (pairs.get("drops") or {}).items() if number}
     ranked = sorted(drops.items(), key=lambda item: -item[1])
-    return (
-        bars([(reason, number, count(number)) for reason, number in ranked], "Candidates left out, by reason", colour=5) if ranked else None
-    )
+    return bars([(reason, number, count(number)) for reason, number in ranked], "Left out, by reason", colour=5) if ranked else None
 
 
 def pair_facts(pairs: dict[str, Any]) -> list[tuple[str, str]]:

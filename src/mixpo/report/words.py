@@ -14,8 +14,9 @@ OUTCOMES = {"correct": "correct", "wrong": "wrong", "malformed": "no clear answe
 
 
 def model_name(name: str) -> str:
-    """SFT for "sft", others as they are."""
-    return NAMES.get(name, name)
+    """SFT for "sft", "MPO of round 1" for "mpo-round-1", others as they are."""
+    objective, apart, number = name.partition("-round-")
+    return f"{NAMES.get(objective, objective)} of round {number}" if apart else NAMES.get(name, name)
 
 
 def percent(share: float) -> str:

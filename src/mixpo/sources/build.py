@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mixpo.errors import SourceError
-from mixpo.sources.kinds import YES_NO, guess_kind, is_number
 from mixpo.types import IMAGE_MARK, AnswerKind, ImageRef, Question, content_id
+from mixpo.verify.kinds import fits, guess_kind
 
 FIELDS = ("question", "image", "answer", "choices", "domain", "source", "id")
 """The fields of a row that have a meaning. `id` is accepted and not used: content is identity."""
@@ -222,12 +222,9 @@ def _kind(kind: Kind, answer: str | None, options: Sequence[str]) -> AnswerKind:
     guessed = guess_kind(answer, options)
     if kind == "auto" or answer is None:
         return guessed
-    if kind == "choice" and not options:
-        raise SourceError(f'answer_kind is "choice", but there are no choices and no lettered options that fit the answer {_short(answer)}')
-    if kind == "number" and not is_number(answer):
-        raise SourceError(f'answer_kind is "number", but the answer is {_short(answer)}')
-    if kind == "yes_no" and answer.rstrip(".。").casefold() not in YES_NO:
-        raise SourceError(f'answer_kind is "yes_no", but the answer is {_short(answer)}')
+    if not options and not fits(kind, answer):
+        lacking = "there are no choices and no lettered options that fit the answer" if kind == "choice" else "the answer is"
+        raise SourceError(f'answer_kind is "{kind}", but {lacking} {_short(answer)}')
     return _KINDS[kind]
 
 

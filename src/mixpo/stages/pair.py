@@ -65,10 +65,12 @@ def check_pairs(context: Context, manifest: Manifest, number: int) -> None:
     counts = judged.counts if judged is not None else {}
     right, wrong, total = counts.get("all_right", 0), counts.get("all_wrong", 0), manifest.counts.get("questions", 0)
     dropped = [f"{name.removeprefix('dropped: ')} {count}" for name, count in manifest.counts.items() if name.startswith("dropped: ")]
+    where = f"round {number}: " if context.recipe.train.rounds > 1 else ""
     raise TrainError(
-        f"no pairs: of {total} questions {right} have all answers right and {wrong} all wrong"
+        f"{where}no pairs: of {total} questions {right} have all answers right and {wrong} all wrong"
         + (f"; left out: {', '.join(dropped)}" if dropped else "")
-        + f"; {_remedy(right, wrong)}; `mixpo evaluate` still measures the start model"
+        + f"; {_remedy(right, wrong)}"
+        + ("; `mixpo evaluate` still measures the start model" if context.recipe.evaluate.sets else "")
     )
 
 

@@ -6,7 +6,7 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from mixpo.records import Prediction, Sampled, write_text
 from mixpo.report import ReportData, build, render
 from mixpo.run import Manifest, now, versions
 from mixpo.stages.base import Context, Job, Make, Plan, Planned
+from mixpo.stages.evaluate import source_name
 from mixpo.stages.source import load_skipped
-from mixpo.stages.train import curves
+from mixpo.stages.train import curves, published
 from mixpo.types import Pair, Question, Skipped, content_id
 
 PAGE, DATA = "report.html", "report.json"
@@ -64,7 +65,7 @@ def report_job(context: Context, plan: Plan) -> Job:
 def gather(context: Context, plan: Plan, finished: list[Planned]) -> ReportData:
     """Everything that the report is made of."""
     recipe, stages = context.recipe, {planned.job.name: planned for planned in finished}
-    sources = ["source", *(f"evaluate/{s.name}/source" for s in recipe.evaluate.sets)]
+    sources = ["source", *(source_name(s.name) for s in recipe.evaluate.sets)]
     return ReportData(
         title=recipe.report.title,
         created=now(),
@@ -76,9 +77,10 @@ def gather(context: Context, plan: Plan, finished: list[Planned]) -> ReportData:
         main=recipe.train.objective,
         manifests=dict(_manifests(context, sources, finished)),
         statistics=_statistics(plan, stages),
-        training={name.removeprefix("round-1/train/"): curves(plan, name) for name in stages if "/train/" in name},
+        training=curves(context, plan),
         examples=_examples(context, plan, stages),
         skipped=list(_skipped(context, plan, sources, stages)),
+        models={name: link.relative_to(context.run.root).as_posix() for name, link in published(context, plan).items()},
     )
 
 
@@ -96,7 +98,7 @@ def _rows(plan: Plan, name: str) -> list[Any]:
 
 
 def _questions(context: Context, plan: Plan) -> dict[str, Question]:
-    names = [f"evaluate/{s.name}/source" for s in context.recipe.evaluate.sets]
+    names = [source_name(s.name) for s in context.recipe.evaluate.sets]
     return {question.id: question for name in names for question in _rows(plan, name)}
 
 
@@ -144,13 +146,17 @@ def _examples(context: Context, plan: Plan, stages: dict[str, Planned]) -> list[
 
 
 def _skipped(context: Context, plan: Plan, sources: list[str], stages: dict[str, Planned]) -> Iterator[Skipped]:
-    """Rows left out by sources, and questions that failed in sampling."""
+    """Rows left out by sources, and questions that failed in sampling and in evaluation."""
     for name in sources:
-        yield from load_skipped(context.run.stage(name))
+        yield from (replace(row, stage=name) for row in load_skipped(context.run.stage(name)))
     for name, planned in stages.items():
         manifest = planned.stage.manifest
-        if planned.job.row is Sampled and manifest is not None and manifest.counts.get("failed"):
+        if manifest is None or not manifest.counts.get("failed"):
+            continue
+        if planned.job.row is Sampled:
             yield from (Skipped(where=row.question, reason=row.error, stage=name) for row in _rows(plan, name) if row.error)
+        if planned.job.row is Prediction:
+            yield from (Skipped(where=row.question, reason=row.reason, stage=name) for row in _rows(plan, name) if row.finish == "error")
 
 
 def load_report(root: Path) -> dict[str, Any] | None:

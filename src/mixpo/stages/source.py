@@ -25,6 +25,8 @@ from mixpo.types import ImageRef, Question, Skipped, content_id
 FIXED = ("digits", "easy_vqa")
 """Kinds whose questions follow from their settings alone: once read, they need no second look."""
 
+NO_ANSWER = "a question without an answer cannot be evaluated; remove the row or give its answer"
+
 SHOWN = 3
 """Reasons named when rows are left out."""
 
@@ -49,8 +51,11 @@ class Index:
         return sum(self.sizes)
 
 
-def refresh(context: Context, name: str, table: Source) -> Index:
-    """Read a source into RUN/<name>, writing only what is new. Raises SourceError when no row is usable."""
+def refresh(context: Context, name: str, table: Source, *, evaluated: bool = False) -> Index:
+    """Read a source into RUN/<name>, writing only what is new; `evaluated` leaves out questions without an answer.
+
+    Raises SourceError when no row is usable.
+    """
     stage, settings = context.run.stage(name), _settings(context, table)
     last = stage.manifest
     if table.kind in FIXED and last is not None and last.finished and last.settings == settings:
@@ -62,7 +67,7 @@ def refresh(context: Context, name: str, table: Source) -> Index:
     skipped: list[Skipped] = []
     counts: Counter[str] = Counter()
     begun = time.monotonic()
-    index = _write(context, stage, table, skipped, counts)
+    index = _write(context, stage, table, skipped, counts, evaluated)
     if not index.shards:
         raise SourceError(_nothing(name, skipped))
     _tell(context, stage, last, index, skipped)
@@ -112,14 +117,14 @@ def _part(number: int, block: Sequence[Question]) -> tuple[Any, ...]:
     )
 
 
-def blocks_of(context: Context, table: Source, skipped: list[Skipped]) -> Iterator[list[Question]]:
+def blocks_of(context: Context, table: Source, skipped: list[Skipped], *, evaluated: bool = False) -> Iterator[list[Question]]:
     """The usable questions of a source, `shard_size` at a time."""
-    questions = valid(context, table, skipped)
+    questions = valid(context, table, skipped, evaluated=evaluated)
     while block := list(islice(questions, context.recipe.shard_size)):
         yield block
 
 
-def valid(context: Context, table: Source, skipped: list[Skipped]) -> Iterator[Question]:
+def valid(context: Context, table: Source, skipped: list[Skipped], *, evaluated: bool = False) -> Iterator[Question]:
     """The usable questions of a source, at most `context.limit`; whatever is left out goes to `skipped` with its reason.
 
     Images are looked at (format, size) but not decoded: a truncated one is found when the model needs it, and listed there.
@@ -131,6 +136,9 @@ def valid(context: Context, table: Source, skipped: list[Skipped]) -> Iterator[Q
             continue
         if table.kind not in FIXED and (reason := unusable_image(item.question, context.recipe.image)):
             skipped.append(Skipped(where=item.where, reason=reason))
+            continue
+        if evaluated and item.question.answer is None:
+            skipped.append(Skipped(where=item.where, reason=NO_ANSWER))
             continue
         usable += 1
         yield item.question
@@ -150,11 +158,11 @@ def _probe(image: ImageRef, table: ImageTable) -> str | None:
     return probe(Path(image.path), table, decode=False)
 
 
-def _write(context: Context, stage: Stage, table: Source, skipped: list[Skipped], counts: Counter[str]) -> Index:
+def _write(context: Context, stage: Stage, table: Source, skipped: list[Skipped], counts: Counter[str], evaluated: bool) -> Index:
     """Write every block that is not there yet, and index all."""
 
     def written() -> Iterator[list[Question]]:
-        for number, block in enumerate(blocks_of(context, table, skipped)):
+        for number, block in enumerate(blocks_of(context, table, skipped, evaluated=evaluated)):
             shard = _part(number, block)[0]
             # Equal questions may lie elsewhere now (a moved folder): the name stays, the record is written again.
             if not stage.path(shard).exists() or stage.read(shard, Question) != block:

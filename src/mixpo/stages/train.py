@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mixpo.objectives import OBJECTIVES
 from mixpo.recipe import LossTable, TrainTable
+from mixpo.run import Manifest
 from mixpo.stages import prompting
 from mixpo.stages.base import Context, Job, Make, Plan, title
 from mixpo.stages.models import ModelRef
@@ -45,6 +48,7 @@ def train_job(context: Context, plan: Plan, index: Index, number: int, objective
                 folder=folder / f"work-{key}",
                 output=model_folder(context, name, key),
                 logs=context.run.root / "logs" / name,
+                label=f"{context.run.root.name} {public_name(recipe.train, number, objective)}",
                 seed=recipe.seed,
             )
             return train(job, context.progress).steps
@@ -74,6 +78,7 @@ def train_job(context: Context, plan: Plan, index: Index, number: int, objective
         session=session,
         own_bar=True,
         count=count_steps,
+        check=partial(publish, context, name, public_name(recipe.train, number, objective)),
         artifact=lambda shard: model_folder(context, name, shard),
     )
 
@@ -93,6 +98,44 @@ def groups_of(context: Context, plan: Plan, number: int) -> list[Group]:
 def model_folder(context: Context, name: str, shard: str) -> Path:
     """Where a training puts its model. The shard's name is part of it, so that no stale model can be taken for a fresh one."""
     return context.run.root / name / f"model-{shard}"
+
+
+def public_name(table: TrainTable, number: int, objective: str) -> str:
+    """The name under RUN/models: the objective's, with the round where another one follows."""
+    return objective if number == table.rounds or objective != table.objective else f"{objective}-round-{number}"
+
+
+def publish(context: Context, job: str, public: str, manifest: Manifest) -> None:
+    """Point RUN/models/<public> at the model of a finished training. A relative link, so that the run can be moved."""
+    models, (shard,) = context.run.models, manifest.shards
+    target, link = os.path.relpath(model_folder(context, job, shard), models), models / public
+    if link.is_symlink() and os.readlink(link) == target:
+        return
+    temporary = models / f".{public}.tmp"
+    try:
+        models.mkdir(exist_ok=True)
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target, target_is_directory=True)
+        temporary.replace(link)
+    except OSError as error:
+        # The model is there all the same, and not every file system has links.
+        context.progress.say(f"{link}: cannot be made a link ({error.strerror}); the model is in {model_folder(context, job, shard)}")
+
+
+def published(context: Context, plan: Plan) -> dict[str, Path]:
+    """The trained models of this plan that are there, by public name."""
+    jobs = [planned for planned in plan.planned.values() if planned.job.kind == "train" and planned.finished()]
+    folders = {model_folder(context, planned.job.name, planned.names()[0]).resolve() for planned in jobs}
+    links = sorted(context.run.models.iterdir()) if context.run.models.is_dir() else []
+    return {link.name: link for link in links if link.is_symlink() and link.resolve() in folders}
+
+
+def withdraw(context: Context, plan: Plan) -> None:
+    """Remove links to models that this plan would not make, or that are gone: a name never stands for another model."""
+    kept = published(context, plan)
+    for link in context.run.models.glob("*"):
+        if link.is_symlink() and link.name not in kept:
+            link.unlink()
 
 
 def job_name(number: int, objective: str) -> str:
@@ -120,6 +163,12 @@ def count_steps(rows: Sequence[StepMetrics]) -> Mapping[str, int]:
     return {"steps": rows[-1].step if rows else 0, "tokens": sum(row.tokens for row in rows)}
 
 
-def curves(plan: Plan, name: str) -> list[dict[str, Any]]:
-    """The logged steps of a training that is done."""
-    return [asdict(row) for row in plan.rows(name, 0)]
+def curves(context: Context, plan: Plan) -> dict[str, list[dict[str, Any]]]:
+    """The logged steps of every training that is done, by the public name of its model."""
+    found = {}
+    for planned in plan.planned.values():
+        if planned.job.kind == "train" and planned.finished():
+            number, _, objective = planned.job.name.removeprefix("round-").split("/")
+            public = public_name(context.recipe.train, int(number), objective)
+            found[public] = [asdict(row) for row in plan.rows(planned.job.name, 0)]
+    return found

@@ -39,6 +39,7 @@ class TrainJob:
 
     vlm: the policy, which is changed in place and must be the reference model that scored `groups`. objective: a name of OBJECTIVES.
     folder: for checkpoints and metrics while it works. output: folder of the trained model. logs: for trackers that write files.
+    label: what this training is called in trackers.
     """
 
     vlm: Vlm
@@ -50,6 +51,7 @@ class TrainJob:
     output: Path
     logs: Path
     seed: int = 0
+    label: str = "train"
 
     @property
     def schedule(self) -> Schedule:
@@ -175,7 +177,8 @@ def _accelerator(job: TrainJob) -> Accelerator:
         kind = accelerator.distributed_type.value
         raise TrainError(f"training under {kind} is not supported yet; launch it with one process or as plain data parallel (--multi_gpu)")
     if job.table.trackers:
-        accelerator.init_trackers("mixpo", config=_flat({**job.settings, "pairs": job.schedule.pairs}))
+        names = {"wandb": {"name": job.label}, "trackio": {"name": job.label, "resume": "allow"}}
+        accelerator.init_trackers("mixpo", config=_flat({**job.settings, "pairs": job.schedule.pairs}), init_kwargs=names)
     return accelerator
 
 

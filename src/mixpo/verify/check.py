@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import atexit
 import functools
-import re
 from collections.abc import Callable, Sequence
 
-from mixpo.types import AnswerKind, Verdict
+from mixpo.types import Verdict
 from mixpo.verify.choice import check_choice
 from mixpo.verify.formula import check_formula, compare_algebra
 from mixpo.verify.judgement import Algebra, Judgement, Options
+from mixpo.verify.kinds import guess_kind
 from mixpo.verify.number import check_number, single_number
 from mixpo.verify.plain import plain_characters
 from mixpo.verify.pool import FormulaPool
-from mixpo.verify.text import check_text, normal_text
+from mixpo.verify.text import check_text
 from mixpo.verify.yes_no import check_yes_no
 
 TOLERANCE = 1e-6
@@ -37,9 +37,6 @@ CHECKS: dict[str, Check] = {
     "yes_no": check_yes_no,
 }
 """One function for each answer kind."""
-
-_MATHEMATICAL = re.compile(r"\\[a-zA-Z]|[\^√π=<>≤≥]|\$[^$]+\$|\d\s*[a-z]\b|[\d)]\s*[+*/]\s*[\d(a-z]|^[\[({].*[,\d].*[\])}]$|^[a-z]$")
-_YES_NO_GOLD = frozenset(["yes", "no", "true", "false", "是", "否", "对", "错"])
 
 
 def check(
@@ -83,18 +80,6 @@ def judge(predicted: str, gold: str, kind: str, options: Options) -> Judgement:
 def same_spelling(predicted: str, gold: str) -> bool:
     """Equal but for spacing and character forms (full-width letters, minus signs); case counts, as x and X may differ."""
     return predicted == gold or "".join(plain_characters(predicted).split()) == "".join(plain_characters(gold).split())
-
-
-def guess_kind(gold: str, choices: Sequence[str] = ()) -> AnswerKind:
-    """The kind that "auto" stands for; what is not clearly anything else is text."""
-    text = gold.strip()
-    if choices or re.fullmatch(r"\(?[A-J]\)?", text):
-        return "choice"
-    if normal_text(text) in _YES_NO_GOLD:
-        return "yes_no"
-    if single_number(text):
-        return "number"
-    return "formula" if _MATHEMATICAL.search(text) else "text"
 
 
 def make_algebra(pool: FormulaPool, tolerance: float) -> Algebra:

@@ -19,6 +19,9 @@ from mixpo.errors import ModelError
 from mixpo.recipe import ModelTable
 from mixpo.vlm.folder import PROCESSOR_FILES, Digests, digests, find
 
+VERY_LONG = 10**30
+"""What `transformers` gives tokenizers without a longest input."""
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -53,6 +56,7 @@ def load(table: ModelTable, base: Path, folder: Path | None = None) -> Vlm:
     device = pick_device(table.device)
     model = _load_model(source, table, device)
     check_weights(model, source)
+    check_vocabulary(model, processor.tokenizer, source)
     return assemble(model, processor, device, known, source)
 
 
@@ -61,11 +65,6 @@ def assemble(model: Any, processor: Any, device: torch.device, known: Digests | 
     known = known or Digests(weights="", template="")
     ends = end_ids(model, processor.tokenizer)
     return Vlm(model.eval(), processor, device, known.weights, known.template, ends, folder)
-
-
-def digest_of(table: ModelTable, base: Path, folder: Path | None = None) -> Digests:
-    """The digests that `load` would give, from the files alone."""
-    return digests(folder or find(table, base))
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -99,6 +98,16 @@ def check_weights(model: nn.Module, source: object) -> None:
             raise ModelError(f"{source}: {name} holds NaN or infinite values; take an earlier checkpoint or download the model again")
         if parameter.ndim == 2 and name.endswith(".weight") and low == 0 and high == 0:
             raise ModelError(f"{source}: {name} holds only zeros; the weights are incomplete, download or copy the model again")
+
+
+def check_vocabulary(model: Any, tokenizer: Any, source: object) -> None:
+    """Raise ModelError when the tokenizer gives ids for which the model has no embedding."""
+    rows, last = model.get_input_embeddings().weight.shape[0], max(tokenizer.get_vocab().values())
+    if last >= rows:
+        raise ModelError(
+            f"{source}: the tokenizer gives ids up to {last} ({tokenizer.convert_ids_to_tokens(last)!r}), but the model has embeddings for "
+            f"{rows} ids only; take the tokenizer that belongs to these weights, or call resize_token_embeddings and train the new rows"
+        )
 
 
 def save(vlm: Vlm, folder: Path, check: Mapping[str, Tensor] | None = None) -> Path:
@@ -152,6 +161,8 @@ def _load_processor(source: Path, trust: bool) -> Any:
         processor = loader.from_pretrained(source, trust_remote_code=trust, local_files_only=True)
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise ModelError(f"{source}: {type(processor).__name__} takes no images; mixpo needs an image-text-to-text model")
+    # Lengths are checked against the model, with a message of our own; the tokenizer would print a warning beside it.
+    processor.tokenizer.model_max_length = VERY_LONG
     processor.chat_template = getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
     if not processor.chat_template:
         raise ModelError(f"{source}: no chat template; put the one of the model's family into chat_template.jinja (use an instruct model)")

@@ -103,11 +103,6 @@ def _once(question: Callable[[Vlm], Fact]) -> Callable[[Vlm], Fact]:
     return answer
 
 
-def end_ids(vlm: Vlm) -> tuple[int, ...]:
-    """Every id that ends the model's turn."""
-    return vlm.end_ids
-
-
 @_once
 def image_token_ids(vlm: Vlm) -> frozenset[int]:
     """Ids that stand for images or videos or enclose them; none of them may be sampled or be left in a text-only prompt."""
