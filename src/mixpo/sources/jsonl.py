@@ -6,8 +6,9 @@ Optional: choices, domain, source. A line that cannot be used is skipped with fi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from mixpo.errors import SourceError
 from mixpo.recipe import JsonlSource
@@ -17,6 +18,7 @@ from mixpo.types import Question, Skipped
 
 Line = tuple[str, dict[str, object]]
 """Where a row stands (file:line) and its fields."""
+Made = TypeVar("Made")
 
 
 def read(source: JsonlSource, base: Path, images: Path) -> Iterator[Found | Skipped]:
@@ -25,13 +27,22 @@ def read(source: JsonlSource, base: Path, images: Path) -> Iterator[Found | Skip
     if not root.is_dir():
         raise SourceError(f"source.root: {root} is not a folder")
     pictures = Pictures(root, images)
-    for line in lines(path):
+
+    def made(where: str, row: Mapping[str, object]) -> Found:
+        return Found(where=where, question=question_of(row, pictures, source.answer_kind, source.domain, path.stem))
+
+    yield from each(lines(path), made)
+
+
+def each(rows: Iterable[Line | Skipped], make: Callable[[str, Mapping[str, object]], Made]) -> Iterator[Made | Skipped]:
+    """`make` of every row with its file:line; a row that it refuses with a SourceError, like one that was no row, is Skipped."""
+    for line in rows:
         if isinstance(line, Skipped):
             yield line
             continue
         where, row = line
         try:
-            yield Found(where=where, question=question_of(row, pictures, source.answer_kind, source.domain, path.stem))
+            yield make(where, row)
         except SourceError as error:
             yield Skipped(where=where, reason=str(error))
 

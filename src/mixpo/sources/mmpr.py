@@ -18,7 +18,7 @@ from mixpo.errors import SourceError
 from mixpo.prompts import PROMPTS
 from mixpo.recipe import MmprSource, did_you_mean
 from mixpo.sources.build import FIELDS, Found, Kind, check_fields, make_question
-from mixpo.sources.jsonl import Line, lines
+from mixpo.sources.jsonl import Line, each, lines
 from mixpo.sources.pictures import Pictures
 from mixpo.types import IMAGE_MARK, Origin, Pair, Question, Skipped, content_id
 
@@ -54,15 +54,11 @@ def read(source: MmprSource, base: Path, images: Path) -> Iterator[Found | Skipp
     """
     for annotation in _annotations(base / source.path, base / source.root, source.datasets):
         pictures = Pictures(annotation.root, images)
-        for line in _kept(annotation):
-            if isinstance(line, Skipped):
-                yield line
-                continue
-            where, row = line
-            try:
-                yield Found(where=where, question=_question(row, pictures, annotation.name, source.answer_kind, bare_question))
-            except SourceError as error:
-                yield Skipped(where=where, reason=str(error))
+
+        def made(where: str, row: Mapping[str, object], pictures: Pictures = pictures, name: str = annotation.name) -> Found:
+            return Found(where=where, question=_question(row, pictures, name, source.answer_kind, bare_question))
+
+        yield from each(_kept(annotation), made)
 
 
 def bare_question(text: str) -> str:
@@ -179,16 +175,14 @@ def read_pairs(meta: Path, root: Path) -> Iterator[tuple[Question, Pair] | Skipp
     """
     for annotation in _annotations(meta, root):
         pictures = Pictures(annotation.root, annotation.root)  # JSON holds no encoded images to store
-        for line in _kept(annotation):
-            if isinstance(line, Skipped):
-                yield line
-                continue
-            where, row = line
-            try:
-                question = _question(row, pictures, annotation.name, "auto")
-                yield question, _pair(row, question)
-            except SourceError as error:
-                yield Skipped(where=where, reason=str(error))
+
+        def made(
+            where: str, row: Mapping[str, object], pictures: Pictures = pictures, name: str = annotation.name
+        ) -> tuple[Question, Pair]:
+            question = _question(row, pictures, name, "auto")
+            return question, _pair(row, question)
+
+        yield from each(_kept(annotation), made)
 
 
 def _pair(row: Mapping[str, object], question: Question) -> Pair:
