@@ -17,7 +17,7 @@ SOURCE = Path(mixpo.__file__).parent
 LAYERS = [
     {"errors"},
     {"types"},
-    {"prompts", "objectives", "progress", "recipe_errors"},
+    {"prompts", "objectives", "progress"},
     {"recipe", "records"},
     {"run"},
     {"vlm", "images"},

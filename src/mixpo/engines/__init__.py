@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from mixpo.engines.base import Engine, Request, SamplingParams
 from mixpo.errors import RecipeError
-from mixpo.recipe import ImageTable
-from mixpo.recipe_errors import did_you_mean
+from mixpo.recipe import ImageTable, did_you_mean
 
 if TYPE_CHECKING:
     from mixpo.vlm.load import Vlm

@@ -1,0 +1,127 @@
+"""From the model to the pairs: [model], [image], [prompt], [sample], [verify] and [pairs]."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from mixpo.prompts import PROMPTS, Style
+from mixpo.recipe.base import Table
+from mixpo.recipe.messages import did_you_mean
+
+
+class ModelTable(Table):
+    """The policy at step 0."""
+
+    path: str = "mixpo:tiny"
+    """Folder (relative to the recipe) or hub id of a `transformers` image-text-to-text model; "mixpo:tiny" is the bundled one."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub id."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the weights while sampling and when saved; training keeps float32 copies of those it changes."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    trust_remote_code: bool = False
+    """Runs Python code that comes with the model. Only for sources you trust."""
+
+
+class ImageTable(Table):
+    """Applied to every image before any engine, so that sampling, training and evaluation see the same pixels."""
+
+    max_pixels: int = Field(default=4_000_000, ge=1)
+    """A larger image is scaled down to this many pixels, keeping its proportions."""
+    max_side: int = Field(default=10_000, ge=1)
+    """An image with a longer side is refused (and listed)."""
+    min_side: int = Field(default=2, ge=1)
+    """An image with a shorter side is refused (and listed)."""
+
+
+class PromptText(Table):
+    """A prompt of your own."""
+
+    template: str
+    """Text with one `{question}`."""
+    style: Style
+    """How the final answer is marked."""
+
+    @model_validator(mode="after")
+    def _has_slot(self) -> PromptText:
+        if self.template.count("{question}") != 1:
+            raise ValueError("template must contain {question} exactly once")
+        return self
+
+
+PromptName = str | PromptText
+
+
+class PromptTable(Table):
+    """What the model is told around a question: the name of a built-in prompt, or a table with template and style."""
+
+    cot: PromptName = "cot"
+    """For chain-of-thought answers."""
+    direct: PromptName = "direct"
+    """For direct answers (evaluation only)."""
+    open: PromptName = "plain"
+    """For questions without an answer."""
+    by_domain: dict[str, PromptName] = Field(default={})
+    """Another chain-of-thought prompt for the questions of a domain."""
+
+    @model_validator(mode="after")
+    def _known(self) -> PromptTable:
+        for name in (self.cot, self.direct, self.open, *self.by_domain.values()):
+            if isinstance(name, str) and name not in PROMPTS:
+                raise ValueError(f"unknown prompt {name!r}{did_you_mean(name, PROMPTS)}; built in: {', '.join(sorted(PROMPTS))}")
+        return self
+
+
+class SampleTable(Table):
+    """How many answers are sampled for each question, and how."""
+
+    engine: Literal["transformers", "scripted"] = "transformers"
+    """What writes the answers: the model in this process, or "scripted", which reads them from a file."""
+    script: str | None = None
+    """JSONL of answers for the scripted engine, relative to the recipe."""
+    n: int = Field(default=8, ge=1)
+    """Answers for each question."""
+    temperature: float = Field(default=1.0, gt=0)
+    top_k: int = Field(default=0, ge=0)
+    """0 keeps every token."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """1 keeps every token."""
+    max_new_tokens: int = Field(default=512, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    """Questions sampled together (each with n answers)."""
+
+
+class VerifyTable(Table):
+    """How answers are compared with the ground truth."""
+
+    tolerance: float = Field(default=1e-6, ge=0)
+    """Relative difference up to which two numbers are equal."""
+    timeout_s: float = Field(default=5.0, gt=0)
+    """Wall-clock limit of one formula comparison; past it the verdict is undecided."""
+    workers: int = Field(default=2, ge=1)
+    """Processes that compare formulas."""
+
+
+class PairsTable(Table):
+    """How preference pairs are made from judged answers."""
+
+    correctness: bool = True
+    """Pairs of a correct and a wrong answer to the same question."""
+    max_per_question: int = Field(default=15, ge=1)
+    """At most this many correctness pairs for each question."""
+    format_negatives: bool = True
+    """Answers without a clear final answer count as rejected (tagged "format")."""
+    entailment: bool = True
+    """Skip a pair when the correct final answer stands inside the wrong one."""
+    max_length_ratio: float = Field(default=0.0, ge=0)
+    """Skip a pair whose longer side has more than this many times the tokens of the shorter; 0 keeps all."""
+    dropout_ntp: bool = True
+    """Pairs for questions without an answer: the rejected side is completed without the image."""
+    dropout_ratio: float = Field(default=0.5, gt=0, lt=1)
+    """Share of the chosen response that the rejected one keeps."""
+    max_dropout_per_question: int = Field(default=4, ge=1)
+    """At most this many DropoutNTP pairs for each question."""
+    drop_blind: bool = True
+    """Leave out continuations that speak of a missing image instead of answering."""

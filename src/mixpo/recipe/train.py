@@ -1,0 +1,72 @@
+"""[train] and [train.loss]."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from mixpo.objectives import OBJECTIVES
+from mixpo.recipe.base import Table
+from mixpo.recipe.messages import did_you_mean
+
+
+class LossTable(Table):
+    """Weights of the mixed loss (paper, section 4): w_p preference + w_q quality + w_g generation."""
+
+    beta: float = Field(default=0.1, gt=0)
+    """A response's reward is beta times its log-ratio to the reference."""
+    preference: float = Field(default=0.8, ge=0)
+    """w_p, of the preference term (DPO, or what the objective has in its place)."""
+    quality: float = Field(default=0.2, ge=0)
+    """w_q, of the BCO term."""
+    generation: float = Field(default=1.0, ge=0)
+    """w_g, of the SFT term."""
+    label_smoothing: float = Field(default=0.1, ge=0, lt=0.5)
+    """The share of pairs that is taken to be the wrong way round, in "cdpo" and "robust_dpo"; other objectives do not use it."""
+
+
+class TrainTable(Table):
+    """Preference optimization of the policy."""
+
+    objective: str = "mpo"
+    """A name from the table of objectives."""
+    baselines: tuple[str, ...] = ()
+    """Further objectives trained on the first round's pairs from the same start, to compare with."""
+    rounds: int = Field(default=1, ge=1)
+    """On-policy rounds: each samples from the last round's model, builds pairs and trains on them."""
+    loss: LossTable = LossTable()
+    learning_rate: float = Field(default=5e-6, gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate goes on after the warm-up."""
+    warmup: float = Field(default=0.03, ge=0, lt=1)
+    """Share of all steps over which the learning rate rises."""
+    weight_decay: float = Field(default=0.05, ge=0)
+    epochs: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=256, ge=1)
+    """Pairs in one optimizer step."""
+    tokens_per_batch: int = Field(default=8192, ge=1)
+    """Tokens that pass through the model at once, padding included; larger steps accumulate gradients."""
+    pairs_per_group: int = Field(default=0, ge=0)
+    """At most this many pairs of a question stay together when their order is drawn; 0 keeps all, which is fastest."""
+    max_length: int = Field(default=6144, ge=1)
+    """Pairs with a longer prompt + response are left out, and counted. Nothing is ever cut."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    freeze: tuple[Literal["vision", "projector", "llm"], ...] = ()
+    """Parts that keep their weights."""
+    gradient_checkpointing: bool = False
+    """Less memory for about a third more time."""
+    save_every: int = Field(default=100, ge=1)
+    """Steps between checkpoints."""
+    log_every: int = Field(default=1, ge=1)
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Where metrics go besides the run's own records."""
+
+    @model_validator(mode="after")
+    def _known(self) -> TrainTable:
+        names = (self.objective, *self.baselines)
+        for name in (name for name in names if name not in OBJECTIVES):
+            raise ValueError(f"unknown objective {name!r}{did_you_mean(name, OBJECTIVES)}; known: {', '.join(OBJECTIVES)}")
+        if len(set(names)) != len(names):
+            raise ValueError("objective and baselines must differ from each other")
+        return self

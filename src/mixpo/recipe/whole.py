@@ -1,0 +1,81 @@
+"""The whole recipe, and how a file becomes one."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from mixpo.errors import RecipeError
+from mixpo.recipe.base import Table
+from mixpo.recipe.data import ImageTable, ModelTable, PairsTable, PromptTable, SampleTable, VerifyTable
+from mixpo.recipe.evaluate import EvaluateTable, ReportTable
+from mixpo.recipe.messages import describe
+from mixpo.recipe.sources import Source
+from mixpo.recipe.train import TrainTable
+
+
+class Recipe(Table):
+    """A whole run."""
+
+    seed: int = 0
+    """Every random choice is keyed by this seed and what it decides."""
+    shard_size: int = Field(default=64, ge=1)
+    """Questions in one record file: the unit of resume."""
+    max_error_rate: float = Field(default=0.05, ge=0, le=1)
+    """A stage in which a larger share of questions fails ends with exit status 1 (the others are kept)."""
+    source: Source
+    model: ModelTable = ModelTable()
+    image: ImageTable = ImageTable()
+    prompt: PromptTable = PromptTable()
+    sample: SampleTable = SampleTable()
+    verify: VerifyTable = VerifyTable()
+    pairs: PairsTable = PairsTable()
+    train: TrainTable = TrainTable()
+    evaluate: EvaluateTable = EvaluateTable()
+    report: ReportTable = ReportTable()
+
+
+def load(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read and check a recipe; `overrides` are "table.key=value" with TOML values (bare words are strings).
+
+    Raises RecipeError naming the file, line, table and key, with the nearest known key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read: {error}") from None
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path}: not valid TOML: {error}") from None
+    for override in overrides:
+        _apply(data, override)
+    return parse(data, str(path), text)
+
+
+def parse(data: dict[str, Any], name: str, text: str = "") -> Recipe:
+    """Check recipe data; `name` and `text` serve the error messages."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError("\n".join(describe(Recipe, name, text, problem) for problem in error.errors())) from None
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, raw = override.partition("=")
+    if not equals or not all(parts := key.strip().split(".")):
+        raise RecipeError(f"--set {override}: write it as table.key=value, for example --set train.learning_rate=1e-5")
+    try:
+        value = tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = raw
+    for part in parts[:-1]:
+        data = data.setdefault(part, {})
+        if not isinstance(data, dict):
+            raise RecipeError(f"--set {override}: {part!r} is not a table")
+    data[parts[-1]] = value
