@@ -74,6 +74,22 @@ def test_overrides(tmp_path: Path, override: str, expected: object) -> None:
     assert value == expected
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.loss.beta=-1", r"^--set train\.loss\.beta=-1: train\.loss: beta: .*greater than 0"),
+        ("train.loss={bta = 1}", r"^--set train\.loss=\{bta = 1\}: train\.loss: unknown key 'bta', did you mean 'beta'"),
+        ("source.count=x", r"^--set source\.count=x: "),
+        ("train.epochs=2", r"^.*r\.toml:6: train\.loss: beta: "),
+    ],
+)
+def test_an_error_names_the_override_that_made_it(tmp_path: Path, override: str, message: str) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text('[source]\nkind = "digits"\ncount = 5\n\n[train.loss]\nbeta = %s\n' % ("-2" if "epochs" in override else "0.1"))
+    with pytest.raises(RecipeError, match=message):
+        load(path, (override,))
+
+
 @pytest.mark.parametrize("override", ["train", "=1", "train..x=1", "seed.x=1"])
 def test_bad_overrides(tmp_path: Path, override: str) -> None:
     path = tmp_path / "r.toml"

@@ -43,6 +43,9 @@ TRIED: dict[str, tuple[str, ...]] = {
     "MPO, 8 pairs per question": ("pairs.max_per_question=8",),
     "MPO, without format negatives": ("pairs.format_negatives=false",),
     "MPO, without DropoutNTP pairs": ("pairs.dropout_ntp=false",),
+    "MPO, 320 questions": ("source.count=320",),
+    "MPO, 640 questions": ("source.count=640",),
+    "MPO, 2560 questions": ("source.count=2560",),
     "MPO, 2 epochs": ("train.epochs=2",),
     "MPO, 2 rounds": ("train.rounds=2",),
 }

@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from mixpo.prompts import PROMPTS
-from mixpo.sources.digits import CELL, FAMILIES, Puzzle, Scene, _digits, draw, puzzles
+from mixpo.sources.digits import CELL, FAMILIES, Puzzle, Scene, digit_images, draw, puzzles
 
 Shares = dict[str, tuple[float, float, float]]
 """family: share of careful answers, of hasty ones, of careful ones without a clear final answer"""
@@ -185,7 +185,7 @@ def distort(scene: Scene, rng: np.random.Generator) -> np.ndarray:
         cos, sin, centre = math.cos(angle) / scale, math.sin(angle) / scale, CELL / 2
         x, y = centre + rng.normal(0, 0.8), centre + rng.normal(0, 0.8)
         matrix = (cos, sin, centre - cos * x - sin * y, -sin, cos, centre + sin * x - cos * y)
-        digit = Image.fromarray(_digits()[0][index])
+        digit = Image.fromarray(digit_images()[0][index])
         cells.append(np.asarray(digit.transform((CELL, CELL), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)))
     return 255 - np.block([[cells[0], cells[1]], [cells[2], cells[3]]])
 

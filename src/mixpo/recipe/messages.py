@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -19,13 +20,16 @@ def did_you_mean(word: str, known: Any) -> str:
     return f", did you mean {close[0]!r}?" if close else ""
 
 
-def describe(root: type[BaseModel], name: str, text: str, problem: Any) -> str:
-    """One line for one error of pydantic. root: the whole recipe's model; name and text: of the file, for its line."""
+def describe(root: type[BaseModel], name: str, text: str, overrides: Sequence[str], problem: Any) -> str:
+    """One line for one error of pydantic. root: the whole recipe's model; name and text: of the file, for its line.
+
+    overrides: "table.key=value" that took the place of what the file says.
+    """
     location = [str(part) for part in problem["loc"]]
     tables, key = location[:-1], location[-1] if location else ""
     while key.isdigit() and tables:  # one of a list of values
         key = tables.pop()
-    where = f"{name}{_line_of(text, [*tables, key])}: " + (".".join(tables) + ": " if tables else "")
+    where = f"{_place(name, text, overrides, [*tables, key])}: " + (".".join(tables) + ": " if tables else "")
     if problem["type"] == "extra_forbidden":
         return f"{where}unknown key {key!r}{_nearest(root, key, tables)}"
     if problem["type"] == "union_tag_invalid":
@@ -94,6 +98,15 @@ def _resolve(annotation: Any, part: str) -> Any:
     if part.isdigit() and members:
         return members[0]
     return annotation if members else None
+
+
+def _place(name: str, text: str, overrides: Sequence[str], location: list[str]) -> str:
+    """The override that sets the key at this location, or the file with the line that does."""
+    for override in overrides:
+        rest = iter(location)  # in which names of kinds stand between
+        if all(key in rest for key in override.partition("=")[0].strip().split(".")):
+            return f"--set {override}"
+    return f"{name}{_line_of(text, location)}"
 
 
 def _line_of(text: str, location: list[str]) -> str:

@@ -55,15 +55,15 @@ def load(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         raise RecipeError(f"{path}: not valid TOML: {error}") from None
     for override in overrides:
         _apply(data, override)
-    return parse(data, str(path), text)
+    return parse(data, str(path), text, overrides)
 
 
-def parse(data: dict[str, Any], name: str, text: str = "") -> Recipe:
-    """Check recipe data; `name` and `text` serve the error messages."""
+def parse(data: dict[str, Any], name: str, text: str = "", overrides: tuple[str, ...] = ()) -> Recipe:
+    """Check recipe data; `name`, `text` and `overrides` serve the error messages."""
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise RecipeError("\n".join(describe(Recipe, name, text, problem) for problem in error.errors())) from None
+        raise RecipeError("\n".join(describe(Recipe, name, text, overrides, problem) for problem in error.errors())) from None
 
 
 def _apply(data: dict[str, Any], override: str) -> None:

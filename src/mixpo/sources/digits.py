@@ -53,7 +53,7 @@ class Puzzle:
 
 
 @cache
-def _digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def digit_images() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """(1797, 28, 28) pixels and (1797,) labels, in the fixed shuffle that the pools are cut from."""
     from sklearn.datasets import load_digits
 
@@ -69,14 +69,14 @@ def compose(rng: random.Random, pool: str) -> Scene:
     """Four distinct digit images of a pool, at random."""
     low, high = POOLS[pool]
     picks = rng.sample(range(low, high), 4)
-    labels = _digits()[1]
+    labels = digit_images()[1]
     a, b, c, d = picks
     return Scene((int(labels[a]), int(labels[b]), int(labels[c]), int(labels[d])), (a, b, c, d))
 
 
 def draw(scene: Scene) -> Image.Image:
     """The scene as an RGB image of 56 x 56 pixels, dark ink on white."""
-    cells = 255 - _digits()[0][list(scene.images)]
+    cells = 255 - digit_images()[0][list(scene.images)]
     rows = [np.concatenate(list(cells[i : i + 2]), axis=1) for i in (0, 2)]
     return Image.fromarray(np.concatenate(rows, axis=0)).convert("RGB")
 
