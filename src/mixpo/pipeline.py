@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,19 +20,24 @@ from mixpo.recipe import Recipe, did_you_mean
 from mixpo.records import write_text
 from mixpo.run import Run
 from mixpo.stages import evaluate, source
-from mixpo.stages.base import Context, Plan, Planned, perform
+from mixpo.stages.base import Context, Plan, Planned, assist, perform
 from mixpo.stages.models import ModelRef, Models
 from mixpo.stages.pair import pair_job
 from mixpo.stages.reference import reference_job
 from mixpo.stages.report import report_job
 from mixpo.stages.sample import continue_job, sample_job
-from mixpo.stages.source import Index
+from mixpo.stages.source import Index, load_index
 from mixpo.stages.train import model_of, train_job, withdraw
 from mixpo.stages.verify import verify_job
+from mixpo.train.ranks import Ranks
 from mixpo.types import Question
 
 STAGES = ("source", "sample", "continue", "verify", "pair", "reference", "train", "evaluate", "report")
 """Kinds of stages in the order of the flow."""
+
+
+EMPTY = Index(shards=(), sizes=(), open=(), kinds=(), domains=())
+"""A source that was never read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +48,19 @@ class Sources:
     sets: dict[str, Index]
 
 
-def open_context(recipe: Recipe, base: Path, root: Path, progress: Progress, limit: int | None = None) -> Context:
+def open_context(
+    recipe: Recipe, base: Path, root: Path, progress: Progress, limit: int | None = None, ranks: Ranks | None = None
+) -> Context:
     """What all stages share. base: the folder that paths in the recipe are relative to."""
     return Context(
-        run=Run(root.absolute()), recipe=recipe, base=base, progress=progress, models=Models(recipe.model, base), limit=limit
-    )  # fmt: skip
+        run=Run(root.absolute()),
+        recipe=recipe,
+        base=base,
+        progress=progress,
+        models=Models(recipe.model, base),
+        limit=limit,
+        ranks=ranks or Ranks(),
+    )
 
 
 def run_recipe(context: Context, force: Sequence[str] = ()) -> Plan:
@@ -54,10 +68,9 @@ def run_recipe(context: Context, force: Sequence[str] = ()) -> Plan:
 
     Raises a MixpoError when a stage cannot go on; what was finished before it is kept.
     """
-    with context.run.lock():
-        _prepare(context, force)
-        plan = build_plan(context, read_sources(context))
-        withdraw(context, plan)
+    if not context.ranks.main:
+        return _follow(context)
+    with _leading(context, force) as plan:
         _each(context, [planned for planned in plan.planned.values() if planned.job.kind != "report"])
         # Planned anew: its key holds which of the others are finished.
         plan.add(report_job(context, plan))
@@ -71,10 +84,9 @@ def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = ())
     Raises RunError when not even one of them could be done, naming the stage that is missing or stale, and RecipeError when the
     recipe asks for none of them.
     """
-    with context.run.lock():
-        _prepare(context, force)
-        plan = build_plan(context, read_sources(context))
-        withdraw(context, plan)
+    if not context.ranks.main:
+        return _follow(context)
+    with _leading(context, force) as plan:
         wanted = [planned for planned in plan.planned.values() if planned.job.kind in kinds]
         done, missing = 0, ""
         for planned in wanted:
@@ -88,6 +100,28 @@ def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = ())
             raise RecipeError(f"nothing to {' or '.join(kinds)}: the recipe names no evaluation set; add a table [[evaluate.sets]]")
         if wanted and not done:
             raise RunError(f"{missing}; run that stage first, or everything with `mixpo run`")
+    return plan
+
+
+@contextmanager
+def _leading(context: Context, force: Sequence[str]) -> Iterator[Plan]:
+    """The plan, while this process holds the run; the other ranks are told when it stands and when all is done."""
+    with context.run.lock():
+        _prepare(context, force)
+        plan = build_plan(context, read_sources(context))
+        withdraw(context, plan)
+        context.ranks.lead("planned")
+        yield plan
+        context.ranks.lead(None)
+
+
+def _follow(context: Context) -> Plan:
+    """What a rank does that is not the main one: its share of the stages that the main one names."""
+    context.ranks.follow()
+    plan = build_plan(context, known_sources(context.run, context.recipe))
+    while (order := context.ranks.follow()) is not None:
+        name, numbers = order
+        assist(context, plan.planned[name], numbers)
     return plan
 
 
@@ -108,6 +142,15 @@ def read_sources(context: Context) -> Sources:
         train=source.refresh(context, "source", recipe.source),
         sets={s.name: source.refresh(context, evaluate.source_name(s.name), s.source, evaluated=True) for s in recipe.evaluate.sets},
     )
+
+
+def known_sources(run: Run, recipe: Recipe) -> Sources:
+    """The questions as they were when last read; none where a source was never read."""
+
+    def index(name: str) -> Index:
+        return load_index(run.stage(name)) or EMPTY
+
+    return Sources(train=index("source"), sets={s.name: index(evaluate.source_name(s.name)) for s in recipe.evaluate.sets})
 
 
 def build_plan(context: Context, sources: Sources) -> Plan:

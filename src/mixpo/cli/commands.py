@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -13,10 +10,8 @@ from typing import Annotated
 import typer
 
 from mixpo.cli import show
-from mixpo.cli.bars import Bars, Lines, open_progress, printable
-from mixpo.errors import MixpoError
+from mixpo.cli.boundary import Terminal, boundary
 from mixpo.pipeline import open_context, run_recipe, run_stage
-from mixpo.progress import Progress
 from mixpo.recipe import load
 from mixpo.stages.base import Context
 
@@ -38,28 +33,10 @@ Rate = Annotated[float | None, typer.Option("--rate", min=0.001, help="With --dr
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
 
 
-@contextmanager
-def boundary() -> Iterator[Bars | Lines]:
-    """Errors for the user become one message on standard error and an exit status; bugs keep their traceback."""
-    try:
-        with closing(open_progress()) as progress:
-            yield progress
-    except MixpoError as error:
-        print(printable(f"mixpo: {error}"), file=sys.stderr)
-        raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        print("\nmixpo: stopped; run the same command again (without --force) to go on", file=sys.stderr)
-        raise typer.Exit(130) from None
-    except BrokenPipeError:
-        # Whoever read the output has gone (`mixpo status RUN | head`); say nothing more, not even at exit.
-        sys.stdout = open("/dev/null", "w")  # noqa: SIM115
-        raise typer.Exit(0) from None
-
-
-def _open(recipe: Path, folder: Path | None, settings: list[str] | None, limit: int | None, progress: Progress) -> Context:
+def _open(recipe: Path, folder: Path | None, settings: list[str] | None, limit: int | None, terminal: Terminal) -> Context:
     loaded = load(recipe, tuple(settings or ()))
     root = folder if folder is not None else Path("runs") / recipe.stem
-    return open_context(loaded, recipe.parent.absolute(), root, progress, limit)
+    return open_context(loaded, recipe.parent.absolute(), root, terminal.progress, limit, terminal.ranks)
 
 
 def _dry(context: Context, rate: float | None) -> None:
@@ -79,8 +56,8 @@ def run_command(
     rate: Rate = None,
 ) -> None:
     """Do everything: questions, answers, verdicts, pairs, training, evaluation, report. What is done is not done again."""
-    with boundary() as progress:
-        context = _open(recipe, folder, settings, limit, progress)
+    with boundary() as terminal:
+        context = _open(recipe, folder, settings, limit, terminal)
         if dry:
             _dry(context, rate)
             return
@@ -98,9 +75,9 @@ def demo(
     """The whole loop on handwritten digits with the bundled tiny model: minutes on a laptop's CPU."""
     from importlib import resources
 
-    with boundary() as progress:
+    with boundary() as terminal:
         changed = [*(settings or ()), *([f"seed={seed}"] if seed is not None else ())]
-        context = _open(Path(str(resources.files("mixpo"))) / "assets" / "demo.toml", folder, changed, limit, progress)
+        context = _open(Path(str(resources.files("mixpo"))) / "assets" / "demo.toml", folder, changed, limit, terminal)
         run_recipe(context)
         show.results(context.run.root)
 
@@ -109,8 +86,8 @@ def _stage_command(name: str, kinds: tuple[str, ...], summary: str) -> None:
     def command(
         recipe: RecipeFile, folder: Folder = None, settings: Settings = None, limit: Limit = None, force: Force = None, dry: DryRun = False
     ) -> None:
-        with boundary() as progress:
-            context = _open(recipe, folder, settings, limit, progress)
+        with boundary() as terminal:
+            context = _open(recipe, folder, settings, limit, terminal)
             if dry:
                 _dry(context, None)
                 return
@@ -137,8 +114,8 @@ def check(recipe: RecipeFile, settings: Settings = None, limit: Limit = None) ->
     """Find what can be found wrong before the work: files, rows, images, model, template, lengths. Exit status 3 if anything is."""
     from mixpo.check import check as examine
 
-    with boundary() as progress:
-        checked = examine(load(recipe, tuple(settings or ())), recipe.parent.absolute(), progress, limit)
+    with boundary() as terminal:
+        checked = examine(load(recipe, tuple(settings or ())), recipe.parent.absolute(), terminal.progress, limit)
         show.checked(checked)
         if checked.findings:
             raise typer.Exit(3)
@@ -184,8 +161,8 @@ def export(
     from mixpo.export import export as write
     from mixpo.status import open_run
 
-    with boundary() as progress:
-        context = replace(open_run(folder), progress=progress)
+    with boundary() as terminal:
+        context = replace(open_run(folder), progress=terminal.progress)
         count = write(context, to, form, number)
         show.line(f"{count:,} pairs written to {to}")
 

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mixpo.progress import Progress
 from mixpo.recipe import Recipe
 from mixpo.run import Manifest, Run, Stage, Work, now, versions
 from mixpo.stages.models import Models
+from mixpo.train.ranks import Ranks
 from mixpo.types import content_id
 
 Make = Callable[[int], Iterable[Any]]
@@ -29,7 +30,7 @@ SAVE_SECONDS = 2.0
 
 @dataclass(kw_only=True)
 class Context:
-    """What all stages of one command share. limit: questions to use of every source, or None for all."""
+    """What all stages of one command share. limit: questions to use of every source, or None for all. ranks: see `Job.ranks`."""
 
     run: Run
     recipe: Recipe
@@ -37,6 +38,7 @@ class Context:
     progress: Progress
     models: Models
     limit: int | None = None
+    ranks: Ranks = field(default_factory=Ranks)
 
 
 def nothing_else(manifest: Manifest) -> None:
@@ -54,6 +56,8 @@ class Job:
         makes a shard; it is called for these numbers in order.
     count: figures of one shard, added up in the manifest. check: raises a MixpoError when the finished stage is no good.
     artifact: a file or folder that belongs to a shard besides its records; without it the shard is not done.
+    ranks: who works when there are several: the main one alone, each on shards of its own, or all on every shard together (the main
+        one writes its records).
     """
 
     kind: str
@@ -70,6 +74,7 @@ class Job:
     count: Callable[[Sequence[Any]], Mapping[str, int]] = field(default=lambda rows: {"rows": len(rows)})
     check: Callable[[Manifest], None] = nothing_else
     artifact: Callable[[str], Path] | None = None
+    ranks: Literal["main", "each", "together"] = "main"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +190,12 @@ def _make(context: Context, planned: Planned, work: Work, manifest: Manifest) ->
         done = sum(size for shard, size in zip(work.shards, job.sizes, strict=True) if shard not in missing)
         context.progress.start(job.title, sum(job.sizes), job.unit, done)
     numbers = [number for number, shard in enumerate(work.shards) if shard in missing]
+    others: list[int] = []
+    if job.ranks != "main":
+        context.ranks.lead([job.name, numbers])
+    if job.ranks == "each":
+        mine = context.ranks.part(numbers)
+        others, numbers = sorted({*numbers} - {*mine}), mine
     with job.session(numbers) as make:
         for number in numbers:
             shard = work.shards[number]
@@ -199,10 +210,25 @@ def _make(context: Context, planned: Planned, work: Work, manifest: Manifest) ->
             if time.monotonic() - saved > SAVE_SECONDS:
                 planned.stage.save_manifest(manifest)
                 saved = time.monotonic()
+    if job.ranks != "main":
+        context.ranks.meet()
+        context.progress.advance(sum(job.sizes[number] for number in others))
     manifest.seconds = used + time.monotonic() - begun
     if not job.own_bar:
         context.progress.finish()
     return counted
+
+
+def assist(context: Context, planned: Planned, numbers: list[int]) -> None:
+    """What `perform` is on every rank but the main one: work on these shards with the others."""
+    job, stage = planned.job, planned.stage
+    numbers = context.ranks.part(numbers) if job.ranks == "each" else numbers
+    with job.session(numbers) as make:
+        for number in numbers:
+            rows = list(make(number))
+            if job.ranks == "each":
+                stage.write(planned.names()[number], job.row, rows)
+    context.ranks.meet()
 
 
 def _total(job: Job, stage: Stage, shards: Sequence[str], counted: Mapping[str, Mapping[str, int]]) -> dict[str, int]:

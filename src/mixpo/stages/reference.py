@@ -62,6 +62,7 @@ def reference_job(context: Context, plan: Plan, index: Index, number: int, model
         sizes=index.sizes,
         needs=("source", upstream, *filter(None, [model.job])),
         session=session,
+        ranks="each",
         count=count_scored,
         check=lambda manifest: check_scored(manifest, recipe.train.max_length),
     )

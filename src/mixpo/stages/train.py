@@ -76,6 +76,7 @@ def train_job(context: Context, plan: Plan, index: Index, number: int, objective
         unit="models",
         needs=("source", upstream, *filter(None, [model.job])),
         session=session,
+        ranks="together",
         own_bar=True,
         count=count_steps,
         check=partial(publish, context, name, public_name(recipe.train, number, objective)),
