@@ -18,7 +18,7 @@ from mixpo.stages.base import Plan
 from mixpo.status import open_run
 
 KILLS = 20
-CLOCKS = {"seconds", "tokens_per_second", "pairs_per_second"}
+CLOCKS = {"seconds", "tokens_per_second", "pairs_per_second", "memory", "seconds_left"}
 """Figures of training that differ from run to run."""
 
 

@@ -15,6 +15,7 @@ from mixpo.stages.base import Context, Planned
 from mixpo.stages.evaluate import source_name
 from mixpo.stages.train import published
 
+
 def open_run(root: Path) -> Context:
     """The run in a directory, with the recipe and limit of its last command. Raises RunError when it is no run."""
     try:

@@ -56,9 +56,14 @@ class TrainTable(Table):
     """Parts that keep their weights."""
     gradient_checkpointing: bool = False
     """Less memory for about a third more time."""
+    liger: bool = False
+    """Kernels of Liger for norms, rotary positions and gated layers. Needs the liger extra and an NVIDIA or AMD GPU."""
     save_every: int = Field(default=100, ge=1)
     """Steps between checkpoints."""
+    save_total_limit: int = Field(default=2, ge=1)
+    """Checkpoints that are kept: the newest ones. With 1 there is none to go back to when the newest cannot be read."""
     log_every: int = Field(default=1, ge=1)
+    """Steps between lines of metrics, on screen and in the records."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Where metrics go besides the run's own records."""
 

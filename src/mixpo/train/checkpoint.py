@@ -3,6 +3,9 @@
 FOLDER/step-000100/state.json           counters, reward shift, digests
 FOLDER/step-000100/model.safetensors    trained parameters
 FOLDER/step-000100/optimizer.pt         optimizer and random generators (read with weights_only)
+FOLDER/step-000100/deepspeed/           instead of the last two, the files of DeepSpeed
+
+Weights and optimizer are whole, also when ranks share them, so that training can go on with another number of ranks (not with DeepSpeed).
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -24,8 +27,11 @@ from torch import Tensor, nn
 from mixpo.errors import TrainError
 from mixpo.run import changed_settings
 
-KEEP = 2
-"""Checkpoints kept: the newest, and the one before in case the newest cannot be read."""
+if TYPE_CHECKING:
+    from mixpo.train.parallel import Parallel
+
+DEEPSPEED = "deepspeed"
+"""Folder of what DeepSpeed writes, which it calls a tag."""
 
 _UNREADABLE = (OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError)
 
@@ -54,20 +60,41 @@ class TrainState:
         return self.reward_sum / self.reward_count if self.reward_count else 0.0
 
 
-def save_checkpoint(folder: Path, state: TrainState, model: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
-    """Write a checkpoint and remove all but the newest two. Raises TrainError when the disk is full; older ones stay usable."""
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint that was read. tensors: the trained weights; rest: optimizer and random generators. Both are empty when DeepSpeed
+    wrote it, whose files only its own engine reads."""
+
+    path: Path
+    state: TrainState
+    tensors: Mapping[str, Tensor]
+    rest: Mapping[str, Any]
+
+    @property
+    def of_deepspeed(self) -> bool:
+        """Whether DeepSpeed wrote it."""
+        return (self.path / DEEPSPEED).is_dir()
+
+
+def save_checkpoint(folder: Path, state: TrainState, keep: int, parallel: Parallel) -> None:
+    """Write a checkpoint and remove all but the newest `keep`. Every rank has to call it.
+
+    Raises TrainError when the disk is full; older ones stay usable.
+    """
     target = folder / f"step-{state.step:06d}"
-    temporary = folder / f".{target.name}.{os.getpid()}.tmp"
+    temporary = folder / f".{target.name}.tmp"
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save_file(_trained(model), temporary / "model.safetensors")
-        with (temporary / "optimizer.pt").open("wb") as handle:
-            torch.save({"optimizer": optimizer.state_dict(), "random": _random_state()}, handle)
-        (temporary / "state.json").write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
-        _sync(temporary)
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
+        if parallel.main:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        parallel.wait()
+        parallel.save(temporary)
+        parallel.wait()
+        if parallel.main:
+            (temporary / "state.json").write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
+            _sync(temporary)
+            shutil.rmtree(target, ignore_errors=True)
+            temporary.rename(target)
     except (OSError, RuntimeError, SafetensorError) as error:
         kept = _names(folder)
         goes_on = f"it goes on from step {int(kept[-1].split('-')[1])}" if kept else "it starts again"
@@ -75,37 +102,44 @@ def save_checkpoint(folder: Path, state: TrainState, model: nn.Module, optimizer
             f"{target}: the checkpoint cannot be written ({error}); free some space and run the same command, {goes_on}"
         ) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    for name in _names(folder)[:-KEEP]:
-        shutil.rmtree(folder / name)
-    return target
+        if parallel.main:
+            shutil.rmtree(temporary, ignore_errors=True)
+    if parallel.main:
+        for name in _names(folder)[:-keep]:
+            shutil.rmtree(folder / name)
+    parallel.wait()
 
 
-def load_checkpoint(
-    folder: Path, fresh: TrainState, model: nn.Module, optimizer: torch.optim.Optimizer, say: Callable[[str], None]
-) -> TrainState:
-    """Continue from the newest readable checkpoint; `fresh` is returned when there is none.
+def write_parts(folder: Path, weights: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
+    """The two large files of a checkpoint."""
+    save_file(dict(weights), folder / "model.safetensors")
+    with (folder / "optimizer.pt").open("wb") as handle:
+        torch.save(dict(rest), handle)
 
-    Raises TrainError when a checkpoint is of other data or settings, naming what changed.
-    """
+
+def find_checkpoint(folder: Path, fresh: TrainState, say: Callable[[str], None]) -> Checkpoint | None:
+    """The newest readable checkpoint, or None. Raises TrainError when it is of other data or settings, naming what changed."""
     for leftover in folder.glob(".step-*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
     for name in reversed(_names(folder)):
         try:
-            state, tensors, rest = _read(folder / name)
+            found = _read(folder / name)
         except _UNREADABLE as error:
             say(f"{folder / name}: cannot be read ({type(error).__name__}: {error}); taking the one before")
             continue
-        _refuse_other(folder / name, state, fresh)
-        _apply(folder / name, model, optimizer, tensors, rest)
-        return state
-    return fresh
+        _refuse_other(found.path, found.state, fresh)
+        return found
+    return None
 
 
-def _read(path: Path) -> tuple[TrainState, dict[str, Tensor], dict[str, Any]]:
+def _read(path: Path) -> Checkpoint:
     state = TrainState(**json.loads((path / "state.json").read_text(encoding="utf-8")))
-    rest = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
-    return state, load_file(path / "model.safetensors"), {"optimizer": rest["optimizer"], "random": rest["random"]}
+    if (path / DEEPSPEED).is_dir():
+        return Checkpoint(path=path, state=state, tensors={}, rest={})
+    # Mapped, not read: ranks of one machine share the memory.
+    rest = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True, mmap=True)
+    tensors = load_file(path / "model.safetensors")
+    return Checkpoint(path=path, state=state, tensors=tensors, rest={"optimizer": rest["optimizer"], "random": rest["random"]})
 
 
 def _refuse_other(path: Path, state: TrainState, fresh: TrainState) -> None:
@@ -117,24 +151,24 @@ def _refuse_other(path: Path, state: TrainState, fresh: TrainState) -> None:
         raise TrainError(f"{path}: this checkpoint was made with other settings ({'; '.join(changes)}); {remedy}")
 
 
-def _apply(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
+def apply_checkpoint(checkpoint: Checkpoint, model: nn.Module) -> None:
+    """Put its weights into a model that is whole, and its random state into the generators. Raises TrainError for another model."""
+    if checkpoint.of_deepspeed:
+        return
+    path, tensors = checkpoint.path, checkpoint.tensors
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if trained.keys() != tensors.keys() or any(trained[name].shape != value.shape for name, value in tensors.items()):
         raise TrainError(f"{path}: this checkpoint is of another model; delete {path.parent} (or use --force train) to start again")
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(tensors[name])
-    optimizer.load_state_dict(rest["optimizer"])
-    torch.set_rng_state(rest["random"]["cpu"])
-    if torch.cuda.is_available() and "cuda" in rest["random"]:
-        torch.cuda.set_rng_state(rest["random"]["cuda"])
+    torch.set_rng_state(checkpoint.rest["random"]["cpu"].clone())
+    if torch.cuda.is_available() and "cuda" in checkpoint.rest["random"]:
+        torch.cuda.set_rng_state(checkpoint.rest["random"]["cuda"].clone())
 
 
-def _trained(model: nn.Module) -> dict[str, Tensor]:
-    return {name: parameter.detach().contiguous() for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def _random_state() -> dict[str, Tensor]:
+def random_state() -> dict[str, Tensor]:
+    """Of this process and its device."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
@@ -147,7 +181,7 @@ def _names(folder: Path) -> list[str]:
 
 def _sync(folder: Path) -> None:
     """Flush the files and the folder to disk, so that a rename never makes a half-written checkpoint visible after a crash."""
-    for path in (*folder.iterdir(), folder):
+    for path in (*folder.rglob("*"), folder):
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)

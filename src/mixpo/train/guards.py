@@ -13,6 +13,7 @@ from mixpo.train.batch import answers_of, pieces_of
 from mixpo.train.checkpoint import TrainState
 from mixpo.train.losses import ResponseLogps, expected_start, generation_loss
 from mixpo.train.metrics import StepMetrics
+from mixpo.train.parallel import own
 from mixpo.train.plan import Step
 from mixpo.train.session import Session
 
@@ -20,7 +21,7 @@ ZERO_STEPS = 3
 """A loss of exactly 0 in this many steps in a row stops the training."""
 TOO_EASY = 0.98
 """Reward accuracy above this within the first 5 % of the steps is reported: the pairs are told apart by something trivial."""
-KEPT = "weights were not updated and the last checkpoint is kept; lower train.learning_rate, or look at the data of this step"
+KEPT = "nothing of this step is saved and the last checkpoint is kept; lower train.learning_rate, or look at the data of this step"
 
 
 class Seen(NamedTuple):
@@ -89,6 +90,26 @@ def check_zero(state: TrainState, total: float) -> None:
             f"step {state.step + 1}: the loss was exactly 0 in {ZERO_STEPS} steps in a row, so nothing is learned; look at the pairs, "
             f"at the chat template (does it supervise any token?) and at the weights in train.loss; {KEPT}"
         )
+
+
+def check_weights(session: Session) -> None:
+    """Before a checkpoint: raise TrainError for trained weights that are not finite, or a matrix that has become nothing but zeros."""
+    names = [name for name, _ in session.parallel.trained()]
+    found = torch.zeros(2, len(names), device=session.accelerator.device)
+    for number, (_, parameter) in enumerate(session.parallel.trained()):
+        held = own(parameter)
+        if held.numel():
+            low, high = torch.aminmax(held)
+            found[0, number] = ~(low.isfinite() & high.isfinite())
+            found[1, number] = (low != 0) | (high != 0) | (parameter.ndim < 2)
+    broken, alive = session.accelerator.reduce(found, "sum").tolist()
+    for number, name in enumerate(names):
+        if broken[number] or not (alive[number] or name in session.zeros):
+            what = "holds NaN or infinite values" if broken[number] else "has become nothing but zeros"
+            raise TrainError(
+                f"step {session.state.step}: {name} {what}; this step is not saved and the last checkpoint is kept; "
+                "lower train.learning_rate, or look at the data of the last steps"
+            )
 
 
 def warn_too_easy(session: Session, row: StepMetrics) -> None:

@@ -10,20 +10,20 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from mixpo.errors import TrainError
 from mixpo.progress import Progress
-from mixpo.train.batch import Batch, Piece, micro_batches, piece_of, pieces_of
+from mixpo.train.batch import Piece, micro_batches, piece_of, pieces_of
 from mixpo.train.checkpoint import save_checkpoint
 from mixpo.train.collate import collate
-from mixpo.train.guards import KEPT, Seen, check_first_loss, check_reference, check_zero, culprit, warn_too_easy
-from mixpo.train.losses import LossTerms, ResponseLogps, combine
+from mixpo.train.ghost import with_ghost
+from mixpo.train.guards import KEPT, Seen, check_first_loss, check_reference, check_weights, check_zero, culprit, warn_too_easy
+from mixpo.train.losses import ResponseLogps, combine
+from mixpo.train.measure import Sums, add_up, least_tokens, live_line, measure, no_sums
 from mixpo.train.metrics import StepMetrics
 from mixpo.train.model import PartSize, checkpoint_activations, learning_rate, restore_types
 from mixpo.train.plan import Step, share
@@ -55,7 +55,7 @@ def train(job: TrainJob, progress: Progress) -> TrainResult:
         rate = learning_rate(job.table, state.step, total)
         sums = _forward_backward(session, step)
         grad_norm = _optimise(session, sums, rate)
-        row = _measure(session, step, sums, grad_norm, rate, time.monotonic() - begun)
+        row = measure(session, step, sums, grad_norm, rate, time.monotonic() - begun)
         _advance(session, row)
         _log(session, row)
         if state.step % job.table.save_every == 0 or state.step == total:
@@ -67,22 +67,6 @@ def train(job: TrainJob, progress: Progress) -> TrainResult:
 # --- one step ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Sums:
-    """Sums over the pairs of one optimizer step on all ranks. tokens: without padding."""
-
-    total: float
-    preference: float
-    quality: float
-    generation: float
-    reward_chosen: float
-    reward_rejected: float
-    logp_chosen: float
-    logp_rejected: float
-    wins: float
-    tokens: float
-
-
 def _forward_backward(session: Session, step: Step) -> Sums:
     """Gradients of the step's mean loss, left in the parameters. Raises TrainError, before any update, for a bad start or a bad loss."""
     accelerator, state = session.accelerator, session.state
@@ -91,19 +75,17 @@ def _forward_backward(session: Session, step: Step) -> Sums:
     scale = accelerator.num_processes / pairs
     batches = _batches(session, step)
     seen: list[Seen] = []
-    sums = torch.zeros(len(dataclasses.fields(Sums)), dtype=_wide(accelerator.device), device=accelerator.device)
-    shifts = step_shifts(session, [pieces for pieces, counts in batches if counts])
-    for number, (pieces, counts) in enumerate(batches, start=1):
+    sums = no_sums(least_tokens(session, batches), accelerator.device)
+    shifts = step_shifts(session, batches)
+    for number, pieces in enumerate(batches, start=1):
         batch = collate(session.job.vlm, pieces, session.prompts.get, session.layout)
-        with accelerator.no_sync(session.scorer) if number < len(batches) else nullcontext():
-            logps: ResponseLogps = session.scorer(batch)
-            shift = next(shifts) if counts else 0.0
+        with session.parallel.accumulating(last=number == len(batches)):
+            logps: ResponseLogps = session.parallel.scorer(batch)
             beta, places = session.job.table.loss.beta, (batch.reference, batch.chosen, batch.rejected)
-            terms = combine(session.weights, beta, logps, *places, state.delta, shift)
-            accelerator.backward(terms.total.sum() * (scale * counts))
-        if counts:
-            sums += _add_up(terms, batch)
-            seen.append(Seen(batch.names, logps.sums.detach(), batch.reference, batch.lengths))
+            terms = combine(session.weights, beta, logps, *places, state.delta, next(shifts))
+            session.parallel.backward(terms.total.sum() * scale)
+        sums += add_up(session, terms, pieces, batch)
+        seen.append(Seen(batch.names, logps.sums.detach(), batch.reference, batch.lengths))
     if state.step == 0:
         check_reference(session, seen)
     reduced = Sums(*accelerator.reduce(sums, "sum").tolist())
@@ -114,71 +96,27 @@ def _forward_backward(session: Session, step: Step) -> Sums:
     return reduced
 
 
-def _batches(session: Session, step: Step) -> list[tuple[tuple[Piece, ...], bool]]:
-    """This rank's micro-batches, the same number on every rank; those that only fill up are marked False and count nothing."""
+def _batches(session: Session, step: Step) -> list[tuple[Piece, ...]]:
+    """This rank's micro-batches, the same number on every rank and, with several ranks, all with images if any data has some."""
     accelerator, job = session.accelerator, session.job
     mine = share(step, accelerator.process_index, accelerator.num_processes, lambda group: sum(map(len, job.groups[group].responses)))
     batches = micro_batches(pieces_of(mine, job.groups), session.prompts.length, job.table.tokens_per_batch, session.layout)
+    if accelerator.num_processes == 1:
+        return batches
     most = int(accelerator.gather(torch.tensor([len(batches)], device=accelerator.device)).max())
-    group = job.groups[step[0].group]
-    filler = (piece_of(group, group.pairs[:1]),)
-    # The fillers go first: the last micro-batch, whose backward pass synchronises, is then a real one wherever there is one.
-    return [(filler, False)] * (most - len(batches)) + [(pieces, True) for pieces in batches]
-
-
-def _add_up(terms: LossTerms, batch: Batch) -> Tensor:
-    """One number for each field of Sums."""
-    wins = (terms.reward_chosen > terms.reward_rejected).float()
-    columns = [getattr(terms, field.name) for field in dataclasses.fields(Sums)[:8]]
-    pair_sums = torch.stack([column.detach().float() for column in [*columns, wins]]).to(_wide(wins.device)).sum(-1)
-    return torch.cat([pair_sums, pair_sums.new_tensor([batch.tokens])])
+    return [with_ghost(pieces, session.ghost) for pieces in [*batches, *[()] * (most - len(batches))]]
 
 
 def _optimise(session: Session, sums: Sums, rate: float) -> float:
-    """Clip, check, update. Returns the norm of the gradients before clipping."""
-    state, model = session.state, session.job.vlm.model
-    grad_norm = float(session.accelerator.clip_grad_norm_(model.parameters(), session.job.table.max_grad_norm))
+    """Check, clip, update. Returns the norm of the gradients before clipping."""
+    state = session.state
+    check_zero(state, sums.total)
+    for group in session.parallel.optimizer.param_groups:
+        group["lr"] = rate
+    grad_norm = session.parallel.update(session.job.table.max_grad_norm)
     if not math.isfinite(grad_norm):
         raise TrainError(f"step {state.step + 1}: the gradients are not finite (norm {grad_norm}); {KEPT}")
-    check_zero(state, sums.total)
-    for group in session.optimizer.param_groups:
-        group["lr"] = rate
-    session.optimizer.step()
-    session.optimizer.zero_grad(set_to_none=True)
     return grad_norm
-
-
-def _measure(session: Session, step: Step, sums: Sums, grad_norm: float, rate: float, seconds: float) -> StepMetrics:
-    pairs = sum(len(part.pairs) for part in step)
-    weights = session.weights
-    done = session.state.step + 1
-    epoch, within = divmod(done - 1, session.schedule.steps_per_epoch)
-    seen = min((within + 1) * session.schedule.batch_size, session.schedule.pairs)
-    return StepMetrics(
-        step=done,
-        epoch=epoch + seen / session.schedule.pairs,
-        loss=sums.total / pairs,
-        preference=sums.preference / pairs,
-        quality=sums.quality / pairs,
-        generation=sums.generation / pairs,
-        weighted_preference=weights.preference * sums.preference / pairs,
-        weighted_quality=weights.quality * sums.quality / pairs,
-        weighted_generation=weights.generation * sums.generation / pairs,
-        reward_chosen=sums.reward_chosen / pairs,
-        reward_rejected=sums.reward_rejected / pairs,
-        margin=(sums.reward_chosen - sums.reward_rejected) / pairs,
-        accuracy=sums.wins / pairs,
-        delta=session.state.delta,
-        logp_chosen=sums.logp_chosen / pairs,
-        logp_rejected=sums.logp_rejected / pairs,
-        learning_rate=rate,
-        grad_norm=grad_norm,
-        pairs=pairs,
-        tokens=int(sums.tokens),
-        seconds=seconds,
-        tokens_per_second=sums.tokens / seconds,
-        pairs_per_second=pairs / seconds,
-    )
 
 
 def _advance(session: Session, row: StepMetrics) -> None:
@@ -191,9 +129,10 @@ def _advance(session: Session, row: StepMetrics) -> None:
 
 
 def _log(session: Session, row: StepMetrics) -> None:
-    session.progress.advance(1, f"loss {row.loss:.3f}, accuracy {row.accuracy:.2f}")
     if row.step % session.job.table.log_every and row.step not in (1, session.schedule.total):
+        session.progress.advance(1)
         return
+    session.progress.advance(1, live_line(row))
     session.metrics.append(row)
     if session.job.table.trackers:
         session.accelerator.log({name: value for name, value in dataclasses.asdict(row).items() if name != "step"}, step=row.step)
@@ -203,28 +142,22 @@ def _log(session: Session, row: StepMetrics) -> None:
 
 
 def _save(session: Session) -> None:
-    if session.main:
-        save_checkpoint(session.job.folder / "checkpoints", session.state, session.job.vlm.model, session.optimizer)
-    session.accelerator.wait_for_everyone()
+    check_weights(session)
+    save_checkpoint(session.job.folder / "checkpoints", session.state, session.job.table.save_total_limit, session.parallel)
 
 
 def _finish(session: Session) -> TrainResult:
     """Save the model as a plain folder of transformers, read it back, and compare."""
-    job, model = session.job, session.job.vlm.model
-    if job.table.gradient_checkpointing:
-        checkpoint_activations(model, on=False)
-    model.eval()
-    restore_types(model, dict(session.had))
-    if session.main:
+    job, model = session.job, session.parallel.whole_model()
+    if model is not None:
+        if job.table.gradient_checkpointing:
+            checkpoint_activations(model, on=False)
+        restore_types(model.eval(), dict(session.had))
+        vlm = replace(job.vlm, model=model, device=next(model.parameters()).device)
         group = next(group for group in job.groups if group.pairs)
-        check = collate(job.vlm, [piece_of(group, group.pairs[:1])], session.prompts.get, "plain").inputs
-        save(job.vlm, job.output, check)
-    session.accelerator.wait_for_everyone()
+        check = collate(vlm, [piece_of(group, group.pairs[:1])], session.prompts.get, "plain").inputs
+        save(vlm, job.output, check)
+    session.parallel.wait()
     for tracker in session.accelerator.trackers:
         tracker.finish()
     return TrainResult(folder=job.output, steps=tuple(session.metrics.rows), parts=tuple(session.parts), seconds=session.state.seconds)
-
-
-def _wide(device: torch.device) -> torch.dtype:
-    """float64 where the device has it: sums over many steps and ranks."""
-    return torch.float32 if device.type == "mps" else torch.float64

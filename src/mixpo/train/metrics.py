@@ -20,6 +20,8 @@ class StepMetrics:
     preference, quality, generation: the raw terms; weighted_*: times their weight, which add up to `loss`.
     reward_*: beta times the log-ratio to the reference. margin: chosen minus rejected. accuracy: share of pairs with margin > 0.
     delta: the reward shift this step used. logp_*: summed log-probs. grad_norm: before clipping. tokens: without padding.
+    token_efficiency: tokens that have to be computed at least (every prompt and every response once) over tokens that were, padding
+    included. memory: bytes, the most so far on the main rank's GPU, or of its process where there is none. seconds_left: until the end.
     """
 
     step: int
@@ -45,6 +47,9 @@ class StepMetrics:
     seconds: float
     tokens_per_second: float
     pairs_per_second: float
+    token_efficiency: float
+    memory: int
+    seconds_left: float
 
 
 class MetricsFile:

@@ -10,26 +10,29 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType
-from torch import nn
 
 from mixpo.errors import MissingExtra, TrainError
 from mixpo.progress import Progress, Silent
 from mixpo.recipe import ImageTable, TrainTable
-from mixpo.train.batch import Layout, pieces_of
-from mixpo.train.checkpoint import TrainState, load_checkpoint
+from mixpo.train.batch import Layout, Piece, pieces_of
+from mixpo.train.checkpoint import Checkpoint, TrainState, apply_checkpoint, find_checkpoint
+from mixpo.train.ghost import find_ghost
 from mixpo.train.groups import digest
 from mixpo.train.layout import choose_layout, sample_of
 from mixpo.train.logps import Scorer
 from mixpo.train.losses import Weights, weights_of
 from mixpo.train.metrics import MetricsFile
 from mixpo.train.model import PartSize, build_optimizer, checkpoint_activations, freeze, precision_of, refuse_dropout, use_master_weights
+from mixpo.train.parallel import Parallel, kind_of, open_accelerator, share_model
 from mixpo.train.plan import Schedule
 from mixpo.train.prompts import Prompts
 from mixpo.types import Group
 from mixpo.vlm.load import Vlm
 
-FREE = {"tokens_per_batch", "gradient_checkpointing", "save_every", "log_every", "trackers", "objective", "baselines", "rounds"}
+FREE = {
+    "tokens_per_batch", "gradient_checkpointing", "liger", "save_every", "save_total_limit", "log_every", "trackers",
+    "objective", "baselines", "rounds",
+}  # fmt: skip
 """Settings of the train table that may change between a checkpoint and its resume: they do not say what is computed."""
 
 
@@ -79,10 +82,14 @@ class TrainJob:
 
 @dataclass(kw_only=True)
 class Session:
-    """An opened training. scorer: the model as ranks and precision wrap it; `job.vlm.model` is the same one, bare."""
+    """An opened training. parallel: the model as ranks share it; `job.vlm.model` is the same one, bare.
+
+    ghost: what a rank computes when it has nothing else to do, or no images (see `mixpo.train.ghost`). zeros: trained matrices that were
+    nothing but zeros before the first step.
+    """
 
     job: TrainJob
-    accelerator: Accelerator
+    parallel: Parallel
     progress: Progress
     schedule: Schedule
     weights: Weights
@@ -91,15 +98,20 @@ class Session:
     precision: torch.dtype
     had: Mapping[str, torch.dtype]
     parts: Sequence[PartSize]
-    scorer: nn.Module
-    optimizer: torch.optim.Optimizer
+    ghost: Piece
+    zeros: frozenset[str]
     state: TrainState
     metrics: MetricsFile
 
     @property
+    def accelerator(self) -> Accelerator:
+        """Devices, ranks and trackers."""
+        return self.parallel.accelerator
+
+    @property
     def main(self) -> bool:
         """Whether this process writes files."""
-        return bool(self.accelerator.is_main_process)
+        return self.parallel.main
 
 
 def open_session(job: TrainJob, progress: Progress) -> Session:
@@ -120,14 +132,17 @@ def open_session(job: TrainJob, progress: Progress) -> Session:
     progress.say(f"{job.objective}: {note}")
     if job.table.gradient_checkpointing:
         checkpoint_activations(model, on=True)
-    optimizer = build_optimizer(model, job.table)
-    fresh = TrainState(data=digest(job.groups), settings=job.settings)
-    state = load_checkpoint(job.folder / "checkpoints", fresh, model, optimizer, progress.say)
-    if state.step:
-        progress.say(f"{job.objective}: going on after step {state.step} of {job.schedule.total}")
+    zeros = frozenset(name for name, value in model.named_parameters() if value.requires_grad and value.ndim >= 2 and not value.any())
+    state, checkpoint = _state(job, accelerator, progress)
+    if checkpoint is not None:
+        apply_checkpoint(checkpoint, model)
+    scorer = Scorer(model, layout, precision_of(had))
+    parallel = share_model(accelerator, scorer, lambda shared: build_optimizer(shared, job.table), job.table.max_grad_norm)
+    if checkpoint is not None:
+        parallel.restore(checkpoint)
     return Session(
         job=job,
-        accelerator=accelerator,
+        parallel=parallel,
         progress=progress,
         schedule=job.schedule,
         weights=weights,
@@ -136,8 +151,8 @@ def open_session(job: TrainJob, progress: Progress) -> Session:
         precision=precision_of(had),
         had=had,
         parts=parts,
-        scorer=accelerator.prepare_model(Scorer(model, layout, precision_of(had))),
-        optimizer=optimizer,
+        ghost=find_ghost(job.groups, prompts),
+        zeros=zeros,
         state=state,
         metrics=_metrics(job, accelerator, state),
     )
@@ -164,18 +179,22 @@ def _check(job: TrainJob) -> Weights:
     return weights
 
 
+def _state(job: TrainJob, accelerator: Accelerator, progress: Progress) -> tuple[TrainState, Checkpoint | None]:
+    """Where to go on, and what from. Raises TrainError for a checkpoint of another training or another kind of launch."""
+    fresh = TrainState(data=digest(job.groups), settings=job.settings)
+    found = find_checkpoint(job.folder / "checkpoints", fresh, progress.say)
+    if found is None:
+        return fresh, None
+    if found.of_deepspeed != (kind_of(accelerator) == "deepspeed"):
+        wrote, other = ("DeepSpeed", "without it") if found.of_deepspeed else ("a launch without DeepSpeed", "with it")
+        raise TrainError(f"{found.path}: written by {wrote} and unreadable {other}; go on as before, or start again with --force train")
+    progress.say(f"{job.objective}: going on after step {found.state.step} of {job.schedule.total}")
+    return found.state, found
+
+
 def _accelerator(job: TrainJob) -> Accelerator:
-    accelerator = Accelerator(
-        cpu=job.vlm.device.type == "cpu",
-        mixed_precision="no",  # `Scorer` sets its own, the same for reference and policy
-        log_with=list(job.table.trackers) or None,
-        project_dir=job.logs,
-        # A rank whose rows have no images leaves the vision tower out of its graph.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
-    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
-        kind = accelerator.distributed_type.value
-        raise TrainError(f"training under {kind} is not supported yet; launch it with one process or as plain data parallel (--multi_gpu)")
+    accelerator = open_accelerator(job.vlm.device, log_with=list(job.table.trackers) or None, project_dir=job.logs)
+    kind_of(accelerator)
     if job.table.trackers:
         names = {"wandb": {"name": job.label}, "trackio": {"name": job.label, "resume": "allow"}}
         accelerator.init_trackers("mixpo", config=_flat({**job.settings, "pairs": job.schedule.pairs}), init_kwargs=names)

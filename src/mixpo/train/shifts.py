@@ -28,11 +28,10 @@ def step_shifts(session: Session, batches: Sequence[Sequence[Piece]]) -> Iterato
 @torch.no_grad()
 def _transported(session: Session, batches: Sequence[Sequence[Piece]]) -> list[Tensor]:
     accelerator = session.accelerator
-    # Not the wrapped model, whose forward passes must be as many on every rank.
-    scorer, found, counts = accelerator.unwrap_model(session.scorer), [torch.zeros(0, 2, device=accelerator.device)], list[int]()
+    found, counts = [torch.zeros(0, 2, device=accelerator.device)], list[int]()
     for pieces in batches:
         batch = collate(session.job.vlm, pieces, session.prompts.get, session.layout)
-        logps: ResponseLogps = scorer(batch)
+        logps: ResponseLogps = session.parallel.scorer(batch)
         both = torch.stack([logps.sums, batch.reference], -1)
         found.append(both[batch.chosen] - both[batch.rejected])
         counts.append(len(batch.chosen))

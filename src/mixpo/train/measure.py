@@ -1,0 +1,133 @@
+"""What a step was like: sums over its pairs on all ranks, the row that is logged, the line that is shown."""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mixpo.train.batch import Batch, Piece, size_of
+from mixpo.train.losses import LossTerms
+from mixpo.train.metrics import StepMetrics
+from mixpo.train.plan import Step
+
+if TYPE_CHECKING:
+    from mixpo.train.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Sums over the pairs of one optimizer step on all ranks.
+
+    tokens: that passed through the model, without padding. passed: with padding, and with what a rank does only for the others' sake.
+    least: what each rank has to compute at least, every prompt and every response once.
+    """
+
+    total: float
+    preference: float
+    quality: float
+    generation: float
+    reward_chosen: float
+    reward_rejected: float
+    logp_chosen: float
+    logp_rejected: float
+    wins: float
+    tokens: float
+    passed: float
+    least: float
+
+
+def no_sums(least: int, device: torch.device) -> Tensor:
+    """One number for each field of Sums, before any micro-batch."""
+    sums = torch.zeros(len(dataclasses.fields(Sums)), dtype=_wide(device), device=device)
+    sums[-1] = least
+    return sums
+
+
+def add_up(session: Session, terms: LossTerms, pieces: Sequence[Piece], batch: Batch) -> Tensor:
+    """What a micro-batch adds."""
+    wins = (terms.reward_chosen > terms.reward_rejected).float()
+    columns = [getattr(terms, field.name) for field in dataclasses.fields(Sums)[:8]]
+    pair_sums = torch.stack([column.detach().float() for column in [*columns, wins]]).to(_wide(wins.device)).sum(-1)
+    unpaired = sum(size_of(piece, session.prompts.length(piece.group)).tokens for piece in pieces if not piece.pairs)
+    return torch.cat([pair_sums, pair_sums.new_tensor([batch.tokens - unpaired, batch.inputs["input_ids"].numel(), 0])])
+
+
+def least_tokens(session: Session, batches: Sequence[Sequence[Piece]]) -> int:
+    """Tokens of all prompts and responses of these micro-batches, each counted once, however they are laid out."""
+    found: dict[tuple[str, str, int], int] = {}
+    for piece in (piece for pieces in batches for piece in pieces if piece.pairs):
+        group = piece.group
+        found[group.question.id, group.prompt, -1] = session.prompts.length(group)
+        found |= {(group.question.id, group.prompt, number): len(group.responses[number]) for number in piece.responses}
+    return sum(found.values())
+
+
+def measure(session: Session, step: Step, sums: Sums, grad_norm: float, rate: float, seconds: float) -> StepMetrics:
+    """The row of a step that has been taken and not been counted yet."""
+    pairs = sum(len(part.pairs) for part in step)
+    weights = session.weights
+    done = session.state.step + 1
+    epoch, within = divmod(done - 1, session.schedule.steps_per_epoch)
+    spent = session.state.seconds + seconds
+    seen = min((within + 1) * session.schedule.batch_size, session.schedule.pairs)
+    return StepMetrics(
+        step=done,
+        epoch=epoch + seen / session.schedule.pairs,
+        loss=sums.total / pairs,
+        preference=sums.preference / pairs,
+        quality=sums.quality / pairs,
+        generation=sums.generation / pairs,
+        weighted_preference=weights.preference * sums.preference / pairs,
+        weighted_quality=weights.quality * sums.quality / pairs,
+        weighted_generation=weights.generation * sums.generation / pairs,
+        reward_chosen=sums.reward_chosen / pairs,
+        reward_rejected=sums.reward_rejected / pairs,
+        margin=(sums.reward_chosen - sums.reward_rejected) / pairs,
+        accuracy=sums.wins / pairs,
+        delta=session.state.delta,
+        logp_chosen=sums.logp_chosen / pairs,
+        logp_rejected=sums.logp_rejected / pairs,
+        learning_rate=rate,
+        grad_norm=grad_norm,
+        pairs=pairs,
+        tokens=int(sums.tokens),
+        seconds=seconds,
+        tokens_per_second=sums.tokens / seconds,
+        pairs_per_second=pairs / seconds,
+        token_efficiency=sums.least / sums.passed,
+        memory=memory(session.accelerator.device),
+        seconds_left=spent / done * (session.schedule.total - done),
+    )
+
+
+def live_line(row: StepMetrics) -> str:
+    """A step in one line, without its number and the time left, which whoever shows it knows."""
+    parts = ((row.weighted_preference, "preference"), (row.weighted_quality, "quality"), (row.weighted_generation, "generation"))
+    terms = " + ".join(f"{name} {value:.3f}" for value, name in parts if value)
+    return (
+        f"loss {row.loss:.3f}{f' ({terms})' if terms else ''}, margin {row.margin:.3f}, accuracy {row.accuracy:.2f}, "
+        f"{row.tokens_per_second:,.0f} tokens/s, {row.pairs_per_second:,.1f} pairs/s, {row.token_efficiency:.0%} of the token limit, "
+        f"{row.memory / 2**30:.1f} GiB"
+    )
+
+
+def memory(device: torch.device) -> int:
+    """Bytes: the most that tensors have taken on the GPU so far, or that the process has taken where there is none."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    if device.type == "mps":
+        return int(torch.mps.driver_allocated_memory())
+    # In KiB, and in bytes on macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _wide(device: torch.device) -> torch.dtype:
+    """float64 where the device has it: sums over many steps and ranks."""
+    return torch.float32 if device.type == "mps" else torch.float64

@@ -1,0 +1,272 @@
+"""How ranks share one model: a copy on each, FSDP2, or DeepSpeed's ZeRO. Which one it is, the launch says (Accelerate's configuration).
+
+Everything that differs between them is here: wrapping, gradients, the update, what a checkpoint holds, the whole model for export. The loop
+looks the same for all three. Every method marked *collective* has to be called by all ranks, in the same order.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
+    parse_flag_from_env,
+)
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from mixpo.errors import TrainError
+from mixpo.train.checkpoint import DEEPSPEED, Checkpoint, random_state, write_parts
+
+Kind = Literal["copies", "fsdp2", "deepspeed"]
+
+PATIENCE = timedelta(hours=2)
+"""How long a rank waits for the others, which may be writing a large checkpoint. A rank that dies ends the launch at once."""
+
+
+def open_accelerator(device: torch.device, **options: Any) -> Accelerator:
+    """The process group of the launch, or one process. options: of Accelerator."""
+    return Accelerator(
+        # Accelerate takes `cpu` for plain data parallelism, whatever the launch asks for.
+        cpu=device.type == "cpu" and not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"),
+        mixed_precision="no",  # `Scorer` sets its own, the same for reference and policy
+        kwargs_handlers=[
+            # Models have parameters that no forward pass uses, such as InternVL's mask token.
+            DistributedDataParallelKwargs(find_unused_parameters=True),
+            InitProcessGroupKwargs(timeout=PATIENCE),
+        ],
+        **options,
+    )
+
+
+def kind_of(accelerator: Accelerator) -> Kind:
+    """How the launch wants the model to be shared. Raises TrainError for a way that is not known here."""
+    found = accelerator.distributed_type
+    if found == DistributedType.DEEPSPEED:
+        return "deepspeed"
+    # Without a GPU Accelerate leaves FSDP out and stays with copies.
+    if found == DistributedType.FSDP or (found == DistributedType.MULTI_CPU and parse_flag_from_env("ACCELERATE_USE_FSDP")):
+        return "fsdp2"
+    if found in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        return "copies"
+    raise TrainError(f"training under {found.value} is not supported; launch it with DDP, FSDP2 or DeepSpeed (recipes/accelerate)")
+
+
+@dataclass
+class Parallel:
+    """A model and its optimizer, as this rank holds them. model: bare, with the names of its parameters unchanged. scorer: wrapped."""
+
+    accelerator: Accelerator
+    kind: Kind
+    model: nn.Module
+    scorer: Any
+    optimizer: Any
+    outline: nn.Module | None = None
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files."""
+        return bool(self.accelerator.is_main_process)
+
+    def wait(self) -> None:
+        """*Collective.* Until every rank is here."""
+        self.accelerator.wait_for_everyone()
+
+    def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters that are trained, by name."""
+        return ((name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad)
+
+    # --- one step ------------------------------------------------------------------------------------------------------
+
+    def accumulating(self, last: bool) -> AbstractContextManager[None]:
+        """Around the forward and backward pass of a micro-batch. *Collective* for the last one, where gradients of all ranks meet."""
+        if self.kind == "fsdp2":
+            self.scorer.set_requires_gradient_sync(last)
+        elif self.kind == "deepspeed":
+            self.scorer.set_gradient_accumulation_boundary(last)
+        elif not last:
+            waiting: AbstractContextManager[None] = self.accelerator.no_sync(self.scorer)
+            return waiting
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        """Add to the gradients, of which ranks take the mean."""
+        if self.kind == "deepspeed":
+            # Not through Accelerate, which would take the step at once, before the loss is known to be finite.
+            self.scorer.backward(loss)
+        else:
+            self.accelerator.backward(loss)
+
+    def update(self, most: float) -> float:
+        """*Collective.* Clip and take the step; returns the norm of the gradients before clipping.
+
+        No step is taken when the norm is not finite; with DeepSpeed, which tells the norm only afterwards, it is then useless.
+        """
+        if self.kind == "deepspeed":
+            self.scorer.step()
+            return float(self.scorer.get_global_grad_norm())
+        found: Any = nn.utils.clip_grad_norm_([parameter for _, parameter in self.trained()], most)
+        norm = float(found.full_tensor() if isinstance(found, DTensor) else found)
+        if math.isfinite(norm):
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    # --- saving --------------------------------------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        """*Collective.* Write everything but the counters of a checkpoint."""
+        if self.kind == "deepspeed":
+            self.scorer.save_checkpoint(str(folder), tag=DEEPSPEED)
+            return
+        weights = self._gather(self.trained())
+        state = self.optimizer.state_dict()
+        for number, values in state["state"].items():
+            state["state"][number] = dict(self._gather(values.items()))
+        if self.main:
+            write_parts(folder, weights, {"optimizer": state, "random": random_state()})
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """*Collective.* Optimizer state and random generators, and with DeepSpeed the weights."""
+        if self.kind == "deepspeed":
+            self.scorer.load_checkpoint(str(checkpoint.path), tag=DEEPSPEED)
+            return
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        state = checkpoint.rest["optimizer"]
+        for number, values in state["state"].items():
+            state["state"][number] = {name: _scatter(value, parameters[number]) for name, value in values.items()}
+        self.optimizer.load_state_dict(state)
+
+    def whole_model(self) -> nn.Module | None:
+        """*Collective.* The model with all of its weights in this process; None on ranks that have nothing to write."""
+        if self.outline is None:
+            return self.model if self.main else None
+        weights = self._gather(self.model.named_parameters())
+        if not self.main:
+            return None
+        for name, tensor in weights.items():
+            _put(self.outline, name, tensor)
+        return self.outline
+
+    def _gather(self, tensors: Any) -> dict[str, Any]:
+        """Whole tensors on the CPU of the main rank, one after the other; nothing on the others."""
+        found = {}
+        for name, value in tensors:
+            gathered = whole(value)
+            if self.main:
+                found[name] = gathered
+        return found
+
+
+def share_model(accelerator: Accelerator, scorer: nn.Module, optimizer_of: Callable[[nn.Module], Any], max_norm: float) -> Parallel:
+    """*Collective.* Wrap `scorer`, whose `model` stands on the device, as the launch asks. The optimizer is made of what it wraps."""
+    kind = kind_of(accelerator)
+    model: Any = scorer.model
+    if kind == "copies":
+        wrapped = accelerator.prepare_model(scorer)
+        return Parallel(accelerator, kind, model, wrapped, optimizer_of(model))
+    outline = _outline(model)
+    if kind == "fsdp2":
+        _fully_shard(accelerator, scorer)
+        return Parallel(accelerator, kind, model, scorer, optimizer_of(model), outline)
+    plugin = accelerator.state.deepspeed_plugin
+    # What `transformers` loads from here on is whole, also under ZeRO-3.
+    plugin.dschf = None
+    plugin.deepspeed_config |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "gradient_clipping": max_norm}
+    engine, optimizer = accelerator.prepare(scorer, optimizer_of(model))
+    return Parallel(accelerator, kind, model, engine, optimizer, outline)
+
+
+def _fully_shard(accelerator: Accelerator, scorer: nn.Module) -> None:
+    """Shard every layer by itself and the rest as one, with torch's own call and the settings of Accelerate's plugin.
+
+    The rest (embeddings, projector, output head) stays whole from the beginning of a forward pass to its end, so that the head's
+    weight can be used outside of the head's own forward pass.
+    """
+    plugin = accelerator.state.fsdp_plugin if accelerator.distributed_type == DistributedType.FSDP else FullyShardedDataParallelPlugin()
+    if plugin.fsdp_version != 2:
+        raise TrainError(
+            "fsdp_version 1 is not supported; set fsdp_version: 2 in Accelerate's configuration (recipes/accelerate/fsdp2.yaml)"
+        )
+    if plugin.activation_checkpointing:
+        raise TrainError(
+            "fsdp_activation_checkpointing is not used; take it out of Accelerate's configuration and set train.gradient_checkpointing"
+        )
+    if plugin.cpu_ram_efficient_loading:
+        raise TrainError(
+            "fsdp_cpu_ram_efficient_loading leaves all ranks but one without weights; set it to false in Accelerate's configuration"
+        )
+    options: dict[str, Any] = {"offload_policy": plugin.cpu_offload}
+    for layer in _layers(scorer):
+        fully_shard(layer, reshard_after_forward=plugin.reshard_after_forward, **options)
+    fully_shard(scorer, reshard_after_forward=False, **options)
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    """The members of the outermost module lists: the layers of the language model and of the vision tower."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from child
+        else:
+            yield from _layers(child)
+
+
+def _outline(model: nn.Module) -> nn.Module:
+    """A copy of the model without its weights, to be filled when all of them are in one place."""
+    memo: dict[int, Any] = {id(value): nn.Parameter(value.to("meta"), value.requires_grad) for value in model.parameters()}
+    return copy.deepcopy(model, memo)
+
+
+def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Replace one parameter, wherever the model uses it."""
+    old = model.get_parameter(name)
+    new = nn.Parameter(tensor, old.requires_grad)
+    for module in model.modules():
+        for key, parameter in module._parameters.items():
+            if parameter is old:
+                module._parameters[key] = new
+
+
+def whole(value: Any) -> Any:
+    """*Collective* for a tensor of which this rank has a part. A tensor of its own on the CPU; what is no tensor stays."""
+    if not isinstance(value, Tensor):
+        return value
+    if isinstance(value, DTensor):
+        return value.full_tensor().detach().cpu()
+    if hasattr(value, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([value]):
+            return value.detach().cpu().clone()
+    return value.detach().cpu().contiguous()
+
+
+def own(parameter: nn.Parameter) -> Tensor:
+    """The part of a parameter that this rank holds, which may be empty."""
+    held: Any = parameter.detach()
+    if isinstance(held, DTensor):
+        held = held.to_local()
+    found: Tensor = getattr(parameter, "ds_tensor", held)
+    return found
+
+
+def _scatter(value: Any, parameter: nn.Parameter) -> Any:
+    """This rank's part of a tensor that belongs to a parameter. Without communication: every rank has read all of it."""
+    if not isinstance(value, Tensor):
+        return value
+    if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
+        return value.clone()
+    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None)
