@@ -1,4 +1,4 @@
-"""Two processes train as one does. Some steps give a rank no images, or nothing at all."""
+"""Two processes train as one does, whether each has the model or half of it. Some steps give a rank no images, or nothing at all."""
 
 from __future__ import annotations
 
@@ -6,76 +6,118 @@ import copy
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from train.cases import groups, job, scored
+from train.ranks_program import CUT, SETTINGS, mixed
 
 from mixpo.progress import Silent
 from mixpo.recipe import ModelTable
 from mixpo.train.loop import train
-from mixpo.train.metrics import read_metrics
+from mixpo.train.metrics import StepMetrics, read_metrics
+from mixpo.train.plan import share
+from mixpo.types import Group
 from mixpo.vlm.load import Vlm, load
 
-PROGRAM = """
-import sys
-sys.path[:0] = {path!r}
-from pathlib import Path
-from train.cases import groups, job, scored
-from mixpo.progress import Silent
-from mixpo.recipe import ModelTable
-from mixpo.train.loop import train
-from mixpo.vlm.load import load
+KINDS = {
+    "ddp": {},
+    "fsdp2": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"},
+}
+"""What `accelerate launch` tells the ranks; without a GPU Accelerate itself stays with copies."""
 
-model, images, work = map(Path, sys.argv[1:])
-for name in ("mpo", "aot"):
-    vlm = load(ModelTable(path=str(model), device="cpu"), Path())
-    data = scored(vlm, groups(vlm, images))
-    train(job(vlm, data, work / name, name, epochs=2, batch_size=3, tokens_per_batch=150, learning_rate=1e-4), Silent())
-"""
+pytestmark = pytest.mark.slow
 
 
-@pytest.mark.slow
-def test_two_ranks_are_one(tiny_vlm: Vlm, tiny_folder: Path, tmp_path: Path) -> None:
-    data = scored(tiny_vlm, groups(tiny_vlm, tmp_path / "images"))
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM.format(path=[str(Path(__file__).parents[1]), *sys.path]), encoding="utf-8")
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--rdzv_backend",
-        "c10d",
-        "--rdzv_endpoint",
-        "localhost:0",
-    ]
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("images")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def two(request: pytest.FixtureRequest, tiny_folder: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which two ranks have trained."""
+    work, program = tmp_path_factory.mktemp(request.param), Path(__file__).parent / "ranks_program.py"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
     done = subprocess.run(
-        [*launch, str(program), str(tiny_folder), str(tmp_path / "images"), str(tmp_path / "two")],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        [*launch, "--rdzv_endpoint", "localhost:0", str(program), str(tiny_folder), str(images), str(work), request.param],
+        env={
+            **os.environ,
+            **KINDS[request.param],
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([*sys.path, str(program.parents[1])]),
+        },
         capture_output=True,
         text=True,
         timeout=240,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    for name in ("mpo", "aot"):
-        alone = replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model), facts={})
-        settings = {"epochs": 2, "batch_size": 3, "tokens_per_batch": 150, "learning_rate": 1e-4}
-        a_job = job(alone, data, tmp_path / "one" / name, name, **settings)
-        assert any(len(step) == 1 for step in a_job.schedule.steps(0)), "no step leaves a rank without work"
-        one = train(a_job, Silent())
-        two = read_metrics(tmp_path / "two" / name / "work" / "metrics.jsonl")
-        assert [row.step for row in two] == [row.step for row in one.steps]
-        for row, expected in zip(two, one.steps, strict=True):
-            found = (row.loss, row.grad_norm, row.delta, row.tokens)
-            assert found == pytest.approx((expected.loss, expected.grad_norm, expected.delta, expected.tokens), rel=1e-3, abs=1e-6)
-            # Before the first update rewards are 0 but for rounding, so that which of two is larger is chance.
-            assert row.step == 1 or row.accuracy == pytest.approx(expected.accuracy)
-        trained = load(ModelTable(path=str(tmp_path / "two" / name / "model"), device="cpu"), Path())
-        expected_weights = dict(alone.model.named_parameters())
-        for key, value in trained.model.named_parameters():
-            assert torch.allclose(value, expected_weights[key], atol=2e-4), key
+    return work
+
+
+@pytest.fixture(scope="module")
+def data(tiny_vlm: Vlm, images: Path) -> list[Group]:
+    return scored(tiny_vlm, groups(tiny_vlm, images))
+
+
+def fresh(vlm: Vlm) -> Vlm:
+    return replace(vlm, model=copy.deepcopy(vlm.model), facts={})
+
+
+def rows(folder: Path) -> list[StepMetrics]:
+    return read_metrics(folder / "work" / "metrics.jsonl")
+
+
+def same(found: Sequence[StepMetrics], expected: Sequence[StepMetrics]) -> None:
+    """Float32 sums in another order: losses and gradient norms within 1e-3 of each other."""
+    assert [row.step for row in found] == [row.step for row in expected]
+    for one, other in zip(found, expected, strict=True):
+        numbers = [(row.loss, row.grad_norm, row.delta, row.tokens) for row in (one, other)]
+        assert numbers[0] == pytest.approx(numbers[1], rel=1e-3, abs=1e-6)
+        # Before the first update rewards are 0 but for rounding, so that which of two is larger is chance.
+        assert one.step == 1 or one.accuracy == pytest.approx(other.accuracy)
+
+
+@pytest.mark.parametrize("name", ["mpo", "aot"])
+def test_two_ranks_are_one(two: Path, tiny_vlm: Vlm, data: list[Group], tmp_path: Path, name: str) -> None:
+    alone = fresh(tiny_vlm)
+    a_job = job(alone, data, tmp_path, name, **SETTINGS)
+    assert any(len(step) == 1 for step in a_job.schedule.steps(0)), "no step leaves a rank without work"
+    same(rows(two / name), train(a_job, Silent()).steps)
+    trained = load(ModelTable(path=str(two / name / "model"), device="cpu"), Path())
+    expected = dict(alone.model.named_parameters())
+    for key, value in trained.model.named_parameters():
+        assert torch.allclose(value, expected[key], atol=2e-4), key
+
+
+def test_recomputed_activations(two: Path) -> None:
+    same(rows(two / "recomputed"), rows(two / "mpo"))
+
+
+def test_text_only_on_one_rank(two: Path, tiny_vlm: Vlm, images: Path, tmp_path: Path) -> None:
+    found = mixed(tiny_vlm, images)
+    a_job = job(fresh(tiny_vlm), found, tmp_path, batch_size=2, epochs=4, learning_rate=1e-4)
+    shares = [
+        {tuple(bool(found[part.group].question.images) for part in share(step, rank, 2, lambda group: sum(map(len, found[group].responses))))
+         for rank in (0, 1)}
+        for step in a_job.schedule.steps(0)
+    ]  # fmt: skip
+    assert {(True,), (False,)} in shares, "no step has images on one rank and text on the other"
+    same(rows(two / "mixed"), train(a_job, Silent()).steps)
+
+
+def test_going_on(two: Path) -> None:
+    assert [row.step for row in rows(two / "cut")] == [row.step for row in rows(two / "mpo")]
+    for one, other in zip(rows(two / "cut"), rows(two / "mpo"), strict=True):
+        assert (one.loss, one.grad_norm, one.delta) == pytest.approx((other.loss, other.grad_norm, other.delta), rel=1e-6, abs=1e-9)
+
+
+def test_one_process_goes_on_where_two_stopped(two: Path, tiny_vlm: Vlm, data: list[Group]) -> None:
+    said = Silent()
+    done = train(job(fresh(tiny_vlm), data, two / "handed-on", **CUT), said)
+    assert any("going on after step 3" in line for line in said.lines)
+    same(done.steps, rows(two / "mpo"))

@@ -1,0 +1,66 @@
+"""What each of two ranks does in test_ranks: whole trainings, one that is cut off and goes on, and a step with text on one rank only."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from torch.distributed.tensor import DTensor
+from train.cases import group, groups, job, scored
+
+from mixpo.progress import Silent
+from mixpo.recipe import ModelTable
+from mixpo.train import loop
+from mixpo.train.loop import train
+from mixpo.vlm.load import Vlm, load
+
+SETTINGS = {"epochs": 2, "batch_size": 3, "tokens_per_batch": 150, "learning_rate": 1e-4}
+CUT = {**SETTINGS, "save_every": 3}
+STOP = 4
+"""The cut-off training fails in its step after this one, so that it goes on from step 3."""
+
+
+class StopError(Exception):
+    pass
+
+
+def mixed(vlm: Vlm, images: Path) -> list[object]:
+    """Two questions with an image and two without; with two of them in a step, the share of a rank may be text only."""
+    return scored(vlm, [group(vlm, images, number, images=number % 2, responses=2) for number in range(4)])
+
+
+def main(model: Path, images: Path, work: Path, kind: str) -> None:
+    def vlm() -> Vlm:
+        return load(ModelTable(path=str(model), device="cpu"), Path())
+
+    data = scored(vlm(), groups(vlm(), images))
+    real_open, real_advance = loop.open_session, loop._advance
+
+    def checked(*args: object) -> loop.Session:
+        session = real_open(*args)  # type: ignore[arg-type]
+        sharded = {isinstance(value, DTensor) for value in session.job.vlm.model.parameters()}
+        assert sharded == {kind == "fsdp2"}, "the model is not shared as it should be"
+        return session
+
+    loop.open_session = checked
+    for name in ("mpo", "aot"):
+        train(job(vlm(), data, work / name, name, **SETTINGS), Silent())
+    train(job(vlm(), data, work / "recomputed", gradient_checkpointing=True, **SETTINGS), Silent())
+    train(job(vlm(), mixed(vlm(), images), work / "mixed", batch_size=2, epochs=4, learning_rate=1e-4), Silent())
+
+    def stop(session: loop.Session, row: loop.StepMetrics) -> None:
+        if row.step > STOP:
+            raise StopError
+        real_advance(session, row)
+
+    for folder in ("cut", "handed-on"):
+        loop._advance = stop
+        try:
+            train(job(vlm(), data, work / folder, **CUT), Silent())
+        except StopError:
+            loop._advance = real_advance
+    train(job(vlm(), data, work / "cut", **CUT), Silent())
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:4]), sys.argv[4])
