@@ -19,7 +19,7 @@ from mixpo.progress import Silent
 from mixpo.recipe import ModelTable
 from mixpo.train.loop import train
 from mixpo.train.metrics import StepMetrics, read_metrics
-from mixpo.train.plan import share
+from mixpo.train.plan import Step, share
 from mixpo.types import Group
 from mixpo.vlm.load import Vlm, load
 
@@ -33,8 +33,12 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("images")
+def images(tiny_vlm: Vlm, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With all pictures made, so that ranks do not write the same file."""
+    folder = tmp_path_factory.mktemp("images")
+    groups(tiny_vlm, folder)
+    mixed(tiny_vlm, folder)
+    return folder
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -101,11 +105,12 @@ def test_recomputed_activations(two: Path) -> None:
 def test_text_only_on_one_rank(two: Path, tiny_vlm: Vlm, images: Path, tmp_path: Path) -> None:
     found = mixed(tiny_vlm, images)
     a_job = job(fresh(tiny_vlm), found, tmp_path, batch_size=2, epochs=4, learning_rate=1e-4)
-    shares = [
-        {tuple(bool(found[part.group].question.images) for part in share(step, rank, 2, lambda group: sum(map(len, found[group].responses))))
-         for rank in (0, 1)}
-        for step in a_job.schedule.steps(0)
-    ]  # fmt: skip
+
+    def pictured(step: Step, rank: int) -> tuple[bool, ...]:
+        mine = share(step, rank, 2, lambda number: sum(map(len, found[number].responses)))
+        return tuple(bool(found[part.group].question.images) for part in mine)
+
+    shares = [{pictured(step, rank) for rank in (0, 1)} for step in a_job.schedule.steps(0)]
     assert {(True,), (False,)} in shares, "no step has images on one rank and text on the other"
     same(rows(two / "mixed"), train(a_job, Silent()).steps)
 

@@ -167,6 +167,27 @@ def export(
         show.line(f"{count:,} pairs written to {to}")
 
 
+@app.command()
+def push(
+    model: Annotated[Path, typer.Argument(metavar="RUN/models/NAME", help="A trained model.")],
+    repository: Annotated[str, typer.Argument(metavar="ORG/NAME", help="Where it goes on the Hugging Face Hub.")],
+    licence: Annotated[str, typer.Option("--license", help="Of the weights; by default what the base model's card says.")] = "",
+    private: Annotated[bool, typer.Option("--private/--public", help="Who can see it.")] = True,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Only show the card and name the files.")] = False,
+) -> None:
+    """Upload a trained model with a card that tells of data, recipe and results."""
+    from mixpo.push import prepare
+    from mixpo.push import push as upload_to_hub
+
+    with boundary():
+        upload = prepare(model, repository, licence)
+        if dry:
+            show.line(upload.card)
+            show.line("files: " + ", ".join(upload.files))
+        else:
+            show.line(upload_to_hub(upload, private))
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         from importlib import metadata

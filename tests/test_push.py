@@ -1,0 +1,101 @@
+"""What goes to the hub, and what must not. No network: the hub is a stub that remembers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mixpo.cli import main
+from mixpo.errors import RunError
+from mixpo.push import prepare, push
+from mixpo.report.card import REMOVED, without_secrets
+
+
+class Hub:
+    """The four calls of HfApi that are made."""
+
+    def __init__(self, private: bool = True) -> None:
+        self.private, self.calls = private, list[tuple[str, dict[str, Any]]]()
+
+    def create_repo(self, repository: str, **options: Any) -> str:
+        self.calls.append(("create_repo", {"repository": repository, **options}))
+        return f"https://huggingface.co/{repository}"
+
+    def repo_info(self, repository: str) -> SimpleNamespace:
+        return SimpleNamespace(private=self.private)
+
+    def upload_folder(self, **options: Any) -> None:
+        self.calls.append(("upload_folder", options))
+
+    def upload_file(self, **options: Any) -> None:
+        self.calls.append(("upload_file", options))
+
+
+def test_the_card_tells_data_recipe_and_results(finished_run: Path) -> None:
+    upload = prepare(finished_run / "run" / "models" / "mpo", "org/model", "apache-2.0")
+    front, text = upload.card.split("---\n")[1], upload.card
+    assert 'license: "apache-2.0"' in front
+    assert 'pipeline_tag: "image-text-to-text"' in front
+    assert "base_model" not in front
+    counts = json.loads((finished_run / "run" / "round-1" / "pair" / "manifest.json").read_text())["counts"]
+    assert f"| round-1/pair | pairs | {counts['pairs']:,} |" in text
+    report = json.loads((finished_run / "run" / "report.json").read_text())
+    scores = report["models"]["mpo"]["cot"]
+    assert f"| {scores['accuracy'] * 100:.1f} % | {scores['low'] * 100:.1f} to {scores['high'] * 100:.1f} % |" in text
+    assert '"learning_rate": 0.001' in text
+    assert str(finished_run) not in text, "a path of this machine is in the card"
+
+
+def test_what_is_uploaded(finished_run: Path) -> None:
+    hub, model = Hub(), finished_run / "run" / "models" / "sft"
+    assert push(prepare(model, "org/model"), private=True, api=hub) == "https://huggingface.co/org/model"
+    assert hub.calls[0] == ("create_repo", {"repository": "org/model", "private": True, "exist_ok": True})
+    assert hub.calls[1][1]["folder_path"] == model.resolve()
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(hub.calls[1][1]["allow_patterns"])
+    assert hub.calls[2][1]["path_in_repo"] == "README.md"
+    assert b'license: "unknown"' in hub.calls[2][1]["path_or_fileobj"]
+
+
+def test_private_means_private(finished_run: Path) -> None:
+    hub = Hub(private=False)
+    with pytest.raises(RunError, match="is there already and public; add --public"):
+        push(prepare(finished_run / "run" / "models" / "mpo", "org/model"), private=True, api=hub)
+    assert [name for name, _ in hub.calls] == ["create_repo"], "something was uploaded to a public repository"
+
+
+def test_secrets_and_paths_stay_here() -> None:
+    recipe = {
+        "sample": {"api_key": "abc", "url": "https://user:word@host/v1", "max_new_tokens": 12, "headers": ["Bearer hf_abcdefgh1234"]},
+        "model": {"path": "/home/someone/models/vlm"},
+        "prompt": {"cot": "{question}"},
+    }
+    found = without_secrets(recipe)
+    assert found["sample"] == {"api_key": REMOVED, "url": REMOVED, "max_new_tokens": 12, "headers": [REMOVED]}
+    assert found["model"]["path"] == "vlm"
+    assert found["prompt"] == recipe["prompt"]
+
+
+def test_what_is_no_trained_model(finished_run: Path, tmp_path: Path) -> None:
+    for path in (tmp_path, finished_run / "run" / "models" / "dpo", finished_run / "run"):
+        with pytest.raises(RunError, match="no trained model of a run"):
+            prepare(path, "org/model")
+    with pytest.raises(RunError, match="ORGANISATION/NAME"):
+        prepare(finished_run / "run" / "models" / "mpo", "../elsewhere")
+
+
+def test_a_run_without_report(own_run: Path) -> None:
+    (own_run / "run" / "report.json").unlink()
+    with pytest.raises(RunError, match=r"report\.json: is missing; make it with `mixpo report`"):
+        prepare(own_run / "run" / "models" / "mpo", "org/model")
+
+
+def test_dry_run_uploads_nothing(finished_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mixpo.push.push", lambda *_: pytest.fail("it was uploaded"))
+    assert main(["push", str(finished_run / "run" / "models" / "mpo"), "org/model", "--dry-run", "--license", "mit"]) == 0
+    shown = capsys.readouterr().out
+    assert 'license: "mit"' in shown
+    assert "files: chat_template.jinja, config.json" in shown
