@@ -17,6 +17,8 @@ EXTRAS = {
     "tensorboard": ("tensorboard", "train.trackers"),
     "wandb": ("wandb", "train.trackers"),
     "trackio": ("trackio", "train.trackers"),
+    "liger": ("liger_kernel", "train.liger"),
+    "deepspeed": ("deepspeed", "DeepSpeed launches"),
 }
 """Extra -> (module that shows it is installed, what needs it)."""
 

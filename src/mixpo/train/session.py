@@ -19,6 +19,7 @@ from mixpo.train.checkpoint import Checkpoint, TrainState, apply_checkpoint, fin
 from mixpo.train.ghost import find_ghost
 from mixpo.train.groups import digest
 from mixpo.train.layout import choose_layout, sample_of
+from mixpo.train.liger import use_liger
 from mixpo.train.logps import Scorer
 from mixpo.train.losses import Weights, weights_of
 from mixpo.train.metrics import MetricsFile
@@ -123,6 +124,8 @@ def open_session(job: TrainJob, progress: Progress) -> Session:
     vlm.device = accelerator.device
     model.to(vlm.device).train()
     refuse_dropout(model)
+    if job.table.liger:
+        use_liger(model, vlm.device)
     parts = freeze(model, job.table.freeze)
     progress.say(f"{job.objective}: {'; '.join(str(part) for part in parts)}")
     had = use_master_weights(model)
