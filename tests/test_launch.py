@@ -81,15 +81,14 @@ def test_two_ranks_make_what_one_makes(own_run: Path, finished_run: Path, launch
 def test_an_error_on_the_second_rank_ends_both(own_run: Path) -> None:
     run = own_run / "run"
     forget(run, "reference")
-    plan = plan_of(run)
-    # The second rank scores the second of three shards.
-    question = plan.rows("source", 1)[0]
-    Path(question.images[0].path).write_bytes(b"no picture")
+    # The second rank, and no other, reads the second of three shards.
+    (shard,) = run.glob("round-1/pair/00001-*.parquet")
+    shard.write_bytes(shard.read_bytes()[:-40])
     status, _, error = launch("torchrun", "reference", str(own_run / "recipe.toml"), "--dir", str(run))
     assert status == 1
     assert error.count("mixpo: ") == 1
-    assert f"mixpo: question {question.id}: " in error
-    assert "Traceback (most recent call last):\n  File" not in error.split("mixpo: question")[0]
+    assert f"mixpo: {shard}: " in error
+    assert "Traceback" not in error.partition(f"mixpo: {shard}: ")[0]
 
 
 @pytest.mark.slow

@@ -85,7 +85,8 @@ def _read(path: Path, command: str) -> dict[str, Any]:
 
 def _start(run: Path, recipe: dict[str, Any]) -> Path:
     """Where the recipe's model is, if it is a folder."""
-    return Path(_read(run / "command.json", "`mixpo run`")["base"]) / recipe["model"]["path"]
+    base: str = _read(run / "command.json", "`mixpo run`")["base"]
+    return Path(base, recipe["model"]["path"])
 
 
 def _base(run: Path, recipe: dict[str, Any]) -> str:

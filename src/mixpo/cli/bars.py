@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from typing import TextIO
 from unicodedata import category
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 PLAIN_SECONDS = 10.0
 """Without a terminal a line is written at most this often for one bar."""
@@ -29,7 +31,7 @@ class Bars:
 
     def start(self, title: str, total: int, unit: str, done: int = 0) -> None:
         self.close()
-        self._progress = Progress(
+        self._progress = _WithNote(
             TextColumn("{task.description:<28}"),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
@@ -37,7 +39,6 @@ class Bars:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
             console=self.console,
         )
         self._progress.start()
@@ -65,6 +66,16 @@ class Bars:
         if self._progress is not None:
             self._progress.stop()
         self._progress = None
+
+
+class _WithNote(Progress):
+    """The bar, and the latest figures on a line of their own below it, cut at the edge of the terminal."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            if task.fields["note"]:
+                yield Text(f"  {task.fields['note']}", style="dim", no_wrap=True, overflow="ellipsis")
 
 
 class Lines:

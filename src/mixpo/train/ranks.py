@@ -114,7 +114,6 @@ class Ranks:
         """The store, and this rank's device. Raises RunError when the launch does not say where the ranks meet."""
         if self._store is None:
             import torch
-            import torch.distributed as distributed
             from torch.distributed.rendezvous import rendezvous
 
             try:
@@ -123,6 +122,7 @@ class Ranks:
                 raise RunError(f"rank {self.number} of {self.count} cannot meet the others ({error}); start it with torchrun") from None
             if torch.cuda.is_available():
                 torch.cuda.set_device(self.local)
+            distributed: Any = torch.distributed
             self._store = distributed.PrefixStore("mixpo", store)
         return self._store
 
