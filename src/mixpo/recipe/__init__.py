@@ -8,7 +8,7 @@ from mixpo.recipe.data import ImageTable, ModelTable, PairsTable, PromptName, Pr
 from mixpo.recipe.evaluate import EvaluateTable, EvaluationSet, ReportTable
 from mixpo.recipe.messages import did_you_mean
 from mixpo.recipe.sources import DigitsSource, EasyVqaSource, HubSource, JsonlSource, MmprSource, PythonSource, Source
-from mixpo.recipe.train import LossTable, TrainTable
+from mixpo.recipe.train import LoraTable, LossTable, Part, TrainTable
 from mixpo.recipe.whole import Recipe, load, parse
 
 __all__ = [
@@ -19,10 +19,12 @@ __all__ = [
     "HubSource",
     "ImageTable",
     "JsonlSource",
+    "LoraTable",
     "LossTable",
     "MmprSource",
     "ModelTable",
     "PairsTable",
+    "Part",
     "PromptName",
     "PromptTable",
     "PromptText",
