@@ -14,6 +14,7 @@ from mixpo.run import versions
 EXTRAS = {
     "easy-vqa": ("easy_vqa", 'source.kind = "easy_vqa"'),
     "hub": ("datasets", 'source.kind = "hub"'),
+    "lora": ("peft", "train.lora and model.adapter"),
     "tensorboard": ("tensorboard", "train.trackers"),
     "wandb": ("wandb", "train.trackers"),
     "trackio": ("trackio", "train.trackers"),

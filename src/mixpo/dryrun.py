@@ -159,6 +159,8 @@ def _verify(context: Context, estimate: Estimate, rates: Rates, index: Index, sh
 
 
 def _reference(context: Context, estimate: Estimate, rates: Rates, index: Index, share: float) -> Estimate:
+    if context.recipe.train.reference == "online":
+        return _instant(context, estimate, rates, index, share)
     tokens = int(rates.pairs * share * 2 * (PROMPT_TOKENS + rates.answer))
     return replace(estimate, tokens=tokens, seconds=_passes(tokens, rates, 1), bytes=int(rates.pairs * 2 * rates.answer * 2))
 
@@ -167,7 +169,8 @@ def _train(context: Context, estimate: Estimate, rates: Rates, index: Index, sha
     tokens = int(rates.pairs * 2 * (PROMPT_TOKENS + rates.answer)) * context.recipe.train.epochs
     # Weights, and a checkpoint with weights and two optimizer moments in float32 while it trains.
     size = rates.model_bytes + int(rates.parameters * 12)
-    return replace(estimate, tokens=tokens, seconds=_passes(tokens, rates, 3), bytes=size)
+    passes = 4 if context.recipe.train.reference == "online" else 3
+    return replace(estimate, tokens=tokens, seconds=_passes(tokens, rates, passes), bytes=size)
 
 
 def _passes(tokens: int, rates: Rates, passes: int) -> float:

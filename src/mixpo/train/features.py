@@ -42,6 +42,9 @@ class Features:
         self.hits = self.misses = self.held = 0
         self._kept: dict[tuple[str, ...], Any] = {}
 
+    def __str__(self) -> str:
+        return f"vision features: {self.hits:,} taken from memory, {self.misses:,} computed, {self.held / 2**20:,.0f} MiB kept"
+
     def fill(self, batch: Batch, pieces: Sequence[Piece]) -> Batch:
         """The batch with the features of its images, which the model then does not compute. pieces: those it was made of."""
         found = [self._of(piece.group) for piece in pieces if piece.group.question.images]

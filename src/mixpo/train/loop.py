@@ -64,6 +64,8 @@ def train(job: TrainJob, progress: Progress) -> TrainResult:
         if state.step % job.table.save_every == 0 or state.step == total:
             _save(session)
     session.progress.finish()
+    if session.features is not None:
+        session.progress.say(f"{job.objective}: {session.features}")
     return _finish(session)
 
 
