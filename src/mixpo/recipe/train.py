@@ -41,10 +41,16 @@ class LoraTable(Table):
     """What the adapter adds is multiplied by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Of the adapter's inputs, from the second step on: the first one checks that policy and reference are equal."""
-    parts: tuple[Part, ...] = Field(default=("llm",), min_length=1)
+    parts: tuple[Part, ...] = ("llm",)
     """Parts whose linear layers get an adapter."""
     modules: tuple[str, ...] = ()
     """Of these, only layers with such a name (the end of it, as in "q_proj"); empty: all but the output head."""
+
+    @model_validator(mode="after")
+    def _something(self) -> LoraTable:
+        if not self.parts:
+            raise ValueError("parts is empty, so there is nothing to train; name vision, projector or llm")
+        return self
 
 
 class TrainTable(Table):

@@ -34,22 +34,26 @@ class Seen(NamedTuple):
 
 def check_reference(session: Session, seen: Sequence[Seen]) -> None:
     """Before the first update the policy is the reference: raise TrainError for a log-prob that is not the one that was stored."""
-    problem = next(_differences(seen, session.precision == torch.float32), "")
+    problem = next(_differences(seen, session.precision == torch.float32, session.online is not None), "")
     found = torch.tensor(int(bool(problem)), device=session.accelerator.device)
     # Ranks stop together: one that raised alone would leave the others waiting for its gradients.
     if int(session.accelerator.reduce(found, "sum")):
         raise TrainError(problem or "another rank found reference log-probs that are not the policy's; see its message")
 
 
-def _differences(seen: Sequence[Seen], exact: bool) -> Iterator[str]:
+def _differences(seen: Sequence[Seen], exact: bool, online: bool) -> Iterator[str]:
+    remedy = (
+        "the copy of the start is not the start; restart without the checkpoints of this training"
+        if online
+        else "its records are of another model, template or image setting, run the reference stage with --force"
+    )
     for names, sums, reference, lengths, _, _ in seen:
         allowed = 1e-4 * reference.abs().clamp(min=1) if exact else 0.05 * lengths
         equal = (sums - reference).abs() <= allowed  # False for NaN
         for number in (~equal).nonzero()[:, 0].tolist():
             yield (
                 f"question {names[number]}: at the start the policy gives a response log-probability {sums[number].item():.4f} where the "
-                f"reference stage found {reference[number].item():.4f}; its records are of another model, template or image setting, "
-                "run the reference stage with --force"
+                f"reference {'gives' if online else 'stage found'} {reference[number].item():.4f}; {remedy}"
             )
 
 
