@@ -7,6 +7,7 @@ An adapted layer computes W x + scale B A x, with A (rank, inputs) and B (output
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -49,10 +50,11 @@ def layers(model: nn.Module) -> dict[str, Any]:
 def adapter_of(model: nn.Module) -> Adapter | None:
     """The adapter in this model, if there is one."""
     found = layers(model)
-    for layer in found.values():
-        rooted = bool(layer.use_rslora.get(NAME, False))
-        return Adapter(rank=layer.r[NAME], alpha=float(layer.lora_alpha[NAME]), modules=tuple(sorted(found)), rooted=rooted)
-    return None
+    if not found:
+        return None
+    layer = next(iter(found.values()))
+    rank, alpha = int(layer.r[NAME]), float(layer.lora_alpha[NAME])
+    return Adapter(rank=rank, alpha=alpha, modules=tuple(sorted(found)), rooted=not math.isclose(layer.scaling[NAME], alpha / rank))
 
 
 def insert(model: nn.Module, adapter: Adapter) -> None:
