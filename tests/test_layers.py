@@ -26,6 +26,7 @@ LAYERS = [
     {"pairs", "train", "evaluate"},
     {"report"},
     {"stages"},
+    {"cluster"},
     {"pipeline"},
     {"status"},
     {"check", "doctor", "dryrun", "export"},

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import secrets
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -148,7 +149,8 @@ def atomic(path: Path) -> Iterator[Path]:
     A process killed in between leaves `path` as it was. A full disk raises RunError and removes the temporary file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not a process id: machines that share a disk do not share those.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         yield temporary
         with temporary.open("rb") as handle:

@@ -161,7 +161,8 @@ def status(
     folder: RunFolder, as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False
 ) -> None:
     """How far a run is: shards done, what is stale and why, counts, times."""
-    from mixpo.status import models, open_run
+    from mixpo.pipeline import open_run
+    from mixpo.status import models
     from mixpo.status import status as read_status
 
     with boundary():
@@ -182,7 +183,7 @@ def export(
 ) -> None:
     """Write the preference pairs of a run for other tools."""
     from mixpo.export import export as write
-    from mixpo.status import open_run
+    from mixpo.pipeline import open_run
 
     with boundary() as progress:
         context = replace(open_run(folder), progress=progress)

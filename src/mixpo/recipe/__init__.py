@@ -4,6 +4,7 @@ Knows nothing about how stages work. `load` reads and checks a file, `Recipe.mod
 """
 
 from mixpo.recipe.base import Table
+from mixpo.recipe.cluster import ClusterTable
 from mixpo.recipe.data import ImageTable, ModelTable, PairsTable, PromptName, PromptTable, PromptText, SampleTable, VerifyTable
 from mixpo.recipe.evaluate import EvaluateTable, EvaluationSet, ReportTable
 from mixpo.recipe.messages import did_you_mean
@@ -12,6 +13,7 @@ from mixpo.recipe.train import LoraTable, LossTable, Part, TrainTable
 from mixpo.recipe.whole import Recipe, load, parse
 
 __all__ = [
+    "ClusterTable",
     "DigitsSource",
     "EasyVqaSource",
     "EvaluateTable",
