@@ -18,6 +18,7 @@ EXTRAS = {
     "tensorboard": ("tensorboard", "train.trackers"),
     "wandb": ("wandb", "train.trackers"),
     "trackio": ("trackio", "train.trackers"),
+    "ray": ("ray", 'cluster.kind = "ray"'),
 }
 """Extra -> (module that shows it is installed, what needs it)."""
 
