@@ -19,7 +19,7 @@ LAYERS = [
     {"types"},
     {"prompts", "objectives", "progress"},
     {"recipe", "records"},
-    {"run"},
+    {"run", "marks"},
     {"vlm", "images"},
     {"engines", "verify"},
     {"sources"},
@@ -29,7 +29,7 @@ LAYERS = [
     {"cluster"},
     {"pipeline"},
     {"status"},
-    {"check", "doctor", "dryrun", "export"},
+    {"check", "doctor", "dryrun", "export", "viewer"},
     {"cli"},
 ]
 """From the bottom up. Files of one package may import each other; packages of one layer may not."""

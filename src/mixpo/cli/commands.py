@@ -202,6 +202,19 @@ def status(
 
 
 @app.command()
+def view(
+    folder: RunFolder,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port on this machine; 0 takes one that is free.")] = 8765,
+) -> None:
+    """Look at a run in the browser: pairs, questions, audit of the verifier, training, evaluation. This machine only."""
+    from mixpo.status import open_run
+    from mixpo.viewer.serve import serve
+
+    with boundary() as progress:
+        serve(open_run(folder), port, progress, lambda address: show.line(f"{folder}: {address} (Ctrl+C ends)"))
+
+
+@app.command()
 def export(
     folder: RunFolder,
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder to write.")],
