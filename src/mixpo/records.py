@@ -191,7 +191,7 @@ def read_rows(path: Path, row: type[Row]) -> list[Row]:
 
 
 def read_row(path: Path, row: type[Row], number: int) -> Row:
-    """Row `number` (from 0) of one shard; the others are not decoded. Raises RecordError as `read_rows` does, and when it has no such row."""
+    """Row `number` (from 0) of one shard; the others are not decoded. Raises RecordError as `read_rows` does, or without such a row."""
     table = _read_table(path, row)
     if not 0 <= number < table.num_rows:
         raise RecordError(f"{path}: has {table.num_rows} rows, not row {number}; it was written again meanwhile")

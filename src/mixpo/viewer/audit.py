@@ -28,8 +28,9 @@ TAIL = 160
 
 _ENDINGS = """
 SELECT s.file_row_number, q.id, r.index, right(r.text, $tail), v.outcome, coalesce(v.extracted, ''), q.answer,
-       CASE WHEN len(q.choices) > 0 AND length(q.answer) = 1 THEN coalesce(q.choices[ascii(q.answer) - 64], '') ELSE '' END
-FROM (SELECT file_row_number, id, answer, choices FROM read_parquet($source, file_row_number = true)) q
+       CASE WHEN len(q.choices) > 0 AND length(q.answer) = 1 THEN coalesce(q.choices[ascii(q.answer) - 64], '') ELSE '' END,
+       left(replace(q.text, '<image>', ''), 120)
+FROM (SELECT file_row_number, id, answer, choices, text FROM read_parquet($source, file_row_number = true)) q
 JOIN (SELECT file_row_number, question, unnest(responses) AS r, generate_subscripts(responses, 1) AS place
       FROM read_parquet($sample, file_row_number = true)) s ON s.file_row_number = q.file_row_number AND s.question = q.id
 JOIN (SELECT file_row_number, question, unnest(verdicts) AS v, generate_subscripts(verdicts, 1) AS place
@@ -41,12 +42,16 @@ ORDER BY 1, 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """A verdict to look at: record `n` of the question, its id, and the number of the response. why: what is suspicious, or ""."""
+    """A verdict to look at: record `n` of the question, its id, and the number of the response.
+
+    text: the beginning of the question. why: what is suspicious, or "".
+    """
 
     n: int
     question: str
     index: int
     outcome: Outcome
+    text: str
     why: str = ""
 
 
@@ -124,12 +129,12 @@ class Audit:
     def _random(self, round_: int) -> Iterator[Item]:
         """Questions in an order that depends on their ids alone, one response of each, chosen in the same way."""
         query = (
-            "SELECT q.n, q.id, j.outcomes FROM judged j JOIN question q ON q.n = j.n "
+            "SELECT q.n, q.id, q.text, j.outcomes FROM judged j JOIN question q ON q.n = j.n "
             f"WHERE j.round = ? AND j.outcomes != '' ORDER BY md5('audit ' || q.id), q.n LIMIT {SAMPLE}"
         )
-        for n, question, outcomes in self.index.rows(query, round_):
+        for n, question, text, outcomes in self.index.rows(query, round_):
             position = int(content_id("audit", round_, question), 16) % len(outcomes)
-            yield Item(n=n, question=question, index=position, outcome=OUTCOME[outcomes[position]])
+            yield Item(n=n, question=question, index=position, outcome=OUTCOME[outcomes[position]], text=text)
 
     def _suspicious(self, round_: int) -> Iterator[Item]:
         begun, found = time.monotonic(), 0
@@ -151,11 +156,11 @@ class Audit:
         values |= {kind: str(block.made[kind]) for kind in ("sample", "verify")}
         with self.index.cursor() as cursor:
             rows = cursor.execute(_ENDINGS, values).fetchall()
-        common = majorities((question, extracted) for _, question, _, _, _, extracted, _, _ in rows)
-        for row, question, index, ending, outcome, extracted, answer, choice in rows:
+        common = majorities((question, extracted) for _, question, _, _, _, extracted, *_ in rows)
+        for row, question, index, ending, outcome, extracted, answer, choice, text in rows:
             agrees = common.get(question) == normal_text(extracted) if extracted else False
             if why := doubt(ending, outcome, (answer, choice), agrees):
-                yield Item(n=place(number, row), question=question, index=index, outcome=outcome, why=why)
+                yield Item(n=place(number, row), question=question, index=index, outcome=outcome, text=text, why=why)
 
 
 def majorities(extracted: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -44,7 +44,7 @@ HEADERS = {
 """Headers of every answer that does not set its own."""
 
 
-class Refused(MixpoError):
+class Refused(MixpoError):  # noqa: N818
     """A form that these pages did not send."""
 
 

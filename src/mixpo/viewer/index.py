@@ -39,9 +39,11 @@ CREATE TABLE version (value VARCHAR);
 CREATE TABLE block (round INTEGER, number INTEGER, key VARCHAR, stale BOOLEAN, sampled BOOLEAN);
 CREATE TABLE question (n BIGINT, id VARCHAR, domain VARCHAR, kind VARCHAR, open BOOLEAN, images INTEGER, text VARCHAR);
 CREATE TABLE judged (round INTEGER, n BIGINT, outcomes VARCHAR, correct INTEGER, wrong INTEGER, malformed INTEGER, undecided INTEGER);
-CREATE TABLE pair (round INTEGER, n BIGINT, id VARCHAR, origin VARCHAR, domain VARCHAR, outcome VARCHAR, chosen INTEGER, rejected INTEGER)
+CREATE TABLE pair (round INTEGER, n BIGINT, id VARCHAR, origin VARCHAR, domain VARCHAR, outcome VARCHAR, answer VARCHAR,
+    chosen INTEGER, rejected INTEGER)
 """
-"""n: where a record is and its place in every list, see `place`. outcomes: one letter for each response, in order."""
+"""n: where a record is and its place in every list, see `place`. outcomes: one letter for each response, in order.
+answer: what the rejected side says. chosen / rejected: lengths in tokens, in characters where there are no tokens."""
 
 _QUESTIONS = f"""
 INSERT INTO question
@@ -65,7 +67,7 @@ SELECT $round, f.n | f.place, f.p.id, f.p.origin, q.domain,
        CASE WHEN f.p.origin = 'dropout_ntp' THEN 'unjudged' ELSE
            CASE j.outcomes[f.p.rejected_index + 1] WHEN 'c' THEN 'correct' WHEN 'w' THEN 'wrong' WHEN 'm' THEN 'malformed'
            WHEN 'u' THEN 'undecided' ELSE CASE f.p.origin WHEN 'format' THEN 'malformed' ELSE 'wrong' END END END,
-       coalesce(nullif(len(f.p.chosen_ids), 0), length(f.p.chosen)), coalesce(nullif(len(f.p.rejected_ids), 0), length(f.p.rejected))
+       left(f.p.rejected_answer, 40), coalesce(nullif(len(f.p.chosen_ids), 0), length(f.p.chosen)), coalesce(nullif(len(f.p.rejected_ids), 0), length(f.p.rejected))
 FROM (
     SELECT (b.number::BIGINT << 40) | (s.file_row_number << 16) AS n, s.question, unnest(s.pairs) AS p,
            generate_subscripts(s.pairs, 1) - 1 AS place

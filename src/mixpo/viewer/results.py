@@ -10,6 +10,9 @@ from typing import Any
 from mixpo.evaluate.score import score, score_samples
 from mixpo.records import Prediction, read_row, read_rows
 from mixpo.report.build import left_out, metric_curves, skipped_rows
+from mixpo.report.charts import curves
+from mixpo.report.sections import CURVES, Chart
+from mixpo.report.words import model_name
 from mixpo.run import Run
 from mixpo.stages.source import load_skipped
 from mixpo.train.metrics import StepMetrics, read_metrics
@@ -45,9 +48,29 @@ def arms(run: Run) -> list[Arm]:
             finished = stage.path(shard).exists()
             rows = stage.read(shard, StepMetrics) if finished else read_metrics(stage.folder / f"work-{shard}" / "metrics.jsonl")
             number = int(round_.removeprefix("round-"))
-            curves = metric_curves([asdict(row) for row in rows])
-            found.append(Arm(round=number, objective=objective, curves=curves, finished=finished))
+            drawn = metric_curves([asdict(row) for row in rows])
+            found.append(Arm(round=number, objective=objective, curves=drawn, finished=finished))
     return found
+
+
+TOGETHER = {"accuracy": "Share of pairs ranked right", "margin": "Reward margin", "logp_chosen": "Log-probability of the chosen answer"}
+"""Metrics that mean the same in every training, with the title of their chart."""
+
+
+def together(found: Sequence[Arm]) -> list[Chart]:
+    """The trainings of a run in one chart for each metric; none when there is but one training."""
+    named = {model_name(arm.objective) + f", round {arm.round}" * (arm.round > 1): arm.curves for arm in found if arm.curves["steps"]}
+    if len(named) < 2:
+        return []
+    steps = sorted({step for found_curves in named.values() for step in found_curves["steps"]})
+    charts = []
+    for metric, title in TOGETHER.items():
+        values = {name: dict(zip(c["steps"], c["curves"].get(metric, ()), strict=False)) for name, c in named.items()}
+        series = {name: [known.get(step) for step in steps] for name, known in values.items()}
+        charts.append(
+            Chart(title, curves(steps, series, f"{title} of every training", [CURVES[n % len(CURVES)] for n in range(len(series))]))
+        )
+    return charts
 
 
 # --- evaluation --------------------------------------------------------------------------------------------------------------

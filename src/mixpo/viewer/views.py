@@ -22,7 +22,7 @@ from mixpo.viewer.details import PairDetail, pair_at, question_at
 from mixpo.viewer.images import Images
 from mixpo.viewer.index import Index
 from mixpo.viewer.listing import BALANCES, Filter, Lists, Table
-from mixpo.viewer.results import CHANGES, Evaluations, arms, dropped
+from mixpo.viewer.results import CHANGES, Evaluations, arms, dropped, together
 
 Values = dict[str, Any]
 Value = TypeVar("Value")
@@ -97,7 +97,9 @@ class Views:
         shards = self.index.layout.shards(name)
         done = sum(path is not None for path in shards)
         state = "done" if manifest.finished and done == len(shards) else "part" if done else "begun"
-        counts = sections.shown_counts({name: manifest.counts}).get(name, [])
+        # Every evaluation has its own page; here it is enough how many are right.
+        shown = {key: value for key, value in manifest.counts.items() if "/train/" not in name or key == "steps"}
+        counts = sections.shown_counts({name.removeprefix("evaluate/"): shown}).get(name.removeprefix("evaluate/"), [])
         return State(name=name, state=state, done=done, total=len(shards), counts=dict(counts), seconds=manifest.seconds)
 
     # --- pairs -------------------------------------------------------------------------------------------------------------
@@ -231,7 +233,8 @@ class Views:
 
     def training(self) -> Values:
         """The curves of every training."""
-        return {"arms": [(arm, sections.training_charts(dict(arm.curves))) for arm in arms(self.run)]}
+        found = arms(self.run)
+        return {"arms": [(arm, sections.training_charts(dict(arm.curves))) for arm in found], "together": together(found)}
 
     def evaluation(self) -> Values:
         """Accuracy of every model on every set."""
@@ -277,12 +280,19 @@ class Views:
         return {
             **listed,
             "question": questions[id_],
-            "answers": list(self.evaluations.side_by_side(name, id_)),
+            "by_mode": self._by_mode(name, id_),
             "at": at,
             "before": ids[at - 1] if at > 0 else None,
             "after": ids[at + 1] if 0 <= at < len(ids) - 1 else None,
             "page_of": at // EVALUATED + 1 if at >= 0 else 1,
         }
+
+    def _by_mode(self, name: str, id_: str) -> list[tuple[str, list[tuple[str, Any]]]]:
+        """The answers to one question, those in the same mode together."""
+        found: dict[str, list[tuple[str, Any]]] = {}
+        for model, mode, answers in self.evaluations.side_by_side(name, id_):
+            found.setdefault(mode, []).append((model, answers))
+        return list(found.items())
 
     def _check_set(self, name: str) -> None:
         if name not in self.evaluations.sets():

@@ -81,6 +81,9 @@ all(".filter").forEach((form) => form.addEventListener("submit", () => {
 }));
 window.addEventListener("pageshow", () => all(".filter :disabled").forEach((field) => { field.disabled = false; }));
 
+// A search that ran out of time before it had filled a page goes on by itself, and shows how far it is.
+if (one("[data-go-on]")) setTimeout(() => location.reload(), 100);
+
 const keys = one("#keys"), keysButton = one("[data-action=keys]");
 keysButton.hidden = false;
 keysButton.addEventListener("click", () => keys.showModal());
