@@ -21,7 +21,51 @@ from mixpo.types import ImageRef, Question, content_id
 RESPONSES, PAIRS = 8, 5
 """Responses of each question; pairs of a question with right and wrong ones."""
 DOMAINS = ("count", "compare", "sum", "colour", "position")
-WORDS = ["the", "picture", "shows", "three", "digits", "and", "a", "small", "red", "square", "beside", "them", "so", "we", "add", "what", "we", "see", "first", "then", "look", "at", "the", "corner", "again", "because", "the", "largest", "value", "is", "written", "there", "which", "gives", "$x", "=", "4$", "for", "the", "sum", "on", "the", "left"]
+WORDS = [
+    "the",
+    "picture",
+    "shows",
+    "three",
+    "digits",
+    "and",
+    "a",
+    "small",
+    "red",
+    "square",
+    "beside",
+    "them",
+    "so",
+    "we",
+    "add",
+    "what",
+    "we",
+    "see",
+    "first",
+    "then",
+    "look",
+    "at",
+    "the",
+    "corner",
+    "again",
+    "because",
+    "the",
+    "largest",
+    "value",
+    "is",
+    "written",
+    "there",
+    "which",
+    "gives",
+    "$x",
+    "=",
+    "4$",
+    "for",
+    "the",
+    "sum",
+    "on",
+    "the",
+    "left",
+]
 
 
 def questions_for(pairs: int) -> int:

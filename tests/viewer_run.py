@@ -43,7 +43,7 @@ def write(root: Path, questions: int = 60) -> Path:
         }
         stage(run, f"round-1/{kind}", row, rows, counts)
     for objective, better in (("sft", 0.0), ("mpo", 0.4)):
-        stage(run, f"round-1/train/{objective}", StepMetrics, [_step(number, better) for number in range(1, 41)], {"steps": 40}, size=100)
+        stage(run, f"round-1/train/{objective}", StepMetrics, [step(number, better) for number in range(1, 41)], {"steps": 40}, size=100)
     held_out = [_question(number, pictures) for number in range(500, 530)]
     stage(run, "evaluate/held-out/source", Question, held_out)
     for model, skill in (("start", 2), ("mpo", 3)):
@@ -177,20 +177,21 @@ def _paired(question: Question, sampled: Sampled, judged: Judged, continued: Sam
     return Paired(question=question.id, pairs=pairs, dropped=(Drop(reason="duplicate", count=1),))
 
 
-def _step(step: int, better: float) -> StepMetrics:
-    part = 1 / (1 + step / 12)
+def step(number: int, better: float) -> StepMetrics:
+    part = 1 / (1 + number / 12)
     numbers = dict.fromkeys(StepMetrics.__dataclass_fields__, 0.5) | {
         "loss": 0.9 * part + 0.1, "preference": 0.7 * part, "quality": 1.3 * part, "generation": 0.4 * part,
         "weighted_preference": 0.56 * part, "weighted_quality": 0.26 * part, "weighted_generation": 0.4 * part,
         "reward_chosen": (1 - part) * (0.6 + better), "reward_rejected": part - 1, "margin": (1 - part) * (1.6 + better),
-        "accuracy": min(1.0, 0.5 + better * (1 - part) + step / 120), "delta": -0.1 * (1 - part), "learning_rate": 1e-4 * part,
+        "accuracy": min(1.0, 0.5 + better * (1 - part) + number / 120), "delta": -0.1 * (1 - part), "learning_rate": 1e-4 * part,
     }  # fmt: skip
-    return StepMetrics(**{**numbers, "step": step, "pairs": 8, "tokens": 900})  # type: ignore[arg-type]
+    return StepMetrics(**{**numbers, "step": number, "pairs": 8, "tokens": 900})  # type: ignore[arg-type]
 
 
 def _prediction(question: Question, number: int, skill: int) -> Prediction:
     right = number % 4 < skill
     return Prediction(
-        question=question.id, mode="cot", text=f"I see it. Final answer: {question.answer if right else 9}", tokens=9, finish="stop",
+        question=question.id, mode="cot", text=f"I see it. Final answer: {question.answer if right else 9}", tokens=9,
+        finish="stop",
         outcome="correct" if right else "wrong", extracted=question.answer if right else "9", reason="numbers compared", domain=question.domain,
     )  # fmt: skip

@@ -12,11 +12,13 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from PIL import Image
+
 from mixpo.errors import ImageError
 from mixpo.images import open_image
 from mixpo.recipe import ImageTable
 from mixpo.stages.base import Context
-from mixpo.types import ImageRef
+from mixpo.types import ImageRef, Question
 
 SIZES = {"small": 96 * 96, "page": 900 * 900, "full": 16_000_000}
 """Pixels that an image is scaled down to, by the name of the size."""
@@ -44,6 +46,16 @@ class Images:
         buffer = io.BytesIO()
         picture.save(buffer, format=kind, quality=88)  # PNG knows no quality and ignores it
         return buffer.getvalue(), f"image/{kind}"
+
+    def sizes(self, question: Question) -> list[tuple[int, int] | None]:
+        """Width and height of each image on a page, so that nothing moves when it comes; None for one that cannot be shown."""
+        return [self._size(ref) for ref in question.images]
+
+    def _size(self, ref: ImageRef) -> tuple[int, int] | None:
+        try:
+            return Image.open(io.BytesIO(self.encoded(ref, "page")[0])).size
+        except ImageError:
+            return None
 
     def allowed(self, path: Path) -> bool:
         """Whether a path, with all links followed, lies below one of the roots."""

@@ -67,7 +67,9 @@ SELECT $round, f.n | f.place, f.p.id, f.p.origin, q.domain,
        CASE WHEN f.p.origin = 'dropout_ntp' THEN 'unjudged' ELSE
            CASE j.outcomes[f.p.rejected_index + 1] WHEN 'c' THEN 'correct' WHEN 'w' THEN 'wrong' WHEN 'm' THEN 'malformed'
            WHEN 'u' THEN 'undecided' ELSE CASE f.p.origin WHEN 'format' THEN 'malformed' ELSE 'wrong' END END END,
-       left(f.p.rejected_answer, 40), coalesce(nullif(len(f.p.chosen_ids), 0), length(f.p.chosen)), coalesce(nullif(len(f.p.rejected_ids), 0), length(f.p.rejected))
+       left(f.p.rejected_answer, 40),
+       coalesce(nullif(len(f.p.chosen_ids), 0), length(f.p.chosen)),
+       coalesce(nullif(len(f.p.rejected_ids), 0), length(f.p.rejected))
 FROM (
     SELECT (b.number::BIGINT << 40) | (s.file_row_number << 16) AS n, s.question, unnest(s.pairs) AS p,
            generate_subscripts(s.pairs, 1) - 1 AS place

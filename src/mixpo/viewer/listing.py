@@ -223,10 +223,12 @@ class Lists:
                 # A search that the index has forgotten starts anew.
                 self.index.rows("DELETE FROM scratch.found WHERE search = ?", name)
             seen = self._searches.setdefault(name, 0)
-            while seen < len(blocks) and not (time.monotonic() - begun > SEARCH_SECONDS or self._enough(name, after)):
+            while seen < len(blocks) and not self._enough(name, after):
                 self._look(wanted, name, blocks[seen : seen + BATCH])
                 seen = min(seen + BATCH, len(blocks))
                 self._searches[name] = seen
+                if time.monotonic() - begun > SEARCH_SECONDS:
+                    break
             return seen / len(blocks) if blocks else 1.0
 
     def _enough(self, name: str, after: int) -> bool:

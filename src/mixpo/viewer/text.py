@@ -20,7 +20,7 @@ _FORMULA = re.compile(
     rf"|\\\[(?P<b>.{_BODY})\\\]"
     rf"|\\\((?P<c>.{_BODY})\\\)"
     # One dollar opens before and closes after something, and no digit follows, so that prices stay prices.
-    rf"|(?<![\\$\w])\$(?P<d>(?![\s$])[^$\n]{_BODY}(?<![\s\\]))\$(?![\d$])"
+    rf"|(?<![\\$a-zA-Z0-9])\$(?P<d>(?![\s$])[^$\n]{_BODY}(?<![\s\\]))\$(?![\d$])"
     r"|(?P<e>\\boxed\{(?:[^{}]|\{(?:[^{}]|\{[^{}]{0,200}\}){0,200}\}){0,500}\})",
     re.DOTALL,
 )

@@ -130,6 +130,7 @@ class Views:
             "domains": self._once("pair", lambda: self.lists.domains("pair")),
             "detail": detail,
             "question": detail.of.question,
+            "sizes": self.images.sizes(detail.of.question),
             "pieces": {"chosen": chosen, "rejected": rejected},
             "verdicts": _verdicts_of(detail),
             "marks": {index: marks.get((wanted.round, pair.question, index)) for index in (pair.chosen_index, pair.rejected_index)},
@@ -175,6 +176,7 @@ class Views:
             "domains": self._once("question", lambda: self.lists.domains("question")),
             "detail": detail,
             "question": detail.question,
+            "sizes": self.images.sizes(detail.question),
             "marks": {index: marks.get((wanted.round, id_, index)) for index in detail.responses},
         }
 
@@ -212,6 +214,7 @@ class Views:
             "total": len(items),
             "item": item,
             "question": detail.question,
+            "sizes": self.images.sizes(detail.question),
             "response": detail.responses.get(item.index),
             "verdict": detail.verdicts.get(item.index),
             "mark": marks.get((round_, item.question, item.index)),
@@ -280,6 +283,7 @@ class Views:
         return {
             **listed,
             "question": questions[id_],
+            "sizes": self.images.sizes(questions[id_]),
             "by_mode": self._by_mode(name, id_),
             "at": at,
             "before": ids[at - 1] if at > 0 else None,
