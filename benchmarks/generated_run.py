@@ -21,51 +21,11 @@ from mixpo.types import ImageRef, Question, content_id
 RESPONSES, PAIRS = 8, 5
 """Responses of each question; pairs of a question with right and wrong ones."""
 DOMAINS = ("count", "compare", "sum", "colour", "position")
-WORDS = [
-    "the",
-    "picture",
-    "shows",
-    "three",
-    "digits",
-    "and",
-    "a",
-    "small",
-    "red",
-    "square",
-    "beside",
-    "them",
-    "so",
-    "we",
-    "add",
-    "what",
-    "we",
-    "see",
-    "first",
-    "then",
-    "look",
-    "at",
-    "the",
-    "corner",
-    "again",
-    "because",
-    "the",
-    "largest",
-    "value",
-    "is",
-    "written",
-    "there",
-    "which",
-    "gives",
-    "$x",
-    "=",
-    "4$",
-    "for",
-    "the",
-    "sum",
-    "on",
-    "the",
-    "left",
-]
+BLIND = " and nothing can be seen."
+SPEECH = (
+    "the picture shows three digits and a small red square beside them so we add what we see first then look at the corner again "
+    "because the largest value is written there which gives $x=4$ for the sum on the left"
+)
 
 
 def questions_for(pairs: int) -> int:
@@ -76,7 +36,7 @@ def questions_for(pairs: int) -> int:
 def write_run(root: Path, questions: int, shard_size: int = 64, seed: int = 0) -> Path:
     """Write a run with these many questions; returns its folder."""
     rng, run = random.Random(seed), Run(root)
-    pool = [" ".join(rng.choices(WORDS, k=18)).capitalize() + "." for _ in range(997)]
+    pool = [" ".join(rng.choices(SPEECH.split(), k=18)).capitalize() + "." for _ in range(997)]
     pictures = [_picture(number, run.images) for number in range(12)]
     tokens = pa.array(np.random.default_rng(seed).integers(0, 32_000, 4096))
     shards = -(-questions // shard_size)
@@ -172,7 +132,7 @@ class _Block:
         per = [(2 if self._open(place) else 0) if blind else RESPONSES for place in range(len(self.ids))]
         total, owners = sum(per), [id_ for id_, count in zip(self.ids, per, strict=True) for _ in range(count)]
         index = [i for count in per for i in range(count)]
-        texts = [f"{text[:40]} and nothing can be seen." for text in self.texts[:total]] if blind else self.texts
+        texts = [text[:40] + BLIND for text in self.texts[:total]] if blind else self.texts
         empty = pa.ListArray.from_arrays(pa.array([0] * (total + 1), pa.int32()), pa.array([], pa.float64()))
         columns = [
             owners,
@@ -206,7 +166,7 @@ class _Block:
         wrong = [None if self._open(place) else str(self.answers[place] + 1) for place, _, _ in rows]
         columns = [
             [f"{self.numbers[place]:012x}{i:04x}" for place, i, _ in rows], [self.ids[place] for place, _, _ in rows],
-            [a for a, _ in text], [a[:40] + " and nothing can be seen." if o == "dropout_ntp" else b for (a, b), o in zip(text, origin, strict=True)],
+            [a for a, _ in text], [a[:40] + BLIND if o == "dropout_ntp" else b for (a, b), o in zip(text, origin, strict=True)],
             origin, self._ids(len(rows)), self._ids(len(rows)), [i for _, i, _ in rows], [b for _, _, b in rows], answers, wrong,
             [20 if o == "dropout_ntp" else 0 for o in origin],
         ]  # fmt: skip

@@ -193,5 +193,6 @@ def _prediction(question: Question, number: int, skill: int) -> Prediction:
     return Prediction(
         question=question.id, mode="cot", text=f"I see it. Final answer: {question.answer if right else 9}", tokens=9,
         finish="stop",
-        outcome="correct" if right else "wrong", extracted=question.answer if right else "9", reason="numbers compared", domain=question.domain,
+        outcome="correct" if right else "wrong", extracted=question.answer if right else "9", reason="numbers compared",
+        domain=question.domain,
     )  # fmt: skip

@@ -79,7 +79,8 @@ def item(outcome: Outcome) -> Item:
 def test_precision_and_recall_by_hand() -> None:
     counted: dict[tuple[Outcome, Outcome], int] = {
         ("correct", "correct"): 30, ("correct", "wrong"): 2, ("correct", "malformed"): 1, ("wrong", "correct"): 5,
-        ("malformed", "correct"): 3,        ("wrong", "wrong"): 20, ("correct", "undecided"): 4, ("undecided", "correct"): 6, ("undecided", "undecided"): 1,
+        ("malformed", "correct"): 3,        ("wrong", "wrong"): 20, ("correct", "undecided"): 4, ("undecided", "correct"): 6,
+        ("undecided", "undecided"): 1,
     }  # fmt: skip
     found = agreement((item(verdict), mark(outcome=said)) for (verdict, said), count in counted.items() for _ in range(count))
     assert found.marked == 72

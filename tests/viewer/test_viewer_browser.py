@@ -179,7 +179,7 @@ def test_several_images_and_zoom(page: api.Page, server: Server) -> None:
     assert not page.locator("#zoom").is_visible()
     page.locator(".zoomable").nth(1).click()
     page.locator(".zoom-of", has_text="image 2 of 2").wait_for()
-    page.get_by_role("button", name="Close").click()
+    page.get_by_role("button", name="Close", exact=True).click()
     assert not page.locator("#zoom").is_visible()
 
 
@@ -214,7 +214,7 @@ def test_questions(page: api.Page, server: Server) -> None:
     page.get_by_role("link", name="All right", exact=True).click()
     page.wait_for_url("**outcome=all_right")
     assert "puzzle 7" in page.locator(".row").inner_text()
-    page.get_by_label("Answers").select_option("all_wrong")
+    page.locator("select[name=outcome]").select_option("all_wrong")
     page.wait_for_url("**outcome=all_wrong")
     page.locator(".row").click()
     assert "0 of 4 right" in page.locator("article").inner_text()
@@ -288,9 +288,18 @@ def test_nothing_is_wider_than_the_window_and_text_can_be_read(browser: api.Brow
 
 
 CONTRAST = """() => {
-  const light = c => { const v = c.map(x => (x /= 255) <= .03928 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4); return .2126*v[0] + .7152*v[1] + .0722*v[2]; };
+  const light = c => {
+    const v = c.map(x => (x /= 255) <= .03928 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4);
+    return .2126*v[0] + .7152*v[1] + .0722*v[2];
+  };
   const rgba = s => s.match(/[\\d.]+/g).map(Number);
-  const back = e => { for (; e; e = e.parentElement) { const c = rgba(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] === 1) return c.slice(0, 3); } return [255, 255, 255]; };
+  const back = e => {
+    for (; e; e = e.parentElement) {
+      const c = rgba(getComputedStyle(e).backgroundColor);
+      if (c.length < 4 || c[3] === 1) return c.slice(0, 3);
+    }
+    return [255, 255, 255];
+  };
   const bad = [];
   for (const e of document.querySelectorAll('main *, .top *')) {
     if (e.closest('svg, .off, dialog, option') || ![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())) continue;
@@ -310,6 +319,7 @@ def test_a_large_run_pages_at_once(page: api.Page, large: Server) -> None:
         assert time.monotonic() - begun < 5, "seconds are in benchmarks/viewer.py; this only notices what is broken"
     page.goto(f"{large.home}/pairs?text=picture+shows")
     page.locator(".row").nth(20).click()
+    page.locator(".walker b", has_text="21").wait_for()
     for step in range(22, 27):
         page.keyboard.press("j")
         page.locator(".walker b", has_text=str(step)).wait_for()

@@ -52,6 +52,10 @@ def everything(lists: Lists, wanted: Filter) -> tuple[list[str], list[Page]]:
         after = page.after
 
 
+def several(row: Row) -> bool:
+    return holds(row, "puzzle") and (row[0].domain, outcome(row)) == ("count", "wrong")
+
+
 FILTERS: dict[str, tuple[dict[str, str], Callable[[Row], bool]]] = {
     "all": ({}, lambda row: True),
     "origin": ({"origin": "format"}, lambda row: row[1].origin == "format"),
@@ -62,7 +66,7 @@ FILTERS: dict[str, tuple[dict[str, str], Callable[[Row], bool]]] = {
     "text": ({"text": "LEFT"}, lambda row: holds(row, "left")),
     "chinese": ({"text": "红色的方块"}, lambda row: holds(row, "红色的方块")),
     "percent": ({"text": "100%_"}, lambda row: holds(row, "100%_")),
-    "several": ({"text": "puzzle", "domain": "count", "outcome": "wrong"}, lambda row: holds(row, "puzzle") and (row[0].domain, outcome(row)) == ("count", "wrong")),
+    "several": ({"text": "puzzle", "domain": "count", "outcome": "wrong"}, several),
     "unknown values": ({"origin": "x' OR 1=1", "outcome": "none", "shortest": "-1"}, lambda row: True),
     "injection": ({"domain": "read' OR '1'='1"}, lambda row: False),
 }  # fmt: skip

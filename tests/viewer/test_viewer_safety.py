@@ -71,7 +71,7 @@ def test_every_answer_carries_the_policy(client: TestClient, path: str) -> None:
     headers = client.get(path).headers
     assert headers["content-security-policy"] == POLICY
     assert headers["x-content-type-options"] == "nosniff"
-    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["referrer-policy"] == "same-origin"
     assert "unsafe" not in POLICY
     assert "access-control-allow-origin" not in headers
 
@@ -228,7 +228,8 @@ def test_without_the_libraries_the_extra_is_named(made: Path) -> None:
 
     code = (
         "import sys; sys.modules['duckdb'] = None\n"
-        "from pathlib import Path\nfrom mixpo.errors import MissingExtra\nfrom mixpo.progress import Silent\nfrom mixpo.status import open_run\n"
+        "from pathlib import Path\nfrom mixpo.errors import MissingExtra\nfrom mixpo.progress import Silent\n"
+        "from mixpo.status import open_run\n"
         "from mixpo.viewer.serve import serve\n"
         f"try:\n    serve(open_run(Path({str(made)!r})), 0, Silent(), print)\nexcept MissingExtra as error:\n    print(error)\n"
     )
