@@ -19,6 +19,7 @@ EXTRAS = {
     "wandb": ("wandb", "train.trackers"),
     "trackio": ("trackio", "train.trackers"),
     "ray": ("ray", 'cluster.kind = "ray"'),
+    "viewer": ("duckdb", "mixpo view"),
 }
 """Extra -> (module that shows it is installed, what needs it)."""
 

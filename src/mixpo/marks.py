@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import get_args
@@ -33,7 +32,7 @@ class Mark:
 
 
 def append_mark(root: Path, mark: Mark) -> None:
-    """Add one line; it is on the disk when this returns. A line that a crash left torn is ended first, so that it harms no other.
+    """Add one line; it is on the disk when this returns. A line that a crash left torn, which says nothing, is taken away first.
 
     Raises RunError when the run cannot be written.
     """
@@ -43,9 +42,10 @@ def append_mark(root: Path, mark: Mark) -> None:
         handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
-            size = os.fstat(handle).st_size
-            torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
-            os.write(handle, (b"\n" if torn else b"") + json.dumps(asdict(mark), ensure_ascii=False).encode() + b"\n")
+            content = os.pread(handle, os.fstat(handle).st_size, 0)
+            if not content.endswith(b"\n"):
+                os.ftruncate(handle, content.rfind(b"\n") + 1)
+            os.write(handle, json.dumps(asdict(mark), ensure_ascii=False).encode() + b"\n")
             os.fsync(handle)
         finally:
             os.close(handle)
@@ -54,7 +54,7 @@ def append_mark(root: Path, mark: Mark) -> None:
 
 
 def read_marks(root: Path) -> dict[tuple[int, str, int], Mark]:
-    """The last mark of each response, by (round, question, index). Torn lines are passed over.
+    """The last mark of each response, by (round, question, index). A last line without its end is still being written.
 
     Raises RecordError for a whole line that is no mark.
     """
@@ -62,24 +62,18 @@ def read_marks(root: Path) -> dict[tuple[int, str, int], Mark]:
     marks: dict[tuple[int, str, int], Mark] = {}
     if not path.exists():
         return marks
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
-        try:
-            values = json.loads(line)
-        except ValueError:
-            continue
-        mark = _mark(values)
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1], start=1):
+        mark = _mark(line)
         if mark is None:
             raise RecordError(f"{path}:{number}: not a mark (question, round, index, outcome, by, time); correct the line or remove it")
         marks[mark.round, mark.question, mark.index] = mark
     return marks
 
 
-def _mark(values: object) -> Mark | None:
-    if not isinstance(values, Mapping):
-        return None
+def _mark(line: str) -> Mark | None:
     try:
-        mark = Mark(**values)
-    except TypeError:
+        mark = Mark(**json.loads(line))
+    except (ValueError, TypeError):
         return None
     whole = isinstance(mark.round, int) and isinstance(mark.index, int)
     words = all(isinstance(word, str) for word in (mark.question, mark.by, mark.time))
