@@ -36,13 +36,15 @@ def test_a_torn_line_harms_no_other(tmp_path: Path) -> None:
     append_mark(tmp_path, mark("a"))
     with (tmp_path / MARKS).open("a") as file:
         file.write('{"question": "b", "rou')
+    assert [question for _, question, _ in read_marks(tmp_path)] == ["a"]
     append_mark(tmp_path, mark("c"))
     assert [question for _, question, _ in read_marks(tmp_path)] == ["a", "c"]
+    assert len((tmp_path / MARKS).read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize(
     "row",
-    ['{"question": "a"}', "[1]", "7", json.dumps({"question": "a", "round": 1, "index": 0, "outcome": "maybe", "by": "", "time": ""})],
+    ["{", '{"question": "a"}', "[1]", "7", json.dumps({"question": "a", "round": 1, "index": 0, "outcome": "maybe", "by": "", "time": ""})],
 )
 def test_a_line_that_is_no_mark_is_named(tmp_path: Path, row: str) -> None:
     append_mark(tmp_path, mark())

@@ -9,9 +9,9 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from mixpo.types import content_id
+from mixpo.types import Origin, Outcome, content_id
 from mixpo.viewer.index import BATCH, Index
 
 ROWS = 25
@@ -22,8 +22,8 @@ LONGEST_SEARCH = 200
 
 Table = Literal["pair", "question"]
 
-ORIGINS = ("correctness", "format", "dropout_ntp")
-OUTCOMES = ("wrong", "malformed", "undecided", "correct", "unjudged")
+ORIGINS: tuple[str, ...] = get_args(Origin)
+OUTCOMES: tuple[str, ...] = (*get_args(Outcome), "unjudged")
 BALANCES: Mapping[str, str] = {
     "all_right": "correct > 0 AND correct = len(outcomes)",
     "all_wrong": "len(outcomes) > 0 AND wrong + malformed = len(outcomes)",
