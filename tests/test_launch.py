@@ -14,9 +14,8 @@ import pytest
 import small_run
 
 from mixpo.errors import RunError
-from mixpo.pipeline import build_plan, known_sources
+from mixpo.pipeline import build_plan, known_sources, open_run
 from mixpo.stages.base import Plan
-from mixpo.status import open_run
 from mixpo.train.ranks import Ranks, ranks_of
 
 LAUNCHERS = {

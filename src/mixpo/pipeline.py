@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from mixpo.cluster.ray import Crew
 from mixpo.errors import RecipeError, RunError
-from mixpo.progress import Progress
-from mixpo.recipe import Recipe, did_you_mean
+from mixpo.progress import Progress, Silent
+from mixpo.recipe import Recipe, did_you_mean, parse
 from mixpo.records import write_text
 from mixpo.run import Run
 from mixpo.stages import evaluate, source
@@ -36,10 +37,6 @@ STAGES = ("source", "sample", "continue", "verify", "pair", "reference", "train"
 """Kinds of stages in the order of the flow."""
 
 
-EMPTY = Index(shards=(), sizes=(), open=(), kinds=(), domains=())
-"""A source that was never read."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Sources:
     """The questions of a run: those to learn from, and those of each evaluation set."""
@@ -52,15 +49,36 @@ def open_context(
     recipe: Recipe, base: Path, root: Path, progress: Progress, limit: int | None = None, ranks: Ranks | None = None
 ) -> Context:
     """What all stages share. base: the folder that paths in the recipe are relative to."""
+    spread = Crew(recipe.cluster, reopen) if recipe.cluster.kind == "ray" else None
+    models = Models(recipe.model, base)
     return Context(
         run=Run(root.absolute()),
         recipe=recipe,
         base=base,
         progress=progress,
-        models=Models(recipe.model, base),
+        models=models,
         limit=limit,
         ranks=ranks or Ranks(),
+        spread=spread,
     )
+
+
+def open_run(root: Path) -> Context:
+    """The run in a directory, with the recipe and limit of its last command. Raises RunError when it is no run."""
+    try:
+        recipe = json.loads((root / "recipe.json").read_text(encoding="utf-8"))
+        command = json.loads((root / "command.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{root}: no run directory (it has no recipe.json); give the folder that was --dir of `mixpo run`") from None
+    except ValueError as error:
+        raise RunError(f"{root}: recipe.json or command.json is broken ({error}); run the recipe again") from None
+    return open_context(parse(recipe, str(root / "recipe.json")), Path(command["base"]), root, Silent(), command["limit"])
+
+
+def reopen(root: Path, job: str) -> tuple[Context, Planned]:
+    """One job of the run in a directory, for a process that helps with it."""
+    context = open_run(root)
+    return context, build_plan(context, known_sources(context.run, context.recipe)).planned[job]
 
 
 def run_recipe(context: Context, force: Sequence[str] = ()) -> Plan:
@@ -148,7 +166,7 @@ def known_sources(run: Run, recipe: Recipe) -> Sources:
     """The questions as they were when last read; none where a source was never read."""
 
     def index(name: str) -> Index:
-        return load_index(run.stage(name)) or EMPTY
+        return load_index(run.stage(name)) or Index(shards=(), sizes=(), open=(), kinds=(), domains=())
 
     return Sources(train=index("source"), sets={s.name: index(evaluate.source_name(s.name)) for s in recipe.evaluate.sets})
 

@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
-from mixpo.errors import RunError
-from mixpo.pipeline import build_plan, known_sources, open_context
-from mixpo.progress import Silent
-from mixpo.recipe import parse
+from mixpo.pipeline import build_plan, known_sources
 from mixpo.run import Manifest, Run
 from mixpo.stages.base import Context, Planned
 from mixpo.stages.evaluate import source_name
 from mixpo.stages.train import published
-
-
-def open_run(root: Path) -> Context:
-    """The run in a directory, with the recipe and limit of its last command. Raises RunError when it is no run."""
-    try:
-        recipe = json.loads((root / "recipe.json").read_text(encoding="utf-8"))
-        command = json.loads((root / "command.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"{root}: no run directory (it has no recipe.json); give the folder that was --dir of `mixpo run`") from None
-    except ValueError as error:
-        raise RunError(f"{root}: recipe.json or command.json is broken ({error}); run the recipe again") from None
-    return open_context(parse(recipe, str(root / "recipe.json")), Path(command["base"]), root, Silent(), command["limit"])
 
 
 def status(context: Context) -> list[dict[str, Any]]:

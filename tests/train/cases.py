@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
 
 from mixpo.images import reference
 from mixpo.recipe import ImageTable, TrainTable
+from mixpo.train.metrics import StepMetrics
 from mixpo.train.reference import open_reference
 from mixpo.train.session import TrainJob
 from mixpo.types import IMAGE_MARK, Group, ImageRef, Question, content_id
@@ -61,6 +63,11 @@ def scored(vlm: Vlm, found: list[Group]) -> list[Group]:
         Group(question=g.question, prompt=g.prompt, responses=g.responses, pairs=g.pairs, reference=values)
         for g, values in zip(found, logps, strict=True)
     ]
+
+
+def timeless(row: StepMetrics) -> StepMetrics:
+    """A row without what depends on the clock and the machine."""
+    return replace(row, seconds=0, tokens_per_second=0, pairs_per_second=0, memory=0, seconds_left=0)
 
 
 def job(vlm: Vlm, found: list[Group], folder: Path, objective: str = "mpo", **table: object) -> TrainJob:

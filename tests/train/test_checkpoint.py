@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from train.cases import groups, job, scored
+from train.cases import groups, job, scored, timeless
 
 from mixpo.errors import ModelError, TrainError
 from mixpo.progress import Silent
@@ -40,7 +40,7 @@ def data(tiny_vlm: Vlm, tmp_path: Path) -> list[Group]:
 
 def numbers(rows: list[StepMetrics] | tuple[StepMetrics, ...]) -> list[StepMetrics]:
     """Rows without what depends on the clock and the machine."""
-    return [replace(row, seconds=0, tokens_per_second=0, pairs_per_second=0, memory=0, seconds_left=0) for row in rows]
+    return [timeless(row) for row in rows]
 
 
 class StopError(Exception):

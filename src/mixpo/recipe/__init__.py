@@ -4,14 +4,16 @@ Knows nothing about how stages work. `load` reads and checks a file, `Recipe.mod
 """
 
 from mixpo.recipe.base import Table
+from mixpo.recipe.cluster import ClusterTable
 from mixpo.recipe.data import ImageTable, ModelTable, PairsTable, PromptName, PromptTable, PromptText, SampleTable, VerifyTable
 from mixpo.recipe.evaluate import EvaluateTable, EvaluationSet, ReportTable
 from mixpo.recipe.messages import did_you_mean
 from mixpo.recipe.sources import DigitsSource, EasyVqaSource, HubSource, JsonlSource, MmprSource, PythonSource, Source
-from mixpo.recipe.train import LossTable, TrainTable
+from mixpo.recipe.train import LoraTable, LossTable, Part, TrainTable
 from mixpo.recipe.whole import Recipe, load, parse
 
 __all__ = [
+    "ClusterTable",
     "DigitsSource",
     "EasyVqaSource",
     "EvaluateTable",
@@ -19,10 +21,12 @@ __all__ = [
     "HubSource",
     "ImageTable",
     "JsonlSource",
+    "LoraTable",
     "LossTable",
     "MmprSource",
     "ModelTable",
     "PairsTable",
+    "Part",
     "PromptName",
     "PromptTable",
     "PromptText",

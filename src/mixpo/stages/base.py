@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,12 @@ from mixpo.types import content_id
 
 Make = Callable[[int], Iterable[Any]]
 """From the number of a shard to its rows."""
+
+Made = tuple[int, Mapping[str, int]]
+"""The number of a shard that is written, and the figures of its rows."""
+
+SPREAD = ("sample", "continue", "verify", "evaluate")
+"""Kinds of stages whose shards need nothing of each other, so that many machines can make them."""
 
 SAVE_SECONDS = 2.0
 """A manifest is rewritten at most this often while a stage works."""
@@ -39,6 +45,8 @@ class Context:
     models: Models
     limit: int | None = None
     ranks: Ranks = field(default_factory=Ranks)
+    spread: Callable[[Context, Planned, Sequence[int]], Iterator[Made]] | None = None
+    """Makes shards of the kinds in SPREAD somewhere else than in this process, in any order."""
 
 
 def nothing_else(manifest: Manifest) -> None:
@@ -196,20 +204,13 @@ def _make(context: Context, planned: Planned, work: Work, manifest: Manifest) ->
     if job.ranks == "each":
         mine = context.ranks.part(numbers)
         others, numbers = sorted({*numbers} - {*mine}), mine
-    with job.session(numbers) as make:
-        for number in numbers:
-            shard = work.shards[number]
-            rows = []
-            for row in make(number):
-                rows.append(row)
-                if not job.own_bar:
-                    context.progress.advance(1)
-            planned.stage.write(shard, job.row, rows)
-            counted[shard] = job.count(rows)
-            manifest.seconds = used + time.monotonic() - begun
-            if time.monotonic() - saved > SAVE_SECONDS:
-                planned.stage.save_manifest(manifest)
-                saved = time.monotonic()
+    make = context.spread if context.spread is not None and job.kind in SPREAD else make_here
+    for number, counts in make(context, planned, numbers):
+        counted[work.shards[number]] = counts
+        manifest.seconds = used + time.monotonic() - begun
+        if time.monotonic() - saved > SAVE_SECONDS:
+            planned.stage.save_manifest(manifest)
+            saved = time.monotonic()
     if job.ranks != "main":
         context.ranks.meet()
         context.progress.advance(sum(job.sizes[number] for number in others))
@@ -219,15 +220,29 @@ def _make(context: Context, planned: Planned, work: Work, manifest: Manifest) ->
     return counted
 
 
-def assist(context: Context, planned: Planned, numbers: list[int]) -> None:
-    """What `perform` is on every rank but the main one: work on these shards with the others."""
-    job, stage = planned.job, planned.stage
-    numbers = context.ranks.part(numbers) if job.ranks == "each" else numbers
+def make_here(context: Context, planned: Planned, numbers: Sequence[int]) -> Iterator[Made]:
+    """Make and write these shards in this process, one after another."""
+    job, shards = planned.job, planned.names()
     with job.session(numbers) as make:
         for number in numbers:
-            rows = list(make(number))
-            if job.ranks == "each":
-                stage.write(planned.names()[number], job.row, rows)
+            rows = []
+            for row in make(number):
+                rows.append(row)
+                if not job.own_bar:
+                    context.progress.advance(1)
+            planned.stage.write(shards[number], job.row, rows)
+            yield number, job.count(rows)
+
+
+def assist(context: Context, planned: Planned, numbers: list[int]) -> None:
+    """What `perform` is on every rank but the main one: work on these shards with the others."""
+    if planned.job.ranks == "each":
+        for _ in make_here(context, planned, context.ranks.part(numbers)):
+            pass
+    else:
+        with planned.job.session(numbers) as make:
+            for number in numbers:
+                list(make(number))
     context.ranks.meet()
 
 

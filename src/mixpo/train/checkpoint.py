@@ -2,6 +2,7 @@
 
 FOLDER/step-000100/state.json           counters, reward shift, digests
 FOLDER/step-000100/model.safetensors    trained parameters
+FOLDER/step-000100/reference.safetensors  the reference, if it moves
 FOLDER/step-000100/optimizer.pt         optimizer and random generators (read with weights_only)
 FOLDER/step-000100/deepspeed/           instead of the last two, the files of DeepSpeed
 
@@ -62,13 +63,17 @@ class TrainState:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint that was read. tensors: the trained weights; rest: optimizer and random generators. Both are empty when DeepSpeed
-    wrote it, whose files only its own engine reads."""
+    """A checkpoint that was read.
+
+    tensors: the trained weights; rest: optimizer and random generators. Both are empty when DeepSpeed wrote it, whose files only its own
+    engine reads. moved: a reference that moves.
+    """
 
     path: Path
     state: TrainState
     tensors: Mapping[str, Tensor]
     rest: Mapping[str, Any]
+    moved: Mapping[str, Tensor]
 
     @property
     def of_deepspeed(self) -> bool:
@@ -76,8 +81,8 @@ class Checkpoint:
         return (self.path / DEEPSPEED).is_dir()
 
 
-def save_checkpoint(folder: Path, state: TrainState, keep: int, parallel: Parallel) -> None:
-    """Write a checkpoint and remove all but the newest `keep`. Every rank has to call it.
+def save_checkpoint(folder: Path, state: TrainState, keep: int, parallel: Parallel, moved: Mapping[str, Tensor]) -> None:
+    """Write a checkpoint and remove all but the newest `keep`. Every rank has to call it. moved: a reference that moves, or nothing.
 
     Raises TrainError when the disk is full; older ones stay usable.
     """
@@ -91,6 +96,8 @@ def save_checkpoint(folder: Path, state: TrainState, keep: int, parallel: Parall
         parallel.save(temporary)
         parallel.wait()
         if parallel.main:
+            if moved:
+                save_file(dict(moved), temporary / "reference.safetensors")
             (temporary / "state.json").write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
             _sync(temporary)
             shutil.rmtree(target, ignore_errors=True)
@@ -117,13 +124,16 @@ def write_parts(folder: Path, weights: Mapping[str, Tensor], rest: Mapping[str, 
         torch.save(dict(rest), handle)
 
 
-def find_checkpoint(folder: Path, fresh: TrainState, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest readable checkpoint, or None. Raises TrainError when it is of other data or settings, naming what changed."""
+def find_checkpoint(folder: Path, fresh: TrainState, say: Callable[[str], None], moving: bool) -> Checkpoint | None:
+    """The newest readable checkpoint, or None. moving: whether the reference moves.
+
+    Raises TrainError when it is of other data or settings, naming what changed.
+    """
     for leftover in folder.glob(".step-*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
     for name in reversed(_names(folder)):
         try:
-            found = _read(folder / name)
+            found = _read(folder / name, moving)
         except _UNREADABLE as error:
             say(f"{folder / name}: cannot be read ({type(error).__name__}: {error}); taking the one before")
             continue
@@ -132,14 +142,16 @@ def find_checkpoint(folder: Path, fresh: TrainState, say: Callable[[str], None])
     return None
 
 
-def _read(path: Path) -> Checkpoint:
+def _read(path: Path, moving: bool) -> Checkpoint:
     state = TrainState(**json.loads((path / "state.json").read_text(encoding="utf-8")))
     if (path / DEEPSPEED).is_dir():
-        return Checkpoint(path=path, state=state, tensors={}, rest={})
+        return Checkpoint(path=path, state=state, tensors={}, rest={}, moved={})
     # Mapped, not read: ranks of one machine share the memory.
     rest = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True, mmap=True)
     tensors = load_file(path / "model.safetensors")
-    return Checkpoint(path=path, state=state, tensors=tensors, rest={"optimizer": rest["optimizer"], "random": rest["random"]})
+    moved = load_file(path / "reference.safetensors") if moving else {}
+    parts = {"optimizer": rest["optimizer"], "random": rest["random"]}
+    return Checkpoint(path=path, state=state, tensors=tensors, rest=parts, moved=moved)
 
 
 def _refuse_other(path: Path, state: TrainState, fresh: TrainState) -> None:

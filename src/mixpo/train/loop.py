@@ -17,6 +17,7 @@ import torch
 
 from mixpo.errors import TrainError
 from mixpo.progress import Progress
+from mixpo.train.adapters import merge_checked
 from mixpo.train.batch import Piece, micro_batches, piece_of, pieces_of
 from mixpo.train.checkpoint import save_checkpoint
 from mixpo.train.collate import collate
@@ -29,6 +30,7 @@ from mixpo.train.model import PartSize, checkpoint_activations, learning_rate, r
 from mixpo.train.plan import Step, share
 from mixpo.train.session import Session, TrainJob, open_session
 from mixpo.train.shifts import step_shifts
+from mixpo.vlm.adapter import set_dropout
 from mixpo.vlm.load import save
 
 
@@ -52,6 +54,7 @@ def train(job: TrainJob, progress: Progress) -> TrainResult:
     session.progress.start(f"train {job.objective}", total, "steps", state.step)
     for step in session.schedule.steps(state.step):
         begun = time.monotonic()
+        _set_dropout(session)
         rate = learning_rate(job.table, state.step, total)
         sums = _forward_backward(session, step)
         grad_norm = _optimise(session, sums, rate)
@@ -61,7 +64,16 @@ def train(job: TrainJob, progress: Progress) -> TrainResult:
         if state.step % job.table.save_every == 0 or state.step == total:
             _save(session)
     session.progress.finish()
+    if session.features is not None:
+        session.progress.say(f"{job.objective}: {session.features}")
     return _finish(session)
+
+
+def _set_dropout(session: Session) -> None:
+    """The first step has none, because policy and reference are compared in it."""
+    table = session.job.table.lora
+    if table is not None and table.dropout:
+        set_dropout(session.job.vlm.model, table.dropout if session.state.step else 0.0)
 
 
 # --- one step ----------------------------------------------------------------------------------------------------------
@@ -78,21 +90,21 @@ def _forward_backward(session: Session, step: Step) -> Sums:
     sums = no_sums(least_tokens(session, batches), accelerator.device)
     shifts = step_shifts(session, batches)
     for number, pieces in enumerate(batches, start=1):
-        batch = collate(session.job.vlm, pieces, session.prompts.get, session.layout)
+        batch = session.complete(collate(session.job.vlm, pieces, session.prompts.get, session.layout), pieces)
         with session.parallel.accumulating(last=number == len(batches)):
             logps: ResponseLogps = session.parallel.scorer(batch)
             beta, places = session.job.table.loss.beta, (batch.reference, batch.chosen, batch.rejected)
             terms = combine(session.weights, beta, logps, *places, state.delta, next(shifts))
             session.parallel.backward(terms.total.sum() * scale)
         sums += add_up(session, terms, pieces, batch)
-        seen.append(Seen(batch.names, logps.sums.detach(), batch.reference, batch.lengths))
+        seen.append(Seen(batch.names, logps.sums.detach(), batch.reference, batch.lengths, batch.chosen, batch.rejected))
     if state.step == 0:
         check_reference(session, seen)
     reduced = Sums(*accelerator.reduce(sums, "sum").tolist())
     if not math.isfinite(reduced.total):
         raise TrainError(f"step {state.step + 1}: the loss is {reduced.total}{culprit(seen)}; {KEPT}")
     if state.step == 0:
-        check_first_loss(session, step, reduced.total / pairs)
+        check_first_loss(session, seen, reduced.total / pairs)
     return reduced
 
 
@@ -125,6 +137,8 @@ def _advance(session: Session, row: StepMetrics) -> None:
     state.reward_sum += (row.reward_chosen + row.reward_rejected) * row.pairs
     state.reward_count += 2 * row.pairs
     state.step, state.seconds = row.step, state.seconds + row.seconds
+    if session.online is not None:
+        session.online.follow(state.step)
     warn_too_easy(session, row)
 
 
@@ -142,8 +156,9 @@ def _log(session: Session, row: StepMetrics) -> None:
 
 
 def _save(session: Session) -> None:
+    moved = session.online.moved if session.online else {}
     check_weights(session)
-    save_checkpoint(session.job.folder / "checkpoints", session.state, session.job.table.save_total_limit, session.parallel)
+    save_checkpoint(session.job.folder / "checkpoints", session.state, session.job.table.save_total_limit, session.parallel, moved)
 
 
 def _finish(session: Session) -> TrainResult:
@@ -152,11 +167,14 @@ def _finish(session: Session) -> TrainResult:
     if model is not None:
         if job.table.gradient_checkpointing:
             checkpoint_activations(model, on=False)
-        restore_types(model.eval(), dict(session.had))
+        model.eval()
+        if job.table.lora is None:
+            restore_types(model, dict(session.had))
         vlm = replace(job.vlm, model=model, device=next(model.parameters()).device)
         group = next(group for group in job.groups if group.pairs)
-        check = collate(vlm, [piece_of(group, group.pairs[:1])], session.prompts.get, "plain").inputs
-        save(vlm, job.output, check)
+        batch = collate(vlm, [piece_of(group, group.pairs[:1])], session.prompts.get, "plain")
+        beside = None if job.table.lora is None else merge_checked(vlm, batch, session.precision)
+        save(vlm, job.output, batch.inputs, beside)
     session.parallel.wait()
     for tracker in session.accelerator.trackers:
         tracker.finish()

@@ -14,8 +14,10 @@ from accelerate import Accelerator
 from mixpo.errors import MissingExtra, TrainError
 from mixpo.progress import Progress, Silent
 from mixpo.recipe import ImageTable, TrainTable
-from mixpo.train.batch import Layout, Piece, pieces_of
+from mixpo.train.adapters import choose_trained
+from mixpo.train.batch import Batch, Layout, Piece, pieces_of
 from mixpo.train.checkpoint import Checkpoint, TrainState, apply_checkpoint, find_checkpoint
+from mixpo.train.features import Features, open_features
 from mixpo.train.ghost import find_ghost
 from mixpo.train.groups import digest
 from mixpo.train.layout import choose_layout, sample_of
@@ -23,7 +25,8 @@ from mixpo.train.liger import use_liger
 from mixpo.train.logps import Scorer
 from mixpo.train.losses import Weights, weights_of
 from mixpo.train.metrics import MetricsFile
-from mixpo.train.model import PartSize, build_optimizer, checkpoint_activations, freeze, precision_of, refuse_dropout, use_master_weights
+from mixpo.train.model import PartSize, build_optimizer, checkpoint_activations, precision_of, refuse_dropout
+from mixpo.train.online import Online
 from mixpo.train.parallel import Parallel, kind_of, open_accelerator, share_model
 from mixpo.train.plan import Schedule
 from mixpo.train.prompts import Prompts
@@ -32,7 +35,7 @@ from mixpo.vlm.load import Vlm
 
 FREE = {
     "tokens_per_batch", "gradient_checkpointing", "liger", "save_every", "save_total_limit", "log_every", "trackers",
-    "objective", "baselines", "rounds",
+    "objective", "baselines", "rounds", "cache_vision",
 }  # fmt: skip
 """Settings of the train table that may change between a checkpoint and its resume: they do not say what is computed."""
 
@@ -41,7 +44,8 @@ FREE = {
 class TrainJob:
     """What to train, on what, and where it goes.
 
-    vlm: the policy, which is changed in place and must be the reference model that scored `groups`. objective: a name of OBJECTIVES.
+    vlm: the policy, which is changed in place and must be the reference model that scored `groups`, unless `table.reference` is
+    "online". objective: a name of OBJECTIVES.
     folder: for checkpoints and metrics while it works. output: folder of the trained model. logs: for trackers that write files.
     label: what this training is called in trackers.
     """
@@ -87,6 +91,7 @@ class Session:
 
     ghost: what a rank computes when it has nothing else to do, or no images (see `mixpo.train.ghost`). zeros: trained matrices that were
     nothing but zeros before the first step.
+    online: the reference, where its log-probs are computed in the training step. features: of frozen vision, where they are kept.
     """
 
     job: TrainJob
@@ -103,6 +108,8 @@ class Session:
     zeros: frozenset[str]
     state: TrainState
     metrics: MetricsFile
+    online: Online | None
+    features: Features | None
 
     @property
     def accelerator(self) -> Accelerator:
@@ -113,6 +120,12 @@ class Session:
     def main(self) -> bool:
         """Whether this process writes files."""
         return self.parallel.main
+
+    def complete(self, batch: Batch, pieces: Sequence[Piece]) -> Batch:
+        """The batch of these pieces with what no data holds: vision features that are kept, the online reference's log-probs."""
+        if self.features is not None:
+            batch = self.features.fill(batch, pieces)
+        return batch if self.online is None else self.online.fill(self.accelerator.unwrap_model(self.parallel.scorer), batch)
 
 
 def open_session(job: TrainJob, progress: Progress) -> Session:
@@ -126,23 +139,22 @@ def open_session(job: TrainJob, progress: Progress) -> Session:
     refuse_dropout(model)
     if job.table.liger:
         use_liger(model, vlm.device)
-    parts = freeze(model, job.table.freeze)
+    parts, had = choose_trained(vlm, job.table, job.seed)
     progress.say(f"{job.objective}: {'; '.join(str(part) for part in parts)}")
-    had = use_master_weights(model)
+    online = Online(model, job.objective, job.table.loss) if job.table.reference == "online" else None
     prompts = Prompts(vlm, job.images)
-    first = next(job.schedule.steps(0))
-    layout, note = choose_layout(vlm, sample_of(pieces_of(first, job.groups)), prompts.get, precision_of(had))
+    sample = sample_of(pieces_of(next(job.schedule.steps(0)), job.groups))
+    layout, note = choose_layout(vlm, sample, prompts.get, precision_of(had))
     progress.say(f"{job.objective}: {note}")
+    features, note = (
+        open_features(vlm, job.images, prompts.get, layout, precision_of(had), sample) if job.table.cache_vision else (None, "")
+    )
+    if note:
+        progress.say(f"{job.objective}: {note}")
     if job.table.gradient_checkpointing:
         checkpoint_activations(model, on=True)
     zeros = frozenset(name for name, value in model.named_parameters() if value.requires_grad and value.ndim >= 2 and not value.any())
-    state, checkpoint = _state(job, accelerator, progress)
-    if checkpoint is not None:
-        apply_checkpoint(checkpoint, model)
-    scorer = Scorer(model, layout, precision_of(had))
-    parallel = share_model(accelerator, scorer, lambda shared: build_optimizer(shared, job.table), job.table.max_grad_norm)
-    if checkpoint is not None:
-        parallel.restore(checkpoint)
+    state, parallel = _go_on(job, accelerator, progress, Scorer(model, layout, precision_of(had)), online)
     return Session(
         job=job,
         parallel=parallel,
@@ -158,6 +170,8 @@ def open_session(job: TrainJob, progress: Progress) -> Session:
         zeros=zeros,
         state=state,
         metrics=_metrics(job, accelerator, state),
+        online=online,
+        features=features,
     )
 
 
@@ -168,7 +182,8 @@ def _check(job: TrainJob) -> Weights:
             f"no pairs to train {job.objective} on; see in the pair stage why, or add questions that the model gets right at times"
         )
     for group in job.groups:
-        if group.pairs and (group.reference is None or len(group.reference) != len(group.responses)):
+        known = job.table.reference == "stage"
+        if known and group.pairs and (group.reference is None or len(group.reference) != len(group.responses)):
             raise TrainError(f"question {group.question.id}: no reference log-probs for its responses; run the reference stage")
         for response in group.responses:
             if not response:
@@ -182,10 +197,26 @@ def _check(job: TrainJob) -> Weights:
     return weights
 
 
-def _state(job: TrainJob, accelerator: Accelerator, progress: Progress) -> tuple[TrainState, Checkpoint | None]:
+def _go_on(
+    job: TrainJob, accelerator: Accelerator, progress: Progress, scorer: Scorer, online: Online | None
+) -> tuple[TrainState, Parallel]:
+    """The model as ranks share it, and where it stands: at the newest checkpoint, if there is one."""
+    moved = online.moved if online else {}
+    state, checkpoint = _state(job, accelerator, progress, bool(moved))
+    if checkpoint is not None:
+        apply_checkpoint(checkpoint, scorer.model)
+        for name, value in moved.items():
+            value.copy_(checkpoint.moved[name])
+    parallel = share_model(accelerator, scorer, lambda shared: build_optimizer(shared, job.table), job.table.max_grad_norm)
+    if checkpoint is not None:
+        parallel.restore(checkpoint)
+    return state, parallel
+
+
+def _state(job: TrainJob, accelerator: Accelerator, progress: Progress, moving: bool) -> tuple[TrainState, Checkpoint | None]:
     """Where to go on, and what from. Raises TrainError for a checkpoint of another training or another kind of launch."""
     fresh = TrainState(data=digest(job.groups), settings=job.settings)
-    found = find_checkpoint(job.folder / "checkpoints", fresh, progress.say)
+    found = find_checkpoint(job.folder / "checkpoints", fresh, progress.say, moving)
     if found is None:
         return fresh, None
     if found.of_deepspeed != (kind_of(accelerator) == "deepspeed"):
@@ -197,7 +228,10 @@ def _state(job: TrainJob, accelerator: Accelerator, progress: Progress) -> tuple
 
 def _accelerator(job: TrainJob) -> Accelerator:
     accelerator = open_accelerator(job.vlm.device, log_with=list(job.table.trackers) or None, project_dir=job.logs)
-    kind_of(accelerator)
+    if kind_of(accelerator) != "copies":
+        for key, asked in (('train.reference = "online"', job.table.reference == "online"), ("train.cache_vision", job.table.cache_vision)):
+            if asked:
+                raise TrainError(f"{key} needs a whole model on each rank; launch it as plain data parallel, or take it out of the recipe")
     if job.table.trackers:
         names = {"wandb": {"name": job.label}, "trackio": {"name": job.label, "resume": "allow"}}
         accelerator.init_trackers("mixpo", config=_flat({**job.settings, "pairs": job.schedule.pairs}), init_kwargs=names)

@@ -30,7 +30,7 @@ def _transported(session: Session, batches: Sequence[Sequence[Piece]]) -> list[T
     accelerator = session.accelerator
     found, counts = [torch.zeros(0, 2, device=accelerator.device)], list[int]()
     for pieces in batches:
-        batch = collate(session.job.vlm, pieces, session.prompts.get, session.layout)
+        batch = session.complete(collate(session.job.vlm, pieces, session.prompts.get, session.layout), pieces)
         logps: ResponseLogps = session.parallel.scorer(batch)
         both = torch.stack([logps.sums, batch.reference], -1)
         found.append(both[batch.chosen] - both[batch.rejected])
