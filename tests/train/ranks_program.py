@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from torch.distributed.tensor import DTensor
 from train.cases import group, groups, job, scored
 
+from mixpo.errors import TrainError
 from mixpo.progress import Silent
 from mixpo.recipe import ModelTable
 from mixpo.train import loop
@@ -16,6 +18,7 @@ from mixpo.vlm.load import Vlm, load
 
 SETTINGS = {"epochs": 2, "batch_size": 3, "tokens_per_batch": 150, "learning_rate": 1e-4}
 CUT = {**SETTINGS, "save_every": 3}
+ADAPTER = {**SETTINGS, "learning_rate": 1e-3, "lora": {"rank": 3}}
 STOP = 4
 """The cut-off training fails in its step after this one, so that it goes on from step 3."""
 
@@ -46,6 +49,14 @@ def main(model: Path, images: Path, work: Path, kind: str) -> None:
     for name in ("mpo", "aot"):
         train(job(vlm(), data, work / name, name, **SETTINGS), Silent())
     train(job(vlm(), data, work / "recomputed", gradient_checkpointing=True, **SETTINGS), Silent())
+    if find_spec("peft"):
+        train(job(vlm(), data, work / "adapter", **ADAPTER), Silent())
+    refused = ""
+    try:
+        train(job(vlm(), data, work / "online", reference="online", epochs=1), Silent())
+    except TrainError as error:
+        refused = str(error)
+    assert ("needs a whole model on each rank" in refused) == (kind != "ddp"), refused
     train(job(vlm(), mixed(vlm(), images), work / "mixed", batch_size=2, epochs=4, learning_rate=1e-4), Silent())
 
     def stop(session: loop.Session, row: loop.StepMetrics) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from train.cases import groups, job, scored
-from train.ranks_program import CUT, SETTINGS, mixed
+from train.ranks_program import ADAPTER, CUT, SETTINGS, mixed
 
 from mixpo.progress import Silent
 from mixpo.recipe import ModelTable
@@ -100,6 +100,15 @@ def test_two_ranks_are_one(two: Path, tiny_vlm: Vlm, data: list[Group], tmp_path
 
 def test_recomputed_activations(two: Path) -> None:
     same(rows(two / "recomputed"), rows(two / "mpo"))
+
+
+def test_an_adapter(two: Path, tiny_vlm: Vlm, data: list[Group], tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    same(rows(two / "adapter"), train(job(fresh(tiny_vlm), data, tmp_path, **ADAPTER), Silent()).steps)
+    merged = [load(ModelTable(path=str(folder / "model"), device="cpu"), Path()).model for folder in (two / "adapter", tmp_path)]
+    for (name, value), other in zip(merged[0].named_parameters(), merged[1].parameters(), strict=True):
+        assert torch.allclose(value, other, atol=2e-3), name
+    assert (two / "adapter" / "model" / "adapter" / "adapter_model.safetensors").exists()
 
 
 def test_text_only_on_one_rank(two: Path, tiny_vlm: Vlm, images: Path, tmp_path: Path) -> None:
