@@ -147,3 +147,13 @@ def test_domains_have_prompts_of_their_own(tmp_path: Path, tiny_folder: Path) ->
     other = plan_of(open_small(recipe, tmp_path / "run", "source.domain=charts"))
     assert plan.shards("source") == other.shards("source")
     assert plan.shards("round-1/sample") != other.shards("round-1/sample")
+
+
+def test_sources_have_prompts_and_rules_of_their_own(finished_run: Path) -> None:
+    """The source of all questions is "questions": only patterns that fit it change anything, and only what depends on them."""
+    recipe, run = finished_run / "recipe.toml", finished_run / "run"
+    prompts = unfinished(plan_of(open_small(recipe, run, 'prompt.by_source={"quest*"="boxed"}')))
+    assert "sample" in kinds(prompts)
+    rules = unfinished(plan_of(open_small(recipe, run, 'verify.rules={"quest*"="relaxed"}')))
+    assert {"verify", "pair"} <= kinds(rules)
+    assert not {"sample", "continue"} & kinds(rules)

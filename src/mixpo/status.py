@@ -16,7 +16,7 @@ from mixpo.stages.evaluate import source_name
 from mixpo.stages.source import Index, load_index
 from mixpo.stages.train import published
 
-EMPTY = Index(shards=(), sizes=(), open=(), kinds=(), domains=())
+EMPTY = Index(shards=(), sizes=(), open=(), kinds=(), domains=(), sources=())
 
 
 def open_run(root: Path) -> Context:

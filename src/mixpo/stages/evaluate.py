@@ -15,6 +15,7 @@ from mixpo.stages.base import Context, Job, Make, Plan
 from mixpo.stages.models import ModelRef
 from mixpo.stages.sample import Asked, check_errors, open_engine, sampling_settings, seed_of
 from mixpo.stages.source import Index
+from mixpo.stages.verify import judged_inputs
 from mixpo.types import Question, Response, Verdict
 from mixpo.verify import Verifier
 
@@ -36,7 +37,7 @@ def evaluate_job(context: Context, plan: Plan, index: Index, name: str, model: M
     count = recipe.evaluate.samples if mode == "sampled" else 1
     how = _params(context, mode)
     wording = "direct" if mode == "direct" else "cot"
-
+    shards = tuple(f"{shard} {domains}" for shard, domains in zip(plan.shards(source), index.domains, strict=True))
     size = max(1, recipe.evaluate.batch_size // count)
 
     def requests_of(shard: int) -> list[Request]:
@@ -65,9 +66,8 @@ def evaluate_job(context: Context, plan: Plan, index: Index, name: str, model: M
             "decode": {"temperature": how.temperature, "top_k": how.top_k, "top_p": how.top_p, "max_new_tokens": how.max_new_tokens},
             "answers": count,
         },
-        inputs=tuple(
-            f"{shard} {kinds} {domains}" for shard, kinds, domains in zip(plan.shards(source), index.kinds, index.domains, strict=True)
-        ),
+        # A domain is part of the prediction; a source may decide its prompt or its rule.
+        inputs=judged_inputs(context, prompting.chosen_by(recipe.prompt, shards, index.domains, index.sources), index),
         sizes=tuple(size * count for size in index.sizes),
         unit="answers",
         needs=(source, *filter(None, [model.job])),

@@ -118,8 +118,6 @@ def open_engine(context: Context, model: ModelRef, batch_size: int) -> Engine:
 def sample_job(context: Context, plan: Plan, index: Index, number: int, model: ModelRef) -> Job:
     """Round `number`: n answers to each question."""
     recipe, table = context.recipe, context.recipe.sample
-    by_domain = recipe.prompt.by_domain
-    shards = plan.shards("source")
 
     def requests_of(shard: int) -> list[Request]:
         return [request(context, question, number) for question in plan.rows("source", shard)]
@@ -141,8 +139,7 @@ def sample_job(context: Context, plan: Plan, index: Index, number: int, model: M
             "prompt": prompting.settings(recipe.prompt),
             "sample": table.model_dump(include={"n", "temperature", "top_k", "top_p", "max_new_tokens"}),
         },
-        # A domain matters to sampling only where domains have prompts of their own.
-        inputs=tuple(f"{shard} {domain}" for shard, domain in zip(shards, index.domains, strict=True)) if by_domain else shards,
+        inputs=prompting.chosen_by(recipe.prompt, plan.shards("source"), index.domains, index.sources),
         sizes=index.sizes,
         needs=("source", *filter(None, [model.job])),
         session=session,

@@ -35,8 +35,8 @@ SHOWN = 3
 class Index:
     """What later stages must know of the questions to plan, shard by shard.
 
-    open: questions without an answer. kinds / domains: digests of the answer kinds and domains, which the shard's name leaves out
-    because they do not change what is sampled.
+    open: questions without an answer. kinds / domains / sources: digests of the answer kinds, domains and sources, which the shard's
+    name leaves out because they do not change what is sampled.
     """
 
     shards: tuple[str, ...]
@@ -44,6 +44,7 @@ class Index:
     open: tuple[int, ...]
     kinds: tuple[str, ...]
     domains: tuple[str, ...]
+    sources: tuple[str, ...]
 
     @property
     def questions(self) -> int:
@@ -114,6 +115,7 @@ def _part(number: int, block: Sequence[Question]) -> tuple[Any, ...]:
         sum(question.answer is None for question in block),
         content_id([question.kind for question in block]),
         content_id([question.domain for question in block]),
+        content_id([question.source for question in block]),
     )
 
 

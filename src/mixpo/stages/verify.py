@@ -44,12 +44,21 @@ def verify_job(context: Context, plan: Plan, index: Index, number: int) -> Job:
             "verify": recipe.verify.model_dump(exclude={"workers"}),
             "styles": prompting.styles(recipe.prompt),
         },
-        inputs=tuple(f"{shard} {kinds}" for shard, kinds in zip(plan.shards(upstream), index.kinds, strict=True)),
+        inputs=judged_inputs(context, plan.shards(upstream), index),
         sizes=index.sizes,
         needs=("source", upstream),
         session=session,
         count=count_judged,
     )
+
+
+def judged_inputs(context: Context, shards: Sequence[str], index: Index) -> tuple[str, ...]:
+    """What a verdict depends on besides the answer: the kinds, and where rules are named by them, sources and domains."""
+    table = context.recipe.verify
+    parts = [shards, index.kinds]
+    if table.rules or table.mmpr_rules:
+        parts += [index.domains, index.sources]
+    return tuple(" ".join(row) for row in zip(*parts, strict=True))
 
 
 def count_judged(rows: Sequence[Judged]) -> Mapping[str, int]:

@@ -9,10 +9,11 @@ from typing import Self
 
 from mixpo.recipe import VerifyTable
 from mixpo.types import Question, Response, Verdict
-from mixpo.verify.check import judge, make_algebra
+from mixpo.verify.check import CHECKS, judge_all, make_algebra
 from mixpo.verify.extract import extract
 from mixpo.verify.judgement import Judgement, Options
 from mixpo.verify.pool import OUTCOMES, FormulaPool
+from mixpo.verify.rules import rule_of
 
 CustomCheck = Callable[[str, str], str | bool]
 """A user's check of (extracted answer, ground truth): True, False, or "correct", "wrong" or "undecided"."""
@@ -29,8 +30,7 @@ class Verifier:
         settings = settings or VerifyTable()
         self._style = style
         self._custom = custom
-        self._tolerance = settings.tolerance
-        self._workers = settings.workers
+        self._settings = settings
         self._pool = FormulaPool(timeout_s=settings.timeout_s, workers=settings.workers)
         self._algebra = make_algebra(self._pool, settings.tolerance)
         self._threads: ThreadPoolExecutor | None = None
@@ -44,10 +44,10 @@ class Verifier:
 
     def verify_all(self, question: Question, responses: Sequence[Response], style: str | None = None) -> tuple[Verdict, ...]:
         """Judge all responses to a question, in order; formulas are compared on all workers at once."""
-        if question.kind != "formula" or self._workers == 1 or len(responses) < 2:
+        if question.kind != "formula" or self._settings.workers == 1 or len(responses) < 2:
             return tuple(self.verify(question, response, style) for response in responses)
         if self._threads is None:
-            self._threads = ThreadPoolExecutor(self._workers, thread_name_prefix="mixpo-verify")
+            self._threads = ThreadPoolExecutor(self._settings.workers, thread_name_prefix="mixpo-verify")
         return tuple(self._threads.map(lambda response: self.verify(question, response, style), responses))
 
     def close(self) -> None:
@@ -72,9 +72,15 @@ class Verifier:
             return None, Judgement("malformed", "cut at the length limit" if is_cut else "no clear final answer")
         if self._custom is not None:
             return extracted, _ask_custom(self._custom, extracted, question.answer)
-        kind = "auto" if question.kind == "none" else question.kind
-        options = Options(tolerance=self._tolerance, algebra=self._algebra, choices=question.choices)
-        return extracted, judge(extracted, question.answer, kind, options)
+        rule = rule_of(question, self._settings)
+        kind = rule if rule in CHECKS else "auto" if question.kind == "none" else question.kind
+        options = Options(tolerance=self._settings.tolerance, algebra=self._algebra, choices=question.choices)
+        return extracted, judge_all(extracted, golds_of(question), kind, "" if rule in CHECKS else rule, options)
+
+
+def golds_of(question: Question) -> tuple[str, ...]:
+    """Every right answer to a question with a known one."""
+    return question.answers or ((question.answer,) if question.answer is not None else ())
 
 
 def _ask_custom(custom: CustomCheck, extracted: str, gold: str) -> Judgement:
