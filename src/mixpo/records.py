@@ -29,11 +29,15 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampled:
-    """All responses to one question; `error` is empty unless the question failed (then `responses` is empty)."""
+    """All responses to one question; `error` is empty unless the question failed (then `responses` is empty).
+
+    attempts: how often it was asked until then.
+    """
 
     question: str
     responses: tuple[Response, ...] = ()
     error: str = ""
+    attempts: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,14 +188,24 @@ def write_rows(path: Path, row: type[Row], rows: Sequence[Row]) -> None:
 
 def read_rows(path: Path, row: type[Row]) -> list[Row]:
     """Read one shard. Raises RecordError when the file is torn or holds another kind of record."""
+    table = _read(path, row)
+    decode = _decoder(row)
+    return [decode(value) for value in table.to_pylist()]
+
+
+def read_column(path: Path, row: type, name: str) -> list[Any]:
+    """One column of a shard, without reading the others. Raises as `read_rows`."""
+    return list(_read(path, row, [name]).column(name).to_pylist())
+
+
+def _read(path: Path, row: type, columns: list[str] | None = None) -> pa.Table:
     try:
-        table = pq.read_table(path, partitioning=None)
+        with pq.ParquetFile(path) as file:
+            found, table = file.schema_arrow, file.read(columns)
     except FileNotFoundError:
         raise RecordError(f"{path}: missing; run the same command again to make it anew") from None
     except (pa.ArrowInvalid, OSError) as error:
         raise RecordError(f"{path}: not a readable record file ({error}); delete it and run the same command again") from None
-    expected = schema_of(row)
-    if not table.schema.equals(expected, check_metadata=False):
+    if not found.equals(schema_of(row), check_metadata=False):
         raise RecordError(f"{path}: holds other columns than {row.__name__} records; it was written by another version, use --force")
-    decode = _decoder(row)
-    return [decode(value) for value in table.to_pylist()]
+    return table

@@ -174,6 +174,19 @@ def status(
 
 
 @app.command()
+def retry(folder: RunFolder) -> None:
+    """Ask the failed questions of a run again, and only them; `mixpo run` then does what follows from their answers."""
+    from mixpo.retry import retry as ask_again
+    from mixpo.status import open_run
+
+    with boundary() as progress:
+        rows = ask_again(replace(open_run(folder), progress=progress))
+        for row in rows:
+            show.line(f"{row.stage}: {row.asked:,} failed questions asked again, {row.failed:,} failed once more")
+        show.line("run the recipe again to go on with their answers" if rows else "no question failed; nothing to ask again")
+
+
+@app.command()
 def export(
     folder: RunFolder,
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder to write.")],
