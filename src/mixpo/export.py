@@ -12,6 +12,7 @@ from mixpo.pipeline import build_plan
 from mixpo.recipe import did_you_mean
 from mixpo.stages import prompting
 from mixpo.stages.base import Context
+from mixpo.stages.select import pairs_of
 from mixpo.status import known_sources
 from mixpo.types import Pair, Question
 
@@ -36,7 +37,7 @@ def export(context: Context, folder: Path, form: str = "mmpr", number: int = 1) 
     if form not in FORMATS:
         raise RecipeError(f"--format {form}: unknown format{did_you_mean(form, FORMATS)}; known: {', '.join(FORMATS)}")
     plan = build_plan(context, known_sources(context.run, context.recipe))
-    planned = plan.planned.get(f"round-{number}/pair")
+    planned = plan.planned.get(pairs_of(context.recipe, number))
     if planned is None:
         raise RunError(f"--round {number}: the run has no such round; the last one is {context.recipe.train.rounds} (train.rounds)")
     if not planned.finished():

@@ -25,12 +25,13 @@ from mixpo.stages.pair import pair_job
 from mixpo.stages.reference import reference_job
 from mixpo.stages.report import report_job
 from mixpo.stages.sample import continue_job, sample_job
+from mixpo.stages.select import select_job
 from mixpo.stages.source import Index
 from mixpo.stages.train import model_of, train_job, withdraw
 from mixpo.stages.verify import verify_job
 from mixpo.types import Question
 
-STAGES = ("source", "sample", "continue", "verify", "pair", "reference", "train", "evaluate", "report")
+STAGES = ("source", "sample", "continue", "verify", "pair", "select", "reference", "train", "evaluate", "report")
 """Kinds of stages in the order of the flow."""
 
 
@@ -104,10 +105,9 @@ def blocked_by(plan: Plan, planned: Planned) -> str:
 def read_sources(context: Context) -> Sources:
     """Read the questions of all sources that this recipe names."""
     recipe = context.recipe
-    return Sources(
-        train=source.refresh(context, "source", recipe.source),
-        sets={s.name: source.refresh(context, evaluate.source_name(s.name), s.source, evaluated=True) for s in recipe.evaluate.sets},
-    )
+    sets = {s.name: source.refresh(context, evaluate.source_name(s.name), s.source, evaluated=True) for s in recipe.evaluate.sets}
+    stages = {name: (evaluate.source_name(name), index) for name, index in sets.items()}
+    return Sources(train=source.refresh(context, "source", recipe.source, apart=source.barred_by(context, stages)), sets=sets)
 
 
 def build_plan(context: Context, sources: Sources) -> Plan:
@@ -139,6 +139,8 @@ def _add_round(context: Context, plan: Plan, index: Index, number: int, main: Mo
     plan.add(continue_job(context, plan, index, number, main))
     plan.add(verify_job(context, plan, index, number))
     plan.add(pair_job(context, plan, index, number))
+    if context.recipe.pairs.balance:
+        plan.add(select_job(context, plan, index, number))
     plan.add(reference_job(context, plan, index, number, main))
     for objective in (*(table.baselines if number == 1 else ()), table.objective):
         plan.add(train_job(context, plan, index, number, objective, main))

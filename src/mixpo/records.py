@@ -58,11 +58,12 @@ class Drop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paired:
-    """The pairs of one question, and what was left out."""
+    """The pairs of one question, and what was left out. marked: answers whose verdict a person has set."""
 
     question: str
     pairs: tuple[Pair, ...] = ()
     dropped: tuple[Drop, ...] = ()
+    marked: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

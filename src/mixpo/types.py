@@ -97,7 +97,7 @@ class Pair:
     """A chosen and a rejected response to one question, with the provenance to rebuild it.
 
     chosen_ids / rejected_ids: token ids as sampled (empty for pairs imported as text).
-    chosen_index / rejected_index: `Response.index` of each side (-1 when imported).
+    chosen_index / rejected_index: `Response.index` of each side (-1 when imported, or the question's rationale).
     cut: number of kept tokens for "dropout_ntp" pairs, else 0.
     """
 

@@ -125,7 +125,7 @@ def _stage_command(name: str, kinds: tuple[str, ...], summary: str) -> None:
 
 _stage_command("sample", ("sample", "continue"), "Only sample answers, and continuations without the image for open questions.")
 _stage_command("verify", ("verify",), "Only judge the sampled answers.")
-_stage_command("pair", ("pair",), "Only build preference pairs.")
+_stage_command("pair", ("pair", "select"), "Only build preference pairs.")
 _stage_command("reference", ("reference",), "Only compute log-probs under the reference policy.")
 _stage_command("train", ("train",), "Only train.")
 _stage_command("evaluate", ("evaluate",), "Only evaluate the models that are there.")

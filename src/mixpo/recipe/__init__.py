@@ -4,7 +4,7 @@ Knows nothing about how stages work. `load` reads and checks a file, `Recipe.mod
 """
 
 from mixpo.recipe.base import Table
-from mixpo.recipe.data import ImageTable, ModelTable, PairsTable, PromptName, PromptTable, PromptText, SampleTable, VerifyTable
+from mixpo.recipe.data import BalanceBy, ImageTable, ModelTable, PairsTable, PromptName, PromptTable, PromptText, SampleTable, VerifyTable
 from mixpo.recipe.evaluate import EvaluateTable, EvaluationSet, ReportTable
 from mixpo.recipe.messages import did_you_mean
 from mixpo.recipe.sources import DigitsSource, EasyVqaSource, HubSource, JsonlSource, MmprSource, PythonSource, Source
@@ -12,6 +12,7 @@ from mixpo.recipe.train import LoraTable, LossTable, Part, TrainTable
 from mixpo.recipe.whole import Recipe, load, parse
 
 __all__ = [
+    "BalanceBy",
     "DigitsSource",
     "EasyVqaSource",
     "EvaluateTable",

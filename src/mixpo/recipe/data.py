@@ -116,6 +116,9 @@ class VerifyTable(Table):
     """Processes that compare formulas."""
 
 
+BalanceBy = Literal["origin", "domain", "source", "difficulty"]
+
+
 class PairsTable(Table):
     """How preference pairs are made from judged answers."""
 
@@ -137,3 +140,11 @@ class PairsTable(Table):
     """At most this many DropoutNTP pairs for each question."""
     drop_blind: bool = True
     """Leave out continuations that speak of a missing image instead of answering."""
+    max_similarity: float = Field(default=1.0, ge=0, le=1)
+    """Of right (or wrong) answers to a question that share more than this part of their three-word runs one is used; 1 uses all."""
+    rationales: bool = False
+    """Where no answer is right, the question's `rationale` (a column of the source) is the chosen one."""
+    balance: tuple[BalanceBy, ...] = ()
+    """Thin out the pairs of classes that are too large; a class is a combination of these values over the whole data set."""
+    balance_to: float = Field(default=1.0, gt=0)
+    """A class keeps about this many times the mean number of pairs of a class at most."""

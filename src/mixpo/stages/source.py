@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import islice
@@ -20,6 +20,7 @@ from mixpo.records import write_text
 from mixpo.run import Manifest, Stage, changed_settings, now, versions
 from mixpo.sources import found
 from mixpo.stages.base import Context
+from mixpo.stages.decontaminate import Barred, open_barred
 from mixpo.types import ImageRef, Question, Skipped, content_id
 
 FIXED = ("digits", "easy_vqa")
@@ -52,12 +53,12 @@ class Index:
         return sum(self.sizes)
 
 
-def refresh(context: Context, name: str, table: Source, *, evaluated: bool = False) -> Index:
+def refresh(context: Context, name: str, table: Source, *, evaluated: bool = False, apart: Barred | None = None) -> Index:
     """Read a source into RUN/<name>, writing only what is new; `evaluated` leaves out questions without an answer.
 
-    Raises SourceError when no row is usable.
+    apart: what must not be trained on, listed as left out. Raises SourceError when no row is usable.
     """
-    stage, settings = context.run.stage(name), _settings(context, table)
+    stage, settings = context.run.stage(name), _settings(context, table, apart)
     last = stage.manifest
     if table.kind in FIXED and last is not None and last.finished and last.settings == settings:
         index = load_index(stage)
@@ -68,7 +69,8 @@ def refresh(context: Context, name: str, table: Source, *, evaluated: bool = Fal
     skipped: list[Skipped] = []
     counts: Counter[str] = Counter()
     begun = time.monotonic()
-    index = _write(context, stage, table, skipped, counts, evaluated)
+    index = _write(context, stage, blocks_of(context, table, skipped, evaluated=evaluated, apart=apart), _expected(context, table), counts)
+    counts["skipped"] = len(skipped)
     if not index.shards:
         raise SourceError(_nothing(name, skipped))
     _tell(context, stage, last, index, skipped)
@@ -80,6 +82,15 @@ def refresh(context: Context, name: str, table: Source, *, evaluated: bool = Fal
         )
     )  # fmt: skip
     return index
+
+
+def barred_by(context: Context, sets: Mapping[str, tuple[str, Index]]) -> Barred | None:
+    """What the evaluation sets keep out of training. sets: by name, the stage that holds the questions, and its index."""
+    made = open_barred(context.recipe.evaluate)
+    for name, (stage, index) in sets.items() if made is not None else ():
+        for _ in made.watch(name, (context.run.stage(stage).read(shard, Question) for shard in index.shards)):
+            pass
+    return made
 
 
 def load_index(stage: Stage) -> Index | None:
@@ -119,14 +130,18 @@ def _part(number: int, block: Sequence[Question]) -> tuple[Any, ...]:
     )
 
 
-def blocks_of(context: Context, table: Source, skipped: list[Skipped], *, evaluated: bool = False) -> Iterator[list[Question]]:
+def blocks_of(
+    context: Context, table: Source, skipped: list[Skipped], *, evaluated: bool = False, apart: Barred | None = None
+) -> Iterator[list[Question]]:
     """The usable questions of a source, `shard_size` at a time."""
-    questions = valid(context, table, skipped, evaluated=evaluated)
+    questions = valid(context, table, skipped, evaluated=evaluated, apart=apart)
     while block := list(islice(questions, context.recipe.shard_size)):
         yield block
 
 
-def valid(context: Context, table: Source, skipped: list[Skipped], *, evaluated: bool = False) -> Iterator[Question]:
+def valid(
+    context: Context, table: Source, skipped: list[Skipped], *, evaluated: bool = False, apart: Barred | None = None
+) -> Iterator[Question]:
     """The usable questions of a source, at most `context.limit`; whatever is left out goes to `skipped` with its reason.
 
     Images are looked at (format, size) but not decoded: a truncated one is found when the model needs it, and listed there.
@@ -141,6 +156,9 @@ def valid(context: Context, table: Source, skipped: list[Skipped], *, evaluated:
             continue
         if evaluated and item.question.answer is None:
             skipped.append(Skipped(where=item.where, reason=NO_ANSWER))
+            continue
+        if apart is not None and (reason := apart.reason(item.question)):
+            skipped.append(Skipped(where=item.where, reason=reason))
             continue
         usable += 1
         yield item.question
@@ -160,11 +178,11 @@ def _probe(image: ImageRef, table: ImageTable) -> str | None:
     return probe(Path(image.path), table, decode=False)
 
 
-def _write(context: Context, stage: Stage, table: Source, skipped: list[Skipped], counts: Counter[str], evaluated: bool) -> Index:
+def _write(context: Context, stage: Stage, blocks: Iterable[list[Question]], expected: int, counts: Counter[str]) -> Index:
     """Write every block that is not there yet, and index all."""
 
     def written() -> Iterator[list[Question]]:
-        for number, block in enumerate(blocks_of(context, table, skipped, evaluated=evaluated)):
+        for number, block in enumerate(blocks):
             shard = _part(number, block)[0]
             # Equal questions may lie elsewhere now (a moved folder): the name stays, the record is written again.
             if not stage.path(shard).exists() or stage.read(shard, Question) != block:
@@ -173,10 +191,10 @@ def _write(context: Context, stage: Stage, table: Source, skipped: list[Skipped]
             context.progress.advance(len(block))
             yield block
 
-    context.progress.start(stage.name, _expected(context, table), "questions")
+    context.progress.start(stage.name, expected, "questions")
     index = index_of(written())
     context.progress.finish()
-    counts.update(questions=index.questions, open=sum(index.open), skipped=len(skipped))
+    counts.update(questions=index.questions, open=sum(index.open))
     return index
 
 
@@ -199,12 +217,13 @@ def _save(context: Context, stage: Stage, index: Index, skipped: Sequence[Skippe
         stage.prune(index.shards)
 
 
-def _settings(context: Context, table: Source) -> dict[str, Any]:
+def _settings(context: Context, table: Source, apart: Barred | None) -> dict[str, Any]:
     settings = {
         "source": table.model_dump(mode="json"),
         "image": context.recipe.image.model_dump(),
         "shard_size": context.recipe.shard_size,
         "limit": context.limit,
+        "apart": apart.digest() if apart is not None else "",
     }
     return dict(json.loads(json.dumps(settings)))
 
