@@ -87,7 +87,9 @@ def refresh(context: Context, name: str, table: Source, *, evaluated: bool = Fal
 def barred_by(context: Context, sets: Mapping[str, tuple[str, Index]]) -> Barred | None:
     """What the evaluation sets keep out of training. sets: by name, the stage that holds the questions, and its index."""
     made = open_barred(context.recipe.evaluate)
-    for name, (stage, index) in sets.items() if made is not None else ():
+    if made is None:
+        return None
+    for name, (stage, index) in sets.items():
         for _ in made.watch(name, (context.run.stage(stage).read(shard, Question) for shard in index.shards)):
             pass
     return made
