@@ -76,7 +76,6 @@ def test_sources_that_need_no_second_look_are_read_again_for_other_sets(recipe: 
     sets = '[{name="held-out", source={kind="digits", count=3}}]'
     text = recipe.read_text().replace('kind = "jsonl"\npath = "questions.jsonl"', 'kind = "digits"\ncount = 6')
     recipe.write_text(text)
-    assert digits
     assert read_sources(open_small(recipe, run)).train.questions == 6
     assert read_sources(open_small(recipe, run, f"evaluate.sets={sets}")).train.questions == 3
     assert isinstance(open_small(recipe, run).recipe.evaluate.sets[0].source, JsonlSource)

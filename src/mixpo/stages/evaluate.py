@@ -46,7 +46,7 @@ def evaluate_job(context: Context, plan: Plan, index: Index, name: str, model: M
     @contextmanager
     def session(numbers: Sequence[int]) -> Iterator[Make]:
         asked = Asked(partial(open_engine, context, model, size), how, requests_of, numbers, size)
-        with closing(asked), Verifier(recipe.verify) as verifier:
+        with closing(asked), Verifier(recipe.verify, cache=context.run.verdicts) as verifier:
 
             def make(shard: int) -> Iterator[Prediction]:
                 for question, sampled in zip(plan.rows(source, shard), asked.take(shard), strict=True):

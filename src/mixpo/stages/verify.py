@@ -29,7 +29,7 @@ def verify_job(context: Context, plan: Plan, index: Index, number: int) -> Job:
 
     @contextmanager
     def session(numbers: Sequence[int]) -> Iterator[Make]:
-        with Verifier(recipe.verify) as verifier:
+        with Verifier(recipe.verify, cache=context.run.verdicts) as verifier:
 
             def make(shard: int) -> Iterator[Judged]:
                 pairs = zip(plan.rows("source", shard), plan.rows(upstream, shard), strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -11,8 +12,8 @@ from mixpo.recipe import VerifyTable
 from mixpo.types import Question, Response, Verdict
 from mixpo.verify.check import CHECKS, judge_all, make_algebra
 from mixpo.verify.extract import extract
-from mixpo.verify.judgement import Judgement, Options
-from mixpo.verify.pool import OUTCOMES, FormulaPool
+from mixpo.verify.judgement import OUTCOMES, Judgement, Options
+from mixpo.verify.pool import FormulaPool
 from mixpo.verify.rules import rule_of
 
 CustomCheck = Callable[[str, str], str | bool]
@@ -24,14 +25,17 @@ class Verifier:
 
     settings: tolerance, time limit and number of workers. style: how answers are marked where `verify` is not told.
     custom: replaces the built-in checks; whatever it raises makes that one verdict undecided.
+    cache: a file in which the verdicts on formulas are kept for the next time.
     """
 
-    def __init__(self, settings: VerifyTable | None = None, *, style: str = "auto", custom: CustomCheck | None = None) -> None:
+    def __init__(
+        self, settings: VerifyTable | None = None, *, style: str = "auto", custom: CustomCheck | None = None, cache: Path | None = None
+    ) -> None:
         settings = settings or VerifyTable()
         self._style = style
         self._custom = custom
         self._settings = settings
-        self._pool = FormulaPool(timeout_s=settings.timeout_s, workers=settings.workers)
+        self._pool = FormulaPool(timeout_s=settings.timeout_s, workers=settings.workers, cache=cache)
         self._algebra = make_algebra(self._pool, settings.tolerance)
         self._threads: ThreadPoolExecutor | None = None
 
