@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mixpo.errors import RecipeError, RunError
+from mixpo.pairs.chats import export_llama_factory, export_swift
 from mixpo.pairs.export import export_trl
+from mixpo.pairs.hub import export_datasets
 from mixpo.pairs.mmpr import export_mmpr
 from mixpo.pipeline import build_plan
 from mixpo.recipe import did_you_mean
@@ -28,7 +30,13 @@ def _trl(rows: Rows, folder: Path, render: Render) -> int:
     return export_trl(rows, folder / "pairs.jsonl", render)
 
 
-FORMATS: dict[str, Callable[[Rows, Path, Render], int]] = {"mmpr": _mmpr, "trl": _trl}
+FORMATS: dict[str, Callable[[Rows, Path, Render], int]] = {
+    "mmpr": _mmpr,
+    "trl": _trl,
+    "ms-swift": export_swift,
+    "llama-factory": export_llama_factory,
+    "datasets": export_datasets,
+}
 """By name: from pairs, a folder and the way a question is asked, to how many pairs were written."""
 
 

@@ -14,7 +14,7 @@ import typer
 
 from mixpo.cli import show
 from mixpo.cli.bars import Bars, Lines, open_progress, printable
-from mixpo.errors import MixpoError
+from mixpo.errors import MixpoError, RecipeError
 from mixpo.pipeline import open_context, run_recipe, run_stage
 from mixpo.progress import Progress
 from mixpo.recipe import load
@@ -187,20 +187,48 @@ def retry(folder: RunFolder) -> None:
 
 
 @app.command()
-def export(
+def audit(
     folder: RunFolder,
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder to write.")],
-    form: Annotated[str, typer.Option("--format", help="mmpr (meta.json + JSONL) or trl (JSONL for datasets.load_dataset).")] = "mmpr",
-    number: Annotated[int, typer.Option("--round", min=1, help="The round whose pairs are written.")] = 1,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="Rows to show.")] = 20,
+    number: Annotated[int, typer.Option("--round", min=1, help="The round whose verdicts are looked at.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:
-    """Write the preference pairs of a run for other tools."""
-    from mixpo.export import export as write
+    """Show verdicts that a second, independent check contradicts: the rows that are worth a look by a person."""
+    from dataclasses import asdict
+
+    from mixpo.audit import audit as compare
     from mixpo.status import open_run
 
     with boundary() as progress:
+        audited = compare(replace(open_run(folder), progress=progress), count, number)
+        if as_json:
+            show.line(json.dumps(asdict(audited), ensure_ascii=False, indent=2))
+        else:
+            show.audited(audited)
+
+
+@app.command()
+def export(
+    folder: RunFolder,
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder to write.")],
+    form: Annotated[str, typer.Option("--format", help="mmpr, trl, ms-swift, llama-factory or datasets.")] = "mmpr",
+    number: Annotated[int, typer.Option("--round", min=1, help="The round whose pairs are written.")] = 1,
+    hub: Annotated[str | None, typer.Option("--push", metavar="USER/NAME", help="With --format datasets: also upload to the Hub.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push: everybody may see the data set.")] = False,
+) -> None:
+    """Write the preference pairs of a run for other tools."""
+    from mixpo.export import export as write
+    from mixpo.pairs.hub import push
+    from mixpo.status import open_run
+
+    with boundary() as progress:
+        if hub is not None and form != "datasets":
+            raise RecipeError("--push uploads what --format datasets writes; give both")
         context = replace(open_run(folder), progress=progress)
         count = write(context, to, form, number)
         show.line(f"{count:,} pairs written to {to}")
+        if hub is not None:
+            show.line(f"uploaded to {push(to, hub, private=not public)}")
 
 
 def _version(wanted: bool) -> None:
