@@ -20,6 +20,10 @@ CustomCheck = Callable[[str, str], str | bool]
 """A user's check of (extracted answer, ground truth): True, False, or "correct", "wrong" or "undecided"."""
 
 
+REMEMBERED = 1024
+"""Decided comparisons kept in memory: the samples of a question mostly end in the same few answers."""
+
+
 class Verifier:
     """Extracts and judges. Processes start only when a formula really needs one; close it, or use it in `with`.
 
@@ -38,6 +42,7 @@ class Verifier:
         self._pool = FormulaPool(timeout_s=settings.timeout_s, workers=settings.workers, cache=cache)
         self._algebra = make_algebra(self._pool, settings.tolerance)
         self._threads: ThreadPoolExecutor | None = None
+        self._decided: dict[tuple[object, ...], Judgement] = {}
 
     def verify(self, question: Question, response: Response, style: str | None = None) -> Verdict:
         """Judge one response; safe to call from several threads. A question without an answer gets "undecided"."""
@@ -78,8 +83,19 @@ class Verifier:
             return extracted, _ask_custom(self._custom, extracted, question.answer)
         rule = rule_of(question, self._settings)
         kind = rule if rule in CHECKS else "auto" if question.kind == "none" else question.kind
-        options = Options(tolerance=self._settings.tolerance, algebra=self._algebra, choices=question.choices)
-        return extracted, judge_all(extracted, golds_of(question), kind, "" if rule in CHECKS else rule, options)
+        return extracted, self._compared(extracted, golds_of(question), kind, "" if rule in CHECKS else rule, question.choices)
+
+    def _compared(self, extracted: str, golds: tuple[str, ...], kind: str, rule: str, choices: tuple[str, ...]) -> Judgement:
+        key = (extracted, golds, kind, rule, choices)
+        if (known := self._decided.get(key)) is not None:
+            return known
+        options = Options(tolerance=self._settings.tolerance, algebra=self._algebra, choices=choices)
+        judgement = judge_all(extracted, golds, kind, rule, options)
+        if judgement.outcome != "undecided":
+            if len(self._decided) >= REMEMBERED:
+                self._decided.clear()
+            self._decided[key] = judgement
+        return judgement
 
 
 def golds_of(question: Question) -> tuple[str, ...]:
