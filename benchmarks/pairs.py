@@ -38,12 +38,12 @@ module = importlib.import_module("tools.reasoning_data_pipeline.mmpr_data_pipeli
 module.args = argparse.Namespace(data_dir=sys.argv[1], save_dir=sys.argv[2], max_lines=10**6, num_pairs_per_key=15, overwrite=True,
                                  answer_fix=False, force=False, use_correctness_cache=False)
 module.NUM_PAIRS_PER_KEY = 15
-begun = time.perf_counter()
+begun = time.perf_counter(), time.process_time()
 module.main(module.args)
-print("SECONDS", time.perf_counter() - begun)
+print("SECONDS", time.perf_counter() - begun[0], time.process_time() - begun[1])
 """
 
-WORDS = [
+WORDS = ["red circle", "blue square", "a cat", "New York", "ice cream", "the left one", "tennis racket", "Toyota", "42nd street"]
     "red circle",
     "blue square",
     "a cat",
@@ -118,23 +118,28 @@ def warm() -> None:
     VERIFIER[0].verify(question, Response(question=question.id, index=0, text="Final answer: x^2+2x+1"), "final")
 
 
-def ours(path: Path, out: Path, pools: list[ProcessPoolExecutor]) -> dict[tuple[str, str], str]:
-    """Judge and pair; returns the outcome of each (question, response)."""
+def ours(path: Path, out: Path, pools: list[ProcessPoolExecutor]) -> tuple[dict[tuple[str, str], str], float]:
+    """Judge and pair; returns the outcome of each (question, response) and the seconds of all processors."""
+    begun = time.process_time()
     with path.open("rb") as stream:
         groups = [list(group) for _, group in groupby(map(json.loads, stream), key=lambda row: row["question"])]
     parts = [pool.submit(judge_and_pair, groups[number :: len(pools)]) for number, pool in enumerate(pools)]
     outcomes: dict[tuple[str, str], str] = {}
+    seconds = 0.0
     with out.open("w") as stream:
         for part in parts:
-            lines, found = part.result()
+            lines, found, used = part.result()
             stream.writelines(lines)
             outcomes |= found
-    return outcomes
+            seconds += used
+    return outcomes, seconds + time.process_time() - begun
 
 
-def judge_and_pair(groups: list[list[dict[str, str]]]) -> tuple[list[str], dict[tuple[str, str], str]]:
-    """Pairs as lines, and outcomes."""
-    lines, outcomes, table = [], {}, PairsTable()
+def judge_and_pair(groups: list[list[dict[str, str]]]) -> tuple[list[str], dict[tuple[str, str], str], float]:
+    """Pairs as lines, outcomes, and seconds of the processor."""
+    begun, table = time.process_time(), PairsTable()
+    lines: list[str] = []
+    outcomes: dict[tuple[str, str], str] = {}
     for rows in groups:
         question = make_question(text=rows[0]["question"], answer=rows[0]["answer"])
         responses = tuple(Response(question=question.id, index=index, text=row["response"]) for index, row in enumerate(rows))
@@ -144,21 +149,22 @@ def judge_and_pair(groups: list[list[dict[str, str]]]) -> tuple[list[str], dict[
             row = {"question": question.text, "chosen": pair.chosen, "rejected": pair.rejected, "answer_gt": question.answer}
             lines.append(json.dumps(row) + "\n")
         outcomes.update(((question.text, r.text), v.outcome) for r, v in zip(responses, verdicts, strict=True))
-    return lines, outcomes
+    return lines, outcomes, time.process_time() - begun
 
 
 # --- theirs --------------------------------------------------------------------------------------------------------------------
 
 
-def theirs(peer: Path, folder: Path, out: Path) -> float:
-    """Seconds of the peer's script without its imports."""
+def theirs(peer: Path, folder: Path, out: Path) -> tuple[float, float]:
+    """Seconds of the peer's script without its imports, by the clock and of the processor."""
     root = peer / "internvl_chat"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *filter(None, sys.path)])}
     command = [sys.executable, "-c", DRIVER, str(folder), str(out)]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"the peer's script failed:\n{done.stderr[-2000:]}")
-    return float(done.stdout.rsplit("SECONDS", 1)[1])
+    clock, processor = done.stdout.rsplit("SECONDS", 1)[1].split()
+    return float(clock), float(processor)
 
 
 def right_of(out: Path) -> set[tuple[str, str]]:
@@ -187,7 +193,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, choices=(1, 2), help="processes of mixpo; the peer's script has one")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    mine, other = [], []
+    mine, other, cpu = [], [], []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "in").mkdir()
@@ -196,10 +202,12 @@ def main() -> None:
             for pool in POOLS[: args.workers]:
                 pool.submit(warm).result()
             begun = time.perf_counter()
-            outcomes = ours(folder / "in" / "mixed.jsonl", folder / f"ours-{number}.jsonl", POOLS[: args.workers])
+            outcomes, used = ours(folder / "in" / "mixed.jsonl", folder / f"ours-{number}.jsonl", POOLS[: args.workers])
             mine.append(total / (time.perf_counter() - begun))
-            other.append(total / theirs(args.peer, folder / "in", folder / f"theirs-{number}"))
-            print(f"round {number + 1}: mixpo {mine[-1]:,.0f} answers/s, peer {other[-1]:,.0f} answers/s", flush=True)
+            clock, processor = theirs(args.peer, folder / "in", folder / f"theirs-{number}")
+            other.append(total / clock)
+            cpu.append(processor / used)
+            print(f"round {number + 1}: mixpo {mine[-1]:,.0f} answers/s, peer {other[-1]:,.0f}; processor time {cpu[-1]:.0f} to 1", flush=True)
         counts, examples = compare(outcomes, right_of(folder / "theirs-0"))
     for combination, count in counts.most_common():
         print(f"{count:8,}  {combination}")
@@ -207,7 +215,9 @@ def main() -> None:
     disagreements = counts["correct, peer not right"] + counts["wrong, peer right"] + counts["malformed, peer right"]
     rates = statistics.median(mine), statistics.median(other)
     if args.json:
-        print(json.dumps({"ratio": rates[0] / rates[1], "ours_per_s": rates[0], "peer_per_s": rates[1], "disagreements": disagreements}))
+        result = {"cpu_ratio": statistics.median(cpu), "undecided": sum(n for name, n in counts.items() if name.startswith("undecided"))}
+        result |= {"ratio": rates[0] / rates[1], "ours_per_s": rates[0], "peer_per_s": rates[1], "disagreements": disagreements}
+        print(json.dumps(result))
 
 
 if __name__ == "__main__":

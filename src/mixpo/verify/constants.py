@@ -13,7 +13,7 @@ MAX_DEPTH = 20
 FAR = 1e-6
 """A relative difference above it is no rounding."""
 
-_TOKEN = re.compile(r"\s*(?:(\d+(?:\.\d+)?|\.\d+)|(\\[a-zA-Z]+)|([-+^/(){}\[\]]))")
+_TOKEN = re.compile(r"\s*(?:([0-9]+(?:\.[0-9]+)?|\.[0-9]+)|(\\[a-zA-Z]+)|([-+^/(){}\[\]]))")
 _IGNORED = re.compile(r"\\(?:left|right|displaystyle)(?![a-zA-Z])|\\[,;! ]|~")
 _MIXED = re.compile(r"\d\s*\\frac\s*\{\s*\d+\s*\}\s*\{\s*\d+\s*\}")
 """1 1/2 or 1 times 1/2."""
