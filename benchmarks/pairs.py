@@ -44,17 +44,6 @@ print("SECONDS", time.perf_counter() - begun[0], time.process_time() - begun[1])
 """
 
 WORDS = ["red circle", "blue square", "a cat", "New York", "ice cream", "the left one", "tennis racket", "Toyota", "42nd street"]
-    "red circle",
-    "blue square",
-    "a cat",
-    "New York",
-    "ice cream",
-    "the left one",
-    "tennis racket",
-    "Toyota",
-    "stop sign",
-    "42nd street",
-]
 FORMULAS = [r"2\sqrt{3}", r"\frac{\pi}{4}", r"4+\sqrt{5}", r"12\pi", r"\frac{\sqrt{2}}{2}"]
 
 
@@ -207,7 +196,7 @@ def main() -> None:
             clock, processor = theirs(args.peer, folder / "in", folder / f"theirs-{number}")
             other.append(total / clock)
             cpu.append(processor / used)
-            print(f"round {number + 1}: mixpo {mine[-1]:,.0f} answers/s, peer {other[-1]:,.0f}; processor time {cpu[-1]:.0f} to 1", flush=True)
+            print(f"round {number + 1}: {mine[-1]:,.0f} and {other[-1]:,.0f} answers/s; processor time 1 : {cpu[-1]:.0f}", flush=True)
         counts, examples = compare(outcomes, right_of(folder / "theirs-0"))
     for combination, count in counts.most_common():
         print(f"{count:8,}  {combination}")
