@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from mixpo.verify.cache import VerdictCache
 
 from mixpo.recipe import VerifyTable
 from mixpo.types import Question, Response
 from mixpo.verify import Verifier, cache
+from mixpo.verify.cache import VerdictCache
 from mixpo.verify.judgement import Judgement
 from mixpo.verify.pool import FormulaPool
 
