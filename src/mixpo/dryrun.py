@@ -12,10 +12,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mixpo.pipeline import Sources, build_plan
-from mixpo.recipe import Source
+from mixpo.recipe import EvaluationSource
 from mixpo.run import Run
 from mixpo.stages.base import Context, Planned
-from mixpo.stages.evaluate import source_name
+from mixpo.stages.answer import source_name
 from mixpo.stages.source import Index, blocks_of, index_of
 from mixpo.types import Skipped
 from mixpo.vlm.folder import find
@@ -87,7 +87,7 @@ def _sources(context: Context, left_out: dict[str, list[Skipped]]) -> Sources:
     with TemporaryDirectory(prefix="mixpo-dry-") as folder:
         elsewhere = replace(context, run=Run(Path(folder)))
 
-        def index(name: str, source: Source, evaluated: bool) -> Index:
+        def index(name: str, source: EvaluationSource, evaluated: bool) -> Index:
             return index_of(blocks_of(elsewhere, source, left_out.setdefault(name, []), evaluated=evaluated))
 
         sets = {s.name: index(source_name(s.name), s.source, True) for s in context.recipe.evaluate.sets}
@@ -144,7 +144,7 @@ def _continue(context: Context, estimate: Estimate, rates: Rates, index: Index, 
     return _generated(estimate, rates, int(answers * rates.answer * (1 - table.dropout_ratio)))
 
 
-def _evaluate(context: Context, estimate: Estimate, rates: Rates, index: Index, share: float) -> Estimate:
+def _answer(context: Context, estimate: Estimate, rates: Rates, index: Index, share: float) -> Estimate:
     short = estimate.stage.endswith("/direct")
     return _generated(estimate, rates, int(estimate.todo * (8 if short else rates.answer)))
 
@@ -181,7 +181,7 @@ _ESTIMATES = {
     "verify": _verify,
     "reference": _reference,
     "train": _train,
-    "evaluate": _evaluate,
+    "answer": _answer,
 }
 
 

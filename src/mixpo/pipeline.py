@@ -18,7 +18,7 @@ from mixpo.progress import Progress
 from mixpo.recipe import Recipe, did_you_mean
 from mixpo.records import write_text
 from mixpo.run import Run
-from mixpo.stages import evaluate, source
+from mixpo.stages import answer, evaluate, source
 from mixpo.stages.base import Context, Plan, Planned, perform
 from mixpo.stages.models import ModelRef, Models
 from mixpo.stages.pair import pair_job
@@ -30,7 +30,7 @@ from mixpo.stages.train import model_of, train_job, withdraw
 from mixpo.stages.verify import verify_job
 from mixpo.types import Question
 
-STAGES = ("source", "sample", "continue", "verify", "pair", "reference", "train", "evaluate", "report")
+STAGES = ("source", "sample", "continue", "verify", "pair", "reference", "train", "answer", "evaluate", "report")
 """Kinds of stages in the order of the flow."""
 
 
@@ -54,6 +54,7 @@ def run_recipe(context: Context, force: Sequence[str] = ()) -> Plan:
 
     Raises a MixpoError when a stage cannot go on; what was finished before it is kept.
     """
+    evaluate.ready(context.recipe)
     with context.run.lock():
         _prepare(context, force)
         plan = build_plan(context, read_sources(context))
@@ -71,6 +72,8 @@ def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = ())
     Raises RunError when not even one of them could be done, naming the stage that is missing or stale, and RecipeError when the
     recipe asks for none of them.
     """
+    if "evaluate" in kinds:
+        evaluate.ready(context.recipe)
     with context.run.lock():
         _prepare(context, force)
         plan = build_plan(context, read_sources(context))
@@ -85,7 +88,7 @@ def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = ())
             _each(context, [planned])
             done += 1
         if kinds and not wanted:
-            raise RecipeError(f"nothing to {' or '.join(kinds)}: the recipe names no evaluation set; add a table [[evaluate.sets]]")
+            raise RecipeError(f"nothing to {kinds[-1]}: the recipe names no evaluation set; add a table [[evaluate.sets]]")
         if wanted and not done:
             raise RunError(f"{missing}; run that stage first, or everything with `mixpo run`")
     return plan
@@ -106,7 +109,7 @@ def read_sources(context: Context) -> Sources:
     recipe = context.recipe
     return Sources(
         train=source.refresh(context, "source", recipe.source),
-        sets={s.name: source.refresh(context, evaluate.source_name(s.name), s.source, evaluated=True) for s in recipe.evaluate.sets},
+        sets={s.name: source.refresh(context, answer.source_name(s.name), s.source, evaluated=True) for s in recipe.evaluate.sets},
     )
 
 
@@ -123,11 +126,13 @@ def build_plan(context: Context, sources: Sources) -> Plan:
         compared += arms[:-1]
     compared.append(main)
     for name, index in sources.sets.items():
-        plan.provide(evaluate.source_name(name), Question, index.shards)
+        plan.provide(answer.source_name(name), Question, index.shards)
     for model in compared:
-        for name, index in sources.sets.items():
-            for mode in evaluate.modes(context):
-                plan.add(evaluate.evaluate_job(context, plan, index, name, model, mode))
+        for table in recipe.evaluate.sets:
+            for mode in answer.modes(context):
+                where = (context, plan, sources.sets[table.name], table.name, table.source, model, mode)
+                plan.add(answer.answer_job(*where))
+                plan.add(evaluate.evaluate_job(*where))
     plan.add(report_job(context, plan))
     return plan
 

@@ -78,7 +78,12 @@ class Scored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """One evaluated answer. mode: "cot", "direct" or "sampled" (index counts the samples)."""
+    """One evaluated answer. mode: "cot", "direct" or "sampled" (index counts the samples).
+
+    outcome, extracted: by the recipe's extractor; other: the outcome by the other one, for benchmarks with two ("" elsewhere).
+    score: share of the best mark that a judge gave, or None where no judge was asked or its reply could not be read.
+    reply: what the judge wrote. judge: its name, version and the digest of its prompt.
+    """
 
     question: str
     mode: str
@@ -90,6 +95,10 @@ class Prediction:
     extracted: str | None = None
     reason: str = ""
     domain: str = ""
+    other: str = ""
+    score: float | None = None
+    reply: str = ""
+    judge: str = ""
 
 
 # --- schema and codec from a dataclass ---------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from mixpo.progress import Silent
 from mixpo.recipe import Recipe, parse
 from mixpo.run import Manifest, Run
 from mixpo.stages.base import Context, Planned
-from mixpo.stages.evaluate import source_name
+from mixpo.stages.answer import source_name
 from mixpo.stages.source import Index, load_index
 from mixpo.stages.train import published
 

@@ -39,6 +39,8 @@ class Question:
     choices: the texts of a multiple-choice question in letter order (A, B, ...); `answer` is then a letter.
         A question of kind "choice" without them shows its options in the picture only.
     id: hash of text, image bytes, answer and choices; equal content has an equal id wherever it came from.
+    facts: what a benchmark knows of this row besides, as JSON; "" for other questions. It is a part of their id, because a benchmark
+        may ask the same thing twice.
     """
 
     id: str
@@ -49,6 +51,7 @@ class Question:
     choices: tuple[str, ...] = ()
     domain: str = ""
     source: str = ""
+    facts: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

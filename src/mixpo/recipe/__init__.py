@@ -5,20 +5,37 @@ Knows nothing about how stages work. `load` reads and checks a file, `Recipe.mod
 
 from mixpo.recipe.base import Table
 from mixpo.recipe.data import ImageTable, ModelTable, PairsTable, PromptName, PromptTable, PromptText, SampleTable, VerifyTable
-from mixpo.recipe.evaluate import EvaluateTable, EvaluationSet, ReportTable
+from mixpo.recipe.evaluate import EvaluateTable, EvaluationSet, JudgeTable, ReportTable
 from mixpo.recipe.messages import did_you_mean
-from mixpo.recipe.sources import DigitsSource, EasyVqaSource, HubSource, JsonlSource, MmprSource, PythonSource, Source
+from mixpo.recipe.sources import (
+    BENCHMARK_NAMES,
+    JUDGED_BENCHMARKS,
+    BenchmarkSource,
+    DigitsSource,
+    EasyVqaSource,
+    EvaluationSource,
+    HubSource,
+    JsonlSource,
+    MmprSource,
+    PythonSource,
+    Source,
+)
 from mixpo.recipe.train import LossTable, TrainTable
 from mixpo.recipe.whole import Recipe, load, parse
 
 __all__ = [
+    "BENCHMARK_NAMES",
+    "JUDGED_BENCHMARKS",
+    "BenchmarkSource",
     "DigitsSource",
     "EasyVqaSource",
     "EvaluateTable",
     "EvaluationSet",
+    "EvaluationSource",
     "HubSource",
     "ImageTable",
     "JsonlSource",
+    "JudgeTable",
     "LossTable",
     "MmprSource",
     "ModelTable",

@@ -210,10 +210,10 @@ def _skipped(skipped: Iterable[Skipped]) -> list[dict[str, Any]]:
 
 
 def _unit(stage: str) -> str:
-    """What a stage leaves out: sources rows, evaluations answers, others questions."""
+    """What a stage leaves out: sources rows, others questions."""
     if stage.rpartition("/")[2] == "source":
         return "rows"
-    return "answers" if stage.startswith("evaluate/") else "questions"
+    return "questions"
 
 
 def _left_out(manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:

@@ -233,5 +233,5 @@ def shown_counts(counts: dict[str, dict[str, int]]) -> dict[str, list[tuple[str,
     return {
         stage: [(name.replace("_", " "), count(value)) for name, value in found.items() if not name.startswith(DROPPED)]
         for stage, found in counts.items()
-        if found and not stage.startswith("evaluate/")
+        if found and not stage.startswith(("answer/", "evaluate/"))
     }

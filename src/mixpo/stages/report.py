@@ -15,7 +15,7 @@ from mixpo.records import Prediction, Sampled, write_text
 from mixpo.report import ReportData, build, render
 from mixpo.run import Manifest, now, versions
 from mixpo.stages.base import Context, Job, Make, Plan, Planned
-from mixpo.stages.evaluate import source_name
+from mixpo.stages.answer import source_name
 from mixpo.stages.source import load_skipped
 from mixpo.stages.train import curves, published
 from mixpo.types import Pair, Question, Skipped, content_id
@@ -155,8 +155,6 @@ def _skipped(context: Context, plan: Plan, sources: list[str], stages: dict[str,
             continue
         if planned.job.row is Sampled:
             yield from (Skipped(where=row.question, reason=row.error, stage=name) for row in _rows(plan, name) if row.error)
-        if planned.job.row is Prediction:
-            yield from (Skipped(where=row.question, reason=row.reason, stage=name) for row in _rows(plan, name) if row.finish == "error")
 
 
 def load_report(root: Path) -> dict[str, Any] | None:

@@ -235,6 +235,6 @@ def check_errors(context: Context, manifest: Manifest, unit: str, reasons: Itera
         raise EngineError(
             f"{manifest.stage}: {failed} of {total} {unit} failed, more than max_error_rate = {allowed:g} allows "
             f"({'; '.join(islice(reasons, 3))}); the others are kept; correct the cause and run again with "
-            f"--force {'evaluate' if manifest.stage.startswith('evaluate') else manifest.stage.split('/')[1]}, "
+            f"--force {'answer' if manifest.stage.startswith('answer') else manifest.stage.split('/')[1]}, "
             "or go on without them with --set max_error_rate=1"
         )

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from mixpo.errors import RunError, SourceError
+from mixpo.evaluate import benchmarks
 from mixpo.images import probe
-from mixpo.recipe import ImageTable, Source
+from mixpo.recipe import EvaluationSource, ImageTable
 from mixpo.records import write_text
 from mixpo.run import Manifest, Stage, changed_settings, now, versions
 from mixpo.sources import found
+from mixpo.sources.build import Found
 from mixpo.stages.base import Context
 from mixpo.types import ImageRef, Question, Skipped, content_id
 
@@ -51,7 +53,7 @@ class Index:
         return sum(self.sizes)
 
 
-def refresh(context: Context, name: str, table: Source, *, evaluated: bool = False) -> Index:
+def refresh(context: Context, name: str, table: EvaluationSource, *, evaluated: bool = False) -> Index:
     """Read a source into RUN/<name>, writing only what is new; `evaluated` leaves out questions without an answer.
 
     Raises SourceError when no row is usable.
@@ -70,6 +72,11 @@ def refresh(context: Context, name: str, table: Source, *, evaluated: bool = Fal
     index = _write(context, stage, table, skipped, counts, evaluated)
     if not index.shards:
         raise SourceError(_nothing(name, skipped))
+    if table.kind == "benchmark" and skipped and not table.partial:
+        raise SourceError(
+            f"{name}: {len(skipped)} rows of the benchmark cannot be used, so its score would not be the published one: {_reasons(skipped)}; "
+            "correct them (`mixpo check` lists all), or set source.partial = true"
+        )
     _tell(context, stage, last, index, skipped)
     _save(context, stage, index, skipped)
     stage.save_manifest(
@@ -117,20 +124,20 @@ def _part(number: int, block: Sequence[Question]) -> tuple[Any, ...]:
     )
 
 
-def blocks_of(context: Context, table: Source, skipped: list[Skipped], *, evaluated: bool = False) -> Iterator[list[Question]]:
+def blocks_of(context: Context, table: EvaluationSource, skipped: list[Skipped], *, evaluated: bool = False) -> Iterator[list[Question]]:
     """The usable questions of a source, `shard_size` at a time."""
     questions = valid(context, table, skipped, evaluated=evaluated)
     while block := list(islice(questions, context.recipe.shard_size)):
         yield block
 
 
-def valid(context: Context, table: Source, skipped: list[Skipped], *, evaluated: bool = False) -> Iterator[Question]:
+def valid(context: Context, table: EvaluationSource, skipped: list[Skipped], *, evaluated: bool = False) -> Iterator[Question]:
     """The usable questions of a source, at most `context.limit`; whatever is left out goes to `skipped` with its reason.
 
     Images are looked at (format, size) but not decoded: a truncated one is found when the model needs it, and listed there.
     """
     usable = 0
-    for item in found(table, base=context.base, images=context.run.images):
+    for item in rows_of(table, context.base, context.run.images):
         if isinstance(item, Skipped):
             skipped.append(item)
             continue
@@ -146,6 +153,11 @@ def valid(context: Context, table: Source, skipped: list[Skipped], *, evaluated:
             return
 
 
+def rows_of(table: EvaluationSource, base: Path, images: Path) -> Iterator[Found | Skipped]:
+    """What a source or a benchmark holds, in order."""
+    return benchmarks.read(table, base, images) if table.kind == "benchmark" else found(table, base=base, images=images)
+
+
 def unusable_image(question: Question, table: ImageTable) -> str | None:
     """What is wrong with the first bad image of a question, or None."""
     reasons = (_probe(image, table) for image in question.images)
@@ -158,7 +170,7 @@ def _probe(image: ImageRef, table: ImageTable) -> str | None:
     return probe(Path(image.path), table, decode=False)
 
 
-def _write(context: Context, stage: Stage, table: Source, skipped: list[Skipped], counts: Counter[str], evaluated: bool) -> Index:
+def _write(context: Context, stage: Stage, table: EvaluationSource, skipped: list[Skipped], counts: Counter[str], evaluated: bool) -> Index:
     """Write every block that is not there yet, and index all."""
 
     def written() -> Iterator[list[Question]]:
@@ -197,7 +209,7 @@ def _save(context: Context, stage: Stage, index: Index, skipped: Sequence[Skippe
         stage.prune(index.shards)
 
 
-def _settings(context: Context, table: Source) -> dict[str, Any]:
+def _settings(context: Context, table: EvaluationSource) -> dict[str, Any]:
     settings = {
         "source": table.model_dump(mode="json"),
         "image": context.recipe.image.model_dump(),
@@ -207,7 +219,7 @@ def _settings(context: Context, table: Source) -> dict[str, Any]:
     return dict(json.loads(json.dumps(settings)))
 
 
-def _expected(context: Context, table: Source) -> int:
+def _expected(context: Context, table: EvaluationSource) -> int:
     count = getattr(table, "count", 0)
     return min(count or context.limit or 0, context.limit or count)
 
