@@ -14,8 +14,8 @@ from tempfile import TemporaryDirectory
 from mixpo.pipeline import Sources, build_plan
 from mixpo.recipe import EvaluationSource
 from mixpo.run import Run
-from mixpo.stages.base import Context, Planned
 from mixpo.stages.answer import source_name
+from mixpo.stages.base import Context, Planned
 from mixpo.stages.source import Index, blocks_of, index_of
 from mixpo.types import Skipped
 from mixpo.vlm.folder import find
@@ -145,8 +145,9 @@ def _continue(context: Context, estimate: Estimate, rates: Rates, index: Index, 
 
 
 def _answer(context: Context, estimate: Estimate, rates: Rates, index: Index, share: float) -> Estimate:
-    short = estimate.stage.endswith("/direct")
-    return _generated(estimate, rates, int(estimate.todo * (8 if short else rates.answer)))
+    count = context.recipe.evaluate.samples if estimate.stage.endswith("/sampled") else 1
+    longest = 8 if estimate.stage.endswith("/direct") else rates.answer
+    return _generated(estimate, rates, int(estimate.todo * count * longest))
 
 
 def _generated(estimate: Estimate, rates: Rates, tokens: int) -> Estimate:

@@ -11,8 +11,8 @@ from mixpo.pipeline import Sources, build_plan, open_context
 from mixpo.progress import Silent
 from mixpo.recipe import Recipe, parse
 from mixpo.run import Manifest, Run
-from mixpo.stages.base import Context, Planned
 from mixpo.stages.answer import source_name
+from mixpo.stages.base import Context, Planned
 from mixpo.stages.source import Index, load_index
 from mixpo.stages.train import published
 

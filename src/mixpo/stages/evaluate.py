@@ -30,7 +30,7 @@ def ready(recipe: Recipe) -> None:
 
 
 def evaluate_job(context: Context, plan: Plan, index: Index, name: str, table: EvaluationSource, model: ModelRef, mode: str) -> Job:
-    """Predictions from the answers of `model` to set `name` in a mode. Its settings are the manifest that two evaluations are compared by."""
+    """Predictions from the answers of `model` to set `name` in a mode. Its settings are what two evaluations are compared by."""
     source, answers = source_name(name), answer_name(name, model, mode)
     answered = plan.planned[answers].job
     benchmark = BENCHMARKS[table.name] if table.kind == "benchmark" else None

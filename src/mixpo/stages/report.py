@@ -14,8 +14,8 @@ from mixpo.pairs.statistics import Statistics
 from mixpo.records import Prediction, Sampled, write_text
 from mixpo.report import ReportData, build, render
 from mixpo.run import Manifest, now, versions
-from mixpo.stages.base import Context, Job, Make, Plan, Planned
 from mixpo.stages.answer import source_name
+from mixpo.stages.base import Context, Job, Make, Plan, Planned
 from mixpo.stages.source import load_skipped
 from mixpo.stages.train import curves, published
 from mixpo.types import Pair, Question, Skipped, content_id

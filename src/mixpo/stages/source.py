@@ -74,8 +74,8 @@ def refresh(context: Context, name: str, table: EvaluationSource, *, evaluated: 
         raise SourceError(_nothing(name, skipped))
     if table.kind == "benchmark" and skipped and not table.partial:
         raise SourceError(
-            f"{name}: {len(skipped)} rows of the benchmark cannot be used, so its score would not be the published one: {_reasons(skipped)}; "
-            "correct them (`mixpo check` lists all), or set source.partial = true"
+            f"{name}: {len(skipped)} rows of the benchmark cannot be used, so its score would not be the published one: "
+            f"{_reasons(skipped)}; correct them (`mixpo check` lists all), or set source.partial = true"
         )
     _tell(context, stage, last, index, skipped)
     _save(context, stage, index, skipped)

@@ -13,7 +13,7 @@ from typing import Any
 
 from mixpo.evaluate.benchmarks.pictures import refer
 from mixpo.sources.pictures import Pictures
-from mixpo.types import IMAGE_MARK, AnswerKind, Outcome, Question, content_id
+from mixpo.types import IMAGE_MARK, AnswerKind, Outcome, Question, Skipped, content_id
 from mixpo.verify.judgement import Judgement, Options
 
 Fields = Mapping[str, Any]
@@ -80,12 +80,17 @@ class Rubric:
     passes: Callable[[tuple[float, ...]], bool]
 
 
+Join = Callable[[Iterable[Place | Skipped], Path, Path | None], Iterable[Place | Skipped]]
+"""(rows, folder of the data, the recipe's second file) -> rows."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Benchmark:
-    """A published benchmark. splits: file names to look for in a folder, alternatives in order. files: official names of its file.
+    """A published benchmark.
 
-    row: a Draft of one row. joined: adds what stands in other files, from (rows, folder of the data, the recipe's second file). direct, cot: prompts with a {question} slot; cot "" takes the
-    recipe's. Either checks (by extractor) or a rubric. table: figures from all answered rows, the published one first.
+    splits: file names to look for in a folder, alternatives in order. files: official names of its file. row: a Draft of one row.
+    joined: adds what stands in other files. direct, cot: prompts with a {question} slot; cot "" takes the recipe's.
+    Either checks (by extractor) or a rubric. table: figures from all answered rows, the published one first.
     """
 
     name: str
@@ -94,7 +99,7 @@ class Benchmark:
     table: Callable[[Sequence[Marked]], list[Figure]]
     splits: tuple[tuple[str, ...], ...] = ()
     files: tuple[str, ...] = ()
-    joined: Callable[[Iterable[Place], Path, Path | None], Iterable[Place]] = field(default=lambda places, folder, answers: places)
+    joined: Join = field(default=lambda places, folder, answers: places)
     direct: str = "{question}"
     cot: str = ""
     checks: Mapping[str, Check] = field(default_factory=dict)

@@ -113,7 +113,7 @@ BENCHMARK = Benchmark(
     table=table,
     splits=(("train",),),
     files=("questions.jsonl",),
-    joined=joined,  # type: ignore[arg-type]
+    joined=joined,
     direct="{question}\nAnswer this question in detail.",
     cot="Your task is to answer the question below in detail. Give step by step reasoning.\n\nQuestion:\n\n{question}",
     rubric=Rubric(prompt=PROMPT, system=SYSTEM, read=read, share=lambda found: found[1] / 10, passes=lambda found: found[1] >= found[0]),

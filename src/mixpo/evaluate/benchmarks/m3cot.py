@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from mixpo.errors import SourceError
 from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Marked
 from mixpo.evaluate.benchmarks.files import images_of, list_of, text_of
-from mixpo.evaluate.benchmarks.rules import accuracy, grouped, letters, lettered, one, option_robust, same
+from mixpo.evaluate.benchmarks.rules import accuracy, grouped, lettered, letters, one, option_robust, same
 from mixpo.types import Question
 from mixpo.verify.judgement import Judgement, Options
 

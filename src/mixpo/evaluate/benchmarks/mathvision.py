@@ -12,7 +12,7 @@ from typing import Any
 
 from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Marked
 from mixpo.evaluate.benchmarks.files import images_of, list_of, text_of
-from mixpo.evaluate.benchmarks.rules import accuracy, grouped, letters, lettered, one, option_robust, same
+from mixpo.evaluate.benchmarks.rules import accuracy, grouped, lettered, letters, one, option_robust, same
 from mixpo.types import Question
 from mixpo.verify.check import judge
 from mixpo.verify.judgement import Judgement, Options
@@ -23,7 +23,7 @@ HINTS = {
 }
 """In front of a direct question, by whether it has options; VLMEvalKit's tables come with them."""
 _IMAGE_MARK = re.compile(r"\s*<image\d*>\s*")
-_PUNCTUATION = str.maketrans({letter: " " for letter in ".()[],:;!*#{}"})
+_PUNCTUATION = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 
 
 def row(fields: Fields) -> Draft:

@@ -10,10 +10,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from mixpo.errors import SourceError
 from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Marked
 from mixpo.evaluate.benchmarks.files import images_of, list_of, text_of
-from mixpo.evaluate.benchmarks.rules import accuracy, edit_distance, grouped, letters, lettered, one, option_robust, same
-from mixpo.errors import SourceError
+from mixpo.evaluate.benchmarks.rules import accuracy, edit_distance, grouped, lettered, letters, one, option_robust, same
 from mixpo.types import AnswerKind, Question
 from mixpo.verify.judgement import Judgement, Options
 from mixpo.verify.number import check_number, read_numbers
@@ -26,8 +26,8 @@ HINTS = {
     "e.g., 1.2, 1.3, 1.4, at the end.",
     "float2": "Hint: Please answer the question requiring a floating-point number with two decimal places and provide the final value, "
     "e.g., 1.23, 1.34, 1.45, at the end.",
-    "list": "Hint: Please answer the question requiring a Python list as an answer and provide the final list, e.g., [1, 2, 3], [1.2, 1.3, 1.4], "
-    "at the end.",
+    "list": "Hint: Please answer the question requiring a Python list as an answer and provide the final list, "
+    "e.g., [1, 2, 3], [1.2, 1.3, 1.4], at the end.",
 }
 """Where a file has no ready `query`; the wording of the benchmark's own queries."""
 DETAILS = ("question_type", "answer_type", "language", "source", "category", "task", "context", "grade")

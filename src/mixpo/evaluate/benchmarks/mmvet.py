@@ -72,8 +72,7 @@ BENCHMARK = Benchmark(
     table=table,
     splits=(("test",),),
     files=("mm-vet.json",),
-    cot=(
-        "Your task is to answer the question below. Give step by step reasoning.\n\nQuestion:\n\n{question}"  # no marker: the whole is graded
-    ),
+    # Without a marker for the final answer: the whole is graded.
+    cot="Your task is to answer the question below. Give step by step reasoning.\n\nQuestion:\n\n{question}",
     rubric=Rubric(prompt=PROMPT, read=read, share=lambda found: found[0], passes=lambda found: found[0] >= 0.5),
 )

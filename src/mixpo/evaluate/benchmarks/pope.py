@@ -135,7 +135,7 @@ BENCHMARK = Benchmark(
     table=table,
     splits=(("test",), CATEGORIES),
     files=("llava_pope_test.jsonl",),
-    joined=joined,  # type: ignore[arg-type]
+    joined=joined,
     direct="{question}\n" + SUFFIX,
     checks={"robust": check_robust, "paper": check_paper},
 )
