@@ -79,11 +79,14 @@ def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = ())
         plan = build_plan(context, read_sources(context))
         withdraw(context, plan)
         wanted = [planned for planned in plan.planned.values() if planned.job.kind in kinds]
-        done, missing = 0, ""
+        done, missing, blocked = 0, "", set[str]()
         for planned in wanted:
             if blocker := blocked_by(plan, planned):
                 missing = missing or f"{planned.job.title} needs {blocker}"
-                context.progress.say(f"{planned.job.title}: not run, {blocker}")
+                # What waits for another stage that was not run either needs no line of its own.
+                if not blocked.intersection(planned.job.needs):
+                    context.progress.say(f"{planned.job.title}: not run, {blocker}")
+                blocked.add(planned.job.name)
                 continue
             _each(context, [planned])
             done += 1
@@ -128,7 +131,7 @@ def build_plan(context: Context, sources: Sources) -> Plan:
     for name, index in sources.sets.items():
         plan.provide(answer.source_name(name), Question, index.shards)
     for model in compared:
-        for table in recipe.evaluate.sets:
+        for table in (table for table in recipe.evaluate.sets if table.name in sources.sets):
             for mode in answer.modes(context):
                 where = (context, plan, sources.sets[table.name], table.name, table.source, model, mode)
                 plan.add(answer.answer_job(*where))

@@ -27,7 +27,7 @@ Reference: {reference}
 Answer: {answer}
 
 Reply with the mark alone, as a number."""
-_MARK = re.compile(r"(?<![\d.])(?:0(?:\.\d+)?|1(?:\.0+)?|\.\d+)(?!\.?\d)")
+_MARK = re.compile(r"(?<![\d.\-])(?:0(?:\.\d+)?|1(?:\.0+)?|\.\d+)(?!\.?\d)")
 _NUMBER = re.compile(r"-?\d*\.?\d+")
 
 
