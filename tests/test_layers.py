@@ -28,7 +28,7 @@ LAYERS = [
     {"stages"},
     {"pipeline"},
     {"status"},
-    {"check", "doctor", "dryrun", "export"},
+    {"check", "compare", "doctor", "dryrun", "export"},
     {"cli"},
 ]
 """From the bottom up. Files of one package may import each other; packages of one layer may not."""

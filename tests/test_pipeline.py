@@ -33,7 +33,10 @@ def test_everything_is_made(finished_run: Path) -> None:
     assert names[:5] == [f"round-1/{kind}" for kind in ("sample", "continue", "verify", "pair", "reference")]
     assert names[5:7] == ["round-1/train/sft", "round-1/train/mpo"]
     assert names[7:19] == [
-        f"{kind}/held-out/{model}/{mode}" for model in ("start", "sft", "mpo") for mode in ("cot", "direct") for kind in ("answer", "evaluate")
+        f"{kind}/held-out/{model}/{mode}"
+        for model in ("start", "sft", "mpo")
+        for mode in ("cot", "direct")
+        for kind in ("answer", "evaluate")
     ]
     report = json.loads((finished_run / "run" / "report.json").read_text())
     assert report["models"]["start"]["cot"]["n"] == 6
@@ -204,7 +207,7 @@ def test_force_forgets_the_stage_and_what_follows(own_run: Path) -> None:
     context = open_small(own_run / "recipe.toml", own_run / "run")
     run_recipe(context, ["pair"])
     forgotten = {line.split(":")[0] for line in said(context) if "forgotten" in line}
-    assert kinds(forgotten) == {"pair", "reference", "train", "evaluate", "report"}
+    assert kinds(forgotten) == {"pair", "reference", "train", "answer", "evaluate", "report"}
     assert not unfinished(plan_of(context))
     with pytest.raises(RecipeError, match="no such stage"):
         run_recipe(context, ["pairs"])

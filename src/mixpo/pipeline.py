@@ -97,6 +97,24 @@ def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = ())
     return plan
 
 
+def rescore(context: Context, sources: Sources) -> Plan:
+    """Mark saved answers again under the context's recipe, and write the report. No source is read and no model is loaded.
+
+    Raises RunError when there are no saved answers.
+    """
+    evaluate.ready(context.recipe)
+    with context.run.lock():
+        _prepare(context, ())
+        plan = build_plan(context, sources)
+        kept = [planned for planned in plan.planned.values() if planned.job.kind == "evaluate" and not blocked_by(plan, planned)]
+        if not kept:
+            raise RunError(f"{context.run.root}: there are no saved answers to score; run `mixpo evaluate` first")
+        _each(context, kept)
+        plan.add(report_job(context, plan))
+        _each(context, [plan.planned["report"]])
+    return plan
+
+
 def blocked_by(plan: Plan, planned: Planned) -> str:
     """Why a job cannot be done yet: the first stage it needs that is missing or stale, or ""."""
     for name in planned.job.needs:

@@ -9,7 +9,7 @@ from typing import Any
 from mixpo.errors import RunError
 from mixpo.pipeline import Sources, build_plan, open_context
 from mixpo.progress import Silent
-from mixpo.recipe import Recipe, parse
+from mixpo.recipe import Recipe, apply_override, parse
 from mixpo.run import Manifest, Run
 from mixpo.stages.answer import source_name
 from mixpo.stages.base import Context, Planned
@@ -19,8 +19,11 @@ from mixpo.stages.train import published
 EMPTY = Index(shards=(), sizes=(), open=(), kinds=(), domains=())
 
 
-def open_run(root: Path) -> Context:
-    """The run in a directory, with the recipe and limit of its last command. Raises RunError when it is no run."""
+def open_run(root: Path, overrides: tuple[str, ...] = ()) -> Context:
+    """The run in a directory, with the recipe and limit of its last command; `overrides` as in `mixpo.recipe.load`.
+
+    Raises RunError when it is no run.
+    """
     try:
         recipe = json.loads((root / "recipe.json").read_text(encoding="utf-8"))
         command = json.loads((root / "command.json").read_text(encoding="utf-8"))
@@ -28,6 +31,8 @@ def open_run(root: Path) -> Context:
         raise RunError(f"{root}: no run directory (it has no recipe.json); give the folder that was --dir of `mixpo run`") from None
     except ValueError as error:
         raise RunError(f"{root}: recipe.json or command.json is broken ({error}); run the recipe again") from None
+    for override in overrides:
+        apply_override(recipe, override)
     return open_context(parse(recipe, str(root / "recipe.json")), Path(command["base"]), root, Silent(), command["limit"])
 
 

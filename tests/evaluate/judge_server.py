@@ -1,4 +1,4 @@
-"""A chat endpoint in a process of its own: python judge_server.py MODE FOLDER. Writes FOLDER/port, and a line to FOLDER/log for each request."""
+"""A chat endpoint in a process of its own: python judge_server.py MODE FOLDER. Writes FOLDER/port, and each request to FOLDER/log."""
 
 from __future__ import annotations
 

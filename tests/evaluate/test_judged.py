@@ -53,8 +53,8 @@ def test_mmvet_other_formats(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("reply", "mark"),
-    [("0.5", 0.5), ("0.5 .", 0.5), ("Correctness: 0.5", 0.5), ("1", 1.0), ("1.0", 1.0), ("0", 0.0), (" .7\n", 0.7), ("", None), ("good", None),
-     ("0.5 or 0.6", None), ("1.5", None), ("10", None), ("-1", None), ("2", None)],
+    [("0.5", 0.5), ("0.5 .", 0.5), ("Correctness: 0.5", 0.5), ("1", 1.0), ("1.0", 1.0), ("0", 0.0), (" .7\n", 0.7), ("", None),
+     ("good", None),     ("0.5 or 0.6", None), ("1.5", None), ("10", None), ("-1", None), ("2", None)],
 )  # fmt: skip
 def test_mmvet_marks(reply: str, mark: float | None) -> None:
     assert mmvet.read(reply) == (None if mark is None else (mark,))
@@ -76,7 +76,10 @@ def test_mmvet_figures_by_hand(vet: list[Question]) -> None:
 def wild(tmp_path: Path) -> Path:
     for n in (1, 2):
         save_png(tmp_path / "images" / f"00{n}.jpg", n)
-    asked = [{"question_id": n, "image": f"00{n % 2 + 1}.jpg", "text": f"Q{n}", "category": c} for n, c in enumerate(("conv", "detail", "complex"))]
+    asked = [
+        {"question_id": n, "image": f"00{n % 2 + 1}.jpg", "text": f"Q{n}", "category": c}
+        for n, c in enumerate(("conv", "detail", "complex"))
+    ]
     jsonl(tmp_path / "questions.jsonl", asked)
     jsonl(tmp_path / "context.jsonl", [{"image": "001.jpg", "caption": ["one", "two"]}, {"image": "002.jpg", "caption": "three"}])
     jsonl(tmp_path / "answers_gpt4.jsonl", [{"question_id": n, "text": f"ref {n}", "answer_id": "x"} for n in (2, 1, 0)])
@@ -93,7 +96,14 @@ def test_llava_joins_context_and_reference(wild: Path) -> None:
 
 
 def test_llava_other_formats(tmp_path: Path) -> None:
-    hub = {"question_id": 1, "question": "q", "image": {"bytes": png(), "path": None}, "caption": "c", "gpt_answer": "g", "category": "conv"}
+    hub = {
+        "question_id": 1,
+        "question": "q",
+        "image": {"bytes": png(), "path": None},
+        "caption": "c",
+        "gpt_answer": "g",
+        "category": "conv",
+    }
     parquet(tmp_path / "data" / "train-0.parquet", [hub])
     (first,) = questions("llava_bench", tmp_path)
     line = {"index": 1, "question": "q", "image": b64(), "caption": "c", "gpt4_ans": "g", "category": "llava_bench_conv"}
@@ -103,7 +113,8 @@ def test_llava_other_formats(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("reply", "marks"),
-    [("8 7\nbecause", (8, 7)), ("8, 7", (8, 7)), ("8 7 ", (8, 7)), ("8.5 7\n", (8.5, 7)), ("8/10 and 7/10", (8, 7)), ("\n\nScores:\n9 10", (9, 10)),
+    [("8 7\nbecause", (8, 7)), ("8, 7", (8, 7)), ("8 7 ", (8, 7)), ("8.5 7\n", (8.5, 7)), ("8/10 and 7/10", (8, 7)),
+     ("\n\nScores:\n9 10", (9, 10)),
      ("", None), ("8", None), ("good and bad", None), ("0 7", None), ("8 11", None), ("1: 8, 2: 7", None)],
 )  # fmt: skip
 def test_llava_marks(reply: str, marks: tuple[float, float] | None) -> None:
@@ -149,7 +160,8 @@ def test_mmhal_broken_images_are_said(tmp_path: Path) -> None:
     jsonl(
         tmp_path / "mmhal-bench_with_image.jsonl",
         [{**hal(1, "attribute"), "image": b64(1)[:-3]}, {**hal(2, "other"), "image": "data:image/png;base64," + b64(2)},
-         {**hal(3, "other"), "image": "../../etc/passwd"}, {**hal(4, "other"), "image": "A" * 200}, {**hal(5, "other"), "image": "data:text,x"}],
+         {**hal(3, "other"), "image": "../../etc/passwd"}, {**hal(4, "other"), "image": "A" * 200},
+         {**hal(5, "other"), "image": "data:text,x"}],
     )  # fmt: skip
     cut, good, outside, text, plain = load("mmhal", tmp_path)
     assert "not valid base64" in cut.reason  # type: ignore[union-attr]

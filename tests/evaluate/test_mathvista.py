@@ -17,7 +17,8 @@ META = {"category": "general-vqa", "context": "bar chart", "grade": "high school
 def row(number: int, **values: object) -> dict[str, object]:
     meta = {**META, "task": "figure question answering", "skills": ["statistical reasoning"], "split": "testmini"}
     base: dict[str, object] = {
-        "pid": str(number), "question": f"Question {number}?", "image": f"images/{number}.jpg", "decoded_image": {"bytes": png(number), "path": None},
+        "pid": str(number), "question": f"Question {number}?", "image": f"images/{number}.jpg",
+        "decoded_image": {"bytes": png(number), "path": None},
         "choices": None, "unit": None, "precision": None, "answer": "14", "question_type": "free_form", "answer_type": "integer",
         "query": f"Hint: a hint.\nQuestion: Question {number}?", "metadata": meta,
     }  # fmt: skip
@@ -81,7 +82,13 @@ def test_answers_by_both_extractors(folder: Path, answers: list[str], robust: st
 def test_chain_of_thought(folder: Path) -> None:
     found = questions("mathvista", folder)
     # The early marker wins by the paper's rule, the last one by ours.
-    said = ["The answer: it is 3.\nSo Final answer: 14", "x\nFinal answer: 1.4", r"Final answer: \boxed{[1, 2]}", "so it must be B\nor so", "Answer: C"]
+    said = [
+        "The answer: it is 3.\nSo Final answer: 14",
+        "x\nFinal answer: 1.4",
+        r"Final answer: \boxed{[1, 2]}",
+        "so it must be B\nor so",
+        "Answer: C",
+    ]
     assert outcomes("mathvista", found, said, "robust", "cot") == "cccmc"
     assert outcomes("mathvista", found, said, "paper", "cot") == "wcwwc"
 
@@ -101,10 +108,10 @@ def test_figures_by_hand(folder: Path) -> None:
 
 def test_the_vlmevalkit_table(tmp_path: Path) -> None:
     rows = [
-        {"index": 1, "image": b64(1), "question": ROWS[0]["query"], "answer": "14", "question_type": "free_form", "answer_type": "integer", "task": "t",
-         "skills": "['s']"},
-        {"index": 2, "image": "1", "question": 'Hint: x\nQuestion: a "b"\tc?', "answer": "30", "answer_option": "B", "choices": str(CHOICES),
-         "question_type": "multi_choice", "answer_type": "text", "task": "t", "skills": "['s']"},
+        {"index": 1, "image": b64(1), "question": ROWS[0]["query"], "answer": "14",
+         "question_type": "free_form", "answer_type": "integer", "task": "t",         "skills": "['s']"},
+        {"index": 2, "image": "1", "question": 'Hint: x\nQuestion: a "b"\tc?', "answer": "30", "answer_option": "B",
+         "choices": str(CHOICES),         "question_type": "multi_choice", "answer_type": "text", "task": "t", "skills": "['s']"},
     ]  # fmt: skip
     found = questions("mathvista", tmp_path, tsv(tmp_path / "MathVista_MINI.tsv", rows))
     assert [q.answer for q in found] == ["14", "B"]

@@ -123,7 +123,7 @@ def test_labels_are_joined_by_number_not_by_order(tmp_path: Path, swap: bool) ->
 def test_a_missing_coco_image_and_a_missing_label_are_said(tmp_path: Path) -> None:
     intern(tmp_path)
     (tmp_path / "val2014" / "COCO_val2014_2.jpg").unlink()
-    good, bad = load("pope", tmp_path, root="val2014")
+    _, bad = load("pope", tmp_path, root="val2014")
     assert isinstance(bad, Skipped)
     assert "COCO_val2014_2.jpg" in bad.reason
     (tmp_path / "coco" / "coco_pope_popular.json").write_text("")

@@ -19,6 +19,7 @@ from mixpo.pipeline import open_context, run_recipe, run_stage
 from mixpo.progress import Progress
 from mixpo.recipe import load
 from mixpo.stages.base import Context
+from mixpo.stages.report import current_report
 
 app = typer.Typer(
     help="Preference data without human labels, and Mixed Preference Optimization, for vision-language models.",
@@ -114,9 +115,12 @@ def _stage_command(name: str, kinds: tuple[str, ...], summary: str) -> None:
             if dry:
                 _dry(context, None)
                 return
-            run_stage(context, kinds, force or ())
+            plan = run_stage(context, kinds, force or ())
             if name == "report":
                 show.results(context.run.root)
+            elif name == "evaluate":
+                show.stages(context, kinds)
+                show.scores(current_report(context, plan))
             else:
                 show.stages(context, kinds)
 
@@ -171,6 +175,39 @@ def status(
             show.line(json.dumps({"run": str(folder), "stages": rows, "models": trained}, ensure_ascii=False, indent=2))
         else:
             show.status(rows, trained)
+
+
+@app.command()
+def score(folder: RunFolder, settings: Settings = None) -> None:
+    """Mark the saved answers of a run again (--set evaluate.extractor=paper, another judge) and write its report. Samples nothing."""
+    from mixpo.pipeline import rescore
+    from mixpo.status import known_sources, open_run
+
+    with boundary() as progress:
+        context = replace(open_run(folder, tuple(settings or ())), progress=progress)
+        rescore(context, known_sources(context.run, context.recipe))
+        show.results(context.run.root)
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="Run directory, or one evaluation in it (RUN/evaluate/SET/MODEL/MODE).")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="What is compared with it.")],
+    anyway: Annotated[bool, typer.Option("--anyway", help="Compare evaluations that were not made in the same way.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+) -> None:
+    """Paired comparison of two evaluations question by question. Refused where prompts, extractor, judge or data differ."""
+    from mixpo.compare import COLUMNS, cells, compare_evaluations
+
+    with boundary():
+        found = compare_evaluations(first, second, anyway)
+        if as_json:
+            show.line(json.dumps(found, ensure_ascii=False, indent=2))
+            return
+        show.table(COLUMNS, cells(found))
+        for row in found:
+            for note in row["differences"]:
+                show.line(f"! {row['set']}, {row['mode']}: {note}")
 
 
 @app.command()

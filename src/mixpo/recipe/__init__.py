@@ -21,7 +21,7 @@ from mixpo.recipe.sources import (
     Source,
 )
 from mixpo.recipe.train import LossTable, TrainTable
-from mixpo.recipe.whole import Recipe, load, parse
+from mixpo.recipe.whole import Recipe, apply_override, load, parse
 
 __all__ = [
     "BENCHMARK_NAMES",
@@ -51,6 +51,7 @@ __all__ = [
     "Table",
     "TrainTable",
     "VerifyTable",
+    "apply_override",
     "did_you_mean",
     "load",
     "parse",

@@ -54,7 +54,7 @@ def load(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path}: not valid TOML: {error}") from None
     for override in overrides:
-        _apply(data, override)
+        apply_override(data, override)
     return parse(data, str(path), text, overrides)
 
 
@@ -66,7 +66,8 @@ def parse(data: dict[str, Any], name: str, text: str = "", overrides: tuple[str,
         raise RecipeError("\n".join(describe(Recipe, name, text, overrides, problem) for problem in error.errors())) from None
 
 
-def _apply(data: dict[str, Any], override: str) -> None:
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Set one key of recipe data from "table.key=value". Raises RecipeError when it is written otherwise."""
     key, equals, raw = override.partition("=")
     if not equals or not all(parts := key.strip().split(".")):
         raise RecipeError(f"--set {override}: write it as table.key=value, for example --set train.learning_rate=1e-5")

@@ -81,19 +81,31 @@ def domain_chart(models: dict[str, Any], headline: dict[str, Any] | None) -> Mar
     return lanes(rows, "Accuracy in each family of questions before and after; see the table of families") if rows else None
 
 
+def all_gaps(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """What chain of thought adds to direct answers, for each set and model; `label` says which."""
+    sets = {report["set"]: report, **report["sets"]}
+    several = len(report["sets"]) > 0
+    return [
+        {**gap, "set": name, "label": f"{name}: {model_name(gap['model'])}" if several else model_name(gap["model"])}
+        | {mode: found["models"][gap["model"]][mode]["accuracy"] for mode in ("direct", "cot")}
+        for name, found in sets.items()
+        for gap in found["gaps"]
+    ]
+
+
 def gap_chart(gaps: list[dict[str, Any]]) -> Markup | None:
-    """What chain of thought adds to direct answers, for each model."""
-    names = [gap["model"] for gap in gaps]
+    """The gaps of `all_gaps` with their intervals."""
+    names = list(dict.fromkeys(gap["model"] for gap in gaps))
     rows = [
         Lane(
-            label=model_name(gap["model"]),
+            label=gap["label"],
             marks=[
                 Mark(
                     value=gap["difference"],
                     low=gap["low"],
                     high=gap["high"],
                     text=points(gap["difference"]),
-                    tip=f"{model_name(gap['model'])}: {points(gap['difference'])} points ({points(gap['low'])} to {points(gap['high'])})",
+                    tip=f"{gap['label']}: {points(gap['difference'])} points ({points(gap['low'])} to {points(gap['high'])})",
                     colour=colour(gap["model"], names),
                 )
             ],

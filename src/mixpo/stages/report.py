@@ -62,6 +62,11 @@ def report_job(context: Context, plan: Plan) -> Job:
     )
 
 
+def current_report(context: Context, plan: Plan) -> dict[str, Any]:
+    """The report of what is there now, as data; nothing is written."""
+    return build(gather(context, plan, [planned for planned in plan.planned.values() if planned.finished()]))
+
+
 def gather(context: Context, plan: Plan, finished: list[Planned]) -> ReportData:
     """Everything that the report is made of."""
     recipe, stages = context.recipe, {planned.job.name: planned for planned in finished}
