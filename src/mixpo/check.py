@@ -73,9 +73,9 @@ def _check_extras(recipe: Recipe, base: Path, checked: Checked) -> None:
         if importlib.util.find_spec(TRACKERS[tracker]) is None:
             checked.add("train.trackers", str(MissingExtra(f"the tracker {tracker!r}", tracker)))
     try:
-        evaluate.ready(recipe)
+        evaluate.ready(recipe, base)
     except MixpoError as error:
-        checked.add("evaluate.judge", str(error))
+        checked.add("evaluate", str(error))
     try:
         script_digest(recipe, base)
     except MixpoError as error:

@@ -26,11 +26,12 @@ from mixpo.stages.reference import reference_job
 from mixpo.stages.report import report_job
 from mixpo.stages.sample import continue_job, sample_job
 from mixpo.stages.source import Index
+from mixpo.stages.text import text_job
 from mixpo.stages.train import model_of, train_job, withdraw
 from mixpo.stages.verify import verify_job
 from mixpo.types import Question
 
-STAGES = ("source", "sample", "continue", "verify", "pair", "reference", "train", "answer", "evaluate", "report")
+STAGES = ("source", "sample", "continue", "verify", "pair", "reference", "train", "answer", "evaluate", "text", "report")
 """Kinds of stages in the order of the flow."""
 
 
@@ -54,7 +55,7 @@ def run_recipe(context: Context, force: Sequence[str] = ()) -> Plan:
 
     Raises a MixpoError when a stage cannot go on; what was finished before it is kept.
     """
-    evaluate.ready(context.recipe)
+    evaluate.ready(context.recipe, context.base)
     with context.run.lock():
         _prepare(context, force)
         plan = build_plan(context, read_sources(context))
@@ -72,8 +73,8 @@ def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = ())
     Raises RunError when not even one of them could be done, naming the stage that is missing or stale, and RecipeError when the
     recipe asks for none of them.
     """
-    if "evaluate" in kinds:
-        evaluate.ready(context.recipe)
+    if {"evaluate", "text"}.intersection(kinds):
+        evaluate.ready(context.recipe, context.base)
     with context.run.lock():
         _prepare(context, force)
         plan = build_plan(context, read_sources(context))
@@ -91,7 +92,8 @@ def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = ())
             _each(context, [planned])
             done += 1
         if kinds and not wanted:
-            raise RecipeError(f"nothing to {kinds[-1]}: the recipe names no evaluation set; add a table [[evaluate.sets]]")
+            what = kinds[0] if len(kinds) == 1 else "evaluate"
+            raise RecipeError(f"nothing to {what}: the recipe names no evaluation set; add a table [[evaluate.sets]]")
         if wanted and not done:
             raise RunError(f"{missing}; run that stage first, or everything with `mixpo run`")
     return plan
@@ -102,7 +104,7 @@ def rescore(context: Context, sources: Sources) -> Plan:
 
     Raises RunError when there are no saved answers.
     """
-    evaluate.ready(context.recipe)
+    evaluate.ready(context.recipe, context.base)
     with context.run.lock():
         _prepare(context, ())
         plan = build_plan(context, sources)
@@ -154,6 +156,8 @@ def build_plan(context: Context, sources: Sources) -> Plan:
                 where = (context, plan, sources.sets[table.name], table.name, table.source, model, mode)
                 plan.add(answer.answer_job(*where))
                 plan.add(evaluate.evaluate_job(*where))
+        if recipe.evaluate.text_tasks:
+            plan.add(text_job(context, model))
     plan.add(report_job(context, plan))
     return plan
 

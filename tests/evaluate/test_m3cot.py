@@ -17,7 +17,8 @@ SIX = ["ant", "bee", "cat", "dog", "eel", "fox"]
 def row(number: int, **values: object) -> dict[str, object]:
     base: dict[str, object] = {
         "id": f"m-{number}", "category": "c", "image_id": str(number), "question": f"Which {number}?", "choices": SIX, "context": "",
-        "answer": "F",        "rationale": "r", "split": "test", "image": {"bytes": png(number), "path": None}, "domain": "science", "topic": "biology",
+        "answer": "F", "rationale": "r", "split": "test", "image": {"bytes": png(number), "path": None},
+        "domain": "science", "topic": "biology",
     }  # fmt: skip
     return {**base, **values}
 

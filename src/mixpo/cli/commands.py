@@ -132,7 +132,7 @@ _stage_command("verify", ("verify",), "Only judge the sampled answers.")
 _stage_command("pair", ("pair",), "Only build preference pairs.")
 _stage_command("reference", ("reference",), "Only compute log-probs under the reference policy.")
 _stage_command("train", ("train",), "Only train.")
-_stage_command("evaluate", ("answer", "evaluate"), "Only evaluate the models that are there.")
+_stage_command("evaluate", ("answer", "evaluate", "text"), "Only evaluate the models that are there.")
 _stage_command("report", ("report",), "Only write the report of what is there.")
 
 

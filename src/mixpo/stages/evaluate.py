@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from mixpo.evaluate import judge as judging
+from mixpo.evaluate import text
 from mixpo.evaluate.benchmarks import BENCHMARKS, Benchmark, facts_of
 from mixpo.evaluate.marking import by_judge, by_rule, by_verdict
 from mixpo.recipe import EvaluationSource, Recipe
@@ -22,8 +24,9 @@ from mixpo.types import Question, Response, Verdict, content_id
 from mixpo.verify import Verifier
 
 
-def ready(recipe: Recipe) -> None:
-    """Raise MissingExtra or RecipeError where a judge is needed and cannot be asked, before any model is loaded."""
+def ready(recipe: Recipe, base: Path) -> None:
+    """Raise MissingExtra or RecipeError where a judge is needed and cannot be asked, or a text task is unknown; no model is loaded."""
+    text.ready(recipe.evaluate, base)
     judged = any(s.source.kind == "benchmark" and BENCHMARKS[s.source.name].rubric for s in recipe.evaluate.sets)
     if judged and recipe.evaluate.judge is not None:
         judging.ready(recipe.evaluate.judge)

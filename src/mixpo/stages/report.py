@@ -17,6 +17,7 @@ from mixpo.run import Manifest, now, versions
 from mixpo.stages.answer import source_name
 from mixpo.stages.base import Context, Job, Make, Plan, Planned
 from mixpo.stages.source import load_skipped
+from mixpo.stages.text import text_scores
 from mixpo.stages.train import curves, published
 from mixpo.types import Pair, Question, Skipped, content_id
 
@@ -85,6 +86,7 @@ def gather(context: Context, plan: Plan, finished: list[Planned]) -> ReportData:
         training=curves(context, plan),
         examples=_examples(context, plan, stages),
         skipped=list(_skipped(context, plan, sources, stages)),
+        text=text_scores(plan),
         models={name: link.relative_to(context.run.root).as_posix() for name, link in published(context, plan).items()},
     )
 
