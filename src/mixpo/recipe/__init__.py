@@ -20,7 +20,7 @@ from mixpo.recipe.sources import (
     PythonSource,
     Source,
 )
-from mixpo.recipe.train import LossTable, TrainTable
+from mixpo.recipe.train import LossTable, TrainTable, WatchTable
 from mixpo.recipe.whole import Recipe, apply_override, load, parse
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "Table",
     "TrainTable",
     "VerifyTable",
+    "WatchTable",
     "apply_override",
     "did_you_mean",
     "load",

@@ -6,14 +6,14 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from mixpo.errors import RecipeError
 from mixpo.recipe.base import Table
 from mixpo.recipe.data import ImageTable, ModelTable, PairsTable, PromptTable, SampleTable, VerifyTable
 from mixpo.recipe.evaluate import EvaluateTable, ReportTable
-from mixpo.recipe.messages import describe
-from mixpo.recipe.sources import Source
+from mixpo.recipe.messages import describe, did_you_mean
+from mixpo.recipe.sources import JUDGED_BENCHMARKS, Source
 from mixpo.recipe.train import TrainTable
 
 
@@ -36,6 +36,19 @@ class Recipe(Table):
     train: TrainTable = TrainTable()
     evaluate: EvaluateTable = EvaluateTable()
     report: ReportTable = ReportTable()
+
+    @model_validator(mode="after")
+    def _can_watch(self) -> Recipe:
+        if self.train.watch is None:
+            return self
+        named = {s.name: s.source for s in self.evaluate.sets}
+        chosen = self.train.watch.set or next(iter(named), "")
+        if chosen not in named:
+            hint = did_you_mean(chosen, named) if chosen else "; add a table [[evaluate.sets]]"
+            raise ValueError(f"train.watch needs an evaluation set: there is no {chosen or 'set'!r}{hint}")
+        if getattr(named[chosen], "name", "") in JUDGED_BENCHMARKS:
+            raise ValueError(f"train.watch: the set {chosen!r} needs a judge, too slow to be asked while training; name another")
+        return self
 
 
 def load(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:

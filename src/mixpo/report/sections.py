@@ -22,6 +22,8 @@ METRICS = (
     ("Raw terms of the loss", re.compile("^(preference|quality|generation)$")),
     ("Rewards", re.compile("^reward")),
     ("Reward margin", re.compile("margin")),
+    ("Watched answers", re.compile("^watch_(accuracy|loops|cut)$")),
+    ("Length of watched answers", re.compile("^watch_tokens$")),
     ("Share of pairs ranked right", re.compile("accuracy")),
     ("Quality shift δ", re.compile("^delta$")),
     ("Log-probability of an answer", re.compile("^logp_")),
@@ -225,10 +227,16 @@ def training_charts(run: dict[str, Any]) -> list[Chart]:
     order = [title for title, _ in METRICS]
     ranked = sorted(groups.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
     return [
-        Chart(title, curves(run["steps"], series, f"{title} by step", [CURVES[n % len(CURVES)] for n in range(len(series))]))
+        Chart(title, curves(*_known(run["steps"], series), f"{title} by step", [CURVES[n % len(CURVES)] for n in range(len(series))]))
         for title, series in ranked
         if run["steps"]
     ]
+
+
+def _known(steps: list[float], series: dict[str, Any]) -> tuple[list[float], dict[str, Any]]:
+    """Without the steps at which nothing of a chart was measured: what is looked at now and then is still a line."""
+    kept = [number for number in range(len(steps)) if any(values[number] is not None for values in series.values())]
+    return [steps[number] for number in kept], {name: [values[number] for number in kept] for name, values in series.items()}
 
 
 def time_chart(timings: dict[str, float]) -> Markup | None:
