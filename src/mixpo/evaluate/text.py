@@ -20,7 +20,11 @@ from mixpo.recipe import EvaluateTable, did_you_mean
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextScore:
-    """One metric of one task, as the harness names it. error: its standard error, or None. n: questions (of all parts of a group)."""
+    """One metric of one task.
+
+    task: its name in the harness. metric: as the harness calls it, with the way answers were read in brackets. value: of the metric.
+    error: its standard error, or None. n: questions, of all parts of a group.
+    """
 
     task: str
     metric: str
