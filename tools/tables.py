@@ -123,7 +123,10 @@ def recipe_sections() -> str:
 
 
 def _sources(field: FieldInfo) -> list[str]:
-    parts = ["## source", "Where questions come from. `kind` decides which keys there are; `[[evaluate.sets]]` has the same tables, and `benchmark`."]
+    parts = [
+        "## source",
+        "Where questions come from. `kind` decides which keys there are; `[[evaluate.sets]]` has the same tables, and `benchmark`.",
+    ]
     for model in (*_models_in(field.annotation), models.BenchmarkSource):
         kind = typing.get_args(model.model_fields["kind"].annotation)[0]
         rest = {name: field for name, field in model.model_fields.items() if name != "kind"}

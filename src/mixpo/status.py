@@ -33,7 +33,9 @@ def open_run(root: Path, overrides: tuple[str, ...] = ()) -> Context:
         raise RunError(f"{root}: recipe.json or command.json is broken ({error}); run the recipe again") from None
     for override in overrides:
         apply_override(recipe, override)
-    return open_context(parse(recipe, str(root / "recipe.json")), Path(command["base"]), root, Silent(), command["limit"])
+    return open_context(
+        parse(recipe, str(root / "recipe.json"), overrides=overrides), Path(command["base"]), root, Silent(), command["limit"]
+    )
 
 
 def status(context: Context) -> list[dict[str, Any]]:

@@ -89,7 +89,9 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     except tomllib.TOMLDecodeError:
         value = raw
     for part in parts[:-1]:
-        data = data.setdefault(part, {})
+        if data.get(part) is None:  # left out, or null in a resolved recipe
+            data[part] = {}
+        data = data[part]
         if not isinstance(data, dict):
             raise RecipeError(f"--set {override}: {part!r} is not a table")
     data[parts[-1]] = value
