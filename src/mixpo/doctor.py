@@ -17,6 +17,8 @@ EXTRAS = {
     "tensorboard": ("tensorboard", "train.trackers"),
     "wandb": ("wandb", "train.trackers"),
     "trackio": ("trackio", "train.trackers"),
+    "judge": ("openai", "[evaluate.judge]"),
+    "text": ("lm_eval", "evaluate.text_tasks"),
 }
 """Extra -> (module that shows it is installed, what needs it)."""
 

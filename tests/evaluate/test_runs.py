@@ -19,9 +19,10 @@ from mixpo.check import check
 from mixpo.cli import main
 from mixpo.compare import compare_evaluations
 from mixpo.errors import EvaluateError, MixpoError, RecipeError, RunError, SourceError
+from mixpo.evaluate.benchmarks import BENCHMARKS
 from mixpo.pipeline import open_context, rescore, run_stage
 from mixpo.progress import Silent
-from mixpo.recipe import load
+from mixpo.recipe import BENCHMARK_NAMES, JUDGED_BENCHMARKS, load
 from mixpo.records import Prediction
 from mixpo.stages.base import Context
 from mixpo.stages.models import Models
@@ -264,3 +265,9 @@ def test_a_benchmark_is_no_training_source(tmp_path: Path) -> None:
     )
     with pytest.raises(RecipeError, match="unknown benchmark 'mathvist', did you mean 'mathvista'"):
         load(path)
+
+
+def test_the_recipe_and_the_table_name_the_same_benchmarks() -> None:
+    assert tuple(BENCHMARKS) == BENCHMARK_NAMES
+    assert tuple(name for name, benchmark in BENCHMARKS.items() if benchmark.rubric) == JUDGED_BENCHMARKS
+    assert all((benchmark.rubric is None) == (set(benchmark.checks) == {"robust", "paper"}) for benchmark in BENCHMARKS.values())
