@@ -39,7 +39,8 @@ def _figures(set_name: str, name: str, models: Mapping[str, Modes], data: Report
     """By the recipe's extractor, and by the other one where that changes an outcome; or by the judge."""
     for model, modes in models.items():
         for mode, rows in modes.items():
-            if mode == "sampled":
+            # Figures over a part of a benchmark would not be its figures.
+            if mode == "sampled" or any(row.question not in data.questions for row in rows):
                 continue
             manifest = data.manifests.get(f"evaluate/{set_name}/{model}/{mode}")
             chosen = str(manifest.settings.get("extractor", "robust")) if manifest else "robust"
