@@ -13,14 +13,14 @@ from small_run import kinds, make, open_small, plan_of, said, unfinished
 
 from mixpo.dryrun import dry_run
 from mixpo.errors import EngineError, RecipeError, TrainError
-from mixpo.pipeline import kind_of, run_recipe, run_stage
+from mixpo.pipeline import kind_of, open_run, run_recipe, run_stage
 from mixpo.records import Prediction, Sampled
 from mixpo.run import Manifest
 from mixpo.stages.models import Models
 from mixpo.stages.pair import check_pairs
 from mixpo.stages.sample import seed_of
 from mixpo.stages.train import published
-from mixpo.status import open_run, status
+from mixpo.status import status
 
 # --- a whole run ---------------------------------------------------------------------------------------------------------
 

@@ -55,7 +55,7 @@ COMMON = {
     "Pair.rejected_answer": "final answer extracted from it.",
     "Drop.count": "how many.",
     "Scored.responses": "token ids of each unique response.",
-    "Scored.logps": "log-prob of each under the reference, summed over its tokens, in nats.",
+    "Scored.logps": "log-prob of each under the reference, summed over its tokens, in nats; empty with an online reference.",
     "Scored.chosen": "for each pair, the position of its chosen response.",
     "Scored.rejected": "for each pair, the position of its rejected response.",
     "StepMetrics.learning_rate": "of this step.",

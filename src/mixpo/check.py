@@ -72,6 +72,9 @@ def _check_extras(recipe: Recipe, base: Path, checked: Checked) -> None:
     for tracker in recipe.train.trackers:
         if importlib.util.find_spec(TRACKERS[tracker]) is None:
             checked.add("train.trackers", str(MissingExtra(f"the tracker {tracker!r}", tracker)))
+    if (recipe.train.lora or recipe.model.adapter) and importlib.util.find_spec("peft") is None:
+        key = "train.lora" if recipe.train.lora else "model.adapter"
+        checked.add(key, str(MissingExtra(key, "lora")))
     try:
         evaluate.ready(recipe, base)
     except MixpoError as error:

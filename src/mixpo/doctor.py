@@ -14,11 +14,14 @@ from mixpo.run import versions
 EXTRAS = {
     "easy-vqa": ("easy_vqa", 'source.kind = "easy_vqa"'),
     "hub": ("datasets", 'source.kind = "hub"'),
+    "lora": ("peft", "train.lora and model.adapter"),
     "tensorboard": ("tensorboard", "train.trackers"),
     "wandb": ("wandb", "train.trackers"),
     "trackio": ("trackio", "train.trackers"),
     "judge": ("openai", "[evaluate.judge]"),
     "text": ("lm_eval", "evaluate.text_tasks"),
+    "ray": ("ray", 'cluster.kind = "ray"'),
+    "viewer": ("duckdb", "mixpo view"),
 }
 """Extra -> (module that shows it is installed, what needs it)."""
 

@@ -8,11 +8,10 @@ from pathlib import Path
 from mixpo.errors import RecipeError, RunError
 from mixpo.pairs.export import export_trl
 from mixpo.pairs.mmpr import export_mmpr
-from mixpo.pipeline import build_plan
+from mixpo.pipeline import build_plan, known_sources
 from mixpo.recipe import did_you_mean
 from mixpo.stages import prompting
 from mixpo.stages.base import Context
-from mixpo.status import known_sources
 from mixpo.types import Pair, Question
 
 Rows = Iterator[tuple[Question, Pair]]

@@ -13,7 +13,8 @@ Form = Literal["dpo", "cdpo", "robust_dpo", "ipo", "rso", "sppo", "kto_pair", "o
 class Objective:
     """Which terms of the mixed loss an objective uses: several with the recipe's weights, a single one with weight 1.
 
-    form: of the preference term. smoothing: whether that form uses `train.loss.label_smoothing`.
+    form: of the preference term. smoothing: whether that form uses `train.loss.label_smoothing`. moving: whether the reference
+    follows the policy, by `train.loss.reference_alpha` every `train.loss.reference_every` steps.
     """
 
     preference: bool = False
@@ -21,6 +22,7 @@ class Objective:
     generation: bool = False
     form: Form = "dpo"
     smoothing: bool = False
+    moving: bool = False
     summary: str = ""
 
     @property
@@ -56,6 +58,11 @@ _SINGLE = {
         preference=True,
         form="aot",
         summary="alignment via optimal transport: margins sorted over the step, paired form (arXiv 2406.05882); one more forward pass",
+    ),
+    "tr_dpo": Objective(
+        preference=True,
+        moving=True,
+        summary="DPO whose reference follows the policy by `reference_alpha` every `reference_every` steps (arXiv 2404.09656)",
     ),
     "bco": Objective(quality=True, summary="binary classifier optimization with the running reward shift (arXiv 2404.04656)"),
 }

@@ -13,9 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mixpo.cluster.ray import Crew
 from mixpo.errors import RecipeError, RunError
-from mixpo.progress import Progress
-from mixpo.recipe import Recipe, did_you_mean
+from mixpo.progress import Progress, Silent
+from mixpo.recipe import Recipe, apply_override, did_you_mean, parse
 from mixpo.records import write_text
 from mixpo.run import Run
 from mixpo.stages import answer, evaluate, source
@@ -25,7 +26,7 @@ from mixpo.stages.pair import pair_job
 from mixpo.stages.reference import reference_job
 from mixpo.stages.report import report_job
 from mixpo.stages.sample import continue_job, sample_job
-from mixpo.stages.source import Index
+from mixpo.stages.source import Index, load_index
 from mixpo.stages.text import text_job
 from mixpo.stages.train import model_of, train_job, withdraw
 from mixpo.stages.verify import verify_job
@@ -45,9 +46,33 @@ class Sources:
 
 def open_context(recipe: Recipe, base: Path, root: Path, progress: Progress, limit: int | None = None) -> Context:
     """What all stages share. base: the folder that paths in the recipe are relative to."""
-    return Context(
-        run=Run(root.absolute()), recipe=recipe, base=base, progress=progress, models=Models(recipe.model, base), limit=limit
-    )  # fmt: skip
+    spread = Crew(recipe.cluster, reopen) if recipe.cluster.kind == "ray" else None
+    models = Models(recipe.model, base)
+    return Context(run=Run(root.absolute()), recipe=recipe, base=base, progress=progress, models=models, limit=limit, spread=spread)
+
+
+def open_run(root: Path, overrides: tuple[str, ...] = ()) -> Context:
+    """The run in a directory, with the recipe and limit of its last command; `overrides` as in `mixpo.recipe.load`.
+
+    Raises RunError when it is no run.
+    """
+    try:
+        recipe = json.loads((root / "recipe.json").read_text(encoding="utf-8"))
+        command = json.loads((root / "command.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{root}: no run directory (it has no recipe.json); give the folder that was --dir of `mixpo run`") from None
+    except ValueError as error:
+        raise RunError(f"{root}: recipe.json or command.json is broken ({error}); run the recipe again") from None
+    for override in overrides:
+        apply_override(recipe, override)
+    loaded = parse(recipe, str(root / "recipe.json"), overrides=overrides)
+    return open_context(loaded, Path(command["base"]), root, Silent(), command["limit"])
+
+
+def reopen(root: Path, job: str) -> tuple[Context, Planned]:
+    """One job of the run in a directory, for a process that helps with it."""
+    context = open_run(root)
+    return context, build_plan(context, known_sources(context.run, context.recipe)).planned[job]
 
 
 def run_recipe(context: Context, force: Sequence[str] = ()) -> Plan:
@@ -134,6 +159,15 @@ def read_sources(context: Context) -> Sources:
         train=source.refresh(context, "source", recipe.source),
         sets={s.name: source.refresh(context, answer.source_name(s.name), s.source, evaluated=True) for s in recipe.evaluate.sets},
     )
+
+
+def known_sources(run: Run, recipe: Recipe) -> Sources:
+    """The questions as they were when last read; none where a source was never read."""
+
+    def index(name: str) -> Index:
+        return load_index(run.stage(name)) or Index(shards=(), sizes=(), open=(), kinds=(), domains=())
+
+    return Sources(train=index("source"), sets={s.name: index(answer.source_name(s.name)) for s in recipe.evaluate.sets})
 
 
 def build_plan(context: Context, sources: Sources) -> Plan:

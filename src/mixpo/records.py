@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import secrets
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -157,7 +158,8 @@ def atomic(path: Path) -> Iterator[Path]:
     A process killed in between leaves `path` as it was. A full disk raises RunError and removes the temporary file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not a process id: machines that share a disk do not share those.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         yield temporary
         with temporary.open("rb") as handle:
@@ -193,6 +195,20 @@ def write_rows(path: Path, row: type[Row], rows: Sequence[Row]) -> None:
 
 def read_rows(path: Path, row: type[Row]) -> list[Row]:
     """Read one shard. Raises RecordError when the file is torn or holds another kind of record."""
+    decode = _decoder(row)
+    return [decode(value) for value in _read_table(path, row).to_pylist()]
+
+
+def read_row(path: Path, row: type[Row], number: int) -> Row:
+    """Row `number` (from 0) of one shard; the others are not decoded. Raises RecordError as `read_rows` does, or without such a row."""
+    table = _read_table(path, row)
+    if not 0 <= number < table.num_rows:
+        raise RecordError(f"{path}: has {table.num_rows} rows, not row {number}; it was written again meanwhile")
+    found: Row = _decoder(row)(table.slice(number, 1).to_pylist()[0])
+    return found
+
+
+def _read_table(path: Path, row: type) -> pa.Table:
     try:
         table = pq.read_table(path, partitioning=None)
     except FileNotFoundError:
@@ -202,5 +218,4 @@ def read_rows(path: Path, row: type[Row]) -> list[Row]:
     expected = schema_of(row)
     if not table.schema.equals(expected, check_metadata=False):
         raise RecordError(f"{path}: holds other columns than {row.__name__} records; it was written by another version, use --force")
-    decode = _decoder(row)
-    return [decode(value) for value in table.to_pylist()]
+    return table

@@ -20,13 +20,12 @@ from mixpo.cli import main
 from mixpo.compare import compare_evaluations
 from mixpo.errors import EvaluateError, MixpoError, RecipeError, RunError, SourceError
 from mixpo.evaluate.benchmarks import BENCHMARKS
-from mixpo.pipeline import open_context, rescore, run_stage
+from mixpo.pipeline import known_sources, open_context, open_run, rescore, run_stage
 from mixpo.progress import Silent
 from mixpo.recipe import BENCHMARK_NAMES, JUDGED_BENCHMARKS, load
 from mixpo.records import Prediction
 from mixpo.stages.base import Context
 from mixpo.stages.models import Models
-from mixpo.status import known_sources, open_run
 
 RECIPE = """
 [source]

@@ -39,7 +39,7 @@ class Data:
             self.prompts[f"q{number}"] = prompt(family, rng, count)
             lengths = torch.randint(1, 9, (responses,), generator=rng).tolist()
             tails = tuple(tuple(torch.randint(10, 128, (length,), generator=rng).tolist()) for length in lengths)
-            refs = tuple(ImageRef(path="", digest=str(place)) for place in range(count))
+            refs = tuple(ImageRef(path="", digest=f"{number}-{place}") for place in range(count))
             asked = Question(id=f"q{number}", text="", images=refs)
             group = Group(question=asked, prompt="", responses=tails, pairs=())
             self.pieces.append(Piece(group, tuple(range(responses)), ()))

@@ -112,19 +112,50 @@ def estimates(rows: list[Estimate]) -> None:
             f"{row.todo:,} of {row.total:,} {row.unit}",
             f"{row.tokens:,}" if row.tokens else "",
             clock(row.seconds) if row.todo else "",
-            f"{row.bytes / 1e6:,.1f} MB" if row.bytes else "",
+            _size(row.bytes),
             row.basis,
             row.why,
         )
         for row in rows
     ]
     total = totals(rows)
-    cells.append(("all", "", f"{total.tokens:,}", clock(total.seconds), f"{total.bytes / 1e6:,.1f} MB", "", ""))
+    cells.append(("all", "", f"{total.tokens:,}", clock(total.seconds), _size(total.bytes), "", ""))
     table(
         ("stage", "to do", "tokens", "time", "disk", "rates", "why"),
         cells,
         title="dry run: nothing was done; tokens, time and disk are estimates",
     )
+
+
+def planned(rows: list[Estimate], devices: int) -> None:
+    """What a run will take. devices: how many share the work; some stages cannot be shared, so the time is a lower bound."""
+    cells = [
+        (
+            row.stage,
+            f"{row.todo:,} {row.unit}",
+            *(f"{number:,}" if number else "" for number in (row.requests, row.tokens)),
+            f"{row.seconds / 3600:,.2f}" if row.todo else "",
+            clock(row.seconds / devices) if row.todo else "",
+            _size(row.bytes),
+            row.basis,
+        )
+        for row in rows
+    ]
+    total = totals(rows)
+    hours = f"{total.seconds / 3600:,.2f}"
+    cells.append(("all", "", f"{total.requests:,}", f"{total.tokens:,}", hours, clock(total.seconds / devices), _size(total.bytes), ""))
+    on = f"on {devices} device{'s' * (devices > 1)}"
+    table(
+        ("stage", "to do", "requests", "tokens", "device hours", f"time {on}", "disk", "rates"),
+        cells,
+        title="plan: nothing was done; all but the counts are estimates",
+    )
+
+
+def _size(count: int) -> str:
+    if not count:
+        return ""
+    return f"{count / 1e6:,.1f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"
 
 
 def checked(result: Checked) -> None:

@@ -4,6 +4,7 @@ Knows nothing about how stages work. `load` reads and checks a file, `Recipe.mod
 """
 
 from mixpo.recipe.base import Table
+from mixpo.recipe.cluster import ClusterTable
 from mixpo.recipe.data import ImageTable, ModelTable, PairsTable, PromptName, PromptTable, PromptText, SampleTable, VerifyTable
 from mixpo.recipe.evaluate import EvaluateTable, EvaluationSet, JudgeTable, ReportTable
 from mixpo.recipe.messages import did_you_mean
@@ -20,13 +21,14 @@ from mixpo.recipe.sources import (
     PythonSource,
     Source,
 )
-from mixpo.recipe.train import LossTable, TrainTable, WatchTable
+from mixpo.recipe.train import LoraTable, LossTable, Part, TrainTable, WatchTable
 from mixpo.recipe.whole import Recipe, apply_override, load, parse
 
 __all__ = [
     "BENCHMARK_NAMES",
     "JUDGED_BENCHMARKS",
     "BenchmarkSource",
+    "ClusterTable",
     "DigitsSource",
     "EasyVqaSource",
     "EvaluateTable",
@@ -36,10 +38,12 @@ __all__ = [
     "ImageTable",
     "JsonlSource",
     "JudgeTable",
+    "LoraTable",
     "LossTable",
     "MmprSource",
     "ModelTable",
     "PairsTable",
+    "Part",
     "PromptName",
     "PromptTable",
     "PromptText",

@@ -18,6 +18,8 @@ class ModelTable(Table):
     """Folder (relative to the recipe) or hub id of a `transformers` image-text-to-text model; "mixpo:tiny" is the bundled one."""
     revision: str | None = None
     """Commit, tag or branch of a hub id."""
+    adapter: str | None = None
+    """Folder (relative to the recipe) or hub id of a LoRA adapter of `peft`; the policy at step 0 is then the model with this adapter."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the weights while sampling and when saved; training keeps float32 copies of those it changes."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

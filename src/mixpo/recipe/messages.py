@@ -95,6 +95,8 @@ def _resolve(annotation: Any, part: str) -> Any:
         kind = getattr(member, "model_fields", {}).get("kind")
         if kind is not None and part in kind.annotation.__args__:
             return member
+    if type(None) in members:  # a table that may be left out
+        return members[0]
     if part.isdigit() and members:
         return members[0]
     return annotation if members else None

@@ -1,4 +1,4 @@
-"""[train] and [train.loss]."""
+"""[train], [train.loss] and [train.lora]."""
 
 from __future__ import annotations
 
@@ -24,6 +24,33 @@ class LossTable(Table):
     """w_g, of the SFT term."""
     label_smoothing: float = Field(default=0.1, ge=0, lt=0.5)
     """The share of pairs that is taken to be the wrong way round, in "cdpo" and "robust_dpo"; other objectives do not use it."""
+    reference_alpha: float = Field(default=0.6, gt=0, le=1)
+    """How far "tr_dpo" moves the reference towards the policy each time; 1 makes it the policy (a hard update)."""
+    reference_every: int = Field(default=1, ge=1)
+    """Optimizer steps between two of these moves."""
+
+
+Part = Literal["vision", "projector", "llm"]
+
+
+class LoraTable(Table):
+    """Train a low-rank adapter in place of the weights. The trained model is saved with the adapter merged, and the adapter beside it."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32.0, gt=0)
+    """What the adapter adds is multiplied by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Of the adapter's inputs, from the second step on: the first one checks that policy and reference are equal."""
+    parts: tuple[Part, ...] = ("llm",)
+    """Parts whose linear layers get an adapter."""
+    modules: tuple[str, ...] = ()
+    """Of these, only layers with such a name (the end of it, as in "q_proj"); empty: all but the output head."""
+
+    @model_validator(mode="after")
+    def _something(self) -> LoraTable:
+        if not self.parts:
+            raise ValueError("parts is empty, so there is nothing to train; name vision, projector or llm")
+        return self
 
 
 class WatchTable(Table):
@@ -63,8 +90,14 @@ class TrainTable(Table):
     max_length: int = Field(default=6144, ge=1)
     """Pairs with a longer prompt + response are left out, and counted. Nothing is ever cut."""
     max_grad_norm: float = Field(default=1.0, gt=0)
-    freeze: tuple[Literal["vision", "projector", "llm"], ...] = ()
+    freeze: tuple[Part, ...] = ()
     """Parts that keep their weights."""
+    lora: LoraTable | None = None
+    """Train an adapter only. Needs the extra `lora`."""
+    reference: Literal["stage", "online"] = "stage"
+    """Where log-probs of the reference come from: a stage of its own, once for all trainings, or one more forward pass in every step."""
+    cache_vision: bool = False
+    """Keep the features of frozen vision in memory from one epoch to the next."""
     gradient_checkpointing: bool = False
     """Less memory for about a third more time."""
     save_every: int = Field(default=100, ge=1)
@@ -83,4 +116,30 @@ class TrainTable(Table):
             raise ValueError(f"unknown objective {name!r}{did_you_mean(name, OBJECTIVES)}; known: {', '.join(OBJECTIVES)}")
         if len(set(names)) != len(names):
             raise ValueError("objective and baselines must differ from each other")
+        moving = next((name for name in names if OBJECTIVES[name].moving), "")
+        if moving and self.reference != "online":
+            raise ValueError(f'objective {moving!r} moves its reference, which no stage can know; set train.reference = "online"')
+        if moving and self.lora and self.loss.reference_alpha < 1:
+            raise ValueError(
+                f"objective {moving!r} with train.lora can only replace the reference, because a mean of adapters is not the adapter of "
+                "the mean; set train.loss.reference_alpha = 1 and train.loss.reference_every"
+            )
         return self
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainTable:
+        if self.lora and self.freeze:
+            raise ValueError(
+                "freeze has no meaning beside train.lora, which trains the adapter only; name the adapted parts in train.lora.parts"
+            )
+        if self.cache_vision and not self.sees_the_same:
+            raise ValueError(
+                'cache_vision needs frozen vision: set train.freeze = ["vision", "projector"], or leave both out of train.lora.parts'
+            )
+        return self
+
+    @property
+    def sees_the_same(self) -> bool:
+        """Whether vision features stay as they are, because what computes them is not trained."""
+        trained = {"vision", "projector", "llm"} - set(self.freeze) if self.lora is None else set(self.lora.parts)
+        return trained == {"llm"}

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from mixpo.errors import RecipeError
 from mixpo.recipe.base import Table
+from mixpo.recipe.cluster import ClusterTable
 from mixpo.recipe.data import ImageTable, ModelTable, PairsTable, PromptTable, SampleTable, VerifyTable
 from mixpo.recipe.evaluate import EvaluateTable, ReportTable
 from mixpo.recipe.messages import describe, did_you_mean
@@ -36,6 +37,7 @@ class Recipe(Table):
     train: TrainTable = TrainTable()
     evaluate: EvaluateTable = EvaluateTable()
     report: ReportTable = ReportTable()
+    cluster: ClusterTable = ClusterTable()
 
     @model_validator(mode="after")
     def _can_watch(self) -> Recipe:

@@ -56,8 +56,8 @@ def build(data: ReportData) -> dict[str, Any]:
         "timings": {name: round(manifest.seconds, 3) for name, manifest in data.manifests.items()},
         "pairs": dict(data.statistics),
         "trained": dict(data.models),
-        "training": {arm: _curves(rows) for arm, rows in data.training.items()},
-        "dropped": [*_skipped(data.skipped), *_left_out(data.manifests)],
+        "training": {arm: metric_curves(rows) for arm, rows in data.training.items()},
+        "dropped": [*skipped_rows(data.skipped), *left_out(data.manifests)],
         "examples": [_example(question, pair) for question, pair in data.examples],
         "changes": _changes(sets.get(first, {}), main, data.questions),
         "settings": dict(data.recipe),
@@ -204,14 +204,14 @@ def _answer(row: Prediction) -> dict[str, Any]:
 # --- the rest ---------------------------------------------------------------------------------------------------------------
 
 
-def _curves(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+def metric_curves(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """Columns from logged rows; a metric that a row lacks is None there."""
     names = dict.fromkeys(name for row in rows for name in row if name != "step")
     steps = [row.get("step", number) for number, row in enumerate(rows, start=1)]
     return {"steps": steps, "curves": {name: [row.get(name) for row in rows] for name in names}}
 
 
-def _skipped(skipped: Iterable[Skipped]) -> list[dict[str, Any]]:
+def skipped_rows(skipped: Iterable[Skipped]) -> list[dict[str, Any]]:
     """Rows and questions left out, those of one stage and reason together: how many, and the first places."""
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for row in skipped:
@@ -229,7 +229,7 @@ def _unit(stage: str) -> str:
     return "questions"
 
 
-def _left_out(manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:
+def left_out(manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:
     """What later stages left out: their counts named "dropped: reason"."""
     return [
         {"stage": stage, "where": "", "reason": drop_text(name), "count": number, "unit": drop_unit(name)}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mixpo.recipe import ModelTable
-from mixpo.vlm.folder import digests, find
+from mixpo.vlm.folder import digests, find, find_adapter
 
 if TYPE_CHECKING:
     from mixpo.vlm.load import Vlm
@@ -36,9 +36,9 @@ class Models:
         self._start: ModelRef | None = None
 
     def start(self) -> ModelRef:
-        """The recipe's model. Its identity is a digest of its files. Raises ModelError when it is not there or incomplete."""
+        """The recipe's model, known by a digest of its files and its adapter's. Raises ModelError when it is not there or incomplete."""
         if self._start is None:
-            found = digests(find(self.table, self.base))
+            found = digests(find(self.table, self.base), find_adapter(self.table, self.base))
             self._start = ModelRef(name="start", identity=f"{found.weights}-{found.template}")
         return self._start
 

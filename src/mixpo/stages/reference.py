@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from mixpo.errors import TrainError
+from mixpo.recipe import Recipe
 from mixpo.records import Scored
 from mixpo.run import Manifest
 from mixpo.stages import prompting
@@ -57,6 +58,7 @@ def reference_job(context: Context, plan: Plan, index: Index, number: int, model
             "image": recipe.image.model_dump(),
             "prompt": prompting.settings(recipe.prompt),
             "max_length": recipe.train.max_length,
+            "computed": computed(recipe),
         },
         inputs=plan.shards(upstream),
         sizes=index.sizes,
@@ -65,6 +67,13 @@ def reference_job(context: Context, plan: Plan, index: Index, number: int, model
         count=count_scored,
         check=lambda manifest: check_scored(manifest, recipe.train.max_length),
     )
+
+
+def computed(recipe: Recipe) -> str:
+    """What of [train] decides the log-probs: whether there are any, and the type of the weights, which only an adapter leaves as it is."""
+    if recipe.train.reference == "online":
+        return "online"
+    return recipe.model.dtype if recipe.train.lora else "float32"
 
 
 def count_scored(rows: Sequence[Scored]) -> Mapping[str, int]:

@@ -23,7 +23,7 @@ from mixpo.types import Group
 
 DECIDING = {
     "learning_rate", "schedule", "warmup", "weight_decay", "epochs", "batch_size", "max_grad_norm", "freeze",
-    "pairs_per_group",
+    "pairs_per_group", "lora", "reference",
 }  # fmt: skip
 """Settings of [train] that decide the weights; the others decide how fast they come, or what is kept and logged."""
 
@@ -153,11 +153,12 @@ def model_of(context: Context, plan: Plan, number: int, objective: str) -> Model
     return ModelRef(name=objective, identity=f"{name} {shard}", folder=model_folder(context, name, shard), job=name)
 
 
-def loss_settings(table: TrainTable, objective: str) -> dict[str, float]:
+def loss_settings(table: TrainTable, objective: str) -> dict[str, Any]:
     """What an objective uses of [train.loss]: a single term has weight 1, and only some forms have a beta."""
     parts = OBJECTIVES[objective]
     weights = () if parts.single else tuple(term for term in ("preference", "quality", "generation") if getattr(parts, term))
     others = (*(("beta",) if parts.beta else ()), *(("label_smoothing",) if parts.smoothing else ()))
+    others += ("reference_alpha", "reference_every") if parts.moving else ()
     return {name: getattr(table.loss, name) for name in (*weights, *others)}
 
 

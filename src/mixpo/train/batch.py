@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -138,6 +138,7 @@ class Batch:
     the tree layout. vision: the images of the shared layout.
     row, at: (A,) where the state that predicts each token stands. target: (A,) the token. owner: (A,) its response, 0 .. R-1.
     lengths: (R,) tokens of each response. chosen, rejected: (K,) positions among the R responses.
+    features: of all images in their order, as the model gives them, where they are known already (see `mixpo.train.features`).
     reference: (R,) summed log-probs under the reference, float32, NaN where unknown. names: (R) question id of each response.
     tokens: that pass through the model, without padding.
     """
@@ -155,6 +156,7 @@ class Batch:
     reference: Tensor
     names: tuple[str, ...]
     tokens: int
+    features: Any | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 FOLDER/step-000100/state.json           counters, reward shift, digests
 FOLDER/step-000100/model.safetensors    trained parameters
+FOLDER/step-000100/reference.safetensors  the reference, if it moves
 FOLDER/step-000100/optimizer.pt         optimizer and random generators (read with weights_only)
 """
 
@@ -54,14 +55,20 @@ class TrainState:
         return self.reward_sum / self.reward_count if self.reward_count else 0.0
 
 
-def save_checkpoint(folder: Path, state: TrainState, model: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
-    """Write a checkpoint and remove all but the newest two. Raises TrainError when the disk is full; older ones stay usable."""
+def save_checkpoint(
+    folder: Path, state: TrainState, model: nn.Module, optimizer: torch.optim.Optimizer, moved: Mapping[str, Tensor]
+) -> Path:
+    """Write a checkpoint and remove all but the newest two. moved: a reference that moves, empty for one that does not.
+
+    Raises TrainError when the disk is full; older ones stay usable."""
     target = folder / f"step-{state.step:06d}"
     temporary = folder / f".{target.name}.{os.getpid()}.tmp"
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         save_file(_trained(model), temporary / "model.safetensors")
+        if moved:
+            save_file(dict(moved), temporary / "reference.safetensors")
         with (temporary / "optimizer.pt").open("wb") as handle:
             torch.save({"optimizer": optimizer.state_dict(), "random": _random_state()}, handle)
         (temporary / "state.json").write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
@@ -82,9 +89,14 @@ def save_checkpoint(folder: Path, state: TrainState, model: nn.Module, optimizer
 
 
 def load_checkpoint(
-    folder: Path, fresh: TrainState, model: nn.Module, optimizer: torch.optim.Optimizer, say: Callable[[str], None]
+    folder: Path,
+    fresh: TrainState,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    say: Callable[[str], None],
+    moved: Mapping[str, Tensor],
 ) -> TrainState:
-    """Continue from the newest readable checkpoint; `fresh` is returned when there is none.
+    """Continue from the newest readable checkpoint; `fresh` is returned when there is none. moved: as saved, filled in place.
 
     Raises TrainError when a checkpoint is of other data or settings, naming what changed.
     """
@@ -93,11 +105,14 @@ def load_checkpoint(
     for name in reversed(_names(folder)):
         try:
             state, tensors, rest = _read(folder / name)
+            reference = load_file(folder / name / "reference.safetensors") if moved else {}
         except _UNREADABLE as error:
             say(f"{folder / name}: cannot be read ({type(error).__name__}: {error}); taking the one before")
             continue
         _refuse_other(folder / name, state, fresh)
         _apply(folder / name, model, optimizer, tensors, rest)
+        for key, value in moved.items():
+            value.copy_(reference[key])
         return state
     return fresh
 

@@ -39,7 +39,7 @@ def _packed(vlm: Vlm, pieces: Sequence[Piece], prompts: Sequence[EncodedPrompt],
         value = answer_type(vlm.model) if name == "token_type_ids" else 0
         inputs[name] = _interleave(spans, kinds, [torch.full((len(tail),), value) for tail in answers.tails])
     inputs["position_ids"] = _positions(vlm, spans, prompts)
-    inputs |= _pixels(vlm, prompts)
+    inputs |= pixels(vlm, prompts)
     tree = plant(spans, sight, vlm.device)
     return _batch(vlm, answers, inputs, torch.zeros_like(answers.owner), _predicting(spans, answers), tree=tree, tokens=first)
 
@@ -89,7 +89,8 @@ def _both_ways(sight: Sight, prompt: EncodedPrompt) -> Tensor | None:
     return (begins.cumsum(0) - 1).where(image, -1)
 
 
-def _pixels(vlm: Vlm, prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
+def pixels(vlm: Vlm, prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
+    """What the vision tower needs for the images of these prompts, on the CPU, in the type of the model's weights."""
     dtype = next(vlm.model.parameters()).dtype
     joined = join_features(vlm, [prompt.features for prompt in prompts])
     return {name: value.to(dtype) if value.is_floating_point() else value for name, value in joined.items()}
@@ -110,7 +111,7 @@ def _padded(vlm: Vlm, pieces: Sequence[Piece], prompts: Sequence[EncodedPrompt],
 
 
 def _vision(vlm: Vlm, pieces: Sequence[Piece], prompts: Sequence[EncodedPrompt], rows: Sequence[int]) -> Vision | None:
-    joined = _pixels(vlm, prompts)
+    joined = pixels(vlm, prompts)
     if not joined:
         return None
     inputs = {name: value.to(vlm.device) for name, value in joined.items()}

@@ -60,7 +60,7 @@ def make_group(vlm: Vlm, question: Question, prompt: str, pairs: Sequence[Pair],
 
 
 def to_record(grouped: Grouped, logps: Sequence[float]) -> Scored:
-    """The record of a group whose reference log-probs are known."""
+    """The record of a group; `logps` of its responses under the reference are empty where that is an online one."""
     group = grouped.group
     return Scored(
         question=group.question.id,
@@ -77,7 +77,7 @@ def from_record(question: Question, prompt: str, record: Scored) -> Group:
     if record.question != question.id:
         raise TrainError(f"question {question.id}: its reference record is that of {record.question}; run the reference stage with --force")
     pairs = tuple(zip(record.chosen, record.rejected, strict=True))
-    return Group(question=question, prompt=prompt, responses=record.responses, pairs=pairs, reference=record.logps)
+    return Group(question=question, prompt=prompt, responses=record.responses, pairs=pairs, reference=record.logps or None)
 
 
 def digest(groups: Iterable[Group]) -> str:

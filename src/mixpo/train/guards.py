@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 
 from mixpo.errors import TrainError
-from mixpo.train.batch import answers_of, pieces_of
 from mixpo.train.checkpoint import TrainState
 from mixpo.train.losses import ResponseLogps, expected_start, generation_loss
 from mixpo.train.metrics import StepMetrics
-from mixpo.train.plan import Step
 from mixpo.train.session import Session
 
 ZERO_STEPS = 3
@@ -24,42 +22,51 @@ KEPT = "weights were not updated and the last checkpoint is kept; lower train.le
 
 
 class Seen(NamedTuple):
-    """Log-probs of a micro-batch's R responses: by question, as computed, as the reference stage found them, and their tokens."""
+    """Log-probs of a micro-batch's R responses: by question, as computed, under the reference, and their tokens; and its K pairs."""
 
     names: tuple[str, ...]
     sums: Tensor
     reference: Tensor
     lengths: Tensor
+    chosen: Tensor
+    rejected: Tensor
 
 
 def check_reference(session: Session, seen: Sequence[Seen]) -> None:
     """Before the first update the policy is the reference: raise TrainError for a log-prob that is not the one that was stored."""
-    problem = next(_differences(seen, session.precision == torch.float32), "")
+    problem = next(_differences(seen, session.precision == torch.float32, session.online is not None), "")
     found = torch.tensor(int(bool(problem)), device=session.accelerator.device)
     # Ranks stop together: one that raised alone would leave the others waiting for its gradients.
     if int(session.accelerator.reduce(found, "sum")):
         raise TrainError(problem or "another rank found reference log-probs that are not the policy's; see its message")
 
 
-def _differences(seen: Sequence[Seen], exact: bool) -> Iterator[str]:
-    for names, sums, reference, lengths in seen:
+def _differences(seen: Sequence[Seen], exact: bool, online: bool) -> Iterator[str]:
+    remedy = (
+        "the copy of the start is not the start; restart without the checkpoints of this training"
+        if online
+        else "its records are of another model, template or image setting, run the reference stage with --force"
+    )
+    for names, sums, reference, lengths, _, _ in seen:
         allowed = 1e-4 * reference.abs().clamp(min=1) if exact else 0.05 * lengths
         equal = (sums - reference).abs() <= allowed  # False for NaN
         for number in (~equal).nonzero()[:, 0].tolist():
             yield (
                 f"question {names[number]}: at the start the policy gives a response log-probability {sums[number].item():.4f} where the "
-                f"reference stage found {reference[number].item():.4f}; its records are of another model, template or image setting, "
-                "run the reference stage with --force"
+                f"reference {'gives' if online else 'stage found'} {reference[number].item():.4f}; {remedy}"
             )
 
 
-def check_first_loss(session: Session, step: Step, observed: float) -> None:
-    """Say what the first loss is and should be, and raise TrainError when they differ."""
-    pieces = pieces_of(step, session.job.groups)
-    answers = answers_of(pieces)
-    logps = ResponseLogps(sums=answers.reference, lengths=answers.lengths)
-    mean = float(generation_loss(logps.sums[answers.chosen], logps.lengths[answers.chosen]).mean())
-    expected = expected_start(session.weights, session.job.table.loss.beta, logps, answers.chosen, answers.rejected)
+def check_first_loss(session: Session, seen: Sequence[Seen], observed: float) -> None:
+    """Say what the first loss is and should be, and raise TrainError when they differ. seen: of this rank."""
+    sums = torch.zeros(3, device=session.accelerator.device)
+    for one in seen:
+        logps = ResponseLogps(sums=one.reference, lengths=one.lengths)
+        nll = generation_loss(logps.sums[one.chosen], logps.lengths[one.chosen])
+        loss = expected_start(session.weights, session.job.table.loss.beta, logps, one.chosen, one.rejected)
+        sums += torch.stack([nll.sum(), loss.sum(), nll.new_tensor(len(nll))])
+    nll_sum, loss_sum, pairs = session.accelerator.reduce(sums, "sum").tolist()
+    mean, expected = nll_sum / pairs, loss_sum / pairs
     name = session.job.objective
     session.progress.say(f"{name}: first loss {observed:.4f}, expected {expected:.4f} (reference NLL {mean:.4f} per token)")
     # Squares of log-ratios are far more sensitive to rounding than what is inside a sigmoid.
@@ -75,7 +82,7 @@ def check_first_loss(session: Session, step: Step, observed: float) -> None:
 
 def culprit(seen: Sequence[Seen]) -> str:
     """The first question with a log-prob that is not finite, for an error message; "" if there is none on this rank."""
-    for names, sums, _, _ in seen:
+    for names, sums, *_ in seen:
         for number in (~sums.isfinite()).nonzero()[:1, 0].tolist():
             return f" (question {names[number]}: log-probability {sums[number].item()})"
     return ""

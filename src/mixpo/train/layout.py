@@ -19,7 +19,7 @@ from mixpo.vlm.prompt import EncodedPrompt
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
 """How far a response's mean log-prob per token may be from the plain layout's. A wrong layout is off by far more than 0.1."""
 
-_FOREIGN = (AssertionError, AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
+FOREIGN = (AssertionError, AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 """Whatever a foreign architecture raises only means that it is not laid out like the ones that are known."""
 
 PromptOf = Callable[[Group], EncodedPrompt]
@@ -50,7 +50,7 @@ def _problem(vlm: Vlm, sample: Sequence[Piece], prompt_of: PromptOf, layout: Lay
             return f"the {layout} layout would change log-probs by {gap:.2g} per token"
         if layout == "tree" and (leak := _leak(vlm, sample, prompt_of, precision, found)):
             return f"a response would notice the others' tokens (by {leak:.2g})"
-    except _FOREIGN as error:
+    except FOREIGN as error:
         return f"the {layout} layout fails with {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
     return ""
 

@@ -5,6 +5,7 @@ R responses, A predicted tokens, L tokens of a row, D width, V vocabulary.
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import torch
@@ -45,10 +46,11 @@ def _from_states(model: Any, batch: Batch) -> Tensor:
 def _states(model: Any, batch: Batch) -> Tensor:
     """(rows, L, D) hidden states after the last layer."""
     if batch.tree is not None:
+        known = {} if batch.features is None else {"mm_encoder_outputs": {"image": batch.features}}
         with growing(model):
-            states: Tensor = model.base_model(**batch.inputs, tree=batch.tree, use_cache=False).last_hidden_state
+            states: Tensor = model.base_model(**batch.inputs, **known, tree=batch.tree, use_cache=False).last_hidden_state
         return states
-    vision = {} if batch.vision is None else {"mm_encoder_outputs": {"image": _features(model, batch.vision)}}
+    vision = {} if batch.vision is None else {"mm_encoder_outputs": {"image": _features(model, batch.vision, batch.features)}}
     states = model.base_model(**batch.inputs, **vision, use_cache=False).last_hidden_state
     return states
 
@@ -59,9 +61,9 @@ def _plain(model: Any, batch: Batch) -> Tensor:
     return -F.cross_entropy(logits.float(), batch.target, reduction="none")
 
 
-def _features(model: Any, vision: Vision) -> Any:
+def _features(model: Any, vision: Vision, known: Any | None) -> Any:
     """Vision features of every image once, handed to each row of its group. Raises ValueError for an unknown form."""
-    output = model.base_model.get_image_features(**vision.inputs, return_dict=True)
+    output = model.base_model.get_image_features(**vision.inputs, return_dict=True) if known is None else copy(known)
     features = output.pooler_output
     counts = vision.tiles if isinstance(features, Tensor) else vision.images
     if len(features) != sum(counts):

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mixpo.errors import TrainError
 from mixpo.progress import Progress
+from mixpo.train.adapters import merge_checked
 from mixpo.train.batch import Batch, Piece, micro_batches, piece_of, pieces_of
 from mixpo.train.checkpoint import save_checkpoint
 from mixpo.train.collate import collate
@@ -30,6 +31,7 @@ from mixpo.train.plan import Step, share
 from mixpo.train.session import Session, TrainJob, open_session
 from mixpo.train.shifts import step_shifts
 from mixpo.train.watch import watched
+from mixpo.vlm.adapter import set_dropout
 from mixpo.vlm.load import save
 
 
@@ -53,6 +55,7 @@ def train(job: TrainJob, progress: Progress) -> TrainResult:
     session.progress.start(f"train {job.objective}", total, "steps", state.step)
     for step in session.schedule.steps(state.step):
         begun = time.monotonic()
+        _set_dropout(session)
         rate = learning_rate(job.table, state.step, total)
         sums = _forward_backward(session, step)
         grad_norm = _optimise(session, sums, rate)
@@ -62,7 +65,16 @@ def train(job: TrainJob, progress: Progress) -> TrainResult:
         if state.step % job.table.save_every == 0 or state.step == total:
             _save(session)
     session.progress.finish()
+    if session.features is not None:
+        session.progress.say(f"{job.objective}: {session.features}")
     return _finish(session)
+
+
+def _set_dropout(session: Session) -> None:
+    """The first step has none, because policy and reference are compared in it."""
+    table = session.job.table.lora
+    if table is not None and table.dropout:
+        set_dropout(session.job.vlm.model, table.dropout if session.state.step else 0.0)
 
 
 # --- one step ----------------------------------------------------------------------------------------------------------
@@ -95,7 +107,7 @@ def _forward_backward(session: Session, step: Step) -> Sums:
     sums = torch.zeros(len(dataclasses.fields(Sums)), dtype=_wide(accelerator.device), device=accelerator.device)
     shifts = step_shifts(session, [pieces for pieces, counts in batches if counts])
     for number, (pieces, counts) in enumerate(batches, start=1):
-        batch = collate(session.job.vlm, pieces, session.prompts.get, session.layout)
+        batch = session.complete(collate(session.job.vlm, pieces, session.prompts.get, session.layout), pieces)
         with accelerator.no_sync(session.scorer) if number < len(batches) else nullcontext():
             logps: ResponseLogps = session.scorer(batch)
             shift = next(shifts) if counts else 0.0
@@ -104,14 +116,14 @@ def _forward_backward(session: Session, step: Step) -> Sums:
             accelerator.backward(terms.total.sum() * (scale * counts))
         if counts:
             sums += _add_up(terms, batch)
-            seen.append(Seen(batch.names, logps.sums.detach(), batch.reference, batch.lengths))
+            seen.append(Seen(batch.names, logps.sums.detach(), batch.reference, batch.lengths, batch.chosen, batch.rejected))
     if state.step == 0:
         check_reference(session, seen)
     reduced = Sums(*accelerator.reduce(sums, "sum").tolist())
     if not math.isfinite(reduced.total):
         raise TrainError(f"step {state.step + 1}: the loss is {reduced.total}{culprit(seen)}; {KEPT}")
     if state.step == 0:
-        check_first_loss(session, step, reduced.total / pairs)
+        check_first_loss(session, seen, reduced.total / pairs)
     return reduced
 
 
@@ -188,6 +200,8 @@ def _advance(session: Session, row: StepMetrics) -> None:
     state.reward_sum += (row.reward_chosen + row.reward_rejected) * row.pairs
     state.reward_count += 2 * row.pairs
     state.step, state.seconds = row.step, state.seconds + row.seconds
+    if session.online is not None:
+        session.online.follow(state.step)
     warn_too_easy(session, row)
 
 
@@ -207,7 +221,8 @@ def _log(session: Session, row: StepMetrics) -> None:
 
 def _save(session: Session) -> None:
     if session.main:
-        save_checkpoint(session.job.folder / "checkpoints", session.state, session.job.vlm.model, session.optimizer)
+        moved = session.online.moved if session.online else {}
+        save_checkpoint(session.job.folder / "checkpoints", session.state, session.job.vlm.model, session.optimizer, moved)
     session.accelerator.wait_for_everyone()
 
 
@@ -217,11 +232,13 @@ def _finish(session: Session) -> TrainResult:
     if job.table.gradient_checkpointing:
         checkpoint_activations(model, on=False)
     model.eval()
-    restore_types(model, dict(session.had))
+    if job.table.lora is None:
+        restore_types(model, dict(session.had))
+    group = next(group for group in job.groups if group.pairs)
+    batch = collate(job.vlm, [piece_of(group, group.pairs[:1])], session.prompts.get, "plain")
+    beside = None if job.table.lora is None else merge_checked(job.vlm, batch, session.precision)
     if session.main:
-        group = next(group for group in job.groups if group.pairs)
-        check = collate(job.vlm, [piece_of(group, group.pairs[:1])], session.prompts.get, "plain").inputs
-        save(job.vlm, job.output, check)
+        save(job.vlm, job.output, batch.inputs, beside)
     session.accelerator.wait_for_everyone()
     for tracker in session.accelerator.trackers:
         tracker.finish()

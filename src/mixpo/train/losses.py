@@ -111,9 +111,9 @@ def combine(
     )
 
 
-def expected_start(weights: Weights, beta: float, logps: ResponseLogps, chosen: Tensor, rejected: Tensor) -> float:
-    """The mean loss while pi = pi_0 and delta = 0, so that all rewards are 0. logps: under pi_0.
+def expected_start(weights: Weights, beta: float, logps: ResponseLogps, chosen: Tensor, rejected: Tensor) -> Tensor:
+    """(K,) losses while pi = pi_0 and delta = 0, so that all rewards are 0. logps: under pi_0.
 
     With the paper's weights this is 0.8 ln 2 + 0.2 * 2 ln 2 + the mean of L_g = 0.832 + NLL per token.
     """
-    return float(combine(weights, beta, logps, logps.sums, chosen, rejected, delta=0.0).total.mean())
+    return combine(weights, beta, logps, logps.sums, chosen, rejected, delta=0.0).total

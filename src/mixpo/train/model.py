@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from mixpo.errors import TrainError
-from mixpo.recipe import TrainTable
+from mixpo.recipe import Part, TrainTable
 from mixpo.train.tree import recomputing
 
-Part = Literal["vision", "projector", "llm"]
 PARTS: tuple[Part, ...] = ("vision", "projector", "llm")
 
 _PROJECTOR = ("projector", "connector", "merger", "aligner", "resampler", "embed_vision", "image_newline")
@@ -31,13 +30,16 @@ def part_of(name: str) -> Part:
 
 @dataclass(frozen=True, slots=True)
 class PartSize:
-    """How many parameters a part has, and how many of them are trained."""
+    """How many parameters a part has, and how many of them are trained. adapter: what is trained is not among `total`."""
 
     part: Part
     total: int
     trained: int
+    adapter: bool = False
 
     def __str__(self) -> str:
+        if self.adapter and self.trained:
+            return f"{self.part} {self.total:,} parameters (frozen) with an adapter of {self.trained:,} (trained)"
         state = "trained" if self.trained == self.total else "frozen" if self.trained == 0 else f"{self.trained:,} trained"
         return f"{self.part} {self.total:,} parameters ({state})"
 
@@ -81,18 +83,25 @@ def use_master_weights(model: nn.Module) -> dict[str, torch.dtype]:
 
     Raises TrainError for float16, whose gradients overflow.
     """
-    had = {name: parameter.dtype for name, parameter in model.named_parameters()}
-    if torch.float16 in had.values():
-        raise TrainError('model.dtype = "float16" cannot be trained; set it to "bfloat16" or "float32"')
+    had = types_of(model)
     for parameter in model.parameters():
         parameter.data = parameter.data.float()
     return had
 
 
+def types_of(model: nn.Module) -> dict[str, torch.dtype]:
+    """The type of each weight, by its name in the plain model (without an adapter). Raises TrainError for float16."""
+    had = {name.replace(".base_layer.", "."): parameter.dtype for name, parameter in model.named_parameters() if ".lora_" not in name}
+    if torch.float16 in had.values():
+        raise TrainError('model.dtype = "float16" cannot be trained; set it to "bfloat16" or "float32"')
+    return had
+
+
 def restore_types(model: nn.Module, had: dict[str, torch.dtype]) -> None:
-    """Undo `use_master_weights`; exact for weights that were not trained."""
+    """Undo `use_master_weights`; exact for weights that were not trained. Adapters are in float32 before and after."""
     for name, parameter in model.named_parameters():
-        parameter.data = parameter.data.to(had[name])
+        if ".lora_" not in name:
+            parameter.data = parameter.data.to(had[name.replace(".base_layer.", ".")])
 
 
 def precision_of(had: dict[str, torch.dtype]) -> torch.dtype:

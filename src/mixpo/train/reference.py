@@ -15,7 +15,7 @@ from mixpo.train.collate import collate
 from mixpo.train.groups import Grouped, make_group, to_record
 from mixpo.train.layout import choose_layout, sample_of
 from mixpo.train.logps import Scorer
-from mixpo.train.model import precision_of, restore_types, use_master_weights
+from mixpo.train.model import precision_of, restore_types, types_of, use_master_weights
 from mixpo.train.prompts import Prompts
 from mixpo.types import Group, Pair, Question
 from mixpo.vlm.load import Vlm
@@ -33,8 +33,14 @@ class Reference:
         self.note = ""
 
     def records(self, rows: Sequence[tuple[Question, str, Sequence[Pair]]]) -> Iterator[Scored]:
-        """One record for each (question, rendered prompt, pairs), in order; without pairs that can be used its fields are empty."""
+        """One record for each (question, rendered prompt, pairs), in order; without pairs that can be used its fields are empty.
+
+        With an online reference log-probs are left out, and the model is not asked.
+        """
         grouped = [self._group(*row) for row in rows]
+        if self.table.reference == "online":
+            yield from (to_record(one, ()) for one in grouped)
+            return
         for one, logps in zip(grouped, self.score([one.group for one in grouped]), strict=True):
             yield to_record(one, logps)
 
@@ -66,7 +72,8 @@ class Reference:
 @contextmanager
 def open_reference(vlm: Vlm, images: ImageTable, table: TrainTable) -> Iterator[Reference]:
     """A Reference that computes exactly as training will; the model is given back as it was."""
-    had = use_master_weights(vlm.model)
+    # Beside an adapter weights keep their types while training, and so here.
+    had = use_master_weights(vlm.model) if table.lora is None else types_of(vlm.model)
     try:
         yield Reference(vlm, images, table, precision_of(had))
     finally:

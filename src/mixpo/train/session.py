@@ -16,14 +16,17 @@ from torch import nn
 from mixpo.errors import MissingExtra, TrainError
 from mixpo.progress import Progress, Silent
 from mixpo.recipe import ImageTable, TrainTable
-from mixpo.train.batch import Layout, pieces_of
+from mixpo.train.adapters import choose_trained
+from mixpo.train.batch import Batch, Layout, Piece, pieces_of
 from mixpo.train.checkpoint import TrainState, load_checkpoint
+from mixpo.train.features import Features, open_features
 from mixpo.train.groups import digest
 from mixpo.train.layout import choose_layout, sample_of
 from mixpo.train.logps import Scorer
 from mixpo.train.losses import Weights, weights_of
 from mixpo.train.metrics import MetricsFile
-from mixpo.train.model import PartSize, build_optimizer, checkpoint_activations, freeze, precision_of, refuse_dropout, use_master_weights
+from mixpo.train.model import PartSize, build_optimizer, checkpoint_activations, precision_of, refuse_dropout
+from mixpo.train.online import Online
 from mixpo.train.plan import Schedule
 from mixpo.train.prompts import Prompts
 from mixpo.types import Group
@@ -32,7 +35,10 @@ from mixpo.vlm.load import Vlm
 if TYPE_CHECKING:
     from mixpo.train.watch import Watch
 
-FREE = {"tokens_per_batch", "gradient_checkpointing", "save_every", "log_every", "trackers", "watch", "objective", "baselines", "rounds"}
+FREE = {
+    "tokens_per_batch", "gradient_checkpointing", "save_every", "log_every", "trackers", "watch", "objective", "baselines", "rounds",
+    "cache_vision",
+}  # fmt: skip
 """Settings of the train table that may change between a checkpoint and its resume: they do not say what is computed."""
 
 
@@ -40,7 +46,8 @@ FREE = {"tokens_per_batch", "gradient_checkpointing", "save_every", "log_every",
 class TrainJob:
     """What to train, on what, and where it goes.
 
-    vlm: the policy, which is changed in place and must be the reference model that scored `groups`. objective: a name of OBJECTIVES.
+    vlm: the policy, which is changed in place and must be the reference model that scored `groups`, unless `table.reference` is
+    "online". objective: a name of OBJECTIVES.
     folder: for checkpoints and metrics while it works. output: folder of the trained model. logs: for trackers that write files.
     label: what this training is called in trackers. watch: answers held-out questions with the policy as it is (`mixpo.train.watch`).
     """
@@ -83,7 +90,10 @@ class TrainJob:
 
 @dataclass(kw_only=True)
 class Session:
-    """An opened training. scorer: the model as ranks and precision wrap it; `job.vlm.model` is the same one, bare."""
+    """An opened training. scorer: the model as ranks and precision wrap it; `job.vlm.model` is the same one, bare.
+
+    online: the reference, where its log-probs are computed in the training step. features: of frozen vision, where they are kept.
+    """
 
     job: TrainJob
     accelerator: Accelerator
@@ -99,11 +109,19 @@ class Session:
     optimizer: torch.optim.Optimizer
     state: TrainState
     metrics: MetricsFile
+    online: Online | None
+    features: Features | None
 
     @property
     def main(self) -> bool:
         """Whether this process writes files."""
         return bool(self.accelerator.is_main_process)
+
+    def complete(self, batch: Batch, pieces: Sequence[Piece]) -> Batch:
+        """The batch of these pieces with what no data holds: vision features that are kept, the online reference's log-probs."""
+        if self.features is not None:
+            batch = self.features.fill(batch, pieces)
+        return batch if self.online is None else self.online.fill(self.accelerator.unwrap_model(self.scorer), batch)
 
 
 def open_session(job: TrainJob, progress: Progress) -> Session:
@@ -115,18 +133,24 @@ def open_session(job: TrainJob, progress: Progress) -> Session:
     vlm.device = accelerator.device
     model.to(vlm.device).train()
     refuse_dropout(model)
-    parts = freeze(model, job.table.freeze)
+    parts, had = choose_trained(vlm, job.table, job.seed)
     progress.say(f"{job.objective}: {'; '.join(str(part) for part in parts)}")
-    had = use_master_weights(model)
+    online = Online(model, job.objective, job.table.loss) if job.table.reference == "online" else None
     prompts = Prompts(vlm, job.images)
-    first = next(job.schedule.steps(0))
-    layout, note = choose_layout(vlm, sample_of(pieces_of(first, job.groups)), prompts.get, precision_of(had))
+    sample = sample_of(pieces_of(next(job.schedule.steps(0)), job.groups))
+    layout, note = choose_layout(vlm, sample, prompts.get, precision_of(had))
     progress.say(f"{job.objective}: {note}")
+    features, note = (
+        open_features(vlm, job.images, prompts.get, layout, precision_of(had), sample) if job.table.cache_vision else (None, "")
+    )
+    if note:
+        progress.say(f"{job.objective}: {note}")
     if job.table.gradient_checkpointing:
         checkpoint_activations(model, on=True)
     optimizer = build_optimizer(model, job.table)
     fresh = TrainState(data=digest(job.groups), settings=job.settings)
-    state = load_checkpoint(job.folder / "checkpoints", fresh, model, optimizer, progress.say)
+    moved = online.moved if online else {}
+    state = load_checkpoint(job.folder / "checkpoints", fresh, model, optimizer, progress.say, moved)
     if state.step:
         progress.say(f"{job.objective}: going on after step {state.step} of {job.schedule.total}")
     return Session(
@@ -144,6 +168,8 @@ def open_session(job: TrainJob, progress: Progress) -> Session:
         optimizer=optimizer,
         state=state,
         metrics=_metrics(job, accelerator, state),
+        online=online,
+        features=features,
     )
 
 
@@ -154,7 +180,8 @@ def _check(job: TrainJob) -> Weights:
             f"no pairs to train {job.objective} on; see in the pair stage why, or add questions that the model gets right at times"
         )
     for group in job.groups:
-        if group.pairs and (group.reference is None or len(group.reference) != len(group.responses)):
+        known = job.table.reference == "stage"
+        if known and group.pairs and (group.reference is None or len(group.reference) != len(group.responses)):
             raise TrainError(f"question {group.question.id}: no reference log-probs for its responses; run the reference stage")
         for response in group.responses:
             if not response:

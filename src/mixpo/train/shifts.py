@@ -31,7 +31,7 @@ def _transported(session: Session, batches: Sequence[Sequence[Piece]]) -> list[T
     # Not the wrapped model, whose forward passes must be as many on every rank.
     scorer, found, counts = accelerator.unwrap_model(session.scorer), [torch.zeros(0, 2, device=accelerator.device)], list[int]()
     for pieces in batches:
-        batch = collate(session.job.vlm, pieces, session.prompts.get, session.layout)
+        batch = session.complete(collate(session.job.vlm, pieces, session.prompts.get, session.layout), pieces)
         logps: ResponseLogps = scorer(batch)
         both = torch.stack([logps.sums, batch.reference], -1)
         found.append(both[batch.chosen] - both[batch.rejected])

@@ -31,6 +31,9 @@ PROCESSOR_FILES = (
 )
 """Every file that decides how text and pixels become inputs."""
 
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+"""What `peft` saves of an adapter."""
+
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py"]
 
@@ -53,18 +56,37 @@ def find(table: ModelTable, base: Path) -> Path:
         if not folder.is_dir():
             raise ModelError(f"{folder}: the bundled model is missing; install mixpo again")
         return folder
-    folder = base / table.path
+    return _locate("model.path", table.path, table.revision, base)
+
+
+def find_adapter(table: ModelTable, base: Path) -> Path | None:
+    """The folder that `table.adapter` means, found like a model; None without one. Raises ModelError when it is not an adapter."""
+    if table.adapter is None:
+        return None
+    folder = _locate("model.adapter", table.adapter, None, base)
+    if not (folder / ADAPTER_FILES[0]).exists():
+        raise ModelError(f"{folder}: no {ADAPTER_FILES[0]}; model.adapter is a folder that PeftModel.save_pretrained wrote")
+    if not (folder / ADAPTER_FILES[1]).exists():
+        raise ModelError(f"{folder}: no {ADAPTER_FILES[1]}; save the adapter with safe_serialization, other formats can run code")
+    return folder
+
+
+def _locate(key: str, path: str, revision: str | None, base: Path) -> Path:
+    folder = base / path
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise ModelError(f"{folder}: model.path must be a folder, not a file")
-    if Path(table.path).is_absolute() or not _HUB_ID.fullmatch(table.path) or table.path.startswith("."):
-        raise ModelError(f"{folder}: no such model folder; model.path is a folder (relative to the recipe) or a hub id such as org/name")
-    return _download(table, folder)
+        raise ModelError(f"{folder}: {key} must be a folder, not a file")
+    if Path(path).is_absolute() or not _HUB_ID.fullmatch(path) or path.startswith("."):
+        raise ModelError(f"{folder}: no such model folder; {key} is a folder (relative to the recipe) or a hub id such as org/name")
+    return _download(key, path, revision, folder)
 
 
-def digests(folder: Path) -> Digests:
-    """Digests of a model folder, from the bytes of its files. Raises ModelError naming what a usable folder lacks."""
+def digests(folder: Path, adapter: Path | None = None) -> Digests:
+    """Digests of a model folder, from the bytes of its files. Raises ModelError naming what a usable folder lacks.
+
+    adapter: the folder of an adapter that the model is used with; the weights are then those of both.
+    """
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such model folder")
     if not (folder / "config.json").exists():
@@ -75,7 +97,8 @@ def digests(folder: Path) -> Digests:
     if not weights:
         raise ModelError(f"{folder}: no *.safetensors weights; convert the model with save_pretrained, other formats can run code")
     settings = [folder / name for name in ("config.json", "generation_config.json")]
-    return Digests(weights=_hash([*settings, *weights]), template=_hash(folder / name for name in PROCESSOR_FILES))
+    adapted = [adapter / name for name in ADAPTER_FILES] if adapter else []
+    return Digests(weights=_hash([*settings, *weights, *adapted]), template=_hash(folder / name for name in PROCESSOR_FILES))
 
 
 def _hash(paths: Iterable[Path]) -> str:
@@ -91,12 +114,12 @@ def _hash(paths: Iterable[Path]) -> str:
     return total.hexdigest()[:16]
 
 
-def _download(table: ModelTable, folder: Path) -> Path:
+def _download(key: str, path: str, revision: str | None, folder: Path) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(table.path, revision=table.revision, allow_patterns=_WANTED))
+        return Path(snapshot_download(path, revision=revision, allow_patterns=_WANTED))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"model.path = {table.path!r}: no folder {folder}, and the hub does not give it ({reason})") from None
+        raise ModelError(f"{key} = {path!r}: no folder {folder}, and the hub does not give it ({reason})") from None

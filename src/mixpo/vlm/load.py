@@ -6,7 +6,7 @@ Knows nothing about prompts, sampling or training.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from mixpo.errors import ModelError
 from mixpo.recipe import ModelTable
-from mixpo.vlm.folder import PROCESSOR_FILES, Digests, digests, find
+from mixpo.vlm.adapter import attach
+from mixpo.vlm.folder import PROCESSOR_FILES, Digests, digests, find, find_adapter
 
 VERY_LONG = 10**30
 """What `transformers` gives tokenizers without a longest input."""
@@ -45,18 +46,21 @@ class Vlm:
 
 
 def load(table: ModelTable, base: Path, folder: Path | None = None) -> Vlm:
-    """Load the model that `table` names, or the one in `folder` (a trained one) with the settings of `table`.
+    """Load the model that `table` names, with its adapter, or the one in `folder` (a trained one) with the settings of `table`.
 
-    base: the recipe's folder, which `table.path` is relative to. Raises ModelError with the remedy when the folder, its
+    base: the recipe's folder, which paths in `table` are relative to. Raises ModelError with the remedy when the folder, its
     processor, chat template or weights are missing, incomplete, NaN, infinite or zero.
     """
     source = folder or find(table, base)
-    known = digests(source)
+    adapter = None if folder else find_adapter(table, base)
+    known = digests(source, adapter)
     processor = _load_processor(source, table.trust_remote_code)
     device = pick_device(table.device)
     model = _load_model(source, table, device)
     check_weights(model, source)
     check_vocabulary(model, processor.tokenizer, source)
+    if adapter is not None:
+        attach(model, adapter)
     return assemble(model, processor, device, known, source)
 
 
@@ -110,12 +114,13 @@ def check_vocabulary(model: Any, tokenizer: Any, source: object) -> None:
         )
 
 
-def save(vlm: Vlm, folder: Path, check: Mapping[str, Tensor] | None = None) -> Path:
+def save(vlm: Vlm, folder: Path, check: Mapping[str, Tensor] | None = None, beside: Callable[[Path], None] | None = None) -> Path:
     """Write model, processor and chat template to `folder`, whole or not at all; returns `folder`.
 
     Processor files are copied from where the Vlm was loaded, so that its template digest stays. The saved model is
     loaded again and must be finite and, for the batch `check` (inputs of the model), give the logits of the one in
-    memory. Raises ModelError when it does not, when the disk is full or when `folder` exists and is not a model.
+    memory. beside: writes what else belongs into the folder. Raises ModelError when it does not, when the disk is full or
+    when `folder` exists and is not a model.
     """
     if folder.exists() and not (folder / "config.json").exists() and any(folder.iterdir()):
         raise ModelError(f"{folder}: is in the way and not a model folder; remove it or choose another place")
@@ -128,6 +133,8 @@ def save(vlm: Vlm, folder: Path, check: Mapping[str, Tensor] | None = None) -> P
         with _quiet():
             vlm.model.save_pretrained(temporary)
             _write_processor(vlm, temporary)
+        if beside is not None:
+            beside(temporary)
         _reload_check(vlm, temporary, check)
         _replace(temporary, folder)
     except (OSError, SafetensorError) as error:

@@ -1,0 +1,75 @@
+"""Log-probs of the reference in the training step itself: the trained weights as they were at the start, swapped in for a forward pass.
+
+Only what is trained is kept a second time: for an adapter that is the adapter as training found it (a new one adds nothing, so that the
+model without it is meant), otherwise the weights of the parts that are not frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixpo.objectives import OBJECTIVES
+from mixpo.recipe import LossTable
+from mixpo.train.batch import Batch
+from mixpo.train.losses import ResponseLogps
+
+
+class Online:
+    """The reference of one training. values: by name, its own copies of everything that is trained."""
+
+    def __init__(self, model: nn.Module, objective: str, table: LossTable) -> None:
+        """Copies the model as it is now, which has to be before the first step and before a checkpoint is loaded."""
+        self.model = model
+        self.values = {name: parameter.detach().clone() for name, parameter in _trained(model).items()}
+        self.moving = OBJECTIVES[objective].moving
+        self.table = table
+
+    @property
+    def moved(self) -> dict[str, Tensor]:
+        """What a checkpoint has to hold: the values, if they ever change."""
+        return self.values if self.moving else {}
+
+    def fill(self, scorer: Any, batch: Batch) -> Batch:
+        """The batch with the reference log-probs of its responses. scorer: as no rank wraps it, so that ranks need not agree."""
+        with torch.no_grad(), self._as_reference():
+            logps: ResponseLogps = scorer(batch)
+        return replace(batch, reference=logps.sums)
+
+    @torch.no_grad()
+    def follow(self, step: int) -> None:
+        """After optimizer step `step` (from 1): pi_0 <- alpha pi + (1 - alpha) pi_0, weight by weight, arXiv 2404.09656."""
+        if not self.moving or step % self.table.reference_every:
+            return
+        for name, parameter in _trained(self.model).items():
+            if self.table.reference_alpha == 1:
+                self.values[name].copy_(parameter)
+            else:
+                self.values[name].lerp_(parameter, self.table.reference_alpha)
+
+    @contextmanager
+    def _as_reference(self) -> Iterator[None]:
+        """The model with the reference's values and without dropout."""
+        trained = _trained(self.model)
+        own = {name: parameter.data for name, parameter in trained.items()}
+        noisy = [module for module in self.model.modules() if isinstance(module, nn.Dropout) and module.training]
+        try:
+            for name, parameter in trained.items():
+                parameter.data = self.values[name]
+            for module in noisy:
+                module.eval()
+            yield
+        finally:
+            for name, parameter in trained.items():
+                parameter.data = own[name]
+            for module in noisy:
+                module.train()
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
