@@ -9,7 +9,7 @@ import pytest
 import small_run
 from small_run import open_small, plan_of, said, unfinished
 
-from mixpo.errors import RunError
+from mixpo.errors import RecordError
 from mixpo.pipeline import read_sources, run_stage
 from mixpo.recipe import JsonlSource
 from mixpo.stages.decontaminate import Barred
@@ -139,7 +139,7 @@ def test_lines_that_are_no_marks(recipe: Path, row: str, message: str) -> None:
     path = context.run.root / "audit" / "marks.jsonl"
     path.parent.mkdir(parents=True)
     path.write_text(row + "\n")
-    with pytest.raises(RunError, match=message):
+    with pytest.raises(RecordError, match=message):
         plan_of(context)
 
 

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mixpo.errors import RunError
-from mixpo.pipeline import build_plan
+from mixpo.pipeline import build_plan, known_sources
 from mixpo.stages.base import Context, Plan
-from mixpo.status import known_sources
 from mixpo.types import Question, Response, Verdict, content_id
 from mixpo.verify.pool import FormulaPool
 from mixpo.verify.second import contradiction, opinions

@@ -10,12 +10,11 @@ from mixpo.pairs.chats import export_llama_factory, export_swift
 from mixpo.pairs.export import export_trl
 from mixpo.pairs.hub import export_datasets
 from mixpo.pairs.mmpr import export_mmpr
-from mixpo.pipeline import build_plan
+from mixpo.pipeline import build_plan, known_sources
 from mixpo.recipe import did_you_mean
 from mixpo.stages import prompting
 from mixpo.stages.base import Context
 from mixpo.stages.select import pairs_of
-from mixpo.status import known_sources
 from mixpo.types import Pair, Question
 
 Rows = Iterator[tuple[Question, Pair]]

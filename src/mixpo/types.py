@@ -41,6 +41,8 @@ class Question:
         A question of kind "choice" without them shows its options in the picture only.
     rationale: a reference answer with its reasoning, for when no sampled answer is right; may be empty.
     id: hash of text, image bytes, answers and choices; equal content has an equal id wherever it came from.
+    facts: what a benchmark knows of this row besides, as JSON; "" for other questions. It is a part of the id, because a benchmark
+        may ask the same thing twice.
     """
 
     id: str
@@ -53,6 +55,7 @@ class Question:
     rationale: str = ""
     domain: str = ""
     source: str = ""
+    facts: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,49 +1,24 @@
-"""What a person says about verdicts: RUN/audit/marks.jsonl, one object a line, the last one for an answer wins.
-
-    {"question": id, "index": 0, "outcome": "correct", "by": "name", "time": "2026-01-31T12:00:00Z", "round": 1}
-
-`by`, `time` and `round` (1) may be absent. The file is only ever appended to; a last line without its line break is still being
-written and does not count yet.
-"""
+"""What the marks of people change: verdicts, and which shards of pairs are stale. The file itself is `mixpo.marks`."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast, get_args
 
-from mixpo.errors import RunError
+from mixpo.marks import Mark, read_marks
 from mixpo.records import Judged, read_column
 from mixpo.stages.base import Plan
-from mixpo.types import Outcome, Question, content_id
+from mixpo.types import Question, content_id
 
-FILE = Path("audit") / "marks.jsonl"
-
-Marks = dict[str, dict[int, "Mark"]]
+Marks = dict[str, dict[int, Mark]]
 """By question and index of the answer."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mark:
-    """A person's verdict on one answer. time: UTC, ISO 8601, as it stands in the file."""
-
-    outcome: Outcome
-    by: str = ""
-    time: str = ""
-
-
-def read_marks(root: Path, number: int) -> Marks:
-    """The marks of round `number`; empty without a file. Raises RunError naming the line that is no mark."""
-    path = root / FILE
+def marks_of(root: Path, number: int) -> Marks:
+    """The marks of round `number`; empty without a file. Raises RecordError naming the line that is no mark."""
     marks: Marks = {}
-    if not path.exists():
-        return marks
-    for place, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
-        if not line.strip() or not line.endswith("\n"):
-            continue
-        question, index, of_round, mark = _parse(line, f"{path}:{place}")
+    for (of_round, question, index), mark in read_marks(root).items():
         if of_round == number:
             marks.setdefault(question, {})[index] = mark
     return marks
@@ -81,17 +56,3 @@ def corrected(judged: Judged, marks: Marks) -> tuple[Judged, int]:
 def _plain(marks: Mapping[int, Mark]) -> list[list[object]]:
     """What decides the pairs; who marked when does not."""
     return [[index, mark.outcome] for index, mark in sorted(marks.items())]
-
-
-def _parse(line: str, where: str) -> tuple[str, int, int, Mark]:
-    try:
-        row: Any = json.loads(line)
-    except ValueError as error:
-        raise RunError(f"{where}: not valid JSON ({error}); remove the line") from None
-    if not isinstance(row, dict) or not isinstance(row.get("question"), str) or row.get("outcome") not in get_args(Outcome):
-        raise RunError(f"{where}: a mark has question (an id), index and outcome ({', '.join(get_args(Outcome))}); correct the line")
-    index, of_round = row.get("index"), row.get("round", 1)
-    if type(index) is not int or type(of_round) is not int:
-        raise RunError(f"{where}: index and round must be whole numbers (got {index!r}, {of_round!r}); correct the line")
-    mark = Mark(outcome=cast(Outcome, row["outcome"]), by=str(row.get("by", "")), time=str(row.get("time", "")))
-    return row["question"], index, of_round, mark

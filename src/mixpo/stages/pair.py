@@ -13,7 +13,7 @@ from mixpo.pairs.provenance import RATIONALE
 from mixpo.records import Paired
 from mixpo.run import Manifest
 from mixpo.stages.base import Context, Job, Make, Plan, title
-from mixpo.stages.marks import corrected, digests, read_marks
+from mixpo.stages.marks import corrected, digests, marks_of
 from mixpo.stages.source import Index
 from mixpo.types import content_id
 
@@ -25,7 +25,7 @@ def pair_job(context: Context, plan: Plan, index: Index, number: int) -> Job:
     """Round `number`: the pairs of every question, and what was left out."""
     recipe = context.recipe
     sampled, verified, continued = (f"round-{number}/{kind}" for kind in ("sample", "verify", "continue"))
-    marks = read_marks(context.run.root, number)
+    marks = marks_of(context.run.root, number)
 
     @contextmanager
     def session(numbers: Sequence[int]) -> Iterator[Make]:

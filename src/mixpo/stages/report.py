@@ -14,10 +14,11 @@ from mixpo.pairs.statistics import Statistics
 from mixpo.records import Prediction, Sampled, write_text
 from mixpo.report import ReportData, build, render
 from mixpo.run import Manifest, now, versions
+from mixpo.stages.answer import source_name
 from mixpo.stages.base import Context, Job, Make, Plan, Planned
-from mixpo.stages.evaluate import source_name
 from mixpo.stages.select import pairs_of
 from mixpo.stages.source import load_skipped
+from mixpo.stages.text import text_scores
 from mixpo.stages.train import curves, published
 from mixpo.types import Pair, Question, Skipped, content_id
 
@@ -63,6 +64,11 @@ def report_job(context: Context, plan: Plan) -> Job:
     )
 
 
+def current_report(context: Context, plan: Plan) -> dict[str, Any]:
+    """The report of what is there now, as data; nothing is written."""
+    return build(gather(context, plan, [planned for planned in plan.planned.values() if planned.finished()]))
+
+
 def gather(context: Context, plan: Plan, finished: list[Planned]) -> ReportData:
     """Everything that the report is made of."""
     recipe, stages = context.recipe, {planned.job.name: planned for planned in finished}
@@ -81,6 +87,7 @@ def gather(context: Context, plan: Plan, finished: list[Planned]) -> ReportData:
         training=curves(context, plan),
         examples=_examples(context, plan, stages),
         skipped=list(_skipped(context, plan, sources, stages)),
+        text=text_scores(plan),
         models={name: link.relative_to(context.run.root).as_posix() for name, link in published(context, plan).items()},
     )
 
@@ -156,8 +163,6 @@ def _skipped(context: Context, plan: Plan, sources: list[str], stages: dict[str,
             continue
         if planned.job.row is Sampled:
             yield from (Skipped(where=row.question, reason=row.error, stage=name) for row in _rows(plan, name) if row.error)
-        if planned.job.row is Prediction:
-            yield from (Skipped(where=row.question, reason=row.reason, stage=name) for row in _rows(plan, name) if row.finish == "error")
 
 
 def load_report(root: Path) -> dict[str, Any] | None:

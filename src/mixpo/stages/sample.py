@@ -245,8 +245,8 @@ def check_errors(context: Context, manifest: Manifest, unit: str, reasons: Itera
     failed, total = manifest.counts.get("failed", 0), manifest.counts[unit]
     allowed = context.recipe.max_error_rate
     if failed > allowed * total:
-        evaluated = manifest.stage.startswith("evaluate")
-        remedy = "run again with --force evaluate" if evaluated else f"ask only them again with `mixpo retry {context.run.root}`"
+        evaluated = manifest.stage.startswith("answer")
+        remedy = "run again with --force answer" if evaluated else f"ask only them again with `mixpo retry {context.run.root}`"
         raise EngineError(
             f"{manifest.stage}: {failed} of {total} {unit} failed, more than max_error_rate = {allowed:g} allows "
             f"({'; '.join(islice(reasons, 3))}); the others are kept; correct the cause and {remedy}, "

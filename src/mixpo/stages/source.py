@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from mixpo.errors import RunError, SourceError
+from mixpo.evaluate import benchmarks
 from mixpo.images import probe
-from mixpo.recipe import ImageTable, Source
+from mixpo.recipe import EvaluationSource, ImageTable
 from mixpo.records import write_text
 from mixpo.run import Manifest, Stage, changed_settings, now, versions
 from mixpo.sources import found
+from mixpo.sources.build import Found
 from mixpo.stages.base import Context
 from mixpo.stages.decontaminate import Barred, open_barred
 from mixpo.types import ImageRef, Question, Skipped, content_id
@@ -53,7 +55,7 @@ class Index:
         return sum(self.sizes)
 
 
-def refresh(context: Context, name: str, table: Source, *, evaluated: bool = False, apart: Barred | None = None) -> Index:
+def refresh(context: Context, name: str, table: EvaluationSource, *, evaluated: bool = False, apart: Barred | None = None) -> Index:
     """Read a source into RUN/<name>, writing only what is new; `evaluated` leaves out questions without an answer.
 
     apart: what must not be trained on, listed as left out. Raises SourceError when no row is usable.
@@ -73,6 +75,11 @@ def refresh(context: Context, name: str, table: Source, *, evaluated: bool = Fal
     counts["skipped"] = len(skipped)
     if not index.shards:
         raise SourceError(_nothing(name, skipped))
+    if table.kind == "benchmark" and skipped and not table.partial:
+        raise SourceError(
+            f"{name}: {len(skipped)} rows of the benchmark cannot be used, so its score would not be the published one: "
+            f"{_reasons(skipped)}; correct them (`mixpo check` lists all), or set source.partial = true"
+        )
     _tell(context, stage, last, index, skipped)
     _save(context, stage, index, skipped)
     stage.save_manifest(
@@ -133,7 +140,7 @@ def _part(number: int, block: Sequence[Question]) -> tuple[Any, ...]:
 
 
 def blocks_of(
-    context: Context, table: Source, skipped: list[Skipped], *, evaluated: bool = False, apart: Barred | None = None
+    context: Context, table: EvaluationSource, skipped: list[Skipped], *, evaluated: bool = False, apart: Barred | None = None
 ) -> Iterator[list[Question]]:
     """The usable questions of a source, `shard_size` at a time."""
     questions = valid(context, table, skipped, evaluated=evaluated, apart=apart)
@@ -142,14 +149,14 @@ def blocks_of(
 
 
 def valid(
-    context: Context, table: Source, skipped: list[Skipped], *, evaluated: bool = False, apart: Barred | None = None
+    context: Context, table: EvaluationSource, skipped: list[Skipped], *, evaluated: bool = False, apart: Barred | None = None
 ) -> Iterator[Question]:
     """The usable questions of a source, at most `context.limit`; whatever is left out goes to `skipped` with its reason.
 
     Images are looked at (format, size) but not decoded: a truncated one is found when the model needs it, and listed there.
     """
     usable = 0
-    for item in found(table, base=context.base, images=context.run.images):
+    for item in rows_of(table, context.base, context.run.images):
         if isinstance(item, Skipped):
             skipped.append(item)
             continue
@@ -166,6 +173,11 @@ def valid(
         yield item.question
         if usable == context.limit:
             return
+
+
+def rows_of(table: EvaluationSource, base: Path, images: Path) -> Iterator[Found | Skipped]:
+    """What a source or a benchmark holds, in order."""
+    return benchmarks.read(table, base, images) if table.kind == "benchmark" else found(table, base=base, images=images)
 
 
 def unusable_image(question: Question, table: ImageTable) -> str | None:
@@ -219,7 +231,7 @@ def _save(context: Context, stage: Stage, index: Index, skipped: Sequence[Skippe
         stage.prune(index.shards)
 
 
-def _settings(context: Context, table: Source, apart: Barred | None) -> dict[str, Any]:
+def _settings(context: Context, table: EvaluationSource, apart: Barred | None) -> dict[str, Any]:
     settings = {
         "source": table.model_dump(mode="json"),
         "image": context.recipe.image.model_dump(),
@@ -230,7 +242,7 @@ def _settings(context: Context, table: Source, apart: Barred | None) -> dict[str
     return dict(json.loads(json.dumps(settings)))
 
 
-def _expected(context: Context, table: Source) -> int:
+def _expected(context: Context, table: EvaluationSource) -> int:
     count = getattr(table, "count", 0)
     return min(count or context.limit or 0, context.limit or count)
 

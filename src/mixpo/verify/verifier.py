@@ -59,6 +59,10 @@ class Verifier:
             self._threads = ThreadPoolExecutor(self._settings.workers, thread_name_prefix="mixpo-verify")
         return tuple(self._threads.map(lambda response: self.verify(question, response, style), responses))
 
+    def options(self, choices: Sequence[str] = ()) -> Options:
+        """What a single check is called with under these settings."""
+        return Options(tolerance=self._settings.tolerance, algebra=self._algebra, choices=tuple(choices))
+
     def close(self) -> None:
         self._pool.close()
         if self._threads is not None:
