@@ -20,6 +20,8 @@ EXTRAS = {
     "trackio": ("trackio", "train.trackers"),
     "liger": ("liger_kernel", "train.liger"),
     "deepspeed": ("deepspeed", "DeepSpeed launches"),
+    "judge": ("openai", "[evaluate.judge]"),
+    "text": ("lm_eval", "evaluate.text_tasks"),
     "ray": ("ray", 'cluster.kind = "ray"'),
     "viewer": ("duckdb", "mixpo view"),
 }

@@ -27,10 +27,11 @@ class Terminal:
 
 
 @contextmanager
-def boundary() -> Iterator[Terminal]:
+def boundary(together: bool = False) -> Iterator[Terminal]:
     """Errors for the user become one message on standard error and an exit status; bugs keep their traceback.
 
-    Of several ranks only the main one prints, but the first one that fails says why, whichever it is.
+    together: for a command that several ranks work on; of any other one the main rank does all. Only the main rank prints, but the
+    first one that fails says why, whichever it is.
     """
     ranks = Ranks()
     try:
@@ -38,6 +39,8 @@ def boundary() -> Iterator[Terminal]:
         if ranks.main:
             with closing(open_progress()) as progress:
                 yield Terminal(progress, ranks)
+        elif not together:
+            raise typer.Exit(0)
         else:
             with redirect_stdout(io.StringIO()):
                 yield Terminal(Silent(), ranks)

@@ -22,6 +22,8 @@ class StepMetrics:
     delta: the reward shift this step used. logp_*: summed log-probs. grad_norm: before clipping. tokens: without padding.
     token_efficiency: tokens that have to be computed at least (every prompt and every response once) over tokens that were, padding
     included. memory: bytes, the most so far on the main rank's GPU, or of its process where there is none. seconds_left: until the end.
+    watch_*: of the watched answers (train.watch) after this step, None where nobody looked: share that is correct, mean tokens, share
+    that repeats a phrase over and over, share cut at the length limit.
     """
 
     step: int
@@ -50,6 +52,10 @@ class StepMetrics:
     token_efficiency: float
     memory: int
     seconds_left: float
+    watch_accuracy: float | None = None
+    watch_tokens: float | None = None
+    watch_loops: float | None = None
+    watch_cut: float | None = None
 
 
 class MetricsFile:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -33,8 +33,11 @@ from mixpo.train.prompts import Prompts
 from mixpo.types import Group
 from mixpo.vlm.load import Vlm
 
+if TYPE_CHECKING:
+    from mixpo.train.watch import Watch
+
 FREE = {
-    "tokens_per_batch", "gradient_checkpointing", "liger", "save_every", "save_total_limit", "log_every", "trackers",
+    "tokens_per_batch", "gradient_checkpointing", "liger", "save_every", "save_total_limit", "log_every", "trackers", "watch",
     "objective", "baselines", "rounds", "cache_vision",
 }  # fmt: skip
 """Settings of the train table that may change between a checkpoint and its resume: they do not say what is computed."""
@@ -47,7 +50,7 @@ class TrainJob:
     vlm: the policy, which is changed in place and must be the reference model that scored `groups`, unless `table.reference` is
     "online". objective: a name of OBJECTIVES.
     folder: for checkpoints and metrics while it works. output: folder of the trained model. logs: for trackers that write files.
-    label: what this training is called in trackers.
+    label: what this training is called in trackers. watch: answers held-out questions with the policy as it is (`mixpo.train.watch`).
     """
 
     vlm: Vlm
@@ -60,6 +63,7 @@ class TrainJob:
     logs: Path
     seed: int = 0
     label: str = "train"
+    watch: Watch | None = None
 
     @property
     def schedule(self) -> Schedule:
@@ -229,9 +233,14 @@ def _state(job: TrainJob, accelerator: Accelerator, progress: Progress, moving: 
 def _accelerator(job: TrainJob) -> Accelerator:
     accelerator = open_accelerator(job.vlm.device, log_with=list(job.table.trackers) or None, project_dir=job.logs)
     if kind_of(accelerator) != "copies":
-        for key, asked in (('train.reference = "online"', job.table.reference == "online"), ("train.cache_vision", job.table.cache_vision)):
-            if asked:
-                raise TrainError(f"{key} needs a whole model on each rank; launch it as plain data parallel, or take it out of the recipe")
+        table = job.table
+        whole = {
+            'train.reference = "online"': table.reference == "online",
+            "train.cache_vision": table.cache_vision,
+            "train.watch": table.watch,
+        }
+        for key in (key for key, asked in whole.items() if asked):
+            raise TrainError(f"{key} needs a whole model on each rank; launch it as plain data parallel, or take it out of the recipe")
     if job.table.trackers:
         names = {"wandb": {"name": job.label}, "trackio": {"name": job.label, "resume": "allow"}}
         accelerator.init_trackers("mixpo", config=_flat({**job.settings, "pairs": job.schedule.pairs}), init_kwargs=names)
