@@ -7,6 +7,7 @@ from mixpo.recipe.base import Table
 from mixpo.recipe.data import ImageTable, ModelTable, PairsTable, PromptName, PromptTable, PromptText, SampleTable, VerifyTable
 from mixpo.recipe.evaluate import EvaluateTable, EvaluationSet, ReportTable
 from mixpo.recipe.messages import did_you_mean
+from mixpo.recipe.server import ServerTable
 from mixpo.recipe.sources import DigitsSource, EasyVqaSource, HubSource, JsonlSource, MmprSource, PythonSource, Source
 from mixpo.recipe.train import LoraTable, LossTable, Part, TrainTable
 from mixpo.recipe.whole import Recipe, load, parse
@@ -32,6 +33,7 @@ __all__ = [
     "Recipe",
     "ReportTable",
     "SampleTable",
+    "ServerTable",
     "Source",
     "Table",
     "TrainTable",

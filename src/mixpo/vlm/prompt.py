@@ -74,6 +74,14 @@ def without_images(prompt: str) -> str:
     return re.sub(rf"{re.escape(IMAGE_MARK)}\n?", "", prompt)
 
 
+def render_prompt(vlm: Vlm, prompt: str) -> str:
+    """A prompt without images as the text that `encode` tokenises, ending where the answer begins. Raises SourceError as `encode` does."""
+    if IMAGE_MARK in prompt:
+        raise SourceError(f"the prompt holds an {IMAGE_MARK} mark; a prompt that is sent as text has no images")
+    _refuse_control(vlm, prompt)
+    return _render(vlm, [{"role": "user", "content": _content([prompt])}], answer_follows=True)
+
+
 def tokenize_response(vlm: Vlm, text: str) -> tuple[int, ...]:
     """Ids of an answer that is known as text alone, end of turn included. Raises SourceError for control tokens in it."""
     _refuse_control(vlm, text)
