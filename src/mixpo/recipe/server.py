@@ -16,11 +16,11 @@ class ServerTable(Table):
     Give `urls` of servers that run, or let mixpo start one: `serve` or `start`.
     """
 
-    urls: list[str] = []
+    urls: list[str] = Field(default=[])
     """Base addresses such as "http://10.0.0.5:8000/v1". Several are used as equals; one that dies is left out until it is back."""
     serve: Literal["transformers"] | None = None
     """mixpo starts `transformers serve` with the model on a free port of this machine, and ends it with the run."""
-    start: list[str] = []
+    start: list[str] = Field(default=[])
     """mixpo starts this program: a list of arguments, no shell. `{model}`, `{host}` and `{port}` are filled in. Whoever runs the recipe
     runs the program; it is shown before it starts."""
     model: str = ""

@@ -44,7 +44,7 @@ def evaluate_job(context: Context, plan: Plan, index: Index, name: str, model: M
 
     @contextmanager
     def session(numbers: Sequence[int]) -> Iterator[Make]:
-        asked = Asked(partial(open_engine, context, model, size), how, requests_of, numbers, size)
+        asked = Asked(partial(open_engine, context, model, size, evaluating=True), how, requests_of, numbers, size)
         with closing(asked), Verifier(recipe.verify) as verifier:
 
             def make(shard: int) -> Iterator[Prediction]:
@@ -59,7 +59,7 @@ def evaluate_job(context: Context, plan: Plan, index: Index, name: str, model: M
         title=f"evaluate {name}: {model.name}, {mode}",
         row=Prediction,
         settings={
-            **sampling_settings(context, model),
+            **sampling_settings(context, model, evaluating=True),
             "prompt": prompting.settings(recipe.prompt, wording),
             "verify": recipe.verify.model_dump(exclude={"workers"}),
             "decode": {"temperature": how.temperature, "top_k": how.top_k, "top_p": how.top_p, "max_new_tokens": how.max_new_tokens},

@@ -33,6 +33,7 @@ class Models:
         self.table = table
         self.base = base
         self._held: tuple[ModelRef, Vlm] | None = None
+        self._words: tuple[ModelRef, Vlm] | None = None
         self._start: ModelRef | None = None
 
     def start(self) -> ModelRef:
@@ -48,6 +49,20 @@ class Models:
             return self._held[1]
         self._held = (ref, self.fresh(ref))
         return self._held[1]
+
+    def words(self, ref: ModelRef) -> Vlm:
+        """The model's tokens: the model itself where it is in memory, else everything of it but the weights."""
+        if self._held is not None and self._held[0] == ref:
+            return self._held[1]
+        if self._words is None or self._words[0] != ref:
+            from mixpo.vlm.weightless import load_weightless
+
+            self._words = (ref, load_weightless(self.table, self.base, ref.folder))
+        return self._words[1]
+
+    def folder(self, ref: ModelRef) -> Path:
+        """Where the files of a model are."""
+        return ref.folder or find(self.table, self.base)
 
     def fresh(self, ref: ModelRef) -> Vlm:
         """A copy of its own for who changes the weights; nothing else stays in memory."""

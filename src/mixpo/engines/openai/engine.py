@@ -10,10 +10,12 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from mixpo.engines.base import Request, SamplingParams
 from mixpo.engines.openai.answers import response_of, suspicious
+from mixpo.engines.openai.launch import Started
 from mixpo.engines.openai.pictures import address_of
 from mixpo.engines.openai.probe import Capabilities, Probe, continuation, together
 from mixpo.engines.openai.transport import HEALTH_SECONDS, Limits, Replica, RowError, Transport
@@ -46,10 +48,17 @@ class OpenAIEngine:
         limits: Limits | None = None,
         image: ImageTable | None = None,
         words: Words | None = None,
+        same_model: bool = True,
+        started: Started | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """model: the name in requests; "" asks the server. key: sent as bearer token. words: of the model that the servers hold."""
-        self._urls, self._model, self._words, self._say = list(urls), model, words, say
+        """model: the name in requests; "" asks the server. key: sent as bearer token. words: tokens of the model that learns.
+
+        same_model: the servers hold that model. started: a server of this engine's own, which ends with it.
+        """
+        self._urls, self._model, self._words, self._say, self._started = list(urls), model, words, say, started
+        self._served = words if same_model else None
+        self._ends = self._served.end_ids if self._served else ()
         self._key, self._limits, self._image = key, limits or Limits(), image or ImageTable()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -79,8 +88,8 @@ class OpenAIEngine:
             raise EngineError(f"the questions have images, and the server takes none ({known.images}); use a vision-language server")
         if any(request.prefixes for request in requests) and not known.continuation:
             raise EngineError(
-                "the server cannot continue a given beginning exactly (token ids, an open assistant turn and rendered text were tried), which "
-                "DropoutNTP needs; use a server that takes prompt ids such as vLLM, or set pairs.dropout_ntp = false"
+                "the server cannot continue a given beginning exactly (token ids, an open assistant turn and rendered text were tried), "
+                "which DropoutNTP needs; use a server that takes prompt ids such as vLLM, or set pairs.dropout_ntp = false"
             )
         futures = [self._submit(self._question(request, params, known)) for request in requests]
         try:
@@ -91,15 +100,17 @@ class OpenAIEngine:
                 future.cancel()
 
     def close(self) -> None:
-        """Close connections and end the thread."""
-        if self._loop is None or self._thread is None:
-            return
-        if self._transport is not None:
-            self._do(self._transport.close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-        self._loop = self._thread = None
+        """Close connections, end the thread and the server that was started."""
+        if self._loop is not None and self._thread is not None:
+            if self._transport is not None:
+                self._do(self._transport.close())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+            self._loop = self._thread = None
+        if self._started is not None:
+            self._started.close()
+            self._started = None
 
     # --- the thread ------------------------------------------------------------------------------------------------------
 
@@ -113,7 +124,7 @@ class OpenAIEngine:
 
     async def _open(self) -> None:
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        transport = Transport(urls=self._urls, headers=headers, limits=self._limits, say=self._say)
+        transport = Transport(urls=self._urls, headers=headers, limits=self._limits, say=self._say, check=self._check)
         await transport.open()
         self._transport = transport
         self._questions = asyncio.Semaphore(self._limits.in_flight)
@@ -136,17 +147,23 @@ class OpenAIEngine:
         assert self._transport is not None
         await self._wait_for(replica)
         model = self._model or await self._only_model(replica)
-        probe = Probe(transport=self._transport, replica=replica, model=model, params=params, wanted=wanted, words=self._words)
+        probe = Probe(transport=self._transport, replica=replica, model=model, params=params, wanted=wanted, words=self._served)
         try:
             return await probe.run(images)
         except RowError as error:
             raise EngineError(f"{replica.url}: the server fails where it was probed: {error}") from None
+
+    def _check(self) -> None:
+        """Raise EngineError when the server that was started has ended."""
+        if self._started is not None:
+            self._started.check()
 
     async def _wait_for(self, replica: Replica) -> None:
         assert self._transport is not None
         for _ in range(max(1, int(self._limits.patience_s / HEALTH_SECONDS))):
             if await self._transport.healthy(replica):
                 return
+            self._check()
             await asyncio.sleep(HEALTH_SECONDS)
         raise EngineError(
             f"{replica.url}: no answer from /health or /v1/models within patience_s = {self._limits.patience_s:g}; start the server, "
@@ -171,6 +188,8 @@ class OpenAIEngine:
             except (RowError, SourceError) as error:
                 self.counts["failed questions"] += 1
                 return Sampled(question=request.key, error=str(error))
+        if not known.ids_out:
+            choices = [replace(choice, ids=()) for choice in choices]
         slots = range(len(request.seeds))
         return Sampled(
             question=request.key, responses=tuple(response_of(request, slot, choices[slot], self._words, self.name) for slot in slots)
@@ -217,7 +236,7 @@ class OpenAIEngine:
 
     async def _ask(self, known: Capabilities, params: SamplingParams, turn: Mapping[str, Any], n: int, seed: int) -> Reply:
         assert self._transport is not None
-        body = sampling(known.model, params, n, seed, known.dialect, self._words.end_ids if self._words else ())
+        body = sampling(known.model, params, n, seed, known.dialect, self._ends)
         body["messages"] = [turn]
         if known.logprobs:
             body |= {"logprobs": True, "top_logprobs": 1}
@@ -229,11 +248,11 @@ class OpenAIEngine:
     async def _continue(self, request: Request, slot: int, params: SamplingParams, known: Capabilities) -> Choice:
         """Raises RowError when the server did not count the prompt and the beginning as they are."""
         assert self._transport is not None
-        assert self._words is not None
-        if not self._words.control.isdisjoint(request.prefixes[slot]):
+        assert self._served is not None
+        if not self._served.control.isdisjoint(request.prefixes[slot]):
             raise SourceError("the beginning to continue holds an image token or another control token of the model; cut it before that")
-        path, body, expected = continuation(self._words, known.continuation, request.prompt, request.prefixes[slot])
-        whole = sampling(known.model, params, 1, request.seeds[slot], known.dialect, self._words.end_ids) | body
+        path, body, expected = continuation(self._served, known.continuation, request.prompt, request.prefixes[slot])
+        whole = sampling(known.model, params, 1, request.seeds[slot], known.dialect, self._ends) | body
         if known.logprobs:
             whole |= {"logprobs": 1} if path == "/completions" else {"logprobs": True, "top_logprobs": 1}
         reply: Reply = await self._transport.post(path, whole, parse)

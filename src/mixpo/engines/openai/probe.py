@@ -207,9 +207,9 @@ class Probe:
             expected = len(self.words.prompt_ids(prompt, [image]))
             if reply.prompt_tokens != expected:
                 raise EngineError(
-                    f"{self.replica.url}: a picture of {size[0]} x {size[1]} pixels makes a prompt of {reply.prompt_tokens} tokens there and of "
-                    f"{expected} in training; give the server the model folder, chat template and image limits of model.path, or set "
-                    "sample.server.same_model = false"
+                    f"{self.replica.url}: a picture of {size[0]} x {size[1]} pixels makes a prompt of {reply.prompt_tokens} tokens there "
+                    f"and of {expected} in training; give the server the model folder, chat template and image limits of model.path, or "
+                    "set sample.server.same_model = false"
                 )
         return reply.choices[0]
 

@@ -42,7 +42,6 @@ class Replica:
     url: str
     alive: bool = True
     busy: int = 0
-    seen_down: float = 0.0
     failures: int = 0
 
 
@@ -58,19 +57,19 @@ class Limits:
 
 @dataclass(kw_only=True)
 class Transport:
-    """Lives inside one event loop. counts: what was retried and why, for the manifest."""
+    """Lives inside one event loop. check: raises EngineError when waiting is no use. counts: what was retried and why."""
 
     urls: Sequence[str]
     headers: Mapping[str, str]
     limits: Limits
     say: Callable[[str], None]
+    check: Callable[[], None] = lambda: None
     counts: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self.replicas = [Replica(url=url.rstrip("/")) for url in self.urls]
         self._session: aiohttp.ClientSession | None = None
         self._watch: asyncio.Task[None] | None = None
-        self._back = asyncio.Condition()
         self._slots = asyncio.Semaphore(self.limits.in_flight)
 
     async def open(self) -> None:
@@ -203,17 +202,14 @@ class Transport:
     async def _choose(self) -> Replica:
         """The live server with the least to do. Raises EngineError when none has been alive for `patience_s`."""
         begun = time.monotonic()
-        async with self._back:
-            while not (alive := [replica for replica in self.replicas if replica.alive]):
-                left = self.limits.patience_s - (time.monotonic() - begun)
-                try:
-                    await asyncio.wait_for(self._back.wait(), max(left, 0.0))
-                except TimeoutError:
-                    names = ", ".join(replica.url for replica in self.replicas)
-                    raise EngineError(
-                        f"no server answers ({names}) for {self.limits.patience_s:g} s; start them and run the same command again, "
-                        "what was answered is kept"
-                    ) from None
+        while not (alive := [replica for replica in self.replicas if replica.alive]):
+            self.check()
+            if time.monotonic() - begun > self.limits.patience_s:
+                raise EngineError(
+                    f"no server answers ({', '.join(replica.url for replica in self.replicas)}) for {self.limits.patience_s:g} s; start "
+                    "them and run the same command again, what was answered is kept"
+                )
+            await asyncio.sleep(min(HEALTH_SECONDS, self.limits.patience_s) / 4)
         return min(alive, key=lambda replica: replica.busy)
 
     def _doubt(self, replica: Replica, what: str) -> None:
@@ -224,7 +220,7 @@ class Transport:
 
     def _take_out(self, replica: Replica, why: str) -> None:
         if replica.alive:
-            replica.alive, replica.seen_down = False, time.monotonic()
+            replica.alive = False
             self.counts["servers taken out"] += 1
             self.say(f"{replica.url} {why}; it gets no requests until it is back")
 
@@ -236,8 +232,6 @@ class Transport:
                     replica.alive, replica.failures = True, 0
                     self.counts["servers back"] += 1
                     self.say(f"{replica.url} is back")
-                    async with self._back:
-                        self._back.notify_all()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
