@@ -21,27 +21,7 @@ from mixpo.types import IMAGE_MARK
 Fault = Callable[["StubServer", web.Request, dict[str, Any], int], Any]
 """Given the server, the request, its body and how often this user message was asked before: a response to give instead, or None."""
 
-WORDS = [
-    "red",
-    "green",
-    "blue",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "left",
-    "right",
-    "top",
-    "low",
-    "sum",
-    "of",
-    "the",
-    "a",
-    "picture",
-]
+WORDS = ("red", "green", "blue", "one", "two", "three", "four", "five", "left", "right", "top", "low", "sum", "of", "the", "picture")
 
 
 class StubServer:

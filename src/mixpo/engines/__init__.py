@@ -96,7 +96,9 @@ def _openai(setup: Setup) -> Engine:
         raise RecipeError(f"sample.server.api_key_env: the environment variable {table.api_key_env} is not set; set it to the key")
     if table.starts and serving.folder is None:
         raise RecipeError("sample.server: a server that mixpo starts needs a model; set model.path")
-    started = start(table, serving.folder, serving.device, serving.logs, serving.say) if table.starts and serving.folder else None
+    started = (
+        start(table, serving.folder, serving.device, serving.logs / "server.log", serving.say) if table.starts and serving.folder else None
+    )
     return OpenAIEngine(
         [started.url] if started is not None else table.urls,
         model=table.model or (str(serving.folder) if started is not None else ""),

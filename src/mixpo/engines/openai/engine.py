@@ -17,7 +17,7 @@ from mixpo.engines.base import Request, SamplingParams
 from mixpo.engines.openai.answers import response_of, suspicious
 from mixpo.engines.openai.launch import Started
 from mixpo.engines.openai.pictures import address_of
-from mixpo.engines.openai.probe import Capabilities, Probe, continuation, together
+from mixpo.engines.openai.probe import Capabilities, Example, Probe, continuation, together
 from mixpo.engines.openai.transport import HEALTH_SECONDS, Limits, Replica, RowError, Transport
 from mixpo.engines.openai.wire import Choice, Reply, parse, sampling, user_turn
 from mixpo.engines.words import Words
@@ -30,6 +30,8 @@ Value = TypeVar("Value")
 
 TOP_UPS = 4
 """How often missing answers of a question are asked for again."""
+LOOKED_AT, EXAMPLES = 16, 4
+"""Questions that may serve to probe, and how many do."""
 ANOTHER = 7919
 """Added to a seed when the same slot is asked for again."""
 
@@ -81,10 +83,10 @@ class OpenAIEngine:
         images = any(request.images for request in requests)
         wanted = max(len(request.seeds) for request in requests)
         if self._known is None or (images and self._known.images == "not asked"):
-            self._known = self._do(self._probe(params, wanted, images))
+            self._known = self._do(self._probe(params, wanted, self._examples(requests)))
             self._say(f"server: {self._known.said()}")
         known = self._known
-        if images and known.images != "yes":
+        if images and known.images.startswith("no:"):
             raise EngineError(f"the questions have images, and the server takes none ({known.images}); use a vision-language server")
         if any(request.prefixes for request in requests) and not known.continuation:
             raise EngineError(
@@ -138,20 +140,34 @@ class OpenAIEngine:
 
     # --- probing ---------------------------------------------------------------------------------------------------------
 
-    async def _probe(self, params: SamplingParams, wanted: int, images: bool) -> Capabilities:
+    async def _probe(self, params: SamplingParams, wanted: int, examples: Sequence[Example]) -> Capabilities:
         assert self._transport is not None
         replicas = self._transport.replicas
-        return together(await asyncio.gather(*(self._probe_one(replica, params, wanted, images) for replica in replicas)))
+        return together(await asyncio.gather(*(self._probe_one(replica, params, wanted, examples) for replica in replicas)))
 
-    async def _probe_one(self, replica: Replica, params: SamplingParams, wanted: int, images: bool) -> Capabilities:
+    async def _probe_one(self, replica: Replica, params: SamplingParams, wanted: int, examples: Sequence[Example]) -> Capabilities:
         assert self._transport is not None
         await self._wait_for(replica)
         model = self._model or await self._only_model(replica)
         probe = Probe(transport=self._transport, replica=replica, model=model, params=params, wanted=wanted, words=self._served)
         try:
-            return await probe.run(images)
+            return await probe.run(examples)
         except RowError as error:
             raise EngineError(f"{replica.url}: the server fails where it was probed: {error}") from None
+
+    def _examples(self, requests: Sequence[Request]) -> list[Example]:
+        """The first few questions with readable images, as many in each."""
+        found: dict[tuple[str, ...], Example] = {}
+        shown = [request for request in requests if request.images]
+        for request in shown[:LOOKED_AT]:
+            if len(request.images) != len(shown[0].images):
+                continue
+            try:
+                pictures = tuple(address_of(image, self._image) for image in request.images)
+            except SourceError:
+                continue
+            found.setdefault(pictures, Example(prompt=request.prompt, pictures=pictures))
+        return list(found.values())[:EXAMPLES]
 
     def _check(self) -> None:
         """Raise EngineError when the server that was started has ended."""

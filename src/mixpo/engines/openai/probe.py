@@ -82,6 +82,14 @@ def together(found: Sequence[Capabilities]) -> Capabilities:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """A question of the run with its pictures as data addresses; all examples have equally many."""
+
+    prompt: str
+    pictures: tuple[str, ...]
+
+
 @dataclass(kw_only=True)
 class Probe:
     """Asks one server. words: the tokens of the model it should hold, or None. wanted: answers of a question."""
@@ -95,8 +103,11 @@ class Probe:
     dialect: Dialect = "plain"
     logprobs: bool = True
 
-    async def run(self, images: bool) -> Capabilities:
-        """Raises EngineError when the server cannot be used at all: refuses requests, or ignores temperature or pictures."""
+    async def run(self, examples: Sequence[Example]) -> Capabilities:
+        """examples: some of the run's own questions, if they have pictures: a model may say nothing to other ones.
+
+        Raises EngineError when the server cannot be used at all: refuses requests, or ignores temperature or pictures.
+        """
         notes = []
         first = await self._first()
         if self.dialect == "plain":
@@ -119,7 +130,7 @@ class Probe:
             logprobs=self.logprobs and all(choice.logprobs for choice in first.choices),
             ids_out=ids_out,
             continuation=await self._continuation(),
-            images=await self._pictures() if images else "not asked",
+            images=await self._pictures(examples) if examples else "not asked",
             notes=tuple(notes),
         )
 
@@ -183,35 +194,49 @@ class Probe:
                 return route
         return ""
 
-    async def _pictures(self) -> str:
+    async def _pictures(self, examples: Sequence[Example]) -> str:
         """Whether pictures are taken and looked at. Raises EngineError when they are ignored or cut otherwise than in training."""
         try:
-            shown = [await self._look(picture) for picture in (*PICTURES, PICTURES[0])]
+            for size in SHAPES:
+                await self._measure(size)
+            # Greedy answers first; a model that is sure of itself may give one to all pictures, and shows a difference in what it
+            # samples with one seed.
+            looks = await self._differ(examples, 0.0) or await self._differ(examples, HOT)
         except RowError as error:
             return f"no: {error}"
-        *others, again = shown
-        if not _differ(others[0], again, others[1:]):
+        if not looks:
             raise EngineError(
-                f"{self.replica.url}: {len(PICTURES)} different pictures give the same answer; the server does not look at images "
-                "(a text model, or a chat template that drops them)"
+                f"{self.replica.url}: different pictures give the same answer to {examples[0].prompt[:60]!r}; the server does not look at "
+                "images (a text model, or a chat template that drops them)"
             )
         return "yes"
 
-    async def _look(self, size: tuple[int, int]) -> Choice:
+    async def _differ(self, examples: Sequence[Example], temperature: float) -> bool:
+        """Whether other pictures change the answer by more than the same picture asked again does. One after the other: some
+        servers keep one seed for all requests."""
+        prompt, shown = examples[0].prompt, [example.pictures for example in examples]
+        synthetic = [tuple(data_address(png(picture(size)), "png") for _ in shown[0]) for size in SHAPES]
+        replies = [await self.ask(prompt, pictures, temperature=temperature) for pictures in (*shown, *synthetic, shown[0])]
+        if not all(reply.choices for reply in replies):
+            raise RowError("no usable answer to a picture")
+        one, *others, again = [reply.choices[0] for reply in replies]
+        if one.logprobs and again.logprobs and all(other.logprobs for other in others):
+            noise = abs(one.logprobs[0] - again.logprobs[0])
+            return any(abs(one.logprobs[0] - other.logprobs[0]) > max(NOISE, 5 * noise) for other in others)
+        return one.text == again.text and any(other.text != one.text for other in others)
+
+    async def _measure(self, size: tuple[int, int]) -> None:
+        """Compare the prompt's length there and here: pixel limits and tiles must be those of training."""
         image = picture(size)
         prompt = f"{IMAGE_MARK}\nDescribe the picture."
         reply = await self.ask(prompt, [data_address(png(image), "png")], temperature=0.0)
-        if not reply.choices:
-            raise RowError("no usable answer to a picture")
-        if self.words is not None and reply.prompt_tokens >= 0:
-            expected = len(self.words.prompt_ids(prompt, [image]))
-            if reply.prompt_tokens != expected:
-                raise EngineError(
-                    f"{self.replica.url}: a picture of {size[0]} x {size[1]} pixels makes a prompt of {reply.prompt_tokens} tokens there "
-                    f"and of {expected} in training; give the server the model folder, chat template and image limits of model.path, or "
-                    "set sample.server.same_model = false"
-                )
-        return reply.choices[0]
+        expected = len(self.words.prompt_ids(prompt, [image])) if self.words is not None and reply.prompt_tokens >= 0 else -1
+        if expected >= 0 and reply.prompt_tokens != expected:
+            raise EngineError(
+                f"{self.replica.url}: a picture of {size[0]} x {size[1]} pixels makes a prompt of {reply.prompt_tokens} tokens there "
+                f"and of {expected} in training; give the server the model folder, chat template and image limits of model.path, or set "
+                "sample.server.same_model = false"
+            )
 
 
 def continuation(words: Words, route: Route, prompt: str, prefix: Sequence[int]) -> tuple[str, dict[str, Any], int]:
@@ -234,7 +259,7 @@ def _ids_agree(words: Words, choices: Sequence[Choice]) -> bool:
 
 # --- pictures ----------------------------------------------------------------------------------------------------------
 
-PICTURES = ((96, 96), (320, 80), (64, 200), (224, 224))
+SHAPES = ((96, 96), (320, 80), (64, 200))
 """Sizes (width, height) of the test pictures: square, wide and tall are cut into tiles differently."""
 
 
@@ -247,11 +272,3 @@ def picture(size: tuple[int, int]) -> Image.Image:
         draw.line([(x, 0), (x, height)], fill=(0, (x * 5) % 256, 200), width=2)
     draw.ellipse([width // 4, height // 4, width // 2, height // 2], fill=(255, 255 - height % 256, 0))
     return image
-
-
-def _differ(one: Choice, again: Choice, others: Sequence[Choice]) -> bool:
-    """Whether other pictures change the answer by more than the same picture asked again does."""
-    if one.logprobs and again.logprobs and all(other.logprobs for other in others):
-        noise = abs(one.logprobs[0] - again.logprobs[0])
-        return any(abs(one.logprobs[0] - other.logprobs[0]) > max(NOISE, 5 * noise) for other in others)
-    return any(other.text != one.text for other in others)
