@@ -40,7 +40,7 @@ class Words:
         return decode(self._vlm, ids)
 
     def prompt_text(self, prompt: str) -> str:
-        """A prompt without images in the chat template, ending where the answer begins."""
+        """A prompt in the chat template, one sign for each image, ending where the answer begins."""
         from mixpo.vlm.prompt import render_prompt
 
         return render_prompt(self._vlm, prompt)
@@ -66,6 +66,11 @@ class Words:
         from mixpo.vlm.prompt import control_ids
 
         return control_ids(self._vlm)
+
+    @property
+    def banned(self) -> frozenset[int]:
+        """Ids that must never be sampled: image tokens and the rest of the chat format, ends of turn excepted."""
+        return self.control - set(self.end_ids)
 
     def answer_ids(self, text: str, ended: bool) -> tuple[int, ...]:
         """Ids made from the text of an answer, with the end of turn if it `ended`; none where a control token stands in it."""

@@ -75,11 +75,14 @@ def without_images(prompt: str) -> str:
 
 
 def render_prompt(vlm: Vlm, prompt: str) -> str:
-    """A prompt without images as the text that `encode` tokenises, ending where the answer begins. Raises SourceError as `encode` does."""
-    if IMAGE_MARK in prompt:
-        raise SourceError(f"the prompt holds an {IMAGE_MARK} mark; a prompt that is sent as text has no images")
-    _refuse_control(vlm, prompt)
-    return _render(vlm, [{"role": "user", "content": _content([prompt])}], answer_follows=True)
+    """A prompt in the chat template as text, with the template's own sign for each image, ending where the answer begins.
+
+    Raises SourceError when the text holds a control token.
+    """
+    parts = prompt.split(IMAGE_MARK)
+    for part in parts:
+        _refuse_control(vlm, part)
+    return _render(vlm, [{"role": "user", "content": _content(parts)}], answer_follows=True)
 
 
 def tokenize_response(vlm: Vlm, text: str) -> tuple[int, ...]:
