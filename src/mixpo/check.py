@@ -102,7 +102,7 @@ def engine_problems(recipe: Recipe) -> Iterator[str]:
 
 
 def _check_model(recipe: Recipe, base: Path, checked: Checked) -> Vlm | None:
-    models = Models(recipe.model, base)
+    models = Models(recipe.model, base, recipe.image)
     try:
         vlm = models.fresh(models.start())
     except MixpoError as error:

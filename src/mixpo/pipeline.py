@@ -45,7 +45,7 @@ class Sources:
 def open_context(recipe: Recipe, base: Path, root: Path, progress: Progress, limit: int | None = None) -> Context:
     """What all stages share. base: the folder that paths in the recipe are relative to."""
     return Context(
-        run=Run(root.absolute()), recipe=recipe, base=base, progress=progress, models=Models(recipe.model, base), limit=limit
+        run=Run(root.absolute()), recipe=recipe, base=base, progress=progress, models=Models(recipe.model, base, recipe.image), limit=limit
     )  # fmt: skip
 
 

@@ -33,10 +33,20 @@ class ImageTable(Table):
 
     max_pixels: int = Field(default=4_000_000, ge=1)
     """A larger image is scaled down to this many pixels, keeping its proportions."""
+    min_pixels: int = Field(default=0, ge=0)
+    """A smaller image is scaled up to this many pixels, keeping its proportions."""
+    tiles: int = Field(default=0, ge=0)
+    """Most tiles into which the model's processor may cut an image (InternVL and others that count tiles); 0 leaves its own setting."""
     max_side: int = Field(default=10_000, ge=1)
     """An image with a longer side is refused (and listed)."""
     min_side: int = Field(default=2, ge=1)
     """An image with a shorter side is refused (and listed)."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ImageTable:
+        if self.min_pixels > self.max_pixels:
+            raise ValueError("min_pixels must not exceed max_pixels")
+        return self
 
 
 class PromptText(Table):

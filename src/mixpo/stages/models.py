@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mixpo.recipe import ModelTable
+from mixpo.recipe import ImageTable, ModelTable
 from mixpo.vlm.folder import digests, find, find_adapter
 
 if TYPE_CHECKING:
@@ -29,8 +29,9 @@ class ModelRef:
 class Models:
     """Loads the models of one command, one at a time."""
 
-    def __init__(self, table: ModelTable, base: Path) -> None:
+    def __init__(self, table: ModelTable, base: Path, image: ImageTable) -> None:
         self.table = table
+        self.image = image
         self.base = base
         self._held: tuple[ModelRef, Vlm] | None = None
         self._words: tuple[ModelRef, Vlm] | None = None
@@ -57,7 +58,7 @@ class Models:
         if self._words is None or self._words[0] != ref:
             from mixpo.vlm.weightless import load_weightless
 
-            self._words = (ref, load_weightless(self.table, self.base, ref.folder))
+            self._words = (ref, self._tiled(load_weightless(self.table, self.base, ref.folder)))
         return self._words[1]
 
     def folder(self, ref: ModelRef) -> Path:
@@ -69,7 +70,13 @@ class Models:
         from mixpo.vlm.load import load
 
         self.release()
-        return load(self.table, self.base, ref.folder)
+        return self._tiled(load(self.table, self.base, ref.folder))
+
+    def _tiled(self, vlm: Vlm) -> Vlm:
+        from mixpo.vlm.load import limit_tiles
+
+        limit_tiles(vlm.processor, self.image.tiles)
+        return vlm
 
     def release(self) -> None:
         """Let go of the model in memory."""

@@ -114,6 +114,22 @@ def check_vocabulary(model: Any, tokenizer: Any, source: object) -> None:
         )
 
 
+TILE_SETTINGS = ("max_patches", "max_image_tiles")
+"""What processors call the most tiles of an image."""
+
+
+def limit_tiles(processor: Any, tiles: int) -> None:
+    """Let the processor cut an image into at most `tiles` tiles; 0 changes nothing. Raises ModelError where it does not count tiles."""
+    if not tiles:
+        return
+    name = next((name for name in TILE_SETTINGS if getattr(processor.image_processor, name, None) is not None), None)
+    if name is None:
+        raise ModelError(
+            f"image.tiles: {type(processor.image_processor).__name__} does not count tiles; leave image.tiles out and set image.max_pixels"
+        )
+    setattr(processor.image_processor, name, tiles)
+
+
 def save(vlm: Vlm, folder: Path, check: Mapping[str, Tensor] | None = None, beside: Callable[[Path], None] | None = None) -> Path:
     """Write model, processor and chat template to `folder`, whole or not at all; returns `folder`.
 
