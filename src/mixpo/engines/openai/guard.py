@@ -20,7 +20,9 @@ def main(command: list[str]) -> int:
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
     def wait_for_parent() -> None:
-        sys.stdin.buffer.read()
+        # The bare file descriptor: a buffered one would still be locked by this thread when the interpreter ends.
+        while os.read(0, 4096):
+            pass
         _end(child)
 
     threading.Thread(target=wait_for_parent, daemon=True).start()
