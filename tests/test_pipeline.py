@@ -131,7 +131,7 @@ def test_a_second_run_does_nothing_and_loads_no_model(finished_run: Path, monkey
 
 
 def test_one_model_at_a_time(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sampling, continuing and scoring share one load; each training has one of its own; each model is loaded once to evaluate."""
+    """The stages of a round share one load; each training has one of its own."""
     loads: list[str] = []
     real = Models.fresh
     monkeypatch.setattr(Models, "fresh", lambda self, ref: (loads.append(ref.name), real(self, ref))[1])
