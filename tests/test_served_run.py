@@ -17,11 +17,11 @@ from stub_server import StubServer, on, status
 
 from mixpo.check import engine_problems
 from mixpo.engines.words import Words
-from mixpo.errors import EngineError, RecipeError
+from mixpo.errors import EngineError, ModelError, RecipeError
 from mixpo.pipeline import run_stage
-from mixpo.recipe import load
+from mixpo.recipe import ImageTable, ModelTable, load
 from mixpo.records import Sampled
-from mixpo.stages.models import ModelRef
+from mixpo.stages.models import ModelRef, Models
 from mixpo.stages.sample import engine_of
 from mixpo.vlm.load import Vlm
 
@@ -80,6 +80,14 @@ def test_a_server_that_does_not_start_is_said_with_its_last_words(tmp_path: Path
     with pytest.raises(EngineError, match=r"ended with status 1.*server\.log says: no such GPU"):
         run_stage(context, ("sample",))
     assert any(line.startswith("starting a server: ") and str(tiny_folder) in line for line in said(context))
+
+
+def test_a_model_with_an_adapter_is_not_served_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mixpo.stages.models.find_adapter", lambda table, base: tmp_path)
+    models = Models(ModelTable(path="mixpo:tiny"), tmp_path, ImageTable())
+    with pytest.raises(ModelError, match=r"model\.adapter.*merge"):
+        models.folder(ModelRef(name="start", identity="x"))
+    assert models.folder(ModelRef(name="mpo", identity="y", folder=tmp_path)) == tmp_path
 
 
 @pytest.mark.parametrize(

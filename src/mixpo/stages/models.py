@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mixpo.errors import ModelError
 from mixpo.recipe import ImageTable, ModelTable
 from mixpo.vlm.folder import digests, find, find_adapter
 
@@ -62,7 +63,9 @@ class Models:
         return self._words[1]
 
     def folder(self, ref: ModelRef) -> Path:
-        """Where the files of a model are."""
+        """Where the files of a model are, for engines that load it themselves. Raises ModelError when an adapter belongs to it."""
+        if ref.folder is None and find_adapter(self.table, self.base) is not None:
+            raise ModelError("model.adapter: servers and vLLM would load the model without it; merge the adapter into a model folder first")
         return ref.folder or find(self.table, self.base)
 
     def fresh(self, ref: ModelRef) -> Vlm:

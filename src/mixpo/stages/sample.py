@@ -137,6 +137,7 @@ def open_engine(context: Context, model: ModelRef, batch_size: int, evaluating: 
     name = engine_of(recipe, model, evaluating)
     if name != table.engine:
         context.progress.say(f"{model.name}: answered in this process, because sample.server.urls hold the start model only")
+    loads_itself = name == "vllm" or (name == "openai" and table.server.starts)
     return create(
         name,
         vlm=models.load(model) if name == "transformers" else models.words(model),
@@ -145,7 +146,7 @@ def open_engine(context: Context, model: ModelRef, batch_size: int, evaluating: 
         script=context.base / table.script if table.script is not None else None,
         serving=Serving(
             table=table.server,
-            folder=models.folder(model),
+            folder=models.folder(model) if loads_itself else None,
             dtype=recipe.model.dtype,
             device=recipe.model.device,
             logs=context.run.root / "servers",
