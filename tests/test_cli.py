@@ -65,6 +65,38 @@ def test_dry_run_makes_nothing(small: tuple[Path, Path], tmp_path: Path, capsys:
     assert "measured in this run" in " ".join(out.split())
 
 
+def test_plan_scales_what_a_small_run_measured(small: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(small[0]), "--dir", str(small[1]), "--questions", "1000", "--json"]) == 0
+    stages = {row["stage"]: row for row in json.loads(capsys.readouterr().out)["stages"]}
+    measured = {name: json.loads((small[1] / name / "manifest.json").read_text()) for name in ("round-1/sample", "round-1/train/mpo")}
+    sample, train = stages["round-1/sample"], stages["round-1/train/mpo"]
+    # Ten questions were measured, a thousand are planned.
+    assert (sample["todo"], sample["requests"]) == (1000, 1000)
+    assert sample["seconds"] == pytest.approx(100 * measured["round-1/sample"]["seconds"])
+    assert sample["tokens"] == 100 * measured["round-1/sample"]["counts"]["tokens"]
+    size = sum(path.stat().st_size for path in (small[1] / "round-1/sample").glob("*.parquet"))
+    assert sample["bytes"] == 100 * size
+    assert train["seconds"] == pytest.approx(100 * measured["round-1/train/mpo"]["seconds"])
+    assert train["tokens"] == 100 * measured["round-1/train/mpo"]["counts"]["tokens"]
+    # Evaluation sets do not grow with the source, and nothing counts as done.
+    assert stages["evaluate/held-out/start/cot"]["todo"] == 6
+    assert {row["basis"] for name, row in stages.items() if "source" not in name} == {"measured in this run"}
+
+
+def test_plan_with_given_rates(small: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rates = ["--rate", "100", "--train-rate", "50"]
+    assert main(["plan", str(small[0]), "--dir", str(tmp_path / "new"), *rates, "--json"]) == 0
+    stages = {row["stage"]: row for row in json.loads(capsys.readouterr().out)["stages"]}
+    sample, train, reference = stages["round-1/sample"], stages["round-1/train/mpo"], stages["round-1/reference"]
+    assert (sample["seconds"], sample["basis"]) == (sample["tokens"] / 100, "--rate")
+    assert (train["seconds"], train["basis"]) == (train["tokens"] / 50, "--train-rate")
+    assert reference["seconds"] == pytest.approx(reference["tokens"] / 150)  # forward only
+    assert main(["plan", str(small[0]), "--dir", str(tmp_path / "new"), *rates, "--devices", "4"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "on 4 devices" in out
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize(("form", "file"), [("mmpr", "meta.json"), ("trl", "pairs.jsonl")])
 def test_export(small: tuple[Path, Path], tmp_path: Path, form: str, file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(small[1]), "--format", form, "--to", str(tmp_path / form)]) == 0
@@ -183,7 +215,8 @@ def test_stage_commands_say_what_is_missing(small: tuple[Path, Path], tmp_path: 
     assert main(["train", *arguments]) == 1
     capsys.readouterr()
     assert main(["evaluate", *arguments]) == 0
-    assert "evaluate held-out: mpo, cot: not run, round-1/train/mpo, which has not run" in capsys.readouterr().err
+    assert "answer held-out: mpo, cot: not run, round-1/train/mpo, which has not run" in (said := capsys.readouterr().err)
+    assert "evaluate held-out: mpo" not in said
     assert main(["report", *arguments]) == 0
     assert set(json.loads((tmp_path / "run" / "report.json").read_text())["models"]) == {"start"}
     assert main(["verify", *arguments, "--set", "sample.temperature=0.5"]) == 1

@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 import small_run
 
-from mixpo.pipeline import build_plan
+from mixpo.pipeline import build_plan, known_sources, open_run
 from mixpo.stages.base import Plan
-from mixpo.status import known_sources, open_run
 
 KILLS = 20
 CLOCKS = {"seconds", "tokens_per_second", "pairs_per_second"}

@@ -19,16 +19,17 @@ LAYERS = [
     {"types"},
     {"prompts", "objectives", "progress"},
     {"recipe", "records"},
-    {"run"},
+    {"run", "marks"},
     {"vlm", "images"},
     {"engines", "verify"},
     {"sources"},
     {"pairs", "train", "evaluate"},
     {"report"},
     {"stages"},
+    {"cluster"},
     {"pipeline"},
     {"status"},
-    {"check", "doctor", "dryrun", "export"},
+    {"audit", "check", "compare", "doctor", "dryrun", "export", "retry", "viewer"},
     {"cli"},
 ]
 """From the bottom up. Files of one package may import each other; packages of one layer may not."""
@@ -93,7 +94,8 @@ def test_the_check_would_notice(tmp_path: Path) -> None:
 def test_importing_the_command_line_loads_nothing_heavy() -> None:
     code = (
         "import sys, mixpo, mixpo.cli, mixpo.pipeline, mixpo.check, mixpo.status, mixpo.dryrun, mixpo.doctor, mixpo.export; "
-        "print(sorted({'torch', 'transformers', 'accelerate', 'datasets', 'sklearn', 'sympy', 'math_verify'} & set(sys.modules)))"
+        "print(sorted({'torch', 'transformers', 'accelerate', 'datasets', 'sklearn', 'sympy', 'math_verify', "
+        "'duckdb', 'fastapi', 'uvicorn'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "[]"

@@ -19,6 +19,10 @@ EXTRAS = {
     "tensorboard": ("tensorboard", "train.trackers"),
     "wandb": ("wandb", "train.trackers"),
     "trackio": ("trackio", "train.trackers"),
+    "judge": ("openai", "[evaluate.judge]"),
+    "text": ("lm_eval", "evaluate.text_tasks"),
+    "ray": ("ray", 'cluster.kind = "ray"'),
+    "viewer": ("duckdb", "mixpo view"),
 }
 """Extra -> (module that shows it is installed, what needs it)."""
 

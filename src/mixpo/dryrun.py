@@ -1,7 +1,7 @@
-"""What each stage of a run would do, with an estimate of tokens, time and disk. Makes nothing; no model is loaded.
+"""What each stage of a run would do, with an estimate of requests, tokens, time and disk. Makes nothing; no model is loaded.
 
 Counts are exact where they follow from the recipe and the questions. The rest are estimates: figures of stages that have run
-in this directory where there are any, otherwise the constants below; each line says which.
+in this directory where there are any (a small run measures a large one), otherwise the constants below; each line says which.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mixpo.pipeline import Sources, build_plan
-from mixpo.recipe import Source
+from mixpo.recipe import EvaluationSource
 from mixpo.run import Run
+from mixpo.stages.answer import source_name
 from mixpo.stages.base import Context, Planned
-from mixpo.stages.evaluate import source_name
+from mixpo.stages.decontaminate import open_barred
 from mixpo.stages.source import Index, blocks_of, index_of
 from mixpo.types import Skipped
 from mixpo.vlm.folder import find
@@ -26,6 +27,8 @@ ANSWER_SHARE = 0.5
 """Length of an answer as a share of max_new_tokens, where none was measured."""
 MULTIPLY_ADDS = 2e10
 """Floating-point operations each second that two CPU cores reach in practice; a GPU reaches some hundred times that."""
+READ_FASTER = 5
+"""So many times faster than it writes tokens a model reads them; training reads forward once and backward for twice the work."""
 VERDICT_SECONDS = 5e-4
 PAIRS_SHARE = 0.5
 """Share of questions that give pairs, where none was measured."""
@@ -35,13 +38,17 @@ TOKEN_BYTES = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """One stage. todo of total units would be made; tokens, seconds and bytes are about that much; basis: where they are from."""
+    """One stage. todo of total units would be made; basis: where tokens, seconds and bytes are from.
+
+    requests: prompts that an engine gets. seconds: on one device.
+    """
 
     stage: str
     todo: int
     total: int
     unit: str
     why: str
+    requests: int = 0
     tokens: int = 0
     seconds: float = 0.0
     bytes: int = 0
@@ -49,31 +56,48 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Assumed:
+    """What the user says instead of what was measured. questions: of the source, all of them still to do.
+
+    rate, train_rate: tokens each second of one device, written while sampling and read in training.
+    """
+
+    questions: int | None = None
+    rate: float | None = None
+    train_rate: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
     """What the estimates are made with.
 
-    answer: tokens of one answer. generated: tokens each second while sampling. pairs: preference pairs of one round.
+    answer: tokens of one answer. generated: tokens each second while sampling. trained: tokens each second forward and backward.
+    pairs: preference pairs of one round. given: what the user says of them.
     """
 
     answer: float
     generated: float
+    trained: float
     parameters: float
     model_bytes: int
     pairs: float
     basis: str
+    given: Assumed
 
 
-def dry_run(context: Context, rate: float | None = None) -> list[Estimate]:
-    """One estimate for each stage, in order. rate: generated tokens each second to assume instead."""
+def dry_run(context: Context, assumed: Assumed | None = None) -> list[Estimate]:
+    """One estimate for each stage, in order."""
+    assumed = assumed or Assumed()
     left_out: dict[str, list[Skipped]] = {}
     sources = _sources(context, left_out)
     plan = build_plan(context, sources)
-    rates = _rates(context, sources, rate)
+    rates = _rates(context, sources, assumed)
     rows = [
         Estimate(stage=name, todo=index.questions, total=index.questions, unit="questions", why=_read(left_out[name]), basis="exact count")
         for name, index in (("source", sources.train), *((source_name(n), i) for n, i in sources.sets.items()))
     ]
-    return [*rows, *(_estimate(context, planned, rates, sources.train) for planned in plan.planned.values())]
+    scale = 1.0 if assumed.questions is None else assumed.questions / sources.train.questions
+    return [*rows, *(_estimate(context, planned, rates, sources.train, scale) for planned in plan.planned.values())]
 
 
 def _read(left_out: Sequence[Skipped]) -> str:
@@ -86,48 +110,83 @@ def _sources(context: Context, left_out: dict[str, list[Skipped]]) -> Sources:
     """The questions as the next run would read them, with copies of images in a folder that goes away. Fills in what is left out."""
     with TemporaryDirectory(prefix="mixpo-dry-") as folder:
         elsewhere = replace(context, run=Run(Path(folder)))
+        apart = open_barred(context.recipe.evaluate)
 
-        def index(name: str, source: Source, evaluated: bool) -> Index:
-            return index_of(blocks_of(elsewhere, source, left_out.setdefault(name, []), evaluated=evaluated))
+        def held_out(name: str, source: EvaluationSource) -> Index:
+            blocks = blocks_of(elsewhere, source, left_out.setdefault(source_name(name), []), evaluated=True)
+            return index_of(blocks if apart is None else apart.watch(name, blocks))
 
-        sets = {s.name: index(source_name(s.name), s.source, True) for s in context.recipe.evaluate.sets}
-        return Sources(train=index("source", context.recipe.source, False), sets=sets)
+        sets = {s.name: held_out(s.name, s.source) for s in context.recipe.evaluate.sets}
+        train = index_of(blocks_of(elsewhere, context.recipe.source, left_out.setdefault("source", []), apart=apart))
+        return Sources(train=train, sets=sets)
 
 
-def _rates(context: Context, sources: Sources, rate: float | None) -> Rates:
+def _rates(context: Context, sources: Sources, assumed: Assumed) -> Rates:
     recipe = context.recipe
     weights = sum(path.stat().st_size for path in find(recipe.model, context.base).glob("*.safetensors"))
     parameters = weights / (4 if recipe.model.dtype == "float32" else 2)
-    sampled, paired = (context.run.stage(f"round-1/{kind}").manifest for kind in ("sample", "pair"))
+    sampled, paired = context.run.stage("round-1/sample").manifest, _counts(context, "pair")
     generated, basis = MULTIPLY_ADDS / (2 * max(parameters, 1)), "assumed: 2 CPU cores"
     answer = recipe.sample.max_new_tokens * ANSWER_SHARE
     if sampled is not None and sampled.counts.get("tokens") and sampled.seconds:
         generated, basis = sampled.counts["tokens"] / sampled.seconds, "measured in this run"
         answer = sampled.counts["tokens"] / sampled.counts["answers"]
-    if rate is not None:
-        generated, basis = rate, "--rate"
-    pairs = sources.train.questions * PAIRS_SHARE * min(recipe.pairs.max_per_question, (recipe.sample.n / 2) ** 2)
-    if paired is not None and paired.counts.get("pairs"):
-        pairs = paired.counts["pairs"] / max(1, paired.counts["questions"]) * sources.train.questions
-    return Rates(answer=answer, generated=generated, parameters=parameters, model_bytes=weights, pairs=pairs, basis=basis)
+    if assumed.rate is not None:
+        generated, basis = assumed.rate, "--rate"
+    questions = assumed.questions or sources.train.questions
+    pairs = questions * PAIRS_SHARE * min(recipe.pairs.max_per_question, (recipe.sample.n / 2) ** 2)
+    if paired.get("pairs"):
+        pairs = paired["pairs"] / paired["questions"] * questions
+    return Rates(
+        answer=answer, generated=generated, trained=assumed.train_rate or generated * READ_FASTER / 3, parameters=parameters,
+        model_bytes=weights, pairs=pairs, basis=basis, given=assumed,
+    )  # fmt: skip
 
 
-def _estimate(context: Context, planned: Planned, rates: Rates, index: Index) -> Estimate:
-    job, work = planned.job, planned.work()
+def _counts(context: Context, kind: str) -> dict[str, int]:
+    """What a stage of the first round counted, if it has run."""
+    manifest = context.run.stage(f"round-1/{kind}").manifest
+    return {} if manifest is None else manifest.counts
+
+
+def _estimate(context: Context, planned: Planned, rates: Rates, index: Index, scale: float) -> Estimate:
+    """scale: by how much the source will be larger than what was read; other than 1, nothing of it counts as done."""
+    job, work, total = planned.job, planned.work(), sum(planned.job.sizes)
     missing = set(work.missing)
     todo = sum(size for shard, size in zip(work.shards, job.sizes, strict=True) if shard in missing)
+    if rates.given.questions is not None:
+        grows = job.name.startswith("round-") and job.unit == "questions"
+        todo = total = round(total * scale) if grows else total
     estimate = Estimate(
-        stage=job.name,
-        todo=todo,
-        total=sum(job.sizes),
-        unit=job.unit,
-        why="; ".join(work.reasons) if missing else "done",
-        basis=rates.basis,
+        stage=job.name, todo=todo, total=total, unit=job.unit, why="; ".join(work.reasons) if missing else "done", basis=rates.basis
     )
     if not todo:
         return replace(estimate, basis="")
-    share = todo / max(1, sum(job.sizes))
-    return _ESTIMATES.get(job.kind, _instant)(context, estimate, rates, index, share)
+    estimate = _ESTIMATES.get(job.kind, _instant)(context, estimate, rates, index, todo / max(1, sum(job.sizes)))
+    return _as_measured(context, planned, estimate, rates)
+
+
+def _as_measured(context: Context, planned: Planned, estimate: Estimate, rates: Rates) -> Estimate:
+    """With the time and disk of each unit of a stage that has run here, unless the user gives a rate for it."""
+    job, last = planned.job, planned.stage.manifest
+    training = job.kind in ("train", "reference")
+    given = rates.given.train_rate if training else rates.given.rate if job.kind in _WRITING else None
+    if given is not None:
+        return replace(estimate, basis="--train-rate" if training else "--rate")
+    done = 0 if last is None or not last.finished else last.counts.get("tokens" if job.kind == "train" else "questions", 0)
+    if last is None or not done:
+        return estimate
+    if job.kind == "train":
+        # Its work grows with the pairs, and a group's tokens are known only once it is made.
+        grown = rates.pairs / max(1, _counts(context, "pair").get("pairs", 0))
+        return replace(estimate, tokens=int(done * grown), seconds=last.seconds * grown, basis="measured in this run")
+    size = sum(path.stat().st_size for shard in last.shards if (path := planned.stage.path(shard)).exists())
+    return replace(
+        estimate,
+        seconds=last.seconds / done * estimate.todo,
+        bytes=int(size / done * estimate.todo),
+        basis="measured in this run",
+    )
 
 
 def _instant(context: Context, estimate: Estimate, rates: Rates, index: Index, share: float) -> Estimate:
@@ -135,18 +194,20 @@ def _instant(context: Context, estimate: Estimate, rates: Rates, index: Index, s
 
 
 def _sample(context: Context, estimate: Estimate, rates: Rates, index: Index, share: float) -> Estimate:
-    return _generated(estimate, rates, int(estimate.todo * context.recipe.sample.n * rates.answer))
+    return _generated(replace(estimate, requests=estimate.todo), rates, int(estimate.todo * context.recipe.sample.n * rates.answer))
 
 
 def _continue(context: Context, estimate: Estimate, rates: Rates, index: Index, share: float) -> Estimate:
     table = context.recipe.pairs
     answers = sum(index.open) * share * min(table.max_dropout_per_question, context.recipe.sample.n) * table.dropout_ntp
-    return _generated(estimate, rates, int(answers * rates.answer * (1 - table.dropout_ratio)))
+    asked = replace(estimate, requests=int(sum(index.open) * share * table.dropout_ntp))
+    return _generated(asked, rates, int(answers * rates.answer * (1 - table.dropout_ratio)))
 
 
-def _evaluate(context: Context, estimate: Estimate, rates: Rates, index: Index, share: float) -> Estimate:
-    short = estimate.stage.endswith("/direct")
-    return _generated(estimate, rates, int(estimate.todo * (8 if short else rates.answer)))
+def _answer(context: Context, estimate: Estimate, rates: Rates, index: Index, share: float) -> Estimate:
+    count = context.recipe.evaluate.samples if estimate.stage.endswith("/sampled") else 1
+    longest = 8 if estimate.stage.endswith("/direct") else rates.answer
+    return _generated(replace(estimate, requests=estimate.todo), rates, int(estimate.todo * count * longest))
 
 
 def _generated(estimate: Estimate, rates: Rates, tokens: int) -> Estimate:
@@ -161,8 +222,8 @@ def _verify(context: Context, estimate: Estimate, rates: Rates, index: Index, sh
 def _reference(context: Context, estimate: Estimate, rates: Rates, index: Index, share: float) -> Estimate:
     if context.recipe.train.reference == "online":
         return _instant(context, estimate, rates, index, share)
-    tokens = int(rates.pairs * share * 2 * (PROMPT_TOKENS + rates.answer))
-    return replace(estimate, tokens=tokens, seconds=_passes(tokens, rates, 1), bytes=int(rates.pairs * 2 * rates.answer * 2))
+    tokens = int(rates.pairs * min(share, 1) * 2 * (PROMPT_TOKENS + rates.answer))
+    return replace(estimate, tokens=tokens, seconds=tokens / (3 * rates.trained), bytes=int(rates.pairs * 2 * rates.answer * 2))
 
 
 def _train(context: Context, estimate: Estimate, rates: Rates, index: Index, share: float) -> Estimate:
@@ -170,13 +231,11 @@ def _train(context: Context, estimate: Estimate, rates: Rates, index: Index, sha
     # Weights, and a checkpoint with weights and two optimizer moments in float32 while it trains.
     size = rates.model_bytes + int(rates.parameters * 12)
     passes = 4 if context.recipe.train.reference == "online" else 3
-    return replace(estimate, tokens=tokens, seconds=_passes(tokens, rates, passes), bytes=size)
+    return replace(estimate, tokens=tokens, seconds=tokens * passes / (3 * rates.trained), bytes=size)
 
 
-def _passes(tokens: int, rates: Rates, passes: int) -> float:
-    """Seconds to read tokens: forward is one pass, forward and backward are three. Reading is some five times faster than writing."""
-    return tokens * passes / (rates.generated * 5)
-
+_WRITING = ("sample", "continue", "answer")
+"""Kinds of stages that write tokens."""
 
 _ESTIMATES = {
     "sample": _sample,
@@ -184,7 +243,7 @@ _ESTIMATES = {
     "verify": _verify,
     "reference": _reference,
     "train": _train,
-    "evaluate": _evaluate,
+    "answer": _answer,
 }
 
 
@@ -196,6 +255,7 @@ def totals(rows: list[Estimate]) -> Estimate:
         total=0,
         unit="",
         why="",
+        requests=sum(row.requests for row in rows),
         tokens=sum(row.tokens for row in rows),
         seconds=sum(row.seconds for row in rows),
         bytes=sum(row.bytes for row in rows),

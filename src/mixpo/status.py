@@ -2,33 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
-from mixpo.errors import RunError
-from mixpo.pipeline import Sources, build_plan, open_context
-from mixpo.progress import Silent
-from mixpo.recipe import Recipe, parse
+from mixpo.pipeline import build_plan, known_sources
 from mixpo.run import Manifest, Run
+from mixpo.stages.answer import source_name
 from mixpo.stages.base import Context, Planned
-from mixpo.stages.evaluate import source_name
-from mixpo.stages.source import Index, load_index
 from mixpo.stages.train import published
-
-EMPTY = Index(shards=(), sizes=(), open=(), kinds=(), domains=())
-
-
-def open_run(root: Path) -> Context:
-    """The run in a directory, with the recipe and limit of its last command. Raises RunError when it is no run."""
-    try:
-        recipe = json.loads((root / "recipe.json").read_text(encoding="utf-8"))
-        command = json.loads((root / "command.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"{root}: no run directory (it has no recipe.json); give the folder that was --dir of `mixpo run`") from None
-    except ValueError as error:
-        raise RunError(f"{root}: recipe.json or command.json is broken ({error}); run the recipe again") from None
-    return open_context(parse(recipe, str(root / "recipe.json")), Path(command["base"]), root, Silent(), command["limit"])
 
 
 def status(context: Context) -> list[dict[str, Any]]:
@@ -46,15 +26,6 @@ def models(context: Context) -> dict[str, str]:
     """Where the trained models of a run are, by name; those that its recipe asks for and that are finished."""
     plan = build_plan(context, known_sources(context.run, context.recipe))
     return {name: str(link) for name, link in published(context, plan).items()}
-
-
-def known_sources(run: Run, recipe: Recipe) -> Sources:
-    """The questions as they were when last read; none where a source was never read."""
-
-    def index(name: str) -> Index:
-        return load_index(run.stage(name)) or EMPTY
-
-    return Sources(train=index("source"), sets={s.name: index(source_name(s.name)) for s in recipe.evaluate.sets})
 
 
 def _source_row(run: Run, name: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from mixpo.evaluate.score import compare, score, score_samples, yes_no
 from mixpo.records import Prediction
+from mixpo.report.benchmarks import alarms, benchmark_part
 from mixpo.report.data import ReportData
 from mixpo.report.words import drop_text, drop_unit
 from mixpo.run import Manifest
@@ -38,22 +39,25 @@ def build(data: ReportData) -> dict[str, Any]:
     sets = _by_set(data)
     first = next(iter(sets), "")
     main = data.main if data.main in sets.get(first, {}) else next(reversed(sets.get(first, {})), "")
-    built = {name: _set(models, main, data.questions) for name, models in sets.items()}
+    built = {name: _set(models, main, data.questions) | benchmark_part(name, models, data) for name, models in sets.items()}
+    report_sets = {name: found["models"] for name, found in built.items()}
     report = {
         "version": VERSION,
         "title": data.title,
         "created": data.created,
         "seed": data.seed,
         "set": first,
-        **built.pop(first, {"models": {}, "comparisons": [], "gaps": []}),
+        **built.pop(first, {"models": {}, "comparisons": [], "gaps": [], "benchmark": "", "figures": []}),
         "sets": built,
         "headline": _headline(sets.get(first, {}), main),
+        "alarms": alarms(report_sets),
+        "text": [dict(row) for row in data.text],
         "counts": {name: dict(manifest.counts) for name, manifest in data.manifests.items()},
         "timings": {name: round(manifest.seconds, 3) for name, manifest in data.manifests.items()},
         "pairs": dict(data.statistics),
         "trained": dict(data.models),
-        "training": {arm: _curves(rows) for arm, rows in data.training.items()},
-        "dropped": [*_skipped(data.skipped), *_left_out(data.manifests)],
+        "training": {arm: metric_curves(rows) for arm, rows in data.training.items()},
+        "dropped": [*skipped_rows(data.skipped), *left_out(data.manifests)],
         "examples": [_example(question, pair) for question, pair in data.examples],
         "changes": _changes(sets.get(first, {}), main, data.questions),
         "settings": dict(data.recipe),
@@ -93,9 +97,18 @@ def _scores(mode: str, rows: Sequence[Prediction], gold: Mapping[str, str]) -> d
         return asdict(score_samples(rows))
     result = asdict(score(rows))
     for domain in result["domains"].values():
-        del domain["domains"]
+        del domain["domains"], domain["excluded"]
+    if not any(row.judge for row in rows):
+        del result["excluded"]
     asked = {row.question: gold[row.question] for row in rows if row.question in gold}
-    return {**result, "yes_no": asdict(yes_no(rows, asked))} if asked else result
+    return {**result, "yes_no": _yes_no(rows, asked)} if asked else result
+
+
+def _yes_no(rows: Sequence[Prediction], gold: Mapping[str, str]) -> dict[str, Any]:
+    found = asdict(yes_no(rows, gold))
+    for domain in found["domains"].values():
+        del domain["domains"]
+    return found
 
 
 def _comparisons(models: Mapping[str, Modes], main: str) -> Iterator[dict[str, Any]]:
@@ -191,14 +204,14 @@ def _answer(row: Prediction) -> dict[str, Any]:
 # --- the rest ---------------------------------------------------------------------------------------------------------------
 
 
-def _curves(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+def metric_curves(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """Columns from logged rows; a metric that a row lacks is None there."""
     names = dict.fromkeys(name for row in rows for name in row if name != "step")
     steps = [row.get("step", number) for number, row in enumerate(rows, start=1)]
     return {"steps": steps, "curves": {name: [row.get(name) for row in rows] for name in names}}
 
 
-def _skipped(skipped: Iterable[Skipped]) -> list[dict[str, Any]]:
+def skipped_rows(skipped: Iterable[Skipped]) -> list[dict[str, Any]]:
     """Rows and questions left out, those of one stage and reason together: how many, and the first places."""
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for row in skipped:
@@ -210,13 +223,13 @@ def _skipped(skipped: Iterable[Skipped]) -> list[dict[str, Any]]:
 
 
 def _unit(stage: str) -> str:
-    """What a stage leaves out: sources rows, evaluations answers, others questions."""
+    """What a stage leaves out: sources rows, others questions."""
     if stage.rpartition("/")[2] == "source":
         return "rows"
-    return "answers" if stage.startswith("evaluate/") else "questions"
+    return "questions"
 
 
-def _left_out(manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:
+def left_out(manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:
     """What later stages left out: their counts named "dropped: reason"."""
     return [
         {"stage": stage, "where": "", "reason": drop_text(name), "count": number, "unit": drop_unit(name)}

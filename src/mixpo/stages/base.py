@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,12 @@ from mixpo.types import content_id
 
 Make = Callable[[int], Iterable[Any]]
 """From the number of a shard to its rows."""
+
+Made = tuple[int, Mapping[str, int]]
+"""The number of a shard that is written, and the figures of its rows."""
+
+SPREAD = ("sample", "continue", "verify", "answer")
+"""Kinds of stages whose shards need nothing of each other, so that many machines can make them."""
 
 SAVE_SECONDS = 2.0
 """A manifest is rewritten at most this often while a stage works."""
@@ -37,6 +43,8 @@ class Context:
     progress: Progress
     models: Models
     limit: int | None = None
+    spread: Callable[[Context, Planned, Sequence[int]], Iterator[Made]] | None = None
+    """Makes shards of the kinds in SPREAD somewhere else than in this process, in any order."""
 
 
 def nothing_else(manifest: Manifest) -> None:
@@ -189,24 +197,31 @@ def _make(context: Context, planned: Planned, work: Work, manifest: Manifest) ->
         done = sum(size for shard, size in zip(work.shards, job.sizes, strict=True) if shard not in missing)
         context.progress.start(job.title, sum(job.sizes), job.unit, done)
     numbers = [number for number, shard in enumerate(work.shards) if shard in missing]
+    make = context.spread if context.spread is not None and job.kind in SPREAD else make_here
+    for number, counts in make(context, planned, numbers):
+        counted[work.shards[number]] = counts
+        manifest.seconds = used + time.monotonic() - begun
+        if time.monotonic() - saved > SAVE_SECONDS:
+            planned.stage.save_manifest(manifest)
+            saved = time.monotonic()
+    manifest.seconds = used + time.monotonic() - begun
+    if not job.own_bar:
+        context.progress.finish()
+    return counted
+
+
+def make_here(context: Context, planned: Planned, numbers: Sequence[int]) -> Iterator[Made]:
+    """Make and write these shards in this process, one after another."""
+    job, shards = planned.job, planned.names()
     with job.session(numbers) as make:
         for number in numbers:
-            shard = work.shards[number]
             rows = []
             for row in make(number):
                 rows.append(row)
                 if not job.own_bar:
                     context.progress.advance(1)
-            planned.stage.write(shard, job.row, rows)
-            counted[shard] = job.count(rows)
-            manifest.seconds = used + time.monotonic() - begun
-            if time.monotonic() - saved > SAVE_SECONDS:
-                planned.stage.save_manifest(manifest)
-                saved = time.monotonic()
-    manifest.seconds = used + time.monotonic() - begun
-    if not job.own_bar:
-        context.progress.finish()
-    return counted
+            planned.stage.write(shards[number], job.row, rows)
+            yield number, job.count(rows)
 
 
 def _total(job: Job, stage: Stage, shards: Sequence[str], counted: Mapping[str, Mapping[str, int]]) -> dict[str, int]:

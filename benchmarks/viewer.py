@@ -1,0 +1,135 @@
+"""The viewer on a generated run: how long the index takes, and how long pages take in Debian's Chromium.
+
+A page's time is from the request to its `load` event, images and fonts included, with nothing in the browser's cache.
+
+python benchmarks/viewer.py [--pairs 300000] [--shard-size 64] [--rounds 5] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from generated_run import DOMAINS, questions_for, write_run
+
+LIMIT = 1.0
+"""Seconds that a page may take."""
+PAGES = {
+    "first page of pairs": "/pairs",
+    "a page in the middle": "/pairs?after={middle}",
+    "pairs of one origin and domain": "/pairs?origin=format&domain=sum",
+    "pairs by length and outcome": "/pairs?outcome=wrong&shortest=50&longest=90",
+    "a pair": "/pairs/{pair}",
+    "a pair under a filter": "/pairs/{pair}?domain={domain}",
+    "questions": "/questions",
+    "a question": "/questions/{question}",
+    "audit": "/audit",
+    "a verdict to mark": "/audit/7",
+}
+
+
+def start(root: Path) -> tuple[subprocess.Popen[str], str, float]:
+    """The server, its address, and the seconds until it answered."""
+    begun = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mixpo", "view", str(root), "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout is not None
+    home = next(word for word in process.stdout.readline().split() if word.startswith("http"))
+    return process, home.rstrip("/"), time.monotonic() - begun
+
+
+def names(pairs: int, shard_size: int) -> dict[str, str]:
+    """What stands in the addresses: a pair in the middle of the run."""
+    number = questions_for(pairs) // 2 // 10 * 10 + 3
+    shard, row = divmod(number, shard_size)
+    return {
+        "pair": f"{number:012x}0002",
+        "question": f"{number:016x}",
+        "domain": DOMAINS[number % 5],
+        "middle": str(shard << 40 | row << 16),
+    }
+
+
+def processor(pid: int) -> float:
+    """Processor seconds that a process has used; unlike the clock, not touched by what else the machine does."""
+    used = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(used[11]) + int(used[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(home: str, known: dict[str, str], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each page, in turn, the first round left out."""
+    from playwright.sync_api import sync_playwright
+
+    seconds: dict[str, list[float]] = {name: [] for name in PAGES}
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        for _ in range(rounds + 1):
+            for name, path in PAGES.items():
+                context = browser.new_context(viewport={"width": 1280, "height": 900})
+                page = context.new_page()
+                answer = page.goto(home + path.format(**known), wait_until="load")
+                assert answer is not None
+                assert answer.status == 200, name
+                seconds[name].append(page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd") / 1000)
+                context.close()
+        browser.close()
+    return {name: values[1:] for name, values in seconds.items()}
+
+
+def main(args: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory(prefix="mixpo-viewer-") as folder:
+        begun = time.monotonic()
+        root = write_run(Path(folder) / "run", questions_for(args.pairs), args.shard_size)
+        print(f"a run of {args.pairs:,} pairs was written in {time.monotonic() - begun:.1f} s", flush=True)
+        process, home, first = start(root)
+        try:
+            used = processor(process.pid)
+            pages = measure(home, names(args.pairs, args.shard_size), args.rounds)
+            used = (processor(process.pid) - used) / ((args.rounds + 1) * len(PAGES))
+        finally:
+            process.terminate()
+            process.wait()
+        process, _, again = start(root)
+        process.terminate()
+        process.wait()
+        size = (root / ".view" / "index.duckdb").stat().st_size
+    print(f"index made and first answer: {first:.1f} s; opened again: {again:.1f} s; index {size / 1e6:.1f} MB")
+    for name, values in pages.items():
+        print(f"{name}: {statistics.median(values):.3f} s ({min(values):.3f} to {max(values):.3f})")
+    print(f"processor time of the server for a page and its images: {used:.3f} s; load of the machine: {os.getloadavg()[0]:.1f}")
+    slowest = max(statistics.median(values) for values in pages.values())
+    print(f"slowest median {slowest:.3f} s, limit {LIMIT} s: {'kept' if slowest < LIMIT else 'NOT kept'}")
+    if args.json:
+        cases = [{"name": name, "median": statistics.median(v), "low": min(v), "high": max(v)} for name, v in pages.items()]
+        print(
+            json.dumps(
+                {
+                    "pairs": args.pairs,
+                    "shard_size": args.shard_size,
+                    "first_open": first,
+                    "open_again": again,
+                    "index_bytes": size,
+                    "server_cpu": used,
+                    "load": os.getloadavg()[0],
+                    "cases": cases,
+                }
+            )
+        )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=300_000)
+    parser.add_argument("--shard-size", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    main(parser.parse_args())

@@ -1,0 +1,158 @@
+"""The web application: addresses, and what they answer. Every page is made on the server; nothing changes the run but a mark."""
+
+from __future__ import annotations
+
+import getpass
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mixpo.errors import ImageError, MissingExtra, MixpoError
+from mixpo.marks import append_mark
+from mixpo.run import now
+from mixpo.stages.report import PAGE
+from mixpo.viewer.guard import REPORT_POLICY, Refused, guard, read_form
+from mixpo.viewer.images import SIZES
+from mixpo.viewer.pages import page, static_files, with_query
+from mixpo.viewer.views import NotFound, Values, Views
+
+try:
+    from fastapi import FastAPI, Request
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Response
+    from starlette.exceptions import HTTPException
+except ImportError:
+    raise MissingExtra("mixpo view", "viewer") from None
+
+TYPES = {".css": "text/css", ".js": "text/javascript", ".woff2": "font/woff2"}
+STATUS = {NotFound: 404, ImageError: 404, Refused: 403}
+"""Of errors that are pages; others are 500."""
+KEPT = {"cache-control": "private, max-age=86400"}
+"""For what does not change under its address."""
+
+
+def create_app(views: Views, token: str | None = None) -> Any:
+    """The ASGI application of a run, behind its guard. token: what forms must carry; by default a fresh one."""
+    secret = token or secrets.token_urlsafe(24)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    site = _Site(views, secret)
+    _add_pages(app, site)
+    _add_files(app, site)
+
+    @app.post("/audit/mark")
+    async def mark(request: Request) -> Response:
+        return site.mark(await request.body())
+
+    for error in (MixpoError, HTTPException, RequestValidationError):
+        app.add_exception_handler(error, site.failed)
+    return guard(app)
+
+
+class _Site:
+    """Answers made from views."""
+
+    def __init__(self, views: Views, token: str) -> None:
+        self.views = views
+        self.token = token
+
+    def show(self, template: str, make: Callable[[], Values], here: str, status: int = 200) -> HTMLResponse:
+        self.views.index.refresh()
+        return HTMLResponse(page(template, here=here, token=self.token, **self.views.common(), **make()), status_code=status)
+
+    def mark(self, body: bytes) -> Response:
+        form = read_form(body, self.token)
+        append_mark(self.views.run.root, self.views.mark(form, now(), getpass.getuser()))
+        kind, number = form.get("kind", ""), form.get("number", "")
+        following = str(int(number) + 1) if number.isascii() and number.isdigit() and len(number) < 10 else "0"
+        count = len(self.views.audits.sample("suspicious" if kind == "suspicious" else "random", int(form["round"])))
+        path = f"/audit/{following}" if int(following) < count else "/audit"
+        return RedirectResponse(with_query(path, kind=kind, round=form["round"]), status_code=303)
+
+    def failed(self, request: Request, error: Exception) -> Response:
+        """A page that says what went wrong."""
+        if isinstance(error, RequestValidationError):
+            status, text = 404, "There is no such page."
+        elif isinstance(error, HTTPException):
+            status, text = error.status_code, "There is no such page." if error.status_code == 404 else str(error.detail)
+        else:
+            status, text = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500), str(error)
+        return HTMLResponse(page("error.html", here="", token="", status=status, text=text, **self.views.common()), status_code=status)
+
+
+def _add_pages(app: FastAPI, site: _Site) -> None:
+    views = site.views
+
+    @app.get("/")
+    def overview() -> Response:
+        return site.show("overview.html", views.overview, "overview")
+
+    @app.get("/pairs")
+    def pairs(request: Request) -> Response:
+        return site.show("pairs.html", lambda: views.pairs(request.query_params), "pairs")
+
+    @app.get("/pairs/{id_}")
+    def pair(id_: str, request: Request) -> Response:
+        return site.show("pair.html", lambda: views.pair(id_, request.query_params), "pairs")
+
+    @app.get("/questions")
+    def questions(request: Request) -> Response:
+        return site.show("questions.html", lambda: views.questions(request.query_params), "questions")
+
+    @app.get("/questions/{id_}")
+    def question(id_: str, request: Request) -> Response:
+        return site.show("question.html", lambda: views.question(id_, request.query_params), "questions")
+
+    @app.get("/audit")
+    def audit(request: Request) -> Response:
+        return site.show("audit.html", lambda: views.audit(request.query_params), "audit")
+
+    @app.get("/audit/{number}")
+    def audit_item(number: int, request: Request) -> Response:
+        return site.show("audit_item.html", lambda: views.audit_item(number, request.query_params), "audit")
+
+    @app.get("/training")
+    def training() -> Response:
+        return site.show("training.html", views.training, "training")
+
+    @app.get("/evaluation")
+    def evaluation() -> Response:
+        return site.show("evaluation.html", views.evaluation, "evaluation")
+
+    @app.get("/evaluation/{name}")
+    def evaluated(name: str, request: Request) -> Response:
+        return site.show("evaluated.html", lambda: views.evaluated(name, request.query_params), "evaluation")
+
+    @app.get("/evaluation/{name}/{id_}")
+    def compared(name: str, id_: str, request: Request) -> Response:
+        return site.show("compared.html", lambda: views.compared(name, id_, request.query_params), "evaluation")
+
+    @app.get("/left-out")
+    def left_out() -> Response:
+        return site.show("left_out.html", views.left_out, "left-out")
+
+
+def _add_files(app: FastAPI, site: _Site) -> None:
+    @app.get("/static/{name:path}")
+    def static(name: str) -> Response:
+        if name not in static_files():
+            raise NotFound("There is no such file.")
+        path = static_files()[name]
+        return FileResponse(path, media_type=TYPES.get(path.suffix, "text/plain"), headers=KEPT)
+
+    @app.get("/image/{question}/{number}")
+    def image(question: str, number: int, request: Request) -> Response:
+        return _picture(site, question, number, request.query_params)
+
+    @app.get("/report")
+    def report() -> Response:
+        path = Path(site.views.run.root) / PAGE
+        if not path.exists():
+            raise NotFound("This run has no report yet; `mixpo report` writes one of what is there.")
+        return FileResponse(path, media_type="text/html", headers={"content-security-policy": REPORT_POLICY})
+
+
+def _picture(site: _Site, question: str, number: int, asked: Mapping[str, str]) -> Response:
+    size = asked.get("size", "page")
+    content, kind = site.views.image(question, number, size if size in SIZES else "page", asked.get("set", ""))
+    return Response(content, media_type=kind, headers=KEPT)

@@ -1,0 +1,97 @@
+"""One pair or one question with everything that the run holds about it, read from the few shards that have it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from mixpo.errors import RecordError
+from mixpo.records import Drop, Judged, Paired, Sampled, read_row
+from mixpo.types import Pair, Question, Response, Verdict
+from mixpo.viewer.index import Index, placed
+from mixpo.viewer.layout import Block
+
+Row = TypeVar("Row", Sampled, Judged, Paired)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuestionDetail:
+    """A question with what one round made of it.
+
+    responses / continuations: by number of the sample. verdicts: the same, empty where nothing was judged. error: why sampling failed.
+    """
+
+    n: int
+    question: Question
+    round: int
+    responses: Mapping[int, Response] = field(default_factory=dict)
+    continuations: Mapping[int, Response] = field(default_factory=dict)
+    verdicts: Mapping[int, Verdict] = field(default_factory=dict)
+    pairs: tuple[Pair, ...] = ()
+    dropped: tuple[Drop, ...] = ()
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairDetail:
+    """A pair, its question, and the records that its sides came from (None where they are not there, as for imported pairs)."""
+
+    n: int
+    pair: Pair
+    of: QuestionDetail
+
+    @property
+    def chosen(self) -> Response | None:
+        """The response that was chosen."""
+        return self.of.responses.get(self.pair.chosen_index)
+
+    @property
+    def rejected(self) -> Response | None:
+        """The response that was rejected, or the continuation without the image."""
+        sides = self.of.continuations if self.pair.origin == "dropout_ntp" else self.of.responses
+        return sides.get(self.pair.rejected_index)
+
+
+def question_at(index: Index, n: int, round_: int) -> QuestionDetail:
+    """Everything about the question of record `n`. Raises RecordError when the shards have changed since the index was made."""
+    number, row, _ = placed(n)
+    source, block = index.block(number, 0), index.block(number, round_)
+    if source is None:
+        raise RecordError(f"question shard {number} is gone; load the page again")
+    question = read_row(source.source, Question, row)
+    if block is None:
+        return QuestionDetail(n=n, question=question, round=round_)
+    sampled = _read(block, "sample", Sampled, row, question.id)
+    continued = _read(block, "continue", Sampled, row, question.id)
+    judged = _read(block, "verify", Judged, row, question.id)
+    paired = _read(block, "pair", Paired, row, question.id)
+    responses = sampled.responses if sampled else ()
+    indices = [response.index for response in responses] or range(len(judged.verdicts) if judged else 0)
+    return QuestionDetail(
+        n=n,
+        question=question,
+        round=round_,
+        responses={response.index: response for response in responses},
+        continuations={response.index: response for response in (continued.responses if continued else ())},
+        verdicts=dict(zip(indices, judged.verdicts, strict=False)) if judged else {},
+        pairs=paired.pairs if paired else (),
+        dropped=paired.dropped if paired else (),
+        error=sampled.error if sampled else "",
+    )
+
+
+def _read(block: Block, kind: str, row_type: type[Row], row: int, question: str) -> Row | None:
+    """A row of one stage; None where the stage has not come so far, or was made from another question (a stale shard)."""
+    if kind not in block.made:
+        return None
+    found = read_row(block.made[kind], row_type, row)
+    return found if found.question == question else None
+
+
+def pair_at(index: Index, n: int, id_: str, round_: int) -> PairDetail:
+    """Everything about a pair. Raises RecordError when its shard was written again since the index was made."""
+    of, position = question_at(index, n, round_), placed(n)[2]
+    if position >= len(of.pairs) or of.pairs[position].id != id_:
+        raise RecordError(f"pair {id_} is not where it was; load the page again")
+    return PairDetail(n=n, pair=of.pairs[position], of=of)

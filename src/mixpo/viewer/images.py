@@ -1,0 +1,94 @@
+"""Images for the pages, found by question and number, never by a path from outside, and only below the run's declared roots.
+
+Every image is decoded and encoded again: nothing of a file but its picture reaches the browser. Its bytes must still be those
+that the question was made from.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from PIL import Image
+
+from mixpo.errors import ImageError
+from mixpo.images import open_image
+from mixpo.recipe import ImageTable
+from mixpo.stages.base import Context
+from mixpo.types import ImageRef, Question
+
+SIZES = {"small": 96 * 96, "page": 900 * 900, "full": 16_000_000}
+"""Pixels that an image is scaled down to, by the name of the size."""
+CRISP_SIDE = 320
+"""Up to this side a picture is kept without loss."""
+
+
+class Images:
+    """The images that a run may show."""
+
+    def __init__(self, context: Context) -> None:
+        self.roots = tuple(dict.fromkeys(folder.resolve() for folder in _roots(context)))
+        self._encoded = lru_cache(maxsize=64)(self._encode)
+
+    def encoded(self, ref: ImageRef, size: str) -> tuple[bytes, str]:
+        """(bytes, media type). Raises ImageError when it lies outside the roots, is missing, broken or changed."""
+        return self._encoded(ref, size)
+
+    def _encode(self, ref: ImageRef, size: str) -> tuple[bytes, str]:
+        path = Path(ref.path)
+        if not self.allowed(path):
+            raise ImageError(f"{ref.path}: lies outside the folders that the recipe of this run names, so it is not shown")
+        picture = open_image(ref, ImageTable(max_pixels=SIZES[size], max_side=100_000, min_side=1))
+        kind = "png" if max(picture.size) <= CRISP_SIDE else "jpeg"
+        buffer = io.BytesIO()
+        picture.save(buffer, format=kind, quality=88)  # PNG knows no quality and ignores it
+        return buffer.getvalue(), f"image/{kind}"
+
+    def sizes(self, question: Question) -> list[tuple[int, int] | None]:
+        """Width and height of each image on a page, so that nothing moves when it comes; None for one that cannot be shown."""
+        return [self._size(ref) for ref in question.images]
+
+    def _size(self, ref: ImageRef) -> tuple[int, int] | None:
+        try:
+            return Image.open(io.BytesIO(self.encoded(ref, "page")[0])).size
+        except ImageError:
+            return None
+
+    def allowed(self, path: Path) -> bool:
+        """Whether a path, with all links followed, lies below one of the roots."""
+        try:
+            found = path.resolve()
+        except (OSError, RuntimeError, ValueError):
+            return False
+        return any(found.is_relative_to(root) for root in self.roots)
+
+
+def _roots(context: Context) -> Iterator[Path]:
+    """Folders that the sources of the recipe may take images from, and the run's own."""
+    yield context.run.images
+    for table in (context.recipe.source, *(item.source for item in context.recipe.evaluate.sets)):
+        if table.kind in ("jsonl", "mmpr", "python"):
+            yield context.base / str(getattr(table, "root", "."))
+        elif table.kind == "hub":
+            folder = context.base / str(getattr(table, "path", "."))
+            yield folder if folder.is_dir() else context.base
+            yield from _cache_of_datasets()
+        elif table.kind == "easy_vqa":
+            yield from _folder_of("easy_vqa")
+
+
+def _cache_of_datasets() -> Iterator[Path]:
+    """Where `datasets` keeps what it has loaded."""
+    from huggingface_hub.constants import HF_HOME
+
+    yield Path(HF_HOME)
+
+
+def _folder_of(package: str) -> Iterator[Path]:
+    """The folder of an installed package, which is not imported."""
+    found = find_spec(package)
+    if found is not None and found.origin:
+        yield Path(found.origin).parent

@@ -1,0 +1,251 @@
+"""Filtered lists of pairs and questions, page by page: keys come from the index, a text search looks into the shards.
+
+A list is ordered by `n`. A page is found by the key it starts after, never by counting rows, so page one thousand costs what page one does.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from mixpo.types import Origin, Outcome, content_id
+from mixpo.viewer.index import BATCH, Index
+
+ROWS = 25
+"""Rows of a page."""
+SEARCH_SECONDS = 1.5
+"""A search answers with what it has found after this time; asked again it goes on where it stopped."""
+LONGEST_SEARCH = 200
+
+Table = Literal["pair", "question"]
+
+ORIGINS: tuple[str, ...] = get_args(Origin)
+OUTCOMES: tuple[str, ...] = (*get_args(Outcome), "unjudged")
+BALANCES: Mapping[str, str] = {
+    "all_right": "correct > 0 AND correct = len(outcomes)",
+    "all_wrong": "len(outcomes) > 0 AND wrong + malformed = len(outcomes)",
+    "mixed": "correct > 0 AND wrong + malformed > 0",
+    "undecided": "undecided > 0",
+    "open": "open",
+    "unjudged": "outcomes IS NULL AND NOT open",
+}
+"""What can be asked of the answers to a question."""
+
+_FROM = {
+    "pair": "(SELECT * FROM pair WHERE round = ?) t",
+    "question": "(SELECT q.*, j.outcomes, correct, wrong, malformed, undecided "
+    "FROM question q LEFT JOIN (SELECT * FROM judged WHERE round = ?) j ON j.n = q.n) t",
+}
+_SEARCH = {
+    "pair": """
+SELECT f.n | f.place FROM (
+    SELECT (b.number::BIGINT << 40) | (s.file_row_number << 16) AS n, q.text, unnest(s.pairs) AS p,
+           generate_subscripts(s.pairs, 1) - 1 AS place
+    FROM read_parquet($made, filename = true, file_row_number = true) s JOIN batch b ON s.filename = b.made
+    JOIN (SELECT filename, file_row_number AS row, text FROM read_parquet($files, filename = true, file_row_number = true)) q
+    ON q.filename = b.file AND q.row = s.file_row_number
+) f WHERE contains(lower(f.text), $text) OR contains(lower(f.p.chosen), $text) OR contains(lower(f.p.rejected), $text) ORDER BY 1""",
+    "question": """
+SELECT (b.number::BIGINT << 40) | (q.file_row_number << 16) FROM read_parquet($files, filename = true, file_row_number = true) q
+JOIN batch b ON q.filename = b.file
+WHERE contains(lower(q.text), $text) OR contains(lower(coalesce(q.answer, '')), $text) ORDER BY 1""",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """What of a list is shown; "" and None stand for everything. Lengths are of the longer side, in tokens."""
+
+    table: Table
+    round: int = 1
+    origin: str = ""
+    outcome: str = ""
+    domain: str = ""
+    shortest: int | None = None
+    longest: int | None = None
+    text: str = ""
+
+    @classmethod
+    def read(cls, table: Table, asked: Mapping[str, str]) -> Filter:
+        """The filter that a query string asks for; what is not a possible value is left out."""
+        outcomes = OUTCOMES if table == "pair" else tuple(BALANCES)
+        return cls(
+            table=table,
+            round=_whole(asked.get("round")) or 1,
+            origin=origin if (origin := asked.get("origin", "")) in ORIGINS else "",
+            outcome=outcome if (outcome := asked.get("outcome", "")) in outcomes else "",
+            domain=asked.get("domain", ""),
+            shortest=_whole(asked.get("shortest")),
+            longest=_whole(asked.get("longest")),
+            text=" ".join(asked.get("text", "").split())[:LONGEST_SEARCH],
+        )
+
+    def query(self) -> dict[str, str]:
+        """The filter as it stands in a query string."""
+        names = ("origin", "outcome", "domain", "shortest", "longest", "text")
+        values = {name: str(value) for name in names if (value := getattr(self, name)) not in ("", None)}
+        return values if self.round == 1 else {"round": str(self.round), **values}
+
+    def conditions(self) -> tuple[list[str], list[object]]:
+        """SQL conditions, with their values, for all but the text."""
+        if self.table == "question":
+            known = [("domain = ?", self.domain)] if self.domain else []
+            return [*([BALANCES[self.outcome]] if self.outcome else []), *(c for c, _ in known)], [v for _, v in known]
+        asked: list[tuple[str, object]] = [
+            ("origin = ?", self.origin),
+            ("outcome = ?", self.outcome),
+            ("domain = ?", self.domain),
+            ("greatest(chosen, rejected) >= ?", self.shortest),
+            ("greatest(chosen, rejected) <= ?", self.longest),
+        ]
+        used = [(condition, value) for condition, value in asked if value not in ("", None)]
+        return [condition for condition, _ in used], [value for _, value in used]
+
+
+def _whole(text: str | None) -> int | None:
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 10 else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Rows of a list with where they stand. searched: share of the run that a text search has seen so far (1 without one).
+
+    first: rows before the page. before / after: the `n` for the previous and next page, None where there is none (before may be -1).
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    total: int
+    first: int
+    before: int | None
+    after: int | None
+    searched: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Neighbours:
+    """Where one row stands in a list: its number from 1 (0 when the filter leaves it out), and the ids beside it."""
+
+    number: int
+    total: int
+    before: str | None
+    after: str | None
+
+
+class Lists:
+    """Lists over an index."""
+
+    def __init__(self, index: Index) -> None:
+        self.index = index
+        self._searches: dict[str, int] = {}
+        self._edition = index.edition
+        self._lock = threading.Lock()
+
+    def page(self, wanted: Filter, after: int = -1) -> Page:
+        """The rows that follow `after`."""
+        searched = self._search(wanted, after)
+        clause, values = self._clause(wanted)
+        columns = "t.*" if wanted.table == "question" else "t.*, q.text, q.id AS question, q.images"
+        join = "" if wanted.table == "question" else "JOIN question q ON q.n = t.n - (t.n & 65535)"
+        picked = f"SELECT * FROM {_FROM[wanted.table]} {clause} AND n > ? ORDER BY n LIMIT {ROWS + 1}"
+        rows = self._dicts(f"SELECT {columns} FROM ({picked}) t {join} ORDER BY t.n", *values, after)
+        counted = f"SELECT count(*), count(*) FILTER (n <= ?) FROM {_FROM[wanted.table]} {clause}"
+        ((total, first),) = self.index.rows(counted, after, *values)
+        return Page(
+            rows=rows[:ROWS],
+            total=total,
+            first=first,
+            before=self._before(wanted, after) if after >= 0 else None,
+            after=rows[ROWS - 1]["n"] if len(rows) > ROWS else None,
+            searched=searched,
+        )
+
+    def _before(self, wanted: Filter, after: int) -> int:
+        """The `n` after which the previous page starts; -1 for the first page."""
+        clause, values = self._clause(wanted)
+        back = f"SELECT n FROM {_FROM[wanted.table]} {clause} AND n <= ? ORDER BY n DESC LIMIT {ROWS + 1}"
+        found = self.index.rows(back, *values, after)
+        return found[ROWS][0] if len(found) > ROWS else -1
+
+    def beside(self, wanted: Filter, n: int) -> Neighbours:
+        """The neighbours of row `n`."""
+        self._search(wanted, n)
+        clause, values = self._clause(wanted)
+        base = f"FROM {_FROM[wanted.table]} {clause}"
+        counted = f"SELECT count(*), count(*) FILTER (n <= ?), count(*) FILTER (n = ?) {base}"
+        ((total, number, there),) = self.index.rows(counted, n, n, *values)
+        return Neighbours(
+            number=number if there else 0,
+            total=total,
+            before=self.index.one(f"SELECT id {base} AND n < ? ORDER BY n DESC LIMIT 1", *values, n),
+            after=self.index.one(f"SELECT id {base} AND n > ? ORDER BY n LIMIT 1", *values, n),
+        )
+
+    def find(self, table: Table, id_: str, round_: int) -> int | None:
+        """Where a pair (of this round) or a question is."""
+        if table == "question":
+            found: int | None = self.index.one("SELECT min(n) FROM question WHERE id = ?", id_)
+        else:
+            found = self.index.one("SELECT min(n) FROM pair WHERE id = ? AND round = ?", id_, round_)
+        return found
+
+    def domains(self, table: Table) -> list[tuple[str, int]]:
+        """The domains with their number of rows, in alphabetical order."""
+        return self.index.rows(f"SELECT domain, count(*) FROM {table} WHERE domain != '' GROUP BY domain ORDER BY domain")
+
+    def _dicts(self, query: str, *values: object) -> list[dict[str, Any]]:
+        with self.index.cursor() as cursor:
+            cursor.execute(query, values)
+            names = [column[0] for column in cursor.description or ()]
+            return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+    # --- text --------------------------------------------------------------------------------------------------------------
+
+    def _clause(self, wanted: Filter) -> tuple[str, list[object]]:
+        conditions, values = wanted.conditions()
+        if wanted.text:
+            conditions, values = [*conditions, "n IN (SELECT n FROM scratch.found WHERE search = ?)"], [*values, _name(wanted)]
+        return f"WHERE {' AND '.join(['true', *conditions])}", [wanted.round, *values]
+
+    def _search(self, wanted: Filter, after: int) -> float:
+        """Look for the text until a page past `after` is full or time is up; gives the share of the run that was seen."""
+        if not wanted.text:
+            return 1.0
+        with self._lock:
+            if self._edition != self.index.edition:
+                self._searches.clear()
+                self._edition = self.index.edition
+            name, begun = _name(wanted), time.monotonic()
+            blocks = [b for b in self.index.blocks(wanted.round) if wanted.table == "question" or "pair" in b.made]
+            if name not in self._searches:
+                # A search that the index has forgotten starts anew.
+                self.index.rows("DELETE FROM scratch.found WHERE search = ?", name)
+            seen = self._searches.setdefault(name, 0)
+            while seen < len(blocks) and not self._enough(name, after):
+                self._look(wanted, name, blocks[seen : seen + BATCH])
+                seen = min(seen + BATCH, len(blocks))
+                self._searches[name] = seen
+                if time.monotonic() - begun > SEARCH_SECONDS:
+                    break
+            return seen / len(blocks) if blocks else 1.0
+
+    def _enough(self, name: str, after: int) -> bool:
+        return bool(self.index.one("SELECT count(*) FROM scratch.found WHERE search = ? AND n > ?", name, after) > 40 * ROWS)
+
+    def _look(self, wanted: Filter, name: str, blocks: Sequence[Any]) -> None:
+        with self.index.cursor() as cursor:
+            cursor.execute("CREATE TEMP TABLE batch (number INTEGER, file VARCHAR, made VARCHAR)")
+            cursor.executemany(
+                "INSERT INTO batch VALUES (?, ?, ?)", [(b.number, str(b.source), str(b.made.get("pair", ""))) for b in blocks]
+            )
+            values: dict[str, object] = {"files": [str(b.source) for b in blocks], "text": wanted.text.lower(), "search": name}
+            if wanted.table == "pair":
+                values["made"] = [str(b.made["pair"]) for b in blocks]
+            cursor.execute(f"INSERT INTO scratch.found SELECT $search, * FROM ({_SEARCH[wanted.table]})", values)
+
+
+def _name(wanted: Filter) -> str:
+    """A search is known by its table, round and text; the other filters apply to what it found."""
+    return content_id(wanted.table, wanted.round, wanted.text.lower())

@@ -1,0 +1,205 @@
+"""What training and evaluation have to show, read from the stages themselves, so that half a run shows what it has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mixpo.evaluate.score import score, score_samples
+from mixpo.records import Prediction, read_row, read_rows
+from mixpo.report.build import left_out, metric_curves, skipped_rows
+from mixpo.report.charts import curves
+from mixpo.report.sections import CURVES, Chart
+from mixpo.report.words import model_name
+from mixpo.run import Run
+from mixpo.stages.source import load_skipped
+from mixpo.train.metrics import StepMetrics, read_metrics
+from mixpo.types import Question
+from mixpo.viewer.layout import Layout
+
+# --- training ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One training: its round and objective, its logged steps as curves, and whether it has ended."""
+
+    round: int
+    objective: str
+    curves: Mapping[str, Any]
+    finished: bool
+
+    @property
+    def last(self) -> Mapping[str, float]:
+        """The figures of the last logged step."""
+        return {name: values[-1] for name, values in self.curves["curves"].items() if values}
+
+
+def arms(run: Run) -> list[Arm]:
+    """Every training that has begun; of one that still runs, the steps that it has logged."""
+    found = []
+    for name, manifest in Layout(run).stages().items():
+        round_, _, objective = name.partition("/train/")
+        if objective:
+            stage = run.stage(name)
+            (shard,) = manifest.shards
+            finished = stage.path(shard).exists()
+            rows = stage.read(shard, StepMetrics) if finished else read_metrics(stage.folder / f"work-{shard}" / "metrics.jsonl")
+            number = int(round_.removeprefix("round-"))
+            drawn = metric_curves([asdict(row) for row in rows])
+            found.append(Arm(round=number, objective=objective, curves=drawn, finished=finished))
+    return found
+
+
+TOGETHER = {"accuracy": "Share of pairs ranked right", "margin": "Reward margin", "logp_chosen": "Log-probability of the chosen answer"}
+"""Metrics that mean the same in every training, with the title of their chart."""
+
+
+def together(found: Sequence[Arm]) -> list[Chart]:
+    """The trainings of a run in one chart for each metric; none when there is but one training."""
+    named = {model_name(arm.objective) + f", round {arm.round}" * (arm.round > 1): arm.curves for arm in found if arm.curves["steps"]}
+    if len(named) < 2:
+        return []
+    steps = sorted({step for found_curves in named.values() for step in found_curves["steps"]})
+    charts = []
+    for metric, title in TOGETHER.items():
+        values = {name: dict(zip(c["steps"], c["curves"].get(metric, ()), strict=False)) for name, c in named.items()}
+        series = {name: [known.get(step) for step in steps] for name, known in values.items()}
+        charts.append(
+            Chart(title, curves(steps, series, f"{title} of every training", [CURVES[n % len(CURVES)] for n in range(len(series))]))
+        )
+    return charts
+
+
+# --- evaluation --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """What one model said in one mode. outcomes: of each question, one for each sample. where: shard and first row of each question."""
+
+    scores: Mapping[str, Any]
+    outcomes: Mapping[str, tuple[str, ...]]
+    where: Mapping[str, tuple[Path, int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """One question of a set with the outcome of each column (None where a model has not answered it)."""
+
+    question: Question
+    outcomes: tuple[tuple[str, ...] | None, ...]
+
+
+CHANGES = {
+    "gained": "start wrong, last model right",
+    "lost": "start right, last model wrong",
+    "differ": "models differ",
+    "all_right": "all right",
+    "all_wrong": "none right",
+}
+"""What can be asked of the answers of several models."""
+
+
+class Evaluations:
+    """The evaluation sets of a run. What was read is kept until a shard is added or replaced."""
+
+    def __init__(self, run: Run) -> None:
+        self.layout = Layout(run)
+        self._kept: dict[str, tuple[tuple[Path, ...], Any]] = {}
+
+    def sets(self) -> list[str]:
+        """The sets that have begun."""
+        return self.layout.sets()
+
+    def columns(self, name: str) -> list[tuple[str, str]]:
+        """(model, mode) of every evaluation of a set that has begun, the start first."""
+        prefix = f"evaluate/{name}/"
+        found = [stage.removeprefix(prefix).split("/") for stage in self.layout.stages() if stage.startswith(prefix)]
+        return [(parts[0], parts[1]) for parts in found if len(parts) == 2]
+
+    def questions(self, name: str) -> dict[str, Question]:
+        """The questions of a set, in order."""
+
+        def read(shards: Sequence[Path]) -> dict[str, Question]:
+            return {question.id: question for shard in shards for question in read_rows(shard, Question)}
+
+        found: dict[str, Question] = self._keep(f"evaluate/{name}/source", read)
+        return found
+
+    def answers(self, name: str, model: str, mode: str) -> Answers:
+        """Answers of one model in one mode."""
+        found: Answers = self._keep(f"evaluate/{name}/{model}/{mode}", lambda shards: _answers(shards, mode))
+        return found
+
+    def scores(self, name: str) -> dict[str, dict[str, Any]]:
+        """Scores by model and mode, as a report has them; those without any answer yet are left out."""
+        found: dict[str, dict[str, Any]] = {}
+        for model, mode in self.columns(name):
+            if scores := self.answers(name, model, mode).scores:
+                found.setdefault(model, {})[mode] = scores
+        return found
+
+    def asked(self, name: str, mode: str, domain: str = "", change: str = "") -> tuple[list[str], list[Asked]]:
+        """The models that were asked in a mode, and the questions that a filter leaves."""
+        models = [model for model, its_mode in self.columns(name) if its_mode == mode]
+        answers = [self.answers(name, model, mode) for model in models]
+        rows = (
+            Asked(question=question, outcomes=tuple(found.outcomes.get(question.id) for found in answers))
+            for question in self.questions(name).values()
+            if not domain or question.domain == domain
+        )
+        return models, [row for row in rows if _changed(row, change)]
+
+    def side_by_side(self, name: str, question: str) -> Iterator[tuple[str, str, list[Prediction]]]:
+        """What every model said to one question: (model, mode, answers)."""
+        for model, mode in self.columns(name):
+            answers = self.answers(name, model, mode)
+            if question in answers.where:
+                path, row = answers.where[question]
+                count = len(answers.outcomes[question])
+                yield model, mode, [read_row(path, Prediction, number) for number in range(row, row + count)]
+
+    def _keep(self, stage: str, read: Any) -> Any:
+        shards = tuple(path for path in self.layout.shards(stage) if path is not None)
+        if stage not in self._kept or self._kept[stage][0] != shards:
+            self._kept[stage] = (shards, read(shards))
+        return self._kept[stage][1]
+
+
+def _answers(shards: Sequence[Path], mode: str) -> Answers:
+    rows: list[Prediction] = []
+    outcomes: dict[str, list[str]] = {}
+    where: dict[str, tuple[Path, int]] = {}
+    for shard in shards:
+        for number, row in enumerate(read_rows(shard, Prediction)):
+            where.setdefault(row.question, (shard, number))
+            outcomes.setdefault(row.question, []).append(row.outcome)
+            rows.append(row)
+    scores = (asdict(score_samples(rows)) if mode == "sampled" else asdict(score(rows))) if rows else {}
+    return Answers(scores=scores, outcomes={question: tuple(found) for question, found in outcomes.items()}, where=where)
+
+
+def _changed(row: Asked, change: str) -> bool:
+    right = [sum(outcome == "correct" for outcome in outcomes) * 2 > len(outcomes) for outcomes in row.outcomes if outcomes]
+    if not change or not right:
+        return not change
+    return {
+        "gained": right[-1] and not right[0],
+        "lost": right[0] and not right[-1],
+        "differ": len(set(right)) > 1,
+        "all_right": all(right),
+        "all_wrong": not any(right),
+    }[change]
+
+
+# --- what was left out -----------------------------------------------------------------------------------------------------------
+
+
+def dropped(run: Run) -> list[dict[str, Any]]:
+    """What each stage left out and why, as the report lists it."""
+    stages = Layout(run).stages()
+    skipped = (row for name in stages if name.rpartition("/")[2] == "source" for row in load_skipped(run.stage(name)))
+    return [*skipped_rows(skipped), *left_out(stages)]

@@ -1,0 +1,341 @@
+"""What each page shows: from the filter of a request to the values of a template. Knows neither HTTP nor HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+from mixpo.errors import MixpoError
+from mixpo.marks import Mark, read_marks
+from mixpo.progress import Progress
+from mixpo.report import sections
+from mixpo.report.charts import bars, stack
+from mixpo.report.difference import difference
+from mixpo.report.words import BALANCE, percent
+from mixpo.run import Manifest
+from mixpo.stages.base import Context
+from mixpo.stages.report import PAGE
+from mixpo.types import ImageRef, Question
+from mixpo.viewer.audit import OUTCOME, Audit
+from mixpo.viewer.details import PairDetail, pair_at, question_at
+from mixpo.viewer.images import Images
+from mixpo.viewer.index import Index
+from mixpo.viewer.listing import BALANCES, Filter, Lists, Table
+from mixpo.viewer.results import CHANGES, Evaluations, arms, dropped, together
+
+Values = dict[str, Any]
+Value = TypeVar("Value")
+EVALUATED = 50
+"""Questions on a page of an evaluation."""
+MAX_BARS = 24
+
+
+class NotFound(MixpoError):  # noqa: N818
+    """There is no such page."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """How far a stage is."""
+
+    name: str
+    state: str
+    done: int
+    total: int
+    counts: Mapping[str, str]
+    seconds: float
+
+
+class Views:
+    """The pages of one run."""
+
+    def __init__(self, context: Context, progress: Progress | None = None) -> None:
+        self.run = context.run
+        self.title = context.recipe.report.title
+        self.index = Index(context.run, progress)
+        self.lists = Lists(self.index)
+        self.images = Images(context)
+        self.audits = Audit(self.index)
+        self.evaluations = Evaluations(context.run)
+        self._kept: dict[str, tuple[int, Any]] = {}
+
+    def _once(self, name: str, make: Callable[[], Value]) -> Value:
+        """A value that is made again only when the run has changed."""
+        if name not in self._kept or self._kept[name][0] != self.index.edition:
+            self._kept[name] = (self.index.edition, make())
+        found: Value = self._kept[name][1]
+        return found
+
+    def common(self) -> Values:
+        """What every page needs."""
+        return {"run_name": self.run.root.name, "rounds": self.index.layout.rounds(), "stale": self._once("stale", self._stale)}
+
+    def _stale(self) -> list[tuple[int, int]]:
+        return self.index.rows("SELECT round, count(*) FROM block WHERE stale GROUP BY round ORDER BY round")
+
+    # --- overview ----------------------------------------------------------------------------------------------------------
+
+    def overview(self) -> Values:
+        """The stages of the run, and what there is to look at."""
+        stages = self.index.layout.stages()
+        count = self.index.one
+        return {
+            "title": self.title,
+            "states": [self._state(name, manifest) for name, manifest in stages.items()],
+            "questions": count("SELECT count(*) FROM question"),
+            "pairs": count("SELECT count(*) FROM pair"),
+            "verdicts": count("SELECT coalesce(sum(len(outcomes)), 0) FROM judged"),
+            "marks": len(read_marks(self.run.root)),
+            "trainings": [name.rpartition("/")[2] for name in stages if "/train/" in name],
+            "sets": self.evaluations.sets(),
+            "left_out": sum(row["count"] for row in dropped(self.run)),
+            "has_report": (self.run.root / PAGE).exists(),
+        }
+
+    def _state(self, name: str, manifest: Manifest) -> State:
+        shards = self.index.layout.shards(name)
+        done = sum(path is not None for path in shards)
+        state = "done" if manifest.finished and done == len(shards) else "part" if done else "begun"
+        # Every evaluation has its own page; here it is enough how many are right.
+        shown = {key: value for key, value in manifest.counts.items() if "/train/" not in name or key == "steps"}
+        counts = sections.shown_counts({name.removeprefix("evaluate/"): shown}).get(name.removeprefix("evaluate/"), [])
+        return State(name=name, state=state, done=done, total=len(shards), counts=dict(counts), seconds=manifest.seconds)
+
+    # --- pairs -------------------------------------------------------------------------------------------------------------
+
+    def pairs(self, asked: Mapping[str, str]) -> Values:
+        """A page of the list of pairs."""
+        return self._list("pair", asked)
+
+    def _list(self, table: Table, asked: Mapping[str, str]) -> Values:
+        wanted = Filter.read(table, asked)
+        after = asked.get("after", "")
+        found = self.lists.page(wanted, int(after) if after.isascii() and after.isdigit() and len(after) < 19 else -1)
+        return {"filter": wanted, "page": found, "domains": self._once(table, lambda: self.lists.domains(table))}
+
+    def pair(self, id_: str, asked: Mapping[str, str]) -> Values:
+        """One pair with its place in the list."""
+        wanted = Filter.read("pair", asked)
+        n = self.lists.find("pair", id_, wanted.round)
+        if n is None:
+            raise NotFound(f"no pair {id_} in round {wanted.round} of this run")
+        detail = pair_at(self.index, n, id_, wanted.round)
+        pair = detail.pair
+        chosen, rejected = difference(pair.chosen, pair.rejected, kept=pair.origin == "dropout_ntp")
+        marks = read_marks(self.run.root)
+        return {
+            "filter": wanted,
+            "beside": self.lists.beside(wanted, n),
+            "domains": self._once("pair", lambda: self.lists.domains("pair")),
+            "detail": detail,
+            "question": detail.of.question,
+            "sizes": self.images.sizes(detail.of.question),
+            "pieces": {"chosen": chosen, "rejected": rejected},
+            "verdicts": _verdicts_of(detail),
+            "marks": {index: marks.get((wanted.round, pair.question, index)) for index in (pair.chosen_index, pair.rejected_index)},
+        }
+
+    # --- questions -----------------------------------------------------------------------------------------------------------
+
+    def questions(self, asked: Mapping[str, str]) -> Values:
+        """A page of the list of questions, with accuracy by domain."""
+        values = self._list("question", asked)
+        round_ = values["filter"].round
+        balance, chart = self._once(f"balance {round_}", lambda: self._balance(round_))
+        return {**values, "balance": balance, "domain_chart": chart}
+
+    def _balance(self, round_: int) -> tuple[Any, Any]:
+        columns = ", ".join(f"count(*) FILTER ({BALANCES[name]})" for name in ("all_right", "mixed", "all_wrong"))
+        query = (
+            f"SELECT domain, sum(correct), sum(len(outcomes)), {columns} FROM (SELECT q.domain, q.open, j.* FROM judged j "
+            "JOIN question q ON q.n = j.n WHERE j.round = ? AND outcomes != '') GROUP BY domain"
+        )
+        rows = self.index.rows(query, round_)
+        if not rows:
+            return None, None
+        sums = [sum(row[place] for row in rows) for place in (3, 4, 5)]
+        parts = [
+            (BALANCE[name], total, colour) for name, total, colour in zip(("all_right", "mixed", "all_wrong"), sums, (3, 2, 5), strict=True)
+        ]
+        ranked = sorted(((name or "(none)", right / of) for name, right, of, *_ in rows), key=lambda item: -item[1])
+        chart = bars([(name, share, percent(share)) for name, share in ranked[:MAX_BARS]], "Share of right answers by domain", colour=3)
+        return stack(parts, "Questions by how many of their answers are right"), chart
+
+    def question(self, id_: str, asked: Mapping[str, str]) -> Values:
+        """One question with all its responses."""
+        wanted = Filter.read("question", asked)
+        n = self.lists.find("question", id_, 0)
+        if n is None:
+            raise NotFound(f"no question {id_} in this run")
+        detail = question_at(self.index, n, wanted.round)
+        marks = read_marks(self.run.root)
+        return {
+            "filter": wanted,
+            "beside": self.lists.beside(wanted, n),
+            "domains": self._once("question", lambda: self.lists.domains("question")),
+            "detail": detail,
+            "question": detail.question,
+            "sizes": self.images.sizes(detail.question),
+            "marks": {index: marks.get((wanted.round, id_, index)) for index in detail.responses},
+        }
+
+    # --- audit -----------------------------------------------------------------------------------------------------------------
+
+    def audit(self, asked: Mapping[str, str]) -> Values:
+        """What the marks say, and the sample to look at."""
+        kind, round_ = _kind(asked), Filter.read("pair", asked).round
+        marks = read_marks(self.run.root)
+        items = self.audits.sample(kind, round_)
+        rows = [(number, item, marks.get((round_, item.question, item.index))) for number, item in enumerate(items)]
+        return {
+            "kind": kind,
+            "round": round_,
+            "rows": rows,
+            "done": sum(mark is not None for *_, mark in rows),
+            "open": next((number for number, _, mark in rows if mark is None), None),
+            "random": self.audits.marked(round_, marks, "random"),
+            "marks": len(marks),
+        }
+
+    def audit_item(self, number: int, asked: Mapping[str, str]) -> Values:
+        """One verdict to look at."""
+        kind, round_ = _kind(asked), Filter.read("pair", asked).round
+        items = self.audits.sample(kind, round_)
+        if not 0 <= number < len(items):
+            raise NotFound(f"the sample has {len(items)} verdicts; there is no number {number + 1}")
+        item = items[number]
+        detail = question_at(self.index, item.n, round_)
+        marks = read_marks(self.run.root)
+        return {
+            "kind": kind,
+            "round": round_,
+            "number": number,
+            "total": len(items),
+            "item": item,
+            "question": detail.question,
+            "sizes": self.images.sizes(detail.question),
+            "response": detail.responses.get(item.index),
+            "verdict": detail.verdicts.get(item.index),
+            "mark": marks.get((round_, item.question, item.index)),
+            "done": sum((round_, other.question, other.index) in marks for other in items),
+        }
+
+    def mark(self, form: Mapping[str, str], time: str, by: str) -> Mark:
+        """The mark that a form asks for. Raises NotFound when it is about no judged response of this run."""
+        question, outcome = form.get("question", ""), form.get("outcome", "")
+        index, round_ = _number(form.get("index")), _number(form.get("round"))
+        n = self.lists.find("question", question, 0)
+        letters = self.index.one("SELECT outcomes FROM judged WHERE round = ? AND n = ?", round_, n) if n is not None else None
+        if letters is None or not 0 <= index < len(letters) or outcome not in OUTCOME.values():
+            raise NotFound("the mark is about no judged response of this run; load the page again")
+        known = next(name for name in OUTCOME.values() if name == outcome)
+        return Mark(question=question, round=round_, index=index, outcome=known, by=by, time=time)
+
+    # --- training and evaluation -------------------------------------------------------------------------------------------------
+
+    def training(self) -> Values:
+        """The curves of every training."""
+        found = arms(self.run)
+        return {"arms": [(arm, sections.training_charts(dict(arm.curves))) for arm in found], "together": together(found)}
+
+    def evaluation(self) -> Values:
+        """Accuracy of every model on every set."""
+        found = {name: self.evaluations.scores(name) for name in self.evaluations.sets()}
+        return {
+            "sets": [
+                (name, scores, sections.accuracy_chart(scores), len(self.evaluations.questions(name))) for name, scores in found.items()
+            ]
+        }
+
+    def evaluated(self, name: str, asked: Mapping[str, str]) -> Values:
+        """The questions of a set with the verdict on every model."""
+        self._check_set(name)
+        modes = list(dict.fromkeys(mode for _, mode in self.evaluations.columns(name)))
+        mode = asked["mode"] if asked.get("mode") in modes else next(iter(modes), "")
+        change = asked["change"] if asked.get("change") in CHANGES else ""
+        domain = asked.get("domain", "")
+        models, rows = self.evaluations.asked(name, mode, domain, change)
+        last = max(1, -(-len(rows) // EVALUATED))
+        number = min(max(1, _number(asked.get("page"))), last)
+        known = {question.domain for question in self.evaluations.questions(name).values()}
+        return {
+            "set": name,
+            "models": models,
+            "rows": rows[(number - 1) * EVALUATED : number * EVALUATED],
+            "total": len(rows),
+            "number": number,
+            "last": last,
+            "modes": modes,
+            "query": {"mode": mode, "change": change, "domain": domain},
+            "domains": sorted(known - {""}),
+        }
+
+    def compared(self, name: str, id_: str, asked: Mapping[str, str]) -> Values:
+        """What every model said to one question of a set."""
+        listed = self.evaluated(name, asked)
+        questions = self.evaluations.questions(name)
+        if id_ not in questions:
+            raise NotFound(f"no question {id_} in evaluation set {name}")
+        _, rows = self.evaluations.asked(name, listed["query"]["mode"], listed["query"]["domain"], listed["query"]["change"])
+        ids = [row.question.id for row in rows]
+        at = ids.index(id_) if id_ in ids else -1
+        return {
+            **listed,
+            "question": questions[id_],
+            "sizes": self.images.sizes(questions[id_]),
+            "by_mode": self._by_mode(name, id_),
+            "at": at,
+            "before": ids[at - 1] if at > 0 else None,
+            "after": ids[at + 1] if 0 <= at < len(ids) - 1 else None,
+            "page_of": at // EVALUATED + 1 if at >= 0 else 1,
+        }
+
+    def _by_mode(self, name: str, id_: str) -> list[tuple[str, list[tuple[str, Any]]]]:
+        """The answers to one question, those in the same mode together."""
+        found: dict[str, list[tuple[str, Any]]] = {}
+        for model, mode, answers in self.evaluations.side_by_side(name, id_):
+            found.setdefault(mode, []).append((model, answers))
+        return list(found.items())
+
+    def _check_set(self, name: str) -> None:
+        if name not in self.evaluations.sets():
+            raise NotFound(f"no evaluation set {name} in this run")
+
+    def left_out(self) -> Values:
+        """What each stage dropped and why."""
+        return {"rows": dropped(self.run)}
+
+    # --- pictures -------------------------------------------------------------------------------------------------------------------
+
+    def image(self, question: str, number: int, size: str, set_: str = "") -> tuple[bytes, str]:
+        """An image of a question. Raises NotFound when there is none, ImageError when it may not or cannot be shown."""
+        if set_:
+            self._check_set(set_)
+            found = self.evaluations.questions(set_).get(question)
+        else:
+            n = self.lists.find("question", question, 0)
+            found = question_at(self.index, n, 0).question if n is not None else None
+        return self.images.encoded(_image(found, number), size)
+
+
+def _image(question: Question | None, number: int) -> ImageRef:
+    if question is None or not 0 <= number < len(question.images):
+        raise NotFound("no such image")
+    return question.images[number]
+
+
+def _verdicts_of(detail: PairDetail) -> Values:
+    """The verdicts on both sides; a continuation has none."""
+    verdicts, pair = detail.of.verdicts, detail.pair
+    blind = pair.origin == "dropout_ntp"
+    found = {"chosen": verdicts.get(pair.chosen_index), "rejected": None if blind else verdicts.get(pair.rejected_index)}
+    return {side: asdict(verdict) if verdict else None for side, verdict in found.items()}
+
+
+def _kind(asked: Mapping[str, str]) -> str:
+    return "suspicious" if asked.get("kind") == "suspicious" else "random"
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 10 else -1

@@ -1,0 +1,195 @@
+"""Shards made by a real Ray cluster of several nodes on this machine: exactly once, whatever dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixpo.errors import EngineError, RecipeError
+from mixpo.pipeline import known_sources, open_context, open_run, run_stage
+from mixpo.progress import Silent
+from mixpo.recipe import load
+from mixpo.records import Sampled, read_rows
+from mixpo.stages.base import Context
+
+ray = pytest.importorskip("ray")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+RECIPE = """
+shard_size = 4
+[source]
+kind = "digits"
+count = 64
+open_share = 0.25
+[sample]
+n = 2
+max_new_tokens = 24
+batch_size = 4
+[cluster]
+kind = "{kind}"
+address = "{address}"
+actors = 2
+cpus_per_actor = 0.5
+"""
+
+
+Rows = dict[str, list[Sampled]]
+
+
+class Nodes:
+    """A cluster of a head and two workers, of which the second can be taken away."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 << 20})
+        self.address: str = self.cluster.address
+        self.workers = [self.cluster.add_node(num_cpus=1, object_store_memory=80 << 20) for _ in range(2)]
+
+    def lose_one(self) -> None:
+        self.cluster.remove_node(self.workers.pop(), allow_graceful=False)
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    made = Nodes()
+    yield made
+    ray.shutdown()
+    made.cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Rows:
+    """What one process makes of the recipe: the undisturbed run."""
+    root = tmp_path_factory.mktemp("alone")
+    run_stage(_context(root, "none", ""), ("sample", "continue"))
+    return rows(root / "run")
+
+
+def _context(root: Path, kind: str, address: str) -> Context:
+    path = root / "r.toml"
+    path.write_text(RECIPE.format(kind=kind, address=address), encoding="utf-8")
+    return open_context(load(path), root, root / "run", Silent())
+
+
+def rows(run: Path) -> Rows:
+    """All records of the round by file, without log-probs, whose last digits depend on what shared a batch."""
+    return {
+        path.relative_to(run).as_posix(): list(map(_without_logprobs, _read(path))) for path in sorted((run / "round-1").rglob("*.parquet"))
+    }
+
+
+def _read(path: Path) -> list[Sampled]:
+    return read_rows(path, Sampled)
+
+
+def _without_logprobs(row: Sampled) -> Sampled:
+    return replace(row, responses=tuple(replace(response, logprobs=()) for response in row.responses))
+
+
+def driver(root: Path) -> subprocess.Popen[bytes]:
+    """The command line on the cluster, in a process of its own."""
+    command = [sys.executable, "-m", "mixpo", "sample", str(root / "r.toml"), "--dir", str(root / "run")]
+    return subprocess.Popen(command, stdout=(root / "out").open("wb"), stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def wait_for(root: Path, count: int, process: subprocess.Popen[bytes]) -> None:
+    """Until so many sample shards are there."""
+    limit = time.monotonic() + 240
+    while len(list((root / "run/round-1/sample").glob("*.parquet"))) < count:
+        assert process.poll() is None, (root / "out").read_text()
+        assert time.monotonic() < limit, (root / "out").read_text()
+        time.sleep(0.02)
+
+
+def finish(root: Path, process: subprocess.Popen[bytes]) -> None:
+    assert process.wait(300) == 0, (root / "out").read_text()
+
+
+def actors() -> list[int]:
+    """Process ids of the actors that make shards."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                title = (entry / "cmdline").read_bytes().split(b"\0")[0]
+            except OSError:
+                continue
+            if title.startswith(b"ray::") and b"ShardMaker" in title:
+                found.append(int(entry.name))
+    return found
+
+
+def test_the_driver_is_killed_and_started_again(tmp_path: Path, nodes: Nodes, alone: Rows) -> None:
+    _context(tmp_path, "ray", nodes.address)
+    process = driver(tmp_path)
+    wait_for(tmp_path, 3, process)
+    process.kill()
+    process.wait()
+    there = {path: path.stat().st_mtime_ns for path in (tmp_path / "run/round-1/sample").glob("*.parquet")}
+    finish(tmp_path, driver(tmp_path))
+    assert all(path.stat().st_mtime_ns == written for path, written in there.items() if path.exists()), "a finished shard was made again"
+    assert rows(tmp_path / "run") == alone
+    _exactly_once(tmp_path / "run")
+
+
+def test_an_error_of_an_actor_is_the_drivers(tmp_path: Path, nodes: Nodes) -> None:
+    """The model's files change under the actors: they refuse, with a sentence, instead of mixing models."""
+    context = _context(tmp_path, "ray", nodes.address)
+    real = context.spread
+    assert real is not None
+
+    def changed(context: Context, planned: Any, numbers: Any) -> Any:
+        (tmp_path / "run/command.json").write_text(json.dumps({"base": str(tmp_path), "limit": None}))
+        recipe = json.loads((tmp_path / "run/recipe.json").read_text())
+        (tmp_path / "run/recipe.json").write_text(json.dumps({**recipe, "seed": 99}))
+        return real(context, planned, numbers)
+
+    context.spread = changed
+    with pytest.raises(EngineError, match="finds other model files, questions or versions"):
+        run_stage(context, ("sample",))
+
+
+def test_no_room_for_rays_own_tasks_is_an_error(tmp_path: Path, nodes: Nodes) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(RECIPE.format(kind="ray", address=nodes.address), encoding="utf-8")
+    context = open_context(load(path, ("cluster.cpus_per_actor=2",)), tmp_path, tmp_path / "run", Silent())
+    with pytest.raises(RecipeError, match=r"leave none of the cluster's 3 CPUs"):
+        run_stage(context, ("sample",))
+
+
+def test_an_actor_is_killed_and_a_node_is_lost(tmp_path: Path, nodes: Nodes, alone: Rows) -> None:
+    """The last test: the cluster has a node less afterwards."""
+    _context(tmp_path, "ray", nodes.address)
+    process = driver(tmp_path)
+    wait_for(tmp_path, 2, process)
+    killed = actors()
+    assert killed
+    os.kill(killed[0], signal.SIGKILL)
+    wait_for(tmp_path, 4, process)
+    nodes.lose_one()
+    finish(tmp_path, process)
+    assert "3 node(s)" in (tmp_path / "out").read_text()
+    assert rows(tmp_path / "run") == alone
+    _exactly_once(tmp_path / "run")
+
+
+def _exactly_once(root: Path) -> None:
+    """Every (question, sample) exists exactly once in the finished stage."""
+    context = open_run(root)
+    rows = list(context.run.stage("round-1/sample").read_all(Sampled))
+    index = known_sources(context.run, context.recipe).train
+    assert len(rows) == index.questions == 64
+    seen = [(row.question, response.index) for row in rows for response in row.responses]
+    assert len(set(seen)) == len(seen) == 128
+    assert not list(root.rglob(".*.tmp"))

@@ -1,0 +1,64 @@
+"""A run made by hand, its pages, and a client for them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import viewer_run
+
+pytest.importorskip("duckdb", reason="needs the viewer extra")
+pytest.importorskip("fastapi", reason="needs the viewer extra")
+
+from starlette.testclient import TestClient
+
+from mixpo.pipeline import open_run
+from mixpo.viewer.app import create_app
+from mixpo.viewer.views import Views
+
+TOKEN = "token of the test"
+HOME = "http://127.0.0.1:8765"
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the run made by hand. Shared: leave it as it is."""
+    return viewer_run.write(tmp_path_factory.mktemp("viewer"))
+
+
+@pytest.fixture(scope="session")
+def views(made: Path) -> Iterator[Views]:
+    """Its pages as values."""
+    found = Views(open_run(made))
+    yield found
+    found.index.close()
+
+
+@pytest.fixture(scope="session")
+def client(views: Views) -> TestClient:
+    """A client that speaks to the application as a browser on this machine would."""
+    return TestClient(create_app(views, TOKEN), base_url=HOME, follow_redirects=False)
+
+
+@pytest.fixture
+def own(made: Path, tmp_path: Path) -> Path:
+    """A copy of the run to change. Its images still lie where they were."""
+    copy = Path(shutil.copytree(made, tmp_path / "run"))
+    shutil.rmtree(copy / ".view", ignore_errors=True)
+    return copy
+
+
+@pytest.fixture
+def own_views(own: Path) -> Iterator[Views]:
+    """The pages of the copy."""
+    found = Views(open_run(own))
+    yield found
+    found.index.close()
+
+
+@pytest.fixture
+def own_client(own_views: Views) -> TestClient:
+    """A client for the copy."""
+    return TestClient(create_app(own_views, TOKEN), base_url=HOME, follow_redirects=False)

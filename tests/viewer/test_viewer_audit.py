@@ -1,0 +1,159 @@
+"""Marks on disk, the samples, and precision and recall against numbers counted by hand."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from mixpo.errors import RecordError
+from mixpo.evaluate.score import wilson
+from mixpo.marks import MARKS, Mark, append_mark, read_marks
+from mixpo.types import Outcome, content_id
+from mixpo.viewer.audit import Item, agreement, doubt, majorities
+from mixpo.viewer.views import Views
+
+
+def mark(question: str = "q", outcome: Outcome = "correct", index: int = 0, round_: int = 1, by: str = "ann") -> Mark:
+    return Mark(question=question, round=round_, index=index, outcome=outcome, by=by, time="2026-01-01T00:00:00Z")
+
+
+# --- the file --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_last_mark_counts(tmp_path: Path) -> None:
+    assert read_marks(tmp_path) == {}
+    for one in (mark(), mark(outcome="wrong"), mark(index=1), mark(round_=2)):
+        append_mark(tmp_path, one)
+    found = read_marks(tmp_path)
+    assert len((tmp_path / MARKS).read_text().splitlines()) == 4
+    assert {key: m.outcome for key, m in found.items()} == {(1, "q", 0): "wrong", (1, "q", 1): "correct", (2, "q", 0): "correct"}
+
+
+def test_a_torn_line_harms_no_other(tmp_path: Path) -> None:
+    append_mark(tmp_path, mark("a"))
+    with (tmp_path / MARKS).open("a") as file:
+        file.write('{"question": "b", "rou')
+    assert [question for _, question, _ in read_marks(tmp_path)] == ["a"]
+    append_mark(tmp_path, mark("c"))
+    assert [question for _, question, _ in read_marks(tmp_path)] == ["a", "c"]
+    assert len((tmp_path / MARKS).read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "row",
+    ["{", '{"question": "a"}', "[1]", "7", json.dumps({"question": "a", "round": 1, "index": 0, "outcome": "maybe", "by": "", "time": ""})],
+)
+def test_a_line_that_is_no_mark_is_named(tmp_path: Path, row: str) -> None:
+    append_mark(tmp_path, mark())
+    with (tmp_path / MARKS).open("a") as file:
+        file.write(row + "\n")
+    with pytest.raises(RecordError, match=r"marks\.jsonl:2: (not valid JSON|a mark has)"):
+        read_marks(tmp_path)
+
+
+def many(root: Path, by: int) -> None:
+    for index in range(40):
+        append_mark(root, mark(index=index, by=f"{by}" * 300))
+
+
+def test_two_people_at_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    people = [context.Process(target=many, args=(tmp_path, by)) for by in (1, 2)]
+    for person in people:
+        person.start()
+    for person in people:
+        person.join()
+    lines = (tmp_path / MARKS).read_text().splitlines()
+    assert len(lines) == 80
+    assert {json.loads(line)["by"][0] for line in lines} == {"1", "2"}
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------------
+
+
+def item(outcome: Outcome) -> Item:
+    return Item(n=0, question="q", index=0, outcome=outcome, text="")
+
+
+def test_precision_and_recall_by_hand() -> None:
+    counted: dict[tuple[Outcome, Outcome], int] = {
+        ("correct", "correct"): 30, ("correct", "wrong"): 2, ("correct", "malformed"): 1, ("wrong", "correct"): 5,
+        ("malformed", "correct"): 3,        ("wrong", "wrong"): 20, ("correct", "undecided"): 4, ("undecided", "correct"): 6,
+        ("undecided", "undecided"): 1,
+    }  # fmt: skip
+    found = agreement((item(verdict), mark(outcome=said)) for (verdict, said), count in counted.items() for _ in range(count))
+    assert found.marked == 72
+    assert (found.precision.hits, found.precision.n) == (30, 33)
+    assert (found.recall.hits, found.recall.n) == (30, 38)
+    assert (found.agreed.hits, found.agreed.n) == (51, 72)
+    assert found.precision.interval == wilson(30, 33)
+    assert found.recall.value == pytest.approx(30 / 38)
+    nothing = agreement([])
+    assert (nothing.precision.n, nothing.precision.interval) == (0, (0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("ending", "outcome", "truths", "majority", "suspicious"),
+    [
+        ("Final answer: 7", "correct", ["7"], True, ""),
+        ("Final answer: 8", "wrong", ["7"], False, ""),
+        ("Final answer: 7", "wrong", ["7"], False, "called wrong, but the ground truth is written"),
+        ("Final answer: 17", "wrong", ["7"], False, ""),
+        ("Final answer: 7.5", "wrong", ["7"], False, ""),
+        ("that makes seven", "correct", ["7"], False, ""),
+        ("that makes eight", "correct", ["7"], False, "called correct, but"),
+        ("so it is 7", "malformed", ["7"], False, "no clear answer was found, but"),
+        ("so it is", "malformed", ["7"], False, ""),
+        ("anything", "undecided", ["7"], False, "could not decide"),
+        ("Final answer: 8", "wrong", ["7"], True, "the ground truth may be wrong"),
+        ("Answer: a square", "wrong", ["B", "a square"], False, "called wrong, but"),
+        ("所以答案是三个红色", "wrong", ["三个"], False, "called wrong, but"),
+    ],
+)
+def test_the_second_check(ending: str, outcome: str, truths: list[str], majority: bool, suspicious: str) -> None:
+    found = doubt(ending, outcome, truths, majority)
+    assert bool(found) == bool(suspicious)
+    assert suspicious in found
+
+
+def test_majorities() -> None:
+    rows = [("a", "7")] * 3 + [("a", "8")] + [("b", "7")] * 2 + [("b", "8")] * 2 + [("c", "7")] * 3 + [("d", "")] * 5
+    assert majorities(rows) == {"a": "7"}
+
+
+# --- samples ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_random_sample_is_always_the_same_and_takes_judged_answers(views: Views, own_views: Views) -> None:
+    items = views.audits.sample("random", 1)
+    assert [(i.question, i.index) for i in items] == [(i.question, i.index) for i in own_views.audits.sample("random", 1)]
+    assert len(items) == len({i.question for i in items}) == 59
+    assert content_id("viewer", 5) not in {i.question for i in items}
+    assert len({i.index for i in items}) == 4
+    assert [i.question for i in items] != sorted(i.question for i in items)
+    assert views.audits.sample("random", 2) == []
+
+
+def test_a_wrong_verdict_is_suspicious(views: Views) -> None:
+    """Question 6 is judged wrong though it is right; question 8 has the truth in half of its answers and all wrong verdicts."""
+    found = {(i.question, i.index): i.why for i in views.audits.sample("suspicious", 1)}
+    assert "called wrong" in found[content_id("viewer", 6), 1]
+    assert {index for question, index in found if question == content_id("viewer", 8)} >= {0, 2}
+    assert "called correct" in found[content_id("viewer", 7), 1]
+    assert not any(question == content_id("viewer", 9) for question, _ in found)
+
+
+def test_marks_of_the_random_sample_are_counted(own: Path, own_views: Views) -> None:
+    items = own_views.audits.sample("random", 1)
+    right = [i for i in items if i.outcome == "correct"][:4]
+    missed = [i for i in items if i.outcome == "wrong"][:1]
+    for number, one in enumerate([*right, *missed]):
+        append_mark(own, mark(one.question, "wrong" if number == 0 else "correct", one.index))
+    values = own_views.audit({})
+    assert values["done"] == 5
+    assert (values["random"].precision.hits, values["random"].precision.n) == (3, 4)
+    assert (values["random"].recall.hits, values["random"].recall.n) == (3, 4)
+    assert values["open"] == next(n for n, i in enumerate(items) if i not in [*right, *missed])

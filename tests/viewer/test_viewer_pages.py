@@ -1,0 +1,252 @@
+"""Every page through a client: what it shows, what it escapes, and what it says when something is not there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import viewer_run
+from starlette.testclient import TestClient
+
+from mixpo.marks import read_marks
+from mixpo.pipeline import open_run
+from mixpo.records import Paired
+from mixpo.run import Run
+from mixpo.types import Pair, content_id
+from mixpo.viewer.app import create_app
+from mixpo.viewer.views import Views
+
+PAGES = (
+    "/",
+    "/pairs",
+    "/questions",
+    "/audit",
+    "/audit?kind=suspicious",
+    "/audit/0",
+    "/training",
+    "/evaluation",
+    "/evaluation/held-out",
+    "/left-out",
+)
+
+
+def question_id(number: int) -> str:
+    return content_id("viewer", number)
+
+
+def pairs_of(root: Path, number: int) -> tuple[Pair, ...]:
+    return next(row.pairs for row in Run(root).stage("round-1/pair").read_all(Paired) if row.question == question_id(number))
+
+
+def body(client: TestClient, path: str, status: int = 200) -> str:
+    answer = client.get(path)
+    assert answer.status_code == status, answer.text
+    return answer.text
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_every_page_is_there(client: TestClient, path: str) -> None:
+    text = body(client, path)
+    assert text.count("<h1") + text.count("walker") >= 1
+    assert "run</span>" in text
+
+
+def test_no_page_has_inline_code_or_foreign_content(client: TestClient, made: Path) -> None:
+    """What the policy forbids is not there to begin with."""
+    pair = pairs_of(made, 1)[0].id
+    for path in (*PAGES, f"/pairs/{pair}", f"/questions/{question_id(1)}", f"/evaluation/held-out/{question_id(500)}", "/nothing"):
+        text = client.get(path).text
+        assert not re.findall(r"<[^>]*\s(?:style|on\w+)=", text), path
+        assert all('src="/static/' in tag for tag in re.findall(r"<script[^>]*>", text))
+        assert not re.findall(r"\s(?:href|src|action)=\"(?!/|#|\?)[^\"]+", text), path
+
+
+def test_a_pair_shows_all_of_itself(client: TestClient, made: Path) -> None:
+    pair = pairs_of(made, 0)[0]
+    text = body(client, f"/pairs/{pair.id}")
+    assert "<mark>look closely at</mark>" in text
+    assert "<mark>guess from</mark>" in text
+    assert "✓ correct" in text
+    assert "✗ wrong" in text
+    for shown in (
+        pair.id,
+        question_id(0),
+        "sample 0",
+        "seed 1",
+        "by hand",
+        "correct against wrong",
+        "numbers compared",
+        'alt="Image 2 of 2',
+    ):
+        assert shown in text
+
+
+def test_a_continuation_is_told_from_a_verdict(client: TestClient, made: Path) -> None:
+    text = body(client, f"/pairs/{pairs_of(made, 5)[0].id}")
+    assert "finished without the image" in text
+    assert '<span class="kept">' in text
+    assert "the first 5 tokens are kept" in text
+
+
+def test_model_output_is_inert(client: TestClient, made: Path) -> None:
+    for path in (f"/pairs/{pairs_of(made, 1)[0].id}", f"/questions/{question_id(1)}", "/pairs", "/questions", "/audit?kind=suspicious"):
+        text = body(client, path)
+        assert "&lt;script&gt;window.hacked" in text
+        assert "<script>window" not in text
+        assert "<img src=x" not in text
+        assert 'href="javascript' not in text
+
+
+def test_formulas_and_chinese(client: TestClient, made: Path) -> None:
+    text = body(client, f"/questions/{question_id(3)}")
+    assert 'data-tex="x^2 + y^2 = z^2"' in text
+    assert re.search(r'data-tex="\\frac\{1\}[^"]*" data-display', text)
+    assert "costs $5 and $6" in text
+    assert viewer_run.CHINESE in body(client, f"/questions/{question_id(2)}")
+
+
+def test_a_filter_stays_while_walking(client: TestClient, made: Path) -> None:
+    listed = body(client, "/pairs?origin=format&text=puzzle")
+    first = re.search(r'href="(/pairs/\w+\?origin=format&amp;text=puzzle)"', listed)
+    assert first is not None
+    page = body(client, first[1].replace("&amp;", "&"))
+    assert re.search(r'rel="next"', page)
+    assert page.count("origin=format&amp;text=puzzle") >= 2
+    assert '<option value="format" selected>' in page
+
+
+def test_a_question_shows_every_response(client: TestClient) -> None:
+    text = body(client, f"/questions/{question_id(9)}")
+    assert text.count('class="card response') == 4
+    assert "2 of 4 right" in text
+    assert "the same text as another answer" in text
+
+
+def test_questions_by_domain(client: TestClient) -> None:
+    text = body(client, "/questions")
+    assert "Share of right answers by domain" in text
+    assert re.search(r"all right 1 \(1\.7 %\)", text)
+
+
+def test_curves(client: TestClient) -> None:
+    text = body(client, "/training")
+    for title in (
+        "Loss and its weighted parts",
+        "Raw terms of the loss",
+        "Rewards",
+        "Reward margin",
+        "Quality shift δ",
+        "Share of pairs ranked right",
+    ):
+        assert f"<h3>{title}</h3>" in text
+    for part in ("preference", "quality", "generation", "weighted generation", "reward chosen", "reward rejected"):
+        assert f"<title>{part}</title>" in text
+    assert "Reward margin of every training" in text
+
+
+def test_models_side_by_side(client: TestClient) -> None:
+    text = body(client, f"/evaluation/held-out/{question_id(502)}")
+    assert "Start" in text
+    assert text.count('class="card response') == 2
+    assert text.count("✗ wrong") == 1
+    assert "7 questions" in body(client, "/evaluation/held-out?change=gained")
+    assert "0 questions" in body(client, "/evaluation/held-out?change=lost")
+    assert "53.3" in body(client, "/evaluation")
+
+
+def test_what_was_left_out(client: TestClient) -> None:
+    text = body(client, "/left-out")
+    assert "the same text as another answer to the question" in text
+    assert "3 answers" in text
+
+
+def test_the_report(own: Path, own_client: TestClient) -> None:
+    assert "no report yet" in body(own_client, "/report", 404)
+    (own / "report.html").write_text("<h1>a report</h1>")
+    answer = own_client.get("/report")
+    assert "a report" in answer.text
+    assert "sandbox" in answer.headers["content-security-policy"]
+    assert "script-src" not in answer.headers["content-security-policy"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/nothing", "/pairs/0123456789abcdef", "/pairs/%27%20OR%201=1", "/questions/none", "/audit/9999", "/audit/-1", "/audit/x",
+        "/evaluation/none", "/evaluation/held-out/none", "/image/none/0", "/static/none.css", "/round-1/pair",
+        "/pairs/978be46c491e77e9?round=7", "/openapi.json", "/docs",
+    ],
+)  # fmt: skip
+def test_what_is_not_there_is_a_page_that_says_so(client: TestClient, path: str) -> None:
+    assert "Overview of the run" in body(client, path, 404)
+
+
+@pytest.mark.parametrize(
+    "query", ["after=x", "after=-5", "after=99999999999999999", "round=0", "shortest=1e9", "text=%00", "origin=%F0%9F%98%80", "page=-3"]
+)
+def test_odd_queries_are_borne(client: TestClient, query: str) -> None:
+    for path in ("/pairs", "/questions", "/audit", "/evaluation/held-out"):
+        assert client.get(f"{path}?{query}").status_code == 200
+
+
+def test_an_empty_run(own: Path) -> None:
+    """Only the recipe is there: every page says so."""
+    for path in own.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+    views = Views(open_run(own))
+    client = TestClient(create_app(views), base_url="http://localhost")
+    for path, said in {
+        "/": "No stage has begun", "/pairs": "no pairs yet", "/questions": "no questions yet", "/training": "No training has begun",
+        "/evaluation": "Nothing was evaluated", "/audit": "No verdict has been given", "/left-out": "Nothing was left out",
+    }.items():  # fmt: skip
+        assert said in body(client, path)
+    views.index.close()
+
+
+def test_a_run_that_stopped_while_sampling(own: Path) -> None:
+    for name in ("verify", "pair", "continue", "train"):
+        shutil.rmtree(own / "round-1" / name)
+    shutil.rmtree(own / "evaluate")
+    sorted((own / "round-1" / "sample").glob("*.parquet"))[-1].unlink()
+    views = Views(open_run(own))
+    client = TestClient(create_app(views), base_url="http://localhost")
+    assert "part" in body(client, "/")
+    assert "I look closely" in body(client, f"/questions/{question_id(9)}")
+    assert "No response has been sampled yet" in body(client, f"/questions/{question_id(59)}")
+    assert "not judged yet" in body(client, "/questions")
+    views.index.close()
+
+
+def test_a_training_that_runs_shows_its_steps(own: Path, own_client: TestClient) -> None:
+    stage = Run(own).stage("round-1/train/mpo")
+    (shard,) = sorted(stage.folder.glob("*.parquet"))
+    work = stage.folder / f"work-{shard.stem}"
+    work.mkdir()
+    rows = [viewer_run.step(step, 0.1) for step in range(1, 8)]
+    (work / "metrics.jsonl").write_text("".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows) + '{"step": 8, "ep')
+    shard.unlink()
+    text = body(own_client, "/training")
+    assert "running or stopped" in text
+    assert "<b>7</b> steps" in text
+
+
+def test_a_shard_that_goes_while_the_page_is_open(own: Path, own_client: TestClient) -> None:
+    pair = pairs_of(own, 20)[0].id
+    assert own_client.get(f"/pairs/{pair}").status_code == 200
+    for shard in (own / "round-1" / "pair").glob("00001-*.parquet"):
+        shard.unlink()
+    text = body(own_client, f"/pairs/{pair}", 500)
+    assert "could not be shown" in text
+    assert "run the same command again" in text
+
+
+def test_no_mark_comes_from_reading(client: TestClient, made: Path) -> None:
+    for path in PAGES:
+        client.get(path)
+    assert read_marks(made) == {}
+    assert not (made / "audit").exists()

@@ -1,0 +1,54 @@
+"""Formulas are found, prices are not, and a difference never cuts a formula."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mixpo.report.difference import Piece, difference
+from mixpo.viewer.text import Part, formulas, parts, plain
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a $x$ b", [("inline", "x")]),
+        ("$x^2$, $y$", [("inline", "x^2"), ("inline", "y")]),
+        ("$$a\n+b$$", [("display", "a\n+b")]),
+        (r"\(a\) and \[b\]", [("inline", "a"), ("display", "b")]),
+        (r"so \boxed{\frac{1}{2}}.", [("inline", r"\boxed{\frac{1}{2}}")]),
+        ("costs $5 and $6", []),
+        ("from $5 to $6.", []),
+        ("US$ 5 or A$3$", []),
+        ("$ x $", []),
+        ("$x", []),
+        (r"\$5 and \$6", []),
+        ("$" + "x" * 3000 + "$", []),
+        ("答案是$\\frac{1}{2}$。", [("inline", r"\frac{1}{2}")]),
+    ],
+)
+def test_formulas(text: str, found: list[tuple[str, str]]) -> None:
+    assert [(how, tex) for _, _, how, tex in formulas(text)] == found
+
+
+def test_a_formula_that_differs_is_marked_as_one() -> None:
+    left, right = difference("so $x = 5$ it is", "so $x = 7$ it was")
+    assert Part("own", "$x = 5$", "inline", "x = 5") in parts(left)
+    assert Part("own", "$x = 7$", "inline", "x = 7") in parts(right)
+
+
+def test_a_formula_that_is_shared_is_not_marked() -> None:
+    left, _ = difference("by $a+b$ it is one", "by $a+b$ it is two")
+    assert Part("same", "$a+b$", "inline", "a+b") in parts(left)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["same", "own", "kept"]), st.text("$ab\\()[]{}boxed 5\n中")), max_size=6))
+def test_no_letter_is_lost(made: list[tuple[str, str]]) -> None:
+    pieces = [Piece(kind, text) for kind, text in made]  # type: ignore[arg-type]
+    assert "".join(part.text for part in parts(pieces)) == "".join(text for _, text in made)
+
+
+def test_a_hostile_text_takes_no_time() -> None:
+    for text in ("$" * 20_000, "\\(" * 10_000, "\\boxed{" * 5_000, "$$a" * 5_000):
+        assert "".join(part.text for part in plain(text)) == text
