@@ -74,10 +74,20 @@ def model_of(size: Size, seed: int = 0) -> Vlm:
 class Data:
     """Questions of one image and `prompt` tokens with it, and their responses.
 
-    lengths: tokens of the responses of every question. pairs: (chosen, rejected) of every question.
+    lengths: tokens of the responses of every question. pairs: (chosen, rejected) of every question. alike: tokens that the second
+    of two responses begins with in common with the first.
     """
 
-    def __init__(self, size: Size, count: int, prompt: int, lengths: Sequence[int], pairs: Sequence[tuple[int, int]], spread: float = 0.0):
+    def __init__(
+        self,
+        size: Size,
+        count: int,
+        prompt: int,
+        lengths: Sequence[int],
+        pairs: Sequence[tuple[int, int]],
+        spread: float = 0.0,
+        alike: int = 0,
+    ) -> None:
         rng = random.Random(0)
         self.prompts: dict[str, EncodedPrompt] = {}
         self.pieces: list[Piece] = []
@@ -91,8 +101,10 @@ class Data:
             ids += words(max(1, round(prompt * rng.uniform(1 - spread, 1 + spread)) - len(ids)))
             pixels = torch.randn(1, 3, size.side, size.side, generator=torch.Generator().manual_seed(number))
             self.prompts[name] = EncodedPrompt(torch.tensor(ids), {"pixel_values": pixels})
-            tails = tuple(tuple(words(max(1, round(length * rng.uniform(1 - spread, 1 + spread))))) for length in lengths)
-            group = _group(name, tails, pairs)
+            tails = [tuple(words(max(1, round(length * rng.uniform(1 - spread, 1 + spread))))) for length in lengths]
+            for second in range(1, len(tails), 2):
+                tails[second] = tails[second - 1][:alike] + tails[second][alike:]
+            group = _group(name, tuple(tails), pairs)
             self.pieces.append(piece_of(group, group.pairs))
 
     def get(self, group: Group) -> EncodedPrompt:

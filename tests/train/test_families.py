@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import wraps
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from train.architectures import FAMILIES, HYBRIDS, Family, prompt, vlm
+from train.kernels import slow_varlen
 from transformers import InternVLModel
 
-from mixpo.train.batch import Piece
+from mixpo.train.batch import Piece, size_of
 from mixpo.train.collate import collate
-from mixpo.train.layout import choose_layout
+from mixpo.train.layout import TOLERANCE, _no_kernel, choose_layout, sample_of
 from mixpo.train.logps import Scorer
 from mixpo.train.model import checkpoint_activations
+from mixpo.train.tree import Member, Padded, Span, members
 from mixpo.types import Group, ImageRef, Question
-from mixpo.vlm.families import Sight, answer_type, why_not_packed
+from mixpo.vlm.families import HeadRule, Sight, answer_type, head_rule, why_not_packed, why_not_varlen
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import EncodedPrompt
 
@@ -45,7 +50,7 @@ class Data:
             tails = [tuple(torch.randint(10, 128, (length,), generator=rng).tolist()) for length in lengths]
             if number in (0, 2):
                 tails[0] = tuple(torch.randint(10, 128, (12,), generator=rng).tolist())
-                tails[1] = (*tails[0][:6], *tails[1])
+                tails[1] = (*tails[0][:6], 9, *tails[1])
             if number == 2:
                 tails[2] = tails[0][:11]
             refs = tuple(ImageRef(path="", digest=f"{number}-{place}") for place in range(count))
@@ -114,6 +119,48 @@ def test_packed_is_one_at_a_time(made: tuple[Vlm, Data, torch.Tensor, dict[str, 
     (found * data.factors).sum().backward()
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
     same_gradients(gradients(one.model), expected_gradients)
+
+
+def test_the_varlen_kernel_is_one_at_a_time(
+    made: tuple[Vlm, Data, torch.Tensor, dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row as a GPU gets it, through a slow kernel with the rules of the GPU's; families that look ahead or cap are refused."""
+    one, data, expected, expected_gradients = made
+    if why_not_varlen(one.model):
+        assert one.model.config.model_type in ("gemma2", "gemma3", "paligemma")
+        return
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", slow_varlen)
+    found = Scorer(one.model, "varlen")(collate(one, data.pieces, data.get, "varlen")).sums
+    (found * data.factors).sum().backward()
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+    same_gradients(gradients(one.model), expected_gradients)
+
+
+def test_common_beginnings_are_computed_once(made: tuple[Vlm, Data, torch.Tensor, dict[str, torch.Tensor]]) -> None:
+    """6 and 11 + 6 tokens fewer than the responses have, here and where micro-batches are filled."""
+    one, data, _, _ = made
+    batch = collate(one, data.pieces, data.get, "tree")
+    prompts = sum(map(len, data.prompts.values()))
+    assert prompts + int(batch.lengths.sum()) - batch.tokens == 6 + 11 + 6
+    assert batch.tokens == batch.inputs["input_ids"].numel()
+    assert batch.tokens == sum(size_of(piece, len(data.get(piece.group))).tokens for piece in data.pieces)
+    assert len(batch.target) == batch.tokens - prompts
+    assert len(batch.pick) == len(batch.owner) == int(batch.lengths.sum())
+
+
+def _with_siblings(spans: list[Span]) -> Iterator[Member]:
+    """A wrong plan: everything in a group sees what stands before it."""
+    for span, member in ((span, member) for span in spans for member in members([span])):
+        yield member._replace(keys=torch.arange(span.start, int(member.queries[-1]) + 1))
+
+
+def test_a_wrong_plan_shows(made: tuple[Vlm, Data, torch.Tensor, dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention of the tiny models is far from uniform, so that responses which see each other have other log-probs."""
+    one, data, expected, _ = made
+    monkeypatch.setattr("mixpo.train.tree.members", _with_siblings)
+    with torch.no_grad():
+        found = Scorer(one.model, "tree")(collate(one, data.pieces, data.get, "tree")).sums
+    assert (found - expected).abs().max() > 0.3
 
 
 def test_padded_rows_are_one_at_a_time(made: tuple[Vlm, Data, torch.Tensor, dict[str, torch.Tensor]]) -> None:
@@ -195,6 +242,89 @@ def test_hybrids_fall_back(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     layout, note = choose_layout(one, data.pieces[:3], data.get, torch.float32)
     assert layout != "tree"
     assert "would change log-probs" in note
+
+
+def test_routed_experts_are_packed() -> None:
+    """How many tokens an expert gets changes how its sums are rounded, which is not a leak."""
+    family = FAMILIES["qwen3_moe"]
+    one, data = vlm(family), Data(family)
+    one.model.set_experts_implementation("eager")
+    assert choose_layout(one, sample_of(data.pieces[:3]), data.get, torch.float32)[0] == "tree"
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "text"])
+@pytest.mark.parametrize("faint", [1.0, 1e-3])
+def test_a_leak_is_noticed(name: str, faint: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each token gets something of all tokens before it, whoever's they are; and nobody compares with the plain layout."""
+    one, data = vlm(FAMILIES[name]), Data(FAMILIES[name])
+    attend = Padded.attend
+
+    def leaking(plan: Padded, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, asked: Any) -> torch.Tensor:
+        mixed = (value.cumsum(0) / len(value)).repeat_interleave(query.shape[1] // value.shape[1], 1)
+        return attend(plan, query, key, value, asked) + faint * mixed
+
+    monkeypatch.setattr(Padded, "attend", leaking)
+    monkeypatch.setitem(TOLERANCE, torch.float32, 1e9)
+    layout, note = choose_layout(one, sample_of(data.pieces[:3]), data.get, torch.float32)
+    assert layout != "tree"
+    assert "would notice the others' tokens" in note
+
+
+@pytest.mark.parametrize("rule", [HeadRule(), HeadRule(cap=3.0), HeadRule(scale=0.3)])
+@pytest.mark.parametrize("name", ["gemma2", "granite", "cohere", "cohere2_vision"])
+def test_a_wrong_head_rule_is_noticed(name: str, rule: HeadRule, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, data = vlm(FAMILIES[name]), Data(FAMILIES[name])
+    right = head_rule(one.model)
+    monkeypatch.setattr("mixpo.train.logps.head_rule", lambda _: rule)
+    layout, note = choose_layout(one, data.pieces[:2], data.get, torch.float32)
+    assert (layout == "tree") == (rule == right)
+    assert ("would change log-probs" in note) == (rule != right)
+
+
+def test_a_missing_cap_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, data = vlm(FAMILIES["gemma2"]), Data(FAMILIES["gemma2"])
+    assert choose_layout(one, data.pieces[:2], data.get, torch.float32)[0] == "tree"
+    monkeypatch.setattr("mixpo.train.tree._capped", lambda q, k, v, mask, asked: F.scaled_dot_product_attention(q, k, v, mask))
+    layout, note = choose_layout(one, data.pieces[:2], data.get, torch.float32)
+    assert layout != "tree"
+    assert "would change log-probs" in note
+
+
+def test_the_kernel_is_chosen_and_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the varlen kernel can be used it is, and one that is wrong or missing costs nothing but time."""
+    one, data = vlm(FAMILIES["internvl"]), Data(FAMILIES["internvl"])
+
+    def check() -> tuple[str, str]:
+        return choose_layout(one, sample_of(data.pieces[:3]), data.get, torch.float32)
+
+    layout, note = check()
+    assert (layout, note.endswith("attention in calls of like lengths (the varlen kernel needs an NVIDIA GPU)")) == ("tree", True)
+    monkeypatch.setattr("mixpo.train.layout._no_kernel", lambda *_: "")
+    layout, note = check()
+    assert layout == "tree"
+    assert "the varlen layout fails with NotImplementedError" in note
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", slow_varlen)
+    layout, note = check()
+    assert (layout, note.endswith("attention in one call of the varlen kernel")) == ("varlen", True)
+
+    @wraps(slow_varlen)
+    def top_left(*args: Any, window_size: tuple[int, int], **options: Any) -> torch.Tensor:
+        """A kernel that takes the first query for the first key's."""
+        return slow_varlen(*args, window_size=(-1, 3), **options)
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", top_left)
+    layout, note = check()
+    assert layout == "tree"
+    assert "the varlen layout would change log-probs" in note
+
+
+def test_where_the_kernel_is_tried() -> None:
+    one = vlm(FAMILIES["internvl"])
+    gpu = replace(one, device=torch.device("cuda"))
+    assert _no_kernel(one, torch.bfloat16) == "the varlen kernel needs an NVIDIA GPU"
+    assert _no_kernel(gpu, torch.float32) == "the varlen kernel has no float32"
+    assert _no_kernel(gpu, torch.bfloat16) == ""
+    assert "soft-capped" in _no_kernel(replace(gpu, model=FAMILIES["gemma2"].model()), torch.bfloat16)
 
 
 @pytest.mark.parametrize(("name", "rule"), [("gemma3", Sight()), ("paligemma", Sight()), ("gemma3", Sight("prompt"))])

@@ -16,6 +16,7 @@ from mixpo.train.attention import tree_attention
 from mixpo.train.branches import Branch
 from mixpo.train.tree import Span, plant, plant_ragged
 from mixpo.vlm.families import Sight
+from train.kernels import slow_varlen
 
 HEADS, SHARED, WIDTH = 4, 2, 8
 CPU = torch.device("cpu")
@@ -50,7 +51,9 @@ def states(total: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return query, key, value
 
 
-def alone(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: list[Span], sight: Sight, window: int | None) -> torch.Tensor:
+def alone(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: list[Span], sight: Sight, window: int | None, cap: float = 0.0
+) -> torch.Tensor:
     """(1, T, H, D), one sequence at a time."""
     out = torch.zeros_like(query)
     for span in spans:
@@ -65,6 +68,10 @@ def alone(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: li
             mask = (ahead >= 0) & near | (both & near if sight.window_last else both)
             parts = [part[:, :, places] for part in (query, key, value)]
             result = F.scaled_dot_product_attention(*parts, attn_mask=mask, scale=0.4, enable_gqa=True)
+            if cap:
+                scores = parts[0] @ parts[1].repeat_interleave(HEADS // SHARED, 1).mT * 0.4
+                weights = (cap * torch.tanh(scores / cap)).masked_fill(~mask, float("-inf")).softmax(-1)
+                result = weights @ parts[2].repeat_interleave(HEADS // SHARED, 1)
             own = places[-tail:]
             out[:, :, own] = result[:, :, len(places) - len(own) :]
             first += tail
@@ -81,8 +88,9 @@ def layer(window: int | None = None) -> Any:
     st.sampled_from([Sight(), Sight("image"), Sight("image", window_last=False), Sight("prompt", window_last=False)]),
     st.sampled_from([None, 1, 3, 100]),
     st.sampled_from([0, 60, 10**6]),
+    st.sampled_from([None, 0.7]),
 )
-def test_equal_to_one_sequence_at_a_time(shapes: Shapes, sight: Sight, window: int | None, spare: int) -> None:
+def test_equal_to_one_sequence_at_a_time(shapes: Shapes, sight: Sight, window: int | None, spare: int, cap: float | None) -> None:
     """Values and gradients, with everything in calls of its own or padded together."""
     spans = spans_of(shapes, sight)
     total = sum(prompt + sum(tail for _, tail in tails) for prompt, tails in shapes)
@@ -90,16 +98,51 @@ def test_equal_to_one_sequence_at_a_time(shapes: Shapes, sight: Sight, window: i
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "SPARE", spare)
         plan = plant(spans, sight, CPU)
-    found, _ = tree_attention(layer(window), query, key, value, None, tree=plan, scaling=0.4, sliding_window=window, dropout=0.0)
-    expected = alone(query, key, value, spans, sight, window)
+    options = {"scaling": 0.4, "sliding_window": window, "dropout": 0.0, "softcap": cap}
+    found, _ = tree_attention(layer(window), query, key, value, None, tree=plan, **options)
+    expected = alone(query, key, value, spans, sight, window, cap or 0.0)
+    same(found, expected, query, key, value)
+
+
+@settings(max_examples=40, deadline=None)
+@given(GROUPS, st.sampled_from([None, 1, 3, 100]))
+def test_one_call_of_the_varlen_kernel_is_the_same(shapes: Shapes, window: int | None) -> None:
+    """Its arithmetic (keys, where sequences end, windows) through a slow kernel with the rules of the GPU's."""
+    spans = spans_of(shapes)
+    query, key, value = states(sum(prompt + sum(tail for _, tail in tails) for prompt, tails in shapes))
+    plan = plant_ragged(spans, CPU)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.nn.attention.varlen.varlen_attn", slow_varlen)
+        found, _ = tree_attention(layer(window), query, key, value, None, tree=plan, scaling=0.4, sliding_window=window)
+    same(found, alone(query, key, value, spans, Sight(), window), query, key, value)
+
+
+def test_the_varlen_kernel_gets_one_type() -> None:
+    """Under autocast a rotation leaves queries and keys in float32; the kernel takes 16 bits only."""
+    plan, (query, key, value) = plant_ragged(spans_of([flat(3, 2, 2)]), CPU), states(7)
+    with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16):
+        patch.setattr("torch.nn.attention.varlen.varlen_attn", slow_varlen)
+        found, _ = tree_attention(layer(), query.float(), key.float(), value.bfloat16(), None, tree=plan)
+    assert found.dtype == torch.bfloat16
+
+
+def same(found: torch.Tensor, expected: torch.Tensor, *inputs: torch.Tensor) -> None:
+    """Values and gradients."""
     assert torch.allclose(found, expected, atol=1e-12)
     factors = torch.linspace(-1, 2, found.numel(), dtype=torch.float64).reshape(found.shape)
     for one, other in zip(
-        torch.autograd.grad((found * factors).sum(), [query, key, value]),
-        torch.autograd.grad((expected * factors).sum(), [query, key, value]),
+        torch.autograd.grad((found * factors).sum(), inputs),
+        torch.autograd.grad((expected * factors).sum(), inputs),
         strict=True,
     ):
         assert torch.allclose(one, other, atol=1e-10)
+
+
+def test_the_real_kernel_takes_these_arguments() -> None:
+    """Without a GPU it fails inside, not at its door."""
+    plan, (query, key, value) = plant_ragged(spans_of([flat(3, 2, 2)]), CPU), (part.bfloat16() for part in states(7))
+    with pytest.raises((NotImplementedError, RuntimeError), match="_flash_attention_forward"):
+        tree_attention(layer(3), query, key, value, None, tree=plan, sliding_window=3, scaling=0.4)
 
 
 def test_few_calls_for_alike_groups_and_no_mask_of_the_row() -> None:
@@ -137,5 +180,7 @@ def test_what_it_cannot_do_is_refused(options: dict[str, Any], message: str) -> 
     given = {"tree": plant(spans_of([flat(3, 2, 2)]), Sight(), CPU), **options}
     with pytest.raises(NotImplementedError, match=message):
         tree_attention(layer(), query, key, value, None, **given)
+    with pytest.raises(NotImplementedError, match="soft-capped"):
+        tree_attention(layer(), query, key, value, None, tree=plant_ragged(spans_of([flat(3, 2, 2)]), CPU), softcap=50.0)
     with pytest.raises(NotImplementedError, match="not over one row"):
         tree_attention(layer(), *states(8), None, tree=plant(spans_of([flat(3, 2, 2)]), Sight(), CPU))

@@ -29,8 +29,8 @@ class Grown(NamedTuple):
         return sum(len(branch.tokens) for branch in self.branches)
 
 
-def grow(responses: Sequence[tuple[int, ...]], least: int = LEAST) -> Grown:
-    """The tree in which responses share every beginning that is at least `least` tokens longer than what is shared already.
+def grow(responses: Sequence[tuple[int, ...]]) -> Grown:
+    """The tree in which responses share every beginning that is at least `LEAST` tokens longer than what is shared already.
 
     A response that another one begins with ends inside the tree; the others end in a leaf of their own.
     """
@@ -42,7 +42,7 @@ def grow(responses: Sequence[tuple[int, ...]], least: int = LEAST) -> Grown:
         """Grow those from `first` to `end` of the order, whose first `depth` tokens end with the branch `parent`."""
         while first < end:
             after = first + 1
-            while after < end and common[after - 1] >= depth + least:
+            while after < end and common[after - 1] >= depth + LEAST:
                 after += 1
             response = responses[order[first]]
             shared = min(common[first : after - 1], default=len(response))

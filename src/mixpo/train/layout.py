@@ -22,6 +22,8 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
 
 MUCH = 8.0
 """A change of this many times what rounding does is more than rounding."""
+ROUNDING = {torch.float32: 1e-6, torch.bfloat16: 5e-4}
+"""The most that rounding is taken to change a log-prob, relative to it."""
 
 FOREIGN = (AssertionError, AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 """Whatever a foreign architecture raises only means that it is not laid out like the ones that are known."""
@@ -77,10 +79,11 @@ def _leak(vlm: Vlm, sample: Sequence[Piece], prompt_of: PromptOf, layout: Layout
     """The largest change of a response's log-prob when tokens that it does not hold are changed, if rounding does not explain it.
 
     In most models nothing may change at all. With routed experts the number of tokens of an expert changes how sums are rounded; how
-    much that is, is seen in a row that holds everything twice.
+    much that is, is seen in a row that holds everything twice, which a leak may change too: hence a limit.
     """
     twice = _score(vlm, [*sample, *sample], prompt_of, layout, precision).sums[: len(before)]
-    rounding = torch.finfo(torch.float32).eps * before.abs() + (twice - before).abs().max()
+    noise = (twice - before).abs().max().clamp(max=ROUNDING[precision] * before.abs())
+    rounding = torch.finfo(torch.float32).eps * before.abs() + noise
     for inner in (False, True):
         batch = collate(vlm, sample, prompt_of, layout)
         kept = _disturb(vlm, batch, sample, prompt_of, inner=inner)
