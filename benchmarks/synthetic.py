@@ -37,9 +37,11 @@ class Size:
 
 
 SIZES = {
+    "tiny": Size(width=64, layers=2, heads=4, vocabulary=256, vision=64, vision_layers=1, side=56),
     "demo": Size(width=192, layers=4, heads=6, vocabulary=512, vision=96, vision_layers=3, side=56),
     "quick": Size(width=256, layers=3, heads=4, vocabulary=2048, vision=128, vision_layers=2, side=448),
     "small": Size(width=512, layers=4, heads=8, vocabulary=4096, vision=256, vision_layers=4, side=448),
+    "1b": Size(width=1024, layers=40, heads=16, vocabulary=151_680, vision=1024, vision_layers=24, side=448),
 }
 
 
