@@ -154,7 +154,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     args = parser.parse_args(arguments)
     if args.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("train_gpu.py: torch sees no CUDA device here; use a machine with an NVIDIA GPU, or --device cpu --size tiny for a dry run")
+        sys.exit(
+            "train_gpu.py: torch sees no CUDA device here; use a machine with an NVIDIA GPU, or --device cpu --size tiny for a dry run"
+        )
     device, precision = torch.device(args.device), torch.bfloat16 if args.device == "cuda" else torch.float32
     vlm = model_of(SIZES[args.size])
     vlm.device = device

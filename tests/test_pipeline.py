@@ -266,9 +266,17 @@ def test_no_pairs_in_a_later_round_names_the_round(tmp_path: Path, tiny_folder: 
     assert "mixpo evaluate" not in str(caught.value)
 
 
-def test_pairs_longer_than_the_limit_are_named(own_run: Path) -> None:
-    context = open_small(own_run / "recipe.toml", own_run / "run", "train.max_length=20")
-    with pytest.raises(TrainError, match=r"no pair can be trained on.*longer than the limit.*train\.max_length is 20"):
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        (20, r"question .*: its prompt of \d+ tokens \(with images\) leaves no room for a response in 20; raise train\.max_length"),
+        (65, r"no pair can be trained on.*longer than the limit.*train\.max_length is 65"),
+    ],
+)
+def test_what_is_longer_than_the_limit_is_named(own_run: Path, limit: int, message: str) -> None:
+    """A prompt alone, before anything is computed; and pairs."""
+    context = open_small(own_run / "recipe.toml", own_run / "run", f"train.max_length={limit}")
+    with pytest.raises(TrainError, match=message):
         run_recipe(context)
 
 

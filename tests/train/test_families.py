@@ -21,6 +21,7 @@ from mixpo.train.batch import Piece, size_of
 from mixpo.train.collate import collate
 from mixpo.train.layout import TOLERANCE, _no_kernel, choose_layout, sample_of
 from mixpo.train.logps import Scorer
+from mixpo.train.losses import Weights, combine
 from mixpo.train.model import checkpoint_activations
 from mixpo.train.tree import Member, Padded, Span, members
 from mixpo.types import Group, ImageRef, Question
@@ -201,6 +202,38 @@ def test_order_and_siblings_change_nothing(made: tuple[Vlm, Data, torch.Tensor, 
             found = Scorer(one.model, "tree")(collate(one, pieces, data.get, "tree")).sums
         wanted = torch.stack([by_id[piece.group.question.id, response] for piece in pieces for response in piece.responses])
         assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["internvl", "qwen2_5_vl", "gemma3", "paligemma2"])
+def test_the_whole_loss_in_any_order(name: str) -> None:
+    """MPO of all pairs and its gradients against log-probs one at a time; groups, responses and pairs in two orders."""
+    one, data = vlm(FAMILIES[name]), Data(FAMILIES[name])
+    pairs = {"q0": ((0, 1), (2, 1)), "q1": ((1, 0),), "q2": ((0, 1), (0, 2), (3, 2))}
+    chosen = [piece for piece in data.pieces if piece.group.question.id in pairs]
+    for number, piece in enumerate(chosen):
+        known = tuple(-10.0 - 3 * number - place for place in piece.responses)
+        group = replace(piece.group, pairs=pairs[piece.group.question.id], reference=known)
+        chosen[number] = Piece(group, piece.responses, group.pairs)
+    weights, shift = Weights(preference=0.8, quality=0.2, generation=1.0), 0.3
+    expected = torch.zeros(())
+    for piece in chosen:
+        for good, bad in piece.pairs:
+            logp = [naive(one.model, data.get(piece.group), piece.group.responses[side]) for side in (good, bad)]
+            assert piece.group.reference is not None
+            rewards = [0.1 * (logp[side] - piece.group.reference[place]) for side, place in enumerate((good, bad))]
+            quality = -F.logsigmoid(rewards[0] - shift) - F.logsigmoid(-(rewards[1] - shift))
+            sft = -logp[0] / len(piece.group.responses[good])
+            expected = expected - 0.8 * F.logsigmoid(rewards[0] - rewards[1]) + 0.2 * quality + sft
+    expected.backward()
+    wanted = gradients(one.model)
+    turned = [Piece(piece.group, piece.responses[::-1], piece.pairs[::-1]) for piece in chosen[::-1]]
+    for pieces in (chosen, turned):
+        batch = collate(one, pieces, data.get, "tree")
+        logps = Scorer(one.model, "tree")(batch)
+        total = combine(weights, 0.1, logps, batch.reference, batch.chosen, batch.rejected, shift).total.sum()
+        assert total.item() == pytest.approx(expected.item(), rel=1e-5)
+        total.backward()
+        same_gradients(gradients(one.model), wanted)
 
 
 def test_images_reach_their_own_prompt(made: tuple[Vlm, Data, torch.Tensor, dict[str, torch.Tensor]]) -> None:

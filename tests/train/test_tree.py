@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from train.kernels import slow_varlen
 
 from mixpo.train import tree as module
 from mixpo.train.attention import tree_attention
 from mixpo.train.branches import Branch
 from mixpo.train.tree import Span, plant, plant_ragged
 from mixpo.vlm.families import Sight
-from train.kernels import slow_varlen
 
 HEADS, SHARED, WIDTH = 4, 2, 8
 CPU = torch.device("cpu")

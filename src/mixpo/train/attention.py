@@ -27,8 +27,8 @@ def tree_attention(
     asked = _asked(module, options)
     if tree is None or query.shape[0] != 1 or query.shape[2] != len(tree) or key.shape[2] != len(tree):
         raise NotImplementedError("a forward pass that is not over one row of groups")
-    rows = [part[0].transpose(0, 1) for part in (query, key, value)]
-    return tree.attend(*rows, asked)[None], None
+    query_thd, key_thd, value_thd = (part[0].transpose(0, 1) for part in (query, key, value))
+    return tree.attend(query_thd, key_thd, value_thd, asked)[None], None
 
 
 def _asked(module: Any, options: dict[str, Any]) -> Asked:

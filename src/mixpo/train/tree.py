@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -231,10 +231,11 @@ class Ragged:
         # Unlike torch's own attention the kernel is not on autocast's list, and rotations leave float32 behind.
         kind = query.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
+        kernel: Any = varlen.varlen_attn
         # Windows count back from the last key, which is where a sequence's queries stand. Releases without the option take
         # grouped heads as they are.
-        grouped = query.shape[1] != key.shape[1] and "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters
-        out: Tensor = varlen.varlen_attn(
+        grouped = query.shape[1] != key.shape[1] and "enable_gqa" in inspect.signature(kernel).parameters
+        out: Tensor = kernel(
             query.to(dtype),
             key.index_select(0, self.keys).to(dtype),
             value.index_select(0, self.keys).to(dtype),
