@@ -215,7 +215,8 @@ def test_stage_commands_say_what_is_missing(small: tuple[Path, Path], tmp_path: 
     assert main(["train", *arguments]) == 1
     capsys.readouterr()
     assert main(["evaluate", *arguments]) == 0
-    assert "evaluate held-out: mpo, cot: not run, round-1/train/mpo, which has not run" in capsys.readouterr().err
+    assert "answer held-out: mpo, cot: not run, round-1/train/mpo, which has not run" in (said := capsys.readouterr().err)
+    assert "evaluate held-out: mpo" not in said
     assert main(["report", *arguments]) == 0
     assert set(json.loads((tmp_path / "run" / "report.json").read_text())["models"]) == {"start"}
     assert main(["verify", *arguments, "--set", "sample.temperature=0.5"]) == 1

@@ -33,8 +33,11 @@ def test_everything_is_made(finished_run: Path) -> None:
     names = list(plan.planned)
     assert names[:5] == [f"round-1/{kind}" for kind in ("sample", "continue", "verify", "pair", "reference")]
     assert names[5:7] == ["round-1/train/sft", "round-1/train/mpo"]
-    assert [name.removeprefix("evaluate/held-out/") for name in names[7:13]] == [
-        f"{model}/{mode}" for model in ("start", "sft", "mpo") for mode in ("cot", "direct")
+    assert names[7:19] == [
+        f"{kind}/held-out/{model}/{mode}"
+        for model in ("start", "sft", "mpo")
+        for mode in ("cot", "direct")
+        for kind in ("answer", "evaluate")
     ]
     report = json.loads((finished_run / "run" / "report.json").read_text())
     assert report["models"]["start"]["cot"]["n"] == 6
@@ -205,7 +208,7 @@ def test_force_forgets_the_stage_and_what_follows(own_run: Path) -> None:
     context = open_small(own_run / "recipe.toml", own_run / "run")
     run_recipe(context, ["pair"])
     forgotten = {line.split(":")[0] for line in said(context) if "forgotten" in line}
-    assert kinds(forgotten) == {"pair", "reference", "train", "evaluate", "report"}
+    assert kinds(forgotten) == {"pair", "reference", "train", "answer", "evaluate", "report"}
     assert not unfinished(plan_of(context))
     with pytest.raises(RecipeError, match="no such stage"):
         run_recipe(context, ["pairs"])
@@ -238,7 +241,7 @@ def test_no_pairs_are_explained_and_the_start_can_be_measured(tmp_path: Path, ti
     context = open_small(recipe, tmp_path / "run", "pairs.dropout_ntp=false")
     with pytest.raises(TrainError, match=message):
         run_recipe(context)
-    run_stage(context, ("evaluate",))
+    run_stage(context, ("answer", "evaluate"))
     run_stage(context, ("report",))
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["models"]["start"]["cot"]["accuracy"] == (1.0 if answer == "right" else 0.0)
@@ -255,7 +258,7 @@ def test_the_dry_run_counts_what_would_be_left_out(tmp_path: Path, tiny_folder: 
 def test_nothing_to_evaluate_is_said(own_run: Path) -> None:
     """Exit status 0 after doing nothing would look like success."""
     with pytest.raises(RecipeError, match=r"nothing to evaluate: the recipe names no evaluation set; add a table \[\[evaluate.sets\]\]"):
-        run_stage(open_small(own_run / "recipe.toml", own_run / "run", "evaluate.sets=[]"), ("evaluate",))
+        run_stage(open_small(own_run / "recipe.toml", own_run / "run", "evaluate.sets=[]"), ("answer", "evaluate"))
 
 
 def test_no_pairs_in_a_later_round_names_the_round(tmp_path: Path, tiny_folder: Path) -> None:
@@ -291,7 +294,7 @@ def test_sampling_with_the_model_itself(tmp_path: Path, tiny_folder: Path) -> No
 
     def answers(root: str, *more: str) -> tuple[dict[str, object], set[tuple[str, int, str]]]:
         context = open_small(recipe, tmp_path / root, *settings, *more)
-        plan = run_stage(context, ("sample", "evaluate"))
+        plan = run_stage(context, ("sample", "answer", "evaluate"))
         rows = [row for number in range(len(plan.shards("source"))) for row in plan.rows("round-1/sample", number)]
         sampled = context.run.stage("evaluate/held-out/start/sampled").read_all(Prediction)
         return {row.question: row.responses for row in rows}, {(row.question, row.index, row.text) for row in sampled}
@@ -324,6 +327,7 @@ def test_seeds_depend_on_what_they_decide() -> None:
         ("evaluate/x/source", "source"),
         ("round-1/sample", "sample"),
         ("round-2/train/mpo", "train"),
+        ("answer/x/start/cot", "answer"),
         ("evaluate/x/start/cot", "evaluate"),
         ("report", "report"),
     ],

@@ -12,7 +12,7 @@ from small_run import kinds, open_small, plan_of, said, unfinished
 from mixpo.pipeline import Sources, build_plan, run_recipe, run_stage
 from mixpo.stages.source import refresh
 
-AFTER_SAMPLE = {"continue", "verify", "pair", "reference", "train", "evaluate", "report"}
+AFTER_SAMPLE = {"continue", "verify", "pair", "reference", "train", "answer", "evaluate", "report"}
 
 
 @pytest.mark.parametrize(
@@ -28,13 +28,13 @@ AFTER_SAMPLE = {"continue", "verify", "pair", "reference", "train", "evaluate", 
         ("pairs.max_dropout_per_question=1", AFTER_SAMPLE - {"verify"}),
         ("verify.tolerance=0.1", AFTER_SAMPLE - {"continue"}),
         ("pairs.max_per_question=2", AFTER_SAMPLE - {"continue", "verify"}),
-        ("train.max_length=300", {"reference", "train", "evaluate", "report"}),
-        ("train.learning_rate=1e-4", {"train", "evaluate", "report"}),
-        ("train.lora.rank=4", {"train", "evaluate", "report"}),
-        ("train.reference=online", {"reference", "train", "evaluate", "report"}),
+        ("train.max_length=300", {"reference", "train", "answer", "evaluate", "report"}),
+        ("train.learning_rate=1e-4", {"train", "answer", "evaluate", "report"}),
+        ("train.lora.rank=4", {"train", "answer", "evaluate", "report"}),
+        ("train.reference=online", {"reference", "train", "answer", "evaluate", "report"}),
         ("train.loss.reference_alpha=1", {"report"}),
-        ("evaluate.max_new_tokens=16", {"evaluate", "report"}),
-        ("prompt.direct=plain", {"evaluate", "report"}),
+        ("evaluate.max_new_tokens=16", {"answer", "evaluate", "report"}),
+        ("prompt.direct=plain", {"answer", "evaluate", "report"}),
         ("report.title=other", {"report"}),
         ("sample.batch_size=5", {"report"}),
         ("verify.workers=2", {"report"}),
@@ -114,7 +114,7 @@ def test_more_rounds_keep_the_first(own_run: Path) -> None:
     assert {name for name in names if name.startswith("round-2")} == {
         "round-2/sample", "round-2/continue", "round-2/verify", "round-2/pair", "round-2/reference", "round-2/train/mpo",
     }  # fmt: skip
-    assert {name.split("/")[2] for name in names if name.startswith("evaluate")} == {"mpo"}
+    assert {name.split("/")[2] for name in names if name.startswith(("answer", "evaluate"))} == {"mpo"}
 
 
 def test_the_second_round_starts_from_the_model_of_the_first(own_run: Path) -> None:
@@ -147,3 +147,13 @@ def test_domains_have_prompts_of_their_own(tmp_path: Path, tiny_folder: Path) ->
     other = plan_of(open_small(recipe, tmp_path / "run", "source.domain=charts"))
     assert plan.shards("source") == other.shards("source")
     assert plan.shards("round-1/sample") != other.shards("round-1/sample")
+
+
+def test_sources_have_prompts_and_rules_of_their_own(finished_run: Path) -> None:
+    """The source of all questions is "questions": only patterns that fit it change anything, and only what depends on them."""
+    recipe, run = finished_run / "recipe.toml", finished_run / "run"
+    prompts = unfinished(plan_of(open_small(recipe, run, 'prompt.by_source={"quest*"="boxed"}')))
+    assert "sample" in kinds(prompts)
+    rules = unfinished(plan_of(open_small(recipe, run, 'verify.rules={"quest*"="relaxed"}')))
+    assert {"verify", "pair"} <= kinds(rules)
+    assert not {"sample", "continue"} & kinds(rules)

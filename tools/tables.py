@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from mixpo import recipe as models
+from mixpo.evaluate.text import TextScore
 from mixpo.records import Drop, Judged, Paired, Prediction, Sampled, Scored
 from mixpo.run import Manifest
 from mixpo.stages.report import Written
@@ -87,6 +88,7 @@ RECORDS: dict[str, tuple[type, ...]] = {
     "Scored": (Scored,),
     "StepMetrics": (StepMetrics,),
     "Prediction": (Prediction,),
+    "TextScore": (TextScore,),
     "Written": (Written,),
     "Manifest": (Manifest,),
     "Skipped": (Skipped,),
@@ -121,8 +123,11 @@ def recipe_sections() -> str:
 
 
 def _sources(field: FieldInfo) -> list[str]:
-    parts = ["## source", "Where questions come from. `kind` decides which keys there are; `[[evaluate.sets]]` has the same tables."]
-    for model in _models_in(field.annotation):
+    parts = [
+        "## source",
+        "Where questions come from. `kind` decides which keys there are; `[[evaluate.sets]]` has the same tables, and `benchmark`.",
+    ]
+    for model in (*_models_in(field.annotation), models.BenchmarkSource):
         kind = typing.get_args(model.model_fields["kind"].annotation)[0]
         rest = {name: field for name, field in model.model_fields.items() if name != "kind"}
         parts += [f"### source: {kind}", _text(model), _keys("source", rest)]

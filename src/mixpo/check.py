@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 from mixpo.errors import MissingExtra, MixpoError
 from mixpo.images import open_image, probe
 from mixpo.progress import Progress
-from mixpo.recipe import Recipe, Source
-from mixpo.sources import DUPLICATE, found
-from mixpo.stages import prompting
+from mixpo.recipe import EvaluationSource, Recipe
+from mixpo.sources import DUPLICATE
+from mixpo.stages import evaluate
+from mixpo.stages.answer import prompt_for
 from mixpo.stages.models import Models
 from mixpo.stages.sample import script_digest
-from mixpo.stages.source import NO_ANSWER
+from mixpo.stages.source import NO_ANSWER, rows_of
 from mixpo.types import Question, Skipped
 
 if TYPE_CHECKING:
@@ -75,6 +76,10 @@ def _check_extras(recipe: Recipe, base: Path, checked: Checked) -> None:
         key = "train.lora" if recipe.train.lora else "model.adapter"
         checked.add(key, str(MissingExtra(key, "lora")))
     try:
+        evaluate.ready(recipe, base)
+    except MixpoError as error:
+        checked.add("evaluate", str(error))
+    try:
         script_digest(recipe, base)
     except MixpoError as error:
         checked.add("sample.script", str(error))
@@ -111,7 +116,7 @@ def _check_source(
     recipe: Recipe,
     base: Path,
     name: str,
-    source: Source,
+    source: EvaluationSource,
     images: Path,
     vlm: Vlm | None,
     checked: Checked,
@@ -120,7 +125,7 @@ def _check_source(
 ) -> None:
     before, usable = len(checked.findings), 0
     progress.start(f"check {name}", min(getattr(source, "count", 0) or limit or 0, limit or 10**12), "questions")
-    for item in found(source, base=base, images=images):
+    for item in rows_of(source, base, images):
         if isinstance(item, Skipped):
             if item.reason == DUPLICATE:
                 checked.notes[f"{name}: duplicate rows"] += 1
@@ -148,7 +153,7 @@ def question_problems(recipe: Recipe, question: Question, vlm: Vlm | None, evalu
         return broken
     from mixpo.vlm.prompt import context_limit, encode
 
-    prompt = prompting.prompt_for(recipe.prompt, question).render(question.text)
+    prompt = prompt_for(recipe, question, "cot")
     try:
         tokens = len(encode(vlm, prompt, [open_image(image, recipe.image) for image in question.images]))
     except MixpoError as error:

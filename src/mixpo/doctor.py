@@ -18,6 +18,8 @@ EXTRAS = {
     "tensorboard": ("tensorboard", "train.trackers"),
     "wandb": ("wandb", "train.trackers"),
     "trackio": ("trackio", "train.trackers"),
+    "judge": ("openai", "[evaluate.judge]"),
+    "text": ("lm_eval", "evaluate.text_tasks"),
     "ray": ("ray", 'cluster.kind = "ray"'),
     "viewer": ("duckdb", "mixpo view"),
 }

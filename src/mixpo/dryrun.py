@@ -12,10 +12,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mixpo.pipeline import Sources, build_plan
-from mixpo.recipe import Source
+from mixpo.recipe import EvaluationSource
 from mixpo.run import Run
+from mixpo.stages.answer import source_name
 from mixpo.stages.base import Context, Planned
-from mixpo.stages.evaluate import source_name
+from mixpo.stages.decontaminate import open_barred
 from mixpo.stages.source import Index, blocks_of, index_of
 from mixpo.types import Skipped
 from mixpo.vlm.folder import find
@@ -109,12 +110,15 @@ def _sources(context: Context, left_out: dict[str, list[Skipped]]) -> Sources:
     """The questions as the next run would read them, with copies of images in a folder that goes away. Fills in what is left out."""
     with TemporaryDirectory(prefix="mixpo-dry-") as folder:
         elsewhere = replace(context, run=Run(Path(folder)))
+        apart = open_barred(context.recipe.evaluate)
 
-        def index(name: str, source: Source, evaluated: bool) -> Index:
-            return index_of(blocks_of(elsewhere, source, left_out.setdefault(name, []), evaluated=evaluated))
+        def held_out(name: str, source: EvaluationSource) -> Index:
+            blocks = blocks_of(elsewhere, source, left_out.setdefault(source_name(name), []), evaluated=True)
+            return index_of(blocks if apart is None else apart.watch(name, blocks))
 
-        sets = {s.name: index(source_name(s.name), s.source, True) for s in context.recipe.evaluate.sets}
-        return Sources(train=index("source", context.recipe.source, False), sets=sets)
+        sets = {s.name: held_out(s.name, s.source) for s in context.recipe.evaluate.sets}
+        train = index_of(blocks_of(elsewhere, context.recipe.source, left_out.setdefault("source", []), apart=apart))
+        return Sources(train=train, sets=sets)
 
 
 def _rates(context: Context, sources: Sources, assumed: Assumed) -> Rates:
@@ -200,9 +204,10 @@ def _continue(context: Context, estimate: Estimate, rates: Rates, index: Index, 
     return _generated(asked, rates, int(answers * rates.answer * (1 - table.dropout_ratio)))
 
 
-def _evaluate(context: Context, estimate: Estimate, rates: Rates, index: Index, share: float) -> Estimate:
-    short = estimate.stage.endswith("/direct")
-    return _generated(replace(estimate, requests=estimate.todo), rates, int(estimate.todo * (8 if short else rates.answer)))
+def _answer(context: Context, estimate: Estimate, rates: Rates, index: Index, share: float) -> Estimate:
+    count = context.recipe.evaluate.samples if estimate.stage.endswith("/sampled") else 1
+    longest = 8 if estimate.stage.endswith("/direct") else rates.answer
+    return _generated(replace(estimate, requests=estimate.todo), rates, int(estimate.todo * count * longest))
 
 
 def _generated(estimate: Estimate, rates: Rates, tokens: int) -> Estimate:
@@ -229,7 +234,7 @@ def _train(context: Context, estimate: Estimate, rates: Rates, index: Index, sha
     return replace(estimate, tokens=tokens, seconds=tokens * passes / (3 * rates.trained), bytes=size)
 
 
-_WRITING = ("sample", "continue", "evaluate")
+_WRITING = ("sample", "continue", "answer")
 """Kinds of stages that write tokens."""
 
 _ESTIMATES = {
@@ -238,7 +243,7 @@ _ESTIMATES = {
     "verify": _verify,
     "reference": _reference,
     "train": _train,
-    "evaluate": _evaluate,
+    "answer": _answer,
 }
 
 

@@ -16,22 +16,24 @@ from pathlib import Path
 from mixpo.cluster.ray import Crew
 from mixpo.errors import RecipeError, RunError
 from mixpo.progress import Progress, Silent
-from mixpo.recipe import Recipe, did_you_mean, parse
+from mixpo.recipe import Recipe, apply_override, did_you_mean, parse
 from mixpo.records import write_text
 from mixpo.run import Run
-from mixpo.stages import evaluate, source
+from mixpo.stages import answer, evaluate, source
 from mixpo.stages.base import Context, Plan, Planned, perform
 from mixpo.stages.models import ModelRef, Models
 from mixpo.stages.pair import pair_job
 from mixpo.stages.reference import reference_job
 from mixpo.stages.report import report_job
 from mixpo.stages.sample import continue_job, sample_job
+from mixpo.stages.select import select_job
 from mixpo.stages.source import Index, load_index
+from mixpo.stages.text import text_job
 from mixpo.stages.train import model_of, train_job, withdraw
 from mixpo.stages.verify import verify_job
 from mixpo.types import Question
 
-STAGES = ("source", "sample", "continue", "verify", "pair", "reference", "train", "evaluate", "report")
+STAGES = ("source", "sample", "continue", "verify", "pair", "select", "reference", "train", "answer", "evaluate", "text", "report")
 """Kinds of stages in the order of the flow."""
 
 
@@ -50,8 +52,11 @@ def open_context(recipe: Recipe, base: Path, root: Path, progress: Progress, lim
     return Context(run=Run(root.absolute()), recipe=recipe, base=base, progress=progress, models=models, limit=limit, spread=spread)
 
 
-def open_run(root: Path) -> Context:
-    """The run in a directory, with the recipe and limit of its last command. Raises RunError when it is no run."""
+def open_run(root: Path, overrides: tuple[str, ...] = ()) -> Context:
+    """The run in a directory, with the recipe and limit of its last command; `overrides` as in `mixpo.recipe.load`.
+
+    Raises RunError when it is no run.
+    """
     try:
         recipe = json.loads((root / "recipe.json").read_text(encoding="utf-8"))
         command = json.loads((root / "command.json").read_text(encoding="utf-8"))
@@ -59,7 +64,10 @@ def open_run(root: Path) -> Context:
         raise RunError(f"{root}: no run directory (it has no recipe.json); give the folder that was --dir of `mixpo run`") from None
     except ValueError as error:
         raise RunError(f"{root}: recipe.json or command.json is broken ({error}); run the recipe again") from None
-    return open_context(parse(recipe, str(root / "recipe.json")), Path(command["base"]), root, Silent(), command["limit"])
+    for override in overrides:
+        apply_override(recipe, override)
+    loaded = parse(recipe, str(root / "recipe.json"), overrides=overrides)
+    return open_context(loaded, Path(command["base"]), root, Silent(), command["limit"])
 
 
 def reopen(root: Path, job: str) -> tuple[Context, Planned]:
@@ -73,6 +81,7 @@ def run_recipe(context: Context, force: Sequence[str] = ()) -> Plan:
 
     Raises a MixpoError when a stage cannot go on; what was finished before it is kept.
     """
+    evaluate.ready(context.recipe, context.base)
     with context.run.lock():
         _prepare(context, force)
         plan = build_plan(context, read_sources(context))
@@ -90,23 +99,47 @@ def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = ())
     Raises RunError when not even one of them could be done, naming the stage that is missing or stale, and RecipeError when the
     recipe asks for none of them.
     """
+    if {"evaluate", "text"}.intersection(kinds):
+        evaluate.ready(context.recipe, context.base)
     with context.run.lock():
         _prepare(context, force)
         plan = build_plan(context, read_sources(context))
         withdraw(context, plan)
         wanted = [planned for planned in plan.planned.values() if planned.job.kind in kinds]
-        done, missing = 0, ""
+        done, missing, blocked = 0, "", set[str]()
         for planned in wanted:
             if blocker := blocked_by(plan, planned):
                 missing = missing or f"{planned.job.title} needs {blocker}"
-                context.progress.say(f"{planned.job.title}: not run, {blocker}")
+                # What waits for another stage that was not run either needs no line of its own.
+                if not blocked.intersection(planned.job.needs):
+                    context.progress.say(f"{planned.job.title}: not run, {blocker}")
+                blocked.add(planned.job.name)
                 continue
             _each(context, [planned])
             done += 1
         if kinds and not wanted:
-            raise RecipeError(f"nothing to {' or '.join(kinds)}: the recipe names no evaluation set; add a table [[evaluate.sets]]")
+            what = kinds[0] if len(kinds) == 1 else "evaluate"
+            raise RecipeError(f"nothing to {what}: the recipe names no evaluation set; add a table [[evaluate.sets]]")
         if wanted and not done:
             raise RunError(f"{missing}; run that stage first, or everything with `mixpo run`")
+    return plan
+
+
+def rescore(context: Context, sources: Sources) -> Plan:
+    """Mark saved answers again under the context's recipe, and write the report. No source is read and no model is loaded.
+
+    Raises RunError when there are no saved answers.
+    """
+    evaluate.ready(context.recipe, context.base)
+    with context.run.lock():
+        _prepare(context, ())
+        plan = build_plan(context, sources)
+        kept = [planned for planned in plan.planned.values() if planned.job.kind == "evaluate" and not blocked_by(plan, planned)]
+        if not kept:
+            raise RunError(f"{context.run.root}: there are no saved answers to score; run `mixpo evaluate` first")
+        _each(context, kept)
+        plan.add(report_job(context, plan))
+        _each(context, [plan.planned["report"]])
     return plan
 
 
@@ -123,19 +156,18 @@ def blocked_by(plan: Plan, planned: Planned) -> str:
 def read_sources(context: Context) -> Sources:
     """Read the questions of all sources that this recipe names."""
     recipe = context.recipe
-    return Sources(
-        train=source.refresh(context, "source", recipe.source),
-        sets={s.name: source.refresh(context, evaluate.source_name(s.name), s.source, evaluated=True) for s in recipe.evaluate.sets},
-    )
+    sets = {s.name: source.refresh(context, answer.source_name(s.name), s.source, evaluated=True) for s in recipe.evaluate.sets}
+    stages = {name: (answer.source_name(name), index) for name, index in sets.items()}
+    return Sources(train=source.refresh(context, "source", recipe.source, apart=source.barred_by(context, stages)), sets=sets)
 
 
 def known_sources(run: Run, recipe: Recipe) -> Sources:
     """The questions as they were when last read; none where a source was never read."""
 
     def index(name: str) -> Index:
-        return load_index(run.stage(name)) or Index(shards=(), sizes=(), open=(), kinds=(), domains=())
+        return load_index(run.stage(name)) or Index(shards=(), sizes=(), open=(), kinds=(), domains=(), sources=())
 
-    return Sources(train=index("source"), sets={s.name: index(evaluate.source_name(s.name)) for s in recipe.evaluate.sets})
+    return Sources(train=index("source"), sets={s.name: index(answer.source_name(s.name)) for s in recipe.evaluate.sets})
 
 
 def build_plan(context: Context, sources: Sources) -> Plan:
@@ -151,11 +183,15 @@ def build_plan(context: Context, sources: Sources) -> Plan:
         compared += arms[:-1]
     compared.append(main)
     for name, index in sources.sets.items():
-        plan.provide(evaluate.source_name(name), Question, index.shards)
+        plan.provide(answer.source_name(name), Question, index.shards)
     for model in compared:
-        for name, index in sources.sets.items():
-            for mode in evaluate.modes(context):
-                plan.add(evaluate.evaluate_job(context, plan, index, name, model, mode))
+        for table in (table for table in recipe.evaluate.sets if table.name in sources.sets):
+            for mode in answer.modes(context):
+                where = (context, plan, sources.sets[table.name], table.name, table.source, model, mode)
+                plan.add(answer.answer_job(*where))
+                plan.add(evaluate.evaluate_job(*where))
+        if recipe.evaluate.text_tasks:
+            plan.add(text_job(context, model))
     plan.add(report_job(context, plan))
     return plan
 
@@ -167,6 +203,8 @@ def _add_round(context: Context, plan: Plan, index: Index, number: int, main: Mo
     plan.add(continue_job(context, plan, index, number, main))
     plan.add(verify_job(context, plan, index, number))
     plan.add(pair_job(context, plan, index, number))
+    if context.recipe.pairs.balance:
+        plan.add(select_job(context, plan, index, number))
     plan.add(reference_job(context, plan, index, number, main))
     for objective in (*(table.baselines if number == 1 else ()), table.objective):
         plan.add(train_job(context, plan, index, number, objective, main))

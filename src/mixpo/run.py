@@ -150,6 +150,11 @@ class Run:
         return self.root / "images"
 
     @property
+    def verdicts(self) -> Path:
+        """Verdicts on formulas, kept from stage to stage and from round to round."""
+        return self.root / "cache" / "verdicts.sqlite"
+
+    @property
     def models(self) -> Path:
         """Links to the trained models by name."""
         return self.root / "models"

@@ -6,8 +6,8 @@ from typing import Any
 
 from mixpo.pipeline import build_plan, known_sources
 from mixpo.run import Manifest, Run
+from mixpo.stages.answer import source_name
 from mixpo.stages.base import Context, Planned
-from mixpo.stages.evaluate import source_name
 from mixpo.stages.train import published
 
 

@@ -14,6 +14,7 @@ from scipy import stats
 
 from mixpo.errors import EvaluateError
 from mixpo.evaluate import compare, score, score_samples, wilson, yes_no
+from mixpo.evaluate.degenerate import loops
 from mixpo.evaluate.score import EXACT_LIMIT, mcnemar
 from mixpo.records import Prediction, read_rows, write_rows
 
@@ -188,3 +189,50 @@ def test_yes_no_equals_sklearn() -> None:
 def test_yes_no_without_any_yes() -> None:
     result = yes_no([prediction("a", "malformed"), prediction("b", "correct", extracted="no")], {"a": "yes", "b": "no"})
     assert (result.precision, result.recall, result.f1, result.yes_ratio) == (0.0, 0.0, 0.0, 0.0)
+
+
+# --- marks of a judge, and answers that go round in circles ---------------------------------------------------------------
+
+
+def marks(*values: float | None) -> list[Prediction]:
+    return [prediction(f"q{n}", "undecided" if v is None else "wrong", score=v, judge="j #1") for n, v in enumerate(values)]
+
+
+def test_a_mark_that_could_not_be_read_is_no_zero() -> None:
+    result = score(marks(1.0, 0.5, None))
+    assert (result.accuracy, result.n, result.excluded) == (0.75, 3, 1)
+    assert result.low == pytest.approx(max(0, 0.75 - 1.959964 * 0.35355339 / math.sqrt(2)))
+    assert score(answers("cw")).excluded == 0
+
+
+def test_marks_are_compared_where_both_sides_have_one() -> None:
+    a, b = marks(0.5, 0.5, 0.2, None, 0.4), marks(1.0, 0.7, 0.1, 1.0, None)
+    result = compare(a, b)
+    assert (result.n, result.only_a, result.only_b) == (3, 1, 2)
+    assert result.difference == pytest.approx(0.2)
+    assert result.high - result.difference == pytest.approx(1.959964 * 0.3 / math.sqrt(3), rel=1e-6)
+    assert result.p == pytest.approx(2 * stats.norm.sf(0.2 / (0.3 / math.sqrt(3))))
+    assert compare(a, a).p == 1.0
+    with pytest.raises(EvaluateError, match="no question has a judge's mark"):
+        compare(marks(None), marks(1.0))
+
+
+def test_yes_no_by_domain() -> None:
+    rows = [prediction(f"q{n}", "correct", domain="xy"[n % 2], extracted="yes") for n in range(4)]
+    result = yes_no(rows, dict.fromkeys(("q0", "q1", "q2", "q3"), "yes"))
+    assert {name: part.f1 for name, part in result.domains.items()} == {"x": 1.0, "y": 1.0}
+    assert yes_no(rows[:1], {"q0": "yes"}).domains == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", False), ("Final answer: 3", False), ("no " * 12, False), ("no " * 14, True), ("So " + "the cat sat on the mat. " * 4, True),
+        ("So " + "the cat sat on the mat. " * 2, False), ("图中" + "有一只猫" * 8, True), ("0 0 0 0 1 1 1 1 2 2 2 2", False),
+        ("First I look at the picture and then I count what it shows, which gives me seven of them in all.", False),
+        (" ".join(str(n) for n in range(500)), False), (" ".join(["a b c d e f g h"] * 4) + " x", False),
+    ],
+)  # fmt: skip
+def test_loops(text: str, expected: bool) -> None:
+    assert loops(text) is expected
+    assert score([prediction("q", "correct", text=text)]).loops == int(expected)

@@ -80,6 +80,7 @@ def test_report_is_strict_json(report: dict[str, Any]) -> None:
     assert set(report) == {
         *("version", "title", "created", "seed", "set", "models", "comparisons", "gaps", "sets", "headline", "counts", "timings"),
         *("pairs", "trained", "training", "dropped", "examples", "changes", "settings", "versions"),
+        *("benchmark", "figures", "alarms", "text"),
     }
 
 
@@ -406,10 +407,10 @@ def test_contrast_in_both_themes() -> None:
 def test_what_is_left_out_has_its_unit() -> None:
     skipped = [
         Skipped(where=f"w{stage}", reason="r", stage=stage)
-        for stage in ("source", "evaluate/a/source", "evaluate/a/mpo/cot", "round-1/sample")
+        for stage in ("source", "evaluate/a/source", "answer/a/mpo/cot", "round-1/sample")
     ]
     units = {row["stage"]: row["unit"] for row in build(replace(EMPTY, skipped=skipped))["dropped"]}
-    assert units == {"source": "rows", "evaluate/a/source": "rows", "evaluate/a/mpo/cot": "answers", "round-1/sample": "questions"}
+    assert units == {"source": "rows", "evaluate/a/source": "rows", "answer/a/mpo/cot": "questions", "round-1/sample": "questions"}
 
 
 def test_the_page_says_where_the_models_are() -> None:

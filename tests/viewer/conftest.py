@@ -14,7 +14,7 @@ pytest.importorskip("fastapi", reason="needs the viewer extra")
 
 from starlette.testclient import TestClient
 
-from mixpo.status import open_run
+from mixpo.pipeline import open_run
 from mixpo.viewer.app import create_app
 from mixpo.viewer.views import Views
 

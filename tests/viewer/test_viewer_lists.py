@@ -11,10 +11,10 @@ import pytest
 import viewer_run
 
 from mixpo.errors import RunError
+from mixpo.pipeline import open_run
 from mixpo.progress import Silent
 from mixpo.records import Judged, Paired
 from mixpo.run import Run
-from mixpo.status import open_run
 from mixpo.types import Pair, Question, Verdict
 from mixpo.viewer.index import Index, place, placed
 from mixpo.viewer.listing import ROWS, Filter, Lists, Page

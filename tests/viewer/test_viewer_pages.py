@@ -13,9 +13,9 @@ import viewer_run
 from starlette.testclient import TestClient
 
 from mixpo.marks import read_marks
+from mixpo.pipeline import open_run
 from mixpo.records import Paired
 from mixpo.run import Run
-from mixpo.status import open_run
 from mixpo.types import Pair, content_id
 from mixpo.viewer.app import create_app
 from mixpo.viewer.views import Views

@@ -13,8 +13,8 @@ from starlette.testclient import TestClient
 from mixpo.errors import ImageError, MissingExtra, RunError
 from mixpo.images import reference
 from mixpo.marks import MARKS, read_marks
+from mixpo.pipeline import open_run
 from mixpo.progress import Silent
-from mixpo.status import open_run
 from mixpo.types import ImageRef, content_id
 from mixpo.viewer.guard import POLICY, reason_to_refuse
 from mixpo.viewer.images import Images
@@ -229,7 +229,7 @@ def test_without_the_libraries_the_extra_is_named(made: Path) -> None:
     code = (
         "import sys; sys.modules['duckdb'] = None\n"
         "from pathlib import Path\nfrom mixpo.errors import MissingExtra\nfrom mixpo.progress import Silent\n"
-        "from mixpo.status import open_run\n"
+        "from mixpo.pipeline import open_run\n"
         "from mixpo.viewer.serve import serve\n"
         f"try:\n    serve(open_run(Path({str(made)!r})), 0, Silent(), print)\nexcept MissingExtra as error:\n    print(error)\n"
     )

@@ -10,11 +10,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mixpo.audit import Audited
 from mixpo.check import Checked
 from mixpo.cli.bars import clock, printable
 from mixpo.dryrun import Estimate, totals
 from mixpo.pipeline import kind_of
-from mixpo.report import SUMMARY_COLUMNS, summary_rows
+from mixpo.report import FIGURE_COLUMNS, SUMMARY_COLUMNS, TEXT_COLUMNS, figure_rows, summary_rows, text_rows
 from mixpo.stages.base import Context
 from mixpo.stages.report import DATA, PAGE, load_report
 from mixpo.status import models as read_models
@@ -50,15 +51,28 @@ def results(root: Path) -> None:
     report = load_report(root)
     if report is None:
         return
-    if report["models"]:
-        table(SUMMARY_COLUMNS, summary_rows(report), title=f"\n{report['title']} (set {report['set']})")
-        for name in report["sets"]:
-            table(SUMMARY_COLUMNS, summary_rows(report, name), title=f"\nset {name}")
+    scores(report)
     timings(report["timings"])
     line()
     for name, folder in report.get("trained", {}).items():
         line(f"model:  {root / folder} ({name})")
     line(f"report: {root / PAGE}\ndata:   {root / DATA}")
+
+
+def scores(report: Mapping[str, Any]) -> None:
+    """The tables of a report: every set, the figures of benchmarks, text-only tasks, and what is alarming."""
+    whole = dict(report)
+    if whole["models"]:
+        table(SUMMARY_COLUMNS, summary_rows(whole), title=f"\n{whole['title']} (set {whole['set']})")
+        for name in whole["sets"]:
+            table(SUMMARY_COLUMNS, summary_rows(whole, name), title=f"\nset {name}")
+    for name, found in {whole["set"]: whole, **whole["sets"]}.items():
+        if found.get("figures"):
+            table(FIGURE_COLUMNS, figure_rows(found, whole=False), title=f"\n{found['benchmark']} (set {name})")
+    if whole.get("text"):
+        table(TEXT_COLUMNS, text_rows(whole), title="\ntext without images")
+    for alarm in whole.get("alarms", ()):
+        line(f"! {alarm['set']}, {alarm['model']}, {alarm['mode']}: {alarm['text']}")
 
 
 def timings(seconds: Mapping[str, float]) -> None:
@@ -112,6 +126,24 @@ def estimates(rows: list[Estimate]) -> None:
         cells,
         title="dry run: nothing was done; tokens, time and disk are estimates",
     )
+
+
+def audited(result: Audited) -> None:
+    """Verdicts beside second opinions."""
+    rows = [
+        (
+            f"{row.question}[{row.index}]",
+            row.gold,
+            row.extracted or "",
+            f"{row.outcome}: {row.reason}",
+            f"{row.second}: {row.by}",
+            row.ending,
+        )
+        for row in result.rows
+    ]
+    if rows:
+        table(("answer", "right", "found", "verdict", "second opinion", "end of the text"), rows)
+    line(f"{result.disagree:,} of {result.compared:,} verdicts with a second opinion are contradicted ({result.verdicts:,} verdicts)")
 
 
 def planned(rows: list[Estimate], devices: int) -> None:

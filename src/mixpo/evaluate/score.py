@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mixpo.errors import EvaluateError
+from mixpo.evaluate.degenerate import loops
 from mixpo.records import Prediction
 
 Z95 = 1.959963984540054
@@ -26,7 +27,9 @@ EXACT_LIMIT = 1000
 class Score:
     """One model on one set in one mode. `accuracy` is correct / n; shares follow from the counts.
 
-    cut: answers that ended at the length limit. failed: answers that an engine error prevented. Both overlap the outcomes.
+    cut: answers that ended at the length limit. failed: answers that an engine error prevented. loops: answers that end in a phrase
+    repeated over and over. All overlap the outcomes. Where a judge marked the answers, accuracy is the mean mark as a share of the
+    best one, over the answers with a mark; excluded: those without.
     domains: the same for the questions of each domain, in alphabetical order; empty inside a domain.
     """
 
@@ -41,6 +44,8 @@ class Score:
     low: float
     high: float
     mean_tokens: float
+    loops: int = 0
+    excluded: int = 0
     domains: Mapping[str, Score] = field(default_factory=dict)
 
 
@@ -78,6 +83,7 @@ class YesNo:
     recall: float
     f1: float
     yes_ratio: float
+    domains: Mapping[str, YesNo] = field(default_factory=dict)
 
 
 def wilson(correct: float, n: int) -> tuple[float, float]:
@@ -93,6 +99,16 @@ def wilson(correct: float, n: int) -> tuple[float, float]:
     return low, high
 
 
+def is_judged(rows: Iterable[Prediction]) -> bool:
+    """Whether a judge marked these answers."""
+    return any(row.judge for row in rows)
+
+
+def credit(row: Prediction, judged: bool) -> float | None:
+    """What an answer counts: 1 or 0, or the judge's mark as a share of the best. None where there is no mark: that is not a zero."""
+    return row.score if judged else float(row.outcome == "correct")
+
+
 def score(predictions: Iterable[Prediction]) -> Score:
     """Score one answer for each question. Raises EvaluateError when there is none, or two answers to one question."""
     rows = list(_by_question(predictions).values())
@@ -105,8 +121,10 @@ def score(predictions: Iterable[Prediction]) -> Score:
 
 def _tally(rows: Sequence[Prediction], domains: Mapping[str, Score]) -> Score:
     outcomes = [row.outcome for row in rows]
-    correct = outcomes.count("correct")
-    low, high = wilson(correct, len(rows))
+    correct, judged = outcomes.count("correct"), is_judged(rows)
+    credits = [value for row in rows if (value := credit(row, judged)) is not None]
+    accuracy = math.fsum(credits) / len(credits) if credits else 0.0
+    low, high = _mean_interval(credits, accuracy) if judged and credits else wilson(correct if credits else 0, len(credits))
     return Score(
         n=len(rows),
         correct=correct,
@@ -115,10 +133,12 @@ def _tally(rows: Sequence[Prediction], domains: Mapping[str, Score]) -> Score:
         undecided=outcomes.count("undecided"),
         cut=sum(row.finish == "length" for row in rows),
         failed=sum(row.finish == "error" for row in rows),
-        accuracy=correct / len(rows),
+        accuracy=accuracy,
         low=low,
         high=high,
         mean_tokens=sum(row.tokens for row in rows) / len(rows),
+        loops=sum(loops(row.text) for row in rows),
+        excluded=len(rows) - len(credits),
         domains=domains,
     )
 
@@ -129,18 +149,20 @@ def score_samples(predictions: Iterable[Prediction]) -> SampledScore:
     The interval is normal over the questions' means, because samples of one question are not independent; when all means
     are equal (no spread to estimate from) it is Wilson's over the questions.
     """
-    shares: dict[str, list[bool]] = defaultdict(list)
+    shares: dict[str, list[Prediction]] = defaultdict(list)
     seen: set[tuple[str, int]] = set()
     tokens = 0
     for row in predictions:
         if (row.question, row.index) in seen:
             raise EvaluateError(f"question {row.question}: sample {row.index} is there twice; evaluate again with --force evaluate")
         seen.add((row.question, row.index))
-        shares[row.question].append(row.outcome == "correct")
+        shares[row.question].append(row)
         tokens += row.tokens
     if not seen:
         raise EvaluateError("there are no sampled predictions to score; set evaluate.samples and evaluate again")
-    means = [sum(values) / len(values) for values in shares.values()]
+    judged = is_judged(row for rows in shares.values() for row in rows)
+    credits = [[value for row in rows if (value := credit(row, judged)) is not None] for rows in shares.values()]
+    means = [sum(values) / len(values) for values in credits if values] or [0.0]
     mean = math.fsum(means) / len(means)
     low, high = _mean_interval(means, mean)
     return SampledScore(n=len(means), samples=len(seen), accuracy=mean, low=low, high=high, mean_tokens=tokens / len(seen))
@@ -167,12 +189,28 @@ def compare(a: Iterable[Prediction], b: Iterable[Prediction]) -> Comparison:
             f"the answers are about different questions ({len(left.keys() - right.keys())} only in the first, "
             f"{len(right.keys() - left.keys())} only in the second); evaluate both on the same set"
         )
+    if is_judged(left.values()) or is_judged(right.values()):
+        return _compare_marks(left, right)
     right_a = {question for question, row in left.items() if row.outcome == "correct"}
     right_b = {question for question, row in right.items() if row.outcome == "correct"}
     only_a, only_b = len(right_a - right_b), len(right_b - right_a)
     low, high = _difference_interval(only_a, only_b, len(left))
     difference = (only_b - only_a) / len(left)
     return Comparison(n=len(left), only_a=only_a, only_b=only_b, difference=difference, low=low, high=high, p=mcnemar(only_a, only_b))
+
+
+def _compare_marks(left: Mapping[str, Prediction], right: Mapping[str, Prediction]) -> Comparison:
+    """Paired comparison of judge's marks on the questions that both have one for; interval and p are normal."""
+    marks = [(left[question].score, right[question].score) for question in left]
+    differences = [b - a for a, b in marks if a is not None and b is not None]
+    if not differences:
+        raise EvaluateError("no question has a judge's mark on both sides; look at the judge's replies in the predictions")
+    n, mean = len(differences), math.fsum(differences) / len(differences)
+    spread = math.fsum((value - mean) ** 2 for value in differences) / (n - 1) / n if n > 1 else 0.0
+    half = Z95 * math.sqrt(spread)
+    p = math.erfc(abs(mean) / math.sqrt(2 * spread)) if spread else float(mean == 0)
+    only_a, only_b = sum(value < 0 for value in differences), sum(value > 0 for value in differences)
+    return Comparison(n=n, only_a=only_a, only_b=only_b, difference=mean, low=mean - half, high=mean + half, p=p if n > 1 else 1.0)
 
 
 def _difference_interval(only_a: int, only_b: int, n: int) -> tuple[float, float]:
@@ -193,10 +231,19 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 def yes_no(predictions: Iterable[Prediction], gold: Mapping[str, str]) -> YesNo:
-    """Figures for the questions in `gold` ("yes" or "no" by question id). Raises EvaluateError when none was answered."""
+    """Figures for the questions in `gold` ("yes" or "no" by question id), and for each domain where there are several.
+
+    Raises EvaluateError when none was answered.
+    """
     rows = [row for row in _by_question(predictions).values() if row.question in gold]
     if not rows:
         raise EvaluateError("no prediction answers a yes/no question")
+    names = sorted({row.domain for row in rows})
+    parts = {name: _retrieval([row for row in rows if row.domain == name], gold) for name in names} if len(names) > 1 else {}
+    return replace(_retrieval(rows, gold), domains=parts)
+
+
+def _retrieval(rows: Sequence[Prediction], gold: Mapping[str, str]) -> YesNo:
     said_yes = [_says_yes(row, gold[row.question]) for row in rows]
     hits = sum(said and gold[row.question] == "yes" for said, row in zip(said_yes, rows, strict=True))
     positives = sum(gold[row.question] == "yes" for row in rows)

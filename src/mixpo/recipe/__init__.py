@@ -5,22 +5,40 @@ Knows nothing about how stages work. `load` reads and checks a file, `Recipe.mod
 
 from mixpo.recipe.base import Table
 from mixpo.recipe.cluster import ClusterTable
-from mixpo.recipe.data import ImageTable, ModelTable, PairsTable, PromptName, PromptTable, PromptText, SampleTable, VerifyTable
-from mixpo.recipe.evaluate import EvaluateTable, EvaluationSet, ReportTable
+from mixpo.recipe.data import BalanceBy, ImageTable, ModelTable, PairsTable, PromptName, PromptTable, PromptText, SampleTable, VerifyTable
+from mixpo.recipe.evaluate import EvaluateTable, EvaluationSet, JudgeTable, ReportTable
 from mixpo.recipe.messages import did_you_mean
-from mixpo.recipe.sources import DigitsSource, EasyVqaSource, HubSource, JsonlSource, MmprSource, PythonSource, Source
-from mixpo.recipe.train import LoraTable, LossTable, Part, TrainTable
-from mixpo.recipe.whole import Recipe, load, parse
+from mixpo.recipe.sources import (
+    BENCHMARK_NAMES,
+    JUDGED_BENCHMARKS,
+    BenchmarkSource,
+    DigitsSource,
+    EasyVqaSource,
+    EvaluationSource,
+    HubSource,
+    JsonlSource,
+    MmprSource,
+    PythonSource,
+    Source,
+)
+from mixpo.recipe.train import LoraTable, LossTable, Part, TrainTable, WatchTable
+from mixpo.recipe.whole import Recipe, apply_override, load, parse
 
 __all__ = [
+    "BENCHMARK_NAMES",
+    "JUDGED_BENCHMARKS",
+    "BalanceBy",
+    "BenchmarkSource",
     "ClusterTable",
     "DigitsSource",
     "EasyVqaSource",
     "EvaluateTable",
     "EvaluationSet",
+    "EvaluationSource",
     "HubSource",
     "ImageTable",
     "JsonlSource",
+    "JudgeTable",
     "LoraTable",
     "LossTable",
     "MmprSource",
@@ -38,6 +56,8 @@ __all__ = [
     "Table",
     "TrainTable",
     "VerifyTable",
+    "WatchTable",
+    "apply_override",
     "did_you_mean",
     "load",
     "parse",

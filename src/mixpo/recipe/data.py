@@ -67,10 +67,12 @@ class PromptTable(Table):
     """For questions without an answer."""
     by_domain: dict[str, PromptName] = Field(default={})
     """Another chain-of-thought prompt for the questions of a domain."""
+    by_source: dict[str, PromptName] = Field(default={})
+    """The same by the name of a source (`*` stands for anything); comes before `by_domain`."""
 
     @model_validator(mode="after")
     def _known(self) -> PromptTable:
-        for name in (self.cot, self.direct, self.open, *self.by_domain.values()):
+        for name in (self.cot, self.direct, self.open, *self.by_domain.values(), *self.by_source.values()):
             if isinstance(name, str) and name not in PROMPTS:
                 raise ValueError(f"unknown prompt {name!r}{did_you_mean(name, PROMPTS)}; built in: {', '.join(sorted(PROMPTS))}")
         return self
@@ -95,8 +97,16 @@ class SampleTable(Table):
     """Questions sampled together (each with n answers)."""
 
 
+RuleName = Literal["vqa", "relaxed", "anls", "choice", "number", "formula", "text", "yes_no"]
+
+
 class VerifyTable(Table):
     """How answers are compared with the ground truth."""
+
+    rules: dict[str, RuleName] = Field(default={})
+    """Rules of data sets: by the name of a source or a domain (`*` stands for anything) to "vqa", "relaxed", "anls" or an answer kind."""
+    mmpr_rules: bool = False
+    """For the released MMPR prompts: the rules of their data sets, where `rules` names none."""
 
     tolerance: float = Field(default=1e-6, ge=0)
     """Relative difference up to which two numbers are equal."""
@@ -104,6 +114,9 @@ class VerifyTable(Table):
     """Wall-clock limit of one formula comparison; past it the verdict is undecided."""
     workers: int = Field(default=2, ge=1)
     """Processes that compare formulas."""
+
+
+BalanceBy = Literal["origin", "domain", "source", "difficulty"]
 
 
 class PairsTable(Table):
@@ -127,3 +140,11 @@ class PairsTable(Table):
     """At most this many DropoutNTP pairs for each question."""
     drop_blind: bool = True
     """Leave out continuations that speak of a missing image instead of answering."""
+    max_similarity: float = Field(default=1.0, ge=0, le=1)
+    """Of right (or wrong) answers to a question that share more than this part of their three-word runs one is used; 1 uses all."""
+    rationales: bool = False
+    """Where no answer is right, the question's `rationale` (a column of the source) is the chosen one."""
+    balance: tuple[BalanceBy, ...] = ()
+    """Thin out the pairs of classes that are too large; a class is a combination of these values over the whole data set."""
+    balance_to: float = Field(default=1.0, gt=0)
+    """A class keeps about this many times the mean number of pairs of a class at most."""

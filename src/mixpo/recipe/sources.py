@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mixpo.recipe.base import Table
+from mixpo.recipe.messages import did_you_mean
 from mixpo.types import AnswerKind
+
+BENCHMARK_NAMES = ("mathvista", "mathvision", "m3cot", "mmvet", "llava_bench", "pope", "crpe", "mmhal")
+JUDGED_BENCHMARKS = ("mmvet", "llava_bench", "mmhal")
+"""Those whose free answers only a judge can score."""
 
 
 class DigitsSource(Table):
@@ -79,6 +84,8 @@ class HubSource(Table):
     """Column of the image or list of images; "" for none."""
     choices: str | None = None
     """Column with the list of options of a multiple-choice question."""
+    rationale: str | None = None
+    """Column with a reference answer and its reasoning, for `pairs.rationales`."""
     domain: str = ""
     answer_kind: AnswerKind | Literal["auto"] = "auto"
     count: int = Field(default=0, ge=0)
@@ -97,7 +104,38 @@ class PythonSource(Table):
     """Folder below which every image lies, relative to the recipe."""
 
 
+class BenchmarkSource(Table):
+    """A published benchmark, for evaluation sets only: its own prompts, its own scoring."""
+
+    kind: Literal["benchmark"]
+    name: str
+    """One of mathvista, mathvision, m3cot, mmvet, llava_bench, pope, crpe, mmhal."""
+    path: str
+    """Its file or folder, relative to the recipe: Parquet, a VLMEvalKit TSV, or the official JSON or JSONL."""
+    split: str = ""
+    """Of files that hold several, such as "testmini"; empty takes the split that is usually reported."""
+    root: str = ""
+    """Folder below which image files lie, relative to the recipe; empty means the folder of `path`."""
+    answers: str = ""
+    """A second file, relative to the recipe, where the answers do not stand beside the questions (POPE labels, LLaVA-Bench references)."""
+    partial: bool = False
+    """Leave out rows that cannot be used instead of stopping. The score is then not the published one."""
+
+    @model_validator(mode="after")
+    def _known(self) -> BenchmarkSource:
+        if self.name not in BENCHMARK_NAMES:
+            hint = did_you_mean(self.name, BENCHMARK_NAMES)
+            raise ValueError(f"unknown benchmark {self.name!r}{hint}; known: {', '.join(BENCHMARK_NAMES)}")
+        return self
+
+
 Source = Annotated[
     DigitsSource | EasyVqaSource | JsonlSource | MmprSource | HubSource | PythonSource,
     Field(discriminator="kind"),
 ]
+
+EvaluationSource = Annotated[
+    DigitsSource | EasyVqaSource | JsonlSource | MmprSource | HubSource | PythonSource | BenchmarkSource,
+    Field(discriminator="kind"),
+]
+"""What an evaluation set may be: any source, or a benchmark. A benchmark is never a [source], so that nobody trains on one."""

@@ -53,6 +53,17 @@ class LoraTable(Table):
         return self
 
 
+class WatchTable(Table):
+    """Answers to a fixed held-out set while the model is trained: accuracy, length, repetition and cut answers over the steps."""
+
+    every: int = Field(default=50, ge=1)
+    """Steps between two looks; the last step is always looked at."""
+    count: int = Field(default=32, ge=1)
+    """The first so many questions of the set."""
+    set: str = ""
+    """Name of an evaluation set; empty means the first one."""
+
+
 class TrainTable(Table):
     """Preference optimization of the policy."""
 
@@ -94,6 +105,9 @@ class TrainTable(Table):
     log_every: int = Field(default=1, ge=1)
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Where metrics go besides the run's own records."""
+
+    watch: WatchTable | None = None
+    """Unset watches nothing."""
 
     @model_validator(mode="after")
     def _known(self) -> TrainTable:

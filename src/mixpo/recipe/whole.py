@@ -6,15 +6,15 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from mixpo.errors import RecipeError
 from mixpo.recipe.base import Table
 from mixpo.recipe.cluster import ClusterTable
 from mixpo.recipe.data import ImageTable, ModelTable, PairsTable, PromptTable, SampleTable, VerifyTable
 from mixpo.recipe.evaluate import EvaluateTable, ReportTable
-from mixpo.recipe.messages import describe
-from mixpo.recipe.sources import Source
+from mixpo.recipe.messages import describe, did_you_mean
+from mixpo.recipe.sources import JUDGED_BENCHMARKS, Source
 from mixpo.recipe.train import TrainTable
 
 
@@ -39,6 +39,19 @@ class Recipe(Table):
     report: ReportTable = ReportTable()
     cluster: ClusterTable = ClusterTable()
 
+    @model_validator(mode="after")
+    def _can_watch(self) -> Recipe:
+        if self.train.watch is None:
+            return self
+        named = {s.name: s.source for s in self.evaluate.sets}
+        chosen = self.train.watch.set or next(iter(named), "")
+        if chosen not in named:
+            hint = did_you_mean(chosen, named) if chosen else "; add a table [[evaluate.sets]]"
+            raise ValueError(f"train.watch needs an evaluation set: there is no {chosen or 'set'!r}{hint}")
+        if getattr(named[chosen], "name", "") in JUDGED_BENCHMARKS:
+            raise ValueError(f"train.watch: the set {chosen!r} needs a judge, too slow to be asked while training; name another")
+        return self
+
 
 def load(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     """Read and check a recipe; `overrides` are "table.key=value" with TOML values (bare words are strings).
@@ -56,7 +69,7 @@ def load(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path}: not valid TOML: {error}") from None
     for override in overrides:
-        _apply(data, override)
+        apply_override(data, override)
     return parse(data, str(path), text, overrides)
 
 
@@ -68,7 +81,8 @@ def parse(data: dict[str, Any], name: str, text: str = "", overrides: tuple[str,
         raise RecipeError("\n".join(describe(Recipe, name, text, overrides, problem) for problem in error.errors())) from None
 
 
-def _apply(data: dict[str, Any], override: str) -> None:
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Set one key of recipe data from "table.key=value". Raises RecipeError when it is written otherwise."""
     key, equals, raw = override.partition("=")
     if not equals or not all(parts := key.strip().split(".")):
         raise RecipeError(f"--set {override}: write it as table.key=value, for example --set train.learning_rate=1e-5")
@@ -77,7 +91,9 @@ def _apply(data: dict[str, Any], override: str) -> None:
     except tomllib.TOMLDecodeError:
         value = raw
     for part in parts[:-1]:
-        data = data.setdefault(part, {})
+        if data.get(part) is None:  # left out, or null in a resolved recipe
+            data[part] = {}
+        data = data[part]
         if not isinstance(data, dict):
             raise RecipeError(f"--set {override}: {part!r} is not a table")
     data[parts[-1]] = value

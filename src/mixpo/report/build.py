@@ -13,6 +13,7 @@ from typing import Any
 
 from mixpo.evaluate.score import compare, score, score_samples, yes_no
 from mixpo.records import Prediction
+from mixpo.report.benchmarks import alarms, benchmark_part
 from mixpo.report.data import ReportData
 from mixpo.report.words import drop_text, drop_unit
 from mixpo.run import Manifest
@@ -38,16 +39,19 @@ def build(data: ReportData) -> dict[str, Any]:
     sets = _by_set(data)
     first = next(iter(sets), "")
     main = data.main if data.main in sets.get(first, {}) else next(reversed(sets.get(first, {})), "")
-    built = {name: _set(models, main, data.questions) for name, models in sets.items()}
+    built = {name: _set(models, main, data.questions) | benchmark_part(name, models, data) for name, models in sets.items()}
+    report_sets = {name: found["models"] for name, found in built.items()}
     report = {
         "version": VERSION,
         "title": data.title,
         "created": data.created,
         "seed": data.seed,
         "set": first,
-        **built.pop(first, {"models": {}, "comparisons": [], "gaps": []}),
+        **built.pop(first, {"models": {}, "comparisons": [], "gaps": [], "benchmark": "", "figures": []}),
         "sets": built,
         "headline": _headline(sets.get(first, {}), main),
+        "alarms": alarms(report_sets),
+        "text": [dict(row) for row in data.text],
         "counts": {name: dict(manifest.counts) for name, manifest in data.manifests.items()},
         "timings": {name: round(manifest.seconds, 3) for name, manifest in data.manifests.items()},
         "pairs": dict(data.statistics),
@@ -93,9 +97,18 @@ def _scores(mode: str, rows: Sequence[Prediction], gold: Mapping[str, str]) -> d
         return asdict(score_samples(rows))
     result = asdict(score(rows))
     for domain in result["domains"].values():
-        del domain["domains"]
+        del domain["domains"], domain["excluded"]
+    if not any(row.judge for row in rows):
+        del result["excluded"]
     asked = {row.question: gold[row.question] for row in rows if row.question in gold}
-    return {**result, "yes_no": asdict(yes_no(rows, asked))} if asked else result
+    return {**result, "yes_no": _yes_no(rows, asked)} if asked else result
+
+
+def _yes_no(rows: Sequence[Prediction], gold: Mapping[str, str]) -> dict[str, Any]:
+    found = asdict(yes_no(rows, gold))
+    for domain in found["domains"].values():
+        del domain["domains"]
+    return found
 
 
 def _comparisons(models: Mapping[str, Modes], main: str) -> Iterator[dict[str, Any]]:
@@ -210,10 +223,10 @@ def skipped_rows(skipped: Iterable[Skipped]) -> list[dict[str, Any]]:
 
 
 def _unit(stage: str) -> str:
-    """What a stage leaves out: sources rows, evaluations answers, others questions."""
+    """What a stage leaves out: sources rows, others questions."""
     if stage.rpartition("/")[2] == "source":
         return "rows"
-    return "answers" if stage.startswith("evaluate/") else "questions"
+    return "questions"
 
 
 def left_out(manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ class ReportData:
     training: for each trained model the logged rows, one mapping of numbers per logged step ("step" names it).
     examples: pairs to show, each with its question.
     models: where the trained models are, relative to the run directory, by name.
+    text: results of text-only tasks: model, task, metric, value, error, n.
     """
 
     title: str
@@ -39,3 +40,4 @@ class ReportData:
     examples: Sequence[tuple[Question, Pair]] = ()
     skipped: Sequence[Skipped] = ()
     models: Mapping[str, str] = field(default_factory=dict)
+    text: Sequence[Mapping[str, Any]] = ()

@@ -11,9 +11,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mixpo.report import sections, words
+from mixpo.report.benchmarks import BREAKDOWN_COLUMNS, FIGURE_COLUMNS, figure_rows
 from mixpo.report.difference import difference
 from mixpo.report.images import Picture, picture
-from mixpo.report.table import SUMMARY_COLUMNS, summary_rows
+from mixpo.report.table import SUMMARY_COLUMNS, TEXT_COLUMNS, summary_rows, text_rows
 from mixpo.types import IMAGE_MARK, ImageRef
 
 MAX_LISTED = 100
@@ -41,8 +42,14 @@ def _context(report: dict[str, Any]) -> dict[str, Any]:
         "set_charts": {name: sections.accuracy_chart(found["models"]) for name, found in report["sets"].items()},
         "domain_chart": sections.domain_chart(models, headline),
         "domain_rows": _domain_rows(models, headline),
-        "gap_chart": sections.gap_chart(report["gaps"]),
+        "gaps": (gaps := sections.all_gaps(report)),
+        "gap_chart": sections.gap_chart(gaps),
+        "figure_columns": FIGURE_COLUMNS,
+        "breakdown_columns": BREAKDOWN_COLUMNS,
+        "figures": _figures(report),
         "yes_no": [(name, mode, s["yes_no"]) for name, modes in models.items() for mode, s in modes.items() if "yes_no" in s],
+        "text_columns": TEXT_COLUMNS,
+        "text_rows": text_rows(report),
         "changes": [_change(change) for change in report["changes"]],
         "pair_facts": sections.pair_facts(report["pairs"]),
         "share_charts": sections.share_charts(report["pairs"]),
@@ -58,6 +65,13 @@ def _context(report: dict[str, Any]) -> dict[str, Any]:
         "max_listed": MAX_LISTED,
         "colour": sections.colour,
     }
+
+
+def _figures(report: dict[str, Any]) -> list[tuple[str, str, Any, Any]]:
+    """(set, benchmark, published figures, with breakdowns) of every set that is a benchmark."""
+    sets = {report["set"]: report, **report["sets"]}
+    shown = [(name, found) for name, found in sets.items() if found.get("figures")]
+    return [(name, found["benchmark"], figure_rows(found, whole=False), figure_rows(found, whole=True)) for name, found in shown]
 
 
 def _domain_rows(models: dict[str, Any], headline: dict[str, Any] | None) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:

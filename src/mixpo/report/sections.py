@@ -22,6 +22,8 @@ METRICS = (
     ("Raw terms of the loss", re.compile("^(preference|quality|generation)$")),
     ("Rewards", re.compile("^reward")),
     ("Reward margin", re.compile("margin")),
+    ("Watched answers", re.compile("^watch_(accuracy|loops|cut)$")),
+    ("Length of watched answers", re.compile("^watch_tokens$")),
     ("Share of pairs ranked right", re.compile("accuracy")),
     ("Quality shift δ", re.compile("^delta$")),
     ("Log-probability of an answer", re.compile("^logp_")),
@@ -81,19 +83,31 @@ def domain_chart(models: dict[str, Any], headline: dict[str, Any] | None) -> Mar
     return lanes(rows, "Accuracy in each family of questions before and after; see the table of families") if rows else None
 
 
+def all_gaps(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """What chain of thought adds to direct answers, for each set and model; `label` says which."""
+    sets = {report["set"]: report, **report["sets"]}
+    several = len(report["sets"]) > 0
+    return [
+        {**gap, "set": name, "label": f"{name}: {model_name(gap['model'])}" if several else model_name(gap["model"])}
+        | {mode: found["models"][gap["model"]][mode]["accuracy"] for mode in ("direct", "cot")}
+        for name, found in sets.items()
+        for gap in found["gaps"]
+    ]
+
+
 def gap_chart(gaps: list[dict[str, Any]]) -> Markup | None:
-    """What chain of thought adds to direct answers, for each model."""
-    names = [gap["model"] for gap in gaps]
+    """The gaps of `all_gaps` with their intervals."""
+    names = list(dict.fromkeys(gap["model"] for gap in gaps))
     rows = [
         Lane(
-            label=model_name(gap["model"]),
+            label=gap["label"],
             marks=[
                 Mark(
                     value=gap["difference"],
                     low=gap["low"],
                     high=gap["high"],
                     text=points(gap["difference"]),
-                    tip=f"{model_name(gap['model'])}: {points(gap['difference'])} points ({points(gap['low'])} to {points(gap['high'])})",
+                    tip=f"{gap['label']}: {points(gap['difference'])} points ({points(gap['low'])} to {points(gap['high'])})",
                     colour=colour(gap["model"], names),
                 )
             ],
@@ -213,10 +227,16 @@ def training_charts(run: dict[str, Any]) -> list[Chart]:
     order = [title for title, _ in METRICS]
     ranked = sorted(groups.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
     return [
-        Chart(title, curves(run["steps"], series, f"{title} by step", [CURVES[n % len(CURVES)] for n in range(len(series))]))
+        Chart(title, curves(*_known(run["steps"], series), f"{title} by step", [CURVES[n % len(CURVES)] for n in range(len(series))]))
         for title, series in ranked
         if run["steps"]
     ]
+
+
+def _known(steps: list[float], series: dict[str, Any]) -> tuple[list[float], dict[str, Any]]:
+    """Without the steps at which nothing of a chart was measured: what is looked at now and then is still a line."""
+    kept = [number for number in range(len(steps)) if any(values[number] is not None for values in series.values())]
+    return [steps[number] for number in kept], {name: [values[number] for number in kept] for name, values in series.items()}
 
 
 def time_chart(timings: dict[str, float]) -> Markup | None:
@@ -233,5 +253,5 @@ def shown_counts(counts: dict[str, dict[str, int]]) -> dict[str, list[tuple[str,
     return {
         stage: [(name.replace("_", " "), count(value)) for name, value in found.items() if not name.startswith(DROPPED)]
         for stage, found in counts.items()
-        if found and not stage.startswith("evaluate/")
+        if found and not stage.startswith(("answer/", "evaluate/"))
     }

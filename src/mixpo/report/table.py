@@ -46,3 +46,22 @@ def _row(model: str, mode: str, scores: dict[str, Any], against: dict[str, Any] 
         f"{scores['mean_tokens']:.1f}",
         count(scores["n"]),
     )
+
+
+TEXT_COLUMNS = ("model", "task", "metric", "value", "standard error", "questions")
+
+
+def text_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The results of text-only tasks as text cells, under TEXT_COLUMNS."""
+    return [
+        (
+            model_name(row["model"]),
+            row["task"],
+            row["metric"],
+            f"{row['value']:.4g}",
+            f"{row['error']:.2g}" if row["error"] else "",
+            count(row["n"]),
+        )
+        for row in report["text"]
+        if row["value"] is not None
+    ]

@@ -26,7 +26,7 @@ Make = Callable[[int], Iterable[Any]]
 Made = tuple[int, Mapping[str, int]]
 """The number of a shard that is written, and the figures of its rows."""
 
-SPREAD = ("sample", "continue", "verify", "evaluate")
+SPREAD = ("sample", "continue", "verify", "answer")
 """Kinds of stages whose shards need nothing of each other, so that many machines can make them."""
 
 SAVE_SECONDS = 2.0

@@ -1,57 +1,49 @@
-"""Answers of a model to held-out questions, judged as they come. One job for each set, model and mode."""
+"""Marks the saved answers of a model: verified, by a benchmark's own rules, or by a judge. Samples nothing, so it can be done again."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
 
-from mixpo.engines.base import Request, SamplingParams
+from mixpo.evaluate import judge as judging
+from mixpo.evaluate import text
+from mixpo.evaluate.benchmarks import BENCHMARKS, Benchmark, facts_of
+from mixpo.evaluate.marking import by_judge, by_rule, by_verdict
+from mixpo.recipe import EvaluationSource, Recipe
 from mixpo.records import Prediction, Sampled
-from mixpo.run import Manifest
 from mixpo.stages import prompting
+from mixpo.stages.answer import answer_name, prompt_settings, source_name, wording_of
 from mixpo.stages.base import Context, Job, Make, Plan
 from mixpo.stages.models import ModelRef
-from mixpo.stages.sample import Asked, check_errors, open_engine, sampling_settings, seed_of
 from mixpo.stages.source import Index
-from mixpo.types import Question, Response, Verdict
+from mixpo.stages.verify import judged_inputs
+from mixpo.types import Question, Response, Verdict, content_id
 from mixpo.verify import Verifier
 
 
-def source_name(name: str) -> str:
-    """The folder with the questions of an evaluation set."""
-    return f"evaluate/{name}/source"
+def ready(recipe: Recipe, base: Path) -> None:
+    """Raise MissingExtra or RecipeError where a judge is needed and cannot be asked, or a text task is unknown; no model is loaded."""
+    text.ready(recipe.evaluate, base)
+    judged = any(s.source.kind == "benchmark" and BENCHMARKS[s.source.name].rubric for s in recipe.evaluate.sets)
+    if judged and recipe.evaluate.judge is not None:
+        judging.ready(recipe.evaluate.judge)
 
 
-def modes(context: Context) -> tuple[str, ...]:
-    """What the recipe evaluates: greedy modes, then sampled answers if any are wanted."""
-    table = context.recipe.evaluate
-    return (*table.modes, *(("sampled",) if table.samples else ()))
-
-
-def evaluate_job(context: Context, plan: Plan, index: Index, name: str, model: ModelRef, mode: str) -> Job:
-    """Answers of `model` to the questions of set `name` in a mode: "cot" and "direct" are greedy."""
-    recipe, source = context.recipe, source_name(name)
-    count = recipe.evaluate.samples if mode == "sampled" else 1
-    how = _params(context, mode)
-    wording = "direct" if mode == "direct" else "cot"
-
-    size = max(1, recipe.evaluate.batch_size // count)
-
-    def requests_of(shard: int) -> list[Request]:
-        return [_request(context, question, wording, mode, count) for question in plan.rows(source, shard)]
+def evaluate_job(context: Context, plan: Plan, index: Index, name: str, table: EvaluationSource, model: ModelRef, mode: str) -> Job:
+    """Predictions from the answers of `model` to set `name` in a mode. Its settings are what two evaluations are compared by."""
+    source, answers = source_name(name), answer_name(name, model, mode)
+    answered = plan.planned[answers].job
+    benchmark = BENCHMARKS[table.name] if table.kind == "benchmark" else None
 
     @contextmanager
     def session(numbers: Sequence[int]) -> Iterator[Make]:
-        asked = Asked(partial(open_engine, context, model, size), how, requests_of, numbers, size)
-        with closing(asked), Verifier(recipe.verify) as verifier:
-
-            def make(shard: int) -> Iterator[Prediction]:
-                for question, sampled in zip(plan.rows(source, shard), asked.take(shard), strict=True):
-                    yield from _judge(context, verifier, question, sampled, wording, mode, count)
-
-            yield make
+        with ExitStack() as stack:
+            marker = stack.enter_context(Marker(context, benchmark, mode))
+            yield lambda shard: marker.predictions(plan.rows(source, shard), plan.rows(answers, shard))
 
     return Job(
         kind="evaluate",
@@ -59,79 +51,110 @@ def evaluate_job(context: Context, plan: Plan, index: Index, name: str, model: M
         title=f"evaluate {name}: {model.name}, {mode}",
         row=Prediction,
         settings={
-            **sampling_settings(context, model),
-            "prompt": prompting.settings(recipe.prompt, wording),
-            "verify": recipe.verify.model_dump(exclude={"workers"}),
-            "decode": {"temperature": how.temperature, "top_k": how.top_k, "top_p": how.top_p, "max_new_tokens": how.max_new_tokens},
-            "answers": count,
+            **answered.settings,
+            "prompt": prompt_settings(context.recipe, table, wording_of(mode)),
+            "mode": mode,
+            **marking_settings(context, benchmark),
+            "data": content_id(list(index.shards)),
+            "questions": index.questions,
         },
-        inputs=tuple(
-            f"{shard} {kinds} {domains}" for shard, kinds, domains in zip(plan.shards(source), index.kinds, index.domains, strict=True)
-        ),
-        sizes=tuple(size * count for size in index.sizes),
+        # The domain is part of the prediction; domain and source may decide the rule.
+        inputs=judged_inputs(context, [" ".join(row) for row in zip(plan.shards(answers), index.domains, strict=True)], index),
+        sizes=tuple(size * answered.settings["answers"] for size in index.sizes),
         unit="answers",
-        needs=(source, *filter(None, [model.job])),
+        needs=(source, answers),
         session=session,
         count=count_predictions,
-        check=partial(check_predictions, context),
     )
 
 
-def _params(context: Context, mode: str) -> SamplingParams:
-    sample, longest = context.recipe.sample, context.recipe.evaluate.max_new_tokens
-    if mode == "sampled":
-        return SamplingParams(temperature=sample.temperature, max_new_tokens=longest, top_k=sample.top_k, top_p=sample.top_p)
-    return SamplingParams(temperature=0.0, max_new_tokens=longest)
+def marking_settings(context: Context, benchmark: Benchmark | None) -> dict[str, Any]:
+    """What decides a mark: the verifier's settings, and for benchmarks the extractor or the judge."""
+    table = context.recipe.evaluate
+    verify = {"verify": context.recipe.verify.model_dump(exclude={"workers"})}
+    if benchmark is None:
+        return verify
+    if benchmark.rubric is None:
+        return {**verify, "benchmark": benchmark.name, "extractor": table.extractor}
+    assert table.judge is not None
+    rubric = judging.with_own_prompt(benchmark.rubric, table.judge, context.base, benchmark.name)
+    return {"benchmark": benchmark.name, "judge": judging.settings(rubric, table.judge)}
 
 
-def _request(context: Context, question: Question, wording: str, mode: str, count: int) -> Request:
-    return Request(
-        key=question.id,
-        prompt=prompting.prompt_for(context.recipe.prompt, question, wording).render(question.text),
-        images=question.images,
-        seeds=tuple(seed_of(context.recipe.seed, "evaluate", mode, question.id, sample) for sample in range(count)),
-        indices=tuple(range(count)),
-    )
+class Marker:
+    """Marks answers in one mode. Opens what it needs: the verifier's processes, or the judge's threads."""
+
+    def __init__(self, context: Context, benchmark: Benchmark | None, mode: str) -> None:
+        self._context, self._benchmark, self._mode = context, benchmark, mode
+        self._verifier = Verifier(context.recipe.verify, cache=context.run.verdicts)
+        self._threads: ThreadPoolExecutor | None = None
+        table = context.recipe.evaluate.judge
+        if benchmark is not None and benchmark.rubric is not None and table is not None:
+            self._rubric = judging.with_own_prompt(benchmark.rubric, table, context.base, benchmark.name)
+            self._judge = judging.Judge(table, context.run.root / "judged")
+            self._threads = ThreadPoolExecutor(table.workers, thread_name_prefix="mixpo-judge")
+
+    def __enter__(self) -> Marker:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._verifier.close()
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
+
+    def predictions(self, questions: Sequence[Question], answers: Sequence[Sampled]) -> Iterator[Prediction]:
+        """The predictions of one shard, in order."""
+        pairs = list(zip(questions, answers, strict=True))
+        if self._threads is None:
+            return (row for question, sampled in pairs for row in self._mark(question, sampled))
+        each = [(question, response) for question, sampled in pairs for response in responses_of(sampled, self._count(sampled))]
+        return self._threads.map(lambda item: self._ask(*item), each)
+
+    def _count(self, sampled: Sampled) -> int:
+        return self._context.recipe.evaluate.samples if self._mode == "sampled" else 1
+
+    def _mark(self, question: Question, sampled: Sampled) -> Iterator[Prediction]:
+        recipe, wording = self._context.recipe, wording_of(self._mode)
+        responses = responses_of(sampled, self._count(sampled))
+        if sampled.error:
+            yield from (_failed(question, self._mode, response, sampled.error) for response in responses)
+        elif self._benchmark is None:
+            style = prompting.prompt_for(recipe.prompt, question, wording).style
+            for response, verdict in zip(responses, self._verifier.verify_all(question, responses, style), strict=True):
+                yield by_verdict(question, self._mode, response, verdict)
+        else:
+            options = self._verifier.options(question.choices)
+            for response in responses:
+                yield by_rule(self._benchmark, question, response, self._mode, wording, recipe.evaluate.extractor, options)
+
+    def _ask(self, question: Question, response: Response) -> Prediction:
+        assert self._benchmark is not None
+        if response.finish == "error":
+            return _failed(question, self._mode, response, "sampling failed")
+        facts = facts_of(question)
+        answer = self._rubric.part(response.text, wording_of(self._mode))
+        asked = question.text.replace("<image>", "").strip()
+        fields = {"question": asked, "reference": question.answer or "", "answer": answer, "context": str(facts.get("context", ""))}
+        return by_judge(self._benchmark, question, response, self._mode, self._judge.mark(self._rubric, fields))
 
 
-def _judge(
-    context: Context, verifier: Verifier, question: Question, sampled: Sampled, wording: str, mode: str, count: int
-) -> Iterator[Prediction]:
-    style = prompting.prompt_for(context.recipe.prompt, question, wording).style
-    if sampled.error:
-        for index in range(count):
-            failed = Verdict(outcome="undecided", reason=sampled.error)
-            yield _prediction(question, mode, Response(question=question.id, index=index, text="", finish="error"), failed)
-        return
-    for response, verdict in zip(sampled.responses, verifier.verify_all(question, sampled.responses, style), strict=True):
-        yield _prediction(question, mode, response, verdict)
+def responses_of(sampled: Sampled, count: int) -> tuple[Response, ...]:
+    """The responses to a question; empty ones that failed where there are none."""
+    if not sampled.error:
+        return sampled.responses
+    return tuple(Response(question=sampled.question, index=index, text="", finish="error") for index in range(count))
 
 
-def _prediction(question: Question, mode: str, response: Response, verdict: Verdict) -> Prediction:
-    return Prediction(
-        question=question.id,
-        mode=mode,
-        index=response.index,
-        text=response.text,
-        tokens=len(response.token_ids),
-        finish=response.finish,
-        outcome=verdict.outcome,
-        extracted=verdict.extracted,
-        reason=verdict.reason,
-        domain=question.domain,
-    )
+def _failed(question: Question, mode: str, response: Response, reason: str) -> Prediction:
+    return by_verdict(question, mode, response, Verdict(outcome="undecided", reason=reason))
 
 
 def count_predictions(rows: Sequence[Prediction]) -> Mapping[str, int]:
-    """Answers by outcome, tokens, and how many were cut or failed."""
+    """Answers by outcome, tokens, and how many were cut, failed, or not marked because the judge's reply could not be read."""
     counts: Counter[str] = Counter(answers=len(rows), failed=sum(row.finish == "error" for row in rows), correct=0)
     for row in rows:
         counts.update({row.outcome: 1, "tokens": row.tokens})
         counts[f"ended: {row.finish}"] += 1
+    if any(row.judge for row in rows):
+        counts["not marked"] = sum(row.score is None for row in rows)
     return counts
-
-
-def check_predictions(context: Context, manifest: Manifest) -> None:
-    """Raise EngineError when more answers failed than the recipe allows."""
-    rows = context.run.stage(manifest.stage).read_all(Prediction)
-    check_errors(context, manifest, "answers", (f"{row.question}: {row.reason}" for row in rows if row.finish == "error"))

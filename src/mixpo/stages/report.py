@@ -14,9 +14,11 @@ from mixpo.pairs.statistics import Statistics
 from mixpo.records import Prediction, Sampled, write_text
 from mixpo.report import ReportData, build, render
 from mixpo.run import Manifest, now, versions
+from mixpo.stages.answer import source_name
 from mixpo.stages.base import Context, Job, Make, Plan, Planned
-from mixpo.stages.evaluate import source_name
+from mixpo.stages.select import pairs_of
 from mixpo.stages.source import load_skipped
+from mixpo.stages.text import text_scores
 from mixpo.stages.train import curves, published
 from mixpo.types import Pair, Question, Skipped, content_id
 
@@ -62,6 +64,11 @@ def report_job(context: Context, plan: Plan) -> Job:
     )
 
 
+def current_report(context: Context, plan: Plan) -> dict[str, Any]:
+    """The report of what is there now, as data; nothing is written."""
+    return build(gather(context, plan, [planned for planned in plan.planned.values() if planned.finished()]))
+
+
 def gather(context: Context, plan: Plan, finished: list[Planned]) -> ReportData:
     """Everything that the report is made of."""
     recipe, stages = context.recipe, {planned.job.name: planned for planned in finished}
@@ -76,10 +83,11 @@ def gather(context: Context, plan: Plan, finished: list[Planned]) -> ReportData:
         questions=_questions(context, plan),
         main=recipe.train.objective,
         manifests=dict(_manifests(context, sources, finished)),
-        statistics=_statistics(plan, stages),
+        statistics=_statistics(context, plan, stages),
         training=curves(context, plan),
         examples=_examples(context, plan, stages),
         skipped=list(_skipped(context, plan, sources, stages)),
+        text=text_scores(plan),
         models={name: link.relative_to(context.run.root).as_posix() for name, link in published(context, plan).items()},
     )
 
@@ -113,9 +121,9 @@ def _manifests(context: Context, sources: list[str], finished: list[Planned]) ->
             yield planned.job.name, manifest
 
 
-def _statistics(plan: Plan, stages: dict[str, Planned]) -> dict[str, Any]:
+def _statistics(context: Context, plan: Plan, stages: dict[str, Planned]) -> dict[str, Any]:
     """Figures of the first round's pairs, which every objective was trained on."""
-    names = ("source", "round-1/sample", "round-1/verify", "round-1/pair", "round-1/continue")
+    names = ("source", "round-1/sample", "round-1/verify", pairs_of(context.recipe, 1), "round-1/continue")
     if not all(name in stages for name in names[1:]):
         return {}
     statistics = Statistics()
@@ -127,14 +135,14 @@ def _statistics(plan: Plan, stages: dict[str, Planned]) -> dict[str, Any]:
 
 def _examples(context: Context, plan: Plan, stages: dict[str, Planned]) -> list[tuple[Question, Pair]]:
     """Pairs to show, from questions drawn at random but always the same ones; origins take turns, one pair a question."""
-    wanted = context.recipe.report.examples
-    if "round-1/pair" not in stages or not wanted:
+    wanted, name = context.recipe.report.examples, pairs_of(context.recipe, 1)
+    if name not in stages or not wanted:
         return []
     by_origin: dict[str, list[tuple[Question, Pair]]] = {}
     numbers = list(range(len(plan.shards("source"))))
     random.Random(f"{context.recipe.seed}/examples").shuffle(numbers)
     for number in numbers:
-        for question, paired in zip(plan.rows("source", number), plan.rows("round-1/pair", number), strict=True):
+        for question, paired in zip(plan.rows("source", number), plan.rows(name, number), strict=True):
             if paired.pairs:
                 pair = min(paired.pairs, key=lambda p: content_id(context.recipe.seed, p.id))
                 by_origin.setdefault(pair.origin, []).append((question, pair))
@@ -155,8 +163,6 @@ def _skipped(context: Context, plan: Plan, sources: list[str], stages: dict[str,
             continue
         if planned.job.row is Sampled:
             yield from (Skipped(where=row.question, reason=row.error, stage=name) for row in _rows(plan, name) if row.error)
-        if planned.job.row is Prediction:
-            yield from (Skipped(where=row.question, reason=row.reason, stage=name) for row in _rows(plan, name) if row.finish == "error")
 
 
 def load_report(root: Path) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ from mixpo.recipe import Recipe, SampleTable
 from mixpo.records import Sampled
 from mixpo.run import Manifest
 from mixpo.stages import prompting
+from mixpo.stages.again import attempts_of
 from mixpo.stages.base import Context, Job, Make, Plan, title
 from mixpo.stages.models import ModelRef
 from mixpo.stages.source import Index
@@ -118,31 +119,38 @@ def open_engine(context: Context, model: ModelRef, batch_size: int) -> Engine:
 def sample_job(context: Context, plan: Plan, index: Index, number: int, model: ModelRef) -> Job:
     """Round `number`: n answers to each question."""
     recipe, table = context.recipe, context.recipe.sample
-    by_domain = recipe.prompt.by_domain
-    shards = plan.shards("source")
+
+    name = f"round-{number}/sample"
+    settings = {
+        **sampling_settings(context, model),
+        "round": number,
+        "prompt": prompting.settings(recipe.prompt),
+        "sample": table.model_dump(include={"n", "temperature", "top_k", "top_p", "max_new_tokens"}),
+    }
+    shards = prompting.chosen_by(recipe.prompt, plan.shards("source"), index.domains, index.sources)
+    attempts = attempts_of(context.run.stage(name), settings, shards)
 
     def requests_of(shard: int) -> list[Request]:
-        return [request(context, question, number) for question in plan.rows("source", shard)]
+        kept = attempts.kept(shard)
+        return [request(context, question, number) for question in plan.rows("source", shard) if question.id not in kept]
 
     @contextmanager
     def session(numbers: Sequence[int]) -> Iterator[Make]:
         opener = partial(open_engine, context, model, table.batch_size)
         with closing(Asked(opener, params(table), requests_of, numbers, table.batch_size)) as asked:
-            yield asked.take
+
+            def make(shard: int) -> Iterator[Sampled]:
+                return attempts.merged(shard, plan.rows("source", shard), asked.take(shard), attempts.kept(shard))
+
+            yield make
 
     return Job(
         kind="sample",
-        name=f"round-{number}/sample",
+        name=name,
         title=title(context, number, "sample"),
         row=Sampled,
-        settings={
-            **sampling_settings(context, model),
-            "round": number,
-            "prompt": prompting.settings(recipe.prompt),
-            "sample": table.model_dump(include={"n", "temperature", "top_k", "top_p", "max_new_tokens"}),
-        },
-        # A domain matters to sampling only where domains have prompts of their own.
-        inputs=tuple(f"{shard} {domain}" for shard, domain in zip(shards, index.domains, strict=True)) if by_domain else shards,
+        settings=settings,
+        inputs=attempts.inputs,
         sizes=index.sizes,
         needs=("source", *filter(None, [model.job])),
         session=session,
@@ -166,11 +174,14 @@ def request(context: Context, question: Question, number: int) -> Request:
 def continue_job(context: Context, plan: Plan, index: Index, number: int, model: ModelRef) -> Job:
     """Round `number`: open questions' answers cut short and finished without the image."""
     recipe, table = context.recipe, context.recipe.pairs
-    upstream = f"round-{number}/sample"
+    name, upstream = f"round-{number}/continue", f"round-{number}/sample"
+    settings = table.model_dump(include={"dropout_ntp", "dropout_ratio", "max_dropout_per_question"})
+    attempts = attempts_of(context.run.stage(name), settings, plan.shards(upstream))
 
     def requests_of(shard: int) -> list[Request]:
+        kept = attempts.kept(shard)
         rows = zip(plan.rows("source", shard), plan.rows(upstream, shard), strict=True)
-        wanted = (_continuation(context, question, sampled, number, model) for question, sampled in rows)
+        wanted = (_continuation(context, question, sampled, number, model) for question, sampled in rows if question.id not in kept)
         return [request for request in wanted if request is not None]
 
     @contextmanager
@@ -179,18 +190,20 @@ def continue_job(context: Context, plan: Plan, index: Index, number: int, model:
         with closing(Asked(partial(open_engine, context, model, size), params(recipe.sample), requests_of, numbers, size)) as asked:
 
             def make(shard: int) -> Iterator[Sampled]:
+                questions, kept = plan.rows("source", shard), attempts.kept(shard)
                 written = {answer.question: answer for answer in asked.take(shard)}
-                return (written.get(question.id, Sampled(question=question.id)) for question in plan.rows("source", shard))
+                every = (written.get(question.id, Sampled(question=question.id)) for question in questions if question.id not in kept)
+                return attempts.merged(shard, questions, every, kept)
 
             yield make
 
     return Job(
         kind="continue",
-        name=f"round-{number}/continue",
+        name=name,
         title=title(context, number, "continue"),
         row=Sampled,
-        settings=table.model_dump(include={"dropout_ntp", "dropout_ratio", "max_dropout_per_question"}),
-        inputs=plan.shards(upstream),
+        settings=settings,
+        inputs=attempts.inputs,
         sizes=index.sizes,
         needs=("source", upstream, *filter(None, [model.job])),
         session=session,
@@ -232,9 +245,10 @@ def check_errors(context: Context, manifest: Manifest, unit: str, reasons: Itera
     failed, total = manifest.counts.get("failed", 0), manifest.counts[unit]
     allowed = context.recipe.max_error_rate
     if failed > allowed * total:
+        evaluated = manifest.stage.startswith("answer")
+        remedy = "run again with --force answer" if evaluated else f"ask only them again with `mixpo retry {context.run.root}`"
         raise EngineError(
             f"{manifest.stage}: {failed} of {total} {unit} failed, more than max_error_rate = {allowed:g} allows "
-            f"({'; '.join(islice(reasons, 3))}); the others are kept; correct the cause and run again with "
-            f"--force {'evaluate' if manifest.stage.startswith('evaluate') else manifest.stage.split('/')[1]}, "
+            f"({'; '.join(islice(reasons, 3))}); the others are kept; correct the cause and {remedy}, "
             "or go on without them with --set max_error_rate=1"
         )

@@ -17,6 +17,7 @@ from mixpo.stages import prompting
 from mixpo.stages.base import Context, Job, Make, Plan, title
 from mixpo.stages.models import ModelRef
 from mixpo.stages.source import Index
+from mixpo.stages.watch import watch_of
 from mixpo.train.metrics import StepMetrics
 from mixpo.types import Group
 
@@ -39,8 +40,9 @@ def train_job(context: Context, plan: Plan, index: Index, number: int, objective
             from mixpo.train.session import TrainJob
 
             key = plan.shards(name)[shard]
+            vlm = context.models.fresh(model)
             job = TrainJob(
-                vlm=context.models.fresh(model),
+                vlm=vlm,
                 groups=groups_of(context, plan, number),
                 table=recipe.train.model_copy(update={"loss": LossTable(**loss_settings(recipe.train, objective))}),
                 objective=objective,
@@ -50,6 +52,7 @@ def train_job(context: Context, plan: Plan, index: Index, number: int, objective
                 logs=context.run.root / "logs" / name,
                 label=f"{context.run.root.name} {public_name(recipe.train, number, objective)}",
                 seed=recipe.seed,
+                watch=watch_of(context, plan, vlm),
             )
             return train(job, context.progress).steps
 

@@ -30,6 +30,7 @@ from mixpo.train.model import PartSize, checkpoint_activations, learning_rate, r
 from mixpo.train.plan import Step, share
 from mixpo.train.session import Session, TrainJob, open_session
 from mixpo.train.shifts import step_shifts
+from mixpo.train.watch import watched
 from mixpo.vlm.adapter import set_dropout
 from mixpo.vlm.load import save
 
@@ -58,7 +59,7 @@ def train(job: TrainJob, progress: Progress) -> TrainResult:
         rate = learning_rate(job.table, state.step, total)
         sums = _forward_backward(session, step)
         grad_norm = _optimise(session, sums, rate)
-        row = _measure(session, step, sums, grad_norm, rate, time.monotonic() - begun)
+        row = watched(session, _measure(session, step, sums, grad_norm, rate, time.monotonic() - begun))
         _advance(session, row)
         _log(session, row)
         if state.step % job.table.save_every == 0 or state.step == total:
@@ -206,11 +207,13 @@ def _advance(session: Session, row: StepMetrics) -> None:
 
 def _log(session: Session, row: StepMetrics) -> None:
     session.progress.advance(1, f"loss {row.loss:.3f}, accuracy {row.accuracy:.2f}")
-    if row.step % session.job.table.log_every and row.step not in (1, session.schedule.total):
+    if row.step % session.job.table.log_every and row.step not in (1, session.schedule.total) and row.watch_accuracy is None:
         return
     session.metrics.append(row)
     if session.job.table.trackers:
-        session.accelerator.log({name: value for name, value in dataclasses.asdict(row).items() if name != "step"}, step=row.step)
+        session.accelerator.log(
+            {name: value for name, value in dataclasses.asdict(row).items() if name != "step" and value is not None}, step=row.step
+        )
 
 
 # --- saving ------------------------------------------------------------------------------------------------------------

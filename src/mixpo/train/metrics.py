@@ -20,6 +20,8 @@ class StepMetrics:
     preference, quality, generation: the raw terms; weighted_*: times their weight, which add up to `loss`.
     reward_*: beta times the log-ratio to the reference. margin: chosen minus rejected. accuracy: share of pairs with margin > 0.
     delta: the reward shift this step used. logp_*: summed log-probs. grad_norm: before clipping. tokens: without padding.
+    watch_*: of the watched answers (train.watch) after this step, None where nobody looked: share that is correct, mean tokens, share
+    that repeats a phrase over and over, share cut at the length limit.
     """
 
     step: int
@@ -45,6 +47,10 @@ class StepMetrics:
     seconds: float
     tokens_per_second: float
     pairs_per_second: float
+    watch_accuracy: float | None = None
+    watch_tokens: float | None = None
+    watch_loops: float | None = None
+    watch_cut: float | None = None
 
 
 class MetricsFile:

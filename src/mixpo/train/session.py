@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -32,8 +32,11 @@ from mixpo.train.prompts import Prompts
 from mixpo.types import Group
 from mixpo.vlm.load import Vlm
 
+if TYPE_CHECKING:
+    from mixpo.train.watch import Watch
+
 FREE = {
-    "tokens_per_batch", "gradient_checkpointing", "save_every", "log_every", "trackers", "objective", "baselines", "rounds",
+    "tokens_per_batch", "gradient_checkpointing", "save_every", "log_every", "trackers", "watch", "objective", "baselines", "rounds",
     "cache_vision",
 }  # fmt: skip
 """Settings of the train table that may change between a checkpoint and its resume: they do not say what is computed."""
@@ -46,7 +49,7 @@ class TrainJob:
     vlm: the policy, which is changed in place and must be the reference model that scored `groups`, unless `table.reference` is
     "online". objective: a name of OBJECTIVES.
     folder: for checkpoints and metrics while it works. output: folder of the trained model. logs: for trackers that write files.
-    label: what this training is called in trackers.
+    label: what this training is called in trackers. watch: answers held-out questions with the policy as it is (`mixpo.train.watch`).
     """
 
     vlm: Vlm
@@ -59,6 +62,7 @@ class TrainJob:
     logs: Path
     seed: int = 0
     label: str = "train"
+    watch: Watch | None = None
 
     @property
     def schedule(self) -> Schedule:

@@ -1,0 +1,107 @@
+"""Two evaluations side by side: a paired test on the same questions, and a refusal where they were not made in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mixpo.errors import EvaluateError
+from mixpo.evaluate import compare, score
+from mixpo.records import Prediction
+from mixpo.report.words import p_value, percent, points
+from mixpo.run import Manifest, Run, Stage, changed_settings
+
+OWN = ("model", "seed")
+"""What may differ: the model is what is compared, and greedy answers do not use the seed."""
+COLUMNS = ("set", "answers", "A", "accuracy", "B", "accuracy", "points", "95 % interval", "p", "only A right", "only B right", "n")
+
+
+def compare_evaluations(first: Path, second: Path, anyway: bool = False) -> list[dict[str, Any]]:
+    """One comparison for each set and mode that both have. `first` and `second`: run directories or single evaluations in them.
+
+    Of two runs the main model of each is taken, the last that was evaluated. Raises EvaluateError when there is nothing to compare, or
+    when anything but the model differs and `anyway` is False.
+    """
+    left, right = dict(_evaluations(first)), dict(_evaluations(second))
+    alone = len(left) == len(right) == 1 and _is_evaluation(first) and _is_evaluation(second)
+    pairs = [(next(iter(left)), next(iter(right)))] if alone else [(key, key) for key in left if key in right]
+    if not pairs:
+        names = "; ".join(
+            f"{path} has {', '.join('/'.join(key) for key in found) or 'none'}" for path, found in ((first, left), (second, right))
+        )
+        raise EvaluateError(f"no evaluation of the same set and mode is in both: {names}")
+    return [_compared(a, left[a], right[b], anyway) for a, b in pairs]
+
+
+def _is_evaluation(path: Path) -> bool:
+    return (path / "manifest.json").is_file()
+
+
+def _evaluations(path: Path) -> Iterator[tuple[tuple[str, str], Stage]]:
+    """The finished evaluations of a run by (set, mode), those of its last model; or the one that `path` is."""
+    path = path.absolute()
+    if _is_evaluation(path):
+        if len(path.parts) < 5 or path.parts[-4] != "evaluate":
+            raise EvaluateError(f"{path}: not an evaluation; give RUN/evaluate/SET/MODEL/MODE, or a run directory")
+        yield (path.parts[-3], path.name), Run(path.parents[3]).stage("/".join(path.parts[-4:]))
+        return
+    root = path / "evaluate"
+    if not root.is_dir():
+        raise EvaluateError(f"{path}: holds no evaluations; give a run directory in which `mixpo evaluate` has run")
+    for folder in sorted(root.glob("*")):
+        stages = [Run(path).stage(found.parent.relative_to(path).as_posix()) for found in sorted(folder.glob("*/*/manifest.json"))]
+        finished = [(stage, stage.manifest) for stage in stages if stage.manifest and stage.manifest.finished]
+        for mode in dict.fromkeys(stage.name.rpartition("/")[2] for stage, _ in finished):
+            # The main model is evaluated last; a run that trained nothing has the start model only.
+            last = max((item for item in finished if item[0].name.endswith(f"/{mode}")), key=lambda item: (_rank(item[0]), item[1].started))
+            yield (folder.name, mode), last[0]
+
+
+def _rank(stage: Stage) -> bool:
+    return stage.name.split("/")[2] != "start"
+
+
+def _compared(key: tuple[str, str], left: Stage, right: Stage, anyway: bool) -> dict[str, Any]:
+    differences = differing(_manifest(left), _manifest(right))
+    if differences and not anyway:
+        raise EvaluateError(
+            f"{left.folder} and {right.folder} were not made in the same way: {'; '.join(differences)}; "
+            "evaluate both alike, or compare them all the same with --anyway"
+        )
+    a, b = list(left.read_all(Prediction)), list(right.read_all(Prediction))
+    if key[1] == "sampled":
+        a, b = [row for row in a if row.index == 0], [row for row in b if row.index == 0]
+    if anyway:
+        shared = {row.question for row in a} & {row.question for row in b}
+        a, b = [row for row in a if row.question in shared], [row for row in b if row.question in shared]
+        if not shared:
+            raise EvaluateError(f"{left.folder} and {right.folder} have no question in common")
+    sides = {name: asdict(score(rows)) | {"model": stage.name.split("/")[2]} for name, rows, stage in (("a", a, left), ("b", b, right))}
+    for side in sides.values():
+        del side["domains"]
+    return {"set": key[0], "mode": key[1], **sides, **asdict(compare(a, b)), "differences": differences}
+
+
+def _manifest(stage: Stage) -> Manifest:
+    manifest = stage.manifest
+    if manifest is None or not manifest.finished:
+        raise EvaluateError(f"{stage.folder}: this evaluation has not finished; run it first")
+    return manifest
+
+
+def differing(left: Manifest, right: Manifest) -> list[str]:
+    """What differs between two evaluations besides their models, in words."""
+    a, b = ({key: value for key, value in one.settings.items() if key not in OWN} for one in (left, right))
+    return changed_settings(a, b)
+
+
+def cells(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Rows of text for COLUMNS."""
+    rows = []
+    for row in found:
+        sides = [cell for side in (row["a"], row["b"]) for cell in (side["model"], percent(side["accuracy"]))]
+        test = (points(row["difference"]), f"{points(row['low'])} to {points(row['high'])}", p_value(row["p"])[2:].removeprefix("= "))
+        rows.append((row["set"], row["mode"], *sides, *test, *(f"{row[name]:,}" for name in ("only_a", "only_b", "n"))))
+    return rows

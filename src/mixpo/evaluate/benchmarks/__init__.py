@@ -1,0 +1,66 @@
+"""The benchmarks by name, and how one is read. Each is one file; none knows of another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from mixpo.errors import SourceError
+from mixpo.evaluate.benchmarks import crpe, files, llava_bench, m3cot, mathvision, mathvista, mmhal, mmvet, pope
+from mixpo.evaluate.benchmarks.base import Benchmark, Figure, Marked, Rubric, facts_of, make
+from mixpo.recipe import BenchmarkSource
+from mixpo.sources.build import Found
+from mixpo.sources.pictures import Pictures
+from mixpo.types import Question, Skipped
+
+__all__ = ["BENCHMARKS", "Benchmark", "Figure", "Marked", "Rubric", "benchmark_of", "facts_of", "prompt_of", "read"]
+
+BENCHMARKS: dict[str, Benchmark] = {
+    module.BENCHMARK.name: module.BENCHMARK for module in (mathvista, mathvision, m3cot, mmvet, llava_bench, pope, crpe, mmhal)
+}
+
+
+def read(source: BenchmarkSource, base: Path, images: Path) -> Iterator[Found | Skipped]:
+    """The rows of a benchmark as questions, in order; a row that cannot be used is Skipped with the reason.
+
+    Raises SourceError when the benchmark as a whole cannot be read.
+    """
+    benchmark = BENCHMARKS[source.name]
+    path = base / source.path
+    folder = path if path.is_dir() else path.parent
+    root = base / source.root if source.root else folder
+    if not root.is_dir():
+        raise SourceError(f"source.root: {root} is not a folder")
+    splits = ((source.split,),) if source.split else benchmark.splits
+    found = files.find(path, () if source.split else benchmark.files, splits)
+    answers = base / source.answers if source.answers else None
+    pictures = Pictures(root, images)
+    for place in benchmark.joined(files.rows(found), folder, answers):
+        if isinstance(place, Skipped):
+            yield place
+            continue
+        where, fields = place
+        try:
+            yield Found(where=where, question=make(benchmark.row(fields), pictures, benchmark.name))
+        except SourceError as error:
+            yield Skipped(where=where, reason=str(error))
+
+
+def benchmark_of(question: Question) -> Benchmark | None:
+    """The benchmark that a question belongs to; None for questions of other sources."""
+    return BENCHMARKS[facts_of(question)["benchmark"]] if question.facts else None
+
+
+def prompt_of(question: Question, mode: str) -> str | None:
+    """The user's message that the question's benchmark has for a mode, or None where the recipe's prompt is used."""
+    benchmark = benchmark_of(question)
+    if benchmark is None:
+        return None
+    if mode != "direct":
+        return benchmark.cot.replace("{question}", question.text) if benchmark.cot else None
+    direct = facts_of(question).get("direct")
+    if direct is None:
+        return benchmark.direct.replace("{question}", question.text)
+    # The images stand first in both.
+    marks = question.text[: len(question.text) - len(question.text.removeprefix("<image>\n" * len(question.images)))]
+    return marks + str(direct)

@@ -1,0 +1,150 @@
+"""What every benchmark is made of: how a row becomes a question, how an answer is checked or judged, how a table comes of it.
+
+Pure values and functions. Knows nothing about models, runs or particular benchmarks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mixpo.evaluate.benchmarks.pictures import refer
+from mixpo.sources.pictures import Pictures
+from mixpo.types import IMAGE_MARK, AnswerKind, Outcome, Question, Skipped, content_id
+from mixpo.verify.judgement import Judgement, Options
+
+Fields = Mapping[str, Any]
+"""A row of a file, or the facts of a question."""
+Place = tuple[str, Fields]
+"""Where a row stands, and the row."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One number of a result table. group: "" for what is published as the score, else the breakdown (task, skill, category).
+
+    unit: "%" for percentages (value 0 to 100), "" for marks. low, high: 95 % interval, or None where there is none to give.
+    n: rows (or groups of rows) that count. excluded: rows left out because the judge's reply could not be read.
+    """
+
+    name: str
+    value: float
+    n: int
+    low: float | None = None
+    high: float | None = None
+    unit: str = "%"
+    group: str = ""
+    excluded: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Marked:
+    """An answered row as a table sees it. said: the extracted answer. reply: the judge's words, "" for rules.
+
+    failed: the engine gave no answer.
+    """
+
+    question: Question
+    facts: Fields
+    outcome: Outcome
+    said: str | None = None
+    reply: str = ""
+    failed: bool = False
+
+    @property
+    def right(self) -> bool:
+        """Whether it counts as correct."""
+        return self.outcome == "correct"
+
+
+Check = Callable[[str, Question, Fields, Options], Judgement]
+"""(extracted answer, question, facts, how to compare) -> judgement."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rubric:
+    """How a judge marks an answer. prompt: with {question}, {reference}, {answer} and {context} slots.
+
+    part: what of a response is put before the judge. read: the marks in a reply, or None where it cannot be read.
+    share: the marks as a share of the best, 0 to 1. passes: whether they count as right where only that can be shown.
+    """
+
+    prompt: str
+    system: str = ""
+    part: Callable[[str, str], str] = field(default=lambda text, mode: text.strip())
+    read: Callable[[str], tuple[float, ...] | None]
+    share: Callable[[tuple[float, ...]], float]
+    passes: Callable[[tuple[float, ...]], bool]
+
+
+Join = Callable[[Iterable[Place | Skipped], Path, Path | None], Iterable[Place | Skipped]]
+"""(rows, folder of the data, the recipe's second file) -> rows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Benchmark:
+    """A published benchmark.
+
+    splits: file names to look for in a folder, alternatives in order. files: official names of its file. row: a Draft of one row.
+    joined: adds what stands in other files. direct, cot: prompts with a {question} slot; cot "" takes the recipe's.
+    Either checks (by extractor) or a rubric. table: figures from all answered rows, the published one first.
+    """
+
+    name: str
+    title: str
+    row: Callable[[Fields], Draft]
+    table: Callable[[Sequence[Marked]], list[Figure]]
+    splits: tuple[tuple[str, ...], ...] = ()
+    files: tuple[str, ...] = ()
+    joined: Join = field(default=lambda places, folder, answers: places)
+    direct: str = "{question}"
+    cot: str = ""
+    checks: Mapping[str, Check] = field(default_factory=dict)
+    rubric: Rubric | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """A row before its images are found. images: values as they stand in the file. facts: at least "id"; JSON values only."""
+
+    text: str
+    images: Sequence[object]
+    answer: str
+    kind: AnswerKind
+    facts: Mapping[str, Any]
+    choices: tuple[str, ...] = ()
+    domain: str = ""
+
+
+def make(draft: Draft, pictures: Pictures, name: str) -> Question:
+    """A draft as a question of benchmark `name`. Raises SourceError for an image that cannot be used."""
+    images = tuple(refer(value, pictures) for value in draft.images)
+    text = marked(draft.text, len(images))
+    facts = json.dumps({"benchmark": name, **draft.facts}, ensure_ascii=False, sort_keys=True)
+    return Question(
+        id=content_id(text, [image.digest for image in images], draft.answer, list(draft.choices), facts),
+        text=text,
+        images=images,
+        answer=draft.answer,
+        kind=draft.kind,
+        choices=draft.choices,
+        domain=draft.domain,
+        source=name,
+        facts=facts,
+    )
+
+
+def marked(text: str, images: int) -> str:
+    """Images stand first, each on a line of its own, unless the text has a mark for every one of them."""
+    text = text.strip()
+    if images and text.count(IMAGE_MARK) == images:
+        return text
+    return f"{IMAGE_MARK}\n" * images + text.replace(IMAGE_MARK, "").strip()
+
+
+def facts_of(question: Question) -> dict[str, Any]:
+    """What a benchmark knows of a question; {} for questions of other sources."""
+    return dict(json.loads(question.facts)) if question.facts else {}

@@ -1,0 +1,190 @@
+"""Rows of a benchmark from the files that people have: Parquet, saved Arrow data, VLMEvalKit TSV, JSON, JSONL. Images stay encoded."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from mixpo.errors import SourceError
+from mixpo.evaluate.benchmarks.base import Fields, Place
+from mixpo.sources.jsonl import lines
+from mixpo.types import Skipped
+
+ROWS_AT_ONCE = 16
+"""Rows in memory together; each may hold an image of some megabytes."""
+SHORTEST = 64
+"""In a VLMEvalKit TSV a shorter `image` is the index of the row that holds the image."""
+SPLITS = ("train", "validation", "val", "dev", "test", "testmini")
+
+
+def find(path: Path, files: Sequence[str], splits: Sequence[Sequence[str]]) -> list[Path]:
+    """The files that hold the rows: `path` itself, or in a folder an official file, or those of a split.
+
+    Raises SourceError when there is nothing, or only other splits.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise SourceError(f"{path}: no such file or folder; check source.path (relative to the recipe)")
+    for name in files:
+        if (path / name).is_file():
+            return [path / name]
+    there = [found for suffix in ("parquet", "arrow", "tsv", "jsonl") for found in sorted(path.rglob(f"*.{suffix}"))]
+    for names in splits:
+        chosen = [file for file in there if any(_names(file.relative_to(path), name) for name in names)]
+        if chosen:
+            return chosen
+    if len(there) == 1 and not any(_names(there[0].relative_to(path), name) for name in SPLITS):
+        return there
+    listed = ", ".join(str(file.relative_to(path)) for file in there[:8]) or "no Parquet, Arrow, TSV or JSONL file"
+    wanted = " or ".join("/".join(names) for names in splits)
+    raise SourceError(f"{path}: nothing of the split {wanted}; it has {listed}; set source.path to the file, or source.split")
+
+
+def _names(path: Path, split: str) -> bool:
+    return bool(re.search(rf"(?:^|[/_.-]){re.escape(split)}(?:[/_.-]|$)", path.as_posix()))
+
+
+def rows(paths: Iterable[Path]) -> Iterator[Place | Skipped]:
+    """The rows of files in order, each with its place. Raises SourceError for a file that cannot be read."""
+    for path in paths:
+        reader = READERS.get(path.suffix.casefold())
+        if reader is None:
+            raise SourceError(f"{path}: not a format that is read here; known: {', '.join(READERS)}")
+        yield from reader(path)
+
+
+def _parquet(path: Path) -> Iterator[Place]:
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(ROWS_AT_ONCE):
+                for row in batch.to_pylist():
+                    yield f"{path}[{number}]", row
+                    number += 1
+    except (pa.ArrowException, OSError) as error:
+        raise SourceError(f"{path}: not a readable Parquet file ({_first(error)})") from None
+
+
+def _arrow(path: Path) -> Iterator[Place]:
+    """What `datasets` writes with save_to_disk."""
+    number = 0
+    try:
+        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as stream:
+            for batch in stream:
+                for row in (row for start in range(0, len(batch), ROWS_AT_ONCE) for row in batch[start : start + ROWS_AT_ONCE].to_pylist()):
+                    yield f"{path}[{number}]", row
+                    number += 1
+    except (pa.ArrowException, OSError) as error:
+        raise SourceError(f"{path}: not a readable Arrow stream ({_first(error)})") from None
+
+
+def _tsv(path: Path) -> Iterator[Place]:
+    """A VLMEvalKit table. All columns are text; empty ones are left out; an image given by index is looked up."""
+    table = _read_tsv(path)
+    holders = _holders(table)
+    number = 0
+    for batch in table.to_batches(ROWS_AT_ONCE):
+        for row in batch.to_pylist():
+            kept = {name: value for name, value in row.items() if value not in ("", "nan", None)}
+            image = kept.get("image")
+            if image is not None and len(image) <= SHORTEST and image in holders:
+                kept["image"] = table.column("image")[holders[image]].as_py()
+            yield f"{path}:{kept.get('index', number)}", kept
+            number += 1
+
+
+def _read_tsv(path: Path) -> pa.Table:
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            names = [name.strip().strip('"') for name in file.readline().rstrip("\r\n").split("\t")]
+        return pa_csv.read_csv(
+            path,
+            # One row must fit into a block, and a row holds an image.
+            read_options=pa_csv.ReadOptions(column_names=names, skip_rows=1, block_size=min(path.stat().st_size + 1, 1 << 30)),
+            parse_options=pa_csv.ParseOptions(delimiter="\t", newlines_in_values=True),
+            convert_options=pa_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
+        )
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"{path}: not a readable TSV ({_first(error)})") from None
+
+
+def _holders(table: pa.Table) -> dict[str, int]:
+    """Row numbers by index, where rows lend their image to others."""
+    if not {"index", "image"} <= set(table.column_names):
+        return {}
+    return {index: number for number, index in enumerate(table.column("index").to_pylist())}
+
+
+def _json(path: Path) -> Iterator[Place]:
+    """A list of objects, or an object of objects, whose keys become the field "key"."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise SourceError(f"{path}: not readable JSON ({_first(error)})") from None
+    pairs = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, row in pairs:
+        if not isinstance(row, dict):
+            raise SourceError(f"{path}: entry {key!r} is {type(row).__name__}, not an object")
+        yield f"{path}[{key}]", {"key": str(key), **row}
+
+
+READERS = {".parquet": _parquet, ".arrow": _arrow, ".tsv": _tsv, ".json": _json, ".jsonl": lines}
+"""One function for each suffix."""
+
+
+def _first(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+# --- fields of a row ----------------------------------------------------------------------------------------------------
+
+
+def text_of(row: Fields, *names: str, default: str | None = None) -> str:
+    """The first of some fields that is there, as text. Raises SourceError when none is and there is no default."""
+    for name in names:
+        value = row.get(name)
+        if value is not None and str(value).strip() not in ("", "nan", "None"):
+            return str(value).strip()
+    if default is not None:
+        return default
+    raise SourceError(f"no field {' or '.join(map(repr, names))}; the row has {', '.join(map(repr, row)) or 'no fields'}")
+
+
+def list_of(value: object) -> list[Any]:
+    """A list, also where a table holds it as text ("['a', 'b']"); None and "" are none. Raises SourceError for other text."""
+    if value is None or value == "":
+        return []
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    if isinstance(value, str):
+        try:
+            # Literals only: nothing in it is run.
+            parsed = ast.literal_eval(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            parsed = None
+        if parsed is None and value.strip() not in ("None", "null", "nan"):
+            raise SourceError(f"{value[:40]!r} is not a list")
+        return list(parsed) if isinstance(parsed, (list, tuple)) else []
+    raise SourceError(f"expected a list, found {type(value).__name__}")
+
+
+def images_of(row: Fields, folder: str = "") -> list[object]:
+    """The images of a row by the fields that benchmarks use; text that is a list of images counts as several."""
+    for name in ("decoded_image", "image", "image_path", "imagename"):
+        value = row.get(name)
+        if value in (None, "", []):
+            continue
+        if isinstance(value, str) and value.startswith("["):
+            value = list_of(value)
+        values = list(value) if isinstance(value, (list, tuple)) else [value]
+        return [f"{folder}/{item}" if folder and name == "imagename" else item for item in values]
+    raise SourceError(f"no image; the row has {', '.join(map(repr, row)) or 'no fields'}")

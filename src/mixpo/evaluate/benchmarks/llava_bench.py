@@ -1,0 +1,120 @@
+"""LLaVA-Bench in the wild (60 questions): a judge marks the model's answer beside a reference answer, both from 1 to 10.
+
+Source of format and score: liuhaotian/llava-bench-in-the-wild and LLaVA's review scripts. The score is a ratio of means, not a mean of
+ratios, and may exceed 100. The judge's instruction is in our own words.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from mixpo.errors import SourceError
+from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Marked, Place, Rubric
+from mixpo.evaluate.benchmarks.files import images_of, text_of
+from mixpo.evaluate.benchmarks.rules import grouped, mean
+from mixpo.sources.jsonl import lines
+from mixpo.types import Skipped
+
+CATEGORIES = ("conv", "detail", "complex")
+SYSTEM = "You compare answers of assistants, precisely and without favour."
+PROMPT = """\
+Two assistants answered a question about an image. You cannot see it; this describes it:
+{context}
+
+Question: {question}
+
+[Start of assistant 1]
+{reference}
+[End of assistant 1]
+
+[Start of assistant 2]
+{answer}
+[End of assistant 2]
+
+Mark both from 1 to 10 for helpfulness, relevance, accuracy and detail; higher is better. The order must not matter.
+First line: the mark of assistant 1 and the mark of assistant 2, two numbers with a space between. Then say why."""
+_TWO = re.compile(r"[^\d\n]*?(\d+(?:\.\d+)?)(?:\s*/\s*10)?[^\d\n]+?(\d+(?:\.\d+)?)(?:\s*/\s*10)?[^\d\n]*\n?")
+
+
+def row(fields: Fields) -> Draft:
+    """A row of questions.jsonl with its context and reference, of the Parquet files, or of VLMEvalKit's table."""
+    category = text_of(fields, "category").lower().removeprefix("llava_bench_")
+    caption = fields.get("caption")
+    context = "\n".join(map(str, caption)) if isinstance(caption, (list, tuple)) else text_of(fields, "caption")
+    return Draft(
+        text=text_of(fields, "question", "text"),
+        images=[f"images/{image}" if isinstance(image, str) and re.fullmatch(r"\d+\.\w+", image) else image for image in images_of(fields)],
+        answer=text_of(fields, "gpt_answer", "gpt4_ans", "answer"),
+        kind="text",
+        domain=category,
+        facts={"id": text_of(fields, "question_id", "index", "key"), "category": category, "context": context},
+    )
+
+
+def joined(places: Iterable[Place | Skipped], folder: Path, answers: Path | None) -> Iterator[Place | Skipped]:
+    """Adds caption and reference answer from context.jsonl and answers_gpt4.jsonl where the questions have none."""
+    captions: dict[str, object] = {}
+    references: dict[str, object] = {}
+    for place in places:
+        if isinstance(place, Skipped) or {"gpt_answer", "gpt4_ans"} & set(place[1]):
+            yield place
+            continue
+        if not captions:
+            captions = _column(folder / "context.jsonl", "image", "caption")
+            references = _column(answers or folder / "answers_gpt4.jsonl", "question_id", "text")
+        where, fields = place
+        image, number = text_of(fields, "image"), text_of(fields, "question_id")
+        if image not in captions or number not in references:
+            missing = f"context of image {image}" if image not in captions else f"reference answer to question {number}"
+            raise SourceError(f"{where}: no {missing}; keep context.jsonl and answers_gpt4.jsonl beside questions.jsonl")
+        yield where, {**fields, "caption": captions[image], "gpt_answer": references[number]}
+
+
+def _column(path: Path, key: str, value: str) -> dict[str, object]:
+    return {text_of(place[1], key): place[1].get(value) for place in lines(path) if not isinstance(place, Skipped)}
+
+
+def read(reply: str) -> tuple[float, ...] | None:
+    """The two numbers on the first line that has any ("8, 7", "8 7 ", "8/10 and 7/10"); None unless both are from 1 to 10."""
+    line = next((line for line in reply.strip().splitlines() if re.search(r"\d", line)), "")
+    found = _TWO.fullmatch(line)
+    marks = (float(found[1]), float(found[2])) if found else ()
+    return marks if marks and all(1 <= mark <= 10 for mark in marks) else None
+
+
+def relative(rows: Sequence[Marked], name: str, group: str = "") -> Figure:
+    """100 times the mean mark of the model over the mean mark of the reference, with the interval of a ratio (delta method)."""
+    found = [read(row.reply) for row in rows]
+    pairs = [marks for marks in found if marks]
+    if not pairs:
+        return Figure(name=name, value=math.nan, n=0, group=group, excluded=found.count(None))
+    base, own = (math.fsum(column) / len(pairs) for column in zip(*pairs, strict=True))
+    ratio = own / base
+    # Residuals of the ratio estimator: their spread is that of the ratio times the reference's mean.
+    spread = mean(name, [(model - ratio * reference) / base for reference, model in pairs], scale=100)
+    low, high = (None if side is None else 100 * ratio + side for side in (spread.low, spread.high))
+    return Figure(name=name, value=100 * ratio, n=len(pairs), low=low, high=high, group=group, excluded=found.count(None))
+
+
+def table(rows: Sequence[Marked]) -> list[Figure]:
+    """The relative score, for all and for each category, and ten times both means."""
+    pairs = [marks for row in rows if (marks := read(row.reply))]
+    sides = [mean(name, [pair[side] for pair in pairs], scale=10, unit="") for side, name in ((1, "model's mark"), (0, "reference's mark"))]
+    return [relative(rows, "relative score"), *sides, *grouped(rows, "category", lambda row: (row.facts["category"],), relative)]
+
+
+BENCHMARK = Benchmark(
+    name="llava_bench",
+    title="LLaVA-Bench (in the wild)",
+    row=row,
+    table=table,
+    splits=(("train",),),
+    files=("questions.jsonl",),
+    joined=joined,
+    direct="{question}\nAnswer this question in detail.",
+    cot="Your task is to answer the question below in detail. Give step by step reasoning.\n\nQuestion:\n\n{question}",
+    rubric=Rubric(prompt=PROMPT, system=SYSTEM, read=read, share=lambda found: found[1] / 10, passes=lambda found: found[1] >= found[0]),
+)

@@ -1,0 +1,91 @@
+"""M3CoT (test, about 2,300 questions): multiple choice with context, in domains and topics; up to seven options.
+
+Source of format and rules: the data card LightChen2333/M3CoT and InternVL's ScienceQA script, which the paper used for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mixpo.errors import SourceError
+from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Marked
+from mixpo.evaluate.benchmarks.files import images_of, list_of, text_of
+from mixpo.evaluate.benchmarks.rules import accuracy, grouped, lettered, letters, one, option_robust, same
+from mixpo.types import Question
+from mixpo.verify.judgement import Judgement, Options
+
+
+def row(fields: Fields) -> Draft:
+    """A row of the Parquet files, or of the ScienceQA form in which the gold is the number of the option."""
+    choices = tuple(str(choice) for choice in list_of(fields.get("choices")))
+    if len(choices) < 2:
+        raise SourceError(f"has {len(choices)} choices")
+    context = text_of(fields, "context", "hint", default="")
+    asked = "\n".join([*([context] if context else []), text_of(fields, "question"), lettered(choices)])
+    facts = {"id": text_of(fields, "id", "question_id", "image_id", "key", default=""), "choices": list(choices)}
+    facts |= {"domain": text_of(fields, "domain", default=""), "topic": text_of(fields, "topic", "category", default="")}
+    return Draft(
+        text=asked,
+        images=[] if all(fields.get(name) in (None, "", []) for name in ("image", "decoded_image", "image_path")) else images_of(fields),
+        answer=_letter(fields.get("answer"), len(choices)),
+        kind="choice",
+        choices=choices,
+        domain=facts["domain"] or facts["topic"],  # type: ignore[arg-type]
+        facts=facts,
+    )
+
+
+def _letter(answer: object, count: int) -> str:
+    """A letter, or the number of the option from 0."""
+    known = letters(count)
+    text = str(answer).strip()
+    if text.isdigit() and int(text) < count:
+        return known[int(text)]
+    if text.strip("().") in known:
+        return text.strip("().")
+    raise SourceError(f"answer {answer!r} is none of the {count} options")
+
+
+def check_paper(said: str, question: Question, facts: Fields, options: Options) -> Judgement:
+    """InternVL's rule: a lone letter, a leading option letter, the first option whose text is contained, or `x.` and `(x)`.
+
+    So "A cat" is A, "1" is found inside "10", and "b" and "**B**" are wrong. The script knows five letters; this knows all.
+    """
+    return same(read_paper(said.strip(), question.choices) == question.answer, "letters")
+
+
+def read_paper(said: str, choices: Sequence[str]) -> str:
+    """What InternVL's script takes for the answer."""
+    known = letters(len(choices))
+    if len(said) < 2:
+        return said
+    if said[0] in known:
+        return said[0]
+    for letter, text in zip(known, choices, strict=True):
+        if text in said:
+            return letter
+    if said[1] == ".":
+        return said[0]
+    return said[1] if len(said) > 2 and said[0] == "(" and said[2] == ")" else said
+
+
+def check_robust(said: str, question: Question, facts: Fields, options: Options) -> Judgement:
+    """mixpo's own reading of options."""
+    return option_robust(said, question, options)
+
+
+def table(rows: Sequence[Marked]) -> list[Figure]:
+    """Accuracy, by domain and by topic."""
+    return [accuracy(rows), *grouped(rows, "domain", one("domain")), *grouped(rows, "topic", one("topic"))]
+
+
+BENCHMARK = Benchmark(
+    name="m3cot",
+    title="M3CoT",
+    row=row,
+    table=table,
+    splits=(("test",),),
+    files=("test.jsonl",),
+    direct="{question}\nAnswer with the option's letter from the given choices directly.",
+    checks={"robust": check_robust, "paper": check_paper},
+)

@@ -1,0 +1,101 @@
+"""MathVision (MATH-V; test 3,040, testmini 304 questions): competition problems, by letter or by value, in 16 subjects.
+
+Source of format and rules: the data card MathLLMs/MathVision and VLMEvalKit's scoring of it; its `eval` of model text is replaced
+by computer algebra, and its extraction by a language model is not done here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Marked
+from mixpo.evaluate.benchmarks.files import images_of, list_of, text_of
+from mixpo.evaluate.benchmarks.rules import accuracy, grouped, lettered, letters, one, option_robust, same
+from mixpo.types import Question
+from mixpo.verify.check import judge
+from mixpo.verify.judgement import Judgement, Options
+
+HINTS = {
+    True: "Hint: Please answer the question and provide the correct option letter, e.g., A, B, C, D, at the end.",
+    False: "Hint: Please answer the question and provide the final answer at the end.",
+}
+"""In front of a direct question, by whether it has options; VLMEvalKit's tables come with them."""
+_IMAGE_MARK = re.compile(r"\s*<image\d*>\s*")
+_PUNCTUATION = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
+
+
+def row(fields: Fields) -> Draft:
+    """A row of the Parquet files, of the official JSON, or of VLMEvalKit's table (hint, question and choices in one text)."""
+    choices = tuple(str(choice) for choice in list_of(fields.get("options", fields.get("choices"))))
+    text = _IMAGE_MARK.sub(" ", text_of(fields, "question")).strip()
+    if "Question:" in text:
+        direct, asked = text, text.partition("Question:")[2].replace("Choices:\n", "").strip()
+    else:
+        body = lettered(choices, "({letter}) {text}")
+        direct = "\n".join([HINTS[bool(choices)], f"Question: {text}", *(["Choices:", body] if choices else [])])
+        asked = f"{text}\n{body}" if choices else text
+    facts: dict[str, Any] = {"id": text_of(fields, "id", "index", "key"), "direct": direct}
+    facts |= {"subject": text_of(fields, "subject", "category", default=""), "level": text_of(fields, "level", default="")}
+    return Draft(
+        text=asked,
+        images=images_of(fields),
+        answer=_letter(text_of(fields, "answer"), choices),
+        kind="choice" if choices else "formula",
+        choices=choices,
+        domain=facts["subject"],
+        facts=facts,
+    )
+
+
+def _letter(answer: str, choices: Sequence[str]) -> str:
+    """The gold of a question with options is a letter, or the text of an option."""
+    if choices and answer not in letters(len(choices)) and answer in choices:
+        return letters(len(choices))[list(choices).index(answer)]
+    return answer
+
+
+def infer_letter(said: str, choices: Sequence[str]) -> str | None:
+    """The one option letter that stands as a word of its own, else the one option whose text is contained, else None.
+
+    Source: VLMEvalKit's `can_infer` at the time of the paper. "A" as an article counts.
+    """
+    known = letters(len(choices))
+    words = said.translate(_PUNCTUATION).split()
+    found = [letter for letter in known if letter in words]
+    if len(found) == 1:
+        return found[0]
+    held = [letter for letter, text in zip(known, choices, strict=True) if text.lower() in said.lower()] if not found else []
+    return held[0] if len(held) == 1 else None
+
+
+def check_paper(said: str, question: Question, facts: Fields, options: Options) -> Judgement:
+    """A letter by `infer_letter`; other answers by equal text, or equal value."""
+    if question.choices:
+        return same(infer_letter(said, question.choices) == question.answer, "letters")
+    if said.strip().lower() == (question.answer or "").strip().lower():
+        return Judgement("correct", "same text")
+    return judge(said, question.answer or "", "formula", options)
+
+
+def check_robust(said: str, question: Question, facts: Fields, options: Options) -> Judgement:
+    """mixpo's own comparison: options by letter or text, other answers by value."""
+    if question.choices:
+        return option_robust(said, question, options)
+    return judge(said, question.answer or "", "auto", options)
+
+
+def table(rows: Sequence[Marked]) -> list[Figure]:
+    """Accuracy, by subject and by level."""
+    return [accuracy(rows), *grouped(rows, "subject", one("subject")), *grouped(rows, "level", one("level"))]
+
+
+BENCHMARK = Benchmark(
+    name="mathvision",
+    title="MathVision",
+    row=row,
+    table=table,
+    splits=(("testmini",),),
+    checks={"robust": check_robust, "paper": check_paper},
+)

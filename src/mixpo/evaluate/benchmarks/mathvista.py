@@ -1,0 +1,151 @@
+"""MathVista (testmini, 1,000 questions): multiple choice, integers, decimals and lists, with tasks and skills.
+
+Source of format and rules: the data card AI4Math/MathVista and the benchmark's own `calculate_score.py` (normalise, then compare
+as text). The extraction by a language model that its authors use is not done here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from mixpo.errors import SourceError
+from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Marked
+from mixpo.evaluate.benchmarks.files import images_of, list_of, text_of
+from mixpo.evaluate.benchmarks.rules import accuracy, edit_distance, grouped, lettered, letters, one, option_robust, same
+from mixpo.types import AnswerKind, Question
+from mixpo.verify.judgement import Judgement, Options
+from mixpo.verify.number import check_number, read_numbers
+from mixpo.verify.text import check_text
+
+HINTS = {
+    "choice": "Hint: Please answer the question and provide the correct option letter, e.g., A, B, C, D, at the end.",
+    "integer": "Hint: Please answer the question requiring an integer answer and provide the final value, e.g., 1, 2, 3, at the end.",
+    "float1": "Hint: Please answer the question requiring a floating-point number with one decimal place and provide the final value, "
+    "e.g., 1.2, 1.3, 1.4, at the end.",
+    "float2": "Hint: Please answer the question requiring a floating-point number with two decimal places and provide the final value, "
+    "e.g., 1.23, 1.34, 1.45, at the end.",
+    "list": "Hint: Please answer the question requiring a Python list as an answer and provide the final list, "
+    "e.g., [1, 2, 3], [1.2, 1.3, 1.4], at the end.",
+}
+"""Where a file has no ready `query`; the wording of the benchmark's own queries."""
+DETAILS = ("question_type", "answer_type", "language", "source", "category", "task", "context", "grade")
+"""Published breakdowns besides skills."""
+_FORMS: dict[str, AnswerKind] = {"integer": "number", "float": "number", "list": "text", "text": "text"}
+
+
+def row(fields: Fields) -> Draft:
+    """A row of the Parquet files, of the official JSON, or of VLMEvalKit's table."""
+    known = {**(fields.get("metadata") or {}), **fields}
+    choices = tuple(str(choice) for choice in list_of(fields.get("choices")))
+    answer = text_of(fields, "answer", default="") or text_of(fields, "answer_option", default="")
+    if not answer:
+        raise SourceError("no answer; the answers of the test split are not public, use testmini")
+    is_choice = text_of(known, "question_type", default="multi_choice" if choices else "free_form") == "multi_choice"
+    form = text_of(known, "answer_type", default="text")
+    facts: dict[str, Any] = {name: text_of(known, name, default="") for name in DETAILS}
+    facts |= {"id": text_of(fields, "pid", "index", "key"), "skills": [str(skill) for skill in list_of(known.get("skills"))]}
+    facts |= {"precision": int(float(text_of(known, "precision", default="0"))), "answer": answer}
+    return Draft(
+        text=text_of(fields, "query", default="") or _query(fields, choices, is_choice, form, facts["precision"]),
+        images=images_of(fields),
+        answer=_letter(answer, choices, fields) if is_choice else answer,
+        kind="choice" if is_choice else _FORMS.get(form, "text"),
+        choices=choices if is_choice else (),
+        domain=facts["task"],
+        facts=facts,
+    )
+
+
+def _letter(answer: str, choices: Sequence[str], fields: Fields) -> str:
+    """The gold of a choice is its text; a table also has the letter."""
+    if answer in choices:
+        return letters(len(choices))[list(choices).index(answer)]
+    letter = text_of(fields, "answer_option", default=answer).strip("() ")
+    if letter in letters(len(choices)):
+        return letter
+    raise SourceError(f"answer {answer[:40]!r} is not among the {len(choices)} choices")
+
+
+def _query(fields: Fields, choices: Sequence[str], is_choice: bool, form: str, precision: int) -> str:
+    question = text_of(fields, "question")
+    if question.startswith("Hint:"):
+        return question
+    unit = text_of(fields, "unit", default="")
+    kind = "choice" if is_choice else f"float{2 if precision == 2 else 1}" if form == "float" else form
+    asked = [HINTS.get(kind, HINTS["integer"]), f"Question: {question}" + (f" (Unit: {unit})" if unit else "")]
+    return "\n".join([*asked, *(["Choices:", lettered(choices, "({letter}) {text}")] if is_choice else [])])
+
+
+def check_paper(said: str, question: Question, facts: Fields, options: Options) -> Judgement:
+    """The official normalisation. A choice by its letter, else the nearest choice by edit distance, so that garbage may score."""
+    answer = said.strip()
+    if question.kind == "choice":
+        bracketed = re.findall(r"\(([a-zA-Z])\)", answer)
+        letter = bracketed[0].upper() if bracketed else answer
+        known = letters(len(question.choices))
+        if letter not in known:
+            distances = [edit_distance(letter, choice) for choice in question.choices]
+            letter = known[distances.index(min(distances))]
+        return same(letter == question.answer, "choices")
+    gold = str(facts["answer"]).strip()
+    form = facts["answer_type"]
+    if form in ("integer", "float"):
+        try:
+            number = float(answer)
+            answer = str(int(number)) if form == "integer" else str(round(number, facts["precision"]))
+        except (ValueError, OverflowError):
+            return Judgement("wrong", "not a number")
+    return same(answer == gold, "texts")
+
+
+def check_robust(said: str, question: Question, facts: Fields, options: Options) -> Judgement:
+    """mixpo's own comparison: choices by letter or text, 14.0 for 14, decimals at the precision of the answer, lists item by item."""
+    gold = question.answer or ""
+    if question.kind == "choice":
+        return option_robust(said, question, options)
+    if facts["answer_type"] == "list":
+        return _check_list(said, gold)
+    if facts["answer_type"] == "float":
+        rounded = _rounded(said, facts["precision"])
+        if rounded is not None and rounded == _rounded(gold, facts["precision"]):
+            return Judgement("correct", "numbers agree at the precision of the answer")
+    if question.kind == "number":
+        return check_number(said, gold, options)
+    return check_text(said, gold, options)
+
+
+def _rounded(text: str, places: int) -> float | None:
+    numbers = read_numbers(text)
+    if not numbers or len(numbers) > 1 or not numbers[0].value.is_finite():
+        return None
+    return round(float(numbers[0].value), places)
+
+
+def _check_list(said: str, gold: str) -> Judgement:
+    answer, wanted = read_list(said), read_list(gold)
+    if not answer or not wanted:
+        return same(said.strip() == gold.strip(), "texts")
+    return same(len(answer) == len(wanted) and all(abs(a - b) <= 1e-6 for a, b in zip(answer, wanted, strict=True)), "lists")
+
+
+def read_list(text: str) -> list[float]:
+    """The numbers of a list such as [1, 2.5], repetitions kept."""
+    return [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", text)]
+
+
+def table(rows: Sequence[Marked]) -> list[Figure]:
+    """Accuracy, and the breakdowns of the paper; a row counts in each of its skills."""
+    parts = [figure for name in ("task", *(name for name in DETAILS if name != "task")) for figure in grouped(rows, name, one(name))]
+    return [accuracy(rows), *parts, *grouped(rows, "skill", lambda row: row.facts["skills"])]
+
+
+BENCHMARK = Benchmark(
+    name="mathvista",
+    title="MathVista",
+    row=row,
+    table=table,
+    splits=(("testmini",),),
+    checks={"robust": check_robust, "paper": check_paper},
+)

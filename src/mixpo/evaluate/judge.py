@@ -1,0 +1,158 @@
+"""A language model that marks free answers: one client for any OpenAI-compatible endpoint, through the `openai` SDK (imported here only).
+
+Every reply is kept on disk under a digest of what was asked, so that marking again costs nothing and gives the same. A reply that cannot
+be read is asked for again, and in the end left out and counted; it never becomes a mark. Knows nothing about particular benchmarks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import ipaddress
+import json
+import os
+import re
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from mixpo.errors import EvaluateError, MissingExtra, RecipeError
+from mixpo.evaluate.benchmarks.base import Rubric
+from mixpo.recipe import JudgeTable
+from mixpo.records import write_text
+from mixpo.types import content_id
+
+_SLOT = re.compile(r"\{(question|reference|answer|context)\}")
+WARMER = 0.5
+"""How much the temperature rises with every further attempt, as the benchmarks' own evaluators do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """What a judge said. marks: None when no reply could be read. judge: name and version as the endpoint gave them."""
+
+    reply: str
+    judge: str
+    marks: tuple[float, ...] | None
+
+
+def ready(table: JudgeTable) -> str:
+    """The key of the endpoint. Raises MissingExtra or RecipeError where the judge cannot be asked; nothing is sent."""
+    if importlib.util.find_spec("openai") is None:
+        raise MissingExtra("evaluate.judge", "judge")
+    parts = urlsplit(table.url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise RecipeError(f"evaluate.judge.url = {table.url!r} is no address; write it as http://host:port/v1")
+    key = os.environ.get(table.key, "")
+    if not key and not _is_local(parts.hostname):
+        raise RecipeError(f"evaluate.judge: the environment variable {table.key} is not set; put the endpoint's key into it")
+    return key or "none"
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def with_own_prompt(rubric: Rubric, table: JudgeTable, base: Path, name: str) -> Rubric:
+    """The rubric with the user's prompt for benchmark `name`, where there is one. Raises RecipeError for a prompt without its slots."""
+    path = base / table.prompts / f"{name}.txt"
+    if not table.prompts or not path.is_file():
+        if table.prompts and not path.parent.is_dir():
+            raise RecipeError(f"evaluate.judge.prompts: {path.parent} is not a folder; the path is relative to the recipe")
+        return rubric
+    prompt = path.read_text(encoding="utf-8")
+    missing = [slot for slot in ("question", "answer") if f"{{{slot}}}" not in prompt]
+    if missing:
+        raise RecipeError(f"{path}: has no {{{missing[0]}}}; a judge prompt needs {{question}} and {{answer}}")
+    return dataclasses.replace(rubric, prompt=prompt)
+
+
+def digest(rubric: Rubric) -> str:
+    """Eight digits that stand for the wording put before the judge."""
+    return content_id(rubric.system, rubric.prompt)[:8]
+
+
+def settings(rubric: Rubric, table: JudgeTable) -> dict[str, Any]:
+    """What decides a mark besides the answer. Where the model is served does not."""
+    return {**table.model_dump(include={"model", "temperature", "max_tokens", "attempts"}), "prompt": digest(rubric)}
+
+
+class Judge:
+    """Asks the endpoint, from several threads if need be. cache: folder of the replies."""
+
+    def __init__(self, table: JudgeTable, cache: Path) -> None:
+        self._table = table
+        self._cache = cache
+        self._key = ready(table)
+        self._client: Any = None
+        self._lock = threading.Lock()
+
+    def mark(self, rubric: Rubric, fields: Mapping[str, str]) -> Mark:
+        """Marks for one answer. fields: question, reference, answer, context. Raises EvaluateError when the endpoint cannot be used."""
+        prompt = _SLOT.sub(lambda slot: fields.get(slot.group(1), ""), rubric.prompt)
+        messages = [*([{"role": "system", "content": rubric.system}] if rubric.system else []), {"role": "user", "content": prompt}]
+        reply, name = "", self._table.model
+        for attempt in range(self._table.attempts):
+            found = self._ask(messages, self._table.temperature + WARMER * attempt)
+            reply, name = found["reply"], found["model"]
+            marks = rubric.read(reply)
+            if marks is not None:
+                return Mark(reply=reply, judge=f"{name} #{digest(rubric)}", marks=marks)
+        return Mark(reply=reply, judge=f"{name} #{digest(rubric)}", marks=None)
+
+    def _ask(self, messages: list[dict[str, str]], temperature: float) -> dict[str, str]:
+        request = {"model": self._table.model, "messages": messages, "temperature": temperature, "max_tokens": self._table.max_tokens}
+        name = hashlib.sha256(json.dumps(request, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
+        path = self._cache / name[:2] / f"{name}.json"
+        kept = _kept(path)
+        if kept is None:
+            kept = self._send(request)
+            write_text(path, json.dumps(kept, ensure_ascii=False) + "\n")
+        return kept
+
+    def _send(self, request: Mapping[str, Any]) -> dict[str, str]:
+        """One request; the SDK repeats it after time-outs, lost connections and answers 408, 409, 429 and 5xx, with growing pauses."""
+        import openai
+
+        with self._lock:
+            if self._client is None:
+                self._client = openai.OpenAI(
+                    base_url=self._table.url, api_key=self._key, timeout=self._table.timeout_s, max_retries=self._table.retries
+                )
+        try:
+            completion = self._client.chat.completions.create(**request)
+        except openai.APIStatusError as error:
+            raise EvaluateError(f"the judge at {self._table.url} refused ({error.status_code}): {_short(error.message)}; {_KEPT}") from None
+        except (openai.OpenAIError, ValueError) as error:
+            cause = f"{error} {error.__cause__ or ''}".strip()
+            raise EvaluateError(f"the judge at {self._table.url} cannot be asked: {_short(cause)}; {_KEPT}") from None
+        return {"reply": _reply(completion), "model": str(getattr(completion, "model", None) or self._table.model)}
+
+
+_KEPT = "the replies so far are kept; run the same command again when it is up"
+
+
+def _kept(path: Path) -> dict[str, str] | None:
+    """A reply from the cache; a torn or foreign file is none."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return {"reply": str(data["reply"]), "model": str(data["model"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _reply(completion: Any) -> str:
+    """The text of a completion; "" where an endpoint sent something else, which then cannot be read as a mark."""
+    choices = getattr(completion, "choices", None) or [None]
+    return str(getattr(getattr(choices[0], "message", None), "content", None) or "")
+
+
+def _short(text: str) -> str:
+    return " ".join(text.split())[:200]

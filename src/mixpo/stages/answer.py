@@ -1,0 +1,106 @@
+"""Answers of a model to held-out questions, kept as they come. One job for each set, model and mode; `evaluate` marks them later."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
+from typing import Any
+
+from mixpo.engines.base import Request, SamplingParams
+from mixpo.evaluate.benchmarks import BENCHMARKS, prompt_of
+from mixpo.recipe import EvaluationSource, Recipe
+from mixpo.records import Sampled
+from mixpo.stages import prompting
+from mixpo.stages.base import Context, Job, Make, Plan
+from mixpo.stages.models import ModelRef
+from mixpo.stages.sample import Asked, check_sampled, count_sampled, open_engine, sampling_settings, seed_of
+from mixpo.stages.source import Index
+from mixpo.types import Question
+
+
+def source_name(name: str) -> str:
+    """The folder with the questions of an evaluation set."""
+    return f"evaluate/{name}/source"
+
+
+def answer_name(name: str, model: ModelRef, mode: str) -> str:
+    """The folder with a model's answers."""
+    return f"answer/{name}/{model.name}/{mode}"
+
+
+def modes(context: Context) -> tuple[str, ...]:
+    """What the recipe evaluates: greedy modes, then sampled answers if any are wanted."""
+    table = context.recipe.evaluate
+    return (*table.modes, *(("sampled",) if table.samples else ()))
+
+
+def wording_of(mode: str) -> str:
+    """Sampled answers are chains of thought."""
+    return "direct" if mode == "direct" else "cot"
+
+
+def answer_job(context: Context, plan: Plan, index: Index, name: str, table: EvaluationSource, model: ModelRef, mode: str) -> Job:
+    """Answers of `model` to the questions of set `name` in a mode: "cot" and "direct" are greedy."""
+    recipe, source = context.recipe, source_name(name)
+    count = recipe.evaluate.samples if mode == "sampled" else 1
+    how = _params(context, mode)
+    size = max(1, recipe.evaluate.batch_size // count)
+
+    def requests_of(shard: int) -> list[Request]:
+        return [_request(context, question, mode, count) for question in plan.rows(source, shard)]
+
+    @contextmanager
+    def session(numbers: Sequence[int]) -> Iterator[Make]:
+        with closing(Asked(partial(open_engine, context, model, size), how, requests_of, numbers, size)) as asked:
+            yield asked.take
+
+    return Job(
+        kind="answer",
+        name=answer_name(name, model, mode),
+        title=f"answer {name}: {model.name}, {mode}",
+        row=Sampled,
+        settings={
+            **sampling_settings(context, model),
+            "prompt": prompt_settings(recipe, table, wording_of(mode)),
+            "decode": {"temperature": how.temperature, "top_k": how.top_k, "top_p": how.top_p, "max_new_tokens": how.max_new_tokens},
+            "answers": count,
+        },
+        inputs=prompting.chosen_by(recipe.prompt, plan.shards(source), index.domains, index.sources),
+        sizes=index.sizes,
+        needs=(source, *filter(None, [model.job])),
+        session=session,
+        count=count_sampled,
+        check=partial(check_sampled, context),
+    )
+
+
+def prompt_settings(recipe: Recipe, table: EvaluationSource, wording: str) -> dict[str, Any]:
+    """The texts around a question: the recipe's, or those of a benchmark."""
+    if table.kind != "benchmark":
+        return prompting.settings(recipe.prompt, wording)
+    benchmark = BENCHMARKS[table.name]
+    own = benchmark.direct if wording == "direct" else benchmark.cot
+    return {"benchmark": table.name, "template": own} if own else prompting.settings(recipe.prompt, wording)
+
+
+def prompt_for(recipe: Recipe, question: Question, wording: str) -> str:
+    """The user's message for one question."""
+    return prompt_of(question, wording) or prompting.prompt_for(recipe.prompt, question, wording).render(question.text)
+
+
+def _params(context: Context, mode: str) -> SamplingParams:
+    sample, longest = context.recipe.sample, context.recipe.evaluate.max_new_tokens
+    if mode == "sampled":
+        return SamplingParams(temperature=sample.temperature, max_new_tokens=longest, top_k=sample.top_k, top_p=sample.top_p)
+    return SamplingParams(temperature=0.0, max_new_tokens=longest)
+
+
+def _request(context: Context, question: Question, mode: str, count: int) -> Request:
+    return Request(
+        key=question.id,
+        prompt=prompt_for(context.recipe, question, wording_of(mode)),
+        images=question.images,
+        seeds=tuple(seed_of(context.recipe.seed, "evaluate", mode, question.id, sample) for sample in range(count)),
+        indices=tuple(range(count)),
+    )

@@ -1,0 +1,83 @@
+"""A chat endpoint in a process of its own: python judge_server.py MODE FOLDER. Writes FOLDER/port, and each request to FOLDER/log."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+MODE, FOLDER = sys.argv[1], Path(sys.argv[2])
+lock = threading.Lock()
+count = 0
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        global count
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        with lock:
+            count += 1
+            number = count
+            with (FOLDER / "log").open("a") as log:
+                log.write(json.dumps({"path": self.path, "key": self.headers.get("authorization"), **body}) + "\n")
+        getattr(self, f"mode_{MODE}")(number, body)
+
+    def mode_good(self, number: int, body: dict[str, Any]) -> None:
+        self.chat("0.5")
+
+    def mode_slow(self, number: int, body: dict[str, Any]) -> None:
+        time.sleep(1.5 if number == 1 else 0)
+        self.chat("0.5")
+
+    def mode_half(self, number: int, body: dict[str, Any]) -> None:
+        if number % 2:
+            self.send({"error": {"message": "busy"}}, 503)
+        else:
+            self.chat("1.0")
+
+    def mode_words(self, number: int, body: dict[str, Any]) -> None:
+        """Says nothing that can be read, but where the answer is called clear."""
+        self.chat("0.9" if "clear" in body["messages"][-1]["content"] else "I would say it is rather good.")
+
+    def mode_warm(self, number: int, body: dict[str, Any]) -> None:
+        self.chat("hm" if body["temperature"] < 1 else "0.4")
+
+    def mode_garbage(self, number: int, body: dict[str, Any]) -> None:
+        self.raw(b"<html>hello</html>", "text/html")
+
+    def mode_shape(self, number: int, body: dict[str, Any]) -> None:
+        self.send({"choices": [], "surprise": True}, 200)
+
+    def mode_locked(self, number: int, body: dict[str, Any]) -> None:
+        self.send({"error": {"message": "wrong key"}}, 401)
+
+    def mode_down(self, number: int, body: dict[str, Any]) -> None:
+        self.send({"error": {"message": "broken"}}, 500)
+
+    def chat(self, text: str) -> None:
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+        self.send({"id": "x", "object": "chat.completion", "created": 1, "model": "judge-7b-2026-01-01", "choices": [choice]}, 200)
+
+    def send(self, value: object, status: int) -> None:
+        self.raw(json.dumps(value).encode(), "application/json", status)
+
+    def raw(self, content: bytes, kind: str, status: int = 200) -> None:
+        self.send_response(status)
+        self.send_header("content-type", kind)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+(FOLDER / "port.part").write_text(str(server.server_port))
+(FOLDER / "port.part").rename(FOLDER / "port")
+server.serve_forever()

@@ -1,0 +1,152 @@
+"""The judge against a real server process: good, slow, failing half the time, talking nonsense, locked, down."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixpo.errors import EvaluateError, RecipeError
+from mixpo.evaluate import judge as judging
+from mixpo.evaluate.benchmarks import BENCHMARKS
+from mixpo.evaluate.judge import Judge, digest, ready, with_own_prompt
+from mixpo.recipe import JudgeTable
+
+pytest.importorskip("openai")
+RUBRIC = BENCHMARKS["mmvet"].rubric
+assert RUBRIC is not None
+FIELDS = {"question": "What is x?", "reference": "-1", "answer": "x = {reference}", "context": ""}
+
+Start = Callable[..., tuple[JudgeTable, Path]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts a server in a mode; gives the table of a judge that asks it, and the server's folder."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def begin(mode: str, **values: Any) -> tuple[JudgeTable, Path]:
+        folder = tmp_path / f"server-{len(running)}"
+        folder.mkdir()
+        running.append(subprocess.Popen([sys.executable, str(Path(__file__).parent / "judge_server.py"), mode, str(folder)]))
+        limit = time.monotonic() + 20
+        while not (folder / "port").exists():
+            assert time.monotonic() < limit
+            time.sleep(0.02)
+        url = f"http://127.0.0.1:{(folder / 'port').read_text()}/v1"
+        return JudgeTable(**{"model": "judge-7b", "url": url, "timeout_s": 10.0, "retries": 3, **values}), folder
+
+    yield begin
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log").read_text().splitlines()]
+
+
+def test_a_mark_with_name_version_and_prompt(start: Start, tmp_path: Path) -> None:
+    table, server = start("good")
+    mark = Judge(table, tmp_path / "cache").mark(RUBRIC, FIELDS)
+    assert (mark.marks, mark.reply) == ((0.5,), "0.5")
+    assert mark.judge == f"judge-7b-2026-01-01 #{digest(RUBRIC)}"
+    (asked,) = log(server)
+    assert asked["path"] == "/v1/chat/completions"
+    assert (asked["model"], asked["temperature"]) == ("judge-7b", 0.0)
+    # What stands in an answer is never filled in.
+    assert "Answer: x = {reference}" in asked["messages"][-1]["content"]
+
+
+def test_replies_are_kept_by_content(start: Start, tmp_path: Path) -> None:
+    table, server = start("good")
+    Judge(table, tmp_path / "cache").mark(RUBRIC, FIELDS)
+    again = Judge(table.model_copy(update={"url": "http://127.0.0.1:9/v1"}), tmp_path / "cache")  # nobody listens there
+    assert again.mark(RUBRIC, FIELDS).marks == (0.5,)
+    assert len(log(server)) == 1
+    (kept,) = (tmp_path / "cache").rglob("*.json")
+    kept.write_text('{"reply"')  # torn
+    Judge(table, tmp_path / "cache").mark(RUBRIC, FIELDS)
+    Judge(table, tmp_path / "cache").mark(RUBRIC, {**FIELDS, "answer": "other"})
+    assert len(log(server)) == 3
+
+
+def test_a_slow_server_is_asked_again(start: Start, tmp_path: Path) -> None:
+    table, server = start("slow", timeout_s=0.5)
+    assert Judge(table, tmp_path / "cache").mark(RUBRIC, FIELDS).marks == (0.5,)
+    assert len(log(server)) == 2
+
+
+def test_a_server_that_fails_half_the_time(start: Start, tmp_path: Path) -> None:
+    table, server = start("half")
+    assert Judge(table, tmp_path / "cache").mark(RUBRIC, FIELDS).marks == (1.0,)
+    assert len(log(server)) == 2
+
+
+def test_unreadable_replies_are_asked_again_warmer_and_then_given_up(start: Start, tmp_path: Path) -> None:
+    table, server = start("words", attempts=3)
+    judge = Judge(table, tmp_path / "cache")
+    mark = judge.mark(RUBRIC, FIELDS)
+    assert (mark.marks, mark.reply) == (None, "I would say it is rather good.")
+    assert [asked["temperature"] for asked in log(server)] == [0.0, 0.5, 1.0]
+    judge.mark(RUBRIC, FIELDS)
+    assert len(log(server)) == 3
+    warm, _ = start("warm", attempts=3)
+    assert Judge(warm, tmp_path / "other").mark(RUBRIC, FIELDS).marks == (0.4,)
+
+
+@pytest.mark.parametrize("mode", ["garbage", "shape"])
+def test_garbage_is_never_a_mark(start: Start, tmp_path: Path, mode: str) -> None:
+    table, _ = start(mode, retries=0, attempts=2)
+    mark = Judge(table, tmp_path / "cache").mark(RUBRIC, FIELDS)
+    assert (mark.marks, mark.reply) == (None, "")
+
+
+@pytest.mark.parametrize(("mode", "said"), [("locked", r"refused \(401\): .*wrong key"), ("down", r"refused \(500\)")])
+def test_a_server_that_refuses_stops_the_evaluation(start: Start, tmp_path: Path, mode: str, said: str) -> None:
+    table, _ = start(mode, retries=1)
+    with pytest.raises(EvaluateError, match=said + r".*; the replies so far are kept"):
+        Judge(table, tmp_path / "cache").mark(RUBRIC, FIELDS)
+    assert not list((tmp_path / "cache").rglob("*.json"))
+
+
+def test_nobody_there(tmp_path: Path) -> None:
+    table = JudgeTable(model="j", url="http://127.0.0.1:9/v1", retries=0)
+    with pytest.raises(EvaluateError, match="cannot be asked"):
+        Judge(table, tmp_path / "cache").mark(RUBRIC, FIELDS)
+
+
+def test_the_key_comes_from_the_environment(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MY_KEY", raising=False)
+    far = JudgeTable(model="j", url="https://judge.example/v1", key="MY_KEY")
+    with pytest.raises(RecipeError, match="MY_KEY is not set"):
+        ready(far)
+    with pytest.raises(RecipeError, match="is no address"):
+        ready(far.model_copy(update={"url": "judge.example"}))
+    monkeypatch.setenv("MY_KEY", "secret")
+    assert ready(far) == "secret"
+    table, server = start("good", key="MY_KEY")
+    Judge(table, tmp_path / "cache").mark(RUBRIC, FIELDS)
+    assert log(server)[0]["key"] == "Bearer secret"
+    assert "secret" not in "".join(path.read_text() for path in (tmp_path / "cache").rglob("*.json"))
+
+
+def test_a_prompt_of_your_own(tmp_path: Path) -> None:
+    table = JudgeTable(model="j", prompts="prompts")
+    with pytest.raises(RecipeError, match="is not a folder"):
+        with_own_prompt(RUBRIC, table, tmp_path, "mmvet")
+    (tmp_path / "prompts").mkdir()
+    assert with_own_prompt(RUBRIC, table, tmp_path, "mmvet") == RUBRIC
+    (tmp_path / "prompts" / "mmvet.txt").write_text("{question}")
+    with pytest.raises(RecipeError, match=r"has no \{answer\}"):
+        with_own_prompt(RUBRIC, table, tmp_path, "mmvet")
+    (tmp_path / "prompts" / "mmvet.txt").write_text("{question} {answer}")
+    own = with_own_prompt(RUBRIC, table, tmp_path, "mmvet")
+    assert digest(own) != digest(RUBRIC)
+    assert judging.settings(own, table)["prompt"] == digest(own)

@@ -1,0 +1,134 @@
+"""POPE: F1 by hand, the official reading with its faults beside ours, labels joined by number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from bench_files import b64, figures, jsonl, load, outcomes, parquet, png, questions, save_png, tsv, value
+
+from mixpo.errors import SourceError
+from mixpo.evaluate.benchmarks import prompt_of
+from mixpo.types import Skipped
+
+CATEGORIES = ("adversarial", "popular", "random")
+ASK = "Is there a dog in the image?"
+
+
+def rows(category: str) -> list[dict[str, object]]:
+    """Two yes and two no."""
+    return [
+        {"id": str(n), "question_id": str(n), "question": f"Is there a {thing} in the image?", "answer": answer, "image_source": "COCO_1",
+         "image": {"bytes": png(n), "path": None}, "category": category}
+        for n, (thing, answer) in enumerate((("dog", "yes"), ("cat", "yes"), ("bus", "no"), ("cup", "no")), start=1)
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    parquet(tmp_path / "data" / "test-00000-of-00001.parquet", [row for name in CATEGORIES for row in rows(name)])
+    return tmp_path
+
+
+def test_equal_questions_of_several_categories_all_count(folder: Path) -> None:
+    found = questions("pope", folder)
+    assert len(found) == len({q.id for q in found}) == 12
+    assert prompt_of(found[0], "direct") == f"<image>\n{ASK}\nAnswer the question using a single word or phrase."
+    assert found[0].text == f"<image>\n{ASK}"
+
+
+def test_the_full_configuration_has_a_file_for_each_category(tmp_path: Path) -> None:
+    for name in CATEGORIES:
+        parquet(tmp_path / "Full" / f"{name}-00000-of-00001.parquet", rows(name))
+    assert len(questions("pope", tmp_path)) == 12
+    assert len(questions("pope", tmp_path, split="popular")) == 4
+
+
+def test_figures_by_hand(folder: Path) -> None:
+    # adversarial: yes yes yes no -> TP 2, FP 1, FN 0: P 2/3, R 1, F1 0.8.  popular: no no no no -> F1 0.
+    # random: yes no no yes -> TP 1, FP 1, FN 1: P = R = F1 = 0.5.
+    said = ["yes", "Yes.", "yes", "no", "no", "No", "no", "no", "yes", "no", "no", "yes"]
+    for extractor in ("robust", "paper"):
+        found = figures("pope", questions("pope", folder), said, extractor)
+        assert [value(found, "F1", name) for name in CATEGORIES] == pytest.approx([80.0, 0.0, 50.0])
+        assert found[0].name == "F1 (mean of categories)"
+        assert found[0].value == pytest.approx(130 / 3)
+        # pooled: TP 3, FP 2, FN 3: P 3/5, R 1/2, F1 6/11.
+        assert value(found, "F1 (pooled)") == pytest.approx(600 / 11)
+        assert value(found, "precision", "adversarial") == pytest.approx(200 / 3)
+        assert value(found, "recall", "random") == 50.0
+        assert [value(found, "yes ratio", name) for name in CATEGORIES] == [75.0, 0.0, 50.0]
+        assert value(found, "accuracy", "adversarial") == 75.0
+        assert value(found, "accuracy") == pytest.approx(100 * 7 / 12)
+
+
+@pytest.mark.parametrize(
+    ("answer", "robust", "paper"),
+    [
+        ("no", "c", "c"), ("No, there is no bus.", "c", "c"), ("**No**", "c", "w"), ("NO", "c", "w"), ("no\nbecause I looked", "c", "w"),
+        ("I cannot tell", "u", "w"), ("", "m", "w"), ("yes", "w", "w"), ("There is not a bus.", "c", "c"), ("Yes. No.", "u", "w"),
+    ],
+)  # fmt: skip
+def test_what_means_no(folder: Path, answer: str, robust: str, paper: str) -> None:
+    bus = questions("pope", folder)[2:3]
+    assert outcomes("pope", bus, [answer], "robust") == robust
+    assert outcomes("pope", bus, [answer], "paper") == paper
+
+
+def test_an_undecided_answer_is_no_yes(folder: Path) -> None:
+    found = figures("pope", questions("pope", folder)[:4], ["yes", "I cannot tell", "I cannot tell", "no"])
+    assert (value(found, "precision", "adversarial"), value(found, "recall", "adversarial")) == (100.0, 50.0)
+    assert value(found, "yes ratio", "adversarial") == 25.0
+
+
+def test_chain_of_thought(folder: Path) -> None:
+    found = questions("pope", folder)[:3]
+    assert prompt_of(found[0], "cot") is None
+    said = ["I see a dog. Final answer: Yes", "Final answer: **Yes**", "No bus here, not at all.\nFinal answer: no"]
+    assert outcomes("pope", found, said, "robust", "cot") == "ccc"
+    assert outcomes("pope", found, said, "paper", "cot") == "ccc"
+
+
+def test_the_vlmevalkit_table_names_several_categories(tmp_path: Path) -> None:
+    made = [
+        {"index": 1, "image": b64(1), "question": ASK, "answer": "Yes", "category": "adversarial,popular,random"},
+        {"index": 2, "image": "1", "question": "Is there a bus in the image?", "answer": "No", "category": "random"},
+    ]
+    found = figures("pope", questions("pope", tmp_path, tsv(tmp_path / "POPE.tsv", made)), ["yes", "yes"])
+    assert [value(found, "F1", name) for name in CATEGORIES] == pytest.approx([100.0, 100.0, 200 / 3])
+    assert found[0].n == 4
+
+
+def intern(tmp_path: Path, swap: bool = False) -> Path:
+    """InternVL's questions, labels in files that are JSONL, and COCO images."""
+    suffix = "\nAnswer the question using a single word or phrase."
+    asked, labels = [], []
+    for n, answer in ((1, "yes"), (2, "no")):
+        name = f"COCO_val2014_{n}.jpg"
+        save_png(tmp_path / "val2014" / name, n)
+        asked.append({"question_id": n, "image": name, "text": f"Is there a thing {n} in the image?{suffix}", "category": "popular"})
+        labels.append({"question_id": n, "image": name, "text": f"Is there a thing {n} in the image?", "label": answer})
+    jsonl(tmp_path / "llava_pope_test.jsonl", asked)
+    jsonl(tmp_path / "coco" / "coco_pope_popular.json", labels[::-1] if swap else labels)
+    return tmp_path
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_labels_are_joined_by_number_not_by_order(tmp_path: Path, swap: bool) -> None:
+    found = questions("pope", intern(tmp_path, swap), root="val2014")
+    assert [q.answer for q in found] == ["yes", "no"]
+    assert found[0].text == "<image>\nIs there a thing 1 in the image?"
+
+
+def test_a_missing_coco_image_and_a_missing_label_are_said(tmp_path: Path) -> None:
+    intern(tmp_path)
+    (tmp_path / "val2014" / "COCO_val2014_2.jpg").unlink()
+    _, bad = load("pope", tmp_path, root="val2014")
+    assert isinstance(bad, Skipped)
+    assert "COCO_val2014_2.jpg" in bad.reason
+    (tmp_path / "coco" / "coco_pope_popular.json").write_text("")
+    with pytest.raises(SourceError, match="holds no rows"):
+        load("pope", tmp_path, root="val2014")
+    (tmp_path / "coco" / "coco_pope_popular.json").unlink()
+    with pytest.raises(SourceError, match=r"no label for question 1 of 'popular'; set source\.answers"):
+        load("pope", tmp_path, root="val2014")

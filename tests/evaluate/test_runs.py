@@ -1,0 +1,272 @@
+"""Benchmarks in a whole run: answers kept, marked, marked again to the same bytes, compared or refused, and shown."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from bench_files import jsonl, parquet, png, save_png
+from small_run import said
+
+from mixpo.check import check
+from mixpo.cli import main
+from mixpo.compare import compare_evaluations
+from mixpo.errors import EvaluateError, MixpoError, RecipeError, RunError, SourceError
+from mixpo.evaluate.benchmarks import BENCHMARKS
+from mixpo.pipeline import known_sources, open_context, open_run, rescore, run_stage
+from mixpo.progress import Silent
+from mixpo.recipe import BENCHMARK_NAMES, JUDGED_BENCHMARKS, load
+from mixpo.records import Prediction
+from mixpo.stages.base import Context
+from mixpo.stages.models import Models
+
+RECIPE = """
+[source]
+kind = "digits"
+count = 4
+[model]
+path = "{model}"
+device = "cpu"
+[sample]
+engine = "scripted"
+script = "script.jsonl"
+n = 2
+[evaluate]
+max_new_tokens = 400
+{judge}
+[[evaluate.sets]]
+name = "pope"
+source = {{ kind = "benchmark", name = "pope", path = "pope" }}
+{more}
+"""
+VET = '[[evaluate.sets]]\nname = "vet"\nsource = { kind = "benchmark", name = "mmvet", path = "vet" }\n'
+JUDGE = '[evaluate.judge]\nmodel = "judge-7b"\nurl = "http://127.0.0.1:{port}/v1"\nattempts = 2\nretries = 1\n'
+SAID = {"dog": "Yes", "cat": "**No**", "bus": "**No**", "cup": "no"}
+
+
+def write(folder: Path, model: Path, judge: str = "", more: str = "") -> Path:
+    rows = [
+        {"question_id": str(n), "question": f"Is there a {thing} here?", "answer": "yes" if n < 2 else "no", "category": name,
+         "image": {"bytes": png(n), "path": None}}
+        for name in ("adversarial", "popular", "random") for n, thing in enumerate(SAID)
+    ]  # fmt: skip
+    parquet(folder / "pope" / "data" / "test-0.parquet", rows)
+    for n in range(3):
+        save_png(folder / "vet" / "images" / f"v{n}.png", n)
+    vet = {f"v1_{n}": {"imagename": f"v{n}.png", "question": f"Free {n}?", "answer": "a", "capability": ["ocr"]} for n in range(3)}
+    (folder / "vet" / "mm-vet.json").write_text(json.dumps(vet))
+    script = [{"question": f"a {thing} here", "responses": [answer]} for thing, answer in SAID.items()]
+    free = [{"question": f"Free {n}?", "responses": [text]} for n, text in enumerate(("clear one", "vague", "clear two"))]
+    jsonl(folder / "script.jsonl", [*script, *free])
+    (folder / "recipe.toml").write_text(RECIPE.format(model=model, judge=judge, more=more))
+    return folder / "recipe.toml"
+
+
+def opened(recipe: Path, root: Path, *settings: str) -> Context:
+    return open_context(load(recipe, settings), recipe.parent, root, Silent())
+
+
+def evaluated(recipe: Path, root: Path, *settings: str) -> Context:
+    context = opened(recipe, root, *settings)
+    run_stage(context, ("answer", "evaluate"))
+    run_stage(context, ("report",))
+    return context
+
+
+def report(root: Path) -> dict[str, object]:
+    return dict(json.loads((root / "report.json").read_text()))
+
+
+def digests(root: Path) -> dict[str, str]:
+    """Of the predictions. Questions name their images by absolute path, so that a copied run has other bytes there."""
+    files = sorted((root / "evaluate").glob("*/start/*/*.parquet"))
+    return {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    pytest.importorskip("openai")
+    folder = tmp_path_factory.mktemp("judge")
+    process = subprocess.Popen([sys.executable, str(Path(__file__).parent / "judge_server.py"), "words", str(folder)])
+    limit = time.monotonic() + 20
+    while not (folder / "port").exists():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+    yield folder
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, server: Path) -> Path:
+    """A finished evaluation of POPE and of MM-Vet with a judge that cannot say a number of "vague"."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    recipe = write(folder, tiny_folder, JUDGE.format(port=(server / "port").read_text()), VET)
+    evaluated(recipe, folder / "run")
+    return folder
+
+
+def figures(found: dict[str, object], name: str, mode: str) -> dict[str, float]:
+    rows = found["figures"] if found.get("set") == name else found["sets"][name]["figures"]  # type: ignore[index]
+    return {f"{row['by'].split()[0]}/{row['name']}": row["value"] for row in rows if row["mode"] == mode and not row["group"]}  # type: ignore[union-attr,attr-defined]
+
+
+def test_pope_by_both_extractors_because_they_differ(run: Path) -> None:
+    found = report(run / "run")
+    assert found["benchmark"] == "POPE"
+    # Ours reads yes no no no: F1 2/3. The official rule reads "**No**" as yes: yes yes yes no: P 2/3, R 1, F1 0.8.
+    assert figures(found, "pope", "direct") == pytest.approx(
+        {"robust/F1 (mean of categories)": 200 / 3, "robust/F1 (pooled)": 200 / 3, "robust/accuracy": 75.0,
+         "paper/F1 (mean of categories)": 80.0, "paper/F1 (pooled)": 80.0, "paper/accuracy": 75.0}
+    )  # fmt: skip
+    page = (run / "run" / "report.html").read_text()
+    assert "POPE (pope): its own figures" in page
+    assert "paper" in page
+
+
+def test_judged_marks_leave_out_what_cannot_be_read(run: Path) -> None:
+    rows = list(open_run(run / "run").run.stage("evaluate/vet/start/direct").read_all(Prediction))
+    assert [(row.score, row.outcome) for row in rows] == [(0.9, "correct"), (None, "undecided"), (0.9, "correct")]
+    assert all(row.judge.startswith("judge-7b-2026-01-01 #") for row in rows)
+    found = report(run / "run")
+    assert figures(found, "vet", "direct") == {"judge/score": pytest.approx(90.0)}
+    scores = found["sets"]["vet"]["models"]["start"]["direct"]  # type: ignore[index]
+    assert (scores["accuracy"], scores["n"], scores["excluded"]) == (pytest.approx(0.9), 3, 1)
+    assert any("1 answers have no mark" in alarm["text"] for alarm in found["alarms"])  # type: ignore[attr-defined]
+    assert open_run(run / "run").run.stage("evaluate/vet/start/direct").manifest.counts["not marked"] == 1  # type: ignore[union-attr]
+
+
+def test_marking_again_gives_the_same_bytes(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Path) -> None:
+    """Without the data, the model's weights or the judge: only the saved answers and replies are used."""
+    import shutil
+
+    root = Path(shutil.copytree(run / "run", tmp_path / "run", symlinks=True))
+    before, asked = digests(root), (server / "log").read_text()
+    monkeypatch.setattr(Models, "fresh", lambda *_: pytest.fail("a model was loaded"))
+    for path in (root / "evaluate").rglob("*.parquet"):
+        if "source" not in path.parts:
+            path.unlink()
+    context = replace(open_run(root), progress=Silent())
+    rescore(context, known_sources(context.run, context.recipe))
+    assert digests(root) == before
+    assert (server / "log").read_text() == asked
+    # By the other extractor: other marks of the same answers.
+    assert main(["score", str(root), "--set", "evaluate.extractor=paper"]) == 0
+    assert report(root)["models"]["start"]["direct"]["accuracy"] == 0.75  # type: ignore[index]
+    rows = list(open_run(root).run.stage("evaluate/pope/start/direct").read_all(Prediction))
+    assert [row.outcome[0] + row.other[0] for row in rows[:4]] == ["cc", "cw", "wc", "cc"]
+    assert digests(root) != before
+
+
+def test_a_kill_between_answers_and_marks_loses_no_answer(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    root = Path(shutil.copytree(run / "run", tmp_path / "run", symlinks=True))
+    before = digests(root)
+    for folder in (root / "evaluate").glob("*/start"):
+        shutil.rmtree(folder)
+    monkeypatch.setattr("mixpo.stages.sample.create", lambda *_, **__: pytest.fail("something was sampled"))
+    run_stage(opened(run / "recipe.toml", root), ("answer", "evaluate"))
+    assert digests(root) == before
+
+
+def test_equal_evaluations_are_compared_and_others_refused(run: Path, tmp_path: Path, tiny_folder: Path, server: Path) -> None:
+    judge = JUDGE.format(port=(server / "port").read_text())
+    other = write(tmp_path, tiny_folder, judge, VET)
+    lines = [json.loads(line) for line in (tmp_path / "script.jsonl").read_text().splitlines()]
+    for line in lines:
+        if "cat" in line["question"]:
+            line["responses"] = ["yes"]
+    jsonl(tmp_path / "script.jsonl", lines)
+    evaluated(other, tmp_path / "run")
+    first, second = run / "run", tmp_path / "run"
+    with pytest.raises(EvaluateError, match=r"not made in the same way: script: .* --anyway"):
+        compare_evaluations(first, second)
+    found = {(row["set"], row["mode"]): row for row in compare_evaluations(first, second, anyway=True)}
+    assert set(found) == {("pope", "cot"), ("pope", "direct"), ("vet", "cot"), ("vet", "direct")}
+    row = found["pope", "direct"]
+    assert (row["n"], row["only_a"], row["only_b"], row["difference"]) == (12, 0, 3, 0.25)
+    assert row["p"] == 0.25
+    assert (found["vet", "direct"]["n"], found["vet", "direct"]["difference"]) == (2, 0.0)
+    same = compare_evaluations(first, first)
+    assert all(row["difference"] == 0 and row["p"] == 1 and not row["differences"] for row in same)
+    one = first / "evaluate" / "pope" / "start" / "direct"
+    assert compare_evaluations(one, one)[0]["n"] == 12
+    with pytest.raises(EvaluateError, match=r"mode: cot -> direct|mode: direct -> cot"):
+        compare_evaluations(one, first / "evaluate" / "pope" / "start" / "cot")
+    assert main(["compare", str(first), str(second)]) == 1
+    assert main(["compare", str(first), str(second), "--anyway"]) == 0
+
+
+def test_prompts_and_extractors_are_named_in_the_refusal(run: Path, tmp_path: Path, tiny_folder: Path) -> None:
+    recipe = write(tmp_path, tiny_folder)
+    evaluated(recipe, tmp_path / "one")
+    evaluated(recipe, tmp_path / "two", "prompt.cot=brief", "evaluate.extractor=paper")
+    with pytest.raises(EvaluateError, match=r"extractor: robust -> paper; prompt\.cot: "):
+        compare_evaluations(tmp_path / "one", tmp_path / "two")
+    with pytest.raises(EvaluateError, match="holds no evaluations"):
+        compare_evaluations(tmp_path / "one", tmp_path)
+
+
+def test_a_judged_benchmark_without_a_judge_stops_before_any_model(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = write(tmp_path, tiny_folder, more=VET)
+    monkeypatch.setattr(Models, "fresh", lambda *_: pytest.fail("a model was loaded"))
+    with pytest.raises(RecipeError, match=r"the set 'vet' holds free answers .* add a table \[evaluate\.judge\]"):
+        load(recipe)
+    assert main(["run", str(recipe), "--dir", str(tmp_path / "run")]) == 2
+    assert main(["check", str(recipe)]) == 2
+    keyless = write(tmp_path, tiny_folder, '[evaluate.judge]\nmodel = "j"\nurl = "https://judge.example/v1"\nkey = "NO_SUCH_KEY"\n', VET)
+    with pytest.raises(RecipeError, match="NO_SUCH_KEY is not set"):
+        evaluated(keyless, tmp_path / "run")
+    monkeypatch.undo()
+    assert "evaluate" in {finding.where for finding in check(load(keyless), tmp_path, Silent()).findings}
+
+
+def test_a_benchmark_with_unusable_rows_is_refused_unless_told(tmp_path: Path, tiny_folder: Path) -> None:
+    recipe = write(tmp_path, tiny_folder)
+    rows = [
+        {"question_id": str(n), "question": "Is it?", "answer": answer, "category": "random", "image": {"bytes": png(n), "path": None}}
+        for n, answer in enumerate(("yes", "maybe"))
+    ]
+    parquet(tmp_path / "pope" / "data" / "test-0.parquet", rows)
+    with pytest.raises(SourceError, match=r"1 rows of the benchmark cannot be used.*'maybe' is neither yes nor no.*source\.partial = true"):
+        run_stage(opened(recipe, tmp_path / "run"), ("answer",))
+    text = recipe.read_text().replace('path = "pope" }', 'path = "pope", partial = true }')
+    recipe.write_text(text)
+    context = opened(recipe, tmp_path / "run")
+    with pytest.raises(MixpoError, match="the script has no answer"):
+        run_stage(context, ("answer", "evaluate"))
+    assert any("1 rows left out" in line for line in said(context))
+
+
+def test_nothing_saved_is_said(tmp_path: Path, tiny_folder: Path) -> None:
+    context = opened(write(tmp_path, tiny_folder), tmp_path / "run")
+    with pytest.raises(RunError, match="no saved answers to score"):
+        rescore(context, known_sources(context.run, context.recipe))
+
+
+def test_a_benchmark_is_no_training_source(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text('[source]\nkind = "benchmark"\nname = "pope"\npath = "x"\n')
+    with pytest.raises(RecipeError, match="unknown kind 'benchmark'"):
+        load(path)
+    path.write_text(
+        '[source]\nkind = "digits"\n[[evaluate.sets]]\nname = "a"\nsource = { kind = "benchmark", name = "mathvist", path = "x" }\n'
+    )
+    with pytest.raises(RecipeError, match="unknown benchmark 'mathvist', did you mean 'mathvista'"):
+        load(path)
+
+
+def test_the_recipe_and_the_table_name_the_same_benchmarks() -> None:
+    assert tuple(BENCHMARKS) == BENCHMARK_NAMES
+    assert tuple(name for name, benchmark in BENCHMARKS.items() if benchmark.rubric) == JUDGED_BENCHMARKS
+    assert all((benchmark.rubric is None) == (set(benchmark.checks) == {"robust", "paper"}) for benchmark in BENCHMARKS.values())
