@@ -18,6 +18,7 @@ from mixpo.records import Prediction, Sampled
 from mixpo.run import Manifest
 from mixpo.stages.models import Models
 from mixpo.stages.pair import check_pairs
+from mixpo.stages.reference import check_scored
 from mixpo.stages.sample import seed_of
 from mixpo.stages.train import published
 from mixpo.status import status
@@ -270,10 +271,18 @@ def test_no_pairs_in_a_later_round_names_the_round(tmp_path: Path, tiny_folder: 
     assert "mixpo evaluate" not in str(caught.value)
 
 
-def test_pairs_longer_than_the_limit_are_named(own_run: Path) -> None:
+def test_a_prompt_longer_than_the_limit_is_named(own_run: Path) -> None:
     context = open_small(own_run / "recipe.toml", own_run / "run", "train.max_length=20")
-    with pytest.raises(TrainError, match=r"no pair can be trained on.*longer than the limit.*train\.max_length is 20"):
+    message = r"question .*: its prompt of \d+ tokens \(with images\) leaves no room for a response in 20; raise train\.max_length"
+    with pytest.raises(TrainError, match=message):
         run_recipe(context)
+
+
+def test_pairs_longer_than_the_limit_are_named() -> None:
+    counts = {"pairs": 0, "dropped: longer than the limit of tokens (20)": 5}
+    manifest = Manifest(stage="reference", settings={}, inputs=[], shards=[], counts=counts)
+    with pytest.raises(TrainError, match=r"no pair can be trained on \(5 longer than the limit.*train\.max_length is 20"):
+        check_scored(manifest, 20)
 
 
 # --- the transformers engine in the pipeline -------------------------------------------------------------------------------
