@@ -52,7 +52,7 @@ def open_context(
 ) -> Context:
     """What all stages share. base: the folder that paths in the recipe are relative to."""
     spread = Crew(recipe.cluster, reopen) if recipe.cluster.kind == "ray" else None
-    models = Models(recipe.model, base)
+    models = Models(recipe.model, base, recipe.image)
     return Context(
         run=Run(root.absolute()),
         recipe=recipe,

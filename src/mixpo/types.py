@@ -66,6 +66,7 @@ class Response:
     token_ids: exactly what was generated, the end-of-turn token included when finish is "stop".
     logprobs: natural-log probability of each generated token under the sampling model at temperature 1; may be empty.
     prefix_len: how many leading `token_ids` were given instead of generated (a DropoutNTP continuation); else 0.
+    retokenised: the generated `token_ids` were made from the text, because the engine gave no ids or a stop text ended the answer.
     """
 
     question: str
@@ -77,6 +78,7 @@ class Response:
     engine: str = ""
     seed: int = 0
     prefix_len: int = 0
+    retokenised: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from mixpo.errors import MissingExtra, TrainError
 from mixpo.progress import Silent
 from mixpo.recipe import ImageTable
 from mixpo.train import loop
-from mixpo.train.batch import Piece, piece_of
+from mixpo.train.batch import Piece, piece_of, size_of
 from mixpo.train.ghost import find_ghost, with_ghost
 from mixpo.train.liger import use_liger
 from mixpo.train.loop import train
@@ -202,7 +202,7 @@ def test_the_share_of_the_token_limit(tiny_vlm: Vlm, data: list[Group], tmp_path
         row = train(job(fresh, data, tmp_path / str(budget), batch_size=12, tokens_per_batch=budget), Silent()).steps[0]
         shares[budget] = row.token_efficiency, row.tokens
     prompts = Prompts(tiny_vlm, ImageTable())
-    least = sum(prompts.length(group) + sum(map(len, group.responses)) for group in data)
+    least = sum(size_of(piece_of(group, group.pairs), prompts.length(group)).tokens for group in data)
     assert shares[10_000] == (1.0, least)
     assert shares[40][0] == pytest.approx(least / shares[40][1])
     assert shares[40][0] < 0.9

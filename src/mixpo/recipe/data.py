@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from mixpo.prompts import PROMPTS, Style
 from mixpo.recipe.base import Table
 from mixpo.recipe.messages import did_you_mean
+from mixpo.recipe.server import ServerTable
 
 
 class ModelTable(Table):
@@ -32,10 +33,20 @@ class ImageTable(Table):
 
     max_pixels: int = Field(default=4_000_000, ge=1)
     """A larger image is scaled down to this many pixels, keeping its proportions."""
+    min_pixels: int = Field(default=0, ge=0)
+    """A smaller image is scaled up to this many pixels, keeping its proportions."""
+    tiles: int = Field(default=0, ge=0)
+    """Most tiles into which the model's processor may cut an image (InternVL and others that count tiles); 0 leaves its own setting."""
     max_side: int = Field(default=10_000, ge=1)
     """An image with a longer side is refused (and listed)."""
     min_side: int = Field(default=2, ge=1)
     """An image with a shorter side is refused (and listed)."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ImageTable:
+        if self.min_pixels > self.max_pixels:
+            raise ValueError("min_pixels must not exceed max_pixels")
+        return self
 
 
 class PromptText(Table):
@@ -81,8 +92,10 @@ class PromptTable(Table):
 class SampleTable(Table):
     """How many answers are sampled for each question, and how."""
 
-    engine: Literal["transformers", "scripted"] = "transformers"
-    """What writes the answers: the model in this process, or "scripted", which reads them from a file."""
+    engine: Literal["transformers", "openai", "vllm", "scripted"] = "transformers"
+    """What writes the answers: the model in this process, a server ([sample.server]), vLLM in this process, or "scripted", which
+    reads them from a file."""
+    server: ServerTable = ServerTable()
     script: str | None = None
     """JSONL of answers for the scripted engine, relative to the recipe."""
     n: int = Field(default=8, ge=1)
@@ -92,9 +105,19 @@ class SampleTable(Table):
     """0 keeps every token."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """1 keeps every token."""
+    stop: list[str] = Field(default=[], max_length=4)
+    """Texts that end an answer. What is kept ends before them, as text with an end of turn; at most 4, the limit of most servers."""
     max_new_tokens: int = Field(default=512, ge=1)
     batch_size: int = Field(default=32, ge=1)
     """Questions sampled together (each with n answers)."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> SampleTable:
+        if not all(self.stop):
+            raise ValueError("stop: a text that ends an answer cannot be empty")
+        if self.engine == "openai" and not (self.server.urls or self.server.starts):
+            raise ValueError('engine = "openai" needs a server; set sample.server.urls, .serve or .start')
+        return self
 
 
 RuleName = Literal["vqa", "relaxed", "anls", "choice", "number", "formula", "text", "yes_no"]

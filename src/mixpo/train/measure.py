@@ -26,7 +26,7 @@ class Sums:
     """Sums over the pairs of one optimizer step on all ranks.
 
     tokens: that passed through the model, without padding. passed: with padding, and with what a rank does only for the others' sake.
-    least: what each rank has to compute at least, every prompt and every response once.
+    least: what each rank has to compute at least, see `least_tokens`.
     """
 
     total: float
@@ -60,13 +60,13 @@ def add_up(session: Session, terms: LossTerms, pieces: Sequence[Piece], batch: B
 
 
 def least_tokens(session: Session, batches: Sequence[Sequence[Piece]]) -> int:
-    """Tokens of all prompts and responses of these micro-batches, each counted once, however they are laid out."""
-    found: dict[tuple[str, str, int], int] = {}
+    """Tokens of these micro-batches when every question is computed in one piece: prompts and what responses have in common once."""
+    whole: dict[tuple[str, str], Piece] = {}
     for piece in (piece for pieces in batches for piece in pieces if piece.pairs):
-        group = piece.group
-        found[group.question.id, group.prompt, -1] = session.prompts.length(group)
-        found |= {(group.question.id, group.prompt, number): len(group.responses[number]) for number in piece.responses}
-    return sum(found.values())
+        key = piece.group.question.id, piece.group.prompt
+        known = whole[key].responses if key in whole else ()
+        whole[key] = Piece(piece.group, tuple(sorted({*known, *piece.responses})), ())
+    return sum(size_of(piece, session.prompts.length(piece.group)).tokens for piece in whole.values())
 
 
 def measure(session: Session, step: Step, sums: Sums, grad_norm: float, rate: float, seconds: float) -> StepMetrics:
