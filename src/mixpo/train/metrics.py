@@ -20,8 +20,9 @@ class StepMetrics:
     preference, quality, generation: the raw terms; weighted_*: times their weight, which add up to `loss`.
     reward_*: beta times the log-ratio to the reference. margin: chosen minus rejected. accuracy: share of pairs with margin > 0.
     delta: the reward shift this step used. logp_*: summed log-probs. grad_norm: before clipping. tokens: without padding.
-    token_efficiency: tokens that have to be computed at least (every prompt once, and what responses have in common) over tokens that were,
-    padding included. memory: bytes, the most so far on the main rank's GPU, or of its process where there is none. seconds_left: until the end.
+    token_efficiency: tokens that have to be computed at least (every prompt once, and what responses have in common) over tokens that
+    were, padding included. memory: bytes, the most so far on the main rank's GPU, or of its process where there is none.
+    seconds_left: until the end.
     watch_*: of the watched answers (train.watch) after this step, None where nobody looked: share that is correct, mean tokens, share
     that repeats a phrase over and over, share cut at the length limit.
     """
