@@ -60,7 +60,7 @@ def naive(model: Any, one: EncodedPrompt, answer: tuple[int, ...]) -> torch.Tens
         for name, value in one.token_types.items()
     }
     logits = model(input_ids=torch.cat([one.ids, tail])[None], **one.features, **kinds).logits[0]
-    total: torch.Tensor = logits[len(one.ids) - 1 : -1].log_softmax(-1)[torch.arange(len(tail)), tail].sum()
+    total: torch.Tensor = logits[len(one.ids) - 1 : -1].log_softmax(-1)[torch.arange(len(tail)), tail].sum(dtype=torch.float64)
     return total
 
 
@@ -167,7 +167,7 @@ def test_bfloat16_is_as_near_as_the_plain_way(made: tuple[Vlm, Data, torch.Tenso
     for layout in ("tree", "plain"):
         with torch.no_grad():
             found = Scorer(one.model, layout, torch.bfloat16)(collate(one, data.pieces, data.get, layout))
-        assert found.sums.dtype == torch.float32
+        assert found.sums.dtype == torch.float64
         errors.append(float(((found.sums - expected).abs() / found.lengths).mean()))
     assert errors[0] <= 2 * errors[1] + 0.01
 

@@ -40,7 +40,7 @@ def naive(vlm: Vlm, group: Group, ids: tuple[int, ...]) -> torch.Tensor:
     kinds = {name: torch.cat([value, torch.zeros_like(answer)])[None] for name, value in prompt.token_types.items()}
     logits = vlm.model(input_ids=torch.cat([prompt.ids, answer])[None], **prompt.features, **kinds).logits[0]
     logprobs = logits[len(prompt.ids) - 1 : -1].log_softmax(-1)
-    total: torch.Tensor = logprobs[torch.arange(len(answer)), answer].sum()
+    total: torch.Tensor = logprobs[torch.arange(len(answer)), answer].sum(dtype=torch.float64)
     return total
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mixpo.train.batch import Answers, Batch, Layout, Piece, Vision, answers_of
+from mixpo.train.batch import Answers, Batch, Layout, Piece, Vision, answers_of, wide
 from mixpo.train.tree import Span, Tree, plant
 from mixpo.types import Group
 from mixpo.vlm.families import Sight, answer_type, sight_of
@@ -147,7 +147,7 @@ def _batch(
         lengths=answers.lengths.to(device),
         chosen=answers.chosen.to(device),
         rejected=answers.rejected.to(device),
-        reference=answers.reference.to(device),
+        reference=answers.reference.to(device, wide(device)),
         names=answers.names,
         tokens=tokens,
     )

@@ -20,7 +20,7 @@ from torch import Tensor
 from mixpo.errors import TrainError
 from mixpo.progress import Progress
 from mixpo.train.adapters import merge_checked
-from mixpo.train.batch import Batch, Piece, micro_batches, piece_of, pieces_of
+from mixpo.train.batch import Batch, Piece, micro_batches, piece_of, pieces_of, wide
 from mixpo.train.checkpoint import save_checkpoint
 from mixpo.train.collate import collate
 from mixpo.train.guards import KEPT, Seen, check_first_loss, check_reference, check_zero, culprit, warn_too_easy
@@ -104,7 +104,7 @@ def _forward_backward(session: Session, step: Step) -> Sums:
     scale = accelerator.num_processes / pairs
     batches = _batches(session, step)
     seen: list[Seen] = []
-    sums = torch.zeros(len(dataclasses.fields(Sums)), dtype=_wide(accelerator.device), device=accelerator.device)
+    sums = torch.zeros(len(dataclasses.fields(Sums)), dtype=wide(accelerator.device), device=accelerator.device)
     shifts = step_shifts(session, [pieces for pieces, counts in batches if counts])
     for number, (pieces, counts) in enumerate(batches, start=1):
         batch = session.complete(collate(session.job.vlm, pieces, session.prompts.get, session.layout), pieces)
@@ -143,7 +143,7 @@ def _add_up(terms: LossTerms, batch: Batch) -> Tensor:
     """One number for each field of Sums."""
     wins = (terms.reward_chosen > terms.reward_rejected).float()
     columns = [getattr(terms, field.name) for field in dataclasses.fields(Sums)[:8]]
-    pair_sums = torch.stack([column.detach().float() for column in [*columns, wins]]).to(_wide(wins.device)).sum(-1)
+    pair_sums = torch.stack([column.detach().to(wide(wins.device)) for column in [*columns, wins]]).sum(-1)
     return torch.cat([pair_sums, pair_sums.new_tensor([batch.tokens])])
 
 
@@ -243,8 +243,3 @@ def _finish(session: Session) -> TrainResult:
     for tracker in session.accelerator.trackers:
         tracker.finish()
     return TrainResult(folder=job.output, steps=tuple(session.metrics.rows), parts=tuple(session.parts), seconds=session.state.seconds)
-
-
-def _wide(device: torch.device) -> torch.dtype:
-    """float64 where the device has it: sums over many steps and ranks."""
-    return torch.float32 if device.type == "mps" else torch.float64
