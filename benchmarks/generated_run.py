@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -115,6 +117,7 @@ class _Block:
                 "id": id_, "text": f"<image>\nWhat is number {number:,} of the {DOMAINS[number % 5]} puzzles? {self.pool[number % 997]}",
                 "images": [{"path": p.path, "digest": p.digest}], "answer": None if self._open(place) else str(self.answers[place]),
                 "kind": "none" if self._open(place) else "number", "choices": [], "domain": DOMAINS[number % 5], "source": "generated",
+                "answers": [], "rationale": "", "facts": "",
             }
             for place, (number, id_) in enumerate(zip(self.numbers, self.ids, strict=True))
             for p in [self.pictures[number % len(self.pictures)]]
@@ -173,14 +176,17 @@ class _Block:
         return _table(Paired, {"question": self.ids, "pairs": (per, columns), "dropped": ([0] * len(self.ids), [[], []])})
 
 
-def _table(row: type, columns: dict[str, object]) -> pa.Table:
-    """A table of records; a nested column is given as (lengths, its fields in order)."""
-    schema, arrays = schema_of(row), []
+def _table(row: type, columns: dict[str, typing.Any]) -> pa.Table:
+    """A table of records; a nested column is given as (lengths, its first fields in order). What is not given has its default."""
+    schema, arrays, hints = schema_of(row), [], typing.get_type_hints(row)
+    defaults = {field.name: field.default for field in dataclasses.fields(row)}
     for field in schema:
-        given = columns[field.name]
+        given = columns.get(field.name, [defaults[field.name]] * len(columns["question"]))
         if isinstance(given, tuple):
             lengths, parts = given
             inner = list(field.type.value_type)
+            rest = dataclasses.fields(typing.get_args(hints[field.name])[0])[len(parts) :]
+            parts = [*parts, *([one.default] * sum(lengths) for one in rest)]
             values = [part if isinstance(part, pa.Array) else pa.array(part, f.type) for part, f in zip(parts, inner, strict=True)]
             values = [value.cast(f.type) for value, f in zip(values, inner, strict=True)]
             offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())

@@ -37,9 +37,11 @@ class Size:
 
 
 SIZES = {
+    "tiny": Size(width=64, layers=2, heads=4, vocabulary=256, vision=64, vision_layers=1, side=56),
     "demo": Size(width=192, layers=4, heads=6, vocabulary=512, vision=96, vision_layers=3, side=56),
     "quick": Size(width=256, layers=3, heads=4, vocabulary=2048, vision=128, vision_layers=2, side=448),
     "small": Size(width=512, layers=4, heads=8, vocabulary=4096, vision=256, vision_layers=4, side=448),
+    "1b": Size(width=1024, layers=40, heads=16, vocabulary=151_680, vision=1024, vision_layers=24, side=448),
 }
 
 
@@ -74,10 +76,20 @@ def model_of(size: Size, seed: int = 0) -> Vlm:
 class Data:
     """Questions of one image and `prompt` tokens with it, and their responses.
 
-    lengths: tokens of the responses of every question. pairs: (chosen, rejected) of every question.
+    lengths: tokens of the responses of every question. pairs: (chosen, rejected) of every question. alike: tokens that the second
+    of two responses begins with in common with the first.
     """
 
-    def __init__(self, size: Size, count: int, prompt: int, lengths: Sequence[int], pairs: Sequence[tuple[int, int]], spread: float = 0.0):
+    def __init__(
+        self,
+        size: Size,
+        count: int,
+        prompt: int,
+        lengths: Sequence[int],
+        pairs: Sequence[tuple[int, int]],
+        spread: float = 0.0,
+        alike: int = 0,
+    ) -> None:
         rng = random.Random(0)
         self.prompts: dict[str, EncodedPrompt] = {}
         self.pieces: list[Piece] = []
@@ -91,8 +103,10 @@ class Data:
             ids += words(max(1, round(prompt * rng.uniform(1 - spread, 1 + spread)) - len(ids)))
             pixels = torch.randn(1, 3, size.side, size.side, generator=torch.Generator().manual_seed(number))
             self.prompts[name] = EncodedPrompt(torch.tensor(ids), {"pixel_values": pixels})
-            tails = tuple(tuple(words(max(1, round(length * rng.uniform(1 - spread, 1 + spread))))) for length in lengths)
-            group = _group(name, tails, pairs)
+            tails = [tuple(words(max(1, round(length * rng.uniform(1 - spread, 1 + spread))))) for length in lengths]
+            for second in range(1, len(tails), 2):
+                tails[second] = tails[second - 1][:alike] + tails[second][alike:]
+            group = _group(name, tuple(tails), pairs)
             self.pieces.append(piece_of(group, group.pairs))
 
     def get(self, group: Group) -> EncodedPrompt:

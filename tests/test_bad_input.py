@@ -125,8 +125,8 @@ def test_zero_valid_rows_name_the_first_reasons(recipe: Path, capsys: pytest.Cap
     (recipe.parent / "images").mkdir()
     assert run(recipe) == 3
     message = one_sentence(capsys)
-    assert "none of the 10 rows is usable" in message
-    assert message.count("questions.jsonl:") == 3
+    assert "evaluate/held-out/source: none of the 6 rows is usable" in message
+    assert message.count("held_out.jsonl:") == 3
     assert "mixpo check" in message
 
 

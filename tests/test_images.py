@@ -318,3 +318,17 @@ def test_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, monkeypatc
     with pytest.raises(RunError, match="No space left on device"):
         save_content(halves(), tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(("size", "low", "high"), [((10, 10), 900, 1000), ((3, 40), 5000, 6000), ((100, 20), 2500, 2500), ((7, 7), 50, 50)])
+def test_small_images_are_scaled_up_between_the_limits(tmp_path: Path, size: tuple[int, int], low: int, high: int) -> None:
+    Image.new("RGB", size, (9, 99, 199)).save(tmp_path / "a.png")
+    width, height = load(tmp_path / "a.png", ImageTable(min_pixels=low, max_pixels=high)).size
+    assert width * height <= high
+    assert width * height >= min(low, high * 0.85)
+    assert width / height == pytest.approx(size[0] / size[1], rel=0.15)
+
+
+def test_limits_in_the_wrong_order_are_refused() -> None:
+    with pytest.raises(ValueError, match="min_pixels must not exceed max_pixels"):
+        ImageTable(min_pixels=101, max_pixels=100)

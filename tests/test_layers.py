@@ -29,7 +29,7 @@ LAYERS = [
     {"cluster"},
     {"pipeline"},
     {"status"},
-    {"check", "compare", "doctor", "dryrun", "export", "viewer"},
+    {"audit", "check", "compare", "doctor", "dryrun", "export", "retry", "viewer"},
     {"cli"},
 ]
 """From the bottom up. Files of one package may import each other; packages of one layer may not."""

@@ -18,6 +18,7 @@ from mixpo.records import Prediction, Sampled
 from mixpo.run import Manifest
 from mixpo.stages.models import Models
 from mixpo.stages.pair import check_pairs
+from mixpo.stages.reference import check_scored
 from mixpo.stages.sample import seed_of
 from mixpo.stages.train import published
 from mixpo.status import status
@@ -134,13 +135,14 @@ def test_a_second_run_does_nothing_and_loads_no_model(finished_run: Path, monkey
 
 
 def test_one_model_at_a_time(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sampling, continuing and scoring share one load; each training has one of its own; each model is loaded once to evaluate."""
+    """The stages of a round share one load; each training has one of its own."""
     loads: list[str] = []
     real = Models.fresh
     monkeypatch.setattr(Models, "fresh", lambda self, ref: (loads.append(ref.name), real(self, ref))[1])
     context = open_small(finished_run / "recipe.toml", tmp_path / "run")
     run_recipe(context)
-    assert loads == ["start", "start", "start", "start", "sft", "mpo"]
+    # For the reference and the two trainings; the scripted engine needs the model's tokens only, and loads no weights.
+    assert loads == ["start", "start", "start"]
     assert context.models._held is None
 
 
@@ -269,10 +271,18 @@ def test_no_pairs_in_a_later_round_names_the_round(tmp_path: Path, tiny_folder: 
     assert "mixpo evaluate" not in str(caught.value)
 
 
-def test_pairs_longer_than_the_limit_are_named(own_run: Path) -> None:
+def test_a_prompt_longer_than_the_limit_is_named(own_run: Path) -> None:
     context = open_small(own_run / "recipe.toml", own_run / "run", "train.max_length=20")
-    with pytest.raises(TrainError, match=r"no pair can be trained on.*longer than the limit.*train\.max_length is 20"):
+    message = r"question .*: its prompt of \d+ tokens \(with images\) leaves no room for a response in 20; raise train\.max_length"
+    with pytest.raises(TrainError, match=message):
         run_recipe(context)
+
+
+def test_pairs_longer_than_the_limit_are_named() -> None:
+    counts = {"pairs": 0, "dropped: longer than the limit of tokens (20)": 5}
+    manifest = Manifest(stage="reference", settings={}, inputs=[], shards=[], counts=counts)
+    with pytest.raises(TrainError, match=r"no pair can be trained on \(5 longer than the limit.*train\.max_length is 20"):
+        check_scored(manifest, 20)
 
 
 # --- the transformers engine in the pipeline -------------------------------------------------------------------------------

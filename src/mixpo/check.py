@@ -6,6 +6,7 @@ Reads every row (up to a limit), decodes every image and puts every question thr
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -75,6 +76,8 @@ def _check_extras(recipe: Recipe, base: Path, checked: Checked) -> None:
     if (recipe.train.lora or recipe.model.adapter) and importlib.util.find_spec("peft") is None:
         key = "train.lora" if recipe.train.lora else "model.adapter"
         checked.add(key, str(MissingExtra(key, "lora")))
+    for problem in engine_problems(recipe):
+        checked.add("sample.engine", problem)
     try:
         evaluate.ready(recipe, base)
     except MixpoError as error:
@@ -85,8 +88,26 @@ def _check_extras(recipe: Recipe, base: Path, checked: Checked) -> None:
         checked.add("sample.script", str(error))
 
 
+def engine_problems(recipe: Recipe) -> Iterator[str]:
+    """What keeps the recipe's engine from starting: a library, a key, a server that does not answer. Nothing is started."""
+    table = recipe.sample
+    if table.engine == "vllm" and importlib.util.find_spec("vllm") is None:
+        yield 'sample.engine = "vllm" needs vLLM, which brings its own torch; docs/engines.md says how to install it'
+    if table.engine != "openai":
+        return
+    if importlib.util.find_spec("aiohttp") is None or importlib.util.find_spec("orjson") is None:
+        yield str(MissingExtra('sample.engine = "openai"', "served"))
+        return
+    if table.server.api_key_env and not os.environ.get(table.server.api_key_env):
+        yield f"sample.server.api_key_env: the environment variable {table.server.api_key_env} is not set; set it to the key"
+    from mixpo.engines.openai import unreachable
+
+    for url in unreachable(table.server.urls):
+        yield f"{url} does not answer /health or /v1/models; start the server or correct sample.server.urls"
+
+
 def _check_model(recipe: Recipe, base: Path, checked: Checked) -> Vlm | None:
-    models = Models(recipe.model, base)
+    models = Models(recipe.model, base, recipe.image)
     try:
         vlm = models.fresh(models.start())
     except MixpoError as error:

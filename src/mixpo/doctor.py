@@ -12,6 +12,7 @@ from pathlib import Path
 from mixpo.run import versions
 
 EXTRAS = {
+    "served": ("aiohttp", 'sample.engine = "openai"'),
     "easy-vqa": ("easy_vqa", 'source.kind = "easy_vqa"'),
     "hub": ("datasets", 'source.kind = "hub"'),
     "lora": ("peft", "train.lora and model.adapter"),
@@ -45,6 +46,7 @@ def examine(folder: Path) -> list[Line]:
         *(_version(name, version) for name, version in versions().items()),
         *_devices(),
         *(_extra(name, module, use) for name, (module, use) in EXTRAS.items()),
+        _vllm(),
         *_space(folder),
     ]
 
@@ -66,6 +68,12 @@ def _extra(name: str, module: str, use: str) -> Line:
     if importlib.util.find_spec(module) is not None:
         return Line(topic=f"extra {name}", text=f"installed, for {use}")
     return Line(topic=f"extra {name}", text=f"missing, needed for {use}: pip install 'mixpo[{name}]'")
+
+
+def _vllm() -> Line:
+    """vLLM brings its own torch, so it is no extra of this package."""
+    found = importlib.util.find_spec("vllm") is not None
+    return Line(topic="vllm", text=f'{"installed" if found else "not installed"}, for sample.engine = "vllm" (docs/engines.md)')
 
 
 def _space(folder: Path) -> list[Line]:

@@ -16,6 +16,7 @@ from mixpo.recipe import EvaluationSource
 from mixpo.run import Run
 from mixpo.stages.answer import source_name
 from mixpo.stages.base import Context, Planned
+from mixpo.stages.decontaminate import open_barred
 from mixpo.stages.source import Index, blocks_of, index_of
 from mixpo.types import Skipped
 from mixpo.vlm.folder import find
@@ -109,12 +110,15 @@ def _sources(context: Context, left_out: dict[str, list[Skipped]]) -> Sources:
     """The questions as the next run would read them, with copies of images in a folder that goes away. Fills in what is left out."""
     with TemporaryDirectory(prefix="mixpo-dry-") as folder:
         elsewhere = replace(context, run=Run(Path(folder)))
+        apart = open_barred(context.recipe.evaluate)
 
-        def index(name: str, source: EvaluationSource, evaluated: bool) -> Index:
-            return index_of(blocks_of(elsewhere, source, left_out.setdefault(name, []), evaluated=evaluated))
+        def held_out(name: str, source: EvaluationSource) -> Index:
+            blocks = blocks_of(elsewhere, source, left_out.setdefault(source_name(name), []), evaluated=True)
+            return index_of(blocks if apart is None else apart.watch(name, blocks))
 
-        sets = {s.name: index(source_name(s.name), s.source, True) for s in context.recipe.evaluate.sets}
-        return Sources(train=index("source", context.recipe.source, False), sets=sets)
+        sets = {s.name: held_out(s.name, s.source) for s in context.recipe.evaluate.sets}
+        train = index_of(blocks_of(elsewhere, context.recipe.source, left_out.setdefault("source", []), apart=apart))
+        return Sources(train=train, sets=sets)
 
 
 def _rates(context: Context, sources: Sources, assumed: Assumed) -> Rates:

@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mixpo.errors import RecipeError, RunError
+from mixpo.pairs.chats import export_llama_factory, export_swift
 from mixpo.pairs.export import export_trl
+from mixpo.pairs.hub import export_datasets
 from mixpo.pairs.mmpr import export_mmpr
 from mixpo.pipeline import build_plan, known_sources
 from mixpo.recipe import did_you_mean
 from mixpo.stages import prompting
 from mixpo.stages.base import Context
+from mixpo.stages.select import pairs_of
 from mixpo.types import Pair, Question
 
 Rows = Iterator[tuple[Question, Pair]]
@@ -26,7 +29,13 @@ def _trl(rows: Rows, folder: Path, render: Render) -> int:
     return export_trl(rows, folder / "pairs.jsonl", render)
 
 
-FORMATS: dict[str, Callable[[Rows, Path, Render], int]] = {"mmpr": _mmpr, "trl": _trl}
+FORMATS: dict[str, Callable[[Rows, Path, Render], int]] = {
+    "mmpr": _mmpr,
+    "trl": _trl,
+    "ms-swift": export_swift,
+    "llama-factory": export_llama_factory,
+    "datasets": export_datasets,
+}
 """By name: from pairs, a folder and the way a question is asked, to how many pairs were written."""
 
 
@@ -35,7 +44,7 @@ def export(context: Context, folder: Path, form: str = "mmpr", number: int = 1) 
     if form not in FORMATS:
         raise RecipeError(f"--format {form}: unknown format{did_you_mean(form, FORMATS)}; known: {', '.join(FORMATS)}")
     plan = build_plan(context, known_sources(context.run, context.recipe))
-    planned = plan.planned.get(f"round-{number}/pair")
+    planned = plan.planned.get(pairs_of(context.recipe, number))
     if planned is None:
         raise RunError(f"--round {number}: the run has no such round; the last one is {context.recipe.train.rounds} (train.rounds)")
     if not planned.finished():

@@ -44,6 +44,7 @@ MAX_BYTES = 1 << 30
 """A larger file is refused unread."""
 
 _REPAIR = "replace the file or remove its rows"
+_SMOOTH = Image.Resampling.BICUBIC
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error, zlib.error)
 """What Pillow's decoders raise on damaged files."""
 
@@ -52,7 +53,7 @@ _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, str
 
 
 def open_image(ref: ImageRef, table: ImageTable) -> Image.Image:
-    """The image as upright 8-bit RGB of at most `table.max_pixels` pixels, its proportions kept.
+    """The image as upright 8-bit RGB of `table.min_pixels` to `table.max_pixels` pixels, its proportions kept.
 
     Transparent parts are put on white, 16-bit values are scaled to 8 bits, an animation gives its first frame.
     Raises ImageError when the file is missing, broken, outside the limits, or no longer the one that `ref` was made from.
@@ -136,7 +137,7 @@ def _decode(content: bytes, name: str, table: ImageTable) -> Image.Image:
     _check_limits(image, name, table)
     try:
         image.load()
-        return _scale(_rgb(_upright(image)), table.max_pixels)
+        return _scale(_rgb(_upright(image)), table)
     except _BROKEN as error:
         raise ImageError(f"{name}: broken or truncated image ({error}); {_REPAIR}") from None
 
@@ -171,15 +172,25 @@ def _from_deep(image: Image.Image) -> Image.Image:
     return Image.fromarray((values / 257).round().astype(np.uint8))
 
 
-def _scale(image: Image.Image, max_pixels: int) -> Image.Image:
+def _scale(image: Image.Image, table: ImageTable) -> Image.Image:
     width, height = image.size
-    if width * height <= max_pixels:
-        return image
-    factor = math.sqrt(max_pixels / (width * height))
+    pixels = width * height
+    if pixels < table.min_pixels:
+        factor = math.sqrt(table.min_pixels / pixels)
+        size = math.ceil(width * factor), math.ceil(height * factor)
+        # Rounding up may pass the upper limit where both limits are close; then the upper one decides.
+        image = image.resize(size if size[0] * size[1] <= table.max_pixels else _below(width, height, table.max_pixels), _SMOOTH)
+    elif pixels > table.max_pixels:
+        image = image.resize(_below(width, height, table.max_pixels), _SMOOTH)
+    return image
+
+
+def _below(width: int, height: int, pixels: int) -> tuple[int, int]:
+    """The largest size of these proportions with at most so many pixels."""
+    factor = math.sqrt(pixels / (width * height))
     short = max(1, int(min(width, height) * factor))
-    long = max(1, min(int(max(width, height) * factor), max_pixels // short))
-    size = (long, short) if width >= height else (short, long)
-    return image.resize(size, Image.Resampling.BICUBIC)
+    long = max(1, min(int(max(width, height) * factor), pixels // short))
+    return (long, short) if width >= height else (short, long)
 
 
 # --- identity and storage ----------------------------------------------------------------------------------------------

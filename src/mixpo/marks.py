@@ -11,7 +11,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from mixpo.errors import RecordError, RunError
 from mixpo.types import Outcome
@@ -21,14 +21,14 @@ MARKS = "audit/marks.jsonl"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """What a person says of response `index` to a question in a round. time: UTC, ISO 8601."""
+    """What a person says of response `index` to a question in a round. time: UTC, ISO 8601, as it stands in the file."""
 
     question: str
-    round: int
     index: int
     outcome: Outcome
-    by: str
-    time: str
+    by: str = ""
+    time: str = ""
+    round: int = 1
 
 
 def append_mark(root: Path, mark: Mark) -> None:
@@ -56,25 +56,28 @@ def append_mark(root: Path, mark: Mark) -> None:
 def read_marks(root: Path) -> dict[tuple[int, str, int], Mark]:
     """The last mark of each response, by (round, question, index). A last line without its end is still being written.
 
-    Raises RecordError for a whole line that is no mark.
+    Lines written by hand may leave out by, time and round. Raises RecordError for a whole line that is no mark.
     """
     path = root / MARKS
     marks: dict[tuple[int, str, int], Mark] = {}
     if not path.exists():
         return marks
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1], start=1):
-        mark = _mark(line)
-        if mark is None:
-            raise RecordError(f"{path}:{number}: not a mark (question, round, index, outcome, by, time); correct the line or remove it")
+        mark = _mark(line, f"{path}:{number}")
         marks[mark.round, mark.question, mark.index] = mark
     return marks
 
 
-def _mark(line: str) -> Mark | None:
+def _mark(line: str, where: str) -> Mark:
     try:
-        mark = Mark(**json.loads(line))
-    except (ValueError, TypeError):
-        return None
-    whole = isinstance(mark.round, int) and isinstance(mark.index, int)
-    words = all(isinstance(word, str) for word in (mark.question, mark.by, mark.time))
-    return mark if whole and words and mark.outcome in get_args(Outcome) else None
+        row: Any = json.loads(line)
+    except ValueError as error:
+        raise RecordError(f"{where}: not valid JSON ({error}); remove the line") from None
+    if not isinstance(row, dict) or not isinstance(row.get("question"), str) or row.get("outcome") not in get_args(Outcome):
+        raise RecordError(f"{where}: a mark has question (an id), index and outcome ({', '.join(get_args(Outcome))}); correct the line")
+    index, of_round = row.get("index"), row.get("round", 1)
+    if type(index) is not int or type(of_round) is not int:
+        raise RecordError(f"{where}: index and round must be whole numbers (got {index!r}, {of_round!r}); correct the line")
+    outcome: Outcome = row["outcome"]
+    by, when = (str(row.get(name, "")) for name in ("by", "time"))
+    return Mark(question=row["question"], round=of_round, index=index, outcome=outcome, by=by, time=when)

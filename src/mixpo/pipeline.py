@@ -26,13 +26,14 @@ from mixpo.stages.pair import pair_job
 from mixpo.stages.reference import reference_job
 from mixpo.stages.report import report_job
 from mixpo.stages.sample import continue_job, sample_job
+from mixpo.stages.select import select_job
 from mixpo.stages.source import Index, load_index
 from mixpo.stages.text import text_job
 from mixpo.stages.train import model_of, train_job, withdraw
 from mixpo.stages.verify import verify_job
 from mixpo.types import Question
 
-STAGES = ("source", "sample", "continue", "verify", "pair", "reference", "train", "answer", "evaluate", "text", "report")
+STAGES = ("source", "sample", "continue", "verify", "pair", "select", "reference", "train", "answer", "evaluate", "text", "report")
 """Kinds of stages in the order of the flow."""
 
 
@@ -47,7 +48,7 @@ class Sources:
 def open_context(recipe: Recipe, base: Path, root: Path, progress: Progress, limit: int | None = None) -> Context:
     """What all stages share. base: the folder that paths in the recipe are relative to."""
     spread = Crew(recipe.cluster, reopen) if recipe.cluster.kind == "ray" else None
-    models = Models(recipe.model, base)
+    models = Models(recipe.model, base, recipe.image)
     return Context(run=Run(root.absolute()), recipe=recipe, base=base, progress=progress, models=models, limit=limit, spread=spread)
 
 
@@ -155,17 +156,16 @@ def blocked_by(plan: Plan, planned: Planned) -> str:
 def read_sources(context: Context) -> Sources:
     """Read the questions of all sources that this recipe names."""
     recipe = context.recipe
-    return Sources(
-        train=source.refresh(context, "source", recipe.source),
-        sets={s.name: source.refresh(context, answer.source_name(s.name), s.source, evaluated=True) for s in recipe.evaluate.sets},
-    )
+    sets = {s.name: source.refresh(context, answer.source_name(s.name), s.source, evaluated=True) for s in recipe.evaluate.sets}
+    stages = {name: (answer.source_name(name), index) for name, index in sets.items()}
+    return Sources(train=source.refresh(context, "source", recipe.source, apart=source.barred_by(context, stages)), sets=sets)
 
 
 def known_sources(run: Run, recipe: Recipe) -> Sources:
     """The questions as they were when last read; none where a source was never read."""
 
     def index(name: str) -> Index:
-        return load_index(run.stage(name)) or Index(shards=(), sizes=(), open=(), kinds=(), domains=())
+        return load_index(run.stage(name)) or Index(shards=(), sizes=(), open=(), kinds=(), domains=(), sources=())
 
     return Sources(train=index("source"), sets={s.name: index(answer.source_name(s.name)) for s in recipe.evaluate.sets})
 
@@ -203,6 +203,8 @@ def _add_round(context: Context, plan: Plan, index: Index, number: int, main: Mo
     plan.add(continue_job(context, plan, index, number, main))
     plan.add(verify_job(context, plan, index, number))
     plan.add(pair_job(context, plan, index, number))
+    if context.recipe.pairs.balance:
+        plan.add(select_job(context, plan, index, number))
     plan.add(reference_job(context, plan, index, number, main))
     for objective in (*(table.baselines if number == 1 else ()), table.objective):
         plan.add(train_job(context, plan, index, number, objective, main))

@@ -73,6 +73,13 @@ PROMPTS: dict[str, Prompt] = {
         ),
         style="final_zh",
     ),
+    "grounded_zh": Prompt(
+        template=(
+            "请回答下面的问题。每提到图像中的一个物体，就写成<ref>名称</ref><box>[[x1, y1, x2, y2]]</box>，"
+            '坐标范围为0到1000。请逐步推理，最后一行写"答案: .."。\n\n问题:\n\n{question}'
+        ),
+        style="final_zh",
+    ),
     "boxed": Prompt(
         template="{question}\n\nReason step by step, and put the final answer on the last line as \\boxed{answer}.",
         style="boxed",

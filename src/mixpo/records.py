@@ -30,11 +30,15 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampled:
-    """All responses to one question; `error` is empty unless the question failed (then `responses` is empty)."""
+    """All responses to one question; `error` is empty unless the question failed (then `responses` is empty).
+
+    attempts: how often it was asked until then.
+    """
 
     question: str
     responses: tuple[Response, ...] = ()
     error: str = ""
+    attempts: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +59,12 @@ class Drop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paired:
-    """The pairs of one question, and what was left out."""
+    """The pairs of one question, and what was left out. marked: answers whose verdict a person has set."""
 
     question: str
     pairs: tuple[Pair, ...] = ()
     dropped: tuple[Drop, ...] = ()
+    marked: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,26 +201,31 @@ def write_rows(path: Path, row: type[Row], rows: Sequence[Row]) -> None:
 def read_rows(path: Path, row: type[Row]) -> list[Row]:
     """Read one shard. Raises RecordError when the file is torn or holds another kind of record."""
     decode = _decoder(row)
-    return [decode(value) for value in _read_table(path, row).to_pylist()]
+    return [decode(value) for value in _read(path, row).to_pylist()]
 
 
 def read_row(path: Path, row: type[Row], number: int) -> Row:
     """Row `number` (from 0) of one shard; the others are not decoded. Raises RecordError as `read_rows` does, or without such a row."""
-    table = _read_table(path, row)
+    table = _read(path, row)
     if not 0 <= number < table.num_rows:
         raise RecordError(f"{path}: has {table.num_rows} rows, not row {number}; it was written again meanwhile")
     found: Row = _decoder(row)(table.slice(number, 1).to_pylist()[0])
     return found
 
 
-def _read_table(path: Path, row: type) -> pa.Table:
+def read_column(path: Path, row: type, name: str) -> list[Any]:
+    """One column of a shard, without reading the others. Raises as `read_rows`."""
+    return list(_read(path, row, [name]).column(name).to_pylist())
+
+
+def _read(path: Path, row: type, columns: list[str] | None = None) -> pa.Table:
     try:
-        table = pq.read_table(path, partitioning=None)
+        with pq.ParquetFile(path) as file:
+            found, table = file.schema_arrow, file.read(columns)
     except FileNotFoundError:
         raise RecordError(f"{path}: missing; run the same command again to make it anew") from None
     except (pa.ArrowInvalid, OSError) as error:
         raise RecordError(f"{path}: not a readable record file ({error}); delete it and run the same command again") from None
-    expected = schema_of(row)
-    if not table.schema.equals(expected, check_metadata=False):
+    if not found.equals(schema_of(row), check_metadata=False):
         raise RecordError(f"{path}: holds other columns than {row.__name__} records; it was written by another version, use --force")
     return table

@@ -37,7 +37,10 @@ FORMAT = 1
 
 @dataclass(kw_only=True)
 class Manifest:
-    """What a stage did. `settings` holds everything that decides its output; `counts` whatever was made or dropped."""
+    """What a stage did. `settings` holds everything that decides its output; `counts` whatever was made or dropped.
+
+    facts: what was found out about a server or another helper: what it can do, what was retried.
+    """
 
     stage: str
     settings: dict[str, Any]
@@ -48,6 +51,7 @@ class Manifest:
     seconds: float = 0.0
     started: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
 
@@ -148,6 +152,11 @@ class Run:
     def images(self) -> Path:
         """Content-addressed images made by sources that have no files of their own."""
         return self.root / "images"
+
+    @property
+    def verdicts(self) -> Path:
+        """Verdicts on formulas, kept from stage to stage and from round to round."""
+        return self.root / "cache" / "verdicts.sqlite"
 
     @property
     def models(self) -> Path:

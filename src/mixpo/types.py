@@ -36,10 +36,12 @@ class Question:
 
     text: holds `<image>` where each image stands; the marks always equal the images in number.
     answer: the ground truth, or None where there is none (then `kind` is "none").
+    answers: all right answers where there are several, as given (ten people's, repetitions included); `answer` is then the most common.
     choices: the texts of a multiple-choice question in letter order (A, B, ...); `answer` is then a letter.
         A question of kind "choice" without them shows its options in the picture only.
-    id: hash of text, image bytes, answer and choices; equal content has an equal id wherever it came from.
-    facts: what a benchmark knows of this row besides, as JSON; "" for other questions. It is a part of their id, because a benchmark
+    rationale: a reference answer with its reasoning, for when no sampled answer is right; may be empty.
+    id: hash of text, image bytes, answers and choices; equal content has an equal id wherever it came from.
+    facts: what a benchmark knows of this row besides, as JSON; "" for other questions. It is a part of the id, because a benchmark
         may ask the same thing twice.
     """
 
@@ -47,8 +49,10 @@ class Question:
     text: str
     images: tuple[ImageRef, ...] = ()
     answer: str | None = None
+    answers: tuple[str, ...] = ()
     kind: AnswerKind = "none"
     choices: tuple[str, ...] = ()
+    rationale: str = ""
     domain: str = ""
     source: str = ""
     facts: str = ""
@@ -62,6 +66,7 @@ class Response:
     token_ids: exactly what was generated, the end-of-turn token included when finish is "stop".
     logprobs: natural-log probability of each generated token under the sampling model at temperature 1; may be empty.
     prefix_len: how many leading `token_ids` were given instead of generated (a DropoutNTP continuation); else 0.
+    retokenised: the generated `token_ids` were made from the text, because the engine gave no ids or a stop text ended the answer.
     """
 
     question: str
@@ -73,6 +78,7 @@ class Response:
     engine: str = ""
     seed: int = 0
     prefix_len: int = 0
+    retokenised: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +102,7 @@ class Pair:
     """A chosen and a rejected response to one question, with the provenance to rebuild it.
 
     chosen_ids / rejected_ids: token ids as sampled (empty for pairs imported as text).
-    chosen_index / rejected_index: `Response.index` of each side (-1 when imported).
+    chosen_index / rejected_index: `Response.index` of each side (-1 when imported, or the question's rationale).
     cut: number of kept tokens for "dropout_ntp" pairs, else 0.
     """
 

@@ -211,6 +211,55 @@ def test_another_image_changes_the_logprobs(vlm: Vlm, tmp_path: Path) -> None:
     assert abs(first - second) > 1e-3
 
 
+# --- stop texts ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_stop_text_ends_an_answer_where_it_stands_in_the_whole_one(vlm: Vlm, tmp_path: Path) -> None:
+    """Against the obvious way: write the whole answer and cut it afterwards."""
+    requests = requests_for(tmp_path, n=6)
+    whole = [response for row in run(vlm, requests, HOT) for response in row.responses]
+    pieces = [response.text for response in whole]
+    letters = [letter for letter in "".join(pieces) if letter.isascii()]
+    stop = (max(set(letters), key=letters.count), pieces[1][2:5])
+    cut = [response for row in run(vlm, requests, replace(HOT, stop=stop)) for response in row.responses]
+    ended = 0
+    for before, after in zip(whole, cut, strict=True):
+        found = [at for text in stop if (at := before.text.find(text)) >= 0]
+        if not found:
+            assert after == before
+            continue
+        ended += 1
+        assert after.text == before.text[: min(found)]
+        assert (after.finish, after.logprobs, after.retokenised) == ("stop", (), True)
+        assert decode(vlm, after.token_ids) == after.text
+        assert not after.token_ids or after.token_ids[-1] in vlm.end_ids
+    assert ended > 6
+
+
+def test_a_stop_text_saves_the_tokens_behind_it(tiny_vlm: Vlm, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+    forward = generate_module._forward
+    monkeypatch.setattr(generate_module, "_forward", lambda *args: (steps.append(1), forward(*args))[1])
+    question = request("q", "What is the sum?", (), 1)
+    (whole,) = run(tiny_vlm, [question], SamplingParams(temperature=1.5, max_new_tokens=40))
+    full = len(steps)
+    steps.clear()
+    text = whole.responses[0].text
+    (short,) = run(tiny_vlm, [question], SamplingParams(temperature=1.5, max_new_tokens=40, stop=(text[4:6],)))
+    assert short.responses[0].text == text[: text.find(text[4:6])]
+    assert len(steps) < full / 2
+
+
+def test_a_stop_text_in_the_given_beginning_ends_nothing(tiny_vlm: Vlm) -> None:
+    prefix = (70, 71, 72)
+    begun = decode(tiny_vlm, prefix)
+    wanted = Request(key="q", prompt="What is the sum?", images=(), seeds=(1,), indices=(0,), prefixes=(prefix,))
+    (plain,) = run(tiny_vlm, [wanted], HOT)
+    (stopped,) = run(tiny_vlm, [wanted], replace(HOT, stop=(begun,)))
+    assert begun not in plain.responses[0].text[len(begun) :]
+    assert stopped == plain
+
+
 # --- continuations ----------------------------------------------------------------------------------------------------
 
 

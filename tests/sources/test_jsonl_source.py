@@ -74,7 +74,7 @@ MALFORMED: list[tuple[object, str]] = [
     ({"question": "a", "anwser": "b"}, "unknown field 'anwser', did you mean 'answer'?"),
     ({"question": "a", "label": "b"}, "unknown field 'label', did you mean 'answer'?"),
     ({"image": "0.png", "question": "<image> <image> a"}, "question has 2 <image> marks but 1 image"),
-    ({"question": "a", "answer": ["b"]}, "answer must be text or a number, not a list"),
+    ({"question": "a", "answer": {"b": 1}}, "answer must be text or a number, not an object"),
     ({"question": "a", "answer": True}, "answer is true"),
     (b'{"question": "a", "answer": NaN}', "answer is nan"),
     ({"question": "a", "choices": "b"}, "choices must be a list, not str"),

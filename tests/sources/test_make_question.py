@@ -144,13 +144,37 @@ def test_answers(answer: object, gold: str | None, kind: str) -> None:
     [
         (True, 'answer is true; write it as text, "yes" or "no"'),
         (float("nan"), "answer is nan"),
-        (["a"], "not a list"),
+        ([["a"]], "not a list"),
         ({"a": 1}, "not an object"),
     ],
 )
 def test_bad_answers(answer: object, reason: str) -> None:
     with pytest.raises(SourceError, match=reason):
         make_question(text="What?", answer=answer)
+
+
+def test_several_right_answers() -> None:
+    question = make_question(text="What?", answer=["red", "blue", "red", " ", None])
+    assert (question.answer, question.answers, question.kind) == ("red", ("red", "blue", "red"), "text")
+    assert make_question(text="What?", answer=["2", "two"]).kind == "text"
+    assert make_question(text="What?", answer=["2", "3"]).kind == "number"
+    # The same answers in another order are the same question; a list of one is that one.
+    assert make_question(text="What?", answer=["red", "red", "blue"]).id == question.id
+    assert make_question(text="What?", answer=["red", "red"]) == make_question(text="What?", answer="red")
+    assert make_question(text="What?", answer=[]).kind == "none"
+
+
+def test_several_right_options() -> None:
+    question = make_question(text="Which?", answer=["red", "B"], choices=["red", "blue", "green"])
+    assert (question.answer, question.answers, question.kind) == ("A", ("A", "B"), "choice")
+
+
+def test_a_rationale_is_no_part_of_the_identity() -> None:
+    question = make_question(text="What?", answer="red", rationale=" It glows. Final answer: red ")
+    assert question.rationale == "It glows. Final answer: red"
+    assert question.id == make_question(text="What?", answer="red").id
+    with pytest.raises(SourceError, match="rationale must be text, not a list"):
+        make_question(text="What?", rationale=["a"])
 
 
 # --- options -----------------------------------------------------------------------------------------------------------

@@ -239,6 +239,34 @@ def _paligemma() -> Any:
     return tf.PaliGemmaForConditionalGeneration(config)
 
 
+_GEMMA2 = {
+    "model_type": "gemma2",
+    **TEXT,
+    "sliding_window": 6,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "query_pre_attn_scalar": 12,
+    "attn_logit_softcapping": 2.0,
+    "final_logit_softcapping": 3.0,
+}
+"""Scores and logits are capped where they bend already."""
+
+
+def _paligemma2() -> Any:
+    vision = {"model_type": "siglip_vision_model", **VIT, "vision_use_head": False}
+    config = tf.PaliGemmaConfig(text_config=_GEMMA2, vision_config=vision, image_token_index=IMAGE, projection_dim=48, hidden_size=48)
+    return tf.PaliGemmaForConditionalGeneration(config)
+
+
+def _cohere2_vision() -> Any:
+    """Its text model scales logits, it does not."""
+    vision = {"model_type": "siglip_vision_model", **VIT, "vision_use_head": False}
+    text = {"model_type": "cohere2", **TEXT, "sliding_window": 6, "logit_scale": 0.3, "layer_types": _GEMMA2["layer_types"]}
+    config = tf.Cohere2VisionConfig(
+        text_config=text, vision_config=vision, image_token_id=IMAGE, downsample_factor=2, alignment_intermediate_size=64
+    )
+    return tf.Cohere2VisionForConditionalGeneration(config)
+
+
 def _mistral3() -> Any:
     vision = {"model_type": "pixtral", **VIT, "head_dim": 16, "image_size": 56}
     text = {"model_type": "mistral", **TEXT, "sliding_window": None}
@@ -259,8 +287,12 @@ def _pixtral_llava() -> Any:
     return tf.LlavaForConditionalGeneration(config)
 
 
-def _text_only() -> Any:
-    return tf.Qwen3ForCausalLM(tf.Qwen3Config(**TEXT))
+def _text(config: str, model: str, **more: Any) -> Callable[[], Any]:
+    """A model without images. Classes by name, because older releases of transformers lack some."""
+    return lambda: getattr(tf, model)(getattr(tf, config)(**{**TEXT, **more}))
+
+
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1}
 
 
 def _pixtral_patches(rng: torch.Generator, number: int) -> Picture:
@@ -286,7 +318,14 @@ FAMILIES = {
     "paligemma": Family(_paligemma, _square(4), ("token_type_ids",), whole_prompt=True),
     "mistral3": Family(_mistral3, _pixtral),
     "pixtral": Family(_pixtral_llava, _pixtral_patches),
-    "text": Family(_text_only, None),
+    "paligemma2": Family(_paligemma2, _square(4), ("token_type_ids",), whole_prompt=True),
+    "cohere2_vision": Family(_cohere2_vision, _square(1)),
+    "text": Family(_text("Qwen3Config", "Qwen3ForCausalLM"), None),
+    "gemma2": Family(_text("Gemma2Config", "Gemma2ForCausalLM", **_GEMMA2), None),
+    "granite": Family(_text("GraniteConfig", "GraniteForCausalLM", logits_scaling=3.0), None),
+    "cohere": Family(_text("CohereConfig", "CohereForCausalLM", logit_scale=0.3), None),
+    "hyperclovax": Family(_text("HyperCLOVAXConfig", "HyperCLOVAXForCausalLM", logits_scaling=0.3), None),
+    "qwen3_moe": Family(_text("Qwen3MoeConfig", "Qwen3MoeForCausalLM", **_EXPERTS), None),
 }
 
 
@@ -302,5 +341,7 @@ def _qwen3_5() -> Any:
     kinds = ["linear_attention", "full_attention", "linear_attention"]
     return tf.Qwen3_5ForCausalLM(tf.Qwen3_5TextConfig(**TEXT, **linear, layer_types=kinds))
 
+
+FAMILIES = {name: family for name, family in FAMILIES.items() if name != "hyperclovax" or hasattr(tf, "HyperCLOVAXConfig")}
 
 HYBRIDS = {"lfm2": Family(_lfm2, None), "qwen3_5": Family(_qwen3_5, None)}

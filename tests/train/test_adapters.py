@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from train.architectures import FAMILIES
 from train.architectures import vlm as family_vlm
 from train.cases import groups, job
-from train.test_families import Data, gradients, same_gradients, slow
+from train.slow import Data, gradients, same_gradients, slow
 from transformers import AutoModelForImageTextToText
 
 from mixpo.errors import RecipeError, TrainError

@@ -12,7 +12,7 @@ import torch
 from train.architectures import FAMILIES
 from train.architectures import vlm as family_vlm
 from train.cases import groups, job, scored
-from train.test_families import Data
+from train.slow import Data
 from train.test_logps import SHARED, pieces
 
 from mixpo.progress import Silent

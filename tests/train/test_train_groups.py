@@ -82,6 +82,16 @@ def test_a_broken_tokenizer_stops_the_work(tiny_vlm: Vlm, asked: Question, monke
         make_group(tiny_vlm, asked, "P", [pair("hello", "bye", 3)], 3, 100)
 
 
+def test_a_prompt_without_room_stops_the_work(tiny_vlm: Vlm, asked: Question) -> None:
+    """By then nothing of it could be trained, whatever its responses are."""
+    with pytest.raises(
+        TrainError, match=r"question q: its prompt of 100 tokens \(with images\) leaves no room for a response in 100; raise"
+    ):
+        make_group(tiny_vlm, asked, "P", [pair((5,), (6, 7))], 100, 100)
+    assert make_group(tiny_vlm, asked, "P", [pair((5,), (6, 7))], 99, 100).dropped[0].count == 1
+    assert make_group(tiny_vlm, asked, "P", [], 100, 100).dropped == ()
+
+
 @pytest.mark.parametrize("ids", [(10**6,), (-1,)])
 def test_ids_of_another_model_stop_the_work(tiny_vlm: Vlm, asked: Question, ids: tuple[int, ...]) -> None:
     with pytest.raises(TrainError, match="sampled from another model"):
@@ -95,7 +105,7 @@ def test_reference_records_round_trip(tiny_vlm: Vlm, tmp_path: Path) -> None:
         rows = [
             (asked, asked.text, pairs),
             (replace(asked, id="other"), asked.text, []),
-            (replace(asked, id="long"), asked.text + " x" * 90, pairs),
+            (replace(asked, id="long"), asked.text + " x" * 54, pairs),
         ]
         good, empty, long = list(reference.records(rows))
     assert (good.question, good.chosen, good.rejected, len(good.logps)) == (asked.id, (0, 0), (1, 2), 3)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixpo.train.batch import Layout, Piece, micro_batches, piece_of, pieces_of
+from mixpo.train.batch import Layout, Piece, Size, micro_batches, piece_of, pieces_of, size_of
 from mixpo.train.plan import Schedule, plan_steps, share
 from mixpo.types import Group, Question
 
@@ -59,7 +59,7 @@ def test_ranks_share_a_step_without_overlap(counts: list[int], ranks: int) -> No
 
 
 def group(number: int, lengths: list[int], pairs: list[tuple[int, int]]) -> Group:
-    responses = tuple(tuple([number] * length) for length in lengths)
+    responses = tuple((1000 * number + place, *[number] * (length - 1)) for place, length in enumerate(lengths))
     return Group(question=Question(id=f"q{number}", text=""), prompt="", responses=responses, pairs=tuple(pairs))
 
 
@@ -87,6 +87,19 @@ def test_micro_batches_hold_every_pair_once_and_fit(found: list[Piece], prompt: 
         assert (tokens if layout == "tree" else rows * longest) <= budget or alone
         for piece in batch:
             assert {response for pair in piece.pairs for response in pair} == set(piece.responses)
+
+
+def test_common_beginnings_leave_room() -> None:
+    """Two responses of 25 tokens, 15 of them common, and a prompt of 10: 45 tokens instead of 60."""
+    kept = tuple(range(15))
+    asked = Question(id="q", text="")
+    whole = [
+        piece_of(Group(question=asked, prompt="", responses=(kept + (1,) * 10, kept + (2,) * 10), pairs=((0, 1),)), ((0, 1),)) for _ in "ab"
+    ]
+    assert size_of(whole[0], 10) == Size(tokens=45, rows=2, longest=35)
+    assert [len(batch) for batch in micro_batches(whole, lambda _: 10, 90, "tree")] == [2]
+    assert [len(batch) for batch in micro_batches(whole, lambda _: 10, 89, "tree")] == [1, 1]
+    assert [len(batch) for batch in micro_batches(whole, lambda _: 10, 139, "plain")] == [1, 1]
 
 
 def test_order_of_pieces_changes_nothing() -> None:

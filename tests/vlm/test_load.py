@@ -17,6 +17,7 @@ from mixpo.vlm import load as load_module
 from mixpo.vlm.folder import digests
 from mixpo.vlm.load import Vlm, check_weights, load, pick_device, save
 from mixpo.vlm.prompt import batch_inputs, encode
+from mixpo.vlm.weightless import load_weightless
 
 HEAD = "model.language_model.layers.1.mlp.down_proj.weight"
 
@@ -259,3 +260,34 @@ def test_check_weights_names_the_tensor() -> None:
         model.bias[0] = float("inf")
     with pytest.raises(ModelError, match="here: bias"):
         check_weights(model, "here")
+
+
+def test_tiles_are_limited_where_the_processor_counts_them(tiny_folder: Path, tiny_qwen: Vlm) -> None:
+    """Four image tokens for each tile; a wide image has two tiles and an overview."""
+    from PIL import Image
+
+    from mixpo.vlm.load import limit_tiles
+    from mixpo.vlm.prompt import encode
+
+    vlm = load_weightless(ModelTable(path=str(tiny_folder)), Path())
+    wide = Image.new("RGB", (80, 40))
+    before = len(encode(vlm, "<image>\n?", [wide]))
+    limit_tiles(vlm.processor, 1)
+    assert before - len(encode(vlm, "<image>\n?", [wide])) == 8
+    with pytest.raises(ModelError, match=r"image\.tiles.*does not count tiles"):
+        limit_tiles(tiny_qwen.processor, 1)
+
+
+def test_without_weights_prompts_and_answers_are_the_same(tiny_folder: Path, tiny_vlm: Vlm) -> None:
+    from PIL import Image
+
+    from mixpo.vlm.prompt import control_ids, encode, render_prompt, tokenize_response
+
+    light = load_weightless(ModelTable(path=str(tiny_folder)), Path())
+    assert (light.end_ids, light.digest, light.template_digest) == (tiny_vlm.end_ids, tiny_vlm.digest, tiny_vlm.template_digest)
+    assert control_ids(light) == control_ids(tiny_vlm)
+    image = Image.new("RGB", (50, 20))
+    assert encode(light, "<image>\nSum?", [image]).ids.tolist() == encode(tiny_vlm, "<image>\nSum?", [image]).ids.tolist()
+    assert tokenize_response(light, "3 + 4") == tokenize_response(tiny_vlm, "3 + 4")
+    rendered = render_prompt(light, "Sum?")
+    assert light.processor.tokenizer(rendered)["input_ids"] == encode(tiny_vlm, "Sum?", []).ids.tolist()

@@ -14,7 +14,7 @@ import typer
 
 from mixpo.cli import show
 from mixpo.cli.bars import Bars, Lines, open_progress, printable
-from mixpo.errors import MixpoError
+from mixpo.errors import MixpoError, RecipeError
 from mixpo.pipeline import open_context, run_recipe, run_stage
 from mixpo.progress import Progress
 from mixpo.recipe import load
@@ -127,7 +127,7 @@ def _stage_command(name: str, kinds: tuple[str, ...], summary: str) -> None:
 
 _stage_command("sample", ("sample", "continue"), "Only sample answers, and continuations without the image for open questions.")
 _stage_command("verify", ("verify",), "Only judge the sampled answers.")
-_stage_command("pair", ("pair",), "Only build preference pairs.")
+_stage_command("pair", ("pair", "select"), "Only build preference pairs.")
 _stage_command("reference", ("reference",), "Only compute log-probs under the reference policy.")
 _stage_command("train", ("train",), "Only train.")
 _stage_command("evaluate", ("answer", "evaluate", "text"), "Only evaluate the models that are there.")
@@ -251,20 +251,61 @@ def view(
 
 
 @app.command()
-def export(
+def retry(folder: RunFolder) -> None:
+    """Ask the failed questions of a run again, and only them; `mixpo run` then does what follows from their answers."""
+    from mixpo.pipeline import open_run
+    from mixpo.retry import retry as ask_again
+
+    with boundary() as progress:
+        rows = ask_again(replace(open_run(folder), progress=progress))
+        for row in rows:
+            show.line(f"{row.stage}: {row.asked:,} failed questions asked again, {row.failed:,} failed once more")
+        show.line("run the recipe again to go on with their answers" if rows else "no question failed; nothing to ask again")
+
+
+@app.command()
+def audit(
     folder: RunFolder,
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder to write.")],
-    form: Annotated[str, typer.Option("--format", help="mmpr (meta.json + JSONL) or trl (JSONL for datasets.load_dataset).")] = "mmpr",
-    number: Annotated[int, typer.Option("--round", min=1, help="The round whose pairs are written.")] = 1,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="Rows to show.")] = 20,
+    number: Annotated[int, typer.Option("--round", min=1, help="The round whose verdicts are looked at.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:
-    """Write the preference pairs of a run for other tools."""
-    from mixpo.export import export as write
+    """Show verdicts that a second, independent check contradicts: the rows that are worth a look by a person."""
+    from dataclasses import asdict
+
+    from mixpo.audit import audit as compare
     from mixpo.pipeline import open_run
 
     with boundary() as progress:
+        audited = compare(replace(open_run(folder), progress=progress), count, number)
+        if as_json:
+            show.line(json.dumps(asdict(audited), ensure_ascii=False, indent=2))
+        else:
+            show.audited(audited)
+
+
+@app.command()
+def export(
+    folder: RunFolder,
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder to write.")],
+    form: Annotated[str, typer.Option("--format", help="mmpr, trl, ms-swift, llama-factory or datasets.")] = "mmpr",
+    number: Annotated[int, typer.Option("--round", min=1, help="The round whose pairs are written.")] = 1,
+    hub: Annotated[str | None, typer.Option("--push", metavar="USER/NAME", help="With --format datasets: also upload to the Hub.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push: everybody may see the data set.")] = False,
+) -> None:
+    """Write the preference pairs of a run for other tools."""
+    from mixpo.export import export as write
+    from mixpo.pairs.hub import push
+    from mixpo.pipeline import open_run
+
+    with boundary() as progress:
+        if hub is not None and form != "datasets":
+            raise RecipeError("--push uploads what --format datasets writes; give both")
         context = replace(open_run(folder), progress=progress)
         count = write(context, to, form, number)
         show.line(f"{count:,} pairs written to {to}")
+        if hub is not None:
+            show.line(f"uploaded to {push(to, hub, private=not public)}")
 
 
 def _version(wanted: bool) -> None:

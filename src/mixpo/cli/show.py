@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mixpo.audit import Audited
 from mixpo.check import Checked
 from mixpo.cli.bars import clock, printable
 from mixpo.dryrun import Estimate, totals
@@ -125,6 +126,24 @@ def estimates(rows: list[Estimate]) -> None:
         cells,
         title="dry run: nothing was done; tokens, time and disk are estimates",
     )
+
+
+def audited(result: Audited) -> None:
+    """Verdicts beside second opinions."""
+    rows = [
+        (
+            f"{row.question}[{row.index}]",
+            row.gold,
+            row.extracted or "",
+            f"{row.outcome}: {row.reason}",
+            f"{row.second}: {row.by}",
+            row.ending,
+        )
+        for row in result.rows
+    ]
+    if rows:
+        table(("answer", "right", "found", "verdict", "second opinion", "end of the text"), rows)
+    line(f"{result.disagree:,} of {result.compared:,} verdicts with a second opinion are contradicted ({result.verdicts:,} verdicts)")
 
 
 def planned(rows: list[Estimate], devices: int) -> None:

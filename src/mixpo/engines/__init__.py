@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mixpo.engines.base import Engine, Request, SamplingParams
 from mixpo.errors import RecipeError
-from mixpo.recipe import ImageTable, did_you_mean
+from mixpo.recipe import ImageTable, ServerTable, did_you_mean
 
 if TYPE_CHECKING:
     from mixpo.vlm.load import Vlm
 
-__all__ = ["ENGINES", "Engine", "Request", "SamplingParams", "create"]
+__all__ = ["ENGINES", "Engine", "Request", "SamplingParams", "Serving", "create"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """What engines that load the model themselves need to know.
+
+    table: the server of "openai". folder, dtype, device: of the model. logs: a folder for the output of servers. say: receives what
+    the user should know.
+    """
+
+    table: ServerTable = field(default_factory=ServerTable)
+    folder: Path | None = None
+    dtype: str = "float32"
+    device: str = "auto"
+    logs: Path = Path("servers")
+    say: Callable[[str], None] = lambda text: None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What engines are made from; each takes what it needs."""
+
+    vlm: Vlm | None
+    image: ImageTable
+    batch_size: int
+    script: Path | None
+    serving: Serving
 
 
 def create(
@@ -23,50 +52,79 @@ def create(
     image: ImageTable | None = None,
     batch_size: int = 32,
     script: Path | None = None,
+    serving: Serving | None = None,
 ) -> Engine:
-    """The engine called `name`. script: answers for "scripted". vlm: the model of "transformers"; "scripted" tokenises with it.
+    """The engine called `name`.
 
-    Raises RecipeError when the name is unknown or what the engine needs is not given.
+    script: answers for "scripted". vlm: the model of "transformers"; the others only tokenise with it, so it needs no weights (see
+    `mixpo.vlm.weightless`). serving: for "openai" and "vllm". Raises RecipeError when the name is unknown or what the engine needs
+    is not given.
     """
     if name not in ENGINES:
         raise RecipeError(f"sample.engine: unknown engine {name!r}{did_you_mean(name, ENGINES)}; known: {', '.join(ENGINES)}")
-    return ENGINES[name](vlm, image or ImageTable(), batch_size, script)
+    setup = Setup(vlm=vlm, image=image or ImageTable(), batch_size=batch_size, script=script, serving=serving or Serving())
+    return ENGINES[name](setup)
 
 
-def _transformers(vlm: Vlm | None, image: ImageTable, batch_size: int, script: Path | None) -> Engine:
+def _transformers(setup: Setup) -> Engine:
     from mixpo.engines.transformers import TransformersEngine
 
-    if vlm is None:
+    if setup.vlm is None:
         raise RecipeError('sample.engine = "transformers" needs a model; set model.path')
-    return TransformersEngine(vlm, image, batch_size)
+    return TransformersEngine(setup.vlm, setup.image, setup.batch_size)
 
 
-def _scripted(vlm: Vlm | None, image: ImageTable, batch_size: int, script: Path | None) -> Engine:
+def _scripted(setup: Setup) -> Engine:
     from mixpo.engines.scripted import ScriptedEngine
+    from mixpo.engines.words import Words
 
-    if script is None:
+    if setup.script is None:
         raise RecipeError('sample.engine = "scripted" needs answers; set sample.script to a JSONL file')
-    return ScriptedEngine(script, None if vlm is None else _VlmCodec(vlm))
+    return ScriptedEngine(setup.script, None if setup.vlm is None else Words(setup.vlm))
 
 
-class _VlmCodec:
-    """The model's own tokens."""
+def _openai(setup: Setup) -> Engine:
+    from mixpo.engines.openai import Limits, OpenAIEngine
+    from mixpo.engines.openai.launch import start
+    from mixpo.engines.words import Words
 
-    def __init__(self, vlm: Vlm) -> None:
-        self._vlm = vlm
+    table, serving = setup.serving.table, setup.serving
+    if not table.urls and not table.starts:
+        raise RecipeError('sample.engine = "openai" needs a server; set sample.server.urls, .serve or .start')
+    key = os.environ.get(table.api_key_env, "") if table.api_key_env else ""
+    if table.api_key_env and not key:
+        raise RecipeError(f"sample.server.api_key_env: the environment variable {table.api_key_env} is not set; set it to the key")
+    if table.starts and serving.folder is None:
+        raise RecipeError("sample.server: a server that mixpo starts needs a model; set model.path")
+    started = (
+        start(table, serving.folder, serving.device, serving.logs / "server.log", serving.say) if table.starts and serving.folder else None
+    )
+    return OpenAIEngine(
+        [started.url] if started is not None else table.urls,
+        model=table.model or (str(serving.folder) if started is not None else ""),
+        key=key,
+        limits=Limits(in_flight=table.in_flight, timeout_s=table.timeout_s, retries=table.retries, patience_s=table.patience_s),
+        image=setup.image,
+        words=Words(setup.vlm) if setup.vlm is not None else None,
+        same_model=table.same_model,
+        started=started,
+        say=serving.say,
+    )
 
-    def encode(self, text: str) -> tuple[int, ...]:
-        from mixpo.vlm.prompt import tokenize_response
 
-        return tokenize_response(self._vlm, text)
+def _vllm(setup: Setup) -> Engine:
+    from mixpo.engines.vllm import VllmEngine
+    from mixpo.engines.words import Words
 
-    def decode(self, ids: Sequence[int]) -> str:
-        from mixpo.vlm.prompt import decode
+    folder = setup.serving.folder
+    if setup.vlm is None or folder is None:
+        raise RecipeError('sample.engine = "vllm" needs a model; set model.path')
+    return VllmEngine(folder, Words(setup.vlm), setup.image, setup.serving.dtype, setup.batch_size)
 
-        return decode(self._vlm, ids)
 
-
-ENGINES: dict[str, Callable[[Vlm | None, ImageTable, int, Path | None], Engine]] = {
+ENGINES: dict[str, Callable[[Setup], Engine]] = {
     "transformers": _transformers,
+    "openai": _openai,
+    "vllm": _vllm,
     "scripted": _scripted,
 }

@@ -12,12 +12,13 @@ from mixpo.types import ImageRef
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """temperature 0 is greedy; top_k 0 and top_p 1 keep every token."""
+    """temperature 0 is greedy; top_k 0 and top_p 1 keep every token. stop: texts that end an answer and are no part of it."""
 
     temperature: float
     max_new_tokens: int
     top_k: int = 0
     top_p: float = 1.0
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +47,7 @@ class Engine(Protocol):
         """One Sampled for each request, in the order of the requests; responses in the order of its seeds.
 
         A continuation's text and token_ids start with its prefix, and prefix_len says how long that is.
+        An answer that ended at a text of `params.stop` is known as text alone: `retokenised`, with an end of turn.
         """
 
     def close(self) -> None:

@@ -6,20 +6,13 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from mixpo.engines.base import Request, SamplingParams
+from mixpo.engines.words import Codec
 from mixpo.errors import SourceError
 from mixpo.records import Sampled
 from mixpo.types import Finish, Response
-
-
-class Codec(Protocol):
-    """Text to token ids and back. `encode` ends with an end-of-turn id, `decode` leaves that out."""
-
-    def encode(self, text: str) -> tuple[int, ...]: ...
-
-    def decode(self, ids: Sequence[int]) -> str: ...
 
 
 class ByteCodec:

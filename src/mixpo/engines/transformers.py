@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 from mixpo.engines.base import Request, SamplingParams
+from mixpo.engines.stopping import cut_at, ending_at
+from mixpo.engines.words import Words
 from mixpo.errors import EngineError, SourceError
 from mixpo.images import open_image
 from mixpo.recipe import ImageTable
@@ -41,6 +43,7 @@ class TransformersEngine:
     def __init__(self, vlm: Vlm, image: ImageTable, batch_size: int, memory: int | None = None) -> None:
         """memory: bytes that one batch of answers may take; by default a part of what is free."""
         self._vlm = vlm
+        self._words = Words(vlm)
         self._image = image
         self._batch_size = batch_size
         self._memory = memory
@@ -136,15 +139,16 @@ class TransformersEngine:
             [owner for owner, _ in rows],
             torch.from_numpy(np.stack([uniforms(seed, params.max_new_tokens) for seed in seeds])),
             Rule(params.temperature, params.top_k, params.top_p),
+            ending_at(self._words, params.stop) if params.stop else None,
         )
         return {
-            (jobs[owner].request, slot): self._response(requests[jobs[owner].request], slot, jobs[owner].prefix, answer)
+            (jobs[owner].request, slot): self._response(requests[jobs[owner].request], slot, jobs[owner].prefix, answer, params.stop)
             for (owner, slot), answer in zip(rows, drawn, strict=True)
         }
 
-    def _response(self, request: Request, slot: int, prefix: tuple[int, ...], answer: Drawn) -> Response:
+    def _response(self, request: Request, slot: int, prefix: tuple[int, ...], answer: Drawn, stop: Sequence[str]) -> Response:
         ids = prefix + answer.ids
-        return Response(
+        response = Response(
             question=request.key,
             index=request.indices[slot],
             text=decode(self._vlm, ids),
@@ -155,6 +159,7 @@ class TransformersEngine:
             seed=request.seeds[slot],
             prefix_len=len(prefix),
         )
+        return cut_at(response, self._words, stop) if stop else response
 
 
 def _halves(jobs: Sequence[_Job]) -> list[list[_Job]]:

@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mixpo.pairs.provenance import length_ratio, make_pair
+from mixpo.pairs.provenance import length_ratio, make_pair, rationale_of
+from mixpo.pairs.similar import Seen
 from mixpo.pairs.spread import diagonals, spread
 from mixpo.recipe import PairsTable
 from mixpo.types import Origin, Pair, Question, Response, Verdict
@@ -38,6 +39,8 @@ def correctness_pairs(
     """
     drops: Counter[str] = Counter()
     chosen, rejected = _sides(_matched(question, responses, verdicts), table, drops)
+    if table.rationales and question.rationale and not any(verdict.outcome == "correct" for verdict in verdicts):
+        chosen = [_beside(*rationale_of(question))]
     rng = random.Random(f"{seed}/pairs/{question.id}")
     rng.shuffle(chosen)
     rng.shuffle(rejected)
@@ -75,20 +78,29 @@ def _matched(question: Question, responses: Sequence[Response], verdicts: Sequen
     if not len(responses) == len(verdicts) == len(indices) or indices != by_index.keys():
         raise ValueError(f"question {question.id}: responses {sorted(indices)} and verdicts {sorted(by_index)} do not match one to one")
     pairs = ((response, by_index[response.index]) for response in sorted(responses, key=lambda r: r.index))
-    return [_Answer(response, verdict, response.text.strip(), plain(verdict.extracted or "")) for response, verdict in pairs]
+    return [_beside(response, verdict) for response, verdict in pairs]
+
+
+def _beside(response: Response, verdict: Verdict) -> _Answer:
+    return _Answer(response, verdict, response.text.strip(), plain(verdict.extracted or ""))
 
 
 def _sides(answers: Sequence[_Answer], table: PairsTable, drops: Counter[str]) -> tuple[list[_Answer], list[_Answer]]:
     """The answers that may be chosen and those that may be rejected, each text once per side, by index."""
     sides: tuple[dict[str, _Answer], dict[str, _Answer]] = ({}, {})
+    seen = Seen(table.max_similarity), Seen(table.max_similarity)
     for answer in answers:
         reason = _unfit(answer, table)
         if reason:
             drops[reason] += 1
             continue
-        side = sides[0] if answer.verdict.outcome == "correct" else sides[1]
-        if side.setdefault(answer.text, answer) is not answer:
+        which = answer.verdict.outcome != "correct"
+        if answer.text in sides[which]:
             drops["duplicate"] += 1
+        elif seen[which].admit(answer.text):
+            sides[which][answer.text] = answer
+        else:
+            drops["near_duplicate"] += 1
     return list(sides[0].values()), list(sides[1].values())
 
 

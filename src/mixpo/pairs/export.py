@@ -43,7 +43,7 @@ class ImagePlaces:
             return None
         found = []
         for image in images:
-            path = _existing(image)
+            path = existing(image)
             if not path.is_relative_to(self.root):
                 return None
             found.append(path.relative_to(self.root).as_posix())
@@ -59,7 +59,7 @@ class ImagePlaces:
 
     def _copy(self, image: ImageRef) -> str:
         try:
-            content = _existing(image).read_bytes()
+            content = existing(image).read_bytes()
         except OSError as error:
             raise ImageError(f"{image.path}: cannot be read ({error.strerror or error})") from None
         if hashlib.sha256(content).hexdigest() != image.digest:
@@ -108,7 +108,7 @@ def export_trl(rows: Iterable[tuple[Question, Pair]], path: Path, render: Render
 
 def _trl_row(question: Question, pair: Pair, render: Render | None) -> dict[str, Any]:
     return {
-        "images": [str(_existing(image)) for image in question.images],
+        "images": [str(existing(image)) for image in question.images],
         "prompt": [{"role": "user", "content": _parts(rendered(question, render))}],
         "chosen": [{"role": "assistant", "content": [_text(pair.chosen)]}],
         "rejected": [{"role": "assistant", "content": [_text(pair.rejected)]}],
@@ -135,7 +135,8 @@ def _text(text: str) -> dict[str, str | None]:
     return {"type": "text", "text": text}
 
 
-def _existing(image: ImageRef) -> Path:
+def existing(image: ImageRef) -> Path:
+    """Where an image lies, links followed. Raises ImageError when it is gone."""
     path = Path(image.path).resolve()
     if not path.is_file():
         raise ImageError(f"{image.path}: the image is missing; put it back or run the pipeline again")

@@ -8,7 +8,7 @@ from typing import Literal
 
 from mixpo.errors import RecordError
 from mixpo.records import Judged, Paired, Sampled
-from mixpo.types import Origin, Pair, Response, content_id
+from mixpo.types import Origin, Pair, Question, Response, Verdict, content_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +18,9 @@ class Reason:
     unit: Literal["questions", "answers", "pairs"]
     text: str
 
+
+RATIONALE = -1
+"""The index of a chosen side that no model wrote: the question's rationale."""
 
 REASONS: dict[str, Reason] = {
     "failed": Reason(unit="questions", text="sampling failed"),
@@ -29,9 +32,11 @@ REASONS: dict[str, Reason] = {
     "length_capped": Reason(unit="answers", text="hit the length limit, so it is never chosen"),
     "malformed": Reason(unit="answers", text="no clear final answer, and pairs.format_negatives is off"),
     "duplicate": Reason(unit="answers", text="the same text as another answer to the question"),
+    "near_duplicate": Reason(unit="answers", text="nearly the same text as another answer on its side (pairs.max_similarity)"),
     "same_text": Reason(unit="pairs", text="chosen and rejected read the same"),
     "entailment": Reason(unit="pairs", text="the correct final answer stands inside the wrong one"),
     "length_ratio": Reason(unit="pairs", text="one side is longer than pairs.max_length_ratio allows"),
+    "balance": Reason(unit="pairs", text="thinned out, since its class is larger than its share (pairs.balance)"),
     "over_cap": Reason(unit="pairs", text="more than the cap per question"),
     "no_continuation": Reason(unit="pairs", text="too short to be cut, or nothing was written without the image"),
     "continuation_error": Reason(unit="pairs", text="the engine reported an error for the continuation"),
@@ -67,11 +72,23 @@ def make_pair(
     )
 
 
-def rebuild(pair: Pair, sampled: Sampled, judged: Judged | None = None, continued: Sampled | None = None) -> Pair:
+def rationale_of(question: Question) -> tuple[Response, Verdict]:
+    """The question's own rationale, as a right answer to it."""
+    response = Response(question=question.id, index=RATIONALE, text=question.rationale)
+    return response, Verdict(question=question.id, index=RATIONALE, outcome="correct", extracted=question.answer, reason="rationale")
+
+
+def rebuild(
+    pair: Pair, sampled: Sampled, judged: Judged | None = None, continued: Sampled | None = None, question: Question | None = None
+) -> Pair:
     """Make a pair again from its question, origin and indices alone; equal to `pair` when the records are those it came from.
 
-    Raises RecordError when a record does not hold an answer that the pair names.
+    question: needed where the chosen side is its rationale. Raises RecordError when a record does not hold an answer that the pair names.
     """
+    if pair.chosen_index == RATIONALE and question is not None:
+        response, verdict = rationale_of(question)
+        rejected = _find(pair, pair.rejected_index, sampled.responses, "sampled")
+        return make_pair(pair.question, response, rejected, pair.origin, verdict.extracted, pair.rejected_answer)
     chosen = _find(pair, pair.chosen_index, sampled.responses, "sampled")
     if pair.origin == "dropout_ntp":
         rejected = _find(pair, pair.rejected_index, continued.responses if continued else (), "continued")

@@ -5,9 +5,10 @@ Knows nothing about how stages work. `load` reads and checks a file, `Recipe.mod
 
 from mixpo.recipe.base import Table
 from mixpo.recipe.cluster import ClusterTable
-from mixpo.recipe.data import ImageTable, ModelTable, PairsTable, PromptName, PromptTable, PromptText, SampleTable, VerifyTable
+from mixpo.recipe.data import BalanceBy, ImageTable, ModelTable, PairsTable, PromptName, PromptTable, PromptText, SampleTable, VerifyTable
 from mixpo.recipe.evaluate import EvaluateTable, EvaluationSet, JudgeTable, ReportTable
 from mixpo.recipe.messages import did_you_mean
+from mixpo.recipe.server import ServerTable
 from mixpo.recipe.sources import (
     BENCHMARK_NAMES,
     JUDGED_BENCHMARKS,
@@ -27,6 +28,7 @@ from mixpo.recipe.whole import Recipe, apply_override, load, parse
 __all__ = [
     "BENCHMARK_NAMES",
     "JUDGED_BENCHMARKS",
+    "BalanceBy",
     "BenchmarkSource",
     "ClusterTable",
     "DigitsSource",
@@ -51,6 +53,7 @@ __all__ = [
     "Recipe",
     "ReportTable",
     "SampleTable",
+    "ServerTable",
     "Source",
     "Table",
     "TrainTable",

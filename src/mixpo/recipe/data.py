@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from mixpo.prompts import PROMPTS, Style
 from mixpo.recipe.base import Table
 from mixpo.recipe.messages import did_you_mean
+from mixpo.recipe.server import ServerTable
 
 
 class ModelTable(Table):
@@ -32,10 +33,20 @@ class ImageTable(Table):
 
     max_pixels: int = Field(default=4_000_000, ge=1)
     """A larger image is scaled down to this many pixels, keeping its proportions."""
+    min_pixels: int = Field(default=0, ge=0)
+    """A smaller image is scaled up to this many pixels, keeping its proportions."""
+    tiles: int = Field(default=0, ge=0)
+    """Most tiles into which the model's processor may cut an image (InternVL and others that count tiles); 0 leaves its own setting."""
     max_side: int = Field(default=10_000, ge=1)
     """An image with a longer side is refused (and listed)."""
     min_side: int = Field(default=2, ge=1)
     """An image with a shorter side is refused (and listed)."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ImageTable:
+        if self.min_pixels > self.max_pixels:
+            raise ValueError("min_pixels must not exceed max_pixels")
+        return self
 
 
 class PromptText(Table):
@@ -67,10 +78,12 @@ class PromptTable(Table):
     """For questions without an answer."""
     by_domain: dict[str, PromptName] = Field(default={})
     """Another chain-of-thought prompt for the questions of a domain."""
+    by_source: dict[str, PromptName] = Field(default={})
+    """The same by the name of a source (`*` stands for anything); comes before `by_domain`."""
 
     @model_validator(mode="after")
     def _known(self) -> PromptTable:
-        for name in (self.cot, self.direct, self.open, *self.by_domain.values()):
+        for name in (self.cot, self.direct, self.open, *self.by_domain.values(), *self.by_source.values()):
             if isinstance(name, str) and name not in PROMPTS:
                 raise ValueError(f"unknown prompt {name!r}{did_you_mean(name, PROMPTS)}; built in: {', '.join(sorted(PROMPTS))}")
         return self
@@ -79,8 +92,10 @@ class PromptTable(Table):
 class SampleTable(Table):
     """How many answers are sampled for each question, and how."""
 
-    engine: Literal["transformers", "scripted"] = "transformers"
-    """What writes the answers: the model in this process, or "scripted", which reads them from a file."""
+    engine: Literal["transformers", "openai", "vllm", "scripted"] = "transformers"
+    """What writes the answers: the model in this process, a server ([sample.server]), vLLM in this process, or "scripted", which
+    reads them from a file."""
+    server: ServerTable = ServerTable()
     script: str | None = None
     """JSONL of answers for the scripted engine, relative to the recipe."""
     n: int = Field(default=8, ge=1)
@@ -90,13 +105,31 @@ class SampleTable(Table):
     """0 keeps every token."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """1 keeps every token."""
+    stop: list[str] = Field(default=[], max_length=4)
+    """Texts that end an answer. What is kept ends before them, as text with an end of turn; at most 4, the limit of most servers."""
     max_new_tokens: int = Field(default=512, ge=1)
     batch_size: int = Field(default=32, ge=1)
     """Questions sampled together (each with n answers)."""
 
+    @model_validator(mode="after")
+    def _complete(self) -> SampleTable:
+        if not all(self.stop):
+            raise ValueError("stop: a text that ends an answer cannot be empty")
+        if self.engine == "openai" and not (self.server.urls or self.server.starts):
+            raise ValueError('engine = "openai" needs a server; set sample.server.urls, .serve or .start')
+        return self
+
+
+RuleName = Literal["vqa", "relaxed", "anls", "choice", "number", "formula", "text", "yes_no"]
+
 
 class VerifyTable(Table):
     """How answers are compared with the ground truth."""
+
+    rules: dict[str, RuleName] = Field(default={})
+    """Rules of data sets: by the name of a source or a domain (`*` stands for anything) to "vqa", "relaxed", "anls" or an answer kind."""
+    mmpr_rules: bool = False
+    """For the released MMPR prompts: the rules of their data sets, where `rules` names none."""
 
     tolerance: float = Field(default=1e-6, ge=0)
     """Relative difference up to which two numbers are equal."""
@@ -104,6 +137,9 @@ class VerifyTable(Table):
     """Wall-clock limit of one formula comparison; past it the verdict is undecided."""
     workers: int = Field(default=2, ge=1)
     """Processes that compare formulas."""
+
+
+BalanceBy = Literal["origin", "domain", "source", "difficulty"]
 
 
 class PairsTable(Table):
@@ -127,3 +163,11 @@ class PairsTable(Table):
     """At most this many DropoutNTP pairs for each question."""
     drop_blind: bool = True
     """Leave out continuations that speak of a missing image instead of answering."""
+    max_similarity: float = Field(default=1.0, ge=0, le=1)
+    """Of right (or wrong) answers to a question that share more than this part of their three-word runs one is used; 1 uses all."""
+    rationales: bool = False
+    """Where no answer is right, the question's `rationale` (a column of the source) is the chosen one."""
+    balance: tuple[BalanceBy, ...] = ()
+    """Thin out the pairs of classes that are too large; a class is a combination of these values over the whole data set."""
+    balance_to: float = Field(default=1.0, gt=0)
+    """A class keeps about this many times the mean number of pairs of a class at most."""

@@ -45,6 +45,9 @@ class EvaluateTable(Table):
     """Greedy and sampled accuracy of every model on held-out questions."""
 
     sets: tuple[EvaluationSet, ...] = ()
+    decontaminate: Literal["image", "question", "off"] = "image"
+    """Left out of training: "image", questions with an image of an evaluation set, or the same text and no image; "question", only
+    those with the same text and images."""
     modes: tuple[Literal["cot", "direct"], ...] = ("cot", "direct")
     max_new_tokens: int = Field(default=512, ge=1)
     batch_size: int = Field(default=128, ge=1)

@@ -84,6 +84,8 @@ class HubSource(Table):
     """Column of the image or list of images; "" for none."""
     choices: str | None = None
     """Column with the list of options of a multiple-choice question."""
+    rationale: str | None = None
+    """Column with a reference answer and its reasoning, for `pairs.rationales`."""
     domain: str = ""
     answer_kind: AnswerKind | Literal["auto"] = "auto"
     count: int = Field(default=0, ge=0)

@@ -17,7 +17,7 @@ from mixpo.errors import SourceError
 from mixpo.types import IMAGE_MARK, AnswerKind, ImageRef, Question, content_id
 from mixpo.verify.kinds import fits, guess_kind
 
-FIELDS = ("question", "image", "answer", "choices", "domain", "source", "id")
+FIELDS = ("question", "image", "answer", "choices", "rationale", "domain", "source", "id")
 """The fields of a row that have a meaning. `id` is accepted and not used: content is identity."""
 
 LOOKALIKES = {
@@ -63,6 +63,7 @@ def make_question(
     images: Sequence[ImageRef] = (),
     answer: object = None,
     choices: object = None,
+    rationale: object = None,
     kind: Kind = "auto",
     domain: str = "",
     source: str = "",
@@ -70,28 +71,33 @@ def make_question(
     """Normalise the fields of one row.
 
     text: without `<image>` marks the images go first, each on a line; with marks, their number must be that of the images.
-    answer: text or a number; None and blank text mean that the question is open.
+    answer: text or a number, or a list of them of which each is right (ten people's answers, repetitions included); None and
+        blank text mean that the question is open. rationale: a reference answer with its reasoning.
     choices: options in letter order (list, or object with keys A, B, ...); added to a text that does not show them. Without
         it, lettered lines in the text are the options, provided that the answer is one of their letters or equals one of them.
     kind: "auto" guesses; "none" makes the question open; another kind must fit the answer.
     """
     body = _with_marks(_text(text), len(images))
-    gold = None if kind == "none" else _answer(answer)
+    golds = [] if kind == "none" else _answers(answer)
     options = _choices(choices)
     if options:
         body = body if shows(body, options) else f"{body}\n{lettered(options)}"
-        gold = _letter(gold, options)
-    elif kind in ("auto", "choice") and gold is not None:
-        gold, options = _embedded(gold, body)
+        golds = [letter for gold in golds if (letter := _letter(gold, options)) is not None]
+    elif kind in ("auto", "choice") and golds:
+        golds, options = _embedded(golds, body)
+    gold = max(golds, key=golds.count, default=None)
+    several = tuple(golds) if len(set(golds)) > 1 else ()
     if kind not in ("auto", "choice", "none") and options:
         raise SourceError(f'has choices, but answer_kind is {kind!r}; use answer_kind = "auto" or "choice"')
     return Question(
-        id=content_id(body, [image.digest for image in images], gold, list(options)),
+        id=content_id(body, [image.digest for image in images], sorted(several) or gold, list(options)),
         text=body,
         images=tuple(images),
         answer=gold,
-        kind=_kind(kind, gold, options),
+        answers=several,
+        kind=_kind(kind, gold, several, options),
         choices=options,
+        rationale=_rationale(rationale),
         domain=domain,
         source=source,
     )
@@ -115,6 +121,18 @@ def _with_marks(text: str, images: int) -> str:
     if marks != images:
         raise SourceError(f"question has {marks} {IMAGE_MARK} mark{'s' * (marks != 1)} but {images} image{'s' * (images != 1)}")
     return text
+
+
+def _answers(value: object) -> list[str]:
+    """The right answers, as given; one for a single value."""
+    items = value if isinstance(value, (list, tuple)) else (value,)
+    return [answer for item in items if (answer := _answer(item)) is not None]
+
+
+def _rationale(value: object) -> str:
+    if value is not None and not isinstance(value, str):
+        raise SourceError(f"rationale must be text, not {_describe(value)}")
+    return (value or "").strip()
 
 
 def _answer(value: object) -> str | None:
@@ -161,16 +179,16 @@ def _letter(answer: str | None, options: Sequence[str]) -> str | None:
     raise SourceError(f"answer {_short(answer)} {how} the {len(options)} choices; give the letter of one (A to {letters[-1]})")
 
 
-def _embedded(answer: str, text: str) -> tuple[str, tuple[str, ...]]:
-    """Answer and options where the text shows lettered options that fit the answer, else the answer as it is."""
+def _embedded(answers: list[str], text: str) -> tuple[list[str], tuple[str, ...]]:
+    """Answers and options where the text shows lettered options that fit all answers, else the answers as they are."""
     options = parse_options(text)
     if not options:
-        return answer, ()
+        return answers, ()
     try:
-        letter = _letter(answer, options)
+        letters = [letter for answer in answers if (letter := _letter(answer, options)) is not None]
     except SourceError:
-        return answer, ()
-    return (letter, options) if letter is not None else (answer, ())
+        return answers, ()
+    return letters, options
 
 
 _OPTION = re.compile(r"\s*(?:\(([A-Z])\)|([A-Z])\s*[.):：、．])\s*(\S.*?)\s*")
@@ -218,8 +236,10 @@ def shows(text: str, options: Sequence[str]) -> bool:
     return True
 
 
-def _kind(kind: Kind, answer: str | None, options: Sequence[str]) -> AnswerKind:
-    guessed = guess_kind(answer, options)
+def _kind(kind: Kind, answer: str | None, several: Sequence[str], options: Sequence[str]) -> AnswerKind:
+    guesses = {guess_kind(each, options) for each in several or (answer,)}
+    # People who answer the same question with "2", "two" and "a few" are compared as text, which also knows numbers.
+    guessed = guesses.pop() if len(guesses) == 1 else "text"
     if kind == "auto" or answer is None:
         return guessed
     if not options and not fits(kind, answer):

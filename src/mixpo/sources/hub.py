@@ -53,6 +53,7 @@ def _question(row: dict[str, Any], pictures: Pictures, source: HubSource) -> Que
         images=pictures.all(row.get("image")),
         answer=row.get("answer"),
         choices=row.get("choices"),
+        rationale=row.get("rationale"),
         kind=source.answer_kind,
         domain=source.domain,
         source=source.path,
@@ -96,7 +97,13 @@ def _first_line(error: BaseException) -> str:
 
 def _columns(source: HubSource, available: list[str]) -> dict[str, str]:
     """From our fields to the columns of the recipe; all must be there. An empty name means that there is no such column."""
-    wanted = {"question": source.question, "answer": source.answer, "image": source.image, "choices": source.choices}
+    wanted = {
+        "question": source.question,
+        "answer": source.answer,
+        "image": source.image,
+        "choices": source.choices,
+        "rationale": source.rationale,
+    }
     columns = {field: column for field, column in wanted.items() if column}
     for field, column in columns.items():
         if column not in available:

@@ -55,6 +55,7 @@ def question_of(row: Mapping[str, object], pictures: Pictures, kind: Kind = "aut
         images=pictures.all(row.get("image")),
         answer=row.get("answer"),
         choices=row.get("choices"),
+        rationale=row.get("rationale"),
         kind=kind,
         domain=_label(row, "domain") or domain,
         source=_label(row, "source") or source,

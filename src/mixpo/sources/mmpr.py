@@ -67,7 +67,7 @@ def bare_question(text: str) -> str:
     body = text.strip()
     while body.startswith(IMAGE_MARK):
         marks, body = f"{marks}{IMAGE_MARK}\n", body[len(IMAGE_MARK) :].lstrip()
-    for name in ("cot", "cot_zh", "background", "visual", "grounded", "background_zh", "visual_zh"):
+    for name in ("cot", "cot_zh", "background", "visual", "grounded", "background_zh", "visual_zh", "grounded_zh"):
         before, after = PROMPTS[name].template.split("{question}")
         if body.startswith(before) and body.endswith(after):
             body = body[len(before) : len(body) - len(after)]
@@ -85,6 +85,7 @@ def _question(row: Mapping[str, object], pictures: Pictures, name: str, kind: Ki
         images=pictures.all(row.get("image")),
         answer=row.get("answer_gt") if answer is None else answer,
         choices=row.get("choices"),
+        rationale=row.get("rationale"),
         kind=kind,
         domain=domain if isinstance(domain, str) else "",
         source=name,

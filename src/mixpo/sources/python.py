@@ -94,5 +94,6 @@ def _checked(question: Question, pictures: Pictures) -> Question:
     if (question.answer is None) != (question.kind == "none"):
         raise SourceError(f'kind is {question.kind!r} with answer {question.answer!r}; open questions have kind "none" and no answer')
     images = tuple(pictures.find(image.path) for image in question.images)
-    identity = content_id(question.text, [image.digest for image in images], question.answer, list(question.choices))
+    gold = sorted(question.answers) or question.answer
+    identity = content_id(question.text, [image.digest for image in images], gold, list(question.choices))
     return dataclasses.replace(question, id=identity, images=images)

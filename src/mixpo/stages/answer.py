@@ -52,7 +52,7 @@ def answer_job(context: Context, plan: Plan, index: Index, name: str, table: Eva
 
     @contextmanager
     def session(numbers: Sequence[int]) -> Iterator[Make]:
-        with closing(Asked(partial(open_engine, context, model, size), how, requests_of, numbers, size)) as asked:
+        with closing(Asked(partial(open_engine, context, model, size, evaluating=True), how, requests_of, numbers, size)) as asked:
             yield asked.take
 
     return Job(
@@ -61,15 +61,12 @@ def answer_job(context: Context, plan: Plan, index: Index, name: str, table: Eva
         title=f"answer {name}: {model.name}, {mode}",
         row=Sampled,
         settings={
-            **sampling_settings(context, model),
+            **sampling_settings(context, model, evaluating=True),
             "prompt": prompt_settings(recipe, table, wording_of(mode)),
             "decode": {"temperature": how.temperature, "top_k": how.top_k, "top_p": how.top_p, "max_new_tokens": how.max_new_tokens},
             "answers": count,
         },
-        # The domain may decide the prompt, and whether the question counts as open its kind.
-        inputs=tuple(
-            f"{shard} {kinds} {domains}" for shard, kinds, domains in zip(plan.shards(source), index.kinds, index.domains, strict=True)
-        ),
+        inputs=prompting.chosen_by(recipe.prompt, plan.shards(source), index.domains, index.sources),
         sizes=index.sizes,
         needs=(source, *filter(None, [model.job])),
         session=session,

@@ -61,6 +61,7 @@ class Job:
     session: given the numbers of the shards to make, opens what the stage needs (a model, a pool) and gives the function that
         makes a shard; it is called for these numbers in order.
     count: figures of one shard, added up in the manifest. check: raises a MixpoError when the finished stage is no good.
+    facts: what the session found out about what it works with; kept in the manifest and never part of a shard's name.
     artifact: a file or folder that belongs to a shard besides its records; without it the shard is not done.
     """
 
@@ -78,6 +79,7 @@ class Job:
     count: Callable[[Sequence[Any]], Mapping[str, int]] = field(default=lambda rows: {"rows": len(rows)})
     check: Callable[[Manifest], None] = nothing_else
     artifact: Callable[[str], Path] | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +152,7 @@ def perform(context: Context, planned: Planned) -> Manifest:
         explain(context, job, work, last)
         stage.save_manifest(manifest)
         counted = _make(context, planned, work, manifest)
+        manifest.facts |= job.facts
     manifest.counts = _total(job, stage, work.shards, counted)
     manifest.finished = True
     stage.save_manifest(manifest)
@@ -182,6 +185,7 @@ def _open(job: Job, work: Work, last: Manifest | None) -> Manifest:
         seconds=last.seconds if same and last is not None else 0.0,
         started=last.started if same and last is not None else now(),
         versions=versions(),
+        facts=dict(last.facts) if same and last is not None else {},
     )
 
 

@@ -20,6 +20,7 @@ from mixpo.stages.answer import answer_name, prompt_settings, source_name, wordi
 from mixpo.stages.base import Context, Job, Make, Plan
 from mixpo.stages.models import ModelRef
 from mixpo.stages.source import Index
+from mixpo.stages.verify import judged_inputs
 from mixpo.types import Question, Response, Verdict, content_id
 from mixpo.verify import Verifier
 
@@ -57,7 +58,8 @@ def evaluate_job(context: Context, plan: Plan, index: Index, name: str, table: E
             "data": content_id(list(index.shards)),
             "questions": index.questions,
         },
-        inputs=plan.shards(answers),
+        # The domain is part of the prediction; domain and source may decide the rule.
+        inputs=judged_inputs(context, [" ".join(row) for row in zip(plan.shards(answers), index.domains, strict=True)], index),
         sizes=tuple(size * answered.settings["answers"] for size in index.sizes),
         unit="answers",
         needs=(source, answers),
@@ -84,7 +86,7 @@ class Marker:
 
     def __init__(self, context: Context, benchmark: Benchmark | None, mode: str) -> None:
         self._context, self._benchmark, self._mode = context, benchmark, mode
-        self._verifier = Verifier(context.recipe.verify)
+        self._verifier = Verifier(context.recipe.verify, cache=context.run.verdicts)
         self._threads: ThreadPoolExecutor | None = None
         table = context.recipe.evaluate.judge
         if benchmark is not None and benchmark.rubric is not None and table is not None:

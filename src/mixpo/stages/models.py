@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mixpo.recipe import ModelTable
+from mixpo.errors import ModelError
+from mixpo.recipe import ImageTable, ModelTable
 from mixpo.vlm.folder import digests, find, find_adapter
 
 if TYPE_CHECKING:
@@ -29,10 +30,12 @@ class ModelRef:
 class Models:
     """Loads the models of one command, one at a time."""
 
-    def __init__(self, table: ModelTable, base: Path) -> None:
+    def __init__(self, table: ModelTable, base: Path, image: ImageTable) -> None:
         self.table = table
+        self.image = image
         self.base = base
         self._held: tuple[ModelRef, Vlm] | None = None
+        self._words: tuple[ModelRef, Vlm] | None = None
         self._start: ModelRef | None = None
 
     def start(self) -> ModelRef:
@@ -49,12 +52,34 @@ class Models:
         self._held = (ref, self.fresh(ref))
         return self._held[1]
 
+    def words(self, ref: ModelRef) -> Vlm:
+        """The model's tokens: the model itself where it is in memory, else everything of it but the weights."""
+        if self._held is not None and self._held[0] == ref:
+            return self._held[1]
+        if self._words is None or self._words[0] != ref:
+            from mixpo.vlm.weightless import load_weightless
+
+            self._words = (ref, self._tiled(load_weightless(self.table, self.base, ref.folder)))
+        return self._words[1]
+
+    def folder(self, ref: ModelRef) -> Path:
+        """Where the files of a model are, for engines that load it themselves. Raises ModelError when an adapter belongs to it."""
+        if ref.folder is None and find_adapter(self.table, self.base) is not None:
+            raise ModelError("model.adapter: servers and vLLM would load the model without it; merge the adapter into a model folder first")
+        return ref.folder or find(self.table, self.base)
+
     def fresh(self, ref: ModelRef) -> Vlm:
         """A copy of its own for who changes the weights; nothing else stays in memory."""
         from mixpo.vlm.load import load
 
         self.release()
-        return load(self.table, self.base, ref.folder)
+        return self._tiled(load(self.table, self.base, ref.folder))
+
+    def _tiled(self, vlm: Vlm) -> Vlm:
+        from mixpo.vlm.load import limit_tiles
+
+        limit_tiles(vlm.processor, self.image.tiles)
+        return vlm
 
     def release(self) -> None:
         """Let go of the model in memory."""

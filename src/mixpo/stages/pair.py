@@ -5,29 +5,35 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from mixpo.errors import TrainError
 from mixpo.pairs.build import build
+from mixpo.pairs.provenance import RATIONALE
 from mixpo.records import Paired
 from mixpo.run import Manifest
 from mixpo.stages.base import Context, Job, Make, Plan, title
+from mixpo.stages.marks import corrected, digests, marks_of
 from mixpo.stages.source import Index
 from mixpo.types import content_id
 
-CONTINUED = {"dropout_ratio", "max_dropout_per_question"}
-"""Settings of [pairs] that decide the continuations, which are made one stage earlier."""
+ELSEWHERE = {"dropout_ratio", "max_dropout_per_question", "balance", "balance_to"}
+"""Settings of [pairs] that decide the continuations, made one stage earlier, and the balance, one stage later."""
 
 
 def pair_job(context: Context, plan: Plan, index: Index, number: int) -> Job:
     """Round `number`: the pairs of every question, and what was left out."""
     recipe = context.recipe
     sampled, verified, continued = (f"round-{number}/{kind}" for kind in ("sample", "verify", "continue"))
+    marks = marks_of(context.run.root, number)
 
     @contextmanager
     def session(numbers: Sequence[int]) -> Iterator[Make]:
         def make(shard: int) -> Iterator[Paired]:
             rows = zip(*(plan.rows(name, shard) for name in ("source", sampled, verified, continued)), strict=True)
-            return (build(question, answers, verdicts, cut, recipe.pairs, recipe.seed) for question, answers, verdicts, cut in rows)
+            for question, answers, judged, cut in rows:
+                verdicts, marked = corrected(judged, marks)
+                yield replace(build(question, answers, verdicts, cut, recipe.pairs, recipe.seed), marked=marked)
 
         yield make
 
@@ -36,8 +42,8 @@ def pair_job(context: Context, plan: Plan, index: Index, number: int) -> Job:
         name=f"round-{number}/pair",
         title=title(context, number, "pair"),
         row=Paired,
-        settings={"pairs": recipe.pairs.model_dump(exclude=CONTINUED), "seed": recipe.seed},
-        inputs=tuple(content_id(pair) for pair in zip(plan.shards(verified), plan.shards(continued), strict=True)),
+        settings={"pairs": recipe.pairs.model_dump(exclude=ELSEWHERE), "seed": recipe.seed},
+        inputs=tuple(content_id(row) for row in zip(plan.shards(verified), plan.shards(continued), digests(plan, marks), strict=True)),
         sizes=index.sizes,
         needs=("source", sampled, verified, continued),
         session=session,
@@ -47,10 +53,12 @@ def pair_job(context: Context, plan: Plan, index: Index, number: int) -> Job:
 
 
 def count_paired(rows: Sequence[Paired]) -> Mapping[str, int]:
-    """Pairs by origin, questions that gave any, and what was dropped by reason."""
+    """Pairs by origin, with rationales and from marked verdicts; questions that gave any; and what was dropped by reason."""
     counts: Counter[str] = Counter(questions=len(rows), pairs=0, with_pairs=sum(bool(row.pairs) for row in rows))
     for row in rows:
         counts["pairs"] += len(row.pairs)
+        counts["marked"] += row.marked
+        counts["with_rationale"] += sum(pair.chosen_index == RATIONALE for pair in row.pairs)
         counts.update(f"origin: {pair.origin}" for pair in row.pairs)
         for drop in row.dropped:
             counts[f"dropped: {drop.reason}"] += drop.count

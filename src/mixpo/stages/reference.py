@@ -14,6 +14,7 @@ from mixpo.run import Manifest
 from mixpo.stages import prompting
 from mixpo.stages.base import Context, Job, Make, Plan, title
 from mixpo.stages.models import ModelRef
+from mixpo.stages.select import pairs_of
 from mixpo.stages.source import Index
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 def reference_job(context: Context, plan: Plan, index: Index, number: int, model: ModelRef) -> Job:
     """Round `number`: the pairs as token ids with their log-probs under `model`."""
-    recipe, upstream = context.recipe, f"round-{number}/pair"
+    recipe, upstream = context.recipe, pairs_of(context.recipe, number)
 
     @contextmanager
     def session(numbers: Sequence[int]) -> Iterator[Make]:

@@ -16,6 +16,7 @@ from mixpo.report import ReportData, build, render
 from mixpo.run import Manifest, now, versions
 from mixpo.stages.answer import source_name
 from mixpo.stages.base import Context, Job, Make, Plan, Planned
+from mixpo.stages.select import pairs_of
 from mixpo.stages.source import load_skipped
 from mixpo.stages.text import text_scores
 from mixpo.stages.train import curves, published
@@ -82,7 +83,7 @@ def gather(context: Context, plan: Plan, finished: list[Planned]) -> ReportData:
         questions=_questions(context, plan),
         main=recipe.train.objective,
         manifests=dict(_manifests(context, sources, finished)),
-        statistics=_statistics(plan, stages),
+        statistics=_statistics(context, plan, stages),
         training=curves(context, plan),
         examples=_examples(context, plan, stages),
         skipped=list(_skipped(context, plan, sources, stages)),
@@ -120,9 +121,9 @@ def _manifests(context: Context, sources: list[str], finished: list[Planned]) ->
             yield planned.job.name, manifest
 
 
-def _statistics(plan: Plan, stages: dict[str, Planned]) -> dict[str, Any]:
+def _statistics(context: Context, plan: Plan, stages: dict[str, Planned]) -> dict[str, Any]:
     """Figures of the first round's pairs, which every objective was trained on."""
-    names = ("source", "round-1/sample", "round-1/verify", "round-1/pair", "round-1/continue")
+    names = ("source", "round-1/sample", "round-1/verify", pairs_of(context.recipe, 1), "round-1/continue")
     if not all(name in stages for name in names[1:]):
         return {}
     statistics = Statistics()
@@ -134,14 +135,14 @@ def _statistics(plan: Plan, stages: dict[str, Planned]) -> dict[str, Any]:
 
 def _examples(context: Context, plan: Plan, stages: dict[str, Planned]) -> list[tuple[Question, Pair]]:
     """Pairs to show, from questions drawn at random but always the same ones; origins take turns, one pair a question."""
-    wanted = context.recipe.report.examples
-    if "round-1/pair" not in stages or not wanted:
+    wanted, name = context.recipe.report.examples, pairs_of(context.recipe, 1)
+    if name not in stages or not wanted:
         return []
     by_origin: dict[str, list[tuple[Question, Pair]]] = {}
     numbers = list(range(len(plan.shards("source"))))
     random.Random(f"{context.recipe.seed}/examples").shuffle(numbers)
     for number in numbers:
-        for question, paired in zip(plan.rows("source", number), plan.rows("round-1/pair", number), strict=True):
+        for question, paired in zip(plan.rows("source", number), plan.rows(name, number), strict=True):
             if paired.pairs:
                 pair = min(paired.pairs, key=lambda p: content_id(context.recipe.seed, p.id))
                 by_origin.setdefault(pair.origin, []).append((question, pair))

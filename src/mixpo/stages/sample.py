@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mixpo.engines import create
+from mixpo.engines import Serving, create
 from mixpo.engines.base import Engine, Request, SamplingParams
 from mixpo.errors import EngineError, RecipeError
 from mixpo.pairs.dropout_ntp import continuation_request
@@ -22,6 +22,7 @@ from mixpo.recipe import Recipe, SampleTable
 from mixpo.records import Sampled
 from mixpo.run import Manifest
 from mixpo.stages import prompting
+from mixpo.stages.again import attempts_of
 from mixpo.stages.base import Context, Job, Make, Plan, title
 from mixpo.stages.models import ModelRef
 from mixpo.stages.source import Index
@@ -36,21 +37,42 @@ def seed_of(seed: int, *what: object) -> int:
 def params(table: SampleTable) -> SamplingParams:
     """How answers are sampled."""
     return SamplingParams(
-        temperature=table.temperature, max_new_tokens=table.max_new_tokens, top_k=table.top_k, top_p=table.top_p
-    )  # fmt: skip
+        temperature=table.temperature,
+        max_new_tokens=table.max_new_tokens,
+        top_k=table.top_k,
+        top_p=table.top_p,
+        stop=tuple(table.stop),
+    )
 
 
-def sampling_settings(context: Context, model: ModelRef) -> dict[str, Any]:
-    """What decides an answer besides the prompt: engine, model, precision and pixels. Batch size changes nothing."""
-    recipe = context.recipe
+def sampling_settings(context: Context, model: ModelRef, evaluating: bool = False) -> dict[str, Any]:
+    """What decides an answer besides the prompt: engine, model, precision and pixels. Batch size and addresses change nothing."""
+    recipe, engine = context.recipe, engine_of(context.recipe, model, evaluating)
+    server = recipe.sample.server
     return {
-        "engine": recipe.sample.engine,
+        "engine": engine,
+        **({"server": server.model_dump(include={"model", "same_model", "serve", "start"})} if engine == "openai" else {}),
         "script": script_digest(recipe, context.base),
         "model": model.identity,
         "dtype": recipe.model.dtype,
         "image": recipe.image.model_dump(),
         "seed": recipe.seed,
     }
+
+
+def engine_of(recipe: Recipe, model: ModelRef, evaluating: bool) -> str:
+    """The engine for a model. Servers at fixed addresses hold the start model and no trained one.
+
+    So that models are compared under one engine, such servers evaluate nothing.
+    """
+    table = recipe.sample
+    fixed = table.engine == "openai" and not table.server.starts
+    return "transformers" if fixed and (evaluating or model.folder is not None) else table.engine
+
+
+def window_of(recipe: Recipe, engine: str, batch_size: int) -> int:
+    """Questions that are handed to an engine at a time. At the end of each window servers run out of work, so it is long for them."""
+    return max(batch_size, 16 * recipe.sample.server.in_flight) if engine == "openai" else batch_size
 
 
 def script_digest(recipe: Recipe, base: Path) -> str:
@@ -81,6 +103,7 @@ class Asked:
     ) -> None:
         self._open_engine, self._how, self._requests_of, self._batch_size = open_engine, how, requests_of, batch_size
         self._waiting = deque(numbers)
+        self.facts: dict[str, Any] = {}
         self._counts: dict[int, int] = {}
         self._stream: Iterator[Sampled] = iter(())
         self._engine: Engine | None = None
@@ -92,8 +115,9 @@ class Asked:
         return islice(self._stream, self._counts[number])
 
     def close(self) -> None:
-        """Close the engine if there is one."""
+        """Close the engine if there is one, and keep what it has to say of itself."""
         if self._engine is not None:
+            self.facts.update(getattr(self._engine, "facts", {}))
             self._engine.close()
 
     def _ask(self) -> None:
@@ -108,46 +132,80 @@ class Asked:
         self._stream = self._engine.sample(requests, self._how) if requests and self._engine is not None else iter(())
 
 
-def open_engine(context: Context, model: ModelRef, batch_size: int) -> Engine:
+def open_engine(context: Context, model: ModelRef, batch_size: int, evaluating: bool = False) -> Engine:
     """The recipe's engine on a model."""
-    table = context.recipe.sample
-    script = context.base / table.script if table.script is not None else None
-    return create(table.engine, vlm=context.models.load(model), image=context.recipe.image, batch_size=batch_size, script=script)
+    recipe, models, table = context.recipe, context.models, context.recipe.sample
+    name = engine_of(recipe, model, evaluating)
+    if name != table.engine:
+        context.progress.say(f"{model.name}: answered in this process, because sample.server.urls hold the start model only")
+    loads_itself = name == "vllm" or (name == "openai" and table.server.starts)
+    return create(
+        name,
+        vlm=models.load(model) if name == "transformers" else models.words(model),
+        image=recipe.image,
+        batch_size=batch_size,
+        script=context.base / table.script if table.script is not None else None,
+        serving=Serving(
+            table=table.server,
+            folder=models.folder(model) if loads_itself else None,
+            dtype=recipe.model.dtype,
+            device=recipe.model.device,
+            logs=context.run.root / "servers",
+            say=context.progress.say,
+        ),
+    )
+
+
+def asked(
+    context: Context, model: ModelRef, how: SamplingParams, requests_of: Callable[[int], Sequence[Request]], numbers: Sequence[int]
+) -> Asked:
+    """The answers of the recipe's engine to the requests of sampling and continuing."""
+    size = window_of(context.recipe, engine_of(context.recipe, model, evaluating=False), context.recipe.sample.batch_size)
+    return Asked(partial(open_engine, context, model, context.recipe.sample.batch_size), how, requests_of, numbers, size)
 
 
 def sample_job(context: Context, plan: Plan, index: Index, number: int, model: ModelRef) -> Job:
     """Round `number`: n answers to each question."""
     recipe, table = context.recipe, context.recipe.sample
-    by_domain = recipe.prompt.by_domain
-    shards = plan.shards("source")
+    facts: dict[str, Any] = {}
+
+    name = f"round-{number}/sample"
+    settings = {
+        **sampling_settings(context, model),
+        "round": number,
+        "prompt": prompting.settings(recipe.prompt),
+        "sample": table.model_dump(include={"n", "temperature", "top_k", "top_p", "stop", "max_new_tokens"}),
+    }
+    shards = prompting.chosen_by(recipe.prompt, plan.shards("source"), index.domains, index.sources)
+    attempts = attempts_of(context.run.stage(name), settings, shards)
 
     def requests_of(shard: int) -> list[Request]:
-        return [request(context, question, number) for question in plan.rows("source", shard)]
+        kept = attempts.kept(shard)
+        return [request(context, question, number) for question in plan.rows("source", shard) if question.id not in kept]
 
     @contextmanager
     def session(numbers: Sequence[int]) -> Iterator[Make]:
-        opener = partial(open_engine, context, model, table.batch_size)
-        with closing(Asked(opener, params(table), requests_of, numbers, table.batch_size)) as asked:
-            yield asked.take
+        with closing(asked(context, model, params(table), requests_of, numbers)) as answers:
+
+            def make(shard: int) -> Iterator[Sampled]:
+                return attempts.merged(shard, plan.rows("source", shard), answers.take(shard), attempts.kept(shard))
+
+            yield make
+        facts.update(answers.facts)
 
     return Job(
         kind="sample",
-        name=f"round-{number}/sample",
+        name=name,
         title=title(context, number, "sample"),
         row=Sampled,
-        settings={
-            **sampling_settings(context, model),
-            "round": number,
-            "prompt": prompting.settings(recipe.prompt),
-            "sample": table.model_dump(include={"n", "temperature", "top_k", "top_p", "max_new_tokens"}),
-        },
-        # A domain matters to sampling only where domains have prompts of their own.
-        inputs=tuple(f"{shard} {domain}" for shard, domain in zip(shards, index.domains, strict=True)) if by_domain else shards,
+        settings=settings,
+        inputs=attempts.inputs,
         sizes=index.sizes,
         needs=("source", *filter(None, [model.job])),
         session=session,
         count=count_sampled,
         check=partial(check_sampled, context),
+        facts=facts,
     )
 
 
@@ -166,36 +224,43 @@ def request(context: Context, question: Question, number: int) -> Request:
 def continue_job(context: Context, plan: Plan, index: Index, number: int, model: ModelRef) -> Job:
     """Round `number`: open questions' answers cut short and finished without the image."""
     recipe, table = context.recipe, context.recipe.pairs
-    upstream = f"round-{number}/sample"
+    facts: dict[str, Any] = {}
+    name, upstream = f"round-{number}/continue", f"round-{number}/sample"
+    settings = table.model_dump(include={"dropout_ntp", "dropout_ratio", "max_dropout_per_question"})
+    attempts = attempts_of(context.run.stage(name), settings, plan.shards(upstream))
 
     def requests_of(shard: int) -> list[Request]:
+        kept = attempts.kept(shard)
         rows = zip(plan.rows("source", shard), plan.rows(upstream, shard), strict=True)
-        wanted = (_continuation(context, question, sampled, number, model) for question, sampled in rows)
+        wanted = (_continuation(context, question, sampled, number, model) for question, sampled in rows if question.id not in kept)
         return [request for request in wanted if request is not None]
 
     @contextmanager
     def session(numbers: Sequence[int]) -> Iterator[Make]:
-        size = recipe.sample.batch_size
-        with closing(Asked(partial(open_engine, context, model, size), params(recipe.sample), requests_of, numbers, size)) as asked:
+        with closing(asked(context, model, params(recipe.sample), requests_of, numbers)) as answers:
 
             def make(shard: int) -> Iterator[Sampled]:
-                written = {answer.question: answer for answer in asked.take(shard)}
-                return (written.get(question.id, Sampled(question=question.id)) for question in plan.rows("source", shard))
+                questions, kept = plan.rows("source", shard), attempts.kept(shard)
+                written = {answer.question: answer for answer in answers.take(shard)}
+                every = (written.get(question.id, Sampled(question=question.id)) for question in questions if question.id not in kept)
+                return attempts.merged(shard, questions, every, kept)
 
             yield make
+        facts.update(answers.facts)
 
     return Job(
         kind="continue",
-        name=f"round-{number}/continue",
+        name=name,
         title=title(context, number, "continue"),
         row=Sampled,
-        settings=table.model_dump(include={"dropout_ntp", "dropout_ratio", "max_dropout_per_question"}),
-        inputs=plan.shards(upstream),
+        settings=settings,
+        inputs=attempts.inputs,
         sizes=index.sizes,
         needs=("source", upstream, *filter(None, [model.job])),
         session=session,
         count=count_sampled,
         check=partial(check_sampled, context),
+        facts=facts,
     )
 
 
@@ -205,7 +270,7 @@ def _continuation(context: Context, question: Question, answers: Sampled, number
     from mixpo.vlm.cut import cut
     from mixpo.vlm.prompt import without_images
 
-    recipe, vlm = context.recipe, context.models.load(model)
+    recipe, vlm = context.recipe, context.models.words(model)
     prompt = without_images(prompting.prompt_for(recipe.prompt, question).render(question.text))
     seed = seed_of(recipe.seed, "continue", number)
     return continuation_request(question, answers.responses, prompt, recipe.pairs, seed, lambda ids, ratio: cut(vlm, ids, ratio))
@@ -218,6 +283,8 @@ def count_sampled(rows: Sequence[Sampled]) -> Mapping[str, int]:
         for response in row.responses:
             counts.update(answers=1, tokens=len(response.token_ids) - response.prefix_len)
             counts[f"ended: {response.finish}"] += 1
+            if response.retokenised:
+                counts["tokenised again"] += 1
     return counts
 
 
@@ -232,9 +299,10 @@ def check_errors(context: Context, manifest: Manifest, unit: str, reasons: Itera
     failed, total = manifest.counts.get("failed", 0), manifest.counts[unit]
     allowed = context.recipe.max_error_rate
     if failed > allowed * total:
+        evaluated = manifest.stage.startswith("answer")
+        remedy = "run again with --force answer" if evaluated else f"ask only them again with `mixpo retry {context.run.root}`"
         raise EngineError(
             f"{manifest.stage}: {failed} of {total} {unit} failed, more than max_error_rate = {allowed:g} allows "
-            f"({'; '.join(islice(reasons, 3))}); the others are kept; correct the cause and run again with "
-            f"--force {'answer' if manifest.stage.startswith('answer') else manifest.stage.split('/')[1]}, "
+            f"({'; '.join(islice(reasons, 3))}); the others are kept; correct the cause and {remedy}, "
             "or go on without them with --set max_error_rate=1"
         )

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import islice
@@ -22,6 +22,7 @@ from mixpo.run import Manifest, Stage, changed_settings, now, versions
 from mixpo.sources import found
 from mixpo.sources.build import Found
 from mixpo.stages.base import Context
+from mixpo.stages.decontaminate import Barred, open_barred
 from mixpo.types import ImageRef, Question, Skipped, content_id
 
 FIXED = ("digits", "easy_vqa")
@@ -37,8 +38,8 @@ SHOWN = 3
 class Index:
     """What later stages must know of the questions to plan, shard by shard.
 
-    open: questions without an answer. kinds / domains: digests of the answer kinds and domains, which the shard's name leaves out
-    because they do not change what is sampled.
+    open: questions without an answer. kinds / domains / sources: digests of the answer kinds, domains and sources, which the shard's
+    name leaves out because they do not change what is sampled.
     """
 
     shards: tuple[str, ...]
@@ -46,6 +47,7 @@ class Index:
     open: tuple[int, ...]
     kinds: tuple[str, ...]
     domains: tuple[str, ...]
+    sources: tuple[str, ...]
 
     @property
     def questions(self) -> int:
@@ -53,12 +55,12 @@ class Index:
         return sum(self.sizes)
 
 
-def refresh(context: Context, name: str, table: EvaluationSource, *, evaluated: bool = False) -> Index:
+def refresh(context: Context, name: str, table: EvaluationSource, *, evaluated: bool = False, apart: Barred | None = None) -> Index:
     """Read a source into RUN/<name>, writing only what is new; `evaluated` leaves out questions without an answer.
 
-    Raises SourceError when no row is usable.
+    apart: what must not be trained on, listed as left out. Raises SourceError when no row is usable.
     """
-    stage, settings = context.run.stage(name), _settings(context, table)
+    stage, settings = context.run.stage(name), _settings(context, table, apart)
     last = stage.manifest
     if table.kind in FIXED and last is not None and last.finished and last.settings == settings:
         index = load_index(stage)
@@ -69,7 +71,8 @@ def refresh(context: Context, name: str, table: EvaluationSource, *, evaluated: 
     skipped: list[Skipped] = []
     counts: Counter[str] = Counter()
     begun = time.monotonic()
-    index = _write(context, stage, table, skipped, counts, evaluated)
+    index = _write(context, stage, blocks_of(context, table, skipped, evaluated=evaluated, apart=apart), _expected(context, table), counts)
+    counts["skipped"] = len(skipped)
     if not index.shards:
         raise SourceError(_nothing(name, skipped))
     if table.kind == "benchmark" and skipped and not table.partial:
@@ -86,6 +89,17 @@ def refresh(context: Context, name: str, table: EvaluationSource, *, evaluated: 
         )
     )  # fmt: skip
     return index
+
+
+def barred_by(context: Context, sets: Mapping[str, tuple[str, Index]]) -> Barred | None:
+    """What the evaluation sets keep out of training. sets: by name, the stage that holds the questions, and its index."""
+    made = open_barred(context.recipe.evaluate)
+    if made is None:
+        return None
+    for name, (stage, index) in sets.items():
+        for _ in made.watch(name, (context.run.stage(stage).read(shard, Question) for shard in index.shards)):
+            pass
+    return made
 
 
 def load_index(stage: Stage) -> Index | None:
@@ -121,17 +135,22 @@ def _part(number: int, block: Sequence[Question]) -> tuple[Any, ...]:
         sum(question.answer is None for question in block),
         content_id([question.kind for question in block]),
         content_id([question.domain for question in block]),
+        content_id([question.source for question in block]),
     )
 
 
-def blocks_of(context: Context, table: EvaluationSource, skipped: list[Skipped], *, evaluated: bool = False) -> Iterator[list[Question]]:
+def blocks_of(
+    context: Context, table: EvaluationSource, skipped: list[Skipped], *, evaluated: bool = False, apart: Barred | None = None
+) -> Iterator[list[Question]]:
     """The usable questions of a source, `shard_size` at a time."""
-    questions = valid(context, table, skipped, evaluated=evaluated)
+    questions = valid(context, table, skipped, evaluated=evaluated, apart=apart)
     while block := list(islice(questions, context.recipe.shard_size)):
         yield block
 
 
-def valid(context: Context, table: EvaluationSource, skipped: list[Skipped], *, evaluated: bool = False) -> Iterator[Question]:
+def valid(
+    context: Context, table: EvaluationSource, skipped: list[Skipped], *, evaluated: bool = False, apart: Barred | None = None
+) -> Iterator[Question]:
     """The usable questions of a source, at most `context.limit`; whatever is left out goes to `skipped` with its reason.
 
     Images are looked at (format, size) but not decoded: a truncated one is found when the model needs it, and listed there.
@@ -146,6 +165,9 @@ def valid(context: Context, table: EvaluationSource, skipped: list[Skipped], *, 
             continue
         if evaluated and item.question.answer is None:
             skipped.append(Skipped(where=item.where, reason=NO_ANSWER))
+            continue
+        if apart is not None and (reason := apart.reason(item.question)):
+            skipped.append(Skipped(where=item.where, reason=reason))
             continue
         usable += 1
         yield item.question
@@ -170,11 +192,11 @@ def _probe(image: ImageRef, table: ImageTable) -> str | None:
     return probe(Path(image.path), table, decode=False)
 
 
-def _write(context: Context, stage: Stage, table: EvaluationSource, skipped: list[Skipped], counts: Counter[str], evaluated: bool) -> Index:
+def _write(context: Context, stage: Stage, blocks: Iterable[list[Question]], expected: int, counts: Counter[str]) -> Index:
     """Write every block that is not there yet, and index all."""
 
     def written() -> Iterator[list[Question]]:
-        for number, block in enumerate(blocks_of(context, table, skipped, evaluated=evaluated)):
+        for number, block in enumerate(blocks):
             shard = _part(number, block)[0]
             # Equal questions may lie elsewhere now (a moved folder): the name stays, the record is written again.
             if not stage.path(shard).exists() or stage.read(shard, Question) != block:
@@ -183,10 +205,10 @@ def _write(context: Context, stage: Stage, table: EvaluationSource, skipped: lis
             context.progress.advance(len(block))
             yield block
 
-    context.progress.start(stage.name, _expected(context, table), "questions")
+    context.progress.start(stage.name, expected, "questions")
     index = index_of(written())
     context.progress.finish()
-    counts.update(questions=index.questions, open=sum(index.open), skipped=len(skipped))
+    counts.update(questions=index.questions, open=sum(index.open))
     return index
 
 
@@ -209,12 +231,13 @@ def _save(context: Context, stage: Stage, index: Index, skipped: Sequence[Skippe
         stage.prune(index.shards)
 
 
-def _settings(context: Context, table: EvaluationSource) -> dict[str, Any]:
+def _settings(context: Context, table: EvaluationSource, apart: Barred | None) -> dict[str, Any]:
     settings = {
         "source": table.model_dump(mode="json"),
         "image": context.recipe.image.model_dump(),
         "shard_size": context.recipe.shard_size,
         "limit": context.limit,
+        "apart": apart.digest() if apart is not None else "",
     }
     return dict(json.loads(json.dumps(settings)))
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
-from mixpo.records import Judged, Sampled
+from mixpo.records import Judged, Sampled, atomic
 from mixpo.stages import prompting
 from mixpo.stages.base import Context, Job, Make, Plan, title
 from mixpo.stages.source import Index
@@ -27,7 +29,7 @@ def verify_job(context: Context, plan: Plan, index: Index, number: int) -> Job:
 
     @contextmanager
     def session(numbers: Sequence[int]) -> Iterator[Make]:
-        with Verifier(recipe.verify) as verifier:
+        with Verifier(recipe.verify, cache=context.run.verdicts) as verifier:
 
             def make(shard: int) -> Iterator[Judged]:
                 pairs = zip(plan.rows("source", shard), plan.rows(upstream, shard), strict=True)
@@ -44,12 +46,59 @@ def verify_job(context: Context, plan: Plan, index: Index, number: int) -> Job:
             "verify": recipe.verify.model_dump(exclude={"workers"}),
             "styles": prompting.styles(recipe.prompt),
         },
-        inputs=tuple(f"{shard} {kinds}" for shard, kinds in zip(plan.shards(upstream), index.kinds, strict=True)),
+        inputs=judged_inputs(context, plan.shards(upstream), index),
         sizes=index.sizes,
         needs=("source", upstream),
         session=session,
         count=count_judged,
+        check=lambda manifest: list_all_wrong(context, plan, f"round-{number}/verify"),
     )
+
+
+ALL_WRONG = "all_wrong.jsonl"
+"""Beside the verdicts: the questions to which no answer is right, as a source reads them."""
+
+
+def list_all_wrong(context: Context, plan: Plan, name: str) -> None:
+    """Write the questions whose answers are all wrong or malformed, unless the list is as new as the verdicts.
+
+    They are rows of a JSONL source: give them a `rationale`, or sample them again with other settings.
+    """
+    folder = context.run.stage(name).folder
+    path, manifest = folder / ALL_WRONG, folder / "manifest.json"
+    if path.exists() and path.stat().st_mtime_ns >= manifest.stat().st_mtime_ns:
+        return
+    with atomic(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        for shard in range(len(plan.shards(name))):
+            for question, judged in zip(plan.rows("source", shard), plan.rows(name, shard), strict=True):
+                if all_wrong(judged):
+                    stream.write(json.dumps(_as_row(question), ensure_ascii=False) + "\n")
+
+
+def all_wrong(judged: Judged) -> bool:
+    """Whether there are verdicts and every one of them is that the answer is wrong or malformed."""
+    return bool(judged.verdicts) and all(verdict.outcome in ("wrong", "malformed") for verdict in judged.verdicts)
+
+
+def _as_row(question: Question) -> dict[str, Any]:
+    return {
+        "image": [image.path for image in question.images],
+        "question": question.text,
+        "answer": list(question.answers) or question.answer,
+        **({"choices": list(question.choices)} if question.choices else {}),
+        **({"rationale": question.rationale} if question.rationale else {}),
+        "domain": question.domain,
+        "source": question.source,
+    }
+
+
+def judged_inputs(context: Context, shards: Sequence[str], index: Index) -> tuple[str, ...]:
+    """What a verdict depends on besides the answer: the kinds, and where rules are named by them, sources and domains."""
+    table = context.recipe.verify
+    parts = [shards, index.kinds]
+    if table.rules or table.mmpr_rules:
+        parts += [index.domains, index.sources]
+    return tuple(" ".join(row) for row in zip(*parts, strict=True))
 
 
 def count_judged(rows: Sequence[Judged]) -> Mapping[str, int]:
@@ -63,5 +112,5 @@ def count_judged(rows: Sequence[Judged]) -> Mapping[str, int]:
         if outcomes:
             counts["judged"] += 1
             counts["all_right"] += all(outcome == "correct" for outcome in outcomes)
-            counts["all_wrong"] += all(outcome in ("wrong", "malformed") for outcome in outcomes)
+            counts["all_wrong"] += all_wrong(row)
     return counts

@@ -1,7 +1,7 @@
 """Micro-batches: which responses are computed together, and what every layout of them has in common.
 
 Everyone else sees `Piece` (what to compute), `Batch.owner` (which response a predicted token belongs to) and index pairs. Where tokens
-stand is the secret of `mixpo.train.packed` and `mixpo.train.rows`. R responses, T tokens, A predicted tokens, K pairs, G groups.
+stand is the secret of `mixpo.train.collate`. R responses, T tokens, A predicted tokens, U different ones, K pairs, G groups.
 """
 
 from __future__ import annotations
@@ -13,16 +13,20 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from mixpo.train.branches import grow
 from mixpo.train.plan import Step
 from mixpo.train.tree import Tree
 from mixpo.types import Group
 
-Layout = Literal["tree", "shared", "plain"]
-"""How a micro-batch is laid out; all three are exact where they can be used.
+Layout = Literal["varlen", "tree", "shared", "plain"]
+"""How a micro-batch is laid out; all are exact where they can be used.
 
-tree: [prompt | response 1 | ... | response R], so that a prompt is computed once. shared: a padded row for each response, images
+tree: [prompt | response 1 | ... | response R], so that a prompt, and what responses begin with in common, is computed once.
+varlen: the same row through another kernel (see `mixpo.train.tree`). shared: a padded row for each response, images
 computed once. plain: a padded row for each response, with its images, through the model's own forward pass.
 """
+PACKED: tuple[Layout, ...] = ("varlen", "tree")
+"""Layouts with one row of groups, the faster one first."""
 
 
 class Piece(NamedTuple):
@@ -51,7 +55,7 @@ def pieces_of(step: Step, groups: Sequence[Group]) -> list[Piece]:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What a micro-batch costs. tokens: without padding, prompts once. rows, longest: of the padded layouts."""
+    """What a micro-batch costs. tokens: without padding, prompts and common beginnings once. rows, longest: of the padded layouts."""
 
     tokens: int
     rows: int
@@ -63,13 +67,13 @@ class Size:
 
     def cost(self, layout: Layout) -> int:
         """Tokens that pass through the model, padding included."""
-        return self.tokens if layout == "tree" else self.rows * self.longest
+        return self.tokens if layout in PACKED else self.rows * self.longest
 
 
 def size_of(piece: Piece, prompt: int) -> Size:
     """The size of one piece with a prompt of `prompt` tokens."""
-    lengths = [len(piece.group.responses[response]) for response in piece.responses]
-    return Size(tokens=prompt + sum(lengths), rows=len(lengths), longest=prompt + max(lengths))
+    responses = [piece.group.responses[response] for response in piece.responses]
+    return Size(tokens=prompt + grow(responses).tokens, rows=len(responses), longest=prompt + max(map(len, responses)))
 
 
 def micro_batches(pieces: Iterable[Piece], prompt_length: Callable[[Group], int], budget: int, layout: Layout) -> list[tuple[Piece, ...]]:
@@ -140,8 +144,9 @@ class Batch:
     """A micro-batch on the model's device.
 
     inputs: of the language model, (1, T) or padded (R, longest); with pixels where `vision` is None. tree: the plan of the one row of
-    the tree layout. vision: the images of the shared layout.
-    row, at: (A,) where the state that predicts each token stands. target: (A,) the token. owner: (A,) its response, 0 .. R-1.
+    a packed layout. vision: the images of the shared layout.
+    row, at: (U,) where the state that predicts each token stands. target: (U,) the token. Tokens that several responses have in
+    common stand there once: pick: (A,) which of the U is each token of each response. owner: (A,) that response, 0 .. R-1.
     lengths: (R,) tokens of each response. chosen, rejected: (K,) positions among the R responses.
     features: of all images in their order, as the model gives them, where they are known already (see `mixpo.train.features`).
     reference: (R,) summed log-probs under the reference, in the type of `wide`, NaN where unknown. names: (R) question id of each response.
@@ -154,6 +159,7 @@ class Batch:
     row: Tensor
     at: Tensor
     target: Tensor
+    pick: Tensor
     owner: Tensor
     lengths: Tensor
     chosen: Tensor

@@ -1,68 +1,88 @@
-"""Laying pieces out as tensors: one row of groups, or padded rows. R responses, T tokens of the one row, A predicted tokens."""
+"""Laying pieces out as tensors: one row of groups, or padded rows. Letters as in `Batch`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mixpo.train.batch import Answers, Batch, Layout, Piece, Vision, answers_of, wide
-from mixpo.train.tree import Span, Tree, plant
+from mixpo.train.batch import PACKED, Answers, Batch, Layout, Piece, Vision, answers_of, wide
+from mixpo.train.branches import Grown, grow
+from mixpo.train.tree import Span, Tree, plant, plant_ragged
 from mixpo.types import Group
 from mixpo.vlm.families import Sight, answer_type, sight_of
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import EncodedPrompt, batch_inputs, join_features, positions_of
 
 
+class Predicted(NamedTuple):
+    """The fields of `Batch` of the same names, on the CPU."""
+
+    row: Tensor
+    at: Tensor
+    target: Tensor
+    pick: Tensor
+
+
 def collate(vlm: Vlm, pieces: Sequence[Piece], prompt_of: Callable[[Group], EncodedPrompt], layout: Layout) -> Batch:
     """Lay pieces out. Their order decides where responses stand, and nothing else."""
     prompts = [prompt_of(piece.group) for piece in pieces]
     answers = answers_of(pieces)
-    return _packed(vlm, pieces, prompts, answers) if layout == "tree" else _padded(vlm, pieces, prompts, answers, layout)
+    return _packed(vlm, pieces, prompts, answers, layout) if layout in PACKED else _padded(vlm, pieces, prompts, answers, layout)
 
 
 # --- one row -----------------------------------------------------------------------------------------------------------
 
 
-def _packed(vlm: Vlm, pieces: Sequence[Piece], prompts: Sequence[EncodedPrompt], answers: Answers) -> Batch:
-    """[prompt | response 1 | ... ] of every piece, one after the other. Positions of every response go on from its prompt's."""
-    sight, spans, first, number = sight_of(vlm.model), list[Span](), 0, 0
+def rows_of(vlm: Vlm, pieces: Sequence[Piece], prompts: Sequence[EncodedPrompt]) -> tuple[list[Span], list[Grown]]:
+    """Where the groups of a row stand, one after the other, and the branches of each."""
+    sight, spans, trees, first = sight_of(vlm.model), list[Span](), list[Grown](), 0
     for piece, prompt in zip(pieces, prompts, strict=True):
-        tails = tuple(len(tail) for tail in answers.tails[number : number + len(piece.responses)])
-        spans.append(Span(first, len(prompt), tails, _both_ways(sight, prompt)))
-        first, number = first + len(prompt) + sum(tails), number + len(piece.responses)
-    inputs = {"input_ids": _interleave(spans, [prompt.ids for prompt in prompts], [torch.tensor(tail) for tail in answers.tails])}
+        grown = grow([piece.group.responses[response] for response in piece.responses])
+        spans.append(Span(first, len(prompt), grown.branches, _both_ways(sight, prompt)))
+        trees.append(grown)
+        first += len(prompt) + grown.tokens
+    return spans, trees
+
+
+def _packed(vlm: Vlm, pieces: Sequence[Piece], prompts: Sequence[EncodedPrompt], answers: Answers, layout: Layout) -> Batch:
+    """[prompt | branch 1 | ... ] of every piece, one after the other. Positions of every branch go on from where it grows."""
+    spans, trees = rows_of(vlm, pieces, prompts)
+    words = [torch.tensor(branch.tokens) for span in spans for branch in span.branches]
+    inputs = {"input_ids": _interleave(spans, [prompt.ids for prompt in prompts], words)}
     for name in dict.fromkeys(name for prompt in prompts for name in prompt.token_types):
         kinds = [prompt.token_types.get(name, torch.zeros_like(prompt.ids)) for prompt in prompts]
         value = answer_type(vlm.model) if name == "token_type_ids" else 0
-        inputs[name] = _interleave(spans, kinds, [torch.full((len(tail),), value) for tail in answers.tails])
+        inputs[name] = _interleave(spans, kinds, [torch.full_like(word, value) for word in words])
     inputs["position_ids"] = _positions(vlm, spans, prompts)
     inputs |= pixels(vlm, prompts)
-    tree = plant(spans, sight, vlm.device)
-    return _batch(vlm, answers, inputs, torch.zeros_like(answers.owner), _predicting(spans, answers), tree=tree, tokens=first)
+    tree = plant_ragged(spans, vlm.device) if layout == "varlen" else plant(spans, sight_of(vlm.model), vlm.device)
+    at, pick = _predicting(spans, trees)
+    predicted = Predicted(row=torch.zeros_like(at), at=at, target=torch.cat(words), pick=pick)
+    return _batch(vlm, answers, inputs, predicted, tree=tree, tokens=len(tree))
 
 
-def _predicting(spans: Sequence[Span], answers: Answers) -> Tensor:
-    """(A,) where each token's predicting state stands: the token before, which is the prompt's last one for a response's first."""
-    last, before = [], []
-    for span in spans:
-        first = span.start + span.prompt
-        for tail in span.tails:
-            last.append(span.start + span.prompt - 1)
-            before.append(first - 1)
-            first += tail
-    at = torch.tensor(before)[answers.owner] + answers.within
-    return at.where(answers.within > 0, torch.tensor(last)[answers.owner])
+def _predicting(spans: Sequence[Span], trees: Sequence[Grown]) -> tuple[Tensor, Tensor]:
+    """(U,) where the state before each token of a branch stands, in the order of the row; (A,) which of them each response needs."""
+    at, pick, before = list[Tensor](), list[Tensor](), 0
+    for span, grown in zip(spans, trees, strict=True):
+        chains = span.chains()
+        at += [chain[-len(branch.tokens) - 1 : -1] for branch, chain in zip(span.branches, chains, strict=True)]
+        # All tokens of the row but those of prompts are numbered on.
+        pick += [chains[end][span.prompt :] - (span.start + span.prompt) + before for end in grown.ends]
+        before += grown.tokens
+    return torch.cat(at), torch.cat(pick)
 
 
 def _interleave(spans: Sequence[Span], prompts: Sequence[Tensor], tails: Sequence[Tensor]) -> Tensor:
     """(.., T) -> (1, T), or (3, 1, T) for parts with three axes."""
     parts, number = [], 0
     for span, prompt in zip(spans, prompts, strict=True):
-        parts += [prompt, *tails[number : number + len(span.tails)]]
-        number += len(span.tails)
+        parts += [prompt, *tails[number : number + len(span.branches)]]
+        number += len(span.branches)
     return torch.cat(parts, -1).unsqueeze(-2)
 
 
@@ -73,7 +93,9 @@ def _positions(vlm: Vlm, spans: Sequence[Span], prompts: Sequence[EncodedPrompt]
         of_prompt = positions_of(vlm, prompt)
         after = int(of_prompt.max()) + 1
         found.append(of_prompt)
-        tails += [torch.arange(after, after + tail).expand(*of_prompt.shape[:-1], tail) for tail in span.tails]
+        for branch, chain in zip(span.branches, span.chains(), strict=True):
+            end = after + len(chain) - span.prompt
+            tails.append(torch.arange(end - len(branch.tokens), end).expand(*of_prompt.shape[:-1], -1))
     return _interleave(spans, found, tails)
 
 
@@ -107,7 +129,8 @@ def _padded(vlm: Vlm, pieces: Sequence[Piece], prompts: Sequence[EncodedPrompt],
     inputs = batch_inputs(vlm, [encoded[number] for number in rows], "right", answers.tails)
     starts = torch.tensor([len(prompts[number]) for number in rows])
     at = starts[answers.owner] + answers.within - 1
-    return _batch(vlm, answers, inputs, answers.owner, at, vision=vision, tokens=int(starts.sum() + answers.lengths.sum()))
+    predicted = Predicted(row=answers.owner, at=at, target=answers.target, pick=torch.arange(len(at)))
+    return _batch(vlm, answers, inputs, predicted, vision=vision, tokens=int(starts.sum() + answers.lengths.sum()))
 
 
 def _vision(vlm: Vlm, pieces: Sequence[Piece], prompts: Sequence[EncodedPrompt], rows: Sequence[int]) -> Vision | None:
@@ -128,8 +151,7 @@ def _batch(
     vlm: Vlm,
     answers: Answers,
     inputs: dict[str, Tensor],
-    row: Tensor,
-    at: Tensor,
+    predicted: Predicted,
     *,
     tokens: int,
     tree: Tree | None = None,
@@ -140,9 +162,10 @@ def _batch(
         inputs={name: value.to(device) for name, value in inputs.items()},
         tree=tree,
         vision=vision,
-        row=row.to(device),
-        at=at.to(device),
-        target=answers.target.to(device),
+        row=predicted.row.to(device),
+        at=predicted.at.to(device),
+        target=predicted.target.to(device),
+        pick=predicted.pick.to(device),
         owner=answers.owner.to(device),
         lengths=answers.lengths.to(device),
         chosen=answers.chosen.to(device),

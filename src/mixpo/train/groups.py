@@ -37,9 +37,15 @@ def make_group(vlm: Vlm, question: Question, prompt: str, pairs: Sequence[Pair],
 
     prompt: the user's message as rendered for sampling. prompt_length: its tokens with template and images. A pair is dropped whole
     when prompt + response has more tokens than `max_length` or than the model's positions; nothing is ever cut. Raises TrainError
-    when text becomes no token that could be trained, or ids are not the model's: then template or data are broken as a whole.
+    when a prompt leaves no room for any response, when text becomes no token that could be trained, or when ids are not the
+    model's: then template or data are broken as a whole.
     """
     limit = min(max_length, context_limit(vlm))
+    if pairs and prompt_length >= limit:
+        raise TrainError(
+            f"question {question.id}: its prompt of {prompt_length} tokens (with images) leaves no room for a response in {limit}; "
+            "raise train.max_length up to what the model has positions for, make images smaller, or leave the question out"
+        )
     responses: dict[tuple[int, ...], int] = {}
     kept: list[tuple[int, int]] = []
     dropped: Counter[str] = Counter()

@@ -1,6 +1,6 @@
 """Log-probabilities of responses under a model: the one forward pass that scoring and training share.
 
-R responses, A predicted tokens, L tokens of a row, D width, V vocabulary.
+R responses, A predicted tokens, U different ones (see `Batch`), L tokens of a row, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from mixpo.train.attention import growing
 from mixpo.train.batch import Batch, Layout, Vision, wide
 from mixpo.train.head import token_logps
 from mixpo.train.losses import ResponseLogps
-from mixpo.train.tree import growing
 from mixpo.vlm.families import head_rule
 
 
@@ -36,16 +36,17 @@ class Scorer(nn.Module):
         sums, which starts at 0, would have few digits left.
         """
         with torch.autocast(batch.target.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
-            token_a = _plain(self.model, batch) if self.layout == "plain" else _from_states(self.model, batch)
-        precise = wide(token_a.device)
-        sums = torch.zeros(len(batch.lengths), dtype=precise, device=token_a.device).index_add(0, batch.owner, token_a.to(precise))
+            token_u = _plain(self.model, batch) if self.layout == "plain" else _from_states(self.model, batch)
+        precise = wide(token_u.device)
+        token_a = token_u[batch.pick].to(precise)
+        sums = torch.zeros(len(batch.lengths), dtype=precise, device=token_u.device).index_add(0, batch.owner, token_a)
         return ResponseLogps(sums=sums, lengths=batch.lengths)
 
 
 def _from_states(model: Any, batch: Batch) -> Tensor:
-    """(A,) from the states of the positions that predict a response token and no others."""
-    states_ad = _states(model, batch)[batch.row, batch.at]
-    return token_logps(model.get_output_embeddings(), head_rule(model), states_ad, batch.target)
+    """(U,) from the states of the positions that predict a response token and no others."""
+    states_ud = _states(model, batch)[batch.row, batch.at]
+    return token_logps(model.get_output_embeddings(), head_rule(model), states_ud, batch.target)
 
 
 def _states(model: Any, batch: Batch) -> Tensor:
@@ -61,7 +62,7 @@ def _states(model: Any, batch: Batch) -> Tensor:
 
 
 def _plain(model: Any, batch: Batch) -> Tensor:
-    """(A,) the plain way: whatever the model does after its head is in them."""
+    """(U,) the plain way: whatever the model does after its head is in them."""
     logits: Tensor = model(**batch.inputs, use_cache=False).logits[batch.row, batch.at]
     return -F.cross_entropy(logits.float(), batch.target, reduction="none")
 

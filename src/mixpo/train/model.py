@@ -12,7 +12,7 @@ from torch import nn
 
 from mixpo.errors import TrainError
 from mixpo.recipe import Part, TrainTable
-from mixpo.train.tree import recomputing
+from mixpo.train.attention import recomputing
 
 PARTS: tuple[Part, ...] = ("vision", "projector", "llm")
 

@@ -14,6 +14,7 @@ from mixpo.verify.kinds import guess_kind
 from mixpo.verify.number import check_number, single_number
 from mixpo.verify.plain import plain_characters
 from mixpo.verify.pool import FormulaPool
+from mixpo.verify.rules import RULES, judge_by
 from mixpo.verify.text import check_text
 from mixpo.verify.yes_no import check_yes_no
 
@@ -41,27 +42,64 @@ CHECKS: dict[str, Check] = {
 
 def check(
     predicted: str,
-    gold: str,
+    gold: str | Sequence[str],
     kind: str = "auto",
     choices: Sequence[str] | None = None,
     *,
+    rule: str = "",
     tolerance: float = TOLERANCE,
     timeout_s: float = TIMEOUT_S,
 ) -> Verdict:
-    """Whether the extracted answer `predicted` agrees with `gold`.
+    """Whether the extracted answer `predicted` agrees with `gold`, or with any of several right answers.
 
     kind: a `mixpo.types.AnswerKind` other than "none", or "auto", which guesses from the ground truth and the choices.
-    choices: the texts of the options in letter order. tolerance: relative, for numbers. timeout_s: wall clock, for formulas.
-    Equal texts are always correct. Never hangs; whatever cannot be told is "undecided". Raises ValueError for an unknown kind.
+    choices: the texts of the options in letter order. rule: a name from `mixpo.verify.rules.RULES` whose say comes first.
+    tolerance: relative, for numbers. timeout_s: wall clock, for formulas.
+    Equal texts are always correct. Never hangs; whatever cannot be told is "undecided". Raises ValueError for an unknown kind or rule.
     """
 
     def algebra(left: str, right: str) -> Judgement:
         return compare_algebra(left, right, _shared_pool(timeout_s), tolerance)
 
-    outcome, reason = judge(predicted, gold, kind, Options(tolerance=tolerance, algebra=algebra, choices=tuple(choices or ())))
+    golds = (gold,) if isinstance(gold, str) else tuple(gold)
+    options = Options(tolerance=tolerance, algebra=algebra, choices=tuple(choices or ()))
+    outcome, reason = judge_all(predicted, golds, kind, rule, options)
     if not predicted.strip() and outcome != "correct":
         return Verdict(outcome="malformed", reason="no answer")
     return Verdict(outcome=outcome, extracted=predicted, reason=reason)
+
+
+def judge_all(predicted: str, golds: Sequence[str], kind: str, rule: str, options: Options) -> Judgement:
+    """The judgement over all right answers. rule: "" or a name from `RULES`, which has the first say.
+
+    An answer is wrong only when the rule and the comparison by kind both say so; where they disagree it is undecided, except that
+    with a single right answer the comparison by kind may find right what the rule spells too narrowly.
+    """
+    if rule and rule not in RULES:
+        raise ValueError(f"unknown rule {rule!r}; known: {', '.join(RULES)}")
+    if rule:
+        by_rule = judge_by(RULES[rule], predicted, golds)
+        if by_rule.outcome != "wrong":
+            return by_rule
+    by_kind = judge_any(predicted, golds, kind, options)
+    if rule and by_kind.outcome == "correct" and len(set(golds)) > 1:
+        return Judgement("undecided", "the rule and the comparison by kind disagree")
+    return by_kind
+
+
+def judge_any(predicted: str, golds: Sequence[str], kind: str, options: Options) -> Judgement:
+    """Correct with any of the right answers; wrong only with all of them."""
+    distinct = list(dict.fromkeys(golds)) or [""]
+    same = next((gold for gold in distinct if same_spelling(predicted, gold)), None)
+    best: Judgement | None = None
+    for gold in distinct if same is None else (same,):
+        judgement = judge(predicted, gold, kind, options)
+        if judgement.outcome == "correct":
+            return judgement
+        if best is None or (best.outcome == "wrong" and judgement.outcome == "undecided"):
+            best = judgement
+    assert best is not None
+    return best
 
 
 def judge(predicted: str, gold: str, kind: str, options: Options) -> Judgement:

@@ -9,6 +9,7 @@ import itertools
 import re
 from fractions import Fraction
 
+from mixpo.verify.constants import differ
 from mixpo.verify.judgement import Judgement, Options
 from mixpo.verify.latex import key, take_text, to_latex
 from mixpo.verify.number import check_number, single_number
@@ -74,7 +75,8 @@ def compare_algebra(predicted: str, gold: str, pool: FormulaPool, tolerance: flo
         return Judgement("undecided", "time of day")
     if _words(left) or _words(right):
         return Judgement("undecided", "words beside the formula")
-    judgement = pool.compare(left, right, tolerance)
+    plainly = differ(left, right, tolerance)
+    judgement = Judgement("wrong", "values differ") if plainly else pool.compare(left, right, tolerance)
     if judgement.outcome == "wrong" and (convention := _conventions(to_latex(predicted), to_latex(gold))):
         return Judgement("undecided", convention)
     return judgement

@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 from mixpo.types import Outcome
 
+OUTCOMES: dict[str, Outcome] = {"correct": "correct", "wrong": "wrong", "undecided": "undecided"}
+"""What a check may say, by name."""
+
 
 class Judgement(NamedTuple):
     """An outcome and a short reason for people; a check never says "malformed"."""

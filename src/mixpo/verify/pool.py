@@ -17,8 +17,8 @@ from queue import LifoQueue
 from types import TracebackType
 from typing import Any, Self
 
-from mixpo.types import Outcome
-from mixpo.verify.judgement import Judgement
+from mixpo.verify.cache import VerdictCache
+from mixpo.verify.judgement import OUTCOMES, Judgement
 
 PROGRAM = Path(__file__).with_name("worker.py")
 START_LIMIT_S = 120.0
@@ -27,13 +27,17 @@ TASKS_PER_WORKER = 2000
 """Then it is replaced: sympy's caches only grow."""
 REMEMBERED = 10_000
 """Comparisons kept in memory; the samples of one question mostly repeat the same few answers."""
-OUTCOMES: dict[str, Outcome] = {"correct": "correct", "wrong": "wrong", "undecided": "undecided"}
 
 
 class FormulaPool:
-    """At most `workers` processes, started when first needed. Thread-safe; usable as a context manager."""
+    """At most `workers` processes, started when first needed. Thread-safe; usable as a context manager.
 
-    def __init__(self, *, timeout_s: float = 5.0, workers: int = 2) -> None:
+    cache: a file in which verdicts outlive the pool.
+    """
+
+    def __init__(self, *, timeout_s: float = 5.0, workers: int = 2, cache: Path | None = None) -> None:
+        self._cache_path = cache
+        self._cache: VerdictCache | None = None
         self.timeout_s = timeout_s
         self.workers = workers
         self._remembered: OrderedDict[tuple[str, str, float], Judgement] = OrderedDict()
@@ -48,13 +52,23 @@ class FormulaPool:
         with self._lock:
             if key in self._remembered:
                 return self._remembered[key]
-        judgement, is_lasting = self._ask({"predicted": predicted, "gold": gold, "tolerance": tolerance, "timeout_s": self.timeout_s})
-        if is_lasting:
+            cache = self._opened_cache()
+        if cache is not None and (known := cache.get(*key)) is not None:
+            return known
+        judgement, lasting = self._ask({"predicted": predicted, "gold": gold, "tolerance": tolerance, "timeout_s": self.timeout_s})
+        if lasting:
             with self._lock:
                 self._remembered[key] = judgement
                 if len(self._remembered) > REMEMBERED:
                     self._remembered.popitem(last=False)
+        if lasting == "always" and cache is not None:
+            cache.put(*key, judgement)
         return judgement
+
+    def _opened_cache(self) -> VerdictCache | None:
+        if self._cache is None and self._cache_path is not None and not self._closed:
+            self._cache = VerdictCache(self._cache_path)
+        return self._cache
 
     def close(self) -> None:
         """End all workers; comparisons after that are undecided."""
@@ -62,6 +76,9 @@ class FormulaPool:
         if self._owner == os.getpid():
             for worker in list(self._running):
                 worker.end()
+            if self._cache is not None:
+                self._cache.close()
+                self._cache = None
 
     def processes(self) -> list[int]:
         """Process ids of the workers that run now."""
@@ -75,6 +92,7 @@ class FormulaPool:
 
     def _reset(self) -> None:
         self._owner = os.getpid()
+        self._cache = None  # a SQLite connection must not be carried over a fork
         self._closed = False
         self._broken = ""
         self._lock = threading.Lock()
@@ -83,26 +101,26 @@ class FormulaPool:
         for _ in range(self.workers):
             self._places.put(None)
 
-    def _ask(self, request: dict[str, Any]) -> tuple[Judgement, bool]:
-        """The judgement, and whether asking again would give the same."""
+    def _ask(self, request: dict[str, Any]) -> tuple[Judgement, str]:
+        """The judgement, and whether asking again would give the same: "always", "here" (a time-out on this machine) or ""."""
         worker = self._places.get()
         try:
             if self._closed or self._broken:
-                return Judgement("undecided", self._broken or "verifier is closed"), False
+                return Judgement("undecided", self._broken or "verifier is closed"), ""
             if worker is None or not worker.is_usable():
                 self._drop(worker)
                 worker = self._start()
             if worker is None:
-                return Judgement("undecided", self._broken or "formula worker did not start"), False
+                return Judgement("undecided", self._broken or "formula worker did not start"), ""
             reply = worker.ask(request, self.timeout_s)
             if reply is not None:
-                return Judgement(OUTCOMES[reply["outcome"]], reply["reason"]), True
+                return Judgement(OUTCOMES[reply["outcome"]], reply["reason"]), "always"
             timed_out = worker.timed_out
             self._drop(worker)
             worker = None
             if timed_out:
-                return Judgement("undecided", f"formula check exceeded {self.timeout_s:g} s"), True
-            return Judgement("undecided", "formula worker died"), False
+                return Judgement("undecided", f"formula check exceeded {self.timeout_s:g} s"), "here"
+            return Judgement("undecided", "formula worker died"), ""
         finally:
             self._places.put(worker)
 

@@ -8,6 +8,8 @@ _BOX = re.compile(r"\\f?box(?:ed)?[ \t]*(?:(\{)|([A-Za-z0-9]+))")
 _TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt)?|math(?:rm|bf|sf|it)|boldsymbol|mbox|f?box(?:ed)?)[ \t]*\{")
 _SPECIAL_TOKEN = re.compile(r"(?:<\|[\w ]{1,40}\|>|</s>|<eos>|<end_of_turn>)\Z")
 _ABBREVIATION = re.compile(r"(?:^|\s)(?:[^\W\d_]\.){2,}\Z")
+_PLAIN = re.compile(r"[A-Za-z0-9]+(?: [A-Za-z0-9]+)*")
+"""Nothing to take off: most answers."""
 _BLANK = re.compile(r"[\s.…_*\-–—\"'“”]*\Z")
 _PAIRS = (
     ("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("__", "__"), ("*", "*"), ("`", "`"),
@@ -55,6 +57,8 @@ def closing_brace(text: str, opening: int) -> int | None:
 def unwrap(text: str) -> str:
     """The bare answer; "" when nothing but presentation is there (as in the placeholder "..")."""
     text = text.strip()
+    if _PLAIN.fullmatch(text):
+        return text
     for _ in range(_ROUNDS):
         bare = _unwrap_once(text)
         if bare == text:

@@ -11,10 +11,13 @@ PACKABLE = {"full_attention", "sliding_attention"}
 _RUNS_THROUGH = {
     "cross_attention_layers": "cross-attention to the images",
     "attention_chunk_size": "chunked attention",
-    "attn_logit_softcapping": "soft-capped attention scores",
     "use_bidirectional_attention": "bidirectional attention",
 }
 """Settings of a text model that attention over shared prompts does not reproduce, and what they are called."""
+
+
+_PLAIN_HEAD = {"gemma3", "aya_vision", "cohere2_vision"}
+"""Models with images whose text model has a setting for its logits that they do not use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,14 @@ def why_not_packed(model: Any) -> str:
     return ""
 
 
+def why_not_varlen(model: Any) -> str:
+    """Why the kernel for sequences of any length, which only looks back, cannot do this model's attention; "" if it can."""
+    both_ways = sight_of(model).both_ways
+    if both_ways != "none":
+        return f"tokens of {'an image' if both_ways == 'image' else 'a prompt'} see each other both ways"
+    return "attention scores are soft-capped" if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) else ""
+
+
 def window_of(text: Any, layer: int) -> int | None:
     """The sliding window of a layer, in tokens, or None; from the configuration of the text model."""
     kinds = getattr(text, "layer_types", None)
@@ -72,11 +83,15 @@ def window_of(text: Any, layer: int) -> int | None:
 
 def head_rule(model: Any) -> HeadRule:
     """Scale and soft-cap of the logits, under the names that the families have for them."""
+    if model.config.model_type in _PLAIN_HEAD:
+        return HeadRule()
     text = model.config.get_text_config()
-    divisor = getattr(text, "logits_scaling", None) or 1.0
-    # Gemma 3 with images has the setting of its text model and does not use it.
-    cap = None if model.config.model_type == "gemma3" else getattr(text, "final_logit_softcapping", None)
-    return HeadRule(scale=float(getattr(text, "logit_scale", None) or 1.0) / float(divisor), cap=float(cap or 0.0))
+    scaling = float(getattr(text, "logits_scaling", None) or 1.0)
+    if not text.model_type.startswith("hyperclovax"):
+        # Granite and its like divide by what HyperCLOVA X multiplies with.
+        scaling = 1 / scaling
+    cap = getattr(text, "final_logit_softcapping", None)
+    return HeadRule(scale=float(getattr(text, "logit_scale", None) or 1.0) * scaling, cap=float(cap or 0.0))
 
 
 def image_axis(model: Any) -> int:

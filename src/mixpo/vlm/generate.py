@@ -6,7 +6,7 @@ P prompts, R rows (one for each answer), S steps (tokens at most), L tokens of t
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,10 @@ class Drawn:
     stopped: bool
 
 
+Ends = Callable[[Sequence[int]], bool]
+"""Whether an answer ends with these generated ids for another reason than an end of turn, such as a stop text."""
+
+
 @dataclass
 class _Batch:
     """The rows still being written. cache: keys and values of `mask`'s first columns. logits: (R, V) for the next token.
@@ -51,12 +55,19 @@ class _Batch:
 
 @torch.inference_mode()
 def generate(
-    vlm: Vlm, prompts: Sequence[EncodedPrompt], tails: Sequence[Sequence[int]], owner: Sequence[int], numbers: Tensor, rule: Rule
+    vlm: Vlm,
+    prompts: Sequence[EncodedPrompt],
+    tails: Sequence[Sequence[int]],
+    owner: Sequence[int],
+    numbers: Tensor,
+    rule: Rule,
+    ends_here: Ends | None = None,
 ) -> list[Drawn]:
     """Continue each prompt + tail; `owner[r]` is the prompt of answer r, `numbers` its (R, S) uniform numbers.
 
     Image and other control tokens are never drawn, except the ends of turn, which end an answer and belong to its ids.
     Log-probs are those of the unmasked distribution, so they equal what a later forward over the answer gives.
+    ends_here: asked after each token about the ids so far; an answer that it ends is not `stopped`.
     Raises EngineError when the model's output is not finite.
     """
     rows, steps = numbers.shape
@@ -71,6 +82,8 @@ def generate(
         ids[batch.row, step] = chosen.where(batch.alive, ids[batch.row, step])
         logprobs[batch.row, step] = all_logprobs.gather(-1, chosen[:, None])[:, 0].where(batch.alive, logprobs[batch.row, step])
         batch.alive &= ~torch.isin(chosen, ends)
+        if ends_here is not None:
+            _end_rows(batch, ids[:, : step + 1], ends_here)
         alive = int(batch.alive.sum())
         if alive == 0 or step == steps - 1:
             break
@@ -98,6 +111,12 @@ def _prefill(vlm: Vlm, prompts: Sequence[EncodedPrompt], tails: Sequence[Sequenc
         alive=torch.ones(len(rows), dtype=torch.bool, device=vlm.device),
         axes=positions.shape[0] if positions.ndim == 3 else 0,
     )
+
+
+def _end_rows(batch: _Batch, ids: Tensor, ends_here: Ends) -> None:
+    rows = batch.row[batch.alive]
+    ended = [ends_here(written) for written in ids[rows].tolist()]
+    batch.alive[batch.alive.clone()] = torch.tensor([not end for end in ended], dtype=torch.bool, device=batch.alive.device)
 
 
 def _compact(batch: _Batch) -> None:

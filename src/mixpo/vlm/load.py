@@ -54,7 +54,7 @@ def load(table: ModelTable, base: Path, folder: Path | None = None) -> Vlm:
     source = folder or find(table, base)
     adapter = None if folder else find_adapter(table, base)
     known = digests(source, adapter)
-    processor = _load_processor(source, table.trust_remote_code)
+    processor = load_processor(source, table.trust_remote_code)
     device = pick_device(table.device)
     model = _load_model(source, table, device)
     check_weights(model, source)
@@ -114,6 +114,22 @@ def check_vocabulary(model: Any, tokenizer: Any, source: object) -> None:
         )
 
 
+TILE_SETTINGS = ("max_patches", "max_image_tiles")
+"""What processors call the most tiles of an image."""
+
+
+def limit_tiles(processor: Any, tiles: int) -> None:
+    """Let the processor cut an image into at most `tiles` tiles; 0 changes nothing. Raises ModelError where it does not count tiles."""
+    if not tiles:
+        return
+    name = next((name for name in TILE_SETTINGS if getattr(processor.image_processor, name, None) is not None), None)
+    if name is None:
+        raise ModelError(
+            f"image.tiles: {type(processor.image_processor).__name__} does not count tiles; leave image.tiles out and set image.max_pixels"
+        )
+    setattr(processor.image_processor, name, tiles)
+
+
 def save(vlm: Vlm, folder: Path, check: Mapping[str, Tensor] | None = None, beside: Callable[[Path], None] | None = None) -> Path:
     """Write model, processor and chat template to `folder`, whole or not at all; returns `folder`.
 
@@ -130,7 +146,7 @@ def save(vlm: Vlm, folder: Path, check: Mapping[str, Tensor] | None = None, besi
     try:
         shutil.rmtree(temporary, ignore_errors=True)  # what a killed process left
         temporary.mkdir(parents=True)
-        with _quiet():
+        with quiet():
             vlm.model.save_pretrained(temporary)
             _write_processor(vlm, temporary)
         if beside is not None:
@@ -149,7 +165,7 @@ def save(vlm: Vlm, folder: Path, check: Mapping[str, Tensor] | None = None, besi
 
 
 @contextmanager
-def _translating(source: Path, what: str) -> Iterator[None]:
+def translating(source: Path, what: str) -> Iterator[None]:
     """Errors of `transformers` about a broken folder become a ModelError that names the folder."""
     from safetensors import SafetensorError
 
@@ -160,11 +176,11 @@ def _translating(source: Path, what: str) -> Iterator[None]:
         raise ModelError(f"{source}: the {what} cannot be loaded: {reason}") from error
 
 
-def _load_processor(source: Path, trust: bool) -> Any:
+def load_processor(source: Path, trust: bool) -> Any:
     from transformers import AutoProcessor
 
     loader: Any = AutoProcessor
-    with _translating(source, "processor"), _quiet():
+    with translating(source, "processor"), quiet():
         processor = loader.from_pretrained(source, trust_remote_code=trust, local_files_only=True)
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise ModelError(f"{source}: {type(processor).__name__} takes no images; mixpo needs an image-text-to-text model")
@@ -180,7 +196,7 @@ def _load_model(source: Path, table: ModelTable, device: torch.device) -> Any:
     from transformers import AutoModelForImageTextToText
 
     loader: Any = AutoModelForImageTextToText
-    with _translating(source, "model"), _quiet():
+    with translating(source, "model"), quiet():
         model, report = loader.from_pretrained(
             source,
             dtype=DTYPES[table.dtype],
@@ -198,7 +214,7 @@ def _load_model(source: Path, table: ModelTable, device: torch.device) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars of `transformers` while a model is read or written; its load report is checked instead of printed."""
     from transformers.utils import logging as module
 
@@ -226,7 +242,7 @@ def _write_processor(vlm: Vlm, target: Path) -> None:
 def _reload_check(vlm: Vlm, saved: Path, check: Mapping[str, Tensor] | None) -> None:
     dtype = str(next(vlm.model.parameters()).dtype).removeprefix("torch.")
     table = ModelTable.model_validate({"dtype": dtype, "device": vlm.device.type})
-    _load_processor(saved, trust=False)
+    load_processor(saved, trust=False)
     again = _load_model(saved, table, vlm.device)
     check_weights(again, saved)
     if check is None:

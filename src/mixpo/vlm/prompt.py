@@ -74,6 +74,17 @@ def without_images(prompt: str) -> str:
     return re.sub(rf"{re.escape(IMAGE_MARK)}\n?", "", prompt)
 
 
+def render_prompt(vlm: Vlm, prompt: str) -> str:
+    """A prompt in the chat template as text, with the template's own sign for each image, ending where the answer begins.
+
+    Raises SourceError when the text holds a control token.
+    """
+    parts = prompt.split(IMAGE_MARK)
+    for part in parts:
+        _refuse_control(vlm, part)
+    return _render(vlm, [{"role": "user", "content": _content(parts)}], answer_follows=True)
+
+
 def tokenize_response(vlm: Vlm, text: str) -> tuple[int, ...]:
     """Ids of an answer that is known as text alone, end of turn included. Raises SourceError for control tokens in it."""
     _refuse_control(vlm, text)

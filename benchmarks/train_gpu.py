@@ -1,0 +1,182 @@
+"""Forward and backward of a training step on one NVIDIA GPU: the ways to attend over a row of groups, and padded rows, in turn.
+
+    python benchmarks/train_gpu.py --json
+    python benchmarks/train_gpu.py --device cpu --size tiny --rounds 1      (only to see that it runs)
+
+Same cases as train_vs_trl.py, on an InternVL of about 1 B parameters with random weights: float32 weights, matrices multiplied in
+bfloat16, as mixpo trains. varlen: one call of the kernel for sequences of any length. calls: padded calls of torch's attention, what
+mixpo does where that kernel cannot be used. flex: FlexAttention with a block mask. dense: a mask of the whole row. rows: a padded row
+for each response. Laying out is not counted. share_of_peak: multiplications of linear layers and output head, three times (forward and
+backward), over what a large product of matrices reaches on the same device; attention itself is left out of the count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from attention_forms import plant_dense, plant_flex
+from memory import peak
+from synthetic import SIZES, Data, Size, model_of
+from torch import nn
+from train_vs_trl import BETA, CASES, PROMPT, WEIGHTS, Case
+
+from mixpo.train.batch import Batch
+from mixpo.train.collate import collate, rows_of
+from mixpo.train.logps import Scorer
+from mixpo.train.losses import combine
+from mixpo.vlm.load import Vlm
+
+FORMS = ("varlen", "calls", "flex", "dense", "rows")
+
+
+def batch_of(vlm: Vlm, data: Data, form: str) -> Batch:
+    """The pieces of a case laid out in one of the ways."""
+    if form == "rows":
+        return collate(vlm, data.pieces, data.get, "plain")
+    if form == "varlen":
+        return collate(vlm, data.pieces, data.get, "varlen")
+    batch = collate(vlm, data.pieces, data.get, "tree")
+    if form == "calls":
+        return batch
+    spans, _ = rows_of(vlm, data.pieces, [data.get(piece.group) for piece in data.pieces])
+    plan: Any = plant_flex(spans, vlm.device) if form == "flex" else plant_dense(spans, vlm.device)
+    return replace(batch, tree=plan)
+
+
+def step_of(vlm: Vlm, data: Data, form: str, precision: torch.dtype) -> Callable[[], torch.Tensor]:
+    """A function that computes the loss of the pairs."""
+    batch = batch_of(vlm, data, form)
+    scorer = Scorer(vlm.model, "plain" if form == "rows" else "tree", precision)
+    reference = torch.zeros(len(batch.lengths), device=vlm.device)
+
+    def loss() -> torch.Tensor:
+        return combine(WEIGHTS, BETA, scorer(batch), reference, batch.chosen, batch.rejected, 0.0).total.mean()
+
+    return loss
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    wait(device)
+    begun = time.perf_counter()
+    work()
+    wait(device)
+    return time.perf_counter() - begun
+
+
+def peak_flops(device: torch.device, precision: torch.dtype) -> float:
+    """Operations a second of the best of several products of two large matrices."""
+    side = 8192 if device.type == "cuda" else 512
+    one, other = (torch.randn(side, side, device=device, dtype=precision) for _ in "ab")
+    best = min(seconds_of(lambda: one @ other, device) for _ in range(10))
+    return 2 * side**3 / best
+
+
+def multiplications(vlm: Vlm, loss: Callable[[], torch.Tensor], predicted: int) -> int:
+    """Operations of the linear layers and the head in one forward and backward pass."""
+    counted = 0
+
+    def count(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        nonlocal counted
+        counted += 2 * inputs[0].numel() * layer.weight.shape[0]
+
+    head = vlm.model.get_output_embeddings()
+    layers = [layer for layer in vlm.model.modules() if isinstance(layer, nn.Linear) and layer is not head]
+    handles = [layer.register_forward_pre_hook(count) for layer in layers]
+    with torch.no_grad():
+        loss()
+    for handle in handles:
+        handle.remove()
+    return 3 * (counted + 2 * predicted * head.weight.numel())
+
+
+def memory_of(work: Callable[[], torch.Tensor], device: torch.device) -> float:
+    """MiB that a step needs above what is there before."""
+    if device.type != "cuda":
+        return peak(work) / 2**20
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    work().backward()
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+
+
+def measure(vlm: Vlm, case: Case, size: Size, rounds: int, precision: torch.dtype, best: float) -> list[dict[str, Any]]:
+    """One row for each form; a form that this device does not have is named with the reason."""
+    data = Data(size, case.questions, PROMPT, [case.length] * case.responses, case.pairs)
+    losses, rows = dict[str, Callable[[], torch.Tensor]](), list[dict[str, Any]]()
+    for form in FORMS:
+        try:
+            loss = step_of(vlm, data, form, precision)
+            loss().backward()
+            losses[form] = loss
+        except NotImplementedError as error:
+            rows.append({"case": case.name, "form": form, "not_here": str(error).splitlines()[0][:120]})
+    seconds: dict[str, list[float]] = {form: [] for form in losses}
+    for _ in range(rounds):
+        for form, loss in losses.items():
+            vlm.model.zero_grad()
+            seconds[form].append(seconds_of(lambda loss=loss: loss().backward(), vlm.device))
+    predicted = case.questions * case.responses * case.length
+    for form, loss in losses.items():
+        vlm.model.zero_grad()
+        median = statistics.median(seconds[form])
+        rows.append(
+            {
+                "case": case.name,
+                "form": form,
+                "milliseconds": round(1000 * median, 2),
+                "over_calls": round(statistics.median(s / c for s, c in zip(seconds[form], seconds["calls"], strict=True)), 3),
+                "share_of_peak": round(multiplications(vlm, loss, predicted) / median / best, 3),
+                "memory_mib": round(memory_of(loss, vlm.device)),
+            }
+        )
+    return rows
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--size", choices=sorted(SIZES), default="1b")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--cases", type=int, nargs="*", default=range(len(CASES)), help="numbers of cases, from 0")
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    args = parser.parse_args(arguments)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        sys.exit(
+            "train_gpu.py: torch sees no CUDA device here; use a machine with an NVIDIA GPU, or --device cpu --size tiny for a dry run"
+        )
+    device, precision = torch.device(args.device), torch.bfloat16 if args.device == "cuda" else torch.float32
+    vlm = model_of(SIZES[args.size])
+    vlm.device = device
+    vlm.model.to(device)
+    best = peak_flops(device, precision)
+    about = {
+        "device": torch.cuda.get_device_name(device) if args.device == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "parameters": sum(parameter.numel() for parameter in vlm.model.parameters()),
+        "peak_tflops": round(best / 1e12, 3),
+    }
+    print(json.dumps(about))
+    rows = []
+    for number in args.cases:
+        rows += measure(vlm, CASES[number], SIZES[args.size], args.rounds, precision, best)
+        for row in rows[-len(FORMS) :]:
+            print(json.dumps(row), flush=True)
+    if args.json:
+        print(json.dumps({**about, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

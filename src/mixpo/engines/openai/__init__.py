@@ -1,0 +1,6 @@
+"""The engine for OpenAI-compatible servers: `wire` is the protocol, `transport` the connections, `probe` what a server can do."""
+
+from mixpo.engines.openai.engine import OpenAIEngine
+from mixpo.engines.openai.transport import Limits, unreachable
+
+__all__ = ["Limits", "OpenAIEngine", "unreachable"]

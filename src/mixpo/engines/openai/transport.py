@@ -1,0 +1,289 @@
+"""Posts JSON to one of several equal servers, with bounded requests in flight, and tries again where that may help.
+
+Knows connections, replicas and waiting; nothing about what is asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+
+from mixpo.engines.openai.wire import GarbledError, Reply, reason_of
+from mixpo.errors import EngineError, MissingExtra
+
+if TYPE_CHECKING:
+    import aiohttp
+
+FIRST_WAIT, LONGEST_WAIT = 0.25, 30.0
+"""Seconds before the second try, and the most before any."""
+HEALTH_SECONDS = 1.0
+"""How often a server that is out is asked whether it is back."""
+REFUSALS = {401: "check api_key_env", 403: "check api_key_env", 404: "check urls and model", 405: "check urls"}
+"""Statuses that no later request would get around, and the remedy."""
+HEALTH_PATHS = ("/health", "/v1/models")
+MAX_REPLY = 64 * 2**20
+"""Bytes of a reply that are read."""
+
+
+class RowError(Exception):
+    """This request cannot be answered; others may. The message names reason and tries."""
+
+
+@dataclass(kw_only=True)
+class Replica:
+    """One server. alive: whether requests go there."""
+
+    url: str
+    alive: bool = True
+    busy: int = 0
+    failures: int = 0
+
+
+@dataclass(kw_only=True)
+class Limits:
+    """See ServerTable."""
+
+    in_flight: int = 32
+    timeout_s: float = 600.0
+    retries: int = 4
+    patience_s: float = 600.0
+
+
+@dataclass(kw_only=True)
+class Transport:
+    """Lives inside one event loop. check: raises EngineError when waiting is no use. counts: what was retried and why."""
+
+    urls: Sequence[str]
+    headers: Mapping[str, str]
+    limits: Limits
+    say: Callable[[str], None]
+    check: Callable[[], None] = lambda: None
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.replicas = [Replica(url=url.rstrip("/")) for url in self.urls]
+        self._session: aiohttp.ClientSession | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._slots = asyncio.Semaphore(self.limits.in_flight)
+
+    async def open(self) -> None:
+        """Connect nothing yet; start looking after replicas."""
+        try:
+            import aiohttp
+            import orjson  # noqa: F401
+        except ImportError:
+            raise MissingExtra('sample.engine = "openai"', "served") from None
+        self._session = aiohttp.ClientSession(
+            headers={"Content-Type": "application/json", **self.headers},
+            timeout=aiohttp.ClientTimeout(total=self.limits.timeout_s),
+            connector=aiohttp.TCPConnector(limit=0),
+            # Replies go to addresses that the recipe names and nowhere else, and take nothing from the environment.
+            trust_env=False,
+            read_bufsize=2**18,
+        )
+        self._watch = asyncio.create_task(self._look_after())
+
+    async def close(self) -> None:
+        """End connections and the watch."""
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+
+    async def post(
+        self, path: str, body: Mapping[str, Any], check: Callable[[Any], Reply], replica: Replica | None = None, retries: int | None = None
+    ) -> Reply:
+        """What `check` makes of the reply; a GarbledError from it counts as a failed try. replica: this one and no other.
+
+        Raises RowError when this request fails for good, EngineError when no request can succeed any more.
+        """
+        import orjson
+
+        data = orjson.dumps(body)
+        waited, tries, last = 0.0, 0, ""
+        while tries <= (self.limits.retries if retries is None else retries):
+            begun = time.monotonic()
+            async with self._slots:
+                chosen = replica or await self._choose()
+                outcome = await self._once(chosen, path, data, check)
+            if outcome.reply is not None:
+                chosen.failures = 0
+                return outcome.reply
+            last = outcome.reason
+            self.counts[f"retried: {outcome.kind}"] += 1
+            if outcome.kind in ("busy", "unreachable"):
+                waited += time.monotonic() - begun + outcome.wait
+                if waited > self.limits.patience_s:
+                    break
+            else:
+                tries += 1
+            await asyncio.sleep(outcome.wait or backoff(tries))
+        raise RowError(f"{last} (given up after {max(tries, 1)} {'try' if tries <= 1 else 'tries'})")
+
+    async def healthy(self, replica: Replica) -> bool:
+        """Whether the server says that it can work."""
+        import aiohttp
+
+        assert self._session is not None
+        root = replica.url.removesuffix("/v1")
+        for path in HEALTH_PATHS:
+            try:
+                async with self._session.get(root + path, timeout=aiohttp.ClientTimeout(total=5.0), allow_redirects=False) as reply:
+                    if reply.status == 200:
+                        return True
+            except (aiohttp.ClientError, TimeoutError, OSError):
+                return False
+        return False
+
+    async def models(self, replica: Replica) -> list[str]:
+        """The names that the server lists."""
+        import aiohttp
+        import orjson
+
+        assert self._session is not None
+        try:
+            async with self._session.get(f"{replica.url}/models", allow_redirects=False) as reply:
+                listed = orjson.loads(await _whole(reply)) if reply.status == 200 else {}
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, GarbledError):
+            return []
+        data = listed.get("data") if isinstance(listed, dict) else None
+        return [entry["id"] for entry in data or [] if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
+
+    # --- one try ---------------------------------------------------------------------------------------------------------
+
+    async def _once(self, replica: Replica, path: str, data: bytes, check: Callable[[Any], Reply]) -> Outcome:
+        import aiohttp
+        import orjson
+
+        assert self._session is not None
+        replica.busy += 1
+        try:
+            async with self._session.post(replica.url + path, data=data, allow_redirects=False) as reply:
+                if reply.status != 200:
+                    content = await reply.content.read(4096)
+                    return self._refused(replica, reply.status, content, reply.headers.get("Retry-After", ""))
+                content = await _whole(reply)
+            return Outcome(reply=check(orjson.loads(content)))
+        except aiohttp.ClientConnectorError as error:
+            self._take_out(replica, f"cannot be reached ({error.os_error.strerror or error})")
+            return Outcome(kind="unreachable", reason=f"{replica.url} cannot be reached")
+        except TimeoutError:
+            self._doubt(replica, "does not answer in time")
+            return Outcome(kind="too late", reason=f"no answer within timeout_s = {self.limits.timeout_s:g}")
+        except (aiohttp.ClientError, OSError) as error:
+            self._doubt(replica, "closes connections")
+            return Outcome(kind="connection lost", reason=f"the connection was lost ({type(error).__name__})")
+        except (orjson.JSONDecodeError, GarbledError) as error:
+            reason = "the reply is not valid JSON" if isinstance(error, orjson.JSONDecodeError) else str(error)
+            return Outcome(kind="garbled", reason=reason)
+        finally:
+            replica.busy -= 1
+
+    def _refused(self, replica: Replica, status: int, content: bytes, retry_after: str) -> Outcome:
+        reason = reason_of(status, content)
+        if status in REFUSALS:
+            raise EngineError(f"{replica.url}: {reason}; {REFUSALS[status]} in [sample.server]")
+        if status == 429 or (status == 503 and retry_after):
+            return Outcome(kind="busy", reason=reason, wait=max(0.05, min(wait_of(retry_after), self.limits.patience_s)))
+        if status >= 500 or status == 408:
+            self._doubt(replica, f"answers with HTTP {status}")
+            return Outcome(kind=f"HTTP {status}", reason=reason)
+        raise RowError(reason)
+
+    # --- replicas --------------------------------------------------------------------------------------------------------
+
+    async def _choose(self) -> Replica:
+        """The live server with the least to do. Raises EngineError when none has been alive for `patience_s`."""
+        begun = time.monotonic()
+        while not (alive := [replica for replica in self.replicas if replica.alive]):
+            self.check()
+            if time.monotonic() - begun > self.limits.patience_s:
+                raise EngineError(
+                    f"no server answers ({', '.join(replica.url for replica in self.replicas)}) for {self.limits.patience_s:g} s; start "
+                    "them and run the same command again, what was answered is kept"
+                )
+            await asyncio.sleep(min(HEALTH_SECONDS, self.limits.patience_s) / 4)
+        return min(alive, key=lambda replica: replica.busy)
+
+    def _doubt(self, replica: Replica, what: str) -> None:
+        """Take a server out after two failures in a row, where others can do its work."""
+        replica.failures += 1
+        if replica.failures >= 2 and len(self.replicas) > 1:
+            self._take_out(replica, what)
+
+    def _take_out(self, replica: Replica, why: str) -> None:
+        if replica.alive:
+            replica.alive = False
+            self.counts["servers taken out"] += 1
+            self.say(f"{replica.url} {why}; it gets no requests until it is back")
+
+    async def _look_after(self) -> None:
+        while True:
+            await asyncio.sleep(HEALTH_SECONDS)
+            for replica in self.replicas:
+                if not replica.alive and await self.healthy(replica):
+                    replica.alive, replica.failures = True, 0
+                    self.counts["servers back"] += 1
+                    self.say(f"{replica.url} is back")
+
+
+def unreachable(urls: Sequence[str]) -> list[str]:
+    """The addresses at which no server says that it can work, now."""
+
+    async def ask() -> list[str]:
+        transport = Transport(urls=urls, headers={}, limits=Limits(), say=lambda text: None)
+        await transport.open()
+        try:
+            healthy = await asyncio.gather(*map(transport.healthy, transport.replicas))
+        finally:
+            await transport.close()
+        return [url for url, well in zip(urls, healthy, strict=True) if not well]
+
+    return asyncio.run(ask()) if urls else []
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What one try gave: a reply, or why not and how long to wait (0: as long as the number of tries says)."""
+
+    reply: Reply | None = None
+    kind: str = ""
+    reason: str = ""
+    wait: float = 0.0
+
+
+async def _whole(reply: aiohttp.ClientResponse) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    async for part in reply.content.iter_any():
+        parts.append(part)
+        size += len(part)
+        if size > MAX_REPLY:
+            raise GarbledError(f"the reply is longer than {MAX_REPLY >> 20} MiB")
+    return b"".join(parts)
+
+
+def backoff(tries: int) -> float:
+    """Seconds before try number `tries` + 1: doubled each time, half of it by chance so that clients do not come back together."""
+    longest: float = min(LONGEST_WAIT, FIRST_WAIT * 2**tries)
+    # Not keyed by the run's seed: it decides when something is asked, never what.
+    return longest * (0.5 + random.random() / 2)
+
+
+def wait_of(header: str) -> float:
+    """Seconds that a Retry-After header asks for, as a number or a date; half a second where it says nothing of use."""
+    try:
+        return max(0.0, float(header))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
+    except ValueError:
+        return 0.5

@@ -1,0 +1,143 @@
+"""Bodies of requests and what comes back, as plain values. Knows the protocol and its dialects; nothing about connections.
+
+What a server sends is untrusted: every part is checked before it is used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mixpo.engines.base import SamplingParams
+
+Dialect = Literal["negative", "zero", "generation_config", "plain"]
+"""How a server takes the sampling fields outside of OpenAI's protocol: top_k switched off by -1 or by 0, inside transformers' own
+`generation_config`, or not at all."""
+
+DIALECTS: tuple[Dialect, ...] = ("negative", "zero", "generation_config", "plain")
+"""In the order in which they are tried."""
+
+
+class GarbledError(Exception):
+    """What came back is no answer in this protocol; asking again may help."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """One answer as it came. ids: as the server gave them, or empty; logprobs: one for each generated token, or empty."""
+
+    text: str
+    stopped: bool
+    ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """Everything usable in one reply. unusable: choices that were left out (filtered, aborted). prompt_tokens: -1 when not said."""
+
+    choices: tuple[Choice, ...]
+    unusable: int = 0
+    prompt_tokens: int = -1
+
+
+# --- out ---------------------------------------------------------------------------------------------------------------
+
+
+def sampling(model: str, params: SamplingParams, n: int, seed: int, dialect: Dialect, ends: Sequence[int]) -> dict[str, Any]:
+    """Every field that decides an answer besides the prompt: none is left to what the server takes for its default.
+
+    ends: ids that end a turn, for transformers' settings, which are replaced as a whole.
+    """
+    body: dict[str, Any] = {
+        "model": model,
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        "max_tokens": params.max_new_tokens,
+        "n": n,
+        # 31 bits are what every server takes.
+        "seed": seed % 2**31,
+        "stream": False,
+    }
+    if params.stop:
+        body["stop"] = list(params.stop)
+    if dialect == "generation_config":
+        body["generation_config"] = _transformers(params, ends)
+    elif dialect != "plain":
+        off = -1 if dialect == "negative" else 0
+        body |= {"top_k": params.top_k or off, "min_p": 0.0, "repetition_penalty": 1.0, "repeat_penalty": 1.0}
+        body |= {"presence_penalty": 0.0, "frequency_penalty": 0.0, "return_token_ids": True}
+    return body
+
+
+def _transformers(params: SamplingParams, ends: Sequence[int]) -> str:
+    settings = {"do_sample": params.temperature > 0, "temperature": params.temperature or 1.0, "top_k": params.top_k, "top_p": params.top_p}
+    return json.dumps({**settings, "eos_token_id": list(ends), "pad_token_id": ends[0] if ends else None})
+
+
+def user_turn(prompt: str, pictures: Sequence[str], mark: str) -> dict[str, Any]:
+    """The user's message: `pictures` (data addresses) at the marks. A newline right after a mark goes, as in training."""
+    parts = prompt.split(mark)
+    content: list[dict[str, Any]] = []
+    for number, part in enumerate(parts):
+        if number > 0:
+            content.append({"type": "image_url", "image_url": {"url": pictures[number - 1]}})
+            part = part.removeprefix("\n")
+        if part:
+            content.append({"type": "text", "text": part})
+    return {"role": "user", "content": content if pictures else prompt}
+
+
+# --- in ----------------------------------------------------------------------------------------------------------------
+
+
+def parse(reply: object) -> Reply:
+    """What a chat or text completion holds. Raises GarbledError when it is none."""
+    if not isinstance(reply, Mapping) or not isinstance(choices := reply.get("choices"), list):
+        raise GarbledError("the reply holds no list of choices")
+    found = [_choice(choice) for choice in choices]
+    usable = tuple(choice for choice in found if choice is not None)
+    usage = reply.get("usage")
+    count = usage.get("prompt_tokens") if isinstance(usage, Mapping) else None
+    return Reply(choices=usable, unusable=len(found) - len(usable), prompt_tokens=count if isinstance(count, int) else -1)
+
+
+def _choice(choice: object) -> Choice | None:
+    if not isinstance(choice, Mapping):
+        raise GarbledError("a choice is no object")
+    message = choice.get("message")
+    text = message.get("content") if isinstance(message, Mapping) else choice.get("text")
+    if isinstance(message, Mapping) and (message.get("reasoning_content") or message.get("reasoning")):
+        raise GarbledError("the server takes the reasoning out of the answers; start it without a reasoning parser")
+    if not isinstance(text, str) or choice.get("finish_reason") not in ("stop", "length"):
+        return None
+    logprobs, ids = _logprobs(choice.get("logprobs"))
+    given = choice.get("token_ids")
+    if isinstance(given, list) and all(isinstance(token, int) for token in given):
+        ids = tuple(given)
+    return Choice(text=text, stopped=choice["finish_reason"] == "stop", ids=ids, logprobs=logprobs)
+
+
+def _logprobs(value: object) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """Log-probs, and ids where the server puts them beside (llama.cpp); empty where it gives none."""
+    if not isinstance(value, Mapping):
+        return (), ()
+    if isinstance(entries := value.get("content"), list):
+        entries = [entry for entry in entries if isinstance(entry, Mapping)]
+        numbers = [entry.get("logprob") for entry in entries]
+        ids = [entry.get("id") for entry in entries]
+    else:
+        listed = value.get("token_logprobs")
+        numbers, ids = listed if isinstance(listed, list) else [], []
+    if not numbers or not all(isinstance(number, (int, float)) for number in numbers):
+        return (), ()
+    known = all(isinstance(token, int) for token in ids)
+    return tuple(float(number) for number in numbers if number is not None), tuple(ids) if known else ()
+
+
+def reason_of(status: int, body: bytes) -> str:
+    """One short line out of an error's body."""
+    text = " ".join(body[:2000].decode(errors="replace").split())
+    return f"HTTP {status}: {text[:300]}" if text else f"HTTP {status}"

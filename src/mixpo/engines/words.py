@@ -1,0 +1,81 @@
+"""What an engine outside of this process needs to know of the model's tokens. Loads torch when first used, never on import."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from mixpo.errors import SourceError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from mixpo.vlm.load import Vlm
+
+
+class Codec(Protocol):
+    """Text to token ids and back. `encode` ends with an end-of-turn id, `decode` leaves that out."""
+
+    def encode(self, text: str) -> tuple[int, ...]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+class Words:
+    """The tokens and the chat template of a model, with or without its weights (see `mixpo.vlm.weightless`)."""
+
+    def __init__(self, vlm: Vlm) -> None:
+        self._vlm = vlm
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Ids of an answer, end of turn included. Raises SourceError for control tokens in it."""
+        from mixpo.vlm.prompt import tokenize_response
+
+        return tokenize_response(self._vlm, text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of an answer's ids without control tokens."""
+        from mixpo.vlm.prompt import decode
+
+        return decode(self._vlm, ids)
+
+    def prompt_text(self, prompt: str) -> str:
+        """A prompt in the chat template, one sign for each image, ending where the answer begins."""
+        from mixpo.vlm.prompt import render_prompt
+
+        return render_prompt(self._vlm, prompt)
+
+    def prompt_ids(self, prompt: str, images: Sequence[Image] = ()) -> tuple[int, ...]:
+        """Ids of a prompt, one for each image token that training sees."""
+        from mixpo.vlm.prompt import encode
+
+        return tuple(encode(self._vlm, prompt, images).ids.tolist())
+
+    def raw_ids(self, text: str) -> tuple[int, ...]:
+        """Ids of text as it stands, control tokens read as such, the tokenizer's own beginning included."""
+        return tuple(self._vlm.processor.tokenizer(text)["input_ids"])
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Ids that end the model's turn."""
+        return self._vlm.end_ids
+
+    @property
+    def control(self) -> frozenset[int]:
+        """Ids that are no part of an answer's text, ends of turn included."""
+        from mixpo.vlm.prompt import control_ids
+
+        return control_ids(self._vlm)
+
+    @property
+    def banned(self) -> frozenset[int]:
+        """Ids that must never be sampled: image tokens and the rest of the chat format, ends of turn excepted."""
+        return self.control - set(self.end_ids)
+
+    def answer_ids(self, text: str, ended: bool) -> tuple[int, ...]:
+        """Ids made from the text of an answer, with the end of turn if it `ended`; none where a control token stands in it."""
+        try:
+            ids = self.encode(text)
+        except SourceError:
+            return ()
+        return ids if ended else ids[:-1]

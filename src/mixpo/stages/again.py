@@ -1,0 +1,76 @@
+"""Failed questions asked again. The attempts of a shard stand beside it and are part of its key: another attempt makes a new shard, and
+with it stale whatever was made from the old one, while the answers that the old one holds are used again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mixpo.errors import RunError
+from mixpo.records import Sampled, write_text
+from mixpo.run import Stage
+from mixpo.types import Question
+
+FILE = "attempts.json"
+"""In the folder of a stage: from the number of a shard to how often its failed questions were asked again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempts:
+    """The attempts of one stage's shards. base: the inputs of its job as they are for the first attempt."""
+
+    stage: Stage
+    settings: Mapping[str, Any]
+    base: tuple[str, ...]
+    counts: Mapping[int, int]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The inputs of the job."""
+        return tuple(_named(shard, self.counts.get(number, 0)) for number, shard in enumerate(self.base))
+
+    def kept(self, number: int) -> dict[str, Sampled]:
+        """By question, what the earlier attempt at a shard brought; empty for the first one."""
+        count = self.counts.get(number, 0)
+        if not count:
+            return {}
+        before = [_named(shard, count - 1) if position == number else shard for position, shard in enumerate(self.base)]
+        shard = self.stage.plan(self.settings, before).shards[number]
+        rows = self.stage.read(shard, Sampled) if self.stage.path(shard).exists() else []
+        return {row.question: row for row in rows if not row.error}
+
+    def merged(
+        self, number: int, questions: Iterable[Question], asked: Iterator[Sampled], kept: Mapping[str, Sampled]
+    ) -> Iterator[Sampled]:
+        """One row for each question, in order: kept, or the next of those that were asked."""
+        attempt = self.counts.get(number, 0) + 1
+        return (kept[question.id] if question.id in kept else replace(next(asked), attempts=attempt) for question in questions)
+
+
+def attempts_of(stage: Stage, settings: Mapping[str, Any], base: Sequence[str]) -> Attempts:
+    """The attempts recorded for a stage. Raises RunError when the file is broken."""
+    return Attempts(stage=stage, settings=settings, base=tuple(base), counts=_load(stage))
+
+
+def raise_attempts(stage: Stage, numbers: Iterable[int]) -> None:
+    """Record one more attempt at these shards."""
+    counts = _load(stage)
+    for number in numbers:
+        counts[number] = counts.get(number, 0) + 1
+    write_text(stage.folder / FILE, json.dumps({str(number): count for number, count in sorted(counts.items())}) + "\n")
+
+
+def _load(stage: Stage) -> dict[int, int]:
+    path = stage.folder / FILE
+    if not path.exists():
+        return {}
+    try:
+        return {int(number): int(count) for number, count in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise RunError(f"{path}: broken ({error}); delete it, and the failed questions count as asked once") from None
+
+
+def _named(shard: str, count: int) -> str:
+    return f"{shard} attempt {count + 1}" if count else shard

@@ -1,0 +1,65 @@
+"""Responses of one prompt as branches of a tree: what several of them begin with stands there once. Knows no tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+LEAST = 4
+"""A common beginning of fewer tokens stays in each response; see docs/training.md for what that was measured on."""
+
+
+class Branch(NamedTuple):
+    """Some tokens in a row. parent: the branch that they go on from, which stands before this one; -1 for the prompt."""
+
+    parent: int
+    tokens: tuple[int, ...]
+
+
+class Grown(NamedTuple):
+    """branches: parents first, none of them empty. ends: for each response the branch whose last token is its last one."""
+
+    branches: tuple[Branch, ...]
+    ends: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that pass through the model for all responses."""
+        return sum(len(branch.tokens) for branch in self.branches)
+
+
+def grow(responses: Sequence[tuple[int, ...]]) -> Grown:
+    """The tree in which responses share every beginning that is at least `LEAST` tokens longer than what is shared already.
+
+    A response that another one begins with ends inside the tree; the others end in a leaf of their own.
+    """
+    order = sorted(range(len(responses)), key=lambda number: responses[number])
+    common = [_common(responses[one], responses[other]) for one, other in pairwise(order)]
+    branches, ends = list[Branch](), [-1] * len(responses)
+
+    def split(first: int, end: int, parent: int, depth: int) -> None:
+        """Grow those from `first` to `end` of the order, whose first `depth` tokens end with the branch `parent`."""
+        while first < end:
+            after = first + 1
+            while after < end and common[after - 1] >= depth + LEAST:
+                after += 1
+            response = responses[order[first]]
+            shared = min(common[first : after - 1], default=len(response))
+            here = parent
+            if shared > depth:
+                here = len(branches)
+                branches.append(Branch(parent, response[depth:shared]))
+            if after - first > 1:
+                split(first, after, here, shared)
+            else:
+                ends[order[first]] = here
+            first = after
+
+    split(0, len(responses), -1, 0)
+    return Grown(tuple(branches), tuple(ends))
+
+
+def _common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+    """How many tokens both begin with."""
+    return next((number for number, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

@@ -1,0 +1,148 @@
+"""The published accuracy rules of data sets: from a short answer and the right ones to a score between 0 and 1. Pure functions.
+
+They are named in the recipe (`verify.rules`), never guessed from a file's name. Which score makes an answer right or wrong is in
+`RULES`; evaluation may use the scores as they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from fnmatch import fnmatchcase
+
+from mixpo.recipe import VerifyTable
+from mixpo.types import Question
+from mixpo.verify.judgement import Judgement
+from mixpo.verify.number import single_number
+from mixpo.verify.text import normal_text
+
+RELAXED = Decimal("0.05")
+"""Share of the right value by which a number may be off (Methani et al., arXiv 1909.00997; Masry et al., arXiv 2203.10244, 5.1)."""
+NAMED = 3
+"""So many people who gave an answer make it fully right (Antol et al., arXiv 1505.00468)."""
+PEOPLE = 10
+"""Fewer answers than this are alternatives and not a vote: one that agrees is enough."""
+SIMILAR = 0.5
+"""A lower similarity counts as none (Biten et al., arXiv 1905.13648, equation 1: tau)."""
+MAX_EDITED = 400
+"""Characters; of a longer text only the spelling is compared, since the edit distance takes quadratic time."""
+
+_YEAR = re.compile(r"(?:19|20)\d\d")
+
+
+def vqa_accuracy(predicted: str, golds: Sequence[str]) -> float:
+    """VQA accuracy: min(1, people who said so / 3), averaged over all choices of all but one of the people.
+
+    Texts are compared after `normal_text`. With fewer than ten answers one that agrees is enough.
+    """
+    answer = normal_text(predicted)
+    votes = Counter(normal_text(gold) for gold in golds)
+    said = votes[answer] if answer else 0
+    if len(golds) < PEOPLE or not said:
+        return float(said > 0)
+    without_one = said * min(1.0, (said - 1) / NAMED) + (len(golds) - said) * min(1.0, said / NAMED)
+    return without_one / len(golds)
+
+
+def relaxed_accuracy(predicted: str, golds: Sequence[str]) -> float:
+    """1 for a number within 5 % of a right one, or for the same text. A right answer that may be a year (1900 to 2099) must be met.
+
+    Signs for percent and currency, separators and units are left aside, as in the charts that the rule was made for.
+    """
+    return float(any(_relaxed(predicted, gold) for gold in golds))
+
+
+def _relaxed(predicted: str, gold: str) -> bool:
+    if " ".join(predicted.casefold().split()) == " ".join(gold.casefold().split()):
+        return True
+    left, right = single_number(predicted), single_number(gold)
+    if left is None or right is None:
+        return False
+    if _YEAR.fullmatch(gold.strip()) or not right.value:
+        return left.value == right.value
+    return abs(left.value - right.value) <= RELAXED * abs(right.value)
+
+
+def anls(predicted: str, golds: Sequence[str]) -> float:
+    """The similarity 1 - edits / length of the longer text, for the nearest right answer; 0 below one half. Case and spacing aside."""
+    return max((_similarity(_spaced(predicted), _spaced(gold)) for gold in golds), default=0.0)
+
+
+def _spaced(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _similarity(left: str, right: str) -> float:
+    if left == right:
+        return 1.0
+    longest = max(len(left), len(right))
+    # Each missing character is an edit, so that very unequal lengths need no look at the letters.
+    if longest > MAX_EDITED or min(len(left), len(right)) < SIMILAR * longest:
+        return 0.0
+    similarity = 1 - edits(left, right) / longest
+    return similarity if similarity >= SIMILAR else 0.0
+
+
+def edits(left: str, right: str) -> int:
+    """The edit distance of Levenshtein: insertions, deletions and replacements of one character."""
+    above = list(range(len(right) + 1))
+    for row, letter in enumerate(left, start=1):
+        line = [row]
+        for column, other in enumerate(right, start=1):
+            line.append(min(above[column] + 1, line[-1] + 1, above[column - 1] + (letter != other)))
+        above = line
+    return above[-1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """score: from (answer, right answers). right: the score from which an answer is right; 0 is wrong, what lies between undecided."""
+
+    score: Callable[[str, Sequence[str]], float]
+    right: float
+    name: str
+
+
+RULES: dict[str, Rule] = {
+    # 0.9 is reached where three of ten people gave the answer.
+    "vqa": Rule(score=vqa_accuracy, right=0.9, name="VQA accuracy"),
+    "relaxed": Rule(score=relaxed_accuracy, right=1.0, name="relaxed accuracy"),
+    # Half of the letters is enough for the metric, but "12" for "13" is no answer to learn from.
+    "anls": Rule(score=anls, right=0.9, name="ANLS"),
+}
+"""The rules by the names that a recipe uses, besides the answer kinds."""
+
+MMPR_RULES = {
+    "*chartqa*": "relaxed",
+    "*docvqa*": "anls",
+    "*infographics*": "anls",
+    "*infovqa*": "anls",
+    "*sroie*": "relaxed",
+    "*clevr_math*": "relaxed",
+    "*geos*": "relaxed",
+    "*geometry*": "relaxed",
+}
+"""Rules of the released MMPR prompt files by the names of their data sets (in lower case), for `verify.mmpr_rules`."""
+
+
+def judge_by(rule: Rule, predicted: str, golds: Sequence[str]) -> Judgement:
+    """What a rule alone says."""
+    score = rule.score(predicted, golds)
+    if score >= rule.right:
+        return Judgement("correct", rule.name)
+    return Judgement("undecided", f"{rule.name} {score:.2f}") if score else Judgement("wrong", rule.name)
+
+
+def rule_of(question: Question, table: VerifyTable) -> str:
+    """The name of the rule for a question: by its source, then by its domain, then of MMPR; "" where none is named."""
+    for name in (question.source, question.domain):
+        for pattern, rule in table.rules.items():
+            if fnmatchcase(name, pattern):
+                return rule
+    if table.mmpr_rules:
+        name = question.source.casefold()
+        return next((rule for pattern, rule in MMPR_RULES.items() if fnmatchcase(name, pattern)), "")
+    return ""

@@ -1,0 +1,477 @@
+"""The engine for servers against a hostile one: whatever happens to one question, the others are answered and nothing is doubled."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import picture
+
+pytest.importorskip("aiohttp")
+
+from stub_server import StubServer, changed, cut_off, hang, on, parts_of, raw, slow, status, truncated
+
+from mixpo.engines import Request, SamplingParams
+from mixpo.engines.openai import Limits, OpenAIEngine
+from mixpo.engines.openai.answers import suspicious
+from mixpo.engines.openai.transport import backoff, wait_of
+from mixpo.engines.openai.wire import Choice, GarbledError, parse
+from mixpo.engines.words import Words
+from mixpo.errors import EngineError
+from mixpo.recipe import ImageTable
+from mixpo.records import Sampled
+from mixpo.vlm.load import Vlm
+
+PARAMS = SamplingParams(temperature=1.0, max_new_tokens=24)
+QUICK = Limits(in_flight=8, timeout_s=1.0, retries=2, patience_s=5.0)
+
+
+@pytest.fixture(scope="module")
+def words(tiny_vlm: Vlm) -> Words:
+    return Words(tiny_vlm)
+
+
+@pytest.fixture(autouse=True)
+def no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mixpo.engines.openai.transport.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("mixpo.engines.openai.transport.HEALTH_SECONDS", 0.1)
+    monkeypatch.setattr("mixpo.engines.openai.engine.HEALTH_SECONDS", 0.1)
+
+
+def asking(key: str, n: int = 3, **more: Any) -> Request:
+    first = 1000 * sum(key.encode())
+    return Request(key=key, prompt=f"Question {key}?", images=(), seeds=tuple(range(first, first + n)), indices=tuple(range(n)), **more)
+
+
+def ask(server: StubServer, requests: list[Request], params: SamplingParams = PARAMS, **more: Any) -> list[Sampled]:
+    engine = OpenAIEngine([server.url], limits=more.pop("limits", QUICK), words=server.words, **more)
+    try:
+        return list(engine.sample(requests, params))
+    finally:
+        engine.close()
+        server.facts = engine.facts  # type: ignore[attr-defined]
+
+
+def facts(server: StubServer) -> dict[str, Any]:
+    return server.facts  # type: ignore[attr-defined,no-any-return]
+
+
+def texts(sampled: Sampled) -> list[str]:
+    assert not sampled.error
+    return [response.text for response in sampled.responses]
+
+
+KEYS = ["alpha", "beta", "gamma", "delta", "omega"]
+
+
+# --- a server that behaves -----------------------------------------------------------------------------------------------
+
+
+def test_answers_come_in_order_with_ids_and_logprobs(words: Words) -> None:
+    with StubServer(words) as server:
+        sampled = ask(server, [asking(key) for key in KEYS])
+    assert [row.question for row in sampled] == KEYS
+    for row in sampled:
+        assert [response.index for response in row.responses] == [0, 1, 2]
+        assert len(set(texts(row))) == 3
+        for response in row.responses:
+            assert words.decode(response.token_ids) == response.text
+            assert len(response.logprobs) == len(response.token_ids)
+            assert (response.token_ids[-1] in words.end_ids) == (response.finish == "stop")
+            assert not response.retokenised
+    known = facts(server)["server"]
+    assert (known["n"], known["seed"], known["logprobs"], known["ids_out"], known["continuation"]) == (3, True, True, True, "ids")
+    assert known["model"] == "stub"
+
+
+def test_every_sampling_field_is_sent(words: Words) -> None:
+    params = SamplingParams(temperature=0.7, max_new_tokens=9, top_k=5, top_p=0.9, stop=("red",))
+    with StubServer(words) as server:
+        (sampled,) = ask(server, [asking("alpha", 4)], params, key="secret")
+    (body,) = [body for _, body, _ in server.bodies if body["max_tokens"] == 9]
+    assert {name: body[name] for name in ("temperature", "top_p", "top_k", "min_p", "n", "stop", "repetition_penalty")} == {
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "top_k": 5,
+        "min_p": 0.0,
+        "n": 4,
+        "stop": ["red"],
+        "repetition_penalty": 1.0,
+    }
+    assert body["seed"] == asking("alpha").seeds[0]
+    assert all(headers["Authorization"] == "Bearer secret" for _, _, headers in server.bodies)
+    assert all("red" not in text for text in texts(sampled))
+
+
+def test_equal_seeds_give_equal_answers_whatever_the_neighbours(words: Words) -> None:
+    with StubServer(words) as server:
+        whole = ask(server, [asking(key) for key in KEYS])
+        alone = ask(server, [asking("gamma")])
+    assert texts(whole[2]) == texts(alone[0])
+
+
+def test_requests_in_flight_and_images_in_memory_are_bounded(words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = picture(tmp_path / "a.png")
+    requests = [replace(asking(f"q{number}"), prompt=f"<image>\n{number}?", images=(image,)) for number in range(40)]
+    alive, most = 0, 0
+    real_question = OpenAIEngine._question
+
+    async def counted(self: OpenAIEngine, *args: Any) -> Sampled:
+        return await real_question(self, *args)
+
+    real_fresh = OpenAIEngine._fresh
+
+    async def fresh(self: OpenAIEngine, *args: Any) -> list[Choice]:
+        nonlocal alive, most
+        alive += 1
+        most = max(most, alive)
+        try:
+            return await real_fresh(self, *args)
+        finally:
+            alive -= 1
+
+    monkeypatch.setattr(OpenAIEngine, "_question", counted)
+    monkeypatch.setattr(OpenAIEngine, "_fresh", fresh)
+    with StubServer(words, on("?", slow)) as server:
+        sampled = ask(server, requests, limits=replace(QUICK, in_flight=4))
+    assert not any(row.error for row in sampled)
+    assert server.most_at_once == 4
+    assert most == 4
+
+
+def test_images_are_sent_once_a_question_with_the_pixels_of_training(words: Words, tmp_path: Path) -> None:
+    png, large = picture(tmp_path / "a.png", (40, 30)), picture(tmp_path / "b.png", (300, 200), seed=1)
+    table = ImageTable(max_pixels=15_000)
+    requests = [replace(asking(k), prompt="<image>\nWhat?", images=(ref,)) for k, ref in (("small", png), ("large", large))]
+    with StubServer(words) as server:
+        sampled = ask(server, requests, image=table)
+    assert not any(row.error for row in sampled)
+    sent = [parts_of(body["messages"][0]) for _, body, _ in server.bodies if body["max_tokens"] == 24]
+    assert [text for text, _ in sent] == ["<image>What?"] * 2
+    from mixpo.images import open_image
+
+    for (_, (image,)), ref in zip(sorted(sent, key=lambda s: s[1][0].width), (png, large), strict=True):
+        assert image.tobytes() == open_image(ref, table).tobytes()
+
+
+# --- a server that does not ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("act", "times", "kind"),
+    [
+        (status(500), 2, "HTTP 500"),
+        (status(503, **{"Retry-After": "0.05"}), 4, "busy"),
+        (status(429, **{"Retry-After": "0.05"}), 4, "busy"),
+        (truncated, 2, "garbled"),
+        (raw(b"<html>"), 2, "garbled"),
+        (raw(b'{"choices": 3}'), 2, "garbled"),
+        (raw(b'[{"choices": []}]'), 2, "garbled"),
+        (cut_off, 2, "connection lost"),
+        (hang, 1, "too late"),
+        (slow, 1, ""),
+    ],
+    ids=["500", "503", "429", "truncated", "html", "no list", "list", "cut off", "hang", "slow"],
+)
+def test_what_passes_is_tried_again(words: Words, act: Callable[..., Any], times: int, kind: str) -> None:
+    with StubServer(words, on("beta", act, times)) as server:
+        sampled = ask(server, [asking(key) for key in KEYS])
+    with StubServer(words) as quiet:
+        assert sampled == ask(quiet, [asking(key) for key in KEYS])
+    if kind:
+        assert facts(server)["counts"][f"retried: {kind}"] == times
+
+
+@pytest.mark.parametrize(
+    ("act", "reason"),
+    [
+        (status(500), "HTTP 500.*given up after 3 tries"),
+        (status(400), "HTTP 400.*made up 400"),
+        (status(422), "HTTP 422"),
+        (truncated, "not valid JSON.*given up after 3 tries"),
+        (cut_off, "connection was lost"),
+        (raw(b'{"choices": [{}]}'), "only 0 of 3 answers"),
+        (changed(lambda r: [c["message"].update(content=None) for c in r["choices"]]), "only 0 of 3"),
+        (changed(lambda r: [c["message"].update(reasoning_content="so") for c in r["choices"]]), "reasoning parser"),
+        (changed(lambda r: [c.update(finish_reason="content_filter") for c in r["choices"]]), "only 0 of 3"),
+    ],
+    ids=["500", "400", "422", "truncated", "cut off", "empty", "null", "reasoning", "filtered"],
+)
+def test_one_bad_question_fails_alone(words: Words, act: Callable[..., Any], reason: str) -> None:
+    with StubServer(words, on("beta", act)) as server:
+        sampled = ask(server, [asking(key) for key in KEYS])
+    assert [row.question for row in sampled if row.error] == ["beta"]
+    assert pytest.importorskip("re").search(reason, sampled[1].error), sampled[1].error
+    assert all(len(row.responses) == 3 for row in sampled if not row.error)
+    assert facts(server)["counts"]["failed questions"] == 1
+
+
+def test_a_busy_server_does_not_use_up_tries_but_patience(words: Words) -> None:
+    with StubServer(words, on("beta", status(429, **{"Retry-After": "0.3"}))) as server:
+        begun = time.monotonic()
+        sampled = ask(server, [asking("beta")], limits=replace(QUICK, patience_s=1.0))
+    assert "HTTP 429" in sampled[0].error
+    assert 0.8 < time.monotonic() - begun < 4
+
+
+@pytest.mark.parametrize("code", [401, 403, 404])
+def test_what_no_request_gets_around_stops_everything(words: Words, code: int) -> None:
+    with StubServer(words, on("gamma", status(code))) as server, pytest.raises(EngineError, match=rf"HTTP {code}.*sample\.server"):
+        ask(server, [asking(key) for key in KEYS])
+
+
+def test_missing_answers_are_topped_up_and_surplus_is_left(words: Words) -> None:
+    def one_less(reply: dict[str, Any]) -> None:
+        del reply["choices"][max(1, len(reply["choices"]) - 2) :]
+
+    def one_more(reply: dict[str, Any]) -> None:
+        reply["choices"].append(reply["choices"][0])
+
+    with StubServer(words, on("alpha", changed(one_less))) as server:
+        (sampled,) = ask(server, [asking("alpha", 6)])
+    assert len(set(texts(sampled))) == 6
+    assert facts(server)["counts"]["answers topped up"] == 3  # two, of which one came, then one
+    with StubServer(words, on("alpha", changed(one_more))) as server:
+        (sampled,) = ask(server, [asking("alpha", 6)])
+    assert len(sampled.responses) == len(set(texts(sampled))) == 6
+    assert facts(server)["counts"]["answers too many"] == 1
+
+
+def test_identical_answers_are_an_error_of_the_question(words: Words) -> None:
+    def copies(reply: dict[str, Any]) -> None:
+        reply["choices"] = [reply["choices"][0]] * len(reply["choices"])
+
+    def same_always(reply: dict[str, Any]) -> None:
+        copies(reply)
+        for choice in reply["choices"]:
+            choice["message"]["content"] = "One two three four five six seven."
+            choice.pop("token_ids", None)
+
+    with StubServer(words, on("beta", changed(copies)), no_logprobs=True) as server:  # copies in a request, others when asked again
+        sampled = ask(server, [asking(key, 4) for key in KEYS])
+    assert not any(row.error for row in sampled)
+    assert facts(server)["counts"]["identical answers, asked again"] == 1
+    with StubServer(words, on("beta", changed(same_always)), no_logprobs=True) as server:
+        sampled = ask(server, [asking(key, 4) for key in KEYS])
+    assert [row.question for row in sampled if row.error] == ["beta"]
+    assert "4 identical answers at temperature 1, twice" in sampled[1].error
+
+
+def test_identical_answers_of_a_sure_model_are_no_error() -> None:
+    sure = [Choice(text="7", stopped=True, logprobs=(-0.001, -0.002))] * 8
+    unsure = [Choice(text="7", stopped=True, logprobs=(-1.0, -2.0))] * 8
+    blind = [Choice(text="7", stopped=True)] * 8
+    assert not suspicious(sure, 1.0)
+    assert suspicious(unsure, 1.0)
+    assert suspicious(blind, 1.0)
+    assert not suspicious(blind[:3], 1.0)
+    assert not suspicious(unsure, 0.0)
+    assert not suspicious([*unsure, Choice(text="8", stopped=True)], 1.0)
+    # 0.9 sure of each of 4 tokens: eight equal answers have a chance of 0.9^28, about 5 %.
+    assert not suspicious([Choice(text="a b c d", stopped=True, logprobs=(-0.105,) * 4)] * 8, 1.0)
+
+
+# --- servers that lack something -----------------------------------------------------------------------------------------
+
+
+def test_a_server_without_n_is_asked_n_times(words: Words) -> None:
+    with StubServer(words, no_n=True) as server:
+        sampled = ask(server, [asking(key) for key in KEYS])
+    assert all(len(set(texts(row))) == 3 for row in sampled)
+    assert facts(server)["server"]["n"] == 1
+    assert sorted(body["seed"] for _, body, _ in server.bodies if "beta" in str(body)) == list(asking("beta").seeds)
+
+
+def test_a_server_that_refuses_a_large_n_is_asked_in_parts(words: Words) -> None:
+    def at_most_two(server: StubServer, request: Any, body: dict[str, Any], before: int) -> Any:
+        return status(400)(server, request, body) if body["n"] > 2 else None
+
+    with StubServer(words, at_most_two) as server:
+        (sampled,) = ask(server, [asking("alpha", 5)])
+    assert len(set(texts(sampled))) == 5
+    assert facts(server)["server"]["n"] == 2
+
+
+def test_text_alone_is_tokenised_again(words: Words) -> None:
+    with StubServer(words, no_ids_out=True, no_logprobs=True) as server:
+        (sampled,) = ask(server, [asking("alpha")])
+    assert not facts(server)["server"]["ids_out"]
+    for response in sampled.responses:
+        assert response.retokenised
+        assert response.token_ids == words.encode(response.text)
+        assert response.logprobs == ()
+
+
+def test_a_greedy_server_is_refused(words: Words) -> None:
+    with StubServer(words, greedy=True) as server, pytest.raises(EngineError, match=r"identical.*does not sample"):
+        ask(server, [asking("alpha")])
+
+
+@pytest.mark.parametrize(("lack", "message"), [("blind", "does not look at images"), ("other_tiles", "tokens there and of .* in training")])
+@pytest.mark.parametrize("logprobs", [True, False])
+def test_a_server_that_misses_images_is_refused(words: Words, tmp_path: Path, lack: str, message: str, logprobs: bool) -> None:
+    request = replace(asking("alpha"), prompt="<image>\nWhat?", images=(picture(tmp_path / "a.png"),))
+    with StubServer(words, no_logprobs=not logprobs, **{lack: True}) as server, pytest.raises(EngineError, match=message):
+        ask(server, [request])
+
+
+def test_a_server_that_takes_no_images_is_refused_when_there_are_some(words: Words, tmp_path: Path) -> None:
+    def no_images(server: StubServer, request: Any, body: dict[str, Any], before: int) -> Any:
+        return status(500)(server, request, body) if "image_url" in str(body) else None
+
+    request = replace(asking("alpha"), prompt="<image>\nWhat?", images=(picture(tmp_path / "a.png"),))
+    with StubServer(words, no_images) as server:
+        assert not ask(server, [asking("alpha")])[0].error
+        with pytest.raises(EngineError, match="the server takes none"):
+            ask(server, [request])
+
+
+def test_a_strict_server_gets_transformers_settings(words: Words) -> None:
+    with StubServer(words, strict=True) as server:
+        assert not ask(server, [asking("alpha")])[0].error
+    assert facts(server)["server"]["dialect"] == "generation_config"
+    assert '"top_k": 0' in server.bodies[-1][1]["generation_config"]
+
+
+# --- continuations -------------------------------------------------------------------------------------------------------
+
+PREFIXES = ("The sum is", "A line.\n", "图片里有四个")
+
+
+def beginnings(words: Words) -> Request:
+    prefixes = tuple(words.encode(text)[:-1] for text in PREFIXES)
+    return Request(key="q", prompt="What is the sum?", images=(), seeds=(1, 2, 3), indices=(0, 2, 5), prefixes=prefixes)
+
+
+@pytest.mark.parametrize(
+    ("lacks", "route"),
+    [
+        ({}, "ids"),
+        ({"no_ids_in": True}, "prefix"),
+        ({"no_ids_in": True, "no_prefix": True}, "text"),
+        ({"no_ids_in": True, "strips": True}, "text"),
+        ({"no_ids_in": True, "no_ids_out": True}, "prefix"),
+        ({"no_completions": True}, "prefix"),
+    ],
+)
+def test_continuations_start_with_their_prefix(words: Words, lacks: dict[str, bool], route: str) -> None:
+    with StubServer(words, **lacks) as server:
+        (sampled,) = ask(server, [beginnings(words)])
+    assert facts(server)["server"]["continuation"] == route
+    assert not sampled.error
+    for response, begun, prefix in zip(sampled.responses, PREFIXES, beginnings(words).prefixes, strict=True):
+        assert response.text.startswith(begun)
+        assert len(response.text) > len(begun)
+        assert response.token_ids[: response.prefix_len] == prefix
+        assert words.decode(response.token_ids) == response.text
+    assert [response.index for response in sampled.responses] == [0, 2, 5]
+
+
+def test_no_exact_way_to_continue_is_refused(words: Words) -> None:
+    with StubServer(words, no_completions=True, strips=True) as server:
+        assert not ask(server, [asking("alpha")])[0].error
+        with pytest.raises(EngineError, match=r"cannot continue.*pairs\.dropout_ntp = false"):
+            ask(server, [beginnings(words)])
+
+
+def test_another_model_gives_text_alone(words: Words) -> None:
+    with StubServer(words) as server:
+        (sampled,) = ask(server, [asking("alpha")], same_model=False)
+        assert all(response.retokenised for response in sampled.responses)
+        with pytest.raises(EngineError, match="cannot continue"):
+            ask(server, [beginnings(words)], same_model=False)
+
+
+def test_a_prefix_with_a_control_token_fails_alone(words: Words) -> None:
+    bad = replace(beginnings(words), prefixes=((words.end_ids[0],),) * 3)
+    with StubServer(words) as server:
+        first, second = ask(server, [bad, beginnings(words)])
+    assert "control token" in first.error
+    assert not second.error
+
+
+# --- several servers -----------------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_dies_is_left_out_and_comes_back(words: Words) -> None:
+    said: list[str] = []
+    with StubServer(words, on("?", slow)) as one, StubServer(words, on("?", slow)) as two:
+        engine = OpenAIEngine([one.url, two.url], limits=replace(QUICK, in_flight=4, retries=1), words=words, say=said.append)
+        rows = engine.sample([asking(f"q{number}") for number in range(40)], PARAMS)
+        sampled = [next(rows)]
+        one.stop()
+        sampled += [next(rows) for _ in range(19)]
+        assert any("no requests until it is back" in line for line in said)
+        asked = len(one.bodies)
+        one.start()
+        sampled += list(rows)
+        engine.close()
+    assert [row.question for row in sampled] == [f"q{number}" for number in range(40)]
+    assert not any(row.error for row in sampled)
+    assert any(line.endswith("is back") for line in said)
+    assert len(one.bodies) > asked
+    assert all(len(row.responses) == 3 for row in sampled)
+
+
+def test_no_server_at_all_is_an_error_after_patience(words: Words) -> None:
+    with StubServer(words) as server:
+        engine = OpenAIEngine([server.url], limits=replace(QUICK, patience_s=0.5), words=words)
+        rows = engine.sample([asking(key) for key in KEYS] * 4, PARAMS)
+        next(rows)
+        server.stop()
+        with pytest.raises(EngineError, match="no server answers"):
+            list(rows)
+        engine.close()
+    with pytest.raises(EngineError, match="no answer from /health"):
+        list(OpenAIEngine(["http://127.0.0.1:9/v1"], limits=replace(QUICK, patience_s=0.2)).sample([asking("a")], PARAMS))
+
+
+def test_servers_of_different_kinds_are_refused(words: Words) -> None:
+    with StubServer(words) as one, StubServer(words, strict=True) as two:
+        engine = OpenAIEngine([one.url, two.url], limits=QUICK, words=words)
+        with pytest.raises(EngineError, match="different kinds"):
+            list(engine.sample([asking("alpha")], PARAMS))
+        engine.close()
+
+
+# --- parts ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("header", "low", "high"), [("3", 3, 3), ("-1", 0, 0), ("", 0.5, 0.5), ("soon", 0.5, 0.5), ("nan", 0, 0)])
+def test_retry_after(header: str, low: float, high: float) -> None:
+    assert low <= wait_of(header) <= high
+
+
+def test_retry_after_as_a_date() -> None:
+    from email.utils import formatdate
+
+    assert 3 < wait_of(formatdate(time.time() + 5, usegmt=True)) <= 5
+    assert wait_of(formatdate(time.time() - 5, usegmt=True)) == 0
+
+
+def test_backoff_doubles_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mixpo.engines.openai.transport.FIRST_WAIT", 0.25)
+    for tries, longest in [(0, 0.25), (1, 0.5), (3, 2.0), (20, 30.0)]:
+        assert all(longest / 2 <= backoff(tries) <= longest for _ in range(50))
+
+
+@pytest.mark.parametrize("reply", [None, [], "x", {}, {"choices": "x"}, {"choices": [3]}, {"choices": {"a": 1}}])
+def test_garbage_is_not_parsed(reply: object) -> None:
+    with pytest.raises(GarbledError):
+        parse(reply)
+
+
+def test_logprobs_in_every_known_form() -> None:
+    base = {"finish_reason": "stop", "message": {"content": "a b"}}
+    openai = {**base, "logprobs": {"content": [{"token": "a", "logprob": -1}, {"token": " b", "logprob": -2.5}]}}
+    llama = {**base, "logprobs": {"content": [{"id": 5, "logprob": -1}, {"id": 6, "logprob": -2.5}]}}
+    legacy = {"finish_reason": "stop", "text": "a b", "logprobs": {"token_logprobs": [-1, -2.5], "tokens": ["a", " b"]}}
+    found = [parse({"choices": [choice]}).choices[0] for choice in (openai, llama, legacy)]
+    assert [choice.logprobs for choice in found] == [(-1.0, -2.5)] * 3
+    assert [choice.ids for choice in found] == [(), (5, 6), ()]
+    broken = {**base, "logprobs": {"content": [{"logprob": "x"}]}}
+    assert parse({"choices": [broken]}).choices[0].logprobs == ()

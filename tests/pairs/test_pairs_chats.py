@@ -1,0 +1,133 @@
+"""Exports read back: every pair comes out as it went in, with images that can be opened."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from PIL import Image
+
+from mixpo.errors import RunError
+from mixpo.images import reference
+from mixpo.pairs import hub
+from mixpo.pairs.chats import export_llama_factory, export_swift
+from mixpo.pairs.hub import export_datasets, push
+from mixpo.pairs.provenance import make_pair
+from mixpo.sources.build import make_question
+from mixpo.types import Pair, Question, Response
+
+Rows = list[tuple[Question, Pair]]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Rows:
+    """Questions with one, two and no images; also text that would break a careless writer."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number, colour in enumerate(("red", "green")):
+        Image.new("RGB", (4, 5), colour).save(folder / f"{number}.png")
+    images = [reference(folder / f"{number}.png") for number in range(2)]
+    made = []
+    for text, used, answer in (("1 + 6?", [], "7"), ("<image>\nHow many?", images[:1], "7"), ("<image> or <image>? «图»", images, None)):
+        question = make_question(text=text, images=used, answer=answer, source="s", domain="d")
+        sides = [Response(question=question.id, index=i, text=side) for i, side in enumerate(("so\n7 <b>", 'no "8"'))]
+        made.append((question, make_pair(question.id, *sides, "correctness", answer, "8")))
+    return made
+
+
+def render(question: Question) -> str:
+    return f"Think. {question.text}"
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def colours(paths: list[str]) -> list[object]:
+    return [Image.open(path).convert("RGB").getpixel((0, 0)) for path in paths]
+
+
+RED, GREEN = (255, 0, 0), (0, 128, 0)
+
+
+def test_ms_swift(rows: Rows, tmp_path: Path) -> None:
+    assert export_swift(iter(rows), tmp_path / "out", render) == 3
+    for row, (question, pair) in zip(lines(tmp_path / "out" / "pairs.jsonl"), rows, strict=True):
+        user, assistant = row["messages"]
+        assert (user["role"], assistant["role"]) == ("user", "assistant")
+        assert user["content"] == render(question)
+        assert user["content"].count("<image>") == len(row["images"])
+        assert (assistant["content"], row["rejected_response"]) == (pair.chosen, pair.rejected)
+        assert colours(row["images"]) == [RED, GREEN][: len(question.images)]
+
+
+def test_llama_factory(rows: Rows, tmp_path: Path) -> None:
+    assert export_llama_factory(iter(rows), tmp_path / "out", render) == 3
+    [(name, entry)] = json.loads((tmp_path / "out" / "dataset_info.json").read_text()).items()
+    assert (name, entry["formatting"], entry["ranking"]) == ("mixpo", "sharegpt", True)
+    columns = entry["columns"]
+    for row, (question, pair) in zip(lines(tmp_path / "out" / entry["file_name"]), rows, strict=True):
+        assert row[columns["messages"]] == [{"from": "human", "value": render(question)}]
+        assert row[columns["chosen"]] == {"from": "gpt", "value": pair.chosen}
+        assert row[columns["rejected"]] == {"from": "gpt", "value": pair.rejected}
+        assert colours(row[columns["images"]]) == [RED, GREEN][: len(question.images)]
+
+
+def test_datasets_in_one_call(rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "ROWS", 2)
+    assert export_datasets(iter(rows), tmp_path / "out", render) == 3
+    data = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"), split="train")
+    assert data.features["images"].feature == datasets.Image()
+    for row, (question, pair) in zip(data, rows, strict=True):
+        assert [image.getpixel((0, 0)) for image in row["images"]] == [RED, GREEN][: len(question.images)]
+        assert (row["prompt"], row["chosen"], row["rejected"]) == (render(question), pair.chosen, pair.rejected)
+        assert (row["answer"], row["id"], row["question_id"]) == (question.answer, pair.id, question.id)
+    streamed = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"), split="train", streaming=True)
+    assert [row["id"] for row in streamed] == [pair.id for _, pair in rows]
+    # A second, smaller export leaves nothing of the first behind.
+    assert export_datasets(iter(rows[:1]), tmp_path / "out") == 1
+    assert len(list((tmp_path / "out" / "data").iterdir())) == 1
+
+
+def test_the_card_shows_images_and_nothing_of_it_is_markup(rows: Rows, tmp_path: Path) -> None:
+    export_datasets(iter(rows), tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nconfigs:\n")
+    assert "3 pairs (3 correctness)" in card
+    shown = [line.split("(")[1].rstrip(")") for line in card.splitlines() if line.startswith("![")]
+    assert len(shown) == 2
+    for name in shown:
+        assert Image.open(tmp_path / "out" / name).size == (4, 5)
+    assert "    7 <b>" in card.splitlines()
+    assert not any(line.startswith("7 <b>") for line in card.splitlines())
+
+
+def test_no_pairs(tmp_path: Path) -> None:
+    for export in (export_swift, export_llama_factory, export_datasets):
+        with pytest.raises(RunError, match="there are no pairs to export"):
+            export(iter(()), tmp_path / "out")
+
+
+def test_the_upload(rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    calls: list[tuple[str, dict[str, Any]]] = []
+
+    class Api:
+        def create_repo(self, name: str, **how: Any) -> None:
+            calls.append((name, how))
+
+        def upload_folder(self, **how: Any) -> None:
+            if how["repo_id"] == "no/no":
+                raise OSError("token is missing\nlong story")
+            calls.append((how["repo_id"], how))
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    assert push(tmp_path, "me/pairs") == "https://huggingface.co/datasets/me/pairs"
+    assert calls[0] == ("me/pairs", {"repo_type": "dataset", "private": True, "exist_ok": True})
+    assert calls[1][1]["folder_path"] == str(tmp_path)
+    with pytest.raises(RunError, match=r"no/no: the Hub refused the upload \(token is missing\)"):
+        push(tmp_path, "no/no")

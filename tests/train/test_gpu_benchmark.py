@@ -1,0 +1,74 @@
+"""The GPU benchmark's code path without a GPU, and the ways to attend that it compares, against the plan that training uses."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from train.kernels import slow_varlen
+
+from mixpo.train.branches import grow
+from mixpo.train.tree import Asked, Span, plant
+from mixpo.vlm.families import Sight
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def benchmarks() -> Iterator[tuple[ModuleType, ModuleType]]:
+    folder = str(Path(__file__).parents[2] / "benchmarks")
+    sys.path.insert(0, folder)
+    import attention_forms
+    import train_gpu
+
+    yield train_gpu, attention_forms
+    sys.path.remove(folder)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.lists(st.lists(st.lists(st.integers(1, 2), min_size=1, max_size=14).map(tuple), min_size=1, max_size=4), min_size=1, max_size=3))
+def test_all_forms_are_equal(benchmarks: tuple[ModuleType, ModuleType], groups: list[list[tuple[int, ...]]]) -> None:
+    """Few different tokens, so that responses often begin alike."""
+    spans, first = list[Span](), 0
+    for number, responses in enumerate(groups, 3):
+        grown = grow(responses)
+        spans.append(Span(first, number, grown.branches))
+        first += number + grown.tokens
+    query, key, value = (torch.randn(first, heads, 16, dtype=torch.float64) for heads in (4, 2, 2))
+    expected = plant(spans, Sight(), CPU).attend(query, key, value, Asked())
+    for plan in (benchmarks[1].plant_dense(spans, CPU), benchmarks[1].plant_flex(spans, CPU)):
+        assert len(plan) == first
+        assert torch.allclose(plan.attend(query, key, value, Asked()), expected, atol=1e-10)
+        with pytest.raises(NotImplementedError, match="not compared"):
+            plan.attend(query, key, value, Asked(window=3))
+
+
+def test_it_runs(benchmarks: tuple[ModuleType, ModuleType], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a slow kernel in place of the GPU's; FlexAttention has no backward pass here, and that is said."""
+    monkeypatch.setattr(benchmarks[0], "PROMPT", 20)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", slow_varlen)
+    benchmarks[0].main(["--device", "cpu", "--size", "tiny", "--rounds", "1", "--cases", "2", "--json"])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["device"] == "cpu"
+    rows = {row["form"]: row for row in found["rows"]}
+    assert set(rows) == {"varlen", "calls", "flex", "dense", "rows"}
+    assert "backward on CPU" in rows.pop("flex")["not_here"]
+    assert rows["calls"]["over_calls"] == 1
+    for row in rows.values():
+        assert row["milliseconds"] > 0
+        assert 0 < row["share_of_peak"] < 1.5
+        assert row["memory_mib"] > 0
+
+
+def test_without_a_gpu(benchmarks: tuple[ModuleType, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit, match="sees no CUDA device here; use a machine with an NVIDIA GPU") as stopped:
+        benchmarks[0].main([])
+    assert "\n" not in str(stopped.value)

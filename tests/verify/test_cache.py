@@ -1,0 +1,65 @@
+"""Verdicts kept on disk: what is asked once is never asked again, what may change is not kept, and a broken file costs nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mixpo.recipe import VerifyTable
+from mixpo.types import Question, Response
+from mixpo.verify import Verifier, cache
+from mixpo.verify.cache import VerdictCache
+from mixpo.verify.judgement import Judgement
+from mixpo.verify.pool import FormulaPool
+
+ASKED = Question(id="q", text="?", answer="(x+1)^2", kind="formula")
+ANSWER = Response(question="q", index=0, text="Final answer: x^2+2x+1")
+
+
+def test_a_second_verifier_starts_no_worker(tmp_path: Path) -> None:
+    path = tmp_path / "cache" / "verdicts.sqlite"
+    settings = VerifyTable(workers=1, timeout_s=60)
+    with Verifier(settings, cache=path) as verifier:
+        first = verifier.verify(ASKED, ANSWER, "final")
+        assert verifier._pool.processes()
+    with Verifier(settings, cache=path) as verifier:
+        assert verifier.verify(ASKED, ANSWER, "final") == first
+        assert not verifier._pool.processes()
+    assert first.outcome == "correct"
+
+
+@pytest.mark.parametrize(("lasting", "kept"), [("always", True), ("here", False), ("", False)])
+def test_only_what_would_be_the_same_again_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lasting: str, kept: bool) -> None:
+    asked = []
+
+    def ask(_pool: FormulaPool, request: dict[str, object]) -> tuple[Judgement, str]:
+        asked.append(request)
+        return Judgement("undecided", "a reason"), lasting
+
+    monkeypatch.setattr(FormulaPool, "_ask", ask)
+    for _ in range(2):
+        with FormulaPool(cache=tmp_path / "verdicts.sqlite") as pool:
+            assert pool.compare("x", "y", 0.0) == Judgement("undecided", "a reason")
+    assert len(asked) == (1 if kept else 2)
+
+
+def test_the_key_holds_all_that_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "verdicts.sqlite"
+    kept = VerdictCache(path)
+    kept.put("x", "y", 0.1, Judgement("wrong", "differ"))
+    assert kept.get("x", "y", 0.1) == Judgement("wrong", "differ")
+    assert [kept.get(*key) for key in (("y", "x", 0.1), ("x", "y", 0.2), ("x y", "", 0.1))] == [None] * 3
+    kept.put("x", "y", 0.1, Judgement("correct", "agree"))
+    kept.close()
+    assert VerdictCache(path).get("x", "y", 0.1) == Judgement("correct", "agree")
+    monkeypatch.setattr(cache, "VERSION", 2)
+    assert VerdictCache(path).get("x", "y", 0.1) is None
+
+
+def test_a_broken_file_is_begun_anew(tmp_path: Path) -> None:
+    path = tmp_path / "verdicts.sqlite"
+    path.write_bytes(b"not a database" * 1000)
+    kept = VerdictCache(path)
+    kept.put("x", "y", 0.1, Judgement("wrong", "differ"))
+    assert kept.get("x", "y", 0.1) == Judgement("wrong", "differ")
