@@ -211,7 +211,10 @@ def test_sums_of_many_tokens_keep_their_digits(monkeypatch: pytest.MonkeyPatch) 
     token_a = -5 - 10 * torch.rand(4000, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr("mixpo.train.logps._from_states", lambda model, batch: token_a)
     batch: Any = SimpleNamespace(
-        target=torch.zeros(4000, dtype=torch.long), owner=torch.arange(4000) // 2000, lengths=torch.tensor([2000, 2000])
+        pick=torch.arange(4000),
+        target=torch.zeros(4000, dtype=torch.long),
+        owner=torch.arange(4000) // 2000,
+        lengths=torch.tensor([2000, 2000]),
     )
     found = Scorer(torch.nn.Identity(), "tree")(batch).sums
     assert (found - token_a.double().reshape(2, 2000).sum(1)).abs().max() < 1e-6
