@@ -21,7 +21,7 @@ demo: install
 	$(BIN)/mixpo demo --dir $(DEMO) $(DEMO_ARGS)
 
 test: install
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadfile
 
 check: install
 	$(BIN)/ruff format --check .

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pairs.answers import ASKED, OPEN, answer_sets, judged, response, table, tables
+from pair_answers import ASKED, OPEN, answer_sets, judged, response, table, tables
 
 from mixpo.errors import RecordError
 from mixpo.pairs.build import build, rebuild

@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pairs.answers import ASKED, answer_sets, judged, response, table, tables
+from pair_answers import ASKED, answer_sets, judged, response, table, tables
 
 from mixpo.pairs.correctness import correctness_pairs, entails, plain
 from mixpo.pairs.provenance import REASONS

@@ -3,7 +3,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pairs.answers import OPEN, response, table
+from pair_answers import OPEN, response, table
 
 from mixpo.pairs.blind import PATTERNS, blind_phrase
 from mixpo.pairs.dropout_ntp import continuation_request, dropout_pairs

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pairs.answers import ASKED, judged, table
+from pair_answers import ASKED, judged, table
 
 from mixpo.pairs.balance import class_of, difficulty, lot, rates, thin
 from mixpo.pairs.build import build, rebuild

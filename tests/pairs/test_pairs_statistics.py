@@ -3,7 +3,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pairs.answers import OPEN, answer_sets, response
+from pair_answers import OPEN, answer_sets, response
 
 from mixpo.pairs.build import build
 from mixpo.pairs.statistics import BINS, LENGTH_WIDTH, Fixed, Lengths, Statistics

@@ -56,7 +56,7 @@ def naive(model: Any, one: EncodedPrompt, answer: tuple[int, ...]) -> torch.Tens
         for name, value in one.token_types.items()
     }
     logits = model(input_ids=torch.cat([one.ids, tail])[None], **one.features, **kinds).logits[0]
-    total: torch.Tensor = logits[len(one.ids) - 1 : -1].log_softmax(-1)[torch.arange(len(tail)), tail].sum()
+    total: torch.Tensor = logits[len(one.ids) - 1 : -1].log_softmax(-1)[torch.arange(len(tail)), tail].sum(dtype=torch.float64)
     return total
 
 

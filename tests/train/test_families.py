@@ -187,6 +187,6 @@ def test_bfloat16_is_as_near_as_the_plain_way(made: tuple[Vlm, Data, torch.Tenso
     for layout in ("tree", "plain"):
         with torch.no_grad():
             found = Scorer(one.model, layout, torch.bfloat16)(collate(one, data.pieces, data.get, layout))
-        assert found.sums.dtype == torch.float32
+        assert found.sums.dtype == torch.float64
         errors.append(float(((found.sums - expected).abs() / found.lengths).mean()))
     assert errors[0] <= 2 * errors[1] + 0.01

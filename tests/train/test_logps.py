@@ -7,6 +7,8 @@ import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -41,7 +43,7 @@ def naive(vlm: Vlm, group: Group, ids: tuple[int, ...]) -> torch.Tensor:
     kinds = {name: torch.cat([value, torch.zeros_like(answer)])[None] for name, value in prompt.token_types.items()}
     logits = vlm.model(input_ids=torch.cat([prompt.ids, answer])[None], **prompt.features, **kinds).logits[0]
     logprobs = logits[len(prompt.ids) - 1 : -1].log_softmax(-1)
-    total: torch.Tensor = logprobs[torch.arange(len(answer)), answer].sum()
+    total: torch.Tensor = logprobs[torch.arange(len(answer)), answer].sum(dtype=torch.float64)
     return total
 
 
@@ -202,3 +204,17 @@ def test_cache_is_bounded_and_lengths_stay(tiny_vlm: Vlm, tmp_path: Path) -> Non
     opened = len(prompts._kept)
     assert [prompts.length(group) for group in found] == lengths
     assert len(prompts._kept) == opened
+
+
+def test_sums_of_many_tokens_keep_their_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log-ratios are small differences of large sums: one token's worth of 1e-4 must not get lost among thousands of nats."""
+    token_a = -5 - 10 * torch.rand(4000, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr("mixpo.train.logps._from_states", lambda model, batch: token_a)
+    batch: Any = SimpleNamespace(
+        pick=torch.arange(4000),
+        target=torch.zeros(4000, dtype=torch.long),
+        owner=torch.arange(4000) // 2000,
+        lengths=torch.tensor([2000, 2000]),
+    )
+    found = Scorer(torch.nn.Identity(), "tree")(batch).sums
+    assert (found - token_a.double().reshape(2, 2000).sum(1)).abs().max() < 1e-6

@@ -121,6 +121,11 @@ def _divide(piece: Piece, prompt: int, budget: int, layout: Layout) -> Iterator[
 # --- what all layouts have in common -----------------------------------------------------------------------------------
 
 
+def wide(device: torch.device) -> torch.dtype:
+    """What sums over tokens, pairs, steps and ranks are kept in: float64 where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 @dataclass(frozen=True, eq=False)
 class Vision:
     """The images of a batch, each once. inputs: what the vision tower needs. rows: (R) the group of each row.
@@ -144,7 +149,7 @@ class Batch:
     common stand there once: pick: (A,) which of the U is each token of each response. owner: (A,) that response, 0 .. R-1.
     lengths: (R,) tokens of each response. chosen, rejected: (K,) positions among the R responses.
     features: of all images in their order, as the model gives them, where they are known already (see `mixpo.train.features`).
-    reference: (R,) summed log-probs under the reference, float32, NaN where unknown. names: (R) question id of each response.
+    reference: (R,) summed log-probs under the reference, in the type of `wide`, NaN where unknown. names: (R) question id of each response.
     tokens: that pass through the model, without padding.
     """
 
@@ -194,7 +199,7 @@ def answers_of(pieces: Sequence[Piece]) -> Answers:
         lengths=lengths,
         chosen=chosen,
         rejected=rejected,
-        reference=torch.tensor([_reference(piece, response) for piece in pieces for response in piece.responses]),
+        reference=torch.tensor([_reference(piece, response) for piece in pieces for response in piece.responses], dtype=torch.float64),
         names=tuple(piece.group.question.id for piece in pieces for _ in piece.responses),
     )
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mixpo.train.batch import PACKED, Answers, Batch, Layout, Piece, Vision, answers_of
+from mixpo.train.batch import PACKED, Answers, Batch, Layout, Piece, Vision, answers_of, wide
 from mixpo.train.branches import Grown, grow
 from mixpo.train.tree import Span, Tree, plant, plant_ragged
 from mixpo.types import Group
@@ -170,7 +170,7 @@ def _batch(
         lengths=answers.lengths.to(device),
         chosen=answers.chosen.to(device),
         rejected=answers.rejected.to(device),
-        reference=answers.reference.to(device),
+        reference=answers.reference.to(device, wide(device)),
         names=answers.names,
         tokens=tokens,
     )

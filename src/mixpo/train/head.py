@@ -1,6 +1,6 @@
-"""Log-probs of tokens from hidden states. Logits of a large vocabulary exist for some tokens at a time only, never for all.
+"""Log-probs of tokens from hidden states. Logits of a large vocabulary never exist all at once.
 
-A predicted tokens, D width, V vocabulary, C tokens of a tile.
+A predicted tokens, D width, V vocabulary, C tokens (or words of the vocabulary) of a tile.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ WHOLE = 256 * 2**20
 """Logits of up to this many bytes in float32 are made at once, which saves computing them again in the backward pass."""
 TILE = 64 * 2**20
 """Bytes of the float32 logits of one tile."""
+CACHED = 8 * 2**20
+"""The same on a CPU, whose cache should hold a tile until it has been used."""
 
 
-def token_logps(head: Any, rule: HeadRule, hidden_ad: Tensor, target_a: Tensor, whole: int = WHOLE, tile: int = TILE) -> Tensor:
+def token_logps(head: Any, rule: HeadRule, hidden_ad: Tensor, target_a: Tensor, whole: int = WHOLE, tile: int | None = None) -> Tensor:
     """(A,) log-probs in float32, whatever `hidden_ad` is in.
 
     head: the output layer. One that is not a plain linear layer (an adapter around it) is called as it is, tile by tile.
@@ -28,12 +30,13 @@ def token_logps(head: Any, rule: HeadRule, hidden_ad: Tensor, target_a: Tensor, 
     vocabulary = int(head.weight.shape[0])
     if len(target_a) * vocabulary * 4 <= whole:
         return _score(head(hidden_ad), rule, target_a)
-    rows = max(1, tile // (4 * vocabulary))
     if type(head) is nn.Linear:
         kind = hidden_ad.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_ad.dtype
-        found: Tensor = _TiledLogps.apply(hidden_ad, head.weight, head.bias, target_a, rule, rows, dtype)
+        words = max(1, (tile or (CACHED if kind == "cpu" else TILE)) // (4 * len(target_a)))
+        found: Tensor = _TiledLogps.apply(hidden_ad, head.weight, head.bias, target_a, rule, words, dtype)
         return found
+    rows = max(1, (tile or TILE) // (4 * vocabulary))
     parts = zip(torch.split(hidden_ad, rows), torch.split(target_a, rows), strict=True)
     return torch.cat([checkpoint(lambda h, t: _score(head(h), rule, t), h_cd, t_c, use_reentrant=False) for h_cd, t_c in parts])
 
@@ -50,7 +53,11 @@ def _finish(logits_cv: Tensor, rule: HeadRule) -> Tensor:
 
 
 class _TiledLogps(torch.autograd.Function):
-    """Keeps one number per token for the backward pass and computes every tile's logits again there."""
+    """Keeps one number per token for the backward pass and computes every tile's logits again there.
+
+    A tile is all tokens and some of the vocabulary: weights and their gradient, which are larger than everything else, are passed
+    over once. Sums over tiles are kept in float32 under bfloat16 too.
+    """
 
     @staticmethod
     def forward(
@@ -60,48 +67,58 @@ class _TiledLogps(torch.autograd.Function):
         bias_v: Tensor | None,
         target_a: Tensor,
         rule: HeadRule,
-        rows: int,
+        words: int,
         dtype: torch.dtype,
     ) -> Tensor:
-        lse, found = [], []
+        lse_a = torch.full(target_a.shape, float("-inf"), device=hidden_ad.device)
+        logit_a = torch.zeros_like(lse_a)
         with torch.autocast(hidden_ad.device.type, enabled=False):
-            weight, bias = weight_vd.to(dtype), None if bias_v is None else bias_v.to(dtype)
-            for h_cd, t_c in zip(torch.split(hidden_ad, rows), torch.split(target_a, rows), strict=True):
-                logits_cv = _finish(F.linear(h_cd.to(dtype), weight, bias).float(), rule)
-                lse.append(logits_cv.logsumexp(-1))
-                found.append(logits_cv.gather(-1, t_c[:, None])[:, 0] - lse[-1])
-        ctx.save_for_backward(hidden_ad, weight_vd, bias_v, target_a, torch.cat(lse))
-        ctx.rule, ctx.rows, ctx.dtype = rule, rows, dtype
-        return torch.cat(found)
+            h_ad = hidden_ad.to(dtype)
+            for first in range(0, len(weight_vd), words):
+                logits_ac = _tile(h_ad, weight_vd, bias_v, rule, slice(first, first + words))
+                here_a, place_a = _within(target_a, first, logits_ac.shape[1])
+                logit_a = torch.where(here_a, logits_ac.gather(1, place_a[:, None])[:, 0], logit_a)
+                lse_a = torch.logaddexp(lse_a, logits_ac.logsumexp(-1))
+        ctx.save_for_backward(hidden_ad, weight_vd, bias_v, target_a, lse_a)
+        ctx.rule, ctx.words, ctx.dtype = rule, words, dtype
+        return logit_a - lse_a
 
     @staticmethod
     def backward(ctx: Any, grad_a: Tensor) -> tuple[Tensor | None, ...]:
         hidden_ad, weight_vd, bias_v, target_a, lse_a = ctx.saved_tensors
         rule, dtype = ctx.rule, ctx.dtype
-        weight, bias = weight_vd.to(dtype), None if bias_v is None else bias_v.to(dtype)
-        grad_h = torch.empty_like(hidden_ad) if ctx.needs_input_grad[0] else None
-        grad_w = torch.zeros(weight_vd.shape, device=weight_vd.device) if ctx.needs_input_grad[1] else None
-        grad_b = torch.zeros(bias_v.shape, device=bias_v.device) if bias_v is not None and ctx.needs_input_grad[2] else None
+        h_ad = hidden_ad.to(dtype)
+        grad_h = torch.zeros(hidden_ad.shape, device=hidden_ad.device) if ctx.needs_input_grad[0] else None
+        grad_w = torch.empty_like(weight_vd) if ctx.needs_input_grad[1] else None
+        grad_b = torch.empty_like(bias_v) if bias_v is not None and ctx.needs_input_grad[2] else None
         with torch.autocast(hidden_ad.device.type, enabled=False):
-            for first in range(0, len(target_a), ctx.rows):
-                tile = slice(first, first + ctx.rows)
-                h_cd = hidden_ad[tile].to(dtype)
-                logits_cv = _finish(F.linear(h_cd, weight, bias).float(), rule)
+            for first in range(0, len(weight_vd), ctx.words):
+                tile = slice(first, first + ctx.words)
+                logits_ac = _tile(h_ad, weight_vd, bias_v, rule, tile)
                 # d logp / d logits = onehot(target) - softmax
-                grad_cv = (logits_cv - lse_a[tile, None]).exp_().mul_(-grad_a[tile, None])
-                grad_cv.scatter_add_(1, target_a[tile, None], grad_a[tile, None])
+                grad_ac = (logits_ac - lse_a[:, None]).exp_().mul_(-grad_a[:, None])
+                here_a, place_a = _within(target_a, first, grad_ac.shape[1])
+                grad_ac.scatter_add_(1, place_a[:, None], (grad_a * here_a)[:, None])
                 if rule.cap:
-                    grad_cv *= 1 - (logits_cv / rule.cap) ** 2
-                grad_cv = (grad_cv * rule.scale if rule.scale != 1 else grad_cv).to(dtype)
+                    grad_ac *= 1 - (logits_ac / rule.cap) ** 2
+                grad_ac = (grad_ac * rule.scale if rule.scale != 1 else grad_ac).to(dtype)
                 if grad_h is not None:
-                    grad_h[tile] = grad_cv @ weight
+                    grad_h += grad_ac @ weight_vd[tile].to(dtype)
                 if grad_w is not None:
-                    # Sums over tiles are kept in float32 under bfloat16 too.
-                    grad_w += grad_cv.T @ h_cd
+                    grad_w[tile] = grad_ac.T @ h_ad
                 if grad_b is not None:
-                    grad_b += grad_cv.sum(0)
-        return grad_h, _like(grad_w, weight_vd), _like(grad_b, bias_v), None, None, None, None
+                    grad_b[tile] = grad_ac.sum(0)
+        return None if grad_h is None else grad_h.to(hidden_ad.dtype), grad_w, grad_b, None, None, None, None
 
 
-def _like(gradient: Tensor | None, parameter: Tensor | None) -> Tensor | None:
-    return None if gradient is None or parameter is None else gradient.to(parameter.dtype)
+def _tile(h_ad: Tensor, weight_vd: Tensor, bias_v: Tensor | None, rule: HeadRule, tile: slice) -> Tensor:
+    """(A, C) finished logits of some of the vocabulary, in float32."""
+    bias = None if bias_v is None else bias_v[tile].to(h_ad.dtype)
+    return _finish(F.linear(h_ad, weight_vd[tile].to(h_ad.dtype), bias).float(), rule)
+
+
+def _within(target_a: Tensor, first: int, width: int) -> tuple[Tensor, Tensor]:
+    """(A,) whether the target is in this tile, and where; 0 for those that are not."""
+    place_a = target_a - first
+    here_a = (place_a >= 0) & (place_a < width)
+    return here_a, place_a.where(here_a, 0)

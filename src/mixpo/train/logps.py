@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from mixpo.train.attention import growing
-from mixpo.train.batch import Batch, Layout, Vision
+from mixpo.train.batch import Batch, Layout, Vision, wide
 from mixpo.train.head import token_logps
 from mixpo.train.losses import ResponseLogps
 from mixpo.vlm.families import head_rule
@@ -30,10 +30,16 @@ class Scorer(nn.Module):
         self.precision = precision
 
     def forward(self, batch: Batch) -> ResponseLogps:
-        """Sum over the tokens of each response, in float32 whatever the model computes in."""
+        """Sum over the tokens of each response. Tokens are in float32 whatever the model computes in, sums in the type of `wide`.
+
+        Sums of hundreds of tokens are in the thousands, where neighbours in float32 are 1e-4 apart: the log-ratio of two such
+        sums, which starts at 0, would have few digits left.
+        """
         with torch.autocast(batch.target.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
             token_u = _plain(self.model, batch) if self.layout == "plain" else _from_states(self.model, batch)
-        sums = torch.zeros(len(batch.lengths), device=token_u.device).index_add(0, batch.owner, token_u[batch.pick])
+        precise = wide(token_u.device)
+        token_a = token_u[batch.pick].to(precise)
+        sums = torch.zeros(len(batch.lengths), dtype=precise, device=token_u.device).index_add(0, batch.owner, token_a)
         return ResponseLogps(sums=sums, lengths=batch.lengths)
 
 

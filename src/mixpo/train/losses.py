@@ -17,7 +17,7 @@ from mixpo.train.forms import FORMS, Sides
 
 
 class ResponseLogps(NamedTuple):
-    """sums: (R,) log pi(y|x) summed over the response's tokens, float32. lengths: (R,) number of these tokens."""
+    """sums: (R,) log pi(y|x) summed over the response's tokens. lengths: (R,) number of these tokens."""
 
     sums: Tensor
     lengths: Tensor

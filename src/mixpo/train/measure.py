@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mixpo.train.batch import Batch, Piece, size_of
+from mixpo.train.batch import Batch, Piece, size_of, wide
 from mixpo.train.losses import LossTerms
 from mixpo.train.metrics import StepMetrics
 from mixpo.train.plan import Step
@@ -45,7 +45,7 @@ class Sums:
 
 def no_sums(least: int, device: torch.device) -> Tensor:
     """One number for each field of Sums, before any micro-batch."""
-    sums = torch.zeros(len(dataclasses.fields(Sums)), dtype=_wide(device), device=device)
+    sums = torch.zeros(len(dataclasses.fields(Sums)), dtype=wide(device), device=device)
     sums[-1] = least
     return sums
 
@@ -54,7 +54,7 @@ def add_up(session: Session, terms: LossTerms, pieces: Sequence[Piece], batch: B
     """What a micro-batch adds."""
     wins = (terms.reward_chosen > terms.reward_rejected).float()
     columns = [getattr(terms, field.name) for field in dataclasses.fields(Sums)[:8]]
-    pair_sums = torch.stack([column.detach().float() for column in [*columns, wins]]).to(_wide(wins.device)).sum(-1)
+    pair_sums = torch.stack([column.detach().to(wide(wins.device)) for column in [*columns, wins]]).sum(-1)
     unpaired = sum(size_of(piece, session.prompts.length(piece.group)).tokens for piece in pieces if not piece.pairs)
     return torch.cat([pair_sums, pair_sums.new_tensor([batch.tokens - unpaired, batch.inputs["input_ids"].numel(), 0])])
 
@@ -126,8 +126,3 @@ def memory(device: torch.device) -> int:
         return int(torch.mps.driver_allocated_memory())
     # In KiB, and in bytes on macOS.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _wide(device: torch.device) -> torch.dtype:
-    """float64 where the device has it: sums over many steps and ranks."""
-    return torch.float32 if device.type == "mps" else torch.float64

@@ -128,7 +128,7 @@ def build_optimizer(model: nn.Module, table: TrainTable) -> torch.optim.AdamW:
         {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": table.weight_decay},
         {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=table.learning_rate, betas=(0.9, 0.999), eps=1e-8)
+    return torch.optim.AdamW(groups, lr=table.learning_rate, betas=(0.9, 0.999), eps=1e-8, fused=True)
 
 
 def learning_rate(table: TrainTable, step: int, total: int) -> float:

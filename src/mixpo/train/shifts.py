@@ -8,7 +8,7 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
-from mixpo.train.batch import Piece
+from mixpo.train.batch import Piece, wide
 from mixpo.train.collate import collate
 from mixpo.train.forms import transport
 from mixpo.train.losses import ResponseLogps
@@ -28,7 +28,8 @@ def step_shifts(session: Session, batches: Sequence[Sequence[Piece]]) -> Iterato
 @torch.no_grad()
 def _transported(session: Session, batches: Sequence[Sequence[Piece]]) -> list[Tensor]:
     accelerator = session.accelerator
-    found, counts = [torch.zeros(0, 2, device=accelerator.device)], list[int]()
+    counts = list[int]()
+    found = [torch.zeros(0, 2, dtype=wide(accelerator.device), device=accelerator.device)]
     for pieces in batches:
         batch = session.complete(collate(session.job.vlm, pieces, session.prompts.get, session.layout), pieces)
         logps: ResponseLogps = session.parallel.scorer(batch)
@@ -38,7 +39,7 @@ def _transported(session: Session, batches: Sequence[Sequence[Piece]]) -> list[T
     mine = torch.cat(found)
     sizes = accelerator.gather(torch.tensor([len(mine)], device=accelerator.device))
     # Room that a rank does not need holds infinite margins, which come last on both sides and meet each other only.
-    room = torch.full((int(sizes.max()) - len(mine), 2), float("inf"), device=mine.device)
+    room = torch.full((int(sizes.max()) - len(mine), 2), float("inf"), dtype=mine.dtype, device=mine.device)
     everyone: Tensor = accelerator.gather(torch.cat([mine, room]))
     first = accelerator.process_index * int(sizes.max())
     shift = transport(everyone[:, 0], everyone[:, 1])[first : first + len(mine)]
