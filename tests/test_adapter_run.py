@@ -69,7 +69,7 @@ def test_another_adapter_is_another_model(finished_run: Path, tmp_path: Path, ti
         return plan_of(open_small(finished_run / "recipe.toml", finished_run / "run", *overrides)).shards("round-1/reference")
 
     start = make_adapter(tiny_vlm, tmp_path / "start")
-    assert names(f"model.adapter={start}") == {"sample", "continue", "verify", "pair", "reference", "train", "evaluate", "report"}
+    assert names(f"model.adapter={start}") == {"sample", "continue", "verify", "pair", "reference", "train", "answer", "evaluate", "report"}
     before = key(f"model.adapter={start}")
     assert key(f"model.adapter={start}", "train.lora.rank=2") == before
     moved = make_adapter(tiny_vlm, tmp_path / "moved")
