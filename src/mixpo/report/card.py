@@ -34,7 +34,7 @@ def card(about: About, report: dict[str, Any], recipe: dict[str, Any]) -> str:
         _front(about, objective),
         f"# {_plain(report['title'])}: {model_name(about.name)}\n",
         f"{f'`{about.base}`' if about.base else 'A vision-language model'} trained with {objective.upper()} by "
-        f"[mixpo](https://pypi.org/project/mixpo/) {report['versions'].get('mixpo', '')}, on preference pairs made of its own answers.\n",
+        f"mixpo {report['versions'].get('mixpo', '')}, on preference pairs made of its own answers.\n",
         "## Data\n",
         _table(("stage", "count", "number"), _counts(report["counts"])),
         "Left out, and why:\n" if report["dropped"] else "Nothing was left out.\n",
