@@ -24,7 +24,7 @@ def test_run_prints_the_results(small: tuple[Path, Path], capsys: pytest.Capture
     captured = capsys.readouterr()
     assert str(run / "report.html") in captured.out
     assert "held-out" in captured.out
-    assert "round-1/sample" in captured.out
+    assert "round-1/train/mpo" in captured.out
     report = json.loads((run / "report.json").read_text())
     assert set(report["models"]) == {"start", "sft", "mpo"}
     assert set(report["models"]["mpo"]) == {"cot", "direct"}
