@@ -10,7 +10,7 @@ from mixpo.recipe.base import Table
 
 
 class ClusterTable(Table):
-    """Where answers (also those of evaluations) are sampled, and where they are verified. Nothing here changes a result, only how soon it comes."""
+    """Where answers are sampled (also those of evaluations) and verified. Nothing here changes a result, only how soon it comes."""
 
     kind: Literal["none", "ray"] = "none"
     """"ray" spreads the shards of these stages over the actors of a Ray cluster; all machines must see the run directory."""
