@@ -273,8 +273,8 @@ def _sweep(root: Path) -> None:
     """Remove what a killed process left half written. Nobody else writes here while the run is locked."""
     for folder, folders, files in os.walk(root):
         left = [name for name in (*folders, *files) if name.startswith(".") and name.endswith((".tmp", ".old"))]
-        # Images clean up after themselves, and there may be millions.
-        folders[:] = [name for name in folders if name not in left and Path(folder, name) != root / "images"]
+        # Below the top folder of images there is nothing half written, and there may be millions of them.
+        folders[:] = [name for name in folders if name not in left and Path(folder) != root / "images"]
         for path in (Path(folder, name) for name in left):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 

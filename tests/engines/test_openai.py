@@ -417,6 +417,60 @@ def test_a_server_that_dies_is_left_out_and_comes_back(words: Words) -> None:
     assert all(len(row.responses) == 3 for row in sampled)
 
 
+@pytest.mark.parametrize("word", ["Hello.", "random sentence", "Count."])
+def test_a_server_that_goes_away_while_probed_is_not_taken_for_one_that_can_less(words: Words, word: str) -> None:
+    with StubServer(words) as server:
+        expected = ask(server, [asking("alpha")])
+        known = facts(server)["server"]
+    said: list[str] = []
+    # Two in a row, which is more than the probe tries; for what is asked once, one.
+    with StubServer(words, fault=lost(word, 2)) as server:
+        assert ask(server, [asking("alpha")], say=said.append) == expected
+    assert facts(server)["server"] == known
+    assert any("it is probed anew" in line for line in said)
+
+
+def lost(word: str, times: int) -> Callable[..., Any]:
+    """Cut the connection of the first requests that hold `word`, or token ids in its place."""
+    left = [times]
+
+    def fault(server: StubServer, request: Any, body: dict[str, Any], before: int) -> Any:
+        asked = parts_of(body["messages"][0])[0] if "messages" in body else "Count."
+        if word in asked and left[0]:
+            left[0] -= 1
+            return cut_off(server, request, body)
+        return None
+
+    return fault
+
+
+def test_a_server_that_always_goes_away_while_probed_is_an_error(words: Words) -> None:
+    with StubServer(words, fault=lost("Hello.", 1000)) as server, pytest.raises(EngineError, match="went away 5 times while it was probed"):
+        ask(server, [asking("alpha")])
+
+
+def test_a_server_of_our_own_that_dies_while_probed_is_said_at_once(words: Words) -> None:
+    class Dying:
+        dead = False
+
+        def check(self) -> None:
+            if self.dead:
+                raise EngineError("the server ended with status -9")
+
+        def close(self) -> None: ...
+
+    own = Dying()
+
+    def fault(server: StubServer, request: Any, body: dict[str, Any], before: int) -> Any:
+        own.dead = True
+        return cut_off(server, request, body)
+
+    begun = time.monotonic()
+    with StubServer(words, fault=fault) as server, pytest.raises(EngineError, match="status -9"):
+        ask(server, [asking("alpha")], limits=replace(QUICK, patience_s=60.0), started=own)
+    assert time.monotonic() - begun < 20
+
+
 def test_no_server_at_all_is_an_error_after_patience(words: Words) -> None:
     with StubServer(words) as server:
         engine = OpenAIEngine([server.url], limits=replace(QUICK, patience_s=0.5), words=words)

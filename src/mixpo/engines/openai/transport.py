@@ -27,12 +27,18 @@ HEALTH_SECONDS = 1.0
 REFUSALS = {401: "check api_key_env", 403: "check api_key_env", 404: "check urls and model", 405: "check urls"}
 """Statuses that no later request would get around, and the remedy."""
 HEALTH_PATHS = ("/health", "/v1/models")
+LOST = ("unreachable", "connection lost", "too late")
+"""Kinds of outcomes that say nothing about what the server can do."""
 MAX_REPLY = 64 * 2**20
 """Bytes of a reply that are read."""
 
 
 class RowError(Exception):
     """This request cannot be answered; others may. The message names reason and tries."""
+
+
+class LostError(RowError):
+    """The server was away or went away, so that nothing is known about the request itself."""
 
 
 @dataclass(kw_only=True)
@@ -102,12 +108,12 @@ class Transport:
     ) -> Reply:
         """What `check` makes of the reply; a GarbledError from it counts as a failed try. replica: this one and no other.
 
-        Raises RowError when this request fails for good, EngineError when no request can succeed any more.
+        Raises RowError when this request fails for good (LostError: the server is away), EngineError when no other can succeed either.
         """
         import orjson
 
         data = orjson.dumps(body)
-        waited, tries, last = 0.0, 0, ""
+        waited, tries, last, kind = 0.0, 0, "", ""
         while tries <= (self.limits.retries if retries is None else retries):
             begun = time.monotonic()
             async with self._slots:
@@ -116,8 +122,10 @@ class Transport:
             if outcome.reply is not None:
                 chosen.failures = 0
                 return outcome.reply
-            last = outcome.reason
+            last, kind = outcome.reason, outcome.kind
             self.counts[f"retried: {outcome.kind}"] += 1
+            if kind in LOST:
+                self.check()
             if outcome.kind in ("busy", "unreachable"):
                 waited += time.monotonic() - begun + outcome.wait
                 if waited > self.limits.patience_s:
@@ -125,7 +133,7 @@ class Transport:
             else:
                 tries += 1
             await asyncio.sleep(outcome.wait or backoff(tries))
-        raise RowError(f"{last} (given up after {max(tries, 1)} {'try' if tries <= 1 else 'tries'})")
+        raise (LostError if kind in LOST else RowError)(f"{last} (given up after {max(tries, 1)} {'try' if tries <= 1 else 'tries'})")
 
     async def healthy(self, replica: Replica) -> bool:
         """Whether the server says that it can work."""
@@ -143,7 +151,7 @@ class Transport:
         return False
 
     async def models(self, replica: Replica) -> list[str]:
-        """The names that the server lists."""
+        """The names that the server lists. Raises LostError when it goes away."""
         import aiohttp
         import orjson
 
@@ -151,7 +159,9 @@ class Transport:
         try:
             async with self._session.get(f"{replica.url}/models", allow_redirects=False) as reply:
                 listed = orjson.loads(await _whole(reply)) if reply.status == 200 else {}
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, GarbledError):
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise LostError(f"the connection was lost ({type(error).__name__})") from None
+        except (ValueError, GarbledError):
             return []
         data = listed.get("data") if isinstance(listed, dict) else None
         return [entry["id"] for entry in data or [] if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
