@@ -143,6 +143,8 @@ class Chaos:
     def _killed(self, root: Path, shards: Shards, busy: bool) -> None:
         """Look at what a killed sampler left."""
         self.counts["kills"] += 1
+        if self.counts["kills"] % 10 == 0:
+            print(f"{self.counts['kills']} kills, {self.counts['starts']} starts, {len(shards.known)} shards", file=sys.stderr, flush=True)
         self.counts["kills, an answer under way"] += busy
         left = shards.look()
         manifest = root / "round-1/sample/manifest.json"

@@ -77,7 +77,7 @@ class Case:
 
 
 HEAD = """seed = 0
-shard_size = 2
+shard_size = 1
 [model]
 path = "mixpo:tiny"
 device = "cpu"
@@ -137,9 +137,9 @@ def _write(folder: Path, text: str) -> Path:
 
 
 CASES: dict[str, tuple[Callable[[Path, int], Case], int]] = {
-    "llama": (llama, 4),
-    "own": (own, 4),
-    "served": (served, 6),
+    "llama": (llama, 2),
+    "own": (own, 2),
+    "served": (served, 4),
     "transformers": (transformers, 12),
 }
 """By name: what makes it, and how many questions it takes for each kill so that one run lasts."""

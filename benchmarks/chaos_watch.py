@@ -58,11 +58,11 @@ class Left:
 
 
 class Shards:
-    """The finished shards of a run. changed: written again; gone: no longer there; torn: unreadable. Each must stay 0."""
+    """The finished shards of a run, by path in `known`. changed: written again; gone: no longer there; torn: unreadable. Each must stay 0."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._known: dict[Path, tuple[int, int]] = {}
+        self.known: dict[Path, tuple[int, int]] = {}
         self._left: set[Path] = set()
         self.changed = self.gone = self.torn = 0
 
@@ -71,11 +71,11 @@ class Shards:
         there = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in self._root.rglob("*.parquet")}
         # The page of a run is made anew whenever there is more to show.
         there = {path: mark for path, mark in there.items() if not path.name.startswith(".") and path.parent.name != "report"}
-        new = there.keys() - self._known.keys()
+        new = there.keys() - self.known.keys()
         self.torn += sum(not readable(path) for path in new)
-        self.changed += sum(there[path] != mark for path, mark in self._known.items() if path in there)
-        self.gone += len(self._known.keys() - there.keys())
-        self._known = there
+        self.changed += sum(there[path] != mark for path, mark in self.known.items() if path in there)
+        self.gone += len(self.known.keys() - there.keys())
+        self.known = there
         temporary = {path for path in self._root.rglob(".*.tmp") if path.is_file()}
         fresh, self._left = temporary - self._left, temporary
         shards = [path for path in fresh if ".parquet." in path.name]

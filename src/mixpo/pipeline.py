@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,8 +105,8 @@ def run_recipe(context: Context, force: Sequence[str] = ()) -> Plan:
     return plan
 
 
-def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = ()) -> Plan:
-    """Do the stages of these kinds only, in every round that has what they need.
+def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = (), names: Container[str] | None = None) -> Plan:
+    """Do the stages of these kinds only, in every round that has what they need. names: of these kinds only the jobs called so.
 
     Raises RunError when not even one of them could be done, naming the stage that is missing or stale, and RecipeError when the
     recipe asks for none of them.
@@ -116,7 +116,7 @@ def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = ())
     if {"evaluate", "text"}.intersection(kinds):
         evaluate.ready(context.recipe, context.base)
     with _leading(context, force) as plan:
-        wanted = [planned for planned in plan.planned.values() if planned.job.kind in kinds]
+        wanted = [planned for name, planned in plan.planned.items() if planned.job.kind in kinds and (names is None or name in names)]
         done, missing, blocked = 0, "", set[str]()
         for planned in wanted:
             if blocker := blocked_by(plan, planned):

@@ -218,6 +218,28 @@ def test_a_busy_server_does_not_use_up_tries_but_patience(words: Words) -> None:
     assert 0.8 < time.monotonic() - begun < 4
 
 
+def test_a_server_that_loads_its_model_costs_no_try_of_any_question(words: Words) -> None:
+    """As llama.cpp says it: 503 without Retry-After, also on /health, while /v1/models answers."""
+    said: list[str] = []
+    with StubServer(words, fault=loading) as server:
+        begun = time.monotonic()
+        sampled = ask(server, [asking(key) for key in KEYS], limits=replace(QUICK, retries=0), say=said.append)
+    assert time.monotonic() - begun > LOADING_S
+    assert not any(row.error for row in sampled)
+    assert len([line for line in said if "is not ready (HTTP 503)" in line]) == 1, "it was asked before it was ready"
+    assert any(line.endswith("is back") for line in said)
+
+
+LOADING_S = 1.0
+
+
+def loading(server: StubServer, request: Any, body: dict[str, Any], before: int) -> Any:
+    """From the question "gamma" on."""
+    if "gamma" in parts_of(body["messages"][0])[0] and not server.ready_at if "messages" in body else False:
+        server.ready_at = time.monotonic() + LOADING_S
+    return status(503)(server, request, body) if time.monotonic() < server.ready_at else None
+
+
 @pytest.mark.parametrize("code", [401, 403, 404])
 def test_what_no_request_gets_around_stops_everything(words: Words, code: int) -> None:
     with StubServer(words, on("gamma", status(code))) as server, pytest.raises(EngineError, match=rf"HTTP {code}.*sample\.server"):

@@ -146,6 +146,9 @@ class Transport:
                 async with self._session.get(root + path, timeout=aiohttp.ClientTimeout(total=5.0), allow_redirects=False) as reply:
                     if reply.status == 200:
                         return True
+                    # llama.cpp lists its models, and says here that it has yet to load them.
+                    if reply.status == 503:
+                        return False
             except (aiohttp.ClientError, TimeoutError, OSError):
                 return False
         return False
@@ -202,6 +205,9 @@ class Transport:
             raise EngineError(f"{replica.url}: {reason}; {REFUSALS[status]} in [sample.server]")
         if status == 429 or (status == 503 and retry_after):
             return Outcome(kind="busy", reason=reason, wait=max(0.05, min(wait_of(retry_after), self.limits.patience_s)))
+        if status == 503:
+            self._take_out(replica, "is not ready (HTTP 503)")
+            return Outcome(kind="busy", reason=reason, wait=HEALTH_SECONDS)
         if status >= 500 or status == 408:
             self._doubt(replica, f"answers with HTTP {status}")
             return Outcome(kind=f"HTTP {status}", reason=reason)
