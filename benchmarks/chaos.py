@@ -19,21 +19,22 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from chaos_cases import CASES, Case, alive
+from chaos_compare import MUST_BE_0, compare
+from chaos_watch import Shards, Writes
+
+import mixpo.engines.openai.engine
+import mixpo.engines.openai.launch
 import mixpo.engines.scripted
 import mixpo.engines.transformers
 import mixpo.stages.train
 import mixpo.train.loop
 import mixpo.vlm.cut
 import mixpo.vlm.weightless  # noqa: F401
-from chaos_cases import CASES, Case, alive
-from chaos_watch import Shards, Writes
 from mixpo.cli import main as mixpo_main
-from mixpo.pipeline import build_plan, known_sources, open_run
-from mixpo.stages.base import Plan
 
 SPAN = 1.5
 """A kill at any time comes within so many times what the first shard takes, or a third of the whole run."""
@@ -43,10 +44,6 @@ ORPHAN_S = 30.0
 """A server that mixpo started must have ended this long after mixpo was killed."""
 EVENTS = {"any time": 5, "writing": 3, "server": 1, "both": 1}
 """What happens next, by weight: kill the sampler at any time or while it writes a shard, its server under it, or both at once."""
-ROUNDING = 1e-4
-"""Log-probs of one answer may differ by this much: what is computed beside it is not the same after a kill."""
-CLOCKS = {"seconds", "tokens_per_second", "pairs_per_second", "memory", "seconds_left"}
-"""Figures of training that differ from run to run."""
 
 
 class Chaos:
@@ -144,7 +141,7 @@ class Chaos:
         """Look at what a killed sampler left."""
         self.counts["kills"] += 1
         if self.counts["kills"] % 10 == 0:
-            print(f"{self.counts['kills']} kills, {self.counts['starts']} starts, {len(shards.known)} shards", file=sys.stderr, flush=True)
+            print(f"{self.counts['kills']} kills, {self.counts['starts']} starts", file=sys.stderr, flush=True)
         self.counts["kills, an answer under way"] += busy
         left = shards.look()
         manifest = root / "round-1/sample/manifest.json"
@@ -176,62 +173,6 @@ class Chaos:
         self.counts.update({"shards written twice": shards.changed, "shards that went": shards.gone, "shards that are torn": shards.torn})
 
 
-# --- what is there in the end ----------------------------------------------------------------------------------------------
-
-
-def plan_of(root: Path) -> Plan:
-    """The plan of a run as it is."""
-    context = open_run(root)
-    return build_plan(context, known_sources(context.run, context.recipe))
-
-
-def rows_of(plan: Plan, name: str) -> list[dict[str, Any]]:
-    """All records of a stage, without the time that was measured."""
-    rows = [asdict(row) for number in range(len(plan.shards(name))) for row in plan.rows(name, number)]
-    return [{key: value for key, value in row.items() if key not in CLOCKS} for row in rows]
-
-
-def compare(root: Path, undisturbed: Path) -> Counter[str]:
-    """A run against the undisturbed one: answers that are missing, there twice or different; other stages and models that differ."""
-    plan, expected, found = plan_of(root), plan_of(undisturbed), Counter[str]()
-    for name, planned in expected.planned.items():
-        if not planned.finished() or planned.job.kind == "report":
-            continue
-        if not plan.planned[name].finished():
-            found["unfinished stages"] += 1
-            continue
-        rows, others = rows_of(plan, name), rows_of(expected, name)
-        if planned.job.kind in ("sample", "continue"):
-            found["failed questions"] += sum(bool(row["error"]) for row in rows)
-            keys = Counter((row["question"], answer["index"]) for row in rows for answer in row["responses"])
-            wanted = {(row["question"], answer["index"]): answer for row in others for answer in row["responses"]}
-            found["answers"] += sum(keys.values())
-            found["missing"] += len(wanted.keys() - keys.keys())
-            found["duplicates"] += sum(keys.values()) - len(keys) + len(rows) - len({row["question"] for row in rows})
-            answers = {(row["question"], answer["index"]): answer for row in rows for answer in row["responses"]}
-            found["differing"] += sum(not alike(answers.get(key, answer), answer) for key, answer in wanted.items())
-        else:
-            found["other records that differ"] += rows != others
-    for model in undisturbed.rglob("*.safetensors"):
-        found["models that differ"] += (root / model.relative_to(undisturbed)).read_bytes() != model.read_bytes()
-    found["temporary files in the end"] += sum(1 for path in root.rglob(".*") if path.suffix in (".tmp", ".old"))
-    return found
-
-
-def alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two answers are the same to the letter; log-probs may differ by the rounding of other batches."""
-    if any(one[name] != other[name] for name in one if name != "logprobs") or len(one["logprobs"]) != len(other["logprobs"]):
-        return False
-    return all(abs(a - b) < ROUNDING for a, b in zip(one["logprobs"], other["logprobs"], strict=True))
-
-
-BAD = (
-    "missing", "duplicates", "differing", "failed questions", "unfinished stages", "other records that differ", "models that differ",
-    "temporary files in the end", "shards written twice", "shards that went", "shards that are torn", "servers that outlived mixpo",
-)  # fmt: skip
-"""What must be 0."""
-
-
 def run(case: Case, folder: Path, kills: int, seed: int) -> dict[str, Any]:
     """All figures of one case."""
     chaos, server, begun = Chaos(case, folder, seed), case.server, time.monotonic()
@@ -257,8 +198,8 @@ def run(case: Case, folder: Path, kills: int, seed: int) -> dict[str, Any]:
         "runs": len(roots),
         "shards": sum(1 for root in roots for _ in (root / "round-1/sample").glob("*.parquet")),
         "moments": dict(chaos.moments.most_common()),
-        "counts": {name: count for name, count in counts.items() if name not in BAD},
-        "must be 0": {name: counts.get(name, 0) for name in BAD},
+        "counts": {name: count for name, count in counts.items() if name not in MUST_BE_0},
+        "must be 0": {name: counts.get(name, 0) for name in MUST_BE_0},
         "answers begun by the server": {"undisturbed": asked, "killed": answers},
         "slowest end of a server, s": round(chaos.slowest_end, 2),
         "seconds": {"undisturbed": round(undisturbed, 1), "all": round(time.monotonic() - begun, 1)},

@@ -58,7 +58,8 @@ class Left:
 
 
 class Shards:
-    """The finished shards of a run, by path in `known`. changed: written again; gone: no longer there; torn: unreadable. Each must stay 0."""
+    """The finished shards of a run, by path in `known`. changed: written again; gone: no longer there; torn: unreadable. Each must
+    stay 0."""
 
     def __init__(self, root: Path) -> None:
         self._root = root

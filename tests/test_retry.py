@@ -126,7 +126,9 @@ def test_evaluation_is_retried_alone_and_marked_again(recipe: Path, engine: Frag
     first = plan_of(context)
     report = current_report(context, first)
     [alarm] = [alarm["text"] for alarm in report["alarms"] if "never came" in alarm["text"]]
-    assert alarm.startswith("2 of 6 answers never came, because the engine failed, and count as not correct (were they right, accuracy would be")
+    assert alarm.startswith(
+        "2 of 6 answers never came, because the engine failed, and count as not correct (were they right, accuracy would be"
+    )
     scores = report["models"]["start"]["cot"]
     assert (scores["n"], scores["failed"], scores["undecided"]) == (6, 2, 2)
 

@@ -31,14 +31,19 @@ def texts(mode: str, rows: list[Prediction]) -> list[str]:
 def test_answers_that_never_came_are_no_silent_zeros() -> None:
     [text] = texts("cot", [row("a"), row("b", "wrong"), never("c"), never("d")])
     assert text == (
-        "2 of 4 answers never came, because the engine failed, and count as not correct (were they right, accuracy would be 75.0\N{NO-BREAK SPACE}%); "
-        "`mixpo retry RUN` asks for them again"
+        "2 of 4 answers never came, because the engine failed, and count as not correct (were they right, accuracy would be "
+        "75.0\N{NO-BREAK SPACE}%); `mixpo retry RUN` asks for them again"
     )
     assert texts("cot", [row("a"), row("b", "wrong")]) == []
 
 
 def test_sampled_answers_that_never_came_are_counted() -> None:
-    rows = [row("a", mode="sampled", index=0), row("a", mode="sampled", index=1), never("b", mode="sampled"), never("b", mode="sampled", index=1)]
+    rows = [
+        row("a", mode="sampled", index=0),
+        row("a", mode="sampled", index=1),
+        never("b", mode="sampled"),
+        never("b", mode="sampled", index=1),
+    ]
     found = score_samples(rows)
     assert (found.n, found.samples, found.failed, found.excluded, found.accuracy) == (2, 4, 2, 0, 0.5)
     [text] = texts("sampled", rows)

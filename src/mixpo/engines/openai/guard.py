@@ -2,8 +2,8 @@
 
     python guard.py PARENT program argument ...
 
-Its standard input is a pipe whose other end the parent, process PARENT, holds: that closes when the parent closes it or dies. Should another
-process have inherited that end, the parent's number tells. Should this script be killed, Linux ends the program.
+Its standard input is a pipe whose other end the parent, process PARENT, holds: that closes when the parent closes it or dies. Should
+another process have inherited that end, the parent's number tells. Should this script be killed, Linux ends the program.
 """
 
 import ctypes

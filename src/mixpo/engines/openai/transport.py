@@ -10,6 +10,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
@@ -123,10 +124,10 @@ class Transport:
                 chosen.failures = 0
                 return outcome.reply
             last, kind = outcome.reason, outcome.kind
-            self.counts[f"retried: {outcome.kind}"] += 1
+            self.counts[f"retried: {kind}"] += 1
             if kind in LOST:
                 self.check()
-            if outcome.kind in ("busy", "unreachable"):
+            if kind in ("busy", "unreachable"):
                 waited += time.monotonic() - begun + outcome.wait
                 if waited > self.limits.patience_s:
                     break
@@ -146,8 +147,7 @@ class Transport:
                 async with self._session.get(root + path, timeout=aiohttp.ClientTimeout(total=5.0), allow_redirects=False) as reply:
                     if reply.status == 200:
                         return True
-                    # llama.cpp lists its models, and says here that it has yet to load them.
-                    if reply.status == 503:
+                    if reply.status == 503:  # llama.cpp lists its models while it loads them
                         return False
             except (aiohttp.ClientError, TimeoutError, OSError):
                 return False
@@ -203,11 +203,10 @@ class Transport:
         reason = reason_of(status, content)
         if status in REFUSALS:
             raise EngineError(f"{replica.url}: {reason}; {REFUSALS[status]} in [sample.server]")
-        if status == 429 or (status == 503 and retry_after):
+        if status in (429, 503):
+            if status == 503 and not retry_after:
+                self._take_out(replica, "is not ready (HTTP 503)")
             return Outcome(kind="busy", reason=reason, wait=max(0.05, min(wait_of(retry_after), self.limits.patience_s)))
-        if status == 503:
-            self._take_out(replica, "is not ready (HTTP 503)")
-            return Outcome(kind="busy", reason=reason, wait=HEALTH_SECONDS)
         if status >= 500 or status == 408:
             self._doubt(replica, f"answers with HTTP {status}")
             return Outcome(kind=f"HTTP {status}", reason=reason)
@@ -295,11 +294,8 @@ def backoff(tries: int) -> float:
 
 def wait_of(header: str) -> float:
     """Seconds that a Retry-After header asks for, as a number or a date; half a second where it says nothing of use."""
-    try:
+    with suppress(ValueError):
         return max(0.0, float(header))
-    except ValueError:
-        pass
-    try:
+    with suppress(ValueError):
         return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
-    except ValueError:
-        return 0.5
+    return 0.5
