@@ -2,8 +2,8 @@
 
     python benchmarks/scale.py [--questions 300000] [--json]
 
-Prints for each stage the most resident memory, the processor time and the disk space of a million answers. Questions have no images; each gets 4 answers of some 270 token ids (bytes: no
-model and no tokenizer is loaded).
+Prints for each stage the most resident memory, and the processor time and the disk space of a million answers. Questions have no images;
+each gets 4 answers of some 270 token ids (bytes: no model and no tokenizer is loaded).
 """
 
 from __future__ import annotations
