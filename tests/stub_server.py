@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import threading
+import time
 from collections.abc import Callable
 from io import BytesIO
 from typing import Any, Self
@@ -25,13 +26,17 @@ WORDS = ("red", "green", "blue", "one", "two", "three", "four", "five", "left", 
 
 
 class StubServer:
-    """Use as a context manager. `bodies` holds every request; the flags switch off what servers may lack."""
+    """Use as a context manager. `bodies` holds every request; the flags switch off what servers may lack.
+
+    ready_at: until then it says on /health that it loads its model.
+    """
 
     def __init__(self, words: Words | None = None, fault: Fault | None = None, port: int = 0, **lacks: bool) -> None:
         self.words, self.fault, self.port, self.lacks = words, fault, port, lacks
         self.bodies: list[tuple[str, dict[str, Any], dict[str, str]]] = []
         self.most_at_once = self.at_once = 0
         self.asked: dict[str, int] = {}
+        self.ready_at = 0.0
         self._loop = asyncio.new_event_loop()
         self._runner: web.AppRunner | None = None
 
@@ -72,7 +77,7 @@ class StubServer:
         self.port = self._runner.addresses[0][1]
 
     async def _health(self, _: web.Request) -> web.Response:
-        return web.Response()
+        return web.Response(status=503 if time.monotonic() < self.ready_at else 200)
 
     async def _models(self, _: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": "stub"}]})

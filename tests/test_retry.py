@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 import small_run
-from small_run import kinds, open_small, plan_of, unfinished
+from small_run import kinds, open_small, plan_of, said, unfinished
 
 import mixpo.stages.sample as stage
 from mixpo.cli import main
 from mixpo.engines.base import Request, SamplingParams
 from mixpo.engines.scripted import ByteCodec, ScriptedEngine
 from mixpo.errors import EngineError, RunError
-from mixpo.pipeline import run_stage
+from mixpo.pipeline import run_recipe, run_stage
 from mixpo.records import Sampled, read_column
 from mixpo.retry import retry
+from mixpo.stages.report import current_report
 
 
 class Fragile(ScriptedEngine):
@@ -78,17 +79,26 @@ def test_only_the_failed_are_asked_again(recipe: Path, engine: Fragile) -> None:
     assert retry(open_small(recipe, run, "max_error_rate=1")) == []
 
 
-def test_a_kill_between_the_record_and_the_asking_loses_nothing(recipe: Path, engine: Fragile, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("again", ["retry", "sample"])
+def test_a_kill_between_the_record_and_the_asking_loses_nothing(
+    recipe: Path, engine: Fragile, monkeypatch: pytest.MonkeyPatch, again: str
+) -> None:
     context = open_small(recipe, recipe.parent / "run", "max_error_rate=1")
     engine.broken = {plan_of(context).rows("source", 0)[1].id}
     run_stage(context, ["sample"])
-    monkeypatch.setattr("mixpo.retry.run_stage", lambda *_args: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        retry(context)
+    with monkeypatch.context() as patch:
+        patch.setattr("mixpo.retry.run_stage", lambda *_args, **_named: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            retry(context)
     engine.asked, wanted = [], engine.broken
     engine.broken = set()
-    run_stage(context, ["sample"])
-    assert set(engine.asked) == wanted
+    if again == "retry":
+        [report] = retry(context)
+        assert (report.asked, report.failed) == (1, 0)
+    else:
+        run_stage(context, ["sample"])
+    assert engine.asked[:1] == list(wanted)  # `retry` continues the open question as well
+    assert [row.attempts for row in plan_of(context).rows("round-1/sample", 0)] == [1, 2, 1, 1]
 
 
 def test_too_many_failures_are_an_error_that_names_the_command(recipe: Path, engine: Fragile, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,6 +114,75 @@ def test_too_many_failures_are_an_error_that_names_the_command(recipe: Path, eng
     assert "round-1/sample: 1 failed questions asked again, 0 failed once more" in capsys.readouterr().out
     assert main(["retry", str(run)]) == 0
     assert "no question failed" in capsys.readouterr().out
+
+
+def test_evaluation_is_retried_alone_and_marked_again(recipe: Path, engine: Fragile) -> None:
+    run, settings = recipe.parent / "run", ("max_error_rate=1", 'evaluate.modes=["cot"]')
+    context = open_small(recipe, run, *settings)
+    questions = [row for number in range(2) for row in plan_of(context).rows("evaluate/held-out/source", number)]
+    engine.broken = {questions[1].id, questions[2].id}
+    name = "answer/held-out/start/cot"
+    run_stage(context, ["answer", "evaluate"])
+    first = plan_of(context)
+    report = current_report(context, first)
+    [alarm] = [alarm["text"] for alarm in report["alarms"] if "never came" in alarm["text"]]
+    assert alarm.startswith(
+        "2 of 6 answers never came, because the engine failed, and count as not correct (were they right, accuracy would be"
+    )
+    scores = report["models"]["start"]["cot"]
+    assert (scores["n"], scores["failed"], scores["undecided"]) == (6, 2, 2)
+
+    # Nothing of the run's sampling was asked for, and retrying the evaluation asks for none of it.
+    engine.broken, engine.asked = {questions[2].id}, []
+    context = open_small(recipe, run, *settings)
+    [report_of_one] = retry(context)
+    assert (report_of_one.stage, report_of_one.asked, report_of_one.failed) == (name, 2, 1)
+    assert engine.asked == [questions[1].id, questions[2].id]
+    listed = f"{name}: 2 questions had failed: 2 x the server is away ({questions[1].id}, {questions[2].id})"
+    assert listed in said(context)
+    second = plan_of(context)
+    assert [row.attempts for number in range(2) for row in second.rows(name, number)] == [1, 2, 2, 1, 1, 1]
+    assert [old == new for old, new in zip(first.shards(name), second.shards(name), strict=True)] == [False, True]
+    assert len(second.planned["evaluate/held-out/start/cot"].work().missing) == 1
+
+    engine.broken, engine.asked = set(), []
+    retry(open_small(recipe, run, *settings))
+    assert engine.asked == [questions[2].id]
+    context = open_small(recipe, run, *settings)
+    run_stage(context, ["evaluate"])
+    report = current_report(context, plan_of(context))
+    assert report["models"]["start"]["cot"]["failed"] == 0
+    assert not [alarm for alarm in report["alarms"] if "never came" in alarm["text"]]
+    assert retry(open_small(recipe, run, *settings)) == []
+
+
+def test_a_stage_that_fails_too_often_keeps_no_other_from_being_asked(recipe: Path, engine: Fragile) -> None:
+    context = open_small(recipe, recipe.parent / "run", "max_error_rate=0.2", 'evaluate.modes=["cot"]')
+    plan = plan_of(context)
+    sampled, held_out = plan.rows("source", 0), plan.rows("evaluate/held-out/source", 0)
+    engine.broken = {sampled[0].id, sampled[1].id, sampled[2].id, held_out[0].id}
+    with pytest.raises(EngineError):
+        run_stage(context, ["sample"])
+    run_stage(context, ["answer"])
+    engine.asked = []
+    with pytest.raises(EngineError, match=f"3 of 10 questions failed, .* with `mixpo retry {context.run.root}`"):
+        retry(context)
+    assert engine.asked == [*(question.id for question in sampled[:3]), held_out[0].id]
+
+
+def test_answers_of_a_model_that_is_stale_are_left_to_the_run(recipe: Path, engine: Fragile) -> None:
+    """Its training follows from answers that are asked for again."""
+    context = open_small(recipe, recipe.parent / "run", "max_error_rate=1", 'evaluate.modes=["cot"]')
+    plan = plan_of(context)
+    question, held_out = plan.rows("source", 0)[0], plan.rows("evaluate/held-out/source", 0)[0]
+    engine.broken = {question.id, held_out.id}
+    run_recipe(context)
+    engine.broken, engine.asked = set(), []
+    done = retry(context)
+    assert [row.stage for row in done] == ["round-1/sample", "answer/held-out/start/cot"]
+    assert [line for line in said(context) if "not asked again" in line]
+    run_recipe(context)
+    assert retry(context) == []
 
 
 def test_a_broken_record_of_attempts(recipe: Path, engine: Fragile) -> None:

@@ -81,7 +81,13 @@ def _compared(key: tuple[str, str], left: Stage, right: Stage, anyway: bool) -> 
     sides = {name: asdict(score(rows)) | {"model": stage.name.split("/")[2]} for name, rows, stage in (("a", a, left), ("b", b, right))}
     for side in sides.values():
         del side["domains"]
-    return {"set": key[0], "mode": key[1], **sides, **asdict(compare(a, b)), "differences": differences}
+    notes = [_missing(side) for side in sides.values() if side["failed"]]
+    return {"set": key[0], "mode": key[1], **sides, **asdict(compare(a, b)), "differences": differences, "notes": notes}
+
+
+def _missing(side: Mapping[str, Any]) -> str:
+    never = f"{side['failed']} of {side['n']} answers of {side['model']} never came"
+    return f"{never} and count as not correct; `mixpo retry` asks for them again"
 
 
 def _manifest(stage: Stage) -> Manifest:

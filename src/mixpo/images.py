@@ -231,15 +231,18 @@ def _store(content: bytes, suffix: str, folder: Path) -> ImageRef:
         # The content is compared because a power cut may leave a file of the right name with the wrong bytes.
         if not (path.is_file() and path.read_bytes() == content):
             path.parent.mkdir(parents=True, exist_ok=True)
-            _write(content, path)
+            _write(content, path, folder)
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error.strerror or error}); free some space and run the same command again") from error
     return ImageRef(path=str(path), digest=digest)
 
 
-def _write(content: bytes, path: Path) -> None:
-    """Temporary file and rename. Without fsync: `_store` repairs a torn file, and thousands of small images stay fast."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+def _write(content: bytes, path: Path, folder: Path) -> None:
+    """Temporary file and rename. Without fsync: `_store` repairs a torn file, and thousands of small images stay fast.
+
+    The temporary file lies in `folder` itself, where what a kill left of it is found without going through millions of images.
+    """
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(content)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,8 +105,8 @@ def run_recipe(context: Context, force: Sequence[str] = ()) -> Plan:
     return plan
 
 
-def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = ()) -> Plan:
-    """Do the stages of these kinds only, in every round that has what they need.
+def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = (), names: Container[str] | None = None) -> Plan:
+    """Do the stages of these kinds only, in every round that has what they need. names: of these kinds only the jobs called so.
 
     Raises RunError when not even one of them could be done, naming the stage that is missing or stale, and RecipeError when the
     recipe asks for none of them.
@@ -116,7 +116,7 @@ def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = ())
     if {"evaluate", "text"}.intersection(kinds):
         evaluate.ready(context.recipe, context.base)
     with _leading(context, force) as plan:
-        wanted = [planned for planned in plan.planned.values() if planned.job.kind in kinds]
+        wanted = [planned for name, planned in plan.planned.items() if planned.job.kind in kinds and (names is None or name in names)]
         done, missing, blocked = 0, "", set[str]()
         for planned in wanted:
             if blocker := blocked_by(plan, planned):
@@ -273,8 +273,8 @@ def _sweep(root: Path) -> None:
     """Remove what a killed process left half written. Nobody else writes here while the run is locked."""
     for folder, folders, files in os.walk(root):
         left = [name for name in (*folders, *files) if name.startswith(".") and name.endswith((".tmp", ".old"))]
-        # Images clean up after themselves, and there may be millions.
-        folders[:] = [name for name in folders if name not in left and Path(folder, name) != root / "images"]
+        # Below the top folder of images there is nothing half written, and there may be millions of them.
+        folders[:] = [name for name in folders if name not in left and Path(folder) != root / "images"]
         for path in (Path(folder, name) for name in left):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 

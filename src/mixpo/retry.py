@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mixpo.pipeline import STAGES, build_plan, read_sources, run_stage
+from mixpo.errors import EngineError
+from mixpo.pipeline import blocked_by, build_plan, known_sources, read_sources, run_stage
 from mixpo.records import Sampled, read_column
 from mixpo.stages.again import raise_attempts
-from mixpo.stages.base import Context, Planned
+from mixpo.stages.base import Context, Plan, Planned
 
-ASKING = tuple(kind for kind in STAGES if kind in ("sample", "continue"))
-"""Kinds of stages whose rows are answers of a model to one question each."""
+ASKING = ("sample", "continue", "answer")
+"""Kinds of stages whose rows are the answers to one question each."""
+SHOWN, NAMED = 5, 3
+"""Reasons that are said for a stage, and questions that are named for each."""
+
+Failures = dict[int, list[tuple[str, str]]]
+"""By the number of a shard, the questions of it that failed, each with its reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,32 +30,67 @@ class Retried:
 
 
 def retry(context: Context) -> list[Retried]:
-    """Ask the failed questions of every finished sampling stage again.
+    """Ask the failed questions of every stage of sampling and evaluation again; why they had failed is said before.
 
-    Raises EngineError when a larger share than `max_error_rate` still fails; the answers that came are kept all the same.
+    A round's continuations, which follow from its answers, are made with them. Raises EngineError when a larger share than
+    `max_error_rate` still fails; the answers that came are kept all the same, and the other stages are asked too.
     """
     with context.run.lock():
         plan = build_plan(context, read_sources(context))
-        before = {planned.job.name: _failed(planned) for planned in plan.planned.values() if planned.job.kind in ASKING}
+        before = {name: found for name, planned in plan.planned.items() if (found := _failed(planned))}
         for name, failed in before.items():
-            if failed:
-                raise_attempts(context.run.stage(name), failed)
-    if not any(before.values()):
-        return []
-    run_stage(context, ASKING)
-    plan = build_plan(context, read_sources(context))
-    return [
-        Retried(stage=name, asked=sum(failed.values()), failed=sum(_failed(plan.planned[name]).values()))
-        for name, failed in before.items()
-        if failed
-    ]
+            context.progress.say(_said(name, failed))
+            stage, names = context.run.stage(name), plan.planned[name].names()
+            # Where a shard is missing its attempt is on record already, and a kill came before it was made.
+            raise_attempts(stage, [number for number in failed if stage.path(names[number]).exists()])
+    done, error = [], None
+    for name, failed in before.items():
+        plan = _plan(context)
+        if blocker := blocked_by(plan, plan.planned[name]):
+            context.progress.say(f"{name}: not asked again, {blocker}; `mixpo run` does both")
+            continue
+        try:
+            run_stage(context, ASKING, names=(name, name.removesuffix("/sample") + "/continue"))
+        except EngineError as raised:
+            error = error or raised
+        done.append(Retried(stage=name, asked=_count(failed), failed=_count(_failed(_plan(context).planned[name]))))
+    if error is not None:
+        raise error
+    return done
 
 
-def _failed(planned: Planned) -> dict[int, int]:
-    """By the number of a shard that is there, how many of its questions failed. Reads no answers."""
-    found = {}
-    for number, shard in enumerate(planned.names()):
+def _plan(context: Context) -> Plan:
+    return build_plan(context, known_sources(context.run, context.recipe))
+
+
+def _failed(planned: Planned) -> Failures:
+    """What failed in a stage. Reads no answers."""
+    found: Failures = {}
+    attempts = planned.job.attempts
+    for number, shard in enumerate(planned.names() if attempts is not None else ()):
         path = planned.stage.path(shard)
-        if path.exists() and (count := sum(map(bool, read_column(path, Sampled, "error")))):
-            found[number] = count
+        if attempts is not None and not path.exists() and (earlier := attempts.before(number)):
+            path = planned.stage.path(earlier)
+        if path.exists() and any(reasons := read_column(path, Sampled, "error")):
+            questions = read_column(path, Sampled, "question")
+            found[number] = [(question, reason) for question, reason in zip(questions, reasons, strict=True) if reason]
     return found
+
+
+def _count(failed: Failures) -> int:
+    return sum(map(len, failed.values()))
+
+
+def _said(name: str, failed: Failures) -> str:
+    """What failed and why, in one line: the most frequent reasons, with some of the questions."""
+    by_reason: dict[str, list[str]] = {}
+    for question, reason in (failure for failures in failed.values() for failure in failures):
+        by_reason.setdefault(reason, []).append(question)
+    most = sorted(by_reason.items(), key=lambda item: -len(item[1]))
+    shown = [f"{len(questions):,} x {reason} ({_named(questions)})" for reason, questions in most[:SHOWN]]
+    rest = [f"{len(most) - SHOWN:,} other reasons"] if len(most) > SHOWN else []
+    return f"{name}: {_count(failed):,} questions had failed: {'; '.join([*shown, *rest])}"
+
+
+def _named(questions: Sequence[str]) -> str:
+    return ", ".join(questions[:NAMED]) + (", ..." if len(questions) > NAMED else "")

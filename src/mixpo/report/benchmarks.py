@@ -1,4 +1,4 @@
-"""The parts of the report that concern benchmarks: their own figures, and alarms about answers that are cut or go round in circles."""
+"""The parts of the report that concern benchmarks: their own figures, and alarms about answers that are cut, in circles or missing."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _figures(set_name: str, name: str, models: Mapping[str, Modes], data: Report
 
 
 def alarms(sets: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]) -> list[dict[str, Any]]:
-    """One entry for each set, model and mode with too many answers cut, in circles, or without a readable mark."""
+    """One entry for each set, model and mode with too many answers cut or in circles, or with any that never came or has no mark."""
     return [
         {"set": name, "model": model, "mode": mode, "text": text}
         for name, models in sets.items()
@@ -69,8 +69,13 @@ def _alarms(scores: Mapping[str, Any]) -> Iterator[str]:
         yield f"{percent(scores['cut'] / n)} of the answers were cut at the length limit; raise evaluate.max_new_tokens, or look at them"
     if scores.get("loops", 0) > LOOP_SHARE * n:
         yield f"{percent(scores['loops'] / n)} of the answers end in a phrase repeated over and over; the model may have degenerated"
-    if scores.get("excluded", 0):
-        yield f"{scores['excluded']} answers have no mark, because the judge's replies could not be read, and count nowhere"
+    failed, answers = scores["failed"], scores.get("samples", n)
+    if failed:
+        best = min(1.0, scores["accuracy"] + failed / answers)
+        how = "count nowhere" if "excluded" in scores else f"count as not correct (were they right, accuracy would be {percent(best)})"
+        yield f"{failed} of {answers} answers never came, because the engine failed, and {how}; `mixpo retry RUN` asks for them again"
+    if unread := scores.get("excluded", 0) - (failed if "excluded" in scores else 0):
+        yield f"{unread} answers have no mark, because the judge's replies could not be read, and count nowhere"
 
 
 def figure_rows(found: Mapping[str, Any], *, whole: bool) -> list[tuple[str, ...]]:

@@ -93,13 +93,13 @@ def _set(models: Mapping[str, Modes], main: str, questions: Mapping[str, Questio
 
 
 def _scores(mode: str, rows: Sequence[Prediction], gold: Mapping[str, str]) -> dict[str, Any]:
-    if mode == "sampled":
-        return asdict(score_samples(rows))
-    result = asdict(score(rows))
-    for domain in result["domains"].values():
+    result = asdict(score_samples(rows) if mode == "sampled" else score(rows))
+    for domain in result.get("domains", {}).values():
         del domain["domains"], domain["excluded"]
     if not any(row.judge for row in rows):
         del result["excluded"]
+    if mode == "sampled":
+        return result
     asked = {row.question: gold[row.question] for row in rows if row.question in gold}
     return {**result, "yes_no": _yes_no(rows, asked)} if asked else result
 

@@ -33,13 +33,17 @@ class Attempts:
 
     def kept(self, number: int) -> dict[str, Sampled]:
         """By question, what the earlier attempt at a shard brought; empty for the first one."""
+        shard = self.before(number)
+        rows = self.stage.read(shard, Sampled) if shard and self.stage.path(shard).exists() else []
+        return {row.question: row for row in rows if not row.error}
+
+    def before(self, number: int) -> str:
+        """The name of a shard at the attempt before; "" for the first one."""
         count = self.counts.get(number, 0)
         if not count:
-            return {}
-        before = [_named(shard, count - 1) if position == number else shard for position, shard in enumerate(self.base)]
-        shard = self.stage.plan(self.settings, before).shards[number]
-        rows = self.stage.read(shard, Sampled) if self.stage.path(shard).exists() else []
-        return {row.question: row for row in rows if not row.error}
+            return ""
+        named = [_named(shard, count - 1) if position == number else shard for position, shard in enumerate(self.base)]
+        return self.stage.plan(self.settings, named).shards[number]
 
     def merged(
         self, number: int, questions: Iterable[Question], asked: Iterator[Sampled], kept: Mapping[str, Sampled]

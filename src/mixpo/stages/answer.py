@@ -12,6 +12,7 @@ from mixpo.evaluate.benchmarks import BENCHMARKS, prompt_of
 from mixpo.recipe import EvaluationSource, Recipe
 from mixpo.records import Sampled
 from mixpo.stages import prompting
+from mixpo.stages.again import attempts_of
 from mixpo.stages.base import Context, Job, Make, Plan
 from mixpo.stages.models import ModelRef
 from mixpo.stages.sample import Asked, check_sampled, count_sampled, open_engine, sampling_settings, seed_of
@@ -47,31 +48,38 @@ def answer_job(context: Context, plan: Plan, index: Index, name: str, table: Eva
     how = _params(context, mode)
     size = max(1, recipe.evaluate.batch_size // count)
 
+    settings = {
+        **sampling_settings(context, model, evaluating=True),
+        "prompt": prompt_settings(recipe, table, wording_of(mode)),
+        "decode": {"temperature": how.temperature, "top_k": how.top_k, "top_p": how.top_p, "max_new_tokens": how.max_new_tokens},
+        "answers": count,
+    }
+    folder = answer_name(name, model, mode)
+    asked = prompting.chosen_by(recipe.prompt, plan.shards(source), index.domains, index.sources)
+    attempts = attempts_of(context.run.stage(folder), settings, asked)
+
     def requests_of(shard: int) -> list[Request]:
-        return [_request(context, question, mode, count) for question in plan.rows(source, shard)]
+        kept = attempts.kept(shard)
+        return [_request(context, question, mode, count) for question in plan.rows(source, shard) if question.id not in kept]
 
     @contextmanager
     def session(numbers: Sequence[int]) -> Iterator[Make]:
-        with closing(Asked(partial(open_engine, context, model, size, evaluating=True), how, requests_of, numbers, size)) as asked:
-            yield asked.take
+        with closing(Asked(partial(open_engine, context, model, size, evaluating=True), how, requests_of, numbers, size)) as answers:
+            yield lambda shard: attempts.merged(shard, plan.rows(source, shard), answers.take(shard), attempts.kept(shard))
 
     return Job(
         kind="answer",
-        name=answer_name(name, model, mode),
+        name=folder,
         title=f"answer {name}: {model.name}, {mode}",
         row=Sampled,
-        settings={
-            **sampling_settings(context, model, evaluating=True),
-            "prompt": prompt_settings(recipe, table, wording_of(mode)),
-            "decode": {"temperature": how.temperature, "top_k": how.top_k, "top_p": how.top_p, "max_new_tokens": how.max_new_tokens},
-            "answers": count,
-        },
-        inputs=prompting.chosen_by(recipe.prompt, plan.shards(source), index.domains, index.sources),
+        settings=settings,
+        inputs=attempts.inputs,
         sizes=index.sizes,
         needs=(source, *filter(None, [model.job])),
         session=session,
         count=count_sampled,
         check=partial(check_sampled, context),
+        attempts=attempts,
     )
 
 

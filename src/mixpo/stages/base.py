@@ -17,6 +17,7 @@ from typing import Any, Literal
 from mixpo.progress import Progress
 from mixpo.recipe import Recipe
 from mixpo.run import Manifest, Run, Stage, Work, now, versions
+from mixpo.stages.again import Attempts
 from mixpo.stages.models import Models
 from mixpo.train.ranks import Ranks
 from mixpo.types import content_id
@@ -67,6 +68,7 @@ class Job:
     artifact: a file or folder that belongs to a shard besides its records; without it the shard is not done.
     ranks: who works when there are several: the main one alone, each on shards of its own, or all on every shard together (the main
         one writes its records).
+    attempts: how often each shard was asked for, in stages whose rows are the answers to one question; None in others.
     """
 
     kind: str
@@ -85,6 +87,7 @@ class Job:
     artifact: Callable[[str], Path] | None = None
     ranks: Literal["main", "each", "together"] = "main"
     facts: Mapping[str, Any] = field(default_factory=dict)
+    attempts: Attempts | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

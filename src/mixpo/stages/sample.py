@@ -206,6 +206,7 @@ def sample_job(context: Context, plan: Plan, index: Index, number: int, model: M
         count=count_sampled,
         check=partial(check_sampled, context),
         facts=facts,
+        attempts=attempts,
     )
 
 
@@ -261,6 +262,7 @@ def continue_job(context: Context, plan: Plan, index: Index, number: int, model:
         count=count_sampled,
         check=partial(check_sampled, context),
         facts=facts,
+        attempts=attempts,
     )
 
 
@@ -299,10 +301,8 @@ def check_errors(context: Context, manifest: Manifest, unit: str, reasons: Itera
     failed, total = manifest.counts.get("failed", 0), manifest.counts[unit]
     allowed = context.recipe.max_error_rate
     if failed > allowed * total:
-        evaluated = manifest.stage.startswith("answer")
-        remedy = "run again with --force answer" if evaluated else f"ask only them again with `mixpo retry {context.run.root}`"
         raise EngineError(
             f"{manifest.stage}: {failed} of {total} {unit} failed, more than max_error_rate = {allowed:g} allows "
-            f"({'; '.join(islice(reasons, 3))}); the others are kept; correct the cause and {remedy}, "
-            "or go on without them with --set max_error_rate=1"
+            f"({'; '.join(islice(reasons, 3))}); the others are kept; correct the cause and ask only them again with "
+            f"`mixpo retry {context.run.root}`, or go on without them with --set max_error_rate=1"
         )

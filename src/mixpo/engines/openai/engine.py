@@ -18,7 +18,7 @@ from mixpo.engines.openai.answers import response_of, suspicious
 from mixpo.engines.openai.launch import Started
 from mixpo.engines.openai.pictures import address_of
 from mixpo.engines.openai.probe import Capabilities, Example, Probe, continuation, together
-from mixpo.engines.openai.transport import HEALTH_SECONDS, Limits, Replica, RowError, Transport
+from mixpo.engines.openai.transport import HEALTH_SECONDS, Limits, LostError, Replica, RowError, Transport
 from mixpo.engines.openai.wire import Choice, Reply, parse, sampling, user_turn
 from mixpo.engines.words import Words
 from mixpo.errors import EngineError, SourceError
@@ -32,6 +32,8 @@ TOP_UPS = 4
 """How often missing answers of a question are asked for again."""
 LOOKED_AT, EXAMPLES = 16, 4
 """Questions that may serve to probe, and how many do."""
+PROBES = 5
+"""How often a server is probed that goes away meanwhile."""
 ANOTHER = 7919
 """Added to a seed when the same slot is asked for again."""
 
@@ -147,13 +149,19 @@ class OpenAIEngine:
 
     async def _probe_one(self, replica: Replica, params: SamplingParams, wanted: int, examples: Sequence[Example]) -> Capabilities:
         assert self._transport is not None
-        await self._wait_for(replica)
-        model = self._model or await self._only_model(replica)
-        probe = Probe(transport=self._transport, replica=replica, model=model, params=params, wanted=wanted, words=self._served)
-        try:
-            return await probe.run(examples)
-        except RowError as error:
-            raise EngineError(f"{replica.url}: the server fails where it was probed: {error}") from None
+        for trial in range(1, PROBES + 1):
+            await self._wait_for(replica)
+            try:
+                model = self._model or await self._only_model(replica)
+                probe = Probe(transport=self._transport, replica=replica, model=model, params=params, wanted=wanted, words=self._served)
+                return await probe.run(examples)
+            except LostError as error:
+                if trial == PROBES:
+                    raise EngineError(f"{replica.url}: the server went away {trial} times while it was probed: {error}") from None
+                self._say(f"{replica.url}: {error} while it was probed; it is probed anew")
+            except RowError as error:
+                raise EngineError(f"{replica.url}: the server fails where it was probed: {error}") from None
+        raise AssertionError("the last trial returns or raises")
 
     def _examples(self, requests: Sequence[Request]) -> list[Example]:
         """The first few questions with readable images, as many in each."""

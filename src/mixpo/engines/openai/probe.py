@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from mixpo.engines.base import SamplingParams
 from mixpo.engines.openai.pictures import data_address, png
-from mixpo.engines.openai.transport import Replica, RowError, Transport
+from mixpo.engines.openai.transport import LostError, Replica, RowError, Transport
 from mixpo.engines.openai.wire import DIALECTS, Choice, Dialect, Reply, parse, sampling, user_turn
 from mixpo.engines.words import Words
 from mixpo.errors import EngineError
@@ -106,7 +106,8 @@ class Probe:
     async def run(self, examples: Sequence[Example]) -> Capabilities:
         """examples: some of the run's own questions, if they have pictures: a model may say nothing to other ones.
 
-        Raises EngineError when the server cannot be used at all: refuses requests, or ignores temperature or pictures.
+        Raises EngineError when the server cannot be used at all: refuses requests, or ignores temperature or pictures; LostError when it
+        goes away, because then nothing that was seen is worth anything.
         """
         notes = []
         first = await self._first()
@@ -154,6 +155,8 @@ class Probe:
                     continue
                 try:
                     reply = await self.ask("Hello.")
+                except LostError:
+                    raise
                 except RowError as error:
                     reason = reason or str(error)
                     continue
@@ -168,6 +171,8 @@ class Probe:
         while n > 1:
             try:
                 reply = await self.ask("Write a random sentence.", n=n)
+            except LostError:
+                raise
             except RowError:
                 n //= 2
                 continue
@@ -188,6 +193,8 @@ class Probe:
             whole = sampling(self.model, params, 1, 1, self.dialect, self.words.end_ids) | body
             try:
                 reply = await self.transport.post(path, whole, parse, self.replica, retries=0)
+            except LostError:
+                raise
             except (RowError, EngineError):  # here a 404 means only that this server has no such endpoint
                 continue
             if reply.choices and reply.prompt_tokens == expected and not reply.choices[0].text.startswith(BEGUN):
@@ -202,6 +209,8 @@ class Probe:
             # Greedy answers first; a model that is sure of itself may give one to all pictures, and shows a difference in what it
             # samples with one seed.
             looks = await self._differ(examples, 0.0) or await self._differ(examples, HOT)
+        except LostError:
+            raise
         except RowError as error:
             return f"no: {error}"
         if not looks:

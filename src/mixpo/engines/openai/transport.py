@@ -10,6 +10,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
@@ -27,12 +28,18 @@ HEALTH_SECONDS = 1.0
 REFUSALS = {401: "check api_key_env", 403: "check api_key_env", 404: "check urls and model", 405: "check urls"}
 """Statuses that no later request would get around, and the remedy."""
 HEALTH_PATHS = ("/health", "/v1/models")
+LOST = ("unreachable", "connection lost", "too late")
+"""Kinds of outcomes that say nothing about what the server can do."""
 MAX_REPLY = 64 * 2**20
 """Bytes of a reply that are read."""
 
 
 class RowError(Exception):
     """This request cannot be answered; others may. The message names reason and tries."""
+
+
+class LostError(RowError):
+    """The server was away or went away, so that nothing is known about the request itself."""
 
 
 @dataclass(kw_only=True)
@@ -102,12 +109,12 @@ class Transport:
     ) -> Reply:
         """What `check` makes of the reply; a GarbledError from it counts as a failed try. replica: this one and no other.
 
-        Raises RowError when this request fails for good, EngineError when no request can succeed any more.
+        Raises RowError when this request fails for good (LostError: the server is away), EngineError when no other can succeed either.
         """
         import orjson
 
         data = orjson.dumps(body)
-        waited, tries, last = 0.0, 0, ""
+        waited, tries, last, kind = 0.0, 0, "", ""
         while tries <= (self.limits.retries if retries is None else retries):
             begun = time.monotonic()
             async with self._slots:
@@ -116,16 +123,18 @@ class Transport:
             if outcome.reply is not None:
                 chosen.failures = 0
                 return outcome.reply
-            last = outcome.reason
-            self.counts[f"retried: {outcome.kind}"] += 1
-            if outcome.kind in ("busy", "unreachable"):
+            last, kind = outcome.reason, outcome.kind
+            self.counts[f"retried: {kind}"] += 1
+            if kind in LOST:
+                self.check()
+            if kind in ("busy", "unreachable"):
                 waited += time.monotonic() - begun + outcome.wait
                 if waited > self.limits.patience_s:
                     break
             else:
                 tries += 1
             await asyncio.sleep(outcome.wait or backoff(tries))
-        raise RowError(f"{last} (given up after {max(tries, 1)} {'try' if tries <= 1 else 'tries'})")
+        raise (LostError if kind in LOST else RowError)(f"{last} (given up after {max(tries, 1)} {'try' if tries <= 1 else 'tries'})")
 
     async def healthy(self, replica: Replica) -> bool:
         """Whether the server says that it can work."""
@@ -138,12 +147,14 @@ class Transport:
                 async with self._session.get(root + path, timeout=aiohttp.ClientTimeout(total=5.0), allow_redirects=False) as reply:
                     if reply.status == 200:
                         return True
+                    if reply.status == 503:  # llama.cpp lists its models while it loads them
+                        return False
             except (aiohttp.ClientError, TimeoutError, OSError):
                 return False
         return False
 
     async def models(self, replica: Replica) -> list[str]:
-        """The names that the server lists."""
+        """The names that the server lists. Raises LostError when it goes away."""
         import aiohttp
         import orjson
 
@@ -151,7 +162,9 @@ class Transport:
         try:
             async with self._session.get(f"{replica.url}/models", allow_redirects=False) as reply:
                 listed = orjson.loads(await _whole(reply)) if reply.status == 200 else {}
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, GarbledError):
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise LostError(f"the connection was lost ({type(error).__name__})") from None
+        except (ValueError, GarbledError):
             return []
         data = listed.get("data") if isinstance(listed, dict) else None
         return [entry["id"] for entry in data or [] if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
@@ -190,7 +203,9 @@ class Transport:
         reason = reason_of(status, content)
         if status in REFUSALS:
             raise EngineError(f"{replica.url}: {reason}; {REFUSALS[status]} in [sample.server]")
-        if status == 429 or (status == 503 and retry_after):
+        if status in (429, 503):
+            if status == 503 and not retry_after:
+                self._take_out(replica, "is not ready (HTTP 503)")
             return Outcome(kind="busy", reason=reason, wait=max(0.05, min(wait_of(retry_after), self.limits.patience_s)))
         if status >= 500 or status == 408:
             self._doubt(replica, f"answers with HTTP {status}")
@@ -279,11 +294,8 @@ def backoff(tries: int) -> float:
 
 def wait_of(header: str) -> float:
     """Seconds that a Retry-After header asks for, as a number or a date; half a second where it says nothing of use."""
-    try:
+    with suppress(ValueError):
         return max(0.0, float(header))
-    except ValueError:
-        pass
-    try:
+    with suppress(ValueError):
         return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
-    except ValueError:
-        return 0.5
+    return 0.5

@@ -1,0 +1,159 @@
+"""What `chaos.py` kills: recipes small enough to be killed often, and servers that are killed and started again."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mixpo.engines.openai.launch import HOST, TRANSFORMERS, free_port
+from mixpo.recipe import ModelTable
+from mixpo.vlm.folder import find
+
+LLAMA = Path(__file__).with_name("llama_server.py")
+START_SECONDS = 120.0
+
+
+class Server:
+    """A real server in a process of its own, always on the same port. begun, ended: what its log holds for each answer, or nothing."""
+
+    def __init__(self, command: list[str], port: int, log: Path, begun: bytes, ended: bytes = b"") -> None:
+        self.command, self.log, self.kills = command, log, 0
+        self.root = f"http://{HOST}:{port}"
+        self._begun, self._ended, self._offset = begun, ended, 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it; what it needs to get ready is part of the disturbance."""
+        self._offset = self.log.stat().st_size if self.log.exists() else 0
+        with self.log.open("ab") as output:
+            self._process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+
+    def wait(self) -> None:
+        """Wait until it answers. Raises RuntimeError when it does not."""
+        end = time.monotonic() + START_SECONDS
+        while time.monotonic() < end:
+            try:
+                with urllib.request.urlopen(f"{self.root}/health", timeout=5):
+                    return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.1)
+        raise RuntimeError(f"{self.command}: does not answer; see {self.log}")
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def begun(self) -> int:
+        """Answers begun since the first start, test questions included."""
+        return self.log.read_bytes().count(self._begun)
+
+    def under_way(self) -> bool:
+        """Whether it is writing an answer now; False where its log does not say."""
+        with self.log.open("rb") as log:
+            log.seek(self._offset)
+            lines = log.read()
+        return bool(self._ended) and lines.count(self._begun) > lines.count(self._ended)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """command: of mixpo. own: an argument of the servers that mixpo starts itself."""
+
+    name: str
+    recipe: Path
+    command: str
+    server: Server | None = None
+    own: str = ""
+
+
+HEAD = """seed = 0
+shard_size = 1
+[model]
+path = "mixpo:tiny"
+device = "cpu"
+[train]
+learning_rate = 1e-4
+"""
+BRIEF = '[prompt]\ncot = "brief"\n'
+BARE = '[prompt]\ncot = { template = "{question}", style = "whole" }\n'
+DIGITS = '[source]\nkind = "digits"\npool = "preference"\ncount = {count}\n'
+SUMS = '[source]\nkind = "jsonl"\npath = "questions.jsonl"\n'
+TEXT = '[sample]\nengine = "openai"\nn = 2\nmax_new_tokens = 4\n[sample.server]\nsame_model = false\nin_flight = 1\npatience_s = 120\n'
+
+
+def sums(folder: Path, count: int) -> None:
+    """Questions without an image, for a language model."""
+    rows = ({"question": f"{number} + {number % 7}?", "answer": str(number + number % 7)} for number in range(count))
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def llama(folder: Path, count: int) -> Case:
+    """llama.cpp and a language model; the server is killed as well."""
+    sums(folder, count)
+    port = free_port()
+    server = Server([sys.executable, str(LLAMA), str(port)], port, folder / "server.log", b"launch_slot_", b"release:")
+    return Case(name="llama", recipe=_write(folder, SUMS + BARE + TEXT + f'urls = ["{server.root}/v1"]\n'), command="sample", server=server)
+
+
+def own(folder: Path, count: int) -> Case:
+    """llama.cpp, started by mixpo itself. The last argument does nothing but name it."""
+    sums(folder, count)
+    mark = str(folder / "its-server")
+    words = json.dumps([sys.executable, str(LLAMA), "{port}", mark])
+    return Case(name="own", recipe=_write(folder, SUMS + BARE + TEXT + f"start = {words}\n"), command="sample", own=mark)
+
+
+def served(folder: Path, count: int) -> Case:
+    """`transformers serve` with the bundled model and pictures. It takes no seeds, so the answers are those of a low temperature."""
+    port, model = free_port(), str(find(ModelTable(), folder))
+    values = {"{model}": model, "{host}": HOST, "{port}": str(port)}
+    command = [values.get(word, word) for word in TRANSFORMERS] + ["--device", "cpu"]
+    sample = (
+        '[sample]\nengine = "openai"\nn = 2\ntemperature = 0.01\nmax_new_tokens = 24\n[sample.server]\nin_flight = 2\npatience_s = 120\n'
+    )
+    server = Server(command, port, folder / "server.log", b'"POST /v1/')
+    recipe = _write(folder, DIGITS.format(count=count) + BRIEF + sample + f'model = "{model}"\nurls = ["{server.root}/v1"]\n')
+    return Case(name="served", recipe=recipe, command="sample", server=server)
+
+
+def transformers(folder: Path, count: int) -> Case:
+    """The bundled model with pictures in mixpo's own process: the same seeds give the same answers, bit for bit."""
+    sample = '[sample]\nengine = "transformers"\nn = 2\nmax_new_tokens = 24\nbatch_size = 4\n'
+    return Case(name="transformers", recipe=_write(folder, DIGITS.format(count=count) + BRIEF + sample), command="sample")
+
+
+def _write(folder: Path, text: str) -> Path:
+    path = folder / "recipe.toml"
+    path.write_text(HEAD + text)
+    return path
+
+
+CASES: dict[str, tuple[Callable[[Path, int], Case], int]] = {
+    "llama": (llama, 2),
+    "own": (own, 2),
+    "served": (served, 4),
+    "transformers": (transformers, 12),
+}
+"""By name: what makes it, and how many questions it takes for each kill so that one run lasts."""
+
+
+def alive(word: str) -> list[int]:
+    """Ids of the processes that have `word` among their arguments."""
+    found = []
+    for entry in os.scandir("/proc"):
+        try:
+            if entry.name.isdigit() and word.encode() in Path(entry.path, "cmdline").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+        except OSError:  # it has just ended
+            continue
+    return found

@@ -1,0 +1,74 @@
+"""What a report warns of, figure by figure."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from mixpo.compare import compare_evaluations
+from mixpo.evaluate import score, score_samples
+from mixpo.records import Prediction, write_rows
+from mixpo.report.benchmarks import alarms
+from mixpo.report.build import _scores
+from mixpo.run import Manifest, Run
+
+
+def row(question: str, outcome: str = "correct", **more: object) -> Prediction:
+    given = {"mode": "cot", "text": "x", "tokens": 3, "finish": "stop", "outcome": outcome, **more}
+    return Prediction(question=question, **given)  # type: ignore[arg-type]
+
+
+def never(question: str, **more: object) -> Prediction:
+    return row(question, "undecided", finish="error", text="", tokens=0, reason="the server is away", **more)
+
+
+def texts(mode: str, rows: list[Prediction]) -> list[str]:
+    return [alarm["text"] for alarm in alarms({"set": {"start": {mode: _scores(mode, rows, {})}}})]
+
+
+def test_answers_that_never_came_are_no_silent_zeros() -> None:
+    [text] = texts("cot", [row("a"), row("b", "wrong"), never("c"), never("d")])
+    assert text == (
+        "2 of 4 answers never came, because the engine failed, and count as not correct (were they right, accuracy would be "
+        "75.0\N{NO-BREAK SPACE}%); `mixpo retry RUN` asks for them again"
+    )
+    assert texts("cot", [row("a"), row("b", "wrong")]) == []
+
+
+def test_sampled_answers_that_never_came_are_counted() -> None:
+    rows = [
+        row("a", mode="sampled", index=0),
+        row("a", mode="sampled", index=1),
+        never("b", mode="sampled"),
+        never("b", mode="sampled", index=1),
+    ]
+    found = score_samples(rows)
+    assert (found.n, found.samples, found.failed, found.excluded, found.accuracy) == (2, 4, 2, 0, 0.5)
+    [text] = texts("sampled", rows)
+    assert text.startswith("2 of 4 answers never came")
+    assert "accuracy would be 100.0\N{NO-BREAK SPACE}%" in text
+
+
+def test_a_judge_is_not_blamed_for_answers_that_never_came() -> None:
+    judged = {"judge": "grader #1"}
+    unread = row("b", "undecided", **judged)
+    rows = [row("a", score=1.0, **judged), unread, never("c")]
+    assert (score(rows).excluded, score(rows).failed, score(rows).accuracy) == (2, 1, 1.0)
+    assert [text.partition(",")[0] for text in texts("cot", rows)] == ["1 of 3 answers never came", "1 answers have no mark"]
+    assert "and count nowhere" in texts("cot", rows)[0]
+    sampled = [row("a", mode="sampled", score=1.0, **judged), never("c", mode="sampled")]
+    assert score_samples(sampled).excluded == 1
+    assert [text.partition(",")[0] for text in texts("sampled", sampled)] == ["1 of 2 answers never came"]
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_comparison_says_which_side_lacks_answers(tmp_path: Path, missing: int) -> None:
+    for name, rows in (("a", [row("x"), row("y", "wrong")]), ("b", [row("x"), never("y") if missing else row("y")])):
+        stage = Run(tmp_path / name).stage("evaluate/set/start/cot")
+        write_rows(stage.path("00000-x"), Prediction, rows)
+        stage.save_manifest(Manifest(stage=stage.name, settings={"model": name}, inputs=[], shards=["00000-x"], finished=True))
+    [found] = compare_evaluations(tmp_path / "a", tmp_path / "b")
+    assert [note.partition(" and")[0] for note in found["notes"]] == ["1 of 2 answers of start never came"] * missing
+    assert found["b"]["failed"] == asdict(score([row("x"), never("y")]))["failed"] * missing
