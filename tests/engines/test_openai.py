@@ -18,6 +18,7 @@ from stub_server import StubServer, changed, cut_off, hang, on, parts_of, raw, s
 from mixpo.engines import Request, SamplingParams
 from mixpo.engines.openai import Limits, OpenAIEngine
 from mixpo.engines.openai.answers import suspicious
+from mixpo.engines.openai.asking import Asking
 from mixpo.engines.openai.transport import backoff, wait_of
 from mixpo.engines.openai.wire import Choice, GarbledError, parse
 from mixpo.engines.words import Words
@@ -118,24 +119,18 @@ def test_requests_in_flight_and_images_in_memory_are_bounded(words: Words, tmp_p
     image = picture(tmp_path / "a.png")
     requests = [replace(asking(f"q{number}"), prompt=f"<image>\n{number}?", images=(image,)) for number in range(40)]
     alive, most = 0, 0
-    real_question = OpenAIEngine._question
+    real = Asking.answers
 
-    async def counted(self: OpenAIEngine, *args: Any) -> Sampled:
-        return await real_question(self, *args)
-
-    real_fresh = OpenAIEngine._fresh
-
-    async def fresh(self: OpenAIEngine, *args: Any) -> list[Choice]:
+    async def counted(self: Asking, request: Request) -> Sampled:
         nonlocal alive, most
         alive += 1
         most = max(most, alive)
         try:
-            return await real_fresh(self, *args)
+            return await real(self, request)
         finally:
             alive -= 1
 
-    monkeypatch.setattr(OpenAIEngine, "_question", counted)
-    monkeypatch.setattr(OpenAIEngine, "_fresh", fresh)
+    monkeypatch.setattr(Asking, "answers", counted)
     with StubServer(words, on("?", slow)) as server:
         sampled = ask(server, requests, limits=replace(QUICK, in_flight=4))
     assert not any(row.error for row in sampled)

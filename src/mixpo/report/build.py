@@ -38,7 +38,8 @@ def build(data: ReportData) -> dict[str, Any]:
     """Score, compare and gather. The result is plain JSON (no NaN). Raises EvaluateError where models answered different questions."""
     sets = _by_set(data)
     first = next(iter(sets), "")
-    main = data.main if data.main in sets.get(first, {}) else next(reversed(sets.get(first, {})), "")
+    own = [name for name in sets.get(first, {}) if name not in data.served]
+    main = data.main if data.main in own else next(reversed(own), "")
     built = {name: _set(models, main, data.questions) | benchmark_part(name, models, data) for name, models in sets.items()}
     report_sets = {name: found["models"] for name, found in built.items()}
     report = {
