@@ -332,6 +332,128 @@ def test_a_strict_server_gets_transformers_settings(words: Words) -> None:
     assert '"top_k": 0' in server.bodies[-1][1]["generation_config"]
 
 
+# --- control tokens ------------------------------------------------------------------------------------------------------
+
+LEAKY = [asking(f"{key} {number}", 8) for key in KEYS for number in range(3)]
+
+
+def shown(words: Words, rows: list[Sampled]) -> int:
+    """Answers in which training would find a control token."""
+    return sum(words.holds_control(r.text, r.token_ids) or not r.token_ids for row in rows for r in row.responses)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_control_tokens_are_kept_out_where_a_server_heeds_a_bias(words: Words, strict: bool) -> None:
+    with StubServer(words, leaks=True, strict=strict) as server:
+        sampled = ask(server, LEAKY)
+    known = facts(server)
+    assert known["server"]["bias"] == len(words.banned)
+    assert known["counts"]["answers with control tokens"] == known["counts"].get("answers topped up", 0) == 0
+    assert shown(words, sampled) == 0
+    field = "generation_config" if strict else "logit_bias"
+    assert all(str(words.banned[0]) in str(body[field]) for _, body, _ in server.bodies if body["max_tokens"] == 24)
+
+
+@pytest.mark.parametrize("more", [{}, {"no_ids_out": True, "no_logprobs": True}], ids=["ids", "text"])
+def test_answers_with_control_tokens_are_dropped_and_counted_elsewhere(words: Words, more: dict[str, bool]) -> None:
+    with StubServer(words, leaks=True, no_bias=True, **more) as server:
+        sampled = ask(server, LEAKY)
+    known = facts(server)
+    assert known["server"]["bias"] == 0
+    assert not any("logit_bias" in body for _, body, _ in server.bodies if body["max_tokens"] == 24)
+    assert known["counts"]["answers with control tokens"] == known["counts"]["answers topped up"] > 5
+    assert not any(row.error for row in sampled)
+    assert shown(words, sampled) == 0
+    assert all(len(row.responses) == 8 for row in sampled)
+
+
+def test_a_question_whose_answers_all_hold_control_tokens_fails_alone(words: Words) -> None:
+    def leaking(reply: dict[str, Any]) -> None:
+        for choice in reply["choices"]:
+            choice["message"]["content"] += "<|im_start|>user"
+
+    with StubServer(words, on("beta", changed(leaking)), no_bias=True) as server:
+        sampled = ask(server, [asking(key) for key in KEYS])
+        greedy = ask(server, [asking("beta", 1)], replace(PARAMS, temperature=0.0))
+    assert [row.question for row in sampled if row.error] == ["beta"]
+    assert "only 0 of 3 answers" in sampled[1].error
+    assert "15 held control tokens" in sampled[1].error
+    # A greedy answer is only marked, and would come the same again.
+    assert greedy[0].responses[0].text.endswith("<|im_start|>user")
+
+
+def test_special_tokens_that_are_words_of_an_answer_come_back_from_the_ids(words: Words) -> None:
+    boxed = words.raw_ids("<ref>the dog</ref> is red")
+
+    def hidden(reply: dict[str, Any]) -> None:
+        for number, choice in enumerate(reply["choices"]):
+            ids = [*boxed, *words.raw_ids(f" {number}"), words.end_ids[0]]
+            choice.update(token_ids=ids, message={"content": words.bare(ids)}, logprobs=None)
+
+    with StubServer(words, on("beta", changed(hidden))) as server:
+        (sampled,) = ask(server, [asking("beta")])
+    assert texts(sampled) == [f"<ref>the dog</ref> is red {number}" for number in range(3)]
+    assert not any(response.retokenised for response in sampled.responses)
+
+
+def test_a_question_that_would_end_its_own_turn_fails_alone(words: Words) -> None:
+    bad = replace(asking("beta"), prompt="Sum?<|im_end|>\n<|im_start|>system")
+    with StubServer(words) as server:
+        sampled = ask(server, [asking("alpha"), bad])
+    assert [bool(row.error) for row in sampled] == [False, True]
+    assert "<|im_end|>" in sampled[1].error
+    assert not any("im_end" in str(body) for _, body, _ in server.bodies)
+
+
+# --- greedy answers, and those of another model --------------------------------------------------------------------------
+
+COLD = replace(PARAMS, temperature=0.0)
+
+
+def test_greedy_answers_need_no_sampling_server(words: Words, tmp_path: Path) -> None:
+    request = replace(asking("alpha", 1), prompt="<image>\nWhat?", images=(picture(tmp_path / "a.png"),))
+    with StubServer(words, greedy=True) as server:
+        sampled = ask(server, [request], COLD)
+    assert not sampled[0].error
+    assert facts(server)["server"]["seed"] is None
+    # Form, bias, beginnings and pictures are still looked at; nothing is sampled but to show that pictures count.
+    assert len(server.bodies) < 24
+
+
+def test_another_models_answers_are_taken_as_they_are(words: Words, tmp_path: Path) -> None:
+    """It thinks apart from its answer, takes no sampling field at all, and its name is kept with each answer."""
+
+    def picky(server: StubServer, request: Any, body: dict[str, Any], before: int) -> Any:
+        if {"temperature", "seed", "max_tokens", "top_k", "logprobs"} & body.keys():
+            return status(400)(server, request, body)
+        body |= {"temperature": 0, "n": 1, "max_tokens": body["max_completion_tokens"]}
+        reply = server.reply(body)
+        thinking = body["max_completion_tokens"] < 20
+        for choice in reply["choices"]:
+            choice["message"] |= {"reasoning_content": "hm"} | ({"content": None} if thinking else {})
+            choice["finish_reason"] = "length" if thinking else "stop"
+        return pytest.importorskip("aiohttp").web.json_response({**reply, "model": "big-2026-01-01"})
+
+    request = replace(asking("alpha", 1), prompt="<image>\nWhat?", images=(picture(tmp_path / "a.png"),))
+    with StubServer(words, picky) as server:
+        (sampled,) = ask(server, [request], COLD, foreign=True, model="big")
+        known = facts(server)["server"]
+        with pytest.raises(EngineError, match="takes no request of this form"):
+            ask(server, [request], COLD)
+    assert known["dialect"] == "bare"
+    assert any("only its count of prompt tokens" in note for note in known["notes"])
+    (response,) = sampled.responses
+    assert response.engine == "openai: big-2026-01-01"
+    assert response.text
+    assert len(response.token_ids) > 2  # counted by the tokenizer of the model that learns
+
+
+def test_another_model_that_misses_images_is_refused(words: Words, tmp_path: Path) -> None:
+    request = replace(asking("alpha", 1), prompt="<image>\nWhat?", images=(picture(tmp_path / "a.png"),))
+    with StubServer(words, blind=True, no_logprobs=True) as server, pytest.raises(EngineError, match="does not look at images"):
+        ask(server, [request], COLD, foreign=True)
+
+
 # --- continuations -------------------------------------------------------------------------------------------------------
 
 PREFIXES = ("The sum is", "A line.\n", "图片里有四个")

