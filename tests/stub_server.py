@@ -109,7 +109,7 @@ class StubServer:
         chat = "messages" in body
         choices = [self.choice(body, number, chat) for number in range(n)]
         usage = {"prompt_tokens": self.prompt_tokens(body)} if self.words else {}
-        return {"choices": choices, "usage": usage}
+        return {"choices": choices, "usage": usage, "model": "stub-2026"}
 
     def choice(self, body: dict[str, Any], number: int, chat: bool) -> dict[str, Any]:
         seed = 0 if body["temperature"] == 0 or self.lacks.get("greedy") else (body["seed"], number)

@@ -183,7 +183,7 @@ def test_control_tokens_are_never_sampled(name: str, tmp_path: Path) -> None:
     """With the last norm near zero the model draws nearly uniformly, so that one would stand in almost every long answer."""
     folder = Path(shutil.copytree(find(TABLE, Path()), tmp_path / "flat"))
     tensors = load_file(folder / "model.safetensors")
-    (norm,) = (key for key in tensors if key.endswith("language_model.norm.weight"))
+    norm = "language_model.model.norm.weight"
     save_file({**tensors, norm: tensors[norm] * 0.01}, folder / "model.safetensors", metadata={"format": "pt"})
     flat = load(ModelTable(path=str(folder), device="cpu"), Path())
     request = _request("q", "What is 3 + 4?", (), 64)

@@ -5,7 +5,7 @@ Written against vLLM 0.32. It brings its own torch, so it is no extra of mixpo; 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,14 @@ def load_llm(folder: Path, dtype: str) -> Any:
         raise EngineError('sample.engine = "vllm" needs vLLM, which brings its own torch; docs/engines.md says how to install it') from None
     try:
         return vllm.LLM(model=str(folder), dtype=dtype, seed=0, enable_prefix_caching=True, limit_mm_per_prompt={"image": MOST_IMAGES})
-    except (ValueError, RuntimeError, OSError) as error:
+    except faults(vllm) as error:
         raise EngineError(f"vLLM cannot load {folder}: {_short(error)}; its own messages stand above") from None
+
+
+def faults(vllm: Any) -> tuple[type[Exception], ...]:
+    """What vLLM raises: since 0.32 errors of its own, plain ones before."""
+    own = getattr(getattr(vllm, "exceptions", None), "VLLMError", None)
+    return (ValueError, RuntimeError, OSError, *([own] if own is not None else []))
 
 
 class VllmEngine:
@@ -50,7 +56,7 @@ class VllmEngine:
         """See `Engine.sample`. Raises EngineError when vLLM refuses the settings, or sees another number of image tokens than training."""
         # vLLM raises for the whole batch when one prompt is unusable, so each is checked before.
         prompts: list[dict[str, Any]] = []
-        settings: list[Any] = []
+        settings: list[dict[str, Any]] = []
         lengths: list[int] = []
         places: dict[str, range] = {}
         errors: dict[str, str] = {}
@@ -63,11 +69,8 @@ class VllmEngine:
             places[request.key] = range(len(prompts), len(prompts) + len(made))
             prompts += made
             lengths += expected
-            try:
-                settings += self._settings(request, params)
-            except ValueError as error:
-                raise EngineError(f"vLLM refuses the settings of [sample]: {_short(error)}") from None
-        outputs = self._llm.generate(prompts, sampling_params=settings, use_tqdm=False) if prompts else []
+            settings += self._settings(request, params)
+        outputs = self._outputs(prompts, settings) if prompts else []
         for output, expected_length in zip(outputs, lengths, strict=True):
             self._check_length(output, expected_length)
         for request in requests:
@@ -75,6 +78,15 @@ class VllmEngine:
                 yield Sampled(question=request.key, error=errors[request.key])
             else:
                 yield self._sampled(request, [outputs[place] for place in places[request.key]])
+
+    def _outputs(self, prompts: Sequence[dict[str, Any]], settings: Sequence[Mapping[str, Any]]) -> list[Any]:
+        import vllm
+
+        try:
+            made = [vllm.SamplingParams(**each) for each in settings]
+            return list(self._llm.generate(prompts, sampling_params=made, use_tqdm=False))
+        except faults(vllm) as error:
+            raise EngineError(f"vLLM refuses or fails: {_short(error)}") from None
 
     def close(self) -> None:
         """Nothing: the model is whoever's who loaded it."""
@@ -107,29 +119,22 @@ class VllmEngine:
             )
         return made, lengths
 
-    def _settings(self, request: Request, params: SamplingParams) -> list[Any]:
+    def _settings(self, request: Request, params: SamplingParams) -> list[dict[str, Any]]:
         """One for each of vLLM's prompts; nothing is left to the model's generation_config."""
-        import vllm
-
-        seeds = request.seeds if request.prefixes else request.seeds[:1]
-        # An image token in an answer would ask for an image in training.
-        never = dict.fromkeys(self._words.banned[:MOST_BIASED], -100.0)
-        return [
-            vllm.SamplingParams(
-                n=1 if request.prefixes else len(request.seeds),
-                temperature=params.temperature,
-                top_p=params.top_p,
-                top_k=params.top_k or -1,
-                min_p=0.0,
-                repetition_penalty=1.0,
-                seed=seed % 2**31,
-                max_tokens=params.max_new_tokens,
-                stop=list(params.stop) or None,
-                logprobs=0,
-                logit_bias=never,
-            )
-            for seed in seeds
-        ]
+        every = {
+            "n": 1 if request.prefixes else len(request.seeds),
+            "temperature": params.temperature,
+            "top_p": params.top_p,
+            "top_k": params.top_k or -1,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "max_tokens": params.max_new_tokens,
+            "stop": list(params.stop) or None,
+            "logprobs": 0,
+            # An image token in an answer would ask for an image in training.
+            "logit_bias": dict.fromkeys(self._words.banned[:MOST_BIASED], -100.0),
+        }
+        return [{**every, "seed": seed % 2**31} for seed in (request.seeds if request.prefixes else request.seeds[:1])]
 
     def _check_length(self, output: Any, expected: int) -> None:
         if len(output.prompt_token_ids) != expected:

@@ -80,7 +80,7 @@ class ServedModel(Endpoint):
             raise ValueError("urls must name at least one address")
         if not self.model:
             raise ValueError("model must be the name of the model at the endpoint, with its date where it has one")
-        if self.name in ("start", *OBJECTIVES):
+        if self.name.partition("-round-")[0] in ("start", *OBJECTIVES):
             raise ValueError(f"{self.name!r} is the name of a model of this run; take another")
         return self
 

@@ -65,6 +65,7 @@ def answer_job(context: Context, plan: Plan, index: Index, name: str, table: Eva
     count = recipe.evaluate.samples if mode == "sampled" else 1
     how = params(recipe, mode)
     size = max(1, recipe.evaluate.batch_size // count)
+    facts: dict[str, Any] = {}
     window = window_of(recipe, engine_of(recipe, model, evaluating=True), model, size)
 
     def requests_of(shard: int) -> list[Request]:
@@ -74,6 +75,7 @@ def answer_job(context: Context, plan: Plan, index: Index, name: str, table: Eva
     def session(numbers: Sequence[int]) -> Iterator[Make]:
         with closing(Asked(partial(open_engine, context, model, size, evaluating=True), how, requests_of, numbers, window)) as asked:
             yield asked.take
+        facts.update(asked.facts)
 
     return Job(
         kind="answer",
@@ -92,6 +94,7 @@ def answer_job(context: Context, plan: Plan, index: Index, name: str, table: Eva
         session=session,
         count=count_sampled,
         check=partial(check_sampled, context),
+        facts=facts,
     )
 
 

@@ -19,7 +19,7 @@ from mixpo.engines.base import Engine, Request, SamplingParams
 from mixpo.errors import EngineError, RecipeError
 from mixpo.pairs.dropout_ntp import continuation_request
 from mixpo.recipe import Recipe, SampleTable, ServedModel
-from mixpo.records import Sampled
+from mixpo.records import ANSWERED_BY, Sampled
 from mixpo.run import Manifest
 from mixpo.stages import prompting
 from mixpo.stages.again import attempts_of
@@ -27,9 +27,6 @@ from mixpo.stages.base import Context, Job, Make, Plan, title
 from mixpo.stages.models import ModelRef
 from mixpo.stages.source import Index
 from mixpo.types import Question, content_id
-
-ANSWERED_BY = "answered by: "
-"""How answers of a model behind a server are counted, by what the server says of itself."""
 
 
 def where_of(served: ServedModel) -> str:
