@@ -112,7 +112,7 @@ class StubServer:
         return {"choices": choices, "usage": usage, "model": "stub-2026"}
 
     def choice(self, body: dict[str, Any], number: int, chat: bool) -> dict[str, Any]:
-        seed = 0 if body["temperature"] == 0 or self.lacks.get("greedy") else (body["seed"], number)
+        seed = 0 if body["temperature"] == 0 or self.lacks.get("greedy") else (body["seed"], 0 if self.lacks.get("one_seed") else number)
         seen = text_of(body) if self.lacks.get("blind") else orjson.dumps([body.get("messages"), body.get("prompt")]).decode()
         key = hashlib.sha256(repr((seen, seed)).encode()).digest()
         rng = np.random.default_rng(int.from_bytes(key[:8]))

@@ -20,7 +20,7 @@ from mixpo.compare import compare_evaluations
 from mixpo.engines import Request, SamplingParams, create
 from mixpo.engines.openai.launch import start
 from mixpo.engines.words import Words
-from mixpo.errors import EngineError, RecipeError
+from mixpo.errors import EngineError, EvaluateError, RecipeError
 from mixpo.pipeline import run_recipe, run_stage
 from mixpo.recipe import ModelTable, ServerTable, load
 from mixpo.records import Prediction, Sampled
@@ -126,6 +126,24 @@ def known_rows(root: Path, recipe: Path) -> Iterator[Sampled]:
         yield from run.stage(f"answer/held-out/big-1.0/{mode}").read_all(Sampled)
 
 
+def test_texts_that_end_an_answer_end_it_in_evaluation_too(tmp_path: Path, tiny_folder: Path, server: StubServer) -> None:
+    recipe = recipe_with(tmp_path, tiny_folder, server.url)
+    run_stage(open_small(recipe, tmp_path / "plain"), ASK)
+    assert not any("stop" in body for _, body, _ in server.bodies)
+    server.bodies.clear()
+    context = open_small(recipe, tmp_path / "run", 'sample.stop=["red", "of"]', "evaluate.samples=2")
+    run_stage(context, ASK)
+    asked = [body for _, body, _ in server.bodies if body["max_tokens"] == 32]
+    assert {tuple(body["stop"]) for body in asked} == {("red", "of")}
+    for mode in ("cot", "direct", "sampled"):
+        texts = [r.text for row in context.run.stage(f"answer/held-out/big-1.0/{mode}").read_all(Sampled) for r in row.responses]
+        assert not [text for text in texts if "red" in text or "of" in text]
+        assert manifest(tmp_path / "run", f"evaluate/held-out/big-1.0/{mode}")["settings"]["decode"]["stop"] == ["red", "of"]
+    one, other = (tmp_path / name / "evaluate" / "held-out" / "big-1.0" / "cot" for name in ("plain", "run"))
+    with pytest.raises(EvaluateError, match=r"decode\.stop: \[\] -> \['red', 'of'\]"):
+        compare_evaluations(one, other)
+
+
 def test_one_question_that_it_refuses_is_listed(tmp_path: Path, tiny_folder: Path, server: StubServer) -> None:
     server.fault = on("number 503", status(400))
     recipe = recipe_with(tmp_path, tiny_folder, server.url)
@@ -185,14 +203,14 @@ seed = 3
 [source]
 kind = "digits"
 pool = "preference"
-count = 12
+count = 8
 [model]
 device = "cpu"
 [prompt]
 cot = "brief"
 [sample]
 engine = "openai"
-n = 4
+n = 3
 max_new_tokens = 40
 [sample.server]
 serve = "transformers"
@@ -207,7 +225,7 @@ modes = ["direct"]
 max_new_tokens = 16
 [[evaluate.sets]]
 name = "held-out"
-source = { kind = "digits", pool = "validation", count = 6 }
+source = { kind = "digits", pool = "validation", count = 4 }
 """
 
 

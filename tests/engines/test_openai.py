@@ -281,6 +281,14 @@ def test_a_server_without_n_is_asked_n_times(words: Words) -> None:
     assert sorted(body["seed"] for _, body, _ in server.bodies if "beta" in str(body)) == list(asking("beta").seeds)
 
 
+def test_a_server_whose_answers_of_one_request_are_equal_is_asked_n_times(words: Words) -> None:
+    with StubServer(words, one_seed=True) as server:
+        sampled = ask(server, [asking(key) for key in KEYS])
+    assert facts(server)["server"]["n"] == 1
+    assert all(len(set(texts(row))) == 3 for row in sampled)
+    assert facts(server)["counts"].get("identical answers, asked again", 0) == 0
+
+
 def test_a_server_that_refuses_a_large_n_is_asked_in_parts(words: Words) -> None:
     def at_most_two(server: StubServer, request: Any, body: dict[str, Any], before: int) -> Any:
         return status(400)(server, request, body) if body["n"] > 2 else None
@@ -590,5 +598,7 @@ def test_logprobs_in_every_known_form() -> None:
     found = [parse({"choices": [choice]}).choices[0] for choice in (openai, llama, legacy)]
     assert [choice.logprobs for choice in found] == [(-1.0, -2.5)] * 3
     assert [choice.ids for choice in found] == [(), (5, 6), ()]
+    for name in ("token_ids", "response_token_ids", "output_ids"):
+        assert parse({"choices": [{**openai, name: [5, 6]}]}).choices[0].ids == (5, 6)
     broken = {**base, "logprobs": {"content": [{"logprob": "x"}]}}
     assert parse({"choices": [broken]}).choices[0].logprobs == ()

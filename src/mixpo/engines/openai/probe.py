@@ -146,7 +146,8 @@ class Probe:
             except RowError:
                 n //= 2
                 continue
-            if len(reply.choices) >= 2:
+            # Equal answers may have come from one seed, as from SGLang in its deterministic mode; then each is asked for by itself.
+            if len({choice.text for choice in reply.choices}) >= 2:
                 return min(n, len(reply.choices)), list(reply.choices)
             n = 1
         replies = await asyncio.gather(*(self.ask("Write a random sentence.", seed=seed) for seed in range(4)))

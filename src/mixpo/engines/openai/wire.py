@@ -19,6 +19,8 @@ Dialect = Literal["negative", "zero", "generation_config", "plain", "bare"]
 DIALECTS: tuple[Dialect, ...] = ("negative", "zero", "generation_config", "plain", "bare")
 """In the order in which they are tried; the last only for models whose answers are marked and never trained on."""
 
+ID_NAMES = ("token_ids", "response_token_ids", "output_ids")
+"""Where the ids of an answer stand in the replies of vLLM, SGLang and LMDeploy."""
 MOST_NAME = 100
 """Characters of a model's name that are kept."""
 BIAS = 100.0
@@ -137,7 +139,7 @@ def _choice(choice: object, foreign: bool, model: str) -> Choice | None:
     if not isinstance(text, str) or choice.get("finish_reason") not in ("stop", "length"):
         return None
     logprobs, ids = _logprobs(choice.get("logprobs"))
-    given = choice.get("token_ids")
+    given = next((choice[name] for name in ID_NAMES if choice.get(name)), None)
     if isinstance(given, list) and all(isinstance(token, int) for token in given):
         ids = tuple(given)
     return Choice(text=text, stopped=choice["finish_reason"] == "stop", ids=ids, logprobs=logprobs, model=model)
