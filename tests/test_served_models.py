@@ -177,8 +177,8 @@ def test_the_key_comes_from_the_environment_and_stands_nowhere(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (('model = "big"', 'model = ""'), "must be the name of the model at the endpoint"),
-        (("urls = [", "#"), "urls must name at least one address"),
+        (('model = "big"', 'model = ""'), "model: .* at least 1 character"),
+        (("urls = [", "#"), "missing key 'urls'"),
         (('"big-1.0"', '"start"'), "'start' is the name of a model of this run"),
         (('"big-1.0"', '"../x"'), "name"),
         (("http://", "http://me:word@"), "must hold no password"),

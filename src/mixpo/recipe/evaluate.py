@@ -54,6 +54,7 @@ class EvaluateTable(Table):
     modes: tuple[Literal["cot", "direct"], ...] = ("cot", "direct")
     max_new_tokens: int = Field(default=512, ge=1)
     batch_size: int = Field(default=128, ge=1)
+    """Answers written together; fewer in the same way as while sampling."""
     samples: int = Field(default=0, ge=0)
     """Also sample this many chain-of-thought answers per question, for the mean accuracy of sampled answers."""
     extractor: Literal["robust", "paper"] = "robust"

@@ -72,14 +72,14 @@ class ServedModel(Endpoint):
     """Another model behind a server or a commercial endpoint, as a row of its own in the table of scores. Its weights are nowhere here."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
-    """What the table calls it."""
+    """What the table of scores calls it."""
+    urls: list[str] = Field(min_length=1)
+    """Base addresses such as "https://api.openai.com/v1". Several are used as equals."""
+    model: str = Field(min_length=1)
+    """The name of the model at the endpoint, with its date where it has one."""
 
     @model_validator(mode="after")
-    def _complete(self) -> ServedModel:
-        if not self.urls:
-            raise ValueError("urls must name at least one address")
-        if not self.model:
-            raise ValueError("model must be the name of the model at the endpoint, with its date where it has one")
+    def _own_name(self) -> ServedModel:
         if self.name.partition("-round-")[0] in ("start", *OBJECTIVES):
             raise ValueError(f"{self.name!r} is the name of a model of this run; take another")
         return self

@@ -20,8 +20,8 @@ def batch_bytes(vlm: Vlm, prompts: Sequence[EncodedPrompt], longest: int, rows: 
     """About what `rows` answers of at most `new_tokens` to these prompts take. longest: tokens of a prompt with what its answer begins
     with; others are padded to it."""
     pixels = sum(value.numel() for prompt in prompts for value in prompt.features.values() if value.is_floating_point())
-    size = next(vlm.model.parameters()).element_size()
-    return rows * row_bytes(vlm, longest + new_tokens) + len(prompts) * prompt_bytes(vlm, longest) + VISION_FACTOR * size * pixels
+    seen = VISION_FACTOR * int(next(vlm.model.parameters()).element_size()) * pixels
+    return rows * row_bytes(vlm, longest + new_tokens) + len(prompts) * prompt_bytes(vlm, longest) + seen
 
 
 def row_bytes(vlm: Vlm, length: int) -> int:
