@@ -110,8 +110,8 @@ class SampleTable(Table):
     servers."""
     max_new_tokens: int = Field(default=512, ge=1)
     batch_size: int = Field(default=32, ge=1)
-    """Questions sampled together (each with n answers). In this process fewer, where the tokens of prompts, images and answers would not fit
-    into free memory."""
+    """Questions sampled together (each with n answers). In this process fewer, where the tokens of prompts, images and answers would not
+    fit into free memory."""
 
     @model_validator(mode="after")
     def _complete(self) -> SampleTable:
