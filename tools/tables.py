@@ -34,7 +34,7 @@ COMMON = {
     "extracted": "the final answer found, or null.",
     "reason": "why, in a few words.",
     "images": "the images in the order of the marks.",
-    "engine": "name of the engine that wrote it.",
+    "engine": "name of the engine that wrote it; for a model behind a server also what that calls itself.",
     "seed": "the seed it was drawn with.",
     "tokens": "how many tokens the answer has.",
     "seconds": "wall-clock time, resumed parts added up.",

@@ -12,6 +12,7 @@ from mixpo.evaluate import compare, score
 from mixpo.records import Prediction
 from mixpo.report.words import p_value, percent, points
 from mixpo.run import Manifest, Run, Stage, changed_settings
+from mixpo.stages.models import SERVED
 
 OWN = ("model", "seed")
 """What may differ: the model is what is compared, and greedy answers do not use the seed."""
@@ -55,12 +56,13 @@ def _evaluations(path: Path) -> Iterator[tuple[tuple[str, str], Stage]]:
         finished = [(stage, stage.manifest) for stage in stages if stage.manifest and stage.manifest.finished]
         for mode in dict.fromkeys(stage.name.rpartition("/")[2] for stage, _ in finished):
             # The main model is evaluated last; a run that trained nothing has the start model only.
-            last = max((item for item in finished if item[0].name.endswith(f"/{mode}")), key=lambda item: (_rank(item[0]), item[1].started))
+            last = max((item for item in finished if item[0].name.endswith(f"/{mode}")), key=lambda item: (_rank(*item), item[1].started))
             yield (folder.name, mode), last[0]
 
 
-def _rank(stage: Stage) -> bool:
-    return stage.name.split("/")[2] != "start"
+def _rank(stage: Stage, manifest: Manifest) -> int:
+    """Models of the run before those that a server lent."""
+    return -1 if str(manifest.settings.get("model", "")).startswith(SERVED) else int(stage.name.split("/")[2] != "start")
 
 
 def _compared(key: tuple[str, str], left: Stage, right: Stage, anyway: bool) -> dict[str, Any]:

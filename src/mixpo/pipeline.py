@@ -22,7 +22,7 @@ from mixpo.records import write_text
 from mixpo.run import Run
 from mixpo.stages import answer, evaluate, source
 from mixpo.stages.base import Context, Plan, Planned, assist, perform
-from mixpo.stages.models import ModelRef, Models
+from mixpo.stages.models import SERVED, ModelRef, Models
 from mixpo.stages.pair import pair_job
 from mixpo.stages.reference import reference_job
 from mixpo.stages.report import report_job
@@ -98,6 +98,7 @@ def run_recipe(context: Context, force: Sequence[str] = ()) -> Plan:
         return _follow(context)
     evaluate.ready(context.recipe, context.base)
     with _leading(context, force) as plan:
+        _served_ready(context, plan)
         _each(context, [planned for planned in plan.planned.values() if planned.job.kind != "report"])
         # Planned anew: its key holds which of the others are finished.
         plan.add(report_job(context, plan))
@@ -117,6 +118,8 @@ def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = (),
         evaluate.ready(context.recipe, context.base)
     with _leading(context, force) as plan:
         wanted = [planned for name, planned in plan.planned.items() if planned.job.kind in kinds and (names is None or name in names)]
+        if "answer" in kinds:
+            _served_ready(context, plan)
         done, missing, blocked = 0, "", set[str]()
         for planned in wanted:
             if blocker := blocked_by(plan, planned):
@@ -154,6 +157,14 @@ def rescore(context: Context, sources: Sources) -> Plan:
     return plan
 
 
+def _served_ready(context: Context, plan: Plan) -> None:
+    """Raise before the work where a model behind a server has yet to answer and cannot be asked."""
+    asked = {planned.job.name.split("/")[2] for planned in plan.planned.values() if planned.job.kind == "answer" and not planned.finished()}
+    for served in context.recipe.evaluate.served:
+        if served.name in asked:
+            answer.ready(served)
+
+
 @contextmanager
 def _leading(context: Context, force: Sequence[str]) -> Iterator[Plan]:
     """The plan, while this process holds the run; the other ranks are told when it stands and when all is done."""
@@ -162,7 +173,10 @@ def _leading(context: Context, force: Sequence[str]) -> Iterator[Plan]:
         plan = build_plan(context, read_sources(context))
         withdraw(context, plan)
         context.ranks.lead("planned")
-        yield plan
+        try:
+            yield plan
+        finally:
+            context.keep.close()
         context.ranks.lead(None)
 
 
@@ -215,6 +229,7 @@ def build_plan(context: Context, sources: Sources) -> Plan:
         main = arms[-1]
         compared += arms[:-1]
     compared.append(main)
+    compared += [ModelRef(name=s.name, identity=f"{SERVED}{s.model}", served=s) for s in recipe.evaluate.served]
     for name, index in sources.sets.items():
         plan.provide(answer.source_name(name), Question, index.shards)
     for model in compared:
@@ -223,7 +238,7 @@ def build_plan(context: Context, sources: Sources) -> Plan:
                 where = (context, plan, sources.sets[table.name], table.name, table.source, model, mode)
                 plan.add(answer.answer_job(*where))
                 plan.add(evaluate.evaluate_job(*where))
-        if recipe.evaluate.text_tasks:
+        if recipe.evaluate.text_tasks and model.served is None:
             plan.add(text_job(context, model))
     plan.add(report_job(context, plan))
     return plan
@@ -246,6 +261,9 @@ def _add_round(context: Context, plan: Plan, index: Index, number: int, main: Mo
 
 def _each(context: Context, jobs: Sequence[Planned]) -> None:
     for planned in jobs:
+        if planned.job.kind in ("reference", "train", "text"):
+            # They load a model themselves; a server would still hold another one in the device's memory.
+            context.keep.close()
         perform(context, planned)
     context.models.release()
 

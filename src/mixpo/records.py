@@ -25,6 +25,10 @@ from mixpo.types import Finish, Outcome, Pair, Response, Verdict
 Row = TypeVar("Row")
 
 
+ANSWERED_BY = "answered by: "
+"""How answers of a model behind a server are counted in a manifest, by what the server calls itself."""
+
+
 # --- rows (questions are stored as mixpo.types.Question) --------------------------------------------------------------
 
 

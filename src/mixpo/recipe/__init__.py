@@ -8,7 +8,7 @@ from mixpo.recipe.cluster import ClusterTable
 from mixpo.recipe.data import BalanceBy, ImageTable, ModelTable, PairsTable, PromptName, PromptTable, PromptText, SampleTable, VerifyTable
 from mixpo.recipe.evaluate import EvaluateTable, EvaluationSet, JudgeTable, ReportTable
 from mixpo.recipe.messages import did_you_mean
-from mixpo.recipe.server import ServerTable
+from mixpo.recipe.server import ServedModel, ServerTable
 from mixpo.recipe.sources import (
     BENCHMARK_NAMES,
     JUDGED_BENCHMARKS,
@@ -53,6 +53,7 @@ __all__ = [
     "Recipe",
     "ReportTable",
     "SampleTable",
+    "ServedModel",
     "ServerTable",
     "Source",
     "Table",

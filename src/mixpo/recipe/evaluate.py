@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from mixpo.recipe.base import Table
+from mixpo.recipe.server import ServedModel
 from mixpo.recipe.sources import JUDGED_BENCHMARKS, BenchmarkSource, EvaluationSource
 
 
@@ -45,12 +46,15 @@ class EvaluateTable(Table):
     """Greedy and sampled accuracy of every model on held-out questions."""
 
     sets: tuple[EvaluationSet, ...] = ()
+    served: tuple[ServedModel, ...] = ()
+    """Other models to ask the same questions, each behind a server."""
     decontaminate: Literal["image", "question", "off"] = "image"
     """Left out of training: "image", questions with an image of an evaluation set, or the same text and no image; "question", only
     those with the same text and images."""
     modes: tuple[Literal["cot", "direct"], ...] = ("cot", "direct")
     max_new_tokens: int = Field(default=512, ge=1)
     batch_size: int = Field(default=128, ge=1)
+    """Answers written together; fewer in the same way as while sampling."""
     samples: int = Field(default=0, ge=0)
     """Also sample this many chain-of-thought answers per question, for the mean accuracy of sampled answers."""
     extractor: Literal["robust", "paper"] = "robust"
@@ -70,6 +74,8 @@ class EvaluateTable(Table):
     def _distinct(self) -> EvaluateTable:
         if len({s.name for s in self.sets}) != len(self.sets):
             raise ValueError("two evaluation sets have the same name")
+        if len({s.name for s in self.served}) != len(self.served):
+            raise ValueError("two served models have the same name")
         if len(set(self.text_tasks)) != len(self.text_tasks):
             raise ValueError("text_tasks names a task twice")
         return self

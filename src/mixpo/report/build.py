@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from mixpo.evaluate.score import compare, score, score_samples, yes_no
-from mixpo.records import Prediction
+from mixpo.records import ANSWERED_BY, Prediction
 from mixpo.report.benchmarks import alarms, benchmark_part
 from mixpo.report.data import ReportData
 from mixpo.report.words import drop_text, drop_unit
@@ -38,7 +38,8 @@ def build(data: ReportData) -> dict[str, Any]:
     """Score, compare and gather. The result is plain JSON (no NaN). Raises EvaluateError where models answered different questions."""
     sets = _by_set(data)
     first = next(iter(sets), "")
-    main = data.main if data.main in sets.get(first, {}) else next(reversed(sets.get(first, {})), "")
+    own = [name for name in sets.get(first, {}) if name not in data.served]
+    main = data.main if data.main in own else next(reversed(own), "")
     built = {name: _set(models, main, data.questions) | benchmark_part(name, models, data) for name, models in sets.items()}
     report_sets = {name: found["models"] for name, found in built.items()}
     report = {
@@ -51,6 +52,7 @@ def build(data: ReportData) -> dict[str, Any]:
         "sets": built,
         "headline": _headline(sets.get(first, {}), main),
         "alarms": alarms(report_sets),
+        "served": {name: _versions(name, data.manifests) for name in data.served},
         "text": [dict(row) for row in data.text],
         "counts": {name: dict(manifest.counts) for name, manifest in data.manifests.items()},
         "timings": {name: round(manifest.seconds, 3) for name, manifest in data.manifests.items()},
@@ -143,6 +145,12 @@ def _headline_mode(models: Mapping[str, Modes], main: str) -> str | None:
     if main == "start" or main not in models or "start" not in models:
         return None
     return next((mode for mode in ("cot", "direct") if mode in models["start"] and mode in models[main]), None)
+
+
+def _versions(model: str, manifests: Mapping[str, Manifest]) -> list[str]:
+    """What the servers called themselves that answered as `model`."""
+    counts = [m.counts for stage, m in manifests.items() if stage.startswith("answer/") and stage.split("/")[2] == model]
+    return sorted({key.removeprefix(ANSWERED_BY) for found in counts for key in found if key.startswith(ANSWERED_BY)})
 
 
 # --- what is shown ---------------------------------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ from mixpo.engines import Serving, create
 from mixpo.engines.base import Engine, Request, SamplingParams
 from mixpo.errors import EngineError, RecipeError
 from mixpo.pairs.dropout_ntp import continuation_request
-from mixpo.recipe import Recipe, SampleTable
-from mixpo.records import Sampled
+from mixpo.recipe import Recipe, SampleTable, ServedModel
+from mixpo.records import ANSWERED_BY, Sampled
 from mixpo.run import Manifest
 from mixpo.stages import prompting
 from mixpo.stages.again import attempts_of
@@ -27,6 +27,11 @@ from mixpo.stages.base import Context, Job, Make, Plan, title
 from mixpo.stages.models import ModelRef
 from mixpo.stages.source import Index
 from mixpo.types import Question, content_id
+
+
+def where_of(served: ServedModel) -> str:
+    """The table of a served model in messages."""
+    return f'evaluate.served "{served.name}"'
 
 
 def seed_of(seed: int, *what: object) -> int:
@@ -49,6 +54,9 @@ def sampling_settings(context: Context, model: ModelRef, evaluating: bool = Fals
     """What decides an answer besides the prompt: engine, model, precision and pixels. Batch size and addresses change nothing."""
     recipe, engine = context.recipe, engine_of(context.recipe, model, evaluating)
     server = recipe.sample.server
+    if model.served is not None:
+        asked = {"server": {"model": model.served.model}, "model": model.identity, "image": recipe.image.model_dump()}
+        return {"engine": engine, **asked, "seed": recipe.seed}
     return {
         "engine": engine,
         **({"server": server.model_dump(include={"model", "same_model", "serve", "start"})} if engine == "openai" else {}),
@@ -66,13 +74,15 @@ def engine_of(recipe: Recipe, model: ModelRef, evaluating: bool) -> str:
     So that models are compared under one engine, such servers evaluate nothing.
     """
     table = recipe.sample
+    if model.served is not None:
+        return "openai"
     fixed = table.engine == "openai" and not table.server.starts
     return "transformers" if fixed and (evaluating or model.folder is not None) else table.engine
 
 
-def window_of(recipe: Recipe, engine: str, batch_size: int) -> int:
+def window_of(recipe: Recipe, engine: str, model: ModelRef, batch_size: int) -> int:
     """Questions that are handed to an engine at a time. At the end of each window servers run out of work, so it is long for them."""
-    return max(batch_size, 16 * recipe.sample.server.in_flight) if engine == "openai" else batch_size
+    return max(batch_size, 16 * (model.served or recipe.sample.server).in_flight) if engine == "openai" else batch_size
 
 
 def script_digest(recipe: Recipe, base: Path) -> str:
@@ -136,21 +146,25 @@ def open_engine(context: Context, model: ModelRef, batch_size: int, evaluating: 
     """The recipe's engine on a model."""
     recipe, models, table = context.recipe, context.models, context.recipe.sample
     name = engine_of(recipe, model, evaluating)
-    if name != table.engine:
+    if name != table.engine and model.served is None:
         context.progress.say(f"{model.name}: answered in this process, because sample.server.urls hold the start model only")
-    loads_itself = name == "vllm" or (name == "openai" and table.server.starts)
+    loads_itself = name == "vllm" or (name == "openai" and table.server.starts and model.served is None)
     return create(
         name,
-        vlm=models.load(model) if name == "transformers" else models.words(model),
+        # Another model's answers are counted in tokens of the start model.
+        vlm=models.load(model) if name == "transformers" else models.words(models.start() if model.served else model),
         image=recipe.image,
         batch_size=batch_size,
         script=context.base / table.script if table.script is not None else None,
         serving=Serving(
-            table=table.server,
+            table=model.served.server if model.served else table.server,
+            where=where_of(model.served) if model.served else "sample.server",
+            foreign=model.served is not None,
             folder=models.folder(model) if loads_itself else None,
             dtype=recipe.model.dtype,
             device=recipe.model.device,
             logs=context.run.root / "servers",
+            keep=context.keep,
             say=context.progress.say,
         ),
     )
@@ -160,7 +174,7 @@ def asked(
     context: Context, model: ModelRef, how: SamplingParams, requests_of: Callable[[int], Sequence[Request]], numbers: Sequence[int]
 ) -> Asked:
     """The answers of the recipe's engine to the requests of sampling and continuing."""
-    size = window_of(context.recipe, engine_of(context.recipe, model, evaluating=False), context.recipe.sample.batch_size)
+    size = window_of(context.recipe, engine_of(context.recipe, model, evaluating=False), model, context.recipe.sample.batch_size)
     return Asked(partial(open_engine, context, model, context.recipe.sample.batch_size), how, requests_of, numbers, size)
 
 
@@ -287,6 +301,8 @@ def count_sampled(rows: Sequence[Sampled]) -> Mapping[str, int]:
             counts[f"ended: {response.finish}"] += 1
             if response.retokenised:
                 counts["tokenised again"] += 1
+            if (named := response.engine.partition(": ")[2]) and response.text:
+                counts[f"{ANSWERED_BY}{named}"] += 1
     return counts
 
 
