@@ -14,7 +14,7 @@ from mixpo.recipe.cluster import ClusterTable
 from mixpo.recipe.data import ImageTable, ModelTable, PairsTable, PromptTable, SampleTable, VerifyTable
 from mixpo.recipe.evaluate import EvaluateTable, ReportTable
 from mixpo.recipe.messages import describe, did_you_mean
-from mixpo.recipe.sources import JUDGED_BENCHMARKS, Source
+from mixpo.recipe.sources import Source
 from mixpo.recipe.train import TrainTable
 
 
@@ -48,7 +48,7 @@ class Recipe(Table):
         if chosen not in named:
             hint = did_you_mean(chosen, named) if chosen else "; add a table [[evaluate.sets]]"
             raise ValueError(f"train.watch needs an evaluation set: there is no {chosen or 'set'!r}{hint}")
-        if getattr(named[chosen], "name", "") in JUDGED_BENCHMARKS:
+        if self.evaluate.asks_judge(named[chosen]):
             raise ValueError(f"train.watch: the set {chosen!r} needs a judge, too slow to be asked while training; name another")
         return self
 
