@@ -78,13 +78,13 @@ def check_official(said: str, question: Question, facts: Fields, options: Option
     The last "(X)"; else the last option, in the order of options, whose text is contained; else the last one whose letter stands as
     a word, upper case before lower case. So "A cat" is A unless an option's text is in it, and "a" is A.
     """
+    return same(read_official(said, question.choices) == question.answer, "letters")
+
+
+def read_official(said: str, choices: Sequence[str]) -> str | None:
+    """What the benchmark's own script takes for the answer; None where it finds nothing."""
     _, marker, behind = said.rpartition("[Answer]")
     text = re.split(r"\[Rationale\]|\[Context\]", behind, maxsplit=1)[0] if marker else said
-    return same(read_official(text, question.choices) == question.answer, "letters")
-
-
-def read_official(text: str, choices: Sequence[str]) -> str | None:
-    """What the benchmark's own script takes for the answer; None where it finds nothing."""
     bracketed = re.findall(r"\(([A-Za-z])\)", text)
     if bracketed:
         return str(bracketed[-1]).upper()

@@ -163,7 +163,7 @@ BENCHMARK = Benchmark(
     row=row,
     measures=(ACCURACY,),
     breakdown=breakdown,
-    splits=(("testmini",),),
+    splits=(("testmini",), ("MINI",)),
     checks={"robust": check_robust, "paper": check_paper, "judge": check_paper},
     extraction=Extraction(prompt=PROMPT, quick=quick, read=read),
 )
