@@ -84,7 +84,10 @@ class Scored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OtherReading:
-    """What another extractor than the recipe's makes of an answer."""
+    """What another extractor than the recipe's makes of an answer.
+
+    extractor: "robust", "paper", or "official" for the rule of a benchmark's own script. outcome: by it.
+    """
 
     extractor: str
     outcome: Outcome
