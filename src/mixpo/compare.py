@@ -20,8 +20,9 @@ from mixpo.run import Manifest, Run, Stage, changed_settings
 from mixpo.stages.answer import source_name
 from mixpo.types import Question
 
-OWN = ("model", "seed")
-"""What may differ: the model is what is compared, and greedy answers do not use the seed."""
+OWN = ("model", "seed", "data", "questions")
+"""What may differ: the model is what is compared, and greedy answers do not use the seed. The data are compared question by question,
+because their digest also tells how they lie in files."""
 COLUMNS = ("set", "answers", "A", "accuracy", "B", "accuracy", "points", "95 % interval", "p", "only A right", "only B right", "n")
 
 
@@ -72,14 +73,15 @@ def _rank(stage: Stage) -> bool:
 
 def _compared(key: tuple[str, str], left: Stage, right: Stage, anyway: bool) -> dict[str, Any]:
     differences = differing(_manifest(left), _manifest(right))
+    a, b = list(left.read_all(Prediction)), list(right.read_all(Prediction))
+    if key[1] == "sampled":
+        a, b = [row for row in a if row.index == 0], [row for row in b if row.index == 0]
+    differences += _other_questions({row.question for row in a}, {row.question for row in b})
     if differences and not anyway:
         raise EvaluateError(
             f"{left.folder} and {right.folder} were not made in the same way: {'; '.join(differences)}; "
             "evaluate both alike, or compare them all the same with --anyway"
         )
-    a, b = list(left.read_all(Prediction)), list(right.read_all(Prediction))
-    if key[1] == "sampled":
-        a, b = [row for row in a if row.index == 0], [row for row in b if row.index == 0]
     if anyway:
         shared = {row.question for row in a} & {row.question for row in b}
         a, b = [row for row in a if row.question in shared], [row for row in b if row.question in shared]
@@ -90,6 +92,11 @@ def _compared(key: tuple[str, str], left: Stage, right: Stage, anyway: bool) -> 
         del side["domains"]
     figures = [asdict(found) for found in figures_of(left, right, a, b)]
     return {"set": key[0], "mode": key[1], **sides, **asdict(compare(a, b)), "figures": figures, "differences": differences}
+
+
+def _other_questions(a: set[str], b: set[str]) -> list[str]:
+    """In words how many questions only one side was asked. A question is known by its content: text, images, answer and choices."""
+    return [f"questions: {len(a - b)} are only in the first, {len(b - a)} only in the second"] if a != b else []
 
 
 def figures_of(left: Stage, right: Stage, a: Sequence[Prediction], b: Sequence[Prediction]) -> list[FigureDifference]:

@@ -175,7 +175,7 @@ def test_a_comparison_takes_the_rows_that_both_have() -> None:
     assert (found.n, found.a, found.b, found.difference) == (2, 0.5, 1.0, 0.5)
     same = paired(a, a)
     assert same is not None
-    assert (same.difference, same.low, same.high, same.p) == (0.0, 0.0, 0.0, 1.0)
+    assert (same.difference, same.low, same.high, same.p) == (0.0, None, None, 1.0)
     # Three equal gains are no proof: one in eight ways to swap them looks like that, and one in eight the other way round.
     gains = paired(means([0.0] * 3), means([1.0] * 3))
     assert gains is not None

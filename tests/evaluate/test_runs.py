@@ -24,6 +24,7 @@ from mixpo.recipe import BENCHMARK_NAMES, EXTRACTED_BENCHMARKS, JUDGED_BENCHMARK
 from mixpo.records import Prediction
 from mixpo.stages.base import Context
 from mixpo.stages.models import Models
+from mixpo.status import status
 
 RECIPE = """
 [source]
@@ -214,6 +215,35 @@ def test_prompts_and_extractors_are_named_in_the_refusal(run: Path, tmp_path: Pa
         compare_evaluations(tmp_path / "one", tmp_path / "two")
     with pytest.raises(EvaluateError, match="holds no evaluations"):
         compare_evaluations(tmp_path / "one", tmp_path)
+
+
+def test_other_blocks_of_questions_are_no_other_data(run: Path, tmp_path: Path, tiny_folder: Path, server: Path) -> None:
+    """How questions lie in files decides nothing; which questions there are does."""
+    recipe = write(tmp_path, tiny_folder, JUDGE.format(port=(server / "port").read_text()), VET)
+    evaluated(recipe, tmp_path / "small", "shard_size=5")
+    assert {row["n"] for row in compare_evaluations(run / "run", tmp_path / "small")} == {12, 2}
+    context = open_context(load(recipe), tmp_path, tmp_path / "part", Silent(), limit=2)
+    run_stage(context, ("answer", "evaluate"))
+    with pytest.raises(EvaluateError, match="questions: 10 are only in the first, 0 only in the second"):
+        compare_evaluations(run / "run", tmp_path / "part")
+
+
+def test_a_recipe_without_a_source_only_evaluates(tmp_path: Path, tiny_folder: Path) -> None:
+    recipe = write(tmp_path, tiny_folder)
+    recipe.write_text(recipe.read_text().replace('[source]\nkind = "digits"\ncount = 4\n', ""))
+    assert main(["run", str(recipe), "--dir", str(tmp_path / "run")]) == 0
+    assert list(report(tmp_path / "run")["models"]) == ["start"]  # type: ignore[call-overload]
+    stages = {row["stage"]: row["state"] for row in status(open_run(tmp_path / "run"))}
+    assert set(stages.values()) == {"done"}
+    assert "source" not in stages
+    assert not [name for name in stages if name.startswith("round-")]
+    assert not [finding for finding in check(load(recipe), tmp_path, Silent()).findings if finding.where == "source"]
+    assert main(["evaluate", str(recipe), "--dir", str(tmp_path / "run"), "--dry-run"]) == 0
+    with pytest.raises(RecipeError, match=r"nothing to sample: the recipe has no \[source\]"):
+        run_stage(opened(recipe, tmp_path / "run"), ("sample", "continue"))
+    (tmp_path / "empty.toml").write_text("seed = 1\n")
+    with pytest.raises(RecipeError, match=r"nothing to do: add a table \[source\] .* or \[\[evaluate\.sets\]\]"):
+        load(tmp_path / "empty.toml")
 
 
 def test_a_judged_benchmark_without_a_judge_stops_before_any_model(

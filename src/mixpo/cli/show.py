@@ -16,15 +16,15 @@ from mixpo.cli.bars import clock, printable
 from mixpo.dryrun import Estimate, totals
 from mixpo.pipeline import kind_of
 from mixpo.report import (
-    DIFFERENCE_COLUMNS,
     FIGURE_COLUMNS,
     GAP_COLUMNS,
+    MAIN_DIFFERENCE_COLUMNS,
     SUMMARY_COLUMNS,
     TEXT_COLUMNS,
     YES_NO_COLUMNS,
-    difference_rows,
     figure_rows,
     gap_rows,
+    main_difference_rows,
     summary_rows,
     text_rows,
     yes_no_rows,
@@ -82,8 +82,8 @@ def scores(report: Mapping[str, Any]) -> None:
     for name, found in {whole["set"]: whole, **whole["sets"]}.items():
         if found.get("figures"):
             table(FIGURE_COLUMNS, figure_rows(found, whole=False), title=f"\n{found['benchmark']} (set {name})")
-        if found.get("figure_differences"):
-            table(DIFFERENCE_COLUMNS, difference_rows(found), title=f"\n{found['benchmark']} compared (set {name})")
+    if whole["models"] and (differences := main_difference_rows(whole)):
+        table(MAIN_DIFFERENCE_COLUMNS, differences, title="\npublished figures compared, on the same questions")
     if whole["models"] and (yes_no := yes_no_rows(whole)):
         table(YES_NO_COLUMNS, yes_no, title="\nyes/no questions")
     if whole["models"] and (gaps := gap_rows(whole)):

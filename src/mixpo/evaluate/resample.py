@@ -44,7 +44,10 @@ class Term(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paired:
-    """A figure of two models on the same n rows or groups. difference: b minus a; low, high: its 95 % interval; p: two-sided."""
+    """A figure of two models on the same n rows or groups. difference: b minus a; p: two-sided.
+
+    low, high: the 95 % interval of the difference, None where no draw changes it, so that nothing can be said.
+    """
 
     n: int
     a: float
@@ -95,6 +98,7 @@ def paired(a: Sequence[Term], b: Sequence[Term]) -> Paired | None:
         return None
     drawn = _bootstrap(tables[1], units) - _bootstrap(tables[0], units)
     low, high = _ends(drawn, len(units))
+    low, high = (None, None) if low == high else (low, high)
     difference = values[1] - values[0]
     return Paired(n=len(left), a=values[0], b=values[1], difference=difference, low=low, high=high, p=_swapped(tables, units, difference))
 

@@ -27,7 +27,8 @@ class Recipe(Table):
     """Questions in one record file: the unit of resume."""
     max_error_rate: float = Field(default=0.05, ge=0, le=1)
     """A stage in which a larger share of questions fails ends with exit status 1 (the others are kept)."""
-    source: Source
+    source: Source | None = None
+    """What to train on. Left out, nothing is trained: the models are only evaluated."""
     model: ModelTable = ModelTable()
     image: ImageTable = ImageTable()
     prompt: PromptTable = PromptTable()
@@ -38,6 +39,12 @@ class Recipe(Table):
     evaluate: EvaluateTable = EvaluateTable()
     report: ReportTable = ReportTable()
     cluster: ClusterTable = ClusterTable()
+
+    @model_validator(mode="after")
+    def _has_work(self) -> Recipe:
+        if self.source is None and not self.evaluate.sets and not self.evaluate.text_tasks:
+            raise ValueError("there is nothing to do: add a table [source] with questions to train on, or [[evaluate.sets]] to evaluate on")
+        return self
 
     @model_validator(mode="after")
     def _can_watch(self) -> Recipe:

@@ -1,6 +1,6 @@
 """The report of a run: `build` makes report.json's data, `render` the page, `summary_rows` the table for a terminal."""
 
-from mixpo.report.benchmarks import DIFFERENCE_COLUMNS, FIGURE_COLUMNS, difference_rows, figure_rows
+from mixpo.report.benchmarks import FIGURE_COLUMNS, MAIN_DIFFERENCE_COLUMNS, figure_rows, main_difference_rows
 from mixpo.report.build import build
 from mixpo.report.data import ReportData
 from mixpo.report.render import render
@@ -16,17 +16,17 @@ from mixpo.report.table import (
 )
 
 __all__ = [
-    "DIFFERENCE_COLUMNS",
     "FIGURE_COLUMNS",
     "GAP_COLUMNS",
+    "MAIN_DIFFERENCE_COLUMNS",
     "SUMMARY_COLUMNS",
     "TEXT_COLUMNS",
     "YES_NO_COLUMNS",
     "ReportData",
     "build",
-    "difference_rows",
     "figure_rows",
     "gap_rows",
+    "main_difference_rows",
     "render",
     "summary_rows",
     "text_rows",

@@ -11,7 +11,7 @@ from mixpo.evaluate.benchmarks.figures import differences, table
 from mixpo.evaluate.marking import marked
 from mixpo.records import Prediction
 from mixpo.report.data import ReportData
-from mixpo.report.words import MODES, count, model_name, p_cell, percent, points
+from mixpo.report.words import MODES, UNIT, count, model_name, p_cell, percent, points
 
 CUT_SHARE = 0.05
 """A larger share of answers cut at the length limit is an alarm: what is cut has no final answer."""
@@ -127,6 +127,16 @@ def figure_rows(found: Mapping[str, Any], *, whole: bool) -> list[tuple[str, ...
     ]
 
 
+def main_difference_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Text cells under MAIN_DIFFERENCE_COLUMNS: the main published figure of every benchmark."""
+    return [
+        (name, *cells)
+        for name, found in {report["set"]: report, **report["sets"]}.items()
+        for cells in difference_rows(found)
+        if cells[0] == found["figures"][0]["name"]
+    ]
+
+
 def difference_rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Text cells under DIFFERENCE_COLUMNS."""
     return [
@@ -152,6 +162,7 @@ def _signed(value: float, unit: str) -> str:
 
 
 DIFFERENCE_COLUMNS = ("figure", "A", "B", "of A", "of B", "B minus A", "95 % interval", "p", "n")
+MAIN_DIFFERENCE_COLUMNS = ("set", *DIFFERENCE_COLUMNS)
 FIGURE_COLUMNS = ("model", "answers", "read by", "figure", "value", "95 % interval", "n")
 BREAKDOWN_COLUMNS = ("model", "answers", "read by", "part", "figure", "value", "95 % interval", "n")
 
@@ -166,4 +177,4 @@ def value_cell(value: float | None, unit: str) -> str:
 def _interval(row: Mapping[str, Any]) -> str:
     if row["low"] is None or row["high"] is None:
         return ""
-    return f"{value_cell(row['low'], row['unit']).removesuffix(' %')} to {value_cell(row['high'], row['unit'])}"
+    return f"{value_cell(row['low'], row['unit']).removesuffix(UNIT)} to {value_cell(row['high'], row['unit'])}"

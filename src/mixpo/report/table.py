@@ -71,11 +71,12 @@ YES_NO_COLUMNS = ("set", "model", "answers", "precision", "recall", "F1", "95 % 
 
 
 def yes_no_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The retrieval figures of yes/no questions as text cells, under YES_NO_COLUMNS, for every set that has some."""
+    """The retrieval figures of yes/no questions as text cells, under YES_NO_COLUMNS, for every set that is no benchmark and has some."""
     return [
         (name, model_name(model), MODES.get(mode, mode), *(percent(found[key]) for key in ("precision", "recall", "f1")),
          "" if found["low"] is None else interval(found), percent(found["yes_ratio"]), count(found["n"]))
         for name, chosen in {report["set"]: report, **report["sets"]}.items()
+        if not chosen["benchmark"]
         for model, modes in chosen["models"].items()
         for mode, scores in modes.items()
         if (found := scores.get("yes_no"))

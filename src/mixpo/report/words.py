@@ -24,9 +24,13 @@ def domain_name(name: str) -> str:
     return name or "(no family)"
 
 
+UNIT = "\u00a0%"
+"""A per cent sign that stays with its number."""
+
+
 def percent(share: float) -> str:
     """0.6123 -> 61.2 %"""
-    return f"{share * 100:.1f}\u00a0%"
+    return f"{share * 100:.1f}{UNIT}"
 
 
 def points(difference: float) -> str:

@@ -56,6 +56,10 @@ class Index:
         return sum(self.sizes)
 
 
+NOTHING = Index(shards=(), sizes=(), open=(), kinds=(), domains=(), sources=())
+"""Where there is no source, or it was never read."""
+
+
 def refresh(context: Context, name: str, table: EvaluationSource, *, evaluated: bool = False, apart: Barred | None = None) -> Index:
     """Read a source into RUN/<name>, writing only what is new; `evaluated` leaves out questions without an answer.
 
