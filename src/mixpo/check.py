@@ -59,7 +59,8 @@ def check(recipe: Recipe, base: Path, progress: Progress, limit: int | None = No
     checked = Checked()
     _check_extras(recipe, base, checked)
     vlm = _check_model(recipe, base, checked)
-    sources = [("source", recipe.source), *((f"evaluate.sets.{s.name}", s.source) for s in recipe.evaluate.sets)]
+    named = [("source", recipe.source), *((f"evaluate.sets.{s.name}", s.source) for s in recipe.evaluate.sets)]
+    sources = [(name, source) for name, source in named if source is not None]
     with TemporaryDirectory(prefix="mixpo-check-") as images:
         for name, source in sources:
             try:

@@ -28,7 +28,7 @@ from mixpo.stages.reference import reference_job
 from mixpo.stages.report import report_job
 from mixpo.stages.sample import continue_job, sample_job
 from mixpo.stages.select import select_job
-from mixpo.stages.source import Index, load_index
+from mixpo.stages.source import NOTHING, Index, load_index
 from mixpo.stages.text import text_job
 from mixpo.stages.train import model_of, train_job, withdraw
 from mixpo.stages.verify import verify_job
@@ -132,8 +132,11 @@ def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = (),
             _each(context, [planned])
             done += 1
         if kinds and not wanted:
-            what = kinds[0] if len(kinds) == 1 else "evaluate"
-            raise RecipeError(f"nothing to {what}: the recipe names no evaluation set; add a table [[evaluate.sets]]")
+            what = "evaluate" if "evaluate" in kinds else kinds[0]
+            missing = (
+                "names no evaluation set; add a table [[evaluate.sets]]" if what == "evaluate" else "has no [source] to train on; add one"
+            )
+            raise RecipeError(f"nothing to {what}: the recipe {missing}")
         if wanted and not done:
             raise RunError(f"{missing}; run that stage first, or everything with `mixpo run`")
     return plan
@@ -205,6 +208,8 @@ def read_sources(context: Context) -> Sources:
     recipe = context.recipe
     sets = {s.name: source.refresh(context, answer.source_name(s.name), s.source, evaluated=True) for s in recipe.evaluate.sets}
     stages = {name: (answer.source_name(name), index) for name, index in sets.items()}
+    if recipe.source is None:
+        return Sources(train=NOTHING, sets=sets)
     return Sources(train=source.refresh(context, "source", recipe.source, apart=source.barred_by(context, stages)), sets=sets)
 
 
@@ -212,9 +217,11 @@ def known_sources(run: Run, recipe: Recipe) -> Sources:
     """The questions as they were when last read; none where a source was never read."""
 
     def index(name: str) -> Index:
-        return load_index(run.stage(name)) or Index(shards=(), sizes=(), open=(), kinds=(), domains=(), sources=())
+        return load_index(run.stage(name)) or NOTHING
 
-    return Sources(train=index("source"), sets={s.name: index(answer.source_name(s.name)) for s in recipe.evaluate.sets})
+    return Sources(
+        train=index("source") if recipe.source else NOTHING, sets={s.name: index(answer.source_name(s.name)) for s in recipe.evaluate.sets}
+    )
 
 
 def build_plan(context: Context, sources: Sources) -> Plan:
@@ -224,7 +231,7 @@ def build_plan(context: Context, sources: Sources) -> Plan:
     plan.provide("source", Question, sources.train.shards)
     start = main = context.models.start()
     compared: list[ModelRef] = [start]
-    for number in range(1, recipe.train.rounds + 1):
+    for number in range(1, (recipe.train.rounds if recipe.source else 0) + 1):
         arms = list(_add_round(context, plan, sources.train, number, main))
         main = arms[-1]
         compared += arms[:-1]

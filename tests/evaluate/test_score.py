@@ -178,7 +178,7 @@ def test_yes_no_equals_sklearn() -> None:
     gold = {f"q{n}": rng.choice(["yes", "no"]) for n in range(80)}
     said = {q: rng.choice(["yes", "no", "maybe"]) for q in gold}
     rows = [prediction(q, "correct" if said[q] == gold[q] else "wrong", extracted=said[q].title() + ".") for q in gold]
-    result = yes_no([*rows, prediction("other", "correct")], gold)
+    result = yes_no([*rows, prediction("other", "correct")], gold, {name: name for name in gold})
     truth, guess = [gold[q] == "yes" for q in gold], [said[q] == "yes" for q in gold]
     precision, recall, f1, _ = metrics.precision_recall_fscore_support(truth, guess, average="binary")
     assert (result.precision, result.recall, result.f1) == pytest.approx((precision, recall, f1))
@@ -187,7 +187,9 @@ def test_yes_no_equals_sklearn() -> None:
 
 
 def test_yes_no_without_any_yes() -> None:
-    result = yes_no([prediction("a", "malformed"), prediction("b", "correct", extracted="no")], {"a": "yes", "b": "no"})
+    result = yes_no(
+        [prediction("a", "malformed"), prediction("b", "correct", extracted="no")], {"a": "yes", "b": "no"}, {"a": "a", "b": "b"}
+    )
     assert (result.precision, result.recall, result.f1, result.yes_ratio) == (0.0, 0.0, 0.0, 0.0)
 
 
@@ -219,9 +221,9 @@ def test_marks_are_compared_where_both_sides_have_one() -> None:
 
 def test_yes_no_by_domain() -> None:
     rows = [prediction(f"q{n}", "correct", domain="xy"[n % 2], extracted="yes") for n in range(4)]
-    result = yes_no(rows, dict.fromkeys(("q0", "q1", "q2", "q3"), "yes"))
+    result = yes_no(rows, dict.fromkeys(("q0", "q1", "q2", "q3"), "yes"), {f"q{n}": f"q{n}" for n in range(4)})
     assert {name: part.f1 for name, part in result.domains.items()} == {"x": 1.0, "y": 1.0}
-    assert yes_no(rows[:1], {"q0": "yes"}).domains == {}
+    assert yes_no(rows[:1], {"q0": "yes"}, {"q0": "q0"}).domains == {}
 
 
 @pytest.mark.parametrize(

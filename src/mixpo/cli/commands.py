@@ -202,7 +202,7 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:
     """Paired comparison of two evaluations question by question. Refused where prompts, extractor, judge or data differ."""
-    from mixpo.compare import COLUMNS, cells, compare_evaluations
+    from mixpo.compare import COLUMNS, FIGURE_COLUMNS, cells, compare_evaluations, figure_cells
 
     with boundary():
         found = compare_evaluations(first, second, anyway)
@@ -210,6 +210,8 @@ def compare(
             show.line(json.dumps(found, ensure_ascii=False, indent=2))
             return
         show.table(COLUMNS, cells(found))
+        if figures := figure_cells(found):
+            show.table(FIGURE_COLUMNS, figures, title="\nfigures of benchmarks")
         for row in found:
             for note in (*row["differences"], *row["notes"]):
                 show.line(f"! {row['set']}, {row['mode']}: {note}")

@@ -15,7 +15,20 @@ from mixpo.check import Checked
 from mixpo.cli.bars import clock, printable
 from mixpo.dryrun import Estimate, totals
 from mixpo.pipeline import kind_of
-from mixpo.report import FIGURE_COLUMNS, SUMMARY_COLUMNS, TEXT_COLUMNS, figure_rows, summary_rows, text_rows
+from mixpo.report import (
+    FIGURE_COLUMNS,
+    GAP_COLUMNS,
+    MAIN_DIFFERENCE_COLUMNS,
+    SUMMARY_COLUMNS,
+    TEXT_COLUMNS,
+    YES_NO_COLUMNS,
+    figure_rows,
+    gap_rows,
+    main_difference_rows,
+    summary_rows,
+    text_rows,
+    yes_no_rows,
+)
 from mixpo.stages.base import Context
 from mixpo.stages.report import DATA, PAGE, load_report
 from mixpo.status import models as read_models
@@ -69,6 +82,12 @@ def scores(report: Mapping[str, Any]) -> None:
     for name, found in {whole["set"]: whole, **whole["sets"]}.items():
         if found.get("figures"):
             table(FIGURE_COLUMNS, figure_rows(found, whole=False), title=f"\n{found['benchmark']} (set {name})")
+    if whole["models"] and (differences := main_difference_rows(whole)):
+        table(MAIN_DIFFERENCE_COLUMNS, differences, title="\npublished figures compared, on the same questions")
+    if whole["models"] and (yes_no := yes_no_rows(whole)):
+        table(YES_NO_COLUMNS, yes_no, title="\nyes/no questions")
+    if whole["models"] and (gaps := gap_rows(whole)):
+        table(GAP_COLUMNS, gaps, title="\nwhat chain of thought adds to direct answers")
     if whole.get("text"):
         table(TEXT_COLUMNS, text_rows(whole), title="\ntext without images")
     for alarm in whole.get("alarms", ()):

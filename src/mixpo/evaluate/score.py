@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from mixpo.errors import EvaluateError
 from mixpo.evaluate.degenerate import loops
@@ -29,8 +29,9 @@ class Score:
 
     cut: answers that ended at the length limit. failed: answers that an engine error prevented. loops: answers that end in a phrase
     repeated over and over. All overlap the outcomes. Where a judge marked the answers, accuracy is the mean mark as a share of the
-    best one, over the answers with a mark; excluded: those without.
-    domains: the same for the questions of each domain, in alphabetical order; empty inside a domain.
+    best one, over the answers with a mark. excluded: answers whose judge could not be read, which count nowhere.
+    domains: the same for the questions of each domain, in alphabetical order, "" for those without one; empty inside a domain, and
+    where no question has a domain.
     """
 
     n: int
@@ -79,18 +80,6 @@ class Comparison:
     p: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class YesNo:
-    """Retrieval figures for yes/no questions with "yes" as the positive class; an answer that is neither counts as not "yes"."""
-
-    n: int
-    precision: float
-    recall: float
-    f1: float
-    yes_ratio: float
-    domains: Mapping[str, YesNo] = field(default_factory=dict)
-
-
 def wilson(correct: float, n: int) -> tuple[float, float]:
     """Wilson score interval of a proportion (Wilson 1927); (0, 1) when n = 0."""
     if n == 0:
@@ -105,22 +94,25 @@ def wilson(correct: float, n: int) -> tuple[float, float]:
 
 
 def is_judged(rows: Iterable[Prediction]) -> bool:
-    """Whether a judge marked these answers."""
-    return any(row.judge for row in rows)
+    """Whether a judge marked these answers. One that only found the short answers did not."""
+    return any(row.score is not None for row in rows)
 
 
 def credit(row: Prediction, judged: bool) -> float | None:
-    """What an answer counts: 1 or 0, or the judge's mark as a share of the best. None where there is no mark: that is not a zero."""
-    return row.score if judged else float(row.outcome == "correct")
+    """What an answer counts: 1 or 0, or the judge's mark as a share of the best. None where a judge could not be read: not a zero."""
+    if judged:
+        return row.score
+    return None if row.unread else float(row.outcome == "correct")
 
 
 def score(predictions: Iterable[Prediction]) -> Score:
     """Score one answer for each question. Raises EvaluateError when there is none, or two answers to one question."""
-    rows = list(_by_question(predictions).values())
+    rows = list(by_question(predictions).values())
     domains: dict[str, list[Prediction]] = defaultdict(list)
     for row in rows:
         domains[row.domain].append(row)
-    named = {name: _tally(domains[name], {}) for name in sorted(domains) if name}
+    # Rows without a domain are a group of their own, unless no row has one.
+    named = {name: _tally(domains[name], {}) for name in sorted(domains)} if any(domains) else {}
     return _tally(rows, named)
 
 
@@ -192,7 +184,7 @@ def compare(a: Iterable[Prediction], b: Iterable[Prediction]) -> Comparison:
     The interval of the difference is Agresti and Min's (2005): Wald after adding 1/2 to each cell of the 2 x 2 table, which
     keeps its coverage when few questions differ.
     """
-    left, right = _by_question(a), _by_question(b)
+    left, right = by_question(a), by_question(b)
     if left.keys() != right.keys():
         raise EvaluateError(
             f"the answers are about different questions ({len(left.keys() - right.keys())} only in the first, "
@@ -200,12 +192,14 @@ def compare(a: Iterable[Prediction], b: Iterable[Prediction]) -> Comparison:
         )
     if is_judged(left.values()) or is_judged(right.values()):
         return _compare_marks(left, right)
-    right_a = {question for question, row in left.items() if row.outcome == "correct"}
-    right_b = {question for question, row in right.items() if row.outcome == "correct"}
+    read = [question for question in left if not left[question].unread and not right[question].unread]
+    if not read:
+        raise EvaluateError("the judge could be read on no question of both sides; look at its replies in the predictions")
+    right_a, right_b = ({question for question in read if side[question].outcome == "correct"} for side in (left, right))
     only_a, only_b = len(right_a - right_b), len(right_b - right_a)
-    low, high = _difference_interval(only_a, only_b, len(left))
-    difference = (only_b - only_a) / len(left)
-    return Comparison(n=len(left), only_a=only_a, only_b=only_b, difference=difference, low=low, high=high, p=mcnemar(only_a, only_b))
+    low, high = _difference_interval(only_a, only_b, len(read))
+    difference = (only_b - only_a) / len(read)
+    return Comparison(n=len(read), only_a=only_a, only_b=only_b, difference=difference, low=low, high=high, p=mcnemar(only_a, only_b))
 
 
 def _compare_marks(left: Mapping[str, Prediction], right: Mapping[str, Prediction]) -> Comparison:
@@ -239,37 +233,8 @@ def mcnemar(only_a: int, only_b: int) -> float:
     return math.erfc(max(0, abs(only_a - only_b) - 1) / math.sqrt(2 * total))
 
 
-def yes_no(predictions: Iterable[Prediction], gold: Mapping[str, str]) -> YesNo:
-    """Figures for the questions in `gold` ("yes" or "no" by question id), and for each domain where there are several.
-
-    Raises EvaluateError when none was answered.
-    """
-    rows = [row for row in _by_question(predictions).values() if row.question in gold]
-    if not rows:
-        raise EvaluateError("no prediction answers a yes/no question")
-    names = sorted({row.domain for row in rows})
-    parts = {name: _retrieval([row for row in rows if row.domain == name], gold) for name in names} if len(names) > 1 else {}
-    return replace(_retrieval(rows, gold), domains=parts)
-
-
-def _retrieval(rows: Sequence[Prediction], gold: Mapping[str, str]) -> YesNo:
-    said_yes = [_says_yes(row, gold[row.question]) for row in rows]
-    hits = sum(said and gold[row.question] == "yes" for said, row in zip(said_yes, rows, strict=True))
-    positives = sum(gold[row.question] == "yes" for row in rows)
-    precision = hits / sum(said_yes) if any(said_yes) else 0.0
-    recall = hits / positives if positives else 0.0
-    f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
-    return YesNo(n=len(rows), precision=precision, recall=recall, f1=f1, yes_ratio=sum(said_yes) / len(rows))
-
-
-def _says_yes(row: Prediction, gold: str) -> bool:
-    """Right about a yes, or wrong about a no by saying yes (and not something else)."""
-    if gold == "yes":
-        return row.outcome == "correct"
-    return row.outcome == "wrong" and (row.extracted or "").strip(" .!*").lower() in {"yes", "true", "y", "是", "是的", "对"}
-
-
-def _by_question(predictions: Iterable[Prediction]) -> dict[str, Prediction]:
+def by_question(predictions: Iterable[Prediction]) -> dict[str, Prediction]:
+    """One answer for each question. Raises EvaluateError when there is none, or two answers to one question."""
     rows: dict[str, Prediction] = {}
     for row in predictions:
         if row.question in rows:

@@ -11,6 +11,7 @@ from mixpo.recipe.messages import did_you_mean
 from mixpo.recipe.server import ServedModel, ServerTable
 from mixpo.recipe.sources import (
     BENCHMARK_NAMES,
+    EXTRACTED_BENCHMARKS,
     JUDGED_BENCHMARKS,
     BenchmarkSource,
     DigitsSource,
@@ -27,6 +28,7 @@ from mixpo.recipe.whole import Recipe, apply_override, load, parse
 
 __all__ = [
     "BENCHMARK_NAMES",
+    "EXTRACTED_BENCHMARKS",
     "JUDGED_BENCHMARKS",
     "BalanceBy",
     "BenchmarkSource",

@@ -11,9 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from mixpo.evaluate.score import compare, score, score_samples, yes_no
+from mixpo.evaluate.resample import unit_of
+from mixpo.evaluate.score import compare, score, score_samples
+from mixpo.evaluate.yes_no import yes_no
 from mixpo.records import ANSWERED_BY, Prediction
-from mixpo.report.benchmarks import alarms, benchmark_part
+from mixpo.report.benchmarks import Side, alarms, benchmark_part
 from mixpo.report.data import ReportData
 from mixpo.report.words import drop_text, drop_unit
 from mixpo.run import Manifest
@@ -40,7 +42,7 @@ def build(data: ReportData) -> dict[str, Any]:
     first = next(iter(sets), "")
     own = [name for name in sets.get(first, {}) if name not in data.served]
     main = data.main if data.main in own else next(reversed(own), "")
-    built = {name: _set(models, main, data.questions) | benchmark_part(name, models, data) for name, models in sets.items()}
+    built = {name: _set(models, main, data) | benchmark_part(name, models, _sides(models, main), data) for name, models in sets.items()}
     report_sets = {name: found["models"] for name, found in built.items()}
     report = {
         "version": VERSION,
@@ -48,7 +50,7 @@ def build(data: ReportData) -> dict[str, Any]:
         "created": data.created,
         "seed": data.seed,
         "set": first,
-        **built.pop(first, {"models": {}, "comparisons": [], "gaps": [], "benchmark": "", "figures": []}),
+        **built.pop(first, {"models": {}, "comparisons": [], "gaps": [], "benchmark": "", "figures": [], "figure_differences": []}),
         "sets": built,
         "headline": _headline(sets.get(first, {}), main),
         "alarms": alarms(report_sets),
@@ -81,20 +83,19 @@ def _by_set(data: ReportData) -> dict[str, dict[str, dict[str, Sequence[Predicti
 # --- scores --------------------------------------------------------------------------------------------------------------
 
 
-def _set(models: Mapping[str, Modes], main: str, questions: Mapping[str, Question]) -> dict[str, Any]:
+def _set(models: Mapping[str, Modes], main: str, data: ReportData) -> dict[str, Any]:
+    questions = data.questions
     gold = {q.id: q.answer.lower() for q in questions.values() if q.kind == "yes_no" and q.answer and q.answer.lower() in {"yes", "no"}}
     return {
-        "models": {name: {mode: _scores(mode, rows, gold) for mode, rows in modes.items()} for name, modes in models.items()},
-        "comparisons": list(_comparisons(models, main)),
-        "gaps": [
-            {"model": name, **_compared(modes["direct"], modes["cot"])}
-            for name, modes in models.items()
-            if {"direct", "cot"} <= modes.keys()
+        "models": {name: {mode: _scores(mode, rows, gold, questions) for mode, rows in modes.items()} for name, modes in models.items()},
+        "comparisons": [
+            {"a": a, "b": b, "mode": mode, **_compared(models[a][mode], models[b][mode])} for (a, mode), (b, _) in _pairs(models, main)
         ],
+        "gaps": [{"model": name, **_compared(models[name]["direct"], models[name]["cot"])} for (name, _), _ in _gaps(models)],
     }
 
 
-def _scores(mode: str, rows: Sequence[Prediction], gold: Mapping[str, str]) -> dict[str, Any]:
+def _scores(mode: str, rows: Sequence[Prediction], gold: Mapping[str, str], questions: Mapping[str, Question]) -> dict[str, Any]:
     result = asdict(score_samples(rows) if mode == "sampled" else score(rows))
     for domain in result.get("domains", {}).values():
         del domain["domains"], domain["excluded"]
@@ -103,25 +104,35 @@ def _scores(mode: str, rows: Sequence[Prediction], gold: Mapping[str, str]) -> d
     if mode == "sampled":
         return result
     asked = {row.question: gold[row.question] for row in rows if row.question in gold}
-    return {**result, "yes_no": _yes_no(rows, asked)} if asked else result
+    return {**result, "yes_no": _yes_no(rows, asked, questions)} if asked else result
 
 
-def _yes_no(rows: Sequence[Prediction], gold: Mapping[str, str]) -> dict[str, Any]:
-    found = asdict(yes_no(rows, gold))
+def _yes_no(rows: Sequence[Prediction], gold: Mapping[str, str], questions: Mapping[str, Question]) -> dict[str, Any]:
+    found = asdict(yes_no(rows, gold, {name: unit_of(questions[name]) for name in gold}))
     for domain in found["domains"].values():
         del domain["domains"]
     return found
 
 
-def _comparisons(models: Mapping[str, Modes], main: str) -> Iterator[dict[str, Any]]:
-    """Start against every other model, then every other model against the main one."""
+def _sides(models: Mapping[str, Modes], main: str) -> list[tuple[Side, Side]]:
+    """What is compared with what: models in the same mode, and the two modes of a model."""
+    return [*_pairs(models, main), *_gaps(models)]
+
+
+def _gaps(models: Mapping[str, Modes]) -> Iterator[tuple[Side, Side]]:
+    """Direct answers and chains of thought of each model that has both."""
+    return (((name, "direct"), (name, "cot")) for name, modes in models.items() if {"direct", "cot"} <= modes.keys())
+
+
+def _pairs(models: Mapping[str, Modes], main: str) -> Iterator[tuple[Side, Side]]:
+    """Start and every other model, then every other model and the main one, in each greedy mode."""
     others = [name for name in models if name != "start"]
     pairs = [("start", name) for name in others if "start" in models]
     pairs += [(name, main) for name in others if name != main and main in others]
     for a, b in pairs:
         for mode in ("cot", "direct"):
             if mode in models[a] and mode in models[b]:
-                yield {"a": a, "b": b, "mode": mode, **_compared(models[a][mode], models[b][mode])}
+                yield (a, mode), (b, mode)
 
 
 def _compared(a: Sequence[Prediction], b: Sequence[Prediction]) -> dict[str, Any]:

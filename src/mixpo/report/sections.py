@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from mixpo.report.build import DROPPED
 from mixpo.report.charts import Lane, Mark, bars, curves, histogram, lanes, stack
-from mixpo.report.words import BALANCE, MODES, ORIGINS, OUTCOMES, count, duration, model_name, percent, points, title_case
+from mixpo.report.words import BALANCE, MODES, ORIGINS, OUTCOMES, count, domain_name, duration, model_name, percent, points, title_case
 
 COLOURS = {"start": 0, "sft": 1, "dpo": 2, "mpo": 3}
 MAX_BARS = 24
@@ -71,10 +71,12 @@ def domain_chart(models: dict[str, Any], headline: dict[str, Any] | None) -> Mar
     order = sorted(after, key=lambda name: before[name]["accuracy"] - after[name]["accuracy"])
     rows = [
         Lane(
-            label=name,
+            label=domain_name(name),
             note=f"{points(after[name]['accuracy'] - before[name]['accuracy'])}, n = {count(after[name]['n'])}",
             marks=[
-                _mark(domains[name], f"{model_name(model)}, {name}: {_tip(domains[name])}", "full", colour(model, list(models)))
+                _mark(
+                    domains[name], f"{model_name(model)}, {domain_name(name)}: {_tip(domains[name])}", "full", colour(model, list(models))
+                )
                 for model, domains in sides
             ],
         )
@@ -88,8 +90,7 @@ def all_gaps(report: dict[str, Any]) -> list[dict[str, Any]]:
     sets = {report["set"]: report, **report["sets"]}
     several = len(report["sets"]) > 0
     return [
-        {**gap, "set": name, "label": f"{name}: {model_name(gap['model'])}" if several else model_name(gap["model"])}
-        | {mode: found["models"][gap["model"]][mode]["accuracy"] for mode in ("direct", "cot")}
+        {**gap, "label": f"{name}: {model_name(gap['model'])}" if several else model_name(gap["model"])}
         for name, found in sets.items()
         for gap in found["gaps"]
     ]
@@ -183,7 +184,7 @@ def histograms(pairs: dict[str, Any]) -> list[Chart]:
 
 def sampled_domain_chart(pairs: dict[str, Any]) -> Markup | None:
     """How often the sampled answers were right, by family."""
-    found = {name or "(none)": d["accuracy"] for name, d in (pairs.get("domains") or {}).items() if d.get("accuracy") is not None}
+    found = {domain_name(name): d["accuracy"] for name, d in (pairs.get("domains") or {}).items() if d.get("accuracy") is not None}
     ranked = sorted(found.items(), key=lambda item: -item[1])[:MAX_BARS]
     return (
         bars([(name, share, percent(share)) for name, share in ranked], "Accuracy of sampled answers by family", colour=3)
