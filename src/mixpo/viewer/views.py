@@ -56,7 +56,7 @@ class Views:
         self.index = Index(context.run, progress)
         self.lists = Lists(self.index)
         self.images = Images(context)
-        self.audits = Audit(self.index)
+        self.audits = Audit(self.index, context.recipe.verify)
         self.evaluations = Evaluations(context.run)
         self._kept: dict[str, tuple[int, Any]] = {}
 
@@ -194,6 +194,7 @@ class Views:
             "rows": rows,
             "done": sum(mark is not None for *_, mark in rows),
             "open": next((number for number, _, mark in rows if mark is None), None),
+            "seen": self.audits.seen(round_) if kind == "suspicious" else 1.0,
             "random": self.audits.marked(round_, marks, "random"),
             "marks": len(marks),
         }
