@@ -231,6 +231,10 @@ def test_numbers_of_the_page_are_those_of_the_report(html: str, report: dict[str
             assert f"{scores['low'] * 100:.1f} to {percent(scores['high'])}" in text
     for key, value in report["headline"].items():
         assert value is not None, key
+    ((name, source),) = report["pairs"]["sources"].items()
+    cells = (source["questions"], source["with_pairs"], percent(source["accuracy"]), source["pairs"])
+    row = "".join(f'<td class="right">{value}</td>' for value in cells)
+    assert f'<th scope="row">{name}</th>{row}' in html
 
 
 def test_summary_rows(report: dict[str, Any]) -> None:

@@ -199,6 +199,36 @@ def drop_chart(pairs: dict[str, Any]) -> Markup | None:
     return bars([(reason, number, count(number)) for reason, number in ranked], "Left out, by reason", colour=5) if ranked else None
 
 
+SOURCE_COLUMNS = (
+    "source",
+    "questions",
+    "with pairs",
+    "answers right",
+    "pairs",
+    "right/wrong",
+    "right/unclear",
+    "DropoutNTP",
+    "chosen tokens",
+    "rejected tokens",
+)
+"""Headings of `source_rows`; the middle ones are the pairs by origin."""
+
+
+def source_rows(pairs: dict[str, Any]) -> list[tuple[str, ...]]:
+    """What each source of questions gave, as text: those with most pairs first."""
+    found = sorted((pairs.get("sources") or {}).items(), key=lambda item: (-item[1]["pairs"], item[0]))
+    return [
+        (
+            name or "(none)",
+            *(count(row[key]) for key in ("questions", "with_pairs")),
+            percent(row["accuracy"]) if row["accuracy"] is not None else "–",
+            *(count(row[key]) for key in ("pairs", *ORIGINS)),
+            *(f"{row[key]:.1f}" if row[key] is not None else "–" for key in ("chosen_mean", "rejected_mean")),
+        )
+        for name, row in found
+    ]
+
+
 def pair_facts(pairs: dict[str, Any]) -> list[tuple[str, str]]:
     """Single figures of the pairs and the answers they were made from: (value, what it is)."""
     answers, rejected = ((pairs.get(key) or {}) for key in ("answers", "rejected"))

@@ -147,7 +147,10 @@ class Audit:
     def _suspects(self, block: Block) -> Iterator[tuple[Item, bool]]:
         """The doubtful verdicts of a block, and whether another check says otherwise."""
         rows = zip(
-            read_rows(block.source, Question), read_rows(block.made["sample"], Sampled), read_rows(block.made["verify"], Judged), strict=False
+            read_rows(block.source, Question),
+            read_rows(block.made["sample"], Sampled),
+            read_rows(block.made["verify"], Judged),
+            strict=False,
         )
         for row, (question, sampled, judged) in enumerate(rows):
             if not question.id == sampled.question == judged.question or len(sampled.responses) != len(judged.verdicts):

@@ -25,7 +25,7 @@ try:
 except ImportError:
     raise MissingExtra("mixpo view", "viewer") from None
 
-VERSION = "1"
+VERSION = "2"
 """Rises when the tables below change; an index of another version is made anew."""
 BATCH = 128
 """Blocks that are read with one query."""
@@ -37,7 +37,7 @@ SNIPPET = 120
 TABLES = """
 CREATE TABLE version (value VARCHAR);
 CREATE TABLE block (round INTEGER, number INTEGER, key VARCHAR, stale BOOLEAN, sampled BOOLEAN);
-CREATE TABLE question (n BIGINT, id VARCHAR, domain VARCHAR, kind VARCHAR, open BOOLEAN, images INTEGER, text VARCHAR);
+CREATE TABLE question (n BIGINT, id VARCHAR, domain VARCHAR, source VARCHAR, kind VARCHAR, open BOOLEAN, images INTEGER, text VARCHAR);
 CREATE TABLE judged (round INTEGER, n BIGINT, outcomes VARCHAR, correct INTEGER, wrong INTEGER, malformed INTEGER, undecided INTEGER);
 CREATE TABLE pair (round INTEGER, n BIGINT, id VARCHAR, origin VARCHAR, domain VARCHAR, outcome VARCHAR, answer VARCHAR,
     chosen INTEGER, rejected INTEGER)
@@ -47,7 +47,7 @@ answer: what the rejected side says. chosen / rejected: lengths in tokens, in ch
 
 _QUESTIONS = f"""
 INSERT INTO question
-SELECT (b.number::BIGINT << 40) | (f.file_row_number << 16), f.id, f.domain, f.kind, f.answer IS NULL, len(f.images),
+SELECT (b.number::BIGINT << 40) | (f.file_row_number << 16), f.id, f.domain, f.source, f.kind, f.answer IS NULL, len(f.images),
        left(trim(regexp_replace(replace(f.text, '<image>', ''), '\\s+', ' ', 'g')), {SNIPPET})
 FROM read_parquet($files, filename = true, file_row_number = true) f JOIN batch b ON f.filename = b.file
 ORDER BY 1

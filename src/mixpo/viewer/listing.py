@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from mixpo.types import Origin, Outcome, content_id
-from mixpo.viewer.index import BATCH, Index
+from mixpo.viewer.index import Index
 
 ROWS = 25
 """Rows of a page."""
-SEARCH_SECONDS = 1.5
+SEARCH_SECONDS = 0.5
 """A search answers with what it has found after this time; asked again it goes on where it stopped."""
+SEARCHED = 32
+"""Blocks that a search reads with one query: the least that it does between two looks at the clock."""
 LONGEST_SEARCH = 200
 
 Table = Literal["pair", "question"]
@@ -224,8 +226,8 @@ class Lists:
                 self.index.rows("DELETE FROM scratch.found WHERE search = ?", name)
             seen = self._searches.setdefault(name, 0)
             while seen < len(blocks) and not self._enough(name, after):
-                self._look(wanted, name, blocks[seen : seen + BATCH])
-                seen = min(seen + BATCH, len(blocks))
+                self._look(wanted, name, blocks[seen : seen + SEARCHED])
+                seen = min(seen + SEARCHED, len(blocks))
                 self._searches[name] = seen
                 if time.monotonic() - begun > SEARCH_SECONDS:
                     break

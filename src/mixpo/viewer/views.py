@@ -23,6 +23,7 @@ from mixpo.viewer.images import Images
 from mixpo.viewer.index import Index
 from mixpo.viewer.listing import BALANCES, Filter, Lists, Table
 from mixpo.viewer.results import CHANGES, Evaluations, arms, dropped, together
+from mixpo.viewer.statistics import statistics
 
 Values = dict[str, Any]
 Value = TypeVar("Value")
@@ -178,6 +179,20 @@ class Views:
             "question": detail.question,
             "sizes": self.images.sizes(detail.question),
             "marks": {index: marks.get((wanted.round, id_, index)) for index in detail.responses},
+        }
+
+    # --- statistics ----------------------------------------------------------------------------------------------------------
+
+    def statistics(self, asked: Mapping[str, str]) -> Values:
+        """The figures of a round's pairs."""
+        round_ = Filter.read("pair", asked).round
+        found = self._once(f"statistics {round_}", lambda: statistics(self.index, round_))
+        return {
+            "round": round_,
+            "facts": sections.pair_facts(found),
+            "charts": [*sections.share_charts(found), *sections.histograms(found)],
+            "columns": sections.SOURCE_COLUMNS,
+            "rows": sections.source_rows(found),
         }
 
     # --- audit -----------------------------------------------------------------------------------------------------------------
