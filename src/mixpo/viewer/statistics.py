@@ -1,4 +1,4 @@
-"""The figures of all pairs of a round, from the index alone, named as `mixpo.pairs.statistics` names them, so that the report's charts draw them.
+"""The figures of all pairs of a round, from the index alone, under the names of `mixpo.pairs.statistics`: the report's charts draw them.
 
 Lengths are in tokens, in characters where a pair has no tokens.
 """
