@@ -36,15 +36,15 @@ def test_a_planted_verdict_is_found(recipe: Path, capsys: pytest.CaptureFixture[
     rows[1] = replace(rows[1], verdicts=(*rows[1].verdicts[:2], wrong, rows[1].verdicts[3]))
     stage.write(shard, Judged, rows)
     found = audit(open_small(recipe, run), 5)
-    assert (found.verdicts, found.doubtful) == (32, {"last line": 1})
+    assert (found.verdicts, found.doubtful) == (32, {"last sentence": 1})
     [row] = found.rows
     assert (row.question, row.index, row.outcome, row.gold) == (rows[1].question, 2, "wrong", "12")
-    assert row.why == "called wrong, but its last line holds the right answer"
+    assert row.why == "called wrong, but its last sentence holds the right answer"
     capsys.readouterr()
     assert main(["audit", str(run), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"][0]["index"] == 2
     assert main(["audit", str(run), "-n", "1"]) == 0
-    assert "1 of 32 verdicts deserve a look: last line 1" in capsys.readouterr().out
+    assert "1 of 32 verdicts deserve a look: last sentence 1" in capsys.readouterr().out
 
 
 def test_verdicts_that_are_not_there(recipe: Path) -> None:

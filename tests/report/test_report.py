@@ -180,6 +180,14 @@ def test_training_rows_become_columns() -> None:
     assert run == {"steps": [1, 5], "curves": {"loss": [1.0, None], "margin": [None, 0.2]}}
 
 
+def test_memory_is_drawn_in_gigabytes() -> None:
+    from mixpo.report.sections import training_charts
+
+    charts = {c.title: c.drawing for c in training_charts({"steps": [1, 2], "curves": {"memory": [1.01e9, None], "seconds_left": [9, 1]}})}
+    assert list(charts) == ["Memory, GB"]
+    assert "memory, step 1: 1.01" in charts["Memory, GB"]
+
+
 def test_training_charts_leave_out_what_an_objective_has_not(report: dict[str, Any]) -> None:
     from mixpo.report.sections import training_charts
 

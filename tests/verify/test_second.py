@@ -9,7 +9,7 @@ import pytest
 from mixpo.recipe import VerifyTable
 from mixpo.types import AnswerKind, Outcome, Question, Response, Verdict
 from mixpo.verify.judgement import Judgement
-from mixpo.verify.second import LAST_LINE, MAJORITY, NOT_WRITTEN, UNDECIDED, doubts
+from mixpo.verify.second import LAST_SENTENCE, MAJORITY, NOT_WRITTEN, UNDECIDED, doubts
 
 
 def asked(answer: str, kind: AnswerKind = "number", **more: Any) -> Question:
@@ -43,29 +43,34 @@ OPTIONS = {"choices": ("5", "7")}
         (asked("7"), "Final answer: 7", "7", "correct", None),
         (asked("7"), "Final answer: 8", "8", "wrong", None),
         # called wrong, though a right answer is there
-        (asked("7"), "Final answer: 7", "7", "wrong", LAST_LINE),
+        (asked("7"), "Final answer: 7", "7", "wrong", LAST_SENTENCE),
         (asked("7"), "Final answer: 17", "17", "wrong", None),
         (asked("7"), "Final answer: 7.5", "7.5", "wrong", None),
         (asked("7"), "7 at first.\nNow 8", "8", "wrong", None),
-        (asked("三个", "text"), "所以答案是三个红色", "三个红色", "wrong", LAST_LINE),
+        (asked("三个", "text"), "所以答案是三个红色", "三个红色", "wrong", LAST_SENTENCE),
         (asked("red circle", "text"), "x", "a Red circle!", "wrong", "comparison of words"),
+        (asked("7"), "Digits: 3 4, that is 7. Final answer: 8", "8", "wrong", None),
+        (asked("7"), "I say 8. No, it is 7.", "8", "wrong", LAST_SENTENCE),
+        (asked("7.5"), "So the mean is 7.5", "7", "wrong", LAST_SENTENCE),
+        (asked("三"), "图中有三个。答案是二。", "二", "wrong", None),
+        (asked("三"), "图中有二个。答案是三。", "二", "wrong", LAST_SENTENCE),
         # called right, though none is there
         (asked("7"), "that makes seven", "seven", "correct", None),
         (asked("7"), "that makes eight", "eight", "correct", NOT_WRITTEN),
         (asked("7"), "So it is 7.\nI hope this helps.", "7", "correct", None),
         (asked("7"), "7" + " and on" * 100, "7", "correct", NOT_WRITTEN),
         # no clear answer
-        (asked("7"), "So 3 + 4.\nIt must be 7.", None, "malformed", LAST_LINE),
+        (asked("7"), "So 3 + 4.\nIt must be 7.", None, "malformed", LAST_SENTENCE),
         (asked("7"), "so it is", None, "malformed", None),
         # options
-        (asked("B", "choice", **OPTIONS), "I say (B).", "A", "wrong", LAST_LINE),
-        (asked("B", "choice", **OPTIONS), "It is a 7.", "A", "wrong", LAST_LINE),
+        (asked("B", "choice", **OPTIONS), "I say (B).", "A", "wrong", LAST_SENTENCE),
+        (asked("B", "choice", **OPTIONS), "It is a 7.", "A", "wrong", LAST_SENTENCE),
         (asked("B", "choice", **OPTIONS), "I say C.", "C", "wrong", None),
         (asked("B", "choice", **OPTIONS), "B it is, I think", "B", "correct", None),
         (asked("B", "choice", **OPTIONS), "the larger one", "B", "correct", NOT_WRITTEN),
         # could not decide
         (asked("x", "text"), "y", "y", "undecided", UNDECIDED),
-        (asked("7"), "It is 7", "7 or so", "undecided", LAST_LINE),
+        (asked("7"), "It is 7", "7 or so", "undecided", LAST_SENTENCE),
         # no ground truth
         (Question(id="q", text="?"), "anything", None, "undecided", UNDECIDED),
     ],
@@ -111,4 +116,4 @@ def test_the_truth_may_be_wrong_where_most_answers_agree(answers: list[str | Non
 def test_a_doubt_is_a_sentence() -> None:
     response, verdict = Response(question="q", index=0, text="It is 7"), Verdict(outcome="wrong", extracted="7")
     (found,) = doubts(asked("7"), [response], [verdict], VerifyTable())
-    assert found == (LAST_LINE, "correct", "called wrong, but its last line holds the right answer")
+    assert found == (LAST_SENTENCE, "correct", "called wrong, but its last sentence holds the right answer")

@@ -29,9 +29,12 @@ METRICS = (
     ("Log-probability of an answer", re.compile("^logp_")),
     ("Gradient norm", re.compile("^grad_norm$")),
     ("Learning rate", re.compile("^learning_rate$")),
+    ("Memory, GB", re.compile("^memory$")),
 )
 """Training metrics that share a chart, by the first pattern found in the name and in this order; others have a chart of their own."""
-UNDRAWN = {"epoch", "pairs", "tokens", "seconds", "pairs_per_second"}
+UNDRAWN = {"epoch", "pairs", "tokens", "seconds", "pairs_per_second", "seconds_left"}
+SCALES = {"memory": 1e-9}
+"""What drawn values are multiplied by."""
 """Metrics without a chart; report.json has them."""
 
 
@@ -253,7 +256,8 @@ def training_charts(run: dict[str, Any]) -> list[Chart]:
         if name in UNDRAWN or not any(values):
             continue
         title = next((title for title, pattern in METRICS if pattern.search(name)), title_case(name))
-        groups.setdefault(title, {})[name.replace("_", " ")] = values
+        scale = SCALES.get(name)
+        groups.setdefault(title, {})[name.replace("_", " ")] = [v if v is None or scale is None else v * scale for v in values]
     order = [title for title, _ in METRICS]
     ranked = sorted(groups.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
     return [

@@ -28,11 +28,13 @@ TAIL = 160
 LEAST = 4
 """Answers to a question below which a majority says nothing; it must be more than two thirds of them."""
 
-LAST_LINE = "last line"
+LAST_SENTENCE = "last sentence"
 NOT_WRITTEN = "not written near the end"
 MAJORITY = "agreement with most other answers"
 UNDECIDED = "undecided"
 
+_SENTENCES = re.compile(r"\n+|(?<=[.!?])\s+|(?<=[。！？])(?=.)")
+"""Between sentences; a period inside a number or before the end of the text is none."""
 _DIGIT = re.compile(r"\d")
 
 
@@ -79,8 +81,8 @@ def _doubt(
 
 
 def _told(other: _Opinion) -> str:
-    if other.by == LAST_LINE:
-        return "its last line holds the right answer"
+    if other.by == LAST_SENTENCE:
+        return "its last sentence holds the right answer"
     return f"{other.by} says {other.outcome}" + (f" ({other.detail})" if other.detail else "")
 
 
@@ -89,11 +91,11 @@ def _opinions(
 ) -> list[_Opinion]:
     """What other checks say of one answer; empty where none has anything to say.
 
-    Whether the last line of the response ends in a right answer; the rule of the data set and the comparison by kind, one where the
+    Whether the last sentence of the response names a right answer; the rule of the data set and the comparison by kind, one where the
     other decided; VQA's plain comparison of words; computer algebra for short answers with digits.
     """
-    last = text.rstrip().rsplit("\n", 1)[-1]
-    found = [_Opinion(LAST_LINE, "correct")] if _names(question, golds, last, at_end=True) else []
+    last = _SENTENCES.split(text.rstrip())[-1]
+    found = [_Opinion(LAST_SENTENCE, "correct")] if _names(question, golds, last, at_end=True) else []
     if extracted is None or not golds:
         return found
     rule = rule_of(question, settings)

@@ -99,10 +99,13 @@ def placed(n: int) -> tuple[int, int, int]:
 class Index:
     """The keys of a run. Queries may come from many threads; only one of them brings the index up to date."""
 
-    def __init__(self, run: Run, progress: Progress | None = None) -> None:
-        """Open or make the index and bring it up to date, saying how far it is. Raises RunError when it cannot be made."""
+    def __init__(self, run: Run, progress: Progress | None = None, *, balanced: bool = False) -> None:
+        """Open or make the index and bring it up to date, saying how far it is. Raises RunError when it cannot be made.
+
+        balanced: see `Layout`.
+        """
         self.run = run
-        self.layout = Layout(run)
+        self.layout = Layout(run, balanced=balanced)
         self.edition = 0
         """Rises whenever the content changes."""
         self._progress = progress or Silent()

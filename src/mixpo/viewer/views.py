@@ -54,7 +54,7 @@ class Views:
     def __init__(self, context: Context, progress: Progress | None = None) -> None:
         self.run = context.run
         self.title = context.recipe.report.title
-        self.index = Index(context.run, progress)
+        self.index = Index(context.run, progress, balanced=bool(context.recipe.pairs.balance))
         self.lists = Lists(self.index)
         self.images = Images(context)
         self.audits = Audit(self.index, context.recipe.verify)
@@ -90,7 +90,7 @@ class Views:
             "marks": len(read_marks(self.run.root)),
             "trainings": [name.rpartition("/")[2] for name in stages if "/train/" in name],
             "sets": self.evaluations.sets(),
-            "left_out": sum(row["count"] for row in dropped(self.run)),
+            "left_out": sum(row["count"] for row in dropped(self.index)),
             "has_report": (self.run.root / PAGE).exists(),
         }
 
@@ -320,7 +320,7 @@ class Views:
 
     def left_out(self) -> Values:
         """What each stage dropped and why."""
-        return {"rows": dropped(self.run)}
+        return {"rows": dropped(self.index)}
 
     # --- pictures -------------------------------------------------------------------------------------------------------------------
 
