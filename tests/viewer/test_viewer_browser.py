@@ -256,7 +256,6 @@ def test_another_site_can_change_nothing(browser: api.Browser, server: Server) -
     form = page.locator("form.marking").evaluate("e => e.outerHTML")
     marks = server.root / MARKS
     before = marks.read_text() if marks.exists() else ""
-    port = server.home.rpartition(":")[2]
     page.goto("about:blank")
     page.set_content(form.replace('action="/audit/mark"', f'action="{server.home}/audit/mark"'))
     page.get_by_role("button", name="wrong").click()
