@@ -289,6 +289,8 @@ def test_the_report_opens_from_disk_and_prints(page: api.Page, demo: Path) -> No
     page.emulate_media(media="print", color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert not page.locator("nav").is_visible()
+    page.set_viewport_size({"width": 700, "height": 1000})  # the width of A4 without its margins, in CSS pixels
+    assert page.evaluate("document.documentElement.scrollWidth") <= 700
     pages = page.pdf(format="A4").count(b"/Type /Page\n")
     assert pages > 3
 
