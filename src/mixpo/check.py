@@ -77,6 +77,8 @@ def _check_extras(recipe: Recipe, base: Path, checked: Checked) -> None:
     if (recipe.train.lora or recipe.model.adapter) and importlib.util.find_spec("peft") is None:
         key = "train.lora" if recipe.train.lora else "model.adapter"
         checked.add(key, str(MissingExtra(key, "lora")))
+    if recipe.evaluate.decontaminate == "similar" and importlib.util.find_spec("imagehash") is None:
+        checked.add("evaluate.decontaminate", str(MissingExtra('evaluate.decontaminate = "similar"', "similar")))
     for problem in engine_problems(recipe):
         checked.add("sample.engine", problem)
     for served in recipe.evaluate.served:

@@ -180,6 +180,14 @@ def test_training_rows_become_columns() -> None:
     assert run == {"steps": [1, 5], "curves": {"loss": [1.0, None], "margin": [None, 0.2]}}
 
 
+def test_memory_is_drawn_in_gigabytes() -> None:
+    from mixpo.report.sections import training_charts
+
+    charts = {c.title: c.drawing for c in training_charts({"steps": [1, 2], "curves": {"memory": [1.01e9, None], "seconds_left": [9, 1]}})}
+    assert list(charts) == ["Memory, GB"]
+    assert "memory, step 1: 1.01" in charts["Memory, GB"]
+
+
 def test_training_charts_leave_out_what_an_objective_has_not(report: dict[str, Any]) -> None:
     from mixpo.report.sections import training_charts
 
@@ -231,6 +239,10 @@ def test_numbers_of_the_page_are_those_of_the_report(html: str, report: dict[str
             assert f"{scores['low'] * 100:.1f} to {percent(scores['high'])}" in text
     for key, value in report["headline"].items():
         assert value is not None, key
+    ((name, source),) = report["pairs"]["sources"].items()
+    cells = (source["questions"], source["with_pairs"], percent(source["accuracy"]), source["pairs"])
+    row = "".join(f'<td class="right">{value}</td>' for value in cells)
+    assert f'<th scope="row">{name}</th>{row}' in html
 
 
 def test_summary_rows(report: dict[str, Any]) -> None:

@@ -250,7 +250,7 @@ def audit(
     number: Annotated[int, typer.Option("--round", min=1, help="The round whose verdicts are looked at.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:
-    """Show verdicts that a second, independent check contradicts: the rows that are worth a look by a person."""
+    """Show doubtful verdicts, which a second, independent check speaks against: the rows that are worth a look by a person."""
     from dataclasses import asdict
 
     from mixpo.audit import audit as compare

@@ -148,21 +148,15 @@ def estimates(rows: list[Estimate]) -> None:
 
 
 def audited(result: Audited) -> None:
-    """Verdicts beside second opinions."""
+    """Doubtful verdicts with what speaks against them."""
     rows = [
-        (
-            f"{row.question}[{row.index}]",
-            row.gold,
-            row.extracted or "",
-            f"{row.outcome}: {row.reason}",
-            f"{row.second}: {row.by}",
-            row.ending,
-        )
+        (f"{row.question}[{row.index}]", row.gold, row.extracted or "", f"{row.outcome}: {row.reason}", row.why, row.ending)
         for row in result.rows
     ]
     if rows:
-        table(("answer", "right", "found", "verdict", "second opinion", "end of the text"), rows)
-    line(f"{result.disagree:,} of {result.compared:,} verdicts with a second opinion are contradicted ({result.verdicts:,} verdicts)")
+        table(("answer", "right", "found", "verdict", "why it deserves a look", "end of the text"), rows)
+    by = ", ".join(f"{name} {count:,}" for name, count in result.doubtful.items())
+    line(f"{sum(result.doubtful.values()):,} of {result.verdicts:,} verdicts deserve a look" + (f": {by}" if by else ""))
 
 
 def planned(rows: list[Estimate], devices: int) -> None:

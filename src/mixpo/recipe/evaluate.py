@@ -49,9 +49,11 @@ class EvaluateTable(Table):
     sets: tuple[EvaluationSet, ...] = ()
     served: tuple[ServedModel, ...] = ()
     """Other models to ask the same questions, each behind a server."""
-    decontaminate: Literal["image", "question", "off"] = "image"
-    """Left out of training: "image", questions with an image of an evaluation set, or the same text and no image; "question", only
-    those with the same text and images."""
+    decontaminate: Literal["similar", "image", "question", "off"] = "image"
+    """Left out of training: "image", questions with an image of an evaluation set, or the same text and no image; "similar", also those
+    with an image that looks like one, such as a re-encoded or resized copy; "question", only those with the same text and images."""
+    similar_bits: int = Field(default=32, ge=0, le=96)
+    """For "similar": so many of the 256 bits of two images' perceptual hashes may differ."""
     modes: tuple[Literal["cot", "direct"], ...] = ("cot", "direct")
     max_new_tokens: int = Field(default=512, ge=1)
     batch_size: int = Field(default=128, ge=1)

@@ -58,6 +58,8 @@ def _context(report: dict[str, Any]) -> dict[str, Any]:
         "share_charts": sections.share_charts(report["pairs"]),
         "histograms": sections.histograms(report["pairs"]),
         "sampled_domain_chart": sections.sampled_domain_chart(report["pairs"]),
+        "source_columns": sections.SOURCE_COLUMNS,
+        "source_rows": sections.source_rows(report["pairs"]),
         "drop_chart": sections.drop_chart(report["pairs"]),
         "examples": [_example(example) for example in report["examples"]],
         "training": {arm: (run, sections.training_charts(run)) for arm, run in report["training"].items()},

@@ -29,9 +29,12 @@ METRICS = (
     ("Log-probability of an answer", re.compile("^logp_")),
     ("Gradient norm", re.compile("^grad_norm$")),
     ("Learning rate", re.compile("^learning_rate$")),
+    ("Memory, GB", re.compile("^memory$")),
 )
 """Training metrics that share a chart, by the first pattern found in the name and in this order; others have a chart of their own."""
-UNDRAWN = {"epoch", "pairs", "tokens", "seconds", "pairs_per_second"}
+UNDRAWN = {"epoch", "pairs", "tokens", "seconds", "pairs_per_second", "seconds_left"}
+SCALES = {"memory": 1e-9}
+"""What drawn values are multiplied by."""
 """Metrics without a chart; report.json has them."""
 
 
@@ -200,6 +203,36 @@ def drop_chart(pairs: dict[str, Any]) -> Markup | None:
     return bars([(reason, number, count(number)) for reason, number in ranked], "Left out, by reason", colour=5) if ranked else None
 
 
+SOURCE_COLUMNS = (
+    "source",
+    "questions",
+    "with pairs",
+    "answers right",
+    "pairs",
+    "right/wrong",
+    "right/unclear",
+    "DropoutNTP",
+    "chosen tokens",
+    "rejected tokens",
+)
+"""Headings of `source_rows`; the middle ones are the pairs by origin."""
+
+
+def source_rows(pairs: dict[str, Any]) -> list[tuple[str, ...]]:
+    """What each source of questions gave, as text: those with most pairs first."""
+    found = sorted((pairs.get("sources") or {}).items(), key=lambda item: (-item[1]["pairs"], item[0]))
+    return [
+        (
+            name or "(none)",
+            *(count(row[key]) for key in ("questions", "with_pairs")),
+            percent(row["accuracy"]) if row["accuracy"] is not None else "–",
+            *(count(row[key]) for key in ("pairs", *ORIGINS)),
+            *(f"{row[key]:.1f}" if row[key] is not None else "–" for key in ("chosen_mean", "rejected_mean")),
+        )
+        for name, row in found
+    ]
+
+
 def pair_facts(pairs: dict[str, Any]) -> list[tuple[str, str]]:
     """Single figures of the pairs and the answers they were made from: (value, what it is)."""
     answers, rejected = ((pairs.get(key) or {}) for key in ("answers", "rejected"))
@@ -224,7 +257,8 @@ def training_charts(run: dict[str, Any]) -> list[Chart]:
         if name in UNDRAWN or not any(values):
             continue
         title = next((title for title, pattern in METRICS if pattern.search(name)), title_case(name))
-        groups.setdefault(title, {})[name.replace("_", " ")] = values
+        scale = SCALES.get(name)
+        groups.setdefault(title, {})[name.replace("_", " ")] = [v if v is None or scale is None else v * scale for v in values]
     order = [title for title, _ in METRICS]
     ranked = sorted(groups.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
     return [

@@ -103,7 +103,7 @@ def refresh(context: Context, name: str, table: EvaluationSource, *, evaluated: 
 
 def barred_by(context: Context, sets: Mapping[str, tuple[str, Index]]) -> Barred | None:
     """What the evaluation sets keep out of training. sets: by name, the stage that holds the questions, and its index."""
-    made = open_barred(context.recipe.evaluate)
+    made = open_barred(context.recipe.evaluate, context.run.looks)
     if made is None:
         return None
     for name, (stage, index) in sets.items():
