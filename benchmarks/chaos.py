@@ -35,6 +35,8 @@ import mixpo.train.loop
 import mixpo.vlm.cut
 import mixpo.vlm.weightless  # noqa: F401
 from mixpo.cli import main as mixpo_main
+from mixpo.recipe import load
+from mixpo.vlm.load import load as load_model
 
 SPAN = 1.5
 """A kill at any time comes within so many times what the first shard takes, or a third of the whole run."""
@@ -226,7 +228,9 @@ def main() -> int:
             case = Case(name="recipe", recipe=told.recipe.absolute(), command="run")
         else:
             case = make(folder, told.questions or for_each * told.kills)
-        gc.freeze()  # so that forked samplers do not copy what is imported
+        # Whatever a model needs is imported now, and not by every sampler.
+        load_model(load(case.recipe).model, case.recipe.parent)
+        gc.freeze()  # so that forked samplers do not copy it
         figures = run(case, folder, told.kills, told.seed)
     if told.json:
         print(json.dumps(figures, indent=2))

@@ -114,12 +114,12 @@ def own(folder: Path, count: int) -> Case:
 
 
 def served(folder: Path, count: int) -> Case:
-    """`transformers serve` with the bundled model and pictures. It takes no seeds, so the answers are those of a low temperature."""
+    """`transformers serve` with the bundled model and pictures. It takes no seeds, so nothing is left to draw."""
     port, model = free_port(), str(find(ModelTable(), folder))
     values = {"{model}": model, "{host}": HOST, "{port}": str(port)}
     command = [values.get(word, word) for word in TRANSFORMERS] + ["--device", "cpu"]
     sample = (
-        '[sample]\nengine = "openai"\nn = 2\ntemperature = 0.01\nmax_new_tokens = 24\n[sample.server]\nin_flight = 2\npatience_s = 120\n'
+        '[sample]\nengine = "openai"\nn = 2\ntemperature = 0.00001\nmax_new_tokens = 24\n[sample.server]\nin_flight = 2\npatience_s = 120\n'
     )
     server = Server(command, port, folder / "server.log", b'"POST /v1/')
     recipe = _write(folder, DIGITS.format(count=count) + BRIEF + sample + f'model = "{model}"\nurls = ["{server.root}/v1"]\n')
