@@ -83,7 +83,7 @@ def _check_extras(recipe: Recipe, base: Path, checked: Checked) -> None:
         checked.add("sample.engine", problem)
     for served in recipe.evaluate.served:
         for problem in served_problems(served):
-            checked.add(where_of(served), problem)
+            checked.add("evaluate.served", problem)
     try:
         evaluate.ready(recipe, base)
     except MixpoError as error:

@@ -30,10 +30,22 @@ def load_llm(folder: Path, dtype: str) -> Any:
         import vllm
     except ImportError:
         raise EngineError('sample.engine = "vllm" needs vLLM, which brings its own torch; docs/engines.md says how to install it') from None
+    settings: dict[str, Any] = {"enable_prefix_caching": True, "limit_mm_per_prompt": {"image": MOST_IMAGES}}
+    if _on_cpu():
+        # The CPU build breaks off when the prompt of a request with a seed is read in two parts.
+        settings["enable_chunked_prefill"] = False
     try:
-        return vllm.LLM(model=str(folder), dtype=dtype, seed=0, enable_prefix_caching=True, limit_mm_per_prompt={"image": MOST_IMAGES})
+        return vllm.LLM(model=str(folder), dtype=dtype, seed=0, **settings)
     except faults(vllm) as error:
         raise EngineError(f"vLLM cannot load {folder}: {_short(error)}; its own messages stand above") from None
+
+
+def _on_cpu() -> bool:
+    try:
+        from vllm.platforms import current_platform
+    except ImportError:
+        return False
+    return bool(current_platform.is_cpu())
 
 
 def faults(vllm: Any) -> tuple[type[Exception], ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from mixpo.errors import SourceError
@@ -60,14 +61,14 @@ class Words:
         """Ids that end the model's turn."""
         return self._vlm.end_ids
 
-    @property
+    @cached_property
     def control(self) -> frozenset[int]:
         """Ids that are no part of an answer's text, ends of turn included."""
         from mixpo.vlm.prompt import control_ids
 
         return control_ids(self._vlm)
 
-    @property
+    @cached_property
     def banned(self) -> tuple[int, ...]:
         """Ids that must never be sampled: image tokens first, then the rest of the chat format, ends of turn excepted."""
         from mixpo.vlm.prompt import image_token_ids
@@ -75,7 +76,7 @@ class Words:
         images = image_token_ids(self._vlm)
         return tuple(sorted(self.control - set(self.end_ids), key=lambda token: (token not in images, token)))
 
-    @property
+    @cached_property
     def control_texts(self) -> tuple[str, ...]:
         """How the control tokens are written: a tokenizer reads these texts as control tokens wherever they stand."""
         return tuple(filter(None, self._vlm.processor.tokenizer.convert_ids_to_tokens(sorted(self.control))))

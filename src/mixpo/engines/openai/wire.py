@@ -119,7 +119,7 @@ def parse(reply: object, foreign: bool = False) -> Reply:
     if not isinstance(reply, Mapping) or not isinstance(choices := reply.get("choices"), list):
         raise GarbledError("the reply holds no list of choices")
     named = reply.get("model")
-    model = named[:MOST_NAME] if isinstance(named, str) else ""
+    model = "".join(filter(str.isprintable, named))[:MOST_NAME] if isinstance(named, str) else ""
     found = [_choice(choice, foreign, model) for choice in choices]
     usable = tuple(choice for choice in found if choice is not None)
     usage = reply.get("usage")
