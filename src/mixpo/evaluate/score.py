@@ -29,7 +29,8 @@ class Score:
 
     cut: answers that ended at the length limit. failed: answers that an engine error prevented. loops: answers that end in a phrase
     repeated over and over. All overlap the outcomes. Where a judge marked the answers, accuracy is the mean mark as a share of the
-    best one, over the answers with a mark. excluded: answers whose judge could not be read, which count nowhere.
+    best one, over the answers with a mark. unread: answers whose judge could not be read. excluded: those, and failed ones where there
+    are marks; they count nowhere.
     domains: the same for the questions of each domain, in alphabetical order, "" for those without one; empty inside a domain, and
     where no question has a domain.
     """
@@ -46,6 +47,7 @@ class Score:
     high: float
     mean_tokens: float
     loops: int = 0
+    unread: int = 0
     excluded: int = 0
     domains: Mapping[str, Score] = field(default_factory=dict)
 
@@ -90,7 +92,7 @@ def wilson(correct: float, n: int) -> tuple[float, float]:
 
 def is_judged(rows: Iterable[Prediction]) -> bool:
     """Whether a judge marked these answers. One that only found the short answers did not."""
-    return any(row.score is not None for row in rows)
+    return any(row.score is not None or (row.unread and not row.others) for row in rows)
 
 
 def credit(row: Prediction, judged: bool) -> float | None:
@@ -130,6 +132,7 @@ def _tally(rows: Sequence[Prediction], domains: Mapping[str, Score]) -> Score:
         high=high,
         mean_tokens=sum(row.tokens for row in rows) / len(rows),
         loops=sum(loops(row.text) for row in rows),
+        unread=sum(row.unread for row in rows),
         excluded=len(rows) - len(credits),
         domains=domains,
     )

@@ -105,8 +105,11 @@ def _alarms(scores: Mapping[str, Any]) -> Iterator[str]:
         yield f"{percent(scores['cut'] / n)} of the answers were cut at the length limit; raise evaluate.max_new_tokens, or look at them"
     if scores.get("loops", 0) > LOOP_SHARE * n:
         yield f"{percent(scores['loops'] / n)} of the answers end in a phrase repeated over and over; the model may have degenerated"
-    if scores.get("excluded", 0):
-        yield f"{scores['excluded']} answers count nowhere, because the judge's replies could not be read; look at them in the predictions"
+    if scores.get("unread", 0):
+        yield f"{scores['unread']} answers count nowhere, because the judge's replies could not be read; look at them in the predictions"
+    if scores.get("failed", 0):
+        counted = "count nowhere" if scores.get("excluded", 0) > scores["unread"] else "count as not right"
+        yield f"{scores['failed']} answers failed and {counted} (a broken image? `mixpo check` finds it, what was left out names them)"
 
 
 def figure_rows(found: Mapping[str, Any], *, whole: bool) -> list[tuple[str, ...]]:

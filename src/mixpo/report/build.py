@@ -98,9 +98,9 @@ def _scores(mode: str, rows: Sequence[Prediction], gold: Mapping[str, str], ques
         return asdict(score_samples(rows))
     result = asdict(score(rows))
     for domain in result["domains"].values():
-        del domain["domains"], domain["excluded"]
+        del domain["domains"], domain["excluded"], domain["unread"]
     if not any(row.judge for row in rows):
-        del result["excluded"]
+        del result["excluded"], result["unread"]
     asked = {row.question: gold[row.question] for row in rows if row.question in gold}
     return {**result, "yes_no": _yes_no(rows, asked, questions)} if asked else result
 

@@ -79,7 +79,7 @@ def _labels(folder: Path) -> dict[Key, Fields]:
 
 
 def check_paper(said: str, question: Question, facts: Fields, options: Options) -> Judgement:
-    """The official reading: up to the first full stop, the words No, not and no mean no, everything else means yes.
+    """The reading of InternVL's and LLaVA's `eval_pope.py`: up to the first full stop, the words No, not and no mean no, everything else means yes.
 
     So `**No**`, "NO", "I cannot tell" and an empty answer all count as yes.
     """
