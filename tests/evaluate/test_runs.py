@@ -22,6 +22,7 @@ from mixpo.pipeline import known_sources, open_context, open_run, rescore, run_s
 from mixpo.progress import Silent
 from mixpo.recipe import BENCHMARK_NAMES, EXTRACTED_BENCHMARKS, JUDGED_BENCHMARKS, load
 from mixpo.records import Prediction
+from mixpo.report import summary_rows
 from mixpo.stages.base import Context
 from mixpo.stages.models import Models
 from mixpo.status import status
@@ -290,6 +291,10 @@ def test_an_answer_that_failed_is_no_reply_that_could_not_be_read(tmp_path: Path
     scores = found["sets"]["vet"]["models"]["start"]["direct"]  # type: ignore[index]
     assert (scores["failed"], scores["excluded"] - scores["unread"]) == (1, 1)
     texts = [alarm["text"] for alarm in found["alarms"] if alarm["set"] == "vet"]  # type: ignore[attr-defined]
+    # Of the others the judge could not be read: there is nothing to compare, and no zero to show, but there is a report.
+    assert scores["excluded"] == scores["n"] == 3
+    assert found["sets"]["vet"]["gaps"] == found["sets"]["vet"]["figure_differences"] == []  # type: ignore[index]
+    assert [row[2] for row in summary_rows(found, "vet")] == ["none", "none"]
     assert any(text.startswith("1 answers failed and count nowhere") for text in texts)
 
 

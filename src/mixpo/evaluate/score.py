@@ -172,6 +172,14 @@ def _mean_interval(means: Sequence[float], mean: float) -> tuple[float, float]:
     return max(0.0, mean - half), min(1.0, mean + half)
 
 
+def comparable(a: Iterable[Prediction], b: Iterable[Prediction]) -> bool:
+    """Whether `compare` finds a question that counts on both sides; False where a judge could not be read on any."""
+    left, right = list(a), list(b)
+    judged = is_judged([*left, *right])
+    counted = ({row.question for row in rows if credit(row, judged) is not None} for rows in (left, right))
+    return bool(set.intersection(*counted)) or {row.question for row in left} != {row.question for row in right}
+
+
 def compare(a: Iterable[Prediction], b: Iterable[Prediction]) -> Comparison:
     """Compare two sets of answers question by question. Raises EvaluateError unless both answer exactly the same questions.
 

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from mixpo.evaluate.resample import unit_of
-from mixpo.evaluate.score import compare, score, score_samples
+from mixpo.evaluate.score import comparable, compare, score, score_samples
 from mixpo.evaluate.yes_no import yes_no
 from mixpo.records import Prediction
 from mixpo.report.benchmarks import Side, alarms, benchmark_part
@@ -119,7 +119,9 @@ def _sides(models: Mapping[str, Modes], main: str) -> list[tuple[Side, Side]]:
 
 def _gaps(models: Mapping[str, Modes]) -> Iterator[tuple[Side, Side]]:
     """Direct answers and chains of thought of each model that has both."""
-    return (((name, "direct"), (name, "cot")) for name, modes in models.items() if {"direct", "cot"} <= modes.keys())
+    for name, modes in models.items():
+        if {"direct", "cot"} <= modes.keys() and comparable(modes["direct"], modes["cot"]):
+            yield (name, "direct"), (name, "cot")
 
 
 def _pairs(models: Mapping[str, Modes], main: str) -> Iterator[tuple[Side, Side]]:
@@ -129,7 +131,7 @@ def _pairs(models: Mapping[str, Modes], main: str) -> Iterator[tuple[Side, Side]
     pairs += [(name, main) for name in others if name != main and main in others]
     for a, b in pairs:
         for mode in ("cot", "direct"):
-            if mode in models[a] and mode in models[b]:
+            if mode in models[a] and mode in models[b] and comparable(models[a][mode], models[b][mode]):
                 yield (a, mode), (b, mode)
 
 
@@ -153,7 +155,8 @@ def _headline(models: Mapping[str, Modes], main: str) -> dict[str, Any] | None:
 def _headline_mode(models: Mapping[str, Modes], main: str) -> str | None:
     if main == "start" or main not in models or "start" not in models:
         return None
-    return next((mode for mode in ("cot", "direct") if mode in models["start"] and mode in models[main]), None)
+    both = [mode for mode in ("cot", "direct") if mode in models["start"] and mode in models[main]]
+    return next((mode for mode in both if comparable(models["start"][mode], models[main][mode])), None)
 
 
 # --- what is shown ---------------------------------------------------------------------------------------------------------

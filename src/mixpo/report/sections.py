@@ -9,7 +9,20 @@ from markupsafe import Markup
 
 from mixpo.report.build import DROPPED
 from mixpo.report.charts import Lane, Mark, bars, curves, histogram, lanes, stack
-from mixpo.report.words import BALANCE, MODES, ORIGINS, OUTCOMES, count, domain_name, duration, model_name, percent, points, title_case
+from mixpo.report.words import (
+    BALANCE,
+    MODES,
+    ORIGINS,
+    OUTCOMES,
+    accuracy,
+    count,
+    domain_name,
+    duration,
+    model_name,
+    percent,
+    points,
+    title_case,
+)
 
 COLOURS = {"start": 0, "sft": 1, "dpo": 2, "mpo": 3}
 MAX_BARS = 24
@@ -120,11 +133,11 @@ def gap_chart(gaps: list[dict[str, Any]]) -> Markup | None:
 
 def _mark(scores: dict[str, Any], tip: str, shape: str, shade: int) -> Mark:
     value, low, high = scores["accuracy"], scores["low"], scores["high"]
-    return Mark(value=value, low=low, high=high, text=percent(value), tip=tip, shape=shape, colour=shade)
+    return Mark(value=value, low=low, high=high, text=accuracy(scores), tip=tip, shape=shape, colour=shade)
 
 
 def _tip(scores: dict[str, Any]) -> str:
-    text = f"{percent(scores['accuracy'])}, 95 % interval {scores['low'] * 100:.1f} to {scores['high'] * 100:.1f}"
+    text = f"{accuracy(scores)}, 95 % interval {scores['low'] * 100:.1f} to {scores['high'] * 100:.1f}"
     return f"{text} ({count(scores['correct'])} of {count(scores['n'])})" if "correct" in scores else text
 
 

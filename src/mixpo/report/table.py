@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mixpo.report.words import MODES, count, interval, model_name, p_cell, percent, points
+from mixpo.report.words import MODES, accuracy, count, interval, model_name, p_cell, percent, points
 
 SUMMARY_COLUMNS = (
     "model",
@@ -38,7 +38,7 @@ def _row(model: str, mode: str, scores: dict[str, Any], against: dict[str, Any] 
     return (
         model_name(model),
         MODES.get(mode, mode),
-        percent(scores["accuracy"]),
+        accuracy(scores),
         interval(scores),
         points(against["difference"]) if against else "",
         p_cell(against["p"]) if against else "",
