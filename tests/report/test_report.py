@@ -461,3 +461,11 @@ def test_the_page_says_where_the_models_are() -> None:
     page = render(build(replace(EMPTY, training={"mpo-round-1": [{"step": 1, "loss": 1.0}]}, models={"mpo-round-1": "models/mpo-round-1"})))
     assert "MPO of round 1" in page
     assert "1 logged step; the model is in models/mpo-round-1" in page
+
+
+def test_many_alarms_are_folded_and_none_is_lost(report: dict[str, Any]) -> None:
+    alarms = [{"set": "test", "model": "mpo", "mode": "cot", "text": f"alarm number {n}"} for n in range(9)]
+    page = render({**report, "alarms": alarms})
+    assert "<summary>5 more alarms</summary>" in page
+    assert [page.count(alarm["text"]) for alarm in alarms] == [1] * 9
+    assert "more alarms" not in render({**report, "alarms": alarms[:4]})

@@ -101,12 +101,13 @@ def domain_chart(models: dict[str, Any], headline: dict[str, Any] | None) -> Mar
 def all_gaps(report: dict[str, Any]) -> list[dict[str, Any]]:
     """What chain of thought adds to direct answers, for each set and model; `label` says which."""
     sets = {report["set"]: report, **report["sets"]}
-    several = len(report["sets"]) > 0
-    return [
-        {**gap, "label": f"{name}: {model_name(gap['model'])}" if several else model_name(gap["model"])}
-        for name, found in sets.items()
-        for gap in found["gaps"]
-    ]
+    known = [(name, gap) for name, found in sets.items() for gap in found["gaps"]]
+    one_set, one_model = len(sets) == 1, len({gap["model"] for _, gap in known}) == 1
+
+    def label(name: str, model: str) -> str:
+        return model_name(model) if one_set else name if one_model else f"{name}: {model_name(model)}"
+
+    return [{**gap, "label": label(name, gap["model"])} for name, gap in known]
 
 
 def gap_chart(gaps: list[dict[str, Any]]) -> Markup | None:
