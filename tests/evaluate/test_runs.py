@@ -22,6 +22,7 @@ from mixpo.pipeline import known_sources, open_context, open_run, rescore, run_s
 from mixpo.progress import Silent
 from mixpo.recipe import BENCHMARK_NAMES, EXTRACTED_BENCHMARKS, JUDGED_BENCHMARKS, load
 from mixpo.records import Prediction
+from mixpo.report import summary_rows
 from mixpo.stages.base import Context
 from mixpo.stages.models import Models
 from mixpo.status import status
@@ -277,6 +278,24 @@ def test_a_benchmark_with_unusable_rows_is_refused_unless_told(tmp_path: Path, t
     with pytest.raises(MixpoError, match="the script has no answer"):
         run_stage(context, ("answer", "evaluate"))
     assert any("1 rows left out" in line for line in said(context))
+
+
+def test_an_answer_that_failed_is_no_reply_that_could_not_be_read(tmp_path: Path, tiny_folder: Path, server: Path) -> None:
+    """Images that only their header says are images: the answers fail, and the alarm does not blame the judge."""
+    recipe = write(tmp_path, tiny_folder, JUDGE.format(port=(server / "port").read_text()), VET)
+    for path in (tmp_path / "vet" / "images" / "v0.png", *(tmp_path / "run" / "images").glob("*")):
+        path.write_bytes(path.read_bytes()[:45])
+    recipe.write_text(recipe.read_text().replace('engine = "scripted"\nscript = "script.jsonl"', 'engine = "transformers"'))
+    evaluated(recipe, tmp_path / "run", "evaluate.max_new_tokens=4", "max_error_rate=1")
+    found = report(tmp_path / "run")
+    scores = found["sets"]["vet"]["models"]["start"]["direct"]  # type: ignore[index]
+    assert (scores["failed"], scores["excluded"] - scores["unread"]) == (1, 1)
+    texts = [alarm["text"] for alarm in found["alarms"] if alarm["set"] == "vet"]  # type: ignore[attr-defined]
+    # Of the others the judge could not be read: there is nothing to compare, and no zero to show, but there is a report.
+    assert scores["excluded"] == scores["n"] == 3
+    assert found["sets"]["vet"]["gaps"] == found["sets"]["vet"]["figure_differences"] == []  # type: ignore[index]
+    assert [row[2] for row in summary_rows(found, "vet")] == ["none", "none"]
+    assert any(text.startswith("1 answers failed and count nowhere") for text in texts)
 
 
 def test_nothing_saved_is_said(tmp_path: Path, tiny_folder: Path) -> None:

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from mixpo.evaluate.score import Z95, wilson
 from mixpo.types import Question
 
-RESAMPLES = 2000
-"""Draws of every interval and of every test; the smallest p is 1 / 2,001."""
+RESAMPLES = 5000
+"""Draws of every interval and of every test; the smallest p is 1 / 5,001."""
 CELLS = 1 << 22
 """Draws times units that are in memory together."""
 

@@ -29,7 +29,8 @@ class Score:
 
     cut: answers that ended at the length limit. failed: answers that an engine error prevented. loops: answers that end in a phrase
     repeated over and over. All overlap the outcomes. Where a judge marked the answers, accuracy is the mean mark as a share of the
-    best one, over the answers with a mark. excluded: answers whose judge could not be read, which count nowhere.
+    best one, over the answers with a mark. unread: answers whose judge could not be read. excluded: those, and failed ones where there
+    are marks; they count nowhere.
     domains: the same for the questions of each domain, in alphabetical order, "" for those without one; empty inside a domain, and
     where no question has a domain.
     """
@@ -46,6 +47,7 @@ class Score:
     high: float
     mean_tokens: float
     loops: int = 0
+    unread: int = 0
     excluded: int = 0
     domains: Mapping[str, Score] = field(default_factory=dict)
 
@@ -54,7 +56,7 @@ class Score:
 class SampledScore:
     """Mean accuracy of sampled answers: the mean over `n` questions of each question's share of correct samples.
 
-    failed: answers that an engine error prevented; excluded: where a judge marks, those without a mark. Both as in `Score`.
+    failed, unread, excluded: answers, as in `Score`.
     """
 
     n: int
@@ -64,6 +66,7 @@ class SampledScore:
     high: float
     mean_tokens: float
     failed: int = 0
+    unread: int = 0
     excluded: int = 0
 
 
@@ -95,7 +98,7 @@ def wilson(correct: float, n: int) -> tuple[float, float]:
 
 def is_judged(rows: Iterable[Prediction]) -> bool:
     """Whether a judge marked these answers. One that only found the short answers did not."""
-    return any(row.score is not None for row in rows)
+    return any(row.score is not None or (row.unread and not row.others) for row in rows)
 
 
 def credit(row: Prediction, judged: bool) -> float | None:
@@ -135,6 +138,7 @@ def _tally(rows: Sequence[Prediction], domains: Mapping[str, Score]) -> Score:
         high=high,
         mean_tokens=sum(row.tokens for row in rows) / len(rows),
         loops=sum(loops(row.text) for row in rows),
+        unread=sum(row.unread for row in rows),
         excluded=len(rows) - len(credits),
         domains=domains,
     )
@@ -148,7 +152,7 @@ def score_samples(predictions: Iterable[Prediction]) -> SampledScore:
     """
     shares: dict[str, list[Prediction]] = defaultdict(list)
     seen: set[tuple[str, int]] = set()
-    tokens = failed = 0
+    tokens = failed = unread = 0
     for row in predictions:
         if (row.question, row.index) in seen:
             raise EvaluateError(f"question {row.question}: sample {row.index} is there twice; evaluate again with --force evaluate")
@@ -156,6 +160,7 @@ def score_samples(predictions: Iterable[Prediction]) -> SampledScore:
         shares[row.question].append(row)
         tokens += row.tokens
         failed += row.finish == "error"
+        unread += row.unread
     if not seen:
         raise EvaluateError("there are no sampled predictions to score; set evaluate.samples and evaluate again")
     judged = is_judged(row for rows in shares.values() for row in rows)
@@ -165,7 +170,7 @@ def score_samples(predictions: Iterable[Prediction]) -> SampledScore:
     low, high = _mean_interval(means, mean)
     return SampledScore(
         n=len(means), samples=len(seen), accuracy=mean, low=low, high=high, mean_tokens=tokens / len(seen), failed=failed,
-        excluded=len(seen) - sum(map(len, credits)),
+        unread=unread, excluded=len(seen) - sum(map(len, credits)),
     )  # fmt: skip
 
 
@@ -176,6 +181,14 @@ def _mean_interval(means: Sequence[float], mean: float) -> tuple[float, float]:
     variance = math.fsum((value - mean) ** 2 for value in means) / (n - 1)
     half = Z95 * math.sqrt(variance / n)
     return max(0.0, mean - half), min(1.0, mean + half)
+
+
+def comparable(a: Iterable[Prediction], b: Iterable[Prediction]) -> bool:
+    """Whether `compare` finds a question that counts on both sides; False where a judge could not be read on any."""
+    left, right = list(a), list(b)
+    judged = is_judged([*left, *right])
+    counted = ({row.question for row in rows if credit(row, judged) is not None} for rows in (left, right))
+    return bool(set.intersection(*counted)) or {row.question for row in left} != {row.question for row in right}
 
 
 def compare(a: Iterable[Prediction], b: Iterable[Prediction]) -> Comparison:

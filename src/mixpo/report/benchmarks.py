@@ -105,12 +105,13 @@ def _alarms(scores: Mapping[str, Any]) -> Iterator[str]:
         yield f"{percent(scores['cut'] / n)} of the answers were cut at the length limit; raise evaluate.max_new_tokens, or look at them"
     if scores.get("loops", 0) > LOOP_SHARE * n:
         yield f"{percent(scores['loops'] / n)} of the answers end in a phrase repeated over and over; the model may have degenerated"
-    failed, answers = scores["failed"], scores.get("samples", n)
+    failed, unread, answers = scores["failed"], scores.get("unread", 0), scores.get("samples", n)
     if failed:
         best = min(1.0, scores["accuracy"] + failed / answers)
-        how = "count nowhere" if "excluded" in scores else f"count as not correct (were they right, accuracy would be {percent(best)})"
+        counted = f"count as not correct (were they right, accuracy would be {percent(best)})"
+        how = "count nowhere" if scores.get("excluded", 0) > unread else counted
         yield f"{failed} of {answers} answers never came, because the engine failed, and {how}; `mixpo retry RUN` asks for them again"
-    if unread := scores.get("excluded", 0) - (failed if "excluded" in scores else 0):
+    if unread:
         yield f"{unread} answers count nowhere, because the judge's replies could not be read; look at them in the predictions"
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from mixpo.evaluate.resample import unit_of
-from mixpo.evaluate.score import compare, score, score_samples
+from mixpo.evaluate.score import comparable, compare, score, score_samples
 from mixpo.evaluate.yes_no import yes_no
 from mixpo.records import ANSWERED_BY, Prediction
 from mixpo.report.benchmarks import Side, alarms, benchmark_part
@@ -98,9 +98,9 @@ def _set(models: Mapping[str, Modes], main: str, data: ReportData) -> dict[str, 
 def _scores(mode: str, rows: Sequence[Prediction], gold: Mapping[str, str], questions: Mapping[str, Question]) -> dict[str, Any]:
     result = asdict(score_samples(rows) if mode == "sampled" else score(rows))
     for domain in result.get("domains", {}).values():
-        del domain["domains"], domain["excluded"]
+        del domain["domains"], domain["excluded"], domain["unread"]
     if not any(row.judge for row in rows):
-        del result["excluded"]
+        del result["excluded"], result["unread"]
     if mode == "sampled":
         return result
     asked = {row.question: gold[row.question] for row in rows if row.question in gold}
@@ -121,7 +121,9 @@ def _sides(models: Mapping[str, Modes], main: str) -> list[tuple[Side, Side]]:
 
 def _gaps(models: Mapping[str, Modes]) -> Iterator[tuple[Side, Side]]:
     """Direct answers and chains of thought of each model that has both."""
-    return (((name, "direct"), (name, "cot")) for name, modes in models.items() if {"direct", "cot"} <= modes.keys())
+    for name, modes in models.items():
+        if {"direct", "cot"} <= modes.keys() and comparable(modes["direct"], modes["cot"]):
+            yield (name, "direct"), (name, "cot")
 
 
 def _pairs(models: Mapping[str, Modes], main: str) -> Iterator[tuple[Side, Side]]:
@@ -131,7 +133,7 @@ def _pairs(models: Mapping[str, Modes], main: str) -> Iterator[tuple[Side, Side]
     pairs += [(name, main) for name in others if name != main and main in others]
     for a, b in pairs:
         for mode in ("cot", "direct"):
-            if mode in models[a] and mode in models[b]:
+            if mode in models[a] and mode in models[b] and comparable(models[a][mode], models[b][mode]):
                 yield (a, mode), (b, mode)
 
 
@@ -155,7 +157,8 @@ def _headline(models: Mapping[str, Modes], main: str) -> dict[str, Any] | None:
 def _headline_mode(models: Mapping[str, Modes], main: str) -> str | None:
     if main == "start" or main not in models or "start" not in models:
         return None
-    return next((mode for mode in ("cot", "direct") if mode in models["start"] and mode in models[main]), None)
+    both = [mode for mode in ("cot", "direct") if mode in models["start"] and mode in models[main]]
+    return next((mode for mode in both if comparable(models["start"][mode], models[main][mode])), None)
 
 
 def _versions(model: str, manifests: Mapping[str, Manifest]) -> list[str]:

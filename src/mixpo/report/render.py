@@ -20,6 +20,9 @@ from mixpo.types import IMAGE_MARK, ImageRef
 MAX_LISTED = 100
 """Rows of the list of what was left out; report.json has all."""
 
+MAX_ALARMS = 4
+"""Alarms in sight; more are folded, all of them stand in report.json."""
+
 
 def render(report: dict[str, Any]) -> str:
     """The page of a report made by `build`. Images of its examples are read from their files; a missing one is said, not raised."""
@@ -68,6 +71,7 @@ def _context(report: dict[str, Any]) -> dict[str, Any]:
         "total_time": sum(report["timings"].values()),
         "settings": list(_flat(report["settings"])),
         "max_listed": MAX_LISTED,
+        "max_alarms": MAX_ALARMS,
         "colour": sections.colour,
     }
 

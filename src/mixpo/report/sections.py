@@ -9,7 +9,20 @@ from markupsafe import Markup
 
 from mixpo.report.build import DROPPED
 from mixpo.report.charts import Lane, Mark, bars, curves, histogram, lanes, stack
-from mixpo.report.words import BALANCE, MODES, ORIGINS, OUTCOMES, count, domain_name, duration, model_name, percent, points, title_case
+from mixpo.report.words import (
+    BALANCE,
+    MODES,
+    ORIGINS,
+    OUTCOMES,
+    accuracy,
+    count,
+    domain_name,
+    duration,
+    model_name,
+    percent,
+    points,
+    title_case,
+)
 
 COLOURS = {"start": 0, "sft": 1, "dpo": 2, "mpo": 3}
 MAX_BARS = 24
@@ -91,12 +104,13 @@ def domain_chart(models: dict[str, Any], headline: dict[str, Any] | None) -> Mar
 def all_gaps(report: dict[str, Any]) -> list[dict[str, Any]]:
     """What chain of thought adds to direct answers, for each set and model; `label` says which."""
     sets = {report["set"]: report, **report["sets"]}
-    several = len(report["sets"]) > 0
-    return [
-        {**gap, "label": f"{name}: {model_name(gap['model'])}" if several else model_name(gap["model"])}
-        for name, found in sets.items()
-        for gap in found["gaps"]
-    ]
+    known = [(name, gap) for name, found in sets.items() for gap in found["gaps"]]
+    one_set, one_model = len(sets) == 1, len({gap["model"] for _, gap in known}) == 1
+
+    def label(name: str, model: str) -> str:
+        return model_name(model) if one_set else name if one_model else f"{name}: {model_name(model)}"
+
+    return [{**gap, "label": label(name, gap["model"])} for name, gap in known]
 
 
 def gap_chart(gaps: list[dict[str, Any]]) -> Markup | None:
@@ -123,11 +137,11 @@ def gap_chart(gaps: list[dict[str, Any]]) -> Markup | None:
 
 def _mark(scores: dict[str, Any], tip: str, shape: str, shade: int) -> Mark:
     value, low, high = scores["accuracy"], scores["low"], scores["high"]
-    return Mark(value=value, low=low, high=high, text=percent(value), tip=tip, shape=shape, colour=shade)
+    return Mark(value=value, low=low, high=high, text=accuracy(scores), tip=tip, shape=shape, colour=shade)
 
 
 def _tip(scores: dict[str, Any]) -> str:
-    text = f"{percent(scores['accuracy'])}, 95 % interval {scores['low'] * 100:.1f} to {scores['high'] * 100:.1f}"
+    text = f"{accuracy(scores)}, 95 % interval {scores['low'] * 100:.1f} to {scores['high'] * 100:.1f}"
     return f"{text} ({count(scores['correct'])} of {count(scores['n'])})" if "correct" in scores else text
 
 

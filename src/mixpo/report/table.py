@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mixpo.report.words import MODES, count, interval, model_name, p_cell, percent, points
+from mixpo.report.words import MODES, accuracy, count, interval, model_name, p_cell, percent, points
 
 SUMMARY_COLUMNS = (
     "model",
@@ -38,7 +38,7 @@ def _row(model: str, mode: str, scores: dict[str, Any], against: dict[str, Any] 
     return (
         model_name(model),
         MODES.get(mode, mode),
-        percent(scores["accuracy"]),
+        accuracy(scores),
         interval(scores),
         points(against["difference"]) if against else "",
         p_cell(against["p"]) if against else "",
@@ -83,14 +83,17 @@ def yes_no_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     ]  # fmt: skip
 
 
-GAP_COLUMNS = ("set", "model", "direct", "chain of thought", "points", "95 % interval", "p")
+GAP_COLUMNS = ("set", "model", "direct", "chain of thought", "points", "95 % interval", "p", "n")
 
 
 def gap_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
-    """What chain of thought adds to direct answers as text cells, under GAP_COLUMNS, for every set and model."""
+    """What chain of thought adds to direct answers as text cells, under GAP_COLUMNS, for every set and model.
+
+    The points are of the questions that count in both ways (n), which are fewer where a judge could not be read.
+    """
     return [
         (name, model_name(gap["model"]), *(percent(chosen["models"][gap["model"]][mode]["accuracy"]) for mode in ("direct", "cot")),
-         points(gap["difference"]), f"{points(gap['low'])} to {points(gap['high'])}", p_cell(gap["p"]))
+         points(gap["difference"]), f"{points(gap['low'])} to {points(gap['high'])}", p_cell(gap["p"]), count(gap["n"]))
         for name, chosen in {report["set"]: report, **report["sets"]}.items()
         for gap in chosen["gaps"]
     ]  # fmt: skip

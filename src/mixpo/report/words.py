@@ -49,6 +49,11 @@ def p_cell(p: float) -> str:
     return p_value(p).removeprefix("p ").removeprefix("= ")
 
 
+def accuracy(scores: dict[str, Any]) -> str:
+    """The accuracy, or "none" where a judge could be read on no answer: that is no zero."""
+    return "none" if scores.get("excluded") == scores["n"] else percent(scores["accuracy"])
+
+
 def interval(scores: dict[str, Any]) -> str:
     """The 95 % interval of an accuracy: 58.2 to 64.1 %"""
     return f"{scores['low'] * 100:.1f} to {percent(scores['high'])}"

@@ -77,7 +77,10 @@ def _column(path: Path, key: str, value: str) -> dict[str, object]:
 
 
 def read(reply: str) -> tuple[float, ...] | None:
-    """The two numbers on the first line that has any ("8, 7", "8 7 ", "8/10 and 7/10"); None unless both are from 1 to 10."""
+    """The two numbers on the first line that has any ("8, 7", "8 7 ", "8/10 and 7/10"); None unless both are from 1 to 10.
+
+    LLaVA's review script makes the first two (-1, -1), which enter its means.
+    """
     line = next((line for line in reply.strip().splitlines() if re.search(r"\d", line)), "")
     found = _TWO.fullmatch(line)
     marks = (float(found[1]), float(found[2])) if found else ()

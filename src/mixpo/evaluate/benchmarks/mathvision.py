@@ -75,7 +75,7 @@ def infer_letter(said: str, choices: Sequence[str]) -> str | None:
 
 
 def check_paper(said: str, question: Question, facts: Fields, options: Options) -> Judgement:
-    """A letter by `infer_letter`; other answers by equal text, or equal value."""
+    """VLMEvalKit's scoring: a letter by `infer_letter`; other answers by equal text, or equal value (there by `eval` and sympy)."""
     if question.choices:
         return same(infer_letter(said, question.choices) == question.answer, "letters")
     if said.strip().lower() == (question.answer or "").strip().lower():

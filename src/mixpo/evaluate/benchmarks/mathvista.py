@@ -81,7 +81,10 @@ def _query(fields: Fields, choices: Sequence[str], is_choice: bool, form: str, p
 
 
 def check_paper(said: str, question: Question, facts: Fields, options: Options) -> Judgement:
-    """The official normalisation. A choice by its letter, else the nearest choice by edit distance, so that garbage may score."""
+    """The normalisation of the authors' `calculate_score.py`.
+
+    A choice by its letter, else the nearest choice by edit distance, so that garbage may score.
+    """
     answer = said.strip()
     if question.kind == "choice":
         bracketed = re.findall(r"\(([a-zA-Z])\)", answer)

@@ -66,7 +66,10 @@ def part(text: str, mode: str) -> str:
 
 
 def read(reply: str) -> tuple[float, ...] | None:
-    """The rating ("Rating: 5", "Rating:5", "Rating: **5**"); None when there is none, or two that differ."""
+    """The rating that MMHal-Bench asks for ("Rating: 5", "Rating:5", "Rating: **5**"); None when there is none, or two that differ.
+
+    InternVL's and RLAIF-V's scripts make a hallucination (0) of the last two forms and of what is None here.
+    """
     found = set(_RATING.findall(reply))
     return (float(found.pop()),) if len(found) == 1 else None
 

@@ -47,7 +47,10 @@ def row(fields: Fields) -> Draft:
 
 
 def read(reply: str) -> tuple[float, ...] | None:
-    """The one number in a reply ("0.5 .", "Correctness: 0.5"); None unless there is exactly one, from 0 to 1."""
+    """The one number in a reply ("0.5 .", "Correctness: 0.5"); None unless there is exactly one, from 0 to 1.
+
+    The benchmark's own evaluator takes the first word; VLMEvalKit makes these two replies 0.
+    """
     numbers = _NUMBER.findall(reply)
     found = _MARK.findall(reply)
     return (float(found[0]),) if len(numbers) == 1 and len(found) == 1 else None

@@ -79,9 +79,10 @@ def _labels(folder: Path) -> dict[Key, Fields]:
 
 
 def check_paper(said: str, question: Question, facts: Fields, options: Options) -> Judgement:
-    """The official reading: up to the first full stop, the words No, not and no mean no, everything else means yes.
+    """The reading of InternVL's and LLaVA's `eval_pope.py`.
 
-    So `**No**`, "NO", "I cannot tell" and an empty answer all count as yes.
+    Up to the first full stop, the words No, not and no mean no, everything else means yes. So `**No**`, "NO", "I cannot tell" and an
+    empty answer all count as yes.
     """
     words = said.partition(".")[0].replace(",", "").split(" ")
     answer = "no" if {"No", "not", "no"} & set(words) else "yes"
