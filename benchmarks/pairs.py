@@ -3,8 +3,8 @@
     python benchmarks/pairs.py --peer DIR [--json]
 
 DIR is a copy of InternVL's repository (docs/benchmarks.md says how to get it). 1,000 questions with 32 answers each, of mixed kinds, lie
-in one JSONL; both sides read it, judge every answer and write pairs, in turn; imports are not counted. A disagreement is an answer
-that one side calls right and the other wrong; what mixpo leaves undecided is counted apart.
+in JSONL files of 50 questions, as a sampler writes them. Both sides read them, judge every answer and write pairs, in turn; imports are not
+counted. A disagreement is an answer that one side calls right and the other wrong; what mixpo leaves undecided is counted apart.
 """
 
 from __future__ import annotations
@@ -18,11 +18,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections import ChainMap, Counter
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from itertools import groupby
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
+from typing import TypeVar
+
+import orjson
 
 from mixpo.pairs.build import build
 from mixpo.recipe import PairsTable, VerifyTable
@@ -31,7 +35,11 @@ from mixpo.sources.build import make_question
 from mixpo.types import Response
 from mixpo.verify import Verifier
 
+T = TypeVar("T")
 SAMPLES = 32
+PER_FILE = 50
+RIGHT = 0.5
+"""Share of right answers: about the accuracy of the paper's start model on M3CoT and MathVista (59 and 58 %), sampling being less sure."""
 DRIVER = """
 import argparse, importlib, json, random, sys, time
 module = importlib.import_module("tools.reasoning_data_pipeline.mmpr_data_pipeline_correctness_postprocess")
@@ -44,51 +52,81 @@ print("SECONDS", time.perf_counter() - begun[0], time.process_time() - begun[1])
 """
 
 WORDS = ["red circle", "blue square", "a cat", "New York", "ice cream", "the left one", "tennis racket", "Toyota", "42nd street"]
-FORMULAS = [r"2\sqrt{3}", r"\frac{\pi}{4}", r"4+\sqrt{5}", r"12\pi", r"\frac{\sqrt{2}}{2}"]
+UNITS = ["", "", "", " cm", "%", "°"]
+CONSTANTS = [r"2\sqrt{3}", r"\frac{\pi}{4}", r"4+\sqrt{5}", r"12\pi", r"\frac{\sqrt{2}}{2}", r"6\sqrt{2}", r"\frac{5}{13}", r"100-25\pi"]
+EXPRESSIONS = ["2x+3", "x^2-4", r"\frac{x}{2}", r"a\sqrt{3}", r"\frac{1}{2}bh", "3x-1", "x^2+4", "4a^2"]
+
+
+def a_choice(rng: random.Random) -> tuple[str, list[str]]:
+    return rng.choice("ABCD"), [*"ABCD"]
+
+
+def a_number(rng: random.Random) -> tuple[str, list[str]]:
+    value, unit = rng.randint(2, 900), rng.choice(UNITS)
+    return f"{value}{unit}", [f"{value + step}{unit}" for step in (-1, 1, 3, 10)]
+
+
+def a_word(rng: random.Random) -> tuple[str, list[str]]:
+    return rng.choice(WORDS), WORDS
+
+
+def yes_or_no(rng: random.Random) -> tuple[str, list[str]]:
+    return rng.choice(["Yes", "No"]), ["Yes", "No"]
+
+
+def a_constant(rng: random.Random) -> tuple[str, list[str]]:
+    return rng.choice(CONSTANTS), rng.sample(CONSTANTS, 5)
+
+
+def an_expression(rng: random.Random) -> tuple[str, list[str]]:
+    return rng.choice(EXPRESSIONS), rng.sample(EXPRESSIONS, 5)
+
+
+KINDS = {a_choice: 25, a_number: 30, a_word: 20, yes_or_no: 10, a_constant: 10, an_expression: 5}
+"""Shares in percent. Of the paper's sources with known answers about a quarter are mathematics; half of their answers are formulas here."""
 
 
 def questions(count: int) -> Iterator[tuple[str, str, list[str]]]:
-    """(text, right answer, wrong answers): 35 % choice, 30 % numbers, 10 % yes or no, 22 % words, 3 % formulas."""
+    """(text, right answer, wrong answers)."""
     rng = random.Random(0)
     for number in range(count):
-        draw = rng.random()
-        if draw < 0.35:
-            right, others = rng.choice("ABCD"), [*"ABCD"]
-        elif draw < 0.65:
-            value = rng.randint(2, 900)
-            right, others = str(value), [str(value + step) for step in (-1, 1, 3, 10)]
-        elif draw < 0.75:
-            right, others = rng.choice(["Yes", "No"]), ["Yes", "No"]
-        elif draw < 0.97:
-            right, others = rng.choice(WORDS), WORDS
-        else:
-            right, others = rng.choice(FORMULAS), FORMULAS
+        (make,) = rng.choices([*KINDS], [*KINDS.values()])
+        right, others = make(rng)
         yield f"Question {number}: what is it?", right, [other for other in others if other != right]
 
 
 def spelled(answer: str, rng: random.Random) -> str:
-    """An answer as models write it."""
-    form = rng.random()
-    if form < 0.6:
-        return answer
-    if form < 0.8:
-        return f"{answer}."
-    return f"**{answer}**" if form < 0.9 else answer.lower()
+    """An answer as models write it: a letter often in brackets, mathematics often between dollars."""
+    if answer in "ABCD":
+        forms = [answer, f"({answer})", f"{answer}.", f"**{answer}**"]
+    elif any(character.isdigit() or character == "\\" for character in answer):
+        forms = [answer, answer, f"{answer}.", f"**{answer}**", f"${answer}$", f"${answer}$"]
+    else:
+        forms = [answer, answer, f"{answer}.", f"**{answer}**", answer.lower()]
+    return rng.choice(forms)
 
 
-def write_answers(path: Path, count: int) -> int:
+def write_answers(folder: Path, count: int) -> int:
     """The answers as InternVL's sampling script writes them; returns how many."""
     rng, total = random.Random(1), 0
-    with path.open("w") as stream:
-        for text, right, wrong in questions(count):
-            for index in range(SAMPLES):
-                answer = spelled(right if rng.random() < 0.6 else rng.choice(wrong), rng)
-                ending = f"Final answer: {answer}" if rng.random() < 0.95 else "I am not sure."
-                response = f"Sample {index}.\n\nI look at the picture step by step and compare what I see.\n\n{ending}"
-                row = {"image": "", "question": text, "answer": right, "response": response, "prompt_version": "en"}
-                stream.write(json.dumps(row) + "\n")
-                total += 1
+    for number, part in enumerate(batched(questions(count), PER_FILE)):
+        with (folder / f"mixed-{number:03}.jsonl").open("w") as stream:
+            for text, right, wrong in part:
+                for index in range(SAMPLES):
+                    answer = spelled(right if rng.random() < RIGHT else rng.choice(wrong), rng)
+                    ending = f"Final answer: {answer}" if rng.random() < 0.95 else "I am not sure."
+                    response = f"Sample {index}.\n\nI look at the picture step by step and compare what I see.\n\n{ending}"
+                    row = {"image": "", "question": text, "answer": right, "response": response, "prompt_version": "en"}
+                    stream.write(json.dumps(row) + "\n")
+                    total += 1
     return total
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size`; the last may be shorter."""
+    iterator = iter(items)
+    while batch := [*islice(iterator, size)]:
+        yield batch
 
 
 # --- ours ----------------------------------------------------------------------------------------------------------------------
@@ -96,10 +134,13 @@ def write_answers(path: Path, count: int) -> int:
 
 VERIFIER: list[Verifier] = []
 """In a process of ours, the verifier of this round."""
+OUTCOMES: dict[tuple[str, str], str] = {}
+"""In a process of ours, the outcome of each (question, response) of this round."""
 
 
 def warm() -> None:
     """A new verifier whose formula worker has done its imports; those of the peer are not counted either."""
+    OUTCOMES.clear()
     while VERIFIER:
         VERIFIER.pop().close()
     VERIFIER.append(Verifier(VerifyTable(workers=1)))
@@ -107,38 +148,38 @@ def warm() -> None:
     VERIFIER[0].verify(question, Response(question=question.id, index=0, text="Final answer: x^2+2x+1"), "final")
 
 
-def ours(path: Path, out: Path, pools: list[ProcessPoolExecutor]) -> tuple[dict[tuple[str, str], str], float]:
-    """Judge and pair; returns the outcome of each (question, response) and the seconds of all processors."""
-    begun = time.process_time()
-    with path.open("rb") as stream:
-        groups = [list(group) for _, group in groupby(map(json.loads, stream), key=lambda row: row["question"])]
-    parts = [pool.submit(judge_and_pair, groups[number :: len(pools)]) for number, pool in enumerate(pools)]
-    outcomes: dict[tuple[str, str], str] = {}
-    seconds = 0.0
-    with out.open("w") as stream:
-        for part in parts:
-            lines, found, used = part.result()
-            stream.writelines(lines)
-            outcomes |= found
-            seconds += used
-    return outcomes, seconds + time.process_time() - begun
+def ours(folder: Path, out: Path, pools: list[ProcessPoolExecutor]) -> float:
+    """Judge and pair; returns the seconds of all processors."""
+    out.mkdir()
+    files = sorted(folder.iterdir())
+    parts = [pool.submit(judge_and_pair, files[number :: len(pools)], out) for number, pool in enumerate(pools)]
+    return sum(part.result() for part in parts)
 
 
-def judge_and_pair(groups: list[list[dict[str, str]]]) -> tuple[list[str], dict[tuple[str, str], str], float]:
-    """Pairs as lines, outcomes, and seconds of the processor."""
+def judge_and_pair(files: list[Path], out: Path) -> float:
+    """A file of pairs for each file of answers; returns the seconds of the processor."""
     begun, table = time.process_time(), PairsTable()
-    lines: list[str] = []
-    outcomes: dict[tuple[str, str], str] = {}
-    for rows in groups:
-        question = make_question(text=rows[0]["question"], answer=rows[0]["answer"])
-        responses = tuple(Response(question=question.id, index=index, text=row["response"]) for index, row in enumerate(rows))
-        verdicts = VERIFIER[0].verify_all(question, responses, "final")
-        sampled, judged = Sampled(question=question.id, responses=responses), Judged(question=question.id, verdicts=verdicts)
-        for pair in build(question, sampled, judged, None, table, 0).pairs:
-            row = {"question": question.text, "chosen": pair.chosen, "rejected": pair.rejected, "answer_gt": question.answer}
-            lines.append(json.dumps(row) + "\n")
-        outcomes.update(((question.text, r.text), v.outcome) for r, v in zip(responses, verdicts, strict=True))
-    return lines, outcomes, time.process_time() - begun
+    for file in files:
+        with file.open("rb") as answers, (out / file.name).open("wb") as pairs:
+            for _, rows in groupby(map(orjson.loads, answers), key=itemgetter("question")):
+                pairs.writelines(pairs_of([*rows], table))
+    return time.process_time() - begun
+
+
+def pairs_of(rows: list[dict[str, str]], table: PairsTable) -> Iterator[bytes]:
+    """The pairs of one question, as lines."""
+    question = make_question(text=rows[0]["question"], answer=rows[0]["answer"])
+    responses = tuple(Response(question=question.id, index=index, text=row["response"]) for index, row in enumerate(rows))
+    verdicts = VERIFIER[0].verify_all(question, responses, "final")
+    OUTCOMES.update(((question.text, r.text), v.outcome) for r, v in zip(responses, verdicts, strict=True))
+    sampled, judged = Sampled(question=question.id, responses=responses), Judged(question=question.id, verdicts=verdicts)
+    for pair in build(question, sampled, judged, None, table, 0).pairs:
+        row = {"question": question.text, "chosen": pair.chosen, "rejected": pair.rejected, "answer_gt": question.answer}
+        yield orjson.dumps(row) + b"\n"
+
+
+def outcomes() -> dict[tuple[str, str], str]:
+    return OUTCOMES
 
 
 # --- theirs --------------------------------------------------------------------------------------------------------------------
@@ -158,20 +199,24 @@ def theirs(peer: Path, folder: Path, out: Path) -> tuple[float, float]:
 
 def right_of(out: Path) -> set[tuple[str, str]]:
     """The (question, response) that the peer calls right."""
-    with (out / "pos_items" / "mixed.jsonl").open() as stream:
-        return {(row["question"], row["response"]) for row in map(json.loads, stream)}
+    files = sorted((out / "pos_items").iterdir())
+    return {(row["question"], row["response"]) for file in files for row in map(orjson.loads, file.read_bytes().splitlines())}
 
 
-def compare(outcomes: dict[tuple[str, str], str], right: set[tuple[str, str]]) -> tuple[Counter[str], list[str]]:
-    """How often each combination of verdicts came, and an example of each disagreement."""
+def compare(verdicts: dict[tuple[str, str], str], right: set[tuple[str, str]], golds: dict[str, str]) -> tuple[Counter[str], list[str]]:
+    """How often each combination of verdicts came, and for those that differ how often by what wraps the answer, with an example."""
     counts: Counter[str] = Counter()
-    examples: dict[str, str] = {}
-    for (question, response), outcome in outcomes.items():
+    wrapped: Counter[tuple[str, str]] = Counter()
+    examples: dict[tuple[str, str], str] = {}
+    for (question, response), outcome in verdicts.items():
         combination = f"{outcome}, peer {'right' if (question, response) in right else 'not right'}"
         counts[combination] += 1
-        examples.setdefault(combination, f"{combination}: {question} ... {response[-60:]!r}")
+        answer = response.rpartition("Final answer: ")[2]
+        kind = combination, "in bold" if answer[:1] == "*" else "in dollars" if answer[:1] == "$" else "bare"
+        wrapped[kind] += 1
+        examples.setdefault(kind, f"{answer} where {golds[question]} is right")
     same = {"correct, peer right", "wrong, peer not right", "malformed, peer not right"}
-    return counts, [example for combination, example in examples.items() if combination not in same]
+    return counts, [f"{count:8,}  {kind[0]}, {kind[1]}: {examples[kind]}" for kind, count in wrapped.most_common() if kind[0] not in same]
 
 
 def main() -> None:
@@ -186,18 +231,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "in").mkdir()
-        total = write_answers(folder / "in" / "mixed.jsonl", args.questions)
+        total = write_answers(folder / "in", args.questions)
         for number in range(args.rounds):
             for pool in POOLS[: args.workers]:
                 pool.submit(warm).result()
             begun = time.perf_counter()
-            outcomes, used = ours(folder / "in" / "mixed.jsonl", folder / f"ours-{number}.jsonl", POOLS[: args.workers])
+            used = ours(folder / "in", folder / f"ours-{number}", POOLS[: args.workers])
             mine.append(total / (time.perf_counter() - begun))
             clock, processor = theirs(args.peer, folder / "in", folder / f"theirs-{number}")
             other.append(total / clock)
             cpu.append(processor / used)
             print(f"round {number + 1}: {mine[-1]:,.0f} and {other[-1]:,.0f} answers/s; processor time 1 : {cpu[-1]:.0f}", flush=True)
-        counts, examples = compare(outcomes, right_of(folder / "theirs-0"))
+        found = [pool.submit(outcomes).result() for pool in POOLS[: args.workers]]
+        counts, examples = compare(
+            dict(ChainMap(*found)), right_of(folder / "theirs-0"), {text: right for text, right, _ in questions(args.questions)}
+        )
     for combination, count in counts.most_common():
         print(f"{count:8,}  {combination}")
     print(*examples, sep="\n")

@@ -1,9 +1,9 @@
-"""Memory of the data side as the data grows: synthetic questions through source, sample (scripted), verify and pair in one process.
+"""What the data side itself takes as the data grows: synthetic questions through source, sample (scripted), verify and pair in one process.
 
     python benchmarks/scale.py [--questions 300000] [--json]
 
-Prints the most resident memory while each stage worked. Questions have no images; each gets 4 answers of some 270 token ids (bytes: no
-model and no tokenizer is loaded).
+Prints for each stage the most resident memory, and the processor time and the disk space of a million answers. Questions have no images;
+each gets 4 answers of some 270 token ids (bytes: no model and no tokenizer is loaded).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from mixpo.progress import Silent
 from mixpo.recipe import parse
 from mixpo.stages import sample
 
+ANSWERS = 4
 STAGES = ("sample", "continue", "verify", "pair")
 
 
@@ -52,22 +53,33 @@ def write_inputs(folder: Path, count: int) -> dict[str, object]:
     (folder / "script.jsonl").write_text(json.dumps({"responses": answers}) + "\n")
     return {
         "source": {"kind": "jsonl", "path": "questions.jsonl"},
-        "sample": {"engine": "scripted", "script": "script.jsonl", "n": 4, "max_new_tokens": 2048},
+        "sample": {"engine": "scripted", "script": "script.jsonl", "n": ANSWERS, "max_new_tokens": 2048},
         "verify": {"workers": 1},
     }
 
 
-def measure(count: int) -> dict[str, float]:
-    """Peak memory in MB after each stage, and seconds in all."""
-    begun, peaks = time.perf_counter(), {}
+def measure(count: int) -> dict[str, dict[str, float]]:
+    """For each stage its peak memory in MB, its processor's seconds and its gigabytes of a million answers."""
+    found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as name:
-        recipe = parse(write_inputs(Path(name), count), "scale")
+        recipe, run = parse(write_inputs(Path(name), count), "scale"), Path(name) / "run"
         sample.open_engine = lambda *_unused: ScriptedEngine(Path(name) / "script.jsonl")
         for kind in STAGES:
-            progress = Watching()
-            run_stage(open_context(recipe, Path(name), Path(name) / "run", progress), [kind])
-            peaks[kind] = progress.peak
-    return {**peaks, "seconds": time.perf_counter() - begun}
+            progress, begun, before = Watching(), time.process_time(), disk_bytes(run)
+            run_stage(open_context(recipe, Path(name), run, progress), [kind])
+            seconds, grown = time.process_time() - begun, disk_bytes(run) - before
+            per_million = 1e6 / (count * ANSWERS)
+            found[kind] = {
+                "peak_mb": progress.peak,
+                "cpu_s_per_million": seconds * per_million,
+                "gb_per_million": grown * per_million / 1e9,
+            }
+    return found
+
+
+def disk_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder; 0 where there is none."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def main() -> None:
@@ -76,10 +88,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     found = measure(args.questions)
-    peak = max(found[kind] for kind in STAGES)
-    print(f"{args.questions:,} questions in {found['seconds']:,.0f} s; peak memory {peak:,.0f} MB")
+    peak = max(stage["peak_mb"] for stage in found.values())
+    for kind, stage in found.items():
+        print(f"{kind}: {stage['cpu_s_per_million']:,.0f} s of a processor and {stage['gb_per_million']:.2f} GB for a million answers")
+    print(f"{args.questions:,} questions; peak memory {peak:,.0f} MB")
     if args.json:
-        print(json.dumps({"questions": args.questions, "peak_mb": peak, **found}))
+        print(json.dumps({"questions": args.questions, "peak_mb": peak, "stages": found}))
 
 
 if __name__ == "__main__":

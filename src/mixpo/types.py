@@ -16,10 +16,12 @@ IMAGE_MARK = "<image>"
 """Where an image stands inside a question's text (the MMPR convention)."""
 
 
+_CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
 def content_id(*parts: object) -> str:
     """A 16-digit hexadecimal name that depends on the content of `parts` alone (JSON-serialisable values)."""
-    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(_CANONICAL.encode(parts).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,13 +20,13 @@ TOWER = "9^{9^{9^{9}}}"
 
 
 def test_a_hanging_formula_is_undecided_within_the_budget_and_the_pool_goes_on() -> None:
-    with FormulaPool(timeout_s=1.0, workers=1) as own:
+    with FormulaPool(timeout_s=3.0, workers=1) as own:
         assert own.compare("x+1", "1+x", TOLERANCE).outcome == "correct"  # started, so that only the time limit is measured
         (victim,) = own.processes()
         start = time.monotonic()
         judgement = own.compare(TOWER, "1", TOLERANCE)
-        assert time.monotonic() - start < 2.5
-        assert judgement == ("undecided", "formula check exceeded 1 s")
+        assert time.monotonic() - start < 6
+        assert judgement == ("undecided", "formula check exceeded 3 s")
         assert own.compare("x+2", "2+x", TOLERANCE).outcome == "correct"
         assert victim not in own.processes()
         start = time.monotonic()
@@ -45,7 +45,8 @@ def test_a_killed_worker_is_undecided_and_replaced() -> None:
         assert own.compare("x+2", "2+x", TOLERANCE).outcome == "correct"
         (pid,) = own.processes()
         os.kill(pid, signal.SIGKILL)  # between two questions
-        time.sleep(0.1)
+        while own.processes():
+            time.sleep(0.01)
         assert own.compare("x+3", "3+x", TOLERANCE).outcome == "correct"
 
 

@@ -182,9 +182,9 @@ def test_guess_always_has_a_check(gold: str) -> None:
 @pytest.mark.parametrize("unit", [*MARKERS, *WORDS, "1,", "(", "^(", "A ", "1/", "= 1 ", " ", "a.", ". "])
 def test_long_repetitive_text_takes_linear_time(unit: str) -> None:
     text = f"x{unit * (20_000 // len(unit))}x"
-    start = time.monotonic()
+    start = time.process_time()
     for style in STYLES:
         extract(text, style)
     for kind in KINDS:
         judge(text, "x+1", kind, options(choices=("x", "y")))
-    assert time.monotonic() - start < 2.0
+    assert time.process_time() - start < 2.0

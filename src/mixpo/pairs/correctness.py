@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice, product
 
 from mixpo.pairs.provenance import length_ratio, make_pair, rationale_of
 from mixpo.pairs.similar import Seen
@@ -44,16 +45,15 @@ def correctness_pairs(
     rng = random.Random(f"{seed}/pairs/{question.id}")
     rng.shuffle(chosen)
     rng.shuffle(rejected)
-    edges = []
-    for row, column in diagonals(len(chosen), len(rejected)):
-        reason = _objection(chosen[row], rejected[column], table)
-        if reason:
-            drops[reason] += 1
-        else:
-            edges.append((row, column))
-    taken = spread(edges, table.max_per_question)
-    if len(taken) < len(edges):
-        drops["over_cap"] += len(edges) - len(taken)
+    objections, order = _objections(chosen, rejected, table), diagonals(len(chosen), len(rejected))
+    drops.update(objections.values())
+    if objections:
+        taken = spread([edge for edge in order if edge not in objections], table.max_per_question)
+    else:
+        taken = [*islice(order, table.max_per_question)]
+    left_out = len(chosen) * len(rejected) - len(objections) - len(taken)
+    if left_out:
+        drops["over_cap"] += left_out
     pairs = [_pair(question, chosen[row], rejected[column]) for row, column in taken]
     return sorted(pairs, key=lambda pair: (pair.chosen_index, pair.rejected_index)), drops
 
@@ -120,15 +120,29 @@ def _unfit(answer: _Answer, table: PairsTable) -> str:
     return ""
 
 
-def _objection(chosen: _Answer, rejected: _Answer, table: PairsTable) -> str:
-    """Why two answers make no pair, or ""."""
-    if chosen.text == rejected.text:
-        return "same_text"
-    if table.entailment and entails(chosen.plain, rejected.plain):
-        return "entailment"
-    if table.max_length_ratio and length_ratio(chosen.response, rejected.response) > table.max_length_ratio:
-        return "length_ratio"
-    return ""
+def _objections(chosen: Sequence[_Answer], rejected: Sequence[_Answer], table: PairsTable) -> dict[tuple[int, int], str]:
+    """Why two answers make no pair, by their places; combinations without an objection are missing. The last reason found counts."""
+    found: dict[tuple[int, int], str] = {}
+    if table.max_length_ratio:
+        for edge in product(range(len(chosen)), range(len(rejected))):
+            if length_ratio(chosen[edge[0]].response, rejected[edge[1]].response) > table.max_length_ratio:
+                found[edge] = "length_ratio"
+    if table.entailment:
+        rows, columns = _places(answer.plain for answer in chosen), _places(answer.plain for answer in rejected)
+        for right, wrong in product(rows, columns):
+            if entails(right, wrong):
+                found.update(dict.fromkeys(product(rows[right], columns[wrong]), "entailment"))
+    places = {answer.text: column for column, answer in enumerate(rejected)}
+    found.update({(row, places[answer.text]): "same_text" for row, answer in enumerate(chosen) if answer.text in places})
+    return found
+
+
+def _places(answers: Iterable[str]) -> dict[str, list[int]]:
+    """Where each answer stands; most are given several times."""
+    places: dict[str, list[int]] = {}
+    for place, answer in enumerate(answers):
+        places.setdefault(answer, []).append(place)
+    return places
 
 
 def _pair(question: Question, chosen: _Answer, rejected: _Answer) -> Pair:

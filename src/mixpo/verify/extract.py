@@ -6,6 +6,7 @@ reasoning that quotes the instruction or revises itself comes first. Every patte
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 
@@ -101,13 +102,27 @@ def _last_marker(text: str) -> Found | None:
 
 def _after(text: str, marker: re.Pattern[str]) -> Found | None:
     """What stands behind the last `marker`: the rest of its line, or the next line with content, or a whole display formula."""
-    matches = list(marker.finditer(text))
-    if not matches:
+    found = _last_match(text, marker)
+    if found is None:
         return None
-    last = matches[-1]
-    rest = text[last.end() :].lstrip(" \t\r\n*_:：")
+    start, end = found
+    rest = text[end:].lstrip(" \t\r\n*_:：")
     content = _display(rest) or (rest.splitlines() or [""])[0]
-    return last.start(), _content(content)
+    return start, _content(content)
+
+
+def _last_match(text: str, marker: re.Pattern[str]) -> tuple[int, int] | None:
+    """Where the last match begins and ends. A marker stands in one line, so lines are looked at from the end; most responses are long."""
+    end = len(text)
+    while end >= 0:
+        start = text.rfind("\n", 0, end) + 1
+        line = text[start:end]
+        if "answer" in line.lower() or "答案" in line:
+            matches = list(marker.finditer(line))
+            if matches:
+                return start + matches[-1].start(), start + matches[-1].end()
+        end = start - 1
+    return None
 
 
 def _display(rest: str) -> str | None:
@@ -119,6 +134,7 @@ def _display(rest: str) -> str | None:
     return None
 
 
+@functools.lru_cache(maxsize=1024)
 def _content(content: str) -> str | None:
     """An answer taken from its line; a box on that line is the answer."""
     inside = boxes(content)

@@ -9,13 +9,13 @@ import itertools
 import re
 from fractions import Fraction
 
-from mixpo.verify.constants import differ
 from mixpo.verify.judgement import Judgement, Options
 from mixpo.verify.latex import key, take_text, to_latex
 from mixpo.verify.number import check_number, single_number
 from mixpo.verify.pool import FormulaPool
 from mixpo.verify.text import check_text
 from mixpo.verify.units import PATTERN, read_unit
+from mixpo.verify.values import differ
 
 MAX_LENGTH = 1000
 """A longer formula is undecided unless it is spelled the same: parsers slow down without bound."""

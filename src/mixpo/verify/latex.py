@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 from mixpo.verify.plain import plain_characters
@@ -25,6 +26,7 @@ _COMMAND_SPACE = re.compile(r"(\\[a-zA-Z]+)\s+")
 _SINGLE = re.compile(r"\{([A-Za-z0-9])\}")
 
 
+@functools.lru_cache(maxsize=1024)
 def to_latex(text: str) -> str:
     """The formula that `text` holds as LaTeX without delimiters; leaves alone what it does not know."""
     text = _LEAD_IN.sub("", unwrap(text) or text.strip())

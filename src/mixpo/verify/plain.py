@@ -22,6 +22,8 @@ _DEGREES = re.compile(r"\^\s*\{?\s*°\s*\}?")
 
 def plain_characters(text: str) -> str:
     """Full-width forms, superscripts (as ^2), vulgar fractions (as 1/2), and minus signs in ASCII; single spaces, stripped."""
+    if text.isascii():  # nothing below looks for an ASCII character
+        return " ".join(text.split())
     text = _THOUSANDS_SPACE.sub(",", text)
     text = _VULGAR.sub(lambda match: f" {unicodedata.normalize('NFKC', match.group())} ", text)
     text = _SUPERSCRIPT_RUN.sub(lambda match: "^" + match.group().translate(_SUPERSCRIPTS), text)
@@ -32,6 +34,8 @@ def plain_characters(text: str) -> str:
 
 def plain_latex(text: str) -> str:
     """The LaTeX that surrounds plain numbers and units, as plain text: fractions of digits, spaces, \\text, signs."""
+    if not any(sign in text for sign in "\\{~°"):  # each line below looks for one of these
+        return text
     text = text.replace("\\%", "%").replace("\\$", "$").replace("{,}", ",")
     text = re.sub(r"\\[,!;:](?=\d{3}(?!\d))", ",", text) if re.search(r"\d\\[,!;:]\d{3}", text) else text
     text = re.sub(r"\\[,!;: ]|~", " ", text)

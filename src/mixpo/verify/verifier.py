@@ -16,12 +16,12 @@ from mixpo.verify.judgement import OUTCOMES, Judgement, Options
 from mixpo.verify.pool import FormulaPool
 from mixpo.verify.rules import rule_of
 
+Compare = Callable[[str], Judgement]
 CustomCheck = Callable[[str, str], str | bool]
 """A user's check of (extracted answer, ground truth): True, False, or "correct", "wrong" or "undecided"."""
 
-
 REMEMBERED = 1024
-"""Decided comparisons kept in memory: the samples of a question mostly end in the same few answers."""
+"""Decided comparisons kept in memory: samples, and questions with options, mostly end in the same few answers."""
 
 
 class Verifier:
@@ -46,18 +46,21 @@ class Verifier:
 
     def verify(self, question: Question, response: Response, style: str | None = None) -> Verdict:
         """Judge one response; safe to call from several threads. A question without an answer gets "undecided"."""
-        extracted, judgement = self._judge(question, response, style or self._style)
-        return Verdict(
-            question=question.id, index=response.index, outcome=judgement.outcome, extracted=extracted, reason=judgement.reason
-        )  # fmt: skip
+        return self.verify_all(question, (response,), style)[0]
 
     def verify_all(self, question: Question, responses: Sequence[Response], style: str | None = None) -> tuple[Verdict, ...]:
         """Judge all responses to a question, in order; formulas are compared on all workers at once."""
+        compare = self._comparison(question)
+
+        def verdict_on(response: Response) -> Verdict:
+            extracted, (outcome, reason) = _judge(response, style or self._style, compare)
+            return Verdict(question=question.id, index=response.index, outcome=outcome, extracted=extracted, reason=reason)
+
         if question.kind != "formula" or self._settings.workers == 1 or len(responses) < 2:
-            return tuple(self.verify(question, response, style) for response in responses)
+            return tuple(map(verdict_on, responses))
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self._settings.workers, thread_name_prefix="mixpo-verify")
-        return tuple(self._threads.map(lambda response: self.verify(question, response, style), responses))
+        return tuple(self._threads.map(verdict_on, responses))
 
     def options(self, choices: Sequence[str] = ()) -> Options:
         """What a single check is called with under these settings."""
@@ -74,32 +77,44 @@ class Verifier:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _judge(self, question: Question, response: Response, style: str) -> tuple[str | None, Judgement]:
-        if response.finish == "error":
-            return None, Judgement("undecided", "sampling failed")
+    def _comparison(self, question: Question) -> Compare | None:
+        """How an extracted answer to this question is judged; None without a ground truth."""
         if question.answer is None:
-            return None, Judgement("undecided", "no ground truth")
-        extracted = extract(response.text, style)
-        if extracted is None:
-            is_cut = response.finish == "length"
-            return None, Judgement("malformed", "cut at the length limit" if is_cut else "no clear final answer")
-        if self._custom is not None:
-            return extracted, _ask_custom(self._custom, extracted, question.answer)
-        rule = rule_of(question, self._settings)
-        kind = rule if rule in CHECKS else "auto" if question.kind == "none" else question.kind
-        return extracted, self._compared(extracted, golds_of(question), kind, "" if rule in CHECKS else rule, question.choices)
+            return None
+        gold = question.answer
+        if custom := self._custom:
+            return lambda extracted: _ask_custom(custom, extracted, gold)
+        golds, options, rule = golds_of(question), self.options(question.choices), rule_of(question, self._settings)
+        kind: str = "auto" if question.kind == "none" else question.kind
+        if rule in CHECKS:
+            kind, rule = rule, ""
+        decided = self._decided
 
-    def _compared(self, extracted: str, golds: tuple[str, ...], kind: str, rule: str, choices: tuple[str, ...]) -> Judgement:
-        key = (extracted, golds, kind, rule, choices)
-        if (known := self._decided.get(key)) is not None:
-            return known
-        options = Options(tolerance=self._settings.tolerance, algebra=self._algebra, choices=choices)
-        judgement = judge_all(extracted, golds, kind, rule, options)
-        if judgement.outcome != "undecided":
-            if len(self._decided) >= REMEMBERED:
-                self._decided.clear()
-            self._decided[key] = judgement
-        return judgement
+        def compare(extracted: str) -> Judgement:
+            key = (extracted, golds, kind, rule, question.choices)
+            if (known := decided.get(key)) is not None:
+                return known
+            judgement = judge_all(extracted, golds, kind, rule, options)
+            if judgement.outcome != "undecided":
+                if len(decided) >= REMEMBERED:
+                    decided.clear()
+                decided[key] = judgement
+            return judgement
+
+        return compare
+
+
+def _judge(response: Response, style: str, compare: Compare | None) -> tuple[str | None, Judgement]:
+    """The extracted answer and what is thought of it."""
+    if response.finish == "error":
+        return None, Judgement("undecided", "sampling failed")
+    if compare is None:
+        return None, Judgement("undecided", "no ground truth")
+    extracted = extract(response.text, style)
+    if extracted is None:
+        is_cut = response.finish == "length"
+        return None, Judgement("malformed", "cut at the length limit" if is_cut else "no clear final answer")
+    return extracted, compare(extracted)
 
 
 def golds_of(question: Question) -> tuple[str, ...]:

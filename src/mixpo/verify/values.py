@@ -1,6 +1,7 @@
-"""The value of a constant formula (numbers, pi, roots, fractions, powers), so that plainly different ones need no computer algebra.
+"""The value of a formula (numbers, pi, letters, roots, fractions, powers), so that plainly different ones need no computer algebra.
 
-Shy: whatever can be read in two ways, or is not known here, has no value. Never evaluates text as a program.
+Letters stand for fixed positive numbers: formulas that are equal everywhere are equal there, so that a difference there proves them
+different. Shy: whatever can be read in two ways, or is not known here, has no value. Never evaluates text as a program.
 """
 
 from __future__ import annotations
@@ -12,8 +13,12 @@ MAX_LENGTH = 200
 MAX_DEPTH = 20
 FAR = 1e-6
 """A relative difference above it is no rounding."""
+CANCELLED = 1e6
+"""A sum that is smaller than a part of it by more than this factor may be rounding, and has no value."""
+LETTERS = {letter: 1 + 0.6180339887498949 * number % 1 for number, letter in enumerate("abcdfghjklmnopqrstuvwxyz", start=1)}
+"""Where letters are looked at: between 1 and 2, far from each other. Case is left to the parser. Not e and i, which are numbers to some."""
 
-_TOKEN = re.compile(r"\s*(?:([0-9]+(?:\.[0-9]+)?|\.[0-9]+)|(\\[a-zA-Z]+)|([-+^/(){}\[\]]))")
+_TOKEN = re.compile(r"\s*(?:([0-9]+(?:\.[0-9]+)?|\.[0-9]+)|(\\[a-zA-Z]+)|([-+^/(){}\[\]]|[a-zA-Z]))")
 _IGNORED = re.compile(r"\\(?:left|right|displaystyle)(?![a-zA-Z])|\\[,;! ]|~")
 _MIXED = re.compile(r"\d\s*\\frac\s*\{\s*\d+\s*\}\s*\{\s*\d+\s*\}")
 """1 1/2 or 1 times 1/2."""
@@ -26,7 +31,7 @@ class _NoValueError(Exception):
 
 
 def differ(left: str, right: str, tolerance: float) -> bool:
-    """Whether both LaTeX formulas are constants with plainly different values. False also means that it cannot be told here."""
+    """Whether both LaTeX formulas have plainly different values. False also means that it cannot be told here."""
     values = value(left), value(right)
     if values[0] is None or values[1] is None:
         return False
@@ -34,7 +39,7 @@ def differ(left: str, right: str, tolerance: float) -> bool:
 
 
 def value(latex: str) -> float | None:
-    """The value of a constant formula, or None."""
+    """The value of a formula with its letters at `LETTERS`, or None."""
     if len(latex) > MAX_LENGTH or _MIXED.search(latex):
         return None
     try:
@@ -68,9 +73,14 @@ class _Reader:
         negative = self._take("-")
         total = self._product(depth)
         total = -total if negative else total
+        largest = 0.0
         while self._next() in ("+", "-"):
             sign = -1 if self.rest.pop() == "-" else 1
-            total += sign * self._product(depth)
+            term = self._product(depth)
+            largest = max(largest, abs(total), abs(term))
+            total += sign * term
+        if largest > CANCELLED * abs(total):
+            raise _NoValueError
         return total
 
     def _product(self, depth: int) -> float:
@@ -106,6 +116,8 @@ class _Reader:
         self.rest.pop()
         if token[0].isdigit() or token[0] == ".":
             return float(token)
+        if token.lower() in LETTERS:
+            return LETTERS[token.lower()]
         if token == "\\pi":
             return math.pi
         if token == "\\frac":
