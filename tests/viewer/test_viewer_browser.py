@@ -150,6 +150,31 @@ def test_an_attack_is_words(page: api.Page, server: Server) -> None:
     assert page.evaluate("window.hacked") is None
 
 
+HOSTILE_TEX = (
+    "\\href{javascript:window.hacked=1}{x}", "\\url{javascript:window.hacked=1}", "\\includegraphics{https://evil.example/x.png}",
+    "\\htmlData{x=<img src=x onerror=window.hacked=1>}{x}", "\\htmlStyle{background:url(https://evil.example)}{x}",
+    "\\def\\a{\\a\\a}\\a", "\\text{<script>window.hacked=1</script>}", "x^" * 900,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("tex", HOSTILE_TEX)
+def test_a_hostile_formula_is_inert(page: api.Page, server: Server, tex: str) -> None:
+    page.goto(f"{server.home}/pairs")
+    found = page.evaluate(
+        """tex => {
+          const part = document.createElement('span');
+          part.dataset.tex = tex;
+          document.querySelector('main').append(part);
+          setFormula(part);
+          return [part.querySelectorAll('a, script, img, iframe, object').length, [...part.querySelectorAll('*')]
+            .filter(e => [...e.attributes].some(a => a.name.startsWith('on') || /javascript:|evil/.test(a.value))).length];
+        }""",
+        tex,
+    )
+    assert found == [0, 0]
+    assert page.evaluate("window.hacked") is None
+
+
 def test_questions(page: api.Page, server: Server) -> None:
     page.goto(f"{server.home}/questions")
     assert page.get_by_role("img", name="Share of right answers by domain").is_visible()

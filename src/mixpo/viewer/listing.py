@@ -18,7 +18,7 @@ ROWS = 25
 """Rows of a page."""
 SEARCH_SECONDS = 0.5
 """A search answers with what it has found after this time; asked again it goes on where it stopped."""
-SEARCHED = 32
+SEARCHED = 16
 """Blocks that a search reads with one query: the least that it does between two looks at the clock."""
 LONGEST_SEARCH = 200
 
