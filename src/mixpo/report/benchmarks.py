@@ -110,7 +110,8 @@ def _alarms(scores: Mapping[str, Any]) -> Iterator[str]:
         best = min(1.0, scores["accuracy"] + failed / answers)
         counted = f"count as not correct (were they right, accuracy would be {percent(best)})"
         how = "count nowhere" if scores.get("excluded", 0) > unread else counted
-        yield f"{failed} of {answers} answers never came, because the engine failed, and {how}; `mixpo retry RUN` asks for them again"
+        why = "because the engine failed or an image is broken"
+        yield f"{failed} of {answers} answers never came, {why}, and {how}; `mixpo retry RUN` asks for them again"
     if unread:
         yield f"{unread} answers count nowhere, because the judge's replies could not be read; look at them in the predictions"
 
