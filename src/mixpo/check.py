@@ -21,8 +21,8 @@ from mixpo.recipe import EvaluationSource, Recipe, ServedModel, ServerTable
 from mixpo.sources import DUPLICATE
 from mixpo.stages import evaluate
 from mixpo.stages.answer import prompt_for
+from mixpo.stages.engine import script_digest, where_of
 from mixpo.stages.models import Models
-from mixpo.stages.sample import script_digest, where_of
 from mixpo.stages.source import NO_ANSWER, rows_of
 from mixpo.types import Question, Skipped
 

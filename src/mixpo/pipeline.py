@@ -98,7 +98,7 @@ def run_recipe(context: Context, force: Sequence[str] = ()) -> Plan:
         return _follow(context)
     evaluate.ready(context.recipe, context.base)
     with _leading(context, force) as plan:
-        _served_ready(context, plan)
+        answer.ready(context.recipe, plan)
         _each(context, [planned for planned in plan.planned.values() if planned.job.kind != "report"])
         # Planned anew: its key holds which of the others are finished.
         plan.add(report_job(context, plan))
@@ -119,7 +119,7 @@ def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = (),
     with _leading(context, force) as plan:
         wanted = [planned for name, planned in plan.planned.items() if planned.job.kind in kinds and (names is None or name in names)]
         if "answer" in kinds:
-            _served_ready(context, plan)
+            answer.ready(context.recipe, plan)
         done, missing, blocked = 0, "", set[str]()
         for planned in wanted:
             if blocker := blocked_by(plan, planned):
@@ -158,14 +158,6 @@ def rescore(context: Context, sources: Sources) -> Plan:
         plan.add(report_job(context, plan))
         _each(context, [plan.planned["report"]])
     return plan
-
-
-def _served_ready(context: Context, plan: Plan) -> None:
-    """Raise before the work where a model behind a server has yet to answer and cannot be asked."""
-    asked = {planned.job.name.split("/")[2] for planned in plan.planned.values() if planned.job.kind == "answer" and not planned.finished()}
-    for served in context.recipe.evaluate.served:
-        if served.name in asked:
-            answer.ready(served)
 
 
 @contextmanager

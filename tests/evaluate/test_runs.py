@@ -168,7 +168,7 @@ def test_a_kill_between_answers_and_marks_loses_no_answer(run: Path, tmp_path: P
     before = digests(root)
     for folder in (root / "evaluate").glob("*/start"):
         shutil.rmtree(folder)
-    monkeypatch.setattr("mixpo.stages.sample.create", lambda *_, **__: pytest.fail("something was sampled"))
+    monkeypatch.setattr("mixpo.stages.engine.create", lambda *_, **__: pytest.fail("something was sampled"))
     run_stage(opened(run / "recipe.toml", root), ("answer", "evaluate"))
     assert digests(root) == before
 

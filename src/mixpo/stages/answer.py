@@ -11,32 +11,26 @@ from typing import Any
 from mixpo.engines import key_of, needs_extra
 from mixpo.engines.base import Request, SamplingParams
 from mixpo.evaluate.benchmarks import BENCHMARKS, prompt_of
-from mixpo.recipe import EvaluationSource, Recipe, ServedModel
+from mixpo.recipe import EvaluationSource, Recipe
 from mixpo.records import Sampled
 from mixpo.stages import prompting
 from mixpo.stages.again import attempts_of
 from mixpo.stages.base import Context, Job, Make, Plan
+from mixpo.stages.engine import Asked, engine_of, open_engine, sampling_settings, where_of, window_of
 from mixpo.stages.models import ModelRef
-from mixpo.stages.sample import (
-    Asked,
-    check_sampled,
-    count_sampled,
-    engine_of,
-    open_engine,
-    sampling_settings,
-    seed_of,
-    where_of,
-    window_of,
-)
+from mixpo.stages.sample import check_sampled, count_sampled, seed_of
 from mixpo.stages.sample import params as sampling_params
 from mixpo.stages.source import Index
 from mixpo.types import Question
 
 
-def ready(served: ServedModel) -> None:
-    """Raise MissingExtra or RecipeError where a served model cannot be asked; nothing is sent."""
-    needs_extra("evaluate.served")
-    key_of(served.server, where_of(served))
+def ready(recipe: Recipe, plan: Plan) -> None:
+    """Raise MissingExtra or RecipeError where a served model has yet to answer and cannot be asked; nothing is sent."""
+    unanswered = {p.job.name.split("/")[2] for p in plan.planned.values() if p.job.kind == "answer" and not p.finished()}
+    for served in recipe.evaluate.served:
+        if served.name in unanswered:
+            needs_extra("evaluate.served")
+            key_of(served.server, where_of(served))
 
 
 def source_name(name: str) -> str:

@@ -257,21 +257,6 @@ class Transport:
                     self.say(f"{replica.url} is back")
 
 
-def unreachable(urls: Sequence[str], key: str = "") -> list[str]:
-    """The addresses at which no server says that it can work, now. key: sent as bearer token."""
-
-    async def ask() -> list[str]:
-        transport = Transport(urls=urls, headers=bearer(key), limits=Limits(), say=lambda text: None)
-        await transport.open()
-        try:
-            healthy = await asyncio.gather(*map(transport.healthy, transport.replicas))
-        finally:
-            await transport.close()
-        return [url for url, well in zip(urls, healthy, strict=True) if not well]
-
-    return asyncio.run(ask()) if urls else []
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What one try gave: a reply, or why not and how long to wait (0: as long as the number of tries says)."""
