@@ -89,7 +89,9 @@ class Filter:
     def conditions(self) -> tuple[list[str], list[object]]:
         """SQL conditions on the table, with their values, for all but the text."""
         if self.table == "question":
-            asked = [*self._answered(), *([("domain = ?", [self.domain])] if self.domain else [])]
+            asked = self._answered()
+            if self.domain:
+                asked.append(("domain = ?", [self.domain]))
             return [condition for condition, _ in asked], [value for _, values in asked for value in values]
         wanted: list[tuple[str, object]] = [
             ("round = ?", self.round),
