@@ -1,7 +1,7 @@
 """The viewer on a generated run: how long the index takes, and how long pages take in Debian's Chromium.
 
 A page's time is from the request to its `load` event, images and fonts included, with nothing in the browser's cache. The
-first load of each page, when the server remembers nothing yet, is told beside the others.
+first load of each page, when the server remembers nothing yet, is told beside the others. Exit status 1 when a median is over the limit.
 
 python benchmarks/viewer.py [--pairs 300000] [--shard-size 64] [--rounds 5] [--run DIR] [--json]
 """
@@ -97,7 +97,7 @@ def measure(home: str, known: dict[str, str], rounds: int) -> dict[str, list[flo
     return seconds
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="mixpo-viewer-") as folder:
         root = (args.run or Path(folder) / "run").absolute()
         if not root.exists():
@@ -147,6 +147,8 @@ def main(args: argparse.Namespace) -> None:
             )
         )
 
+    return 0 if slowest < LIMIT else 1
+
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -155,4 +157,4 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--run", type=Path, help="keep the generated run here, or take the one that is here")
     parser.add_argument("--json", action="store_true")
-    main(parser.parse_args())
+    sys.exit(main(parser.parse_args()))
