@@ -92,7 +92,7 @@ def page(browser: Browser) -> Iterator[Page]:
     """A fresh page. Whatever the console complains of (the policy too), or a request to another host, fails the test."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     found, complaints = context.new_page(), []
-    found.set_default_timeout(15_000)
+    found.set_default_timeout(60_000)
     found.on("console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None)
     found.on("pageerror", lambda error: complaints.append(str(error)))
     found.on("request", lambda request: None if request.url.startswith(AT_HOME) else complaints.append(request.url))
