@@ -58,10 +58,14 @@ def serve(pipe: Connection) -> None:
     asyncio.run(main())
 
 
+NEVER = dict.fromkeys(range(20), -100.0)
+"""As many control tokens as a model of the InternVL family has."""
+
+
 def body(picture: bytes, seed: int) -> dict[str, Any]:
     """What the engine sends: the picture is encoded for each request, as it is for each question."""
     turn = user_turn("<image>\nWhat is the sum?", [data_address(picture, "jpeg")], "<image>")
-    return {**sampling("stub", PARAMS, 8, seed, "negative", ()), "messages": [turn], "logprobs": True, "top_logprobs": 1}
+    return {**sampling("stub", PARAMS, 8, seed, "negative", (), NEVER), "messages": [turn], "logprobs": True, "top_logprobs": 1}
 
 
 async def ours(url: str, picture: bytes, count: int) -> None:

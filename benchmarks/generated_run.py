@@ -46,7 +46,7 @@ def write_run(root: Path, questions: int, shard_size: int = 64, seed: int = 0) -
     for stage in names:
         run.stage(stage).folder.mkdir(parents=True, exist_ok=True)
     for number in range(shards):
-        block = _Block(range(number * shard_size, min((number + 1) * shard_size, questions)), pool, pictures, tokens, rng)
+        block = _Block(range(number * shard_size, min((number + 1) * shard_size, questions)), pool, pictures, tokens, seed)
         for stage, table in block.tables().items():
             pq.write_table(table, run.stage(stage).path(names[stage][number]), compression="zstd", compression_level=1)
     for stage, written in names.items():
@@ -85,18 +85,15 @@ def _picture(number: int, folder: Path) -> ImageRef:
 class _Block:
     """The rows of one shard of every stage."""
 
-    def __init__(self, numbers: range, pool: Sequence[str], pictures: Sequence[ImageRef], tokens: pa.Array, rng: random.Random) -> None:
-        self.numbers, self.pool, self.pictures, self.tokens, self.rng = numbers, pool, pictures, tokens, rng
+    def __init__(self, numbers: range, pool: Sequence[str], pictures: Sequence[ImageRef], tokens: pa.Array, seed: int) -> None:
+        self.numbers, self.pool, self.pictures, self.tokens = numbers, pool, pictures, tokens
+        self.rng = np.random.default_rng([seed, numbers.start])
         self.ids = [f"{number:016x}" for number in numbers]
-        self.answers = [rng.randrange(100) for _ in numbers]
+        self.answers = self.rng.integers(100, size=len(numbers)).tolist()
         self.right = [0 if n % 10 in (0, 2) else RESPONSES if n % 10 == 1 else PAIRS for n in numbers]
-        self.texts = [
-            self._text(answer, i < right) for answer, right in zip(self.answers, self.right, strict=True) for i in range(RESPONSES)
-        ]
-
-    def _text(self, answer: int, right: bool) -> str:
-        pool, said = self.pool, answer if right else answer + 1
-        return f"{self.rng.choice(pool)} {self.rng.choice(pool)} {self.rng.choice(pool)}\nFinal answer: {said}"
+        said = [answer + (i >= right) for answer, right in zip(self.answers, self.right, strict=True) for i in range(RESPONSES)]
+        picked = self.rng.integers(len(pool), size=(len(said), 3)).tolist()
+        self.texts = [f"{pool[a]} {pool[b]} {pool[c]}\nFinal answer: {last}" for (a, b, c), last in zip(picked, said, strict=True)]
 
     def tables(self) -> dict[str, pa.Table]:
         """Stage -> records."""
@@ -126,7 +123,7 @@ class _Block:
 
     def _ids(self, count: int) -> pa.Array:
         """Token ids of so many texts."""
-        starts = np.fromiter((self.rng.randrange(4000) for _ in range(count)), int, count)
+        starts = self.rng.integers(4000, size=count)
         picked = (starts[:, None] + np.arange(70)[None, :]).ravel() % len(self.tokens)
         return pa.ListArray.from_arrays(pa.array(np.arange(count + 1) * 70, pa.int32()), self.tokens.take(pa.array(picked)))
 

@@ -20,7 +20,7 @@ from mixpo.engines.scripted import ScriptedEngine
 from mixpo.pipeline import open_context, run_stage
 from mixpo.progress import Silent
 from mixpo.recipe import parse
-from mixpo.stages import sample
+from mixpo.stages import engine
 
 ANSWERS = 4
 STAGES = ("sample", "continue", "verify", "pair")
@@ -63,7 +63,7 @@ def measure(count: int) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as name:
         recipe, run = parse(write_inputs(Path(name), count), "scale"), Path(name) / "run"
-        sample.open_engine = lambda *_unused: ScriptedEngine(Path(name) / "script.jsonl")
+        engine.open_engine = lambda *_unused: ScriptedEngine(Path(name) / "script.jsonl")
         for kind in STAGES:
             progress, begun, before = Watching(), time.process_time(), disk_bytes(run)
             run_stage(open_context(recipe, Path(name), run, progress), [kind])

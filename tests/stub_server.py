@@ -114,10 +114,10 @@ class StubServer:
         chat = "messages" in body
         choices = [self.choice(body, number, chat) for number in range(n)]
         usage = {"prompt_tokens": self.prompt_tokens(body)} if self.words else {}
-        return {"choices": choices, "usage": usage}
+        return {"choices": choices, "usage": usage, "model": "stub-2026"}
 
     def choice(self, body: dict[str, Any], number: int, chat: bool) -> dict[str, Any]:
-        seed = 0 if body["temperature"] == 0 or self.lacks.get("greedy") else (body["seed"], number)
+        seed = 0 if body["temperature"] == 0 or self.lacks.get("greedy") else (body["seed"], 0 if self.lacks.get("one_seed") else number)
         seen = text_of(body) if self.lacks.get("blind") else orjson.dumps([body.get("messages"), body.get("prompt")]).decode()
         key = hashlib.sha256(repr((seen, seed)).encode()).digest()
         rng = np.random.default_rng(int.from_bytes(key[:8]))
@@ -132,6 +132,13 @@ class StubServer:
                 text = self.words.decode(ids)
         for stop in body.get("stop", []):
             text = text.partition(stop)[0]
+        bias = {} if self.lacks.get("no_bias") else bias_of(body)
+        if self.words is not None and (forced := [token for token, value in bias.items() if value > 0]):
+            ids, finish = forced[:1] * body["max_tokens"], "length"
+            text = self.words.decode(ids)
+        elif self.words is not None and self.lacks.get("leaks") and bias.get(self.words.banned[0], 0) >= 0 and key[8] < 40:
+            # An image token in the middle, which a server that shows no special tokens leaves out of the text.
+            ids, text = [*ids[:2], self.words.banned[0], *ids[2:]], text if key[9] < 128 else f"{text}<IMG_CONTEXT>"
         made: dict[str, Any] = {"finish_reason": finish, "index": number}
         if not self.lacks.get("no_ids_out") and ids:
             made["token_ids"] = ids
@@ -154,6 +161,14 @@ class StubServer:
             begun = body["messages"][1]["content"]
             return len(self.words.raw_ids(self.words.prompt_text(text) + (begun.strip() if self.lacks.get("strips") else begun)))
         return len(self.words.prompt_ids(text, images)) + (3 if self.lacks.get("other_tiles") and images else 0)
+
+
+def bias_of(body: dict[str, Any]) -> dict[int, float]:
+    """What is added to the logits of which tokens."""
+    if "generation_config" in body:
+        listed = orjson.loads(body["generation_config"]).get("sequence_bias", [])
+        return {ids[0]: value for ids, value in listed if len(ids) == 1}
+    return {int(token): value for token, value in body.get("logit_bias", {}).items()}
 
 
 def parts_of(message: dict[str, Any]) -> tuple[str, list[Image.Image]]:

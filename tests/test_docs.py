@@ -240,7 +240,15 @@ def test_a_source_of_your_own_works(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert {question.kind for question in found if isinstance(question, Question)} == {"number"}
 
 
-ONLY_WHERE_NEEDED = ("images/", "logs/", "select/", "sample/attempts.json", "audit/marks.jsonl", "cache/verdicts.sqlite")
+ONLY_WHERE_NEEDED = (
+    "images/",
+    "logs/",
+    "select/",
+    "sample/attempts.json",
+    "audit/marks.jsonl",
+    "cache/verdicts.sqlite",
+    "cache/looks.sqlite",
+)
 
 
 def test_the_run_directory_is_as_described(finished_run: Path) -> None:

@@ -77,6 +77,29 @@ def test_two_ranks_make_what_one_makes(own_run: Path, finished_run: Path, launch
 
 
 @pytest.mark.slow
+def test_watching_on_two_ranks_changes_no_weight_and_is_logged_once(own_run: Path) -> None:
+    """Both ranks answer, so that they stay in step; the main one alone speaks and writes for the tracker."""
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = own_run / "run"
+    arguments = ["train", str(own_run / "recipe.toml"), "--dir", str(run), "--set", "train.baselines=[]"]
+    watch = ["train.watch.every=2", "train.watch.count=4", "evaluate.max_new_tokens=8", 'train.trackers=["tensorboard"]']
+    weights = []
+    for settings in ([], watch):
+        forget(run, "train")
+        status, _, error = launch("torchrun", *arguments, *(part for setting in settings for part in ("--set", setting)))
+        assert status == 0, error[-3000:]
+        assert error.count("mpo: first loss") == 1
+        assert error.count(": watched answers ") == (3 if settings else 0)
+        weights.append((run / "models" / "mpo" / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+    steps: list[int] = []
+    for path in (run / "logs").rglob("events.out.tfevents.*"):
+        events = event_accumulator.EventAccumulator(str(path)).Reload()
+        steps += [event.step for event in events.Scalars("watch_accuracy")] if "watch_accuracy" in events.Tags()["scalars"] else []
+    assert steps == [2, 4, 5]
+
+
+@pytest.mark.slow
 def test_an_error_on_the_second_rank_ends_both(own_run: Path) -> None:
     run = own_run / "run"
     forget(run, "reference")

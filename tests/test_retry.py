@@ -10,7 +10,7 @@ import pytest
 import small_run
 from small_run import kinds, open_small, plan_of, said, unfinished
 
-import mixpo.stages.sample as stage
+import mixpo.stages.engine as stage
 from mixpo.cli import main
 from mixpo.engines.base import Request, SamplingParams
 from mixpo.engines.scripted import ByteCodec, ScriptedEngine
@@ -127,7 +127,7 @@ def test_evaluation_is_retried_alone_and_marked_again(recipe: Path, engine: Frag
     report = current_report(context, first)
     [alarm] = [alarm["text"] for alarm in report["alarms"] if "never came" in alarm["text"]]
     assert alarm.startswith(
-        "2 of 6 answers never came, because the engine failed, and count as not correct (were they right, accuracy would be"
+        "2 of 6 answers never came, because the engine failed or an image is broken, and count as not correct (were they right,"
     )
     scores = report["models"]["start"]["cot"]
     assert (scores["n"], scores["failed"], scores["undecided"]) == (6, 2, 2)

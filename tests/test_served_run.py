@@ -21,8 +21,8 @@ from mixpo.errors import EngineError, ModelError, RecipeError
 from mixpo.pipeline import run_stage
 from mixpo.recipe import ImageTable, ModelTable, load
 from mixpo.records import Sampled
+from mixpo.stages.engine import engine_of
 from mixpo.stages.models import ModelRef, Models
-from mixpo.stages.sample import engine_of
 from mixpo.vlm.load import Vlm
 
 

@@ -73,7 +73,7 @@ def test_another_pairing_rule_samples_nothing(own_run: Path, monkeypatch: pytest
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("something was sampled")
 
-    monkeypatch.setattr("mixpo.stages.sample.create", forbidden)
+    monkeypatch.setattr("mixpo.stages.engine.create", forbidden)
     context = open_small(own_run / "recipe.toml", own_run / "run", "pairs.max_per_question=1")
     run_stage(context, ("sample", "continue", "verify", "pair"))
     assert said(context) == ["pair: stale, 3 of 3 shards are made again (pairs.max_per_question: 15 -> 1)"]

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from mixpo import recipe as models
 from mixpo.evaluate.text import TextScore
-from mixpo.records import Drop, Judged, Paired, Prediction, Sampled, Scored
+from mixpo.records import Drop, Judged, OtherReading, Paired, Prediction, Sampled, Scored
 from mixpo.run import Manifest
 from mixpo.stages.report import Written
 from mixpo.train.metrics import StepMetrics
@@ -34,7 +34,7 @@ COMMON = {
     "extracted": "the final answer found, or null.",
     "reason": "why, in a few words.",
     "images": "the images in the order of the marks.",
-    "engine": "name of the engine that wrote it.",
+    "engine": "name of the engine that wrote it; for a model behind a server also what that calls itself.",
     "seed": "the seed it was drawn with.",
     "tokens": "how many tokens the answer has.",
     "seconds": "wall-clock time, resumed parts added up.",
@@ -87,7 +87,7 @@ RECORDS: dict[str, tuple[type, ...]] = {
     "Paired": (Paired, Pair, Drop),
     "Scored": (Scored,),
     "StepMetrics": (StepMetrics,),
-    "Prediction": (Prediction,),
+    "Prediction": (Prediction, OtherReading),
     "TextScore": (TextScore,),
     "Written": (Written,),
     "Manifest": (Manifest,),

@@ -6,7 +6,6 @@ Reads every row (up to a limit), decodes every image and puts every question thr
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,15 +13,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from mixpo.errors import MissingExtra, MixpoError
+from mixpo.engines import key_of, needs_extra
+from mixpo.errors import MissingExtra, MixpoError, RecipeError
 from mixpo.images import open_image, probe
 from mixpo.progress import Progress
-from mixpo.recipe import EvaluationSource, Recipe
+from mixpo.recipe import EvaluationSource, Recipe, ServedModel, ServerTable
 from mixpo.sources import DUPLICATE
 from mixpo.stages import evaluate
 from mixpo.stages.answer import prompt_for
+from mixpo.stages.engine import script_digest, where_of
 from mixpo.stages.models import Models
-from mixpo.stages.sample import script_digest
 from mixpo.stages.source import NO_ANSWER, rows_of
 from mixpo.types import Question, Skipped
 
@@ -59,7 +59,8 @@ def check(recipe: Recipe, base: Path, progress: Progress, limit: int | None = No
     checked = Checked()
     _check_extras(recipe, base, checked)
     vlm = _check_model(recipe, base, checked)
-    sources = [("source", recipe.source), *((f"evaluate.sets.{s.name}", s.source) for s in recipe.evaluate.sets)]
+    named = [("source", recipe.source), *((f"evaluate.sets.{s.name}", s.source) for s in recipe.evaluate.sets)]
+    sources = [(name, source) for name, source in named if source is not None]
     with TemporaryDirectory(prefix="mixpo-check-") as images:
         for name, source in sources:
             try:
@@ -76,8 +77,13 @@ def _check_extras(recipe: Recipe, base: Path, checked: Checked) -> None:
     if (recipe.train.lora or recipe.model.adapter) and importlib.util.find_spec("peft") is None:
         key = "train.lora" if recipe.train.lora else "model.adapter"
         checked.add(key, str(MissingExtra(key, "lora")))
+    if recipe.evaluate.decontaminate == "similar" and importlib.util.find_spec("imagehash") is None:
+        checked.add("evaluate.decontaminate", str(MissingExtra('evaluate.decontaminate = "similar"', "similar")))
     for problem in engine_problems(recipe):
         checked.add("sample.engine", problem)
+    for served in recipe.evaluate.served:
+        for problem in served_problems(served):
+            checked.add("evaluate.served", problem)
     try:
         evaluate.ready(recipe, base)
     except MixpoError as error:
@@ -95,15 +101,35 @@ def engine_problems(recipe: Recipe) -> Iterator[str]:
         yield 'sample.engine = "vllm" needs vLLM, which brings its own torch; docs/engines.md says how to install it'
     if table.engine != "openai":
         return
-    if importlib.util.find_spec("aiohttp") is None or importlib.util.find_spec("orjson") is None:
-        yield str(MissingExtra('sample.engine = "openai"', "served"))
+    try:
+        needs_extra('sample.engine = "openai"')
+    except MissingExtra as error:
+        yield str(error)
         return
-    if table.server.api_key_env and not os.environ.get(table.server.api_key_env):
-        yield f"sample.server.api_key_env: the environment variable {table.server.api_key_env} is not set; set it to the key"
+    yield from _silent(table.server, "sample.server")
+
+
+def served_problems(served: ServedModel) -> Iterator[str]:
+    """What keeps a served model from answering."""
+    try:
+        needs_extra("evaluate.served")
+    except MissingExtra as error:
+        yield str(error)
+    else:
+        yield from _silent(served.server, where_of(served))
+
+
+def _silent(table: ServerTable, where: str) -> Iterator[str]:
+    """A key that is not set, and servers that do not answer."""
+    key = ""
+    try:
+        key = key_of(table, where)
+    except RecipeError as error:
+        yield str(error)
     from mixpo.engines.openai import unreachable
 
-    for url in unreachable(table.server.urls):
-        yield f"{url} does not answer /health or /v1/models; start the server or correct sample.server.urls"
+    for url in unreachable(table.urls, key):
+        yield f"{url} does not answer /health or /models; start the server or correct {where}.urls"
 
 
 def _check_model(recipe: Recipe, base: Path, checked: Checked) -> Vlm | None:

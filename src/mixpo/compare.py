@@ -9,12 +9,21 @@ from typing import Any
 
 from mixpo.errors import EvaluateError
 from mixpo.evaluate import compare, score
+from mixpo.evaluate.benchmarks import BENCHMARKS
+from mixpo.evaluate.benchmarks.figures import FigureDifference
+from mixpo.evaluate.benchmarks.figures import differences as figure_differences
+from mixpo.evaluate.marking import marked
 from mixpo.records import Prediction
-from mixpo.report.words import p_value, percent, points
+from mixpo.report.benchmarks import difference_cells, value_cell
+from mixpo.report.words import p_cell, percent, points
 from mixpo.run import Manifest, Run, Stage, changed_settings
+from mixpo.stages.answer import source_name
+from mixpo.stages.models import SERVED
+from mixpo.types import Question
 
-OWN = ("model", "seed")
-"""What may differ: the model is what is compared, and greedy answers do not use the seed."""
+OWN = ("model", "seed", "data", "questions")
+"""What may differ: the model is what is compared, and greedy answers do not use the seed. The data are compared question by question,
+because their digest also tells how they lie in files."""
 COLUMNS = ("set", "answers", "A", "accuracy", "B", "accuracy", "points", "95 % interval", "p", "only A right", "only B right", "n")
 
 
@@ -55,24 +64,26 @@ def _evaluations(path: Path) -> Iterator[tuple[tuple[str, str], Stage]]:
         finished = [(stage, stage.manifest) for stage in stages if stage.manifest and stage.manifest.finished]
         for mode in dict.fromkeys(stage.name.rpartition("/")[2] for stage, _ in finished):
             # The main model is evaluated last; a run that trained nothing has the start model only.
-            last = max((item for item in finished if item[0].name.endswith(f"/{mode}")), key=lambda item: (_rank(item[0]), item[1].started))
+            last = max((item for item in finished if item[0].name.endswith(f"/{mode}")), key=lambda item: (_rank(*item), item[1].started))
             yield (folder.name, mode), last[0]
 
 
-def _rank(stage: Stage) -> bool:
-    return stage.name.split("/")[2] != "start"
+def _rank(stage: Stage, manifest: Manifest) -> int:
+    """Models of the run before those that a server lent."""
+    return -1 if str(manifest.settings.get("model", "")).startswith(SERVED) else int(stage.name.split("/")[2] != "start")
 
 
 def _compared(key: tuple[str, str], left: Stage, right: Stage, anyway: bool) -> dict[str, Any]:
     differences = differing(_manifest(left), _manifest(right))
+    a, b = list(left.read_all(Prediction)), list(right.read_all(Prediction))
+    if key[1] == "sampled":
+        a, b = [row for row in a if row.index == 0], [row for row in b if row.index == 0]
+    differences += _other_questions({row.question for row in a}, {row.question for row in b})
     if differences and not anyway:
         raise EvaluateError(
             f"{left.folder} and {right.folder} were not made in the same way: {'; '.join(differences)}; "
             "evaluate both alike, or compare them all the same with --anyway"
         )
-    a, b = list(left.read_all(Prediction)), list(right.read_all(Prediction))
-    if key[1] == "sampled":
-        a, b = [row for row in a if row.index == 0], [row for row in b if row.index == 0]
     if anyway:
         shared = {row.question for row in a} & {row.question for row in b}
         a, b = [row for row in a if row.question in shared], [row for row in b if row.question in shared]
@@ -81,13 +92,34 @@ def _compared(key: tuple[str, str], left: Stage, right: Stage, anyway: bool) -> 
     sides = {name: asdict(score(rows)) | {"model": stage.name.split("/")[2]} for name, rows, stage in (("a", a, left), ("b", b, right))}
     for side in sides.values():
         del side["domains"]
+    figures = [asdict(found) for found in figures_of(left, right, a, b)]
     notes = [_missing(side) for side in sides.values() if side["failed"]]
-    return {"set": key[0], "mode": key[1], **sides, **asdict(compare(a, b)), "differences": differences, "notes": notes}
+    return {"set": key[0], "mode": key[1], **sides, **asdict(compare(a, b)), "figures": figures, "differences": differences, "notes": notes}
 
 
 def _missing(side: Mapping[str, Any]) -> str:
     never = f"{side['failed']} of {side['n']} answers of {side['model']} never came"
     return f"{never} and count as not correct; `mixpo retry` asks for them again"
+
+
+def _other_questions(a: set[str], b: set[str]) -> list[str]:
+    """In words how many questions only one side was asked. A question is known by its content: text, images, answer and choices."""
+    return [f"questions: {len(a - b)} are only in the first, {len(b - a)} only in the second"] if a != b else []
+
+
+def figures_of(left: Stage, right: Stage, a: Sequence[Prediction], b: Sequence[Prediction]) -> list[FigureDifference]:
+    """The published figures of a benchmark for the answers of both; none for other sets, and where questions are missing."""
+    names = {_manifest(stage).settings.get("benchmark") for stage in (left, right)}
+    if len(names) != 1 or (name := names.pop()) is None or left.name.endswith("/sampled"):
+        return []
+    sides = []
+    for stage, rows in ((left, a), (right, b)):
+        source = Run(stage.folder.parents[3]).stage(source_name(stage.name.split("/")[1]))
+        questions = {question.id: question for question in source.read_all(Question)}
+        if questions.keys() != {row.question for row in rows}:
+            return []  # figures over a part of a benchmark would not be its figures
+        sides.append([marked(row, questions[row.question]) for row in rows])
+    return figure_differences(BENCHMARKS[name], *sides)
 
 
 def _manifest(stage: Stage) -> Manifest:
@@ -103,11 +135,24 @@ def differing(left: Manifest, right: Manifest) -> list[str]:
     return changed_settings(a, b)
 
 
+FIGURE_COLUMNS = ("set", "answers", "figure", "A", "of A", "B", "of B", "B minus A", "95 % interval", "p", "n")
+
+
+def figure_cells(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Rows of text for FIGURE_COLUMNS."""
+    rows = []
+    for row in found:
+        for figure in row["figures"]:
+            sides = [cell for side in ("a", "b") for cell in (row[side]["model"], value_cell(figure[side], figure["unit"]))]
+            rows.append((row["set"], row["mode"], figure["name"], *sides, *difference_cells(figure)))
+    return rows
+
+
 def cells(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Rows of text for COLUMNS."""
     rows = []
     for row in found:
         sides = [cell for side in (row["a"], row["b"]) for cell in (side["model"], percent(side["accuracy"]))]
-        test = (points(row["difference"]), f"{points(row['low'])} to {points(row['high'])}", p_value(row["p"])[2:].removeprefix("= "))
+        test = (points(row["difference"]), f"{points(row['low'])} to {points(row['high'])}", p_cell(row["p"]))
         rows.append((row["set"], row["mode"], *sides, *test, *(f"{row[name]:,}" for name in ("only_a", "only_b", "n"))))
     return rows

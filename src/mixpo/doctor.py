@@ -15,6 +15,7 @@ EXTRAS = {
     "served": ("aiohttp", 'sample.engine = "openai"'),
     "easy-vqa": ("easy_vqa", 'source.kind = "easy_vqa"'),
     "hub": ("datasets", 'source.kind = "hub"'),
+    "similar": ("imagehash", 'evaluate.decontaminate = "similar"'),
     "lora": ("peft", "train.lora and model.adapter"),
     "tensorboard": ("tensorboard", "train.trackers"),
     "wandb": ("wandb", "train.trackers"),

@@ -17,7 +17,7 @@ from mixpo.run import Run
 from mixpo.stages.answer import source_name
 from mixpo.stages.base import Context, Planned
 from mixpo.stages.decontaminate import open_barred
-from mixpo.stages.source import Index, blocks_of, index_of
+from mixpo.stages.source import NOTHING, Index, blocks_of, index_of
 from mixpo.types import Skipped
 from mixpo.vlm.folder import find
 
@@ -95,8 +95,9 @@ def dry_run(context: Context, assumed: Assumed | None = None) -> list[Estimate]:
     rows = [
         Estimate(stage=name, todo=index.questions, total=index.questions, unit="questions", why=_read(left_out[name]), basis="exact count")
         for name, index in (("source", sources.train), *((source_name(n), i) for n, i in sources.sets.items()))
+        if name in left_out
     ]
-    scale = 1.0 if assumed.questions is None else assumed.questions / sources.train.questions
+    scale = 1.0 if assumed.questions is None else assumed.questions / max(1, sources.train.questions)
     return [*rows, *(_estimate(context, planned, rates, sources.train, scale) for planned in plan.planned.values())]
 
 
@@ -117,7 +118,8 @@ def _sources(context: Context, left_out: dict[str, list[Skipped]]) -> Sources:
             return index_of(blocks if apart is None else apart.watch(name, blocks))
 
         sets = {s.name: held_out(s.name, s.source) for s in context.recipe.evaluate.sets}
-        train = index_of(blocks_of(elsewhere, context.recipe.source, left_out.setdefault("source", []), apart=apart))
+        source = context.recipe.source
+        train = index_of(blocks_of(elsewhere, source, left_out.setdefault("source", []), apart=apart)) if source is not None else NOTHING
         return Sources(train=train, sets=sets)
 
 

@@ -22,13 +22,13 @@ from mixpo.records import write_text
 from mixpo.run import Run
 from mixpo.stages import answer, evaluate, source
 from mixpo.stages.base import Context, Plan, Planned, assist, perform
-from mixpo.stages.models import ModelRef, Models
+from mixpo.stages.models import SERVED, ModelRef, Models
 from mixpo.stages.pair import pair_job
 from mixpo.stages.reference import reference_job
 from mixpo.stages.report import report_job
 from mixpo.stages.sample import continue_job, sample_job
 from mixpo.stages.select import select_job
-from mixpo.stages.source import Index, load_index
+from mixpo.stages.source import NOTHING, Index, load_index
 from mixpo.stages.text import text_job
 from mixpo.stages.train import model_of, train_job, withdraw
 from mixpo.stages.verify import verify_job
@@ -98,6 +98,7 @@ def run_recipe(context: Context, force: Sequence[str] = ()) -> Plan:
         return _follow(context)
     evaluate.ready(context.recipe, context.base)
     with _leading(context, force) as plan:
+        answer.ready(context.recipe, plan)
         _each(context, [planned for planned in plan.planned.values() if planned.job.kind != "report"])
         # Planned anew: its key holds which of the others are finished.
         plan.add(report_job(context, plan))
@@ -117,6 +118,8 @@ def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = (),
         evaluate.ready(context.recipe, context.base)
     with _leading(context, force) as plan:
         wanted = [planned for name, planned in plan.planned.items() if planned.job.kind in kinds and (names is None or name in names)]
+        if "answer" in kinds:
+            answer.ready(context.recipe, plan)
         done, missing, blocked = 0, "", set[str]()
         for planned in wanted:
             if blocker := blocked_by(plan, planned):
@@ -129,8 +132,11 @@ def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = (),
             _each(context, [planned])
             done += 1
         if kinds and not wanted:
-            what = kinds[0] if len(kinds) == 1 else "evaluate"
-            raise RecipeError(f"nothing to {what}: the recipe names no evaluation set; add a table [[evaluate.sets]]")
+            what = "evaluate" if "evaluate" in kinds else kinds[0]
+            missing = (
+                "names no evaluation set; add a table [[evaluate.sets]]" if what == "evaluate" else "has no [source] to train on; add one"
+            )
+            raise RecipeError(f"nothing to {what}: the recipe {missing}")
         if wanted and not done:
             raise RunError(f"{missing}; run that stage first, or everything with `mixpo run`")
     return plan
@@ -162,7 +168,10 @@ def _leading(context: Context, force: Sequence[str]) -> Iterator[Plan]:
         plan = build_plan(context, read_sources(context))
         withdraw(context, plan)
         context.ranks.lead("planned")
-        yield plan
+        try:
+            yield plan
+        finally:
+            context.keep.close()
         context.ranks.lead(None)
 
 
@@ -191,6 +200,8 @@ def read_sources(context: Context) -> Sources:
     recipe = context.recipe
     sets = {s.name: source.refresh(context, answer.source_name(s.name), s.source, evaluated=True) for s in recipe.evaluate.sets}
     stages = {name: (answer.source_name(name), index) for name, index in sets.items()}
+    if recipe.source is None:
+        return Sources(train=NOTHING, sets=sets)
     return Sources(train=source.refresh(context, "source", recipe.source, apart=source.barred_by(context, stages)), sets=sets)
 
 
@@ -198,9 +209,11 @@ def known_sources(run: Run, recipe: Recipe) -> Sources:
     """The questions as they were when last read; none where a source was never read."""
 
     def index(name: str) -> Index:
-        return load_index(run.stage(name)) or Index(shards=(), sizes=(), open=(), kinds=(), domains=(), sources=())
+        return load_index(run.stage(name)) or NOTHING
 
-    return Sources(train=index("source"), sets={s.name: index(answer.source_name(s.name)) for s in recipe.evaluate.sets})
+    return Sources(
+        train=index("source") if recipe.source else NOTHING, sets={s.name: index(answer.source_name(s.name)) for s in recipe.evaluate.sets}
+    )
 
 
 def build_plan(context: Context, sources: Sources) -> Plan:
@@ -210,11 +223,12 @@ def build_plan(context: Context, sources: Sources) -> Plan:
     plan.provide("source", Question, sources.train.shards)
     start = main = context.models.start()
     compared: list[ModelRef] = [start]
-    for number in range(1, recipe.train.rounds + 1):
+    for number in range(1, (recipe.train.rounds if recipe.source else 0) + 1):
         arms = list(_add_round(context, plan, sources.train, number, main))
         main = arms[-1]
         compared += arms[:-1]
     compared.append(main)
+    compared += [ModelRef(name=s.name, identity=f"{SERVED}{s.model}", served=s) for s in recipe.evaluate.served]
     for name, index in sources.sets.items():
         plan.provide(answer.source_name(name), Question, index.shards)
     for model in compared:
@@ -223,7 +237,7 @@ def build_plan(context: Context, sources: Sources) -> Plan:
                 where = (context, plan, sources.sets[table.name], table.name, table.source, model, mode)
                 plan.add(answer.answer_job(*where))
                 plan.add(evaluate.evaluate_job(*where))
-        if recipe.evaluate.text_tasks:
+        if recipe.evaluate.text_tasks and model.served is None:
             plan.add(text_job(context, model))
     plan.add(report_job(context, plan))
     return plan
@@ -246,6 +260,9 @@ def _add_round(context: Context, plan: Plan, index: Index, number: int, main: Mo
 
 def _each(context: Context, jobs: Sequence[Planned]) -> None:
     for planned in jobs:
+        if planned.job.kind in ("reference", "train", "text"):
+            # They load a model themselves; a server would still hold another one in the device's memory.
+            context.keep.close()
         perform(context, planned)
     context.models.release()
 

@@ -25,6 +25,10 @@ from mixpo.types import Finish, Outcome, Pair, Response, Verdict
 Row = TypeVar("Row")
 
 
+ANSWERED_BY = "answered by: "
+"""How answers of a model behind a server are counted in a manifest, by what the server calls itself."""
+
+
 # --- rows (questions are stored as mixpo.types.Question) --------------------------------------------------------------
 
 
@@ -83,12 +87,24 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OtherReading:
+    """What another extractor than the recipe's makes of an answer.
+
+    extractor: "robust", "paper", or "official" for the rule of a benchmark's own script. outcome: by it.
+    """
+
+    extractor: str
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
     """One evaluated answer. mode: "cot", "direct" or "sampled" (index counts the samples).
 
-    outcome, extracted: by the recipe's extractor; other: the outcome by the other one, for benchmarks with two ("" elsewhere).
-    score: share of the best mark that a judge gave, or None where no judge was asked or its reply could not be read.
-    reply: what the judge wrote. judge: its name, version and the digest of its prompt.
+    outcome, extracted: by the recipe's extractor; others: by the other ones of a benchmark with rules.
+    score: share of the best mark that a judge gave, or None where no mark was asked for or the reply could not be read.
+    reply: what the judge wrote. judge: its name, version and the digest of its prompt. unread: its reply could not be read, so that
+    the answer counts nowhere.
     """
 
     question: str
@@ -101,10 +117,11 @@ class Prediction:
     extracted: str | None = None
     reason: str = ""
     domain: str = ""
-    other: str = ""
+    others: tuple[OtherReading, ...] = ()
     score: float | None = None
     reply: str = ""
     judge: str = ""
+    unread: bool = False
 
 
 # --- schema and codec from a dataclass ---------------------------------------------------------------------------------

@@ -159,6 +159,11 @@ class Run:
         return self.root / "cache" / "verdicts.sqlite"
 
     @property
+    def looks(self) -> Path:
+        """What images look like, kept over runs of the same directory (see `mixpo.stages.looks`)."""
+        return self.root / "cache" / "looks.sqlite"
+
+    @property
     def models(self) -> Path:
         """Links to the trained models by name."""
         return self.root / "models"

@@ -18,7 +18,8 @@ def status(context: Context) -> list[dict[str, Any]]:
     those of the last time that the sources were read.
     """
     sources = known_sources(context.run, context.recipe)
-    rows = [_source_row(context.run, name) for name in ("source", *(source_name(name) for name in sources.sets))]
+    own = ("source",) if context.recipe.source else ()
+    rows = [_source_row(context.run, name) for name in (*own, *(source_name(name) for name in sources.sets))]
     return [*rows, *(_row(planned) for planned in build_plan(context, sources).planned.values())]
 
 

@@ -18,6 +18,7 @@ from stub_server import StubServer, changed, cut_off, hang, on, parts_of, raw, s
 from mixpo.engines import Request, SamplingParams
 from mixpo.engines.openai import Limits, OpenAIEngine
 from mixpo.engines.openai.answers import suspicious
+from mixpo.engines.openai.asking import Asking
 from mixpo.engines.openai.transport import backoff, wait_of
 from mixpo.engines.openai.wire import Choice, GarbledError, parse
 from mixpo.engines.words import Words
@@ -118,24 +119,18 @@ def test_requests_in_flight_and_images_in_memory_are_bounded(words: Words, tmp_p
     image = picture(tmp_path / "a.png")
     requests = [replace(asking(f"q{number}"), prompt=f"<image>\n{number}?", images=(image,)) for number in range(40)]
     alive, most = 0, 0
-    real_question = OpenAIEngine._question
+    real = Asking.answers
 
-    async def counted(self: OpenAIEngine, *args: Any) -> Sampled:
-        return await real_question(self, *args)
-
-    real_fresh = OpenAIEngine._fresh
-
-    async def fresh(self: OpenAIEngine, *args: Any) -> list[Choice]:
+    async def counted(self: Asking, request: Request) -> Sampled:
         nonlocal alive, most
         alive += 1
         most = max(most, alive)
         try:
-            return await real_fresh(self, *args)
+            return await real(self, request)
         finally:
             alive -= 1
 
-    monkeypatch.setattr(OpenAIEngine, "_question", counted)
-    monkeypatch.setattr(OpenAIEngine, "_fresh", fresh)
+    monkeypatch.setattr(Asking, "answers", counted)
     with StubServer(words, on("?", slow)) as server:
         sampled = ask(server, requests, limits=replace(QUICK, in_flight=4))
     assert not any(row.error for row in sampled)
@@ -308,6 +303,14 @@ def test_a_server_without_n_is_asked_n_times(words: Words) -> None:
     assert sorted(body["seed"] for _, body, _ in server.bodies if "beta" in str(body)) == list(asking("beta").seeds)
 
 
+def test_a_server_whose_answers_of_one_request_are_equal_is_asked_n_times(words: Words) -> None:
+    with StubServer(words, one_seed=True) as server:
+        sampled = ask(server, [asking(key) for key in KEYS])
+    assert facts(server)["server"]["n"] == 1
+    assert all(len(set(texts(row))) == 3 for row in sampled)
+    assert facts(server)["counts"].get("identical answers, asked again", 0) == 0
+
+
 def test_a_server_that_refuses_a_large_n_is_asked_in_parts(words: Words) -> None:
     def at_most_two(server: StubServer, request: Any, body: dict[str, Any], before: int) -> Any:
         return status(400)(server, request, body) if body["n"] > 2 else None
@@ -357,6 +360,128 @@ def test_a_strict_server_gets_transformers_settings(words: Words) -> None:
         assert not ask(server, [asking("alpha")])[0].error
     assert facts(server)["server"]["dialect"] == "generation_config"
     assert '"top_k": 0' in server.bodies[-1][1]["generation_config"]
+
+
+# --- control tokens ------------------------------------------------------------------------------------------------------
+
+LEAKY = [asking(f"{key} {number}", 8) for key in KEYS for number in range(3)]
+
+
+def shown(words: Words, rows: list[Sampled]) -> int:
+    """Answers in which training would find a control token."""
+    return sum(words.holds_control(r.text, r.token_ids) or not r.token_ids for row in rows for r in row.responses)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_control_tokens_are_kept_out_where_a_server_heeds_a_bias(words: Words, strict: bool) -> None:
+    with StubServer(words, leaks=True, strict=strict) as server:
+        sampled = ask(server, LEAKY)
+    known = facts(server)
+    assert known["server"]["bias"] == len(words.banned)
+    assert known["counts"]["answers with control tokens"] == known["counts"].get("answers topped up", 0) == 0
+    assert shown(words, sampled) == 0
+    field = "generation_config" if strict else "logit_bias"
+    assert all(str(words.banned[0]) in str(body[field]) for _, body, _ in server.bodies if body["max_tokens"] == 24)
+
+
+@pytest.mark.parametrize("more", [{}, {"no_ids_out": True, "no_logprobs": True}], ids=["ids", "text"])
+def test_answers_with_control_tokens_are_dropped_and_counted_elsewhere(words: Words, more: dict[str, bool]) -> None:
+    with StubServer(words, leaks=True, no_bias=True, **more) as server:
+        sampled = ask(server, LEAKY)
+    known = facts(server)
+    assert known["server"]["bias"] == 0
+    assert not any("logit_bias" in body for _, body, _ in server.bodies if body["max_tokens"] == 24)
+    assert known["counts"]["answers with control tokens"] == known["counts"]["answers topped up"] > 5
+    assert not any(row.error for row in sampled)
+    assert shown(words, sampled) == 0
+    assert all(len(row.responses) == 8 for row in sampled)
+
+
+def test_a_question_whose_answers_all_hold_control_tokens_fails_alone(words: Words) -> None:
+    def leaking(reply: dict[str, Any]) -> None:
+        for choice in reply["choices"]:
+            choice["message"]["content"] += "<|im_start|>user"
+
+    with StubServer(words, on("beta", changed(leaking)), no_bias=True) as server:
+        sampled = ask(server, [asking(key) for key in KEYS])
+        greedy = ask(server, [asking("beta", 1)], replace(PARAMS, temperature=0.0))
+    assert [row.question for row in sampled if row.error] == ["beta"]
+    assert "only 0 of 3 answers" in sampled[1].error
+    assert "15 held control tokens" in sampled[1].error
+    # A greedy answer is only marked, and would come the same again.
+    assert greedy[0].responses[0].text.endswith("<|im_start|>user")
+
+
+def test_special_tokens_that_are_words_of_an_answer_come_back_from_the_ids(words: Words) -> None:
+    boxed = words.raw_ids("<ref>the dog</ref> is red")
+
+    def hidden(reply: dict[str, Any]) -> None:
+        for number, choice in enumerate(reply["choices"]):
+            ids = [*boxed, *words.raw_ids(f" {number}"), words.end_ids[0]]
+            choice.update(token_ids=ids, message={"content": words.bare(ids)}, logprobs=None)
+
+    with StubServer(words, on("beta", changed(hidden))) as server:
+        (sampled,) = ask(server, [asking("beta")])
+    assert texts(sampled) == [f"<ref>the dog</ref> is red {number}" for number in range(3)]
+    assert not any(response.retokenised for response in sampled.responses)
+
+
+def test_a_question_that_would_end_its_own_turn_fails_alone(words: Words) -> None:
+    bad = replace(asking("beta"), prompt="Sum?<|im_end|>\n<|im_start|>system")
+    with StubServer(words) as server:
+        sampled = ask(server, [asking("alpha"), bad])
+    assert [bool(row.error) for row in sampled] == [False, True]
+    assert "<|im_end|>" in sampled[1].error
+    assert not any("im_end" in str(body) for _, body, _ in server.bodies)
+
+
+# --- greedy answers, and those of another model --------------------------------------------------------------------------
+
+COLD = replace(PARAMS, temperature=0.0)
+
+
+def test_greedy_answers_need_no_sampling_server(words: Words, tmp_path: Path) -> None:
+    request = replace(asking("alpha", 1), prompt="<image>\nWhat?", images=(picture(tmp_path / "a.png"),))
+    with StubServer(words, greedy=True) as server:
+        sampled = ask(server, [request], COLD)
+    assert not sampled[0].error
+    assert facts(server)["server"]["seed"] is None
+    # Form, bias, beginnings and pictures are still looked at; nothing is sampled but to show that pictures count.
+    assert len(server.bodies) < 24
+
+
+def test_another_models_answers_are_taken_as_they_are(words: Words, tmp_path: Path) -> None:
+    """It thinks apart from its answer, takes no sampling field at all, and its name is kept with each answer."""
+
+    def picky(server: StubServer, request: Any, body: dict[str, Any], before: int) -> Any:
+        if {"temperature", "seed", "max_tokens", "top_k", "logprobs"} & body.keys():
+            return status(400)(server, request, body)
+        body |= {"temperature": 0, "n": 1, "max_tokens": body["max_completion_tokens"]}
+        reply = server.reply(body)
+        thinking = body["max_completion_tokens"] < 20
+        for choice in reply["choices"]:
+            choice["message"] |= {"reasoning_content": "hm"} | ({"content": None} if thinking else {})
+            choice["finish_reason"] = "length" if thinking else "stop"
+        return pytest.importorskip("aiohttp").web.json_response({**reply, "model": "big-2026-01-01"})
+
+    request = replace(asking("alpha", 1), prompt="<image>\nWhat?", images=(picture(tmp_path / "a.png"),))
+    with StubServer(words, picky) as server:
+        (sampled,) = ask(server, [request], COLD, foreign=True, model="big")
+        known = facts(server)["server"]
+        with pytest.raises(EngineError, match="takes no request of this form"):
+            ask(server, [request], COLD)
+    assert known["dialect"] == "bare"
+    assert any("only its count of prompt tokens" in note for note in known["notes"])
+    (response,) = sampled.responses
+    assert response.engine == "openai: big-2026-01-01"
+    assert response.text
+    assert len(response.token_ids) > 2  # counted by the tokenizer of the model that learns
+
+
+def test_another_model_that_misses_images_is_refused(words: Words, tmp_path: Path) -> None:
+    request = replace(asking("alpha", 1), prompt="<image>\nWhat?", images=(picture(tmp_path / "a.png"),))
+    with StubServer(words, blind=True, no_logprobs=True) as server, pytest.raises(EngineError, match="does not look at images"):
+        ask(server, [request], COLD, foreign=True)
 
 
 # --- continuations -------------------------------------------------------------------------------------------------------
@@ -549,5 +674,7 @@ def test_logprobs_in_every_known_form() -> None:
     found = [parse({"choices": [choice]}).choices[0] for choice in (openai, llama, legacy)]
     assert [choice.logprobs for choice in found] == [(-1.0, -2.5)] * 3
     assert [choice.ids for choice in found] == [(), (5, 6), ()]
+    for name in ("token_ids", "response_token_ids", "output_ids"):
+        assert parse({"choices": [{**openai, name: [5, 6]}]}).choices[0].ids == (5, 6)
     broken = {**base, "logprobs": {"content": [{"logprob": "x"}]}}
     assert parse({"choices": [broken]}).choices[0].logprobs == ()

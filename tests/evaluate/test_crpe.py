@@ -69,7 +69,7 @@ def test_a_question_without_all_rotations_is_left_out_and_counted(tmp_path: Path
 def test_existence_alone(tmp_path: Path) -> None:
     found = questions("crpe", folder(tmp_path, rotations(1, "exist")))
     result = figures("crpe", found, said(found, {4}))
-    assert (result[0].name, result[0].value) == ("circular accuracy", 0.0)
+    assert (result[0].name, result[0].value) == ("circular accuracy (mean of categories)", 0.0)
     assert value(result, "row accuracy") == 75.0
 
 

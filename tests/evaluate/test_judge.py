@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import time
+import itertools
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from judges import asked, serving
 
 from mixpo.errors import EvaluateError, RecipeError
 from mixpo.evaluate import judge as judging
@@ -29,97 +28,85 @@ Start = Callable[..., tuple[JudgeTable, Path]]
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Starts a server in a mode; gives the table of a judge that asks it, and the server's folder."""
-    running: list[subprocess.Popen[bytes]] = []
+    with ExitStack() as running:
+        number = itertools.count()
 
-    def begin(mode: str, **values: Any) -> tuple[JudgeTable, Path]:
-        folder = tmp_path / f"server-{len(running)}"
-        folder.mkdir()
-        running.append(subprocess.Popen([sys.executable, str(Path(__file__).parent / "judge_server.py"), mode, str(folder)]))
-        limit = time.monotonic() + 20
-        while not (folder / "port").exists():
-            assert time.monotonic() < limit
-            time.sleep(0.02)
-        url = f"http://127.0.0.1:{(folder / 'port').read_text()}/v1"
-        return JudgeTable(**{"model": "judge-7b", "url": url, "timeout_s": 10.0, "retries": 3, **values}), folder
+        def begin(mode: str, **values: Any) -> tuple[JudgeTable, Path]:
+            folder = tmp_path / f"server-{next(number)}"
+            url = running.enter_context(serving(mode, folder))
+            return JudgeTable(**{"model": "judge-7b", "url": url, "timeout_s": 10.0, "retries": 3, **values}), folder
 
-    yield begin
-    for process in running:
-        process.kill()
-        process.wait()
-
-
-def log(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "log").read_text().splitlines()]
+        yield begin
 
 
 def test_a_mark_with_name_version_and_prompt(start: Start, tmp_path: Path) -> None:
     table, server = start("good")
-    mark = Judge(table, tmp_path / "cache").mark(RUBRIC, FIELDS)
-    assert (mark.marks, mark.reply) == ((0.5,), "0.5")
+    mark = Judge(table, tmp_path / "cache").ask(RUBRIC, FIELDS, RUBRIC.read)
+    assert (mark.found, mark.reply) == ((0.5,), "0.5")
     assert mark.judge == f"judge-7b-2026-01-01 #{digest(RUBRIC)}"
-    (asked,) = log(server)
-    assert asked["path"] == "/v1/chat/completions"
-    assert (asked["model"], asked["temperature"]) == ("judge-7b", 0.0)
+    (request,) = asked(server)
+    assert request["path"] == "/v1/chat/completions"
+    assert (request["model"], request["temperature"]) == ("judge-7b", 0.0)
     # What stands in an answer is never filled in.
-    assert "Answer: x = {reference}" in asked["messages"][-1]["content"]
+    assert "Answer: x = {reference}" in request["messages"][-1]["content"]
 
 
 def test_replies_are_kept_by_content(start: Start, tmp_path: Path) -> None:
     table, server = start("good")
-    Judge(table, tmp_path / "cache").mark(RUBRIC, FIELDS)
+    Judge(table, tmp_path / "cache").ask(RUBRIC, FIELDS, RUBRIC.read)
     again = Judge(table.model_copy(update={"url": "http://127.0.0.1:9/v1"}), tmp_path / "cache")  # nobody listens there
-    assert again.mark(RUBRIC, FIELDS).marks == (0.5,)
-    assert len(log(server)) == 1
+    assert again.ask(RUBRIC, FIELDS, RUBRIC.read).found == (0.5,)
+    assert len(asked(server)) == 1
     (kept,) = (tmp_path / "cache").rglob("*.json")
     kept.write_text('{"reply"')  # torn
-    Judge(table, tmp_path / "cache").mark(RUBRIC, FIELDS)
-    Judge(table, tmp_path / "cache").mark(RUBRIC, {**FIELDS, "answer": "other"})
-    assert len(log(server)) == 3
+    Judge(table, tmp_path / "cache").ask(RUBRIC, FIELDS, RUBRIC.read)
+    Judge(table, tmp_path / "cache").ask(RUBRIC, {**FIELDS, "answer": "other"}, RUBRIC.read)
+    assert len(asked(server)) == 3
 
 
 def test_a_slow_server_is_asked_again(start: Start, tmp_path: Path) -> None:
     table, server = start("slow", timeout_s=0.5)
-    assert Judge(table, tmp_path / "cache").mark(RUBRIC, FIELDS).marks == (0.5,)
-    assert len(log(server)) == 2
+    assert Judge(table, tmp_path / "cache").ask(RUBRIC, FIELDS, RUBRIC.read).found == (0.5,)
+    assert len(asked(server)) == 2
 
 
 def test_a_server_that_fails_half_the_time(start: Start, tmp_path: Path) -> None:
     table, server = start("half")
-    assert Judge(table, tmp_path / "cache").mark(RUBRIC, FIELDS).marks == (1.0,)
-    assert len(log(server)) == 2
+    assert Judge(table, tmp_path / "cache").ask(RUBRIC, FIELDS, RUBRIC.read).found == (1.0,)
+    assert len(asked(server)) == 2
 
 
 def test_unreadable_replies_are_asked_again_warmer_and_then_given_up(start: Start, tmp_path: Path) -> None:
     table, server = start("words", attempts=3)
     judge = Judge(table, tmp_path / "cache")
-    mark = judge.mark(RUBRIC, FIELDS)
-    assert (mark.marks, mark.reply) == (None, "I would say it is rather good.")
-    assert [asked["temperature"] for asked in log(server)] == [0.0, 0.5, 1.0]
-    judge.mark(RUBRIC, FIELDS)
-    assert len(log(server)) == 3
+    mark = judge.ask(RUBRIC, FIELDS, RUBRIC.read)
+    assert (mark.found, mark.reply) == (None, "I would say it is rather good.")
+    assert [request["temperature"] for request in asked(server)] == [0.0, 0.5, 1.0]
+    judge.ask(RUBRIC, FIELDS, RUBRIC.read)
+    assert len(asked(server)) == 3
     warm, _ = start("warm", attempts=3)
-    assert Judge(warm, tmp_path / "other").mark(RUBRIC, FIELDS).marks == (0.4,)
+    assert Judge(warm, tmp_path / "other").ask(RUBRIC, FIELDS, RUBRIC.read).found == (0.4,)
 
 
 @pytest.mark.parametrize("mode", ["garbage", "shape"])
 def test_garbage_is_never_a_mark(start: Start, tmp_path: Path, mode: str) -> None:
     table, _ = start(mode, retries=0, attempts=2)
-    mark = Judge(table, tmp_path / "cache").mark(RUBRIC, FIELDS)
-    assert (mark.marks, mark.reply) == (None, "")
+    mark = Judge(table, tmp_path / "cache").ask(RUBRIC, FIELDS, RUBRIC.read)
+    assert (mark.found, mark.reply) == (None, "")
 
 
 @pytest.mark.parametrize(("mode", "said"), [("locked", r"refused \(401\): .*wrong key"), ("down", r"refused \(500\)")])
 def test_a_server_that_refuses_stops_the_evaluation(start: Start, tmp_path: Path, mode: str, said: str) -> None:
     table, _ = start(mode, retries=1)
     with pytest.raises(EvaluateError, match=said + r".*; the replies so far are kept"):
-        Judge(table, tmp_path / "cache").mark(RUBRIC, FIELDS)
+        Judge(table, tmp_path / "cache").ask(RUBRIC, FIELDS, RUBRIC.read)
     assert not list((tmp_path / "cache").rglob("*.json"))
 
 
 def test_nobody_there(tmp_path: Path) -> None:
     table = JudgeTable(model="j", url="http://127.0.0.1:9/v1", retries=0)
     with pytest.raises(EvaluateError, match="cannot be asked"):
-        Judge(table, tmp_path / "cache").mark(RUBRIC, FIELDS)
+        Judge(table, tmp_path / "cache").ask(RUBRIC, FIELDS, RUBRIC.read)
 
 
 def test_the_key_comes_from_the_environment(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,8 +119,8 @@ def test_the_key_comes_from_the_environment(start: Start, tmp_path: Path, monkey
     monkeypatch.setenv("MY_KEY", "secret")
     assert ready(far) == "secret"
     table, server = start("good", key="MY_KEY")
-    Judge(table, tmp_path / "cache").mark(RUBRIC, FIELDS)
-    assert log(server)[0]["key"] == "Bearer secret"
+    Judge(table, tmp_path / "cache").ask(RUBRIC, FIELDS, RUBRIC.read)
+    assert asked(server)[0]["key"] == "Bearer secret"
     assert "secret" not in "".join(path.read_text() for path in (tmp_path / "cache").rglob("*.json"))
 
 

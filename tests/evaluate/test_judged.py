@@ -11,12 +11,13 @@ from bench_files import b64, fact, jsonl, parquet, png, questions, save_png, tsv
 
 from mixpo.errors import SourceError
 from mixpo.evaluate.benchmarks import BENCHMARKS, Figure, Marked, facts_of, llava_bench, mmhal, mmvet, prompt_of
+from mixpo.evaluate.benchmarks.figures import table
 from mixpo.types import Question
 
 
-def table(name: str, asked: list[Question], replies: list[str]) -> list[Figure]:
+def figures(name: str, asked: list[Question], replies: list[str]) -> list[Figure]:
     rows = [Marked(question=q, facts=facts_of(q), outcome="correct", reply=reply) for q, reply in zip(asked, replies, strict=True)]
-    return BENCHMARKS[name].table(rows)
+    return table(BENCHMARKS[name], rows)
 
 
 # --- MM-Vet ---------------------------------------------------------------------------------------------------------------
@@ -61,12 +62,12 @@ def test_mmvet_marks(reply: str, mark: float | None) -> None:
 
 
 def test_mmvet_figures_by_hand(vet: list[Question]) -> None:
-    found = table("mmvet", vet, ["0.5", "1.0", "nonsense"])
+    found = figures("mmvet", vet, ["0.5", "1.0", "nonsense"])
     assert (found[0].value, found[0].n, found[0].excluded) == (75.0, 2, 1)  # never (0.5 + 1 + 0) / 3
     assert (value(found, "ocr", "capability"), value(found, "math", "capability"), value(found, "rec", "capability")) == (50.0, 50.0, 100.0)
     assert value(found, "math+ocr", "combination") == 50.0
-    # Normal interval: mean 0.75, standard deviation 0.3536 over root 2.
-    assert found[0].low == pytest.approx(75 - 196 * 0.35355339 / math.sqrt(2), abs=0.01)
+    # Two marks can only be drawn as 50, 75 or 100.
+    assert (found[0].low, found[0].high) == (50.0, 100.0)
 
 
 # --- LLaVA-Bench -----------------------------------------------------------------------------------------------------------
@@ -122,15 +123,16 @@ def test_llava_marks(reply: str, marks: tuple[float, float] | None) -> None:
 
 
 def test_llava_is_a_ratio_of_means(wild: Path) -> None:
-    found = table("llava_bench", questions("llava_bench", wild), ["10 5", "4, 4", "??"])
+    found = figures("llava_bench", questions("llava_bench", wild), ["10 5", "4, 4", "??"])
     assert (found[0].value, found[0].n, found[0].excluded) == (pytest.approx(900 / 14), 2, 1)  # a mean of ratios would be 75
     assert [figure.value for figure in found[1:3]] == [45.0, 70.0]
     assert [value(found, name, "category") for name in ("conv", "detail")] == [50.0, 100.0]
     assert math.isnan(value(found, "complex", "category"))
-    # Delta method: residuals model - ratio * reference are -10/7 and 10/7, over the reference's mean 7.
-    half = 196 * math.sqrt(2 * (10 / 7 / 7) ** 2 / 1 / 2)
-    assert found[0].high == pytest.approx(900 / 14 + half, abs=0.01)
-    assert table("llava_bench", questions("llava_bench", wild), ["5 10", "5 10", "5 10"])[0].value == 200.0
+    assert (found[0].low, found[0].high) == (50.0, 100.0)  # one of the two images drawn twice
+    assert figures("llava_bench", questions("llava_bench", wild), ["5 10", "5 10", "5 10"])[0].value == 200.0
+    # Images 002 (rows 0 and 2: 9/20) and 001 (row 1: 4/4): one of them drawn twice gives the ends.
+    spread = figures("llava_bench", questions("llava_bench", wild), ["10 5", "4, 4", "10 4"])[0]
+    assert (spread.value, spread.low, spread.high) == (pytest.approx(1300 / 24), 45.0, 100.0)
 
 
 # --- MMHal ------------------------------------------------------------------------------------------------------------------
@@ -183,7 +185,7 @@ def test_mmhal_ratings(reply: str, mark: int | None) -> None:
 def test_mmhal_figures_by_hand(tmp_path: Path) -> None:
     """Types come from the rows: here they are in another order than the official cycle."""
     jsonl(tmp_path / "mmhal-bench_with_image.jsonl", [hal(n, kind) for n, kind in enumerate(("other", "attribute", "other", "counting"))])
-    found = table("mmhal", questions("mmhal", tmp_path), ["Rating: 6", "Rating:2", "Rating: 1", "I will not rate."])
+    found = figures("mmhal", questions("mmhal", tmp_path), ["Rating: 6", "Rating:2", "Rating: 1", "I will not rate."])
     assert (found[0].value, found[0].n, found[0].excluded) == (3.0, 3, 1)
     assert value(found, "hallucination rate") == pytest.approx(200 / 3)
     assert value(found, "informativeness") == pytest.approx(100 * (1 + 2 / 3 + 1 / 3) / 3)

@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import small_run
 from bench_files import b64, figures, jsonl, load, outcomes, parquet, png, questions, save_png, tsv, value
 
 from mixpo.errors import SourceError
 from mixpo.evaluate.benchmarks import prompt_of
+from mixpo.pipeline import open_context, read_sources
+from mixpo.progress import Silent
+from mixpo.recipe import load as load_recipe
 from mixpo.types import Skipped
 
 CATEGORIES = ("adversarial", "popular", "random")
@@ -97,6 +101,30 @@ def test_the_vlmevalkit_table_names_several_categories(tmp_path: Path) -> None:
     found = figures("pope", questions("pope", tmp_path, tsv(tmp_path / "POPE.tsv", made)), ["yes", "yes"])
     assert [value(found, "F1", name) for name in CATEGORIES] == pytest.approx([100.0, 100.0, 200 / 3])
     assert found[0].n == 4
+
+
+def test_a_row_that_stands_twice_counts_twice_and_is_said(tmp_path: Path, tiny_folder: Path) -> None:
+    """Positives of POPE stand in all three categories, and a copied file doubles every row: nothing of it is left out or asked for one."""
+    (tmp_path / "pope").mkdir()
+    parquet(tmp_path / "pope" / "data" / "test-0.parquet", [row for name in CATEGORIES for row in rows(name)] + rows("random"))
+    found = questions("pope", tmp_path, "pope")
+    assert len(found) == len({q.id for q in found}) == 16
+    said = ["yes", "yes", "no", "no"] * 3 + ["no", "yes", "no", "no"]
+    # random: 8 rows, TP 3, FN 1, FP 0: F1 6/7.
+    assert value(figures("pope", found, said), "F1", "random") == pytest.approx(600 / 7)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f'[source]\nkind = "digits"\ncount = 4\n[model]\npath = "{tiny_folder}"\ndevice = "cpu"\n'
+        '[[evaluate.sets]]\nname = "pope"\nsource = { kind = "benchmark", name = "pope", path = "pope" }\n'
+    )
+    context = open_context(load_recipe(recipe), tmp_path, tmp_path / "run", Silent())
+    read_sources(context)
+    counts = context.run.stage("evaluate/pope/source").manifest.counts  # type: ignore[union-attr]
+    assert (counts["questions"], counts["rows that stand twice"], counts["questions asked again"]) == (16, 4, 8)
+    assert "rows in several categories" not in counts
+    lines = small_run.said(context)
+    assert any(line.startswith("evaluate/pope/source: 4 rows stand in the files more than once") for line in lines)
+    assert any("8 rows ask what an earlier row asks" in line for line in lines)
 
 
 def intern(tmp_path: Path, swap: bool = False) -> Path:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from bench_files import jsonl, parquet, png, save_png
+from judges import serving
 from small_run import said
 
 from mixpo.check import check
@@ -22,10 +20,12 @@ from mixpo.errors import EvaluateError, MixpoError, RecipeError, RunError, Sourc
 from mixpo.evaluate.benchmarks import BENCHMARKS
 from mixpo.pipeline import known_sources, open_context, open_run, rescore, run_stage
 from mixpo.progress import Silent
-from mixpo.recipe import BENCHMARK_NAMES, JUDGED_BENCHMARKS, load
+from mixpo.recipe import BENCHMARK_NAMES, EXTRACTED_BENCHMARKS, JUDGED_BENCHMARKS, load
 from mixpo.records import Prediction
+from mixpo.report import summary_rows
 from mixpo.stages.base import Context
 from mixpo.stages.models import Models
+from mixpo.status import status
 
 RECIPE = """
 [source]
@@ -94,14 +94,8 @@ def digests(root: Path) -> dict[str, str]:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     pytest.importorskip("openai")
     folder = tmp_path_factory.mktemp("judge")
-    process = subprocess.Popen([sys.executable, str(Path(__file__).parent / "judge_server.py"), "words", str(folder)])
-    limit = time.monotonic() + 20
-    while not (folder / "port").exists():
-        assert time.monotonic() < limit
-        time.sleep(0.02)
-    yield folder
-    process.kill()
-    process.wait()
+    with serving("words", folder):
+        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -139,8 +133,8 @@ def test_judged_marks_leave_out_what_cannot_be_read(run: Path) -> None:
     assert figures(found, "vet", "direct") == {"judge/score": pytest.approx(90.0)}
     scores = found["sets"]["vet"]["models"]["start"]["direct"]  # type: ignore[index]
     assert (scores["accuracy"], scores["n"], scores["excluded"]) == (pytest.approx(0.9), 3, 1)
-    assert any("1 answers have no mark" in alarm["text"] for alarm in found["alarms"])  # type: ignore[attr-defined]
-    assert open_run(run / "run").run.stage("evaluate/vet/start/direct").manifest.counts["not marked"] == 1  # type: ignore[union-attr]
+    assert any("1 answers count nowhere" in alarm["text"] for alarm in found["alarms"])  # type: ignore[attr-defined]
+    assert open_run(run / "run").run.stage("evaluate/vet/start/direct").manifest.counts["judge not readable"] == 1  # type: ignore[union-attr]
 
 
 def test_marking_again_gives_the_same_bytes(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Path) -> None:
@@ -161,7 +155,9 @@ def test_marking_again_gives_the_same_bytes(run: Path, tmp_path: Path, monkeypat
     assert main(["score", str(root), "--set", "evaluate.extractor=paper"]) == 0
     assert report(root)["models"]["start"]["direct"]["accuracy"] == 0.75  # type: ignore[index]
     rows = list(open_run(root).run.stage("evaluate/pope/start/direct").read_all(Prediction))
-    assert [row.outcome[0] + row.other[0] for row in rows[:4]] == ["cc", "cw", "wc", "cc"]
+    assert [(row.outcome[0], [(other.extractor, other.outcome[0]) for other in row.others]) for row in rows[:4]] == [
+        ("c", [("robust", "c")]), ("c", [("robust", "w")]), ("w", [("robust", "c")]), ("c", [("robust", "c")]),
+    ]  # fmt: skip
     assert digests(root) != before
 
 
@@ -172,7 +168,7 @@ def test_a_kill_between_answers_and_marks_loses_no_answer(run: Path, tmp_path: P
     before = digests(root)
     for folder in (root / "evaluate").glob("*/start"):
         shutil.rmtree(folder)
-    monkeypatch.setattr("mixpo.stages.sample.create", lambda *_, **__: pytest.fail("something was sampled"))
+    monkeypatch.setattr("mixpo.stages.engine.create", lambda *_, **__: pytest.fail("something was sampled"))
     run_stage(opened(run / "recipe.toml", root), ("answer", "evaluate"))
     assert digests(root) == before
 
@@ -195,6 +191,13 @@ def test_equal_evaluations_are_compared_and_others_refused(run: Path, tmp_path: 
     assert (row["n"], row["only_a"], row["only_b"], row["difference"]) == (12, 0, 3, 0.25)
     assert row["p"] == 0.25
     assert (found["vet", "direct"]["n"], found["vet", "direct"]["difference"]) == (2, 0.0)
+    # Of A: F1 2/3 in each category; of B, where the cat is right too: 1. One image of each question stands in all three categories.
+    mean_f1 = next(figure for figure in row["figures"] if figure["name"] == "F1 (mean of categories)")
+    assert (mean_f1["a"], mean_f1["b"], mean_f1["n"]) == (pytest.approx(200 / 3), 100.0, 12)
+    assert mean_f1["difference"] == pytest.approx(100 / 3)
+    assert mean_f1["low"] < 100 / 3 < mean_f1["high"]
+    assert mean_f1["p"] == 1.0  # only one image of four differs, and swapping it gives as large a difference
+    assert [figure["name"] for figure in found["vet", "direct"]["figures"]] == ["score"]
     same = compare_evaluations(first, first)
     assert all(row["difference"] == 0 and row["p"] == 1 and not row["differences"] for row in same)
     one = first / "evaluate" / "pope" / "start" / "direct"
@@ -213,6 +216,35 @@ def test_prompts_and_extractors_are_named_in_the_refusal(run: Path, tmp_path: Pa
         compare_evaluations(tmp_path / "one", tmp_path / "two")
     with pytest.raises(EvaluateError, match="holds no evaluations"):
         compare_evaluations(tmp_path / "one", tmp_path)
+
+
+def test_other_blocks_of_questions_are_no_other_data(run: Path, tmp_path: Path, tiny_folder: Path, server: Path) -> None:
+    """How questions lie in files decides nothing; which questions there are does."""
+    recipe = write(tmp_path, tiny_folder, JUDGE.format(port=(server / "port").read_text()), VET)
+    evaluated(recipe, tmp_path / "small", "shard_size=5")
+    assert {row["n"] for row in compare_evaluations(run / "run", tmp_path / "small")} == {12, 2}
+    context = open_context(load(recipe), tmp_path, tmp_path / "part", Silent(), limit=2)
+    run_stage(context, ("answer", "evaluate"))
+    with pytest.raises(EvaluateError, match="questions: 10 are only in the first, 0 only in the second"):
+        compare_evaluations(run / "run", tmp_path / "part")
+
+
+def test_a_recipe_without_a_source_only_evaluates(tmp_path: Path, tiny_folder: Path) -> None:
+    recipe = write(tmp_path, tiny_folder)
+    recipe.write_text(recipe.read_text().replace('[source]\nkind = "digits"\ncount = 4\n', ""))
+    assert main(["run", str(recipe), "--dir", str(tmp_path / "run")]) == 0
+    assert list(report(tmp_path / "run")["models"]) == ["start"]  # type: ignore[call-overload]
+    stages = {row["stage"]: row["state"] for row in status(open_run(tmp_path / "run"))}
+    assert set(stages.values()) == {"done"}
+    assert "source" not in stages
+    assert not [name for name in stages if name.startswith("round-")]
+    assert not [finding for finding in check(load(recipe), tmp_path, Silent()).findings if finding.where == "source"]
+    assert main(["evaluate", str(recipe), "--dir", str(tmp_path / "run"), "--dry-run"]) == 0
+    with pytest.raises(RecipeError, match=r"nothing to sample: the recipe has no \[source\]"):
+        run_stage(opened(recipe, tmp_path / "run"), ("sample", "continue"))
+    (tmp_path / "empty.toml").write_text("seed = 1\n")
+    with pytest.raises(RecipeError, match=r"nothing to do: add a table \[source\] .* or \[\[evaluate\.sets\]\]"):
+        load(tmp_path / "empty.toml")
 
 
 def test_a_judged_benchmark_without_a_judge_stops_before_any_model(
@@ -248,6 +280,24 @@ def test_a_benchmark_with_unusable_rows_is_refused_unless_told(tmp_path: Path, t
     assert any("1 rows left out" in line for line in said(context))
 
 
+def test_an_answer_that_failed_is_no_reply_that_could_not_be_read(tmp_path: Path, tiny_folder: Path, server: Path) -> None:
+    """Images that only their header says are images: the answers fail, and the alarm does not blame the judge."""
+    recipe = write(tmp_path, tiny_folder, JUDGE.format(port=(server / "port").read_text()), VET)
+    for path in (tmp_path / "vet" / "images" / "v0.png", *(tmp_path / "run" / "images").glob("*")):
+        path.write_bytes(path.read_bytes()[:45])
+    recipe.write_text(recipe.read_text().replace('engine = "scripted"\nscript = "script.jsonl"', 'engine = "transformers"'))
+    evaluated(recipe, tmp_path / "run", "evaluate.max_new_tokens=4", "max_error_rate=1")
+    found = report(tmp_path / "run")
+    scores = found["sets"]["vet"]["models"]["start"]["direct"]  # type: ignore[index]
+    assert (scores["failed"], scores["excluded"] - scores["unread"]) == (1, 1)
+    texts = [alarm["text"] for alarm in found["alarms"] if alarm["set"] == "vet"]  # type: ignore[attr-defined]
+    # Of the others the judge could not be read: there is nothing to compare, and no zero to show, but there is a report.
+    assert scores["excluded"] == scores["n"] == 3
+    assert found["sets"]["vet"]["gaps"] == found["sets"]["vet"]["figure_differences"] == []  # type: ignore[index]
+    assert [row[2] for row in summary_rows(found, "vet")] == ["none", "none"]
+    assert any(text.startswith("1 of 3 answers never came") and "and count nowhere" in text for text in texts)
+
+
 def test_nothing_saved_is_said(tmp_path: Path, tiny_folder: Path) -> None:
     context = opened(write(tmp_path, tiny_folder), tmp_path / "run")
     with pytest.raises(RunError, match="no saved answers to score"):
@@ -269,4 +319,7 @@ def test_a_benchmark_is_no_training_source(tmp_path: Path) -> None:
 def test_the_recipe_and_the_table_name_the_same_benchmarks() -> None:
     assert tuple(BENCHMARKS) == BENCHMARK_NAMES
     assert tuple(name for name, benchmark in BENCHMARKS.items() if benchmark.rubric) == JUDGED_BENCHMARKS
-    assert all((benchmark.rubric is None) == (set(benchmark.checks) == {"robust", "paper"}) for benchmark in BENCHMARKS.values())
+    assert tuple(name for name, benchmark in BENCHMARKS.items() if benchmark.extraction) == EXTRACTED_BENCHMARKS
+    for name, benchmark in BENCHMARKS.items():
+        wanted = set() if benchmark.rubric else {"robust", "paper"}
+        assert set(benchmark.checks) - {"official"} == wanted | ({"judge"} if name in EXTRACTED_BENCHMARKS else set())

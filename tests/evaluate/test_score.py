@@ -78,6 +78,13 @@ def test_score_counts_everything_that_was_asked() -> None:
     assert result.mean_tokens == 90 / 7
 
 
+def test_rows_without_a_domain_are_a_group_of_their_own() -> None:
+    rows = [prediction("a", "correct", domain="x"), prediction("b", "wrong"), prediction("c", "correct")]
+    found = score(rows).domains
+    assert {name: (part.n, part.correct) for name, part in found.items()} == {"": (2, 1), "x": (1, 1)}
+    assert score(rows[1:]).domains == {}  # no row has one: there are no families to show
+
+
 def test_domains_add_up() -> None:
     rows = [replace(row, domain="sum" if n % 3 else "choice") for n, row in enumerate(answers("cwcwmucccw"))]
     result = score(rows)
@@ -178,7 +185,7 @@ def test_yes_no_equals_sklearn() -> None:
     gold = {f"q{n}": rng.choice(["yes", "no"]) for n in range(80)}
     said = {q: rng.choice(["yes", "no", "maybe"]) for q in gold}
     rows = [prediction(q, "correct" if said[q] == gold[q] else "wrong", extracted=said[q].title() + ".") for q in gold]
-    result = yes_no([*rows, prediction("other", "correct")], gold)
+    result = yes_no([*rows, prediction("other", "correct")], gold, {name: name for name in gold})
     truth, guess = [gold[q] == "yes" for q in gold], [said[q] == "yes" for q in gold]
     precision, recall, f1, _ = metrics.precision_recall_fscore_support(truth, guess, average="binary")
     assert (result.precision, result.recall, result.f1) == pytest.approx((precision, recall, f1))
@@ -186,8 +193,20 @@ def test_yes_no_equals_sklearn() -> None:
     assert result.n == 80
 
 
+def test_the_interval_of_f1_is_drawn_by_image() -> None:
+    """Ten questions about each of eight images that stand and fall together are eight observations, not eighty."""
+    gold = {f"q{n}": "yes" if n % 2 else "no" for n in range(80)}
+    rows = [prediction(q, "correct" if (n // 10) % 2 else "wrong", extracted="yes") for n, q in enumerate(gold)]
+    by_image = yes_no(rows, gold, {q: f"image {n // 10}" for n, q in enumerate(gold)})
+    by_question = yes_no(rows, gold, {q: q for q in gold})
+    assert by_image.f1 == by_question.f1 == 0.5
+    assert by_image.high - by_image.low > 2 * (by_question.high - by_question.low)  # type: ignore[operator]
+
+
 def test_yes_no_without_any_yes() -> None:
-    result = yes_no([prediction("a", "malformed"), prediction("b", "correct", extracted="no")], {"a": "yes", "b": "no"})
+    result = yes_no(
+        [prediction("a", "malformed"), prediction("b", "correct", extracted="no")], {"a": "yes", "b": "no"}, {"a": "a", "b": "b"}
+    )
     assert (result.precision, result.recall, result.f1, result.yes_ratio) == (0.0, 0.0, 0.0, 0.0)
 
 
@@ -219,9 +238,9 @@ def test_marks_are_compared_where_both_sides_have_one() -> None:
 
 def test_yes_no_by_domain() -> None:
     rows = [prediction(f"q{n}", "correct", domain="xy"[n % 2], extracted="yes") for n in range(4)]
-    result = yes_no(rows, dict.fromkeys(("q0", "q1", "q2", "q3"), "yes"))
+    result = yes_no(rows, dict.fromkeys(("q0", "q1", "q2", "q3"), "yes"), {f"q{n}": f"q{n}" for n in range(4)})
     assert {name: part.f1 for name, part in result.domains.items()} == {"x": 1.0, "y": 1.0}
-    assert yes_no(rows[:1], {"q0": "yes"}).domains == {}
+    assert yes_no(rows[:1], {"q0": "yes"}, {"q0": "q0"}).domains == {}
 
 
 @pytest.mark.parametrize(

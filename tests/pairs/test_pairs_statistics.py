@@ -5,14 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pair_answers import OPEN, answer_sets, response
 
+from mixpo.pairs.bins import BINS, LENGTH_WIDTH, Fixed, Lengths
 from mixpo.pairs.build import build
-from mixpo.pairs.statistics import BINS, LENGTH_WIDTH, Fixed, Lengths, Statistics
+from mixpo.pairs.statistics import Statistics
 from mixpo.recipe import PairsTable
 from mixpo.records import Drop, Judged, Paired, Sampled
 from mixpo.types import Pair, Question, Verdict
 
 
-def add(statistics, name, outcomes, domain="", texts=None, finishes=None, pairs=(), drops=()):
+def add(statistics, name, outcomes, domain="", source="", texts=None, finishes=None, pairs=(), drops=()):
     """One question with an answer; outcome letters: r(ight), w(rong), m(alformed), u(ndecided)."""
     words = {"r": "correct", "w": "wrong", "m": "malformed", "u": "undecided"}
     texts = texts or [f"text {i}" for i in range(len(outcomes))]
@@ -23,7 +24,7 @@ def add(statistics, name, outcomes, domain="", texts=None, finishes=None, pairs=
     )
     verdicts = tuple(Verdict(question=name, index=i, outcome=words[letter]) for i, letter in enumerate(outcomes))
     statistics.add(
-        Question(id=name, text="?", answer="7", kind="number", domain=domain),
+        Question(id=name, text="?", answer="7", kind="number", domain=domain, source=source),
         Sampled(question=name, responses=responses),
         Judged(question=name, verdicts=verdicts),
         Paired(question=name, pairs=pairs, dropped=drops),
@@ -41,17 +42,17 @@ def pair(question, origin, chosen_ids, rejected_ids, chosen_index=0, rejected_in
 def figures():
     """Seven questions whose figures are worked out by hand below."""
     statistics = Statistics()
-    add(statistics, "right", "rrr", domain="sum", texts=["a", "a ", "b"])
-    add(statistics, "wrong", "wwmu", domain="sum")
+    add(statistics, "right", "rrr", domain="sum", source="book", texts=["a", "a ", "b"])
+    add(statistics, "wrong", "wwmu", domain="sum", source="book")
     add(
-        statistics, "mixed", "rwum", domain="count", finishes=["stop", "length", "stop", "length"],
+        statistics, "mixed", "rwum", domain="count", source="web", finishes=["stop", "length", "stop", "length"],
         pairs=(
             pair("mixed", "correctness", (1, 2, 3, 4), (1, 2, 9, 9, 9)),
             pair("mixed", "format", (1, 2, 3, 4), (5, 6), rejected_index=3),
         ),
         drops=(Drop(reason="undecided", count=1), Drop(reason="entailment", count=2)),
     )  # fmt: skip
-    add(statistics, "unsure", "uu", domain="count", drops=(Drop(reason="undecided", count=2),))
+    add(statistics, "unsure", "uu", domain="count", source="web", drops=(Drop(reason="undecided", count=2),))
     statistics.add(
         OPEN,
         Sampled(
@@ -166,13 +167,31 @@ def test_values_beyond_the_last_edge_are_in_the_last_bin():
     assert histogram.as_dict() == {"edges": [0.0, 1.0, 2.0], "counts": [1, 4], "mean": pytest.approx(20.7), "max": 99.0}
 
 
-def test_domains_are_bounded():
+def test_sources(figures):
+    """Worked out by hand: a question without pairs counts, lengths are means over the pairs that have tokens."""
+    assert figures["sources"] == {
+        "": {
+            "questions": 3, "with_pairs": 2, "correct": 0, "decided": 0, "accuracy": None, "pairs": 2,
+            "correctness": 1, "format": 0, "dropout_ntp": 1, "chosen_mean": 4, "rejected_mean": 4,
+        },
+        "book": {
+            "questions": 2, "with_pairs": 0, "correct": 3, "decided": 6, "accuracy": 0.5, "pairs": 0,
+            "correctness": 0, "format": 0, "dropout_ntp": 0, "chosen_mean": None, "rejected_mean": None,
+        },
+        "web": {
+            "questions": 2, "with_pairs": 1, "correct": 1, "decided": 3, "accuracy": pytest.approx(1 / 3), "pairs": 2,
+            "correctness": 1, "format": 1, "dropout_ntp": 0, "chosen_mean": 4, "rejected_mean": 3.5,
+        },
+    }  # fmt: skip
+
+
+def test_domains_and_sources_are_bounded():
     statistics = Statistics()
     for number in range(503):
-        add(statistics, f"q{number}", "r", domain=f"domain {number}")
-    domains = statistics.as_dict()["domains"]
-    assert len(domains) == 501
-    assert domains["(other)"]["questions"] == 3
+        add(statistics, f"q{number}", "r", domain=f"domain {number}", source=f"source {number}")
+    for found in (statistics.as_dict()["domains"], statistics.as_dict()["sources"]):
+        assert len(found) == 501
+        assert found["(other)"]["questions"] == 3
 
 
 def test_records_of_another_question_are_a_bug():

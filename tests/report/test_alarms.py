@@ -25,14 +25,14 @@ def never(question: str, **more: object) -> Prediction:
 
 
 def texts(mode: str, rows: list[Prediction]) -> list[str]:
-    return [alarm["text"] for alarm in alarms({"set": {"start": {mode: _scores(mode, rows, {})}}})]
+    return [alarm["text"] for alarm in alarms({"set": {"start": {mode: _scores(mode, rows, {}, {})}}})]
 
 
 def test_answers_that_never_came_are_no_silent_zeros() -> None:
     [text] = texts("cot", [row("a"), row("b", "wrong"), never("c"), never("d")])
     assert text == (
-        "2 of 4 answers never came, because the engine failed, and count as not correct (were they right, accuracy would be "
-        "75.0\N{NO-BREAK SPACE}%); `mixpo retry RUN` asks for them again"
+        "2 of 4 answers never came, because the engine failed or an image is broken, and count as not correct (were they right, "
+        "accuracy would be 75.0\N{NO-BREAK SPACE}%); `mixpo retry RUN` asks for them again"
     )
     assert texts("cot", [row("a"), row("b", "wrong")]) == []
 
@@ -53,10 +53,10 @@ def test_sampled_answers_that_never_came_are_counted() -> None:
 
 def test_a_judge_is_not_blamed_for_answers_that_never_came() -> None:
     judged = {"judge": "grader #1"}
-    unread = row("b", "undecided", **judged)
+    unread = row("b", "undecided", unread=True, **judged)
     rows = [row("a", score=1.0, **judged), unread, never("c")]
     assert (score(rows).excluded, score(rows).failed, score(rows).accuracy) == (2, 1, 1.0)
-    assert [text.partition(",")[0] for text in texts("cot", rows)] == ["1 of 3 answers never came", "1 answers have no mark"]
+    assert [text.partition(",")[0] for text in texts("cot", rows)] == ["1 of 3 answers never came", "1 answers count nowhere"]
     assert "and count nowhere" in texts("cot", rows)[0]
     sampled = [row("a", mode="sampled", score=1.0, **judged), never("c", mode="sampled")]
     assert score_samples(sampled).excluded == 1

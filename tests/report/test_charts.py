@@ -28,7 +28,9 @@ def test_ticks_are_round() -> None:
     assert ticks(0, float("nan")) == [0]
 
 
-@pytest.mark.parametrize(("value", "text"), [(0, "0"), (1200, "1,200"), (-0.05, "−0.05"), (3e-5, "3e−5"), (250000, "2e5"), (0.5, "0.5")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (1200, "1,200"), (-0.05, "−0.05"), (3e-5, "3e−5"), (250000, "2.5e5"), (1.05e9, "1.05e9"), (0.5, "0.5")]
+)
 def test_labels(value: float, text: str) -> None:
     assert label(value) == text
 

@@ -17,7 +17,17 @@ from mixpo.errors import EvaluateError
 from mixpo.evaluate import compare, score
 from mixpo.images import reference
 from mixpo.records import Prediction
-from mixpo.report import SUMMARY_COLUMNS, ReportData, build, render, summary_rows
+from mixpo.report import (
+    GAP_COLUMNS,
+    SUMMARY_COLUMNS,
+    YES_NO_COLUMNS,
+    ReportData,
+    build,
+    gap_rows,
+    render,
+    summary_rows,
+    yes_no_rows,
+)
 from mixpo.report.images import picture
 from mixpo.report.render import asked
 from mixpo.report.words import duration, percent, points
@@ -80,7 +90,7 @@ def test_report_is_strict_json(report: dict[str, Any]) -> None:
     assert set(report) == {
         *("version", "title", "created", "seed", "set", "models", "comparisons", "gaps", "sets", "headline", "counts", "timings"),
         *("pairs", "trained", "training", "dropped", "examples", "changes", "settings", "versions"),
-        *("benchmark", "figures", "alarms", "text"),
+        *("benchmark", "figures", "figure_differences", "alarms", "served", "text"),
     }
 
 
@@ -121,6 +131,40 @@ def test_comparisons_and_gaps(data: ReportData, report: dict[str, Any]) -> None:
     gap = next(g for g in report["gaps"] if g["model"] == "mpo")
     both = [report["models"]["mpo"][mode]["accuracy"] for mode in ("cot", "direct")]
     assert gap["difference"] == pytest.approx(both[0] - both[1])
+
+
+def test_the_gap_is_a_table_for_people(report: dict[str, Any], html: str) -> None:
+    rows = gap_rows(report)
+    assert [row[1] for row in rows] == ["Start", "SFT", "DPO", "MPO"]
+    scores = report["models"]["start"]
+    assert rows[0][2:4] == (percent(scores["direct"]["accuracy"]), percent(scores["cot"]["accuracy"]))
+    assert all(len(row) == len(GAP_COLUMNS) for row in rows)
+    assert "direct and chain-of-thought accuracy" in html
+
+
+def test_questions_without_a_family_are_in_table_and_chart(data: ReportData) -> None:
+    predictions = {
+        key: [replace(row, domain="" if n % 3 == 0 else row.domain) for n, row in enumerate(rows)] for key, rows in data.predictions.items()
+    }
+    built = build(replace(data, predictions=predictions))
+    scores = built["models"]["mpo"]["cot"]
+    assert scores["domains"][""]["n"] == 20
+    assert sum(part["n"] for part in scores["domains"].values()) == scores["n"]
+    page = render(built)
+    assert '<th scope="row">(no family)</th><td>20</td>' in page
+    assert page.count("(no family)") >= 3  # the table, the lane and its tips
+
+
+def test_yes_no_figures_have_an_interval_and_a_table(data: ReportData) -> None:
+    asked = [replace(q, kind="yes_no", answer="yes" if n % 2 else "no") for n, q in enumerate(data.questions.values())]
+    rows = [replace(answer(q, "start", "cot", 0.5), extracted="yes", outcome="correct" if n % 3 else "wrong") for n, q in enumerate(asked)]
+    built = build(replace(EMPTY, predictions={("s", "start", "cot"): rows}, questions={q.id: q for q in asked}))
+    found = built["models"]["start"]["cot"]["yes_no"]
+    assert found["low"] < found["f1"] < found["high"]
+    (row,) = yes_no_rows(built)
+    assert len(row) == len(YES_NO_COLUMNS)
+    assert row[5] == percent(found["f1"])
+    assert "yes/no questions" in render(built)
 
 
 def test_headline_and_changes(report: dict[str, Any]) -> None:
@@ -180,6 +224,14 @@ def test_training_rows_become_columns() -> None:
     assert run == {"steps": [1, 5], "curves": {"loss": [1.0, None], "margin": [None, 0.2]}}
 
 
+def test_memory_is_drawn_in_gigabytes() -> None:
+    from mixpo.report.sections import training_charts
+
+    charts = {c.title: c.drawing for c in training_charts({"steps": [1, 2], "curves": {"memory": [1.01e9, None], "seconds_left": [9, 1]}})}
+    assert list(charts) == ["Memory, GB"]
+    assert "memory, step 1: 1.01" in charts["Memory, GB"]
+
+
 def test_training_charts_leave_out_what_an_objective_has_not(report: dict[str, Any]) -> None:
     from mixpo.report.sections import training_charts
 
@@ -231,6 +283,10 @@ def test_numbers_of_the_page_are_those_of_the_report(html: str, report: dict[str
             assert f"{scores['low'] * 100:.1f} to {percent(scores['high'])}" in text
     for key, value in report["headline"].items():
         assert value is not None, key
+    ((name, source),) = report["pairs"]["sources"].items()
+    cells = (source["questions"], source["with_pairs"], percent(source["accuracy"]), source["pairs"])
+    row = "".join(f'<td class="right">{value}</td>' for value in cells)
+    assert f'<th scope="row">{name}</th>{row}' in html
 
 
 def test_summary_rows(report: dict[str, Any]) -> None:
@@ -417,3 +473,11 @@ def test_the_page_says_where_the_models_are() -> None:
     page = render(build(replace(EMPTY, training={"mpo-round-1": [{"step": 1, "loss": 1.0}]}, models={"mpo-round-1": "models/mpo-round-1"})))
     assert "MPO of round 1" in page
     assert "1 logged step; the model is in models/mpo-round-1" in page
+
+
+def test_many_alarms_are_folded_and_none_is_lost(report: dict[str, Any]) -> None:
+    alarms = [{"set": "test", "model": "mpo", "mode": "cot", "text": f"alarm number {n}"} for n in range(9)]
+    page = render({**report, "alarms": alarms})
+    assert "<summary>5 more alarms</summary>" in page
+    assert [page.count(alarm["text"]) for alarm in alarms] == [1] * 9
+    assert "more alarms" not in render({**report, "alarms": alarms[:4]})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
@@ -61,5 +63,24 @@ def test_a_broken_file_is_begun_anew(tmp_path: Path) -> None:
     path = tmp_path / "verdicts.sqlite"
     path.write_bytes(b"not a database" * 1000)
     kept = VerdictCache(path)
+    kept.put("x", "y", 0.1, Judgement("wrong", "differ"))
+    assert kept.get("x", "y", 0.1) == Judgement("wrong", "differ")
+
+
+def test_a_file_that_another_process_holds_is_waited_for_and_never_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks and workers of one run share the file, and may make it at the same moment."""
+    path = tmp_path / "verdicts.sqlite"
+    holder = sqlite3.connect(path, check_same_thread=False)
+    holder.execute("CREATE TABLE other (x)")
+    holder.execute("BEGIN EXCLUSIVE")
+    monkeypatch.setattr(cache, "PATIENCE_S", 0.2)
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        VerdictCache(path)
+    assert path.exists()
+    monkeypatch.setattr(cache, "PATIENCE_S", 20.0)
+    timer = threading.Timer(0.3, holder.rollback)
+    timer.start()
+    kept = VerdictCache(path)
+    timer.join()
     kept.put("x", "y", 0.1, Judgement("wrong", "differ"))
     assert kept.get("x", "y", 0.1) == Judgement("wrong", "differ")

@@ -12,7 +12,7 @@ from mixpo.errors import RecordError
 from mixpo.evaluate.score import wilson
 from mixpo.marks import MARKS, Mark, append_mark, read_marks
 from mixpo.types import Outcome, content_id
-from mixpo.viewer.audit import Item, agreement, doubt, majorities
+from mixpo.viewer.audit import Item, agreement
 from mixpo.viewer.views import Views
 
 
@@ -93,35 +93,6 @@ def test_precision_and_recall_by_hand() -> None:
     assert found.recall.value == pytest.approx(30 / 38)
     nothing = agreement([])
     assert (nothing.precision.n, nothing.precision.interval) == (0, (0.0, 1.0))
-
-
-@pytest.mark.parametrize(
-    ("ending", "outcome", "truths", "majority", "suspicious"),
-    [
-        ("Final answer: 7", "correct", ["7"], True, ""),
-        ("Final answer: 8", "wrong", ["7"], False, ""),
-        ("Final answer: 7", "wrong", ["7"], False, "called wrong, but the ground truth is written"),
-        ("Final answer: 17", "wrong", ["7"], False, ""),
-        ("Final answer: 7.5", "wrong", ["7"], False, ""),
-        ("that makes seven", "correct", ["7"], False, ""),
-        ("that makes eight", "correct", ["7"], False, "called correct, but"),
-        ("so it is 7", "malformed", ["7"], False, "no clear answer was found, but"),
-        ("so it is", "malformed", ["7"], False, ""),
-        ("anything", "undecided", ["7"], False, "could not decide"),
-        ("Final answer: 8", "wrong", ["7"], True, "the ground truth may be wrong"),
-        ("Answer: a square", "wrong", ["B", "a square"], False, "called wrong, but"),
-        ("所以答案是三个红色", "wrong", ["三个"], False, "called wrong, but"),
-    ],
-)
-def test_the_second_check(ending: str, outcome: str, truths: list[str], majority: bool, suspicious: str) -> None:
-    found = doubt(ending, outcome, truths, majority)
-    assert bool(found) == bool(suspicious)
-    assert suspicious in found
-
-
-def test_majorities() -> None:
-    rows = [("a", "7")] * 3 + [("a", "8")] + [("b", "7")] * 2 + [("b", "8")] * 2 + [("c", "7")] * 3 + [("d", "")] * 5
-    assert majorities(rows) == {"a": "7"}
 
 
 # --- samples ---------------------------------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ def test_questions_by_their_answers(views: Views, balance: str, count: int) -> N
 
 def test_a_search_goes_on_where_its_time_ended(views: Views, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mixpo.viewer.listing.SEARCH_SECONDS", 0.0)
-    monkeypatch.setattr("mixpo.viewer.listing.BATCH", 1)
+    monkeypatch.setattr("mixpo.viewer.listing.SEARCHED", 1)
     lists, wanted = Lists(views.index), Filter.read("pair", {"text": "guess from the colours"})
     expected = sum(holds(row, wanted.text) for row in walk(made))
     seen = [lists.page(wanted) for _ in range(6)]

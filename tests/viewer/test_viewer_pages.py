@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from mixpo.marks import read_marks
 from mixpo.pipeline import open_run
-from mixpo.records import Paired
+from mixpo.records import Drop, Paired, Sampled
 from mixpo.run import Run
 from mixpo.types import Pair, content_id
 from mixpo.viewer.app import create_app
@@ -24,6 +24,7 @@ PAGES = (
     "/",
     "/pairs",
     "/questions",
+    "/statistics",
     "/audit",
     "/audit?kind=suspicious",
     "/audit/0",
@@ -92,8 +93,9 @@ def test_a_continuation_is_told_from_a_verdict(client: TestClient, made: Path) -
     assert "the first 5 tokens are kept" in text
 
 
-def test_model_output_is_inert(client: TestClient, made: Path) -> None:
-    for path in (f"/pairs/{pairs_of(made, 1)[0].id}", f"/questions/{question_id(1)}", "/pairs", "/questions", "/audit?kind=suspicious"):
+def test_model_output_is_inert(client: TestClient, views: Views, made: Path) -> None:
+    audited = next(n for n, item in enumerate(views.audits.sample("random", 1)) if item.question == question_id(1))
+    for path in (f"/pairs/{pairs_of(made, 1)[0].id}", f"/questions/{question_id(1)}", "/pairs", "/questions", f"/audit/{audited}"):
         text = body(client, path)
         assert "&lt;script&gt;window.hacked" in text
         assert "<script>window" not in text
@@ -250,3 +252,41 @@ def test_no_mark_comes_from_reading(client: TestClient, made: Path) -> None:
         client.get(path)
     assert read_marks(made) == {}
     assert not (made / "audit").exists()
+
+
+def test_balanced_pairs_are_those_that_were_kept(own: Path) -> None:
+    """With pairs.balance the run is trained on what the stage `select` kept; what it left out is listed."""
+    run = Run(own)
+    rows = [
+        dataclasses.replace(row, pairs=row.pairs[:1], dropped=(Drop(reason="balance", count=len(row.pairs[1:])),))
+        for row in run.stage("round-1/pair").read_all(Paired)
+    ]
+    viewer_run.stage(run, "round-1/select", Paired, rows, {"dropped: balance": 57})
+    recipe = json.loads((own / "recipe.json").read_text())
+    recipe["pairs"]["balance"] = ["origin"]
+    for text, count in ((json.dumps({**recipe, "pairs": {**recipe["pairs"], "balance": []}}), 115), (json.dumps(recipe), 58)):
+        (own / "recipe.json").write_text(text)
+        views = Views(open_run(own))
+        try:
+            assert views.pairs({})["page"].total == count
+            assert ("round-1/select" in {state.name for state in views.overview()["states"]}) == (count == 58)
+            assert any(row["stage"] == "round-1/select" for row in views.left_out()["rows"]) == (count == 58)
+            assert views.pair(pairs_of(own, 3)[0].id, {})["beside"].total == count
+        finally:
+            views.index.close()
+
+
+def test_questions_that_failed_are_left_out_with_their_reason(own: Path) -> None:
+    run = Run(own)
+    asked = [row.question for row in run.stage("round-1/sample").read_all(Sampled)]
+    errors = ["timed out"] * 5 + ["refused"] + [""] * (len(asked) - 6)
+    rows = [Sampled(question=name, error=error) for name, error in zip(asked, errors, strict=True)]
+    viewer_run.stage(run, "answer/held-out/start/cot", Sampled, rows, {"failed": 6})
+    views = Views(open_run(own))
+    try:
+        found = [row for row in views.left_out()["rows"] if row["stage"] == "answer/held-out/start/cot"]
+        assert [(row["reason"], row["count"], row["unit"]) for row in found] == [("timed out", 5, "questions"), ("refused", 1, "questions")]
+        assert found[0]["where"] == ", ".join(sorted(asked[:5])[:3])
+        assert "answer/held-out/start/cot" in {state.name for state in views.overview()["states"]}
+    finally:
+        views.index.close()

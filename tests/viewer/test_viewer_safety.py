@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browsing import Server
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -206,12 +210,122 @@ def test_the_roots_are_those_of_the_recipe(own: Path, source: dict[str, str], fo
     assert set(Images(open_run(own)).roots) == expected
 
 
+# --- a running server, asked by hand ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def running(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The viewer in a process of its own, on a copy of the run."""
+    copy = Path(shutil.copytree(made, tmp_path_factory.mktemp("attacked") / "run"))
+    shutil.rmtree(copy / ".view", ignore_errors=True)
+    found = Server(copy)
+    yield found
+    found.stop()
+
+
+def asked(server: Server, line: str, *headers: str, body: bytes = b"") -> tuple[int, bytes]:
+    """(status, body) of a request written byte by byte, as no client would write it."""
+    port = int(server.home.rpartition(":")[2])
+    text = "\r\n".join([f"{line} HTTP/1.1", *(headers or (f"Host: 127.0.0.1:{port}",)), "Connection: close", "", ""])
+    with socket.create_connection(("127.0.0.1", port), 30) as connection:
+        connection.sendall(text.encode() + body)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    return int(answer.split()[1]), answer.partition(b"\r\n\r\n")[2]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/static/../../../../../../../../etc/passwd",
+        "/static/..%2f..%2f..%2f..%2f..%2f..%2fetc%2fpasswd",
+        "/static/%2e%2e/%2e%2e/viewer/app.py",
+        "/static/....//....//....//etc/passwd",
+        "/static/katex/..\\..\\..\\etc\\passwd",
+        "//etc/passwd",
+        "/static/viewer.css%00.png",
+        "/image/..%2f..%2f..%2fetc%2fpasswd/0",
+        "/image/x/0?set=../../source",
+        "/image/x/-1",
+        "/image/x/99999999999999999999999",
+        "/evaluation/..%2f..%2fsource",
+        "/evaluation/%2e%2e/source",
+        "/report/../recipe.json",
+        "/recipe.json",
+        "/.view/index.duckdb",
+        "/openapi.json",
+        "/docs",
+        "/audit/mark?question=x&outcome=wrong",
+        "/audit/99999999999999999999999",
+        "/pairs/%3Cscript%3Ealert(1)%3C%2fscript%3E",
+        "/x%0d%0aX-Evil:%201",
+    ],
+)
+def test_strange_paths_find_nothing(running: Server, path: str) -> None:
+    status, body = asked(running, f"GET {path}")
+    assert status == 404
+    assert b"root:" not in body
+    assert b"<script>alert" not in body
+
+
+@pytest.mark.parametrize(
+    "query", ["after=9" * 9, "round=-1", "round=99999999999999999999", "text=%00%ff", "domain=%27;DROP+TABLE+pair;--", "outcome=1%3d1"]
+)
+def test_strange_filters_are_only_filters(running: Server, query: str) -> None:
+    assert asked(running, f"GET /pairs?{query}")[0] == 200
+    assert b"115 pairs" in asked(running, "GET /pairs")[1]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        ("Host: evil.example",),
+        ("Host: 127.0.0.1.evil.example",),
+        ("Host: 127.0.0.1", "Host: evil.example"),
+        ("Host: evil.example", "Host: 127.0.0.1"),
+        ("Host: localhost@evil.example",),
+        ("Host: evil.example#127.0.0.1",),
+        ("Host: 127.1",),
+        ("Host: 2130706433",),
+        ("Host: ",),
+        ("X-Forwarded-Host: 127.0.0.1", "Host: evil.example"),
+    ],
+)
+def test_other_hosts_are_refused(running: Server, headers: tuple[str, ...]) -> None:
+    status, body = asked(running, "GET /pairs", *headers)
+    assert (status, body) == (403, b"refused: this server answers to localhost only\n")
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "status"),
+    [
+        ((), b"a=b", 403),
+        (("Origin: http://evil.example",), b"a=b", 403),
+        (("Origin: https://{host}",), b"a=b", 403),
+        (("Origin: http://{host}", "Origin: http://evil.example"), b"a=b", 403),
+        (("Origin: http://{host}",), b"a=b", 403),
+        (("Origin: http://{host}",), b"a=b&" * 40, 403),
+        (("Origin: http://{host}",), b"\xff\xfe\x00=", 403),
+        (("Origin: http://{host}",), b"a" * 5000, 403),
+    ],
+)
+def test_foreign_forms_are_refused(running: Server, headers: tuple[str, ...], body: bytes, status: int) -> None:
+    host = running.home.removeprefix("http://")
+    sent = (f"Host: {host}", f"Content-Length: {len(body)}", *(header.format(host=host) for header in headers))
+    assert asked(running, "POST /audit/mark", *sent, body=body)[0] == status
+    chunked = (f"Host: {host}", "Transfer-Encoding: chunked", *(header.format(host=host) for header in headers))
+    assert asked(running, "POST /audit/mark", *chunked, body=b"3\r\na=b\r\n0\r\n\r\n")[0] == 403
+    assert not (running.root / MARKS).exists()
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "OPTIONS", "TRACE", "PATCH"])
+def test_no_other_method_is_known(running: Server, method: str) -> None:
+    assert asked(running, f"{method} /audit/mark") == (403, b"refused: no such method\n")
+
+
 # --- the server ----------------------------------------------------------------------------------------------------------------
 
 
 def test_it_binds_to_loopback_and_says_when_a_port_is_taken(made: Path) -> None:
-    import socket
-
     from mixpo.viewer.serve import HOST, serve
 
     assert HOST == "127.0.0.1"

@@ -6,9 +6,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from mixpo.cli.commands import app
+from mixpo.cli import commands, runs  # each adds its commands to the application
+from mixpo.cli.app import app
 
-__all__ = ["app", "main"]
+__all__ = ["app", "commands", "main", "runs"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

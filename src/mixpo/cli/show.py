@@ -15,7 +15,20 @@ from mixpo.check import Checked
 from mixpo.cli.bars import clock, printable
 from mixpo.dryrun import Estimate, totals
 from mixpo.pipeline import kind_of
-from mixpo.report import FIGURE_COLUMNS, SUMMARY_COLUMNS, TEXT_COLUMNS, figure_rows, summary_rows, text_rows
+from mixpo.report import (
+    FIGURE_COLUMNS,
+    GAP_COLUMNS,
+    MAIN_DIFFERENCE_COLUMNS,
+    SUMMARY_COLUMNS,
+    TEXT_COLUMNS,
+    YES_NO_COLUMNS,
+    figure_rows,
+    gap_rows,
+    main_difference_rows,
+    summary_rows,
+    text_rows,
+    yes_no_rows,
+)
 from mixpo.stages.base import Context
 from mixpo.stages.report import DATA, PAGE, load_report
 from mixpo.status import models as read_models
@@ -69,6 +82,12 @@ def scores(report: Mapping[str, Any]) -> None:
     for name, found in {whole["set"]: whole, **whole["sets"]}.items():
         if found.get("figures"):
             table(FIGURE_COLUMNS, figure_rows(found, whole=False), title=f"\n{found['benchmark']} (set {name})")
+    if whole["models"] and (differences := main_difference_rows(whole)):
+        table(MAIN_DIFFERENCE_COLUMNS, differences, title="\npublished figures compared, on the same questions")
+    if whole["models"] and (yes_no := yes_no_rows(whole)):
+        table(YES_NO_COLUMNS, yes_no, title="\nyes/no questions")
+    if whole["models"] and (gaps := gap_rows(whole)):
+        table(GAP_COLUMNS, gaps, title="\nwhat chain of thought adds to direct answers")
     if whole.get("text"):
         table(TEXT_COLUMNS, text_rows(whole), title="\ntext without images")
     for alarm in whole.get("alarms", ()):
@@ -129,21 +148,15 @@ def estimates(rows: list[Estimate]) -> None:
 
 
 def audited(result: Audited) -> None:
-    """Verdicts beside second opinions."""
+    """Doubtful verdicts with what speaks against them."""
     rows = [
-        (
-            f"{row.question}[{row.index}]",
-            row.gold,
-            row.extracted or "",
-            f"{row.outcome}: {row.reason}",
-            f"{row.second}: {row.by}",
-            row.ending,
-        )
+        (f"{row.question}[{row.index}]", row.gold, row.extracted or "", f"{row.outcome}: {row.reason}", row.why, row.ending)
         for row in result.rows
     ]
     if rows:
-        table(("answer", "right", "found", "verdict", "second opinion", "end of the text"), rows)
-    line(f"{result.disagree:,} of {result.compared:,} verdicts with a second opinion are contradicted ({result.verdicts:,} verdicts)")
+        table(("answer", "right", "found", "verdict", "why it deserves a look", "end of the text"), rows)
+    by = ", ".join(f"{name} {count:,}" for name, count in result.doubtful.items())
+    line(f"{sum(result.doubtful.values()):,} of {result.verdicts:,} verdicts deserve a look" + (f": {by}" if by else ""))
 
 
 def planned(rows: list[Estimate], devices: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,28 +10,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mixpo.engines.base import Engine, Request, SamplingParams
-from mixpo.errors import RecipeError
+from mixpo.engines.keep import Keep
+from mixpo.errors import MissingExtra, RecipeError
 from mixpo.recipe import ImageTable, ServerTable, did_you_mean
 
 if TYPE_CHECKING:
     from mixpo.vlm.load import Vlm
 
-__all__ = ["ENGINES", "Engine", "Request", "SamplingParams", "Serving", "create"]
+__all__ = ["ENGINES", "Engine", "Keep", "Request", "SamplingParams", "Serving", "create", "key_of", "needs_extra"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Serving:
     """What engines that load the model themselves need to know.
 
-    table: the server of "openai". folder, dtype, device: of the model. logs: a folder for the output of servers. say: receives what
-    the user should know.
+    table: the server of "openai", and `where` it stands in the recipe. foreign: its answers are only marked, and it holds another model.
+    folder, dtype, device: of the model. logs: a folder for the output of servers. keep: holds servers and models that outlive an engine;
+    whoever made it closes it. say: receives what the user should know.
     """
 
     table: ServerTable = field(default_factory=ServerTable)
+    where: str = "sample.server"
+    foreign: bool = False
     folder: Path | None = None
     dtype: str = "float32"
     device: str = "auto"
     logs: Path = Path("servers")
+    keep: Keep = field(default_factory=Keep)
     say: Callable[[str], None] = lambda text: None
 
 
@@ -85,41 +91,61 @@ def _scripted(setup: Setup) -> Engine:
 
 def _openai(setup: Setup) -> Engine:
     from mixpo.engines.openai import Limits, OpenAIEngine
-    from mixpo.engines.openai.launch import start
+    from mixpo.engines.openai.launch import Started, start
     from mixpo.engines.words import Words
 
     table, serving = setup.serving.table, setup.serving
     if not table.urls and not table.starts:
         raise RecipeError('sample.engine = "openai" needs a server; set sample.server.urls, .serve or .start')
-    key = os.environ.get(table.api_key_env, "") if table.api_key_env else ""
-    if table.api_key_env and not key:
-        raise RecipeError(f"sample.server.api_key_env: the environment variable {table.api_key_env} is not set; set it to the key")
-    if table.starts and serving.folder is None:
+    key = key_of(table, serving.where)
+    folder = serving.folder
+    if table.starts and folder is None:
         raise RecipeError("sample.server: a server that mixpo starts needs a model; set model.path")
-    started = (
-        start(table, serving.folder, serving.device, serving.logs / "server.log", serving.say) if table.starts and serving.folder else None
-    )
+    started = None
+    if table.starts and folder is not None:
+        log = serving.logs / "server.log"
+        same = ("server", folder, table.serve, *table.start)
+        started = serving.keep.take(same, lambda: start(table, folder, serving.device, log, serving.say), Started.close)
     return OpenAIEngine(
         [started.url] if started is not None else table.urls,
-        model=table.model or (str(serving.folder) if started is not None else ""),
+        model=table.model or (str(folder) if started is not None else ""),
         key=key,
         limits=Limits(in_flight=table.in_flight, timeout_s=table.timeout_s, retries=table.retries, patience_s=table.patience_s),
         image=setup.image,
         words=Words(setup.vlm) if setup.vlm is not None else None,
         same_model=table.same_model,
+        foreign=serving.foreign,
         started=started,
+        where=serving.where,
         say=serving.say,
     )
 
 
+def needs_extra(what: str) -> None:
+    """Raise MissingExtra where the libraries that talk to servers are missing. what: the setting that needs them."""
+    if importlib.util.find_spec("aiohttp") is None or importlib.util.find_spec("orjson") is None:
+        raise MissingExtra(what, "served")
+
+
+def key_of(table: ServerTable, where: str) -> str:
+    """The key of an endpoint, from the environment; "" where the table names none. Raises RecipeError when the variable is not set."""
+    key = os.environ.get(table.api_key_env, "") if table.api_key_env else ""
+    if table.api_key_env and not key:
+        raise RecipeError(f"{where}.api_key_env: the environment variable {table.api_key_env} is not set; set it to the key")
+    return key
+
+
 def _vllm(setup: Setup) -> Engine:
-    from mixpo.engines.vllm import VllmEngine
+    from mixpo.engines.vllm import VllmEngine, load_llm
     from mixpo.engines.words import Words
 
-    folder = setup.serving.folder
+    folder, dtype = setup.serving.folder, setup.serving.dtype
     if setup.vlm is None or folder is None:
         raise RecipeError('sample.engine = "vllm" needs a model; set model.path')
-    return VllmEngine(folder, Words(setup.vlm), setup.image, setup.serving.dtype, setup.batch_size)
+    llm = setup.serving.keep.take(
+        ("vllm", folder, dtype), lambda: load_llm(folder, dtype), lambda held: held.llm_engine.engine_core.shutdown()
+    )
+    return VllmEngine(llm, Words(setup.vlm), setup.image)
 
 
 ENGINES: dict[str, Callable[[Setup], Engine]] = {

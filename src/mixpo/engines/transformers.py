@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,8 +18,9 @@ from mixpo.recipe import ImageTable
 from mixpo.records import Sampled
 from mixpo.types import Response
 from mixpo.vlm.draw import Rule, uniforms
-from mixpo.vlm.generate import Drawn, free_bytes, generate, row_bytes
+from mixpo.vlm.generate import Drawn, generate
 from mixpo.vlm.load import Vlm
+from mixpo.vlm.memory import batch_bytes, free_bytes
 from mixpo.vlm.prompt import EncodedPrompt, context_limit, control_ids, decode, encode
 
 
@@ -36,7 +38,8 @@ class _Job:
 
 
 class TransformersEngine:
-    """Samples `batch_size` questions together, in as many parts as memory asks for. Equal seeds give equal answers whatever the batch."""
+    """Samples up to `batch_size` questions together, in as many parts as their tokens and memory ask for. Equal seeds give equal answers
+    whatever the batch."""
 
     name = "transformers"
 
@@ -102,22 +105,34 @@ class TransformersEngine:
             )
 
     def _parts(self, jobs: Sequence[_Job], params: SamplingParams) -> Iterator[list[_Job]]:
-        """Split jobs so that the padded rows of each part fit into memory; the answers to one prompt stay together if they can."""
+        """Jobs of like length together, in parts whose padded tokens fit into memory; the answers to one prompt stay together if they
+        can."""
         memory = self._memory or free_bytes(self._vlm.device)
         part: list[_Job] = []
-        for job in jobs:
-            longest = max(len(other) for other in [*part, job])
-            fits = max(1, memory // row_bytes(self._vlm, longest + params.max_new_tokens))
-            if part and sum(len(other.slots) for other in [*part, job]) > fits:
-                yield part
-                part = []
-                fits = max(1, memory // row_bytes(self._vlm, len(job) + params.max_new_tokens))
-            while len(job.slots) > fits:
-                yield [replace(job, slots=job.slots[:fits])]
-                job = replace(job, slots=job.slots[fits:])
+        for job in sorted(jobs, key=len):
+            while not self._fits([*part, job], params, memory):
+                if part:
+                    yield part
+                    part = []
+                elif len(job.slots) > 1:
+                    count = self._most(job, params, memory)
+                    yield [replace(job, slots=job.slots[:count])]
+                    job = replace(job, slots=job.slots[count:])
+                else:  # a single answer is tried, whatever the estimate says
+                    break
             part.append(job)
         if part:
             yield part
+
+    def _fits(self, part: Sequence[_Job], params: SamplingParams, memory: int) -> bool:
+        rows = sum(len(job.slots) for job in part)
+        prompts = [job.prompt for job in part]
+        return batch_bytes(self._vlm, prompts, max(map(len, part)), rows, params.max_new_tokens) <= memory
+
+    def _most(self, job: _Job, params: SamplingParams, memory: int) -> int:
+        """How many answers to one prompt fit, at least one and not all."""
+        numbers = range(1, len(job.slots))
+        return max(1, bisect(numbers, False, key=lambda n: not self._fits([replace(job, slots=job.slots[:n])], params, memory)))
 
     def _run(self, jobs: Sequence[_Job], requests: Sequence[Request], params: SamplingParams) -> dict[tuple[int, int], Response]:
         """Sample one part; where the device runs out of memory after all, its halves."""

@@ -5,7 +5,7 @@ Written against vLLM 0.32. It brings its own torch, so it is no extra of mixpo; 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,47 +18,57 @@ from mixpo.images import open_image
 from mixpo.recipe import ImageTable
 from mixpo.records import Sampled
 
+MOST_BIASED = 1024
+"""Tokens that vLLM keeps out of an answer; image tokens come first."""
 MOST_IMAGES = 16
 """Images of one prompt that vLLM prepares for; a question with more fails by itself."""
 
 
+def load_llm(folder: Path, dtype: str) -> Any:
+    """The model in vLLM. Raises EngineError where vLLM is not installed or cannot load it."""
+    try:
+        import vllm
+    except ImportError:
+        raise EngineError('sample.engine = "vllm" needs vLLM, which brings its own torch; docs/engines.md says how to install it') from None
+    settings: dict[str, Any] = {"enable_prefix_caching": True, "limit_mm_per_prompt": {"image": MOST_IMAGES}}
+    if _on_cpu():
+        # The CPU build breaks off when the prompt of a request with a seed is read in two parts.
+        settings["enable_chunked_prefill"] = False
+    try:
+        return vllm.LLM(model=str(folder), dtype=dtype, seed=0, **settings)
+    except faults(vllm) as error:
+        raise EngineError(f"vLLM cannot load {folder}: {_short(error)}; its own messages stand above") from None
+
+
+def _on_cpu() -> bool:
+    try:
+        from vllm.platforms import current_platform
+    except ImportError:
+        return False
+    return bool(current_platform.is_cpu())
+
+
+def faults(vllm: Any) -> tuple[type[Exception], ...]:
+    """What vLLM raises: since 0.32 errors of its own, plain ones before."""
+    own = getattr(getattr(vllm, "exceptions", None), "VLLMError", None)
+    return (ValueError, RuntimeError, OSError, *([own] if own is not None else []))
+
+
 class VllmEngine:
-    """Samples `batch_size` questions together, n answers in one request, so that prompt and images are computed once."""
+    """Samples all questions that it is given together, n answers in one request, so that prompt and images are computed once."""
 
     name = "vllm"
 
-    def __init__(self, folder: Path, words: Words, image: ImageTable, dtype: str, batch_size: int) -> None:
-        """folder: the model. words: its tokens."""
-        try:
-            import vllm
-        except ImportError:
-            raise EngineError(
-                'sample.engine = "vllm" needs vLLM, which brings its own torch; docs/engines.md says how to install it'
-            ) from None
-        self._vllm: Any = vllm
-        self._words, self._image, self._batch_size = words, image, batch_size
-        self._llm: Any = vllm.LLM(
-            model=str(folder),
-            dtype=dtype,
-            seed=0,
-            enable_prefix_caching=True,
-            limit_mm_per_prompt={"image": MOST_IMAGES},
-        )
-        self._limit = int(self._llm.llm_engine.model_config.max_model_len)
+    def __init__(self, llm: Any, words: Words, image: ImageTable) -> None:
+        """llm: as `load_llm` gives it, and not closed here. words: the model's tokens."""
+        self._llm, self._words, self._image = llm, words, image
+        self._limit = int(llm.llm_engine.model_config.max_model_len)
 
     def sample(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Sampled]:
-        """See `Engine.sample`. Raises EngineError when vLLM sees another number of image tokens than training."""
-        for start in range(0, len(requests), self._batch_size):
-            yield from self._batch(requests[start : start + self._batch_size], params)
-
-    def close(self) -> None:
-        """Let go of the model."""
-        self._llm = None
-
-    def _batch(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Sampled]:
+        """See `Engine.sample`. Raises EngineError when vLLM refuses the settings, or sees another number of image tokens than training."""
         # vLLM raises for the whole batch when one prompt is unusable, so each is checked before.
         prompts: list[dict[str, Any]] = []
-        settings: list[Any] = []
+        settings: list[dict[str, Any]] = []
         lengths: list[int] = []
         places: dict[str, range] = {}
         errors: dict[str, str] = {}
@@ -72,7 +82,7 @@ class VllmEngine:
             prompts += made
             lengths += expected
             settings += self._settings(request, params)
-        outputs = self._llm.generate(prompts, sampling_params=settings, use_tqdm=False) if prompts else []
+        outputs = self._outputs(prompts, settings) if prompts else []
         for output, expected_length in zip(outputs, lengths, strict=True):
             self._check_length(output, expected_length)
         for request in requests:
@@ -80,6 +90,18 @@ class VllmEngine:
                 yield Sampled(question=request.key, error=errors[request.key])
             else:
                 yield self._sampled(request, [outputs[place] for place in places[request.key]])
+
+    def _outputs(self, prompts: Sequence[dict[str, Any]], settings: Sequence[Mapping[str, Any]]) -> list[Any]:
+        import vllm
+
+        try:
+            made = [vllm.SamplingParams(**each) for each in settings]
+            return list(self._llm.generate(prompts, sampling_params=made, use_tqdm=False))
+        except faults(vllm) as error:
+            raise EngineError(f"vLLM refuses or fails: {_short(error)}") from None
+
+    def close(self) -> None:
+        """Nothing: the model is whoever's who loaded it."""
 
     def _prompts(self, request: Request, params: SamplingParams) -> tuple[list[dict[str, Any]], list[int]]:
         """vLLM's prompts of one question (one for each beginning of a continuation) and their lengths in training.
@@ -109,26 +131,22 @@ class VllmEngine:
             )
         return made, lengths
 
-    def _settings(self, request: Request, params: SamplingParams) -> list[Any]:
+    def _settings(self, request: Request, params: SamplingParams) -> list[dict[str, Any]]:
         """One for each of vLLM's prompts; nothing is left to the model's generation_config."""
-        seeds = request.seeds if request.prefixes else request.seeds[:1]
-        return [
-            self._vllm.SamplingParams(
-                n=1 if request.prefixes else len(request.seeds),
-                temperature=params.temperature,
-                top_p=params.top_p,
-                top_k=params.top_k or -1,
-                min_p=0.0,
-                repetition_penalty=1.0,
-                seed=seed % 2**31,
-                max_tokens=params.max_new_tokens,
-                stop=list(params.stop) or None,
-                logprobs=0,
-                # An image token in an answer would ask for an image in training.
-                logit_bias=dict.fromkeys(self._words.banned, -100.0),
-            )
-            for seed in seeds
-        ]
+        every = {
+            "n": 1 if request.prefixes else len(request.seeds),
+            "temperature": params.temperature,
+            "top_p": params.top_p,
+            "top_k": params.top_k or -1,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "max_tokens": params.max_new_tokens,
+            "stop": list(params.stop) or None,
+            "logprobs": 0,
+            # An image token in an answer would ask for an image in training.
+            "logit_bias": dict.fromkeys(self._words.banned[:MOST_BIASED], -100.0),
+        }
+        return [{**every, "seed": seed % 2**31} for seed in (request.seeds if request.prefixes else request.seeds[:1])]
 
     def _check_length(self, output: Any, expected: int) -> None:
         if len(output.prompt_token_ids) != expected:
@@ -152,3 +170,7 @@ def _choice(one: Any) -> Choice:
     ids = tuple(one.token_ids)
     logprobs = tuple(float(entry[token].logprob) for entry, token in zip(one.logprobs or (), ids, strict=False))
     return Choice(text=one.text, stopped=one.finish_reason == "stop", ids=ids, logprobs=logprobs)
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from mixpo.errors import SourceError
@@ -60,17 +61,34 @@ class Words:
         """Ids that end the model's turn."""
         return self._vlm.end_ids
 
-    @property
+    @cached_property
     def control(self) -> frozenset[int]:
         """Ids that are no part of an answer's text, ends of turn included."""
         from mixpo.vlm.prompt import control_ids
 
         return control_ids(self._vlm)
 
-    @property
-    def banned(self) -> frozenset[int]:
-        """Ids that must never be sampled: image tokens and the rest of the chat format, ends of turn excepted."""
-        return self.control - set(self.end_ids)
+    @cached_property
+    def banned(self) -> tuple[int, ...]:
+        """Ids that must never be sampled: image tokens first, then the rest of the chat format, ends of turn excepted."""
+        from mixpo.vlm.prompt import image_token_ids
+
+        images = image_token_ids(self._vlm)
+        return tuple(sorted(self.control - set(self.end_ids), key=lambda token: (token not in images, token)))
+
+    @cached_property
+    def control_texts(self) -> tuple[str, ...]:
+        """How the control tokens are written: a tokenizer reads these texts as control tokens wherever they stand."""
+        return tuple(filter(None, self._vlm.processor.tokenizer.convert_ids_to_tokens(sorted(self.control))))
+
+    def holds_control(self, text: str, ids: Sequence[int] = ()) -> bool:
+        """Whether an image token or another control token stands in a generated answer; an end of turn may end `ids`."""
+        inner = ids[:-1] if ids and ids[-1] in self.end_ids else ids
+        return not self.control.isdisjoint(inner) or any(name in text for name in self.control_texts)
+
+    def bare(self, ids: Sequence[int]) -> str:
+        """Text of an answer's ids without any special token, also without those that are words of an answer (`<ref>`)."""
+        return str(self._vlm.processor.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def answer_ids(self, text: str, ended: bool) -> tuple[int, ...]:
         """Ids made from the text of an answer, with the end of turn if it `ended`; none where a control token stands in it."""

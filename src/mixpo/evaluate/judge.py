@@ -1,4 +1,6 @@
-"""A language model that marks free answers: one client for any OpenAI-compatible endpoint, through the `openai` SDK (imported here only).
+"""A language model that marks free answers, or finds the short answer in a long one: one client for any OpenAI-compatible endpoint.
+
+It works through the `openai` SDK (imported here only).
 
 Every reply is kept on disk under a digest of what was asked, so that marking again costs nothing and gives the same. A reply that cannot
 be read is asked for again, and in the end left out and counted; it never becomes a mark. Knows nothing about particular benchmarks.
@@ -14,14 +16,14 @@ import json
 import os
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from mixpo.errors import EvaluateError, MissingExtra, RecipeError
-from mixpo.evaluate.benchmarks.base import Rubric
+from mixpo.evaluate.benchmarks.base import Extraction, Rubric
 from mixpo.recipe import JudgeTable
 from mixpo.records import write_text
 from mixpo.types import content_id
@@ -31,13 +33,17 @@ WARMER = 0.5
 """How much the temperature rises with every further attempt, as the benchmarks' own evaluators do."""
 
 
+Found = TypeVar("Found")
+Wording = TypeVar("Wording", Rubric, Extraction)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mark:
-    """What a judge said. marks: None when no reply could be read. judge: name and version as the endpoint gave them."""
+class Reply(Generic[Found]):
+    """What a judge said. found: what its reply means, None when none could be read. judge: name and version as the endpoint gave them."""
 
     reply: str
     judge: str
-    marks: tuple[float, ...] | None
+    found: Found | None
 
 
 def ready(table: JudgeTable) -> str:
@@ -60,28 +66,28 @@ def _is_local(host: str) -> bool:
         return False
 
 
-def with_own_prompt(rubric: Rubric, table: JudgeTable, base: Path, name: str) -> Rubric:
-    """The rubric with the user's prompt for benchmark `name`, where there is one. Raises RecipeError for a prompt without its slots."""
+def with_own_prompt(wording: Wording, table: JudgeTable, base: Path, name: str) -> Wording:
+    """The same with the user's prompt for benchmark `name`, where there is one. Raises RecipeError for a prompt without its slots."""
     path = base / table.prompts / f"{name}.txt"
     if not table.prompts or not path.is_file():
         if table.prompts and not path.parent.is_dir():
             raise RecipeError(f"evaluate.judge.prompts: {path.parent} is not a folder; the path is relative to the recipe")
-        return rubric
+        return wording
     prompt = path.read_text(encoding="utf-8")
     missing = [slot for slot in ("question", "answer") if f"{{{slot}}}" not in prompt]
     if missing:
         raise RecipeError(f"{path}: has no {{{missing[0]}}}; a judge prompt needs {{question}} and {{answer}}")
-    return dataclasses.replace(rubric, prompt=prompt)
+    return dataclasses.replace(wording, prompt=prompt)
 
 
-def digest(rubric: Rubric) -> str:
+def digest(wording: Rubric | Extraction) -> str:
     """Eight digits that stand for the wording put before the judge."""
-    return content_id(rubric.system, rubric.prompt)[:8]
+    return content_id(wording.system, wording.prompt)[:8]
 
 
-def settings(rubric: Rubric, table: JudgeTable) -> dict[str, Any]:
-    """What decides a mark besides the answer. Where the model is served does not."""
-    return {**table.model_dump(include={"model", "temperature", "max_tokens", "attempts"}), "prompt": digest(rubric)}
+def settings(wording: Rubric | Extraction, table: JudgeTable) -> dict[str, Any]:
+    """What decides a reply besides the answer. Where the model is served does not."""
+    return {**table.model_dump(include={"model", "temperature", "max_tokens", "attempts"}), "prompt": digest(wording)}
 
 
 class Judge:
@@ -94,20 +100,23 @@ class Judge:
         self._client: Any = None
         self._lock = threading.Lock()
 
-    def mark(self, rubric: Rubric, fields: Mapping[str, str]) -> Mark:
-        """Marks for one answer. fields: question, reference, answer, context. Raises EvaluateError when the endpoint cannot be used."""
-        prompt = _SLOT.sub(lambda slot: fields.get(slot.group(1), ""), rubric.prompt)
-        messages = [*([{"role": "system", "content": rubric.system}] if rubric.system else []), {"role": "user", "content": prompt}]
+    def ask(self, wording: Rubric | Extraction, fields: Mapping[str, str], read: Callable[[str], Found | None]) -> Reply[Found]:
+        """What `read` makes of the first reply that it can read.
+
+        fields: question, reference, answer, context. Raises EvaluateError when the endpoint cannot be used.
+        """
+        prompt = _SLOT.sub(lambda slot: fields.get(slot.group(1), ""), wording.prompt)
+        messages = [*([{"role": "system", "content": wording.system}] if wording.system else []), {"role": "user", "content": prompt}]
         reply, name = "", self._table.model
         for attempt in range(self._table.attempts):
-            found = self._ask(messages, self._table.temperature + WARMER * attempt)
-            reply, name = found["reply"], found["model"]
-            marks = rubric.read(reply)
-            if marks is not None:
-                return Mark(reply=reply, judge=f"{name} #{digest(rubric)}", marks=marks)
-        return Mark(reply=reply, judge=f"{name} #{digest(rubric)}", marks=None)
+            kept = self._reply(messages, self._table.temperature + WARMER * attempt)
+            reply, name = kept["reply"], kept["model"]
+            found = read(reply)
+            if found is not None:
+                return Reply(reply=reply, judge=f"{name} #{digest(wording)}", found=found)
+        return Reply(reply=reply, judge=f"{name} #{digest(wording)}", found=None)
 
-    def _ask(self, messages: list[dict[str, str]], temperature: float) -> dict[str, str]:
+    def _reply(self, messages: list[dict[str, str]], temperature: float) -> dict[str, str]:
         request = {"model": self._table.model, "messages": messages, "temperature": temperature, "max_tokens": self._table.max_tokens}
         name = hashlib.sha256(json.dumps(request, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
         path = self._cache / name[:2] / f"{name}.json"

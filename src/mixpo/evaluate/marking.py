@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mixpo.evaluate.benchmarks import Benchmark, Marked, facts_of
 from mixpo.evaluate.benchmarks.rules import EXTRACTORS
-from mixpo.evaluate.judge import Mark
-from mixpo.records import Prediction
+from mixpo.evaluate.judge import Reply
+from mixpo.records import OtherReading, Prediction
 from mixpo.types import Outcome, Question, Response, Verdict
 from mixpo.verify.judgement import Options
 
@@ -34,23 +35,47 @@ def read_rule(benchmark: Benchmark, question: Question, response: Response, word
     return Reading(outcome=outcome, said=said, reason=reason)
 
 
+def read_others(
+    benchmark: Benchmark, question: Question, response: Response, wording: str, extractor: str, options: Options
+) -> tuple[OtherReading, ...]:
+    """By every other extractor of the benchmark that needs no judge."""
+    names = [name for name in benchmark.rules if name != extractor]
+    return tuple(
+        OtherReading(extractor=name, outcome=read_rule(benchmark, question, response, wording, name, options).outcome) for name in names
+    )
+
+
 def by_rule(
     benchmark: Benchmark, question: Question, response: Response, mode: str, wording: str, extractor: str, options: Options
 ) -> Prediction:
-    """A prediction by the recipe's extractor, with the outcome by the other one beside it."""
-    second = next(name for name in benchmark.checks if name != extractor)
-    first, other = (read_rule(benchmark, question, response, wording, name, options) for name in (extractor, second))
-    return prediction(question, mode, response, first.outcome, first.said, first.reason, other=other.outcome)
+    """A prediction by the rules of the recipe's extractor, with the outcomes by the others beside it."""
+    first = read_rule(benchmark, question, response, wording, extractor, options)
+    others = read_others(benchmark, question, response, wording, extractor, options)
+    return prediction(question, mode, response, first.outcome, first.said, first.reason, others=others)
 
 
-def by_judge(benchmark: Benchmark, question: Question, response: Response, mode: str, mark: Mark) -> Prediction:
+def by_extraction(
+    benchmark: Benchmark, question: Question, response: Response, mode: str, wording: str, found: str | Reply[str], options: Options
+) -> Prediction:
+    """A prediction from a short answer: one that needed no judge, or what a judge found. It is checked by the authors' own rule."""
+    others = read_others(benchmark, question, response, wording, "judge", options)
+    said, reply, judge = (found, "", "") if isinstance(found, str) else (found.found, found.reply, found.judge)
+    if said is None:
+        return prediction(question, mode, response, "undecided", None, UNREAD, others=others, reply=reply, judge=judge, unread=True)
+    if not said:
+        return prediction(question, mode, response, "malformed", None, "no answer in the response", others=others, reply=reply, judge=judge)
+    outcome, reason = benchmark.checks["judge"](said, question, facts_of(question), options)
+    return prediction(question, mode, response, outcome, said, reason, others=others, reply=reply, judge=judge)
+
+
+def by_judge(benchmark: Benchmark, question: Question, response: Response, mode: str, mark: Reply[tuple[float, ...]]) -> Prediction:
     """A prediction with a judge's mark. The outcome only says whether the mark passes; figures rest on the mark."""
     assert benchmark.rubric is not None
-    if mark.marks is None:
-        return prediction(question, mode, response, "undecided", None, UNREAD, reply=mark.reply, judge=mark.judge)
-    score = benchmark.rubric.share(mark.marks)
-    outcome: Outcome = "correct" if benchmark.rubric.passes(mark.marks) else "wrong"
-    reason = f"marked {', '.join(f'{value:g}' for value in mark.marks)}"
+    if mark.found is None:
+        return prediction(question, mode, response, "undecided", None, UNREAD, reply=mark.reply, judge=mark.judge, unread=True)
+    score = benchmark.rubric.share(mark.found)
+    outcome: Outcome = "correct" if benchmark.rubric.passes(mark.found) else "wrong"
+    reason = f"marked {', '.join(f'{value:g}' for value in mark.found)}"
     return prediction(question, mode, response, outcome, None, reason, score=score, reply=mark.reply, judge=mark.judge)
 
 
@@ -67,21 +92,24 @@ def prediction(
     extracted: str | None,
     reason: str,
     *,
-    other: str = "",
+    others: Sequence[OtherReading] = (),
     score: float | None = None,
     reply: str = "",
     judge: str = "",
+    unread: bool = False,
 ) -> Prediction:
     """The record of one answer."""
     return Prediction(
         question=question.id, mode=mode, index=response.index, text=response.text, tokens=len(response.token_ids), finish=response.finish,
-        outcome=outcome, extracted=extracted, reason=reason, domain=question.domain, other=other, score=score, reply=reply, judge=judge,
+        outcome=outcome, extracted=extracted, reason=reason, domain=question.domain, others=tuple(others), score=score, reply=reply,
+        judge=judge, unread=unread,
     )  # fmt: skip
 
 
-def marked(row: Prediction, question: Question, *, other: bool = False) -> Marked:
-    """A prediction as a benchmark's table sees it; `other` takes the outcome of the other extractor."""
-    outcome: Outcome = row.other if other else row.outcome  # type: ignore[assignment]
-    said = None if other else row.extracted
-    failed = row.finish == "error"
-    return Marked(question=question, facts=facts_of(question), outcome=outcome, said=said, reply=row.reply, failed=failed)
+def marked(row: Prediction, question: Question, extractor: str = "") -> Marked:
+    """A prediction as a benchmark's table sees it. extractor: another one than the recipe's, whose outcome counts instead."""
+    facts = facts_of(question)
+    if extractor:
+        outcome = next((other.outcome for other in row.others if other.extractor == extractor), row.outcome)
+        return Marked(question=question, facts=facts, outcome=outcome)
+    return Marked(question=question, facts=facts, outcome=row.outcome, said=row.extracted, reply=row.reply, unread=row.unread)

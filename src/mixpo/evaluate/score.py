@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from mixpo.errors import EvaluateError
 from mixpo.evaluate.degenerate import loops
@@ -29,8 +29,10 @@ class Score:
 
     cut: answers that ended at the length limit. failed: answers that an engine error prevented. loops: answers that end in a phrase
     repeated over and over. All overlap the outcomes. Where a judge marked the answers, accuracy is the mean mark as a share of the
-    best one, over the answers with a mark; excluded: those without.
-    domains: the same for the questions of each domain, in alphabetical order; empty inside a domain.
+    best one, over the answers with a mark. unread: answers whose judge could not be read. excluded: those, and failed ones where there
+    are marks; they count nowhere.
+    domains: the same for the questions of each domain, in alphabetical order, "" for those without one; empty inside a domain, and
+    where no question has a domain.
     """
 
     n: int
@@ -45,6 +47,7 @@ class Score:
     high: float
     mean_tokens: float
     loops: int = 0
+    unread: int = 0
     excluded: int = 0
     domains: Mapping[str, Score] = field(default_factory=dict)
 
@@ -53,7 +56,7 @@ class Score:
 class SampledScore:
     """Mean accuracy of sampled answers: the mean over `n` questions of each question's share of correct samples.
 
-    failed: answers that an engine error prevented; excluded: where a judge marks, those without a mark. Both as in `Score`.
+    failed, unread, excluded: answers, as in `Score`.
     """
 
     n: int
@@ -63,6 +66,7 @@ class SampledScore:
     high: float
     mean_tokens: float
     failed: int = 0
+    unread: int = 0
     excluded: int = 0
 
 
@@ -79,18 +83,6 @@ class Comparison:
     p: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class YesNo:
-    """Retrieval figures for yes/no questions with "yes" as the positive class; an answer that is neither counts as not "yes"."""
-
-    n: int
-    precision: float
-    recall: float
-    f1: float
-    yes_ratio: float
-    domains: Mapping[str, YesNo] = field(default_factory=dict)
-
-
 def wilson(correct: float, n: int) -> tuple[float, float]:
     """Wilson score interval of a proportion (Wilson 1927); (0, 1) when n = 0."""
     if n == 0:
@@ -105,22 +97,25 @@ def wilson(correct: float, n: int) -> tuple[float, float]:
 
 
 def is_judged(rows: Iterable[Prediction]) -> bool:
-    """Whether a judge marked these answers."""
-    return any(row.judge for row in rows)
+    """Whether a judge marked these answers. One that only found the short answers did not."""
+    return any(row.score is not None or (row.unread and not row.others) for row in rows)
 
 
 def credit(row: Prediction, judged: bool) -> float | None:
-    """What an answer counts: 1 or 0, or the judge's mark as a share of the best. None where there is no mark: that is not a zero."""
-    return row.score if judged else float(row.outcome == "correct")
+    """What an answer counts: 1 or 0, or the judge's mark as a share of the best. None where a judge could not be read: not a zero."""
+    if judged:
+        return row.score
+    return None if row.unread else float(row.outcome == "correct")
 
 
 def score(predictions: Iterable[Prediction]) -> Score:
     """Score one answer for each question. Raises EvaluateError when there is none, or two answers to one question."""
-    rows = list(_by_question(predictions).values())
+    rows = list(by_question(predictions).values())
     domains: dict[str, list[Prediction]] = defaultdict(list)
     for row in rows:
         domains[row.domain].append(row)
-    named = {name: _tally(domains[name], {}) for name in sorted(domains) if name}
+    # Rows without a domain are a group of their own, unless no row has one.
+    named = {name: _tally(domains[name], {}) for name in sorted(domains)} if any(domains) else {}
     return _tally(rows, named)
 
 
@@ -143,6 +138,7 @@ def _tally(rows: Sequence[Prediction], domains: Mapping[str, Score]) -> Score:
         high=high,
         mean_tokens=sum(row.tokens for row in rows) / len(rows),
         loops=sum(loops(row.text) for row in rows),
+        unread=sum(row.unread for row in rows),
         excluded=len(rows) - len(credits),
         domains=domains,
     )
@@ -156,7 +152,7 @@ def score_samples(predictions: Iterable[Prediction]) -> SampledScore:
     """
     shares: dict[str, list[Prediction]] = defaultdict(list)
     seen: set[tuple[str, int]] = set()
-    tokens = failed = 0
+    tokens = failed = unread = 0
     for row in predictions:
         if (row.question, row.index) in seen:
             raise EvaluateError(f"question {row.question}: sample {row.index} is there twice; evaluate again with --force evaluate")
@@ -164,6 +160,7 @@ def score_samples(predictions: Iterable[Prediction]) -> SampledScore:
         shares[row.question].append(row)
         tokens += row.tokens
         failed += row.finish == "error"
+        unread += row.unread
     if not seen:
         raise EvaluateError("there are no sampled predictions to score; set evaluate.samples and evaluate again")
     judged = is_judged(row for rows in shares.values() for row in rows)
@@ -173,7 +170,7 @@ def score_samples(predictions: Iterable[Prediction]) -> SampledScore:
     low, high = _mean_interval(means, mean)
     return SampledScore(
         n=len(means), samples=len(seen), accuracy=mean, low=low, high=high, mean_tokens=tokens / len(seen), failed=failed,
-        excluded=len(seen) - sum(map(len, credits)),
+        unread=unread, excluded=len(seen) - sum(map(len, credits)),
     )  # fmt: skip
 
 
@@ -186,13 +183,21 @@ def _mean_interval(means: Sequence[float], mean: float) -> tuple[float, float]:
     return max(0.0, mean - half), min(1.0, mean + half)
 
 
+def comparable(a: Iterable[Prediction], b: Iterable[Prediction]) -> bool:
+    """Whether `compare` finds a question that counts on both sides; False where a judge could not be read on any."""
+    left, right = list(a), list(b)
+    judged = is_judged([*left, *right])
+    counted = ({row.question for row in rows if credit(row, judged) is not None} for rows in (left, right))
+    return bool(set.intersection(*counted)) or {row.question for row in left} != {row.question for row in right}
+
+
 def compare(a: Iterable[Prediction], b: Iterable[Prediction]) -> Comparison:
     """Compare two sets of answers question by question. Raises EvaluateError unless both answer exactly the same questions.
 
     The interval of the difference is Agresti and Min's (2005): Wald after adding 1/2 to each cell of the 2 x 2 table, which
     keeps its coverage when few questions differ.
     """
-    left, right = _by_question(a), _by_question(b)
+    left, right = by_question(a), by_question(b)
     if left.keys() != right.keys():
         raise EvaluateError(
             f"the answers are about different questions ({len(left.keys() - right.keys())} only in the first, "
@@ -200,12 +205,14 @@ def compare(a: Iterable[Prediction], b: Iterable[Prediction]) -> Comparison:
         )
     if is_judged(left.values()) or is_judged(right.values()):
         return _compare_marks(left, right)
-    right_a = {question for question, row in left.items() if row.outcome == "correct"}
-    right_b = {question for question, row in right.items() if row.outcome == "correct"}
+    read = [question for question in left if not left[question].unread and not right[question].unread]
+    if not read:
+        raise EvaluateError("the judge could be read on no question of both sides; look at its replies in the predictions")
+    right_a, right_b = ({question for question in read if side[question].outcome == "correct"} for side in (left, right))
     only_a, only_b = len(right_a - right_b), len(right_b - right_a)
-    low, high = _difference_interval(only_a, only_b, len(left))
-    difference = (only_b - only_a) / len(left)
-    return Comparison(n=len(left), only_a=only_a, only_b=only_b, difference=difference, low=low, high=high, p=mcnemar(only_a, only_b))
+    low, high = _difference_interval(only_a, only_b, len(read))
+    difference = (only_b - only_a) / len(read)
+    return Comparison(n=len(read), only_a=only_a, only_b=only_b, difference=difference, low=low, high=high, p=mcnemar(only_a, only_b))
 
 
 def _compare_marks(left: Mapping[str, Prediction], right: Mapping[str, Prediction]) -> Comparison:
@@ -239,37 +246,8 @@ def mcnemar(only_a: int, only_b: int) -> float:
     return math.erfc(max(0, abs(only_a - only_b) - 1) / math.sqrt(2 * total))
 
 
-def yes_no(predictions: Iterable[Prediction], gold: Mapping[str, str]) -> YesNo:
-    """Figures for the questions in `gold` ("yes" or "no" by question id), and for each domain where there are several.
-
-    Raises EvaluateError when none was answered.
-    """
-    rows = [row for row in _by_question(predictions).values() if row.question in gold]
-    if not rows:
-        raise EvaluateError("no prediction answers a yes/no question")
-    names = sorted({row.domain for row in rows})
-    parts = {name: _retrieval([row for row in rows if row.domain == name], gold) for name in names} if len(names) > 1 else {}
-    return replace(_retrieval(rows, gold), domains=parts)
-
-
-def _retrieval(rows: Sequence[Prediction], gold: Mapping[str, str]) -> YesNo:
-    said_yes = [_says_yes(row, gold[row.question]) for row in rows]
-    hits = sum(said and gold[row.question] == "yes" for said, row in zip(said_yes, rows, strict=True))
-    positives = sum(gold[row.question] == "yes" for row in rows)
-    precision = hits / sum(said_yes) if any(said_yes) else 0.0
-    recall = hits / positives if positives else 0.0
-    f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
-    return YesNo(n=len(rows), precision=precision, recall=recall, f1=f1, yes_ratio=sum(said_yes) / len(rows))
-
-
-def _says_yes(row: Prediction, gold: str) -> bool:
-    """Right about a yes, or wrong about a no by saying yes (and not something else)."""
-    if gold == "yes":
-        return row.outcome == "correct"
-    return row.outcome == "wrong" and (row.extracted or "").strip(" .!*").lower() in {"yes", "true", "y", "是", "是的", "对"}
-
-
-def _by_question(predictions: Iterable[Prediction]) -> dict[str, Prediction]:
+def by_question(predictions: Iterable[Prediction]) -> dict[str, Prediction]:
+    """One answer for each question. Raises EvaluateError when there is none, or two answers to one question."""
     rows: dict[str, Prediction] = {}
     for row in predictions:
         if row.question in rows:

@@ -6,95 +6,39 @@ both sides, where do they part, how much is duplicate or cut off.
 
 from __future__ import annotations
 
-import bisect
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
+from mixpo.pairs.bins import BINS, RATIO_EDGES, SHARE_EDGES, Fixed, Lengths, Summary, share
 from mixpo.pairs.provenance import REASONS, same_question, shared_beginning, token_count
 from mixpo.records import Judged, Paired, Sampled
-from mixpo.types import Pair, Question
+from mixpo.types import Origin, Pair, Question
 
-BINS = 40
-"""Bins of a histogram of lengths."""
-
-LENGTH_WIDTH = 2
-"""Width in tokens of those bins at first; it doubles until the longest answer fits."""
-
-RATIO_EDGES = tuple(step / 10 for step in range(31))
-"""Edges of the bins of tokens chosen / tokens rejected; the last bin also counts all above."""
-
-SHARE_EDGES = tuple(step / 10 for step in range(11))
-"""Edges of the bins of the shared beginning."""
-
-MAX_DOMAINS = 500
-"""Domains listed by name; further ones are summed up as "(other)"."""
+ORIGINS: tuple[str, ...] = get_args(Origin)
+MAX_NAMES = 500
+"""Domains, and sources, listed by name; further ones are summed up as OTHER."""
+OTHER = "(other)"
 
 
 @dataclass
-class Summary:
-    """Number, mean and largest of some values that are not negative."""
+class SourceFigures:
+    """What one source of questions gave. chosen / rejected: lengths in tokens."""
 
-    count: int = 0
-    total: float = 0.0
-    largest: float = 0.0
-
-    def add(self, value: float) -> None:
-        """Take one value into account."""
-        self.count += 1
-        self.total += value
-        self.largest = max(self.largest, value)
-
-    @property
-    def mean(self) -> float | None:
-        """None without values."""
-        return _share(self.total, self.count)
-
-
-@dataclass
-class Lengths:
-    """A histogram of equal bins from 0 that covers whatever comes: when a value lies beyond, neighbouring bins are joined.
-
-    The result does not depend on the order of the values.
-    """
-
-    width: int = LENGTH_WIDTH
-    counts: list[int] = field(default_factory=lambda: [0] * BINS)
-    summary: Summary = field(default_factory=Summary)
-
-    def add(self, length: int) -> None:
-        """Count one length."""
-        while length >= self.width * BINS:
-            self.widen()
-        self.counts[length // self.width] += 1
-        self.summary.add(length)
-
-    def widen(self) -> None:
-        """Join every two bins."""
-        self.counts = [sum(self.counts[i : i + 2]) for i in range(0, BINS, 2)] + [0] * (BINS // 2)
-        self.width *= 2
-
-
-@dataclass
-class Fixed:
-    """A histogram over given edges; values beyond the last edge are counted in the last bin."""
-
-    edges: tuple[float, ...]
-    counts: list[int] = field(init=False)
-    summary: Summary = field(default_factory=Summary)
-
-    def __post_init__(self) -> None:
-        self.counts = [0] * (len(self.edges) - 1)
-
-    def add(self, value: float) -> None:
-        """Count one value, at least the first edge."""
-        self.counts[min(bisect.bisect_right(self.edges, value), len(self.counts)) - 1] += 1
-        self.summary.add(value)
+    counts: Counter[str] = field(default_factory=Counter)
+    chosen: Summary = field(default_factory=Summary)
+    rejected: Summary = field(default_factory=Summary)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready; `mean` is null without values."""
-        return {"edges": list(self.edges), "counts": list(self.counts), "mean": self.summary.mean, "max": self.summary.largest}
+        """JSON-ready; shares and means are null where nothing was counted."""
+        return {
+            **_named(self.counts, ("questions", "with_pairs", "correct", "decided")),
+            "accuracy": share(self.counts["correct"], self.counts["decided"]),
+            **_named(self.counts, ("pairs", *ORIGINS)),
+            "chosen_mean": self.chosen.mean,
+            "rejected_mean": self.rejected.mean,
+        }
 
 
 @dataclass
@@ -105,6 +49,7 @@ class Statistics:
     answers: Counter[str] = field(default_factory=Counter)
     verdicts: Counter[str] = field(default_factory=Counter)
     domains: dict[str, Counter[str]] = field(default_factory=dict)
+    sources: dict[str, SourceFigures] = field(default_factory=dict)
     origins: Counter[str] = field(default_factory=Counter)
     pairs: Counter[str] = field(default_factory=Counter)
     drops: Counter[str] = field(default_factory=Counter)
@@ -121,11 +66,13 @@ class Statistics:
         self.questions["with_answer" if question.answer is not None else "without_answer"] += 1
         self.questions["failed"] += bool(sampled.error)
         self.questions["with_pairs"] += bool(paired.pairs)
+        source = self.sources.setdefault(_listed(question.source, self.sources), SourceFigures())
+        source.counts.update(questions=1, with_pairs=bool(paired.pairs))
         self._add_answers(sampled)
-        self._add_verdicts(question, judged)
+        self._add_verdicts(question, judged, source)
         capped = _capped(sampled), _capped(continued)
         for pair in paired.pairs:
-            self._add_pair(pair, capped[pair.origin == "dropout_ntp"])
+            self._add_pair(pair, capped[pair.origin == "dropout_ntp"], source)
         for drop in paired.dropped:
             self.drops[drop.reason] += drop.count
 
@@ -138,6 +85,8 @@ class Statistics:
             question) and duplicate_share; tokens_mean and tokens_max.
         verdicts: correct, wrong, malformed, undecided; accuracy = correct / decided, the mean accuracy of the sampled answers.
         domains: by name questions, correct, decided, accuracy ("" where a question has no domain).
+        sources: by name questions, with_pairs, correct, decided, accuracy, pairs, their number by origin (correctness, format,
+            dropout_ntp), chosen_mean and rejected_mean in tokens ("" where a question names no source).
         pairs: their number. origins: counts by name. pairs_per_question: mean over the questions with pairs.
         rejected: length_capped (hit the length limit) and its share, longer (than the chosen side) and its share.
         without_tokens: pairs of text alone, which are in none of the following figures.
@@ -154,12 +103,13 @@ class Statistics:
             "answers": self._answers(),
             "verdicts": {
                 **_named(self.verdicts, ("correct", "wrong", "malformed", "undecided")),
-                "accuracy": _share(self.verdicts["correct"], self.verdicts.total() - self.verdicts["undecided"]),
+                "accuracy": share(self.verdicts["correct"], self.verdicts.total() - self.verdicts["undecided"]),
             },
             "domains": {
-                name: {**_named(counts, ("questions", "correct", "decided")), "accuracy": _share(counts["correct"], counts["decided"])}
+                name: {**_named(counts, ("questions", "correct", "decided")), "accuracy": share(counts["correct"], counts["decided"])}
                 for name, counts in sorted(self.domains.items())
             },
+            "sources": {name: figures.as_dict() for name, figures in sorted(self.sources.items())},
             **self._pairs(),
             "lengths": self._lengths(),
             "length_ratio": self.ratio.as_dict(),
@@ -170,8 +120,8 @@ class Statistics:
     def _answers(self) -> dict[str, Any]:
         return {
             **_named(self.answers, ("total", "stop", "length", "error", "duplicates")),
-            "length_share": _share(self.answers["length"], self.answers["total"]),
-            "duplicate_share": _share(self.answers["duplicates"], self.answers["total"]),
+            "length_share": share(self.answers["length"], self.answers["total"]),
+            "duplicate_share": share(self.answers["duplicates"], self.answers["total"]),
             "tokens_mean": self.answer_tokens.mean,
             "tokens_max": self.answer_tokens.largest,
         }
@@ -180,12 +130,12 @@ class Statistics:
         total = self.origins.total()
         return {
             "pairs": total,
-            "origins": _named(self.origins, ("correctness", "format", "dropout_ntp")),
-            "pairs_per_question": _share(total, self.questions["with_pairs"]),
+            "origins": _named(self.origins, ORIGINS),
+            "pairs_per_question": share(total, self.questions["with_pairs"]),
             "rejected": {
                 **_named(self.pairs, ("length_capped", "longer")),
-                "length_capped_share": _share(self.pairs["length_capped"], total),
-                "longer_share": _share(self.pairs["longer"], self.ratio.summary.count),
+                "length_capped_share": share(self.pairs["length_capped"], total),
+                "longer_share": share(self.pairs["longer"], self.ratio.summary.count),
             },
             "without_tokens": self.pairs["without_tokens"],
         }
@@ -215,7 +165,7 @@ class Statistics:
             self.answers["duplicates"] += text in texts
             texts.add(text)
 
-    def _add_verdicts(self, question: Question, judged: Judged | None) -> None:
+    def _add_verdicts(self, question: Question, judged: Judged | None, source: SourceFigures) -> None:
         if judged is None or question.answer is None:
             return
         outcomes = Counter(verdict.outcome for verdict in judged.verdicts)
@@ -223,23 +173,28 @@ class Statistics:
         self.verdicts.update(outcomes)
         if outcomes.total():
             self.questions[_balance(outcomes["correct"], decided)] += 1
-        domain = question.domain
-        if domain not in self.domains and len(self.domains) >= MAX_DOMAINS:
-            domain = "(other)"
-        self.domains.setdefault(domain, Counter()).update(questions=1, correct=outcomes["correct"], decided=decided)
+        source.counts.update(correct=outcomes["correct"], decided=decided)
+        domain = self.domains.setdefault(_listed(question.domain, self.domains), Counter())
+        domain.update(questions=1, correct=outcomes["correct"], decided=decided)
 
-    def _add_pair(self, pair: Pair, capped: set[int]) -> None:
+    def _add_pair(self, pair: Pair, capped: set[int], source: SourceFigures) -> None:
         self.origins[pair.origin] += 1
+        source.counts.update(["pairs", pair.origin])
         self.pairs["length_capped"] += pair.rejected_index in capped
         chosen, rejected = len(pair.chosen_ids), len(pair.rejected_ids)
         if not chosen or not rejected:
             self.pairs["without_tokens"] += 1
             return
         self.pairs["longer"] += rejected > chosen
-        self.chosen.add(chosen)
-        self.rejected.add(rejected)
+        for lengths, length in ((self.chosen, chosen), (source.chosen, chosen), (self.rejected, rejected), (source.rejected, rejected)):
+            lengths.add(length)
         self.ratio.add(chosen / rejected)
         self.shared.add(shared_beginning(pair.chosen_ids, pair.rejected_ids) / min(chosen, rejected))
+
+
+def _listed(name: str, known: Mapping[str, object]) -> str:
+    """The name under which something is counted: its own, or OTHER when there are too many."""
+    return name if name in known or len(known) < MAX_NAMES else OTHER
 
 
 def _balance(correct: int, decided: int) -> str:
@@ -261,7 +216,3 @@ def _in_words(reason: str) -> str:
 
 def _named(counts: Counter[str], names: Sequence[str]) -> dict[str, int]:
     return {name: counts[name] for name in names}
-
-
-def _share(part: float, whole: float) -> float | None:
-    return part / whole if whole else None

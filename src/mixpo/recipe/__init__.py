@@ -8,9 +8,10 @@ from mixpo.recipe.cluster import ClusterTable
 from mixpo.recipe.data import BalanceBy, ImageTable, ModelTable, PairsTable, PromptName, PromptTable, PromptText, SampleTable, VerifyTable
 from mixpo.recipe.evaluate import EvaluateTable, EvaluationSet, JudgeTable, ReportTable
 from mixpo.recipe.messages import did_you_mean
-from mixpo.recipe.server import ServerTable
+from mixpo.recipe.server import ServedModel, ServerTable
 from mixpo.recipe.sources import (
     BENCHMARK_NAMES,
+    EXTRACTED_BENCHMARKS,
     JUDGED_BENCHMARKS,
     BenchmarkSource,
     DigitsSource,
@@ -27,6 +28,7 @@ from mixpo.recipe.whole import Recipe, apply_override, load, parse
 
 __all__ = [
     "BENCHMARK_NAMES",
+    "EXTRACTED_BENCHMARKS",
     "JUDGED_BENCHMARKS",
     "BalanceBy",
     "BenchmarkSource",
@@ -53,6 +55,7 @@ __all__ = [
     "Recipe",
     "ReportTable",
     "SampleTable",
+    "ServedModel",
     "ServerTable",
     "Source",
     "Table",

@@ -106,10 +106,12 @@ class SampleTable(Table):
     top_p: float = Field(default=1.0, gt=0, le=1)
     """1 keeps every token."""
     stop: list[str] = Field(default=[], max_length=4)
-    """Texts that end an answer. What is kept ends before them, as text with an end of turn; at most 4, the limit of most servers."""
+    """Texts that end an answer, in evaluation too. What is kept ends before them, as text with an end of turn; at most 4, the limit of most
+    servers."""
     max_new_tokens: int = Field(default=512, ge=1)
     batch_size: int = Field(default=32, ge=1)
-    """Questions sampled together (each with n answers)."""
+    """Questions sampled together (each with n answers). In this process fewer, where the tokens of prompts, images and answers would not
+    fit into free memory."""
 
     @model_validator(mode="after")
     def _complete(self) -> SampleTable:

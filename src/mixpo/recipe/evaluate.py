@@ -7,7 +7,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from mixpo.recipe.base import Table
-from mixpo.recipe.sources import JUDGED_BENCHMARKS, BenchmarkSource, EvaluationSource
+from mixpo.recipe.server import ServedModel
+from mixpo.recipe.sources import EXTRACTED_BENCHMARKS, JUDGED_BENCHMARKS, BenchmarkSource, EvaluationSource
 
 
 class EvaluationSet(Table):
@@ -27,7 +28,8 @@ class JudgeTable(Table):
     key: str = Field(default="OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """Name of the environment variable that holds the key; the key itself stands nowhere."""
     prompts: str = ""
-    """Folder, relative to the recipe, with judge prompts of your own (mmvet.txt, llava_bench.txt, mmhal.txt)."""
+    """Folder, relative to the recipe, with judge prompts of your own (mmvet.txt, llava_bench.txt, mmhal.txt, and for extractor = "judge"
+    mathvista.txt, mathvision.txt)."""
     temperature: float = Field(default=0.0, ge=0)
     max_tokens: int = Field(default=1024, ge=1)
     """Length limit of a reply."""
@@ -45,18 +47,24 @@ class EvaluateTable(Table):
     """Greedy and sampled accuracy of every model on held-out questions."""
 
     sets: tuple[EvaluationSet, ...] = ()
-    decontaminate: Literal["image", "question", "off"] = "image"
-    """Left out of training: "image", questions with an image of an evaluation set, or the same text and no image; "question", only
-    those with the same text and images."""
+    served: tuple[ServedModel, ...] = ()
+    """Other models to ask the same questions, each behind a server."""
+    decontaminate: Literal["similar", "image", "question", "off"] = "image"
+    """Left out of training: "image", questions with an image of an evaluation set, or the same text and no image; "similar", also those
+    with an image that looks like one, such as a re-encoded or resized copy; "question", only those with the same text and images."""
+    similar_bits: int = Field(default=32, ge=0, le=96)
+    """For "similar": so many of the 256 bits of two images' perceptual hashes may differ."""
     modes: tuple[Literal["cot", "direct"], ...] = ("cot", "direct")
     max_new_tokens: int = Field(default=512, ge=1)
     batch_size: int = Field(default=128, ge=1)
+    """Answers written together; fewer in the same way as while sampling."""
     samples: int = Field(default=0, ge=0)
     """Also sample this many chain-of-thought answers per question, for the mean accuracy of sampled answers."""
-    extractor: Literal["robust", "paper"] = "robust"
-    """How benchmarks read a final answer: "paper" by the rules of the released scripts, "robust" without their known faults."""
+    extractor: Literal["robust", "paper", "judge"] = "robust"
+    """How benchmarks read a final answer: "paper" by the rules of the released scripts, "robust" without their known faults, "judge" as
+    the authors do it: the judge finds the answer for mathvista and mathvision, the others are read as by "paper"."""
     judge: JudgeTable | None = None
-    """Needed by the benchmarks with free answers (mmvet, llava_bench, mmhal)."""
+    """Needed by the benchmarks with free answers (mmvet, llava_bench, mmhal), and by extractor = "judge"."""
     text_tasks: tuple[str, ...] = ()
     """Tasks of lm-evaluation-harness to run on the language model alone, such as "mmlu" or "gsm8k"."""
     text_shots: int | None = Field(default=None, ge=0)
@@ -70,18 +78,35 @@ class EvaluateTable(Table):
     def _distinct(self) -> EvaluateTable:
         if len({s.name for s in self.sets}) != len(self.sets):
             raise ValueError("two evaluation sets have the same name")
+        if len({s.name for s in self.served}) != len(self.served):
+            raise ValueError("two served models have the same name")
         if len(set(self.text_tasks)) != len(self.text_tasks):
             raise ValueError("text_tasks names a task twice")
         return self
 
+    def extractor_of(self, benchmark: str) -> str:
+        """How a benchmark with rules is read."""
+        if self.extractor == "judge" and benchmark not in EXTRACTED_BENCHMARKS:
+            return "paper"
+        return self.extractor
+
+    def asks_judge(self, source: EvaluationSource) -> bool:
+        """Whether a judge is needed for a set's answers."""
+        if not isinstance(source, BenchmarkSource):
+            return False
+        return source.name in JUDGED_BENCHMARKS or self.extractor_of(source.name) == "judge"
+
     @model_validator(mode="after")
     def _has_judge(self) -> EvaluateTable:
-        needy = [s.name for s in self.sets if isinstance(s.source, BenchmarkSource) and s.source.name in JUDGED_BENCHMARKS]
-        if needy and self.judge is None:
-            raise ValueError(
-                f"the set {needy[0]!r} holds free answers that only a judge can mark; add a table [evaluate.judge] with model and url, "
-                "or remove the set"
+        needy = next((s for s in self.sets if self.asks_judge(s.source)), None)
+        if needy is not None and self.judge is None:
+            free = getattr(needy.source, "name", "") in JUDGED_BENCHMARKS
+            why, other = (
+                ("holds free answers that only a judge can mark", "remove the set")
+                if free
+                else ('is read by a judge (evaluate.extractor = "judge")', 'take extractor = "robust" or "paper"')
             )
+            raise ValueError(f"the set {needy.name!r} {why}; add a table [evaluate.judge] with model and url, or {other}")
         return self
 
 

@@ -88,6 +88,7 @@ def _known_keys(root: type[BaseModel], tables: list[str]) -> list[str]:
 
 
 def _resolve(annotation: Any, part: str) -> Any:
+    annotation = getattr(annotation, "__origin__", annotation) if hasattr(annotation, "__metadata__") else annotation
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     members = [member for member in getattr(annotation, "__args__", ()) if member is not ...]

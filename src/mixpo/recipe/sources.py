@@ -13,6 +13,8 @@ from mixpo.types import AnswerKind
 BENCHMARK_NAMES = ("mathvista", "mathvision", "m3cot", "mmvet", "llava_bench", "pope", "crpe", "mmhal")
 JUDGED_BENCHMARKS = ("mmvet", "llava_bench", "mmhal")
 """Those whose free answers only a judge can score."""
+EXTRACTED_BENCHMARKS = ("mathvista", "mathvision")
+"""Those whose authors let a judge find the short answer, as extractor = "judge" does."""
 
 
 class DigitsSource(Table):

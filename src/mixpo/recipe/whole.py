@@ -14,7 +14,7 @@ from mixpo.recipe.cluster import ClusterTable
 from mixpo.recipe.data import ImageTable, ModelTable, PairsTable, PromptTable, SampleTable, VerifyTable
 from mixpo.recipe.evaluate import EvaluateTable, ReportTable
 from mixpo.recipe.messages import describe, did_you_mean
-from mixpo.recipe.sources import JUDGED_BENCHMARKS, Source
+from mixpo.recipe.sources import Source
 from mixpo.recipe.train import TrainTable
 
 
@@ -27,7 +27,8 @@ class Recipe(Table):
     """Questions in one record file: the unit of resume."""
     max_error_rate: float = Field(default=0.05, ge=0, le=1)
     """A stage in which a larger share of questions fails ends with exit status 1 (the others are kept)."""
-    source: Source
+    source: Source | None = None
+    """What to train on. Left out, nothing is trained: the models are only evaluated."""
     model: ModelTable = ModelTable()
     image: ImageTable = ImageTable()
     prompt: PromptTable = PromptTable()
@@ -40,6 +41,12 @@ class Recipe(Table):
     cluster: ClusterTable = ClusterTable()
 
     @model_validator(mode="after")
+    def _has_work(self) -> Recipe:
+        if self.source is None and not self.evaluate.sets and not self.evaluate.text_tasks:
+            raise ValueError("there is nothing to do: add a table [source] with questions to train on, or [[evaluate.sets]] to evaluate on")
+        return self
+
+    @model_validator(mode="after")
     def _can_watch(self) -> Recipe:
         if self.train.watch is None:
             return self
@@ -48,7 +55,7 @@ class Recipe(Table):
         if chosen not in named:
             hint = did_you_mean(chosen, named) if chosen else "; add a table [[evaluate.sets]]"
             raise ValueError(f"train.watch needs an evaluation set: there is no {chosen or 'set'!r}{hint}")
-        if getattr(named[chosen], "name", "") in JUDGED_BENCHMARKS:
+        if self.evaluate.asks_judge(named[chosen]):
             raise ValueError(f"train.watch: the set {chosen!r} needs a judge, too slow to be asked while training; name another")
         return self
 

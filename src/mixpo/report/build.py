@@ -11,9 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from mixpo.evaluate.score import compare, score, score_samples, yes_no
-from mixpo.records import Prediction
-from mixpo.report.benchmarks import alarms, benchmark_part
+from mixpo.evaluate.resample import unit_of
+from mixpo.evaluate.score import comparable, compare, score, score_samples
+from mixpo.evaluate.yes_no import yes_no
+from mixpo.records import ANSWERED_BY, Prediction
+from mixpo.report.benchmarks import Side, alarms, benchmark_part
 from mixpo.report.data import ReportData
 from mixpo.report.words import drop_text, drop_unit
 from mixpo.run import Manifest
@@ -38,8 +40,9 @@ def build(data: ReportData) -> dict[str, Any]:
     """Score, compare and gather. The result is plain JSON (no NaN). Raises EvaluateError where models answered different questions."""
     sets = _by_set(data)
     first = next(iter(sets), "")
-    main = data.main if data.main in sets.get(first, {}) else next(reversed(sets.get(first, {})), "")
-    built = {name: _set(models, main, data.questions) | benchmark_part(name, models, data) for name, models in sets.items()}
+    own = [name for name in sets.get(first, {}) if name not in data.served]
+    main = data.main if data.main in own else next(reversed(own), "")
+    built = {name: _set(models, main, data) | benchmark_part(name, models, _sides(models, main), data) for name, models in sets.items()}
     report_sets = {name: found["models"] for name, found in built.items()}
     report = {
         "version": VERSION,
@@ -47,10 +50,11 @@ def build(data: ReportData) -> dict[str, Any]:
         "created": data.created,
         "seed": data.seed,
         "set": first,
-        **built.pop(first, {"models": {}, "comparisons": [], "gaps": [], "benchmark": "", "figures": []}),
+        **built.pop(first, {"models": {}, "comparisons": [], "gaps": [], "benchmark": "", "figures": [], "figure_differences": []}),
         "sets": built,
         "headline": _headline(sets.get(first, {}), main),
         "alarms": alarms(report_sets),
+        "served": {name: _versions(name, data.manifests) for name in data.served},
         "text": [dict(row) for row in data.text],
         "counts": {name: dict(manifest.counts) for name, manifest in data.manifests.items()},
         "timings": {name: round(manifest.seconds, 3) for name, manifest in data.manifests.items()},
@@ -79,47 +83,58 @@ def _by_set(data: ReportData) -> dict[str, dict[str, dict[str, Sequence[Predicti
 # --- scores --------------------------------------------------------------------------------------------------------------
 
 
-def _set(models: Mapping[str, Modes], main: str, questions: Mapping[str, Question]) -> dict[str, Any]:
+def _set(models: Mapping[str, Modes], main: str, data: ReportData) -> dict[str, Any]:
+    questions = data.questions
     gold = {q.id: q.answer.lower() for q in questions.values() if q.kind == "yes_no" and q.answer and q.answer.lower() in {"yes", "no"}}
     return {
-        "models": {name: {mode: _scores(mode, rows, gold) for mode, rows in modes.items()} for name, modes in models.items()},
-        "comparisons": list(_comparisons(models, main)),
-        "gaps": [
-            {"model": name, **_compared(modes["direct"], modes["cot"])}
-            for name, modes in models.items()
-            if {"direct", "cot"} <= modes.keys()
+        "models": {name: {mode: _scores(mode, rows, gold, questions) for mode, rows in modes.items()} for name, modes in models.items()},
+        "comparisons": [
+            {"a": a, "b": b, "mode": mode, **_compared(models[a][mode], models[b][mode])} for (a, mode), (b, _) in _pairs(models, main)
         ],
+        "gaps": [{"model": name, **_compared(models[name]["direct"], models[name]["cot"])} for (name, _), _ in _gaps(models)],
     }
 
 
-def _scores(mode: str, rows: Sequence[Prediction], gold: Mapping[str, str]) -> dict[str, Any]:
+def _scores(mode: str, rows: Sequence[Prediction], gold: Mapping[str, str], questions: Mapping[str, Question]) -> dict[str, Any]:
     result = asdict(score_samples(rows) if mode == "sampled" else score(rows))
     for domain in result.get("domains", {}).values():
-        del domain["domains"], domain["excluded"]
+        del domain["domains"], domain["excluded"], domain["unread"]
     if not any(row.judge for row in rows):
-        del result["excluded"]
+        del result["excluded"], result["unread"]
     if mode == "sampled":
         return result
     asked = {row.question: gold[row.question] for row in rows if row.question in gold}
-    return {**result, "yes_no": _yes_no(rows, asked)} if asked else result
+    return {**result, "yes_no": _yes_no(rows, asked, questions)} if asked else result
 
 
-def _yes_no(rows: Sequence[Prediction], gold: Mapping[str, str]) -> dict[str, Any]:
-    found = asdict(yes_no(rows, gold))
+def _yes_no(rows: Sequence[Prediction], gold: Mapping[str, str], questions: Mapping[str, Question]) -> dict[str, Any]:
+    found = asdict(yes_no(rows, gold, {name: unit_of(questions[name]) for name in gold}))
     for domain in found["domains"].values():
         del domain["domains"]
     return found
 
 
-def _comparisons(models: Mapping[str, Modes], main: str) -> Iterator[dict[str, Any]]:
-    """Start against every other model, then every other model against the main one."""
+def _sides(models: Mapping[str, Modes], main: str) -> list[tuple[Side, Side]]:
+    """What is compared with what: models in the same mode, and the two modes of a model."""
+    return [*_pairs(models, main), *_gaps(models)]
+
+
+def _gaps(models: Mapping[str, Modes]) -> Iterator[tuple[Side, Side]]:
+    """Direct answers and chains of thought of each model that has both."""
+    for name, modes in models.items():
+        if {"direct", "cot"} <= modes.keys() and comparable(modes["direct"], modes["cot"]):
+            yield (name, "direct"), (name, "cot")
+
+
+def _pairs(models: Mapping[str, Modes], main: str) -> Iterator[tuple[Side, Side]]:
+    """Start and every other model, then every other model and the main one, in each greedy mode."""
     others = [name for name in models if name != "start"]
     pairs = [("start", name) for name in others if "start" in models]
     pairs += [(name, main) for name in others if name != main and main in others]
     for a, b in pairs:
         for mode in ("cot", "direct"):
-            if mode in models[a] and mode in models[b]:
-                yield {"a": a, "b": b, "mode": mode, **_compared(models[a][mode], models[b][mode])}
+            if mode in models[a] and mode in models[b] and comparable(models[a][mode], models[b][mode]):
+                yield (a, mode), (b, mode)
 
 
 def _compared(a: Sequence[Prediction], b: Sequence[Prediction]) -> dict[str, Any]:
@@ -142,7 +157,14 @@ def _headline(models: Mapping[str, Modes], main: str) -> dict[str, Any] | None:
 def _headline_mode(models: Mapping[str, Modes], main: str) -> str | None:
     if main == "start" or main not in models or "start" not in models:
         return None
-    return next((mode for mode in ("cot", "direct") if mode in models["start"] and mode in models[main]), None)
+    both = [mode for mode in ("cot", "direct") if mode in models["start"] and mode in models[main]]
+    return next((mode for mode in both if comparable(models["start"][mode], models[main][mode])), None)
+
+
+def _versions(model: str, manifests: Mapping[str, Manifest]) -> list[str]:
+    """What the servers called themselves that answered as `model`."""
+    counts = [m.counts for stage, m in manifests.items() if stage.startswith("answer/") and stage.split("/")[2] == model]
+    return sorted({key.removeprefix(ANSWERED_BY) for found in counts for key in found if key.startswith(ANSWERED_BY)})
 
 
 # --- what is shown ---------------------------------------------------------------------------------------------------------

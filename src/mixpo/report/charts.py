@@ -66,7 +66,8 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 def label(value: float) -> str:
     """A tick's text: short, without needless digits."""
     if value and (abs(value) >= 1e5 or abs(value) < 1e-3):
-        return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e").replace("-", "−")
+        mantissa, _, exponent = f"{value:.2e}".partition("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}".replace("-", "−")
     text = f"{value:,.3f}".rstrip("0").rstrip(".")
     return text.replace("-", "−")
 

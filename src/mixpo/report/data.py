@@ -17,7 +17,8 @@ class ReportData:
 
     predictions: by (evaluation set, model, mode) with mode "cot", "direct" or "sampled"; the first set named is the main one.
     questions: evaluation questions by id. They give yes/no figures and the before-and-after examples; may be partial.
-    main: the model whose gain over "start" is the headline; "" takes the last model of the main set.
+    main: the model whose gain over "start" is the headline; "" takes the last model of the main set that is none of `served`.
+    served: names of the models that answered behind a server, for comparison.
     manifests: by stage name, in the order in which the stages ran.
     statistics: what `mixpo.pairs.statistics` says of the pairs.
     training: for each trained model the logged rows, one mapping of numbers per logged step ("step" names it).
@@ -34,6 +35,7 @@ class ReportData:
     predictions: Mapping[tuple[str, str, str], Sequence[Prediction]] = field(default_factory=dict)
     questions: Mapping[str, Question] = field(default_factory=dict)
     main: str = ""
+    served: Sequence[str] = ()
     manifests: Mapping[str, Manifest] = field(default_factory=dict)
     statistics: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)

@@ -11,14 +11,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mixpo.report import sections, words
-from mixpo.report.benchmarks import BREAKDOWN_COLUMNS, FIGURE_COLUMNS, figure_rows
+from mixpo.report.benchmarks import BREAKDOWN_COLUMNS, DIFFERENCE_COLUMNS, FIGURE_COLUMNS, difference_rows, figure_rows
 from mixpo.report.difference import difference
 from mixpo.report.images import Picture, picture
-from mixpo.report.table import SUMMARY_COLUMNS, TEXT_COLUMNS, summary_rows, text_rows
+from mixpo.report.table import GAP_COLUMNS, SUMMARY_COLUMNS, TEXT_COLUMNS, YES_NO_COLUMNS, gap_rows, summary_rows, text_rows, yes_no_rows
 from mixpo.types import IMAGE_MARK, ImageRef
 
 MAX_LISTED = 100
 """Rows of the list of what was left out; report.json has all."""
+
+MAX_ALARMS = 4
+"""Alarms in sight; more are folded, all of them stand in report.json."""
 
 
 def render(report: dict[str, Any]) -> str:
@@ -26,7 +29,7 @@ def render(report: dict[str, Any]) -> str:
     environment = Environment(
         loader=PackageLoader("mixpo.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    for name in ("percent", "points", "p_value", "interval", "count", "duration", "model_name", "title_case"):
+    for name in ("percent", "points", "p_value", "p_cell", "interval", "count", "duration", "model_name", "title_case", "domain_name"):
         environment.filters[name] = getattr(words, name)
     style = Markup(environment.loader.get_source(environment, "page.css")[0]) if environment.loader else Markup("")
     return environment.get_template("page.html").render(report=report, style=style, words=words, **_context(report))
@@ -42,12 +45,15 @@ def _context(report: dict[str, Any]) -> dict[str, Any]:
         "set_charts": {name: sections.accuracy_chart(found["models"]) for name, found in report["sets"].items()},
         "domain_chart": sections.domain_chart(models, headline),
         "domain_rows": _domain_rows(models, headline),
-        "gaps": (gaps := sections.all_gaps(report)),
-        "gap_chart": sections.gap_chart(gaps),
+        "gap_chart": sections.gap_chart(sections.all_gaps(report)),
+        "gap_columns": GAP_COLUMNS,
+        "gap_rows": gap_rows(report),
         "figure_columns": FIGURE_COLUMNS,
         "breakdown_columns": BREAKDOWN_COLUMNS,
+        "difference_columns": DIFFERENCE_COLUMNS,
         "figures": _figures(report),
-        "yes_no": [(name, mode, s["yes_no"]) for name, modes in models.items() for mode, s in modes.items() if "yes_no" in s],
+        "yes_no_columns": YES_NO_COLUMNS,
+        "yes_no": yes_no_rows(report),
         "text_columns": TEXT_COLUMNS,
         "text_rows": text_rows(report),
         "changes": [_change(change) for change in report["changes"]],
@@ -55,6 +61,8 @@ def _context(report: dict[str, Any]) -> dict[str, Any]:
         "share_charts": sections.share_charts(report["pairs"]),
         "histograms": sections.histograms(report["pairs"]),
         "sampled_domain_chart": sections.sampled_domain_chart(report["pairs"]),
+        "source_columns": sections.SOURCE_COLUMNS,
+        "source_rows": sections.source_rows(report["pairs"]),
         "drop_chart": sections.drop_chart(report["pairs"]),
         "examples": [_example(example) for example in report["examples"]],
         "training": {arm: (run, sections.training_charts(run)) for arm, run in report["training"].items()},
@@ -63,15 +71,19 @@ def _context(report: dict[str, Any]) -> dict[str, Any]:
         "total_time": sum(report["timings"].values()),
         "settings": list(_flat(report["settings"])),
         "max_listed": MAX_LISTED,
+        "max_alarms": MAX_ALARMS,
         "colour": sections.colour,
     }
 
 
-def _figures(report: dict[str, Any]) -> list[tuple[str, str, Any, Any]]:
-    """(set, benchmark, published figures, with breakdowns) of every set that is a benchmark."""
+def _figures(report: dict[str, Any]) -> list[tuple[str, str, Any, Any, Any]]:
+    """(set, benchmark, published figures, with breakdowns, compared) of every set that is a benchmark."""
     sets = {report["set"]: report, **report["sets"]}
     shown = [(name, found) for name, found in sets.items() if found.get("figures")]
-    return [(name, found["benchmark"], figure_rows(found, whole=False), figure_rows(found, whole=True)) for name, found in shown]
+    return [
+        (name, found["benchmark"], figure_rows(found, whole=False), figure_rows(found, whole=True), difference_rows(found))
+        for name, found in shown
+    ]
 
 
 def _domain_rows(models: dict[str, Any], headline: dict[str, Any] | None) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:

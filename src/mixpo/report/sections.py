@@ -9,7 +9,20 @@ from markupsafe import Markup
 
 from mixpo.report.build import DROPPED
 from mixpo.report.charts import Lane, Mark, bars, curves, histogram, lanes, stack
-from mixpo.report.words import BALANCE, MODES, ORIGINS, OUTCOMES, count, duration, model_name, percent, points, title_case
+from mixpo.report.words import (
+    BALANCE,
+    MODES,
+    ORIGINS,
+    OUTCOMES,
+    accuracy,
+    count,
+    domain_name,
+    duration,
+    model_name,
+    percent,
+    points,
+    title_case,
+)
 
 COLOURS = {"start": 0, "sft": 1, "dpo": 2, "mpo": 3}
 MAX_BARS = 24
@@ -29,9 +42,12 @@ METRICS = (
     ("Log-probability of an answer", re.compile("^logp_")),
     ("Gradient norm", re.compile("^grad_norm$")),
     ("Learning rate", re.compile("^learning_rate$")),
+    ("Memory, GB", re.compile("^memory$")),
 )
 """Training metrics that share a chart, by the first pattern found in the name and in this order; others have a chart of their own."""
-UNDRAWN = {"epoch", "pairs", "tokens", "seconds", "pairs_per_second"}
+UNDRAWN = {"epoch", "pairs", "tokens", "seconds", "pairs_per_second", "seconds_left"}
+SCALES = {"memory": 1e-9}
+"""What drawn values are multiplied by."""
 """Metrics without a chart; report.json has them."""
 
 
@@ -71,10 +87,12 @@ def domain_chart(models: dict[str, Any], headline: dict[str, Any] | None) -> Mar
     order = sorted(after, key=lambda name: before[name]["accuracy"] - after[name]["accuracy"])
     rows = [
         Lane(
-            label=name,
+            label=domain_name(name),
             note=f"{points(after[name]['accuracy'] - before[name]['accuracy'])}, n = {count(after[name]['n'])}",
             marks=[
-                _mark(domains[name], f"{model_name(model)}, {name}: {_tip(domains[name])}", "full", colour(model, list(models)))
+                _mark(
+                    domains[name], f"{model_name(model)}, {domain_name(name)}: {_tip(domains[name])}", "full", colour(model, list(models))
+                )
                 for model, domains in sides
             ],
         )
@@ -86,13 +104,13 @@ def domain_chart(models: dict[str, Any], headline: dict[str, Any] | None) -> Mar
 def all_gaps(report: dict[str, Any]) -> list[dict[str, Any]]:
     """What chain of thought adds to direct answers, for each set and model; `label` says which."""
     sets = {report["set"]: report, **report["sets"]}
-    several = len(report["sets"]) > 0
-    return [
-        {**gap, "set": name, "label": f"{name}: {model_name(gap['model'])}" if several else model_name(gap["model"])}
-        | {mode: found["models"][gap["model"]][mode]["accuracy"] for mode in ("direct", "cot")}
-        for name, found in sets.items()
-        for gap in found["gaps"]
-    ]
+    known = [(name, gap) for name, found in sets.items() for gap in found["gaps"]]
+    one_set, one_model = len(sets) == 1, len({gap["model"] for _, gap in known}) == 1
+
+    def label(name: str, model: str) -> str:
+        return model_name(model) if one_set else name if one_model else f"{name}: {model_name(model)}"
+
+    return [{**gap, "label": label(name, gap["model"])} for name, gap in known]
 
 
 def gap_chart(gaps: list[dict[str, Any]]) -> Markup | None:
@@ -119,11 +137,11 @@ def gap_chart(gaps: list[dict[str, Any]]) -> Markup | None:
 
 def _mark(scores: dict[str, Any], tip: str, shape: str, shade: int) -> Mark:
     value, low, high = scores["accuracy"], scores["low"], scores["high"]
-    return Mark(value=value, low=low, high=high, text=percent(value), tip=tip, shape=shape, colour=shade)
+    return Mark(value=value, low=low, high=high, text=accuracy(scores), tip=tip, shape=shape, colour=shade)
 
 
 def _tip(scores: dict[str, Any]) -> str:
-    text = f"{percent(scores['accuracy'])}, 95 % interval {scores['low'] * 100:.1f} to {scores['high'] * 100:.1f}"
+    text = f"{accuracy(scores)}, 95 % interval {scores['low'] * 100:.1f} to {scores['high'] * 100:.1f}"
     return f"{text} ({count(scores['correct'])} of {count(scores['n'])})" if "correct" in scores else text
 
 
@@ -183,7 +201,7 @@ def histograms(pairs: dict[str, Any]) -> list[Chart]:
 
 def sampled_domain_chart(pairs: dict[str, Any]) -> Markup | None:
     """How often the sampled answers were right, by family."""
-    found = {name or "(none)": d["accuracy"] for name, d in (pairs.get("domains") or {}).items() if d.get("accuracy") is not None}
+    found = {domain_name(name): d["accuracy"] for name, d in (pairs.get("domains") or {}).items() if d.get("accuracy") is not None}
     ranked = sorted(found.items(), key=lambda item: -item[1])[:MAX_BARS]
     return (
         bars([(name, share, percent(share)) for name, share in ranked], "Accuracy of sampled answers by family", colour=3)
@@ -197,6 +215,36 @@ def drop_chart(pairs: dict[str, Any]) -> Markup | None:
     drops = {reason: number for reason, number in (pairs.get("drops") or {}).items() if number}
     ranked = sorted(drops.items(), key=lambda item: -item[1])
     return bars([(reason, number, count(number)) for reason, number in ranked], "Left out, by reason", colour=5) if ranked else None
+
+
+SOURCE_COLUMNS = (
+    "source",
+    "questions",
+    "with pairs",
+    "answers right",
+    "pairs",
+    "right/wrong",
+    "right/unclear",
+    "DropoutNTP",
+    "chosen tokens",
+    "rejected tokens",
+)
+"""Headings of `source_rows`; the middle ones are the pairs by origin."""
+
+
+def source_rows(pairs: dict[str, Any]) -> list[tuple[str, ...]]:
+    """What each source of questions gave, as text: those with most pairs first."""
+    found = sorted((pairs.get("sources") or {}).items(), key=lambda item: (-item[1]["pairs"], item[0]))
+    return [
+        (
+            name or "(none)",
+            *(count(row[key]) for key in ("questions", "with_pairs")),
+            percent(row["accuracy"]) if row["accuracy"] is not None else "–",
+            *(count(row[key]) for key in ("pairs", *ORIGINS)),
+            *(f"{row[key]:.1f}" if row[key] is not None else "–" for key in ("chosen_mean", "rejected_mean")),
+        )
+        for name, row in found
+    ]
 
 
 def pair_facts(pairs: dict[str, Any]) -> list[tuple[str, str]]:
@@ -223,7 +271,8 @@ def training_charts(run: dict[str, Any]) -> list[Chart]:
         if name in UNDRAWN or not any(values):
             continue
         title = next((title for title, pattern in METRICS if pattern.search(name)), title_case(name))
-        groups.setdefault(title, {})[name.replace("_", " ")] = values
+        scale = SCALES.get(name)
+        groups.setdefault(title, {})[name.replace("_", " ")] = [v if v is None or scale is None else v * scale for v in values]
     order = [title for title, _ in METRICS]
     ranked = sorted(groups.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
     return [

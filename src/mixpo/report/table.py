@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mixpo.report.words import MODES, count, interval, model_name, p_value, percent, points
+from mixpo.report.words import MODES, accuracy, count, interval, model_name, p_cell, percent, points
 
 SUMMARY_COLUMNS = (
     "model",
@@ -38,10 +38,10 @@ def _row(model: str, mode: str, scores: dict[str, Any], against: dict[str, Any] 
     return (
         model_name(model),
         MODES.get(mode, mode),
-        percent(scores["accuracy"]),
+        accuracy(scores),
         interval(scores),
         points(against["difference"]) if against else "",
-        p_value(against["p"]).removeprefix("p ").removeprefix("= ") if against else "",
+        p_cell(against["p"]) if against else "",
         *shares,
         f"{scores['mean_tokens']:.1f}",
         count(scores["n"]),
@@ -65,3 +65,35 @@ def text_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
         for row in report["text"]
         if row["value"] is not None
     ]
+
+
+YES_NO_COLUMNS = ("set", "model", "answers", "precision", "recall", "F1", "95 % interval of F1", "yes", "questions")
+
+
+def yes_no_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The retrieval figures of yes/no questions as text cells, under YES_NO_COLUMNS, for every set that is no benchmark and has some."""
+    return [
+        (name, model_name(model), MODES.get(mode, mode), *(percent(found[key]) for key in ("precision", "recall", "f1")),
+         "" if found["low"] is None else interval(found), percent(found["yes_ratio"]), count(found["n"]))
+        for name, chosen in {report["set"]: report, **report["sets"]}.items()
+        if not chosen["benchmark"]
+        for model, modes in chosen["models"].items()
+        for mode, scores in modes.items()
+        if (found := scores.get("yes_no"))
+    ]  # fmt: skip
+
+
+GAP_COLUMNS = ("set", "model", "direct", "chain of thought", "points", "95 % interval", "p", "n")
+
+
+def gap_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """What chain of thought adds to direct answers as text cells, under GAP_COLUMNS, for every set and model.
+
+    The points are of the questions that count in both ways (n), which are fewer where a judge could not be read.
+    """
+    return [
+        (name, model_name(gap["model"]), *(percent(chosen["models"][gap["model"]][mode]["accuracy"]) for mode in ("direct", "cot")),
+         points(gap["difference"]), f"{points(gap['low'])} to {points(gap['high'])}", p_cell(gap["p"]), count(gap["n"]))
+        for name, chosen in {report["set"]: report, **report["sets"]}.items()
+        for gap in chosen["gaps"]
+    ]  # fmt: skip

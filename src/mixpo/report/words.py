@@ -19,9 +19,18 @@ def model_name(name: str) -> str:
     return f"{NAMES.get(objective, objective)} of round {number}" if apart else NAMES.get(name, name)
 
 
+def domain_name(name: str) -> str:
+    """A family of questions, or what is shown for questions without one."""
+    return name or "(no family)"
+
+
+UNIT = "\u00a0%"
+"""A per cent sign that stays with its number."""
+
+
 def percent(share: float) -> str:
     """0.6123 -> 61.2 %"""
-    return f"{share * 100:.1f}\u00a0%"
+    return f"{share * 100:.1f}{UNIT}"
 
 
 def points(difference: float) -> str:
@@ -33,6 +42,16 @@ def points(difference: float) -> str:
 def p_value(p: float) -> str:
     """p = 0.031, or p < 0.001"""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def p_cell(p: float) -> str:
+    """The same under a heading "p": 0.031, or < 0.001"""
+    return p_value(p).removeprefix("p ").removeprefix("= ")
+
+
+def accuracy(scores: dict[str, Any]) -> str:
+    """The accuracy, or "none" where a judge could be read on no answer: that is no zero."""
+    return "none" if scores.get("excluded") == scores["n"] else percent(scores["accuracy"])
 
 
 def interval(scores: dict[str, Any]) -> str:

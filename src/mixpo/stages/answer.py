@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
+from mixpo.engines import key_of, needs_extra
 from mixpo.engines.base import Request, SamplingParams
 from mixpo.evaluate.benchmarks import BENCHMARKS, prompt_of
 from mixpo.recipe import EvaluationSource, Recipe
@@ -14,10 +16,21 @@ from mixpo.records import Sampled
 from mixpo.stages import prompting
 from mixpo.stages.again import attempts_of
 from mixpo.stages.base import Context, Job, Make, Plan
+from mixpo.stages.engine import Asked, engine_of, open_engine, sampling_settings, where_of, window_of
 from mixpo.stages.models import ModelRef
-from mixpo.stages.sample import Asked, check_sampled, count_sampled, open_engine, sampling_settings, seed_of
+from mixpo.stages.sample import check_sampled, count_sampled, seed_of
+from mixpo.stages.sample import params as sampling_params
 from mixpo.stages.source import Index
 from mixpo.types import Question
+
+
+def ready(recipe: Recipe, plan: Plan) -> None:
+    """Raise MissingExtra or RecipeError where a served model has yet to answer and cannot be asked; nothing is sent."""
+    unanswered = {p.job.name.split("/")[2] for p in plan.planned.values() if p.job.kind == "answer" and not p.finished()}
+    for served in recipe.evaluate.served:
+        if served.name in unanswered:
+            needs_extra("evaluate.served")
+            key_of(served.server, where_of(served))
 
 
 def source_name(name: str) -> str:
@@ -45,13 +58,15 @@ def answer_job(context: Context, plan: Plan, index: Index, name: str, table: Eva
     """Answers of `model` to the questions of set `name` in a mode: "cot" and "direct" are greedy."""
     recipe, source = context.recipe, source_name(name)
     count = recipe.evaluate.samples if mode == "sampled" else 1
-    how = _params(context, mode)
+    how = params(recipe, mode)
     size = max(1, recipe.evaluate.batch_size // count)
+    facts: dict[str, Any] = {}
+    window = window_of(recipe, engine_of(recipe, model, evaluating=True), model, size)
 
     settings = {
         **sampling_settings(context, model, evaluating=True),
         "prompt": prompt_settings(recipe, table, wording_of(mode)),
-        "decode": {"temperature": how.temperature, "top_k": how.top_k, "top_p": how.top_p, "max_new_tokens": how.max_new_tokens},
+        "decode": asdict(how),
         "answers": count,
     }
     folder = answer_name(name, model, mode)
@@ -64,8 +79,10 @@ def answer_job(context: Context, plan: Plan, index: Index, name: str, table: Eva
 
     @contextmanager
     def session(numbers: Sequence[int]) -> Iterator[Make]:
-        with closing(Asked(partial(open_engine, context, model, size, evaluating=True), how, requests_of, numbers, size)) as answers:
+        opened = partial(open_engine, context, model, size, evaluating=True)
+        with closing(Asked(opened, how, requests_of, numbers, window)) as answers:
             yield lambda shard: attempts.merged(shard, plan.rows(source, shard), answers.take(shard), attempts.kept(shard))
+        facts.update(answers.facts)
 
     return Job(
         kind="answer",
@@ -80,6 +97,7 @@ def answer_job(context: Context, plan: Plan, index: Index, name: str, table: Eva
         count=count_sampled,
         check=partial(check_sampled, context),
         attempts=attempts,
+        facts=facts,
     )
 
 
@@ -97,11 +115,12 @@ def prompt_for(recipe: Recipe, question: Question, wording: str) -> str:
     return prompt_of(question, wording) or prompting.prompt_for(recipe.prompt, question, wording).render(question.text)
 
 
-def _params(context: Context, mode: str) -> SamplingParams:
-    sample, longest = context.recipe.sample, context.recipe.evaluate.max_new_tokens
+def params(recipe: Recipe, mode: str) -> SamplingParams:
+    """How answers are decoded in a mode. Texts that end an answer in sampling end it here too."""
+    longest = recipe.evaluate.max_new_tokens
     if mode == "sampled":
-        return SamplingParams(temperature=sample.temperature, max_new_tokens=longest, top_k=sample.top_k, top_p=sample.top_p)
-    return SamplingParams(temperature=0.0, max_new_tokens=longest)
+        return replace(sampling_params(recipe.sample), max_new_tokens=longest)
+    return SamplingParams(temperature=0.0, max_new_tokens=longest, stop=tuple(recipe.sample.stop))
 
 
 def _request(context: Context, question: Question, mode: str, count: int) -> Request:

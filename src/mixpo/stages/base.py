@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from mixpo.engines.keep import Keep
 from mixpo.progress import Progress
 from mixpo.recipe import Recipe
 from mixpo.run import Manifest, Run, Stage, Work, now, versions
@@ -37,7 +38,10 @@ SAVE_SECONDS = 2.0
 
 @dataclass(kw_only=True)
 class Context:
-    """What all stages of one command share. limit: questions to use of every source, or None for all. ranks: see `Job.ranks`."""
+    """What all stages of one command share. limit: questions to use of every source, or None for all. ranks: see `Job.ranks`.
+
+    keep: the server or the vLLM that stages share which ask the same model.
+    """
 
     run: Run
     recipe: Recipe
@@ -45,6 +49,7 @@ class Context:
     progress: Progress
     models: Models
     limit: int | None = None
+    keep: Keep = field(default_factory=Keep)
     ranks: Ranks = field(default_factory=Ranks)
     spread: Callable[[Context, Planned, Sequence[int]], Iterator[Made]] | None = None
     """Makes shards of the kinds in SPREAD somewhere else than in this process, in any order."""

@@ -6,13 +6,16 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mixpo.evaluate import judge as judging
 from mixpo.evaluate import text
 from mixpo.evaluate.benchmarks import BENCHMARKS, Benchmark, facts_of
-from mixpo.evaluate.marking import by_judge, by_rule, by_verdict
+from mixpo.evaluate.benchmarks.base import Extraction, Rubric
+from mixpo.evaluate.judge import Reply
+from mixpo.evaluate.marking import by_extraction, by_judge, by_rule, by_verdict
 from mixpo.recipe import EvaluationSource, Recipe
 from mixpo.records import Prediction, Sampled
 from mixpo.stages import prompting
@@ -28,7 +31,7 @@ from mixpo.verify import Verifier
 def ready(recipe: Recipe, base: Path) -> None:
     """Raise MissingExtra or RecipeError where a judge is needed and cannot be asked, or a text task is unknown; no model is loaded."""
     text.ready(recipe.evaluate, base)
-    judged = any(s.source.kind == "benchmark" and BENCHMARKS[s.source.name].rubric for s in recipe.evaluate.sets)
+    judged = any(recipe.evaluate.asks_judge(s.source) for s in recipe.evaluate.sets)
     if judged and recipe.evaluate.judge is not None:
         judging.ready(recipe.evaluate.judge)
 
@@ -74,11 +77,23 @@ def marking_settings(context: Context, benchmark: Benchmark | None) -> dict[str,
     verify = {"verify": context.recipe.verify.model_dump(exclude={"workers"})}
     if benchmark is None:
         return verify
-    if benchmark.rubric is None:
-        return {**verify, "benchmark": benchmark.name, "extractor": table.extractor}
-    assert table.judge is not None
-    rubric = judging.with_own_prompt(benchmark.rubric, table.judge, context.base, benchmark.name)
-    return {"benchmark": benchmark.name, "judge": judging.settings(rubric, table.judge)}
+    read = {} if benchmark.rubric else {**verify, "extractor": table.extractor_of(benchmark.name)}
+    wording = wording_of_judge(context, benchmark)
+    if wording is None or table.judge is None:
+        return {**read, "benchmark": benchmark.name}
+    return {**read, "benchmark": benchmark.name, "judge": judging.settings(wording, table.judge)}
+
+
+def wording_of_judge(context: Context, benchmark: Benchmark) -> Rubric | Extraction | None:
+    """What is put before the judge, with the user's own wording if there is one; None where no judge is asked."""
+    table = context.recipe.evaluate
+    if table.judge is None:
+        return None
+    if benchmark.rubric is not None:
+        return judging.with_own_prompt(benchmark.rubric, table.judge, context.base, benchmark.name)
+    if benchmark.extraction is not None and table.extractor_of(benchmark.name) == "judge":
+        return judging.with_own_prompt(benchmark.extraction, table.judge, context.base, benchmark.name)
+    return None
 
 
 class Marker:
@@ -89,8 +104,8 @@ class Marker:
         self._verifier = Verifier(context.recipe.verify, cache=context.run.verdicts)
         self._threads: ThreadPoolExecutor | None = None
         table = context.recipe.evaluate.judge
-        if benchmark is not None and benchmark.rubric is not None and table is not None:
-            self._rubric = judging.with_own_prompt(benchmark.rubric, table, context.base, benchmark.name)
+        self._wording = wording_of_judge(context, benchmark) if benchmark is not None else None
+        if self._wording is not None and table is not None:
             self._judge = judging.Judge(table, context.run.root / "judged")
             self._threads = ThreadPoolExecutor(table.workers, thread_name_prefix="mixpo-judge")
 
@@ -108,7 +123,8 @@ class Marker:
         if self._threads is None:
             return (row for question, sampled in pairs for row in self._mark(question, sampled))
         each = [(question, response) for question, sampled in pairs for response in responses_of(sampled, self._count(sampled))]
-        return self._threads.map(lambda item: self._ask(*item), each)
+        replies = self._threads.map(lambda item: self._ask(*item), each)
+        return (self._judged(question, response, said) for (question, response), said in zip(each, replies, strict=True))
 
     def _count(self, sampled: Sampled) -> int:
         return self._context.recipe.evaluate.samples if self._mode == "sampled" else 1
@@ -123,19 +139,36 @@ class Marker:
             for response, verdict in zip(responses, self._verifier.verify_all(question, responses, style), strict=True):
                 yield by_verdict(question, self._mode, response, verdict)
         else:
-            options = self._verifier.options(question.choices)
+            options, extractor = self._verifier.options(question.choices), recipe.evaluate.extractor_of(self._benchmark.name)
             for response in responses:
-                yield by_rule(self._benchmark, question, response, self._mode, wording, recipe.evaluate.extractor, options)
+                yield by_rule(self._benchmark, question, response, self._mode, wording, extractor, options)
 
-    def _ask(self, question: Question, response: Response) -> Prediction:
-        assert self._benchmark is not None
+    def _ask(self, question: Question, response: Response) -> str | Reply[Any] | None:
+        """What the judge says of one answer; a short answer that needs no judge; None where there is no answer to judge."""
+        assert self._wording is not None
         if response.finish == "error":
-            return _failed(question, self._mode, response, "sampling failed")
-        facts = facts_of(question)
-        answer = self._rubric.part(response.text, wording_of(self._mode))
+            return None
+        facts, wording = facts_of(question), self._wording
         asked = question.text.replace("<image>", "").strip()
-        fields = {"question": asked, "reference": question.answer or "", "answer": answer, "context": str(facts.get("context", ""))}
-        return by_judge(self._benchmark, question, response, self._mode, self._judge.mark(self._rubric, fields))
+        if isinstance(wording, Rubric):
+            answer = wording.part(response.text, wording_of(self._mode))
+            fields = {"question": asked, "reference": question.answer or "", "answer": answer, "context": str(facts.get("context", ""))}
+            return self._judge.ask(wording, fields, wording.read)
+        short = wording.quick(response.text, question, facts)
+        if short is not None:
+            return short
+        fields = {"question": str(facts.get("direct", asked)), "answer": response.text}
+        return self._judge.ask(wording, fields, partial(wording.read, question=question, facts=facts))
+
+    def _judged(self, question: Question, response: Response, said: str | Reply[Any] | None) -> Prediction:
+        assert self._benchmark is not None
+        if said is None:
+            return _failed(question, self._mode, response, "sampling failed")
+        if isinstance(self._wording, Rubric):
+            assert isinstance(said, Reply)
+            return by_judge(self._benchmark, question, response, self._mode, said)
+        options = self._verifier.options(question.choices)
+        return by_extraction(self._benchmark, question, response, self._mode, wording_of(self._mode), said, options)
 
 
 def responses_of(sampled: Sampled, count: int) -> tuple[Response, ...]:
@@ -150,11 +183,11 @@ def _failed(question: Question, mode: str, response: Response, reason: str) -> P
 
 
 def count_predictions(rows: Sequence[Prediction]) -> Mapping[str, int]:
-    """Answers by outcome, tokens, and how many were cut, failed, or not marked because the judge's reply could not be read."""
+    """Answers by outcome, tokens, and how many were cut, failed, or count nowhere because the judge's reply could not be read."""
     counts: Counter[str] = Counter(answers=len(rows), failed=sum(row.finish == "error" for row in rows), correct=0)
     for row in rows:
         counts.update({row.outcome: 1, "tokens": row.tokens})
         counts[f"ended: {row.finish}"] += 1
     if any(row.judge for row in rows):
-        counts["not marked"] = sum(row.score is None for row in rows)
+        counts["judge not readable"] = sum(row.unread for row in rows)
     return counts

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mixpo.errors import ModelError
-from mixpo.recipe import ImageTable, ModelTable
+from mixpo.recipe import ImageTable, ModelTable, ServedModel
 from mixpo.vlm.folder import digests, find, find_adapter
 
 if TYPE_CHECKING:
     from mixpo.vlm.load import Vlm
+
+
+SERVED = "served "
+"""How the identity of a model begins that is known by its name at a server alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,12 +23,14 @@ class ModelRef:
     """A model by name.
 
     identity: what decides its weights. folder: where a trained one lies, None for the recipe's model; job: what trains it.
+    served: where another model answers whose weights are not here; its identity is then its name there.
     """
 
     name: str
     identity: str
     folder: Path | None = None
     job: str = ""
+    served: ServedModel | None = None
 
 
 class Models:

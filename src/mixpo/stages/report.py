@@ -82,6 +82,7 @@ def gather(context: Context, plan: Plan, finished: list[Planned]) -> ReportData:
         predictions=_predictions(plan, finished),
         questions=_questions(context, plan),
         main=recipe.train.objective,
+        served=[served.name for served in recipe.evaluate.served],
         manifests=dict(_manifests(context, sources, finished)),
         statistics=_statistics(context, plan, stages),
         training=curves(context, plan),

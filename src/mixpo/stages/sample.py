@@ -5,25 +5,23 @@ The two are separate jobs, so that another cut of the continuations samples noth
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-from mixpo.engines import Serving, create
-from mixpo.engines.base import Engine, Request, SamplingParams
-from mixpo.errors import EngineError, RecipeError
+from mixpo.engines.base import Request, SamplingParams
+from mixpo.errors import EngineError
 from mixpo.pairs.dropout_ntp import continuation_request
-from mixpo.recipe import Recipe, SampleTable
-from mixpo.records import Sampled
+from mixpo.recipe import SampleTable
+from mixpo.records import ANSWERED_BY, Sampled
 from mixpo.run import Manifest
 from mixpo.stages import prompting
 from mixpo.stages.again import attempts_of
 from mixpo.stages.base import Context, Job, Make, Plan, title
+from mixpo.stages.engine import asked, sampling_settings
 from mixpo.stages.models import ModelRef
 from mixpo.stages.source import Index
 from mixpo.types import Question, content_id
@@ -43,125 +41,6 @@ def params(table: SampleTable) -> SamplingParams:
         top_p=table.top_p,
         stop=tuple(table.stop),
     )
-
-
-def sampling_settings(context: Context, model: ModelRef, evaluating: bool = False) -> dict[str, Any]:
-    """What decides an answer besides the prompt: engine, model, precision and pixels. Batch size and addresses change nothing."""
-    recipe, engine = context.recipe, engine_of(context.recipe, model, evaluating)
-    server = recipe.sample.server
-    return {
-        "engine": engine,
-        **({"server": server.model_dump(include={"model", "same_model", "serve", "start"})} if engine == "openai" else {}),
-        "script": script_digest(recipe, context.base),
-        "model": model.identity,
-        "dtype": recipe.model.dtype,
-        "image": recipe.image.model_dump(),
-        "seed": recipe.seed,
-    }
-
-
-def engine_of(recipe: Recipe, model: ModelRef, evaluating: bool) -> str:
-    """The engine for a model. Servers at fixed addresses hold the start model and no trained one.
-
-    So that models are compared under one engine, such servers evaluate nothing.
-    """
-    table = recipe.sample
-    fixed = table.engine == "openai" and not table.server.starts
-    return "transformers" if fixed and (evaluating or model.folder is not None) else table.engine
-
-
-def window_of(recipe: Recipe, engine: str, batch_size: int) -> int:
-    """Questions that are handed to an engine at a time. At the end of each window servers run out of work, so it is long for them."""
-    return max(batch_size, 16 * recipe.sample.server.in_flight) if engine == "openai" else batch_size
-
-
-def script_digest(recipe: Recipe, base: Path) -> str:
-    """A digest of the scripted engine's file; "" for other engines. Raises RecipeError when it is not there."""
-    table = recipe.sample
-    if table.engine != "scripted" or table.script is None:
-        return ""
-    path = base / table.script
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    except OSError as error:
-        raise RecipeError(f"sample.script: {path} cannot be read ({error.strerror}); the path is relative to the recipe") from None
-
-
-class Asked:
-    """Answers to the requests of many shards, taken shard by shard; batches are filled across shards.
-
-    The engine (and with it the model) is loaded when the first request comes: a stage with nothing to ask loads nothing.
-    """
-
-    def __init__(
-        self,
-        open_engine: Callable[[], Engine],
-        how: SamplingParams,
-        requests_of: Callable[[int], Sequence[Request]],
-        numbers: Sequence[int],
-        batch_size: int,
-    ) -> None:
-        self._open_engine, self._how, self._requests_of, self._batch_size = open_engine, how, requests_of, batch_size
-        self._waiting = deque(numbers)
-        self.facts: dict[str, Any] = {}
-        self._counts: dict[int, int] = {}
-        self._stream: Iterator[Sampled] = iter(())
-        self._engine: Engine | None = None
-
-    def take(self, number: int) -> Iterator[Sampled]:
-        """The answers of one shard; shards are taken in the order of `numbers`, each to its end."""
-        if number not in self._counts:
-            self._ask()
-        return islice(self._stream, self._counts[number])
-
-    def close(self) -> None:
-        """Close the engine if there is one, and keep what it has to say of itself."""
-        if self._engine is not None:
-            self.facts.update(getattr(self._engine, "facts", {}))
-            self._engine.close()
-
-    def _ask(self) -> None:
-        requests: list[Request] = []
-        while self._waiting and len(requests) < self._batch_size:
-            number = self._waiting.popleft()
-            of_shard = self._requests_of(number)
-            self._counts[number] = len(of_shard)
-            requests += of_shard
-        if requests and self._engine is None:
-            self._engine = self._open_engine()
-        self._stream = self._engine.sample(requests, self._how) if requests and self._engine is not None else iter(())
-
-
-def open_engine(context: Context, model: ModelRef, batch_size: int, evaluating: bool = False) -> Engine:
-    """The recipe's engine on a model."""
-    recipe, models, table = context.recipe, context.models, context.recipe.sample
-    name = engine_of(recipe, model, evaluating)
-    if name != table.engine:
-        context.progress.say(f"{model.name}: answered in this process, because sample.server.urls hold the start model only")
-    loads_itself = name == "vllm" or (name == "openai" and table.server.starts)
-    return create(
-        name,
-        vlm=models.load(model) if name == "transformers" else models.words(model),
-        image=recipe.image,
-        batch_size=batch_size,
-        script=context.base / table.script if table.script is not None else None,
-        serving=Serving(
-            table=table.server,
-            folder=models.folder(model) if loads_itself else None,
-            dtype=recipe.model.dtype,
-            device=recipe.model.device,
-            logs=context.run.root / "servers",
-            say=context.progress.say,
-        ),
-    )
-
-
-def asked(
-    context: Context, model: ModelRef, how: SamplingParams, requests_of: Callable[[int], Sequence[Request]], numbers: Sequence[int]
-) -> Asked:
-    """The answers of the recipe's engine to the requests of sampling and continuing."""
-    size = window_of(context.recipe, engine_of(context.recipe, model, evaluating=False), context.recipe.sample.batch_size)
-    return Asked(partial(open_engine, context, model, context.recipe.sample.batch_size), how, requests_of, numbers, size)
 
 
 def sample_job(context: Context, plan: Plan, index: Index, number: int, model: ModelRef) -> Job:
@@ -287,6 +166,8 @@ def count_sampled(rows: Sequence[Sampled]) -> Mapping[str, int]:
             counts[f"ended: {response.finish}"] += 1
             if response.retokenised:
                 counts["tokenised again"] += 1
+            if (named := response.engine.partition(": ")[2]) and response.text:
+                counts[f"{ANSWERED_BY}{named}"] += 1
     return counts
 
 

@@ -21,6 +21,7 @@ from mixpo.records import write_text
 from mixpo.run import Manifest, Stage, changed_settings, now, versions
 from mixpo.sources import found
 from mixpo.sources.build import Found
+from mixpo.stages import repeats
 from mixpo.stages.base import Context
 from mixpo.stages.decontaminate import Barred, open_barred
 from mixpo.types import ImageRef, Question, Skipped, content_id
@@ -55,6 +56,10 @@ class Index:
         return sum(self.sizes)
 
 
+NOTHING = Index(shards=(), sizes=(), open=(), kinds=(), domains=(), sources=())
+"""Where there is no source, or it was never read."""
+
+
 def refresh(context: Context, name: str, table: EvaluationSource, *, evaluated: bool = False, apart: Barred | None = None) -> Index:
     """Read a source into RUN/<name>, writing only what is new; `evaluated` leaves out questions without an answer.
 
@@ -71,7 +76,10 @@ def refresh(context: Context, name: str, table: EvaluationSource, *, evaluated: 
     skipped: list[Skipped] = []
     counts: Counter[str] = Counter()
     begun = time.monotonic()
-    index = _write(context, stage, blocks_of(context, table, skipped, evaluated=evaluated, apart=apart), _expected(context, table), counts)
+    blocks: Iterable[list[Question]] = blocks_of(context, table, skipped, evaluated=evaluated, apart=apart)
+    if table.kind == "benchmark":
+        blocks = repeats.counted(blocks, counts)
+    index = _write(context, stage, blocks, _expected(context, table), counts)
     counts["skipped"] = len(skipped)
     if not index.shards:
         raise SourceError(_nothing(name, skipped))
@@ -81,6 +89,8 @@ def refresh(context: Context, name: str, table: EvaluationSource, *, evaluated: 
             f"{_reasons(skipped)}; correct them (`mixpo check` lists all), or set source.partial = true"
         )
     _tell(context, stage, last, index, skipped)
+    for sentence in repeats.said(counts):
+        context.progress.say(f"{name}: {sentence}")
     _save(context, stage, index, skipped)
     stage.save_manifest(
         Manifest(
@@ -93,7 +103,7 @@ def refresh(context: Context, name: str, table: EvaluationSource, *, evaluated: 
 
 def barred_by(context: Context, sets: Mapping[str, tuple[str, Index]]) -> Barred | None:
     """What the evaluation sets keep out of training. sets: by name, the stage that holds the questions, and its index."""
-    made = open_barred(context.recipe.evaluate)
+    made = open_barred(context.recipe.evaluate, context.run.looks)
     if made is None:
         return None
     for name, (stage, index) in sets.items():

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mixpo.engines import create
-from mixpo.engines.base import Request, SamplingParams
+from mixpo.engines.base import Request
 from mixpo.evaluate import score
 from mixpo.evaluate.benchmarks import BENCHMARKS
-from mixpo.stages.answer import prompt_for, source_name
+from mixpo.stages.answer import params, prompt_for, source_name
 from mixpo.stages.base import Context, Plan
 from mixpo.stages.evaluate import Marker
 from mixpo.types import Question
@@ -30,7 +30,7 @@ def watch_of(context: Context, plan: Plan, vlm: Vlm) -> Watch | None:
     requests = [
         Request(key=q.id, prompt=prompt_for(context.recipe, q, "cot"), images=q.images, seeds=(0,), indices=(0,)) for q in questions
     ]  # fmt: skip
-    how = SamplingParams(temperature=0.0, max_new_tokens=context.recipe.evaluate.max_new_tokens)
+    how = params(context.recipe, "cot")
 
     def watch() -> Watched:
         from mixpo.train.watch import Watched

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from importlib import metadata
 from pathlib import Path
 
 from mixpo.types import content_id
 from mixpo.verify.judgement import OUTCOMES, Judgement
 
+PATIENCE_S = 60.0
+"""How long to wait for another process (another rank, another worker) that writes to the same file."""
 VERSION = 1
 """Of the comparison itself; raise it when `worker.py` judges otherwise."""
 
@@ -23,10 +26,12 @@ class VerdictCache:
         self._lock = threading.Lock()
         self._versions = [VERSION, metadata.version("math-verify"), metadata.version("sympy")]
         try:
-            self._connection = self._open()
+            self._connection = self._patiently()
+        except sqlite3.OperationalError:
+            raise  # held by another process: deleting it under that one would break both
         except sqlite3.DatabaseError:
             path.unlink(missing_ok=True)
-            self._connection = self._open()
+            self._connection = self._patiently()
 
     def get(self, predicted: str, gold: str, tolerance: float) -> Judgement | None:
         """The verdict of an earlier comparison, or None."""
@@ -46,8 +51,19 @@ class VerdictCache:
         with self._lock:
             self._connection.close()
 
+    def _patiently(self) -> sqlite3.Connection:
+        """Open the file, while another process may be making it: SQLite does not wait by itself for a change of the journal's mode."""
+        limit = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return self._open()
+            except sqlite3.OperationalError:
+                if time.monotonic() > limit:
+                    raise
+                time.sleep(0.02)
+
     def _open(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, check_same_thread=False)
+        connection = sqlite3.connect(self._path, check_same_thread=False, timeout=PATIENCE_S)
         # A power failure may cost the newest verdicts, never the file.
         connection.executescript(
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;"

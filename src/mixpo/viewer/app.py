@@ -103,6 +103,10 @@ def _add_pages(app: FastAPI, site: _Site) -> None:
     def question(id_: str, request: Request) -> Response:
         return site.show("question.html", lambda: views.question(id_, request.query_params), "questions")
 
+    @app.get("/statistics")
+    def statistics(request: Request) -> Response:
+        return site.show("statistics.html", lambda: views.statistics(request.query_params), "statistics")
+
     @app.get("/audit")
     def audit(request: Request) -> Response:
         return site.show("audit.html", lambda: views.audit(request.query_params), "audit")

@@ -1,43 +1,31 @@
 """The audit: which verdicts a person looks at, and what the marks say of the verifier.
 
 The random sample follows from the run alone, so that it is the same for everybody and after every restart; precision and recall are
-counted on it. The suspicious ones are where a second, blunt check disagrees: a good place to look, and no fair sample.
+counted on it. The suspicious ones are those that `verify.second` doubts: a good place to look, and no fair sample.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from mixpo.evaluate.score import wilson
 from mixpo.marks import Mark
-from mixpo.types import Outcome, content_id
-from mixpo.verify.text import contains, normal_text
-from mixpo.viewer.index import Index, place
+from mixpo.recipe import VerifyTable
+from mixpo.records import Judged, Sampled, read_rows
+from mixpo.types import IMAGE_MARK, Outcome, Question, content_id
+from mixpo.verify.second import doubts
+from mixpo.viewer.index import SNIPPET, Index, place
+from mixpo.viewer.layout import Block
 
 SAMPLE = 500
 """Responses of the random sample, at most."""
 SUSPECTS = 200
 """Suspicious responses that are listed, at most."""
-SUSPECT_SECONDS = 3.0
-"""Looking for suspicious verdicts ends after this time; shards are taken in random order."""
-TAIL = 160
-"""Characters at the end of a response where the second check looks for the ground truth."""
-
-_ENDINGS = """
-SELECT s.file_row_number, q.id, r.index, right(r.text, $tail), v.outcome, coalesce(v.extracted, ''), q.answer,
-       CASE WHEN len(q.choices) > 0 AND length(q.answer) = 1 THEN coalesce(q.choices[ascii(q.answer) - 64], '') ELSE '' END,
-       left(replace(q.text, '<image>', ''), 120)
-FROM (SELECT file_row_number, id, answer, choices, text FROM read_parquet($source, file_row_number = true)) q
-JOIN (SELECT file_row_number, question, unnest(responses) AS r, generate_subscripts(responses, 1) AS place
-      FROM read_parquet($sample, file_row_number = true)) s ON s.file_row_number = q.file_row_number AND s.question = q.id
-JOIN (SELECT file_row_number, question, unnest(verdicts) AS v, generate_subscripts(verdicts, 1) AS place
-      FROM read_parquet($verify, file_row_number = true)) j
-     ON j.file_row_number = s.file_row_number AND j.place = s.place AND j.question = q.id
-ORDER BY 1, 3
-"""
+SUSPECT_SECONDS = 0.5
+"""Looking for suspicious verdicts ends after this time, so that the page comes at once; shards are taken in random order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,9 +97,11 @@ def agreement(judged: Iterable[tuple[Item, Mark]]) -> Agreement:
 class Audit:
     """The samples of one run. They are made when first asked for, and again when the run changes."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Index, settings: VerifyTable) -> None:
         self.index = index
+        self.settings = settings
         self._made: dict[tuple[str, int, int], list[Item]] = {}
+        self._seen: dict[int, float] = {}
 
     def sample(self, kind: str, round_: int) -> list[Item]:
         """The items of the "random" or the "suspicious" sample, in the order in which they are looked at."""
@@ -136,54 +126,44 @@ class Audit:
             position = int(content_id("audit", round_, question), 16) % len(outcomes)
             yield Item(n=n, question=question, index=position, outcome=OUTCOME[outcomes[position]], text=text)
 
+    def seen(self, round_: int) -> float:
+        """The share of the judged shards that were looked through for suspicious verdicts."""
+        return self._seen.get(round_, 0.0)
+
     def _suspicious(self, round_: int) -> Iterator[Item]:
-        begun, found = time.monotonic(), 0
+        """What another check contradicts comes first, then what is only wondered at."""
+        begun, sure, unsure = time.monotonic(), list[Item](), list[Item]()
         blocks = [block for block in self.index.blocks(round_) if {"sample", "verify"} <= block.made.keys()]
+        looked = 0
         for block in sorted(blocks, key=lambda block: content_id("audit", round_, block.number)):
-            for item in self._suspects(round_, block.number):
-                yield item
-                found += 1
-                if found == SUSPECTS:
-                    return
-            if time.monotonic() - begun > SUSPECT_SECONDS:
-                return
+            for item, is_sure in self._suspects(block):
+                (sure if is_sure else unsure).append(item)
+            looked += 1
+            if len(sure) >= SUSPECTS or time.monotonic() - begun > SUSPECT_SECONDS:
+                break
+        self._seen[round_] = looked / len(blocks) if blocks else 1.0
+        yield from [*sure, *unsure][:SUSPECTS]
 
-    def _suspects(self, round_: int, number: int) -> Iterator[Item]:
-        block = self.index.block(number, round_)
-        if block is None:
-            return
-        values: dict[str, object] = {"source": str(block.source), "tail": TAIL}
-        values |= {kind: str(block.made[kind]) for kind in ("sample", "verify")}
-        with self.index.cursor() as cursor:
-            rows = cursor.execute(_ENDINGS, values).fetchall()
-        common = majorities((question, extracted) for _, question, _, _, _, extracted, *_ in rows)
-        for row, question, index, ending, outcome, extracted, answer, choice, text in rows:
-            agrees = common.get(question) == normal_text(extracted) if extracted else False
-            if why := doubt(ending, outcome, (answer, choice), agrees):
-                yield Item(n=place(number, row), question=question, index=index, outcome=outcome, text=text, why=why)
-
-
-def majorities(extracted: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """The answer that more than two thirds of a question's responses share, where there is one and there are at least four."""
-    answers: dict[str, Counter[str]] = {}
-    for question, answer in extracted:
-        answers.setdefault(question, Counter())[normal_text(answer)] += 1
-    tops = {question: (counts.most_common(1)[0], counts.total()) for question, counts in answers.items()}
-    return {question: answer for question, ((answer, count), total) in tops.items() if answer and total >= 4 and 3 * count > 2 * total}
-
-
-def doubt(ending: str, outcome: str, truths: Sequence[str], in_majority: bool) -> str:
-    """Why a verdict deserves a look, or "": the end of the response is searched for the ground truth, letter by letter."""
-    if outcome == "undecided":
-        return "the checker could not decide"
-    text = normal_text(ending)
-    there = any(contains(text, normal_text(truth)) for truth in truths)
-    if outcome == "correct" and not there:
-        return "called correct, but the ground truth is not written near the end"
-    if outcome == "wrong" and there:
-        return "called wrong, but the ground truth is written near the end"
-    if outcome == "malformed" and there:
-        return "no clear answer was found, but the ground truth is written near the end"
-    if outcome == "wrong" and in_majority:
-        return "called wrong, but most answers to this question agree with it: the ground truth may be wrong"
-    return ""
+    def _suspects(self, block: Block) -> Iterator[tuple[Item, bool]]:
+        """The doubtful verdicts of a block, and whether another check says otherwise."""
+        rows = zip(
+            read_rows(block.source, Question),
+            read_rows(block.made["sample"], Sampled),
+            read_rows(block.made["verify"], Judged),
+            strict=False,
+        )
+        for row, (question, sampled, judged) in enumerate(rows):
+            if not question.id == sampled.question == judged.question or len(sampled.responses) != len(judged.verdicts):
+                continue  # made from other questions than those of now
+            found = doubts(question, sampled.responses, judged.verdicts, self.settings)
+            for response, verdict, doubt in zip(sampled.responses, judged.verdicts, found, strict=True):
+                if doubt is not None:
+                    item = Item(
+                        n=place(block.number, row),
+                        question=question.id,
+                        index=response.index,
+                        outcome=verdict.outcome,
+                        text=" ".join(question.text.replace(IMAGE_MARK, "").split())[:SNIPPET],
+                        why=doubt.why,
+                    )
+                    yield item, doubt.says is not None

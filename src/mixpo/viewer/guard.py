@@ -56,7 +56,11 @@ def guard(app: App) -> App:
         if scope["type"] == "lifespan":
             await app(scope, receive, send)
             return
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope.get("headers", ())}
+        headers: dict[str, str] = {}
+        for name, value in scope.get("headers", ()):
+            # Of a repeated header it could not be said which one counts; joined it is no name of this machine.
+            key = name.decode("latin-1").lower()
+            headers[key] = f"{headers[key]}, {value.decode('latin-1')}" if key in headers else value.decode("latin-1")
         refusal = reason_to_refuse(scope.get("method", ""), headers) if scope["type"] == "http" else "no such protocol"
         if refusal:
             await _refuse(scope, send, refusal)

@@ -69,7 +69,8 @@ class Images:
 def _roots(context: Context) -> Iterator[Path]:
     """Folders that the sources of the recipe may take images from, and the run's own."""
     yield context.run.images
-    for table in (context.recipe.source, *(item.source for item in context.recipe.evaluate.sets)):
+    own = [context.recipe.source] if context.recipe.source is not None else []
+    for table in (*own, *(item.source for item in context.recipe.evaluate.sets)):
         if table.kind in ("jsonl", "mmpr", "python"):
             yield context.base / str(getattr(table, "root", "."))
         elif table.kind == "hub":

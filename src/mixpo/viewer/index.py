@@ -25,7 +25,7 @@ try:
 except ImportError:
     raise MissingExtra("mixpo view", "viewer") from None
 
-VERSION = "1"
+VERSION = "2"
 """Rises when the tables below change; an index of another version is made anew."""
 BATCH = 128
 """Blocks that are read with one query."""
@@ -37,7 +37,7 @@ SNIPPET = 120
 TABLES = """
 CREATE TABLE version (value VARCHAR);
 CREATE TABLE block (round INTEGER, number INTEGER, key VARCHAR, stale BOOLEAN, sampled BOOLEAN);
-CREATE TABLE question (n BIGINT, id VARCHAR, domain VARCHAR, kind VARCHAR, open BOOLEAN, images INTEGER, text VARCHAR);
+CREATE TABLE question (n BIGINT, id VARCHAR, domain VARCHAR, source VARCHAR, kind VARCHAR, open BOOLEAN, images INTEGER, text VARCHAR);
 CREATE TABLE judged (round INTEGER, n BIGINT, outcomes VARCHAR, correct INTEGER, wrong INTEGER, malformed INTEGER, undecided INTEGER);
 CREATE TABLE pair (round INTEGER, n BIGINT, id VARCHAR, origin VARCHAR, domain VARCHAR, outcome VARCHAR, answer VARCHAR,
     chosen INTEGER, rejected INTEGER)
@@ -47,7 +47,7 @@ answer: what the rejected side says. chosen / rejected: lengths in tokens, in ch
 
 _QUESTIONS = f"""
 INSERT INTO question
-SELECT (b.number::BIGINT << 40) | (f.file_row_number << 16), f.id, f.domain, f.kind, f.answer IS NULL, len(f.images),
+SELECT (b.number::BIGINT << 40) | (f.file_row_number << 16), f.id, f.domain, f.source, f.kind, f.answer IS NULL, len(f.images),
        left(trim(regexp_replace(replace(f.text, '<image>', ''), '\\s+', ' ', 'g')), {SNIPPET})
 FROM read_parquet($files, filename = true, file_row_number = true) f JOIN batch b ON f.filename = b.file
 ORDER BY 1
@@ -99,10 +99,13 @@ def placed(n: int) -> tuple[int, int, int]:
 class Index:
     """The keys of a run. Queries may come from many threads; only one of them brings the index up to date."""
 
-    def __init__(self, run: Run, progress: Progress | None = None) -> None:
-        """Open or make the index and bring it up to date, saying how far it is. Raises RunError when it cannot be made."""
+    def __init__(self, run: Run, progress: Progress | None = None, *, balanced: bool = False) -> None:
+        """Open or make the index and bring it up to date, saying how far it is. Raises RunError when it cannot be made.
+
+        balanced: see `Layout`.
+        """
         self.run = run
-        self.layout = Layout(run)
+        self.layout = Layout(run, balanced=balanced)
         self.edition = 0
         """Rises whenever the content changes."""
         self._progress = progress or Silent()

@@ -42,8 +42,11 @@ def _stamp(path: Path) -> str:
 class Layout:
     """The stages of a run that have a manifest, in the order of the flow."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, *, balanced: bool = False) -> None:
+        """balanced: the pairs that are trained on are those that the stage `select` kept."""
         self.run = run
+        self.made = {kind: "select" if kind == "pair" and balanced else kind for kind in KINDS}
+        """The stage that makes each kind of record."""
 
     def stages(self) -> dict[str, Manifest]:
         """Every manifest of the run, by the name of its stage."""
@@ -54,12 +57,13 @@ class Layout:
         root = self.run.root
         yield "source"
         for number in self.rounds():
-            yield from (f"round-{number}/{kind}" for kind in (*KINDS, "reference"))
+            yield from (f"round-{number}/{kind}" for kind in dict.fromkeys((*KINDS, *self.made.values(), "reference")))
             yield from (f"round-{number}/train/{path.name}" for path in _folders(root / f"round-{number}" / "train"))
         for name in self.sets():
             yield f"evaluate/{name}/source"
             for model in self.models(name):
-                yield from (f"evaluate/{name}/{model}/{mode.name}" for mode in _folders(root / "evaluate" / name / model))
+                for mode in _folders(root / "evaluate" / name / model):
+                    yield from (f"{kind}/{name}/{model}/{mode.name}" for kind in ("answer", "evaluate"))
         yield "report"
 
     def rounds(self) -> list[int]:
@@ -87,7 +91,7 @@ class Layout:
 
     def blocks(self, number: int) -> Iterator[Block]:
         """The blocks of a round; round 0 has the questions alone."""
-        made = {kind: self.shards(f"round-{number}/{kind}") for kind in KINDS} if number else {}
+        made = {kind: self.shards(f"round-{number}/{stage}") for kind, stage in self.made.items()} if number else {}
         for place, source in enumerate(self.shards("source")):
             if source is not None:
                 files = {kind: path for kind, paths in made.items() if place < len(paths) and (path := paths[place]) is not None}
@@ -96,7 +100,9 @@ class Layout:
     def stamp(self) -> tuple[str, ...]:
         """Changes when any stage has made something: cheap enough to ask for every page."""
         root = self.run.root
-        folders = (root / name for name in ("source", *(f"round-{number}/{kind}" for number in self.rounds() for kind in KINDS)))
+        folders = (
+            root / name for name in ("source", *(f"round-{number}/{kind}" for number in self.rounds() for kind in self.made.values()))
+        )
         return tuple(_stamp(path) for folder in folders for path in (folder, folder / "manifest.json"))
 
 

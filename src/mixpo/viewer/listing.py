@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from mixpo.types import Origin, Outcome, content_id
-from mixpo.viewer.index import BATCH, Index
+from mixpo.viewer.index import Index
 
 ROWS = 25
 """Rows of a page."""
-SEARCH_SECONDS = 1.5
+SEARCH_SECONDS = 0.5
 """A search answers with what it has found after this time; asked again it goes on where it stopped."""
+SEARCHED = 16
+"""Blocks that a search reads with one query: the least that it does between two looks at the clock."""
 LONGEST_SEARCH = 200
 
 Table = Literal["pair", "question"]
@@ -29,16 +31,11 @@ BALANCES: Mapping[str, str] = {
     "all_wrong": "len(outcomes) > 0 AND wrong + malformed = len(outcomes)",
     "mixed": "correct > 0 AND wrong + malformed > 0",
     "undecided": "undecided > 0",
-    "open": "open",
-    "unjudged": "outcomes IS NULL AND NOT open",
+    "open": "",
+    "unjudged": "",
 }
-"""What can be asked of the answers to a question."""
+"""What can be asked of the answers to a question, as a condition on what was judged; the last two are about those that were not."""
 
-_FROM = {
-    "pair": "(SELECT * FROM pair WHERE round = ?) t",
-    "question": "(SELECT q.*, j.outcomes, correct, wrong, malformed, undecided "
-    "FROM question q LEFT JOIN (SELECT * FROM judged WHERE round = ?) j ON j.n = q.n) t",
-}
 _SEARCH = {
     "pair": """
 SELECT f.n | f.place FROM (
@@ -90,19 +87,33 @@ class Filter:
         return values if self.round == 1 else {"round": str(self.round), **values}
 
     def conditions(self) -> tuple[list[str], list[object]]:
-        """SQL conditions, with their values, for all but the text."""
+        """SQL conditions on the table, with their values, for all but the text."""
         if self.table == "question":
-            known = [("domain = ?", self.domain)] if self.domain else []
-            return [*([BALANCES[self.outcome]] if self.outcome else []), *(c for c, _ in known)], [v for _, v in known]
-        asked: list[tuple[str, object]] = [
+            asked = self._answered()
+            if self.domain:
+                asked.append(("domain = ?", [self.domain]))
+            return [condition for condition, _ in asked], [value for _, values in asked for value in values]
+        wanted: list[tuple[str, object]] = [
+            ("round = ?", self.round),
             ("origin = ?", self.origin),
             ("outcome = ?", self.outcome),
             ("domain = ?", self.domain),
             ("greatest(chosen, rejected) >= ?", self.shortest),
             ("greatest(chosen, rejected) <= ?", self.longest),
         ]
-        used = [(condition, value) for condition, value in asked if value not in ("", None)]
+        used = [(condition, value) for condition, value in wanted if value not in ("", None)]
         return [condition for condition, _ in used], [value for _, value in used]
+
+    def _answered(self) -> list[tuple[str, list[object]]]:
+        """What was judged is looked at only where it is asked for: joining it would cost more than all the rest of a page."""
+        judged = "(SELECT n FROM judged WHERE round = ?"
+        if not self.outcome:
+            return []
+        if self.outcome == "open":
+            return [("open", [])]
+        if self.outcome == "unjudged":
+            return [("NOT open", []), (f"n NOT IN {judged})", [self.round])]
+        return [(f"n IN {judged} AND {BALANCES[self.outcome]})", [self.round])]
 
 
 def _whole(text: str | None) -> int | None:
@@ -146,13 +157,18 @@ class Lists:
     def page(self, wanted: Filter, after: int = -1) -> Page:
         """The rows that follow `after`."""
         searched = self._search(wanted, after)
-        clause, values = self._clause(wanted)
-        columns = "t.*" if wanted.table == "question" else "t.*, q.text, q.id AS question, q.images"
-        join = "" if wanted.table == "question" else "JOIN question q ON q.n = t.n - (t.n & 65535)"
-        picked = f"SELECT * FROM {_FROM[wanted.table]} {clause} AND n > ? ORDER BY n LIMIT {ROWS + 1}"
-        rows = self._dicts(f"SELECT {columns} FROM ({picked}) t {join} ORDER BY t.n", *values, after)
-        counted = f"SELECT count(*), count(*) FILTER (n <= ?) FROM {_FROM[wanted.table]} {clause}"
-        ((total, first),) = self.index.rows(counted, after, *values)
+        base, values = self._base(wanted)
+        picked = f"(SELECT * {base} AND n > ? ORDER BY n LIMIT {ROWS + 1}) t"
+        if wanted.table == "question":
+            judged = "(SELECT * FROM judged WHERE round = ?) j"
+            query = f"SELECT t.*, j.outcomes, j.correct FROM {picked} LEFT JOIN {judged} ON j.n = t.n ORDER BY t.n"
+            rows = self._dicts(query, *values, after, wanted.round)
+        else:
+            query = (
+                f"SELECT t.*, q.text, q.id AS question, q.images FROM {picked} JOIN question q ON q.n = t.n - (t.n & 65535) ORDER BY t.n"
+            )
+            rows = self._dicts(query, *values, after)
+        ((total, first),) = self.index.rows(f"SELECT count(*), count(*) FILTER (n <= ?) {base}", after, *values)
         return Page(
             rows=rows[:ROWS],
             total=total,
@@ -164,16 +180,14 @@ class Lists:
 
     def _before(self, wanted: Filter, after: int) -> int:
         """The `n` after which the previous page starts; -1 for the first page."""
-        clause, values = self._clause(wanted)
-        back = f"SELECT n FROM {_FROM[wanted.table]} {clause} AND n <= ? ORDER BY n DESC LIMIT {ROWS + 1}"
-        found = self.index.rows(back, *values, after)
+        base, values = self._base(wanted)
+        found = self.index.rows(f"SELECT n {base} AND n <= ? ORDER BY n DESC LIMIT {ROWS + 1}", *values, after)
         return found[ROWS][0] if len(found) > ROWS else -1
 
     def beside(self, wanted: Filter, n: int) -> Neighbours:
         """The neighbours of row `n`."""
         self._search(wanted, n)
-        clause, values = self._clause(wanted)
-        base = f"FROM {_FROM[wanted.table]} {clause}"
+        base, values = self._base(wanted)
         counted = f"SELECT count(*), count(*) FILTER (n <= ?), count(*) FILTER (n = ?) {base}"
         ((total, number, there),) = self.index.rows(counted, n, n, *values)
         return Neighbours(
@@ -203,11 +217,12 @@ class Lists:
 
     # --- text --------------------------------------------------------------------------------------------------------------
 
-    def _clause(self, wanted: Filter) -> tuple[str, list[object]]:
+    def _base(self, wanted: Filter) -> tuple[str, list[object]]:
+        """FROM and WHERE of a list, with their values; further conditions may follow."""
         conditions, values = wanted.conditions()
         if wanted.text:
             conditions, values = [*conditions, "n IN (SELECT n FROM scratch.found WHERE search = ?)"], [*values, _name(wanted)]
-        return f"WHERE {' AND '.join(['true', *conditions])}", [wanted.round, *values]
+        return f"FROM {wanted.table} WHERE {' AND '.join(['true', *conditions])}", values
 
     def _search(self, wanted: Filter, after: int) -> float:
         """Look for the text until a page past `after` is full or time is up; gives the share of the run that was seen."""
@@ -224,8 +239,8 @@ class Lists:
                 self.index.rows("DELETE FROM scratch.found WHERE search = ?", name)
             seen = self._searches.setdefault(name, 0)
             while seen < len(blocks) and not self._enough(name, after):
-                self._look(wanted, name, blocks[seen : seen + BATCH])
-                seen = min(seen + BATCH, len(blocks))
+                self._look(wanted, name, blocks[seen : seen + SEARCHED])
+                seen = min(seen + SEARCHED, len(blocks))
                 self._searches[name] = seen
                 if time.monotonic() - begun > SEARCH_SECONDS:
                     break

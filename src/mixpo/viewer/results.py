@@ -9,7 +9,7 @@ from typing import Any
 
 from mixpo.evaluate.score import score, score_samples
 from mixpo.records import Prediction, read_row, read_rows
-from mixpo.report.build import left_out, metric_curves, skipped_rows
+from mixpo.report.build import PLACES, left_out, metric_curves, skipped_rows
 from mixpo.report.charts import curves
 from mixpo.report.sections import CURVES, Chart
 from mixpo.report.words import model_name
@@ -17,6 +17,7 @@ from mixpo.run import Run
 from mixpo.stages.source import load_skipped
 from mixpo.train.metrics import StepMetrics, read_metrics
 from mixpo.types import Question
+from mixpo.viewer.index import Index
 from mixpo.viewer.layout import Layout
 
 # --- training ----------------------------------------------------------------------------------------------------------
@@ -198,8 +199,25 @@ def _changed(row: Asked, change: str) -> bool:
 # --- what was left out -----------------------------------------------------------------------------------------------------------
 
 
-def dropped(run: Run) -> list[dict[str, Any]]:
-    """What each stage left out and why, as the report lists it."""
-    stages = Layout(run).stages()
-    skipped = (row for name in stages if name.rpartition("/")[2] == "source" for row in load_skipped(run.stage(name)))
-    return [*skipped_rows(skipped), *left_out(stages)]
+FAILED = ("sample", "continue", "answer")
+"""Kinds of stages in which a question may fail."""
+
+
+def dropped(index: Index) -> list[dict[str, Any]]:
+    """What each stage left out and why, as the report lists it: rows of sources, questions that failed, and what was counted."""
+    stages = index.layout.stages()
+    skipped = (row for name in stages if name.rpartition("/")[2] == "source" for row in load_skipped(index.run.stage(name)))
+    failed = (row for name, manifest in stages.items() if manifest.counts.get("failed") for row in _failed(index, name))
+    return [*skipped_rows(skipped), *failed, *left_out(stages)]
+
+
+def _failed(index: Index, stage: str) -> list[dict[str, Any]]:
+    """The questions that failed in a stage, those of one reason together."""
+    if not set(stage.split("/")) & set(FAILED):
+        return []
+    files = [str(path) for path in index.layout.shards(stage) if path is not None]
+    query = f"SELECT error, count(*), min(question, {PLACES}) FROM read_parquet(?) WHERE error != '' GROUP BY error ORDER BY 2 DESC, 1"
+    return [
+        {"stage": stage, "where": ", ".join(places), "reason": reason, "count": count, "unit": "questions"}
+        for reason, count, places in index.rows(query, files)
+    ]

@@ -33,6 +33,7 @@ def serve(context: Context, port: int, progress: Progress, ready: Callable[[str]
         except OSError as error:
             what = "in use" if error.errno == errno.EADDRINUSE else os.strerror(error.errno or 0)
             raise RunError(f"port {port} is {what}; give another one with --port, or 0 for any that is free") from None
+        listener.listen()  # who asks as soon as the address is told waits, and is not refused
         views = Views(context, progress)
         try:
             ready(f"http://{HOST}:{listener.getsockname()[1]}/")

@@ -23,6 +23,7 @@ from mixpo.viewer.images import Images
 from mixpo.viewer.index import Index
 from mixpo.viewer.listing import BALANCES, Filter, Lists, Table
 from mixpo.viewer.results import CHANGES, Evaluations, arms, dropped, together
+from mixpo.viewer.statistics import statistics
 
 Values = dict[str, Any]
 Value = TypeVar("Value")
@@ -53,10 +54,10 @@ class Views:
     def __init__(self, context: Context, progress: Progress | None = None) -> None:
         self.run = context.run
         self.title = context.recipe.report.title
-        self.index = Index(context.run, progress)
+        self.index = Index(context.run, progress, balanced=bool(context.recipe.pairs.balance))
         self.lists = Lists(self.index)
         self.images = Images(context)
-        self.audits = Audit(self.index)
+        self.audits = Audit(self.index, context.recipe.verify)
         self.evaluations = Evaluations(context.run)
         self._kept: dict[str, tuple[int, Any]] = {}
 
@@ -89,7 +90,7 @@ class Views:
             "marks": len(read_marks(self.run.root)),
             "trainings": [name.rpartition("/")[2] for name in stages if "/train/" in name],
             "sets": self.evaluations.sets(),
-            "left_out": sum(row["count"] for row in dropped(self.run)),
+            "left_out": sum(row["count"] for row in dropped(self.index)),
             "has_report": (self.run.root / PAGE).exists(),
         }
 
@@ -180,6 +181,20 @@ class Views:
             "marks": {index: marks.get((wanted.round, id_, index)) for index in detail.responses},
         }
 
+    # --- statistics ----------------------------------------------------------------------------------------------------------
+
+    def statistics(self, asked: Mapping[str, str]) -> Values:
+        """The figures of a round's pairs."""
+        round_ = Filter.read("pair", asked).round
+        found = self._once(f"statistics {round_}", lambda: statistics(self.index, round_))
+        return {
+            "round": round_,
+            "facts": sections.pair_facts(found),
+            "charts": [*sections.share_charts(found), *sections.histograms(found)],
+            "columns": sections.SOURCE_COLUMNS,
+            "rows": sections.source_rows(found),
+        }
+
     # --- audit -----------------------------------------------------------------------------------------------------------------
 
     def audit(self, asked: Mapping[str, str]) -> Values:
@@ -194,6 +209,7 @@ class Views:
             "rows": rows,
             "done": sum(mark is not None for *_, mark in rows),
             "open": next((number for number, _, mark in rows if mark is None), None),
+            "seen": self.audits.seen(round_) if kind == "suspicious" else 1.0,
             "random": self.audits.marked(round_, marks, "random"),
             "marks": len(marks),
         }
@@ -304,7 +320,7 @@ class Views:
 
     def left_out(self) -> Values:
         """What each stage dropped and why."""
-        return {"rows": dropped(self.run)}
+        return {"rows": dropped(self.index)}
 
     # --- pictures -------------------------------------------------------------------------------------------------------------------
 

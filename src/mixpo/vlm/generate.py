@@ -5,7 +5,6 @@ P prompts, R rows (one for each answer), S steps (tokens at most), L tokens of t
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -148,26 +147,3 @@ def _collect(ids: Tensor, logprobs: Tensor, vlm: Vlm) -> list[Drawn]:
         length = row.index(-1) if -1 in row else len(row)
         drawn.append(Drawn(tuple(row[:length]), tuple(row_logprobs[:length]), row[length - 1] in vlm.end_ids))
     return drawn
-
-
-# --- memory -----------------------------------------------------------------------------------------------------------
-
-
-def row_bytes(vlm: Vlm, length: int) -> int:
-    """About how much memory one answer takes whose prompt and tokens together are `length` long."""
-    config = vlm.model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    size = next(vlm.model.parameters()).element_size()
-    # Twice, because dropping rows copies the cache; 32 bytes a word for logits, log-probs and the float64 distribution.
-    return int(2 * 2 * config.num_hidden_layers * heads * width * size * length + 32 * config.vocab_size)
-
-
-def free_bytes(device: torch.device) -> int:
-    """How much memory a batch of answers may take: a part of what is free now."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] * 0.6)
-    try:
-        return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 0.25)
-    except (ValueError, OSError):  # macOS does not tell
-        return 2**31

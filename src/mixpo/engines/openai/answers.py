@@ -17,14 +17,17 @@ FEW = 4
 
 
 def response_of(request: Request, slot: int, choice: Choice, words: Words | None, engine: str) -> Response:
-    """The answer of one slot. Ids are the server's where they decode to its text; else they are made from the text."""
+    """The answer of one slot. Ids are the server's where they decode to its text; else they are made from the text.
+
+    Servers leave special tokens out of the text, also those that are words of an answer (`<ref>`), so text is read from ids.
+    """
     prefix = request.prefixes[slot] if request.prefixes else ()
-    ids, retokenised = _ids(choice, words)
+    text, ids, retokenised = _read(choice, words)
     begun = words.decode(prefix) if words is not None and prefix else ""
     return Response(
         question=request.key,
         index=request.indices[slot],
-        text=begun + choice.text,
+        text=begun + text,
         token_ids=prefix + ids if ids else (),
         finish="stop" if choice.stopped else "length",
         logprobs=choice.logprobs if len(choice.logprobs) == len(ids) and not retokenised else (),
@@ -35,18 +38,23 @@ def response_of(request: Request, slot: int, choice: Choice, words: Words | None
     )
 
 
-def _ids(choice: Choice, words: Words | None) -> tuple[tuple[int, ...], bool]:
+def _read(choice: Choice, words: Words | None) -> tuple[str, tuple[int, ...], bool]:
+    """Text, ids, and whether these were made from the text."""
     if words is None:
-        return (), False
+        return choice.text, (), False
     ids = choice.ids
     ended = bool(ids) and ids[-1] in words.end_ids
     inner = ids[:-1] if ended else ids
-    if ids and ended == choice.stopped and words.control.isdisjoint(inner) and words.decode(ids) == choice.text:
-        return ids, False
-    # Some servers (llama.cpp) leave the end of turn out of the ids they give; what comes before it is as it was sampled.
-    if ids and choice.stopped and not ended and words.control.isdisjoint(ids) and words.decode(ids) == choice.text:
-        return (*ids, words.answer_ids("", ended=True)[-1]), False
-    return words.answer_ids(choice.text, choice.stopped), True
+    if ids and ended <= choice.stopped and words.control.isdisjoint(inner) and agree(choice, words):
+        # Some servers (llama.cpp) leave the end of turn out of the ids they give; what comes before it is as it was sampled.
+        end = (words.answer_ids("", ended=True)[-1],) if choice.stopped and not ended else ()
+        return words.decode(ids), (*ids, *end), False
+    return choice.text, words.answer_ids(choice.text, choice.stopped), True
+
+
+def agree(choice: Choice, words: Words) -> bool:
+    """Whether the ids of an answer are those of its text, in which special tokens may be left out."""
+    return choice.text in (words.decode(choice.ids), words.bare(choice.ids))
 
 
 def suspicious(choices: Sequence[Choice], temperature: float) -> bool:

@@ -10,32 +10,28 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from mixpo.engines.base import Request, SamplingParams
-from mixpo.engines.openai.answers import response_of, suspicious
+from mixpo.engines.openai.asking import Asking
+from mixpo.engines.openai.capabilities import Capabilities, together
 from mixpo.engines.openai.launch import Started
+from mixpo.engines.openai.looks import Example
 from mixpo.engines.openai.pictures import address_of
-from mixpo.engines.openai.probe import Capabilities, Example, Probe, continuation, together
-from mixpo.engines.openai.transport import HEALTH_SECONDS, Limits, LostError, Replica, RowError, Transport
-from mixpo.engines.openai.wire import Choice, Reply, parse, sampling, user_turn
+from mixpo.engines.openai.probe import Probe
+from mixpo.engines.openai.transport import HEALTH_SECONDS, Limits, LostError, Replica, RowError, Transport, bearer
 from mixpo.engines.words import Words
 from mixpo.errors import EngineError, SourceError
 from mixpo.recipe import ImageTable
 from mixpo.records import Sampled
-from mixpo.types import IMAGE_MARK
 
 Value = TypeVar("Value")
 
-TOP_UPS = 4
-"""How often missing answers of a question are asked for again."""
 LOOKED_AT, EXAMPLES = 16, 4
 """Questions that may serve to probe, and how many do."""
 PROBES = 5
 """How often a server is probed that goes away meanwhile."""
-ANOTHER = 7919
-"""Added to a seed when the same slot is asked for again."""
 
 
 class OpenAIEngine:
@@ -53,16 +49,19 @@ class OpenAIEngine:
         image: ImageTable | None = None,
         words: Words | None = None,
         same_model: bool = True,
+        foreign: bool = False,
         started: Started | None = None,
+        where: str = "sample.server",
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         """model: the name in requests; "" asks the server. key: sent as bearer token. words: tokens of the model that learns.
 
-        same_model: the servers hold that model. started: a server of this engine's own, which ends with it.
+        same_model: the servers hold that model. foreign: see `Asking`. started: the server behind `urls`, where mixpo started it.
+        where: the table of the recipe that names the servers.
         """
         self._urls, self._model, self._words, self._say, self._started = list(urls), model, words, say, started
-        self._served = words if same_model else None
-        self._ends = self._served.end_ids if self._served else ()
+        self._served = words if same_model and not foreign else None
+        self._foreign, self._where = foreign, where
         self._key, self._limits, self._image = key, limits or Limits(), image or ImageTable()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -95,7 +94,12 @@ class OpenAIEngine:
                 "the server cannot continue a given beginning exactly (token ids, an open assistant turn and rendered text were tried), "
                 "which DropoutNTP needs; use a server that takes prompt ids such as vLLM, or set pairs.dropout_ntp = false"
             )
-        futures = [self._submit(self._question(request, params, known)) for request in requests]
+        assert self._transport is not None
+        asking = Asking(
+            transport=self._transport, known=known, params=params, image=self._image, words=self._words, served=self._served,
+            foreign=self._foreign, name=self.name, counts=self.counts,
+        )  # fmt: skip
+        futures = [self._submit(self._question(asking, request)) for request in requests]
         try:
             for future in futures:
                 yield future.result()
@@ -104,7 +108,7 @@ class OpenAIEngine:
                 future.cancel()
 
     def close(self) -> None:
-        """Close connections, end the thread and the server that was started."""
+        """Close connections and end the thread. A server that was started goes on; it is whoever's who started it."""
         if self._loop is not None and self._thread is not None:
             if self._transport is not None:
                 self._do(self._transport.close())
@@ -112,9 +116,6 @@ class OpenAIEngine:
             self._thread.join()
             self._loop.close()
             self._loop = self._thread = None
-        if self._started is not None:
-            self._started.close()
-            self._started = None
 
     # --- the thread ------------------------------------------------------------------------------------------------------
 
@@ -127,8 +128,9 @@ class OpenAIEngine:
         self._do(self._open())
 
     async def _open(self) -> None:
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        transport = Transport(urls=self._urls, headers=headers, limits=self._limits, say=self._say, check=self._check)
+        transport = Transport(
+            urls=self._urls, headers=bearer(self._key), limits=self._limits, say=self._say, check=self._check, where=self._where
+        )  # fmt: skip
         await transport.open()
         self._transport = transport
         self._questions = asyncio.Semaphore(self._limits.in_flight)
@@ -145,15 +147,15 @@ class OpenAIEngine:
     async def _probe(self, params: SamplingParams, wanted: int, examples: Sequence[Example]) -> Capabilities:
         assert self._transport is not None
         replicas = self._transport.replicas
-        return together(await asyncio.gather(*(self._probe_one(replica, params, wanted, examples) for replica in replicas)))
+        return together(await asyncio.gather(*(self._probe_one(replica, params, wanted, examples) for replica in replicas)), self._where)
 
     async def _probe_one(self, replica: Replica, params: SamplingParams, wanted: int, examples: Sequence[Example]) -> Capabilities:
         assert self._transport is not None
+        make = partial(Probe, transport=self._transport, params=params, wanted=wanted, words=self._served, foreign=self._foreign)
         for trial in range(1, PROBES + 1):
             await self._wait_for(replica)
             try:
-                model = self._model or await self._only_model(replica)
-                probe = Probe(transport=self._transport, replica=replica, model=model, params=params, wanted=wanted, words=self._served)
+                probe = make(replica=replica, model=self._model or await self._only_model(replica))
                 return await probe.run(examples)
             except LostError as error:
                 if trial == PROBES:
@@ -191,110 +193,17 @@ class OpenAIEngine:
             await asyncio.sleep(HEALTH_SECONDS)
         raise EngineError(
             f"{replica.url}: no answer from /health or /v1/models within patience_s = {self._limits.patience_s:g}; start the server, "
-            "or leave it out of sample.server.urls"
+            f"or leave it out of {self._where}.urls"
         )
 
     async def _only_model(self, replica: Replica) -> str:
         assert self._transport is not None
         names = await self._transport.models(replica)
         if len(names) != 1:
-            raise EngineError(f"{replica.url}: the server lists {len(names)} models; say which in sample.server.model")
+            raise EngineError(f"{replica.url}: the server lists {len(names)} models; say which in {self._where}.model")
         return names[0]
 
-    # --- one question ----------------------------------------------------------------------------------------------------
-
-    async def _question(self, request: Request, params: SamplingParams, known: Capabilities) -> Sampled:
+    async def _question(self, asking: Asking, request: Request) -> Sampled:
         assert self._questions is not None
         async with self._questions:  # so that no more images than this are in memory
-            try:
-                ask = self._continued if request.prefixes else self._fresh
-                choices = await ask(request, params, known)
-            except (RowError, SourceError) as error:
-                self.counts["failed questions"] += 1
-                return Sampled(question=request.key, error=str(error))
-        if not known.ids_out:
-            choices = [replace(choice, ids=()) for choice in choices]
-        slots = range(len(request.seeds))
-        return Sampled(
-            question=request.key, responses=tuple(response_of(request, slot, choices[slot], self._words, self.name) for slot in slots)
-        )
-
-    async def _fresh(self, request: Request, params: SamplingParams, known: Capabilities) -> list[Choice]:
-        marks = request.prompt.count(IMAGE_MARK)
-        if marks != len(request.images):
-            raise SourceError(f"the prompt has {marks} {IMAGE_MARK} marks for {len(request.images)} images; give one mark to each image")
-        pictures = [await asyncio.to_thread(address_of, image, self._image) for image in request.images]
-        turn = user_turn(request.prompt, pictures, IMAGE_MARK)
-        choices = await self._collect(request, params, known, turn, shift=0)
-        if suspicious(choices, params.temperature):
-            self.counts["identical answers, asked again"] += 1
-            again = await self._collect(request, params, known, turn, shift=ANOTHER)
-            if len({choice.text for choice in (*choices, *again)}) == 1:
-                raise RowError(
-                    f"{len(choices)} identical answers at temperature {params.temperature:g}, twice; the server ignores the temperature"
-                )
-            choices = again
-        return choices
-
-    async def _collect(
-        self, request: Request, params: SamplingParams, known: Capabilities, turn: Mapping[str, Any], shift: int
-    ) -> list[Choice]:
-        """One choice for each seed; what is missing is asked for again with other seeds."""
-        got: dict[int, Choice] = {}
-        for trial in range(TOP_UPS + 1):
-            missing = [slot for slot in range(len(request.seeds)) if slot not in got]
-            if not missing:
-                break
-            if trial:
-                self.counts["answers topped up"] += len(missing)
-            parts = [missing[start : start + known.n] for start in range(0, len(missing), known.n)]
-            seeds = [request.seeds[part[0]] + shift + ANOTHER * trial for part in parts]
-            replies = await _all([self._ask(known, params, turn, len(part), seed) for part, seed in zip(parts, seeds, strict=True)])
-            for part, reply in zip(parts, replies, strict=True):
-                got |= dict(zip(part, reply.choices, strict=False))
-                self.counts["unusable answers"] += reply.unusable
-                self.counts["answers too many"] += max(0, len(reply.choices) - len(part))
-        if len(got) < len(request.seeds):
-            raise RowError(f"only {len(got)} of {len(request.seeds)} answers came in {TOP_UPS + 1} rounds of asking")
-        return [got[slot] for slot in range(len(request.seeds))]
-
-    async def _ask(self, known: Capabilities, params: SamplingParams, turn: Mapping[str, Any], n: int, seed: int) -> Reply:
-        assert self._transport is not None
-        body = sampling(known.model, params, n, seed, known.dialect, self._ends)
-        body["messages"] = [turn]
-        if known.logprobs:
-            body |= {"logprobs": True, "top_logprobs": 1}
-        return await self._transport.post("/chat/completions", body, parse)
-
-    async def _continued(self, request: Request, params: SamplingParams, known: Capabilities) -> list[Choice]:
-        return await _all([self._continue(request, slot, params, known) for slot in range(len(request.seeds))])
-
-    async def _continue(self, request: Request, slot: int, params: SamplingParams, known: Capabilities) -> Choice:
-        """Raises RowError when the server did not count the prompt and the beginning as they are."""
-        assert self._transport is not None
-        assert self._served is not None
-        if not self._served.control.isdisjoint(request.prefixes[slot]):
-            raise SourceError("the beginning to continue holds an image token or another control token of the model; cut it before that")
-        path, body, expected = continuation(self._served, known.continuation, request.prompt, request.prefixes[slot])
-        whole = sampling(known.model, params, 1, request.seeds[slot], known.dialect, self._ends) | body
-        if known.logprobs:
-            whole |= {"logprobs": 1} if path == "/completions" else {"logprobs": True, "top_logprobs": 1}
-        reply: Reply = await self._transport.post(path, whole, parse)
-        if reply.prompt_tokens != expected:
-            raise RowError(
-                f"the beginning did not arrive as it is: the server counts {reply.prompt_tokens} prompt tokens, {expected} were sent"
-            )
-        if not reply.choices:
-            raise RowError("no usable continuation came")
-        return reply.choices[0]
-
-
-async def _all(works: Sequence[Coroutine[Any, Any, Value]]) -> list[Value]:
-    """The results in order; when one fails the others are given up."""
-    tasks = [asyncio.ensure_future(work) for work in works]
-    try:
-        return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        raise
+            return await asking.answers(request)

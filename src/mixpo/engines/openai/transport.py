@@ -27,9 +27,10 @@ HEALTH_SECONDS = 1.0
 """How often a server that is out is asked whether it is back."""
 REFUSALS = {401: "check api_key_env", 403: "check api_key_env", 404: "check urls and model", 405: "check urls"}
 """Statuses that no later request would get around, and the remedy."""
-HEALTH_PATHS = ("/health", "/v1/models")
 LOST = ("unreachable", "connection lost", "too late")
 """Kinds of outcomes that say nothing about what the server can do."""
+NO_SUCH_PAGE = (401, 403, 404, 405)
+"""How endpoints answer that do not say how they are."""
 MAX_REPLY = 64 * 2**20
 """Bytes of a reply that are read."""
 
@@ -64,13 +65,17 @@ class Limits:
 
 @dataclass(kw_only=True)
 class Transport:
-    """Lives inside one event loop. check: raises EngineError when waiting is no use. counts: what was retried and why."""
+    """Lives inside one event loop. check: raises EngineError when waiting is no use. counts: what was retried and why.
+
+    where: the table of the recipe that names the servers.
+    """
 
     urls: Sequence[str]
     headers: Mapping[str, str]
     limits: Limits
     say: Callable[[str], None]
     check: Callable[[], None] = lambda: None
+    where: str = "sample.server"
     counts: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -142,16 +147,19 @@ class Transport:
 
         assert self._session is not None
         root = replica.url.removesuffix("/v1")
-        for path in HEALTH_PATHS:
+        statuses = []
+        for address in (f"{root}/health", f"{replica.url}/models"):
             try:
-                async with self._session.get(root + path, timeout=aiohttp.ClientTimeout(total=5.0), allow_redirects=False) as reply:
-                    if reply.status == 200:
-                        return True
-                    if reply.status == 503:  # llama.cpp lists its models while it loads them
-                        return False
+                async with self._session.get(address, timeout=aiohttp.ClientTimeout(total=5.0), allow_redirects=False) as reply:
+                    statuses.append(reply.status)
             except (aiohttp.ClientError, TimeoutError, OSError):
                 return False
-        return False
+            if reply.status == 200:
+                return True
+            if reply.status == 503:  # llama.cpp lists its models while it loads them
+                return False
+        # An endpoint without such addresses, or one that wants a key for them, answers all the same.
+        return all(status in NO_SUCH_PAGE for status in statuses)
 
     async def models(self, replica: Replica) -> list[str]:
         """The names that the server lists. Raises LostError when it goes away."""
@@ -202,7 +210,7 @@ class Transport:
     def _refused(self, replica: Replica, status: int, content: bytes, retry_after: str) -> Outcome:
         reason = reason_of(status, content)
         if status in REFUSALS:
-            raise EngineError(f"{replica.url}: {reason}; {REFUSALS[status]} in [sample.server]")
+            raise EngineError(f"{replica.url}: {reason}; {REFUSALS[status]} in {self.where}")
         if status in (429, 503):
             if status == 503 and not retry_after:
                 self._take_out(replica, "is not ready (HTTP 503)")
@@ -249,21 +257,6 @@ class Transport:
                     self.say(f"{replica.url} is back")
 
 
-def unreachable(urls: Sequence[str]) -> list[str]:
-    """The addresses at which no server says that it can work, now."""
-
-    async def ask() -> list[str]:
-        transport = Transport(urls=urls, headers={}, limits=Limits(), say=lambda text: None)
-        await transport.open()
-        try:
-            healthy = await asyncio.gather(*map(transport.healthy, transport.replicas))
-        finally:
-            await transport.close()
-        return [url for url, well in zip(urls, healthy, strict=True) if not well]
-
-    return asyncio.run(ask()) if urls else []
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What one try gave: a reply, or why not and how long to wait (0: as long as the number of tries says)."""
@@ -283,6 +276,11 @@ async def _whole(reply: aiohttp.ClientResponse) -> bytes:
         if size > MAX_REPLY:
             raise GarbledError(f"the reply is longer than {MAX_REPLY >> 20} MiB")
     return b"".join(parts)
+
+
+def bearer(key: str) -> dict[str, str]:
+    """The header that carries a key; none without one."""
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def backoff(tries: int) -> float:

@@ -12,12 +12,19 @@ from typing import Any, Literal
 
 from mixpo.engines.base import SamplingParams
 
-Dialect = Literal["negative", "zero", "generation_config", "plain"]
+Dialect = Literal["negative", "zero", "generation_config", "plain", "bare"]
 """How a server takes the sampling fields outside of OpenAI's protocol: top_k switched off by -1 or by 0, inside transformers' own
-`generation_config`, or not at all."""
+`generation_config`, or not at all. "bare": no sampling field whatever, as models that reason before they answer want it."""
 
-DIALECTS: tuple[Dialect, ...] = ("negative", "zero", "generation_config", "plain")
-"""In the order in which they are tried."""
+DIALECTS: tuple[Dialect, ...] = ("negative", "zero", "generation_config", "plain", "bare")
+"""In the order in which they are tried; the last only for models whose answers are marked and never trained on."""
+
+ID_NAMES = ("token_ids", "response_token_ids", "output_ids")
+"""Where the ids of an answer stand in the replies of vLLM, SGLang and LMDeploy."""
+MOST_NAME = 100
+"""Characters of a model's name that are kept."""
+BIAS = 100.0
+"""The largest bias that OpenAI's protocol knows: with it a token is always drawn, with its negative never."""
 
 
 class GarbledError(Exception):
@@ -26,12 +33,16 @@ class GarbledError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """One answer as it came. ids: as the server gave them, or empty; logprobs: one for each generated token, or empty."""
+    """One answer as it came.
+
+    ids: as the server gave them, or empty. logprobs: one for each generated token, or empty. model: as the server names what answered.
+    """
 
     text: str
     stopped: bool
     ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,11 +57,16 @@ class Reply:
 # --- out ---------------------------------------------------------------------------------------------------------------
 
 
-def sampling(model: str, params: SamplingParams, n: int, seed: int, dialect: Dialect, ends: Sequence[int]) -> dict[str, Any]:
+def sampling(
+    model: str, params: SamplingParams, n: int, seed: int, dialect: Dialect, ends: Sequence[int], bias: Mapping[int, float]
+) -> dict[str, Any]:
     """Every field that decides an answer besides the prompt: none is left to what the server takes for its default.
 
-    ends: ids that end a turn, for transformers' settings, which are replaced as a whole.
+    ends: ids that end a turn, for transformers' settings, which are replaced as a whole. bias: by token id, what is added to its logit.
     """
+    stop = {"stop": list(params.stop)} if params.stop else {}
+    if dialect == "bare":
+        return {"model": model, "max_completion_tokens": params.max_new_tokens, "stream": False, **({"n": n} if n > 1 else {}), **stop}
     body: dict[str, Any] = {
         "model": model,
         "temperature": params.temperature,
@@ -60,21 +76,23 @@ def sampling(model: str, params: SamplingParams, n: int, seed: int, dialect: Dia
         # 31 bits are what every server takes.
         "seed": seed % 2**31,
         "stream": False,
+        **stop,
     }
-    if params.stop:
-        body["stop"] = list(params.stop)
     if dialect == "generation_config":
-        body["generation_config"] = _transformers(params, ends)
-    elif dialect != "plain":
+        return body | {"generation_config": _transformers(params, ends, bias)}
+    if bias:
+        body["logit_bias"] = {str(token): value for token, value in bias.items()}
+    if dialect != "plain":
         off = -1 if dialect == "negative" else 0
         body |= {"top_k": params.top_k or off, "min_p": 0.0, "repetition_penalty": 1.0, "repeat_penalty": 1.0}
         body |= {"presence_penalty": 0.0, "frequency_penalty": 0.0, "return_token_ids": True}
     return body
 
 
-def _transformers(params: SamplingParams, ends: Sequence[int]) -> str:
+def _transformers(params: SamplingParams, ends: Sequence[int], bias: Mapping[int, float]) -> str:
     settings = {"do_sample": params.temperature > 0, "temperature": params.temperature or 1.0, "top_k": params.top_k, "top_p": params.top_p}
-    return json.dumps({**settings, "eos_token_id": list(ends), "pad_token_id": ends[0] if ends else None})
+    kept = {"sequence_bias": [[[token], value] for token, value in bias.items()]} if bias else {}
+    return json.dumps({**settings, **kept, "eos_token_id": list(ends), "pad_token_id": ends[0] if ends else None})
 
 
 def user_turn(prompt: str, pictures: Sequence[str], mark: str) -> dict[str, Any]:
@@ -93,31 +111,38 @@ def user_turn(prompt: str, pictures: Sequence[str], mark: str) -> dict[str, Any]
 # --- in ----------------------------------------------------------------------------------------------------------------
 
 
-def parse(reply: object) -> Reply:
-    """What a chat or text completion holds. Raises GarbledError when it is none."""
+def parse(reply: object, foreign: bool = False) -> Reply:
+    """What a chat or text completion holds. Raises GarbledError when it is none.
+
+    foreign: the answer is only marked, so reasoning may stand apart from it, and may have used up its length.
+    """
     if not isinstance(reply, Mapping) or not isinstance(choices := reply.get("choices"), list):
         raise GarbledError("the reply holds no list of choices")
-    found = [_choice(choice) for choice in choices]
+    named = reply.get("model")
+    model = "".join(filter(str.isprintable, named))[:MOST_NAME] if isinstance(named, str) else ""
+    found = [_choice(choice, foreign, model) for choice in choices]
     usable = tuple(choice for choice in found if choice is not None)
     usage = reply.get("usage")
     count = usage.get("prompt_tokens") if isinstance(usage, Mapping) else None
     return Reply(choices=usable, unusable=len(found) - len(usable), prompt_tokens=count if isinstance(count, int) else -1)
 
 
-def _choice(choice: object) -> Choice | None:
+def _choice(choice: object, foreign: bool, model: str) -> Choice | None:
     if not isinstance(choice, Mapping):
         raise GarbledError("a choice is no object")
     message = choice.get("message")
     text = message.get("content") if isinstance(message, Mapping) else choice.get("text")
-    if isinstance(message, Mapping) and (message.get("reasoning_content") or message.get("reasoning")):
+    if not foreign and isinstance(message, Mapping) and (message.get("reasoning_content") or message.get("reasoning")):
         raise GarbledError("the server takes the reasoning out of the answers; start it without a reasoning parser")
+    if foreign and text is None and choice.get("finish_reason") == "length":
+        text = ""
     if not isinstance(text, str) or choice.get("finish_reason") not in ("stop", "length"):
         return None
     logprobs, ids = _logprobs(choice.get("logprobs"))
-    given = choice.get("token_ids")
+    given = next((choice[name] for name in ID_NAMES if choice.get(name)), None)
     if isinstance(given, list) and all(isinstance(token, int) for token in given):
         ids = tuple(given)
-    return Choice(text=text, stopped=choice["finish_reason"] == "stop", ids=ids, logprobs=logprobs)
+    return Choice(text=text, stopped=choice["finish_reason"] == "stop", ids=ids, logprobs=logprobs, model=model)
 
 
 def _logprobs(value: object) -> tuple[tuple[float, ...], tuple[int, ...]]:

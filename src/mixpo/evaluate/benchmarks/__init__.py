@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from mixpo.errors import SourceError
@@ -23,6 +25,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 def read(source: BenchmarkSource, base: Path, images: Path) -> Iterator[Found | Skipped]:
     """The rows of a benchmark as questions, in order; a row that cannot be used is Skipped with the reason.
 
+    A row that stands there again is a question of its own, with the fact "repeat": published scores count every row.
     Raises SourceError when the benchmark as a whole cannot be read.
     """
     benchmark = BENCHMARKS[source.name]
@@ -35,13 +38,19 @@ def read(source: BenchmarkSource, base: Path, images: Path) -> Iterator[Found | 
     found = files.find(path, () if source.split else benchmark.files, splits)
     answers = base / source.answers if source.answers else None
     pictures = Pictures(root, images)
+    seen: Counter[str] = Counter()
     for place in benchmark.joined(files.rows(found), folder, answers):
         if isinstance(place, Skipped):
             yield place
             continue
         where, fields = place
         try:
-            yield Found(where=where, question=make(benchmark.row(fields), pictures, benchmark.name))
+            draft = benchmark.row(fields)
+            question = make(draft, pictures, benchmark.name)
+            seen[question.id] += 1
+            if (times := seen[question.id]) > 1:
+                question = make(replace(draft, facts={**draft.facts, "repeat": times}), pictures, benchmark.name)
+            yield Found(where=where, question=question)
         except SourceError as error:
             yield Skipped(where=where, reason=str(error))
 

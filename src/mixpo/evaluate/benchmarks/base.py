@@ -9,9 +9,10 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mixpo.evaluate.benchmarks.pictures import refer
+from mixpo.evaluate.resample import Term
 from mixpo.sources.pictures import Pictures
 from mixpo.types import IMAGE_MARK, AnswerKind, Outcome, Question, Skipped, content_id
 from mixpo.verify.judgement import Judgement, Options
@@ -44,7 +45,7 @@ class Figure:
 class Marked:
     """An answered row as a table sees it. said: the extracted answer. reply: the judge's words, "" for rules.
 
-    failed: the engine gave no answer.
+    unread: the judge's reply could not be read, so that the row counts nowhere.
     """
 
     question: Question
@@ -52,12 +53,26 @@ class Marked:
     outcome: Outcome
     said: str | None = None
     reply: str = ""
-    failed: bool = False
+    unread: bool = False
 
     @property
     def right(self) -> bool:
         """Whether it counts as correct."""
         return self.outcome == "correct"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """A published figure: scale times the mean over parts of sum(top) / sum(base).
+
+    terms: what answered rows add to it, and how many rows or groups of rows could not count. most: the largest value before scaling.
+    """
+
+    name: str
+    terms: Callable[[Sequence[Marked]], tuple[list[Term], int]]
+    scale: float = 100.0
+    unit: str = "%"
+    most: float | None = 1.0
 
 
 Check = Callable[[str, Question, Fields, Options], Judgement]
@@ -80,6 +95,26 @@ class Rubric:
     passes: Callable[[tuple[float, ...]], bool]
 
 
+class ReadShort(Protocol):
+    """The short answer in a judge's reply."""
+
+    def __call__(self, reply: str, question: Question, facts: Fields) -> str | None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extraction:
+    """How a judge finds the short answer in a response. prompt: with {question} and {answer} slots, the latter for the response.
+
+    quick: the answer where no judge is needed, else None. read: the answer in a reply, "" where the judge says that there is none,
+    or None where the reply cannot be read.
+    """
+
+    prompt: str
+    system: str = ""
+    quick: Callable[[str, Question, Fields], str | None]
+    read: ReadShort
+
+
 Join = Callable[[Iterable[Place | Skipped], Path, Path | None], Iterable[Place | Skipped]]
 """(rows, folder of the data, the recipe's second file) -> rows."""
 
@@ -90,13 +125,15 @@ class Benchmark:
 
     splits: file names to look for in a folder, alternatives in order. files: official names of its file. row: a Draft of one row.
     joined: adds what stands in other files. direct, cot: prompts with a {question} slot; cot "" takes the recipe's.
-    Either checks (by extractor) or a rubric. table: figures from all answered rows, the published one first.
+    Either checks (by extractor) or a rubric. extraction: how the authors let a judge find the answer; then checks has "judge" too.
+    measures: the published figures, the main one first. breakdown: figures of parts.
     """
 
     name: str
     title: str
     row: Callable[[Fields], Draft]
-    table: Callable[[Sequence[Marked]], list[Figure]]
+    measures: tuple[Measure, ...]
+    breakdown: Callable[[Sequence[Marked]], list[Figure]]
     splits: tuple[tuple[str, ...], ...] = ()
     files: tuple[str, ...] = ()
     joined: Join = field(default=lambda places, folder, answers: places)
@@ -104,6 +141,12 @@ class Benchmark:
     cot: str = ""
     checks: Mapping[str, Check] = field(default_factory=dict)
     rubric: Rubric | None = None
+    extraction: Extraction | None = None
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """The extractors that need no judge."""
+        return tuple(name for name in self.checks if name != "judge")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

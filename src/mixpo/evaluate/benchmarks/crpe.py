@@ -6,15 +6,16 @@ only if all its rotations are right) and VLMEvalKit's row check. The paper's col
 
 from __future__ import annotations
 
-import math
+import dataclasses
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 
 from mixpo.errors import SourceError
-from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Marked
+from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Marked, Measure
 from mixpo.evaluate.benchmarks.files import images_of, text_of
-from mixpo.evaluate.benchmarks.rules import accuracy, letters, option_robust, same, share
+from mixpo.evaluate.benchmarks.measures import ACCURACY, measured
+from mixpo.evaluate.benchmarks.rules import letters, option_robust, same
+from mixpo.evaluate.resample import Term, unit_of
 from mixpo.sources.build import parse_options
 from mixpo.types import Question, content_id
 from mixpo.verify.judgement import Judgement, Options
@@ -60,42 +61,49 @@ def check_robust(said: str, question: Question, facts: Fields, options: Options)
     return option_robust(said, question, options)
 
 
-def table(rows: Sequence[Marked]) -> list[Figure]:
-    """Circular accuracy (the mean of the relation categories, else of what there is), row accuracy, and both for each category.
-
-    A question with a rotation missing (under --limit) is left out of the circular figures, and `excluded` counts it.
-    """
-    categories = {name: [row for row in rows if row.facts["category"] == name] for name in (*RELATION, "exist")}
-    others = sorted({row.facts["category"] for row in rows} - set(categories))
-    categories |= {name: [row for row in rows if row.facts["category"] == name] for name in others}
-    found = {name: circular(part, name) for name, part in categories.items() if part}
-    counted = [figure for name, figure in found.items() if name in RELATION] or list(found.values())
-    main = Figure(
-        name="circular accuracy (mean of subject, predicate, object)" if set(found) & set(RELATION) else "circular accuracy",
-        value=math.fsum(figure.value for figure in counted) / len(counted) if counted else math.nan,
-        n=sum(figure.n for figure in counted),
-        excluded=sum(figure.excluded for figure in counted),
-    )
-    related = [row for name in RELATION for row in categories[name]] or list(rows)
-    parts = [figure for name, part in categories.items() if part for figure in (found[name], accuracy(part, "row accuracy", name))]
-    return [main, accuracy(related, "row accuracy"), *parts]
+def related(rows: Sequence[Marked]) -> Sequence[Marked]:
+    """The rows about relations, which the published figures are of; all where there are none (the existence file)."""
+    return [row for row in rows if row.facts["category"] in RELATION] or rows
 
 
-def circular(rows: Sequence[Marked], group: str) -> Figure:
-    """The share of questions whose rotations are all right."""
+def circular(rows: Sequence[Marked]) -> tuple[list[Term], int]:
+    """A question counts as right if all its rotations are. One with a rotation missing (under --limit) cannot count."""
     questions: dict[str, list[Marked]] = {}
-    for row in rows:
+    for row in related(rows):
         questions.setdefault(row.facts["group"], []).append(row)
-    whole = [part for part in questions.values() if len({row.question.answer for row in part}) == len(part[0].question.choices)]
-    figure = share("circular accuracy", [all(row.right for row in part) for part in whole], group)
-    return replace(figure, excluded=len(questions) - len(whole))
+    whole = {name: part for name, part in questions.items() if len({row.question.answer for row in part}) == len(part[0].question.choices)}
+    found = [
+        Term(name, unit_of(part[0].question), part[0].facts["category"], float(all(row.right for row in part)), 1.0)
+        for name, part in whole.items()
+    ]
+    return found, len(questions) - len(whole)
+
+
+CIRCULAR = Measure(name="circular accuracy (mean of categories)", terms=circular)
+"""CircularEval, as `eval_crpe.py` gives it; the mean of subject, predicate and object is the paper's column."""
+ROWS = dataclasses.replace(ACCURACY, name="row accuracy", terms=lambda rows: ACCURACY.terms(related(rows)))
+"""Of rows, whatever the other rotations, as VLMEvalKit gave it at the time of the paper."""
+
+
+def breakdown(rows: Sequence[Marked]) -> list[Figure]:
+    """Both for each category."""
+    parts = {name: [row for row in rows if row.facts["category"] == name] for name in (*RELATION, "exist")}
+    others = sorted({row.facts["category"] for row in rows} - set(parts))
+    parts |= {name: [row for row in rows if row.facts["category"] == name] for name in others}
+    return [
+        measured(measure, part, name=measure.name.partition(" (")[0], group=name)
+        for name, part in parts.items()
+        if part
+        for measure in (CIRCULAR, ROWS)
+    ]
 
 
 BENCHMARK = Benchmark(
     name="crpe",
     title="CRPE",
     row=row,
-    table=table,
+    measures=(CIRCULAR, ROWS),
+    breakdown=breakdown,
     splits=(("crpe_relation",),),
     files=("crpe_relation.jsonl", "crpe_relation.tsv", "CRPE_RELATION.tsv"),
     checks={"robust": check_robust, "paper": check_paper},

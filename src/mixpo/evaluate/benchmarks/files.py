@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from mixpo.errors import SourceError
 from mixpo.evaluate.benchmarks.base import Fields, Place
+from mixpo.recipe import did_you_mean
 from mixpo.sources.jsonl import lines
 from mixpo.types import Skipped
 
@@ -33,7 +34,8 @@ def find(path: Path, files: Sequence[str], splits: Sequence[Sequence[str]]) -> l
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise SourceError(f"{path}: no such file or folder; check source.path (relative to the recipe)")
+        beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise SourceError(f"{path}: no such file or folder{did_you_mean(path.name, beside)}; check source.path (relative to the recipe)")
     for name in files:
         if (path / name).is_file():
             return [path / name]

@@ -6,7 +6,6 @@ ratios, and may exceed 100. The judge's instruction is in our own words.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 from mixpo.errors import SourceError
 from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Marked, Place, Rubric
 from mixpo.evaluate.benchmarks.files import images_of, text_of
-from mixpo.evaluate.benchmarks.rules import grouped, mean
+from mixpo.evaluate.benchmarks.measures import grouped, marks
 from mixpo.sources.jsonl import lines
 from mixpo.types import Skipped
 
@@ -78,39 +77,34 @@ def _column(path: Path, key: str, value: str) -> dict[str, object]:
 
 
 def read(reply: str) -> tuple[float, ...] | None:
-    """The two numbers on the first line that has any ("8, 7", "8 7 ", "8/10 and 7/10"); None unless both are from 1 to 10."""
+    """The two numbers on the first line that has any ("8, 7", "8 7 ", "8/10 and 7/10"); None unless both are from 1 to 10.
+
+    LLaVA's review script makes the first two (-1, -1), which enter its means.
+    """
     line = next((line for line in reply.strip().splitlines() if re.search(r"\d", line)), "")
     found = _TWO.fullmatch(line)
     marks = (float(found[1]), float(found[2])) if found else ()
     return marks if marks and all(1 <= mark <= 10 for mark in marks) else None
 
 
-def relative(rows: Sequence[Marked], name: str, group: str = "") -> Figure:
-    """100 times the mean mark of the model over the mean mark of the reference, with the interval of a ratio (delta method)."""
-    found = [read(row.reply) for row in rows]
-    pairs = [marks for marks in found if marks]
-    if not pairs:
-        return Figure(name=name, value=math.nan, n=0, group=group, excluded=found.count(None))
-    base, own = (math.fsum(column) / len(pairs) for column in zip(*pairs, strict=True))
-    ratio = own / base
-    # Residuals of the ratio estimator: their spread is that of the ratio times the reference's mean.
-    spread = mean(name, [(model - ratio * reference) / base for reference, model in pairs], scale=100)
-    low, high = (None if side is None else 100 * ratio + side for side in (spread.low, spread.high))
-    return Figure(name=name, value=100 * ratio, n=len(pairs), low=low, high=high, group=group, excluded=found.count(None))
+RELATIVE = marks("relative score", read, lambda found: found[1], lambda found: found[0], most=None)
+"""100 times the mean mark of the model over the mean mark of the reference, as LLaVA's `summarize_gpt_review.py` gives it."""
+MODEL = marks("model's mark", read, lambda found: found[1], scale=10.0, unit="", most=10.0)
+REFERENCE = marks("reference's mark", read, scale=10.0, unit="", most=10.0)
+"""Ten times the mean marks of both sides, from the same script."""
 
 
-def table(rows: Sequence[Marked]) -> list[Figure]:
-    """The relative score, for all and for each category, and ten times both means."""
-    pairs = [marks for row in rows if (marks := read(row.reply))]
-    sides = [mean(name, [pair[side] for pair in pairs], scale=10, unit="") for side, name in ((1, "model's mark"), (0, "reference's mark"))]
-    return [relative(rows, "relative score"), *sides, *grouped(rows, "category", lambda row: (row.facts["category"],), relative)]
+def breakdown(rows: Sequence[Marked]) -> list[Figure]:
+    """The relative score by category, from the same script."""
+    return grouped(rows, "category", lambda row: (row.facts["category"],), RELATIVE)
 
 
 BENCHMARK = Benchmark(
     name="llava_bench",
     title="LLaVA-Bench (in the wild)",
     row=row,
-    table=table,
+    measures=(RELATIVE, MODEL, REFERENCE),
+    breakdown=breakdown,
     splits=(("train",),),
     files=("questions.jsonl",),
     joined=joined,

@@ -1,16 +1,19 @@
 """M3CoT (test, about 2,300 questions): multiple choice with context, in domains and topics; up to seven options.
 
-Source of format and rules: the data card LightChen2333/M3CoT and InternVL's ScienceQA script, which the paper used for it.
+Source of format and rules: the data card LightChen2333/M3CoT; InternVL's ScienceQA script, which the paper used for it ("paper"); the
+benchmark's own `metric.py` ("official").
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 
 from mixpo.errors import SourceError
 from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Marked
 from mixpo.evaluate.benchmarks.files import images_of, list_of, text_of
-from mixpo.evaluate.benchmarks.rules import accuracy, grouped, lettered, letters, one, option_robust, same
+from mixpo.evaluate.benchmarks.measures import ACCURACY, grouped, one
+from mixpo.evaluate.benchmarks.rules import lettered, letters, option_robust, same
 from mixpo.types import Question
 from mixpo.verify.judgement import Judgement, Options
 
@@ -69,23 +72,54 @@ def read_paper(said: str, choices: Sequence[str]) -> str:
     return said[1] if len(said) > 2 and said[0] == "(" and said[2] == ")" else said
 
 
+def check_official(said: str, question: Question, facts: Fields, options: Options) -> Judgement:
+    """The rule of the benchmark's own `metric.py`, on the whole response, or on what follows the last "[Answer]".
+
+    The last "(X)"; else the last option, in the order of options, whose text is contained; else the last one whose letter stands as
+    a word, upper case before lower case. So "A cat" is A unless an option's text is in it, and "a" is A.
+    """
+    return same(read_official(said, question.choices) == question.answer, "letters")
+
+
+def read_official(said: str, choices: Sequence[str]) -> str | None:
+    """What the benchmark's own script takes for the answer; None where it finds nothing."""
+    _, marker, behind = said.rpartition("[Answer]")
+    text = re.split(r"\[Rationale\]|\[Context\]", behind, maxsplit=1)[0] if marker else said
+    bracketed = re.findall(r"\(([A-Za-z])\)", text)
+    if bracketed:
+        return str(bracketed[-1]).upper()
+    known = letters(len(choices))
+    words = re.sub(r"[\n.,!?]", " ", text).split(" ")
+    ways: tuple[Callable[[str, str], bool], ...] = (
+        lambda letter, choice: choice.lower() in text.lower(),
+        lambda letter, choice: letter in words,
+        lambda letter, choice: letter.lower() in words,
+    )
+    for holds in ways:
+        found = [letter for letter, choice in zip(known, choices, strict=True) if holds(letter, choice)]
+        if found:
+            return found[-1]
+    return None
+
+
 def check_robust(said: str, question: Question, facts: Fields, options: Options) -> Judgement:
     """mixpo's own reading of options."""
     return option_robust(said, question, options)
 
 
-def table(rows: Sequence[Marked]) -> list[Figure]:
-    """Accuracy, by domain and by topic."""
-    return [accuracy(rows), *grouped(rows, "domain", one("domain")), *grouped(rows, "topic", one("topic"))]
+def breakdown(rows: Sequence[Marked]) -> list[Figure]:
+    """Accuracy by domain and by topic, as the benchmark's own `metric.py` gives it."""
+    return [*grouped(rows, "domain", one("domain")), *grouped(rows, "topic", one("topic"))]
 
 
 BENCHMARK = Benchmark(
     name="m3cot",
     title="M3CoT",
     row=row,
-    table=table,
+    measures=(ACCURACY,),
+    breakdown=breakdown,
     splits=(("test",),),
     files=("test.jsonl",),
     direct="{question}\nAnswer with the option's letter from the given choices directly.",
-    checks={"robust": check_robust, "paper": check_paper},
+    checks={"robust": check_robust, "paper": check_paper, "official": check_official},
 )

@@ -1,7 +1,7 @@
 """MathVision (MATH-V; test 3,040, testmini 304 questions): competition problems, by letter or by value, in 16 subjects.
 
-Source of format and rules: the data card MathLLMs/MathVision and VLMEvalKit's scoring of it; its `eval` of model text is replaced
-by computer algebra, and its extraction by a language model is not done here.
+Source of format and rules: the data card MathLLMs/MathVision and VLMEvalKit's scoring of it (what needs no language model, then a
+language model, then letter or value); its `eval` of model text is replaced by computer algebra.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Marked
+from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Extraction, Fields, Figure, Marked
+from mixpo.evaluate.benchmarks.extraction import PROMPT, read
 from mixpo.evaluate.benchmarks.files import images_of, list_of, text_of
-from mixpo.evaluate.benchmarks.rules import accuracy, grouped, lettered, letters, one, option_robust, same
+from mixpo.evaluate.benchmarks.measures import ACCURACY, grouped, one
+from mixpo.evaluate.benchmarks.rules import lettered, letters, option_robust, same
 from mixpo.types import Question
 from mixpo.verify.check import judge
 from mixpo.verify.judgement import Judgement, Options
@@ -23,6 +25,8 @@ HINTS = {
 }
 """In front of a direct question, by whether it has options; VLMEvalKit's tables come with them."""
 _IMAGE_MARK = re.compile(r"\s*<image\d*>\s*")
+LAST_WORDS = 5
+"""A letter in front of these may be an article."""
 _PUNCTUATION = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 
 
@@ -71,12 +75,22 @@ def infer_letter(said: str, choices: Sequence[str]) -> str | None:
 
 
 def check_paper(said: str, question: Question, facts: Fields, options: Options) -> Judgement:
-    """A letter by `infer_letter`; other answers by equal text, or equal value."""
+    """VLMEvalKit's scoring: a letter by `infer_letter`; other answers by equal text, or equal value (there by `eval` and sympy)."""
     if question.choices:
         return same(infer_letter(said, question.choices) == question.answer, "letters")
     if said.strip().lower() == (question.answer or "").strip().lower():
         return Judgement("correct", "same text")
     return judge(said, question.answer or "", "formula", options)
+
+
+def quick(text: str, question: Question, facts: Fields) -> str | None:
+    """What VLMEvalKit takes without a language model: the one option letter, if it stands at the end, or the very text of the answer."""
+    answer = text.strip()
+    if not question.choices:
+        return answer if not answer or answer.lower() == (question.answer or "").lower() else None
+    words = answer.translate(_PUNCTUATION).split()
+    found = [letter for letter in letters(len(question.choices)) if letter in words]
+    return found[0] if len(found) == 1 and found[0] in words[-LAST_WORDS:] else None if answer else ""
 
 
 def check_robust(said: str, question: Question, facts: Fields, options: Options) -> Judgement:
@@ -86,16 +100,18 @@ def check_robust(said: str, question: Question, facts: Fields, options: Options)
     return judge(said, question.answer or "", "auto", options)
 
 
-def table(rows: Sequence[Marked]) -> list[Figure]:
-    """Accuracy, by subject and by level."""
-    return [accuracy(rows), *grouped(rows, "subject", one("subject")), *grouped(rows, "level", one("level"))]
+def breakdown(rows: Sequence[Marked]) -> list[Figure]:
+    """Accuracy by subject and by level, as the data card's leaderboard gives it."""
+    return [*grouped(rows, "subject", one("subject")), *grouped(rows, "level", one("level"))]
 
 
 BENCHMARK = Benchmark(
     name="mathvision",
     title="MathVision",
     row=row,
-    table=table,
-    splits=(("testmini",),),
-    checks={"robust": check_robust, "paper": check_paper},
+    measures=(ACCURACY,),
+    breakdown=breakdown,
+    splits=(("testmini",), ("MINI",)),
+    checks={"robust": check_robust, "paper": check_paper, "judge": check_paper},
+    extraction=Extraction(prompt=PROMPT, quick=quick, read=read),
 )

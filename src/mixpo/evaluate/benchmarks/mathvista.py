@@ -1,19 +1,21 @@
 """MathVista (testmini, 1,000 questions): multiple choice, integers, decimals and lists, with tasks and skills.
 
-Source of format and rules: the data card AI4Math/MathVista and the benchmark's own `calculate_score.py` (normalise, then compare
-as text). The extraction by a language model that its authors use is not done here.
+Source of format and rules: the data card AI4Math/MathVista and the benchmark's own `extract_answer.py` (what needs no language model,
+then a language model) and `calculate_score.py` (normalise, then compare as text).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mixpo.errors import SourceError
-from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Marked
+from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Extraction, Fields, Figure, Marked
+from mixpo.evaluate.benchmarks.extraction import PROMPT, read
 from mixpo.evaluate.benchmarks.files import images_of, list_of, text_of
-from mixpo.evaluate.benchmarks.rules import accuracy, edit_distance, grouped, lettered, letters, one, option_robust, same
+from mixpo.evaluate.benchmarks.measures import ACCURACY, grouped, one
+from mixpo.evaluate.benchmarks.rules import edit_distance, lettered, letters, option_robust, same
 from mixpo.types import AnswerKind, Question
 from mixpo.verify.judgement import Judgement, Options
 from mixpo.verify.number import check_number, read_numbers
@@ -79,7 +81,10 @@ def _query(fields: Fields, choices: Sequence[str], is_choice: bool, form: str, p
 
 
 def check_paper(said: str, question: Question, facts: Fields, options: Options) -> Judgement:
-    """The official normalisation. A choice by its letter, else the nearest choice by edit distance, so that garbage may score."""
+    """The normalisation of the authors' `calculate_score.py`.
+
+    A choice by its letter, else the nearest choice by edit distance, so that garbage may score.
+    """
     answer = said.strip()
     if question.kind == "choice":
         bracketed = re.findall(r"\(([a-zA-Z])\)", answer)
@@ -98,6 +103,20 @@ def check_paper(said: str, question: Question, facts: Fields, options: Options) 
         except (ValueError, OverflowError):
             return Judgement("wrong", "not a number")
     return same(answer == gold, "texts")
+
+
+def quick(text: str, question: Question, facts: Fields) -> str | None:
+    """What the authors' `extract_answer.py` takes without a language model: a response that is a choice, or nothing but a number."""
+    answer = text.strip()
+    if not answer or (question.kind == "choice" and answer in question.choices):
+        return answer
+    readers: dict[str, Callable[[str], int | float]] = {"integer": int, "float": float}
+    if question.kind != "choice" and facts["answer_type"] in readers:
+        try:
+            return str(readers[facts["answer_type"]](answer))
+        except ValueError:
+            pass
+    return None
 
 
 def check_robust(said: str, question: Question, facts: Fields, options: Options) -> Judgement:
@@ -135,17 +154,19 @@ def read_list(text: str) -> list[float]:
     return [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", text)]
 
 
-def table(rows: Sequence[Marked]) -> list[Figure]:
-    """Accuracy, and the breakdowns of the paper; a row counts in each of its skills."""
+def breakdown(rows: Sequence[Marked]) -> list[Figure]:
+    """The breakdowns of the benchmark's own `calculate_score.py`; a row counts in each of its skills."""
     parts = [figure for name in ("task", *(name for name in DETAILS if name != "task")) for figure in grouped(rows, name, one(name))]
-    return [accuracy(rows), *parts, *grouped(rows, "skill", lambda row: row.facts["skills"])]
+    return [*parts, *grouped(rows, "skill", lambda row: row.facts["skills"])]
 
 
 BENCHMARK = Benchmark(
     name="mathvista",
     title="MathVista",
     row=row,
-    table=table,
-    splits=(("testmini",),),
-    checks={"robust": check_robust, "paper": check_paper},
+    measures=(ACCURACY,),
+    breakdown=breakdown,
+    splits=(("testmini",), ("MINI",)),
+    checks={"robust": check_robust, "paper": check_paper, "judge": check_paper},
+    extraction=Extraction(prompt=PROMPT, quick=quick, read=read),
 )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Marked, Rubric
 from mixpo.evaluate.benchmarks.files import images_of, list_of, text_of
-from mixpo.evaluate.benchmarks.rules import grouped, mean, share
+from mixpo.evaluate.benchmarks.measures import grouped, marks
 
 PROMPT = """\
 Judge an assistant's response to a question about an image, without favour. You cannot see the image; what it shows is listed.
@@ -66,31 +66,34 @@ def part(text: str, mode: str) -> str:
 
 
 def read(reply: str) -> tuple[float, ...] | None:
-    """The rating ("Rating: 5", "Rating:5", "Rating: **5**"); None when there is none, or two that differ."""
+    """The rating that MMHal-Bench asks for ("Rating: 5", "Rating:5", "Rating: **5**"); None when there is none, or two that differ.
+
+    InternVL's and RLAIF-V's scripts make a hallucination (0) of the last two forms and of what is None here.
+    """
     found = set(_RATING.findall(reply))
     return (float(found.pop()),) if len(found) == 1 else None
 
 
-def rating(rows: Sequence[Marked], name: str, group: str = "") -> Figure:
-    """The mean rating, 0 to 6."""
-    found = [read(row.reply) for row in rows]
-    return mean(name, [marks[0] for marks in found if marks], unit="", group=group, excluded=found.count(None))
+RATING = marks("score (0 to 6)", read, scale=1.0, unit="", most=6.0)
+"""The mean rating, as MMHal-Bench gives it."""
+HALLUCINATION = marks("hallucination rate", read, lambda found: float(found[0] < 3))
+"""The share of ratings below 3, as MMHal-Bench gives it."""
+INFORMATIVENESS = marks("informativeness", read, lambda found: (found[0] - 3 if found[0] >= 3 else found[0]) / 3)
+"""How much is told, whether or not it is true: RLAIF-V's addition."""
 
 
-def table(rows: Sequence[Marked]) -> list[Figure]:
-    """Mean rating, share of hallucinations (rating below 3), informativeness (RLAIF-V's), and ratings by type and topic."""
-    found = [marks[0] for row in rows if (marks := read(row.reply))]
-    bad = share("hallucination rate", [mark < 3 for mark in found])
-    told = mean("informativeness", [(mark - 3 if mark >= 3 else mark) / 3 for mark in found], scale=100)
-    types = grouped(rows, "type", lambda row: (row.facts["type"],), rating)
-    return [rating(rows, "score (0 to 6)"), bad, told, *types, *grouped(rows, "topic", lambda row: (row.facts["topic"],), rating)]
+def breakdown(rows: Sequence[Marked]) -> list[Figure]:
+    """Ratings by type and by topic, as MMHal-Bench gives them."""
+    types = grouped(rows, "type", lambda row: (row.facts["type"],), RATING)
+    return [*types, *grouped(rows, "topic", lambda row: (row.facts["topic"],), RATING)]
 
 
 BENCHMARK = Benchmark(
     name="mmhal",
     title="MMHal-Bench",
     row=row,
-    table=table,
+    measures=(RATING, HALLUCINATION, INFORMATIVENESS),
+    breakdown=breakdown,
     splits=(("test",),),
     files=("mmhal-bench_with_image.jsonl",),
     cot=STEPS,

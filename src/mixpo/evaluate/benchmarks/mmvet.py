@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Marked, Rubric
 from mixpo.evaluate.benchmarks.files import images_of, text_of
-from mixpo.evaluate.benchmarks.rules import grouped, mean
+from mixpo.evaluate.benchmarks.measures import grouped, marks
 
 PROMPT = """\
 Grade an answer to a question about an image that you cannot see. You are given the reference answer.
@@ -47,29 +47,31 @@ def row(fields: Fields) -> Draft:
 
 
 def read(reply: str) -> tuple[float, ...] | None:
-    """The one number in a reply ("0.5 .", "Correctness: 0.5"); None unless there is exactly one, from 0 to 1."""
+    """The one number in a reply ("0.5 .", "Correctness: 0.5"); None unless there is exactly one, from 0 to 1.
+
+    The benchmark's own evaluator takes the first word; VLMEvalKit makes these two replies 0.
+    """
     numbers = _NUMBER.findall(reply)
     found = _MARK.findall(reply)
     return (float(found[0]),) if len(numbers) == 1 and len(found) == 1 else None
 
 
-def marks(rows: Sequence[Marked], name: str, group: str = "") -> Figure:
-    """100 times the mean mark of the rows whose mark could be read."""
-    found = [read(row.reply) for row in rows]
-    return mean(name, [mark[0] for mark in found if mark], scale=100, group=group, excluded=found.count(None))
+SCORE = marks("score", read)
+"""100 times the mean mark, as the benchmark's own evaluator gives it."""
 
 
-def table(rows: Sequence[Marked]) -> list[Figure]:
-    """The total, by capability (a row counts in each of its own) and by combination of capabilities."""
-    single = grouped(rows, "capability", lambda row: row.facts["capabilities"], marks)
-    return [marks(rows, "score"), *single, *grouped(rows, "combination", lambda row: ("+".join(row.facts["capabilities"]),), marks)]
+def breakdown(rows: Sequence[Marked]) -> list[Figure]:
+    """By capability (a row counts in each of its own) and by combination of capabilities, as the benchmark's own evaluator gives them."""
+    single = grouped(rows, "capability", lambda row: row.facts["capabilities"], SCORE)
+    return [*single, *grouped(rows, "combination", lambda row: ("+".join(row.facts["capabilities"]),), SCORE)]
 
 
 BENCHMARK = Benchmark(
     name="mmvet",
     title="MM-Vet",
     row=row,
-    table=table,
+    measures=(SCORE,),
+    breakdown=breakdown,
     splits=(("test",),),
     files=("mm-vet.json",),
     # Without a marker for the final answer: the whole is graded.

@@ -6,14 +6,16 @@ the question's number, never by order.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mixpo.errors import SourceError
-from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Marked, Place
+from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Marked, Measure, Place
 from mixpo.evaluate.benchmarks.files import images_of, text_of
-from mixpo.evaluate.benchmarks.rules import accuracy, same, share
+from mixpo.evaluate.benchmarks.measures import measured
+from mixpo.evaluate.benchmarks.rules import same
+from mixpo.evaluate.resample import Term, unit_of
 from mixpo.types import Question, Skipped
 from mixpo.verify.judgement import Judgement, Options
 from mixpo.verify.yes_no import check_yes_no
@@ -77,9 +79,10 @@ def _labels(folder: Path) -> dict[Key, Fields]:
 
 
 def check_paper(said: str, question: Question, facts: Fields, options: Options) -> Judgement:
-    """The official reading: up to the first full stop, the words No, not and no mean no, everything else means yes.
+    """The reading of InternVL's and LLaVA's `eval_pope.py`.
 
-    So `**No**`, "NO", "I cannot tell" and an empty answer all count as yes.
+    Up to the first full stop, the words No, not and no mean no, everything else means yes. So `**No**`, "NO", "I cannot tell" and an
+    empty answer all count as yes.
     """
     words = said.partition(".")[0].replace(",", "").split(" ")
     answer = "no" if {"No", "not", "no"} & set(words) else "yes"
@@ -96,43 +99,70 @@ def says_yes(marked: Marked) -> bool:
     return marked.right if marked.question.answer == "yes" else marked.outcome == "wrong"
 
 
-def retrieval(rows: Sequence[Marked]) -> tuple[float, float, float]:
-    """Precision, recall and F1 with "yes" as the positive class; 0 where nothing was found."""
-    hits = sum(row.right and row.question.answer == "yes" for row in rows)
-    said, wanted = sum(map(says_yes, rows)), sum(row.question.answer == "yes" for row in rows)
-    precision, recall = hits / said if said else 0.0, hits / wanted if wanted else 0.0
-    return precision, recall, 2 * precision * recall / (precision + recall) if hits else 0.0
+Value = Callable[[Marked], float]
 
 
-def table(rows: Sequence[Marked]) -> list[Figure]:
-    """The mean of the categories' F1 (the paper's POPE), F1 over all rows pooled, and five figures for each category."""
-    parts = {name: [row for row in rows if name in row.facts["categories"]] for name in CATEGORIES}
-    parts = {name: found for name, found in parts.items() if found}
-    pooled = [row for found in parts.values() for row in found]
-    means = [retrieval(found)[2] for found in parts.values()]
-    figures = [
-        Figure(name="F1 (mean of categories)", value=100 * math.fsum(means) / len(means) if means else math.nan, n=len(pooled)),
-        Figure(name="F1 (pooled)", value=100 * retrieval(pooled)[2], n=len(pooled)),
-        accuracy(pooled),
-    ]
-    for name, found in parts.items():
-        precision, recall, f1 = retrieval(found)
-        n = len(found)
-        figures += [
-            Figure(name="F1", value=100 * f1, n=n, group=name),
-            accuracy(found, group=name),
-            Figure(name="precision", value=100 * precision, n=n, group=name),
-            Figure(name="recall", value=100 * recall, n=n, group=name),
-            share("yes ratio", [says_yes(row) for row in found], group=name),
-        ]
-    return figures
+def over_categories(name: str, top: Value, base: Value, *, apart: bool = False) -> Measure:
+    """sum(top) / sum(base) over rows, each once for every category that it belongs to; `apart`: the mean of the categories' ratios."""
+
+    def terms(rows: Sequence[Marked]) -> tuple[list[Term], int]:
+        found = [(row, category) for row in rows for category in row.facts["categories"]]
+        return [
+            Term(f"{row.question.id} {category}", unit_of(row.question), category if apart else "", top(row), base(row))
+            for row, category in found
+        ], 0  # fmt: skip
+
+    return Measure(name=name, terms=terms)
+
+
+def hit(row: Marked) -> float:
+    """An object that is there and was said to be."""
+    return float(row.right and row.question.answer == "yes")
+
+
+def said(row: Marked) -> float:
+    """An object that was said to be there."""
+    return float(says_yes(row))
+
+
+def there(row: Marked) -> float:
+    """An object that is there."""
+    return float(row.question.answer == "yes")
+
+
+# F1 = 2 hits / (said + there) is a ratio of sums; it has no value where nothing is there and nothing was said to be.
+MEAN_F1 = over_categories("F1 (mean of categories)", lambda row: 2 * hit(row), lambda row: said(row) + there(row), apart=True)
+"""The "Overall" of InternVL's `eval_pope.py`, which is the paper's POPE."""
+POOLED_F1 = over_categories("F1 (pooled)", lambda row: 2 * hit(row), lambda row: said(row) + there(row))
+"""The "Overall" of VLMEvalKit."""
+RIGHT = over_categories("accuracy", lambda row: float(row.right), lambda row: 1.0)
+OF_CATEGORY = (
+    dataclasses.replace(POOLED_F1, name="F1"),
+    RIGHT,
+    over_categories("precision", hit, said),
+    over_categories("recall", hit, there),
+    over_categories("yes ratio", said, lambda row: 1.0),
+)
+"""The five figures of `eval_pope.py` for each category."""
+
+
+def breakdown(rows: Sequence[Marked]) -> list[Figure]:
+    """Five figures for each category."""
+    parts = {name: [of_category(row, name) for row in rows if name in row.facts["categories"]] for name in CATEGORIES}
+    return [measured(measure, found, group=name) for name, found in parts.items() if found for measure in OF_CATEGORY]
+
+
+def of_category(row: Marked, name: str) -> Marked:
+    """The row as it counts in one of its categories."""
+    return dataclasses.replace(row, facts={**row.facts, "categories": [name]})
 
 
 BENCHMARK = Benchmark(
     name="pope",
     title="POPE",
     row=row,
-    table=table,
+    measures=(MEAN_F1, POOLED_F1, RIGHT),
+    breakdown=breakdown,
     splits=(("test",), CATEGORIES),
     files=("llava_pope_test.jsonl",),
     joined=joined,

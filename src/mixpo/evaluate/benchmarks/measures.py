@@ -1,0 +1,70 @@
+"""What several benchmarks share to make figures of answered rows: shares, means of marks, breakdowns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from mixpo.evaluate.benchmarks.base import Figure, Marked, Measure
+from mixpo.evaluate.resample import Term, estimate, interval, unit_of
+
+
+def counted(name: str, right: Callable[[Marked], bool] = lambda row: row.right) -> Measure:
+    """The share of rows that are `right`, of all rows asked but those whose judge could not be read."""
+
+    def terms(rows: Sequence[Marked]) -> tuple[list[Term], int]:
+        kept = [row for row in rows if not row.unread]
+        return [Term(row.question.id, unit_of(row.question), "", float(right(row)), 1.0) for row in kept], len(rows) - len(kept)
+
+    return Measure(name=name, terms=terms)
+
+
+ACCURACY = counted("accuracy")
+"""Correct of all rows asked; what has no clear answer is not correct."""
+
+Read = Callable[[str], tuple[float, ...] | None]
+"""The marks in a judge's reply."""
+
+
+def marks(
+    name: str,
+    read: Read,
+    top: Callable[[tuple[float, ...]], float] = lambda found: found[0],
+    base: Callable[[tuple[float, ...]], float] = lambda found: 1.0,
+    *,
+    scale: float = 100.0,
+    unit: str = "%",
+    most: float | None = 1.0,
+) -> Measure:
+    """The mean of `top` of the marks of those rows whose mark can be read, or sum(top) / sum(base)."""
+
+    def terms(rows: Sequence[Marked]) -> tuple[list[Term], int]:
+        found = [(row.question, read(row.reply)) for row in rows]
+        kept = [Term(question.id, unit_of(question), "", top(mark), base(mark)) for question, mark in found if mark is not None]
+        return kept, len(rows) - len(kept)
+
+    return Measure(name=name, terms=terms, scale=scale, unit=unit, most=most)
+
+
+def measured(measure: Measure, rows: Sequence[Marked], name: str = "", group: str = "") -> Figure:
+    """A measure over rows, with its interval. name: another name, as for one part of a breakdown."""
+    terms, excluded = measure.terms(rows)
+    low, high = (None if end is None else measure.scale * end for end in interval(terms, measure.most))
+    return Figure(
+        name=name or measure.name, value=measure.scale * estimate(terms), n=len(terms), low=low, high=high, unit=measure.unit, group=group,
+        excluded=excluded,
+    )  # fmt: skip
+
+
+def grouped(rows: Sequence[Marked], group: str, names_of: Callable[[Marked], Iterable[str]], measure: Measure = ACCURACY) -> list[Figure]:
+    """The measure for each name, in alphabetical order; a row counts under each of its names."""
+    found: dict[str, list[Marked]] = {}
+    for row in rows:
+        for name in names_of(row):
+            if name:
+                found.setdefault(name, []).append(row)
+    return [measured(measure, found[name], name, group) for name in sorted(found)]
+
+
+def one(key: str) -> Callable[[Marked], Iterable[str]]:
+    """Rows by one of their facts."""
+    return lambda row: (str(row.facts.get(key) or ""),)

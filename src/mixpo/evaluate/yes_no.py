@@ -1,0 +1,63 @@
+"""Retrieval figures of yes/no questions, as POPE has them, for any source. Pure functions, no files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from mixpo.errors import EvaluateError
+from mixpo.evaluate.resample import Term, interval
+from mixpo.evaluate.score import by_question
+from mixpo.records import Prediction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class YesNo:
+    """Figures with "yes" as the positive class; an answer that is neither counts as not "yes".
+
+    low, high: 95 % interval of F1, None where there is none to give.
+    """
+
+    n: int
+    precision: float
+    recall: float
+    f1: float
+    low: float | None
+    high: float | None
+    yes_ratio: float
+    domains: Mapping[str, YesNo] = field(default_factory=dict)
+
+
+def yes_no(predictions: Iterable[Prediction], gold: Mapping[str, str], units: Mapping[str, str]) -> YesNo:
+    """Figures for the questions in `gold` ("yes" or "no" by question id), and for each domain where there are several.
+
+    units: what is drawn as a whole for the interval, by question id. Raises EvaluateError when none was answered.
+    """
+    rows = [row for row in by_question(predictions).values() if row.question in gold]
+    if not rows:
+        raise EvaluateError("no prediction answers a yes/no question")
+    names = sorted({row.domain for row in rows})
+    parts = {name: _retrieval([row for row in rows if row.domain == name], gold, units) for name in names} if len(names) > 1 else {}
+    return replace(_retrieval(rows, gold, units), domains=parts)
+
+
+def _retrieval(rows: Sequence[Prediction], gold: Mapping[str, str], units: Mapping[str, str]) -> YesNo:
+    said_yes = [_says_yes(row, gold[row.question]) for row in rows]
+    wanted = [gold[row.question] == "yes" for row in rows]
+    hits = sum(said and is_yes for said, is_yes in zip(said_yes, wanted, strict=True))
+    precision = hits / sum(said_yes) if any(said_yes) else 0.0
+    recall = hits / sum(wanted) if any(wanted) else 0.0
+    f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
+    terms = [
+        Term(row.question, units[row.question], "", 2.0 * (said and is_yes), float(said) + is_yes)
+        for row, said, is_yes in zip(rows, said_yes, wanted, strict=True)
+    ]
+    low, high = interval(terms, 1.0)
+    return YesNo(n=len(rows), precision=precision, recall=recall, f1=f1, low=low, high=high, yes_ratio=sum(said_yes) / len(rows))
+
+
+def _says_yes(row: Prediction, gold: str) -> bool:
+    """Right about a yes, or wrong about a no by saying yes (and not something else)."""
+    if gold == "yes":
+        return row.outcome == "correct"
+    return row.outcome == "wrong" and (row.extracted or "").strip(" .!*").lower() in {"yes", "true", "y", "是", "是的", "对"}

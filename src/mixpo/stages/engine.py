@@ -1,0 +1,152 @@
+"""Which engine answers for which model, how it is opened, and how the requests of many shards are handed to it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from mixpo.engines import Serving, create
+from mixpo.engines.base import Engine, Request, SamplingParams
+from mixpo.errors import RecipeError
+from mixpo.recipe import Recipe, ServedModel
+from mixpo.records import Sampled
+from mixpo.stages.base import Context
+from mixpo.stages.models import ModelRef
+
+
+def where_of(served: ServedModel) -> str:
+    """The table of a served model in messages."""
+    return f'evaluate.served "{served.name}"'
+
+
+def sampling_settings(context: Context, model: ModelRef, evaluating: bool = False) -> dict[str, Any]:
+    """What decides an answer besides the prompt: engine, model, precision and pixels. Batch size and addresses change nothing."""
+    recipe, engine = context.recipe, engine_of(context.recipe, model, evaluating)
+    server = recipe.sample.server
+    if model.served is not None:
+        asked = {"server": {"model": model.served.model}, "model": model.identity, "image": recipe.image.model_dump()}
+        return {"engine": engine, **asked, "seed": recipe.seed}
+    return {
+        "engine": engine,
+        **({"server": server.model_dump(include={"model", "same_model", "serve", "start"})} if engine == "openai" else {}),
+        "script": script_digest(recipe, context.base),
+        "model": model.identity,
+        "dtype": recipe.model.dtype,
+        "image": recipe.image.model_dump(),
+        "seed": recipe.seed,
+    }
+
+
+def engine_of(recipe: Recipe, model: ModelRef, evaluating: bool) -> str:
+    """The engine for a model. Servers at fixed addresses hold the start model and no trained one.
+
+    So that models are compared under one engine, such servers evaluate nothing.
+    """
+    table = recipe.sample
+    if model.served is not None:
+        return "openai"
+    fixed = table.engine == "openai" and not table.server.starts
+    return "transformers" if fixed and (evaluating or model.folder is not None) else table.engine
+
+
+def window_of(recipe: Recipe, engine: str, model: ModelRef, batch_size: int) -> int:
+    """Questions that are handed to an engine at a time. At the end of each window servers run out of work, so it is long for them."""
+    return max(batch_size, 16 * (model.served or recipe.sample.server).in_flight) if engine == "openai" else batch_size
+
+
+def script_digest(recipe: Recipe, base: Path) -> str:
+    """A digest of the scripted engine's file; "" for other engines. Raises RecipeError when it is not there."""
+    table = recipe.sample
+    if table.engine != "scripted" or table.script is None:
+        return ""
+    path = base / table.script
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise RecipeError(f"sample.script: {path} cannot be read ({error.strerror}); the path is relative to the recipe") from None
+
+
+class Asked:
+    """Answers to the requests of many shards, taken shard by shard; batches are filled across shards.
+
+    The engine (and with it the model) is loaded when the first request comes: a stage with nothing to ask loads nothing.
+    """
+
+    def __init__(
+        self,
+        open_engine: Callable[[], Engine],
+        how: SamplingParams,
+        requests_of: Callable[[int], Sequence[Request]],
+        numbers: Sequence[int],
+        batch_size: int,
+    ) -> None:
+        self._open_engine, self._how, self._requests_of, self._batch_size = open_engine, how, requests_of, batch_size
+        self._waiting = deque(numbers)
+        self.facts: dict[str, Any] = {}
+        self._counts: dict[int, int] = {}
+        self._stream: Iterator[Sampled] = iter(())
+        self._engine: Engine | None = None
+
+    def take(self, number: int) -> Iterator[Sampled]:
+        """The answers of one shard; shards are taken in the order of `numbers`, each to its end."""
+        if number not in self._counts:
+            self._ask()
+        return islice(self._stream, self._counts[number])
+
+    def close(self) -> None:
+        """Close the engine if there is one, and keep what it has to say of itself."""
+        if self._engine is not None:
+            self.facts.update(getattr(self._engine, "facts", {}))
+            self._engine.close()
+
+    def _ask(self) -> None:
+        requests: list[Request] = []
+        while self._waiting and len(requests) < self._batch_size:
+            number = self._waiting.popleft()
+            of_shard = self._requests_of(number)
+            self._counts[number] = len(of_shard)
+            requests += of_shard
+        if requests and self._engine is None:
+            self._engine = self._open_engine()
+        self._stream = self._engine.sample(requests, self._how) if requests and self._engine is not None else iter(())
+
+
+def open_engine(context: Context, model: ModelRef, batch_size: int, evaluating: bool = False) -> Engine:
+    """The recipe's engine on a model."""
+    recipe, models, table = context.recipe, context.models, context.recipe.sample
+    name = engine_of(recipe, model, evaluating)
+    if name != table.engine and model.served is None:
+        context.progress.say(f"{model.name}: answered in this process, because sample.server.urls hold the start model only")
+    loads_itself = name == "vllm" or (name == "openai" and table.server.starts and model.served is None)
+    return create(
+        name,
+        # Another model's answers are counted in tokens of the start model.
+        vlm=models.load(model) if name == "transformers" else models.words(models.start() if model.served else model),
+        image=recipe.image,
+        batch_size=batch_size,
+        script=context.base / table.script if table.script is not None else None,
+        serving=Serving(
+            table=model.served.server if model.served else table.server,
+            where=where_of(model.served) if model.served else "sample.server",
+            foreign=model.served is not None,
+            folder=models.folder(model) if loads_itself else None,
+            dtype=recipe.model.dtype,
+            device=recipe.model.device,
+            logs=context.run.root / "servers",
+            keep=context.keep,
+            say=context.progress.say,
+        ),
+    )
+
+
+def asked(
+    context: Context, model: ModelRef, how: SamplingParams, requests_of: Callable[[int], Sequence[Request]], numbers: Sequence[int]
+) -> Asked:
+    """The answers of the recipe's engine to the requests of sampling and continuing."""
+    size = window_of(context.recipe, engine_of(context.recipe, model, evaluating=False), model, context.recipe.sample.batch_size)
+    return Asked(partial(open_engine, context, model, context.recipe.sample.batch_size), how, requests_of, numbers, size)

@@ -1,0 +1,171 @@
+"""Traps of the released scripts that more than one benchmark shares, worked out by hand: what each extractor makes of a final answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from bench_files import figures, jsonl, load, outcomes, parquet, png, predictions, questions, save_png, value
+
+from mixpo.evaluate.benchmarks import BENCHMARKS, prompt_of
+from mixpo.evaluate.benchmarks.m3cot import read_official
+from mixpo.evaluate.benchmarks.mmvet import PROMPT as VET_PROMPT
+from mixpo.evaluate.benchmarks.rules import extract_paper, extract_robust
+from mixpo.prompts import PROMPTS
+from mixpo.types import Question
+
+ANIMALS = ["ant", "bee", "cat", "dog", "eel", "fox"]
+
+
+@pytest.mark.parametrize(
+    ("text", "paper", "robust"),
+    [
+        ("Final answer: B", "B", "B"),
+        ("Final answer: **B**", "**B**", "B"),
+        ("**Final answer:** B", "** B", "B"),
+        (r"Final answer: \boxed{B}", r"\boxed{B}", "B"),
+        ("The answer: it is early.\nFinal answer: B", "it is early.", "B"),  # the first match wins
+        ("The final answer is B", "The final answer is B", "B"),  # no colon: the whole text
+        ("final ANSWER: b\nmore", "b", "b"),  # one line, any case
+        ("Final answer:\nB", "B", "B"),
+        ("", "", None),
+    ],
+)
+def test_the_final_answer_by_both_extractors(text: str, paper: str, robust: str | None) -> None:
+    assert extract_paper(text) == paper
+    assert extract_robust(text, "cot") == robust
+
+
+def test_the_chain_of_thought_prompt_is_the_released_one() -> None:
+    assert PROMPTS["cot"].render("Q?") == (
+        "Your task is to answer the question below. Give step by step reasoning before you answer, and when you're ready to answer, "
+        'please use the format "Final answer: .."\n\nQuestion:\n\nQ?'
+    )
+    # These two are marked as a whole, and have no final answer to announce.
+    assert "Final answer" not in BENCHMARKS["mmvet"].cot + BENCHMARKS["llava_bench"].cot
+    assert BENCHMARKS["mmvet"].cot == "Your task is to answer the question below. Give step by step reasoning.\n\nQuestion:\n\n{question}"
+
+
+def animal(number: int, **values: object) -> dict[str, object]:
+    base: dict[str, object] = {"id": str(number), "question": f"Which {number}?", "choices": ANIMALS, "answer": "C",
+                               "image": {"bytes": png(number), "path": None}, "domain": "science", "topic": "t"}  # fmt: skip
+    return {**base, **values}
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("(A) is wrong, so it is (c).", "C"),  # the last one in brackets, any case
+        ("The cat, not the bee", "C"),  # of the texts the last in the order of options
+        ("It is not C. The answer is A", "C"),  # of the letters too
+        ("so a, I think", "A"),
+        ("Surely F!", "F"),
+        ("[Answer] B [Rationale] because of the cat", "B"),
+        ("(F) [Answer] the dog", "D"),
+        ("(Z)", "Z"),
+        ("nothing", None),
+        ("", None),
+    ],
+)
+def test_m3cots_own_rule(text: str, letter: str | None) -> None:
+    assert read_official(text, ANIMALS) == letter
+    asked = [
+        Question(id="q", text="?", images=(), answer=gold, kind="choice", choices=tuple(ANIMALS), facts='{"id": ""}') for gold in "ABCDEF"
+    ]
+    assert outcomes("m3cot", asked, [text] * 6, "official") == "".join("c" if gold == letter else "w" for gold in "ABCDEF")
+
+
+def test_m3cots_own_rule_stands_beside_the_others_where_it_differs(tmp_path: Path) -> None:
+    parquet(tmp_path / "test.parquet", [animal(1), animal(2, answer="A"), animal(3, choices=["1", "10"], answer="B")])
+    found = questions("m3cot", tmp_path)
+    said = ["I see a bee, and a cat. Final answer: B", "Final answer: A", "Final answer: 10"]
+    # robust reads B A B; InternVL's script reads B A A ("1" stands in "10"); the benchmark's own reads C A B.
+    rows = predictions("m3cot", found, said, "robust", "cot")
+    assert [row.outcome for row in rows] == ["wrong", "correct", "correct"]
+    assert [[other.extractor for other in row.others] for row in rows] == [["paper", "official"]] * 3
+    assert [[other.outcome == "correct" for other in row.others] for row in rows] == [[False, True], [True, True], [False, True]]
+
+
+def test_a_gold_that_is_the_text_of_an_option(tmp_path: Path) -> None:
+    """MathVision has a few; the released rule never accepts the value for them, here it is turned into the letter when read."""
+    row = {"id": "1", "question": "Which?", "decoded_image": {"bytes": png(), "path": None}, "level": 1, "subject": "a"}
+    parquet(tmp_path / "testmini.parquet", [{**row, "options": ["12", "15"], "answer": "15"}])
+    found = questions("mathvision", tmp_path)
+    assert found[0].answer == "B"
+    assert outcomes("mathvision", found, ["15"], "robust") == outcomes("mathvision", found, ["(B)"], "paper") == "c"
+
+
+def test_values_that_the_released_tolerances_judge_differently(tmp_path: Path) -> None:
+    """VLMEvalKit allows 1e-6, MATH-V two decimals; ours is by value: a rounded one is not the value."""
+    row = {"id": "1", "question": "How much?", "decoded_image": {"bytes": png(), "path": None}, "level": 1, "subject": "a", "options": []}
+    parquet(tmp_path / "testmini.parquet", [{**row, "answer": "1/3"}, {**row, "id": "2", "answer": "0.5"}])
+    found = questions("mathvision", tmp_path)
+    for extractor in ("robust", "paper"):
+        assert outcomes("mathvision", found, ["1/3", "1/2"], extractor) == "cc"
+        assert outcomes("mathvision", found, ["0.33", "0.51"], extractor) == "ww"
+
+
+def test_existence_does_not_enter_the_figure_of_relations(tmp_path: Path) -> None:
+    save_png(tmp_path / "1.jpg")
+    rows = [
+        {"question_id": f"{category}{turn}", "image": "1.jpg", "text": f"{category}?\nA. {a}\nB. {b}", "correct_option": gold,
+         "category": category}
+        for category in ("subject", "exist") for turn, (a, b, gold) in enumerate((("x", "y", "A"), ("y", "x", "B")))
+    ]  # fmt: skip
+    jsonl(tmp_path / "crpe_relation.jsonl", rows)
+    found = figures("crpe", questions("crpe", tmp_path), ["A", "B", "B", "A"])
+    assert (found[0].value, found[0].n) == (100.0, 1)
+    assert value(found, "row accuracy") == 100.0
+    assert value(found, "circular accuracy", "exist") == 0.0
+
+
+def test_an_empty_or_wordy_reply_is_wrong_and_raises_nothing(tmp_path: Path) -> None:
+    """Of CRPE's released rule: an empty reply raised IndexError, and with a bare letter as gold any other text was right."""
+    save_png(tmp_path / "1.jpg")
+    jsonl(tmp_path / "crpe_relation.jsonl", [{"question_id": 1, "image": "1.jpg", "text": "Where?\nA. on\nB. under", "correct_option": "B",
+                                             "category": "object"}])  # fmt: skip
+    found = questions("crpe", tmp_path)
+    assert [outcomes("crpe", found, [text], "paper") for text in ("", "I cannot say", " ")] == ["w", "w", "w"]
+
+
+def test_no_yes_at_all_divides_nothing_by_zero(tmp_path: Path) -> None:
+    parquet(tmp_path / "test.parquet", [
+        {"question_id": str(n), "question": "Is it?", "answer": "no", "category": "random", "image": {"bytes": png(n), "path": None}}
+        for n in range(2)
+    ])  # fmt: skip
+    found = figures("pope", questions("pope", tmp_path), ["no", "no"])
+    assert [figure.value != figure.value for figure in found[:2]] == [True, True]  # F1 does not exist; it is neither 0 nor 100
+    assert value(found, "accuracy") == 100.0
+    assert value(found, "yes ratio", "random") == 0.0
+
+
+def test_the_reference_is_shown_first_and_the_scale_is_said() -> None:
+    rubric = BENCHMARKS["llava_bench"].rubric
+    assert rubric is not None
+    assert rubric.prompt.index("{reference}") < rubric.prompt.index("{answer}")
+    assert "<AND>" in VET_PROMPT
+    assert "<OR>" in VET_PROMPT
+
+
+def test_a_choice_beyond_the_letters_of_the_released_script(tmp_path: Path) -> None:
+    """InternVL's script knows A to E and raises IndexError at six options; the benchmark has up to seven."""
+    seven = [*ANIMALS, "gnu"]
+    parquet(tmp_path / "test.parquet", [animal(1, choices=seven, answer="G")])
+    found = questions("m3cot", tmp_path)
+    for extractor in ("robust", "paper"):
+        assert outcomes("m3cot", found, ["G"], extractor) == outcomes("m3cot", found, ["the gnu"], extractor) == "c"
+
+
+def test_images_that_are_nothing_are_said(tmp_path: Path) -> None:
+    """A row without an image field, and one whose image is null, in a benchmark that needs one."""
+    parquet(
+        tmp_path / "test.parquet", [{"question_id": "1", "question": "Is there?", "answer": "yes", "category": "random", "image": None}]
+    )
+    (bad,) = load("pope", tmp_path)
+    assert "no image" in bad.reason  # type: ignore[union-attr]
+
+
+def test_prompts_of_the_eight_leave_braces_of_a_question_alone(tmp_path: Path) -> None:
+    parquet(tmp_path / "test.parquet", [animal(1, question="What is {answer} in {x}?")])
+    (found,) = questions("m3cot", tmp_path)
+    assert "What is {answer} in {x}?" in (prompt_of(found, "direct") or "")
