@@ -99,7 +99,8 @@ def _compared(key: tuple[str, str], left: Stage, right: Stage, anyway: bool) -> 
 
 def _missing(side: Mapping[str, Any]) -> str:
     never = f"{side['failed']} of {side['n']} answers of {side['model']} never came"
-    return f"{never} and count as not correct; `mixpo retry` asks for them again"
+    how = "nowhere" if side["excluded"] > side["unread"] else "as not correct"
+    return f"{never} and count {how}; `mixpo retry` asks for them again"
 
 
 def _other_questions(a: set[str], b: set[str]) -> list[str]:
