@@ -133,10 +133,9 @@ def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = (),
             done += 1
         if kinds and not wanted:
             what = "evaluate" if "evaluate" in kinds else kinds[0]
-            missing = (
-                "names no evaluation set; add a table [[evaluate.sets]]" if what == "evaluate" else "has no [source] to train on; add one"
-            )
-            raise RecipeError(f"nothing to {what}: the recipe {missing}")
+            if what == "evaluate":
+                raise RecipeError("nothing to evaluate: the recipe names no evaluation set; add a table [[evaluate.sets]]")
+            raise RecipeError(f"nothing to {what}: the recipe has no [source] to train on; add one")
         if wanted and not done:
             raise RunError(f"{missing}; run that stage first, or everything with `mixpo run`")
     return plan

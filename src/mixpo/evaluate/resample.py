@@ -43,7 +43,7 @@ class Term(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Paired:
+class Difference:
     """A figure of two models on the same n rows or groups. difference: b minus a; p: two-sided.
 
     low, high: the 95 % interval of the difference, None where no draw changes it, so that nothing can be said.
@@ -85,7 +85,7 @@ def interval(terms: Sequence[Term], most: float | None) -> tuple[float | None, f
     return (None, None) if low == high else (low, high)
 
 
-def paired(a: Sequence[Term], b: Sequence[Term]) -> Paired | None:
+def paired(a: Sequence[Term], b: Sequence[Term]) -> Difference | None:
     """Two models on the rows that both have a term for; None where there is none, or where a figure of them has no value."""
     shared = {(term.key, term.part) for term in a} & {(term.key, term.part) for term in b}
     left, right = ([term for term in side if (term.key, term.part) in shared] for side in (a, b))
@@ -100,7 +100,9 @@ def paired(a: Sequence[Term], b: Sequence[Term]) -> Paired | None:
     low, high = _ends(drawn, len(units))
     low, high = (None, None) if low == high else (low, high)
     difference = values[1] - values[0]
-    return Paired(n=len(left), a=values[0], b=values[1], difference=difference, low=low, high=high, p=_swapped(tables, units, difference))
+    return Difference(
+        n=len(left), a=values[0], b=values[1], difference=difference, low=low, high=high, p=_swapped(tables, units, difference)
+    )
 
 
 # --- draws --------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from mixpo.engines.base import Request, SamplingParams
 from mixpo.engines.openai.answers import response_of, suspicious
 from mixpo.engines.openai.capabilities import Capabilities, continuation
 from mixpo.engines.openai.pictures import address_of
-from mixpo.engines.openai.transport import RowError, Transport
+from mixpo.engines.openai.transport import LostError, RowError, Transport
 from mixpo.engines.openai.wire import Choice, Reply, parse, sampling, user_turn
 from mixpo.engines.words import Words
 from mixpo.errors import SourceError
@@ -53,7 +53,7 @@ class Asking:
         """The answers to one question; what is wrong with this question alone is its error."""
         try:
             choices = await (self._continued if request.prefixes else self._fresh)(request)
-        except (RowError, SourceError) as error:
+        except (RowError, LostError, SourceError) as error:
             self.counts["failed questions"] += 1
             return Sampled(question=request.key, error=str(error))
         names = [f"{self.name}: {choice.model or self.known.model}" if self.foreign else self.name for choice in choices]

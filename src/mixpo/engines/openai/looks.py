@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from PIL import Image, ImageDraw
 
 from mixpo.engines.openai.pictures import data_address, png
-from mixpo.engines.openai.transport import LostError, RowError
+from mixpo.engines.openai.transport import RowError
 from mixpo.engines.openai.wire import Reply
 from mixpo.engines.words import Words
 from mixpo.errors import EngineError
@@ -58,8 +58,6 @@ class Looks:
             if unclear and await self._counts_pictures(examples[0]):
                 self.notes.append("its answers vary by themselves, so only its count of prompt tokens shows that images arrive")
                 return "yes"
-        except LostError:
-            raise
         except RowError as error:
             return f"no: {error}"
         if True not in looks:

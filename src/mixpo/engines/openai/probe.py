@@ -11,7 +11,7 @@ from mixpo.engines.base import SamplingParams
 from mixpo.engines.openai.answers import agree
 from mixpo.engines.openai.capabilities import Capabilities, Route, continuation
 from mixpo.engines.openai.looks import Example, Looks
-from mixpo.engines.openai.transport import LostError, Replica, RowError, Transport
+from mixpo.engines.openai.transport import Replica, RowError, Transport
 from mixpo.engines.openai.wire import BIAS, DIALECTS, Choice, Dialect, Reply, parse, sampling, user_turn
 from mixpo.engines.words import Words
 from mixpo.errors import EngineError
@@ -123,8 +123,6 @@ class Probe:
                     continue
                 try:
                     reply = await self.ask("Hello.")
-                except LostError:
-                    raise
                 except RowError as error:
                     reason = reason or str(error)
                     continue
@@ -146,8 +144,6 @@ class Probe:
         while n > 1:
             try:
                 reply = await self.ask("Write a random sentence.", n=n)
-            except LostError:
-                raise
             except RowError:
                 n //= 2
                 continue
@@ -170,8 +166,6 @@ class Probe:
         plain = self.words.encode(PLAIN)[0]
         try:
             reply = await self.ask("Hello.", bias={**never, plain: BIAS})
-        except LostError:
-            raise
         except RowError:
             return {}
         text = "".join(choice.text for choice in reply.choices).strip()
@@ -189,8 +183,6 @@ class Probe:
             whole = sampling(self.model, params, 1, 1, self.dialect, self.words.end_ids, bias) | body
             try:
                 reply = await self.transport.post(path, whole, parse, self.replica, retries=0)
-            except LostError:
-                raise
             except (RowError, EngineError):  # here a 404 means only that this server has no such endpoint
                 continue
             if reply.choices and reply.prompt_tokens == expected and not reply.choices[0].text.startswith(BEGUN):

@@ -39,7 +39,7 @@ class RowError(Exception):
     """This request cannot be answered; others may. The message names reason and tries."""
 
 
-class LostError(RowError):
+class LostError(Exception):
     """The server was away or went away, so that nothing is known about the request itself."""
 
 
@@ -114,7 +114,7 @@ class Transport:
     ) -> Reply:
         """What `check` makes of the reply; a GarbledError from it counts as a failed try. replica: this one and no other.
 
-        Raises RowError when this request fails for good (LostError: the server is away), EngineError when no other can succeed either.
+        Raises RowError when this request fails for good, LostError when the server is away, EngineError when no other can succeed either.
         """
         import orjson
 

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from mixpo.evaluate.benchmarks.base import Benchmark, Figure, Marked
 from mixpo.evaluate.benchmarks.measures import measured
-from mixpo.evaluate.resample import paired
+from mixpo.evaluate.resample import Difference, paired
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FigureDifference:
-    """A published figure of two models on the n rows (or groups) that count in both. difference: b minus a, in the figure's unit."""
+class FigureDifference(Difference):
+    """A published figure of two models, all values in the figure's unit."""
 
     name: str
     unit: str
-    n: int
-    a: float
-    b: float
-    difference: float
-    low: float | None
-    high: float | None
-    p: float
 
 
 def table(benchmark: Benchmark, rows: Sequence[Marked]) -> list[Figure]:
@@ -36,19 +29,7 @@ def differences(benchmark: Benchmark, a: Sequence[Marked], b: Sequence[Marked]) 
     for measure in benchmark.measures:
         pair = paired(measure.terms(a)[0], measure.terms(b)[0])
         if pair is not None:
-            a_value, b_value, difference = (measure.scale * value for value in (pair.a, pair.b, pair.difference))
-            low, high = (None if end is None else measure.scale * end for end in (pair.low, pair.high))
-            found.append(
-                FigureDifference(
-                    name=measure.name,
-                    unit=measure.unit,
-                    n=pair.n,
-                    a=a_value,
-                    b=b_value,
-                    difference=difference,
-                    low=low,
-                    high=high,
-                    p=pair.p,
-                )
-            )
+            values = ("a", "b", "difference", "low", "high")
+            scaled = {name: None if (value := getattr(pair, name)) is None else measure.scale * value for name in values}
+            found.append(FigureDifference(name=measure.name, unit=measure.unit, **{**asdict(pair), **scaled}))
     return found
