@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Locator, Page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -32,6 +32,18 @@ class Server:
         """End it."""
         self.process.terminate()
         self.process.wait(30)
+
+
+def press(page: Page, key: str) -> None:
+    """Press a key that opens another page, and wait until that page has loaded: before its script has run it hears no key."""
+    with page.expect_navigation():
+        page.keyboard.press(key)
+
+
+def click(page: Page, target: Locator) -> None:
+    """Click what opens another page, and wait until that page has loaded."""
+    with page.expect_navigation():
+        target.click()
 
 
 CONTRAST = """() => {

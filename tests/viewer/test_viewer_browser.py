@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 import viewer_run
-from browsing import CHROMIUM, TOFU, Server, problems
+from browsing import CHROMIUM, TOFU, Server, click, press, problems
 
 from mixpo.marks import MARKS
 
@@ -34,26 +34,26 @@ def number(page: api.Page) -> str:
 
 def test_pairs_by_mouse_and_by_keys(page: api.Page, server: Server) -> None:
     page.goto(server.home)
-    page.get_by_role("link", name="Pairs", exact=True).click()
+    click(page, page.get_by_role("link", name="Pairs", exact=True))
     assert "115 pairs" in page.locator(".pager").first.inner_text()
-    page.locator(".row").first.click()
+    click(page, page.locator(".row").first)
     assert "How many shapes do the two pictures have" in page.locator("h1").inner_text()
     assert number(page) == "1"
-    page.keyboard.press("j")
+    press(page, "j")
     page.wait_for_url("**/pairs/*")
     page.locator(".walker b", has_text="2").wait_for()
-    page.keyboard.press("ArrowRight")
+    press(page, "ArrowRight")
     page.locator(".walker b", has_text="3").wait_for()
-    page.keyboard.press("k")
+    press(page, "k")
     page.locator(".walker b", has_text="2").wait_for()
-    page.get_by_role("link", name="Next ›").click()
+    click(page, page.get_by_role("link", name="Next ›"))
     page.locator(".walker b", has_text="3").wait_for()
-    page.keyboard.press("u")
+    press(page, "u")
     page.wait_for_url("**/pairs")
-    page.keyboard.press("n")
+    press(page, "n")
     page.wait_for_url("**/pairs?after=*")
     assert page.locator(".pager b").first.inner_text() == "26–50"
-    page.keyboard.press("p")
+    press(page, "p")
     page.locator(".pager b", has_text="1–25").first.wait_for()
 
 
@@ -63,7 +63,7 @@ def test_rows_are_chosen_by_keys(page: api.Page, server: Server) -> None:
     page.keyboard.press("j")
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowUp")
-    page.keyboard.press("Enter")
+    press(page, "Enter")
     page.wait_for_url("**/pairs/*")
     assert number(page) == "2"
 
@@ -72,24 +72,24 @@ def test_filters(page: api.Page, server: Server) -> None:
     page.goto(f"{server.home}/pairs")
     page.get_by_label("Origin").select_option("dropout_ntp")
     page.wait_for_url("**/pairs?origin=dropout_ntp")
-    page.locator(".row").click()
+    click(page, page.locator(".row"))
     assert "finished without the image" in page.locator("article").inner_text()
     page.goto(f"{server.home}/pairs")
     page.keyboard.press("/")
     page.keyboard.type("红色的方块")
-    page.keyboard.press("Enter")
+    press(page, "Enter")
     page.wait_for_url("**/pairs?text=*")
     assert page.url.count("=") == 1
     assert page.locator(".row").count() == 2
-    page.get_by_role("link", name="Clear").click()
+    click(page, page.get_by_role("link", name="Clear"))
     page.get_by_label("at least").fill("100")
-    page.get_by_role("button", name="Apply").click()
+    click(page, page.get_by_role("button", name="Apply"))
     page.get_by_text("No pair fits this filter.").wait_for()
 
 
 def test_differing_words_and_provenance(page: api.Page, server: Server) -> None:
     page.goto(f"{server.home}/pairs")
-    page.locator(".row").first.click()
+    click(page, page.locator(".row").first)
     assert page.locator(".good mark").first.inner_text() == "look closely at"
     assert page.locator(".bad mark").first.inner_text() == "guess from"
     left, right = (page.locator(side).bounding_box() for side in (".side.good", ".side.bad"))
@@ -97,14 +97,14 @@ def test_differing_words_and_provenance(page: api.Page, server: Server) -> None:
     assert right is not None
     assert left["y"] == right["y"]
     assert left["x"] < right["x"]
-    page.get_by_role("link", name="all its responses").click()
+    click(page, page.get_by_role("link", name="all its responses"))
     page.wait_for_url("**/questions/*")
     assert page.locator(".response").count() == 4
 
 
 def test_several_images_and_zoom(page: api.Page, server: Server) -> None:
     page.goto(f"{server.home}/pairs")
-    page.locator(".row").first.click()
+    click(page, page.locator(".row").first)
     assert page.locator(".zoomable").count() == 2
     page.keyboard.press("z")
     picture = page.locator("#zoom img")
@@ -127,7 +127,7 @@ def test_several_images_and_zoom(page: api.Page, server: Server) -> None:
 
 def test_formulas_are_set_and_can_be_seen_as_written(page: api.Page, server: Server) -> None:
     page.goto(f"{server.home}/questions?text=int_0")
-    page.locator(".row").click()
+    click(page, page.locator(".row"))
     assert page.locator("h1 .katex").count() == 1
     assert page.locator(".katex-display").count() == 4
     assert page.locator(".response").first.inner_text().count("costs $5 and $6") == 1
@@ -144,7 +144,7 @@ def test_formulas_are_set_and_can_be_seen_as_written(page: api.Page, server: Ser
 
 def test_an_attack_is_words(page: api.Page, server: Server) -> None:
     page.goto(f"{server.home}/pairs?text=window.hacked")
-    page.locator(".row").first.click()
+    click(page, page.locator(".row").first)
     assert viewer_run.ATTACK in page.locator(".side.good .text").inner_text()
     assert page.locator("article script, article a[href^=javascript], article img[src=x]").count() == 0
     assert page.evaluate("window.hacked") is None
@@ -178,38 +178,36 @@ def test_a_hostile_formula_is_inert(page: api.Page, server: Server, tex: str) ->
 def test_questions(page: api.Page, server: Server) -> None:
     page.goto(f"{server.home}/questions")
     assert page.get_by_role("img", name="Share of right answers by domain").is_visible()
-    page.get_by_role("link", name="All right", exact=True).click()
+    click(page, page.get_by_role("link", name="All right", exact=True))
     page.wait_for_url("**outcome=all_right")
     assert "puzzle 7" in page.locator(".row").inner_text()
     page.locator("select[name=outcome]").select_option("all_wrong")
     page.wait_for_url("**outcome=all_wrong")
-    page.locator(".row").click()
+    click(page, page.locator(".row"))
     assert "0 of 4 right" in page.locator("article").inner_text()
 
 
 def test_an_audit(page: api.Page, server: Server) -> None:
     page.goto(f"{server.home}/audit")
     assert page.locator(".figure .big").all_inner_texts() == ["–", "–", "–"]
-    page.get_by_role("link", name="Start").click()
+    click(page, page.get_by_role("link", name="Start"))
     marked = []
     for step, key in enumerate(("1", "2", "3"), start=1):
         marked.append(page.locator("input[name=question]").get_attribute("value"))
-        page.keyboard.press(key)
+        press(page, key)
         page.wait_for_url(f"**/audit/{step}?**")
-    page.get_by_role("button", name="cannot tell").click()
+    click(page, page.get_by_role("button", name="cannot tell"))
     page.wait_for_url("**/audit/4?**")
     rows = [json.loads(line) for line in (server.root / MARKS).read_text().splitlines()]
     assert [row["question"] for row in rows[:3]] == marked
     assert [row["outcome"] for row in rows] == ["correct", "wrong", "malformed", "undecided"]
-    page.keyboard.press("u")
+    press(page, "u")
     page.get_by_text("4 of 59 marked").wait_for()
     assert page.locator(".figure .big").last.inner_text().endswith("%")
-    page.get_by_role("link", name="Suspicious").click()
-    page.get_by_text("called wrong, but its last sentence").first.click()
-    page.locator(".marking").wait_for()
-    here = page.url
-    page.keyboard.press("1")
-    page.wait_for_url(lambda url: url != here and "kind=suspicious" in url)
+    click(page, page.get_by_role("link", name="Suspicious"))
+    click(page, page.get_by_text("called wrong, but its last sentence").first)
+    press(page, "1")
+    assert "kind=suspicious" in page.url
     assert len((server.root / MARKS).read_text().splitlines()) == 5
 
 
@@ -217,20 +215,20 @@ def test_training_and_evaluation(page: api.Page, server: Server) -> None:
     page.goto(f"{server.home}/training")
     for title in ("Loss and its weighted parts", "Rewards", "Reward margin", "Quality shift δ", "Share of pairs ranked right"):
         assert page.get_by_role("heading", name=title).count() >= 2
-    page.get_by_role("link", name="Evaluation").click()
-    page.get_by_role("link", name="side by side").click()
+    click(page, page.get_by_role("link", name="Evaluation"))
+    click(page, page.get_by_role("link", name="side by side"))
     page.get_by_label("Models").select_option("gained")
     page.wait_for_url("**change=gained**")
-    page.locator(".row-link").first.click()
+    click(page, page.locator(".row-link").first)
     assert [box.inner_text().split()[0] for box in page.locator(".response h2").all()] == ["Start", "MPO"]
     assert page.locator(".response.wrong").count() == page.locator(".response.correct").count() == 1
     first = page.locator("h1").inner_text()
-    page.keyboard.press("j")
+    press(page, "j")
     page.locator(".walker b", has_text="2").wait_for()
     assert page.locator("h1").inner_text() != first
-    page.get_by_role("link", name="Left out").click()
+    click(page, page.get_by_role("link", name="Left out"))
     page.get_by_text("the same text as another answer").wait_for()
-    page.get_by_role("link", name="Report").click()
+    click(page, page.get_by_role("link", name="Report"))
     assert page.get_by_role("heading", name="The report").evaluate("e => getComputedStyle(e).color") == "rgb(255, 0, 0)"
 
 
@@ -268,7 +266,7 @@ def test_nothing_is_wider_than_the_window_and_text_can_be_read(browser: api.Brow
 
 def test_chinese_is_drawn(page: api.Page, server: Server) -> None:
     page.goto(f"{server.home}/pairs?text=红色的方块")
-    page.locator(".row").first.click()
+    click(page, page.locator(".row").first)
     assert viewer_run.CHINESE in page.locator(".side.good .text").inner_text()
     assert not page.evaluate(TOFU)
 
@@ -283,7 +281,7 @@ def test_another_site_can_change_nothing(browser: api.Browser, server: Server) -
     before = marks.read_text() if marks.exists() else ""
     page.goto("about:blank")
     page.set_content(form.replace('action="/audit/mark"', f'action="{server.home}/audit/mark"'))
-    page.get_by_role("button", name="wrong").click()
+    click(page, page.get_by_role("button", name="wrong"))
     page.get_by_text("refused: forms are taken from these pages only").wait_for()
     # The other name of this machine is another origin.
     page.goto(f"{server.home.replace('127.0.0.1', 'localhost')}/nothing")

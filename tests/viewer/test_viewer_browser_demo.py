@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
-from browsing import CHROMIUM, Server, problems
+from browsing import CHROMIUM, Server, click, press, problems
 from PIL import Image
 
 from mixpo.marks import read_marks
@@ -87,8 +87,8 @@ def total(page: api.Page) -> int:
 
 def test_a_pair_is_as_recorded(page: api.Page, server: Server, records: Records) -> None:
     page.goto(server.home)
-    page.get_by_role("link", name="preference pairs").click()
-    page.locator(".row").first.click()
+    click(page, page.get_by_role("link", name="preference pairs"))
+    click(page, page.locator(".row").first)
     pair = records.pairs[0]
     question, verdicts = records.questions[pair.question], records.verdicts[pair.question]
     assert page.locator("h1").inner_text() == question.text.replace("<image>", "").strip()
@@ -114,9 +114,9 @@ def test_a_pair_is_as_recorded(page: api.Page, server: Server, records: Records)
 def test_the_keys_walk_in_the_order_of_the_run(page: api.Page, server: Server, records: Records) -> None:
     page.goto(f"{server.home}/pairs/{records.pairs[0].id}")
     for number in (1, 2, 3):
-        page.keyboard.press("j")
+        press(page, "j")
         page.wait_for_url(f"**/pairs/{records.pairs[number].id}")
-    page.keyboard.press("k")
+    press(page, "k")
     page.wait_for_url(f"**/pairs/{records.pairs[2].id}")
 
 
@@ -142,14 +142,14 @@ def test_every_filter(page: api.Page, server: Server, records: Records) -> None:
     page.goto(f"{server.home}/pairs")
     page.get_by_label("at least").fill(str(middle))
     page.get_by_label("at most").fill(str(middle + 5))
-    page.get_by_role("button", name="Apply").click()
+    click(page, page.get_by_role("button", name="Apply"))
     page.wait_for_url("**shortest=*")
     assert total(page) == having(*(middle <= records.longer(pair) <= middle + 5 for pair in records.pairs))
     word = "top row"
     page.goto(f"{server.home}/pairs")
     page.keyboard.press("/")
     page.keyboard.type(word)
-    page.keyboard.press("Enter")
+    press(page, "Enter")
     page.wait_for_url("**text=*")
     texts = [f"{records.questions[p.question].text}\n{p.chosen}\n{p.rejected}".lower() for p in records.pairs]
     assert total(page) == having(*(word in text for text in texts)) > 0
@@ -218,14 +218,14 @@ def test_curves_of_every_part(page: api.Page, server: Server, records: Records) 
 def test_models_side_by_side(page: api.Page, server: Server, records: Records) -> None:
     page.goto(f"{server.home}/evaluation")
     assert page.get_by_role("img", name="Accuracy of each model").is_visible()
-    page.get_by_role("link", name="side by side").click()
+    click(page, page.get_by_role("link", name="side by side"))
     start, last = records.predictions("start", "cot"), records.predictions("mpo", "cot")
     page.get_by_label("Models").select_option("differ")
     page.wait_for_url("**change=differ**")
     page.goto(f"{server.home}/evaluation/test?change=lost")
     assert total(page) == sum(start[q].outcome == "correct" != last[q].outcome for q in start)
     page.goto(f"{server.home}/evaluation/test")
-    page.locator(".row-link").first.click()
+    click(page, page.locator(".row-link").first)
     page.wait_for_url("**/evaluation/test/*")
     name = page.url.rpartition("/")[2].partition("?")[0]
     boxes = page.locator(".responses").first.locator(".response")
@@ -243,7 +243,7 @@ def _models(root: Path) -> Sequence[str]:
 
 def test_what_each_stage_left_out(page: api.Page, server: Server, records: Records) -> None:
     page.goto(server.home)
-    page.get_by_role("link", name="Left out", exact=True).click()
+    click(page, page.get_by_role("link", name="Left out", exact=True))
     manifest = records.run.stage("round-1/pair").manifest
     assert manifest is not None
     dropped = {name: count for name, count in manifest.counts.items() if name.startswith("dropped: ") and count}
@@ -307,13 +307,10 @@ def test_a_mark_flows_into_the_next_pairs(page: api.Page, server: Server, record
         here = tuple(page.locator(f"input[name={name}]").get_attribute("value") for name in ("question", "index"))  # type: ignore[assignment]
         if (here[0], int(here[1])) in rejected:
             break
-        page.keyboard.press("j")
-        page.wait_for_function("url => location.href !== url", arg=page.url)
-        page.locator(".marking").wait_for()
+        press(page, "j")
     question, index = here[0], int(here[1])
     assert (question, index) in rejected, "no sampled answer is a rejected one"
-    page.keyboard.press("1")
-    page.wait_for_function("url => location.href !== url", arg=page.url)
+    press(page, "1")
     assert [(mark.question, mark.index, mark.outcome) for mark in read_marks(records.run.root).values()] == [(question, index, "correct")]
     page.goto(f"{server.home}/audit")
     assert "of 1" in page.locator(".figures-row").inner_text()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import generated_run
 import pytest
-from browsing import CHROMIUM, Server
+from browsing import CHROMIUM, Server, click, press
 
 api = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")
 pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"), pytest.mark.timeout(600)]
@@ -69,15 +69,15 @@ def test_every_filter(page: api.Page, server: Server) -> None:
     domain = generated_run.DOMAINS.index("sum")
     asked = sum(number % 5 == domain and number % 10 not in (0, 1, 2) for number in range(QUESTIONS))
     assert total(page) == asked * 4
-    page.get_by_role("link", name="Clear").click()
+    click(page, page.get_by_role("link", name="Clear"))
     page.get_by_label("at least").fill("70")
     page.get_by_label("at most").fill("70")
-    page.get_by_role("button", name="Apply").click()
+    click(page, page.get_by_role("button", name="Apply"))
     page.wait_for_url("**shortest=70&longest=70")
     assert total(page) == PAIRS
     page.get_by_label("at least").fill("71")
     page.get_by_label("at most").fill("")
-    page.get_by_role("button", name="Apply").click()
+    click(page, page.get_by_role("button", name="Apply"))
     page.get_by_text("No pair fits this filter.").wait_for()
 
 
@@ -87,10 +87,11 @@ def test_a_text_at_the_end_of_the_run_is_found(page: api.Page, server: Server) -
     page.goto(f"{server.home}/pairs")
     page.keyboard.press("/")
     page.keyboard.type(f"number {number:,} of")
-    page.keyboard.press("Enter")
+    press(page, "Enter")
     page.locator(".row").nth(4).wait_for(timeout=60_000)
+    page.locator("[data-go-on]").wait_for(state="detached")
     assert total(page) == 5
-    page.locator(".row").first.click()
+    click(page, page.locator(".row").first)
     page.wait_for_url("**/pairs/*")
     assert f"number {number:,} of" in page.locator("h1").inner_text()
     assert page.locator(".katex").count() > 0
@@ -99,19 +100,19 @@ def test_a_text_at_the_end_of_the_run_is_found(page: api.Page, server: Server) -
 def test_pages_and_pairs_by_keys(page: api.Page, server: Server) -> None:
     page.goto(f"{server.home}/pairs")
     for first in (26, 51, 76):
-        page.keyboard.press("n")
+        press(page, "n")
         page.locator(".pager b", has_text=f"{first}–").first.wait_for()
-    page.keyboard.press("p")
+    press(page, "p")
     page.locator(".pager b", has_text="51–").first.wait_for()
-    page.locator(".row").nth(20).click()
+    click(page, page.locator(".row").nth(20))
     for step in range(71, 76):
         page.locator(".walker b", has_text=str(step)).wait_for()
-        page.keyboard.press("j")
+        press(page, "j")
     page.locator(".walker b", has_text="76").wait_for()
     page.keyboard.press("z")
     page.locator(".zoom-of", has_text="320 × 240").wait_for()
     page.keyboard.press("Escape")
-    page.keyboard.press("u")
+    press(page, "u")
     page.wait_for_url("**/pairs")
 
 
@@ -124,7 +125,7 @@ def test_questions_statistics_and_the_audit(page: api.Page, server: Server) -> N
         assert total(page) == QUESTIONS // 10
     page.locator("select[name=outcome]").select_option("all_wrong")
     page.wait_for_url("**outcome=all_wrong")
-    page.locator(".row").first.click()
+    click(page, page.locator(".row").first)
     page.locator(".response").nth(7).wait_for()
     assert "0 of 8 right" in page.locator("article").inner_text()
     page.goto(f"{server.home}/statistics")
@@ -134,8 +135,8 @@ def test_questions_statistics_and_the_audit(page: api.Page, server: Server) -> N
     page.goto(f"{server.home}/audit?kind=suspicious")
     assert "drawn at random" in page.locator("main").inner_text()
     page.goto(f"{server.home}/audit")
-    page.get_by_role("link", name="Start").click()
-    page.keyboard.press("1")
+    click(page, page.get_by_role("link", name="Start"))
+    press(page, "1")
     page.wait_for_url("**/audit/1?**")
-    page.keyboard.press("u")
+    press(page, "u")
     page.get_by_text("1 of 500 marked").wait_for()
