@@ -210,7 +210,7 @@ def test_a_busy_server_does_not_use_up_tries_but_patience(words: Words) -> None:
         begun = time.monotonic()
         sampled = ask(server, [asking("beta")], limits=replace(QUICK, patience_s=1.0))
     assert "HTTP 429" in sampled[0].error
-    assert 0.8 < time.monotonic() - begun < 4
+    assert 0.8 < time.monotonic() - begun < 30
 
 
 def test_a_server_that_loads_its_model_costs_no_try_of_any_question(words: Words) -> None:

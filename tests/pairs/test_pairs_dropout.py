@@ -245,7 +245,7 @@ def test_every_pattern_is_needed():
 
 
 def test_patterns_stay_fast_on_hostile_text():
-    begun = time.perf_counter()
+    begun = time.process_time()
     for piece in (
         "I cannot ",
         "no image ",
@@ -259,4 +259,4 @@ def test_patterns_stay_fast_on_hostile_text():
         "cannot" + " " * 50,
     ):
         blind_phrase(piece * 3000)
-    assert time.perf_counter() - begun < 3
+    assert time.process_time() - begun < 3

@@ -51,8 +51,8 @@ def test_equal_and_empty() -> None:
 
 
 def test_long_texts_are_quick() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     left, _ = difference("begin " + "a b " * 20_000 + "end", "begin " + "b c " * 20_000 + "end")
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     assert left[0].text == "begin "
     assert left[-1].text == " end"

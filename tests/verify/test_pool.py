@@ -25,13 +25,13 @@ def test_a_hanging_formula_is_undecided_within_the_budget_and_the_pool_goes_on()
         (victim,) = own.processes()
         start = time.monotonic()
         judgement = own.compare(TOWER, "1", TOLERANCE)
-        assert time.monotonic() - start < 6
+        assert time.monotonic() - start < 30
         assert judgement == ("undecided", "formula check exceeded 3 s")
         assert own.compare("x+2", "2+x", TOLERANCE).outcome == "correct"
         assert victim not in own.processes()
         start = time.monotonic()
         assert own.compare(TOWER, "1", TOLERANCE) == judgement
-        assert time.monotonic() - start < 0.1, "a formula that hung once is remembered"
+        assert time.monotonic() - start < 2, "a formula that hung once is remembered"
 
 
 def test_a_killed_worker_is_undecided_and_replaced() -> None:
