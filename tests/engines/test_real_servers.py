@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from smollm import gguf, smollm_words
+from transformers import SequenceBiasLogitsProcessor
 
 pytest.importorskip("aiohttp")
 
@@ -38,6 +39,15 @@ PARAMS = SamplingParams(temperature=1.0, max_new_tokens=48)
 def asking(question: Question, n: int) -> Request:
     prompt = PROMPTS["brief"].render(question.text)
     return Request(key=question.id, prompt=prompt, images=question.images, seeds=tuple(range(n)), indices=tuple(range(n)))
+
+
+def zero_can_be_biased() -> bool:
+    """Whether this release takes a bias for token 0, which is a control token of the bundled model; 5.17 takes it for no token."""
+    try:
+        SequenceBiasLogitsProcessor([[[0], 1.0]])
+    except ValueError:
+        return False
+    return True
 
 
 # --- transformers serve --------------------------------------------------------------------------------------------------
@@ -82,7 +92,7 @@ def test_transformers_serve_answers_questions_with_images(served: tuple[Any, lis
     assert sum("inal answer" in text or any(c.isdigit() for c in text) for text in answered) >= 5, answered
     known = engine.facts["server"]
     assert (known["dialect"], known["n"], known["images"], known["continuation"]) == ("generation_config", 1, "yes", "text")
-    assert known["bias"] > 5
+    assert known["bias"] > 5 or not zero_can_be_biased()
     assert said[0].startswith("starting a server: ")
     assert "transformers" in said[0]
 

@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 import transformers as tf
+from packaging.version import Version
 from torch import Tensor
 
 from mixpo.vlm.load import Vlm
+from mixpo.vlm.mend import mend
 from mixpo.vlm.prompt import EncodedPrompt
 
 IMAGE, VIDEO, START, END, WORDS = 1, 2, 3, 4, 10
@@ -83,6 +85,7 @@ def vlm(family: Family, seed: int = 0) -> Vlm:
     """The model as a Vlm whose processor knows a padding token and nothing else."""
     torch.manual_seed(seed)
     model = family.model()
+    mend(model)
     for name, parameter in model.named_parameters():
         if parameter.ndim >= 2 or "class_embedding" in name:
             torch.nn.init.normal_(parameter, std=0.3)
@@ -342,6 +345,8 @@ def _qwen3_5() -> Any:
     return tf.Qwen3_5ForCausalLM(tf.Qwen3_5TextConfig(**TEXT, **linear, layer_types=kinds))
 
 
-FAMILIES = {name: family for name, family in FAMILIES.items() if name != "hyperclovax" or hasattr(tf, "HyperCLOVAXConfig")}
+CANNOT = {"hyperclovax": not hasattr(tf, "HyperCLOVAXConfig"), "paligemma2": Version(tf.__version__) < Version("5.23")}
+"""What the installed transformers lacks, or refuses (see `mixpo.vlm.mend`)."""
+FAMILIES = {name: family for name, family in FAMILIES.items() if not CANNOT.get(name)}
 
 HYBRIDS = {"lfm2": Family(_lfm2, None), "qwen3_5": Family(_qwen3_5, None)}

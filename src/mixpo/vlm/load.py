@@ -19,6 +19,7 @@ from mixpo.errors import ModelError
 from mixpo.recipe import ModelTable
 from mixpo.vlm.adapter import attach
 from mixpo.vlm.folder import PROCESSOR_FILES, Digests, digests, find, find_adapter
+from mixpo.vlm.mend import mend
 
 VERY_LONG = 10**30
 """What `transformers` gives tokenizers without a longest input."""
@@ -210,6 +211,7 @@ def _load_model(source: Path, table: ModelTable, device: torch.device) -> Any:
         if keys:
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
             raise ModelError(f"{source}: the weights {problem} {keys[0]}{more}; config.json and weights do not belong together")
+    mend(model)
     return model.to(device).eval()
 
 
