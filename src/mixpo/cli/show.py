@@ -34,6 +34,9 @@ from mixpo.stages.report import DATA, PAGE, load_report
 from mixpo.status import models as read_models
 from mixpo.status import status as read_status
 
+NAMED = 6
+"""Unfinished stages that are named."""
+
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
     """Print rows of text under headings."""
@@ -90,6 +93,9 @@ def scores(report: Mapping[str, Any]) -> None:
         table(GAP_COLUMNS, gaps, title="\nwhat chain of thought adds to direct answers")
     if whole.get("text"):
         table(TEXT_COLUMNS, text_rows(whole), title="\ntext without images")
+    if unfinished := whole.get("unfinished"):
+        more = f" and {len(unfinished) - NAMED} more" if len(unfinished) > NAMED else ""
+        line(f"! not finished, and missing here: {', '.join(unfinished[:NAMED])}{more}")
     for alarm in whole.get("alarms", ()):
         line(f"! {alarm['set']}, {alarm['model']}, {alarm['mode']}: {alarm['text']}")
 
