@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mixpo.amounts import amount
 from mixpo.errors import EngineError, UnfinishedError
 from mixpo.pipeline import blocked_by, build_plan, known_sources, read_sources, run_stage
 from mixpo.records import Sampled, read_column
@@ -89,8 +90,8 @@ def _said(name: str, failed: Failures) -> str:
         by_reason.setdefault(reason, []).append(question)
     most = sorted(by_reason.items(), key=lambda item: -len(item[1]))
     shown = [f"{len(questions):,} x {reason} ({_named(questions)})" for reason, questions in most[:SHOWN]]
-    rest = [f"{len(most) - SHOWN:,} other reasons"] if len(most) > SHOWN else []
-    return f"{name}: {_count(failed):,} questions had failed: {'; '.join([*shown, *rest])}"
+    rest = [f"{amount(len(most) - SHOWN, 'other reason')}"] if len(most) > SHOWN else []
+    return f"{name}: {amount(_count(failed), 'question')} had failed: {'; '.join([*shown, *rest])}"
 
 
 def _named(questions: Sequence[str]) -> str:

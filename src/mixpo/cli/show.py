@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mixpo.amounts import amount
 from mixpo.audit import Audited
 from mixpo.check import Checked
 from mixpo.cli.bars import clock, printable
@@ -161,8 +162,11 @@ def audited(result: Audited) -> None:
     ]
     if rows:
         table(("answer", "right", "found", "verdict", "why it deserves a look", "end of the text"), rows)
-    by = ", ".join(f"{name} {count:,}" for name, count in result.doubtful.items())
-    line(f"{sum(result.doubtful.values()):,} of {result.verdicts:,} verdicts deserve a look" + (f": {by}" if by else ""))
+    doubtful, by = sum(result.doubtful.values()), ", ".join(f"{name} {count:,}" for name, count in result.doubtful.items())
+    line(
+        f"{doubtful:,} of {amount(result.verdicts, 'verdict')} {'deserves' if doubtful == 1 else 'deserve'} a look"
+        + (f": {by}" if by else "")
+    )
 
 
 def planned(rows: list[Estimate], devices: int) -> None:
@@ -182,7 +186,7 @@ def planned(rows: list[Estimate], devices: int) -> None:
     total = totals(rows)
     hours = f"{total.seconds / 3600:,.2f}"
     cells.append(("all", "", f"{total.requests:,}", f"{total.tokens:,}", hours, clock(total.seconds / devices), _size(total.bytes), ""))
-    on = f"on {devices} device{'s' * (devices > 1)}"
+    on = f"on {amount(devices, 'device')}"
     table(
         ("stage", "to do", "requests", "tokens", "device hours", f"time {on}", "disk", "rates"),
         cells,
@@ -203,4 +207,4 @@ def checked(result: Checked) -> None:
     for name, count in {**result.counts, **result.notes}.items():
         line(f"{name} {count:,}")
     found = len(result.findings)
-    line(f"{found} {'problem' if found == 1 else 'problems'} found" if found else "nothing to correct")
+    line(f"{amount(found, 'problem')} found" if found else "nothing to correct")

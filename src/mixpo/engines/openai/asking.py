@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
+from mixpo.amounts import amount
 from mixpo.engines.base import Request, SamplingParams
 from mixpo.engines.openai.answers import response_of, suspicious
 from mixpo.engines.openai.capabilities import Capabilities, continuation
@@ -65,7 +66,10 @@ class Asking:
     async def _fresh(self, request: Request) -> list[Choice]:
         marks, params = request.prompt.count(IMAGE_MARK), self.params
         if marks != len(request.images):
-            raise SourceError(f"the prompt has {marks} {IMAGE_MARK} marks for {len(request.images)} images; give one mark to each image")
+            raise SourceError(
+                f"the prompt has {amount(marks, f'{IMAGE_MARK} mark')} for {amount(len(request.images), 'image')}; "
+                "give one mark to each image"
+            )
         if self.served is not None:
             self.served.prompt_text(request.prompt)  # refuses a text that would end its own turn
         pictures = [await asyncio.to_thread(address_of, image, self.image) for image in request.images]
@@ -110,7 +114,7 @@ class Asking:
         if len(got) < len(seeds):
             why = [f"{dropped} held control tokens of the model, such as image tokens"] if dropped else []
             why += [f"{count} could not be used: {reason}" for reason, count in left_out.most_common(SHOWN)]
-            raise RowError("; ".join([f"only {len(got)} of {len(seeds)} answers came in {TOP_UPS + 1} rounds of asking", *why]))
+            raise RowError("; ".join([f"only {len(got)} of {amount(len(seeds), 'answer')} came in {TOP_UPS + 1} rounds of asking", *why]))
         return [got[slot] for slot in range(len(seeds))]
 
     def _understood(self, choice: Choice) -> Choice:

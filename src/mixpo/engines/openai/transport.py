@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
+from mixpo.amounts import amount
 from mixpo.engines.openai import contact
 from mixpo.engines.openai.wire import GarbledError, Reply, reason_of
 from mixpo.errors import EngineError, MissingExtra
@@ -158,7 +159,7 @@ class Transport:
             await asyncio.sleep(pause)
         if kind == "busy":
             raise BusyError(f"{last} (busy for longer than patience_s = {self.limits.patience_s:g})")
-        raise (LostError if kind in LOST else RowError)(f"{last} (given up after {max(tries, 1)} {'try' if tries <= 1 else 'tries'})")
+        raise (LostError if kind in LOST else RowError)(f"{last} (given up after {amount(max(tries, 1), 'try', 'tries')})")
 
     async def trouble(self, replica: Replica) -> str:
         """See `contact.trouble`."""
