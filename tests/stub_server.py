@@ -223,6 +223,11 @@ def changed(change: Callable[[dict[str, Any]], Any]) -> Callable[..., Any]:
     return act
 
 
+def each(change: Callable[[dict[str, Any]], Any]) -> Callable[..., Any]:
+    """The right reply with something done to every choice."""
+    return changed(lambda reply: [change(choice) for choice in reply["choices"]])
+
+
 def truncated(server: StubServer, request: web.Request, body: dict[str, Any]) -> web.Response:
     return web.Response(body=orjson.dumps(server.reply(body))[:-20], content_type="application/json")
 

@@ -44,7 +44,7 @@ def test_a_planted_verdict_is_found(recipe: Path, capsys: pytest.CaptureFixture[
     assert main(["audit", str(run), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"][0]["index"] == 2
     assert main(["audit", str(run), "-n", "1"]) == 0
-    assert "1 of 32 verdicts deserve a look: last sentence 1" in capsys.readouterr().out
+    assert "1 of 32 verdicts deserves a look: last sentence 1" in capsys.readouterr().out
 
 
 def test_verdicts_that_are_not_there(recipe: Path) -> None:

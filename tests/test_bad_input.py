@@ -107,7 +107,7 @@ def test_an_image_that_changes_while_a_run_waits(recipe: Path) -> None:
 # --- rows ------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("content", "message"), [("", "no rows"), ("\n\n", "no rows"), ("{", "none of the 1 rows is usable")])
+@pytest.mark.parametrize(("content", "message"), [("", "no rows"), ("\n\n", "no rows"), ("{", "none of the rows (1) is usable")])
 def test_no_usable_row(recipe: Path, content: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     (recipe.parent / "questions.jsonl").write_text(content)
     assert run(recipe) == 3
@@ -125,7 +125,7 @@ def test_zero_valid_rows_name_the_first_reasons(recipe: Path, capsys: pytest.Cap
     (recipe.parent / "images").mkdir()
     assert run(recipe) == 3
     message = one_sentence(capsys)
-    assert "evaluate/held-out/source: none of the 6 rows is usable" in message
+    assert "evaluate/held-out/source: none of the rows (6) is usable" in message
     assert message.count("held_out.jsonl:") == 3
     assert "mixpo check" in message
 

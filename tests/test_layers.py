@@ -17,7 +17,7 @@ SOURCE = Path(mixpo.__file__).parent
 LAYERS = [
     {"errors"},
     {"types"},
-    {"prompts", "objectives", "progress"},
+    {"amounts", "prompts", "objectives", "progress"},
     {"recipe", "records"},
     {"run", "marks"},
     {"vlm", "images"},

@@ -11,6 +11,7 @@ import pytest
 import small_run
 from small_run import kinds, make, open_small, plan_of, said, unfinished
 
+from mixpo.cli import main
 from mixpo.dryrun import dry_run
 from mixpo.errors import EngineError, RecipeError, TrainError
 from mixpo.pipeline import kind_of, open_run, run_recipe, run_stage
@@ -179,10 +180,20 @@ def test_a_lost_model_is_trained_again(own_run: Path) -> None:
     assert (folder / "config.json").exists()
 
 
-def test_a_lost_report_is_written_again(own_run: Path) -> None:
-    (own_run / "run" / "report.html").unlink()
-    run_recipe(open_small(own_run / "recipe.toml", own_run / "run"))
-    assert (own_run / "run" / "report.html").exists()
+@pytest.mark.parametrize("name", ["report.html", "report.json"])
+@pytest.mark.parametrize("command", ["run", "report"])
+def test_a_lost_report_is_written_again(own_run: Path, name: str, command: str) -> None:
+    (own_run / "run" / name).unlink()
+    assert main([command, str(own_run / "recipe.toml"), "--dir", str(own_run / "run")]) == 0
+    assert (own_run / "run" / name).exists()
+
+
+def test_a_broken_report_is_an_error_that_says_what_to_do(own_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (own_run / "run" / "report.json").write_text('{"models": ')
+    assert main(["report", str(own_run / "recipe.toml"), "--dir", str(own_run / "run")]) == 1
+    assert "report.json: cannot be read" in capsys.readouterr().err
+    (own_run / "run" / "report.json").unlink()
+    assert main(["report", str(own_run / "recipe.toml"), "--dir", str(own_run / "run")]) == 0
 
 
 def test_a_look_at_a_few_rows_loses_nothing(own_run: Path) -> None:

@@ -111,7 +111,7 @@ def test_too_many_failures_are_an_error_that_names_the_command(recipe: Path, eng
     assert "1 of 10 questions failed" in capsys.readouterr().err
     engine.broken = set()
     assert main(["retry", str(run)]) == 0
-    assert "round-1/sample: 1 failed questions asked again, 0 failed once more" in capsys.readouterr().out
+    assert "round-1/sample: 1 failed question asked again, 0 failed once more" in capsys.readouterr().out
     assert main(["retry", str(run)]) == 0
     assert "no question failed" in capsys.readouterr().out
 

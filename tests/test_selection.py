@@ -66,7 +66,7 @@ def test_training_keeps_off_the_evaluation_sets(recipe: Path) -> None:
     context = open_small(recipe, run)
     assert read_sources(context).train.questions == 9
     assert left_out(run) == [("questions.jsonl:3", "its image is in the evaluation set 'held-out'")]
-    assert any("1 rows left out" in line for line in said(context))
+    assert any("1 row left out" in line for line in said(context))
     assert read_sources(open_small(recipe, run, "evaluate.decontaminate=question")).train.questions == 10
     assert read_sources(open_small(recipe, run, "evaluate.decontaminate=off")).train.questions == 10
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +17,12 @@ pytest.importorskip("aiohttp")
 from stub_server import StubServer, on, status
 
 from mixpo.check import served_problems
+from mixpo.cli import main
 from mixpo.compare import compare_evaluations
 from mixpo.engines import Request, SamplingParams, create
 from mixpo.engines.openai.launch import start
 from mixpo.engines.words import Words
-from mixpo.errors import EngineError, EvaluateError, RecipeError
+from mixpo.errors import EvaluateError, RecipeError, UnfinishedError
 from mixpo.pipeline import run_recipe, run_stage
 from mixpo.recipe import ModelTable, ServerTable, load
 from mixpo.records import Prediction, Sampled
@@ -108,7 +110,7 @@ def test_what_was_answered_before_the_server_went_away_is_kept(tmp_path: Path, t
     server.fault = lambda stub, request, body, before: (
         status(401)(stub, request, body) if body.get("max_tokens") == 32 and sum(asked(server).values()) > 6 else None
     )
-    with pytest.raises(EngineError, match=r'HTTP 401.*api_key_env in evaluate\.served "big-1\.0"'):
+    with pytest.raises(UnfinishedError, match=r'HTTP 401.*api_key_env in evaluate\.served "big-1\.0"'):
         run_stage(open_small(recipe, tmp_path / "run"), ASK)
     first = asked(server)
     server.fault = None
@@ -118,6 +120,52 @@ def test_what_was_answered_before_the_server_went_away_is_kept(tmp_path: Path, t
     rows = list(known_rows(tmp_path / "run", recipe))
     assert len(rows) == 12
     assert not any(row.error for row in rows)
+
+
+def test_a_server_that_is_away_at_the_end_costs_its_own_row_and_no_other(
+    tmp_path: Path, tiny_folder: Path, server: StubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, root = recipe_with(tmp_path, tiny_folder, server.url), tmp_path / "run"
+    server.stop()
+    assert main(["run", str(recipe), "--dir", str(root), "--set", "evaluate.served=[]", "--limit", "2"]) == 0  # loads what takes time
+    begun = time.monotonic()
+    assert main(["run", str(recipe), "--dir", str(root)]) == 1
+    assert time.monotonic() - begun < 60
+    shown = capsys.readouterr()
+    assert "cannot be reached (connection refused), after patience_s = 3" in shown.err
+    assert "everything else is done" in shown.err
+    assert "MPO" in shown.out, "the results are shown all the same"
+    missing = [f"{kind}/held-out/big-1.0/{mode}" for mode in ("cot", "direct") for kind in ASK]
+    assert f"! not finished, and missing here: {', '.join(missing)}" in shown.out
+    report = json.loads((root / "report.json").read_text())
+    assert list(report["models"]) == ["start", "sft", "mpo"]
+    assert report["headline"]["b"] == "mpo"
+    assert report["unfinished"] == missing
+    assert missing[0] in (root / "report.html").read_text()
+    # It is waited for once, not once for each mode.
+    assert shown.err.count("waiting for it up to patience_s") == 1
+    assert "answer held-out: big-1.0, direct: left out, what it needs failed" in shown.err
+    # When it is back, only its row is made.
+    server.start()
+    context = open_small(recipe, root)
+    run_recipe(context)
+    stages = [line.partition(": ")[0] for line in said(context) if "stale" in line or "going on" in line]
+    assert stages == ["answer held-out", "report"]
+    assert [line for line in said(context) if "going on, 0 of 2 shards are there" in line]
+    report = json.loads((root / "report.json").read_text())
+    assert list(report["models"]) == ["start", "sft", "mpo", "big-1.0"]
+    assert report["unfinished"] == []
+
+
+def test_a_server_whose_answers_fail_costs_no_report(tmp_path: Path, tiny_folder: Path, server: StubServer) -> None:
+    server.fault = lambda stub, request, body, before: status(500)(stub, request, body) if body.get("max_tokens") == 32 else None
+    context = open_small(recipe_with(tmp_path, tiny_folder, server.url), tmp_path / "run")
+    with pytest.raises(UnfinishedError, match=r"big-1\.0/cot: 6 of 6 questions failed.*\(and 1 more\)"):
+        run_recipe(context)
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert list(report["models"]) == ["start", "sft", "mpo", "big-1.0"]
+    assert report["unfinished"] == []
+    assert [alarm["model"] for alarm in report["alarms"] if "never came" in alarm["text"]] == ["big-1.0"] * 2
 
 
 def known_rows(root: Path, recipe: Path) -> Iterator[Sampled]:

@@ -86,9 +86,9 @@ def test_changed_bytes_under_the_same_path_concern_one_shard(own_run: Path) -> N
     for kind in ("sample", "continue", "verify", "pair", "reference"):
         work = plan.planned[f"round-1/{kind}"].work()
         assert [shard[:5] for shard in work.missing] == ["00001"]
-    assert "source: 1 of 3 question shards are new or changed" in said(context)
+    assert "source: 1 of 3 question shards is new or changed" in said(context)
     run_stage(context, ("sample",))
-    assert "sample: stale, 1 of 3 shards are made again (1 of 3 input shards are new or changed)" in said(context)
+    assert "sample: stale, 1 of 3 shards is made again (1 of 3 input shards is new or changed)" in said(context)
 
 
 def test_a_moved_folder_of_images_costs_nothing(own_run: Path, tmp_path: Path) -> None:

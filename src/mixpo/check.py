@@ -126,10 +126,9 @@ def _silent(table: ServerTable, where: str) -> Iterator[str]:
         key = key_of(table, where)
     except RecipeError as error:
         yield str(error)
-    from mixpo.engines.openai import unreachable
+    from mixpo.engines.openai import troubles
 
-    for url in unreachable(table.urls, key):
-        yield f"{url} does not answer /health or /models; start the server or correct {where}.urls"
+    yield from troubles(table.urls, where, key)
 
 
 def _check_model(recipe: Recipe, base: Path, checked: Checked) -> Vlm | None:

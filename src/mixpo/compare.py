@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mixpo.amounts import amount
 from mixpo.errors import EvaluateError
 from mixpo.evaluate import compare, score
 from mixpo.evaluate.benchmarks import BENCHMARKS
@@ -98,9 +99,10 @@ def _compared(key: tuple[str, str], left: Stage, right: Stage, anyway: bool) -> 
 
 
 def _missing(side: Mapping[str, Any]) -> str:
-    never = f"{side['failed']} of {side['n']} answers of {side['model']} never came"
+    never = f"{side['failed']} of {amount(side['n'], 'answer')} of {side['model']} never came"
     how = "nowhere" if side["excluded"] > side["unread"] else "as not correct"
-    return f"{never} and count {how}; `mixpo retry` asks for them again"
+    counts = "counts" if side["failed"] == 1 else "count"
+    return f"{never} and {counts} {how}; `mixpo retry` asks again"
 
 
 def _other_questions(a: set[str], b: set[str]) -> list[str]:

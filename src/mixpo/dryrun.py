@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from mixpo.amounts import amount
 from mixpo.pipeline import Sources, build_plan
 from mixpo.recipe import EvaluationSource
 from mixpo.run import Run
@@ -102,9 +103,7 @@ def dry_run(context: Context, assumed: Assumed | None = None) -> list[Estimate]:
 
 
 def _read(left_out: Sequence[Skipped]) -> str:
-    return "read at every start" + (
-        f"; {len(left_out)} row{'s' * (len(left_out) != 1)} left out, `mixpo check` lists them" if left_out else ""
-    )
+    return "read at every start" + (f"; {amount(len(left_out), 'row')} left out, `mixpo check` lists them" if left_out else "")
 
 
 def _sources(context: Context, left_out: dict[str, list[Skipped]]) -> Sources:

@@ -10,7 +10,8 @@
     ├── EngineError            sampling cannot go on (the model or the server, not one question)
     ├── ModelError             a model folder that cannot be used, or weights that went bad
     ├── TrainError             training cannot start or had to stop
-    └── EvaluateError          predictions that cannot be scored or compared
+    ├── EvaluateError          predictions that cannot be scored or compared
+    └── UnfinishedError        a part of the evaluation failed; everything else was done
 
 The command line prints the message and exits with `exit_code`; anything else is a bug and shows its traceback.
 """
@@ -71,3 +72,7 @@ class TrainError(MixpoError):
 
 class EvaluateError(MixpoError):
     """Predictions cannot be scored, or are not about the same questions."""
+
+
+class UnfinishedError(MixpoError):
+    """A part of the evaluation failed; what does not need it was done all the same."""

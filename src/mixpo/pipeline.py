@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from mixpo.cluster.ray import Crew
@@ -22,6 +23,7 @@ from mixpo.records import write_text
 from mixpo.run import Run
 from mixpo.stages import answer, evaluate, source
 from mixpo.stages.base import Context, Plan, Planned, assist, perform
+from mixpo.stages.late import Late
 from mixpo.stages.models import SERVED, ModelRef, Models
 from mixpo.stages.pair import pair_job
 from mixpo.stages.reference import reference_job
@@ -92,25 +94,29 @@ def reopen(root: Path, job: str) -> tuple[Context, Planned]:
 def run_recipe(context: Context, force: Sequence[str] = ()) -> Plan:
     """Do everything that is not done. `force` names stages to do again, with all that follow them.
 
-    Raises a MixpoError when a stage cannot go on; what was finished before it is kept.
+    Raises a MixpoError when a stage cannot go on; what was finished before it is kept. Where a stage of the evaluation fails, everything
+    else is done, the report too, before an UnfinishedError.
     """
     if not context.ranks.main:
         return _follow(context)
     evaluate.ready(context.recipe, context.base)
+    late = Late(context.progress.say)
     with _leading(context, force) as plan:
         answer.ready(context.recipe, plan)
-        _each(context, [planned for planned in plan.planned.values() if planned.job.kind != "report"])
+        for planned in [planned for planned in plan.planned.values() if planned.job.kind != "report"]:
+            late.do(planned, partial(_perform, context), partial(blocked_by, plan))
         # Planned anew: its key holds which of the others are finished.
         plan.add(report_job(context, plan))
-        _each(context, [plan.planned["report"]])
+        _perform(context, plan.planned["report"])
+    late.close()
     return plan
 
 
 def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = (), names: Container[str] | None = None) -> Plan:
     """Do the stages of these kinds only, in every round that has what they need. names: of these kinds only the jobs called so.
 
-    Raises RunError when not even one of them could be done, naming the stage that is missing or stale, and RecipeError when the
-    recipe asks for none of them.
+    Raises RunError when not even one of them could be done, naming the stage that is missing or stale, RecipeError when the recipe asks
+    for none of them, and UnfinishedError as `run_recipe` does.
     """
     if not context.ranks.main:
         return _follow(context)
@@ -120,7 +126,7 @@ def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = (),
         wanted = [planned for name, planned in plan.planned.items() if planned.job.kind in kinds and (names is None or name in names)]
         if "answer" in kinds:
             answer.ready(context.recipe, plan)
-        done, missing, blocked = 0, "", set[str]()
+        done, missing, blocked, late = 0, "", set[str](), Late(context.progress.say)
         for planned in wanted:
             if blocker := blocked_by(plan, planned):
                 missing = missing or f"{planned.job.title} needs {blocker}"
@@ -129,7 +135,7 @@ def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = (),
                     context.progress.say(f"{planned.job.title}: not run, {blocker}")
                 blocked.add(planned.job.name)
                 continue
-            _each(context, [planned])
+            late.do(planned, partial(_perform, context), partial(blocked_by, plan))
             done += 1
         if kinds and not wanted:
             what = "evaluate" if "evaluate" in kinds else kinds[0]
@@ -138,6 +144,7 @@ def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = (),
             raise RecipeError(f"nothing to {what}: the recipe has no [source] to train on; add one")
         if wanted and not done:
             raise RunError(f"{missing}; run that stage first, or everything with `mixpo run`")
+    late.close()
     return plan
 
 
@@ -153,9 +160,10 @@ def rescore(context: Context, sources: Sources) -> Plan:
         kept = [planned for planned in plan.planned.values() if planned.job.kind == "evaluate" and not blocked_by(plan, planned)]
         if not kept:
             raise RunError(f"{context.run.root}: there are no saved answers to score; run `mixpo evaluate` first")
-        _each(context, kept)
+        for planned in kept:
+            _perform(context, planned)
         plan.add(report_job(context, plan))
-        _each(context, [plan.planned["report"]])
+        _perform(context, plan.planned["report"])
     return plan
 
 
@@ -171,6 +179,7 @@ def _leading(context: Context, force: Sequence[str]) -> Iterator[Plan]:
             yield plan
         finally:
             context.keep.close()
+            context.models.release()
         context.ranks.lead(None)
 
 
@@ -257,13 +266,11 @@ def _add_round(context: Context, plan: Plan, index: Index, number: int, main: Mo
         yield model_of(context, plan, number, objective)
 
 
-def _each(context: Context, jobs: Sequence[Planned]) -> None:
-    for planned in jobs:
-        if planned.job.kind in ("reference", "train", "text"):
-            # They load a model themselves; a server would still hold another one in the device's memory.
-            context.keep.close()
-        perform(context, planned)
-    context.models.release()
+def _perform(context: Context, planned: Planned) -> None:
+    if planned.job.kind in ("reference", "train", "text"):
+        # They load a model themselves; a server would still hold another one in the device's memory.
+        context.keep.close()
+    perform(context, planned)
 
 
 def _prepare(context: Context, force: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mixpo.amounts import amount
 from mixpo.errors import RecordError, RunError
 from mixpo.types import Finish, Outcome, Pair, Response, Verdict
 
@@ -225,7 +226,7 @@ def read_row(path: Path, row: type[Row], number: int) -> Row:
     """Row `number` (from 0) of one shard; the others are not decoded. Raises RecordError as `read_rows` does, or without such a row."""
     table = _read(path, row)
     if not 0 <= number < table.num_rows:
-        raise RecordError(f"{path}: has {table.num_rows} rows, not row {number}; it was written again meanwhile")
+        raise RecordError(f"{path}: has {amount(table.num_rows, 'row')}, not row {number}; it was written again meanwhile")
     found: Row = _decoder(row)(table.slice(number, 1).to_pylist()[0])
     return found
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mixpo.errors import EngineError
+from mixpo.amounts import amount
+from mixpo.errors import EngineError, UnfinishedError
 from mixpo.pipeline import blocked_by, build_plan, known_sources, read_sources, run_stage
 from mixpo.records import Sampled, read_column
 from mixpo.stages.again import raise_attempts
@@ -32,8 +33,9 @@ class Retried:
 def retry(context: Context) -> list[Retried]:
     """Ask the failed questions of every stage of sampling and evaluation again; why they had failed is said before.
 
-    A round's continuations, which follow from its answers, are made with them. Raises EngineError when a larger share than
-    `max_error_rate` still fails; the answers that came are kept all the same, and the other stages are asked too.
+    A round's continuations, which follow from its answers, are made with them. Raises EngineError, for answers of the evaluation
+    UnfinishedError, when a larger share than `max_error_rate` still fails; the answers that came are kept all the same, and the other
+    stages are asked too.
     """
     with context.run.lock():
         plan = build_plan(context, read_sources(context))
@@ -51,7 +53,7 @@ def retry(context: Context) -> list[Retried]:
             continue
         try:
             run_stage(context, ASKING, names=(name, name.removesuffix("/sample") + "/continue"))
-        except EngineError as raised:
+        except (EngineError, UnfinishedError) as raised:
             error = error or raised
         done.append(Retried(stage=name, asked=_count(failed), failed=_count(_failed(_plan(context).planned[name]))))
     if error is not None:
@@ -88,8 +90,8 @@ def _said(name: str, failed: Failures) -> str:
         by_reason.setdefault(reason, []).append(question)
     most = sorted(by_reason.items(), key=lambda item: -len(item[1]))
     shown = [f"{len(questions):,} x {reason} ({_named(questions)})" for reason, questions in most[:SHOWN]]
-    rest = [f"{len(most) - SHOWN:,} other reasons"] if len(most) > SHOWN else []
-    return f"{name}: {_count(failed):,} questions had failed: {'; '.join([*shown, *rest])}"
+    rest = [f"{amount(len(most) - SHOWN, 'other reason')}"] if len(most) > SHOWN else []
+    return f"{name}: {amount(_count(failed), 'question')} had failed: {'; '.join([*shown, *rest])}"
 
 
 def _named(questions: Sequence[str]) -> str:

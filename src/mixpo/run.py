@@ -25,6 +25,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mixpo.amounts import amount, are
 from mixpo.errors import RunError
 from mixpo.records import read_rows, write_rows, write_text
 from mixpo.types import content_id
@@ -101,8 +102,8 @@ class Stage:
         reasons = changed_settings(last.settings, json.loads(json.dumps(settings)))
         fresh = len(set(inputs) - set(last.inputs))
         if fresh:
-            reasons.append(f"{fresh} of {len(inputs)} input shards are new or changed")
-        return tuple(reasons) or (f"{len(missing)} {'shard is' if len(missing) == 1 else 'shards are'} not finished",)
+            reasons.append(f"{fresh} of {amount(len(inputs), 'input shard')} {are(fresh)} new or changed")
+        return tuple(reasons) or (f"{amount(len(missing), 'shard is', 'shards are')} not finished",)
 
     def path(self, shard: str) -> Path:
         """File of a shard."""

@@ -179,7 +179,7 @@ def test_an_actor_is_killed_and_a_node_is_lost(tmp_path: Path, nodes: Nodes, alo
     wait_for(tmp_path, 4, process)
     nodes.lose_one()
     finish(tmp_path, process)
-    assert "3 node(s)" in (tmp_path / "out").read_text()
+    assert "3 nodes" in (tmp_path / "out").read_text()
     assert rows(tmp_path / "run") == alone
     _exactly_once(tmp_path / "run")
 

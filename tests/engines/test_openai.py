@@ -13,7 +13,8 @@ from tiny import picture
 
 pytest.importorskip("aiohttp")
 
-from stub_server import StubServer, changed, cut_off, hang, on, parts_of, raw, slow, status, truncated
+from aiohttp import web
+from stub_server import StubServer, changed, cut_off, each, hang, on, parts_of, raw, slow, status, truncated
 
 from mixpo.engines import Request, SamplingParams
 from mixpo.engines.openai import Limits, OpenAIEngine
@@ -189,12 +190,15 @@ def test_what_passes_is_tried_again(words: Words, act: Callable[..., Any], times
         (status(422), "HTTP 422"),
         (truncated, "not valid JSON.*given up after 3 tries"),
         (cut_off, "connection was lost"),
-        (raw(b'{"choices": [{}]}'), "only 0 of 3 answers"),
-        (changed(lambda r: [c["message"].update(content=None) for c in r["choices"]]), "only 0 of 3"),
-        (changed(lambda r: [c["message"].update(reasoning_content="so") for c in r["choices"]]), "reasoning parser"),
-        (changed(lambda r: [c.update(finish_reason="content_filter") for c in r["choices"]]), "only 0 of 3"),
+        (raw(b'{"choices": [{}]}'), "only 0 of 3 answers.*5 could not be used: finish_reason null"),
+        (raw(b'{"error": {"message": "no memory"}}'), "no list of choices but an error: .*no memory"),
+        (lambda *_: web.Response(text="<html>", content_type="text/html"), "not valid JSON but text/html"),
+        (each(lambda c: c["message"].update(content=None)), "15 could not be used: no text$"),
+        (each(lambda c: c["message"].update(content=None, tool_calls=[{}])), "no text but a call of a tool"),
+        (each(lambda c: c["message"].update(reasoning_content="so")), "reasoning parser"),
+        (each(lambda c: c.update(finish_reason="content_filter")), "only 0 of 3.*finish_reason content_filter"),
     ],
-    ids=["500", "400", "422", "truncated", "cut off", "empty", "null", "reasoning", "filtered"],
+    ids=["500", "400", "422", "truncated", "cut off", "empty", "error", "html", "null", "tool", "reasoning", "filtered"],
 )
 def test_one_bad_question_fails_alone(words: Words, act: Callable[..., Any], reason: str) -> None:
     with StubServer(words, on("beta", act)) as server:
@@ -235,10 +239,66 @@ def loading(server: StubServer, request: Any, body: dict[str, Any], before: int)
     return status(503)(server, request, body) if time.monotonic() < server.ready_at else None
 
 
-@pytest.mark.parametrize("code", [401, 403, 404])
+@pytest.mark.parametrize("code", [302, 401, 402, 403, 404])
 def test_what_no_request_gets_around_stops_everything(words: Words, code: int) -> None:
     with StubServer(words, on("gamma", status(code))) as server, pytest.raises(EngineError, match=rf"HTTP {code}.*sample\.server"):
         ask(server, [asking(key) for key in KEYS])
+
+
+def test_an_account_without_credit_is_not_waited_for(words: Words) -> None:
+    def empty(server: StubServer, request: Any, body: dict[str, Any]) -> Any:
+        return web.json_response({"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}}, status=429)
+
+    begun = time.monotonic()
+    with StubServer(words, on("gamma", empty)) as server, pytest.raises(EngineError, match=r"exceeded your quota.*pay for the account"):
+        ask(server, [asking(key) for key in KEYS], limits=replace(QUICK, patience_s=60.0))
+    assert time.monotonic() - begun < 20
+
+
+def test_a_busy_server_is_asked_less_and_less_often(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it says that it may be asked at once, or that it could be asked again in the past."""
+    monkeypatch.setattr("mixpo.engines.openai.transport.LONG_WAIT", 0.5)
+    said: list[str] = []
+    for after in ("0", "-3", "Wed, 21 Oct 2015 07:28:00 GMT", "soon"):
+        with StubServer(words, on("beta", status(429, **{"Retry-After": after}))) as server:
+            (sampled,) = ask(server, [asking("beta")], limits=replace(QUICK, patience_s=1.5), say=said.append)
+        assert "busy for longer than patience_s = 1.5" in sampled.error
+        assert facts(server)["counts"]["retried: busy"] < 10  # waits of at least 0.01, 0.02, 0.04, ... add up to 1.5 s
+    assert len([line for line in said if "is busy (HTTP 429" in line]) == 4, "it should be said once for each server"
+
+
+def test_a_server_that_is_busy_while_probed_is_waited_for_once(words: Words) -> None:
+    begun = time.monotonic()
+    with (
+        StubServer(words, on("Hello", status(429, **{"Retry-After": "0.2"}))) as server,
+        pytest.raises(EngineError, match="busy for longer"),
+    ):
+        ask(server, [asking("alpha")], limits=replace(QUICK, patience_s=1.0))
+    assert time.monotonic() - begun < 3
+
+
+@pytest.mark.parametrize("ids", [[-1], [10**12], [10**30], [True], ["5"], "abc", {"a": 1}, [290_000]])
+def test_ids_that_no_tokenizer_knows_are_made_from_the_text(words: Words, ids: Any) -> None:
+    with StubServer(words, on("beta", each(lambda c: c.update(token_ids=[*c["token_ids"], *ids] if ids == [290_000] else ids)))) as server:
+        first, sampled = ask(server, [asking("alpha"), asking("beta")])
+    assert not any(response.retokenised for response in first.responses)
+    for response in sampled.responses:
+        assert response.retokenised
+        assert response.token_ids == words.encode(response.text)
+
+
+def test_ids_that_no_tokenizer_knows_do_not_break_the_probe(words: Words) -> None:
+    with StubServer(words, on("", each(lambda c: c.update(token_ids=[-7, 10**12])))) as server:
+        (sampled,) = ask(server, [asking("alpha")])
+    assert not sampled.error
+    assert not facts(server)["server"]["ids_out"]
+
+
+def test_answers_are_numbered_as_the_server_numbers_them(words: Words) -> None:
+    with StubServer(words, on("alpha", changed(lambda r: r["choices"].reverse()))) as server:
+        (sampled,) = ask(server, [asking("alpha")])
+    with StubServer(words) as quiet:
+        assert [sampled] == ask(quiet, [asking("alpha")])
 
 
 def test_missing_answers_are_topped_up_and_surplus_is_left(words: Words) -> None:
@@ -462,7 +522,7 @@ def test_another_models_answers_are_taken_as_they_are(words: Words, tmp_path: Pa
         for choice in reply["choices"]:
             choice["message"] |= {"reasoning_content": "hm"} | ({"content": None} if thinking else {})
             choice["finish_reason"] = "length" if thinking else "stop"
-        return pytest.importorskip("aiohttp").web.json_response({**reply, "model": "big-2026-01-01"})
+        return web.json_response({**reply, "model": "big-2026-01-01"})
 
     request = replace(asking("alpha", 1), prompt="<image>\nWhat?", images=(picture(tmp_path / "a.png"),))
     with StubServer(words, picky) as server:
@@ -627,8 +687,6 @@ def test_no_server_at_all_is_an_error_after_patience(words: Words) -> None:
         with pytest.raises(EngineError, match="no server answers"):
             list(rows)
         engine.close()
-    with pytest.raises(EngineError, match="no answer from /health"):
-        list(OpenAIEngine(["http://127.0.0.1:9/v1"], limits=replace(QUICK, patience_s=0.2)).sample([asking("a")], PARAMS))
 
 
 def test_servers_of_different_kinds_are_refused(words: Words) -> None:
@@ -642,7 +700,7 @@ def test_servers_of_different_kinds_are_refused(words: Words) -> None:
 # --- parts ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("header", "low", "high"), [("3", 3, 3), ("-1", 0, 0), ("", 0.5, 0.5), ("soon", 0.5, 0.5), ("nan", 0, 0)])
+@pytest.mark.parametrize(("header", "low", "high"), [("3", 3, 3), ("-1", 0, 0), ("", 0, 0), ("soon", 0, 0), ("nan", 0, 0)])
 def test_retry_after(header: str, low: float, high: float) -> None:
     assert low <= wait_of(header) <= high
 

@@ -199,7 +199,7 @@ def test_figures_leave_out_what_could_not_be_read(run: Path) -> None:
     assert len(main_figure["by"].rpartition("#")[2]) == 8
     scores = found["models"]["start"]["direct"]  # type: ignore[index]
     assert (scores["accuracy"], scores["n"], scores["correct"], scores["excluded"]) == (0.75, 5, 3, 1)
-    assert any("1 answers count nowhere" in alarm["text"] for alarm in found["alarms"])  # type: ignore[attr-defined]
+    assert any("1 answer counts nowhere" in alarm["text"] for alarm in found["alarms"])  # type: ignore[attr-defined]
     counts = open_run(run / "run").run.stage("evaluate/vista/start/direct").manifest.counts  # type: ignore[union-attr]
     assert counts["judge not readable"] == 1
     settings = open_run(run / "run").run.stage("evaluate/vista/start/direct").manifest.settings  # type: ignore[union-attr]

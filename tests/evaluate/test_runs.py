@@ -133,7 +133,7 @@ def test_judged_marks_leave_out_what_cannot_be_read(run: Path) -> None:
     assert figures(found, "vet", "direct") == {"judge/score": pytest.approx(90.0)}
     scores = found["sets"]["vet"]["models"]["start"]["direct"]  # type: ignore[index]
     assert (scores["accuracy"], scores["n"], scores["excluded"]) == (pytest.approx(0.9), 3, 1)
-    assert any("1 answers count nowhere" in alarm["text"] for alarm in found["alarms"])  # type: ignore[attr-defined]
+    assert any("1 answer counts nowhere" in alarm["text"] for alarm in found["alarms"])  # type: ignore[attr-defined]
     assert open_run(run / "run").run.stage("evaluate/vet/start/direct").manifest.counts["judge not readable"] == 1  # type: ignore[union-attr]
 
 
@@ -270,14 +270,14 @@ def test_a_benchmark_with_unusable_rows_is_refused_unless_told(tmp_path: Path, t
         for n, answer in enumerate(("yes", "maybe"))
     ]
     parquet(tmp_path / "pope" / "data" / "test-0.parquet", rows)
-    with pytest.raises(SourceError, match=r"1 rows of the benchmark cannot be used.*'maybe' is neither yes nor no.*source\.partial = true"):
+    with pytest.raises(SourceError, match=r"1 row of the benchmark cannot be used.*'maybe' is neither yes nor no.*source\.partial = true"):
         run_stage(opened(recipe, tmp_path / "run"), ("answer",))
     text = recipe.read_text().replace('path = "pope" }', 'path = "pope", partial = true }')
     recipe.write_text(text)
     context = opened(recipe, tmp_path / "run")
     with pytest.raises(MixpoError, match="the script has no answer"):
         run_stage(context, ("answer", "evaluate"))
-    assert any("1 rows left out" in line for line in said(context))
+    assert any("1 row left out" in line for line in said(context))
 
 
 def test_an_answer_that_failed_is_no_reply_that_could_not_be_read(tmp_path: Path, tiny_folder: Path, server: Path) -> None:
@@ -295,7 +295,7 @@ def test_an_answer_that_failed_is_no_reply_that_could_not_be_read(tmp_path: Path
     assert scores["excluded"] == scores["n"] == 3
     assert found["sets"]["vet"]["gaps"] == found["sets"]["vet"]["figure_differences"] == []  # type: ignore[index]
     assert [row[2] for row in summary_rows(found, "vet")] == ["none", "none"]
-    assert any(text.startswith("1 of 3 answers never came") and "and count nowhere" in text for text in texts)
+    assert any(text.startswith("1 of 3 answers never came") and "and counts nowhere" in text for text in texts)
 
 
 def test_nothing_saved_is_said(tmp_path: Path, tiny_folder: Path) -> None:

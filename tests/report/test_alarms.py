@@ -32,7 +32,7 @@ def test_answers_that_never_came_are_no_silent_zeros() -> None:
     [text] = texts("cot", [row("a"), row("b", "wrong"), never("c"), never("d")])
     assert text == (
         "2 of 4 answers never came, because the engine failed or an image is broken, and count as not correct (were they right, "
-        "accuracy would be 75.0\N{NO-BREAK SPACE}%); `mixpo retry RUN` asks for them again"
+        "accuracy would be 75.0\N{NO-BREAK SPACE}%); `mixpo retry RUN` asks again"
     )
     assert texts("cot", [row("a"), row("b", "wrong")]) == []
 
@@ -56,8 +56,8 @@ def test_a_judge_is_not_blamed_for_answers_that_never_came() -> None:
     unread = row("b", "undecided", unread=True, **judged)
     rows = [row("a", score=1.0, **judged), unread, never("c")]
     assert (score(rows).excluded, score(rows).failed, score(rows).accuracy) == (2, 1, 1.0)
-    assert [text.partition(",")[0] for text in texts("cot", rows)] == ["1 of 3 answers never came", "1 answers count nowhere"]
-    assert "and count nowhere" in texts("cot", rows)[0]
+    assert [text.partition(",")[0] for text in texts("cot", rows)] == ["1 of 3 answers never came", "1 answer counts nowhere"]
+    assert "and counts nowhere" in texts("cot", rows)[0]
     sampled = [row("a", mode="sampled", score=1.0, **judged), never("c", mode="sampled")]
     assert score_samples(sampled).excluded == 1
     assert [text.partition(",")[0] for text in texts("sampled", sampled)] == ["1 of 2 answers never came"]
@@ -70,7 +70,7 @@ def test_a_comparison_says_which_side_lacks_answers(tmp_path: Path, missing: int
         write_rows(stage.path("00000-x"), Prediction, rows)
         stage.save_manifest(Manifest(stage=stage.name, settings={"model": name}, inputs=[], shards=["00000-x"], finished=True))
     [found] = compare_evaluations(tmp_path / "a", tmp_path / "b")
-    said = "1 of 2 answers of start never came and count as not correct; `mixpo retry` asks for them again"
+    said = "1 of 2 answers of start never came and counts as not correct; `mixpo retry` asks again"
     assert found["notes"] == [said] * missing
     assert found["b"]["failed"] == asdict(score([row("x"), never("y")]))["failed"] * missing
 
@@ -83,4 +83,4 @@ def test_with_a_judge_a_comparison_leaves_them_out(tmp_path: Path) -> None:
         stage.save_manifest(Manifest(stage=stage.name, settings={"model": name}, inputs=[], shards=["00000-x"], finished=True))
     [found] = compare_evaluations(tmp_path / "a", tmp_path / "b")
     assert found["n"] == 1
-    assert found["notes"] == ["1 of 2 answers of start never came and count nowhere; `mixpo retry` asks for them again"]
+    assert found["notes"] == ["1 of 2 answers of start never came and counts nowhere; `mixpo retry` asks again"]

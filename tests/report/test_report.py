@@ -90,7 +90,7 @@ def test_report_is_strict_json(report: dict[str, Any]) -> None:
     assert set(report) == {
         *("version", "title", "created", "seed", "set", "models", "comparisons", "gaps", "sets", "headline", "counts", "timings"),
         *("pairs", "trained", "training", "dropped", "examples", "changes", "settings", "versions"),
-        *("benchmark", "figures", "figure_differences", "alarms", "served", "text"),
+        *("benchmark", "figures", "figure_differences", "alarms", "unfinished", "served", "text"),
     }
 
 

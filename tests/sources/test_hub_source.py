@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -170,3 +173,27 @@ def test_missing_library(folder: Path, collect: Callable[..., object], monkeypat
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtra, match=r"source\.kind = \"hub\" needs the hub extra: pip install 'mixpo\[hub\]'"):
         collect(kind="hub", path="data")
+
+
+def test_a_hub_that_is_away_is_said_without_half_a_minute_of_tries(tmp_path: Path) -> None:
+    """In a process of its own, since addresses and offline mode are read on import."""
+    program = (
+        "import sys, time, datasets; from pathlib import Path; from mixpo.recipe import HubSource; from mixpo.sources.hub import read\n"
+        "begun = time.monotonic()\n"
+        "try:\n    list(read(HubSource(kind='hub', path='some/where'), Path(sys.argv[1]), Path(sys.argv[1])))\n"
+        "except Exception as error:\n    print(type(error).__name__, error, f'[{time.monotonic() - begun:.0f}]')\n"
+    )
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120)
+    found = re.fullmatch(r"SourceError (.*) \[(\d+)\]\n", done.stdout)
+    assert found is not None, done.stdout + done.stderr
+    assert found[1].startswith("source.path = 'some/where': no folder")
+    assert "the hub does not give it" in found[1]
+    assert int(found[2]) < 10
+
+
+def test_what_datasets_has_kept_needs_no_hub(tmp_path: Path, collect: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> None:
+    (Path(datasets.config.HF_DATASETS_CACHE) / "some___where").mkdir(parents=True)
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, **_: datasets.Dataset.from_dict({"question": ["a"]}, split="train"))
+    questions, _ = collect(kind="hub", path="some/where", answer="", image="")
+    assert [question.text for question in questions] == ["a"]

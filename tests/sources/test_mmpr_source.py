@@ -71,7 +71,7 @@ def test_a_torn_annotation_is_noticed(folder: Path, collect: Callable[..., objec
     questions, skipped = collect(kind="mmpr", path="meta.json")
     assert len(questions) == 1
     assert "length = 90, but" in skipped[0].reason
-    assert "has 1 rows" in skipped[0].reason
+    assert "has 1 row;" in skipped[0].reason
 
 
 @pytest.mark.parametrize(

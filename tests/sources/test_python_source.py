@@ -55,7 +55,7 @@ def rows(n, word="red"):
     assert questions[3].images == questions[0].images
     assert Path(questions[2].images[0].path).is_relative_to(folder / "run" / "images")
     assert [s.where.partition("[")[2] for s in skipped] == ["4]", "5]", "6]", "7]"]
-    for row, reason in zip(skipped, ["0 <image> marks but there are 1", "open questions", "lies outside", "not int"], strict=True):
+    for row, reason in zip(skipped, ["0 <image> marks but 1 image", "open questions", "lies outside", "not int"], strict=True):
         assert reason in row.reason
     assert sys.path == before
 
@@ -70,7 +70,7 @@ def rows(n, word="red"):
         ("1 / 0", "cannot be imported: ZeroDivisionError"),
         ("def rows(n): yield {}", "failed after 0 rows: TypeError: rows.. missing 1 required positional argument: 'n'"),
         ("def rows(): return 5", "failed after 0 rows: TypeError"),
-        ("def rows():\n    yield {'question': 'a'}\n    raise KeyError('b')", "failed after 1 rows: KeyError: 'b'"),
+        ("def rows():\n    yield {'question': 'a'}\n    raise KeyError('b')", "failed after 1 row: KeyError: 'b'"),
     ],
 )
 def test_errors_of_the_users_code(own: Callable[..., object], code: str, reason: str) -> None:

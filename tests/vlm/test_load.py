@@ -169,7 +169,7 @@ def test_a_processor_of_another_model(folder: Path) -> None:
     vlm = open_folder(folder)
     from PIL import Image
 
-    with pytest.raises(ModelError, match="1 images became 9 image tokens where the model computes 4"):
+    with pytest.raises(ModelError, match="1 image became 9 image tokens where the model computes 4"):
         encode(vlm, "<image> sum?", [Image.new("RGB", (28, 28))])
 
 

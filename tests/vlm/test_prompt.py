@@ -96,7 +96,7 @@ def test_every_built_in_prompt_can_be_put(vlm: Vlm) -> None:
 
 def test_marks_must_equal_images(vlm: Vlm) -> None:
     for text, images in (("no mark", [noise(28, 28)]), ("<image>", []), ("<image><image>", [noise(28, 28)])):
-        with pytest.raises(SourceError, match="marks"):
+        with pytest.raises(SourceError, match="<image> mark"):
             encode(vlm, text, images)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,7 @@ import typer
 from mixpo.cli import show
 from mixpo.cli.app import DryRun, Folder, Force, Limit, RecipeFile, Settings, app
 from mixpo.cli.boundary import Terminal, boundary
+from mixpo.errors import UnfinishedError
 from mixpo.pipeline import open_context, run_recipe, run_stage
 from mixpo.recipe import load
 from mixpo.stages.base import Context
@@ -22,6 +24,16 @@ def _open(recipe: Path, folder: Path | None, settings: list[str] | None, limit: 
     loaded = load(recipe, tuple(settings or ()))
     root = folder if folder is not None else Path("runs") / recipe.stem
     return open_context(loaded, recipe.parent.absolute(), root, terminal.progress, limit, terminal.ranks)
+
+
+def _whole(context: Context, force: Sequence[str] = ()) -> None:
+    """Run everything and show the results; also those of a run whose evaluation is not whole."""
+    try:
+        run_recipe(context, force)
+    except UnfinishedError:
+        show.results(context.run.root)
+        raise
+    show.results(context.run.root)
 
 
 def _dry(context: Context) -> None:
@@ -45,8 +57,7 @@ def run_command(
         if dry:
             _dry(context)
             return
-        run_recipe(context, force or ())
-        show.results(context.run.root)
+        _whole(context, force or ())
 
 
 @app.command()
@@ -62,8 +73,7 @@ def demo(
     with boundary(together=True) as terminal:
         changed = [*(settings or ()), *([f"seed={seed}"] if seed is not None else ())]
         context = _open(Path(str(resources.files("mixpo"))) / "assets" / "demo.toml", folder, changed, limit, terminal)
-        run_recipe(context)
-        show.results(context.run.root)
+        _whole(context)
 
 
 def _stage_command(name: str, kinds: tuple[str, ...], summary: str) -> None:

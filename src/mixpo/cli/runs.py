@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from mixpo.amounts import amount
 from mixpo.cli import show
 from mixpo.cli.app import RunFolder, Settings, app
 from mixpo.cli.boundary import boundary
@@ -89,7 +90,7 @@ def retry(folder: RunFolder) -> None:
     with boundary() as terminal:
         rows = ask_again(replace(open_run(folder), progress=terminal.progress))
         for row in rows:
-            show.line(f"{row.stage}: {row.asked:,} failed questions asked again, {row.failed:,} failed once more")
+            show.line(f"{row.stage}: {amount(row.asked, 'failed question')} asked again, {row.failed:,} failed once more")
         show.line("run the recipe again to go on with their answers" if rows else "no question failed; nothing to ask again")
 
 
@@ -131,7 +132,7 @@ def export(
             raise RecipeError("--push uploads what --format datasets writes; give both")
         context = replace(open_run(folder), progress=terminal.progress)
         count = write(context, to, form, number)
-        show.line(f"{count:,} pairs written to {to}")
+        show.line(f"{amount(count, 'pair')} written to {to}")
         if hub is not None:
             show.line(f"uploaded to {push(to, hub, private=not public)}")
 

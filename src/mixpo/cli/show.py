@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mixpo.amounts import amount
 from mixpo.audit import Audited
 from mixpo.check import Checked
 from mixpo.cli.bars import clock, printable
@@ -33,6 +34,9 @@ from mixpo.stages.base import Context
 from mixpo.stages.report import DATA, PAGE, load_report
 from mixpo.status import models as read_models
 from mixpo.status import status as read_status
+
+NAMED = 6
+"""Unfinished stages that are named."""
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
@@ -90,6 +94,9 @@ def scores(report: Mapping[str, Any]) -> None:
         table(GAP_COLUMNS, gaps, title="\nwhat chain of thought adds to direct answers")
     if whole.get("text"):
         table(TEXT_COLUMNS, text_rows(whole), title="\ntext without images")
+    if unfinished := whole.get("unfinished"):
+        more = f" and {len(unfinished) - NAMED} more" if len(unfinished) > NAMED else ""
+        line(f"! not finished, and missing here: {', '.join(unfinished[:NAMED])}{more}")
     for alarm in whole.get("alarms", ()):
         line(f"! {alarm['set']}, {alarm['model']}, {alarm['mode']}: {alarm['text']}")
 
@@ -155,8 +162,11 @@ def audited(result: Audited) -> None:
     ]
     if rows:
         table(("answer", "right", "found", "verdict", "why it deserves a look", "end of the text"), rows)
-    by = ", ".join(f"{name} {count:,}" for name, count in result.doubtful.items())
-    line(f"{sum(result.doubtful.values()):,} of {result.verdicts:,} verdicts deserve a look" + (f": {by}" if by else ""))
+    doubtful, by = sum(result.doubtful.values()), ", ".join(f"{name} {count:,}" for name, count in result.doubtful.items())
+    line(
+        f"{doubtful:,} of {amount(result.verdicts, 'verdict')} {'deserves' if doubtful == 1 else 'deserve'} a look"
+        + (f": {by}" if by else "")
+    )
 
 
 def planned(rows: list[Estimate], devices: int) -> None:
@@ -176,7 +186,7 @@ def planned(rows: list[Estimate], devices: int) -> None:
     total = totals(rows)
     hours = f"{total.seconds / 3600:,.2f}"
     cells.append(("all", "", f"{total.requests:,}", f"{total.tokens:,}", hours, clock(total.seconds / devices), _size(total.bytes), ""))
-    on = f"on {devices} device{'s' * (devices > 1)}"
+    on = f"on {amount(devices, 'device')}"
     table(
         ("stage", "to do", "requests", "tokens", "device hours", f"time {on}", "disk", "rates"),
         cells,
@@ -197,4 +207,4 @@ def checked(result: Checked) -> None:
     for name, count in {**result.counts, **result.notes}.items():
         line(f"{name} {count:,}")
     found = len(result.findings)
-    line(f"{found} {'problem' if found == 1 else 'problems'} found" if found else "nothing to correct")
+    line(f"{amount(found, 'problem')} found" if found else "nothing to correct")

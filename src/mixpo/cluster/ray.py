@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mixpo import errors
+from mixpo.amounts import amount
 from mixpo.errors import EngineError, MissingExtra, MixpoError, RecipeError
 from mixpo.recipe import ClusterTable
 from mixpo.stages.base import Context, Made, Planned, make_here
@@ -75,7 +76,7 @@ class Crew:
                     f"cluster.address: no Ray cluster at {address!r} ({_first_line(error)}); start one with `ray start --head`"
                 ) from error
             ray.data.DataContext.get_current().enable_progress_bars = False
-            context.progress.say(f"Ray: {_resources(ray)}, {table.actors} {'actors' if table.actors > 1 else 'actor'}")
+            context.progress.say(f"Ray: {_resources(ray)}, {amount(table.actors, 'actor')}")
         have, need = ray.cluster_resources().get("CPU", 0.0), table.actors * table.cpus_per_actor
         # Ray Data's own tasks need a CPU too: without one it waits for ever.
         if need > have - 1:
@@ -159,7 +160,7 @@ def _public(error: MixpoError) -> str:
 
 def _resources(ray: Any) -> str:
     have = ray.cluster_resources()
-    return f"{len(ray.nodes())} node(s), {have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs"
+    return f"{amount(len(ray.nodes()), 'node')}, {amount(int(have.get('CPU', 0)), 'CPU')}, {amount(int(have.get('GPU', 0)), 'GPU')}"
 
 
 def _first_line(error: Exception) -> str:

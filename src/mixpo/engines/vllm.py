@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mixpo.amounts import amount
 from mixpo.engines.base import Request, SamplingParams
 from mixpo.engines.openai.answers import response_of
 from mixpo.engines.openai.wire import Choice
@@ -158,7 +159,9 @@ class VllmEngine:
     def _sampled(self, request: Request, outputs: Sequence[Any]) -> Sampled:
         written = [one for output in outputs for one in output.outputs]
         if len(written) != len(request.seeds) or any(one.finish_reason not in ("stop", "length") for one in written):
-            return Sampled(question=request.key, error=f"vLLM gave {len(written)} answers of {len(request.seeds)}, or broke one off")
+            return Sampled(
+                question=request.key, error=f"vLLM gave {len(written)} of {amount(len(request.seeds), 'answer')}, or broke one off"
+            )
         choices = [_choice(one) for one in written]
         slots = range(len(choices))
         return Sampled(

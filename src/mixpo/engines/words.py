@@ -77,6 +77,14 @@ class Words:
         return tuple(sorted(self.control - set(self.end_ids), key=lambda token: (token not in images, token)))
 
     @cached_property
+    def _largest_id(self) -> int:
+        return int(max(self._vlm.processor.tokenizer.get_vocab().values()))
+
+    def has(self, ids: Sequence[int]) -> bool:
+        """Whether the tokenizer may know all of these ids. Larger ones decode to nothing, and a model may have no row for them."""
+        return max(ids, default=0) <= self._largest_id
+
+    @cached_property
     def control_texts(self) -> tuple[str, ...]:
         """How the control tokens are written: a tokenizer reads these texts as control tokens wherever they stand."""
         return tuple(filter(None, self._vlm.processor.tokenizer.convert_ids_to_tokens(sorted(self.control))))

@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+from mixpo.amounts import amount
 from mixpo.errors import ImageError, RunError, SourceError
 from mixpo.images import save_bytes
 from mixpo.records import atomic
@@ -75,7 +76,7 @@ def rendered(question: Question, render: Render | None) -> str:
     text = render(question) if render is not None else question.text
     if text.count(IMAGE_MARK) != len(question.images):
         raise SourceError(
-            f"question {question.id}: {text.count(IMAGE_MARK)} {IMAGE_MARK} marks for {len(question.images)} images; "
+            f"question {question.id}: {amount(text.count(IMAGE_MARK), f'{IMAGE_MARK} mark')} for {amount(len(question.images), 'image')}; "
             f"remove the marks from the prompt's template"
         )
     return text

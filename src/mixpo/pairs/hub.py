@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mixpo.amounts import amount
 from mixpo.errors import MissingExtra, RunError
 from mixpo.pairs.export import Render, existing, rendered
 from mixpo.records import atomic, write_text
@@ -116,7 +117,7 @@ def _card(folder: Path, counts: Counter[str], shown: Sequence[tuple[Question, Pa
     head += ["task_categories:", "- image-text-to-text", "tags:", "- preference", "- dpo", "- mpo", "---", "", "# Preference pairs", ""]
     by_origin = ", ".join(f"{count:,} {origin}" for origin, count in sorted(counts.items()))
     body = [
-        f"{counts.total():,} pairs ({by_origin}) of answers to questions about images, made with mixpo by the method of",
+        f"{amount(counts.total(), 'pair')} ({by_origin}) of answers to questions about images, made with mixpo by the method of",
         "Mixed Preference Optimization (arXiv 2411.10442): a model's own answers, compared with known answers",
         "(`correctness`, `format`), or finished without the image (`dropout_ntp`).",
         "",

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from mixpo.amounts import amount
 from mixpo.evaluate.benchmarks import BENCHMARKS, facts_of
 from mixpo.evaluate.benchmarks.figures import differences, table
 from mixpo.evaluate.marking import marked
@@ -108,12 +109,15 @@ def _alarms(scores: Mapping[str, Any]) -> Iterator[str]:
     failed, unread, answers = scores["failed"], scores.get("unread", 0), scores.get("samples", n)
     if failed:
         best = min(1.0, scores["accuracy"] + failed / answers)
-        counted = f"count as not correct (were they right, accuracy would be {percent(best)})"
-        how = "count nowhere" if scores.get("excluded", 0) > unread else counted
+        once, they = ("s", "it") if failed == 1 else ("", "they")
+        counted = f"count{once} as not correct (were {they} right, accuracy would be {percent(best)})"
+        how = f"count{once} nowhere" if scores.get("excluded", 0) > unread else counted
         why = "because the engine failed or an image is broken"
-        yield f"{failed} of {answers} answers never came, {why}, and {how}; `mixpo retry RUN` asks for them again"
+        yield f"{failed} of {amount(answers, 'answer')} never came, {why}, and {how}; `mixpo retry RUN` asks again"
     if unread:
-        yield f"{unread} answers count nowhere, because the judge's replies could not be read; look at them in the predictions"
+        said = "reply" if unread == 1 else "replies"
+        counts = amount(unread, "answer counts", "answers count")
+        yield f"{counts} nowhere, because the judge's {said} could not be read; look in the predictions"
 
 
 def figure_rows(found: Mapping[str, Any], *, whole: bool) -> list[tuple[str, ...]]:

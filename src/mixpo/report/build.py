@@ -54,6 +54,7 @@ def build(data: ReportData) -> dict[str, Any]:
         "sets": built,
         "headline": _headline(sets.get(first, {}), main),
         "alarms": alarms(report_sets),
+        "unfinished": list(data.unfinished),
         "served": {name: _versions(name, data.manifests) for name in data.served},
         "text": [dict(row) for row in data.text],
         "counts": {name: dict(manifest.counts) for name, manifest in data.manifests.items()},

@@ -25,6 +25,7 @@ class ReportData:
     examples: pairs to show, each with its question.
     models: where the trained models are, relative to the run directory, by name.
     text: results of text-only tasks: model, task, metric, value, error, n.
+    unfinished: stages that the recipe asks for and that are not in here.
     """
 
     title: str
@@ -43,3 +44,4 @@ class ReportData:
     skipped: Sequence[Skipped] = ()
     models: Mapping[str, str] = field(default_factory=dict)
     text: Sequence[Mapping[str, Any]] = ()
+    unfinished: Sequence[str] = ()

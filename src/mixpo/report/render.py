@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from mixpo.amounts import amount
 from mixpo.report import sections, words
 from mixpo.report.benchmarks import BREAKDOWN_COLUMNS, DIFFERENCE_COLUMNS, FIGURE_COLUMNS, difference_rows, figure_rows
 from mixpo.report.difference import difference
@@ -31,6 +32,7 @@ def render(report: dict[str, Any]) -> str:
     )
     for name in ("percent", "points", "p_value", "p_cell", "interval", "count", "duration", "model_name", "title_case", "domain_name"):
         environment.filters[name] = getattr(words, name)
+    environment.filters["amount"] = amount
     style = Markup(environment.loader.get_source(environment, "page.css")[0]) if environment.loader else Markup("")
     return environment.get_template("page.html").render(report=report, style=style, words=words, **_context(report))
 

@@ -13,6 +13,7 @@ import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from mixpo.amounts import amount
 from mixpo.errors import SourceError
 from mixpo.types import IMAGE_MARK, AnswerKind, ImageRef, Question, content_id
 from mixpo.verify.kinds import fits, guess_kind
@@ -119,7 +120,7 @@ def _with_marks(text: str, images: int) -> str:
     if marks == 0:
         return f"{IMAGE_MARK}\n" * images + text
     if marks != images:
-        raise SourceError(f"question has {marks} {IMAGE_MARK} mark{'s' * (marks != 1)} but {images} image{'s' * (images != 1)}")
+        raise SourceError(f"question has {amount(marks, f'{IMAGE_MARK} mark')} but {amount(images, 'image')}")
     return text
 
 
@@ -176,7 +177,7 @@ def _letter(answer: str | None, options: Sequence[str]) -> str | None:
     if len(same) == 1:
         return same[0]
     how = "equals several of" if same else "is not among"
-    raise SourceError(f"answer {_short(answer)} {how} the {len(options)} choices; give the letter of one (A to {letters[-1]})")
+    raise SourceError(f"answer {_short(answer)} {how} the {amount(len(options), 'choice')}; give the letter of one (A to {letters[-1]})")
 
 
 def _embedded(answers: list[str], text: str) -> tuple[list[str], tuple[str, ...]]:

@@ -70,6 +70,8 @@ def _load(datasets: Any, source: HubSource, folder: Path) -> Any:
         elif folder.exists() or source.path.startswith((".", "/", "~")) or source.path.count("/") > 1:
             raise SourceError(f"source.path: {folder} is not a folder; give a folder (parquet, images, save_to_disk) or a hub id")
         else:
+            if not (Path(datasets.config.HF_DATASETS_CACHE) / source.path.replace("/", "___")).exists():
+                _reach(source, folder)
             data = datasets.load_dataset(source.path, name=source.name, split=source.split)
     # datasets has no common base of its errors; all of these say in their message what is wrong with the data set.
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, datasets.exceptions.DatasetsError) as error:
@@ -85,6 +87,23 @@ def _load(datasets: Any, source: HubSource, folder: Path) -> Any:
     if len(data) == 0:
         raise SourceError(f"{source.path}: split {source.split!r} holds no rows")
     return data
+
+
+def _reach(source: HubSource, folder: Path) -> None:
+    """Raise SourceError where the hub cannot be reached and has given nothing of the data set before. Downloads nothing.
+
+    `datasets` finds that out too, after half a minute of tries.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        snapshot_download(source.path, repo_type="dataset", allow_patterns=[])
+    except LocalEntryNotFoundError as error:
+        why = str(error).strip().splitlines()[0]
+        raise SourceError(f"source.path = {source.path!r}: no folder {folder}, and the hub does not give it ({why})") from None
+    except (HfHubHTTPError, HFValidationError):
+        return  # what is wrong with a name or a permission, datasets says
 
 
 def _first_line(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, get_args
 
+from mixpo.amounts import amount
 from mixpo.errors import SourceError
 from mixpo.prompts import PROMPTS
 from mixpo.recipe import MmprSource, did_you_mean
@@ -102,10 +103,11 @@ def _kept(annotation: Annotation) -> Iterator[Line | Skipped]:
         else:
             left_out += 1
     if left_out:
-        yield Skipped(where=annotation.where, reason=f"repeat_time = {annotation.share} leaves out {left_out} of {total} rows")
+        yield Skipped(where=annotation.where, reason=f"repeat_time = {annotation.share} leaves out {left_out} of {amount(total, 'row')}")
     if annotation.length is not None and annotation.length != total:
         yield Skipped(
-            where=annotation.where, reason=f"length = {annotation.length}, but {annotation.path} has {total} rows; is it complete?"
+            where=annotation.where,
+            reason=f"length = {annotation.length}, but {annotation.path} has {amount(total, 'row')}; is it complete?",
         )
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mixpo.amounts import amount
 from mixpo.errors import MixpoError, SourceError
 from mixpo.recipe import PythonSource, did_you_mean
 from mixpo.sources.build import Found
@@ -76,7 +77,9 @@ def _rows(source: PythonSource, function: Callable[..., Any]) -> Iterator[object
     except MixpoError:
         raise
     except Exception as error:  # the user's code may raise anything; the traceback stays attached
-        raise SourceError(f"source.target = {source.target!r} failed after {done} rows: {type(error).__name__}: {error}") from error
+        raise SourceError(
+            f"source.target = {source.target!r} failed after {amount(done, 'row')}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _question(row: object, pictures: Pictures, module: str) -> Question:
@@ -89,8 +92,8 @@ def _question(row: object, pictures: Pictures, module: str) -> Question:
 
 def _checked(question: Question, pictures: Pictures) -> Question:
     """The question with images found below the root and the id that its content gives."""
-    if question.text.count(IMAGE_MARK) != len(question.images):
-        raise SourceError(f"text has {question.text.count(IMAGE_MARK)} {IMAGE_MARK} marks but there are {len(question.images)} images")
+    if (marks := question.text.count(IMAGE_MARK)) != len(question.images):
+        raise SourceError(f"text has {amount(marks, f'{IMAGE_MARK} mark')} but {amount(len(question.images), 'image')}")
     if (question.answer is None) != (question.kind == "none"):
         raise SourceError(f'kind is {question.kind!r} with answer {question.answer!r}; open questions have kind "none" and no answer')
     images = tuple(pictures.find(image.path) for image in question.images)

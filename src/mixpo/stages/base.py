@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from mixpo.amounts import amount, are
 from mixpo.engines.keep import Keep
 from mixpo.progress import Progress
 from mixpo.recipe import Recipe
@@ -180,11 +181,11 @@ def explain(context: Context, job: Job, work: Work, last: Manifest | None) -> No
     done = len(work.shards) - len(work.missing)
     if last is None:
         return
-    why = "; ".join(work.reasons)
-    if last.finished or done == 0:
-        context.progress.say(f"{job.title}: stale, {len(work.missing)} of {len(work.shards)} shards are made again ({why})")
+    why, shards = "; ".join(work.reasons), amount(len(work.shards), "shard")
+    if last.finished or (done == 0 and last.shards != list(work.shards)):
+        context.progress.say(f"{job.title}: stale, {len(work.missing)} of {shards} {are(len(work.missing))} made again ({why})")
     else:
-        context.progress.say(f"{job.title}: going on, {done} of {len(work.shards)} shards are there ({why})")
+        context.progress.say(f"{job.title}: going on, {done} of {shards} {are(done)} there ({why})")
 
 
 def _open(job: Job, work: Work, last: Manifest | None) -> Manifest:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+from mixpo.amounts import amount
 from mixpo.errors import TrainError
 from mixpo.pairs.build import build
 from mixpo.pairs.provenance import RATIONALE
@@ -75,7 +76,7 @@ def check_pairs(context: Context, manifest: Manifest, number: int) -> None:
     dropped = [f"{name.removeprefix('dropped: ')} {count}" for name, count in manifest.counts.items() if name.startswith("dropped: ")]
     where = f"round {number}: " if context.recipe.train.rounds > 1 else ""
     raise TrainError(
-        f"{where}no pairs: of {total} questions {right} have all answers right and {wrong} all wrong"
+        f"{where}no pairs: of {amount(total, 'question')} {right} {'has' if right == 1 else 'have'} all answers right and {wrong} all wrong"
         + (f"; left out: {', '.join(dropped)}" if dropped else "")
         + f"; {_remedy(right, wrong)}"
         + ("; `mixpo evaluate` still measures the start model" if context.recipe.evaluate.sets else "")

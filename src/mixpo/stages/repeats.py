@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from mixpo.amounts import amount
 from mixpo.evaluate.benchmarks import facts_of
 from mixpo.types import Question, content_id
 
@@ -13,10 +14,19 @@ AGAIN = "questions asked again"
 SEVERAL = "rows in several categories"
 
 WORDS = {
-    TWICE: "rows stand in the files more than once; each counts, as in the published scores (is the same file there twice?)",
-    AGAIN: "rows ask what an earlier row asks (same text, images, choices) under another number or category; each is answered and counts",
-    SEVERAL: "rows belong to several categories and count in each of them",
+    TWICE: (
+        "row stands",
+        "rows stand",
+        "in the files more than once; each counts, as in the published scores (is the same file there twice?)",
+    ),
+    AGAIN: (
+        "row asks",
+        "rows ask",
+        "what an earlier row asks (same text, images, choices) under another number or category; each is answered and counts",
+    ),
+    SEVERAL: ("row belongs", "rows belong", "to several categories and counts in each of them"),
 }
+"""For one row, for several, and how either goes on."""
 
 
 def counted(blocks: Iterable[list[Question]], counts: Counter[str]) -> Iterator[list[Question]]:
@@ -35,4 +45,4 @@ def counted(blocks: Iterable[list[Question]], counts: Counter[str]) -> Iterator[
 
 def said(counts: Counter[str]) -> list[str]:
     """A sentence for each kind that there is."""
-    return [f"{counts[name]:,} {text}" for name, text in WORDS.items() if counts[name]]
+    return [f"{amount(counts[name], one, several)} {rest}" for name, (one, several, rest) in WORDS.items() if counts[name]]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mixpo.errors import RunError
 from mixpo.pairs.statistics import Statistics
 from mixpo.records import Prediction, Sampled, write_text
 from mixpo.report import ReportData, build, render
@@ -60,7 +61,7 @@ def report_job(context: Context, plan: Plan) -> Job:
         sizes=(2,),
         unit="files",
         session=session,
-        artifact=lambda shard: root / PAGE,
+        artifact=lambda shard: root / (PAGE if (root / DATA).exists() else DATA),
     )
 
 
@@ -89,6 +90,7 @@ def gather(context: Context, plan: Plan, finished: list[Planned]) -> ReportData:
         examples=_examples(context, plan, stages),
         skipped=list(_skipped(context, plan, sources, stages)),
         text=text_scores(plan),
+        unfinished=[name for name, planned in plan.planned.items() if planned.job.kind != "report" and name not in stages],
         models={name: link.relative_to(context.run.root).as_posix() for name, link in published(context, plan).items()},
     )
 
@@ -167,6 +169,11 @@ def _skipped(context: Context, plan: Plan, sources: list[str], stages: dict[str,
 
 
 def load_report(root: Path) -> dict[str, Any] | None:
-    """The report of a run as data, or None while there is none."""
+    """The report of a run as data, or None while there is none. Raises RunError when it is broken."""
     path = root / DATA
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(f"{path}: cannot be read ({error}); delete it and make it again with `mixpo report`") from None

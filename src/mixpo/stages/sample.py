@@ -12,6 +12,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+from mixpo.amounts import amount
 from mixpo.engines.base import Request, SamplingParams
 from mixpo.errors import EngineError
 from mixpo.pairs.dropout_ntp import continuation_request
@@ -174,16 +175,16 @@ def count_sampled(rows: Sequence[Sampled]) -> Mapping[str, int]:
 def check_sampled(context: Context, manifest: Manifest) -> None:
     """Raise EngineError when more questions failed than the recipe allows."""
     rows = context.run.stage(manifest.stage).read_all(Sampled)
-    check_errors(context, manifest, "questions", (f"{row.question}: {row.error}" for row in rows if row.error))
+    check_errors(context, manifest, (f"{row.question}: {row.error}" for row in rows if row.error))
 
 
-def check_errors(context: Context, manifest: Manifest, unit: str, reasons: Iterator[str]) -> None:
+def check_errors(context: Context, manifest: Manifest, reasons: Iterator[str]) -> None:
     """Raise EngineError when a larger share failed than `max_error_rate`, naming the first of `reasons`."""
-    failed, total = manifest.counts.get("failed", 0), manifest.counts[unit]
+    failed, total = manifest.counts.get("failed", 0), manifest.counts["questions"]
     allowed = context.recipe.max_error_rate
     if failed > allowed * total:
         raise EngineError(
-            f"{manifest.stage}: {failed} of {total} {unit} failed, more than max_error_rate = {allowed:g} allows "
+            f"{manifest.stage}: {failed} of {amount(total, 'question')} failed, more than max_error_rate = {allowed:g} allows "
             f"({'; '.join(islice(reasons, 3))}); the others are kept; correct the cause and ask only them again with "
             f"`mixpo retry {context.run.root}`, or go on without them with --set max_error_rate=1"
         )

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from mixpo.amounts import amount, are
 from mixpo.errors import RunError, SourceError
 from mixpo.evaluate import benchmarks
 from mixpo.images import probe
@@ -85,7 +86,7 @@ def refresh(context: Context, name: str, table: EvaluationSource, *, evaluated: 
         raise SourceError(_nothing(name, skipped))
     if table.kind == "benchmark" and skipped and not table.partial:
         raise SourceError(
-            f"{name}: {len(skipped)} rows of the benchmark cannot be used, so its score would not be the published one: "
+            f"{name}: {amount(len(skipped), 'row')} of the benchmark cannot be used, so its score would not be the published one: "
             f"{_reasons(skipped)}; correct them (`mixpo check` lists all), or set source.partial = true"
         )
     _tell(context, stage, last, index, skipped)
@@ -225,11 +226,11 @@ def _write(context: Context, stage: Stage, blocks: Iterable[list[Question]], exp
 def _tell(context: Context, stage: Stage, last: Manifest | None, index: Index, skipped: Sequence[Skipped]) -> None:
     """Say what changed since the last time, and what was left out."""
     if last is not None and (fresh := len(set(index.shards) - set(last.shards))):
-        context.progress.say(f"{stage.name}: {fresh} of {len(index.shards)} question shards are new or changed")
+        context.progress.say(f"{stage.name}: {fresh} of {amount(len(index.shards), 'question shard')} {are(fresh)} new or changed")
     if skipped:
         rest = f", and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
         context.progress.say(
-            f"{stage.name}: {len(skipped)} rows left out: {_reasons(skipped)}{rest} (all are in {stage.folder / 'skipped.jsonl'})"
+            f"{stage.name}: {amount(len(skipped), 'row')} left out: {_reasons(skipped)}{rest} (all are in {stage.folder / 'skipped.jsonl'})"
         )
 
 
@@ -264,4 +265,6 @@ def _reasons(skipped: Sequence[Skipped]) -> str:
 def _nothing(name: str, skipped: Sequence[Skipped]) -> str:
     if not skipped:
         return f"{name}: the source holds no rows; point it at a file with at least one question"
-    return f"{name}: none of the {len(skipped)} rows is usable: {_reasons(skipped)}; correct them, or run `mixpo check` for the whole list"
+    return (
+        f"{name}: none of the rows ({len(skipped)}) is usable: {_reasons(skipped)}; correct them, or run `mixpo check` for the whole list"
+    )

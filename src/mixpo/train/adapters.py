@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from mixpo.amounts import amount
 from mixpo.errors import TrainError
 from mixpo.recipe import LoraTable, TrainTable, did_you_mean
 from mixpo.train.batch import Batch
@@ -121,8 +122,8 @@ def _compare(model: nn.Module, present: lora.Adapter, table: LoraTable) -> None:
     if odd := sorted(wanted ^ set(present.modules)):
         has = "is not adapted" if odd[0] in wanted else "is adapted"
         raise TrainError(
-            f"train.lora.parts and .modules name other layers than model.adapter has ({odd[0]} {has} there, {len(odd)} such layers); "
-            "set them to the layers of that adapter"
+            f"train.lora.parts and .modules name other layers than model.adapter has ({odd[0]} {has} there, "
+            f"{amount(len(odd), 'such layer')}); set them to the layers of that adapter"
         )
 
 

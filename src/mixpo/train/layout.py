@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from mixpo.amounts import amount
 from mixpo.train.batch import PACKED, Batch, Layout, Piece
 from mixpo.train.branches import Grown, grow
 from mixpo.train.collate import collate, rows_of
@@ -45,7 +46,7 @@ def choose_layout(vlm: Vlm, sample: Sequence[Piece], prompt_of: PromptOf, precis
         reason = reason or _problem(vlm, sample, prompt_of, layout, precision, plain)
         if not reason:
             form = "in one call of the varlen kernel" if layout == "varlen" else f"in calls of like lengths ({no_kernel})"
-            checked = f"(checked on {len(plain.sums)} responses)"
+            checked = f"(checked on {amount(len(plain.sums), 'response')})"
             return layout, f"every prompt is computed once for all of its responses {checked}, attention {form}"
         no_kernel = reason
     shared = _problem(vlm, sample, prompt_of, "shared", precision, plain)

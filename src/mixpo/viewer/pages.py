@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from mixpo.amounts import amount
 from mixpo.report import words
 from mixpo.report.render import asked
 from mixpo.viewer.listing import BALANCES, ORIGINS, OUTCOMES
@@ -52,7 +53,7 @@ def environment() -> Environment:
     )
     for name in ("percent", "points", "p_value", "interval", "count", "duration", "model_name", "title_case"):
         made.filters[name] = getattr(words, name)
-    made.filters |= {"asked": asked, "parts": parts, "plain": plain}
+    made.filters |= {"amount": amount, "asked": asked, "parts": parts, "plain": plain}
     made.globals |= {
         "url": with_query, "static": static_url, "words": words, "icons": ICONS, "sides": SIDES, "answered": ANSWERED,
         "origins": ORIGINS, "outcomes": OUTCOMES, "balances": list(BALANCES), "changes": CHANGES,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
+from mixpo.amounts import amount
 from mixpo.errors import MixpoError
 from mixpo.marks import Mark, read_marks
 from mixpo.progress import Progress
@@ -219,7 +220,7 @@ class Views:
         kind, round_ = _kind(asked), Filter.read("pair", asked).round
         items = self.audits.sample(kind, round_)
         if not 0 <= number < len(items):
-            raise NotFound(f"the sample has {len(items)} verdicts; there is no number {number + 1}")
+            raise NotFound(f"the sample has {amount(len(items), 'verdict')}; there is no number {number + 1}")
         item = items[number]
         detail = question_at(self.index, item.n, round_)
         marks = read_marks(self.run.root)

@@ -16,6 +16,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from mixpo.amounts import amount
 from mixpo.errors import ModelError, SourceError
 from mixpo.types import IMAGE_MARK
 from mixpo.vlm.families import answer_type, image_axis
@@ -55,7 +56,9 @@ def encode(vlm: Vlm, prompt: str, images: Sequence[Image]) -> EncodedPrompt:
     """
     parts = prompt.split(IMAGE_MARK)
     if len(parts) - 1 != len(images):
-        raise SourceError(f"the prompt has {len(parts) - 1} {IMAGE_MARK} marks for {len(images)} images; give one mark to each image")
+        raise SourceError(
+            f"the prompt has {amount(len(parts) - 1, f'{IMAGE_MARK} mark')} for {amount(len(images), 'image')}; give one mark to each image"
+        )
     for part in parts:
         _refuse_control(vlm, part)
     text = _render(vlm, [{"role": "user", "content": _content(parts)}], answer_follows=True)
@@ -282,7 +285,7 @@ def _check_image_tokens(vlm: Vlm, ids: Tensor, features: dict[str, Tensor], imag
     if found != expected if expected is not None else found == 0:
         wanted = "at least one" if expected is None else str(expected)
         raise ModelError(
-            f"{vlm.folder}: {images} images became {found} image tokens where the model computes {wanted} features; "
+            f"{vlm.folder}: {amount(images, 'image')} became {amount(found, 'image token')} where the model computes {wanted} features; "
             "the processor or chat template does not belong to this model"
         )
 

@@ -53,8 +53,8 @@ def _read(choice: Choice, words: Words | None) -> tuple[str, tuple[int, ...], bo
 
 
 def agree(choice: Choice, words: Words) -> bool:
-    """Whether the ids of an answer are those of its text, in which special tokens may be left out."""
-    return choice.text in (words.decode(choice.ids), words.bare(choice.ids))
+    """Whether the ids of an answer are the model's and those of its text, in which special tokens may be left out."""
+    return words.has(choice.ids) and choice.text in (words.decode(choice.ids), words.bare(choice.ids))
 
 
 def suspicious(choices: Sequence[Choice], temperature: float) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
+from mixpo.amounts import amount
 from mixpo.engines.base import Request, SamplingParams
 from mixpo.engines.openai.answers import response_of, suspicious
 from mixpo.engines.openai.capabilities import Capabilities, continuation
@@ -27,6 +28,8 @@ TOP_UPS = 4
 """How often missing answers of a question are asked for again."""
 ANOTHER = 7919
 """Added to a seed when the same slot is asked for again."""
+SHOWN = 2
+"""Reasons that are named for answers that could not be used."""
 CONTROL = "answers with control tokens"
 """How such answers are counted."""
 
@@ -63,7 +66,10 @@ class Asking:
     async def _fresh(self, request: Request) -> list[Choice]:
         marks, params = request.prompt.count(IMAGE_MARK), self.params
         if marks != len(request.images):
-            raise SourceError(f"the prompt has {marks} {IMAGE_MARK} marks for {len(request.images)} images; give one mark to each image")
+            raise SourceError(
+                f"the prompt has {amount(marks, f'{IMAGE_MARK} mark')} for {amount(len(request.images), 'image')}; "
+                "give one mark to each image"
+            )
         if self.served is not None:
             self.served.prompt_text(request.prompt)  # refuses a text that would end its own turn
         pictures = [await asyncio.to_thread(address_of, image, self.image) for image in request.images]
@@ -88,7 +94,7 @@ class Asking:
     async def _collect(self, seeds: Sequence[int], ask: partial[Coroutine[Any, Any, Reply]]) -> list[Choice]:
         """One choice for each seed; what is missing or cannot be used is asked for again with other seeds. ask: n answers from a seed."""
         got: dict[int, Choice] = {}
-        dropped = 0
+        dropped, left_out = 0, Counter[str]()
         for trial in range(TOP_UPS + 1):
             missing = [slot for slot in range(len(seeds)) if slot not in got]
             if not missing:
@@ -101,12 +107,14 @@ class Asking:
                 usable = [choice for choice in map(self._understood, reply.choices) if self._usable(choice)]
                 dropped += len(reply.choices) - len(usable)
                 got |= dict(zip(part, usable, strict=False))
-                self.counts["unusable answers"] += reply.unusable
+                left_out.update(reply.unusable)
                 self.counts["answers too many"] += max(0, len(reply.choices) - len(part))
         self.counts[CONTROL] += dropped
+        self.counts["unusable answers"] += left_out.total()
         if len(got) < len(seeds):
-            why = f"; {dropped} held control tokens of the model, such as image tokens" if dropped else ""
-            raise RowError(f"only {len(got)} of {len(seeds)} answers came in {TOP_UPS + 1} rounds of asking{why}")
+            why = [f"{dropped} held control tokens of the model, such as image tokens"] if dropped else []
+            why += [f"{count} could not be used: {reason}" for reason, count in left_out.most_common(SHOWN)]
+            raise RowError("; ".join([f"only {len(got)} of {amount(len(seeds), 'answer')} came in {TOP_UPS + 1} rounds of asking", *why]))
         return [got[slot] for slot in range(len(seeds))]
 
     def _understood(self, choice: Choice) -> Choice:

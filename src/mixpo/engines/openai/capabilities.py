@@ -58,6 +58,11 @@ def _yes(value: bool | None) -> str:
 def together(found: Sequence[Capabilities], where: str) -> Capabilities:
     """What all servers can do. Raises EngineError when they do not take the same requests. where: the table that names them."""
     first = found[0]
+    if len(names := sorted({other.model for other in found})) > 1:
+        raise EngineError(
+            f"the servers in {where}.urls list different models ({', '.join(names)}); use servers of one model, or say the name that all "
+            f"of them know it by in {where}.model"
+        )
     if any((other.dialect, other.logprobs, other.ids_out) != (first.dialect, first.logprobs, first.ids_out) for other in found):
         raise EngineError(f"the servers in {where}.urls are of different kinds; use equal ones in one run")
     routes = {other.continuation for other in found}

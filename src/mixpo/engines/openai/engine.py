@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -20,7 +21,7 @@ from mixpo.engines.openai.launch import Started
 from mixpo.engines.openai.looks import Example
 from mixpo.engines.openai.pictures import address_of
 from mixpo.engines.openai.probe import Probe
-from mixpo.engines.openai.transport import HEALTH_SECONDS, Limits, LostError, Replica, RowError, Transport, bearer
+from mixpo.engines.openai.transport import HEALTH_SECONDS, BusyError, Limits, LostError, Replica, RowError, Transport, bearer
 from mixpo.engines.words import Words
 from mixpo.errors import EngineError, SourceError
 from mixpo.recipe import ImageTable
@@ -32,6 +33,8 @@ LOOKED_AT, EXAMPLES = 16, 4
 """Questions that may serve to probe, and how many do."""
 PROBES = 5
 """How often a server is probed that goes away meanwhile."""
+NAMED = 5
+"""Models that an error names."""
 
 
 class OpenAIEngine:
@@ -157,6 +160,8 @@ class OpenAIEngine:
             try:
                 probe = make(replica=replica, model=self._model or await self._only_model(replica))
                 return await probe.run(examples)
+            except BusyError as error:
+                raise EngineError(f"{replica.url}: {error}") from None
             except LostError as error:
                 if trial == PROBES:
                     raise EngineError(f"{replica.url}: the server went away {trial} times while it was probed: {error}") from None
@@ -185,22 +190,24 @@ class OpenAIEngine:
             self._started.check()
 
     async def _wait_for(self, replica: Replica) -> None:
+        """Raises EngineError when a server does not say within `patience_s` that it can work. Says what it waits for."""
         assert self._transport is not None
-        for _ in range(max(1, int(self._limits.patience_s / HEALTH_SECONDS))):
-            if await self._transport.healthy(replica):
-                return
+        begun, patience, told = time.monotonic(), self._limits.patience_s, ""
+        while why := await self._transport.trouble(replica):
             self._check()
+            if time.monotonic() - begun > patience:
+                raise EngineError(f"{replica.url} {why}, after patience_s = {patience:g}; start the server, or correct {self._where}.urls")
+            if why != told and self._started is None:
+                self._say(f"{replica.url} {why}; waiting for it up to patience_s = {patience:g}")
+                told = why
             await asyncio.sleep(HEALTH_SECONDS)
-        raise EngineError(
-            f"{replica.url}: no answer from /health or /v1/models within patience_s = {self._limits.patience_s:g}; start the server, "
-            f"or leave it out of {self._where}.urls"
-        )
 
     async def _only_model(self, replica: Replica) -> str:
         assert self._transport is not None
         names = await self._transport.models(replica)
         if len(names) != 1:
-            raise EngineError(f"{replica.url}: the server lists {len(names)} models; say which in {self._where}.model")
+            listed = f"{len(names)} models ({', '.join(names[:NAMED])}{', ...' if len(names) > NAMED else ''})" if names else "no model"
+            raise EngineError(f"{replica.url}: the server lists {listed}; say which in {self._where}.model")
         return names[0]
 
     async def _question(self, asking: Asking, request: Request) -> Sampled:

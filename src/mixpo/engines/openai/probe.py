@@ -128,7 +128,7 @@ class Probe:
                     continue
                 if reply.choices:
                     return reply
-                reason = reason or "the reply holds no usable answer"
+                reason = reason or f"the reply holds no usable answer ({', '.join(reply.unusable) or 'no choices'})"
         raise EngineError(f"{self.replica.url}: takes no request of this form: {reason}")
 
     def _may_speak(self, dialect: Dialect) -> bool:

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
+from mixpo.amounts import amount
+from mixpo.engines.openai import contact
 from mixpo.engines.openai.wire import GarbledError, Reply, reason_of
 from mixpo.errors import EngineError, MissingExtra
 
@@ -25,14 +27,20 @@ FIRST_WAIT, LONGEST_WAIT = 0.25, 30.0
 """Seconds before the second try, and the most before any."""
 HEALTH_SECONDS = 1.0
 """How often a server that is out is asked whether it is back."""
-REFUSALS = {401: "check api_key_env", 403: "check api_key_env", 404: "check urls and model", 405: "check urls"}
+REFUSALS = {
+    401: "check api_key_env",
+    402: "pay for the account, or check api_key_env",
+    403: "check api_key_env",
+    404: "check urls (most end in /v1) and model",
+    405: "check urls (most end in /v1)",
+}
 """Statuses that no later request would get around, and the remedy."""
+NO_QUOTA = b"insufficient_quota"
+"""What commercial endpoints call a 429 that no waiting mends."""
 LOST = ("unreachable", "connection lost", "too late")
 """Kinds of outcomes that say nothing about what the server can do."""
-NO_SUCH_PAGE = (401, 403, 404, 405)
-"""How endpoints answer that do not say how they are."""
-MAX_REPLY = 64 * 2**20
-"""Bytes of a reply that are read."""
+LONG_WAIT = 10.0
+"""Seconds of waiting for a busy server that the user should know of."""
 
 
 class RowError(Exception):
@@ -43,14 +51,19 @@ class LostError(Exception):
     """The server was away or went away, so that nothing is known about the request itself."""
 
 
+class BusyError(LostError):
+    """The server said that it is busy for longer than `patience_s`."""
+
+
 @dataclass(kw_only=True)
 class Replica:
-    """One server. alive: whether requests go there."""
+    """One server. alive: whether requests go there. told_busy: the user knows that it makes requests wait."""
 
     url: str
     alive: bool = True
     busy: int = 0
     failures: int = 0
+    told_busy: bool = False
 
 
 @dataclass(kw_only=True)
@@ -119,10 +132,10 @@ class Transport:
         import orjson
 
         data = orjson.dumps(body)
-        waited, tries, last, kind = 0.0, 0, "", ""
+        waited, waits, tries, last, kind = 0.0, 0, 0, "", ""
         while tries <= (self.limits.retries if retries is None else retries):
-            begun = time.monotonic()
             async with self._slots:
+                begun = time.monotonic()
                 chosen = replica or await self._choose()
                 outcome = await self._once(chosen, path, data, check)
             if outcome.reply is not None:
@@ -133,49 +146,42 @@ class Transport:
             if kind in LOST:
                 self.check()
             if kind in ("busy", "unreachable"):
-                waited += time.monotonic() - begun + outcome.wait
+                waits += 1
+                pause = outcome.wait or backoff(waits)
+                waited += time.monotonic() - begun + pause
                 if waited > self.limits.patience_s:
                     break
+                if kind == "busy" and waited > LONG_WAIT:
+                    self._tell_busy(chosen, last)
             else:
                 tries += 1
-            await asyncio.sleep(outcome.wait or backoff(tries))
-        raise (LostError if kind in LOST else RowError)(f"{last} (given up after {max(tries, 1)} {'try' if tries <= 1 else 'tries'})")
+                pause = outcome.wait or backoff(tries)
+            await asyncio.sleep(pause)
+        if kind == "busy":
+            raise BusyError(f"{last} (busy for longer than patience_s = {self.limits.patience_s:g})")
+        raise (LostError if kind in LOST else RowError)(f"{last} (given up after {amount(max(tries, 1), 'try', 'tries')})")
+
+    async def trouble(self, replica: Replica) -> str:
+        """See `contact.trouble`."""
+        assert self._session is not None
+        return await contact.trouble(self._session, replica.url, self.where)
 
     async def healthy(self, replica: Replica) -> bool:
         """Whether the server says that it can work."""
-        import aiohttp
-
-        assert self._session is not None
-        root = replica.url.removesuffix("/v1")
-        statuses = []
-        for address in (f"{root}/health", f"{replica.url}/models"):
-            try:
-                async with self._session.get(address, timeout=aiohttp.ClientTimeout(total=5.0), allow_redirects=False) as reply:
-                    statuses.append(reply.status)
-            except (aiohttp.ClientError, TimeoutError, OSError):
-                return False
-            if reply.status == 200:
-                return True
-            if reply.status == 503:  # llama.cpp lists its models while it loads them
-                return False
-        # An endpoint without such addresses, or one that wants a key for them, answers all the same.
-        return all(status in NO_SUCH_PAGE for status in statuses)
+        try:
+            return not await self.trouble(replica)
+        except EngineError:
+            return False
 
     async def models(self, replica: Replica) -> list[str]:
-        """The names that the server lists. Raises LostError when it goes away."""
+        """See `contact.models`. Raises LostError when the server goes away."""
         import aiohttp
-        import orjson
 
         assert self._session is not None
         try:
-            async with self._session.get(f"{replica.url}/models", allow_redirects=False) as reply:
-                listed = orjson.loads(await _whole(reply)) if reply.status == 200 else {}
+            return await contact.models(self._session, replica.url, self.where)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise LostError(f"the connection was lost ({type(error).__name__})") from None
-        except (ValueError, GarbledError):
-            return []
-        data = listed.get("data") if isinstance(listed, dict) else None
-        return [entry["id"] for entry in data or [] if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
 
     # --- one try ---------------------------------------------------------------------------------------------------------
 
@@ -188,12 +194,13 @@ class Transport:
         try:
             async with self._session.post(replica.url + path, data=data, allow_redirects=False) as reply:
                 if reply.status != 200:
+                    contact.refuse_redirect(replica.url, reply, self.where)
                     content = await reply.content.read(4096)
                     return self._refused(replica, reply.status, content, reply.headers.get("Retry-After", ""))
-                content = await _whole(reply)
+                content = await contact.whole(reply)
             return Outcome(reply=check(orjson.loads(content)))
         except aiohttp.ClientConnectorError as error:
-            self._take_out(replica, f"cannot be reached ({error.os_error.strerror or error})")
+            self._take_out(replica, contact.unreached(replica.url, error, self.where))
             return Outcome(kind="unreachable", reason=f"{replica.url} cannot be reached")
         except TimeoutError:
             self._doubt(replica, "does not answer in time")
@@ -202,19 +209,20 @@ class Transport:
             self._doubt(replica, "closes connections")
             return Outcome(kind="connection lost", reason=f"the connection was lost ({type(error).__name__})")
         except (orjson.JSONDecodeError, GarbledError) as error:
-            reason = "the reply is not valid JSON" if isinstance(error, orjson.JSONDecodeError) else str(error)
+            other = "" if reply.content_type == "application/json" else f" but {reply.content_type}"
+            reason = f"the reply is not valid JSON{other}" if isinstance(error, orjson.JSONDecodeError) else str(error)
             return Outcome(kind="garbled", reason=reason)
         finally:
             replica.busy -= 1
 
     def _refused(self, replica: Replica, status: int, content: bytes, retry_after: str) -> Outcome:
         reason = reason_of(status, content)
-        if status in REFUSALS:
-            raise EngineError(f"{replica.url}: {reason}; {REFUSALS[status]} in {self.where}")
+        if status in REFUSALS or (status == 429 and NO_QUOTA in content):
+            raise EngineError(f"{replica.url}: {reason}; {REFUSALS.get(status, REFUSALS[402])} in {self.where}")
         if status in (429, 503):
             if status == 503 and not retry_after:
                 self._take_out(replica, "is not ready (HTTP 503)")
-            return Outcome(kind="busy", reason=reason, wait=max(0.05, min(wait_of(retry_after), self.limits.patience_s)))
+            return Outcome(kind="busy", reason=reason, wait=min(wait_of(retry_after), self.limits.patience_s))
         if status >= 500 or status == 408:
             self._doubt(replica, f"answers with HTTP {status}")
             return Outcome(kind=f"HTTP {status}", reason=reason)
@@ -240,6 +248,11 @@ class Transport:
         replica.failures += 1
         if replica.failures >= 2 and len(self.replicas) > 1:
             self._take_out(replica, what)
+
+    def _tell_busy(self, replica: Replica, reason: str) -> None:
+        if not replica.told_busy:
+            replica.told_busy = True
+            self.say(f"{replica.url} is busy ({reason}); each request waits for it up to patience_s = {self.limits.patience_s:g}")
 
     def _take_out(self, replica: Replica, why: str) -> None:
         if replica.alive:
@@ -267,17 +280,6 @@ class Outcome:
     wait: float = 0.0
 
 
-async def _whole(reply: aiohttp.ClientResponse) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    async for part in reply.content.iter_any():
-        parts.append(part)
-        size += len(part)
-        if size > MAX_REPLY:
-            raise GarbledError(f"the reply is longer than {MAX_REPLY >> 20} MiB")
-    return b"".join(parts)
-
-
 def bearer(key: str) -> dict[str, str]:
     """The header that carries a key; none without one."""
     return {"Authorization": f"Bearer {key}"} if key else {}
@@ -291,9 +293,9 @@ def backoff(tries: int) -> float:
 
 
 def wait_of(header: str) -> float:
-    """Seconds that a Retry-After header asks for, as a number or a date; half a second where it says nothing of use."""
+    """Seconds that a Retry-After header asks for, as a number or a date; 0 where it says nothing of use."""
     with suppress(ValueError):
         return max(0.0, float(header))
     with suppress(ValueError):
         return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
-    return 0.5
+    return 0.0

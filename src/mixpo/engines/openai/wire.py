@@ -47,10 +47,10 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """Everything usable in one reply. unusable: choices that were left out (filtered, aborted). prompt_tokens: -1 when not said."""
+    """Everything usable in one reply. unusable: why each of the other choices was left out. prompt_tokens: -1 when not said."""
 
     choices: tuple[Choice, ...]
-    unusable: int = 0
+    unusable: tuple[str, ...] = ()
     prompt_tokens: int = -1
 
 
@@ -117,17 +117,32 @@ def parse(reply: object, foreign: bool = False) -> Reply:
     foreign: the answer is only marked, so reasoning may stand apart from it, and may have used up its length.
     """
     if not isinstance(reply, Mapping) or not isinstance(choices := reply.get("choices"), list):
-        raise GarbledError("the reply holds no list of choices")
+        error = f" but an error: {short(reply['error'])}" if isinstance(reply, Mapping) and reply.get("error") else ""
+        raise GarbledError(f"the reply holds no list of choices{error}")
     named = reply.get("model")
     model = "".join(filter(str.isprintable, named))[:MOST_NAME] if isinstance(named, str) else ""
-    found = [_choice(choice, foreign, model) for choice in choices]
-    usable = tuple(choice for choice in found if choice is not None)
+    found = [_choice(choice, foreign, model) for choice in _in_order(choices)]
     usage = reply.get("usage")
     count = usage.get("prompt_tokens") if isinstance(usage, Mapping) else None
-    return Reply(choices=usable, unusable=len(found) - len(usable), prompt_tokens=count if isinstance(count, int) else -1)
+    return Reply(
+        choices=tuple(choice for choice in found if isinstance(choice, Choice)),
+        unusable=tuple(why for why in found if isinstance(why, str)),
+        prompt_tokens=count if isinstance(count, int) else -1,
+    )
 
 
-def _choice(choice: object, foreign: bool, model: str) -> Choice | None:
+def _in_order(choices: Sequence[object]) -> Sequence[object]:
+    """Choices by their index, so that the same answers are the same samples however they came; as they are where these are no numbers
+    of their own."""
+    numbers = [choice.get("index") if isinstance(choice, Mapping) else None for choice in choices]
+    whole = [number for number in numbers if isinstance(number, int)]
+    if len(set(whole)) < len(choices):
+        return choices
+    return [choices[at] for at in sorted(range(len(whole)), key=whole.__getitem__)]
+
+
+def _choice(choice: object, foreign: bool, model: str) -> Choice | str:
+    """The answer, or why it is none that can be used."""
     if not isinstance(choice, Mapping):
         raise GarbledError("a choice is no object")
     message = choice.get("message")
@@ -136,13 +151,20 @@ def _choice(choice: object, foreign: bool, model: str) -> Choice | None:
         raise GarbledError("the server takes the reasoning out of the answers; start it without a reasoning parser")
     if foreign and text is None and choice.get("finish_reason") == "length":
         text = ""
-    if not isinstance(text, str) or choice.get("finish_reason") not in ("stop", "length"):
-        return None
+    finish = choice.get("finish_reason")
+    if finish not in ("stop", "length"):
+        return f"finish_reason {short(finish)}"
+    if not isinstance(text, str):
+        return "no text" + (" but a call of a tool" if isinstance(message, Mapping) and message.get("tool_calls") else "")
     logprobs, ids = _logprobs(choice.get("logprobs"))
     given = next((choice[name] for name in ID_NAMES if choice.get(name)), None)
-    if isinstance(given, list) and all(isinstance(token, int) for token in given):
+    if isinstance(given, list) and all(map(_is_id, given)):
         ids = tuple(given)
-    return Choice(text=text, stopped=choice["finish_reason"] == "stop", ids=ids, logprobs=logprobs, model=model)
+    return Choice(text=text, stopped=finish == "stop", ids=ids, logprobs=logprobs, model=model)
+
+
+def _is_id(token: object) -> bool:
+    return type(token) is int and 0 <= token < 2**31
 
 
 def _logprobs(value: object) -> tuple[tuple[float, ...], tuple[int, ...]]:
@@ -158,11 +180,17 @@ def _logprobs(value: object) -> tuple[tuple[float, ...], tuple[int, ...]]:
         numbers, ids = listed if isinstance(listed, list) else [], []
     if not numbers or not all(isinstance(number, (int, float)) for number in numbers):
         return (), ()
-    known = all(isinstance(token, int) for token in ids)
+    known = all(map(_is_id, ids))
     return tuple(float(number) for number in numbers if number is not None), tuple(ids) if known else ()
+
+
+def short(value: object) -> str:
+    """Something that a server sent, in one short line."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return " ".join(text.split())[:300]
 
 
 def reason_of(status: int, body: bytes) -> str:
     """One short line out of an error's body."""
-    text = " ".join(body[:2000].decode(errors="replace").split())
-    return f"HTTP {status}: {text[:300]}" if text else f"HTTP {status}"
+    text = short(body[:2000].decode(errors="replace"))
+    return f"HTTP {status}: {text}" if text else f"HTTP {status}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from mixpo.amounts import amount
 from mixpo.errors import SourceError
 from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Marked
 from mixpo.evaluate.benchmarks.files import images_of, list_of, text_of
@@ -22,7 +23,7 @@ def row(fields: Fields) -> Draft:
     """A row of the Parquet files, or of the ScienceQA form in which the gold is the number of the option."""
     choices = tuple(str(choice) for choice in list_of(fields.get("choices")))
     if len(choices) < 2:
-        raise SourceError(f"has {len(choices)} choices")
+        raise SourceError(f"has {amount(len(choices), 'choice')}")
     context = text_of(fields, "context", "hint", default="")
     asked = "\n".join([*([context] if context else []), text_of(fields, "question"), lettered(choices)])
     facts = {"id": text_of(fields, "id", "question_id", "image_id", "key", default=""), "choices": list(choices)}
@@ -46,7 +47,7 @@ def _letter(answer: object, count: int) -> str:
         return known[int(text)]
     if text.strip("().") in known:
         return text.strip("().")
-    raise SourceError(f"answer {answer!r} is none of the {count} options")
+    raise SourceError(f"answer {answer!r} is none of the {amount(count, 'option')}")
 
 
 def check_paper(said: str, question: Question, facts: Fields, options: Options) -> Judgement:

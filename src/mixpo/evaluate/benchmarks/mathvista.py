@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mixpo.amounts import amount
 from mixpo.errors import SourceError
 from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Extraction, Fields, Figure, Marked
 from mixpo.evaluate.benchmarks.extraction import PROMPT, read
@@ -67,7 +68,7 @@ def _letter(answer: str, choices: Sequence[str], fields: Fields) -> str:
     letter = text_of(fields, "answer_option", default=answer).strip("() ")
     if letter in letters(len(choices)):
         return letter
-    raise SourceError(f"answer {answer[:40]!r} is not among the {len(choices)} choices")
+    raise SourceError(f"answer {answer[:40]!r} is not among the {amount(len(choices), 'choice')}")
 
 
 def _query(fields: Fields, choices: Sequence[str], is_choice: bool, form: str, precision: int) -> str:

@@ -1,0 +1,13 @@
+"""How amounts stand in sentences: one answer, two answers."""
+
+from __future__ import annotations
+
+
+def amount(count: int, one: str, several: str = "") -> str:
+    """ "1 answer", "1,234 answers". several: the plural, where it is not `one` with an s."""
+    return f"{count:,} {one if count == 1 else several or one + 's'}"
+
+
+def are(count: int) -> str:
+    """The verb behind an amount."""
+    return "is" if count == 1 else "are"
