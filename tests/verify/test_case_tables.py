@@ -49,7 +49,7 @@ def test_check_without_computer_algebra(row: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("row", ALGEBRA, ids=label)
 def test_check_with_computer_algebra(row: dict[str, Any], pool: FormulaPool) -> None:
-    options = Options(tolerance=TOLERANCE, algebra=make_algebra(pool, TOLERANCE))
+    options = Options(tolerance=TOLERANCE, algebra=make_algebra(pool, TOLERANCE), choices=tuple(row.get("choices", ())))
     assert judge(row["predicted"], row["gold"], row["kind"], options).outcome == row["outcome"]
 
 

@@ -11,8 +11,11 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from mixpo.verify.formula import check_formula
 from mixpo.verify.judgement import Judgement, Options
-from mixpo.verify.number import Number, equal, single_number
+from mixpo.verify.kinds import guess_kind
+from mixpo.verify.latex import key, to_latex
+from mixpo.verify.number import Number, equal, read_numbers, single_number
 from mixpo.verify.plain import plain_characters
 from mixpo.verify.text import check_text, contains, normal_text
 from mixpo.verify.wrapping import unwrap
@@ -31,7 +34,10 @@ _NAMED_AFTER = re.compile(
 )
 _BRACKETED = re.compile(r"[(\[]\s*([A-Ja-j])\s*[)\]]")
 _STANDALONE = re.compile(r"(?<![A-Za-z'.])(?:([B-HJ])(?![A-Za-z'])|([AI])(?=\s*[.,;:)\]]*\s*$|\s*(?:,|and|or|&)\s*[(\[]?[B-J]\b))")
-_NEGATION = re.compile(r"(?i)\b(?:not|no|isn't|neither|nor|except|none|rather than|instead of)\b|不|非|除")
+_OVER_OPTIONS = re.compile(r"(?i)\b(?:all|both|none|neither)\b|以上|都")
+"""Texts of options that are about other options: "all of the above", "both A and B"."""
+_WORD = re.compile(r"[^\W\d_]{3,}")
+_NEGATION = re.compile(r"(?i)\b(?:not|no|isn'?t|neither|nor|except|none|rather than|instead of)\b|不|非|除")
 
 
 def check_choice(predicted: str, gold: str, options: Options) -> Judgement:
@@ -44,11 +50,13 @@ def check_choice(predicted: str, gold: str, options: Options) -> Judgement:
     if len(wanted) > 1:
         return _compare_sets(answer, wanted)
     named = read_options(answer, texts)
+    if not named and texts:
+        return _compare_meaning(answer, wanted, options)
     if not named:
-        return Judgement("wrong", "names none of the options") if texts else Judgement("undecided", "names no option letter")
+        return Judgement("undecided", "names no option letter")
     if named == wanted:
         return Judgement("correct", "same option")
-    if wanted <= named:
+    if wanted <= named or (len(named) > 1 and any(_OVER_OPTIONS.search(texts[LETTERS.index(letter)]) for letter in wanted if texts)):
         return Judgement("undecided", "names several options")
     return Judgement("wrong", "another option")
 
@@ -99,9 +107,17 @@ def _loose(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
     found = {match.group(1).upper() for match in _BRACKETED.finditer(answer)}
     found |= {match.group(1) or match.group(2) for match in _STANDALONE.finditer(answer)}
     found |= _contained(answer, texts)
-    if found and _NEGATION.search(answer):
+    if found and _NEGATION.search(_without_texts(answer, texts)):
         return frozenset(LETTERS)
     return frozenset(found)
+
+
+def _without_texts(answer: str, texts: tuple[str, ...]) -> str:
+    """Without the texts of options, which may hold a negation themselves: "does not change"."""
+    plain = normal_text(answer)
+    for option in sorted(_options(texts), key=lambda option: -len(option.plain)):
+        plain = plain.replace(option.plain, " ") if contains(plain, option.plain) else plain
+    return plain
 
 
 READINGS: tuple[Callable[[str, tuple[str, ...]], frozenset[str]], ...] = (_exact, _leading, _named, _loose)
@@ -114,17 +130,23 @@ class _Option(NamedTuple):
     text: str
     plain: str
     number: Number | None
+    formula: str
 
 
 @functools.lru_cache(maxsize=256)
 def _options(texts: tuple[str, ...]) -> tuple[_Option, ...]:
     """The forms of one question's choices; all its responses ask for them."""
-    return tuple(_Option(letter, text, normal_text(text), single_number(text)) for letter, text in zip(LETTERS, texts, strict=False))
+    bare = [unwrap(text) or text for text in texts]
+    return tuple(
+        _Option(letter, text, normal_text(text), _number(text), key(to_latex(text))) for letter, text in zip(LETTERS, bare, strict=False)
+    )
 
 
 def _letters_of(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
     """Letters of the options whose text `answer` is."""
-    number, plain = (single_number(answer), normal_text(answer)) if texts else (None, "")
+    if not texts:
+        return frozenset()
+    number, plain = _number(answer), normal_text(answer)
     found = set()
     for option in _options(texts):
         if number and option.number:
@@ -133,7 +155,38 @@ def _letters_of(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
             same = plain == option.plain and (bool(plain) or answer.strip() == option.text.strip())
         if same:
             found.add(option.letter)
-    return frozenset(found)
+    if len(found) == 1:
+        return frozenset(found)
+    formula = key(to_latex(answer))
+    spelled = {option.letter for option in _options(texts) if formula and formula == option.formula}
+    return frozenset(spelled or found)
+
+
+def _number(text: str) -> Number | None:
+    """The number that a text is, be it "5 cm" or "x = 5"."""
+    numbers = read_numbers(text) if "=" in text else None
+    return numbers[0] if numbers and len(numbers) == 1 else single_number(text)
+
+
+def _compare_meaning(answer: str, wanted: frozenset[str], options: Options) -> Judgement:
+    """An answer that names no option may still be the right one in another form: "y = 1 + 2x" for "y = 2x + 1"."""
+    right = [option.text for option in _options(options.choices) if option.letter in wanted]
+    if all(guess_kind(text) in ("formula", "number") for text in (answer, *right)):
+        return check_formula(answer, right[0], options)
+    hinted = _hints_at(answer, wanted, options.choices)
+    return Judgement("undecided", "speaks of the option") if hinted else Judgement("wrong", "names none of the options")
+
+
+def _hints_at(answer: str, wanted: frozenset[str], texts: tuple[str, ...]) -> bool:
+    """Whether an answer that names no option uses a word that only the right one has: "it remains constant" for "remain constant"."""
+    words = {option.letter: _stems(option.plain) for option in _options(texts)}
+    others = set().union(*(stems for letter, stems in words.items() if letter not in wanted))
+    return any(_stems(normal_text(answer)) & words[letter] - others for letter in wanted if letter in words)
+
+
+def _stems(plain: str) -> set[str]:
+    """Words of three letters or more, without a plural's or a verb's s. A text with digits has none: "20 meters" is not "12 meters"."""
+    return set() if re.search(r"\d", plain) else {word.removesuffix("s") for word in _WORD.findall(plain)}
 
 
 def _contained(answer: str, texts: tuple[str, ...]) -> frozenset[str]:

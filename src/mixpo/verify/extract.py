@@ -23,7 +23,7 @@ _FINAL_SENTENCE = re.compile(r"(?i)(?<![A-Za-z])(?:final[ \t]+)?answer[*_]*[ \t]
 _FINAL_ZH = re.compile(r"(?m)答案[*_ \t]*(?:是|为)?[*_ \t]*[:：]|^[#*_ \t]*最终答案[*_ \t]*$")
 _FINAL_ZH_SENTENCE = re.compile(r"答案[*_ \t]*应?该?当?(?:是|为|选)[*_ \t]*[:：]?")
 _ANSWER_TAG = re.compile(r"<answer>")
-_PLACEHOLDER = re.compile(r"(?i)\.\.|…|(?:your |final |the )*answer\Z")
+_PLACEHOLDER = re.compile(r"(?i)\.\.|…|[\[{<(]?(?:your |final |the )*answer[\]}>)]?\Z")
 _SENTENCE_END = re.compile(r"[。！？]|[.!?](?=\s)")
 
 Found = tuple[int, str | None]

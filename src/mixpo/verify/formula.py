@@ -11,7 +11,7 @@ from fractions import Fraction
 
 from mixpo.verify.judgement import Judgement, Options
 from mixpo.verify.latex import key, take_text, to_latex
-from mixpo.verify.number import check_number, single_number
+from mixpo.verify.number import PLACES, check_number, single_number
 from mixpo.verify.pool import FormulaPool
 from mixpo.verify.text import check_text
 from mixpo.verify.units import PATTERN, read_unit
@@ -21,7 +21,7 @@ MAX_LENGTH = 1000
 """A longer formula is undecided unless it is spelled the same: parsers slow down without bound."""
 MAX_DEPTH = 30
 
-_RATIO = re.compile(r"(\d{1,9})\s*:\s*(\d{1,9})")
+_RATIO = re.compile(r"(?i)(?:(?:the )?ratio(?: is)?:? )?(\d{1,9})\s*(?::|to|比)\s*(\d{1,9})")
 _CLOCK = re.compile(r"\d:\d\d(?!\d)")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _LONG_WORD = re.compile(r"[A-Za-z]{3,}|[^\x00-\x7f]{2,}")
@@ -38,6 +38,8 @@ _BARE_UNITS = re.compile(r"(?i)(?:square |cubic |sq\.? )?units?")
 _UNIT = re.compile(rf"(?i){PATTERN}")
 _DEGREES = re.compile(r"\\circ|°|\\degree")
 _QUOTIENT_OF_PRODUCT = re.compile(r"\\frac\{\d+\}\{\d+\}(?=[A-Za-z(\\])")
+_NAMED_ROOT = re.compile(r"[A-Za-z]_?\{?\d\}?\s*=")
+_DECIMAL = re.compile(r"-?(\d+)\.(\d+)")
 _NATURAL, _COMMON = re.compile(r"\\?ln(?![a-z])"), re.compile(r"\\?log(?![a-z_])")
 
 
@@ -73,13 +75,31 @@ def compare_algebra(predicted: str, gold: str, pool: FormulaPool, tolerance: flo
         return Judgement("undecided", "formula nested too deeply")
     if _CLOCK.search(left) or _CLOCK.search(right):
         return Judgement("undecided", "time of day")
+    if _primes(left) != _primes(right):
+        return Judgement("undecided", "a prime that the parser drops")
     if _words(left) or _words(right):
         return Judgement("undecided", "words beside the formula")
-    plainly = differ(left, right, tolerance)
-    judgement = Judgement("wrong", "values differ") if plainly else pool.compare(left, right, tolerance)
-    if judgement.outcome == "wrong" and (convention := _conventions(to_latex(predicted), to_latex(gold))):
+    judgement = _compare_values(left, right, pool, tolerance)
+    if judgement.outcome != "wrong":
+        return judgement
+    if convention := _conventions(to_latex(predicted), to_latex(gold)):
         return Judgement("undecided", convention)
+    rounding = max(_rounding(left), _rounding(right))
+    if rounding > tolerance and _compare_values(left, right, pool, rounding).outcome != "wrong":
+        return Judgement("undecided", "rounded")
     return judgement
+
+
+def _compare_values(left: str, right: str, pool: FormulaPool, tolerance: float) -> Judgement:
+    return Judgement("wrong", "values differ") if differ(left, right, tolerance) else pool.compare(left, right, tolerance)
+
+
+def _rounding(latex: str) -> float:
+    """The relative error of a decimal that was rounded to enough places (see `number.PLACES`), at most; else 0."""
+    match = _DECIMAL.fullmatch(latex.rpartition("=")[2].strip())
+    if not match or max(len(match.group(2)), len((match.group(1) + match.group(2)).lstrip("0")) - 1) < PLACES:
+        return 0.0
+    return 0.5 * 10.0 ** -len(match.group(2)) / (abs(float(match.group())) or 1.0)
 
 
 def _compare_ratios(ratios: tuple[re.Match[str] | None, re.Match[str] | None], left: str, right: str) -> Judgement:
@@ -114,6 +134,12 @@ def _depth(latex: str) -> int:
     return max(itertools.accumulate((character in "([{") - (character in ")]}") for character in latex), default=0)
 
 
+def _primes(latex: str) -> int:
+    """How often something is primed, behind the name that it is given to."""
+    value = latex.rpartition("=")[2]
+    return value.count("'") + value.count("\\prime")
+
+
 def _words(latex: str) -> list[str]:
     """Words that are no function names: an algebra system takes them for products of letters."""
     return [word for word in _LONG_WORD.findall(_COMMAND.sub(" ", latex)) if word.lower() not in _FUNCTIONS]
@@ -126,6 +152,8 @@ def _without_text(latex: str) -> str:
 def _conventions(left: str, right: str) -> str:
     """A convention that is read in two ways and may be all that sets the formulas apart; "" when there is none."""
     for one, other in ((left, right), (right, left)):
+        if _NAMED_ROOT.search(one) and not _NAMED_ROOT.search(other):
+            return "named solutions"
         if _NATURAL.search(one) and _COMMON.search(other):
             return "base of the logarithm"
         if _DEGREES.search(one) and not _DEGREES.search(other):

@@ -10,20 +10,23 @@ from collections.abc import Sequence
 
 from mixpo.types import AnswerKind
 from mixpo.verify.number import read_numbers, single_number
+from mixpo.verify.plain import plain_characters
 from mixpo.verify.text import normal_text
+from mixpo.verify.units import PATTERN
 from mixpo.verify.yes_no import read_yes_no
 
 _YES_NO = frozenset({"yes", "no", "true", "false", "是", "否", "对", "错", "正确", "错误"})
 # Upper case only, unless in brackets: "b" alone may be a variable or a label, and text compares it well.
 _OPTION = re.compile(r"[A-J]|\([A-Ja-j]\)")
-_LATEX = re.compile(r"\\[a-zA-Z]+|\$[^$]+\$|[\^_]\{")
+_LATEX = re.compile(r"\\[a-zA-Z{]|\$[^$]+\$|[\^_]\{")
 _EXPRESSION = re.compile(r"(?:sqrt|pi|sin|cos|tan|log|ln|[a-zA-Z](?![a-zA-Z])|[\d\s.()\[\]{},+\-−*/^=√π²³<>≤≥·×÷])+")
 _OPERATOR = re.compile(r"[+\-−*/^=√π²³<>≤≥·×÷(\[{]|\b(?:sqrt|pi|sin|cos|tan|log|ln)\b")
 _QUANTITY = re.compile(r"\d|[=^²³√π]")
-# These letters are no units for `check`, which does not tell V from v: "2v" is twice a speed.
-_VOLTS_OR_WATTS = re.compile(r"[-−]?\d[\d.,]*\s?[VW]")
 _PRODUCT = re.compile(r"-?\d+(?:\.\d+)?[a-ceknpu-z]")
 _EQUATION = re.compile(r"[a-zA-Z]\s*=\s*[-−√π(\d]")
+_RATIO = re.compile(r"\d{1,4}\s*:\s*(?:\d|[1-9]\d{2,3}|[6-9]\d)")
+"""Two minutes digits up to 59 would be a time of day, which is text."""
+_UNIT_BEHIND = re.compile(rf"(?i)(?<=[\w)}}π])\s*(?:{PATTERN})$")
 _RANGE_OR_DATE = re.compile(r"\d+(?:\.\d+)?\s*[-–−]\s*\d+(?:\.\d+)?|\d+([-/])\d+\1\d+")
 
 
@@ -40,7 +43,7 @@ def guess_kind(answer: str | None, choices: Sequence[str] = ()) -> AnswerKind:
         return "choice"
     if normal_text(text) in _YES_NO:
         return "yes_no"
-    if single_number(text) or _VOLTS_OR_WATTS.fullmatch(text):
+    if single_number(text):
         return "number"
     return "formula" if _is_formula(text) else "text"
 
@@ -55,8 +58,9 @@ def fits(kind: str, answer: str) -> bool:
 
 
 def _is_formula(text: str) -> bool:
-    if _LATEX.search(text) or _PRODUCT.fullmatch(text) or _EQUATION.match(text):
+    if _LATEX.search(text) or _PRODUCT.fullmatch(text) or _EQUATION.match(text) or _RATIO.fullmatch(text):
         return True
     if _RANGE_OR_DATE.fullmatch(text):
         return False
+    text = _UNIT_BEHIND.sub("", plain_characters(text))
     return bool(_EXPRESSION.fullmatch(text) and _OPERATOR.search(text) and _QUANTITY.search(text))

@@ -18,6 +18,7 @@ _SIGN = re.compile("|".join(re.escape(sign) for sign in sorted(_SIGNS, key=len, 
 _LEAD_IN = re.compile(r"(?i)^(?:(?:so|thus|hence|therefore)[, ]+)?(?:the\s+)?(?:final\s+)?(?:answer|result|value|solution)\s+is[:\s]+")
 _COMMANDS = re.compile(r"(?<![\\A-Za-z])(sqrt|pi|infty|arcsin|arccos|arctan|sin|cos|tan|log|ln|exp)(?![A-Za-z])")
 _QUOTIENT = re.compile(r"(?<![\w.^{}\])/])(\d+)\s*/\s*(\d+)(?![\d.]|\s*/)")
+_SCIENTIFIC = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([-+]?\d+)(?![\w.])")
 _ROOT = re.compile(r"√\s*(?=[({])|√\s*([A-Za-z0-9]+|\\[a-zA-Z]+)")
 _OPEN = re.compile(r"(?:\\sqrt|√|\^)\s*\(")
 _POWER = re.compile(r"\^\s*(-?\d+)")
@@ -35,7 +36,7 @@ def to_latex(text: str) -> str:
     # Signs before NFKC, which would turn some of them into other characters.
     text = _SIGN.sub(lambda match: _SIGNS[match.group()], text)
     text = plain_characters(text).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("*", r"\cdot ")
-    text = _COMMANDS.sub(r"\\\1", text)
+    text = _COMMANDS.sub(r"\\\1", _SCIENTIFIC.sub(r"\1\\times 10^{\2}", text))
     text = _braces_for_parentheses(text)
     text = _ROOT.sub(lambda match: rf"\sqrt{{{match.group(1)}}}" if match.group(1) else r"\sqrt", text)
     # "3/4 x" means three quarters of x, and a LaTeX grammar would divide by the product.

@@ -18,37 +18,61 @@ from mixpo.verify.units import CURRENCY_SIGNS, PATTERN, Unit, read_unit
 MAX_LENGTH = 1000
 """A longer text is no numeric answer."""
 MAX_EXPONENT = 9999
+PLACES = 3
+"""Decimals rounded to fewer places (and fewer digits than four) were rounded too early."""
 ROUNDING = 1e-4
 """Up to this tolerance, tolerance is for rounded decimals: two whole numbers must be the same."""
 
 _MANTISSA = r"(?:\d{1,3}(?:\.\d{3})+,\d+|\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
 _SIGN = rf"(?:(?<![\w)\]}}])(?<![\d)\]}}]\s)(?P<sign>[-+])(?=[\d.{CURRENCY_SIGNS}])|^(?P<first_sign>[-+])\s*)?"
 _POWER = r"(?:\s*[*x]\s*10\s*\^\s*[({]?\s*(?P<tens>[-+]?\d+)[)}]?|[eE](?P<exponent>[-+]?\d+)|\^[({]?(?P<power>[-+]?\d+)[)}]?)?"
-_BELOW = r"(?:\s*/\s*(?P<below>\d+(?:\.\d+)?+)(?!\s*/)|\s+(?P<top>\d+)\s*/\s*(?P<bottom>\d++)(?!\s*/))?"
-_SCALE = r"(?:\s*(?P<scale>hundred|thousand|million|billion|trillion|k|万|亿)(?![a-zA-Z]))?"
+_BELOW = r"(?:\s*/\s*(?P<below>\d+(?:\.\d+)?+)(?!\s*/)|\s+(?:and\s+)?(?P<top>\d+)\s*/\s*(?P<bottom>\d++)(?!\s*/))?"
+_SCALE = r"(?:(?:\s*(?P<scale>hundred|thousand|million|billion|trillion|万|亿|(?-i:k))|(?P<letter>(?-i:[KMB]|bn)))(?![a-zA-Z]))?"
 _NUMBER = re.compile(
     rf"(?i)(?<![A-Za-z_\d.:^])(?P<core>{_SIGN}(?:(?P<currency>[{CURRENCY_SIGNS}])\s?(?P<late_sign>-)?)?"
     rf"(?P<mantissa>(?>{_MANTISSA}))(?>{_POWER})(?>{_BELOW}))(?!:\d)"
     rf"(?>{_SCALE})(?:\s*(?P<percent>%|percent\b|per\s+cent\b)|\s*(?P<unit>{PATTERN}))?"
 )
-_SCALES = {"hundred": 2, "thousand": 3, "k": 3, "万": 4, "million": 6, "亿": 8, "billion": 9, "trillion": 12}
+_SCALES = {"hundred": 2, "thousand": 3, "k": 3, "万": 4, "million": 6, "m": 6, "亿": 8, "billion": 9, "b": 9, "bn": 9, "trillion": 12}
 _DECIMAL_COMMA = re.compile(r"(?<![\d,.])(\d+),(\d{1,2})(?![\d,.])")
 _NEGATIVE_WORD = re.compile(r"(?i)(?<![A-Za-z\d])(?:minus|negative)\s+(?=[\d.])|负\s*(?=\d)")
-_ALGEBRA = re.compile(r"\\[a-zA-Z]|[√π^]|\b(?:sqrt|pi)\b|#\s*[+*/÷]\s*#|#\s-\s#|#[a-z]\b")
-_VAGUE = re.compile(r"(?i)\b(?:half|quarter|third|dozen|couple|pair|several|few|many|double|twice|once)\b|半|几|双|\d:\d")
+_ALGEBRA = re.compile(
+    r"\\[a-zA-Z]|[√∛∜π^]|\b(?:sqrt|pi)\b|#\s*[+*/÷]\s*#|#\s-\s#|#[a-z]\b|#\s*[-+*/]\s*[A-Za-z](?!\s*[A-Za-z])"
+    r"|-\(|\|\s*#|\b(?:log|ln|sin|cos|tan)\s*\(?\s*#|#\s*(?:out of\s*#|dozen)"
+)
+_VAGUE = re.compile(
+    r"(?i)\b(?:half|quarter|third|dozen|couple|pair|several|few|many|double|twice|once)\b|半|几|双|分之|第|\d:\d|\b(?-i:[IVX]{2,})\b"
+    r"|[一二两三四五六七八九十百千万](?:度|元|角|岁|分|小时|天|年|月|日|点|[厘毫分千]?米|千?克|公[里斤]|毫?升|平方|立方)"
+)
+_PARTS = re.compile(r"(?i)\b(?:hal(?:f|ves)|(?:quarter|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|dozen)s?)\b|半|分之")
+"""Quantities in words whose number words are not their value."""
+_BOUND = re.compile(
+    r"(?i)\b(?:at (?:least|most)|(?:more|less|fewer|greater|larger|smaller|other) than|up to|over|under|not|nearly|almost)\s+[-+$]?\d"
+    r"|[<>≤≥]\s*[-+$]?\d[\d.,]*+(?!\s*>)|\d\s?\+(?!\s*[\w(])|\d(?-i:[ADEHIO-SUX-Z])(?![\w+-])|\b\d[\d.,]*\s+or\s+(?:more|less|fewer)\b"
+    r"|超过|至少|至多|最多|最少|不到|不足|不是|大于|小于|多于|少于|以上|以下"
+)
+"""Not the number itself but a bound of it, another number than it, or a label ("12A")."""
 _EQUATION = re.compile(r"[=≈]")
+_CLAUSE = re.compile(r"[;；，或和]\s*|,\s+|,(?=[A-Za-z])|\s+(?:and|or)\s+")
+_ASSIGNMENT = re.compile(r"\s*\\?[A-Za-z]\w{0,2}\s*=")
+_GAP = re.compile(r"\s*(?:and\s+)?")
+_DIGIT = re.compile(r"\d")
 _OUT_OF_REACH = Decimal("NaN")
 _CONTEXT = Context(prec=60, Emax=10**6, Emin=-(10**6), traps=[])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Number:
-    """One number as written. whole: no point, fraction or exponent. percent: value counts hundredths."""
+    """One number as written. whole: no point, fraction or exponent. percent: value counts hundredths.
+
+    places: how many digits stand behind the point of a plain decimal; None for everything else.
+    """
 
     value: Decimal
     whole: bool = True
     percent: bool = False
     unit: Unit | None = None
+    places: int | None = None
 
 
 def check_number(predicted: str, gold: str, options: Options) -> Judgement:
@@ -60,28 +84,42 @@ def check_number(predicted: str, gold: str, options: Options) -> Judgement:
         return options.algebra(predicted, gold)
     if not left and not right:
         return check_text(predicted, gold, options)
+    if any(_PARTS.search(text) and not _DIGIT.search(text) for text in (predicted, gold)):
+        return Judgement("undecided", "not in plain digits")
     if not left or not right:
         vague = _VAGUE.search(gold if left else predicted)
         return Judgement("undecided", "not in plain digits") if vague else Judgement("wrong", "no number")
-    return _compare(left, right, options.tolerance)
+    judgement = _compare(left, right, options.tolerance)
+    if judgement.outcome == "correct" and bool(_BOUND.search(predicted)) != bool(_BOUND.search(gold)):
+        return Judgement("undecided", "a bound or a label")
+    return judgement
 
 
 def single_number(text: str) -> Number | None:
     """The number that `text` is, with nothing but a unit, sign or currency beside it; else None."""
     if len(text) > MAX_LENGTH:
         return None
-    text = _prepare(text)
-    match = _NUMBER.match(text)
-    number = _number(match) if match and match.end() == len(text) else None
-    return number if number and number.value.is_finite() else None
+    text, position, number = _prepare(text), 0, None
+    while match := _NUMBER.match(text, position):
+        part = _number(match)
+        number = _joined(number, part) if number else part
+        if number is None or match.end() == len(text):
+            return number if number and number.value.is_finite() else None
+        gap = _GAP.match(text, match.end())
+        position = gap.end() if gap else match.end()
+    return None
 
 
 def read_numbers(text: str) -> list[Number] | None:
     """The numbers in `text`, equal ones once; None when it holds arithmetic that is not worked out.
 
-    Of "3 + 4 = 7" only the worked-out side counts. Number words are read only where there are no digits.
+    Of "3 + 4 = 7" only the worked-out side counts, of "x = 3, y = 4" both. Number words are read only where there are no digits.
     """
     text = _prepare(text)
+    clauses = _CLAUSE.split(text) if text.count("=") > 1 else []
+    if len(clauses) > 1 and all(map(_ASSIGNMENT.match, clauses)):
+        found = [read_numbers(clause) for clause in clauses]
+        return None if None in found else _distinct([number for numbers in found for number in numbers or ()])
     sides = [_read_side(side) for side in _EQUATION.split(text)]
     if len(sides) > 1:
         worked_out = [side for side in sides if side is not None and len(side) == 1]
@@ -95,7 +133,7 @@ def read_numbers(text: str) -> list[Number] | None:
 def equal(left: Number, right: Number, tolerance: float) -> bool | None:
     """Whether two numbers agree.
 
-    None when only a percent sign or a unit of another kind stands between them, or when a value is out of reach."""
+    None when only a percent sign, a unit of another kind or rounding stands between them, or when a value is out of reach."""
     if not (left.value.is_finite() and right.value.is_finite()):
         return None
     if left.percent != right.percent:
@@ -108,7 +146,18 @@ def equal(left: Number, right: Number, tolerance: float) -> bool | None:
         if left.unit.dimension != right.unit.dimension:
             return None if _close(left, right, tolerance) else False
         return _close(_in_base_units(left), _in_base_units(right), tolerance)
-    return _close(left, right, tolerance)
+    return _close(left, right, tolerance) or (None if _is_rounded(left, right) or _is_rounded(right, left) else False)
+
+
+def _is_rounded(rounded: Number, exact: Number) -> bool:
+    """Whether one is the other, correctly rounded to three or more places or to four or more digits, as in 3.142 for pi."""
+    digits = rounded.value.as_tuple().digits
+    if not rounded.places or max(rounded.places, len(digits) - 1) < PLACES or exact.whole:
+        return False
+    if exact.places is not None and exact.places <= rounded.places:
+        return False
+    error = _CONTEXT.subtract(rounded.value, exact.value).copy_abs()
+    return error <= Decimal(5).scaleb(-rounded.places - 1)
 
 
 def _prepare(text: str) -> str:
@@ -125,8 +174,12 @@ def _read_side(side: str) -> list[Number] | None:
     rest: list[str] = []
     position = 0
     for match in _NUMBER.finditer(side):
-        numbers.append(_number(match))
-        rest += [side[position : match.start()], "#"]
+        number, gap = _number(match), side[position : match.start()]
+        if numbers and _GAP.fullmatch(gap) and (joined := _joined(numbers[-1], number)):
+            numbers[-1] = joined
+        else:
+            numbers.append(number)
+            rest += [gap, "#"]
         position = match.end()
     rest.append(side[position:])
     if _ALGEBRA.search("".join(rest)):
@@ -156,10 +209,26 @@ def _number(match: re.Match[str]) -> Number:
         value, whole = _CONTEXT.add(value, _CONTEXT.divide(Decimal(groups["top"]), Decimal(groups["bottom"]))), False
     if not value.is_finite():
         return Number(value=_OUT_OF_REACH)
-    value = value.scaleb(_SCALES[groups["scale"].lower()], _CONTEXT) if groups["scale"] else value
+    scale = groups["scale"] or groups["letter"]
+    value = value.scaleb(_SCALES[scale.lower()], _CONTEXT) if scale else value
     negative = "-" in (groups["sign"], groups["first_sign"], groups["late_sign"])
     unit = read_unit(groups["currency"] or groups["unit"] or "")
-    return Number(value=value.copy_negate() if negative else value, whole=whole, percent=bool(groups["percent"]), unit=unit)
+    plain = not any(groups[name] for name in ("tens", "exponent", "power", "below", "bottom", "scale", "letter"))
+    return Number(
+        value=value.copy_negate() if negative else value,
+        whole=whole,
+        percent=bool(groups["percent"]),
+        unit=unit,
+        places=len(groups["mantissa"].rpartition(".")[2]) if plain and not whole else None,
+    )
+
+
+def _joined(large: Number, small: Number) -> Number | None:
+    """One quantity in two units, "5 ft 6 in" or "1 h 30 min", in the first; None where they are two quantities."""
+    if not large.unit or not small.unit or large.unit.dimension != small.unit.dimension or large.unit.factor <= small.unit.factor:
+        return None
+    part = _CONTEXT.divide(_CONTEXT.multiply(small.value, small.unit.factor), large.unit.factor).copy_sign(large.value)
+    return Number(value=_CONTEXT.add(large.value, part), whole=False, unit=large.unit)
 
 
 def _digits(mantissa: str) -> str:
@@ -185,9 +254,15 @@ def _distinct(numbers: list[Number]) -> list[Number]:
     """Each number once; a repetition without the unit is the same number."""
     kept: list[Number] = []
     for number in numbers:
-        if not any(number.value == other.value and number.unit in (None, other.unit) for other in kept):
+        if not any(_repeats(number, other) for other in kept):
             kept.append(number)
     return kept
+
+
+def _repeats(number: Number, other: Number) -> bool:
+    if number.percent != other.percent:
+        return equal(number, other, 0.0) is True
+    return number.value == other.value and number.unit in (None, other.unit)
 
 
 def _close(left: Number, right: Number, tolerance: float) -> bool:

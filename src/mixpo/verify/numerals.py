@@ -1,4 +1,4 @@
-"""Numbers written in words: English up to the trillions, Chinese up to 99. Knows nothing about digits."""
+"""Numbers written in words: English up to the trillions, Chinese up to 99,999,999. Knows nothing about digits."""
 
 from __future__ import annotations
 
@@ -13,31 +13,49 @@ _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10
 _WORDS = frozenset({*_SMALL, *_TENS, *_SCALES, "hundred"})
 _TOKEN = re.compile(r"[a-z]+")
 _CHINESE = {character: value for value, character in enumerate("零一二三四五六七八九")} | {"两": 2, "〇": 0}
-_CHINESE_NUMBER = re.compile(
-    r"(?:([一二两三四五六七八九])?(十)([一二三四五六七八九])?|([零〇一二两三四五六七八九]))(?:个|只|张|条|本|块|人|名|种|次|位|颗|辆)?"
-)
+_CHINESE_SCALES = {"十": 10, "百": 100, "千": 1000}
+_CHINESE_NUMBER = re.compile("(负?)([零〇一二两三四五六七八九十百千万]{1,16})(?:个|只|张|条|本|块|人|名|种|次|位|颗|辆)?")
+_NONE = frozenset({"none", "没有"})
 
 
 def read_words(text: str) -> list[int]:
     """Every number in words: "twenty-five apples" is [25], "two or three" is [2, 3], "没有" is []."""
     chinese = _CHINESE_NUMBER.fullmatch(text.strip(" .。"))
     if chinese:
-        tens, ten, units, digit = chinese.groups()
-        return [_CHINESE[digit]] if digit else [10 * _CHINESE.get(tens or "一", 1) * bool(ten) + _CHINESE.get(units or "零", 0)]
+        value = _read_chinese(chinese.group(2))
+        return [-value if chinese.group(1) else value]
     lowered = text.lower()
-    if lowered.strip(" .") == "none":
+    if lowered.strip(" .。") in _NONE:
         return [0]
     runs: list[list[str]] = [[]]
+    signs = [1]
     for token in _TOKEN.findall(lowered):
         if token in _WORDS:
             runs[-1].append(token)
         elif not (token == "and" and runs[-1] and runs[-1][-1] == "hundred"):
             runs.append([])
-    return [number for run in runs if run for number in _read_run(run)]
+            signs.append(-1 if token in ("minus", "negative") else 1)
+    return [number for run, sign in zip(runs, signs, strict=True) if run for number in _read_run(run, sign)]
 
 
-def _read_run(words: list[str]) -> list[int]:
-    """One unbroken run of number words. Words that do not compose ("two three") are separate numbers."""
+def _read_chinese(digits: str) -> int:
+    """ "三百零五" is 305, "三百五" 350, "一万二千" 12000; digits alone are read one by one, as in "二〇二四"."""
+    if len(digits) > 1 and not any(character in _CHINESE_SCALES or character == "万" for character in digits):
+        return int("".join(str(_CHINESE[character]) for character in digits))
+    total, part, digit, below = 0, 0, None, 1
+    for character in digits:
+        if character == "万":
+            total, part, digit, below = (total + part + (digit or 0)) * 10_000, 0, None, 1000
+        elif scale := _CHINESE_SCALES.get(character):
+            part, digit, below = part + (1 if digit is None else digit) * scale, None, scale // 10
+        else:
+            below = 1 if digit == 0 or character in "零〇" else below
+            digit = _CHINESE[character]
+    return total + part + (digit or 0) * below
+
+
+def _read_run(words: list[str], sign: int) -> list[int]:
+    """One unbroken run of number words. Words that do not compose ("two three") are separate numbers; the sign is of the first."""
     numbers: list[int] = []
     total, part, last = 0, 0, ""
     for word in words:
@@ -52,7 +70,8 @@ def _read_run(words: list[str]) -> list[int]:
                 total, part = 0, 0
             part += value
         last = word
-    return [*numbers, total + part]
+    first, *others = [*numbers, total + part]
+    return [sign * first, *others]
 
 
 def _composes(last: str, word: str) -> bool:

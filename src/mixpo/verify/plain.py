@@ -13,9 +13,9 @@ _DASH_AFTER_DIGIT = re.compile(r"(?<=\d)(\s*)[–—](?=\s*\d)")
 _THOUSANDS_SPACE = re.compile("(?<=\\d)[\u00a0\u202f\u2009](?=\\d{3}(?!\\d))")
 _TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf|sf|it)|mbox)\s*\{([^{}]*)\}")
 _FRACTION = re.compile(r"(?:(\d)\s{0,3})?\\[dtc]?frac\s*(?:\{\s*(-?[\d.,]+)\s*\}|(\d))\s*(?:\{\s*([\d.,]+)\s*\}|(\d))")
-_LATEX_WORDS = re.compile(r"\\(times|cdot|div|approx|left|right|quad|degree|circ|infty|displaystyle)(?![a-zA-Z])")
+_LATEX_WORDS = re.compile(r"\\(times|cdot|div|approx|Omega|left|right|quad|degree|circ|infty|displaystyle)(?![a-zA-Z])")
 _LATEX_SIGNS = {
-    "times": "*", "cdot": "*", "div": "/", "approx": "≈", "degree": "°", "circ": "°", "infty": "∞",
+    "times": "*", "cdot": "*", "div": "/", "approx": "≈", "degree": "°", "circ": "°", "infty": "∞", "Omega": "Ω",
 }  # fmt: skip
 _DEGREES = re.compile(r"\^\s*\{?\s*°\s*\}?")
 

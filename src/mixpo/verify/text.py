@@ -6,6 +6,7 @@ import re
 import unicodedata
 
 from mixpo.verify.judgement import Judgement, Options
+from mixpo.verify.times import compare_times, read_time
 
 _NUMBER_WORDS = {
     word: str(value) for value, word in enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])
@@ -20,6 +21,12 @@ _RELATION = re.compile(r" ?([<>=≤≥]) ?")
 _LEAD_IN = re.compile(r"(?:(?:final )?answer is|its|it is|this is|that is|they are|there is|there are|these are|答案是|答案为|这是|它是) *")
 
 
+_SIGN = re.compile(r"[-−|_^+{}]")
+_LONG_WORD = re.compile(r"[^\W\d_]{2}")
+_SMALL_WORDS = frozenset({"to", "from", "and", "of", "in", "on", "at", "between", "until", "till"})
+_ENDING = re.compile(r"(?<=[a-z]{2})s$|(?<=\d)(?:st|nd|rd|th)$")
+
+
 def check_text(predicted: str, gold: str, _options: Options) -> Judgement:
     """Equal after VQA normalisation. A longer answer that holds the other as whole words is undecided, not wrong."""
     left, right = normal_text(predicted), normal_text(gold)
@@ -27,9 +34,16 @@ def check_text(predicted: str, gold: str, _options: Options) -> Judgement:
         same = "".join(predicted.split()) == "".join(gold.split())
         return Judgement("correct", "same text") if same else Judgement("wrong", "nothing but punctuation")
     if left == right or _LEAD_IN.sub("", left, count=1) == right or _same_letters(left, right):
+        # A lone symbol is what its signs say: -x is not x, a_{n+1} not a_n+1, 2R not 2r.
+        if _is_symbol(left) and _signs(predicted) != _signs(gold):
+            return Judgement("undecided", "signs differ")
         return Judgement("correct", "same text")
+    if (time := read_time(left)) and (other := read_time(right)):
+        return compare_times(time, other)
     if contains(left, right) or contains(right, left):
         return Judgement("undecided", "one text contains the other")
+    if left.replace(" ", "") == right.replace(" ", "") or _stems(left) == _stems(right):
+        return Judgement("undecided", "the same words in another form")
     return Judgement("wrong", "texts differ")
 
 
@@ -43,6 +57,22 @@ def normal_text(text: str) -> str:
     words = _RELATION.sub(r"\1", " ".join(_PUNCTUATION.sub(" ", text).split())).split()
     kept = [word for word in words if word not in _ARTICLES] or words
     return " ".join(_NUMBER_WORDS.get(word, word) for word in kept)
+
+
+def _is_symbol(text: str) -> bool:
+    """Whether single letters are all the words that a text has."""
+    return re.search(r"[^\W\d_]", text) is not None and not _LONG_WORD.search(text)
+
+
+def _signs(text: str) -> list[str]:
+    """What tells symbols apart that are the same text otherwise; of a lone letter the case does not."""
+    return sorted(_SIGN.findall(text) + (re.findall("[A-Z]", text) if re.search(r"\d", text) else []))
+
+
+def _stems(text: str) -> list[str]:
+    """The words in order of the alphabet, without the endings of plurals and of ordinals, and the small words of ranges and dates."""
+    words = [_ENDING.sub("", word) for word in text.replace("=", " ").split() if word not in _SMALL_WORDS]
+    return sorted(words)
 
 
 def _same_letters(left: str, right: str) -> bool:

@@ -70,7 +70,8 @@ def _compare(left: Any, right: Any, tolerance: float) -> tuple[str, str]:
     if second is not None and _is_decisive(left, right):
         return ("correct", "values agree") if second else ("wrong", "values differ")
     first = verify(right, left, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True)
-    if first and second is not False:
+    # Of two equations that were not looked at in numbers, such as dy/dx = 2x and dy/dx = 3x, the first opinion proves nothing.
+    if first and (second or (second is None and not _are_equations(left, right))):
         return "correct", "formulas agree"
     if not first and second is False:
         return "wrong", "formulas differ"
@@ -214,6 +215,12 @@ def _is_decisive(left: Any, right: Any) -> bool:
         return not left.free_symbols and not right.free_symbols
     solved = _solution_set(left), _solution_set(right)
     return all(isinstance(value, Set) for value in solved) and any(isinstance(value, Relational) for value in (left, right))
+
+
+def _are_equations(left: Any, right: Any) -> bool:
+    from sympy import Equality
+
+    return isinstance(left, Equality) and isinstance(right, Equality)
 
 
 def _reply(replies: Any, outcome: str, reason: str) -> None:

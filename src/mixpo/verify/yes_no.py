@@ -9,18 +9,22 @@ from mixpo.verify.text import check_text, normal_text
 
 _YES = frozenset({"yes", "yeah", "yep", "true", "correct"})
 _NO = frozenset({"no", "nope", "false", "incorrect", "not", "cannot"})
+_ALONE = dict.fromkeys(["y", "t", "right", "thats right", "definitely", "certainly", "absolutely", "affirmative", "indeed"], "yes")
+_ALONE |= dict.fromkeys(["it is", "it does", "they are", "they do", "there is", "there are", "he is", "she is"], "yes")
+_ALONE |= dict.fromkeys(["n", "f", "wrong", "thats wrong"], "no")
+"""Whole answers that say yes or no without a word for it; inside a sentence these words mean something else."""
 _AUXILIARIES = frozenset(["is", "are", "was", "were", "do", "does", "did", "ca", "has", "have", "had", "wo", "would", "could", "should"])
 _OPPOSITES = {"true": "false", "correct": "false", "false": "true", "incorrect": "true"}
 _OPPOSITE = re.compile(r"\b(?:not|isnt)(?: entirely| quite)? (true|correct|false|incorrect)\b")
 _NO_ZH = re.compile("不是|不对|不正确|错误|没有|否|错|不|假|非")
-_YES_ZH = re.compile("是|对|正确|有|真")
+_YES_ZH = re.compile(r"是|对|正确|有|真|可以|\A[能会]")
 _CAN_NOT = r"(?:can ?not|cant|could ?not|couldnt|(?:un|not )able to|(?:im|not )possible to|hard to|difficult to|no way to)(?: \w+){0,2}? "
 _NOT = r"(?:not|\w{1,5}nt)"
 _UNSURE = re.compile(
     rf"\b(?:{_CAN_NOT}(?:know|tell|say|determine|decide|judge|answer|be (?:sure|certain|known|told|determined|decided|judged|answered))"
     rf"|(?:i|we) (?:do|did)(?: not|nt)(?: \w+)? know|not known|{_NOT}(?: \w+)? (?:sure|certain)|{_NOT}(?: \w+)? clear (?:if|whether)"
     rf"|{_NOT}(?: \w+){{0,2}} enough|insufficient|no idea|no (?:\w+ )?information|unsure"
-    r"|uncertain|unknown|unclear|undetermined|maybe|perhaps|possibly|depends)\b"
+    r"|sometimes|partly|partially|uncertain|unknown|unclear|undetermined|maybe|perhaps|possibly|depends)\b"
 )
 _UNSURE_ZH = re.compile(
     r"不知道|不(?:太|大|是很)?清楚|(?:不|未|没)(?:能|太)?确定|不好说|难说|说不准|不一定|说不清|看不清|未知|不详|不明(?![显亮白智])|也许|或许|(?<!不)可能|信息不足|没有足够"
@@ -61,7 +65,8 @@ def is_unsure(text: str) -> bool:
 
 def read_yes_no(text: str) -> frozenset[bool]:
     """{True} for yes, {False} for no, both for a contradiction, empty for neither."""
-    plain = _OPPOSITE.sub(lambda match: _OPPOSITES[match.group(1)], normal_text(text))
+    plain = normal_text(text)
+    plain = _OPPOSITE.sub(lambda match: _OPPOSITES[match.group(1)], _ALONE.get(plain, plain))
     found: set[bool] = set()
     for word in plain.split():
         if word in _YES:
