@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from mixpo.errors import EvaluateError, MissingExtra, RecipeError
@@ -44,6 +44,14 @@ class Reply(Generic[Found]):
     reply: str
     judge: str
     found: Found | None
+
+
+class Kept(NamedTuple):
+    """A reply on disk. model: as the endpoint named it. again: how often it had been asked anew (`mixpo retry`)."""
+
+    reply: str
+    model: str
+    again: int
 
 
 def ready(table: JudgeTable) -> str:
@@ -100,33 +108,43 @@ class Judge:
         self._client: Any = None
         self._lock = threading.Lock()
 
-    def ask(self, wording: Rubric | Extraction, fields: Mapping[str, str], read: Callable[[str], Found | None]) -> Reply[Found]:
+    def ask(
+        self, wording: Rubric | Extraction, fields: Mapping[str, str], read: Callable[[str], Found | None], again: int = 0
+    ) -> Reply[Found]:
         """What `read` makes of the first reply that it can read.
 
-        fields: question, reference, answer, context. Raises EvaluateError when the endpoint cannot be used.
+        fields: question, reference, answer, context. again: how often the judge is asked anew where a kept reply cannot be read.
+        Raises EvaluateError when the endpoint cannot be used.
         """
         prompt = _SLOT.sub(lambda slot: fields.get(slot.group(1), ""), wording.prompt)
         messages = [*([{"role": "system", "content": wording.system}] if wording.system else []), {"role": "user", "content": prompt}]
         reply, name = "", self._table.model
         for attempt in range(self._table.attempts):
-            kept = self._reply(messages, self._table.temperature + WARMER * attempt)
-            reply, name = kept["reply"], kept["model"]
+            request = {
+                "model": self._table.model,
+                "messages": messages,
+                "temperature": self._table.temperature + WARMER * attempt,
+                "max_tokens": self._table.max_tokens,
+            }
+            kept = self._kept(request, again, lambda said: read(said) is not None)
+            reply, name = kept.reply, kept.model
             found = read(reply)
             if found is not None:
                 return Reply(reply=reply, judge=f"{name} #{digest(wording)}", found=found)
         return Reply(reply=reply, judge=f"{name} #{digest(wording)}", found=None)
 
-    def _reply(self, messages: list[dict[str, str]], temperature: float) -> dict[str, str]:
-        request = {"model": self._table.model, "messages": messages, "temperature": temperature, "max_tokens": self._table.max_tokens}
+    def _kept(self, request: Mapping[str, Any], again: int, readable: Callable[[str], bool]) -> Kept:
+        """The reply on disk, or a new one, which is then kept."""
         name = hashlib.sha256(json.dumps(request, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
         path = self._cache / name[:2] / f"{name}.json"
-        kept = _kept(path)
-        if kept is None:
-            kept = self._send(request)
-            write_text(path, json.dumps(kept, ensure_ascii=False) + "\n")
+        kept = _load(path)
+        if kept is None or (kept.again < again and not readable(kept.reply)):
+            reply, model = self._send(request)
+            kept = Kept(reply=reply, model=model, again=again)
+            write_text(path, json.dumps(kept._asdict(), ensure_ascii=False) + "\n")
         return kept
 
-    def _send(self, request: Mapping[str, Any]) -> dict[str, str]:
+    def _send(self, request: Mapping[str, Any]) -> tuple[str, str]:
         """One request; the SDK repeats it after time-outs, lost connections and answers 408, 409, 429 and 5xx, with growing pauses."""
         import openai
 
@@ -142,17 +160,17 @@ class Judge:
         except (openai.OpenAIError, ValueError) as error:
             cause = f"{error} {error.__cause__ or ''}".strip()
             raise EvaluateError(f"the judge at {self._table.url} cannot be asked: {_short(cause)}; {_KEPT}") from None
-        return {"reply": _reply(completion), "model": str(getattr(completion, "model", None) or self._table.model)}
+        return _reply(completion), str(getattr(completion, "model", None) or self._table.model)
 
 
 _KEPT = "the replies so far are kept; run the same command again when it is up"
 
 
-def _kept(path: Path) -> dict[str, str] | None:
+def _load(path: Path) -> Kept | None:
     """A reply from the cache; a torn or foreign file is none."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        return {"reply": str(data["reply"]), "model": str(data["model"])}
+        return Kept(reply=str(data["reply"]), model=str(data["model"]), again=int(data.get("again", 0)))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -113,7 +113,8 @@ def _alarms(scores: Mapping[str, Any]) -> Iterator[str]:
         why = "because the engine failed or an image is broken"
         yield f"{failed} of {answers} answers never came, {why}, and {how}; `mixpo retry RUN` asks for them again"
     if unread:
-        yield f"{unread} answers count nowhere, because the judge's replies could not be read; look at them in the predictions"
+        why = "because the judge's replies could not be read"
+        yield f"{unread} answers count nowhere, {why}; look at them in the predictions, or ask the judge again with `mixpo retry RUN`"
 
 
 def figure_rows(found: Mapping[str, Any], *, whole: bool) -> list[tuple[str, ...]]:
