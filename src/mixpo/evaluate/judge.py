@@ -24,11 +24,13 @@ from urllib.parse import urlsplit
 
 from mixpo.errors import EvaluateError, MissingExtra, RecipeError
 from mixpo.evaluate.benchmarks.base import Extraction, Rubric
-from mixpo.recipe import JudgeTable
+from mixpo.recipe import EXTRACTED_BENCHMARKS, JUDGED_BENCHMARKS, JudgeTable, did_you_mean
 from mixpo.records import write_text
 from mixpo.types import content_id
 
-_SLOT = re.compile(r"\{(question|reference|answer|context)\}")
+SLOTS = ("question", "reference", "answer", "context")
+"""What is put into a judge's prompt."""
+_SLOT = re.compile(rf"\{{({'|'.join(SLOTS)})\}}")
 WARMER = 0.5
 """How much the temperature rises with every further attempt, as the benchmarks' own evaluators do."""
 
@@ -75,17 +77,42 @@ def _is_local(host: str) -> bool:
 
 
 def with_own_prompt(wording: Wording, table: JudgeTable, base: Path, name: str) -> Wording:
-    """The same with the user's prompt for benchmark `name`, where there is one. Raises RecipeError for a prompt without its slots."""
-    path = base / table.prompts / f"{name}.txt"
-    if not table.prompts or not path.is_file():
-        if table.prompts and not path.parent.is_dir():
-            raise RecipeError(f"evaluate.judge.prompts: {path.parent} is not a folder; the path is relative to the recipe")
+    """The same with the user's texts for benchmark `name`, where there are some: NAME.txt, and NAME.system.txt for the system message.
+
+    Raises RecipeError for a prompt without its slots, and for a file that belongs to no benchmark.
+    """
+    if not table.prompts:
         return wording
-    prompt = path.read_text(encoding="utf-8")
-    missing = [slot for slot in ("question", "answer") if f"{{{slot}}}" not in prompt]
+    folder = base / table.prompts
+    if not folder.is_dir():
+        raise RecipeError(f"evaluate.judge.prompts: {folder} is not a folder; the path is relative to the recipe")
+    known = [f"{of}{end}" for of in (*JUDGED_BENCHMARKS, *EXTRACTED_BENCHMARKS) for end in (".txt", ".system.txt")]
+    for path in sorted(folder.glob("*.txt")):
+        if path.name not in known:
+            raise RecipeError(f"{path}: belongs to no benchmark{did_you_mean(path.name, known)}; known are {', '.join(known)}")
+    prompt, system = folder / f"{name}.txt", folder / f"{name}.system.txt"
+    if prompt.is_file():
+        wording = dataclasses.replace(wording, prompt=_prompt(prompt))
+    return dataclasses.replace(wording, system=_text(system).strip()) if system.is_file() else wording
+
+
+def _prompt(path: Path) -> str:
+    text = _text(path)
+    missing = [slot for slot in ("question", "answer") if f"{{{slot}}}" not in text]
     if missing:
         raise RecipeError(f"{path}: has no {{{missing[0]}}}; a judge prompt needs {{question}} and {{answer}}")
-    return dataclasses.replace(wording, prompt=prompt)
+    # Other words in braces may be meant, as in an example of JSON, unless they look like a slot.
+    for name in re.findall(r"\{(\w+)\}", text):
+        if name not in SLOTS and (meant := did_you_mean(name, SLOTS)):
+            raise RecipeError(f"{path}: nothing is put into {{{name}}}{meant}")
+    return text
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read as UTF-8 text ({error})") from None
 
 
 def digest(wording: Rubric | Extraction) -> str:

@@ -46,9 +46,11 @@ def check_choice(predicted: str, gold: str, options: Options) -> Judgement:
     named = read_options(answer, texts)
     if not named:
         return Judgement("wrong", "names none of the options") if texts else Judgement("undecided", "names no option letter")
-    if named == wanted:
+    # Options may have the same text; whoever names one of them means the same.
+    alike = wanted | _letters_of(dict(zip(LETTERS, texts, strict=False)).get(min(wanted), ""), texts)
+    if named <= alike:
         return Judgement("correct", "same option")
-    if wanted <= named:
+    if named & alike:
         return Judgement("undecided", "names several options")
     return Judgement("wrong", "another option")
 

@@ -14,6 +14,7 @@ from mixpo.errors import SourceError
 from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Marked, Place, Rubric
 from mixpo.evaluate.benchmarks.files import images_of, text_of
 from mixpo.evaluate.benchmarks.measures import grouped, marks
+from mixpo.evaluate.benchmarks.rules import REASONING
 from mixpo.sources.jsonl import lines
 from mixpo.types import Skipped
 
@@ -109,6 +110,6 @@ BENCHMARK = Benchmark(
     files=("questions.jsonl",),
     joined=joined,
     direct="{question}\nAnswer this question in detail.",
-    cot="Your task is to answer the question below in detail. Give step by step reasoning.\n\nQuestion:\n\n{question}",
+    cot=REASONING,
     rubric=Rubric(prompt=PROMPT, system=SYSTEM, read=read, share=lambda found: found[1] / 10, passes=lambda found: found[1] >= found[0]),
 )
