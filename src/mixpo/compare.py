@@ -95,7 +95,8 @@ def _compared(key: tuple[str, str], left: Stage, right: Stage, anyway: bool) -> 
     known = [_questions(stage) for stage in (left, right)]
     units = {question.id: unit_of(question) for questions in known for question in questions.values()}
     sides = {
-        name: asdict(score(rows, units)) | {"model": stage.name.split("/")[2]} for name, rows, stage in (("a", a, left), ("b", b, right))
+        side: asdict(score(rows, units)) | {"model": stage.name.split("/")[2], "name": name}
+        for side, rows, stage, name in zip("ab", (a, b), (left, right), _names(left, right), strict=True)
     }
     for side in sides.values():
         del side["domains"]
@@ -112,6 +113,15 @@ def _compared(key: tuple[str, str], left: Stage, right: Stage, anyway: bool) -> 
     }
 
 
+def _names(left: Stage, right: Stage) -> list[str]:
+    """What tells the two sides apart: the models' names, with those of their runs where they are the same."""
+    runs, models = zip(*((stage.folder.parents[3], stage.name.split("/")[2]) for stage in (left, right)), strict=True)
+    if models[0] != models[1] or runs[0] == runs[1]:
+        return list(models)
+    same = runs[0].name == runs[1].name
+    return [f"{run if same else run.name}/{model}" for run, model in zip(runs, models, strict=True)]
+
+
 def _questions(stage: Stage) -> dict[str, Question]:
     """The questions of an evaluation's set by id; none where the run no longer has them."""
     source = Run(stage.folder.parents[3]).stage(source_name(stage.name.split("/")[1]))
@@ -119,7 +129,7 @@ def _questions(stage: Stage) -> dict[str, Question]:
 
 
 def _missing(side: Mapping[str, Any]) -> str:
-    never = f"{side['failed']} of {side['n']} answers of {side['model']} never came"
+    never = f"{side['failed']} of {side['n']} answers of {side['name']} never came"
     how = "nowhere" if side["excluded"] > side["unread"] else "as not correct"
     return f"{never} and count {how}; `mixpo retry` asks for them again"
 
@@ -163,7 +173,7 @@ def figure_cells(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     rows = []
     for row in found:
         for figure in row["figures"]:
-            sides = [cell for side in ("a", "b") for cell in (row[side]["model"], value_cell(figure[side], figure["unit"]))]
+            sides = [cell for side in ("a", "b") for cell in (row[side]["name"], value_cell(figure[side], figure["unit"]))]
             rows.append((row["set"], row["mode"], figure["name"], *sides, *difference_cells(figure)))
     return rows
 
@@ -177,6 +187,6 @@ def cells(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Rows of text for COLUMNS."""
     rows = []
     for row in found:
-        sides = [cell for side in (row["a"], row["b"]) for cell in (side["model"], accuracy(side))]
+        sides = [cell for side in (row["a"], row["b"]) for cell in (side["name"], accuracy(side))]
         rows.append((row["set"], row["mode"], *sides, *(("none", "", "", "", "", "0") if row["problem"] else _test_cells(row))))
     return rows

@@ -206,6 +206,12 @@ def test_equal_evaluations_are_compared_and_others_refused(run: Path, tmp_path: 
     assert compare_evaluations(one, one)[0]["n"] == 12
     with pytest.raises(EvaluateError, match=r"mode: cot -> direct|mode: direct -> cot"):
         compare_evaluations(one, first / "evaluate" / "pope" / "start" / "cot")
+    # Both models are called "start"; their runs tell them apart, by their whole paths where they have the same name too.
+    assert {(row["a"]["name"], row["b"]["name"]) for row in found.values()} == {(f"{first}/start", f"{second}/start")}
+    renamed = second.rename(tmp_path / "other")
+    names = {(row["a"]["name"], row["b"]["name"]) for row in compare_evaluations(first, renamed, anyway=True)}
+    assert names == {("run/start", "other/start")}
+    renamed.rename(second)
     assert main(["compare", str(first), str(second)]) == 1
     assert main(["compare", str(first), str(second), "--anyway"]) == 0
 

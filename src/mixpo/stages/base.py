@@ -181,7 +181,7 @@ def explain(context: Context, job: Job, work: Work, last: Manifest | None) -> No
     if last is None:
         return
     why = "; ".join(work.reasons)
-    if last.finished or done == 0:
+    if last.finished or (done == 0 and last.shards != list(work.shards)):
         context.progress.say(f"{job.title}: stale, {len(work.missing)} of {len(work.shards)} shards are made again ({why})")
     else:
         context.progress.say(f"{job.title}: going on, {done} of {len(work.shards)} shards are there ({why})")

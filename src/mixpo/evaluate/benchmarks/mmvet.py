@@ -76,7 +76,7 @@ BENCHMARK = Benchmark(
     measures=(SCORE,),
     breakdown=breakdown,
     splits=(("test",),),
-    files=("mm-vet.json",),
+    files=("mm-vet.json", "MMVet.tsv"),
     cot=REASONING,
     rubric=Rubric(prompt=PROMPT, read=read, share=lambda found: found[0], passes=lambda found: found[0] >= 0.5),
 )
