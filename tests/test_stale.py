@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,19 @@ def test_staleness_is_said_with_the_reason(own_run: Path) -> None:
     context = open_small(own_run / "recipe.toml", own_run / "run", "sample.temperature=0.5")
     run_stage(context, ("sample",))
     assert "sample: stale, 3 of 3 shards are made again (sample.temperature: 1.0 -> 0.5)" in said(context)
+
+
+def test_a_stage_killed_in_its_first_shard_goes_on(own_run: Path) -> None:
+    """Nothing is stale there: the same work was only not finished."""
+    context = open_small(own_run / "recipe.toml", own_run / "run")
+    stage = context.run.stage("round-1/pair")
+    manifest = stage.manifest
+    assert manifest is not None
+    stage.save_manifest(replace(manifest, finished=False))
+    for shard in manifest.shards:
+        stage.path(shard).unlink()
+    run_stage(context, ("pair",))
+    assert said(context) == ["pair: going on, 0 of 3 shards are there (3 shards are not finished)"]
 
 
 def test_another_pairing_rule_samples_nothing(own_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

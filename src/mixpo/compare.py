@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from mixpo.amounts import amount
 from mixpo.errors import EvaluateError
-from mixpo.evaluate import compare, score
+from mixpo.evaluate import Comparison, compare, score
 from mixpo.evaluate.benchmarks import BENCHMARKS
 from mixpo.evaluate.benchmarks.figures import FigureDifference
 from mixpo.evaluate.benchmarks.figures import differences as figure_differences
 from mixpo.evaluate.marking import marked
+from mixpo.evaluate.resample import unit_of
+from mixpo.evaluate.score import UNREADABLE, comparable
 from mixpo.records import Prediction
 from mixpo.report.benchmarks import difference_cells, value_cell
-from mixpo.report.words import p_cell, percent, points
+from mixpo.report.words import accuracy, p_cell, points
 from mixpo.run import Manifest, Run, Stage, changed_settings
 from mixpo.stages.answer import source_name
 from mixpo.stages.models import SERVED
@@ -31,8 +33,9 @@ COLUMNS = ("set", "answers", "A", "accuracy", "B", "accuracy", "points", "95 % i
 def compare_evaluations(first: Path, second: Path, anyway: bool = False) -> list[dict[str, Any]]:
     """One comparison for each set and mode that both have. `first` and `second`: run directories or single evaluations in them.
 
-    Of two runs the main model of each is taken, the last that was evaluated. Raises EvaluateError when there is nothing to compare, or
-    when anything but the model differs and `anyway` is False.
+    Of two runs the main model of each is taken, the last that was evaluated. Where no question counts on both sides, because the judge
+    could not be read, `problem` says so and the comparison's figures are None. Raises EvaluateError when there is nothing to compare,
+    or when anything but the model differs and `anyway` is False.
     """
     left, right = dict(_evaluations(first)), dict(_evaluations(second))
     alone = len(left) == len(right) == 1 and _is_evaluation(first) and _is_evaluation(second)
@@ -90,16 +93,44 @@ def _compared(key: tuple[str, str], left: Stage, right: Stage, anyway: bool) -> 
         a, b = [row for row in a if row.question in shared], [row for row in b if row.question in shared]
         if not shared:
             raise EvaluateError(f"{left.folder} and {right.folder} have no question in common")
-    sides = {name: asdict(score(rows)) | {"model": stage.name.split("/")[2]} for name, rows, stage in (("a", a, left), ("b", b, right))}
+    known = [_questions(stage) for stage in (left, right)]
+    units = {question.id: unit_of(question) for questions in known for question in questions.values()}
+    sides = {
+        side: asdict(score(rows, units)) | {"model": stage.name.split("/")[2], "name": name}
+        for side, rows, stage, name in zip("ab", (a, b), (left, right), _names(left, right), strict=True)
+    }
     for side in sides.values():
         del side["domains"]
-    figures = [asdict(found) for found in figures_of(left, right, a, b)]
-    notes = [_missing(side) for side in sides.values() if side["failed"]]
-    return {"set": key[0], "mode": key[1], **sides, **asdict(compare(a, b)), "figures": figures, "differences": differences, "notes": notes}
+    sure = comparable(a, b)
+    return {
+        "set": key[0],
+        "mode": key[1],
+        **sides,
+        **(asdict(compare(a, b, units)) if sure else dict.fromkeys(field.name for field in fields(Comparison)) | {"n": 0}),
+        "problem": "" if sure else UNREADABLE,
+        "figures": [asdict(found) for found in figures_of((left, right), (a, b), known)],
+        "differences": differences,
+        "notes": [_missing(side) for side in sides.values() if side["failed"]],
+    }
+
+
+def _names(left: Stage, right: Stage) -> list[str]:
+    """What tells the two sides apart: the models' names, with those of their runs where they are the same."""
+    runs, models = zip(*((stage.folder.parents[3], stage.name.split("/")[2]) for stage in (left, right)), strict=True)
+    if models[0] != models[1] or runs[0] == runs[1]:
+        return list(models)
+    same = runs[0].name == runs[1].name
+    return [f"{run if same else run.name}/{model}" for run, model in zip(runs, models, strict=True)]
+
+
+def _questions(stage: Stage) -> dict[str, Question]:
+    """The questions of an evaluation's set by id; none where the run no longer has them."""
+    source = Run(stage.folder.parents[3]).stage(source_name(stage.name.split("/")[1]))
+    return {question.id: question for question in source.read_all(Question)} if source.manifest is not None else {}
 
 
 def _missing(side: Mapping[str, Any]) -> str:
-    never = f"{side['failed']} of {amount(side['n'], 'answer')} of {side['model']} never came"
+    never = f"{side['failed']} of {amount(side['n'], 'answer')} of {side['name']} never came"
     how = "nowhere" if side["excluded"] > side["unread"] else "as not correct"
     counts = "counts" if side["failed"] == 1 else "count"
     return f"{never} and {counts} {how}; `mixpo retry` asks again"
@@ -110,19 +141,17 @@ def _other_questions(a: set[str], b: set[str]) -> list[str]:
     return [f"questions: {len(a - b)} are only in the first, {len(b - a)} only in the second"] if a != b else []
 
 
-def figures_of(left: Stage, right: Stage, a: Sequence[Prediction], b: Sequence[Prediction]) -> list[FigureDifference]:
+def figures_of(
+    stages: Sequence[Stage], answers: Sequence[Sequence[Prediction]], known: Sequence[Mapping[str, Question]]
+) -> list[FigureDifference]:
     """The published figures of a benchmark for the answers of both; none for other sets, and where questions are missing."""
-    names = {_manifest(stage).settings.get("benchmark") for stage in (left, right)}
-    if len(names) != 1 or (name := names.pop()) is None or left.name.endswith("/sampled"):
+    names = {_manifest(stage).settings.get("benchmark") for stage in stages}
+    if len(names) != 1 or (name := names.pop()) is None or stages[0].name.endswith("/sampled"):
         return []
-    sides = []
-    for stage, rows in ((left, a), (right, b)):
-        source = Run(stage.folder.parents[3]).stage(source_name(stage.name.split("/")[1]))
-        questions = {question.id: question for question in source.read_all(Question)}
-        if questions.keys() != {row.question for row in rows}:
-            return []  # figures over a part of a benchmark would not be its figures
-        sides.append([marked(row, questions[row.question]) for row in rows])
-    return figure_differences(BENCHMARKS[name], *sides)
+    if any(questions.keys() != {row.question for row in rows} for rows, questions in zip(answers, known, strict=True)):
+        return []  # figures over a part of a benchmark would not be its figures
+    a, b = ([marked(row, questions[row.question]) for row in rows] for rows, questions in zip(answers, known, strict=True))
+    return figure_differences(BENCHMARKS[name], a, b)
 
 
 def _manifest(stage: Stage) -> Manifest:
@@ -146,16 +175,20 @@ def figure_cells(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     rows = []
     for row in found:
         for figure in row["figures"]:
-            sides = [cell for side in ("a", "b") for cell in (row[side]["model"], value_cell(figure[side], figure["unit"]))]
+            sides = [cell for side in ("a", "b") for cell in (row[side]["name"], value_cell(figure[side], figure["unit"]))]
             rows.append((row["set"], row["mode"], figure["name"], *sides, *difference_cells(figure)))
     return rows
+
+
+def _test_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    interval = f"{points(row['low'])} to {points(row['high'])}"
+    return points(row["difference"]), interval, p_cell(row["p"]), *(f"{row[name]:,}" for name in ("only_a", "only_b", "n"))
 
 
 def cells(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Rows of text for COLUMNS."""
     rows = []
     for row in found:
-        sides = [cell for side in (row["a"], row["b"]) for cell in (side["model"], percent(side["accuracy"]))]
-        test = (points(row["difference"]), f"{points(row['low'])} to {points(row['high'])}", p_cell(row["p"]))
-        rows.append((row["set"], row["mode"], *sides, *test, *(f"{row[name]:,}" for name in ("only_a", "only_b", "n"))))
+        sides = [cell for side in (row["a"], row["b"]) for cell in (side["name"], accuracy(side))]
+        rows.append((row["set"], row["mode"], *sides, *(("none", "", "", "", "", "0") if row["problem"] else _test_cells(row))))
     return rows

@@ -1,19 +1,23 @@
-"""Ask again only the questions of a run that failed. What follows from their answers is then stale, and `mixpo run` does it."""
+"""Ask again only what failed in a run: questions that a model did not answer, and answers whose judge could not be read.
+
+What follows from them is then stale, and `mixpo run` does it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from mixpo.amounts import amount
 from mixpo.errors import EngineError, UnfinishedError
+from mixpo.evaluate.marking import UNREAD
 from mixpo.pipeline import blocked_by, build_plan, known_sources, read_sources, run_stage
-from mixpo.records import Sampled, read_column
+from mixpo.records import Prediction, read_column
 from mixpo.stages.again import raise_attempts
 from mixpo.stages.base import Context, Plan, Planned
 
-ASKING = ("sample", "continue", "answer")
-"""Kinds of stages whose rows are the answers to one question each."""
+ASKING = ("sample", "continue", "answer", "evaluate")
+"""Kinds of stages that ask a model or a judge."""
 SHOWN, NAMED = 5, 3
 """Reasons that are said for a stage, and questions that are named for each."""
 
@@ -31,7 +35,9 @@ class Retried:
 
 
 def retry(context: Context) -> list[Retried]:
-    """Ask the failed questions of every stage of sampling and evaluation again; why they had failed is said before.
+    """Ask the failed questions of every stage of sampling and evaluation again, and the judge where its reply could not be read.
+
+    Why they had failed is said before.
 
     A round's continuations, which follow from its answers, are made with them. Raises EngineError, for answers of the evaluation
     UnfinishedError, when a larger share than `max_error_rate` still fails; the answers that came are kept all the same, and the other
@@ -73,10 +79,17 @@ def _failed(planned: Planned) -> Failures:
         path = planned.stage.path(shard)
         if attempts is not None and not path.exists() and (earlier := attempts.before(number)):
             path = planned.stage.path(earlier)
-        if path.exists() and any(reasons := read_column(path, Sampled, "error")):
-            questions = read_column(path, Sampled, "question")
+        if path.exists() and any(reasons := _reasons(planned.job.row, path)):
+            questions = read_column(path, planned.job.row, "question")
             found[number] = [(question, reason) for question, reason in zip(questions, reasons, strict=True) if reason]
     return found
+
+
+def _reasons(row: type, path: Path) -> list[str]:
+    """Why each row of a shard failed; "" for those that did not."""
+    if row is Prediction:
+        return [UNREAD if unread else "" for unread in read_column(path, row, "unread")]
+    return read_column(path, row, "error")
 
 
 def _count(failed: Failures) -> int:

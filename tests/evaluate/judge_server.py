@@ -53,6 +53,10 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.chat("Extracted answer: " + ("NO ANSWER" if "idle" in response else "**14**" if "fourteen" in response else "C"))
 
+    def mode_late(self, number: int, body: dict[str, Any]) -> None:
+        """Says nothing that can be read until FOLDER/awake is there."""
+        self.chat("0.7" if (FOLDER / "awake").exists() else "I would say it is rather good.")
+
     def mode_warm(self, number: int, body: dict[str, Any]) -> None:
         self.chat("hm" if body["temperature"] < 1 else "0.4")
 

@@ -141,6 +141,8 @@ def test_what_needs_no_judge_for_mathvision(tmp_path: Path) -> None:
         return mathvision.quick(text, of, facts_of(of))
 
     assert [quick(text, choice) for text in ("B", "So the answer is (B).", "A or B", "15", "")] == ["B", "B", None, None, ""]
+    # VLMEvalKit looks where the letter stands first, and wants it among the last four words.
+    assert [quick(text, choice) for text in ("B one two three", "B one two three four", "B, yes, surely, it is B")] == ["B", None, None]
     # An article at the beginning is no option.
     assert quick("A guess of mine would be that it is fifteen", choice) is None
     assert [quick(text, value) for text in (r" \PI ", "3.14", "")] == [r"\PI", None, ""]

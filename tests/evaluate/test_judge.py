@@ -19,6 +19,7 @@ from mixpo.recipe import JudgeTable
 
 pytest.importorskip("openai")
 RUBRIC = BENCHMARKS["mmvet"].rubric
+LLAVA = BENCHMARKS["llava_bench"].rubric
 assert RUBRIC is not None
 FIELDS = {"question": "What is x?", "reference": "-1", "answer": "x = {reference}", "context": ""}
 
@@ -137,3 +138,27 @@ def test_a_prompt_of_your_own(tmp_path: Path) -> None:
     own = with_own_prompt(RUBRIC, table, tmp_path, "mmvet")
     assert digest(own) != digest(RUBRIC)
     assert judging.settings(own, table)["prompt"] == digest(own)
+    # The released evaluation of LLaVA-Bench has a system message of its own.
+    assert LLAVA is not None
+    (tmp_path / "prompts" / "llava_bench.system.txt").write_text("You are a helpful and precise assistant.\n", encoding="utf-8-sig")
+    other = with_own_prompt(LLAVA, table, tmp_path, "llava_bench")
+    assert (other.system, other.prompt) == ("You are a helpful and precise assistant.", LLAVA.prompt)
+    assert with_own_prompt(RUBRIC, table, tmp_path, "mmvet").system == ""
+
+
+def test_misspelt_files_and_slots_of_your_own_prompts(tmp_path: Path) -> None:
+    """They would leave the judge with another wording than the user believes."""
+    table = JudgeTable(model="j", prompts="prompts")
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts" / "mm-vet.txt").write_text("{question} {answer}")
+    with pytest.raises(RecipeError, match=r"mm-vet\.txt: belongs to no benchmark, did you mean 'mmvet\.txt'\?; known are mmvet\.txt, "):
+        with_own_prompt(RUBRIC, table, tmp_path, "mmvet")
+    path = (tmp_path / "prompts" / "mm-vet.txt").rename(tmp_path / "prompts" / "mmvet.txt")
+    path.write_text("{question} {answer} {referense}")
+    with pytest.raises(RecipeError, match=r"nothing is put into \{referense\}, did you mean 'reference'\?"):
+        with_own_prompt(RUBRIC, table, tmp_path, "mmvet")
+    path.write_text('{question} {answer} Reply as {"mark": 0.5}, not {mark}.')
+    assert with_own_prompt(RUBRIC, table, tmp_path, "mmvet").prompt == path.read_text()
+    path.write_bytes(b"{question} {answer} \xff")
+    with pytest.raises(RecipeError, match=r"mmvet\.txt: cannot be read as UTF-8 text"):
+        with_own_prompt(RUBRIC, table, tmp_path, "mmvet")

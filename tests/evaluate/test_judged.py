@@ -152,7 +152,7 @@ def test_mmhal_reads_images_inside_the_file(tmp_path: Path) -> None:
     assert fact(found[0], "context") == "dog, grass"
     assert prompt_of(found[0], "direct") == "<image>\nQ1?"
     cot = prompt_of(found[0], "cot") or ""
-    assert cot.startswith("<image>\nQ1? Please think step by step")
+    assert cot.startswith("<image>\nQ1?\n\nPlease think step by step")
     assert "Rationale:\n{rationale}\nAnswer: {answer}" in cot
 
 

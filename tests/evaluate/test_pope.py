@@ -13,7 +13,7 @@ from mixpo.evaluate.benchmarks import prompt_of
 from mixpo.pipeline import open_context, read_sources
 from mixpo.progress import Silent
 from mixpo.recipe import load as load_recipe
-from mixpo.types import Skipped
+from mixpo.types import Question, Skipped
 
 CATEGORIES = ("adversarial", "popular", "random")
 ASK = "Is there a dog in the image?"
@@ -160,3 +160,48 @@ def test_a_missing_coco_image_and_a_missing_label_are_said(tmp_path: Path) -> No
     (tmp_path / "coco" / "coco_pope_popular.json").unlink()
     with pytest.raises(SourceError, match=r"no label for question 1 of 'popular'; set source\.answers"):
         load("pope", tmp_path, root="val2014")
+
+
+def test_a_row_without_an_answer_says_where_it_stands(tmp_path: Path) -> None:
+    """It is no row of InternVL's questions, whose labels are elsewhere."""
+    row = {"image": b64(1), "question": "Is there a dog?", "category": "random"}
+    tsv(tmp_path / "POPE.tsv", [{"index": 1, **row, "answer": "Yes"}, {"index": 2, **row, "answer": ""}])
+    first, second = load("pope", tmp_path)
+    assert isinstance(first, Question)
+    assert isinstance(second, Skipped)
+    assert second.where == f"{tmp_path}/POPE.tsv:2"
+    assert second.reason == "no field 'answer' or 'label'; the row has 'index', 'image', 'question', 'category'"
+    tsv(tmp_path / "POPE.tsv", [{"id": 1, "img": b64(1)}])
+    (only,) = load("pope", tmp_path)
+    assert isinstance(only, Skipped)
+
+
+def test_a_label_without_its_fields_says_where_it_stands(tmp_path: Path) -> None:
+    save_png(tmp_path / "1.jpg")
+    jsonl(tmp_path / "llava_pope_test.jsonl", [{"question_id": 1, "image": "1.jpg", "text": "Is it?", "category": "random"}])
+    jsonl(tmp_path / "coco_pope_random.json", [{"image": "1.jpg", "text": "Is it?", "label": "yes"}])
+    with pytest.raises(SourceError, match=r"coco_pope_random\.json:1: no field 'question_id'"):
+        load("pope", tmp_path)
+
+
+@pytest.mark.parametrize(("name", "table"), [("pope", "POPE.tsv"), ("mmvet", "MMVet.tsv"), ("llava_bench", "LLaVABench.tsv")])
+def test_the_table_among_those_of_other_benchmarks(tmp_path: Path, name: str, table: str) -> None:
+    """VLMEvalKit keeps all of them in one folder."""
+    row = {
+        "index": 1,
+        "image": b64(1),
+        "question": "Is there a dog?",
+        "answer": "Yes",
+        "category": "random",
+        "caption": "c",
+        "gpt4_ans": "g",
+    }
+    for file in (table, "MMBench.tsv", "MathVista_MINI.tsv"):
+        tsv(tmp_path / file, [row] if file == table else [{"index": 1}])
+    assert len(questions(name, tmp_path)) == 1
+
+
+def test_a_clone_without_the_content_is_named(tmp_path: Path) -> None:
+    (tmp_path / "test.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(SourceError, match=r"test\.parquet: a Git LFS pointer without the content; fetch it with `git lfs pull`"):
+        load("pope", tmp_path)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from mixpo.evaluate.closed_form import wilson
 from mixpo.evaluate.resample import Term, estimate, interval, paired
-from mixpo.evaluate.score import wilson
 
 
 def means(values: Sequence[float], unit: str = "u") -> list[Term]:

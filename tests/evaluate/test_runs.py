@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from bench_files import jsonl, parquet, png, save_png
-from judges import serving
+from judges import asked, serving
 from small_run import said
 
 from mixpo.check import check
@@ -23,6 +23,7 @@ from mixpo.progress import Silent
 from mixpo.recipe import BENCHMARK_NAMES, EXTRACTED_BENCHMARKS, JUDGED_BENCHMARKS, load
 from mixpo.records import Prediction
 from mixpo.report import summary_rows
+from mixpo.retry import retry
 from mixpo.stages.base import Context
 from mixpo.stages.models import Models
 from mixpo.status import status
@@ -189,7 +190,8 @@ def test_equal_evaluations_are_compared_and_others_refused(run: Path, tmp_path: 
     assert set(found) == {("pope", "cot"), ("pope", "direct"), ("vet", "cot"), ("vet", "direct")}
     row = found["pope", "direct"]
     assert (row["n"], row["only_a"], row["only_b"], row["difference"]) == (12, 0, 3, 0.25)
-    assert row["p"] == 0.25
+    # The three are about one image of four: McNemar would say 0.25.
+    assert row["p"] == 1.0
     assert (found["vet", "direct"]["n"], found["vet", "direct"]["difference"]) == (2, 0.0)
     # Of A: F1 2/3 in each category; of B, where the cat is right too: 1. One image of each question stands in all three categories.
     mean_f1 = next(figure for figure in row["figures"] if figure["name"] == "F1 (mean of categories)")
@@ -204,6 +206,12 @@ def test_equal_evaluations_are_compared_and_others_refused(run: Path, tmp_path: 
     assert compare_evaluations(one, one)[0]["n"] == 12
     with pytest.raises(EvaluateError, match=r"mode: cot -> direct|mode: direct -> cot"):
         compare_evaluations(one, first / "evaluate" / "pope" / "start" / "cot")
+    # Both models are called "start"; their runs tell them apart, by their whole paths where they have the same name too.
+    assert {(row["a"]["name"], row["b"]["name"]) for row in found.values()} == {(f"{first}/start", f"{second}/start")}
+    renamed = second.rename(tmp_path / "other")
+    names = {(row["a"]["name"], row["b"]["name"]) for row in compare_evaluations(first, renamed, anyway=True)}
+    assert names == {("run/start", "other/start")}
+    renamed.rename(second)
     assert main(["compare", str(first), str(second)]) == 1
     assert main(["compare", str(first), str(second), "--anyway"]) == 0
 
@@ -278,6 +286,66 @@ def test_a_benchmark_with_unusable_rows_is_refused_unless_told(tmp_path: Path, t
     with pytest.raises(MixpoError, match="the script has no answer"):
         run_stage(context, ("answer", "evaluate"))
     assert any("1 row left out" in line for line in said(context))
+
+
+def test_a_judge_that_could_not_be_read_is_asked_again(tmp_path: Path, tiny_folder: Path) -> None:
+    """Nothing but its replies is made anew, and only where none could be read."""
+    pytest.importorskip("openai")
+    with serving("late", tmp_path / "judge"):
+        port = (tmp_path / "judge" / "port").read_text()
+        recipe = write(tmp_path, tiny_folder, JUDGE.format(port=port), VET)
+        root = tmp_path / "run"
+        evaluated(recipe, root)
+        answers = {path: path.read_bytes() for path in (root / "answer").rglob("*.parquet")}
+        before = digests(root)
+        assert [row.unread for row in open_run(root).run.stage("evaluate/vet/start/direct").read_all(Prediction)] == [True] * 3
+        assert len(asked(tmp_path / "judge")) == 6  # three answers (the same ones in both modes), each put before the judge twice
+
+        # The judge is as it was: asked once more, and nothing is lost.
+        assert [(row.stage, row.asked, row.failed) for row in retry(open_run(root))] == [
+            ("evaluate/vet/start/cot", 3, 3),
+            ("evaluate/vet/start/direct", 3, 3),
+        ]
+        assert len(asked(tmp_path / "judge")) == 12
+
+        (tmp_path / "judge" / "awake").touch()
+        context = replace(open_run(root), progress=Silent())
+        found = retry(context)
+        assert any("3 questions had failed: 3 x the judge's reply could not be read" in line for line in said(context))
+        assert [(row.asked, row.failed) for row in found] == [(3, 0), (3, 0)]
+        assert len(asked(tmp_path / "judge")) == 15  # nothing is asked whose reply could be read
+        assert retry(open_run(root)) == []
+        assert [row.score for row in open_run(root).run.stage("evaluate/vet/start/direct").read_all(Prediction)] == [0.7] * 3
+        # What had a mark, or needs none, is as it was.
+        kept = {name: digest for name, digest in digests(root).items() if name.startswith("evaluate/pope")}
+        assert kept == {name: digest for name, digest in before.items() if name.startswith("evaluate/pope")}
+        assert {path: path.read_bytes() for path in (root / "answer").rglob("*.parquet")} == answers
+        after = digests(root)
+    # The new replies are kept like the others: marked again without a judge, to the same bytes.
+    for path in (root / "evaluate").rglob("*/start/*/*.parquet"):
+        path.unlink()
+    assert main(["score", str(root)]) == 0
+    assert digests(root) == after
+    assert report(root)["sets"]["vet"]["models"]["start"]["direct"]["accuracy"] == pytest.approx(0.7)  # type: ignore[index]
+
+
+def test_what_cannot_be_compared_is_said_beside_what_can(tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A judge that cannot be read on any answer of a set spoils only that set, and the exit status tells."""
+    pytest.importorskip("openai")
+    with serving("late", tmp_path / "judge"):
+        evaluated(write(tmp_path, tiny_folder, JUDGE.format(port=(tmp_path / "judge" / "port").read_text()), VET), tmp_path / "run")
+    found = compare_evaluations(tmp_path / "run", tmp_path / "run")
+    told = {(row["set"], row["n"], row["difference"], bool(row["problem"])) for row in found}
+    assert told == {("pope", 12, 0.0, False), ("vet", 0, None, True)}
+    assert main(["compare", str(tmp_path / "run"), str(tmp_path / "run")]) == 1
+    shown = capsys.readouterr().out
+    assert "! vet, direct: no question counts on both sides, because the judge's replies could not be read" in shown
+    (line,) = [line for line in shown.splitlines() if line.startswith("vet") and "direct" in line]
+    assert line.split() == ["vet", "direct", "start", "none", "start", "none", "none", "0"]
+    others = [line.split() for line in shown.splitlines() if line.startswith("pope")]
+    assert [cells[-1] for cells in others if cells[2] == "start"] == ["12", "12"]
+    assert main(["compare", str(tmp_path / "run"), str(tmp_path / "run"), "--json"]) == 1
+    assert [row["p"] for row in json.loads(capsys.readouterr().out) if row["set"] == "vet"] == [None, None]
 
 
 def test_an_answer_that_failed_is_no_reply_that_could_not_be_read(tmp_path: Path, tiny_folder: Path, server: Path) -> None:

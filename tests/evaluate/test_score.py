@@ -14,8 +14,8 @@ from scipy import stats
 
 from mixpo.errors import EvaluateError
 from mixpo.evaluate import compare, score, score_samples, wilson, yes_no
+from mixpo.evaluate.closed_form import EXACT_LIMIT, difference_interval, mcnemar
 from mixpo.evaluate.degenerate import loops
-from mixpo.evaluate.score import EXACT_LIMIT, mcnemar
 from mixpo.records import Prediction, read_rows, write_rows
 
 
@@ -139,11 +139,9 @@ def test_comparison_does_not_depend_on_order() -> None:
 
 def test_difference_interval_covers_the_truth() -> None:
     rng = np.random.default_rng(0)
-    from mixpo.evaluate.score import _difference_interval
-
     n, shares = 150, (0.05, 0.12, 0.83)
     draws = rng.multinomial(n, shares, size=4000)
-    inside = [low <= 0.07 <= high for low, high in (_difference_interval(int(a), int(b), n) for a, b, _ in draws)]
+    inside = [low <= 0.07 <= high for low, high in (difference_interval(int(a), int(b), n) for a, b, _ in draws)]
     assert 0.935 < np.mean(inside) < 0.975
 
 
@@ -220,7 +218,9 @@ def marks(*values: float | None) -> list[Prediction]:
 def test_a_mark_that_could_not_be_read_is_no_zero() -> None:
     result = score(marks(1.0, 0.5, None))
     assert (result.accuracy, result.n, result.excluded) == (0.75, 3, 1)
-    assert result.low == pytest.approx(max(0, 0.75 - 1.959964 * 0.35355339 / math.sqrt(2)))
+    many = marks(*[1.0, 0.5, 0.8, 0.9, 0.1, 0.6] * 10)
+    expected = stats.t.interval(0.95, 59, loc=0.65, scale=stats.sem([row.score for row in many]))
+    assert (score(many).low, score(many).high) == pytest.approx(expected, abs=0.01)
     assert score(answers("cw")).excluded == 0
 
 
@@ -229,10 +229,22 @@ def test_marks_are_compared_where_both_sides_have_one() -> None:
     result = compare(a, b)
     assert (result.n, result.only_a, result.only_b) == (3, 1, 2)
     assert result.difference == pytest.approx(0.2)
-    assert result.high - result.difference == pytest.approx(1.959964 * 0.3 / math.sqrt(3), rel=1e-6)
-    assert result.p == pytest.approx(2 * stats.norm.sf(0.2 / (0.3 / math.sqrt(3))))
-    assert compare(a, a).p == 1.0
-    with pytest.raises(EvaluateError, match="no question has a judge's mark"):
+    # Of the eight ways to swap +0.5, +0.2 and -0.1 four give a mean as large as 0.2: + + -, + + +, and their opposites.
+    assert result.p == pytest.approx(4 / 8, abs=0.02)
+    same = compare(a, a)
+    assert (same.difference, same.p) == (0.0, 1.0)
+    assert same.low < 0 < same.high
+    rng = np.random.default_rng(3)
+    a_many, b_many = rng.integers(0, 11, 50) / 10, rng.integers(2, 11, 50) / 10
+    many = compare(marks(*a_many), marks(*b_many))
+    theirs = stats.permutation_test(
+        (a_many, b_many), lambda x, y, axis: y.mean(axis=axis) - x.mean(axis=axis), permutation_type="samples", vectorized=True,
+        n_resamples=20_000, rng=np.random.default_rng(2),
+    )  # fmt: skip
+    assert many.p == pytest.approx(theirs.pvalue, abs=0.02)
+    low, high = stats.t.interval(0.95, 49, loc=(b_many - a_many).mean(), scale=stats.sem(b_many - a_many))
+    assert [many.low, many.high] == pytest.approx([low, high], abs=0.12 * (high - low))
+    with pytest.raises(EvaluateError, match="no question counts on both sides, because the judge"):
         compare(marks(None), marks(1.0))
 
 
@@ -255,3 +267,79 @@ def test_yes_no_by_domain() -> None:
 def test_loops(text: str, expected: bool) -> None:
     assert loops(text) is expected
     assert score([prediction("q", "correct", text=text)]).loops == int(expected)
+
+
+# --- several questions about one image ---------------------------------------------------------------------------------------------
+
+
+def copied(rows: list[Prediction], times: int) -> tuple[list[Prediction], dict[str, str]]:
+    """Every question `times` times about the same image, always with the same outcome; and the image of each."""
+    copies = [replace(row, question=f"{row.question}-{n}") for row in rows for n in range(times)]
+    return copies, {row.question: row.question.partition("-")[0] for row in copies}
+
+
+def test_copies_about_the_same_image_tell_nothing_new() -> None:
+    """Four copies of 40 answers are worth 40 answers, not 160: alone they would halve the interval."""
+    rows = answers("ccccwccmccwccccwccccwcuccwccccwcccccwccc")
+    copies, units = copied(rows, 4)
+    alone, together, naive = score(rows), score(copies, units), score(copies)
+    width = alone.high - alone.low
+    assert together.accuracy == alone.accuracy == naive.accuracy
+    assert together.high - together.low == pytest.approx(width, rel=0.1)
+    assert naive.high - naive.low == pytest.approx(width / 2, rel=0.1)
+    assert (score(rows, units).low, score(rows, units).high) == wilson(alone.correct, 40)  # no image is shared: nothing changes
+
+
+def test_copies_make_no_difference_surer() -> None:
+    a, b = answers("ccccwwwwwwcccccccccwccccwwcccc"), answers("ccwcccccwwccccwccccwccccwccccc")
+    rows_a, units = copied(a, 5)
+    rows_b, _ = copied(b, 5)
+    alone, together, naive = compare(a, b), compare(rows_a, rows_b, units), compare(rows_a, rows_b)
+    assert (together.n, together.only_a, together.only_b) == (150, 10, 25)
+    assert together.difference == alone.difference
+    # Swapping within images is McNemar's test on the images: 2 against 5 of them.
+    assert together.p == pytest.approx(alone.p, abs=0.02)
+    assert alone.p == pytest.approx(0.453, abs=1e-3)
+    assert naive.p < 0.02
+    assert together.high - together.low == pytest.approx(alone.high - alone.low, rel=0.15)
+
+
+def test_shared_images_against_a_cluster_robust_interval() -> None:
+    """Of a mean over 120 images with one to six questions each: the linearised standard error of survey statistics, worked out here."""
+    rng = np.random.default_rng(5)
+    rows, units = [], {}
+    for image in range(120):
+        skill = rng.beta(2, 1)
+        for number in range(rng.integers(1, 7)):
+            name = f"i{image}q{number}"
+            units[name] = f"i{image}"
+            rows.append(prediction(name, "correct" if rng.random() < skill else "wrong"))
+    found = score(rows, units)
+    sums = [sum((row.outcome == "correct") - found.accuracy for row in rows if units[row.question] == f"i{i}") for i in range(120)]
+    error = math.sqrt(120 / 119 * sum(value**2 for value in sums)) / len(rows)
+    expected = found.accuracy - 1.98 * error, found.accuracy + 1.98 * error
+    assert (found.low, found.high) == pytest.approx(expected, abs=0.1 * error)
+    domains = score([replace(row, domain="x") for row in rows], units).domains
+    assert (domains["x"].low, domains["x"].high) == (found.low, found.high)
+
+
+def test_sampled_answers_about_shared_images() -> None:
+    rows = [prediction(f"q{n}", "wrong" if n % 3 else "correct", mode="sampled", index=i) for n in range(30) for i in (0, 1)]
+    copies, units = copied(rows, 3)
+    alone, together = score_samples(rows), score_samples(copies, units)
+    assert together.n == 90
+    assert together.high - together.low == pytest.approx(alone.high - alone.low, rel=0.1)
+
+
+def test_equal_answers_about_shared_images_have_an_interval() -> None:
+    """No draw changes anything, and still one image of four could have been different."""
+    rows, units = copied(answers("ccww"), 3)
+    found = compare(rows, rows, units)
+    assert (found.difference, found.p) == (0.0, 1.0)
+    assert (found.low, found.high) == difference_interval(0, 0, 4)
+    better, _ = copied(answers("cccc"), 3)
+    worse, _ = copied(answers("wwww"), 3)
+    found = compare(worse, better, units)
+    assert (found.low, found.high) == difference_interval(0, 4, 4)
+    only = compare([worse[0], worse[1]], [better[0], better[1]], units)  # a single image
+    assert -1 <= only.low < only.difference == only.high == 1

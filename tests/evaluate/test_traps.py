@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import random
 from pathlib import Path
 
 import pytest
-from bench_files import figures, jsonl, load, outcomes, parquet, png, predictions, questions, save_png, value
+from bench_files import b64, fact, figures, jsonl, load, outcomes, parquet, png, predictions, questions, save_png, tsv, value
 
 from mixpo.evaluate.benchmarks import BENCHMARKS, prompt_of
-from mixpo.evaluate.benchmarks.m3cot import read_official
+from mixpo.evaluate.benchmarks.m3cot import read_official, read_paper
+from mixpo.evaluate.benchmarks.mathvision import infer_letter
 from mixpo.evaluate.benchmarks.mmvet import PROMPT as VET_PROMPT
 from mixpo.evaluate.benchmarks.rules import extract_paper, extract_robust
 from mixpo.prompts import PROMPTS
@@ -32,7 +35,8 @@ ANIMALS = ["ant", "bee", "cat", "dog", "eel", "fox"]
     ],
 )
 def test_the_final_answer_by_both_extractors(text: str, paper: str, robust: str | None) -> None:
-    assert extract_paper(text) == paper
+    assert extract_paper(text, "cot") == paper
+    assert extract_paper(text, "direct") == text  # the scripts look for a marker in chains of thought only
     assert extract_robust(text, "cot") == robust
 
 
@@ -41,9 +45,16 @@ def test_the_chain_of_thought_prompt_is_the_released_one() -> None:
         "Your task is to answer the question below. Give step by step reasoning before you answer, and when you're ready to answer, "
         'please use the format "Final answer: .."\n\nQuestion:\n\nQ?'
     )
-    # These two are marked as a whole, and have no final answer to announce.
-    assert "Final answer" not in BENCHMARKS["mmvet"].cot + BENCHMARKS["llava_bench"].cot
-    assert BENCHMARKS["mmvet"].cot == "Your task is to answer the question below. Give step by step reasoning.\n\nQuestion:\n\n{question}"
+    # These two are marked as a whole, and have no final answer to announce: VLMEvalKit's other prompt, its trailing space included.
+    for name in ("mmvet", "llava_bench"):
+        assert BENCHMARKS[name].cot == (
+            "Your task is to answer the question below. Give step by step reasoning. \n\nQuestion:\n\n{question}"
+        )
+    # InternVL's script: question, an empty line, and the format.
+    assert BENCHMARKS["mmhal"].cot == (
+        "{question}\n\nPlease think step by step and output in the following format:\n\nRationale:\n{rationale}\nAnswer: {answer}\n\n"
+        "where rationale is the reasoning process of the given question."
+    )
 
 
 def animal(number: int, **values: object) -> dict[str, object]:
@@ -169,3 +180,103 @@ def test_prompts_of_the_eight_leave_braces_of_a_question_alone(tmp_path: Path) -
     parquet(tmp_path / "test.parquet", [animal(1, question="What is {answer} in {x}?")])
     (found,) = questions("m3cot", tmp_path)
     assert "What is {answer} in {x}?" in (prompt_of(found, "direct") or "")
+
+
+# --- against the released scripts ----------------------------------------------------------------------------------------------------
+
+
+def script_can_infer(answer: str, choices: list[str]) -> str | None:
+    """VLMEvalKit's `can_infer` at the time of the paper, restated line by line."""
+    letters = "ABCDEFGH"[: len(choices)]
+    plain = answer
+    for sign in ".()[],:;!*#{}":
+        plain = plain.replace(sign, " ")
+    splits = [word.strip() for word in plain.split()]
+    named = [letter for letter in letters if letter in splits]
+    if len(named) == 1:
+        return named[0]
+    if not named and "Z" in splits:
+        return None
+    held = [letter for letter, text in zip(letters, choices, strict=True) if text.lower() in answer.lower()]
+    return held[0] if len(held) == 1 else None
+
+
+def script_post_process(pred: str, choices: list[str]) -> str:
+    """`post_process` of InternVL's ScienceQA script, restated, with as many letters as there are choices."""
+    option = dict(zip("ABCDEFGH", choices, strict=False))
+    pred = pred.strip()
+    if len(pred) == 1:
+        return pred
+    if len(pred) > 1 and pred[0] in option:
+        return pred[0]
+    if len(pred) > 1:
+        for letter, text in option.items():
+            if text in pred:
+                return letter
+    if len(pred) > 1 and pred[1] == ".":
+        pred = pred[0]
+    if len(pred) > 2 and pred[0] == "(" and pred[2] == ")":
+        pred = pred[1]
+    return pred
+
+
+def test_rules_of_options_equal_the_scripts_on_random_answers() -> None:
+    words = ["A", "B", "C", "F", "a", "Z", "(A)", "(b)", "**B**", "B.", "the", "cat", "dog", "1", "10", "1.4", ",", "not", "answer:", "is"]
+    texts = ["cat", "dog", "a cat", "1", "10", "1.4", "C", "(A)", "No", "the"]
+    rng = random.Random(0)
+    for _ in range(3000):
+        said = " ".join(rng.choice(words) for _ in range(rng.randint(0, 6)))
+        choices = [rng.choice(texts) for _ in range(rng.randint(2, 7))]
+        assert infer_letter(said, choices) == script_can_infer(said, choices), (said, choices)
+        assert read_paper(said.strip(), choices) == script_post_process(said, choices), (said, choices)
+
+
+def test_two_letters_leave_the_text_of_an_option() -> None:
+    assert infer_letter("Neither A nor B fits; I say 15", ["12", "13", "15"]) == "C"
+    assert infer_letter("A or B", ["12", "13", "15"]) is None
+
+
+def test_choices_with_the_same_text_are_one_answer(tmp_path: Path) -> None:
+    """MathVista's authors compare texts, not letters."""
+    row = {"pid": "1", "question": "?", "decoded_image": {"bytes": png(), "path": None}, "question_type": "multi_choice",
+           "answer_type": "text", "query": "?", "metadata": {"task": "t", "skills": ["s"]}}  # fmt: skip
+    parquet(tmp_path / "testmini.parquet", [{**row, "choices": ["no", "no", "yes"], "answer": "no"}])
+    asked = questions("mathvista", tmp_path)
+    for extractor in ("robust", "paper"):
+        assert [outcomes("mathvista", asked, [said], extractor) for said in ("A", "(B)", "no", "C", "yes")] == list("cccww")
+
+
+def test_markers_in_direct_answers(tmp_path: Path) -> None:
+    """The scripts look for one in chains of thought only; where they ask a language model, the marker stands in for it in both."""
+    parquet(tmp_path / "m3cot" / "test.parquet", [animal(1, answer="A"), animal(2, answer="C")])
+    asked = questions("m3cot", tmp_path / "m3cot")
+    assert outcomes("m3cot", asked, ["Answer: C"] * 2, "paper", "direct") == "cw"  # begins with an A
+    assert outcomes("m3cot", asked, ["Answer: C"] * 2, "paper", "cot") == "wc"
+    row = {"id": "1", "question": "How many?", "decoded_image": {"bytes": png(), "path": None}, "level": 1, "subject": "a", "options": []}
+    parquet(tmp_path / "vision" / "testmini.parquet", [{**row, "answer": "14"}])
+    asked = questions("mathvision", tmp_path / "vision")
+    assert outcomes("mathvision", asked, ["Answer: 14"], "paper", "direct") == outcomes("mathvision", asked, ["14"], "paper") == "c"
+
+
+def test_columns_of_a_table_that_are_no_lists_or_numbers(tmp_path: Path) -> None:
+    """VLMEvalKit reads a skill without brackets as one skill; a precision that is no number is said, and no traceback."""
+    row = {"image": b64(1), "question": "Hint: h", "answer": "1.4", "question_type": "free_form", "answer_type": "float"}
+    rows = [{"index": n, **row, "skills": skills, "precision": precision} for n, (skills, precision) in enumerate(
+        [("geometry reasoning", "1.0"), ("['a', 'b']", "nan"), ("", "one")]
+    )]  # fmt: skip
+    tsv(tmp_path / "MathVista_MINI.tsv", rows)
+    first, second, bad = load("mathvista", tmp_path)
+    assert isinstance(first, Question)
+    assert isinstance(second, Question)
+    assert (fact(first, "skills"), fact(first, "precision")) == (["geometry reasoning"], 1)
+    assert (fact(second, "skills"), fact(second, "precision")) == (["a", "b"], 0)
+    assert bad.reason == "precision 'one' is no number of decimal places"  # type: ignore[union-attr]
+
+
+def test_parts_of_a_reference_are_set_apart(tmp_path: Path) -> None:
+    """As the benchmark's evaluator puts them before the judge."""
+    save_png(tmp_path / "images" / "1.png")
+    rows = {f"v1_{n}": {"imagename": "1.png", "question": f"{n}?", "answer": answer, "capability": ["ocr"]}
+            for n, answer in enumerate(("-1<AND>-5", "a <OR> b", "plain"))}  # fmt: skip
+    (tmp_path / "mm-vet.json").write_text(json.dumps(rows))
+    assert [question.answer for question in questions("mmvet", tmp_path)] == ["-1 <AND> -5", "a <OR> b", "plain"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mixpo.errors import RecordError
-from mixpo.evaluate.score import wilson
+from mixpo.evaluate.closed_form import wilson
 from mixpo.marks import MARKS, Mark, append_mark, read_marks
 from mixpo.types import Outcome, content_id
 from mixpo.viewer.audit import Item, agreement

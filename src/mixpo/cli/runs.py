@@ -52,20 +52,25 @@ def compare(
     anyway: Annotated[bool, typer.Option("--anyway", help="Compare evaluations that were not made in the same way.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:
-    """Paired comparison of two evaluations question by question. Refused where prompts, extractor, judge or data differ."""
+    """Paired comparison of two evaluations question by question. Refused where prompts, extractor, judge or data differ.
+
+    Status 1 also where a set cannot be compared because its judge could not be read; the others are shown all the same.
+    """
     from mixpo.compare import COLUMNS, FIGURE_COLUMNS, cells, compare_evaluations, figure_cells
 
     with boundary():
         found = compare_evaluations(first, second, anyway)
         if as_json:
             show.line(json.dumps(found, ensure_ascii=False, indent=2))
-            return
-        show.table(COLUMNS, cells(found))
-        if figures := figure_cells(found):
-            show.table(FIGURE_COLUMNS, figures, title="\nfigures of benchmarks")
-        for row in found:
-            for note in (*row["differences"], *row["notes"]):
-                show.line(f"! {row['set']}, {row['mode']}: {note}")
+        else:
+            show.table(COLUMNS, cells(found))
+            if figures := figure_cells(found):
+                show.table(FIGURE_COLUMNS, figures, title="\nfigures of benchmarks")
+            for row in found:
+                for note in (*filter(None, [row["problem"]]), *row["differences"], *row["notes"]):
+                    show.line(f"! {row['set']}, {row['mode']}: {note}")
+        if any(row["problem"] for row in found):
+            raise typer.Exit(1)
 
 
 @app.command()
@@ -83,7 +88,7 @@ def view(
 
 @app.command()
 def retry(folder: RunFolder) -> None:
-    """Ask the failed questions of a run again, of sampling and of evaluation, and only them; `mixpo run` then does what follows."""
+    """Ask the failed questions of a run again, and the judge where it could not be read; `mixpo run` then does what follows."""
     from mixpo.pipeline import open_run
     from mixpo.retry import retry as ask_again
 

@@ -19,16 +19,18 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from mixpo.errors import EvaluateError, MissingExtra, RecipeError
 from mixpo.evaluate.benchmarks.base import Extraction, Rubric
-from mixpo.recipe import JudgeTable
+from mixpo.recipe import EXTRACTED_BENCHMARKS, JUDGED_BENCHMARKS, JudgeTable, did_you_mean
 from mixpo.records import write_text
 from mixpo.types import content_id
 
-_SLOT = re.compile(r"\{(question|reference|answer|context)\}")
+SLOTS = ("question", "reference", "answer", "context")
+"""What is put into a judge's prompt."""
+_SLOT = re.compile(rf"\{{({'|'.join(SLOTS)})\}}")
 WARMER = 0.5
 """How much the temperature rises with every further attempt, as the benchmarks' own evaluators do."""
 
@@ -44,6 +46,14 @@ class Reply(Generic[Found]):
     reply: str
     judge: str
     found: Found | None
+
+
+class Kept(NamedTuple):
+    """A reply on disk. model: as the endpoint named it. again: how often it had been asked anew (`mixpo retry`)."""
+
+    reply: str
+    model: str
+    again: int
 
 
 def ready(table: JudgeTable) -> str:
@@ -67,17 +77,42 @@ def _is_local(host: str) -> bool:
 
 
 def with_own_prompt(wording: Wording, table: JudgeTable, base: Path, name: str) -> Wording:
-    """The same with the user's prompt for benchmark `name`, where there is one. Raises RecipeError for a prompt without its slots."""
-    path = base / table.prompts / f"{name}.txt"
-    if not table.prompts or not path.is_file():
-        if table.prompts and not path.parent.is_dir():
-            raise RecipeError(f"evaluate.judge.prompts: {path.parent} is not a folder; the path is relative to the recipe")
+    """The same with the user's texts for benchmark `name`, where there are some: NAME.txt, and NAME.system.txt for the system message.
+
+    Raises RecipeError for a prompt without its slots, and for a file that belongs to no benchmark.
+    """
+    if not table.prompts:
         return wording
-    prompt = path.read_text(encoding="utf-8")
-    missing = [slot for slot in ("question", "answer") if f"{{{slot}}}" not in prompt]
+    folder = base / table.prompts
+    if not folder.is_dir():
+        raise RecipeError(f"evaluate.judge.prompts: {folder} is not a folder; the path is relative to the recipe")
+    known = [f"{of}{end}" for of in (*JUDGED_BENCHMARKS, *EXTRACTED_BENCHMARKS) for end in (".txt", ".system.txt")]
+    for path in sorted(folder.glob("*.txt")):
+        if path.name not in known:
+            raise RecipeError(f"{path}: belongs to no benchmark{did_you_mean(path.name, known)}; known are {', '.join(known)}")
+    prompt, system = folder / f"{name}.txt", folder / f"{name}.system.txt"
+    if prompt.is_file():
+        wording = dataclasses.replace(wording, prompt=_prompt(prompt))
+    return dataclasses.replace(wording, system=_text(system).strip()) if system.is_file() else wording
+
+
+def _prompt(path: Path) -> str:
+    text = _text(path)
+    missing = [slot for slot in ("question", "answer") if f"{{{slot}}}" not in text]
     if missing:
         raise RecipeError(f"{path}: has no {{{missing[0]}}}; a judge prompt needs {{question}} and {{answer}}")
-    return dataclasses.replace(wording, prompt=prompt)
+    # Other words in braces may be meant, as in an example of JSON, unless they look like a slot.
+    for name in re.findall(r"\{(\w+)\}", text):
+        if name not in SLOTS and (meant := did_you_mean(name, SLOTS)):
+            raise RecipeError(f"{path}: nothing is put into {{{name}}}{meant}")
+    return text
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read as UTF-8 text ({error})") from None
 
 
 def digest(wording: Rubric | Extraction) -> str:
@@ -100,33 +135,43 @@ class Judge:
         self._client: Any = None
         self._lock = threading.Lock()
 
-    def ask(self, wording: Rubric | Extraction, fields: Mapping[str, str], read: Callable[[str], Found | None]) -> Reply[Found]:
+    def ask(
+        self, wording: Rubric | Extraction, fields: Mapping[str, str], read: Callable[[str], Found | None], again: int = 0
+    ) -> Reply[Found]:
         """What `read` makes of the first reply that it can read.
 
-        fields: question, reference, answer, context. Raises EvaluateError when the endpoint cannot be used.
+        fields: question, reference, answer, context. again: how often the judge is asked anew where a kept reply cannot be read.
+        Raises EvaluateError when the endpoint cannot be used.
         """
         prompt = _SLOT.sub(lambda slot: fields.get(slot.group(1), ""), wording.prompt)
         messages = [*([{"role": "system", "content": wording.system}] if wording.system else []), {"role": "user", "content": prompt}]
         reply, name = "", self._table.model
         for attempt in range(self._table.attempts):
-            kept = self._reply(messages, self._table.temperature + WARMER * attempt)
-            reply, name = kept["reply"], kept["model"]
+            request = {
+                "model": self._table.model,
+                "messages": messages,
+                "temperature": self._table.temperature + WARMER * attempt,
+                "max_tokens": self._table.max_tokens,
+            }
+            kept = self._kept(request, again, lambda said: read(said) is not None)
+            reply, name = kept.reply, kept.model
             found = read(reply)
             if found is not None:
                 return Reply(reply=reply, judge=f"{name} #{digest(wording)}", found=found)
         return Reply(reply=reply, judge=f"{name} #{digest(wording)}", found=None)
 
-    def _reply(self, messages: list[dict[str, str]], temperature: float) -> dict[str, str]:
-        request = {"model": self._table.model, "messages": messages, "temperature": temperature, "max_tokens": self._table.max_tokens}
+    def _kept(self, request: Mapping[str, Any], again: int, readable: Callable[[str], bool]) -> Kept:
+        """The reply on disk, or a new one, which is then kept."""
         name = hashlib.sha256(json.dumps(request, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
         path = self._cache / name[:2] / f"{name}.json"
-        kept = _kept(path)
-        if kept is None:
-            kept = self._send(request)
-            write_text(path, json.dumps(kept, ensure_ascii=False) + "\n")
+        kept = _load(path)
+        if kept is None or (kept.again < again and not readable(kept.reply)):
+            reply, model = self._send(request)
+            kept = Kept(reply=reply, model=model, again=again)
+            write_text(path, json.dumps(kept._asdict(), ensure_ascii=False) + "\n")
         return kept
 
-    def _send(self, request: Mapping[str, Any]) -> dict[str, str]:
+    def _send(self, request: Mapping[str, Any]) -> tuple[str, str]:
         """One request; the SDK repeats it after time-outs, lost connections and answers 408, 409, 429 and 5xx, with growing pauses."""
         import openai
 
@@ -142,17 +187,17 @@ class Judge:
         except (openai.OpenAIError, ValueError) as error:
             cause = f"{error} {error.__cause__ or ''}".strip()
             raise EvaluateError(f"the judge at {self._table.url} cannot be asked: {_short(cause)}; {_KEPT}") from None
-        return {"reply": _reply(completion), "model": str(getattr(completion, "model", None) or self._table.model)}
+        return _reply(completion), str(getattr(completion, "model", None) or self._table.model)
 
 
 _KEPT = "the replies so far are kept; run the same command again when it is up"
 
 
-def _kept(path: Path) -> dict[str, str] | None:
+def _load(path: Path) -> Kept | None:
     """A reply from the cache; a torn or foreign file is none."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        return {"reply": str(data["reply"]), "model": str(data["model"])}
+        return Kept(reply=str(data["reply"]), model=str(data["model"]), again=int(data.get("again", 0)))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

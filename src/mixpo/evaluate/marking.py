@@ -26,7 +26,9 @@ class Reading:
 
 def read_rule(benchmark: Benchmark, question: Question, response: Response, wording: str, extractor: str, options: Options) -> Reading:
     """By the rules of `extractor`. wording: "direct" or "cot", which decides what a marker-less answer means."""
-    said = EXTRACTORS[extractor](response.text, wording)
+    # Where the authors let a language model find the answer, of direct ones too, the scripts' marker stands in for it.
+    sought = "cot" if extractor == "paper" and benchmark.extraction is not None else wording
+    said = EXTRACTORS[extractor](response.text, sought)
     if said is None:
         return Reading(
             outcome="malformed", said=None, reason="cut at the length limit" if response.finish == "length" else "no clear final answer"

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mixpo.evaluate.score import Z95, wilson
+from mixpo.evaluate.closed_form import Z95, wilson
 from mixpo.types import Question
 
 RESAMPLES = 5000

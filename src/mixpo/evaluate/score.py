@@ -2,25 +2,31 @@
 
 What counts: the denominator is every question asked. `malformed` and `undecided` answers are not correct, so an accuracy is
 never flattered by answers that could not be read; both are also counted separately, so that the reader sees how much of the
-rest is known to be wrong. All intervals are 95 %. Nothing here is random: the same predictions give the same numbers.
+rest is known to be wrong. All intervals are 95 %: in closed form for right and wrong where no two questions share an image, else by
+drawing images with all their questions. The same predictions give the same numbers.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from mixpo.errors import EvaluateError
+from mixpo.evaluate.closed_form import difference_interval, mcnemar, mean_interval, wilson
 from mixpo.evaluate.degenerate import loops
+from mixpo.evaluate.resample import Term, interval, paired
 from mixpo.records import Prediction
 
-Z95 = 1.959963984540054
-"""Two-sided 95 % point of the normal distribution."""
+UNREADABLE = (
+    "no question counts on both sides, because the judge's replies could not be read or the answers never came; "
+    "`mixpo retry` asks for them again"
+)
 
-EXACT_LIMIT = 1000
-"""Up to this many discordant questions McNemar's p is the exact binomial; past it chi-square with continuity correction."""
+Units = Mapping[str, str]
+"""By question id, what is drawn as a whole (`mixpo.evaluate.resample.unit_of`); a question that is not named is its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +78,7 @@ class SampledScore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Two sets of answers to the same questions. `difference` is accuracy of b minus accuracy of a; p is two-sided (McNemar)."""
+    """Two sets of answers to the same questions. `difference` is accuracy of b minus accuracy of a; p is two-sided."""
 
     n: int
     only_a: int
@@ -81,19 +87,6 @@ class Comparison:
     low: float
     high: float
     p: float
-
-
-def wilson(correct: float, n: int) -> tuple[float, float]:
-    """Wilson score interval of a proportion (Wilson 1927); (0, 1) when n = 0."""
-    if n == 0:
-        return 0.0, 1.0
-    share, spread = correct / n, Z95 * Z95 / n
-    centre = (share + spread / 2) / (1 + spread)
-    half = Z95 * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
-    # The interval touches 0 at share 0 and 1 at share 1 exactly; rounding must not move it off.
-    low = 0.0 if correct == 0 else max(0.0, centre - half)
-    high = 1.0 if correct == n else min(1.0, centre + half)
-    return low, high
 
 
 def is_judged(rows: Iterable[Prediction]) -> bool:
@@ -108,32 +101,32 @@ def credit(row: Prediction, judged: bool) -> float | None:
     return None if row.unread else float(row.outcome == "correct")
 
 
-def score(predictions: Iterable[Prediction]) -> Score:
+def score(predictions: Iterable[Prediction], units: Units = MappingProxyType({})) -> Score:
     """Score one answer for each question. Raises EvaluateError when there is none, or two answers to one question."""
     rows = list(by_question(predictions).values())
     domains: dict[str, list[Prediction]] = defaultdict(list)
     for row in rows:
         domains[row.domain].append(row)
     # Rows without a domain are a group of their own, unless no row has one.
-    named = {name: _tally(domains[name], {}) for name in sorted(domains)} if any(domains) else {}
-    return _tally(rows, named)
+    named = {name: _tally(domains[name], units, {}) for name in sorted(domains)} if any(domains) else {}
+    return _tally(rows, units, named)
 
 
-def _tally(rows: Sequence[Prediction], domains: Mapping[str, Score]) -> Score:
+def _tally(rows: Sequence[Prediction], units: Units, domains: Mapping[str, Score]) -> Score:
     outcomes = [row.outcome for row in rows]
-    correct, judged = outcomes.count("correct"), is_judged(rows)
-    credits = [value for row in rows if (value := credit(row, judged)) is not None]
-    accuracy = math.fsum(credits) / len(credits) if credits else 0.0
-    low, high = _mean_interval(credits, accuracy) if judged and credits else wilson(correct if credits else 0, len(credits))
+    judged = is_judged(rows)
+    credits = {row.question: value for row in rows if (value := credit(row, judged)) is not None}
+    plain = not judged and _are_distinct(credits, units)
+    low, high = wilson(math.fsum(credits.values()), len(credits)) if plain else _drawn(credits, units)
     return Score(
         n=len(rows),
-        correct=correct,
+        correct=outcomes.count("correct"),
         wrong=outcomes.count("wrong"),
         malformed=outcomes.count("malformed"),
         undecided=outcomes.count("undecided"),
         cut=sum(row.finish == "length" for row in rows),
         failed=sum(row.finish == "error" for row in rows),
-        accuracy=accuracy,
+        accuracy=math.fsum(credits.values()) / len(credits) if credits else 0.0,
         low=low,
         high=high,
         mean_tokens=sum(row.tokens for row in rows) / len(rows),
@@ -144,11 +137,27 @@ def _tally(rows: Sequence[Prediction], domains: Mapping[str, Score]) -> Score:
     )
 
 
-def score_samples(predictions: Iterable[Prediction]) -> SampledScore:
+def _drawn(credits: Mapping[str, float], units: Units) -> tuple[float, float]:
+    """The interval of the mean of what questions count, by drawing units."""
+    low, high = interval(_terms(credits, units), 1.0) if credits else wilson(0, 0)
+    # A bounded mean always has one.
+    assert low is not None
+    assert high is not None
+    return low, high
+
+
+def _are_distinct(questions: Collection[str], units: Units) -> bool:
+    return len({units.get(question, question) for question in questions}) == len(questions)
+
+
+def _terms(credits: Mapping[str, float], units: Units) -> list[Term]:
+    return [Term(question, units.get(question, question), "", value, 1.0) for question, value in credits.items()]
+
+
+def score_samples(predictions: Iterable[Prediction], units: Units = MappingProxyType({})) -> SampledScore:
     """Mean accuracy of several sampled answers per question.
 
-    The interval is normal over the questions' means, because samples of one question are not independent; when all means
-    are equal (no spread to estimate from) it is Wilson's over the questions.
+    The interval is over the questions' means, because samples of one question are not independent.
     """
     shares: dict[str, list[Prediction]] = defaultdict(list)
     seen: set[tuple[str, int]] = set()
@@ -164,23 +173,13 @@ def score_samples(predictions: Iterable[Prediction]) -> SampledScore:
     if not seen:
         raise EvaluateError("there are no sampled predictions to score; set evaluate.samples and evaluate again")
     judged = is_judged(row for rows in shares.values() for row in rows)
-    credits = [[value for row in rows if (value := credit(row, judged)) is not None] for rows in shares.values()]
-    means = [sum(values) / len(values) for values in credits if values] or [0.0]
-    mean = math.fsum(means) / len(means)
-    low, high = _mean_interval(means, mean)
+    credits = {name: [value for row in rows if (value := credit(row, judged)) is not None] for name, rows in shares.items()}
+    means = {name: sum(values) / len(values) for name, values in credits.items() if values}
+    low, high = mean_interval(list(means.values())) if _are_distinct(means, units) else _drawn(means, units)
     return SampledScore(
-        n=len(means), samples=len(seen), accuracy=mean, low=low, high=high, mean_tokens=tokens / len(seen), failed=failed,
-        unread=unread, excluded=len(seen) - sum(map(len, credits)),
+        n=len(means), samples=len(seen), accuracy=math.fsum(means.values()) / len(means) if means else 0.0, low=low, high=high,
+        mean_tokens=tokens / len(seen), failed=failed, unread=unread, excluded=len(seen) - sum(map(len, credits.values())),
     )  # fmt: skip
-
-
-def _mean_interval(means: Sequence[float], mean: float) -> tuple[float, float]:
-    n = len(means)
-    if min(means) == max(means):
-        return wilson(mean * n, n)
-    variance = math.fsum((value - mean) ** 2 for value in means) / (n - 1)
-    half = Z95 * math.sqrt(variance / n)
-    return max(0.0, mean - half), min(1.0, mean + half)
 
 
 def comparable(a: Iterable[Prediction], b: Iterable[Prediction]) -> bool:
@@ -191,11 +190,11 @@ def comparable(a: Iterable[Prediction], b: Iterable[Prediction]) -> bool:
     return bool(set.intersection(*counted)) or {row.question for row in left} != {row.question for row in right}
 
 
-def compare(a: Iterable[Prediction], b: Iterable[Prediction]) -> Comparison:
+def compare(a: Iterable[Prediction], b: Iterable[Prediction], units: Units = MappingProxyType({})) -> Comparison:
     """Compare two sets of answers question by question. Raises EvaluateError unless both answer exactly the same questions.
 
-    The interval of the difference is Agresti and Min's (2005): Wald after adding 1/2 to each cell of the 2 x 2 table, which
-    keeps its coverage when few questions differ.
+    Of questions that share no image Agresti and Min's interval and McNemar's test. Else, and for a judge's marks, images are drawn with
+    all their questions, and the test swaps the two sides within images.
     """
     left, right = by_question(a), by_question(b)
     if left.keys() != right.keys():
@@ -203,47 +202,30 @@ def compare(a: Iterable[Prediction], b: Iterable[Prediction]) -> Comparison:
             f"the answers are about different questions ({len(left.keys() - right.keys())} only in the first, "
             f"{len(right.keys() - left.keys())} only in the second); evaluate both on the same set"
         )
-    if is_judged(left.values()) or is_judged(right.values()):
-        return _compare_marks(left, right)
-    read = [question for question in left if not left[question].unread and not right[question].unread]
-    if not read:
-        raise EvaluateError("the judge could be read on no question of both sides; look at its replies in the predictions")
-    right_a, right_b = ({question for question in read if side[question].outcome == "correct"} for side in (left, right))
-    only_a, only_b = len(right_a - right_b), len(right_b - right_a)
-    low, high = _difference_interval(only_a, only_b, len(read))
-    difference = (only_b - only_a) / len(read)
-    return Comparison(n=len(read), only_a=only_a, only_b=only_b, difference=difference, low=low, high=high, p=mcnemar(only_a, only_b))
+    judged = is_judged([*left.values(), *right.values()])
+    pairs = {name: (credit(left[name], judged), credit(right[name], judged)) for name in left}
+    of_a = {name: x for name, (x, y) in pairs.items() if x is not None and y is not None}
+    of_b = {name: y for name, (x, y) in pairs.items() if x is not None and y is not None}
+    if not of_a:
+        raise EvaluateError(UNREADABLE)
+    gains = [of_b[name] - of_a[name] for name in of_a]
+    only_a, only_b = sum(gain < 0 for gain in gains), sum(gain > 0 for gain in gains)
+    if judged or not _are_distinct(of_a, units):
+        low, high, p = _resampled(of_a, of_b, units)
+    else:
+        low, high, p = *difference_interval(only_a, only_b, len(gains)), mcnemar(only_a, only_b)
+    return Comparison(n=len(gains), only_a=only_a, only_b=only_b, difference=math.fsum(gains) / len(gains), low=low, high=high, p=p)
 
 
-def _compare_marks(left: Mapping[str, Prediction], right: Mapping[str, Prediction]) -> Comparison:
-    """Paired comparison of judge's marks on the questions that both have one for; interval and p are normal."""
-    marks = [(left[question].score, right[question].score) for question in left]
-    differences = [b - a for a, b in marks if a is not None and b is not None]
-    if not differences:
-        raise EvaluateError("no question has a judge's mark on both sides; look at the judge's replies in the predictions")
-    n, mean = len(differences), math.fsum(differences) / len(differences)
-    spread = math.fsum((value - mean) ** 2 for value in differences) / (n - 1) / n if n > 1 else 0.0
-    half = Z95 * math.sqrt(spread)
-    p = math.erfc(abs(mean) / math.sqrt(2 * spread)) if spread else float(mean == 0)
-    only_a, only_b = sum(value < 0 for value in differences), sum(value > 0 for value in differences)
-    return Comparison(n=n, only_a=only_a, only_b=only_b, difference=mean, low=mean - half, high=mean + half, p=p if n > 1 else 1.0)
-
-
-def _difference_interval(only_a: int, only_b: int, n: int) -> tuple[float, float]:
-    total, gain, either = n + 2, only_b - only_a, only_a + only_b + 1
-    half = Z95 * math.sqrt(either - gain * gain / total) / total
-    return max(-1.0, gain / total - half), min(1.0, gain / total + half)
-
-
-def mcnemar(only_a: int, only_b: int) -> float:
-    """Two-sided p that both are equally often right where they disagree (exact up to EXACT_LIMIT disagreements)."""
-    total = only_a + only_b
-    if total == 0:
-        return 1.0
-    if total <= EXACT_LIMIT:
-        tail = sum(math.comb(total, k) for k in range(min(only_a, only_b) + 1))
-        return min(1.0, 2 * tail / (1 << total))
-    return math.erfc(max(0, abs(only_a - only_b) - 1) / math.sqrt(2 * total))
+def _resampled(of_a: Mapping[str, float], of_b: Mapping[str, float], units: Units) -> tuple[float, float, float]:
+    """Interval and p over units. Where no draw changes the difference, the interval is that of as many independent questions."""
+    found = paired(_terms(of_a, units), _terms(of_b, units))
+    assert found is not None  # both sides have the same questions
+    if found.low is not None and found.high is not None:
+        return found.low, found.high, found.p
+    drawn = len({units.get(name, name) for name in of_a})
+    loss, gain = (math.fsum(max(0.0, sign * (of_b[name] - of_a[name])) for name in of_a) / len(of_a) * drawn for sign in (-1, 1))
+    return *difference_interval(loss, gain, drawn), found.p
 
 
 def by_question(predictions: Iterable[Prediction]) -> dict[str, Prediction]:

@@ -29,7 +29,7 @@ class JudgeTable(Table):
     """Name of the environment variable that holds the key; the key itself stands nowhere."""
     prompts: str = ""
     """Folder, relative to the recipe, with judge prompts of your own (mmvet.txt, llava_bench.txt, mmhal.txt, and for extractor = "judge"
-    mathvista.txt, mathvision.txt)."""
+    mathvista.txt, mathvision.txt); a system message in a file such as llava_bench.system.txt."""
     temperature: float = Field(default=0.0, ge=0)
     max_tokens: int = Field(default=1024, ge=1)
     """Length limit of a reply."""

@@ -117,7 +117,8 @@ def _alarms(scores: Mapping[str, Any]) -> Iterator[str]:
     if unread:
         said = "reply" if unread == 1 else "replies"
         counts = amount(unread, "answer counts", "answers count")
-        yield f"{counts} nowhere, because the judge's {said} could not be read; look in the predictions"
+        look = "look in the predictions, or ask the judge again with `mixpo retry RUN`"
+        yield f"{counts} nowhere, because the judge's {said} could not be read; {look}"
 
 
 def figure_rows(found: Mapping[str, Any], *, whole: bool) -> list[tuple[str, ...]]:

@@ -74,7 +74,7 @@ class Job:
     artifact: a file or folder that belongs to a shard besides its records; without it the shard is not done.
     ranks: who works when there are several: the main one alone, each on shards of its own, or all on every shard together (the main
         one writes its records).
-    attempts: how often each shard was asked for, in stages whose rows are the answers to one question; None in others.
+    attempts: how often each shard was asked for, in stages that ask a model or a judge; None in others.
     """
 
     kind: str

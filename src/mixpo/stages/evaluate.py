@@ -19,6 +19,7 @@ from mixpo.evaluate.marking import by_extraction, by_judge, by_rule, by_verdict
 from mixpo.recipe import EvaluationSource, Recipe
 from mixpo.records import Prediction, Sampled
 from mixpo.stages import prompting
+from mixpo.stages.again import attempts_of
 from mixpo.stages.answer import answer_name, prompt_settings, source_name, wording_of
 from mixpo.stages.base import Context, Job, Make, Plan
 from mixpo.stages.models import ModelRef
@@ -41,33 +42,38 @@ def evaluate_job(context: Context, plan: Plan, index: Index, name: str, table: E
     source, answers = source_name(name), answer_name(name, model, mode)
     answered = plan.planned[answers].job
     benchmark = BENCHMARKS[table.name] if table.kind == "benchmark" else None
+    folder = f"evaluate/{name}/{model.name}/{mode}"
+    settings = {
+        **answered.settings,
+        "prompt": prompt_settings(context.recipe, table, wording_of(mode)),
+        "mode": mode,
+        **marking_settings(context, benchmark),
+        "data": content_id(list(index.shards)),
+        "questions": index.questions,
+    }
+    # The domain is part of the prediction; domain and source may decide the rule.
+    marked = judged_inputs(context, [" ".join(row) for row in zip(plan.shards(answers), index.domains, strict=True)], index)
+    attempts = attempts_of(context.run.stage(folder), settings, marked)
 
     @contextmanager
     def session(numbers: Sequence[int]) -> Iterator[Make]:
         with ExitStack() as stack:
             marker = stack.enter_context(Marker(context, benchmark, mode))
-            yield lambda shard: marker.predictions(plan.rows(source, shard), plan.rows(answers, shard))
+            yield lambda shard: marker.predictions(plan.rows(source, shard), plan.rows(answers, shard), attempts.counts.get(shard, 0))
 
     return Job(
         kind="evaluate",
-        name=f"evaluate/{name}/{model.name}/{mode}",
+        name=folder,
         title=f"evaluate {name}: {model.name}, {mode}",
         row=Prediction,
-        settings={
-            **answered.settings,
-            "prompt": prompt_settings(context.recipe, table, wording_of(mode)),
-            "mode": mode,
-            **marking_settings(context, benchmark),
-            "data": content_id(list(index.shards)),
-            "questions": index.questions,
-        },
-        # The domain is part of the prediction; domain and source may decide the rule.
-        inputs=judged_inputs(context, [" ".join(row) for row in zip(plan.shards(answers), index.domains, strict=True)], index),
+        settings=settings,
+        inputs=attempts.inputs,
         sizes=tuple(size * answered.settings["answers"] for size in index.sizes),
         unit="answers",
         needs=(source, answers),
         session=session,
         count=count_predictions,
+        attempts=attempts,
     )
 
 
@@ -117,13 +123,13 @@ class Marker:
         if self._threads is not None:
             self._threads.shutdown(cancel_futures=True)
 
-    def predictions(self, questions: Sequence[Question], answers: Sequence[Sampled]) -> Iterator[Prediction]:
-        """The predictions of one shard, in order."""
+    def predictions(self, questions: Sequence[Question], answers: Sequence[Sampled], again: int = 0) -> Iterator[Prediction]:
+        """The predictions of one shard, in order. again: how often the judge is asked anew where its reply cannot be read."""
         pairs = list(zip(questions, answers, strict=True))
         if self._threads is None:
             return (row for question, sampled in pairs for row in self._mark(question, sampled))
         each = [(question, response) for question, sampled in pairs for response in responses_of(sampled, self._count(sampled))]
-        replies = self._threads.map(lambda item: self._ask(*item), each)
+        replies = self._threads.map(lambda item: self._ask(item[0], item[1], again), each)
         return (self._judged(question, response, said) for (question, response), said in zip(each, replies, strict=True))
 
     def _count(self, sampled: Sampled) -> int:
@@ -143,7 +149,7 @@ class Marker:
             for response in responses:
                 yield by_rule(self._benchmark, question, response, self._mode, wording, extractor, options)
 
-    def _ask(self, question: Question, response: Response) -> str | Reply[Any] | None:
+    def _ask(self, question: Question, response: Response, again: int) -> str | Reply[Any] | None:
         """What the judge says of one answer; a short answer that needs no judge; None where there is no answer to judge."""
         assert self._wording is not None
         if response.finish == "error":
@@ -153,12 +159,12 @@ class Marker:
         if isinstance(wording, Rubric):
             answer = wording.part(response.text, wording_of(self._mode))
             fields = {"question": asked, "reference": question.answer or "", "answer": answer, "context": str(facts.get("context", ""))}
-            return self._judge.ask(wording, fields, wording.read)
+            return self._judge.ask(wording, fields, wording.read, again)
         short = wording.quick(response.text, question, facts)
         if short is not None:
             return short
         fields = {"question": str(facts.get("direct", asked)), "answer": response.text}
-        return self._judge.ask(wording, fields, partial(wording.read, question=question, facts=facts))
+        return self._judge.ask(wording, fields, partial(wording.read, question=question, facts=facts), again)
 
     def _judged(self, question: Question, response: Response, said: str | Reply[Any] | None) -> Prediction:
         assert self._benchmark is not None

@@ -54,9 +54,11 @@ def check_choice(predicted: str, gold: str, options: Options) -> Judgement:
         return _compare_meaning(answer, wanted, options)
     if not named:
         return Judgement("undecided", "names no option letter")
-    if named == wanted:
+    # Options may have the same text; whoever names one of them means the same.
+    alike = wanted | _letters_of(dict(zip(LETTERS, texts, strict=False)).get(min(wanted), ""), texts)
+    if named <= alike:
         return Judgement("correct", "same option")
-    if wanted <= named or (len(named) > 1 and any(_OVER_OPTIONS.search(texts[LETTERS.index(letter)]) for letter in wanted if texts)):
+    if named & alike or (len(named) > 1 and any(_OVER_OPTIONS.search(texts[LETTERS.index(letter)]) for letter in wanted if texts)):
         return Judgement("undecided", "names several options")
     return Judgement("wrong", "another option")
 

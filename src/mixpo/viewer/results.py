@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mixpo.evaluate.score import score, score_samples
+from mixpo.evaluate.resample import unit_of
+from mixpo.evaluate.score import Units, score, score_samples
 from mixpo.records import Prediction, read_row, read_rows
 from mixpo.report.build import PLACES, left_out, metric_curves, skipped_rows
 from mixpo.report.charts import curves
@@ -132,7 +133,11 @@ class Evaluations:
 
     def answers(self, name: str, model: str, mode: str) -> Answers:
         """Answers of one model in one mode."""
-        found: Answers = self._keep(f"evaluate/{name}/{model}/{mode}", lambda shards: _answers(shards, mode))
+
+        def read(shards: Sequence[Path]) -> Answers:
+            return _answers(shards, mode, {question.id: unit_of(question) for question in self.questions(name).values()})
+
+        found: Answers = self._keep(f"evaluate/{name}/{model}/{mode}", read)
         return found
 
     def scores(self, name: str) -> dict[str, dict[str, Any]]:
@@ -170,7 +175,7 @@ class Evaluations:
         return self._kept[stage][1]
 
 
-def _answers(shards: Sequence[Path], mode: str) -> Answers:
+def _answers(shards: Sequence[Path], mode: str, units: Units) -> Answers:
     rows: list[Prediction] = []
     outcomes: dict[str, list[str]] = {}
     where: dict[str, tuple[Path, int]] = {}
@@ -179,7 +184,7 @@ def _answers(shards: Sequence[Path], mode: str) -> Answers:
             where.setdefault(row.question, (shard, number))
             outcomes.setdefault(row.question, []).append(row.outcome)
             rows.append(row)
-    scores = (asdict(score_samples(rows)) if mode == "sampled" else asdict(score(rows))) if rows else {}
+    scores = (asdict(score_samples(rows, units)) if mode == "sampled" else asdict(score(rows, units))) if rows else {}
     return Answers(scores=scores, outcomes={question: tuple(found) for question, found in outcomes.items()}, where=where)
 
 

@@ -23,6 +23,7 @@ ROWS_AT_ONCE = 16
 """Rows in memory together; each may hold an image of some megabytes."""
 SHORTEST = 64
 """In a VLMEvalKit TSV a shorter `image` is the index of the row that holds the image."""
+POINTER = b"version https://git-lfs"
 SPLITS = ("train", "validation", "val", "dev", "test", "testmini")
 
 
@@ -61,7 +62,18 @@ def rows(paths: Iterable[Path]) -> Iterator[Place | Skipped]:
         reader = READERS.get(path.suffix.casefold())
         if reader is None:
             raise SourceError(f"{path}: not a format that is read here; known: {', '.join(READERS)}")
+        if _is_pointer(path):
+            raise SourceError(f"{path}: a Git LFS pointer without the content; fetch it with `git lfs pull` in that folder")
         yield from reader(path)
+
+
+def _is_pointer(path: Path) -> bool:
+    """Whether a clone left the file's content out. A file that cannot be read is left to its reader."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(POINTER)) == POINTER
+    except OSError:
+        return False
 
 
 def _parquet(path: Path) -> Iterator[Place]:
@@ -159,6 +171,14 @@ def text_of(row: Fields, *names: str, default: str | None = None) -> str:
     if default is not None:
         return default
     raise SourceError(f"no field {' or '.join(map(repr, names))}; the row has {', '.join(map(repr, row)) or 'no fields'}")
+
+
+def text_at(place: Place, *names: str) -> str:
+    """`text_of` for a row whose error ends the reading, so that it says where the row stands."""
+    try:
+        return text_of(place[1], *names)
+    except SourceError as error:
+        raise SourceError(f"{place[0]}: {error}") from None
 
 
 def list_of(value: object) -> list[Any]:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from mixpo.errors import SourceError
 from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Marked, Place, Rubric
-from mixpo.evaluate.benchmarks.files import images_of, text_of
+from mixpo.evaluate.benchmarks.files import images_of, text_at, text_of
 from mixpo.evaluate.benchmarks.measures import grouped, marks
+from mixpo.evaluate.benchmarks.rules import REASONING
 from mixpo.sources.jsonl import lines
 from mixpo.types import Skipped
 
@@ -58,14 +59,14 @@ def joined(places: Iterable[Place | Skipped], folder: Path, answers: Path | None
     captions: dict[str, object] = {}
     references: dict[str, object] = {}
     for place in places:
-        if isinstance(place, Skipped) or {"gpt_answer", "gpt4_ans"} & set(place[1]):
+        if isinstance(place, Skipped) or {"gpt_answer", "gpt4_ans"} & set(place[1]) or not {"image", "question_id"} <= set(place[1]):
             yield place
             continue
         if not captions:
             captions = _column(folder / "context.jsonl", "image", "caption")
             references = _column(answers or folder / "answers_gpt4.jsonl", "question_id", "text")
         where, fields = place
-        image, number = text_of(fields, "image"), text_of(fields, "question_id")
+        image, number = text_at(place, "image"), text_at(place, "question_id")
         if image not in captions or number not in references:
             missing = f"context of image {image}" if image not in captions else f"reference answer to question {number}"
             raise SourceError(f"{where}: no {missing}; keep context.jsonl and answers_gpt4.jsonl beside questions.jsonl")
@@ -73,7 +74,7 @@ def joined(places: Iterable[Place | Skipped], folder: Path, answers: Path | None
 
 
 def _column(path: Path, key: str, value: str) -> dict[str, object]:
-    return {text_of(place[1], key): place[1].get(value) for place in lines(path) if not isinstance(place, Skipped)}
+    return {text_at(place, key): place[1].get(value) for place in lines(path) if not isinstance(place, Skipped)}
 
 
 def read(reply: str) -> tuple[float, ...] | None:
@@ -106,9 +107,9 @@ BENCHMARK = Benchmark(
     measures=(RELATIVE, MODEL, REFERENCE),
     breakdown=breakdown,
     splits=(("train",),),
-    files=("questions.jsonl",),
+    files=("questions.jsonl", "LLaVABench.tsv"),
     joined=joined,
     direct="{question}\nAnswer this question in detail.",
-    cot="Your task is to answer the question below in detail. Give step by step reasoning.\n\nQuestion:\n\n{question}",
+    cot=REASONING,
     rubric=Rubric(prompt=PROMPT, system=SYSTEM, read=read, share=lambda found: found[1] / 10, passes=lambda found: found[1] >= found[0]),
 )

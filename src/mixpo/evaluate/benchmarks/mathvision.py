@@ -25,7 +25,7 @@ HINTS = {
 }
 """In front of a direct question, by whether it has options; VLMEvalKit's tables come with them."""
 _IMAGE_MARK = re.compile(r"\s*<image\d*>\s*")
-LAST_WORDS = 5
+LAST_WORDS = 4
 """A letter in front of these may be an article."""
 _PUNCTUATION = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 
@@ -61,16 +61,16 @@ def _letter(answer: str, choices: Sequence[str]) -> str:
 
 
 def infer_letter(said: str, choices: Sequence[str]) -> str | None:
-    """The one option letter that stands as a word of its own, else the one option whose text is contained, else None.
+    """The one option letter that stands as a word of its own, else (also where several do) the one option whose text is contained.
 
     Source: VLMEvalKit's `can_infer` at the time of the paper. "A" as an article counts.
     """
     known = letters(len(choices))
     words = said.translate(_PUNCTUATION).split()
     found = [letter for letter in known if letter in words]
-    if len(found) == 1:
-        return found[0]
-    held = [letter for letter, text in zip(known, choices, strict=True) if text.lower() in said.lower()] if not found else []
+    if len(found) == 1 or (not found and "Z" in words):
+        return found[0] if found else None
+    held = [letter for letter, text in zip(known, choices, strict=True) if text.lower() in said.lower()]
     return held[0] if len(held) == 1 else None
 
 
@@ -90,7 +90,8 @@ def quick(text: str, question: Question, facts: Fields) -> str | None:
         return answer if not answer or answer.lower() == (question.answer or "").lower() else None
     words = answer.translate(_PUNCTUATION).split()
     found = [letter for letter in letters(len(question.choices)) if letter in words]
-    return found[0] if len(found) == 1 and found[0] in words[-LAST_WORDS:] else None if answer else ""
+    at_the_end = len(found) == 1 and words.index(found[0]) >= len(words) - LAST_WORDS
+    return found[0] if at_the_end else None if answer else ""
 
 
 def check_robust(said: str, question: Question, facts: Fields, options: Options) -> Judgement:

@@ -48,8 +48,8 @@ def row(fields: Fields) -> Draft:
     is_choice = text_of(known, "question_type", default="multi_choice" if choices else "free_form") == "multi_choice"
     form = text_of(known, "answer_type", default="text")
     facts: dict[str, Any] = {name: text_of(known, name, default="") for name in DETAILS}
-    facts |= {"id": text_of(fields, "pid", "index", "key"), "skills": [str(skill) for skill in list_of(known.get("skills"))]}
-    facts |= {"precision": int(float(text_of(known, "precision", default="0"))), "answer": answer}
+    facts |= {"id": text_of(fields, "pid", "index", "key"), "skills": _skills(known.get("skills"))}
+    facts |= {"precision": _precision(text_of(known, "precision", default="0")), "answer": answer}
     return Draft(
         text=text_of(fields, "query", default="") or _query(fields, choices, is_choice, form, facts["precision"]),
         images=images_of(fields),
@@ -59,6 +59,20 @@ def row(fields: Fields) -> Draft:
         domain=facts["task"],
         facts=facts,
     )
+
+
+def _skills(value: object) -> list[str]:
+    """A list, also as text; a table may name a single skill without brackets."""
+    if isinstance(value, str) and not value.startswith("["):
+        return [value] if value else []
+    return [str(skill) for skill in list_of(value)]
+
+
+def _precision(text: str) -> int:
+    try:
+        return int(float(text))
+    except (ValueError, OverflowError):
+        raise SourceError(f"precision {text[:20]!r} is no number of decimal places") from None
 
 
 def _letter(answer: str, choices: Sequence[str], fields: Fields) -> str:
@@ -94,7 +108,8 @@ def check_paper(said: str, question: Question, facts: Fields, options: Options) 
         if letter not in known:
             distances = [edit_distance(letter, choice) for choice in question.choices]
             letter = known[distances.index(min(distances))]
-        return same(letter == question.answer, "choices")
+        # Two choices may have the same text, which is what the authors compare.
+        return same(question.choices[known.index(letter)] == question.choices[known.index(question.answer or "A")], "choices")
     gold = str(facts["answer"]).strip()
     form = facts["answer_type"]
     if form in ("integer", "float"):

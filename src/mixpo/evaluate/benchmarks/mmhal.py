@@ -33,8 +33,9 @@ Human answer: {reference}
 Response: {answer}
 
 Explain your judgement first. Then end with a last line "Rating: N", N being one of the numbers above."""
+# Word for word as InternVL's script puts it behind the question.
 STEPS = (
-    "{question} Please think step by step and output in the following format:\n\nRationale:\n{rationale}\nAnswer: {answer}\n\n"
+    "{question}\n\nPlease think step by step and output in the following format:\n\nRationale:\n{rationale}\nAnswer: {answer}\n\n"
     "where rationale is the reasoning process of the given question."
 )
 _RATING = re.compile(r"(?i)rating\W{0,8}([0-6])(?![\d.]*\d)")

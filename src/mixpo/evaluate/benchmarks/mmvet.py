@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Marked, Rubric
 from mixpo.evaluate.benchmarks.files import images_of, text_of
 from mixpo.evaluate.benchmarks.measures import grouped, marks
+from mixpo.evaluate.benchmarks.rules import REASONING
 
 PROMPT = """\
 Grade an answer to a question about an image that you cannot see. You are given the reference answer.
@@ -28,6 +29,8 @@ Answer: {answer}
 
 Reply with the mark alone, as a number."""
 _MARK = re.compile(r"(?<![\d.\-])(?:0(?:\.\d+)?|1(?:\.0+)?|\.\d+)(?!\.?\d)")
+_PARTS = re.compile(r"\s*<(AND|OR)>\s*")
+"""What joins parts of a reference; the benchmark's own evaluator sets it apart by spaces before the judge sees it."""
 _NUMBER = re.compile(r"-?\d*\.?\d+")
 
 
@@ -39,7 +42,7 @@ def row(fields: Fields) -> Draft:
     return Draft(
         text=text_of(fields, "question"),
         images=images_of(fields, folder="images"),
-        answer=text_of(fields, "answer"),
+        answer=_PARTS.sub(r" <\1> ", text_of(fields, "answer")),
         kind="text",
         domain="+".join(capabilities),
         facts={"id": text_of(fields, "question_id", "key", "index"), "capabilities": capabilities},
@@ -73,8 +76,7 @@ BENCHMARK = Benchmark(
     measures=(SCORE,),
     breakdown=breakdown,
     splits=(("test",),),
-    files=("mm-vet.json",),
-    # Without a marker for the final answer: the whole is graded.
-    cot="Your task is to answer the question below. Give step by step reasoning.\n\nQuestion:\n\n{question}",
+    files=("mm-vet.json", "MMVet.tsv"),
+    cot=REASONING,
     rubric=Rubric(prompt=PROMPT, read=read, share=lambda found: found[0], passes=lambda found: found[0] >= 0.5),
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mixpo.errors import SourceError
 from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Marked, Measure, Place
-from mixpo.evaluate.benchmarks.files import images_of, text_of
+from mixpo.evaluate.benchmarks.files import images_of, text_at, text_of
 from mixpo.evaluate.benchmarks.measures import measured
 from mixpo.evaluate.benchmarks.rules import same
 from mixpo.evaluate.resample import Term, unit_of
@@ -48,21 +48,21 @@ def joined(places: Iterable[Place | Skipped], folder: Path, answers: Path | None
     """Adds the labels of `coco_pope_<category>.json` where the questions have none."""
     labels: dict[Key, Fields] | None = None
     for place in places:
-        if isinstance(place, Skipped) or {"answer", "label"} & set(place[1]):
+        if isinstance(place, Skipped) or {"answer", "label"} & set(place[1]) or not {"question_id", "category"} <= set(place[1]):
             yield place
             continue
         if labels is None:
             labels = _labels(answers or folder)
         where, fields = place
-        key = (text_of(fields, "category").lower(), text_of(fields, "question_id"))
+        key = (text_at(place, "category").lower(), text_at(place, "question_id"))
         if key not in labels:
             raise SourceError(
                 f"{where}: no label for question {key[1]} of {key[0]!r}; set source.answers to the folder of coco_pope_*.json"
             )
         label = labels[key]
-        if text_of(label, "text") not in text_of(fields, "text", "question"):
+        if text_at((f"label of question {key[1]}", label), "text") not in text_at(place, "text", "question"):
             raise SourceError(f"{where}: question {key[1]} of {key[0]!r} is another one than in the labels; they are of different versions")
-        yield where, {**fields, "answer": text_of(label, "label")}
+        yield where, {**fields, "answer": label.get("label")}
 
 
 def _labels(folder: Path) -> dict[Key, Fields]:
@@ -74,7 +74,7 @@ def _labels(folder: Path) -> dict[Key, Fields]:
         for path in sorted({*folder.glob(f"**/*pope_{category}.json"), *folder.glob(f"**/*pope_{category}.jsonl")}):
             for place in lines(path):
                 if not isinstance(place, Skipped):
-                    found[category, text_of(place[1], "question_id")] = place[1]
+                    found[category, text_at(place, "question_id")] = place[1]
     return found
 
 
@@ -164,7 +164,7 @@ BENCHMARK = Benchmark(
     measures=(MEAN_F1, POOLED_F1, RIGHT),
     breakdown=breakdown,
     splits=(("test",), CATEGORIES),
-    files=("llava_pope_test.jsonl",),
+    files=("llava_pope_test.jsonl", "POPE.tsv"),
     joined=joined,
     direct="{question}\n" + SUFFIX,
     checks={"robust": check_robust, "paper": check_paper},

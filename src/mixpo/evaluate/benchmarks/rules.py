@@ -11,15 +11,18 @@ from mixpo.verify import extract
 from mixpo.verify.choice import check_choice
 from mixpo.verify.judgement import Judgement, Options
 
+REASONING = "Your task is to answer the question below. Give step by step reasoning. \n\nQuestion:\n\n{question}"
+"""VLMEvalKit's prompt for MPO models where the whole answer is graded, and so none is announced as final; its space before the line too."""
 _MARKER = re.compile(r"(Final answer:|Answer:)\s*(.*)", re.IGNORECASE)
 
 
-def extract_paper(text: str) -> str:
+def extract_paper(text: str, mode: str) -> str:
     """What stands behind the first "Final answer:" or "Answer:", to the end of that line; without one, the whole text.
 
-    Source: the extraction of InternVL's evaluation scripts and of VLMEvalKit for MPO models. Emphasis and boxes stay.
+    Source: the extraction of InternVL's evaluation scripts and of VLMEvalKit for MPO models. Emphasis and boxes stay. A direct answer is
+    taken whole.
     """
-    found = _MARKER.search(text)
+    found = _MARKER.search(text) if mode != "direct" else None
     return found.group(2).strip() if found else text
 
 
@@ -34,7 +37,7 @@ def extract_robust(text: str, mode: str) -> str | None:
 
 EXTRACTORS: dict[str, Callable[[str, str], str | None]] = {
     "robust": extract_robust,
-    "paper": lambda text, mode: extract_paper(text),
+    "paper": extract_paper,
     "official": lambda text, mode: text,
 }
 """(response, mode) -> extracted answer, by name. "official": a benchmark's own script, which looks at the whole response."""
