@@ -50,12 +50,10 @@ def check_choice(predicted: str, gold: str, options: Options) -> Judgement:
     if len(wanted) > 1:
         return _compare_sets(answer, wanted)
     named = read_options(answer, texts)
-    if not named and texts:
-        return _compare_meaning(answer, wanted, options)
-    if not named:
-        return Judgement("undecided", "names no option letter")
     # Options may have the same text; whoever names one of them means the same.
     alike = wanted | _letters_of(dict(zip(LETTERS, texts, strict=False)).get(min(wanted), ""), texts)
+    if not named:
+        return _compare_meaning(answer, alike, options) if texts else Judgement("undecided", "names no option letter")
     if named <= alike:
         return Judgement("correct", "same option")
     if named & alike or (len(named) > 1 and any(_OVER_OPTIONS.search(texts[LETTERS.index(letter)]) for letter in wanted if texts)):
