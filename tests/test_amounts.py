@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 import mixpo
 from mixpo.amounts import amount, are
+from mixpo.cli import show
+from mixpo.cli.bars import Lines
+from mixpo.dryrun import Estimate
 
 SOURCE = Path(mixpo.__file__).parent
 NOUNS = "answer|question|row|pair|shard|model|image|mark|verdict|response|reply|choice|option|problem|file|actor|node|server|reason"
@@ -40,3 +44,18 @@ def test_no_sentence_writes_an_amount_in_another_way() -> None:
         for match in WRITTEN.finditer(path.read_text(encoding="utf-8"))
     }
     assert found <= SEVERAL, found - SEVERAL
+
+
+def test_lines_of_progress_and_tables_count_one_as_one(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = Lines(sys.stdout)
+    for done, total in ((1, 1), (1, 2), (1, 0), (3, 0)):
+        lines.start("sample", total, "questions")
+        lines.advance(done)
+        lines.finish()
+    found = [line.partition(", done")[0] for line in capsys.readouterr().out.splitlines() if "done in" in line]
+    assert found == ["sample: 1 of 1 question", "sample: 1 of 2 questions", "sample: 1 question", "sample: 3 questions"]
+    show.estimates([Estimate(stage="train", todo=1, total=1, unit="models", why="")])
+    show.planned([Estimate(stage="train", todo=1, total=1, unit="models", why="")], 1)
+    shown = capsys.readouterr().out
+    assert "1 of 1 model " in shown
+    assert "1 models" not in shown

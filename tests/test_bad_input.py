@@ -256,4 +256,45 @@ def test_a_broken_manifest(recipe: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert run(recipe, command="sample") == 0
     (recipe.parent / "run" / "round-1" / "sample" / "manifest.json").write_text("{")
     assert run(recipe, command="verify") == 1
-    assert "delete the folder and run again" in one_sentence(capsys)
+    assert "delete this file and run again" in one_sentence(capsys)
+    # What the message says is enough, and costs no answer.
+    (recipe.parent / "run" / "round-1" / "sample" / "manifest.json").unlink()
+    assert run(recipe, command="sample") == 0
+    assert "made again" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("command.json", None, "has no command.json"),
+        ("recipe.json", None, "has no recipe.json"),
+        ("command.json", "{}", "recipe.json or command.json is broken"),
+        ("command.json", "[1]", "recipe.json or command.json is broken"),
+        ("recipe.json", "{", "recipe.json or command.json is broken"),
+    ],
+)
+def test_a_run_without_its_recipe(recipe: Path, capsys: pytest.CaptureFixture[str], name: str, content: str | None, message: str) -> None:
+    assert run(recipe, command="sample") == 0
+    capsys.readouterr()
+    path = recipe.parent / "run" / name
+    path.unlink() if content is None else path.write_text(content)
+    assert main(["status", str(recipe.parent / "run")]) == 1
+    assert message in one_sentence(capsys)
+    assert run(recipe, command="sample") == 0
+    assert main(["status", str(recipe.parent / "run")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"), [(errno.ENOSPC, "free some space"), (errno.EDQUOT, "free some space"), (errno.EROFS, "correct that")]
+)
+def test_the_remedy_fits_what_keeps_a_file_from_being_written(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, code: int, remedy: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("mixpo.records.pq.write_table", refuse)
+    assert run(recipe, command="sample") == 1
+    message = one_sentence(capsys)
+    assert os.strerror(code) in message
+    assert remedy in message

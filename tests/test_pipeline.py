@@ -356,4 +356,4 @@ def test_status_reads_only_the_run_directory(own_run: Path) -> None:
     next((own_run / "run" / "round-1" / "sample").glob("00001-*")).unlink()
     rows = {row["stage"]: row for row in status(open_run(own_run / "run"))}
     assert rows["round-1/sample"]["state"] == "part"
-    assert rows["round-1/sample"]["why"] == ["1 shard is not finished"]
+    assert rows["round-1/sample"]["why"] == ["1 shard is gone"]

@@ -18,6 +18,9 @@ The command line prints the message and exits with `exit_code`; anything else is
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 
 class MixpoError(Exception):
     """Base of all errors meant for the user; the message says what to do."""
@@ -76,3 +79,10 @@ class EvaluateError(MixpoError):
 
 class UnfinishedError(MixpoError):
     """A part of the evaluation failed; what does not need it was done all the same."""
+
+
+def unwritable(path: Path, error: OSError) -> RunError:
+    """What to raise where a file of a run cannot be written: a full disk has another remedy than one that is read only."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = "free some space" if full else "correct that, or use another directory"
+    return RunError(f"{path}: cannot be written ({error.strerror or error}); {remedy}, and run the same command again")

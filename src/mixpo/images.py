@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mixpo.errors import ImageError, RunError
+from mixpo.errors import ImageError, unwritable
 from mixpo.recipe import ImageTable
 from mixpo.types import ImageRef
 
@@ -233,7 +233,7 @@ def _store(content: bytes, suffix: str, folder: Path) -> ImageRef:
             path.parent.mkdir(parents=True, exist_ok=True)
             _write(content, path, folder)
     except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error.strerror or error}); free some space and run the same command again") from error
+        raise unwritable(path, error) from error
     return ImageRef(path=str(path), digest=digest)
 
 

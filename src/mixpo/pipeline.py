@@ -75,14 +75,16 @@ def open_run(root: Path, overrides: tuple[str, ...] = ()) -> Context:
     try:
         recipe = json.loads((root / "recipe.json").read_text(encoding="utf-8"))
         command = json.loads((root / "command.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"{root}: no run directory (it has no recipe.json); give the folder that was --dir of `mixpo run`") from None
-    except ValueError as error:
+        base, limit = Path(command["base"]), command["limit"]
+    except FileNotFoundError as error:
+        gone = Path(error.filename).name
+        raise RunError(f"{root}: no run directory (it has no {gone}); give the folder that was --dir of `mixpo run`") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{root}: recipe.json or command.json is broken ({error}); run the recipe again") from None
     for override in overrides:
         apply_override(recipe, override)
     loaded = parse(recipe, str(root / "recipe.json"), overrides=overrides)
-    return open_context(loaded, Path(command["base"]), root, Silent(), command["limit"])
+    return open_context(loaded, base, root, Silent(), limit)
 
 
 def reopen(root: Path, job: str) -> tuple[Context, Planned]:

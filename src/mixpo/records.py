@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mixpo.amounts import amount
-from mixpo.errors import RecordError, RunError
+from mixpo.errors import RecordError, unwritable
 from mixpo.types import Finish, Outcome, Pair, Response, Verdict
 
 Row = TypeVar("Row")
@@ -190,7 +190,7 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error.strerror or error}); free some space and run the same command again") from error
+        raise unwritable(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -80,8 +80,10 @@ class Stage:
             return None
         try:
             return Manifest(**json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise RunError(f"{path}: not a manifest of this version ({error}); delete the folder and run again") from None
+        except (OSError, ValueError, TypeError) as error:
+            raise RunError(
+                f"{path}: not a manifest of this version ({error}); delete this file and run again, finished shards are kept"
+            ) from None
 
     def save_manifest(self, manifest: Manifest) -> None:
         """Write the manifest atomically."""
@@ -103,7 +105,7 @@ class Stage:
         fresh = len(set(inputs) - set(last.inputs))
         if fresh:
             reasons.append(f"{fresh} of {amount(len(inputs), 'input shard')} {are(fresh)} new or changed")
-        return tuple(reasons) or (f"{amount(len(missing), 'shard is', 'shards are')} not finished",)
+        return tuple(reasons) or (f"{amount(len(missing), 'shard is', 'shards are')} {'gone' if last.finished else 'not finished'}",)
 
     def path(self, shard: str) -> Path:
         """File of a shard."""

@@ -12,6 +12,8 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from mixpo.amounts import amount
+
 PLAIN_SECONDS = 10.0
 """Without a terminal a line is written at most this often for one bar."""
 
@@ -114,8 +116,8 @@ class Lines:
         return f"about {clock((moment - self._begun) / made * (self._total - self._done))} left"
 
     def _line(self, tail: str) -> None:
-        of = f"{self._done:,}" + (f" of {self._total:,}" if self._total else "")
-        self.say(f"{self._title}: {of} {self._unit}, {tail}")
+        done = f"{self._done:,} of " if self._total else ""
+        self.say(f"{self._title}: {done}{amount(self._total or self._done, self._unit.removesuffix('s'))}, {tail}")
 
 
 def printable(text: str) -> str:

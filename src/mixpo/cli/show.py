@@ -136,7 +136,7 @@ def estimates(rows: list[Estimate]) -> None:
     cells = [
         (
             row.stage,
-            f"{row.todo:,} of {row.total:,} {row.unit}",
+            f"{row.todo:,} of {amount(row.total, row.unit[:-1])}",
             f"{row.tokens:,}" if row.tokens else "",
             clock(row.seconds) if row.todo else "",
             _size(row.bytes),
@@ -174,7 +174,7 @@ def planned(rows: list[Estimate], devices: int) -> None:
     cells = [
         (
             row.stage,
-            f"{row.todo:,} {row.unit}",
+            amount(row.todo, row.unit[:-1]),
             *(f"{number:,}" if number else "" for number in (row.requests, row.tokens)),
             f"{row.seconds / 3600:,.2f}" if row.todo else "",
             clock(row.seconds / devices) if row.todo else "",
