@@ -55,7 +55,7 @@ def test_the_key_holds_all_that_decides(tmp_path: Path, monkeypatch: pytest.Monk
     kept.put("x", "y", 0.1, Judgement("correct", "agree"))
     kept.close()
     assert VerdictCache(path).get("x", "y", 0.1) == Judgement("correct", "agree")
-    monkeypatch.setattr(cache, "VERSION", 2)
+    monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)
     assert VerdictCache(path).get("x", "y", 0.1) is None
 
 
