@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import small_run
 from PIL import Image, ImageDraw
-from small_run import open_small
+from small_run import open_small, said
 
 from mixpo.dryrun import dry_run
 from mixpo.errors import MissingExtra
@@ -173,10 +173,21 @@ def test_a_copy_in_the_training_source_is_left_out_and_listed(recipe: Path) -> N
 
 def test_a_dry_run_counts_the_same_and_keeps_nothing(recipe: Path) -> None:
     run = recipe.parent / "none"
-    estimates = {row.stage: row for row in dry_run(open_small(recipe, run, "evaluate.decontaminate=similar"))}
+    context = open_small(recipe, run, "evaluate.decontaminate=similar")
+    estimates = {row.stage: row for row in dry_run(context)}
     assert estimates["source"].todo == 9
     assert "1 row left out" in estimates["source"].why
     assert not (run / "cache").exists()
+    assert any("decoding every image" in line for line in said(context))
+
+
+def test_a_dry_run_takes_the_looks_that_a_run_kept(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = recipe.parent / "run"
+    read_sources(open_small(recipe, run, "evaluate.decontaminate=similar"))
+    monkeypatch.setattr(looks, "open_image", lambda *_: pytest.fail("decoded again"))
+    context = open_small(recipe, run, "evaluate.decontaminate=similar")
+    assert next(row.todo for row in dry_run(context) if row.stage == "source") == 9
+    assert not any("decoding" in line for line in said(context))
 
 
 def test_without_the_library_the_extra_is_named(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

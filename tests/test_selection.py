@@ -9,8 +9,11 @@ import pytest
 import small_run
 from small_run import open_small, plan_of, said, unfinished
 
+from mixpo.check import check
+from mixpo.cli import main
 from mixpo.errors import RecordError
 from mixpo.pipeline import read_sources, run_stage
+from mixpo.progress import Silent
 from mixpo.recipe import JsonlSource
 from mixpo.stages.decontaminate import Barred
 from mixpo.types import ImageRef, Question
@@ -67,8 +70,26 @@ def test_training_keeps_off_the_evaluation_sets(recipe: Path) -> None:
     assert read_sources(context).train.questions == 9
     assert left_out(run) == [("questions.jsonl:3", "its image is in the evaluation set 'held-out'")]
     assert any("1 row left out" in line for line in said(context))
+    checked = check(context.recipe, folder, Silent())
+    assert [(Path(row.where).name, row.problem) for row in checked.left_out] == left_out(run)
+    assert not checked.findings
+    assert checked.counts["source: questions"] == 9
     assert read_sources(open_small(recipe, run, "evaluate.decontaminate=question")).train.questions == 10
     assert read_sources(open_small(recipe, run, "evaluate.decontaminate=off")).train.questions == 10
+
+
+def test_the_check_lists_what_is_kept_out(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = recipe.parent
+    rows = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
+    rows[2]["image"] = "images/501.png"
+    small_run.write_jsonl(folder / "questions.jsonl", rows)
+    assert main(["check", str(recipe)]) == 0
+    out = capsys.readouterr().out
+    assert "questions.jsonl:3: left out of training: its image is in the evaluation set 'held-out'" in out
+    assert "nothing to correct" in out
+    small_run.write_jsonl(folder / "questions.jsonl", rows[2:3])
+    assert main(["check", str(recipe)]) == 3
+    assert "source: no row is usable" in capsys.readouterr().out
 
 
 def test_sources_that_need_no_second_look_are_read_again_for_other_sets(recipe: Path) -> None:

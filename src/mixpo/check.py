@@ -21,6 +21,7 @@ from mixpo.recipe import EvaluationSource, Recipe, ServedModel, ServerTable
 from mixpo.sources import DUPLICATE
 from mixpo.stages import evaluate
 from mixpo.stages.answer import prompt_for
+from mixpo.stages.decontaminate import Barred, open_barred
 from mixpo.stages.engine import script_digest, where_of
 from mixpo.stages.models import Models
 from mixpo.stages.source import NO_ANSWER, rows_of
@@ -43,9 +44,10 @@ class Finding:
 
 @dataclass(kw_only=True)
 class Checked:
-    """What was looked at, and what was found. `notes` need no correction."""
+    """What was looked at, and what was found. `left_out`, what evaluation sets keep out of training, and `notes` need no correction."""
 
     counts: Counter[str] = field(default_factory=Counter)
+    left_out: list[Finding] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
 
@@ -59,15 +61,43 @@ def check(recipe: Recipe, base: Path, progress: Progress, limit: int | None = No
     checked = Checked()
     _check_extras(recipe, base, checked)
     vlm = _check_model(recipe, base, checked)
-    named = [("source", recipe.source), *((f"evaluate.sets.{s.name}", s.source) for s in recipe.evaluate.sets)]
-    sources = [(name, source) for name, source in named if source is not None]
+    apart = _apart(recipe)
     with TemporaryDirectory(prefix="mixpo-check-") as images:
-        for name, source in sources:
+        # The training source last: evaluation sets say what must not be in it.
+        for name, source in (*((s.name, s.source) for s in recipe.evaluate.sets), ("", recipe.source)):
+            if source is None:
+                continue
+            rows = _Rows(recipe=recipe, base=base, source=source, images=Path(images), evaluated=name, limit=limit)
             try:
-                _check_source(recipe, base, name, source, Path(images), vlm, checked, progress, limit)
+                _check_source(rows, vlm, apart, checked, progress)
             except MixpoError as error:
-                checked.add(name, str(error))
+                checked.add(rows.name, str(error))
     return checked
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """The rows of one source. evaluated: the name of its evaluation set, "" for the training source. images: where copies are kept."""
+
+    recipe: Recipe
+    base: Path
+    source: EvaluationSource
+    images: Path
+    evaluated: str
+    limit: int | None
+
+    @property
+    def name(self) -> str:
+        """As the recipe calls it."""
+        return f"evaluate.sets.{self.evaluated}" if self.evaluated else "source"
+
+
+def _apart(recipe: Recipe) -> Barred | None:
+    """What evaluation sets will keep out of training; None where nothing, or where the library for it is missing (a finding)."""
+    try:
+        return open_barred(recipe.evaluate)
+    except MissingExtra:
+        return None
 
 
 def _check_extras(recipe: Recipe, base: Path, checked: Checked) -> None:
@@ -158,28 +188,25 @@ def template_problems(vlm: Vlm) -> Iterator[str]:
         yield "the chat template leaves the question out; use the family's own template"
 
 
-def _check_source(
-    recipe: Recipe,
-    base: Path,
-    name: str,
-    source: EvaluationSource,
-    images: Path,
-    vlm: Vlm | None,
-    checked: Checked,
-    progress: Progress,
-    limit: int | None,
-) -> None:
-    before, usable = len(checked.findings), 0
-    progress.start(f"check {name}", min(getattr(source, "count", 0) or limit or 0, limit or 10**12), "questions")
-    for item in rows_of(source, base, images):
+def _check_source(rows: _Rows, vlm: Vlm | None, apart: Barred | None, checked: Checked, progress: Progress) -> None:
+    name, limit = rows.name, rows.limit
+    before, usable = len(checked.findings) + len(checked.left_out), 0
+    progress.start(f"check {name}", min(getattr(rows.source, "count", 0) or limit or 0, limit or 10**12), "questions")
+    for item in rows_of(rows.source, rows.base, rows.images):
         if isinstance(item, Skipped):
             if item.reason == DUPLICATE:
                 checked.notes[f"{name}: duplicate rows"] += 1
             else:
                 checked.add(item.where, item.reason)
             continue
-        for problem in question_problems(recipe, item.question, vlm, evaluated=name != "source"):
+        problems = question_problems(rows.recipe, item.question, vlm, evaluated=bool(rows.evaluated))
+        if apart is not None and not rows.evaluated and not problems and (reason := apart.reason(item.question)):
+            checked.left_out.append(Finding(where=item.where, problem=reason))
+            continue
+        for problem in problems:
             checked.add(item.where, problem)
+        if apart is not None and rows.evaluated:
+            apart.add(rows.evaluated, item.question)
         usable += 1
         progress.advance(1)
         if usable == limit:
@@ -187,7 +214,7 @@ def _check_source(
     progress.finish()
     checked.counts[f"{name}: questions"] = usable
     if not usable:
-        checked.add(name, "no row is usable" if len(checked.findings) > before else "the source holds no rows")
+        checked.add(name, "no row is usable" if len(checked.findings) + len(checked.left_out) > before else "the source holds no rows")
 
 
 def question_problems(recipe: Recipe, question: Question, vlm: Vlm | None, evaluated: bool) -> list[str]:

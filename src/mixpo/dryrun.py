@@ -110,7 +110,10 @@ def _sources(context: Context, left_out: dict[str, list[Skipped]]) -> Sources:
     """The questions as the next run would read them, with copies of images in a folder that goes away. Fills in what is left out."""
     with TemporaryDirectory(prefix="mixpo-dry-") as folder:
         elsewhere = replace(context, run=Run(Path(folder)))
-        apart = open_barred(context.recipe.evaluate)
+        kept = context.run.looks if context.run.looks.exists() else None
+        apart = open_barred(context.recipe.evaluate, kept)
+        if apart is not None and apart.looks is not None and kept is None:
+            context.progress.say('decoding every image, because evaluate.decontaminate = "similar" asks what it looks like')
 
         def held_out(name: str, source: EvaluationSource) -> Index:
             blocks = blocks_of(elsewhere, source, left_out.setdefault(source_name(name), []), evaluated=True)

@@ -204,6 +204,10 @@ def checked(result: Checked) -> None:
     """What `mixpo check` found."""
     for finding in result.findings:
         line(f"{finding.where}: {finding.problem}")
+    for row in result.left_out:
+        line(f"{row.where}: left out of training: {row.problem}")
+    if result.left_out:
+        line(f"source: rows that evaluation sets keep out {len(result.left_out):,}")
     for name, count in {**result.counts, **result.notes}.items():
         line(f"{name} {count:,}")
     found = len(result.findings)

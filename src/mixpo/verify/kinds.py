@@ -60,7 +60,7 @@ def fits(kind: str, answer: str) -> bool:
 def _is_formula(text: str) -> bool:
     if _LATEX.search(text) or _PRODUCT.fullmatch(text) or _EQUATION.match(text) or _RATIO.fullmatch(text):
         return True
-    if _RANGE_OR_DATE.fullmatch(text):
+    if _RANGE_OR_DATE.fullmatch(text) or not _QUANTITY.search(text):
         return False
-    text = _UNIT_BEHIND.sub("", plain_characters(text))
-    return bool(_EXPRESSION.fullmatch(text) and _OPERATOR.search(text) and _QUANTITY.search(text))
+    bare = _UNIT_BEHIND.sub("", plain_characters(text))
+    return bool(_EXPRESSION.fullmatch(bare) and _OPERATOR.search(bare) and _QUANTITY.search(bare))

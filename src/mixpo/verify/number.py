@@ -31,7 +31,7 @@ _SCALE = r"(?:(?:\s*(?P<scale>hundred|thousand|million|billion|trillion|万|亿|
 _NUMBER = re.compile(
     rf"(?i)(?<![A-Za-z_\d.:^])(?P<core>{_SIGN}(?:(?P<currency>[{CURRENCY_SIGNS}])\s?(?P<late_sign>-)?)?"
     rf"(?P<mantissa>(?>{_MANTISSA}))(?>{_POWER})(?>{_BELOW}))(?!:\d)"
-    rf"(?>{_SCALE})(?:\s*(?P<percent>%|percent\b|per\s+cent\b)|\s*(?P<unit>{PATTERN}))?"
+    rf"(?>{_SCALE})(?:(?=\s*\S)\s*(?:(?P<percent>%|percent\b|per\s+cent\b)|(?P<unit>{PATTERN})))?"
 )
 _SCALES = {"hundred": 2, "thousand": 3, "k": 3, "万": 4, "million": 6, "m": 6, "亿": 8, "billion": 9, "b": 9, "bn": 9, "trillion": 12}
 _DECIMAL_COMMA = re.compile(r"(?<![\d,.])(\d+),(\d{1,2})(?![\d,.])")
@@ -84,15 +84,23 @@ def check_number(predicted: str, gold: str, options: Options) -> Judgement:
         return options.algebra(predicted, gold)
     if not left and not right:
         return check_text(predicted, gold, options)
-    if any(_PARTS.search(text) and not _DIGIT.search(text) for text in (predicted, gold)):
+    if _in_parts(predicted) or _in_parts(gold):
         return Judgement("undecided", "not in plain digits")
     if not left or not right:
         vague = _VAGUE.search(gold if left else predicted)
         return Judgement("undecided", "not in plain digits") if vague else Judgement("wrong", "no number")
     judgement = _compare(left, right, options.tolerance)
-    if judgement.outcome == "correct" and bool(_BOUND.search(predicted)) != bool(_BOUND.search(gold)):
+    if judgement.outcome == "correct" and _is_bound(predicted) != _is_bound(gold):
         return Judgement("undecided", "a bound or a label")
     return judgement
+
+
+def _in_parts(text: str) -> bool:
+    return _DIGIT.search(text) is None and _PARTS.search(text) is not None
+
+
+def _is_bound(text: str) -> bool:
+    return not text.isdecimal() and _BOUND.search(text) is not None
 
 
 def single_number(text: str) -> Number | None:
@@ -192,6 +200,8 @@ def _read_side(side: str) -> list[Number] | None:
 
 def _number(match: re.Match[str]) -> Number:
     """The number of a match; its value is NaN when out of reach (a giant exponent, a division by zero)."""
+    if match.group().isdecimal():  # as most are
+        return Number(value=Decimal(match.group()))
     groups = match.groupdict()
     value = Decimal(_digits(groups["mantissa"]))
     whole = "." not in _digits(groups["mantissa"])
@@ -213,13 +223,13 @@ def _number(match: re.Match[str]) -> Number:
     value = value.scaleb(_SCALES[scale.lower()], _CONTEXT) if scale else value
     negative = "-" in (groups["sign"], groups["first_sign"], groups["late_sign"])
     unit = read_unit(groups["currency"] or groups["unit"] or "")
-    plain = not any(groups[name] for name in ("tens", "exponent", "power", "below", "bottom", "scale", "letter"))
+    is_decimal = not whole and not scale and match.end("core") == match.end("mantissa")
     return Number(
         value=value.copy_negate() if negative else value,
         whole=whole,
         percent=bool(groups["percent"]),
         unit=unit,
-        places=len(groups["mantissa"].rpartition(".")[2]) if plain and not whole else None,
+        places=len(groups["mantissa"].rpartition(".")[2]) if is_decimal else None,
     )
 
 

@@ -23,7 +23,7 @@ class Time(NamedTuple):
 
 def read_time(plain: str) -> Time | None:
     """The time that a text is, and nothing beside it; None for everything else."""
-    match = _TIME.fullmatch(plain)
+    match = _TIME.fullmatch(plain) if ":" in plain else None
     if match is None or int(match.group(3)) > 2 * _NOON or int(match.group(4)) >= _MINUTES:
         return None
     hour, half = int(match.group(3)) % (2 * _NOON), match.group(1) or match.group(2) or match.group(5)
