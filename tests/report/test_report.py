@@ -200,7 +200,10 @@ def test_further_sets_and_other_main_model(data: ReportData) -> None:
     assert built["headline"] is None
     assert list(built["sets"]) == ["b"]
     assert built["sets"]["b"]["comparisons"][0]["difference"] == 0
-    assert "Further set: b" in render(built)
+    page = render(built)
+    assert "<h3>Set: a</h3>" in page  # with several, the first must be told from the others
+    assert "Further set: b" in page
+    assert "<h3>Set:" not in render(build(replace(EMPTY, predictions={("a", "start", "cot"): rows})))
 
 
 def test_models_asked_different_questions_are_refused(data: ReportData) -> None:
