@@ -106,6 +106,8 @@ def test_not_toml(tmp_path: Path, content: str | bytes) -> None:
         load(path)
     with pytest.raises(RecipeError, match="no such recipe"):
         load(tmp_path / "missing.toml")
+    with pytest.raises(RecipeError, match="is a folder; give the recipe, a TOML file, and name a run directory with --dir"):
+        load(tmp_path)
 
 
 def test_toml_of_committed_recipes_sets_no_default_twice() -> None:

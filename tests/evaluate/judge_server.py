@@ -53,6 +53,11 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.chat("Extracted answer: " + ("NO ANSWER" if "idle" in response else "**14**" if "fourteen" in response else "C"))
 
+    def mode_thinks(self, number: int, body: dict[str, Any]) -> None:
+        """Reasons aloud before it says a mark, and for a long answer never comes to one."""
+        reasoning = "<think>\n9 8\nor rather 0.2? Rating: 1"
+        self.chat(reasoning if "long" in body["messages"][-1]["content"] else f"{reasoning}\n</think>\n\n0.9")
+
     def mode_late(self, number: int, body: dict[str, Any]) -> None:
         """Says nothing that can be read until FOLDER/awake is there."""
         self.chat("0.7" if (FOLDER / "awake").exists() else "I would say it is rather good.")

@@ -107,3 +107,28 @@ def test_a_missing_coco_image_is_said(tmp_path: Path) -> None:
     folder(tmp_path, rotations(9, "subject"))
     found = load("crpe", tmp_path)
     assert all(isinstance(item, Skipped) and "coco/val2017/9.jpg" in item.reason for item in found)
+
+
+@pytest.mark.parametrize(
+    ("given", "letter"),
+    [("B", "B"), ("b", "B"), ("(B)", "B"), ("B. below", "B"), ("(B) below", "B"), ("by", "C"), ("below", "B"), ("above", None)],
+)
+def test_the_correct_option_as_a_letter_a_line_or_a_text(tmp_path: Path, given: str, letter: str | None) -> None:
+    """A text that begins with the letter of another option is no letter: "by" is not B."""
+    save_png(tmp_path / "1.jpg")
+    row = {
+        "index": 1,
+        "image_path": "1.jpg",
+        "question": "Where?",
+        "A": "on",
+        "B": "below",
+        "C": "by",
+        "answer": given,
+        "category": "object",
+    }
+    tsv(tmp_path / "CRPE_RELATION.tsv", [row])
+    (found,) = load("crpe", tmp_path)
+    if letter is None:
+        assert found.reason == "the correct option 'above' is none of 3"  # type: ignore[union-attr]
+    else:
+        assert found.answer == letter  # type: ignore[union-attr]

@@ -125,6 +125,18 @@ def test_the_key_comes_from_the_environment(start: Start, tmp_path: Path, monkey
     assert "secret" not in "".join(path.read_text() for path in (tmp_path / "cache").rglob("*.json"))
 
 
+def test_what_a_judge_thinks_aloud_is_no_mark(start: Start, tmp_path: Path) -> None:
+    """LLaVA-Bench takes the first line with numbers, which stands in the reasoning."""
+    table, server = start("thinks", attempts=2)
+    judge = Judge(table, tmp_path / "cache")
+    mark = judge.ask(RUBRIC, FIELDS, RUBRIC.read)
+    assert (mark.found, mark.reply) == ((0.9,), "0.9")
+    assert LLAVA is not None
+    assert judge.ask(LLAVA, FIELDS, LLAVA.read).found is None
+    assert judge.ask(RUBRIC, {**FIELDS, "answer": "a long one"}, RUBRIC.read).reply == ""
+    assert len(asked(server)) == 5
+
+
 def test_a_prompt_of_your_own(tmp_path: Path) -> None:
     table = JudgeTable(model="j", prompts="prompts")
     with pytest.raises(RecipeError, match="is not a folder"):

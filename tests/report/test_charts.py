@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixpo.report.charts import Lane, Mark, bars, curves, element, histogram, label, lanes, stack, thin, ticks
+from mixpo.report.charts import Lane, Mark, bars, curves, element, histogram, label, labels, lanes, stack, thin, ticks
 
 
 def mark(value: float, low: float, high: float) -> Mark:
@@ -33,6 +33,46 @@ def test_ticks_are_round() -> None:
 )
 def test_labels(value: float, text: str) -> None:
     assert label(value) == text
+
+
+@given(st.floats(-1e7, 1e7), st.floats(1e-11, 1e7))
+def test_labels_tell_ticks_apart(low: float, span: float) -> None:
+    """Two at least, all different, in order, and each the value that it stands for."""
+    found = ticks(low, low + span, 4)
+    if span < 1e-9 * abs(low):
+        return  # nothing that is drawn has so many digits
+    texts = labels(found)
+    values = [float(text.replace("\N{MINUS SIGN}", "-").replace(",", "")) for text in texts]
+    assert len(found) >= 2
+    assert len(set(texts)) == len(texts)
+    assert values == pytest.approx(found, rel=1e-6, abs=1e-6 * (found[1] - found[0]))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "texts"),
+    [
+        (0.06, 0.99, ["0.2", "0.4", "0.6", "0.8"]),
+        (0.3648, 0.3672, ["0.3650", "0.3655", "0.3660", "0.3665", "0.3670"]),
+        (0, 1.6e-9, ["0", "0.5e−9", "1.0e−9", "1.5e−9"]),
+        (-0.0107, 0.0086, ["−0.010", "−0.005", "0", "0.005"]),
+        (1e5, 3e6, ["1e6", "2e6", "3e6"]),
+    ],
+)
+def test_labels_by_hand(low: float, high: float, texts: list[str]) -> None:
+    assert labels(ticks(low, high, 4)) == texts
+
+
+def test_a_curve_that_never_changes_has_its_value_as_the_only_tick() -> None:
+    drawing = str(curves([1, 2, 3], {"rate": [1e-4, 1e-4, 1e-4]}, "s", [2]))
+    assert re.findall(r'text-anchor="end" class="tick">([^<]+)<', drawing) == ["1e−4"]
+
+
+def test_labels_of_an_axis_stay_inside_the_drawing() -> None:
+    """Eight characters of 11 units with tabular figures, right-aligned before the plot."""
+    drawing = str(curves([1, 2], {"shift": [-1.4e-9, 1.6e-9]}, "s", [2]))
+    names = re.findall(r'x="([\d.]+)" y="[\d.]+" text-anchor="end" class="tick">([^<]+)<', drawing)
+    assert len(names) >= 2
+    assert all(float(x) >= 6.6 * len(text) for x, text in names)
 
 
 def test_lanes_put_values_where_they_belong() -> None:

@@ -30,7 +30,7 @@ from mixpo.report import (
 )
 from mixpo.report.images import picture
 from mixpo.report.render import asked
-from mixpo.report.words import duration, percent, points
+from mixpo.report.words import duration, moment, percent, points, sides
 from mixpo.types import ImageRef, Pair, Question, Skipped
 
 EMPTY = ReportData(title="Nothing", created="2025-01-01T00:00:00Z", seed=0)
@@ -200,7 +200,10 @@ def test_further_sets_and_other_main_model(data: ReportData) -> None:
     assert built["headline"] is None
     assert list(built["sets"]) == ["b"]
     assert built["sets"]["b"]["comparisons"][0]["difference"] == 0
-    assert "Further set: b" in render(built)
+    page = render(built)
+    assert "<h3>Set: a</h3>" in page  # with several, the first must be told from the others
+    assert "Further set: b" in page
+    assert "<h3>Set:" not in render(build(replace(EMPTY, predictions={("a", "start", "cot"): rows})))
 
 
 def test_models_asked_different_questions_are_refused(data: ReportData) -> None:
@@ -481,3 +484,22 @@ def test_many_alarms_are_folded_and_none_is_lost(report: dict[str, Any]) -> None
     assert "<summary>5 more alarms</summary>" in page
     assert [page.count(alarm["text"]) for alarm in alarms] == [1] * 9
     assert "more alarms" not in render({**report, "alarms": alarms[:4]})
+
+
+def test_columns_of_numbers_stand_on_the_right() -> None:
+    rows = [
+        ("pope", "Start", "62.5\N{NO-BREAK SPACE}%", "+1.0", "< 0.001", ""),
+        ("own", "2 of 3", "none", "\N{MINUS SIGN}0.5", "0.031", "1,000"),
+    ]
+    assert sides(rows) == ["left", "left", "right", "right", "right", "right"]
+    assert sides([]) == []
+
+
+def test_moments() -> None:
+    assert moment("2026-11-27T15:35:59Z") == "2026-11-27, 15:35 UTC"
+    assert moment("now") == "now"
+
+
+def test_the_page_names_no_test_that_it_did_not_make(html: str) -> None:
+    """Where questions share images, p is not McNemar's."""
+    assert "McNemar" not in html

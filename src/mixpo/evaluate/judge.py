@@ -205,7 +205,13 @@ def _load(path: Path) -> Kept | None:
 def _reply(completion: Any) -> str:
     """The text of a completion; "" where an endpoint sent something else, which then cannot be read as a mark."""
     choices = getattr(completion, "choices", None) or [None]
-    return str(getattr(getattr(choices[0], "message", None), "content", None) or "")
+    return _spoken(str(getattr(getattr(choices[0], "message", None), "content", None) or ""))
+
+
+def _spoken(text: str) -> str:
+    """A reply without the reasoning before it, whose numbers are no marks; "" where the reasoning never ends."""
+    _, closed, rest = text.rpartition("</think>")
+    return rest.strip() if closed else "" if "<think>" in text else text
 
 
 def _short(text: str) -> str:

@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 360, 190
 """Drawing area of histograms and curves in SVG units."""
-LEFT, RIGHT, TOP, BOTTOM = 44, 14, 10, 34
+LEFT, RIGHT, TOP, BOTTOM = 54, 14, 10, 34
 """Margins around their plot."""
 MAX_POINTS = 300
 """Points drawn for a curve; longer ones are averaged in equal stretches."""
@@ -53,12 +53,13 @@ def _short(value: object) -> object:
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round numbers inside [low, high], in steps of 1, 2 or 5 times a power of ten."""
+    """About `count` round numbers inside [low, high], at least two, in steps of 1, 2 or 5 times a power of ten."""
     span = high - low
     if not span > 0 or not math.isfinite(span):
         return [low]
     power = 10.0 ** math.floor(math.log10(span / count))
-    step = next(power * factor for factor in (1, 2, 5, 10) if span / (power * factor) <= count)
+    # With a quarter more allowed, the largest jump of the steps (2 to 5) still leaves more than two of them in the span.
+    step = next(power * factor for factor in (1, 2, 5, 10) if span / (power * factor) <= 1.25 * count)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(n * step, 12) for n in range(first, last + 1)]
 
@@ -72,6 +73,17 @@ def label(value: float) -> str:
     return text.replace("-", "−")
 
 
+def labels(values: Sequence[float]) -> list[str]:
+    """The texts of evenly spaced ticks: with as many decimals as tell them apart, all in the same power of ten."""
+    if len(values) < 2:
+        return [label(value) for value in values]
+    largest, step = max(map(abs, values)), abs(values[1] - values[0])
+    exponent = math.floor(math.log10(largest) + 1e-9) if largest and not 1e-3 <= largest < 1e5 else 0
+    places = max(0, -math.floor(math.log10(step) + 1e-9) + exponent)
+    ending = f"e{exponent}" if exponent else ""
+    return [f"{value / 10.0**exponent:,.{places}f}{ending if value else ''}".replace("-", "−") if value else "0" for value in values]
+
+
 # --- lanes: values with intervals ----------------------------------------------------------------------------------------
 
 
@@ -83,11 +95,10 @@ def lanes(rows: Sequence[Lane], summary: str, percent_points: bool = False) -> M
     def at(value: float) -> str:
         return f"{(min(max(value, low), high) - low) / (high - low) * 100:.2f}%"
 
-    marked = ticks(low, high, 6)
+    marked = ticks(low, high, 5)
     parts = [_lane(row, marked, at, percent_points) for row in rows]
-    texts = [
-        element("text", f"{label(round(t * 100, 6))}", x=at(t), y=14, text_anchor=_anchor(t, low, high), class_="tick") for t in marked
-    ]
+    named = zip(marked, labels([round(t * 100, 6) for t in marked]), strict=True)
+    texts = [element("text", text, x=at(t), y=14, text_anchor=_anchor(t, low, high), class_="tick") for t, text in named]
     unit = "points" if percent_points else "%"
     axis = element("div", element("span"), element("svg", *texts, height=18, aria_hidden="true"), element("span", unit, class_="unit"))
     return element(
@@ -209,6 +220,7 @@ def curves(steps: Sequence[float], series: Mapping[str, Sequence[float | None]],
     if not known:
         return element("p", "no finite values", class_="quiet")
     low, high = min(known), max(known)
+    ticked = [low] if low == high else None
     pad = (high - low) * 0.06 or abs(high) * 0.05 or 1.0
     low, high = low - pad, high + pad
     ends = (steps[0], steps[-1] if steps[-1] > steps[0] else steps[0] + 1)
@@ -230,8 +242,8 @@ def curves(steps: Sequence[float], series: Mapping[str, Sequence[float | None]],
             if value is not None:
                 tip = element("title", f"{name}, step {label(step)}: {value:.4g}")
                 drawn.append(element("circle", tip, cx=at_x(step), cy=at_y(value), r=5, class_=f"spot c{colour}"))
-    whole = [(step, label(step)) for step in ticks(*ends, 5) if float(step).is_integer()]
-    return _figure(drawn, ends, (low, high), "step", summary, whole) + _legend(list(series), colours)
+    whole = _named([step for step in ticks(*ends, 5) if float(step).is_integer()])
+    return _figure(drawn, ends, (low, high), "step", summary, whole, ticked) + _legend(list(series), colours)
 
 
 def thin(steps: Sequence[float], values: Sequence[float | None]) -> list[tuple[float, float | None]]:
@@ -242,6 +254,10 @@ def thin(steps: Sequence[float], values: Sequence[float | None]) -> list[tuple[f
         here, known = steps[start : start + size], [v for v in values[start : start + size] if v is not None]
         points.append((sum(here) / len(here), sum(known) / len(known) if known else None))
     return points
+
+
+def _named(values: Sequence[float]) -> list[tuple[float, str]]:
+    return list(zip(values, labels(values), strict=True))
 
 
 class _scale:  # noqa: N801 (reads as a function)
@@ -260,15 +276,16 @@ def _figure(
     y: tuple[float, float],
     unit: str,
     summary: str,
-    marked: Sequence[tuple[float, str]] | None = None,
+    marked: Sequence[tuple[float, str]],
+    ticked: Sequence[float] | None = None,
 ) -> Markup:
-    """Axes around what was drawn; `marked` are the ticks of x where they are not simply numbers."""
+    """Axes around what was drawn. marked: the ticks of x. ticked: those of y, where they are not simply round numbers."""
     at_x, at_y = _scale(*x, LEFT, WIDTH - RIGHT), _scale(*y, HEIGHT - BOTTOM, TOP)
     axes = []
-    for t in ticks(*y, 4):
+    for t, text in _named(ticks(*y, 4) if ticked is None else ticked):
         axes.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=at_y(t), y2=at_y(t), class_="grid"))
-        axes.append(element("text", label(t), x=LEFT - 6, y=at_y(t) + 4, text_anchor="end", class_="tick"))
-    for t, text in marked if marked is not None else [(t, label(t)) for t in ticks(*x, 5)]:
+        axes.append(element("text", text, x=LEFT - 6, y=at_y(t) + 4, text_anchor="end", class_="tick"))
+    for t, text in marked:
         axes.append(element("line", x1=at_x(t), x2=at_x(t), y1=HEIGHT - BOTTOM, y2=HEIGHT - BOTTOM + 4, class_="axis-line"))
         axes.append(element("text", text, x=at_x(t), y=HEIGHT - BOTTOM + 16, text_anchor="middle", class_="tick"))
     axes.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=HEIGHT - BOTTOM, y2=HEIGHT - BOTTOM, class_="axis-line"))

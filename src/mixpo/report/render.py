@@ -25,12 +25,31 @@ MAX_ALARMS = 4
 """Alarms in sight; more are folded, all of them stand in report.json."""
 
 
+FILTERS = (
+    "percent", "points", "p_value", "p_cell", "interval", "count", "duration", "moment", "model_name", "title_case", "domain_name", "sides",
+)  # fmt: skip
+"""Functions of `mixpo.report.words` that the page uses."""
+
+
 def render(report: dict[str, Any]) -> str:
     """The page of a report made by `build`. Images of its examples are read from their files; a missing one is said, not raised."""
     environment = Environment(
         loader=PackageLoader("mixpo.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    for name in ("percent", "points", "p_value", "p_cell", "interval", "count", "duration", "model_name", "title_case", "domain_name"):
+    for name in (
+        "percent",
+        "points",
+        "p_value",
+        "p_cell",
+        "interval",
+        "count",
+        "duration",
+        "model_name",
+        "title_case",
+        "domain_name",
+        "moment",
+        "sides",
+    ):
         environment.filters[name] = getattr(words, name)
     environment.filters["amount"] = amount
     style = Markup(environment.loader.get_source(environment, "page.css")[0]) if environment.loader else Markup("")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from mixpo.pairs.provenance import REASONS
@@ -24,6 +26,8 @@ def domain_name(name: str) -> str:
     return name or "(no family)"
 
 
+_NUMBER = re.compile(r"[+\N{MINUS SIGN}]?\d|< \d|none$|$")
+"""How a cell with a number begins; one without a value is no text either."""
 UNIT = "\u00a0%"
 """A per cent sign that stays with its number."""
 
@@ -57,6 +61,17 @@ def accuracy(scores: dict[str, Any]) -> str:
 def interval(scores: dict[str, Any]) -> str:
     """The 95 % interval of an accuracy: 58.2 to 64.1 %"""
     return f"{scores['low'] * 100:.1f} to {percent(scores['high'])}"
+
+
+def moment(text: str) -> str:
+    """2026-11-27T15:35:59Z -> 2026-11-27, 15:35 UTC; other texts as they are."""
+    day, apart, time = text.removesuffix("Z").partition("T")
+    return f"{day}, {time[:5]} UTC" if apart and text.endswith("Z") else text
+
+
+def sides(rows: Sequence[Sequence[str]]) -> list[str]:
+    """For each column of a table "right" where it holds numbers, else "left"."""
+    return ["right" if all(_NUMBER.match(cell) for cell in column) else "left" for column in zip(*rows, strict=True)]
 
 
 def count(value: float) -> str:

@@ -32,9 +32,7 @@ def row(fields: Fields) -> Draft:
         raise SourceError("shows no options")
     if named and not parse_options(text):
         text += "".join(f"\n{letter}. {choice}" for letter, choice in named)
-    answer = text_of(fields, "correct_option", "answer").strip(" ()")[:1].upper()
-    if answer not in letters(len(choices)):
-        raise SourceError(f"the correct option {answer!r} is none of {len(choices)}")
+    answer = _letter(text_of(fields, "correct_option", "answer"), choices)
     stem = re.split(r"\n\s*\(?A\s*[.):]", text)[0]
     images = images_of(fields)
     facts = {
@@ -44,6 +42,17 @@ def row(fields: Fields) -> Draft:
         "group": content_id(stem, sorted(choices), str(images), choices[letters(len(choices)).index(answer)]),
     }
     return Draft(text=text, images=images, answer=answer, kind="choice", choices=choices, domain=facts["category"], facts=facts)
+
+
+def _letter(answer: str, choices: Sequence[str]) -> str:
+    """Of the correct option, which is given as a letter ("B", "(B)"), as its line ("B. under the table") or as its text."""
+    known = letters(len(choices))
+    if answer in choices:
+        return known[list(choices).index(answer)]
+    line = re.match(r"\(?([A-Za-z])(?:[).:\s]|$)", answer)
+    if line is None or line[1].upper() not in known:
+        raise SourceError(f"the correct option {answer[:40]!r} is none of {len(choices)}")
+    return line[1].upper()
 
 
 def check_paper(said: str, question: Question, facts: Fields, options: Options) -> Judgement:
