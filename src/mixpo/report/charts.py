@@ -15,6 +15,8 @@ WIDTH, HEIGHT = 360, 190
 """Drawing area of histograms and curves in SVG units."""
 LEFT, RIGHT, TOP, BOTTOM = 44, 14, 10, 34
 """Margins around their plot."""
+LETTER = 7
+"""What a letter of a tick takes at most."""
 MAX_POINTS = 300
 """Points drawn for a curve; longer ones are averaged in equal stretches."""
 
@@ -60,16 +62,26 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     power = 10.0 ** math.floor(math.log10(span / count))
     step = next(power * factor for factor in (1, 2, 5, 10) if span / (power * factor) <= count)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(n * step, 12) for n in range(first, last + 1)]
+    return [float(f"{n * step:.12g}") for n in range(first, last + 1)]
 
 
-def label(value: float) -> str:
-    """A tick's text: short, without needless digits."""
+def label(value: float, digits: int = 3) -> str:
+    """A tick's text with at most so many digits behind the point: short, without needless ones."""
     if value and (abs(value) >= 1e5 or abs(value) < 1e-3):
-        mantissa, _, exponent = f"{value:.2e}".partition("e")
+        mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
         return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}".replace("-", "−")
-    text = f"{value:,.3f}".rstrip("0").rstrip(".")
+    text = f"{value:,.{digits}f}".rstrip("0").rstrip(".")
     return text.replace("-", "−")
+
+
+def labels(values: Sequence[float]) -> list[str]:
+    """The texts of the ticks of one axis, with as many digits as tell them apart."""
+    texts = [label(value) for value in values]
+    for digits in range(4, 13):
+        if len(set(texts)) == len(set(values)):
+            break
+        texts = [label(value, digits) for value in values]
+    return texts
 
 
 # --- lanes: values with intervals ----------------------------------------------------------------------------------------
@@ -195,7 +207,9 @@ def histogram(edges: Sequence[float], series: Mapping[str, Sequence[float]], uni
                 tip = element("title", f"{name}, {_bin(edges, i)} {unit}: {counts[i]:,.0f}")
                 height = at_y(0) - at_y(counts[i])
                 drawn.append(element("rect", tip, x=at_x(i), y=at_y(counts[i]), width=at_x(i + 1) - at_x(i), height=height, class_="hover"))
-    marked = [(i, label(edges[i])) for i in range(first, last + 1, math.ceil((last - first) / 9))]
+    longest = max(len(label(edges[i])) for i in range(first, last + 1))
+    room = max(1, min(9, (WIDTH - LEFT - RIGHT) // (LETTER * longest + 10)))
+    marked = [(i, label(edges[i])) for i in range(first, last + 1, math.ceil((last - first) / room))]
     return _figure(drawn, (first, last), (0, top), unit, summary, marked) + _legend(list(series), first_colour)
 
 
@@ -265,9 +279,10 @@ def _figure(
     """Axes around what was drawn; `marked` are the ticks of x where they are not simply numbers."""
     at_x, at_y = _scale(*x, LEFT, WIDTH - RIGHT), _scale(*y, HEIGHT - BOTTOM, TOP)
     axes = []
-    for t in ticks(*y, 4):
+    heights = ticks(*y, 4)
+    for t, text in zip(heights, labels(heights), strict=True):
         axes.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=at_y(t), y2=at_y(t), class_="grid"))
-        axes.append(element("text", label(t), x=LEFT - 6, y=at_y(t) + 4, text_anchor="end", class_="tick"))
+        axes.append(element("text", text, x=LEFT - 6, y=at_y(t) + 4, text_anchor="end", class_="tick"))
     for t, text in marked if marked is not None else [(t, label(t)) for t in ticks(*x, 5)]:
         axes.append(element("line", x1=at_x(t), x2=at_x(t), y1=HEIGHT - BOTTOM, y2=HEIGHT - BOTTOM + 4, class_="axis-line"))
         axes.append(element("text", text, x=at_x(t), y=HEIGHT - BOTTOM + 16, text_anchor="middle", class_="tick"))
