@@ -142,24 +142,46 @@ def test_formulas_are_set_and_can_be_seen_as_written(page: api.Page, server: Ser
     assert page.locator(".katex-display").count() == 4
 
 
-def test_words_in_a_formula_stand_side_by_side(page: api.Page, server: Server) -> None:
+@pytest.mark.parametrize(
+    ("tex", "least"),
+    [
+        (r"\begin{cases} x & \text{otherwise} \\ y & 0 \end{cases}", 2),
+        (r"\text{中文}", 1),
+        (r"\begin{aligned} \text{otherwise} \end{aligned}", 2),
+    ],
+)
+def test_words_in_a_formula_stand_side_by_side(page: api.Page, server: Server, tex: str, least: float) -> None:
     """A text may be broken anywhere, but not inside a formula, whose boxes are as narrow as they can be."""
     page.goto(f"{server.home}/pairs")
     click(page, page.locator(".row").first)
-    found = page.evaluate(
+    wide = page.evaluate(
         """tex => {
           const part = document.createElement('span');
           part.dataset.tex = tex;
+          document.querySelector('.side .said').append(part);
+          setFormula(part);
+          const box = part.querySelector('.katex-html .text').getBoundingClientRect();
+          return box.width / box.height;
+        }""",
+        tex,
+    )
+    assert wide > least
+
+
+def test_equations_are_not_numbered_over_the_page(page: api.Page, server: Server) -> None:
+    page.goto(f"{server.home}/pairs")
+    click(page, page.locator(".row").first)
+    seen = page.evaluate(
+        """() => {
+          const part = document.createElement('span');
+          part.dataset.tex = '\\\\begin{equation} x \\\\end{equation}';
+          part.dataset.display = '';
           document.querySelector('.said').append(part);
           setFormula(part);
-          const boxes = [...part.querySelectorAll('.katex-html .text')].map(text => text.getBoundingClientRect());
-          return boxes.map(box => box.width / box.height);
-        }""",
-        r"\begin{cases} x & \text{otherwise} \\ y & \text{中文} \end{cases}",
+          return [...part.querySelectorAll('.eqn-num')].map(number => getComputedStyle(number, '::before').content);
+        }"""
     )
-    assert len(found) == 2
-    assert found[0] > 2
-    assert found[1] > 1
+    assert seen == ["none"]
 
 
 def test_a_line_runs_in_the_direction_of_its_script(page: api.Page, server: Server) -> None:

@@ -240,6 +240,25 @@ def test_a_training_that_runs_shows_its_steps(own: Path, own_client: TestClient)
     assert "<b>8</b> steps" in body(own_client, "/training")
 
 
+def test_an_image_that_is_gone_is_said_and_takes_no_page_away(own: Path) -> None:
+    run = Run(own)
+    rows = list(run.stage("source").read_all(Question))
+    rows[6] = dataclasses.replace(rows[6], images=(*rows[6].images, dataclasses.replace(rows[6].images[0], path="/nowhere/gone.png")))
+    lost = dataclasses.replace(rows[7].images[0], path=str(Path(rows[7].images[0].path).with_name("moved.png")))
+    rows[7] = dataclasses.replace(rows[7], images=(lost,))
+    shutil.rmtree(own / "source")
+    viewer_run.stage(run, "source", Question, rows)
+    views = Views(open_run(own))
+    client = TestClient(create_app(views), base_url="http://localhost")
+    text = body(client, f"/questions/{question_id(6)}")
+    assert text.count('class="zoomable"') == 1
+    assert "Image 2 of 2 cannot be shown. /nowhere/gone.png: lies outside the folders" in text
+    text = body(client, f"/questions/{question_id(7)}")
+    assert "Image 1 of 1 cannot be shown. " in text
+    assert "moved.png: no such image" in text
+    views.index.close()
+
+
 def test_a_shard_that_goes_while_the_page_is_open(own: Path, own_client: TestClient) -> None:
     pair = pairs_of(own, 20)[0].id
     assert own_client.get(f"/pairs/{pair}").status_code == 200

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 
 from mixpo.records import read_rows
 from mixpo.report.build import metric_curves
@@ -31,6 +31,7 @@ class Arm:
         return self.rows[-1]
 
 
+METRICS = tuple(field.name for field in fields(StepMetrics))
 TOGETHER = {"accuracy": "Share of pairs ranked right", "margin": "Reward margin", "logp_chosen": "Log-probability of the chosen answer"}
 """Metrics that mean the same in every training, with the title of their chart."""
 
@@ -55,7 +56,7 @@ class Trainings:
         if name not in self._kept or self._kept[name][0] != stamp:
             rows = read_rows(log, StepMetrics) if finished else read_metrics(log)
             round_, _, objective = name.partition("/train/")
-            charts = training_charts(metric_curves([asdict(row) for row in rows]))
+            charts = training_charts(metric_curves([{metric: getattr(row, metric) for metric in METRICS} for row in rows]))
             number = int(round_.removeprefix("round-"))
             self._kept[name] = (stamp, Arm(round=number, objective=objective, rows=rows, charts=charts, finished=finished))
         return self._kept[name][1]
