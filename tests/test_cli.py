@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 import small_run
+import typer
+from rich.console import Console
 
-from mixpo.cli import main
+from mixpo.cli import main, show
+from mixpo.cli.app import app
 from mixpo.cli.bars import Lines, clock, printable
+from mixpo.cli.examples import EXAMPLES
+
+SETS = (("digits", '"digits", pool = "test"'), ("mine", '"jsonl", path = "none.jsonl"'))
+"""Names and tables of two evaluation sets, of which one has no file."""
 
 
 @pytest.fixture
@@ -173,6 +183,20 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         assert command in out
 
 
+def test_every_command_shows_examples_that_it_understands(capsys: pytest.CaptureFixture[str]) -> None:
+    commands = typer.main.get_command(app)
+    names = commands.commands  # type: ignore[attr-defined]
+    assert set(EXAMPLES) == set(names)
+    for name, lines in EXAMPLES.items():
+        assert main([name, "--help"]) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert shown.partition("For example: ")[2] == " ".join(lines)
+        for line in lines:
+            command, _, arguments = line.partition("mixpo ")[2].partition(" ")
+            assert command == name
+            names[name].make_context(name, shlex.split(arguments)).close()
+
+
 def test_wrong_use_is_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run"]) == 2
     assert main(["run", str(tmp_path / "none.toml")]) == 2
@@ -267,3 +291,32 @@ def test_bars_in_a_terminal_are_taken_down(monkeypatch: pytest.MonkeyPatch) -> N
     assert "a message [in brackets]" in text
     assert text.rstrip().endswith("\x1b[?25h")  # the cursor is shown again
     bars.close()
+
+
+@pytest.mark.parametrize("width", [50, 80, 100, 200])
+def test_tables_fit_the_terminal_with_whole_words(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    headings = ("model", "answers", "accuracy", "95 % interval", "no clear answer", "undecided", "questions", "why")
+    rows = [(model, mode, "62.5 %", "48.4 to 74.8 %", "0", "0", "1,000", "") for model in ("Start", "MPO") for mode in ("cot", "direct")]
+    rows[0] = (*rows[0][:-1], "a reason of many words that may well be broken into several lines where there is no room for it")
+    out = io.StringIO()
+    monkeypatch.setattr("mixpo.cli.show.console", lambda: Console(file=out, width=width, highlight=False))
+    show.table(headings, rows, title="results")
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    tables = [line for line in lines if line.startswith("model")]
+    assert len(tables) == {50: 4, 80: 2, 100: 2, 200: 1}[width]
+    assert [heading for line in tables for heading in re.split(" {2,}", line.strip())[2:]] == list(headings[2:])
+    assert sum(line.startswith("MPO    direct") for line in lines) == len(tables)
+    assert " ".join(out.getvalue().split()).count("48.4 to 74.8 %") == 4
+
+
+def test_an_error_says_which_evaluation_set_it_is_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All tables of sources have the same keys."""
+    recipe = tmp_path / "r.toml"
+    sets = "".join(f'[[evaluate.sets]]\nname = "{name}"\nsource = {{ kind = {kind} }}\n' for name, kind in SETS)
+    recipe.write_text('[model]\npath = "mixpo:tiny"\n' + sets)
+    for command in (["run", str(recipe), "--dry-run"], ["run", str(recipe)]):
+        assert main([*command, "--dir", str(tmp_path / "run"), "--limit", "2"]) == 3
+        assert f"mixpo: evaluate.sets.mine: {tmp_path / 'none.jsonl'}: no such file" in capsys.readouterr().err
+    assert main(["check", str(recipe), "--limit", "2"]) == 3
+    assert f"evaluate.sets.mine: {tmp_path / 'none.jsonl'}: no such file" in capsys.readouterr().out

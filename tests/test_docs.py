@@ -133,6 +133,15 @@ def test_commands_of_inline_code_exist() -> None:
     for page in PAGES:
         for name in re.findall(r"`mixpo ([a-z-]+)", page.read_text(encoding="utf-8")):
             assert name in group.commands, f"{page.name}: no command {name!r}"
+        for name, given in re.findall(r"`mixpo ([a-z-]+) (RUN|RECIPE)\b", page.read_text(encoding="utf-8")):
+            wanted = group.commands[name].params[0].metavar
+            assert wanted.startswith(given), f"{page.name}: mixpo {name} takes {wanted}, not {given}"
+
+
+def test_every_key_of_a_recipe_has_a_meaning() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|.*\| ([^|]*) \|$", (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(rows) > 150
+    assert [key for key, meaning in rows if not meaning.strip()] == []
 
 
 def test_make_targets_exist() -> None:

@@ -39,7 +39,11 @@ def test_a_dumped_recipe_reads_back() -> None:
         ({"temperature": 1}, "r.toml: unknown key 'temperature', did you mean 'sample.temperature'?"),
         ({"pairs": {"learnin_rate": 1}}, "r.toml: pairs: unknown key 'learnin_rate', did you mean 'train.learning_rate'?"),
         ({"trian": {}}, "r.toml: unknown key 'trian', did you mean 'train'?"),
-        ({"xyzzy": 1}, "r.toml: unknown key 'xyzzy'"),
+        ({"xyzzy": 1}, "r.toml: unknown key 'xyzzy'; known: "),
+        (
+            {"source": {**DIGITS, "questions": 4}},
+            "source.digits: unknown key 'questions'; known: kind, pool, count, open_share, families, seed",
+        ),
         ({"train": {"objective": "mop"}}, "did you mean 'mpo'?"),
         ({"source": {"kind": "digit"}}, "unknown kind 'digit', did you mean 'digits'?"),
         ({"source": {"kind": "digits", "pol": 1}}, "source.digits: unknown key 'pol', did you mean 'pool'?"),
@@ -59,6 +63,24 @@ def test_the_line_is_named(tmp_path: Path) -> None:
     path.write_text('[source]\nkind = "digits"\n[train]\nbta = 0.1\n')
     with pytest.raises(RecipeError, match=r"r\.toml:4: train: unknown key 'bta'"):
         load(path)
+
+
+def test_the_line_of_an_inline_table_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    sets = '[[evaluate.sets]]\nname = "%s"\nsource = { kind = "digits", %s = 4 }\n'
+    path.write_text("\n" + sets % ("a", "count") + sets % ("b", "cuont") + '[source]\nkind = "jsonl"\n')
+    with pytest.raises(RecipeError) as caught:
+        load(path)
+    said = str(caught.value).replace(str(tmp_path), "").splitlines()
+    assert sorted(said) == [
+        "/r.toml:7: evaluate.sets.1.source.digits: unknown key 'cuont', did you mean 'count'?",
+        "/r.toml:8: source.jsonl: missing key 'path'",
+    ]
+
+
+def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="is a folder; give the recipe"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize(

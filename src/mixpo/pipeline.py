@@ -279,7 +279,7 @@ def _prepare(context: Context, force: Sequence[str]) -> None:
     """Write the resolved recipe, and forget the stages that are to be done again, with all after them."""
     for name in force:
         if name not in STAGES:
-            raise RecipeError(f"--force {name}: no such stage{did_you_mean(name, STAGES)}; stages are {', '.join(STAGES)}")
+            raise RecipeError(f"--force {name}: no such stage{did_you_mean(name, STAGES)}; known: {', '.join(STAGES)}")
     _sweep(context.run.root)
     resolved = context.recipe.model_dump(mode="json")
     write_text(context.run.root / "recipe.json", json.dumps(resolved, indent=2, ensure_ascii=False) + "\n")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import re
 
 import pytest
@@ -150,3 +151,21 @@ def test_one_step_is_seen() -> None:
 def test_steps_are_marked_with_whole_numbers() -> None:
     drawing = str(curves([1, 2, 3], {"loss": [0.5, 0.4, 0.3]}, "s", [0]))
     assert re.findall(r'text-anchor="middle"[^>]*>([^<]+)<', drawing)[:-1] == ["1", "2", "3"]
+
+
+def test_ticks_of_one_axis_are_told_apart() -> None:
+    assert labels(ticks(0.69310, 0.69318, 4)) == ["0.6931", "0.69312", "0.69314", "0.69316", "0.69318"]
+    assert labels([0, 0.5, 1]) == ["0", "0.5", "1"]
+    assert labels(ticks(1e-13, 4e-13, 3)) == ["2e−13", "4e−13"]
+    drawing = str(curves([1, 2], {"loss": [0.69311, 0.69317]}, "s", [0]))
+    heights = re.findall(r'text-anchor="end"[^>]*>([^<]+)<', drawing)
+    assert len(heights) == len(set(heights)) > 2
+
+
+def test_edges_do_not_run_into_each_other() -> None:
+    """Seven letters of at most 7 units and a gap, under bins that are equally wide."""
+    edges = [1000 * number for number in range(41)]
+    drawing = str(histogram(edges, {"chosen": [1] * 40}, "tokens", "s"))
+    places = [float(x) for x, text in re.findall(r'<text x="([\d.]+)"[^>]*text-anchor="middle"[^>]*>([^<]+)<', drawing) if text != "tokens"]
+    assert len(places) > 3
+    assert min(b - a for a, b in itertools.pairwise(places)) >= 7 * len("10,000") + 10

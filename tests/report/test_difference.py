@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import random
 import time
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mixpo.report.difference import Piece, difference, words
 
+SPEECH = "the red square stands left of a circle so we count three more of them again"
 TEXTS = st.text(alphabet="ab c,.\n图三7_é<&", max_size=60)
 
 
@@ -56,3 +59,27 @@ def test_long_texts_are_quick() -> None:
     assert time.process_time() - start < 2
     assert left[0].text == "begin "
     assert left[-1].text == " end"
+
+
+def test_few_changes_in_long_texts_are_found() -> None:
+    """Twenty thousand words of a small vocabulary, of which forty are replaced: just these are marked."""
+    rng = random.Random(0)
+    told = rng.choices(SPEECH.split(), k=20_000)
+    places = range(250, 20_000, 500)
+    changed = ["four" if number in places else word for number, word in enumerate(told)]
+    begun = time.process_time()
+    left, right = difference(" ".join(told), " ".join(changed))
+    assert time.process_time() - begun < 5
+    assert [p.text for p in right if p.kind == "own"] == ["four"] * len(places)
+    assert [p.text for p in left if p.kind == "own"] == [told[number] for number in places]
+
+
+@given(st.text("ab ", max_size=80), st.text("ab ", max_size=80), st.booleans())
+def test_long_texts_lose_nothing(a: str, b: str, kept: bool) -> None:
+    """As for short ones, with what counts as long brought down."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mixpo.report.difference.MAX_CELLS", 20)
+        patch.setattr("mixpo.report.difference.SHINGLE", 3)
+        left, right = difference(a, b, kept)
+    assert ("".join(p.text for p in left), "".join(p.text for p in right)) == (a, b)
+    assert len({"".join("".join(p.text for p in side if p.kind != "own").split()) for side in (left, right)}) == 1

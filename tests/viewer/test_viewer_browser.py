@@ -142,6 +142,69 @@ def test_formulas_are_set_and_can_be_seen_as_written(page: api.Page, server: Ser
     assert page.locator(".katex-display").count() == 4
 
 
+@pytest.mark.parametrize(
+    ("tex", "least"),
+    [
+        (r"\begin{cases} x & \text{otherwise} \\ y & 0 \end{cases}", 2),
+        (r"\text{中文}", 1),
+        (r"\begin{aligned} \text{otherwise} \end{aligned}", 2),
+    ],
+)
+def test_words_in_a_formula_stand_side_by_side(page: api.Page, server: Server, tex: str, least: float) -> None:
+    """A text may be broken anywhere, but not inside a formula, whose boxes are as narrow as they can be."""
+    page.goto(f"{server.home}/pairs")
+    click(page, page.locator(".row").first)
+    wide = page.evaluate(
+        """tex => {
+          const part = document.createElement('span');
+          part.dataset.tex = tex;
+          document.querySelector('.side .said').append(part);
+          setFormula(part);
+          const box = part.querySelector('.katex-html .text').getBoundingClientRect();
+          return box.width / box.height;
+        }""",
+        tex,
+    )
+    assert wide > least
+
+
+def test_equations_are_not_numbered_over_the_page(page: api.Page, server: Server) -> None:
+    page.goto(f"{server.home}/pairs")
+    click(page, page.locator(".row").first)
+    seen = page.evaluate(
+        """() => {
+          const part = document.createElement('span');
+          part.dataset.tex = '\\\\begin{equation} x \\\\end{equation}';
+          part.dataset.display = '';
+          document.querySelector('.said').append(part);
+          setFormula(part);
+          return [...part.querySelectorAll('.eqn-num')].map(number => getComputedStyle(number, '::before').content);
+        }"""
+    )
+    assert seen == ["none"]
+
+
+def test_a_line_runs_in_the_direction_of_its_script(page: api.Page, server: Server) -> None:
+    page.goto(f"{server.home}/pairs")
+    click(page, page.locator(".row").first)
+    sides = page.evaluate(
+        """() => {
+          const said = document.querySelector('h1.said');
+          said.textContent = 'שלום.\\nhello.';
+          const [text, room] = [said.firstChild, said.getBoundingClientRect()];
+          const places = [[0, 4], [4, 5], [6, 11]].map(([start, end]) => {
+            const range = document.createRange();
+            range.setStart(text, start);
+            range.setEnd(text, end);
+            return range.getBoundingClientRect();
+          });
+          return [room.right - places[0].right, places[0].left - places[1].right, places[2].left - room.left];
+        }"""
+    )
+    # The Hebrew word begins at the right end, its full stop stands to the left of it, and English begins at the left end.
+    assert sides == pytest.approx([0, 0, 0], abs=1)
+
+
 def test_an_attack_is_words(page: api.Page, server: Server) -> None:
     page.goto(f"{server.home}/pairs?text=window.hacked")
     click(page, page.locator(".row").first)
@@ -177,7 +240,7 @@ def test_a_hostile_formula_is_inert(page: api.Page, server: Server, tex: str) ->
 
 def test_questions(page: api.Page, server: Server) -> None:
     page.goto(f"{server.home}/questions")
-    assert page.get_by_role("img", name="Share of right answers by domain").is_visible()
+    assert page.get_by_role("img", name="Right answers by domain").is_visible()
     click(page, page.get_by_role("link", name="All right", exact=True))
     page.wait_for_url("**outcome=all_right")
     assert "puzzle 7" in page.locator(".row").inner_text()

@@ -169,7 +169,7 @@ def test_questions_and_what_was_answered(page: api.Page, server: Server, records
     domains: dict[str, list[bool]] = {}
     for name, found in rights.items():
         domains.setdefault(records.questions[name].domain, []).extend(found)
-    chart = page.get_by_role("img", name="Share of right answers by domain").inner_text()
+    chart = page.get_by_role("img", name="Right answers by domain").inner_text()
     for domain, found in domains.items():
         assert domain in chart
         assert f"{sum(found) / len(found) * 100:.1f}\u00a0%" in chart

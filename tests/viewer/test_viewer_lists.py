@@ -106,6 +106,16 @@ def test_neighbours(made: Path, views: Views) -> None:
     assert views.lists.beside(wanted, views.lists.find("pair", outside, 1) or 0).number == 0
 
 
+def test_from_a_pair_back_to_its_page(made: Path, views: Views) -> None:
+    wanted = Filter.read("pair", {})
+    for at, row in enumerate(walk(made)):
+        n = views.lists.find("pair", row[1].id, 1)
+        assert n is not None
+        after = views.lists.beside(wanted, n).page
+        page = views.lists.page(wanted, -1 if after is None else after)
+        assert (page.first, page.rows[at % ROWS]["id"]) == (at // ROWS * ROWS, row[1].id)
+
+
 @pytest.mark.parametrize(
     ("balance", "count"), [("all_right", 1), ("all_wrong", 1), ("mixed", 57), ("open", 1), ("undecided", 0), ("unjudged", 0)]
 )

@@ -16,7 +16,7 @@ from mixpo.marks import read_marks
 from mixpo.pipeline import open_run
 from mixpo.records import Drop, Paired, Sampled
 from mixpo.run import Run
-from mixpo.types import Pair, content_id
+from mixpo.types import Pair, Question, content_id
 from mixpo.viewer.app import create_app
 from mixpo.viewer.views import Views
 
@@ -130,7 +130,7 @@ def test_a_question_shows_every_response(client: TestClient) -> None:
 
 def test_questions_by_domain(client: TestClient) -> None:
     text = body(client, "/questions")
-    assert "Share of right answers by domain" in text
+    assert "Right answers by domain" in text
     assert re.search(r"all right 1 \(1\.7 %\)", text)
 
 
@@ -204,7 +204,7 @@ def test_an_empty_run(own: Path) -> None:
     client = TestClient(create_app(views), base_url="http://localhost")
     for path, said in {
         "/": "No stage has begun", "/pairs": "no pairs yet", "/questions": "no questions yet", "/training": "No training has begun",
-        "/evaluation": "Nothing was evaluated", "/audit": "No verdict has been given", "/left-out": "Nothing was left out",
+        "/evaluation": "Nothing has been evaluated", "/audit": "No verdict has been given", "/left-out": "Nothing was left out",
     }.items():  # fmt: skip
         assert said in body(client, path)
     views.index.close()
@@ -235,6 +235,28 @@ def test_a_training_that_runs_shows_its_steps(own: Path, own_client: TestClient)
     text = body(own_client, "/training")
     assert "running or stopped" in text
     assert "<b>7</b> steps" in text
+    with (work / "metrics.jsonl").open("a") as log:
+        log.write(json.dumps(dataclasses.asdict(viewer_run.step(8, 0.1))).removeprefix('{"step": 8, "ep') + "\n")
+    assert "<b>8</b> steps" in body(own_client, "/training")
+
+
+def test_an_image_that_is_gone_is_said_and_takes_no_page_away(own: Path) -> None:
+    run = Run(own)
+    rows = list(run.stage("source").read_all(Question))
+    rows[6] = dataclasses.replace(rows[6], images=(*rows[6].images, dataclasses.replace(rows[6].images[0], path="/nowhere/gone.png")))
+    lost = dataclasses.replace(rows[7].images[0], path=str(Path(rows[7].images[0].path).with_name("moved.png")))
+    rows[7] = dataclasses.replace(rows[7], images=(lost,))
+    shutil.rmtree(own / "source")
+    viewer_run.stage(run, "source", Question, rows)
+    views = Views(open_run(own))
+    client = TestClient(create_app(views), base_url="http://localhost")
+    text = body(client, f"/questions/{question_id(6)}")
+    assert text.count('class="zoomable"') == 1
+    assert "Image 2 of 2 cannot be shown. /nowhere/gone.png: lies outside the folders" in text
+    text = body(client, f"/questions/{question_id(7)}")
+    assert "Image 1 of 1 cannot be shown. " in text
+    assert "moved.png: no such image" in text
+    views.index.close()
 
 
 def test_a_shard_that_goes_while_the_page_is_open(own: Path, own_client: TestClient) -> None:
@@ -252,6 +274,46 @@ def test_no_mark_comes_from_reading(client: TestClient, made: Path) -> None:
         client.get(path)
     assert read_marks(made) == {}
     assert not (made / "audit").exists()
+
+
+def test_a_broken_line_of_marks_takes_no_page_away(own: Path, own_client: TestClient) -> None:
+    (own / "audit").mkdir()
+    (own / "audit" / "marks.jsonl").write_text("nonsense\n")
+    for path in (*PAGES, f"/questions/{question_id(6)}", f"/pairs/{pairs_of(own, 6)[0].id}"):
+        text = body(own_client, path)
+        assert "No mark of the audit is shown: " in text
+        assert "marks.jsonl:1: not valid JSON" in text
+
+
+def test_very_many_domains_are_written_and_not_picked_from_a_list(own: Path) -> None:
+    run = Run(own)
+    rows = [
+        dataclasses.replace(question, domain=f"domain {number}") for number, question in enumerate(run.stage("source").read_all(Question))
+    ]
+    more = [dataclasses.replace(rows[-1], id=content_id("more", number), domain=f"more {number}") for number in range(200)]
+    shutil.rmtree(own / "source")
+    viewer_run.stage(run, "source", Question, [*rows, *more])
+    views = Views(open_run(own))
+    client = TestClient(create_app(views), base_url="http://localhost")
+    text = body(client, "/questions")
+    assert '<input name="domain" value="" placeholder="one of 260">' in text
+    assert "The 12 best and the 12 worst of 59." in text
+    assert text.count('class="lane-label"') == 24
+    assert "<b>1–1</b> of 1 question" in body(client, "/questions?domain=more+7")
+    views.index.close()
+
+
+def test_many_images_and_many_answers_are_shown_small(own: Path) -> None:
+    run = Run(own)
+    rows = list(run.stage("source").read_all(Question))
+    rows[6] = dataclasses.replace(rows[6], images=rows[6].images * 5)
+    shutil.rmtree(own / "source")
+    viewer_run.stage(run, "source", Question, rows)
+    views = Views(open_run(own))
+    text = body(TestClient(create_app(views), base_url="http://localhost"), f"/questions/{question_id(6)}")
+    assert '<div class="pictures many">' in text
+    assert text.count('class="zoomable"') == 5
+    views.index.close()
 
 
 def test_balanced_pairs_are_those_that_were_kept(own: Path) -> None:

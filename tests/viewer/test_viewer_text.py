@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixpo.report.difference import Piece, difference
-from mixpo.viewer.text import Part, formulas, parts, plain
+from mixpo.viewer.text import Part, brief, formulas, parts, plain
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,13 @@ from mixpo.viewer.text import Part, formulas, parts, plain
         ("from $5 to $6.", []),
         ("US$ 5 or A$3$", []),
         ("$ x $", []),
+        (r"so $ \angle A $, $ x = 3 $.", [("inline", r" \angle A "), ("inline", " x = 3 ")]),
+        ("$ 5 and $ 6", []),
+        ("$ 5 = 4 euros and $ 6", []),
+        (r"\begin{align} a &= b \\ &= 3 \end{align} is", [("display", r"\begin{align} a &= b \\ &= 3 \end{align}")]),
+        ("\\begin{gather*}\na\n\\end{gather*}", [("display", "\\begin{gather*}\na\n\\end{gather*}")]),
+        (r"$\begin{bmatrix} 1 \end{bmatrix}$", [("inline", r"\begin{bmatrix} 1 \end{bmatrix}")]),
+        (r"\begin{itemize} \item a \end{itemize}, \begin{align} a \end{cases}", []),
         ("$x", []),
         (r"\$5 and \$6", []),
         ("$" + "x" * 3000 + "$", []),
@@ -50,5 +57,11 @@ def test_no_letter_is_lost(made: list[tuple[str, str]]) -> None:
 
 
 def test_a_hostile_text_takes_no_time() -> None:
-    for text in ("$" * 20_000, "\\(" * 10_000, "\\boxed{" * 5_000, "$$a" * 5_000):
+    begun = ("$", "\\(", "\\boxed{", "$$a", "\\begin{align}", "$ =", "$ x\n")
+    for text in (*(start * 5_000 for start in begun), "$" * 20_000, "$ " + "=" * 20_000):
         assert "".join(part.text for part in plain(text)) == text
+
+
+def test_the_beginning_of_a_question() -> None:
+    assert brief("<image><image>\nHow many\n  shapes?") == "How many shapes?"
+    assert len(brief("word " * 100)) == 120

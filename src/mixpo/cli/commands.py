@@ -11,8 +11,9 @@ from typing import Annotated
 import typer
 
 from mixpo.cli import show
-from mixpo.cli.app import DryRun, Folder, Force, Limit, RecipeFile, Settings, app
+from mixpo.cli.app import WORK, AsJson, DryRun, Folder, Force, Limit, RecipeFile, Settings, app
 from mixpo.cli.boundary import Terminal, boundary
+from mixpo.cli.examples import examples
 from mixpo.errors import UnfinishedError
 from mixpo.pipeline import open_context, run_recipe, run_stage
 from mixpo.recipe import load
@@ -42,7 +43,7 @@ def _dry(context: Context) -> None:
     show.estimates(dry_run(context))
 
 
-@app.command("run")
+@app.command("run", epilog=examples("run"), rich_help_panel=WORK)
 def run_command(
     recipe: RecipeFile,
     folder: Folder = None,
@@ -60,10 +61,10 @@ def run_command(
         _whole(context, force or ())
 
 
-@app.command()
+@app.command(epilog=examples("demo"), rich_help_panel=WORK)
 def demo(
     folder: Annotated[Path, typer.Option("--dir", metavar="RUN", help="Run directory.")] = Path("runs/demo"),
-    seed: Annotated[int | None, typer.Option("--seed", help="Another seed.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Another seed.")] = None,
     settings: Settings = None,
     limit: Limit = None,
 ) -> None:
@@ -94,7 +95,7 @@ def _stage_command(name: str, kinds: tuple[str, ...], summary: str) -> None:
             else:
                 show.stages(context, kinds)
 
-    app.command(name, help=summary)(command)
+    app.command(name, help=summary, epilog=examples(name), rich_help_panel=WORK)(command)
 
 
 _stage_command("sample", ("sample", "continue"), "Only sample answers, and continuations without the image for open questions.")
@@ -106,7 +107,7 @@ _stage_command("evaluate", ("answer", "evaluate", "text"), "Only evaluate the mo
 _stage_command("report", ("report",), "Only write the report of what is there.")
 
 
-@app.command()
+@app.command(epilog=examples("check"), rich_help_panel=WORK)
 def check(recipe: RecipeFile, settings: Settings = None, limit: Limit = None) -> None:
     """Find what can be found wrong before the work: files, rows, images, model, template, lengths. Exit status 3 if anything is."""
     from mixpo.check import check as examine
@@ -118,19 +119,21 @@ def check(recipe: RecipeFile, settings: Settings = None, limit: Limit = None) ->
             raise typer.Exit(3)
 
 
-@app.command()
+@app.command(epilog=examples("plan"), rich_help_panel=WORK)
 def plan(
     recipe: RecipeFile,
     folder: Folder = None,
     settings: Settings = None,
     limit: Limit = None,
-    questions: Annotated[int | None, typer.Option("--questions", min=1, help="Plan for so many questions, none of them done.")] = None,
-    rate: Annotated[float | None, typer.Option("--rate", min=0.001, help="Tokens that one device writes each second.")] = None,
-    train_rate: Annotated[
-        float | None, typer.Option("--train-rate", min=0.001, help="Tokens that one device trains on each second.")
+    questions: Annotated[
+        int | None, typer.Option("--questions", min=1, metavar="N", help="Plan for so many questions, none of them done.")
     ] = None,
-    devices: Annotated[int, typer.Option("--devices", min=1, help="GPUs (or machines) that work side by side.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+    rate: Annotated[float | None, typer.Option("--rate", min=0.001, metavar="X", help="Tokens that one device writes each second.")] = None,
+    train_rate: Annotated[
+        float | None, typer.Option("--train-rate", min=0.001, metavar="X", help="Tokens that one device trains on each second.")
+    ] = None,
+    devices: Annotated[int, typer.Option("--devices", min=1, metavar="N", help="GPUs (or machines) that work side by side.")] = 1,
+    as_json: AsJson = False,
 ) -> None:
     """What a run will take before it runs: requests, tokens, device hours and disk of every stage.
 
@@ -147,7 +150,7 @@ def plan(
             show.planned(rows, devices)
 
 
-@app.command()
+@app.command(epilog=examples("doctor"), rich_help_panel=WORK)
 def doctor() -> None:
     """Versions, devices, optional libraries, memory and disk. Exit status 1 if mixpo cannot work like this."""
     from mixpo.doctor import examine

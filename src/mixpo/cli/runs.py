@@ -11,15 +11,14 @@ import typer
 
 from mixpo.amounts import amount
 from mixpo.cli import show
-from mixpo.cli.app import RunFolder, Settings, app
+from mixpo.cli.app import LOOK, USE, AsJson, RunFolder, Settings, app
 from mixpo.cli.boundary import boundary
+from mixpo.cli.examples import examples
 from mixpo.errors import RecipeError
 
 
-@app.command()
-def status(
-    folder: RunFolder, as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False
-) -> None:
+@app.command(epilog=examples("status"), rich_help_panel=LOOK)
+def status(folder: RunFolder, as_json: AsJson = False) -> None:
     """How far a run is: shards done, what is stale and why, counts, times."""
     from mixpo.pipeline import open_run
     from mixpo.status import models
@@ -34,7 +33,7 @@ def status(
             show.status(rows, trained)
 
 
-@app.command()
+@app.command(epilog=examples("score"), rich_help_panel=USE)
 def score(folder: RunFolder, settings: Settings = None) -> None:
     """Mark the saved answers of a run again (--set evaluate.extractor=paper, another judge) and write its report. Samples nothing."""
     from mixpo.pipeline import known_sources, open_run, rescore
@@ -45,12 +44,12 @@ def score(folder: RunFolder, settings: Settings = None) -> None:
         show.results(context.run.root)
 
 
-@app.command()
+@app.command(epilog=examples("compare"), rich_help_panel=LOOK)
 def compare(
     first: Annotated[Path, typer.Argument(metavar="A", help="Run directory, or one evaluation in it (RUN/evaluate/SET/MODEL/MODE).")],
     second: Annotated[Path, typer.Argument(metavar="B", help="What is compared with it.")],
-    anyway: Annotated[bool, typer.Option("--anyway", help="Compare evaluations that were not made in the same way.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+    anyway: Annotated[bool, typer.Option("--anyway", metavar="", help="Compare evaluations that were not made in the same way.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Paired comparison of two evaluations question by question. Refused where prompts, extractor, judge or data differ.
 
@@ -73,10 +72,12 @@ def compare(
             raise typer.Exit(1)
 
 
-@app.command()
+@app.command(epilog=examples("view"), rich_help_panel=LOOK)
 def view(
     folder: RunFolder,
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port on this machine; 0 takes one that is free.")] = 8765,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, metavar="N", help="Port on this machine; 0 takes one that is free.")
+    ] = 8765,
 ) -> None:
     """Look at a run in the browser: pairs, questions, audit of the verifier, training, evaluation. This machine only."""
     from mixpo.pipeline import open_run
@@ -86,7 +87,7 @@ def view(
         serve(open_run(folder), port, terminal.progress, lambda address: show.line(f"{folder}: {address} (Ctrl+C ends)"))
 
 
-@app.command()
+@app.command(epilog=examples("retry"), rich_help_panel=USE)
 def retry(folder: RunFolder) -> None:
     """Ask the failed questions of a run again, and the judge where it could not be read; `mixpo run` then does what follows."""
     from mixpo.pipeline import open_run
@@ -99,12 +100,12 @@ def retry(folder: RunFolder) -> None:
         show.line("run the recipe again to go on with their answers" if rows else "no question failed; nothing to ask again")
 
 
-@app.command()
+@app.command(epilog=examples("audit"), rich_help_panel=LOOK)
 def audit(
     folder: RunFolder,
-    count: Annotated[int, typer.Option("-n", "--count", min=1, help="Rows to show.")] = 20,
-    number: Annotated[int, typer.Option("--round", min=1, help="The round whose verdicts are looked at.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, metavar="N", help="Rows to show.")] = 20,
+    number: Annotated[int, typer.Option("--round", min=1, metavar="N", help="The round whose verdicts are looked at.")] = 1,
+    as_json: AsJson = False,
 ) -> None:
     """Show doubtful verdicts, which a second, independent check speaks against: the rows that are worth a look by a person."""
     from mixpo.audit import audit as compare
@@ -118,14 +119,14 @@ def audit(
             show.audited(audited)
 
 
-@app.command()
+@app.command(epilog=examples("export"), rich_help_panel=USE)
 def export(
     folder: RunFolder,
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder to write.")],
-    form: Annotated[str, typer.Option("--format", help="mmpr, trl, ms-swift, llama-factory or datasets.")] = "mmpr",
-    number: Annotated[int, typer.Option("--round", min=1, help="The round whose pairs are written.")] = 1,
+    form: Annotated[str, typer.Option("--format", metavar="NAME", help="mmpr, trl, ms-swift, llama-factory or datasets.")] = "mmpr",
+    number: Annotated[int, typer.Option("--round", min=1, metavar="N", help="The round whose pairs are written.")] = 1,
     hub: Annotated[str | None, typer.Option("--push", metavar="USER/NAME", help="With --format datasets: also upload to the Hub.")] = None,
-    public: Annotated[bool, typer.Option("--public", help="With --push: everybody may see the data set.")] = False,
+    public: Annotated[bool, typer.Option("--public", metavar="", help="With --push: everybody may see the data set.")] = False,
 ) -> None:
     """Write the preference pairs of a run for other tools."""
     from mixpo.export import export as write
@@ -142,13 +143,15 @@ def export(
             show.line(f"uploaded to {push(to, hub, private=not public)}")
 
 
-@app.command()
+@app.command(epilog=examples("push"), rich_help_panel=USE)
 def push(
     model: Annotated[Path, typer.Argument(metavar="RUN/models/NAME", help="A trained model.")],
     repository: Annotated[str, typer.Argument(metavar="ORG/NAME", help="Where it goes on the Hugging Face Hub.")],
-    licence: Annotated[str, typer.Option("--license", help="Of the weights; by default what the base model's card says.")] = "",
-    private: Annotated[bool, typer.Option("--private/--public", help="Who can see it.")] = True,
-    dry: Annotated[bool, typer.Option("--dry-run", help="Only show the card and name the files.")] = False,
+    licence: Annotated[
+        str, typer.Option("--license", metavar="ID", help="Of the weights, such as apache-2.0; by default what the base model's card says.")
+    ] = "",
+    private: Annotated[bool, typer.Option("--private/--public", metavar="", help="Who can see it.")] = True,
+    dry: Annotated[bool, typer.Option("--dry-run", metavar="", help="Only show the card and name the files.")] = False,
 ) -> None:
     """Upload a trained model with a card that tells of data, recipe and results."""
     from mixpo.push import prepare

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -37,19 +38,55 @@ from mixpo.status import status as read_status
 
 NAMED = 6
 """Unfinished stages that are named."""
+SHORT = 32
+"""Cells up to this width are never broken into lines."""
+GAP = 2
+"""Spaces between columns."""
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
-    """Print rows of text under headings."""
-    drawn = Table(
-        title=Text(title) if title else None, title_justify="left", pad_edge=False, box=None, header_style="bold", show_header=any(headings)
-    )
-    for number, heading in enumerate(headings):
-        drawn.add_column(heading, justify="left" if number == 0 else "default", overflow="fold")
-    for row in rows:
-        # Text, not str: what stands in brackets is no markup here.
-        drawn.add_row(*(Text(printable(cell)) for cell in row))
-    console().print(drawn)
+    """Print rows of text under headings. What is too wide for the terminal goes on in a second table that names the rows again."""
+    screen = console()
+    texts = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(headings, *texts, strict=True)]
+    naming = _naming(texts)
+    for number, columns in enumerate(_parts(widths, naming, screen.width)):
+        if number and not any(row[column] for row in texts for column in columns[naming:]):
+            continue
+        drawn = Table(
+            title=Text(title) if title and not number else None,
+            title_justify="left", pad_edge=False, box=None, header_style="bold", show_header=any(headings),
+        )  # fmt: skip
+        for column in columns:
+            justify: JustifyMethod = "left" if column == 0 else "default"
+            drawn.add_column(headings[column], justify=justify, overflow="fold", no_wrap=widths[column] <= SHORT)
+        for row in texts:
+            # Text, not str: what stands in brackets is no markup here.
+            drawn.add_row(*(Text(row[column]) for column in columns))
+        if number:
+            screen.print()
+        screen.print(drawn)
+
+
+def _naming(rows: Sequence[Sequence[str]]) -> int:
+    """How many of the first columns tell the rows apart: all but the last at most."""
+    columns = len(rows[0]) if rows else 1
+    return next((n for n in range(1, columns) if len({tuple(row[:n]) for row in rows}) == len(rows)), max(1, columns - 1))
+
+
+def _parts(widths: Sequence[int], naming: int, room: int) -> list[list[int]]:
+    """The columns of each table: as many as fit with their short cells unbroken, each time after those that name the rows."""
+    names = list(range(min(naming, len(widths) - 1)))
+    parts, taken = [list(names)], sum(min(widths[n], SHORT) + GAP for n in names)
+    used = taken
+    for column in range(len(names), len(widths)):
+        least = min(widths[column], SHORT)
+        if used + least > room and len(parts[-1]) > len(names):
+            parts.append(list(names))
+            used = taken
+        parts[-1].append(column)
+        used += least + GAP
+    return parts
 
 
 def console() -> Console:
@@ -203,7 +240,8 @@ def _size(count: int) -> str:
 def checked(result: Checked) -> None:
     """What `mixpo check` found."""
     for finding in result.findings:
-        line(f"{finding.where}: {finding.problem}")
+        # A problem that begins with its own key need not be told where it is.
+        line(finding.problem if finding.problem.startswith(finding.where) else f"{finding.where}: {finding.problem}")
     for row in result.left_out:
         line(f"{row.where}: left out of training: {row.problem}")
     if result.left_out:

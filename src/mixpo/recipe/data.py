@@ -24,6 +24,7 @@ class ModelTable(Table):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the weights while sampling and when saved; training keeps float32 copies of those it changes."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where the model runs; "auto" takes a GPU if there is one."""
     trust_remote_code: bool = False
     """Runs Python code that comes with the model. Only for sources you trust."""
 
@@ -96,11 +97,13 @@ class SampleTable(Table):
     """What writes the answers: the model in this process, a server ([sample.server]), vLLM in this process, or "scripted", which
     reads them from a file."""
     server: ServerTable = ServerTable()
+    """Which server answers where engine = "openai"."""
     script: str | None = None
     """JSONL of answers for the scripted engine, relative to the recipe."""
     n: int = Field(default=8, ge=1)
     """Answers for each question."""
     temperature: float = Field(default=1.0, gt=0)
+    """How varied the answers are; they must differ to give pairs."""
     top_k: int = Field(default=0, ge=0)
     """0 keeps every token."""
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -109,6 +112,7 @@ class SampleTable(Table):
     """Texts that end an answer, in evaluation too. What is kept ends before them, as text with an end of turn; at most 4, the limit of most
     servers."""
     max_new_tokens: int = Field(default=512, ge=1)
+    """Tokens of an answer at most. One that reaches them is cut, counted, and never chosen."""
     batch_size: int = Field(default=32, ge=1)
     """Questions sampled together (each with n answers). In this process fewer, where the tokens of prompts, images and answers would not
     fit into free memory."""

@@ -15,7 +15,9 @@ class EvaluationSet(Table):
     """A named set of questions with answers."""
 
     name: str = Field(pattern=r"^[a-z0-9_-]+$")
+    """What folders and tables call it."""
     source: EvaluationSource
+    """Where its questions are; those without an answer are left out."""
 
 
 class JudgeTable(Table):
@@ -31,6 +33,7 @@ class JudgeTable(Table):
     """Folder, relative to the recipe, with judge prompts of your own (mmvet.txt, llava_bench.txt, mmhal.txt, and for extractor = "judge"
     mathvista.txt, mathvision.txt); a system message in a file such as llava_bench.system.txt."""
     temperature: float = Field(default=0.0, ge=0)
+    """Of the judge; 0 lets it say the same again."""
     max_tokens: int = Field(default=1024, ge=1)
     """Length limit of a reply."""
     attempts: int = Field(default=3, ge=1)
@@ -47,6 +50,7 @@ class EvaluateTable(Table):
     """Greedy and sampled accuracy of every model on held-out questions."""
 
     sets: tuple[EvaluationSet, ...] = ()
+    """What is measured on; the first one is the main set of the report."""
     served: tuple[ServedModel, ...] = ()
     """Other models to ask the same questions, each behind a server."""
     decontaminate: Literal["similar", "image", "question", "off"] = "image"
@@ -55,7 +59,9 @@ class EvaluateTable(Table):
     similar_bits: int = Field(default=32, ge=0, le=96)
     """For "similar": so many of the 256 bits of two images' perceptual hashes may differ."""
     modes: tuple[Literal["cot", "direct"], ...] = ("cot", "direct")
+    """How the questions are asked: for a chain of thought, for the answer alone."""
     max_new_tokens: int = Field(default=512, ge=1)
+    """Tokens of an answer at most."""
     batch_size: int = Field(default=128, ge=1)
     """Answers written together; fewer in the same way as while sampling."""
     samples: int = Field(default=0, ge=0)
@@ -114,5 +120,6 @@ class ReportTable(Table):
     """The report of the run."""
 
     title: str = "mixpo run"
+    """Heading of the report and of the viewer."""
     examples: int = Field(default=12, ge=0)
     """Pairs shown with their images."""

@@ -48,12 +48,14 @@ def _nearest(root: type[BaseModel], key: str, tables: list[str]) -> str:
     here = did_you_mean(key, _known_keys(root, tables))
     if here:
         return here
-    paths = [path for path in _all_keys(root) if path.split(".")[:-1] != tables]
-    names = difflib.get_close_matches(key, {path.rsplit(".", 1)[-1] for path in paths}, n=1, cutoff=0.6)
+    # A table of the same name that is of another kind has other keys, which do not belong here.
+    paths = [path for path in _all_keys(root) if not tables or path.split(".")[-2:-1] not in (tables[-1:], tables[-2:-1])]
+    names = difflib.get_close_matches(key, {path.rsplit(".", 1)[-1] for path in paths}, n=1, cutoff=0.75)
     # Of equal names the one that shares the most tables with the key is meant.
     owners = sorted((path for path in paths if names and path.rsplit(".", 1)[-1] == names[0]), key=lambda path: -_shared(path, tables))
     if not owners:
-        return ""
+        known = _known_keys(root, tables)
+        return f"; known: {', '.join(known)}" if known else ""
     inside = owners[0].removeprefix(".".join([*tables, ""]) if tables else "")
     return f", did you mean {inside!r}?"
 
@@ -113,8 +115,9 @@ def _place(name: str, text: str, overrides: Sequence[str], location: list[str]) 
 
 
 def _line_of(text: str, location: list[str]) -> str:
-    """ ":7" for the line that sets the key at this location, in its own table; nothing where the file does not set it."""
+    """ ":7" for the line that sets the key at this location, else for the one that begins the table it is in; nothing without either."""
     table: list[str] = []
+    nearest, shared = "", 0
     seen: Counter[str] = Counter()
     for number, line in enumerate(text.splitlines(), start=1):
         if header := _HEADER.match(line):
@@ -127,9 +130,13 @@ def _line_of(text: str, location: list[str]) -> str:
             found = [*table, *assignment[1].replace('"', "").split(".")]
         else:
             continue
-        if location and found[-1] == location[-1] and _is_inside(found, location):
+        if not location or not found or not _is_inside(found, location):
+            continue
+        if found[-1] == location[-1]:
             return f":{number}"
-    return ""
+        if len(found) > shared:
+            nearest, shared = f":{number}", len(found)
+    return nearest
 
 
 def _is_inside(path: list[str], location: list[str]) -> bool:

@@ -38,6 +38,7 @@ class EasyVqaSource(Table):
 
     kind: Literal["easy_vqa"]
     split: Literal["train", "test"] = "train"
+    """Which of the two parts."""
     count: int = Field(default=0, ge=0)
     """Questions to take, spread evenly over the split; 0 takes all."""
 
@@ -65,6 +66,7 @@ class MmprSource(Table):
     root: str = "."
     """Folder that the roots and annotations of meta.json are relative to."""
     answer_kind: AnswerKind | Literal["auto"] = "auto"
+    """As in `jsonl`."""
     datasets: tuple[str, ...] = ()
     """Names from meta.json to use; empty means all."""
 
@@ -78,6 +80,7 @@ class HubSource(Table):
     name: str | None = None
     """Configuration of the data set, where it has several."""
     split: str = "train"
+    """Which part of the data set."""
     question: str = "question"
     """Column of the question."""
     answer: str | None = "answer"
@@ -89,7 +92,9 @@ class HubSource(Table):
     rationale: str | None = None
     """Column with a reference answer and its reasoning, for `pairs.rationales`."""
     domain: str = ""
+    """As in `jsonl`."""
     answer_kind: AnswerKind | Literal["auto"] = "auto"
+    """As in `jsonl`."""
     count: int = Field(default=0, ge=0)
     """Rows to take; 0 takes all."""
 

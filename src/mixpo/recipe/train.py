@@ -37,6 +37,7 @@ class LoraTable(Table):
     """Train a low-rank adapter in place of the weights. The trained model is saved with the adapter merged, and the adapter beside it."""
 
     rank: int = Field(default=16, ge=1)
+    """Width of the two thin matrices that each layer gets."""
     alpha: float = Field(default=32.0, gt=0)
     """What the adapter adds is multiplied by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -74,13 +75,17 @@ class TrainTable(Table):
     rounds: int = Field(default=1, ge=1)
     """On-policy rounds: each samples from the last round's model, builds pairs and trains on them."""
     loss: LossTable = LossTable()
+    """Weights and constants of the loss."""
     learning_rate: float = Field(default=5e-6, gt=0)
+    """The highest one, after the warm-up."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate goes on after the warm-up."""
     warmup: float = Field(default=0.03, ge=0, lt=1)
     """Share of all steps over which the learning rate rises."""
     weight_decay: float = Field(default=0.05, ge=0)
+    """Of AdamW; biases and norms have none."""
     epochs: int = Field(default=1, ge=1)
+    """How often all pairs are seen."""
     batch_size: int = Field(default=256, ge=1)
     """Pairs in one optimizer step."""
     tokens_per_batch: int = Field(default=8192, ge=1)
@@ -90,6 +95,7 @@ class TrainTable(Table):
     max_length: int = Field(default=6144, ge=1)
     """Pairs with a longer prompt + response are left out, and counted. Nothing is ever cut."""
     max_grad_norm: float = Field(default=1.0, gt=0)
+    """Longer gradients are clipped to this length."""
     freeze: tuple[Part, ...] = ()
     """Parts that keep their weights."""
     lora: LoraTable | None = None

@@ -15,6 +15,8 @@ WIDTH, HEIGHT = 360, 190
 """Drawing area of histograms and curves in SVG units."""
 LEFT, RIGHT, TOP, BOTTOM = 54, 14, 10, 34
 """Margins around their plot."""
+LETTER = 7
+"""What a letter of a tick takes at most."""
 MAX_POINTS = 300
 """Points drawn for a curve; longer ones are averaged in equal stretches."""
 
@@ -61,7 +63,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     # With a quarter more allowed, the largest jump of the steps (2 to 5) still leaves more than two of them in the span.
     step = next(power * factor for factor in (1, 2, 5, 10) if span / (power * factor) <= 1.25 * count)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(n * step, 12) for n in range(first, last + 1)]
+    return [float(f"{n * step:.12g}") for n in range(first, last + 1)]
 
 
 def label(value: float) -> str:
@@ -206,7 +208,9 @@ def histogram(edges: Sequence[float], series: Mapping[str, Sequence[float]], uni
                 tip = element("title", f"{name}, {_bin(edges, i)} {unit}: {counts[i]:,.0f}")
                 height = at_y(0) - at_y(counts[i])
                 drawn.append(element("rect", tip, x=at_x(i), y=at_y(counts[i]), width=at_x(i + 1) - at_x(i), height=height, class_="hover"))
-    marked = [(i, label(edges[i])) for i in range(first, last + 1, math.ceil((last - first) / 9))]
+    longest = max(len(label(edges[i])) for i in range(first, last + 1))
+    room = max(1, min(9, (WIDTH - LEFT - RIGHT) // (LETTER * longest + 10)))
+    marked = [(i, label(edges[i])) for i in range(first, last + 1, math.ceil((last - first) / room))]
     return _figure(drawn, (first, last), (0, top), unit, summary, marked) + _legend(list(series), first_colour)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from difflib import SequenceMatcher
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Literal, NamedTuple
 
 _CJK = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uac00-\ud7af"
@@ -12,7 +13,9 @@ _CJK = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uac00-\ud7af"
 _TOKEN = re.compile(rf"[{_CJK}]\s*|[^\W{_CJK}]+\s*|[^\w\s]\s*|\s+")
 
 MAX_CELLS = 1_000_000
-"""Product of the two lengths in words above which only the common beginning and end are found."""
+"""Product of the two lengths in words up to which every word is compared with every other."""
+SHINGLE = 6
+"""Words in a row that hold two longer texts together where they stand once in each."""
 
 Kind = Literal["kept", "same", "own"]
 
@@ -47,11 +50,51 @@ def _common(left: list[str], right: list[str]) -> int:
 
 def _matching(left: list[str], right: list[str]) -> list[tuple[int, int, int]]:
     """Aligned blocks (start in left, start in right, length), ending with an empty one at both ends."""
-    if len(left) * len(right) <= MAX_CELLS:
-        matcher = SequenceMatcher(None, [w.strip() for w in left], [w.strip() for w in right], autojunk=False)
+    return [*_aligned([w.strip() for w in left], [w.strip() for w in right], MAX_CELLS), (len(left), len(right), 0)]
+
+
+def _aligned(left: list[str], right: list[str], cells: int) -> list[tuple[int, int, int]]:
+    """As `_matching` of words without white space. Long texts are cut where they surely agree; stretches between are compared alone."""
+    if len(left) * len(right) <= cells:
+        matcher = SequenceMatcher(None, left, right, autojunk=False)
         return [(block.a, block.b, block.size) for block in matcher.get_matching_blocks()]
-    tail = _common(left[::-1], right[::-1])
-    return [(len(left) - tail, len(right) - tail, tail), (len(left), len(right), 0)]
+    anchors = _anchors(left, right)
+    if not anchors:
+        tail = _common(left[::-1], right[::-1])
+        return [(len(left) - tail, len(right) - tail, tail)]
+    blocks, i, j = [], 0, 0
+    for k, m in [*anchors, (len(left), len(right))]:
+        # Many long stretches may follow each other, so each gets less time than one alone.
+        blocks += [(i + a, j + b, size) for a, b, size in _aligned(left[i:k], right[j:m], cells // 16)]
+        blocks.append((k, m, int(k < len(left))))
+        i, j = k + 1, m + 1
+    return blocks
+
+
+def _anchors(left: list[str], right: list[str]) -> list[tuple[int, int]]:
+    """Where shingles begin that stand once in each text: as many as are in the same order in both (patience sorting)."""
+    here, there = _single(left), _single(right)
+    found = sorted((at, there[shingle]) for shingle, at in here.items() if shingle in there)
+    ends: list[int] = []  # ends[n]: the smallest place in the right text at which n + 1 anchors in order end
+    before: list[int] = []  # for each found one, how many come before it
+    for _, place in found:
+        number = bisect_left(ends, place)
+        ends[number : number + 1] = [place]
+        before.append(number)
+    kept, wanted, limit = [], len(ends) - 1, len(right)
+    for (at, place), number in zip(reversed(found), reversed(before), strict=True):
+        if number == wanted and place < limit:
+            kept.append((at, place))
+            wanted, limit = wanted - 1, place
+    return kept[::-1]
+
+
+def _single(words_: list[str]) -> dict[tuple[str, ...], int]:
+    """The shingles that stand once in a text, with their place."""
+    places: dict[tuple[str, ...], int] = {}
+    for at, shingle in enumerate(zip(*(words_[n:] for n in range(SHINGLE)), strict=False)):
+        places[shingle] = -1 if shingle in places else at
+    return {shingle: at for shingle, at in places.items() if at >= 0}
 
 
 def _pieces(tokens: list[str], head: int, kind: Kind, same: list[tuple[int, int]]) -> list[Piece]:
@@ -60,4 +103,5 @@ def _pieces(tokens: list[str], head: int, kind: Kind, same: list[tuple[int, int]
         own = "".join(tokens[before:start])
         word = own.rstrip()
         pieces += [Piece("own", word), Piece("same", own[len(word) :] + "".join(tokens[start:end]))]
-    return [piece for piece in pieces if piece.text]
+    whole = groupby((piece for piece in pieces if piece.text), key=lambda piece: piece.kind)
+    return [Piece(kind, "".join(piece.text for piece in found)) for kind, found in whole]

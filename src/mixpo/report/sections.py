@@ -26,7 +26,7 @@ from mixpo.report.words import (
 
 COLOURS = {"start": 0, "sft": 1, "dpo": 2, "mpo": 3}
 MAX_BARS = 24
-"""Families shown in the chart of sampled answers; report.json has all."""
+"""Families in a chart of bars."""
 CURVES = (2, 5, 3, 4, 0, 1)
 """Palette of the curves in one chart."""
 SHAPES = {"cot": "full", "direct": "hollow", "sampled": "diamond"}
@@ -199,15 +199,19 @@ def histograms(pairs: dict[str, Any]) -> list[Chart]:
     ]
 
 
-def sampled_domain_chart(pairs: dict[str, Any]) -> Markup | None:
+def sampled_domain_chart(pairs: dict[str, Any]) -> Chart | None:
     """How often the sampled answers were right, by family."""
     found = {domain_name(name): d["accuracy"] for name, d in (pairs.get("domains") or {}).items() if d.get("accuracy") is not None}
-    ranked = sorted(found.items(), key=lambda item: -item[1])[:MAX_BARS]
-    return (
-        bars([(name, share, percent(share)) for name, share in ranked], "Accuracy of sampled answers by family", colour=3)
-        if ranked
-        else None
-    )
+    return domain_bars(found, "Sampled answers that were right, by family")
+
+
+def domain_bars(shares: dict[str, float], title: str) -> Chart | None:
+    """Shares by family, the best first. Of very many families only the best and the worst are drawn, and the note says so."""
+    ranked = sorted(shares.items(), key=lambda item: -item[1])
+    note, half = "", MAX_BARS // 2
+    if len(ranked) > MAX_BARS:
+        note, ranked = f"The {half} best and the {half} worst of {count(len(ranked))}.", [*ranked[:half], *ranked[-half:]]
+    return Chart(title, bars([(name, share, percent(share)) for name, share in ranked], title, colour=3), note) if ranked else None
 
 
 def drop_chart(pairs: dict[str, Any]) -> Markup | None:

@@ -167,7 +167,7 @@ def valid(
     Images are looked at (format, size) but not decoded: a truncated one is found when the model needs it, and listed there.
     """
     usable = 0
-    for item in rows_of(table, context.base, context.run.images):
+    for item in _in_its_table(context, table, rows_of(table, context.base, context.run.images)):
         if isinstance(item, Skipped):
             skipped.append(item)
             continue
@@ -184,6 +184,15 @@ def valid(
         yield item.question
         if usable == context.limit:
             return
+
+
+def _in_its_table(context: Context, table: EvaluationSource, rows: Iterator[Found | Skipped]) -> Iterator[Found | Skipped]:
+    """The rows; an error says which evaluation set it is about, since all tables of sources have the same keys."""
+    try:
+        yield from rows
+    except SourceError as error:
+        named = [f"evaluate.sets.{s.name}: " for s in context.recipe.evaluate.sets if s.source is table]
+        raise SourceError("".join(named) + str(error)) from None
 
 
 def rows_of(table: EvaluationSource, base: Path, images: Path) -> Iterator[Found | Skipped]:

@@ -15,10 +15,11 @@ from mixpo.evaluate.closed_form import wilson
 from mixpo.marks import Mark
 from mixpo.recipe import VerifyTable
 from mixpo.records import Judged, Sampled, read_rows
-from mixpo.types import IMAGE_MARK, Outcome, Question, content_id
+from mixpo.types import Outcome, Question, content_id
 from mixpo.verify.second import doubts
-from mixpo.viewer.index import SNIPPET, Index, place
+from mixpo.viewer.index import OUTCOME, Index, place
 from mixpo.viewer.layout import Block
+from mixpo.viewer.text import brief
 
 SAMPLE = 500
 """Responses of the random sample, at most."""
@@ -74,10 +75,6 @@ class Agreement:
     recall: Share
     agreed: Share
     table: Mapping[tuple[str, str], int]
-
-
-OUTCOME: Mapping[str, Outcome] = {"c": "correct", "w": "wrong", "m": "malformed", "u": "undecided"}
-"""The letters of the index."""
 
 
 def agreement(judged: Iterable[tuple[Item, Mark]]) -> Agreement:
@@ -163,7 +160,7 @@ class Audit:
                         question=question.id,
                         index=response.index,
                         outcome=verdict.outcome,
-                        text=" ".join(question.text.replace(IMAGE_MARK, "").split())[:SNIPPET],
+                        text=brief(question.text),
                         why=doubt.why,
                     )
                     yield item, doubt.says is not None

@@ -47,15 +47,15 @@ class Images:
         picture.save(buffer, format=kind, quality=88)  # PNG knows no quality and ignores it
         return buffer.getvalue(), f"image/{kind}"
 
-    def sizes(self, question: Question) -> list[tuple[int, int] | None]:
-        """Width and height of each image on a page, so that nothing moves when it comes; None for one that cannot be shown."""
+    def sizes(self, question: Question) -> list[tuple[int, int] | str]:
+        """Width and height of each image on a page, so that nothing moves when it comes; of one that cannot be shown, why."""
         return [self._size(ref) for ref in question.images]
 
-    def _size(self, ref: ImageRef) -> tuple[int, int] | None:
+    def _size(self, ref: ImageRef) -> tuple[int, int] | str:
         try:
             return Image.open(io.BytesIO(self.encoded(ref, "page")[0])).size
-        except ImageError:
-            return None
+        except ImageError as error:
+            return str(error)
 
     def allowed(self, path: Path) -> bool:
         """Whether a path, with all links followed, lies below one of the roots."""

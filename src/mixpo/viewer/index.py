@@ -10,15 +10,16 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mixpo.errors import MissingExtra, RunError
 from mixpo.progress import Progress, Silent
 from mixpo.run import Run
-from mixpo.types import content_id
+from mixpo.types import Outcome, content_id
 from mixpo.viewer.layout import Block, Layout
+from mixpo.viewer.text import SNIPPET
 
 try:
     import duckdb
@@ -31,8 +32,6 @@ BATCH = 128
 """Blocks that are read with one query."""
 LOOK_SECONDS = 1.0
 """The run is looked at for news at most this often."""
-SNIPPET = 120
-"""Characters of a question that the index keeps for lists."""
 
 TABLES = """
 CREATE TABLE version (value VARCHAR);
@@ -44,6 +43,9 @@ CREATE TABLE pair (round INTEGER, n BIGINT, id VARCHAR, origin VARCHAR, domain V
 """
 """n: where a record is and its place in every list, see `place`. outcomes: one letter for each response, in order.
 answer: what the rejected side says. chosen / rejected: lengths in tokens, in characters where there are no tokens."""
+
+OUTCOME: Mapping[str, Outcome] = {"c": "correct", "w": "wrong", "m": "malformed", "u": "undecided"}
+"""The letters of `outcomes`."""
 
 _QUESTIONS = f"""
 INSERT INTO question

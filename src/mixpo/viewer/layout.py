@@ -58,13 +58,18 @@ class Layout:
         yield "source"
         for number in self.rounds():
             yield from (f"round-{number}/{kind}" for kind in dict.fromkeys((*KINDS, *self.made.values(), "reference")))
-            yield from (f"round-{number}/train/{path.name}" for path in _folders(root / f"round-{number}" / "train"))
+            trainings = [f"round-{number}/train/{path.name}" for path in _folders(root / f"round-{number}" / "train")]
+            yield from sorted(trainings, key=self._started)
         for name in self.sets():
             yield f"evaluate/{name}/source"
             for model in self.models(name):
                 for mode in _folders(root / "evaluate" / name / model):
                     yield from (f"{kind}/{name}/{model}/{mode.name}" for kind in ("answer", "evaluate"))
         yield "report"
+
+    def _started(self, stage: str) -> str:
+        manifest = self.run.stage(stage).manifest
+        return manifest.started if manifest is not None else ""
 
     def rounds(self) -> list[int]:
         """The numbers of the rounds that have begun."""

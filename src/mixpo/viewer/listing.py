@@ -137,12 +137,16 @@ class Page:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Neighbours:
-    """Where one row stands in a list: its number from 1 (0 when the filter leaves it out), and the ids beside it."""
+    """Where one row stands in a list: its number from 1 (0 when the filter leaves it out), and the ids beside it.
+
+    page: the `n` after which the page that shows it starts, None for the first page.
+    """
 
     number: int
     total: int
     before: str | None
     after: str | None
+    page: int | None
 
 
 class Lists:
@@ -190,11 +194,13 @@ class Lists:
         base, values = self._base(wanted)
         counted = f"SELECT count(*), count(*) FILTER (n <= ?), count(*) FILTER (n = ?) {base}"
         ((total, number, there),) = self.index.rows(counted, n, n, *values)
+        earlier = f"SELECT n {base} AND n < ? ORDER BY n DESC LIMIT 1 OFFSET {(number - 1) % ROWS}"
         return Neighbours(
             number=number if there else 0,
             total=total,
             before=self.index.one(f"SELECT id {base} AND n < ? ORDER BY n DESC LIMIT 1", *values, n),
             after=self.index.one(f"SELECT id {base} AND n > ? ORDER BY n LIMIT 1", *values, n),
+            page=self.index.one(earlier, *values, n) if there and number > ROWS else None,
         )
 
     def find(self, table: Table, id_: str, round_: int) -> int | None:

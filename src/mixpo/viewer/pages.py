@@ -14,9 +14,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from mixpo.amounts import amount
 from mixpo.report import words
 from mixpo.report.render import asked
+from mixpo.viewer.evaluations import CHANGES
+from mixpo.viewer.index import OUTCOME
 from mixpo.viewer.listing import BALANCES, ORIGINS, OUTCOMES
-from mixpo.viewer.results import CHANGES
-from mixpo.viewer.text import parts, plain
+from mixpo.viewer.text import brief, parts, plain
 
 STATIC = Path(__file__).parent / "static"
 SIDES = {**words.OUTCOMES, "unjudged": "written without the image"}
@@ -45,6 +46,11 @@ def with_query(path: str, *queries: Mapping[str, Any], **more: object) -> str:
     return f"{path}?{urlencode(values)}" if values else path
 
 
+def spelled(letters: str) -> list[str]:
+    """The outcomes that the letters of the index stand for."""
+    return [OUTCOME[letter] for letter in letters]
+
+
 @cache
 def environment() -> Environment:
     """The templates with their filters."""
@@ -53,7 +59,7 @@ def environment() -> Environment:
     )
     for name in ("percent", "points", "p_value", "interval", "count", "duration", "model_name", "title_case"):
         made.filters[name] = getattr(words, name)
-    made.filters |= {"amount": amount, "asked": asked, "parts": parts, "plain": plain}
+    made.filters |= {"amount": amount, "asked": asked, "brief": brief, "parts": parts, "plain": plain, "spelled": spelled}
     made.globals |= {
         "url": with_query, "static": static_url, "words": words, "icons": ICONS, "sides": SIDES, "answered": ANSWERED,
         "origins": ORIGINS, "outcomes": OUTCOMES, "balances": list(BALANCES), "changes": CHANGES,

@@ -11,16 +11,24 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from mixpo.report.difference import Kind, Piece
+from mixpo.types import IMAGE_MARK
 
+SNIPPET = 120
+"""Characters of a question that lists show."""
 MAX_FORMULA = 2000
 """Characters of a formula; longer ones are shown as they are written."""
 _BODY = rf"{{1,{MAX_FORMULA}}}?"
+_ENVIRONMENTS = "equation|align|alignat|aligned|gather|gathered|array|cases|[bpvBV]?matrix"
+"""Those of LaTeX that stand without dollars and that KaTeX knows."""
 _FORMULA = re.compile(
     rf"\$\$(?P<a>[^$]{_BODY})\$\$"
     rf"|\\\[(?P<b>.{_BODY})\\\]"
     rf"|\\\((?P<c>.{_BODY})\\\)"
     # One dollar opens before and closes after something, and no digit follows, so that prices stay prices.
     rf"|(?<![\\$a-zA-Z0-9])\$(?P<d>(?![\s$])[^$\n]{_BODY}(?<![\s\\]))\$(?![\d$])"
+    # With spaces inside there must be something that no price has, and no price may follow.
+    rf"|(?<![\\$a-zA-Z0-9])\$(?=[^$\n]{{0,{MAX_FORMULA}}}(?:\\[a-zA-Z]|[\^_=]))(?P<f>[ ][^$\n]{{1,{MAX_FORMULA}}}[ ])\$(?![\d$]|[ ]\d)"
+    rf"|(?P<g>\\begin\{{(?P<name>(?:{_ENVIRONMENTS})\*?)\}}.{_BODY}\\end\{{(?P=name)\}})"
     r"|(?P<e>\\boxed\{(?:[^{}]|\{(?:[^{}]|\{[^{}]{0,200}\}){0,200}\}){0,500}\})",
     re.DOTALL,
 )
@@ -37,11 +45,16 @@ class Part(NamedTuple):
     tex: str = ""
 
 
+def brief(question: str) -> str:
+    """The beginning of a question on one line, without the marks where its images stand."""
+    return " ".join(question.replace(IMAGE_MARK, "").split())[:SNIPPET]
+
+
 def formulas(text: str) -> Iterator[tuple[int, int, Math, str]]:
     """(start, end, how it is set, source) of each formula."""
     for match in _FORMULA.finditer(text):
         name = match.lastgroup or ""
-        yield match.start(), match.end(), "display" if name in "ab" else "inline", match[name]
+        yield match.start(), match.end(), "display" if name in "abg" else "inline", match[name]
 
 
 def parts(pieces: Sequence[Piece]) -> list[Part]:

@@ -7,30 +7,31 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from mixpo.amounts import amount
-from mixpo.errors import MixpoError
+from mixpo.errors import MixpoError, RecordError
 from mixpo.marks import Mark, read_marks
 from mixpo.progress import Progress
 from mixpo.report import sections
-from mixpo.report.charts import bars, stack
+from mixpo.report.charts import stack
 from mixpo.report.difference import difference
-from mixpo.report.words import BALANCE, percent
+from mixpo.report.words import BALANCE
 from mixpo.run import Manifest
 from mixpo.stages.base import Context
 from mixpo.stages.report import PAGE
 from mixpo.types import ImageRef, Question
-from mixpo.viewer.audit import OUTCOME, Audit
+from mixpo.viewer.audit import Audit
 from mixpo.viewer.details import PairDetail, pair_at, question_at
+from mixpo.viewer.evaluations import CHANGES, Evaluations
 from mixpo.viewer.images import Images
-from mixpo.viewer.index import Index
+from mixpo.viewer.index import OUTCOME, Index
+from mixpo.viewer.left_out import dropped
 from mixpo.viewer.listing import BALANCES, Filter, Lists, Table
-from mixpo.viewer.results import CHANGES, Evaluations, arms, dropped, together
 from mixpo.viewer.statistics import statistics
+from mixpo.viewer.trainings import Trainings, together
 
 Values = dict[str, Any]
 Value = TypeVar("Value")
 EVALUATED = 50
 """Questions on a page of an evaluation."""
-MAX_BARS = 24
 
 
 class NotFound(MixpoError):  # noqa: N818
@@ -59,6 +60,7 @@ class Views:
         self.lists = Lists(self.index)
         self.images = Images(context)
         self.audits = Audit(self.index, context.recipe.verify)
+        self.trainings = Trainings(context.run)
         self.evaluations = Evaluations(context.run)
         self._kept: dict[str, tuple[int, Any]] = {}
 
@@ -71,7 +73,19 @@ class Views:
 
     def common(self) -> Values:
         """What every page needs."""
-        return {"run_name": self.run.root.name, "rounds": self.index.layout.rounds(), "stale": self._once("stale", self._stale)}
+        return {
+            "run_name": self.run.root.name,
+            "rounds": self.index.layout.rounds(),
+            "stale": self._once("stale", self._stale),
+            "no_marks": self._marks()[1],
+        }
+
+    def _marks(self) -> tuple[Mapping[tuple[int, str, int], Mark], str]:
+        """The marks of people, or none and what is wrong with their file: that must not take the other pages away."""
+        try:
+            return read_marks(self.run.root), ""
+        except RecordError as error:
+            return {}, str(error)
 
     def _stale(self) -> list[tuple[int, int]]:
         return self.index.rows("SELECT round, count(*) FROM block WHERE stale GROUP BY round ORDER BY round")
@@ -88,7 +102,7 @@ class Views:
             "questions": count("SELECT count(*) FROM question"),
             "pairs": count("SELECT count(*) FROM pair"),
             "verdicts": count("SELECT coalesce(sum(len(outcomes)), 0) FROM judged"),
-            "marks": len(read_marks(self.run.root)),
+            "marks": len(self._marks()[0]),
             "trainings": [name.rpartition("/")[2] for name in stages if "/train/" in name],
             "sets": self.evaluations.sets(),
             "left_out": sum(row["count"] for row in dropped(self.index)),
@@ -125,7 +139,7 @@ class Views:
         detail = pair_at(self.index, n, id_, wanted.round)
         pair = detail.pair
         chosen, rejected = difference(pair.chosen, pair.rejected, kept=pair.origin == "dropout_ntp")
-        marks = read_marks(self.run.root)
+        marks, _ = self._marks()
         return {
             "filter": wanted,
             "beside": self.lists.beside(wanted, n),
@@ -160,9 +174,8 @@ class Views:
         parts = [
             (BALANCE[name], total, colour) for name, total, colour in zip(("all_right", "mixed", "all_wrong"), sums, (3, 2, 5), strict=True)
         ]
-        ranked = sorted(((name or "(none)", right / of) for name, right, of, *_ in rows), key=lambda item: -item[1])
-        chart = bars([(name, share, percent(share)) for name, share in ranked[:MAX_BARS]], "Share of right answers by domain", colour=3)
-        return stack(parts, "Questions by how many of their answers are right"), chart
+        by_domain = sections.domain_bars({name or "(none)": right / of for name, right, of, *_ in rows}, "Right answers by domain")
+        return stack(parts, "Questions by how many of their answers are right"), by_domain
 
     def question(self, id_: str, asked: Mapping[str, str]) -> Values:
         """One question with all its responses."""
@@ -171,7 +184,7 @@ class Views:
         if n is None:
             raise NotFound(f"no question {id_} in this run")
         detail = question_at(self.index, n, wanted.round)
-        marks = read_marks(self.run.root)
+        marks, _ = self._marks()
         return {
             "filter": wanted,
             "beside": self.lists.beside(wanted, n),
@@ -201,7 +214,7 @@ class Views:
     def audit(self, asked: Mapping[str, str]) -> Values:
         """What the marks say, and the sample to look at."""
         kind, round_ = _kind(asked), Filter.read("pair", asked).round
-        marks = read_marks(self.run.root)
+        marks, _ = self._marks()
         items = self.audits.sample(kind, round_)
         rows = [(number, item, marks.get((round_, item.question, item.index))) for number, item in enumerate(items)]
         return {
@@ -223,7 +236,7 @@ class Views:
             raise NotFound(f"the sample has {amount(len(items), 'verdict')}; there is no number {number + 1}")
         item = items[number]
         detail = question_at(self.index, item.n, round_)
-        marks = read_marks(self.run.root)
+        marks, _ = self._marks()
         return {
             "kind": kind,
             "round": round_,
@@ -253,8 +266,8 @@ class Views:
 
     def training(self) -> Values:
         """The curves of every training."""
-        found = arms(self.run)
-        return {"arms": [(arm, sections.training_charts(dict(arm.curves))) for arm in found], "together": together(found)}
+        found = self.trainings.arms()
+        return {"arms": found, "together": together(found)}
 
     def evaluation(self) -> Values:
         """Accuracy of every model on every set."""

@@ -69,7 +69,11 @@ zoom.addEventListener("click", (event) => { if (event.target === zoom) zoom.clos
 all(".zoomable img").forEach((image) => {
   const sharpen = () => image.classList.toggle("small-picture", image.naturalWidth > 0 && image.naturalWidth <= 112);
   image.complete ? sharpen() : image.addEventListener("load", sharpen);
-  image.addEventListener("error", () => { image.alt = "This image cannot be shown: it is missing, has changed, or lies outside the run's folders."; });
+});
+// A small picture that is not there leaves its place empty.
+all(".thumb img").forEach((image) => {
+  if (image.complete && !image.naturalWidth) image.remove();
+  image.addEventListener("error", () => image.remove());
 });
 
 // --- filters and keys -----------------------------------------------------------------------------------------------------------

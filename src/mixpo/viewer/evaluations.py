@@ -1,4 +1,4 @@
-"""What training and evaluation have to show, read from the stages themselves, so that half a run shows what it has."""
+"""What the models answered on each evaluation set, read from the stages themselves, so that half an evaluation shows what it has."""
 
 from __future__ import annotations
 
@@ -10,72 +10,9 @@ from typing import Any
 from mixpo.evaluate.resample import unit_of
 from mixpo.evaluate.score import Units, score, score_samples
 from mixpo.records import Prediction, read_row, read_rows
-from mixpo.report.build import PLACES, left_out, metric_curves, skipped_rows
-from mixpo.report.charts import curves
-from mixpo.report.sections import CURVES, Chart
-from mixpo.report.words import model_name
 from mixpo.run import Run
-from mixpo.stages.source import load_skipped
-from mixpo.train.metrics import StepMetrics, read_metrics
 from mixpo.types import Question
-from mixpo.viewer.index import Index
 from mixpo.viewer.layout import Layout
-
-# --- training ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Arm:
-    """One training: its round and objective, its logged steps as curves, and whether it has ended."""
-
-    round: int
-    objective: str
-    curves: Mapping[str, Any]
-    finished: bool
-
-    @property
-    def last(self) -> Mapping[str, float]:
-        """The figures of the last logged step."""
-        return {name: values[-1] for name, values in self.curves["curves"].items() if values}
-
-
-def arms(run: Run) -> list[Arm]:
-    """Every training that has begun; of one that still runs, the steps that it has logged."""
-    found = []
-    for name, manifest in Layout(run).stages().items():
-        round_, _, objective = name.partition("/train/")
-        if objective:
-            stage = run.stage(name)
-            (shard,) = manifest.shards
-            finished = stage.path(shard).exists()
-            rows = stage.read(shard, StepMetrics) if finished else read_metrics(stage.folder / f"work-{shard}" / "metrics.jsonl")
-            number = int(round_.removeprefix("round-"))
-            drawn = metric_curves([asdict(row) for row in rows])
-            found.append(Arm(round=number, objective=objective, curves=drawn, finished=finished))
-    return found
-
-
-TOGETHER = {"accuracy": "Share of pairs ranked right", "margin": "Reward margin", "logp_chosen": "Log-probability of the chosen answer"}
-"""Metrics that mean the same in every training, with the title of their chart."""
-
-
-def together(found: Sequence[Arm]) -> list[Chart]:
-    """The trainings of a run in one chart for each metric; none when there is but one training."""
-    named = {model_name(arm.objective) + f", round {arm.round}" * (arm.round > 1): arm.curves for arm in found if arm.curves["steps"]}
-    if len(named) < 2:
-        return []
-    steps = sorted({step for found_curves in named.values() for step in found_curves["steps"]})
-    charts = []
-    for metric, title in TOGETHER.items():
-        values = {name: dict(zip(c["steps"], c["curves"].get(metric, ()), strict=False)) for name, c in named.items()}
-        series = {name: [known.get(step) for step in steps] for name, known in values.items()}
-        charts.append(
-            Chart(title, curves(steps, series, f"{title} of every training", [CURVES[n % len(CURVES)] for n in range(len(series))]))
-        )
-    return charts
-
-
-# --- evaluation --------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,30 +136,3 @@ def _changed(row: Asked, change: str) -> bool:
         "all_right": all(right),
         "all_wrong": not any(right),
     }[change]
-
-
-# --- what was left out -----------------------------------------------------------------------------------------------------------
-
-
-FAILED = ("sample", "continue", "answer")
-"""Kinds of stages in which a question may fail."""
-
-
-def dropped(index: Index) -> list[dict[str, Any]]:
-    """What each stage left out and why, as the report lists it: rows of sources, questions that failed, and what was counted."""
-    stages = index.layout.stages()
-    skipped = (row for name in stages if name.rpartition("/")[2] == "source" for row in load_skipped(index.run.stage(name)))
-    failed = (row for name, manifest in stages.items() if manifest.counts.get("failed") for row in _failed(index, name))
-    return [*skipped_rows(skipped), *failed, *left_out(stages)]
-
-
-def _failed(index: Index, stage: str) -> list[dict[str, Any]]:
-    """The questions that failed in a stage, those of one reason together."""
-    if not set(stage.split("/")) & set(FAILED):
-        return []
-    files = [str(path) for path in index.layout.shards(stage) if path is not None]
-    query = f"SELECT error, count(*), min(question, {PLACES}) FROM read_parquet(?) WHERE error != '' GROUP BY error ORDER BY 2 DESC, 1"
-    return [
-        {"stage": stage, "where": ", ".join(places), "reason": reason, "count": count, "unit": "questions"}
-        for reason, count, places in index.rows(query, files)
-    ]
