@@ -156,7 +156,7 @@ def test_steps_are_marked_with_whole_numbers() -> None:
 def test_ticks_of_one_axis_are_told_apart() -> None:
     assert labels(ticks(0.69310, 0.69318, 4)) == ["0.69310", "0.69312", "0.69314", "0.69316", "0.69318"]
     assert labels([0, 0.5, 1]) == ["0", "0.5", "1.0"]
-    assert labels(ticks(1e-13, 4e-13, 3)) == ["2e−13", "4e−13"]
+    assert labels(ticks(1e-13, 4e-13, 3)) == ["1e−13", "2e−13", "3e−13", "4e−13"]
     drawing = str(curves([1, 2], {"loss": [0.69311, 0.69317]}, "s", [0]))
     heights = re.findall(r'text-anchor="end"[^>]*>([^<]+)<', drawing)
     assert len(heights) == len(set(heights)) > 2
