@@ -142,7 +142,7 @@ class Judge:
         except (openai.OpenAIError, ValueError) as error:
             cause = f"{error} {error.__cause__ or ''}".strip()
             raise EvaluateError(f"the judge at {self._table.url} cannot be asked: {_short(cause)}; {_KEPT}") from None
-        return {"reply": _reply(completion), "model": str(getattr(completion, "model", None) or self._table.model)}
+        return {"reply": _reply(completion), "model": _text(getattr(completion, "model", None) or self._table.model)}
 
 
 _KEPT = "the replies so far are kept; run the same command again when it is up"
@@ -160,7 +160,12 @@ def _kept(path: Path) -> dict[str, str] | None:
 def _reply(completion: Any) -> str:
     """The text of a completion; "" where an endpoint sent something else, which then cannot be read as a mark."""
     choices = getattr(completion, "choices", None) or [None]
-    return str(getattr(getattr(choices[0], "message", None), "content", None) or "")
+    return _text(getattr(getattr(choices[0], "message", None), "content", None) or "")
+
+
+def _text(value: object) -> str:
+    """Text that a file can hold: JSON can name half of a character."""
+    return str(value).encode(errors="replace").decode()
 
 
 def _short(text: str) -> str:
