@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ import small_run
 from PIL import Image
 
 from mixpo.cli import main
+from mixpo.run import Run
+from mixpo.stages.source import load_skipped
+from mixpo.types import Skipped
 
 
 def run(recipe: Path, *more: str, command: str = "run") -> int:
@@ -298,3 +302,31 @@ def test_the_remedy_fits_what_keeps_a_file_from_being_written(
     message = one_sentence(capsys)
     assert os.strerror(code) in message
     assert remedy in message
+
+
+def test_rows_with_half_a_character_are_left_out_alone(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """JSON can name a half, as cut emojis leave it, in every field; no file can hold one."""
+    broken = [
+        {"question": "a \ud83d"},
+        {"question": "b", "answer": "\ud83d"},
+        {"question": "c", "image": "\ud83d.png"},
+        {"question": "d", "domain": "\ud83d"},
+    ]
+    with (recipe.parent / "questions.jsonl").open("a") as handle:
+        handle.writelines(json.dumps(row) + "\n" for row in broken)
+    assert run(recipe, command="sample") == 0
+    skipped = load_skipped(Run(recipe.parent / "run").stage("source"))
+    assert [row.where.rpartition(":")[2] for row in skipped] == ["11", "12", "13", "14"]
+
+
+def test_reasons_with_odd_line_ends_are_read_again(tmp_path: Path) -> None:
+    stage = Run(tmp_path).stage("source")
+    stage.folder.mkdir()
+    row = Skipped(where="a\u2028b", reason="c\x85d")
+    (stage.folder / "skipped.jsonl").write_text(json.dumps(asdict(row), ensure_ascii=False) + "\n", encoding="utf-8")
+    assert load_skipped(stage) == [row]
+
+
+def test_a_recipe_from_an_editor_that_puts_a_mark_in_front(recipe: Path) -> None:
+    recipe.write_text("\ufeff" + recipe.read_text(), encoding="utf-8")
+    assert run(recipe, command="sample") == 0

@@ -82,6 +82,23 @@ def test_a_server_that_does_not_start_is_said_with_its_last_words(tmp_path: Path
     assert any(line.startswith("starting a server: ") and str(tiny_folder) in line for line in said(context))
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["no-such-program", "{port}"], r"sample\.server\.start: no program 'no-such-program' can be run here"),
+        (["sleep 100 {port}"], "each word is one argument"),
+        (
+            [sys.executable, "-c", "import time; print('loading', flush=True); time.sleep(60)", "{port}"],
+            r"refused\), after .*log says: loading",
+        ),
+    ],
+)
+def test_a_server_that_never_answers_is_said(tmp_path: Path, tiny_folder: Path, command: list[str], message: str) -> None:
+    settings = ('sample.engine="openai"', f"sample.server.start={json.dumps(command)}", "sample.server.patience_s=2")
+    with pytest.raises(EngineError, match=message):
+        run_stage(open_small(make(tmp_path, tiny_folder), tmp_path / "run", *settings), ("sample",))
+
+
 def test_a_model_with_an_adapter_is_not_served_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mixpo.stages.models.find_adapter", lambda table, base: tmp_path)
     models = Models(ModelTable(path="mixpo:tiny"), tmp_path, ImageTable())

@@ -33,6 +33,17 @@ def test_answers_go_round() -> None:
     assert texts(ask(ScriptedEngine(["one", "two"]), n=5)) == ["one", "two", "one", "two", "one"]
 
 
+def test_what_may_end_a_line_for_python_ends_no_row(tmp_path: Path) -> None:
+    (tmp_path / "answers.jsonl").write_text('{"responses": ["one\u2028two", "a\x85b"]}\r\n\n', encoding="utf-8", newline="")
+    assert texts(ask(ScriptedEngine(tmp_path / "answers.jsonl"), n=2)) == ["one\u2028two", "a\x85b"]
+
+
+def test_half_a_character_is_no_answer(tmp_path: Path) -> None:
+    (tmp_path / "answers.jsonl").write_text('{"responses": ["fine", {"text": "cut \\ud83d"}]}')
+    with pytest.raises(SourceError, match=r"answers\.jsonl:1: a response holds half of a surrogate pair"):
+        ScriptedEngine(tmp_path / "answers.jsonl")
+
+
 def test_rows_by_id_then_by_longest_text_then_the_rest(tmp_path: Path) -> None:
     script = tmp_path / "answers.jsonl"
     script.write_text(

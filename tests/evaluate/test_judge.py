@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from judges import asked, serving
 from mixpo.errors import EvaluateError, RecipeError
 from mixpo.evaluate import judge as judging
 from mixpo.evaluate.benchmarks import BENCHMARKS
-from mixpo.evaluate.judge import Judge, digest, ready, with_own_prompt
+from mixpo.evaluate.judge import Judge, _reply, digest, ready, with_own_prompt
 from mixpo.recipe import JudgeTable
 
 pytest.importorskip("openai")
@@ -102,6 +103,11 @@ def test_a_server_that_refuses_stops_the_evaluation(start: Start, tmp_path: Path
     with pytest.raises(EvaluateError, match=said + r".*; the replies so far are kept"):
         Judge(table, tmp_path / "cache").ask(RUBRIC, FIELDS, RUBRIC.read)
     assert not list((tmp_path / "cache").rglob("*.json"))
+
+
+def test_half_a_character_in_a_reply_can_be_kept() -> None:
+    said = SimpleNamespace(choices=[SimpleNamespace(message=SimpleNamespace(content="0.5 \ud83d"))])
+    assert _reply(said) == "0.5 ?"
 
 
 def test_nobody_there(tmp_path: Path) -> None:

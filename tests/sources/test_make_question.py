@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -113,6 +115,21 @@ def test_images_go_first_when_nothing_is_marked() -> None:
 def test_bad_texts(text: object, images: tuple[ImageRef, ...], reason: str) -> None:
     with pytest.raises(SourceError, match=reason):
         make_question(text=text, images=images)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"answer": "2\udfff"},
+        {"answer": ["2", "\ud83d"]},
+        {"answer": "A", "choices": ["\ud800", "y"]},
+        {"rationale": "so \ud83d"},
+        {"domain": "\ud83d"},
+    ],
+)
+def test_half_a_character_is_no_text(more: dict[str, Any]) -> None:
+    with pytest.raises(SourceError, match="surrogate"):
+        make_question(text="What?", **more)
 
 
 def test_identity_is_content() -> None:

@@ -111,7 +111,8 @@ def _read(path: Path) -> list[Line]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"{path}: the script cannot be read ({error}); set sample.script to a JSONL file") from None
-    lines = [_parse(raw, f"{path}:{number}") for number, raw in enumerate(text.splitlines(), start=1) if raw.strip()]
+    # Not splitlines: what JSON leaves in a text as it is may end a line for Python.
+    lines = [_parse(raw, f"{path}:{number}") for number, raw in enumerate(text.split("\n"), start=1) if raw.strip()]
     if not lines:
         raise SourceError(f"{path}: the script is empty; write one JSON object with responses to a line")
     return lines
@@ -133,8 +134,9 @@ def _parse(raw: str, where: str) -> Line:
 
 
 def _answer(value: Any, where: str) -> tuple[str, Finish]:
-    if isinstance(value, str):
-        return value, "stop"
-    if isinstance(value, dict) and isinstance(value.get("text"), str) and value.get("finish", "stop") in ("stop", "length"):
-        return value["text"], value.get("finish", "stop")
-    raise SourceError(f'{where}: a response is a text, or an object with text and finish ("stop" or "length")')
+    row = {"text": value} if isinstance(value, str) else value
+    if not isinstance(row, dict) or not isinstance(row.get("text"), str) or row.get("finish", "stop") not in ("stop", "length"):
+        raise SourceError(f'{where}: a response is a text, or an object with text and finish ("stop" or "length")')
+    if any("\ud800" <= letter <= "\udfff" for letter in row["text"]):
+        raise SourceError(f"{where}: a response holds half of a surrogate pair, which is not text; repair it")
+    return row["text"], row.get("finish", "stop")

@@ -187,7 +187,7 @@ class Judge:
         except (openai.OpenAIError, ValueError) as error:
             cause = f"{error} {error.__cause__ or ''}".strip()
             raise EvaluateError(f"the judge at {self._table.url} cannot be asked: {_short(cause)}; {_KEPT}") from None
-        return _reply(completion), str(getattr(completion, "model", None) or self._table.model)
+        return _reply(completion), _text(getattr(completion, "model", None) or self._table.model)
 
 
 _KEPT = "the replies so far are kept; run the same command again when it is up"
@@ -205,13 +205,18 @@ def _load(path: Path) -> Kept | None:
 def _reply(completion: Any) -> str:
     """The text of a completion; "" where an endpoint sent something else, which then cannot be read as a mark."""
     choices = getattr(completion, "choices", None) or [None]
-    return _spoken(str(getattr(getattr(choices[0], "message", None), "content", None) or ""))
+    return _spoken(_text(getattr(getattr(choices[0], "message", None), "content", None) or ""))
 
 
 def _spoken(text: str) -> str:
     """A reply without the reasoning before it, whose numbers are no marks; "" where the reasoning never ends."""
     _, closed, rest = text.rpartition("</think>")
     return rest.strip() if closed else "" if "<think>" in text else text
+
+
+def _text(value: object) -> str:
+    """Text that a file can hold: JSON can name half of a character."""
+    return str(value).encode(errors="replace").decode()
 
 
 def _short(text: str) -> str:

@@ -66,7 +66,7 @@ def load(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     Raises RecipeError naming the file, line, table and key, with the nearest known key.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows put a mark in front
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such recipe") from None
     except IsADirectoryError:

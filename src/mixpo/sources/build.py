@@ -99,20 +99,25 @@ def make_question(
         kind=_kind(kind, gold, several, options),
         choices=options,
         rationale=_rationale(rationale),
-        domain=domain,
-        source=source,
+        domain=whole(domain, "domain"),
+        source=whole(source, "the name of its source"),
     )
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise SourceError(f"question must be text, not {_describe(value)}")
-    if any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise SourceError("question holds half of a surrogate pair, which is not text; repair the row")
-    body = value.replace("\r\n", "\n").strip()
+    body = whole(value, "question").replace("\r\n", "\n").strip()
     if not body.replace(IMAGE_MARK, "").strip():
         raise SourceError("question is empty")
     return body
+
+
+def whole(text: str, what: str) -> str:
+    """The text itself. Raises SourceError where it holds half of a character: JSON can say so (a cut emoji), and no file can hold it."""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise SourceError(f"{what} holds half of a surrogate pair, which is not text; repair the row")
+    return text
 
 
 def _with_marks(text: str, images: int) -> str:
@@ -133,7 +138,7 @@ def _answers(value: object) -> list[str]:
 def _rationale(value: object) -> str:
     if value is not None and not isinstance(value, str):
         raise SourceError(f"rationale must be text, not {_describe(value)}")
-    return (value or "").strip()
+    return whole(value or "", "rationale").strip()
 
 
 def _answer(value: object) -> str | None:
@@ -147,7 +152,7 @@ def _answer(value: object) -> str | None:
         return str(value)
     if not isinstance(value, str):
         raise SourceError(f"answer must be text or a number, not {_describe(value)}")
-    return value.strip() or None
+    return whole(value, "answer").strip() or None
 
 
 def _choices(value: object) -> tuple[str, ...]:

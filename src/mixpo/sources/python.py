@@ -16,7 +16,7 @@ from typing import Any
 from mixpo.amounts import amount
 from mixpo.errors import MixpoError, SourceError
 from mixpo.recipe import PythonSource, did_you_mean
-from mixpo.sources.build import Found
+from mixpo.sources.build import Found, whole
 from mixpo.sources.jsonl import question_of
 from mixpo.sources.pictures import Pictures
 from mixpo.types import IMAGE_MARK, Question, Skipped, content_id
@@ -92,6 +92,8 @@ def _question(row: object, pictures: Pictures, module: str) -> Question:
 
 def _checked(question: Question, pictures: Pictures) -> Question:
     """The question with images found below the root and the id that its content gives."""
+    for text in (question.text, question.answer or "", *question.answers, *question.choices, question.rationale, question.domain):
+        whole(text, "the question")
     if (marks := question.text.count(IMAGE_MARK)) != len(question.images):
         raise SourceError(f"text has {amount(marks, f'{IMAGE_MARK} mark')} but {amount(len(question.images), 'image')}")
     if (question.answer is None) != (question.kind == "none"):

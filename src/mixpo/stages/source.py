@@ -129,7 +129,7 @@ def load_skipped(stage: Stage) -> list[Skipped]:
     path = stage.folder / "skipped.jsonl"
     if not path.exists():
         return []
-    return [Skipped(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [Skipped(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def index_of(blocks: Iterable[Sequence[Question]]) -> Index:

@@ -196,7 +196,8 @@ class OpenAIEngine:
         while why := await self._transport.trouble(replica):
             self._check()
             if time.monotonic() - begun > patience:
-                raise EngineError(f"{replica.url} {why}, after patience_s = {patience:g}; start the server, or correct {self._where}.urls")
+                remedy = self._started.says() if self._started else f"start the server, or correct {self._where}.urls"
+                raise EngineError(f"{replica.url} {why}, after patience_s = {patience:g}; {remedy}")
             if why != told and self._started is None:
                 self._say(f"{replica.url} {why}; waiting for it up to patience_s = {patience:g}")
                 told = why

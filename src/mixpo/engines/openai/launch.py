@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -41,7 +42,7 @@ class Started:
         """Raise EngineError when the server has ended."""
         status = self._process.poll()
         if status is not None:
-            raise EngineError(f"the server ended with status {status}; {self.log} says: {self._last_words()}")
+            raise EngineError(f"the server ended with status {status}; {self.says()}")
 
     def close(self) -> None:
         """End the server and wait until it has ended."""
@@ -49,12 +50,13 @@ class Started:
             self._process.stdin.close()
         self._process.wait()
 
-    def _last_words(self) -> str:
+    def says(self) -> str:
+        """The end of the server's output."""
         try:
             lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
         except OSError:
-            return "nothing"
-        return " | ".join(line.strip() for line in lines if line.strip())[-200 * LOG_LINES :] or "nothing"
+            lines = []
+        return f"{self.log} says: " + (" | ".join(line.strip() for line in lines if line.strip())[-200 * LOG_LINES :] or "nothing")
 
 
 def start(table: ServerTable, model: Path, device: str, log: Path, say: Callable[[str], None]) -> Started:
@@ -63,6 +65,10 @@ def start(table: ServerTable, model: Path, device: str, log: Path, say: Callable
     words = [*TRANSFORMERS, *(["--device", device] if device != "auto" else [])] if table.serve else table.start
     values = {"{model}": str(model), "{host}": HOST, "{port}": str(port)}
     command = [_filled(word, values) for word in words]
+    if shutil.which(command[0]) is None:
+        raise EngineError(
+            f"sample.server.start: no program {command[0]!r} can be run here; each word is one argument, and no shell reads them"
+        )
     say(f"starting a server: {shlex.join(command)} (its output: {log})")
     return Started(command, f"http://{HOST}:{port}/v1", log)
 
