@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mixpo.errors import RecipeError, RunError
 from mixpo.pairs.chats import export_llama_factory, export_swift
-from mixpo.pairs.export import export_trl
+from mixpo.pairs.export import Written, export_trl
 from mixpo.pairs.hub import export_datasets
 from mixpo.pairs.mmpr import export_mmpr
 from mixpo.pipeline import build_plan, known_sources
@@ -21,25 +21,29 @@ Rows = Iterator[tuple[Question, Pair]]
 Render = Callable[[Question], str]
 
 
-def _mmpr(rows: Rows, folder: Path, render: Render) -> int:
-    return sum(export_mmpr(rows, folder, render=render).pairs.values())
+def _mmpr(rows: Rows, folder: Path, render: Render) -> Written:
+    return Written(sum(export_mmpr(rows, folder, render=render).pairs.values()))
 
 
-def _trl(rows: Rows, folder: Path, render: Render) -> int:
+def _datasets(rows: Rows, folder: Path, render: Render) -> Written:
+    return Written(export_datasets(rows, folder, render))
+
+
+def _trl(rows: Rows, folder: Path, render: Render) -> Written:
     return export_trl(rows, folder / "pairs.jsonl", render)
 
 
-FORMATS: dict[str, Callable[[Rows, Path, Render], int]] = {
+FORMATS: dict[str, Callable[[Rows, Path, Render], Written]] = {
     "mmpr": _mmpr,
     "trl": _trl,
     "ms-swift": export_swift,
     "llama-factory": export_llama_factory,
-    "datasets": export_datasets,
+    "datasets": _datasets,
 }
 """By name: from pairs, a folder and the way a question is asked, to how many pairs were written."""
 
 
-def export(context: Context, folder: Path, form: str = "mmpr", number: int = 1) -> int:
+def export(context: Context, folder: Path, form: str = "mmpr", number: int = 1) -> Written:
     """Write the pairs of round `number` into a folder; returns how many. Raises RunError when they are not there."""
     if form not in FORMATS:
         raise RecipeError(f"--format {form}: unknown format{did_you_mean(form, FORMATS)}; known: {', '.join(FORMATS)}")

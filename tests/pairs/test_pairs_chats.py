@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from mixpo.errors import RunError
 from mixpo.images import reference
 from mixpo.pairs import hub
 from mixpo.pairs.chats import export_llama_factory, export_swift
+from mixpo.pairs.export import Written
 from mixpo.pairs.hub import export_datasets, push
 from mixpo.pairs.provenance import make_pair
 from mixpo.sources.build import make_question
@@ -54,7 +57,7 @@ RED, GREEN = (255, 0, 0), (0, 128, 0)
 
 
 def test_ms_swift(rows: Rows, tmp_path: Path) -> None:
-    assert export_swift(iter(rows), tmp_path / "out", render) == 3
+    assert export_swift(iter(rows), tmp_path / "out", render) == (3, 0)
     for row, (question, pair) in zip(lines(tmp_path / "out" / "pairs.jsonl"), rows, strict=True):
         user, assistant = row["messages"]
         assert (user["role"], assistant["role"]) == ("user", "assistant")
@@ -65,7 +68,7 @@ def test_ms_swift(rows: Rows, tmp_path: Path) -> None:
 
 
 def test_llama_factory(rows: Rows, tmp_path: Path) -> None:
-    assert export_llama_factory(iter(rows), tmp_path / "out", render) == 3
+    assert export_llama_factory(iter(rows), tmp_path / "out", render) == (3, 0)
     [(name, entry)] = json.loads((tmp_path / "out" / "dataset_info.json").read_text()).items()
     assert (name, entry["formatting"], entry["ranking"]) == ("mixpo", "sharegpt", True)
     columns = entry["columns"]
@@ -74,6 +77,33 @@ def test_llama_factory(rows: Rows, tmp_path: Path) -> None:
         assert row[columns["chosen"]] == {"from": "gpt", "value": pair.chosen}
         assert row[columns["rejected"]] == {"from": "gpt", "value": pair.rejected}
         assert colours(row[columns["images"]]) == [RED, GREEN][: len(question.images)]
+
+
+@pytest.mark.parametrize(
+    ("export", "placeholder", "kept"),
+    [
+        (export_swift, "<image>", False),
+        (export_swift, "<bbox>", False),
+        (export_llama_factory, "<image>", False),
+        (export_llama_factory, "<video>", False),
+        (export_llama_factory, "<bbox>", True),
+        (export_llama_factory, "<images>", True),
+    ],
+)
+def test_answers_that_spell_out_a_placeholder_are_left_out(
+    rows: Rows, tmp_path: Path, export: Callable[..., Written], placeholder: str, kept: bool
+) -> None:
+    """What both tools hold a row to: as many `<image>` as images over all messages, and no other placeholder at all."""
+    question, pair = rows[1]
+    odd = replace(pair, id="odd", rejected=f"as {placeholder} shows")
+    word = "it" if placeholder == "<image>" else placeholder  # marks of a question always equal its images
+    asked = make_question(text=f"<image>\nWhat does {word} mean?", images=question.images)
+    strange = asked, replace(pair, id="strange")
+    wrong = 0 if kept else 1 if placeholder == "<image>" else 2
+    assert export([rows[1], (question, odd), strange], tmp_path / "out") == (3 - wrong, wrong)
+    for line in (tmp_path / "out" / "pairs.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        assert line.count("<image>") == len(row["images"])
 
 
 def test_datasets_in_one_call(rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,6 +131,23 @@ def test_round_trip(rows, tmp_path, root):
     assert sorted(comparable(*row) for row in back) == sorted(comparable(*row) for row in rows)
 
 
+def test_what_the_text_does_not_say_comes_back_too(pictures, tmp_path):
+    """Several right answers, options with a line break, a rationale, and text that is hard to carry."""
+    odd = "\x00 \u2028 \x85 😀 <image> 中文\r\n"
+    asked_all = [
+        asked("<image>\nWhat is it?", pictures[:1], answer=["cat", "cat", "dog"]),
+        asked("<image>\nWhich?", pictures[:1], answer="B", choices=["red\nor pink", "blue <b>"]),
+        asked("<image>\nHow many?", pictures[:1], answer="7", rationale="3 + 4 is 7."),
+        asked(f"{'long ' * 40_000}\x00😀", pictures[:1], answer="😀"),
+    ]
+    rows = [paired(question, f"right {odd}", f"wrong {odd}") for question in asked_all]
+    export_mmpr(rows, tmp_path / "export")
+    back = list(read_pairs(tmp_path / "export/meta.json", tmp_path / "export"))
+    assert [comparable(*row) for row in back] == [comparable(*row) for row in rows]
+    for (new, pair), (old, before) in zip(back, rows, strict=True):
+        assert (new.answers, new.rationale, pair.id) == (old.answers, old.rationale, before.id)
+
+
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.text(min_size=1), st.text(min_size=1)), min_size=1, max_size=4))
 def test_any_text_survives(tmp_path, pictures, texts):
@@ -235,7 +252,8 @@ def load(path, cache):
 
 
 def test_trl_loads_in_one_call(rows, tmp_path):
-    assert export_trl(rows, tmp_path / "trl.jsonl") == len(rows)
+    odd = paired(rows[0][0], rejected="<image> shows 8")
+    assert export_trl([*rows, odd], tmp_path / "trl.jsonl") == (len(rows), 1)
     data = load(tmp_path / "trl.jsonl", tmp_path / "cache")
     assert data.num_rows == len(rows)
     assert data.column_names == ["images", "prompt", "chosen", "rejected", "id", "question_id", "origin"]

@@ -137,8 +137,10 @@ def export(
         if hub is not None and form != "datasets":
             raise RecipeError("--push uploads what --format datasets writes; give both")
         context = replace(open_run(folder), progress=terminal.progress)
-        count = write(context, to, form, number)
+        count, left_out = write(context, to, form, number)
         show.line(f"{amount(count, 'pair')} written to {to}")
+        if left_out:
+            show.line(f"{left_out:,} left out: their text holds a placeholder such as <image>, for which {form} would look for a picture")
         if hub is not None:
             show.line(f"uploaded to {push(to, hub, private=not public)}")
 

@@ -11,13 +11,21 @@ import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, NamedTuple
 
 from mixpo.amounts import amount
 from mixpo.errors import ImageError, RunError, SourceError
 from mixpo.images import save_bytes
 from mixpo.records import atomic
 from mixpo.types import IMAGE_MARK, ImageRef, Pair, Question
+
+
+class Written(NamedTuple):
+    """left_out: pairs whose text holds a placeholder of the other tool, which would take it for a picture that is not there."""
+
+    pairs: int
+    left_out: int = 0
+
 
 Render = Callable[[Question], str]
 """From a question to the user's message under which its answers were written, `<image>` marks included."""
@@ -82,7 +90,7 @@ def rendered(question: Question, render: Render | None) -> str:
     return text
 
 
-def export_trl(rows: Iterable[tuple[Question, Pair]], path: Path, render: Render | None = None) -> int:
+def export_trl(rows: Iterable[tuple[Question, Pair]], path: Path, render: Render | None = None) -> Written:
     """Write pairs as TRL's conversational preference format, atomically and in constant memory; returns how many.
 
     Each line: {"images": [absolute paths], "prompt": [user message], "chosen": [assistant message], "rejected": [assistant message],
@@ -91,12 +99,15 @@ def export_trl(rows: Iterable[tuple[Question, Pair]], path: Path, render: Render
     To train, cast the images: `data.cast_column("images", [datasets.Image()])`. Questions without images come last, because
     `datasets` infers the columns' types from the first rows.
     render: gives the message under which the answers were sampled; without it the bare question is written.
-    Raises RunError when there are no pairs.
+    Pairs with `<image>` in an answer are left out: processors of many models put a picture there. Raises RunError without any pair.
     """
-    count = 0
+    count = left_out = 0
     with atomic(path) as temporary, TemporaryFile(dir=path.parent) as text_only:
         with temporary.open("wb") as main:
             for question, pair in rows:
+                if IMAGE_MARK in pair.chosen or IMAGE_MARK in pair.rejected:
+                    left_out += 1
+                    continue
                 line = json.dumps(_trl_row(question, pair, render)) + "\n"
                 (main if question.images else text_only).write(line.encode())
                 count += 1
@@ -104,7 +115,7 @@ def export_trl(rows: Iterable[tuple[Question, Pair]], path: Path, render: Render
             shutil.copyfileobj(text_only, main)
         if not count:
             raise RunError("there are no pairs to export; `mixpo status` says how many each stage made")
-    return count
+    return Written(count, left_out)
 
 
 def _trl_row(question: Question, pair: Pair, render: Render | None) -> dict[str, Any]:

@@ -118,6 +118,8 @@ def _row(question: Question, pair: Pair, images: tuple[str, ...], text: str) -> 
     """One line. `image` and `answer_gt` are absent, not null, where there is none: readers test for the key."""
     image: dict[str, Any] = {"image": images[0] if len(images) == 1 else list(images)} if images else {}
     answer = {"answer_gt": question.answer} if question.answer is not None else {}
+    # What the text alone would not give back; InternVL's code reads none of it.
+    more = {"answer": list(question.answers), "choices": list(question.choices), "rationale": question.rationale}
     return {
         "id": pair.id,
         **image,
@@ -125,6 +127,7 @@ def _row(question: Question, pair: Pair, images: tuple[str, ...], text: str) -> 
         "chosen": pair.chosen,
         "rejected": pair.rejected,
         **answer,
+        **{name: value for name, value in more.items() if value},
         "chosen_meta": {"index": pair.chosen_index, "answer": pair.chosen_answer, "token_ids": list(pair.chosen_ids)},
         "rejected_meta": {
             "index": pair.rejected_index,

@@ -92,6 +92,8 @@ def check_number(predicted: str, gold: str, options: Options) -> Judgement:
     judgement = _compare(left, right, options.tolerance)
     if judgement.outcome == "correct" and _is_bound(predicted) != _is_bound(gold):
         return Judgement("undecided", "a bound or a label")
+    if judgement.outcome == "wrong" and predicted.casefold() == gold.casefold():
+        return Judgement("undecided", "upper and lower case")  # 3M is a company, 3 million, and to careless writers 3 metres
     return judgement
 
 

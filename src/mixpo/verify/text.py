@@ -42,7 +42,7 @@ def check_text(predicted: str, gold: str, _options: Options) -> Judgement:
         return compare_times(time, other)
     if contains(left, right) or contains(right, left):
         return Judgement("undecided", "one text contains the other")
-    if left.replace(" ", "") == right.replace(" ", "") or _stems(left) == _stems(right):
+    if left.replace(" ", "") == right.replace(" ", "") or (_stems(left) or [left]) == (_stems(right) or [right]):
         return Judgement("undecided", "the same words in another form")
     return Judgement("wrong", "texts differ")
 
