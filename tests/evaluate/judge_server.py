@@ -53,6 +53,20 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.chat("Extracted answer: " + ("NO ANSWER" if "idle" in response else "**14**" if "fourteen" in response else "C"))
 
+    def mode_reasoner(self, number: int, body: dict[str, Any]) -> None:
+        """As OpenAI's models that reason: another name for the limit, and no temperature but their own."""
+        if "max_tokens" in body:
+            message = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+            self.send({"error": {"message": message}}, 400)
+        elif "temperature" in body:
+            message = "Unsupported value: 'temperature' does not support 0.0 with this model. Only the default (1) value is supported."
+            self.send({"error": {"message": message}}, 400)
+        else:
+            self.chat("0.5")
+
+    def mode_narrow(self, number: int, body: dict[str, Any]) -> None:
+        self.send({"error": {"message": "max_tokens is too large: the context has 512 tokens"}}, 400)
+
     def mode_thinks(self, number: int, body: dict[str, Any]) -> None:
         """Reasons aloud before it says a mark, and for a long answer never comes to one."""
         reasoning = "<think>\n9 8\nor rather 0.2? Rating: 1"

@@ -131,6 +131,28 @@ def test_the_key_comes_from_the_environment(start: Start, tmp_path: Path, monkey
     assert "secret" not in "".join(path.read_text() for path in (tmp_path / "cache").rglob("*.json"))
 
 
+def test_a_judge_that_takes_no_temperature_is_asked_without(start: Start, tmp_path: Path) -> None:
+    """It is found out once, and what is kept is found again under the recipe's settings."""
+    table, server = start("reasoner", max_tokens=77)
+    judge = Judge(table, tmp_path / "cache")
+    assert judge.ask(RUBRIC, FIELDS, RUBRIC.read).found == (0.5,)
+    assert judge.ask(RUBRIC, {**FIELDS, "answer": "other"}, RUBRIC.read).found == (0.5,)
+    sent = [{name: request.get(name) for name in ("max_tokens", "temperature", "max_completion_tokens")} for request in asked(server)]
+    last = {"max_tokens": None, "temperature": None, "max_completion_tokens": 77}
+    assert sent == [
+        {"max_tokens": 77, "temperature": 0.0, "max_completion_tokens": None},
+        {"max_tokens": None, "temperature": 0.0, "max_completion_tokens": 77},
+        last,
+        last,
+    ]
+    assert Judge(table, tmp_path / "cache").ask(RUBRIC, FIELDS, RUBRIC.read).found == (0.5,)
+    assert len(asked(server)) == 4
+    narrow, server = start("narrow")
+    with pytest.raises(EvaluateError, match=r"refused \(400\): .*max_tokens is too large"):
+        Judge(narrow, tmp_path / "other").ask(RUBRIC, FIELDS, RUBRIC.read)
+    assert len(asked(server)) == 1
+
+
 def test_what_a_judge_thinks_aloud_is_no_mark(start: Start, tmp_path: Path) -> None:
     """LLaVA-Bench takes the first line with numbers, which stands in the reasoning."""
     table, server = start("thinks", attempts=2)

@@ -31,6 +31,8 @@ from mixpo.types import content_id
 SLOTS = ("question", "reference", "answer", "context")
 """What is put into a judge's prompt."""
 _SLOT = re.compile(rf"\{{({'|'.join(SLOTS)})\}}")
+OTHERWISE = {"max_tokens": "max_completion_tokens", "temperature": ""}
+"""What a field is called by endpoints of models that reason before they answer; "" is left out."""
 WARMER = 0.5
 """How much the temperature rises with every further attempt, as the benchmarks' own evaluators do."""
 
@@ -134,6 +136,7 @@ class Judge:
         self._key = ready(table)
         self._client: Any = None
         self._lock = threading.Lock()
+        self._names: dict[str, str] = {}
 
     def ask(
         self, wording: Rubric | Extraction, fields: Mapping[str, str], read: Callable[[str], Found | None], again: int = 0
@@ -181,13 +184,28 @@ class Judge:
                     base_url=self._table.url, api_key=self._key, timeout=self._table.timeout_s, max_retries=self._table.retries
                 )
         try:
-            completion = self._client.chat.completions.create(**request)
+            completion = self._create(request)
         except openai.APIStatusError as error:
             raise EvaluateError(f"the judge at {self._table.url} refused ({error.status_code}): {_short(error.message)}; {_KEPT}") from None
         except (openai.OpenAIError, ValueError) as error:
             cause = f"{error} {error.__cause__ or ''}".strip()
             raise EvaluateError(f"the judge at {self._table.url} cannot be asked: {_short(cause)}; {_KEPT}") from None
         return _reply(completion), _text(getattr(completion, "model", None) or self._table.model)
+
+    def _create(self, request: Mapping[str, Any]) -> Any:
+        """A completion. An endpoint that supports a field under another name, or not at all, is asked so from then on."""
+        import openai
+
+        while True:
+            names = {field: self._names.get(field, field) for field in request}
+            body = {names[field]: value for field, value in request.items() if names[field]}
+            try:
+                return self._client.chat.completions.create(**body)
+            except openai.BadRequestError as error:
+                refused = next((field for field in OTHERWISE if field in body and field in error.message), None)
+                if refused is None or "support" not in error.message:
+                    raise
+                self._names[refused] = OTHERWISE[refused]
 
 
 _KEPT = "the replies so far are kept; run the same command again when it is up"
