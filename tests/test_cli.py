@@ -260,6 +260,20 @@ def test_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     lines.advance(6)
     lines.finish()
     assert capsys.readouterr().err.startswith("sample: 10 of 10 questions, done in ")
+    lines.start("source", 64, "questions")
+    lines.advance(5)
+    lines.finish()
+    assert capsys.readouterr().err.startswith("source: 5 questions, done in ")
+
+
+def test_nothing_is_told_of_a_training_that_is_done(
+    own_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mixpo.cli.bars.PLAIN_SECONDS", 0.0)
+    assert main(["train", str(own_run / "recipe.toml"), "--dir", str(own_run / "run"), "--force", "train"]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train mpo:")]
+    assert len(told) > 1
+    assert [number for number, line in enumerate(told) if ", done in " in line] == [len(told) - 1]
 
 
 def test_nothing_steers_the_terminal() -> None:

@@ -101,6 +101,8 @@ class Lines:
             self._line(f"{self._left(moment)}{', ' + note if note else ''}")
 
     def finish(self) -> None:
+        if self._done < self._total:
+            self._total = 0  # it was a limit, and there were not so many
         self._line(f"done in {clock(time.monotonic() - self._begun)}")
 
     def say(self, text: str) -> None:

@@ -226,7 +226,8 @@ def _make(context: Context, planned: Planned, work: Work, manifest: Manifest) ->
             saved = time.monotonic()
     if job.ranks != "main":
         context.ranks.meet()
-        context.progress.advance(sum(job.sizes[number] for number in others))
+        if not job.own_bar:
+            context.progress.advance(sum(job.sizes[number] for number in others))
     manifest.seconds = used + time.monotonic() - begun
     if not job.own_bar:
         context.progress.finish()

@@ -158,7 +158,8 @@ class Index:
             return self._connect(path)
         except (OSError, duckdb.IOException) as error:
             # Somebody else's run, a full disk, or a second viewer that holds the file.
-            self._progress.say(f"{path}: cannot be used ({str(error).splitlines()[0]}); the index is made in a temporary folder")
+            reason = str(error).splitlines()[0].partition(" See also")[0]
+            self._progress.say(f"{path}: cannot be used ({reason}); the index is made in a temporary folder")
             self._temporary = tempfile.TemporaryDirectory(prefix="mixpo-view-")
             return self._connect(Path(self._temporary.name) / "index.duckdb")
 
