@@ -190,7 +190,7 @@ class Judge:
         except (openai.OpenAIError, ValueError) as error:
             cause = f"{error} {error.__cause__ or ''}".strip()
             raise EvaluateError(f"the judge at {self._table.url} cannot be asked: {_short(cause)}; {_KEPT}") from None
-        return _reply(completion), _text(getattr(completion, "model", None) or self._table.model)
+        return _reply(completion), _whole(getattr(completion, "model", None) or self._table.model)
 
     def _create(self, request: Mapping[str, Any]) -> Any:
         """A completion. An endpoint that supports a field under another name, or not at all, is asked so from then on."""
@@ -223,7 +223,7 @@ def _load(path: Path) -> Kept | None:
 def _reply(completion: Any) -> str:
     """The text of a completion; "" where an endpoint sent something else, which then cannot be read as a mark."""
     choices = getattr(completion, "choices", None) or [None]
-    return _spoken(_text(getattr(getattr(choices[0], "message", None), "content", None) or ""))
+    return _spoken(_whole(getattr(getattr(choices[0], "message", None), "content", None) or ""))
 
 
 def _spoken(text: str) -> str:
@@ -232,7 +232,7 @@ def _spoken(text: str) -> str:
     return rest.strip() if closed else "" if "<think>" in text else text
 
 
-def _text(value: object) -> str:
+def _whole(value: object) -> str:
     """Text that a file can hold: JSON can name half of a character."""
     return str(value).encode(errors="replace").decode()
 
