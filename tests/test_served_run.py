@@ -132,3 +132,7 @@ def test_check_names_servers_and_keys(tmp_path: Path, tiny_folder: Path, server:
     assert list(engine_problems(good)) == []
     assert [problem.split(" ")[0] for problem in engine_problems(bad)] == ["sample.server.api_key_env:", "http://127.0.0.1:9/v1"]
     assert list(engine_problems(load(recipe))) == []
+    own = load(recipe, ("sample.engine=openai", 'sample.server.start=["no-such-program", "{port}"]'))
+    assert [problem.partition(";")[0] for problem in engine_problems(own)] == [
+        "sample.server.start: no program 'no-such-program' can be run here"
+    ]

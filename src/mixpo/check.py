@@ -136,6 +136,10 @@ def engine_problems(recipe: Recipe) -> Iterator[str]:
     except MissingExtra as error:
         yield str(error)
         return
+    from mixpo.engines.openai import missing
+
+    if table.server.start and (problem := missing(table.server.start[0])):
+        yield problem
     yield from _silent(table.server, "sample.server")
 
 

@@ -124,17 +124,11 @@ def test_a_redirect_is_named_and_not_followed() -> None:
     assert said == []
 
 
-@pytest.mark.parametrize(
-    ("url", "cause"),
-    [("http://127.0.0.1:9/v1", "connection refused"), ("http://no-such-host.invalid/v1", "")],
-)
-def test_what_is_waited_for_is_said_and_why(url: str, cause: str) -> None:
+def test_what_is_waited_for_is_said_and_why() -> None:
+    url = "http://127.0.0.1:9/v1"
     error, said = ask([url])
-    assert said[0].startswith(f"{url} cannot be reached ({cause}")
-    assert said[0].endswith("waiting for it up to patience_s = 0.3")
-    assert len(said) == 1
-    assert error.startswith(f"{url} cannot be reached ({cause}")
-    assert "sample.server.urls" in error
+    assert said == [f"{url} cannot be reached (connection refused); waiting for it up to patience_s = 0.3"]
+    assert error == f"{url} cannot be reached (connection refused), after patience_s = 0.3; start the server, or correct sample.server.urls"
 
 
 def test_https_where_there_is_none_is_said(words: Words) -> None:

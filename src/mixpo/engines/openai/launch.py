@@ -65,12 +65,17 @@ def start(table: ServerTable, model: Path, device: str, log: Path, say: Callable
     words = [*TRANSFORMERS, *(["--device", device] if device != "auto" else [])] if table.serve else table.start
     values = {"{model}": str(model), "{host}": HOST, "{port}": str(port)}
     command = [_filled(word, values) for word in words]
-    if shutil.which(command[0]) is None:
-        raise EngineError(
-            f"sample.server.start: no program {command[0]!r} can be run here; each word is one argument, and no shell reads them"
-        )
+    if problem := missing(command[0]):
+        raise EngineError(problem)
     say(f"starting a server: {shlex.join(command)} (its output: {log})")
     return Started(command, f"http://{HOST}:{port}/v1", log)
+
+
+def missing(program: str) -> str:
+    """That a program cannot be run on this machine; "" where it can."""
+    if shutil.which(program) is not None:
+        return ""
+    return f"sample.server.start: no program {program!r} can be run here; each word is one argument, and no shell reads them"
 
 
 def _filled(word: str, values: dict[str, str]) -> str:

@@ -1,0 +1,77 @@
+"""What fails in the evaluation is left until the rest is done, and takes with it only what relies on the same model or judge."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mixpo.errors import EngineError, EvaluateError, MixpoError, TrainError, UnfinishedError
+from mixpo.stages.late import Late
+
+
+def stage(name: str, kind: str = "", judge: bool = False, finished: bool = False) -> Any:
+    settings = {"judge": {"model": "j"}} if judge else {}
+    job = SimpleNamespace(name=name, kind=kind or name.partition("/")[0], title=name, settings=settings)
+    return SimpleNamespace(job=job, finished=lambda: finished)
+
+
+def do(stages: list[Any], failing: dict[str, MixpoError], blocked: tuple[str, ...] = ()) -> tuple[list[str], Late]:
+    """The stages that were tried, when those in `failing` fail and those in `blocked` need what is not there."""
+    tried: list[str] = []
+
+    def perform(planned: Any) -> None:
+        tried.append(planned.job.name)
+        if error := failing.get(planned.job.name):
+            raise error
+
+    late = Late(lambda text: None)
+    for one in stages:
+        late.do(one, perform, lambda planned: "gone" if planned.job.name in blocked else "")
+    return tried, late
+
+
+def test_a_model_that_is_away_is_asked_once() -> None:
+    names = [
+        "answer/a/big/cot",
+        "evaluate/a/big/cot",
+        "answer/a/big/direct",
+        "answer/b/big/cot",
+        "answer/b/start/cot",
+        "evaluate/b/start/cot",
+    ]
+    tried, late = do([stage(name) for name in names], {names[0]: EngineError("away")}, blocked=(names[1],))
+    assert tried == [names[0], *names[4:]]
+    with pytest.raises(UnfinishedError, match=r"^answer/a/big/cot: away; everything else is done"):
+        late.close()
+
+
+def test_a_judge_that_is_away_is_asked_once_and_rules_go_on() -> None:
+    stages = [stage("evaluate/a/start/cot", judge=True), stage("evaluate/b/start/cot"), stage("evaluate/a/mpo/cot", judge=True)]
+    tried, late = do(stages, {"evaluate/a/start/cot": EvaluateError("the judge cannot be asked")})
+    assert tried == ["evaluate/a/start/cot", "evaluate/b/start/cot"]
+    with pytest.raises(UnfinishedError, match="the judge cannot be asked"):
+        late.close()
+
+
+def test_too_many_failed_answers_keep_no_other_stage_of_the_model_back() -> None:
+    failing: dict[str, MixpoError] = {name: EngineError("6 of 6 failed") for name in ("answer/a/big/cot", "answer/a/big/direct")}
+    tried, late = do([stage(name, finished=True) for name in failing], failing)
+    assert tried == list(failing)
+    with pytest.raises(UnfinishedError, match=r"\(and 1 more\)"):
+        late.close()
+
+
+def test_what_others_build_on_stops_at_once() -> None:
+    for kind in ("sample", "train"):
+        with pytest.raises(EngineError):
+            do([stage(f"round-1/{kind}", kind)], {f"round-1/{kind}": EngineError("away")})
+    with pytest.raises(TrainError):  # no trouble of engines or judges
+        do([stage("text/start")], {"text/start": TrainError("weights")})
+
+
+def test_nothing_failed() -> None:
+    tried, late = do([stage("answer/a/big/cot"), stage("evaluate/a/big/cot")], {})
+    late.close()
+    assert len(tried) == 2
