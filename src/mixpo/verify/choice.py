@@ -9,13 +9,15 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
+from decimal import Decimal
 from typing import NamedTuple
 
 from mixpo.verify.formula import check_formula
 from mixpo.verify.judgement import Judgement, Options
 from mixpo.verify.kinds import guess_kind
 from mixpo.verify.latex import key, to_latex
-from mixpo.verify.number import Number, equal, read_numbers, single_number
+from mixpo.verify.number import Number, check_number, equal, is_bound, read_numbers, single_number
+from mixpo.verify.numerals import read_whole
 from mixpo.verify.plain import plain_characters
 from mixpo.verify.text import check_text, contains, normal_text
 from mixpo.verify.wrapping import unwrap
@@ -27,7 +29,7 @@ _SEVERAL = re.compile(r"[\s(\[*]*[A-J](?:(?:[\s(\[*)\].,;、&+/和与或]|(?i:an
 _LEADING = re.compile(r"[\s(\[*【]*([A-Ja-j])(?:[\])}】]\s*[.:、,-]?|[.:、,*]+(?=[\s\W]|[^\x00-\x7f])|\s+[-=]+(?=\s)|\s+)\s*(?=\S)")
 _NAMED = re.compile(
     r"(?i:\b(?:option|choice|answer(?:\s+(?:is|would be|should be))?|letter|select|choose|pick)|选项?|选择|答案(?:是|为|应为)?)"
-    r"[\s:*(\[\"']*(?:([A-J])(?![A-Za-z'])|([a-j])(?=[\s)\].*\"']*$))"
+    r"[\s:*(\[\"']*(?:([A-J])(?![A-Za-z'])(?:[\s)\]]*(?:,|/|&|and\b|or\b|和|或)[\s(\[]*([A-J])(?![A-Za-z']))?|([a-j])(?=[\s)\].*\"']*$))"
 )
 _NAMED_AFTER = re.compile(
     r"(?<![A-Za-z])\(?([B-HJ]|A(?=\)|\s+is\s+(?:the\s+)?(?:correct|right)))\)?\s*(?:is\s+(?:the\s+)?(?:correct|right)|选项|项|正确)"
@@ -37,7 +39,10 @@ _STANDALONE = re.compile(r"(?<![A-Za-z'.])(?:([B-HJ])(?![A-Za-z'])|([AI])(?=\s*[
 _OVER_OPTIONS = re.compile(r"(?i)\b(?:all|both|none|neither)\b|以上|都")
 """Texts of options that are about other options: "all of the above", "both A and B"."""
 _WORD = re.compile(r"[^\W\d_]{3,}")
-_NEGATION = re.compile(r"(?i)\b(?:not|no|isn'?t|neither|nor|except|none|rather than|instead of)\b|不|非|除")
+_NEGATION = re.compile(
+    r"(?i)\b(?:not|no|neither|nor|except|none|rather than|instead of|cannot|\w{1,5}n't)\b"
+    r"|\b(?:is|are|was|were|do|does|did|ca|could|wo|would|should)nt\b|不|非|除"
+)
 
 
 def check_choice(predicted: str, gold: str, options: Options) -> Judgement:
@@ -98,16 +103,16 @@ def _named(answer: str, _texts: tuple[str, ...]) -> frozenset[str]:
     """ "option B", "the answer is B", "B is correct", "选B"."""
     if _NEGATION.search(answer):
         return frozenset()
-    found = {(match.group(1) or match.group(2)).upper() for match in _NAMED.finditer(answer)}
+    found = {letter.upper() for match in _NAMED.finditer(answer) for letter in match.groups() if letter}
     return frozenset(found | {match.group(1) for match in _NAMED_AFTER.finditer(answer)})
 
 
 def _loose(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
-    """Letters in brackets or alone, and option texts inside a phrase. Under a negation every option stays possible."""
+    """Letters in brackets or alone, and option texts inside a phrase. Under a negation or as a bound every option stays possible."""
     found = {match.group(1).upper() for match in _BRACKETED.finditer(answer)}
     found |= {match.group(1) or match.group(2) for match in _STANDALONE.finditer(answer)}
     found |= _contained(answer, texts)
-    if found and _NEGATION.search(_without_texts(answer, texts)):
+    if found and (_NEGATION.search(rest := _without_texts(answer, texts)) or is_bound(f"{rest} 0")):
         return frozenset(LETTERS)
     return frozenset(found)
 
@@ -164,14 +169,20 @@ def _letters_of(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
 
 def _number(text: str) -> Number | None:
     """The number that a text is, be it "5 cm" or "x = 5"."""
-    numbers = read_numbers(text) if "=" in text else None
-    return numbers[0] if numbers and len(numbers) == 1 else single_number(text)
+    if "=" in text:
+        numbers = read_numbers(text)
+        return numbers[0] if numbers and len(numbers) == 1 else None
+    value = read_whole(text)
+    return single_number(text) if value is None else Number(value=Decimal(value))
 
 
 def _compare_meaning(answer: str, wanted: frozenset[str], options: Options) -> Judgement:
     """An answer that names no option may still be the right one in another form: "y = 1 + 2x" for "y = 2x + 1"."""
     right = [option.text for option in _options(options.choices) if option.letter in wanted]
-    if all(guess_kind(text) in ("formula", "number") for text in (answer, *right)):
+    kinds = {guess_kind(text) for text in (answer, *right)}
+    if kinds == {"number"}:
+        return check_number(answer, right[0], options)
+    if kinds <= {"formula", "number"}:
         return check_formula(answer, right[0], options)
     hinted = _hints_at(answer, wanted, options.choices)
     return Judgement("undecided", "speaks of the option") if hinted else Judgement("wrong", "names none of the options")

@@ -49,6 +49,7 @@ _PARTS = re.compile(r"(?i)\b(?:hal(?:f|ves)|(?:quarter|third|fourth|fifth|sixth|
 _BOUND = re.compile(
     r"(?i)\b(?:at (?:least|most)|(?:more|less|fewer|greater|larger|smaller|other) than|up to|over|under|not|nearly|almost)\s+[-+$]?\d"
     r"|[<>≤≥]\s*[-+$]?\d[\d.,]*+(?!\s*>)|\d\s?\+(?!\s*[\w(])|\d(?-i:[ADEHIO-SUX-Z])(?![\w+-])|\b\d[\d.,]*\s+or\s+(?:more|less|fewer)\b"
+    r"|\b(?:half|third|quarter|twice|double|triple)\s+(?:of\s+)?\d|\d\s*(?:squared|cubed)\b|\d‰|\b(?:1[5-9]|20)\d0s\b"
     r"|超过|至少|至多|最多|最少|不到|不足|不是|大于|小于|多于|少于|以上|以下"
 )
 """Not the number itself but a bound of it, another number than it, or a label ("12A")."""
@@ -90,7 +91,7 @@ def check_number(predicted: str, gold: str, options: Options) -> Judgement:
         vague = _VAGUE.search(gold if left else predicted)
         return Judgement("undecided", "not in plain digits") if vague else Judgement("wrong", "no number")
     judgement = _compare(left, right, options.tolerance)
-    if judgement.outcome == "correct" and _is_bound(predicted) != _is_bound(gold):
+    if judgement.outcome == "correct" and is_bound(predicted) != is_bound(gold):
         return Judgement("undecided", "a bound or a label")
     if judgement.outcome == "wrong" and predicted.casefold() == gold.casefold():
         return Judgement("undecided", "upper and lower case")  # 3M is a company, 3 million, and to careless writers 3 metres
@@ -101,7 +102,8 @@ def _in_parts(text: str) -> bool:
     return _DIGIT.search(text) is None and _PARTS.search(text) is not None
 
 
-def _is_bound(text: str) -> bool:
+def is_bound(text: str) -> bool:
+    """Whether a text states a bound, a multiple or a label where a number is asked for."""
     return not text.isdecimal() and _BOUND.search(text) is not None
 
 

@@ -38,6 +38,15 @@ def read_words(text: str) -> list[int]:
     return [number for run, sign in zip(runs, signs, strict=True) if run for number in _read_run(run, sign)]
 
 
+def read_whole(text: str) -> int | None:
+    """The number that a text is, in words and nothing else; None for all others."""
+    tokens = _TOKEN.findall(text.lower())
+    if not _CHINESE_NUMBER.fullmatch(text.strip(" .。")) and not (tokens and all(token in _WORDS for token in tokens)):
+        return None
+    numbers = read_words(text)
+    return numbers[0] if len(numbers) == 1 and not any(map(str.isdigit, text)) else None
+
+
 def _read_chinese(digits: str) -> int:
     """ "三百零五" is 305, "三百五" 350, "一万二千" 12000; digits alone are read one by one, as in "二〇二四"."""
     if len(digits) > 1 and not any(character in _CHINESE_SCALES or character == "万" for character in digits):

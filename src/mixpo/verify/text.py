@@ -21,7 +21,7 @@ _RELATION = re.compile(r" ?([<>=≤≥]) ?")
 _LEAD_IN = re.compile(r"(?:(?:final )?answer is|its|it is|this is|that is|they are|there is|there are|these are|答案是|答案为|这是|它是) *")
 
 
-_SIGN = re.compile(r"[-−|_^+{}]")
+_SIGN = re.compile(r"[-−|_^+{}'′]")
 _LONG_WORD = re.compile(r"[^\W\d_]{2}")
 _SMALL_WORDS = frozenset({"to", "from", "and", "of", "in", "on", "at", "between", "until", "till"})
 _ENDING = re.compile(r"(?<=[a-z]{2})s$|(?<=\d)(?:st|nd|rd|th)$")
@@ -42,8 +42,11 @@ def check_text(predicted: str, gold: str, _options: Options) -> Judgement:
         return compare_times(time, other)
     if contains(left, right) or contains(right, left):
         return Judgement("undecided", "one text contains the other")
-    if left.replace(" ", "") == right.replace(" ", "") or (_stems(left) or [left]) == (_stems(right) or [right]):
+    words, others = _stems(left) or [left], _stems(right) or [right]
+    if left.replace(" ", "") == right.replace(" ", "") or words == others:
         return Judgement("undecided", "the same words in another form")
+    if set(words) < set(others) or set(others) < set(words):
+        return Judgement("undecided", "one text has all words of the other")
     return Judgement("wrong", "texts differ")
 
 
@@ -55,7 +58,8 @@ def normal_text(text: str) -> str:
     text = _INITIALS.sub(lambda match: match.group().replace(".", ""), text)
     # Single spaces first: a pattern that starts with \s* takes quadratic time over long runs of them.
     words = _RELATION.sub(r"\1", " ".join(_PUNCTUATION.sub(" ", text).split())).split()
-    kept = [word for word in words if word not in _ARTICLES] or words
+    # What stands last is no article: "vitamin a".
+    kept = [*(word for word in words[:-1] if word not in _ARTICLES), *words[-1:]]
     return " ".join(_NUMBER_WORDS.get(word, word) for word in kept)
 
 
@@ -86,4 +90,4 @@ def contains(text: str, part: str) -> bool:
         return False
     if not part.isascii():
         return part in text
-    return re.search(rf"(?<![\w.]){re.escape(part)}(?!\w|\.\d)", text, re.ASCII) is not None
+    return re.search(rf"(?<![\w.-]){re.escape(part)}(?![\w^]|\.\d)", text, re.ASCII) is not None

@@ -49,6 +49,8 @@ _NAMES = {
     ("length/time", "0.44704"): "mph",
     ("frequency", "1"): "hz hertz 赫兹",
     ("frequency", "1000"): "khz",
+    ("frequency", "1000000"): "mhz",
+    ("frequency", "1000000000"): "ghz",
     ("power", "0.001"): "mW",
     ("power", "1"): "W watt watts 瓦",
     ("power", "1000"): "kw kilowatt kilowatts 千瓦",

@@ -17,6 +17,7 @@ _AUXILIARIES = frozenset(["is", "are", "was", "were", "do", "does", "did", "ca",
 _OPPOSITES = {"true": "false", "correct": "false", "false": "true", "incorrect": "true"}
 _OPPOSITE = re.compile(r"\b(?:not|isnt)(?: entirely| quite)? (true|correct|false|incorrect)\b")
 _NO_ZH = re.compile("不是|不对|不正确|错误|没有|否|错|不|假|非")
+_RIGHT_ZH = re.compile("[没不]错")
 _YES_ZH = re.compile(r"是|对|正确|有|真|可以|\A[能会]")
 _CAN_NOT = r"(?:can ?not|cant|could ?not|couldnt|(?:un|not )able to|(?:im|not )possible to|hard to|difficult to|no way to)(?: \w+){0,2}? "
 _NOT = r"(?:not|\w{1,5}nt)"
@@ -65,7 +66,7 @@ def is_unsure(text: str) -> bool:
 
 def read_yes_no(text: str) -> frozenset[bool]:
     """{True} for yes, {False} for no, both for a contradiction, empty for neither."""
-    plain = normal_text(text)
+    plain = _RIGHT_ZH.sub("对", normal_text(text))
     plain = _OPPOSITE.sub(lambda match: _OPPOSITES[match.group(1)], _ALONE.get(plain, plain))
     found: set[bool] = set()
     for word in plain.split():
