@@ -279,7 +279,7 @@ def test_a_server_that_is_busy_while_probed_is_waited_for_once(words: Words) -> 
 
 @pytest.mark.parametrize("ids", [[-1], [10**12], [10**30], [True], ["5"], "abc", {"a": 1}, [290_000]])
 def test_ids_that_no_tokenizer_knows_are_made_from_the_text(words: Words, ids: Any) -> None:
-    with StubServer(words, on("beta", each(lambda c: c.update(token_ids=[*c["token_ids"], *ids] if ids == [290_000] else ids)))) as server:
+    with StubServer(words, on("beta", each(lambda c: c.update(token_ids=[*ids, *c["token_ids"]] if ids == [290_000] else ids)))) as server:
         first, sampled = ask(server, [asking("alpha"), asking("beta")])
     assert not any(response.retokenised for response in first.responses)
     for response in sampled.responses:
