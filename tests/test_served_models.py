@@ -265,12 +265,12 @@ serve = "transformers"
 in_flight = 2
 [train]
 baselines = ["sft"]
-learning_rate = 1e-2
+learning_rate = 3e-3
 batch_size = 8
 max_length = 200
 [evaluate]
-modes = ["direct"]
-max_new_tokens = 16
+modes = ["cot"]
+max_new_tokens = 24
 [[evaluate.sets]]
 name = "held-out"
 source = { kind = "digits", pool = "validation", count = 4 }
@@ -292,18 +292,18 @@ def test_each_model_is_served_in_turn(tmp_path: Path) -> None:
     questions = list(context.run.stage("evaluate/held-out/source").read_all(Question))
     written = {}
     for name, folder in folders.items():
-        rows = list(context.run.stage(f"answer/held-out/{name}/direct").read_all(Sampled))
+        rows = list(context.run.stage(f"answer/held-out/{name}/cot").read_all(Sampled))
         assert {response.engine for row in rows for response in row.responses} == {"openai"}
         written[name] = [row.responses[0].text for row in rows]
         engine = create("transformers", vlm=load_model(ModelTable(path=str(folder), device="cpu"), Path()))
-        asking = [greedily(context.recipe, question) for question in questions]
-        here = engine.sample(asking, SamplingParams(temperature=0.0, max_new_tokens=16))
+        asking = [greedily(context.recipe, question, "cot") for question in questions]
+        here = engine.sample(asking, SamplingParams(temperature=0.0, max_new_tokens=24))
         assert written[name] == [row.responses[0].text for row in here]
     assert len({tuple(texts) for texts in written.values()}) == 3, "the models answer alike, so this test would show little"
 
 
-def greedily(recipe: Any, question: Question) -> Request:
-    prompt = prompt_for(recipe, question, "direct")
+def greedily(recipe: Any, question: Question, mode: str) -> Request:
+    prompt = prompt_for(recipe, question, mode)
     return Request(key=question.id, prompt=prompt, images=question.images, seeds=(0,), indices=(0,))
 
 
@@ -324,7 +324,7 @@ def test_a_real_server_as_another_row(tmp_path: Path, tiny_folder: Path) -> None
     rows = list(context.run.stage("answer/held-out/big-1.0/direct").read_all(Sampled))
     vlm = load_model(ModelTable(path="mixpo:tiny", device="cpu"), Path())
     questions = context.run.stage("evaluate/held-out/source").read_all(Question)
-    asking = [greedily(context.recipe, question) for question in questions]
+    asking = [greedily(context.recipe, question, "direct") for question in questions]
     here = list(create("transformers", vlm=vlm).sample(asking, SamplingParams(temperature=0.0, max_new_tokens=32)))
     assert [row.responses[0].text for row in rows] == [row.responses[0].text for row in here]
     facts = manifest(tmp_path / "run", "answer/held-out/big-1.0/direct")["facts"]

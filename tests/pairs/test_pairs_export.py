@@ -192,7 +192,7 @@ def test_images_outside_the_root_are_copied_into_a_data_set_of_their_own(picture
 def test_the_prompt_can_be_rendered(rows, tmp_path):
     export_mmpr(rows[:1], tmp_path / "export", render=lambda question: f"{question.text}\nThink first.")
     assert lines(tmp_path / "export/annotations/digits_preference_correctness.jsonl")[0]["question"] == "<image>\nHow many?\nThink first."
-    with pytest.raises(SourceError, match="2 <image> marks for 1 images"):
+    with pytest.raises(SourceError, match="2 <image> marks for 1 image;"):
         export_mmpr(rows[:1], tmp_path / "export", render=lambda question: f"<image>{question.text}")
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-import transformers
 from train import architectures
 
 from mixpo.errors import ModelError
@@ -31,11 +32,11 @@ def test_attention_scores_are_capped() -> None:
 
 def test_a_release_that_leaves_the_cap_of_the_logits_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = architectures._paligemma2()
-    monkeypatch.setattr(transformers, "__version__", "5.22.0")
+    monkeypatch.setitem(mend.__globals__, "transformers", SimpleNamespace(__version__="5.22.0"))
     with pytest.raises(ModelError, match=r"5\.22\.0 does not cap the logits of paligemma .* install transformers 5\.23 or newer"):
         mend(model)
     mend(architectures._paligemma())  # has no cap
-    monkeypatch.setattr(transformers, "__version__", "5.23.0")
+    monkeypatch.setitem(mend.__globals__, "transformers", SimpleNamespace(__version__="5.23.0"))
     mend(model)
 
 
