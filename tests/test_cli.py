@@ -266,6 +266,21 @@ def test_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.startswith("source: 5 questions, done in ")
 
 
+def test_the_time_left_is_not_that_of_loading_a_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A minute of loading, then 2 questions every 15 seconds: with 8 of 10 to come, there is a minute left."""
+    import sys
+
+    moments = iter([100.0, 160.0, 175.0])
+    monkeypatch.setattr("mixpo.cli.bars.time.monotonic", lambda: next(moments))
+    lines = Lines(sys.stderr)
+    lines.start("sample", 12, "questions")
+    lines.advance(2)
+    lines.advance(2)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith(", working")
+    assert second.endswith(", about 1 min 00 s left")
+
+
 def test_nothing_is_told_of_a_training_that_is_done(
     own_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

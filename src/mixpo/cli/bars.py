@@ -86,16 +86,20 @@ class Lines:
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
         self._title, self._unit, self._total, self._done = "", "", 0, 0
-        self._begun = self._told = 0.0
+        self._begun = self._told = self._flows = 0.0
         self._before = 0
 
     def start(self, title: str, total: int, unit: str, done: int = 0) -> None:
-        self._title, self._unit, self._total, self._done, self._before = title, unit, total, done, done
+        self._title, self._unit, self._total, self._done = title, unit, total, done
         self._begun = self._told = time.monotonic()
+        self._flows = 0.0
 
     def advance(self, count: int, note: str = "") -> None:
         self._done += count
         moment = time.monotonic()
+        if not self._flows:
+            # Until the first are done, a model was loaded: that tells nothing of the time left.
+            self._flows, self._before = moment, self._done
         if moment - self._told >= PLAIN_SECONDS:
             self._told = moment
             self._line(f"{self._left(moment)}{', ' + note if note else ''}")
@@ -115,7 +119,7 @@ class Lines:
         made = self._done - self._before
         if not made or self._total <= self._done:
             return "working"
-        return f"about {clock((moment - self._begun) / made * (self._total - self._done))} left"
+        return f"about {clock((moment - self._flows) / made * (self._total - self._done))} left"
 
     def _line(self, tail: str) -> None:
         done = f"{self._done:,} of " if self._total else ""
