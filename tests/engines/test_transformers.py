@@ -285,7 +285,9 @@ def test_a_stop_text_ends_an_answer_where_it_stands_in_the_whole_one(vlm: Vlm, t
     for before, after in zip(whole, cut, strict=True):
         found = [at for text in stop if (at := before.text.find(text)) >= 0]
         if not found:
-            assert after == before
+            # A smaller batch may round in another way.
+            assert replace(after, logprobs=()) == replace(before, logprobs=())
+            assert after.logprobs == pytest.approx(before.logprobs, abs=1e-4)
             continue
         ended += 1
         assert after.text == before.text[: min(found)]
