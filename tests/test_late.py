@@ -26,9 +26,9 @@ def do(stages: list[Any], failing: dict[str, MixpoError], blocked: tuple[str, ..
         if error := failing.get(planned.job.name):
             raise error
 
-    late = Late(lambda text: None)
+    late = Late(perform=perform, blocked=lambda planned: "gone" if planned.job.name in blocked else "", say=lambda text: None)
     for one in stages:
-        late.do(one, perform, lambda planned: "gone" if planned.job.name in blocked else "")
+        late.do(one)
     return tried, late
 
 

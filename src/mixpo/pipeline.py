@@ -102,11 +102,11 @@ def run_recipe(context: Context, force: Sequence[str] = ()) -> Plan:
     if not context.ranks.main:
         return _follow(context)
     evaluate.ready(context.recipe, context.base)
-    late = Late(context.progress.say)
     with _leading(context, force) as plan:
+        late = _late(context, plan)
         answer.ready(context.recipe, plan)
         for planned in [planned for planned in plan.planned.values() if planned.job.kind != "report"]:
-            late.do(planned, partial(_perform, context), partial(blocked_by, plan))
+            late.do(planned)
         # Planned anew: its key holds which of the others are finished.
         plan.add(report_job(context, plan))
         _perform(context, plan.planned["report"])
@@ -128,7 +128,7 @@ def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = (),
         wanted = [planned for name, planned in plan.planned.items() if planned.job.kind in kinds and (names is None or name in names)]
         if "answer" in kinds:
             answer.ready(context.recipe, plan)
-        done, missing, blocked, late = 0, "", set[str](), Late(context.progress.say)
+        done, missing, blocked, late = 0, "", set[str](), _late(context, plan)
         for planned in wanted:
             if blocker := blocked_by(plan, planned):
                 missing = missing or f"{planned.job.title} needs {blocker}"
@@ -137,7 +137,7 @@ def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = (),
                     context.progress.say(f"{planned.job.title}: not run, {blocker}")
                 blocked.add(planned.job.name)
                 continue
-            late.do(planned, partial(_perform, context), partial(blocked_by, plan))
+            late.do(planned)
             done += 1
         if kinds and not wanted:
             what = "evaluate" if "evaluate" in kinds else kinds[0]
@@ -266,6 +266,10 @@ def _add_round(context: Context, plan: Plan, index: Index, number: int, main: Mo
     for objective in (*(table.baselines if number == 1 else ()), table.objective):
         plan.add(train_job(context, plan, index, number, objective, main))
         yield model_of(context, plan, number, objective)
+
+
+def _late(context: Context, plan: Plan) -> Late:
+    return Late(perform=partial(_perform, context), blocked=partial(blocked_by, plan), say=context.progress.say)
 
 
 def _perform(context: Context, planned: Planned) -> None:

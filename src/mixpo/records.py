@@ -212,6 +212,11 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def storable(text: str) -> bool:
+    """Whether a file can hold a text. JSON can name half of a character (a cut emoji), which no file can hold."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic(path) as temporary:

@@ -11,7 +11,7 @@ from typing import Any
 from mixpo.engines.base import Request, SamplingParams
 from mixpo.engines.words import Codec
 from mixpo.errors import SourceError
-from mixpo.records import Sampled
+from mixpo.records import Sampled, storable
 from mixpo.types import Finish, Response
 
 
@@ -137,6 +137,6 @@ def _answer(value: Any, where: str) -> tuple[str, Finish]:
     row = {"text": value} if isinstance(value, str) else value
     if not isinstance(row, dict) or not isinstance(row.get("text"), str) or row.get("finish", "stop") not in ("stop", "length"):
         raise SourceError(f'{where}: a response is a text, or an object with text and finish ("stop" or "length")')
-    if any("\ud800" <= letter <= "\udfff" for letter in row["text"]):
+    if not storable(row["text"]):
         raise SourceError(f"{where}: a response holds half of a surrogate pair, which is not text; repair it")
     return row["text"], row.get("finish", "stop")

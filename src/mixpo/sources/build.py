@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from mixpo.amounts import amount
 from mixpo.errors import SourceError
+from mixpo.records import storable
 from mixpo.types import IMAGE_MARK, AnswerKind, ImageRef, Question, content_id
 from mixpo.verify.kinds import fits, guess_kind
 
@@ -114,8 +115,8 @@ def _text(value: object) -> str:
 
 
 def whole(text: str, what: str) -> str:
-    """The text itself. Raises SourceError where it holds half of a character: JSON can say so (a cut emoji), and no file can hold it."""
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
+    """The text itself. Raises SourceError where no file can hold it."""
+    if not storable(text):
         raise SourceError(f"{what} holds half of a surrogate pair, which is not text; repair the row")
     return text
 

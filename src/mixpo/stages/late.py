@@ -12,23 +12,26 @@ KINDS = ("answer", "evaluate", "text")
 
 
 class Late:
-    """Does stages one by one, and keeps what failed in the evaluation until the rest is done. say: receives what the user should know."""
+    """Does stages one by one, and keeps what failed in the evaluation until the rest is done.
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
+    blocked: why a stage cannot be done, or "". say: receives what the user should know.
+    """
+
+    def __init__(self, *, perform: Callable[[Planned], None], blocked: Callable[[Planned], str], say: Callable[[str], None]) -> None:
+        self._perform, self._blocked, self._say = perform, blocked, say
         self._failed: list[str] = []
         self._gone: set[tuple[str, ...]] = set()
 
-    def do(self, planned: Planned, perform: Callable[[Planned], None], blocked: Callable[[Planned], str]) -> None:
-        """Perform a stage, unless what it relies on failed before. blocked: why a stage cannot be done, or ""."""
+    def do(self, planned: Planned) -> None:
+        """Perform a stage, unless what it relies on failed before."""
         if planned.job.kind not in KINDS:
-            perform(planned)
+            self._perform(planned)
             return
-        if self._failed and (_relies_on(planned) in self._gone or blocked(planned)):
+        if self._failed and (_relies_on(planned) in self._gone or self._blocked(planned)):
             self._say(f"{planned.job.title}: left out, what it needs failed")
             return
         try:
-            perform(planned)
+            self._perform(planned)
         except (EngineError, EvaluateError) as error:
             self._failed.append(f"{planned.job.title}: {error}")
             self._say(f"{planned.job.title}: failed; the rest goes on")

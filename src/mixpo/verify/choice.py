@@ -55,8 +55,7 @@ def check_choice(predicted: str, gold: str, options: Options) -> Judgement:
     if len(wanted) > 1:
         return _compare_sets(answer, wanted)
     named = read_options(answer, texts)
-    # Options may have the same text; whoever names one of them means the same.
-    alike = wanted | _letters_of(dict(zip(LETTERS, texts, strict=False)).get(min(wanted), ""), texts)
+    alike = _alike(wanted, texts)
     if not named:
         return _compare_meaning(answer, alike, options) if texts else Judgement("undecided", "names no option letter")
     if named <= alike:
@@ -64,6 +63,12 @@ def check_choice(predicted: str, gold: str, options: Options) -> Judgement:
     if named & alike or (len(named) > 1 and any(_OVER_OPTIONS.search(texts[LETTERS.index(letter)]) for letter in wanted if texts)):
         return Judgement("undecided", "names several options")
     return Judgement("wrong", "another option")
+
+
+@functools.lru_cache(maxsize=256)
+def _alike(wanted: frozenset[str], texts: tuple[str, ...]) -> frozenset[str]:
+    """The wanted option and those with the same text: whoever names one of them means the same. All responses of a question ask."""
+    return wanted | _letters_of(dict(zip(LETTERS, texts, strict=False)).get(min(wanted), ""), texts)
 
 
 def read_options(answer: str, texts: tuple[str, ...] = ()) -> frozenset[str]:
