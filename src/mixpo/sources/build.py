@@ -198,7 +198,7 @@ def _embedded(answers: list[str], text: str) -> tuple[list[str], tuple[str, ...]
     return letters, options
 
 
-_OPTION = re.compile(r"\s*(?:\(([A-Z])\)|([A-Z])\s*[.):：、．])\s*(\S.*?)\s*")
+_OPTION = re.compile(r"(?:\(([A-Z])\)|([A-Z])\s*[.):：、．])\s*(\S.*)")
 
 
 def parse_options(text: str) -> tuple[str, ...]:
@@ -212,7 +212,7 @@ def parse_options(text: str) -> tuple[str, ...]:
 def _runs(lines: Sequence[str]) -> Iterator[list[str]]:
     run: list[str] = []
     for line in lines:
-        found = _OPTION.fullmatch(line)
+        found = _OPTION.fullmatch(line.strip())
         letter = found and (found[1] or found[2])
         if found and letter == string.ascii_uppercase[len(run) % 26]:
             run.append(found[3])

@@ -20,7 +20,7 @@ SHORT_WORDS = 8
 # A heading "Final answer" may also stand alone on its line.
 _FINAL = re.compile(r"(?im)(?<![A-Za-z])(?:final[ \t]+)?answer[*_ \t]*[:：]|^[#*_ \t]*final[ \t]+answer[*_ \t]*$")
 _FINAL_SENTENCE = re.compile(r"(?i)(?<![A-Za-z])(?:final[ \t]+)?answer[*_]*[ \t]+is\b[*_ \t]*[:：]?")
-_FINAL_ZH = re.compile(r"(?m)答案[*_ \t]*(?:是|为)?[*_ \t]*[:：]|^[#*_ \t]*最终答案[*_ \t]*$")
+_FINAL_ZH = re.compile(r"(?m)答案[*_ \t]*+(?:是|为)?[*_ \t]*[:：]|^[#*_ \t]*最终答案[*_ \t]*$")
 _FINAL_ZH_SENTENCE = re.compile(r"答案[*_ \t]*应?该?当?(?:是|为|选)[*_ \t]*[:：]?")
 _ANSWER_TAG = re.compile(r"<answer>")
 _PLACEHOLDER = re.compile(r"(?i)\.\.|…|[\[{<(]?(?:your |final |the )*answer[\]}>)]?\Z")

@@ -48,7 +48,7 @@ _PARTS = re.compile(r"(?i)\b(?:hal(?:f|ves)|(?:quarter|third|fourth|fifth|sixth|
 """Quantities in words whose number words are not their value."""
 _BOUND = re.compile(
     r"(?i)\b(?:at (?:least|most)|(?:more|less|fewer|greater|larger|smaller|other) than|up to|over|under|not|nearly|almost)\s+[-+$]?\d"
-    r"|[<>≤≥]\s*[-+$]?\d[\d.,]*+(?!\s*>)|\d\s?\+(?!\s*[\w(])|\d(?-i:[ADEHIO-SUX-Z])(?![\w+-])|\b\d[\d.,]*\s+or\s+(?:more|less|fewer)\b"
+    r"|[<>≤≥]\s*[-+$]?\d[\d.,]*+(?!\s*>)|\d\s?\+(?!\s*[\w(])|\d(?-i:[ADEHIO-SUX-Z])(?![\w+-])|(?<![\d.,])(?:[.,]++|\b)\d[\d.,]*+\s+or\s+(?:more|less|fewer)\b"
     r"|\b(?:half|third|quarter|twice|double|triple)\s+(?:of\s+)?\d|\d\s*(?:squared|cubed)\b|\d‰|\b(?:1[5-9]|20)\d0s\b"
     r"|超过|至少|至多|最多|最少|不到|不足|不是|大于|小于|多于|少于|以上|以下"
 )
