@@ -29,7 +29,7 @@ from mixpo.records import Sampled
 from mixpo.vlm.load import Vlm
 
 PARAMS = SamplingParams(temperature=1.0, max_new_tokens=24)
-QUICK = Limits(in_flight=8, timeout_s=1.0, retries=2, patience_s=5.0)
+QUICK = Limits(in_flight=8, timeout_s=3.0, retries=2, patience_s=5.0)
 
 
 @pytest.fixture(scope="module")
