@@ -15,6 +15,10 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("aiohttp")
+
+from stub_server import StubServer, on, status, text_of
+
 from mixpo.errors import EngineError, RecipeError
 from mixpo.pipeline import known_sources, open_context, open_run, run_stage
 from mixpo.progress import Silent
@@ -42,6 +46,20 @@ actors = 2
 cpus_per_actor = 0.5
 """
 
+SERVED = """
+[sample.server]
+urls = ["URL"]
+same_model = false
+[evaluate]
+modes = ["cot"]
+[[evaluate.sets]]
+name = "test"
+source = { kind = "digits", pool = "test", count = 12 }
+[[evaluate.served]]
+name = "big"
+urls = ["URL"]
+model = "big"
+"""
 
 Rows = dict[str, list[Sampled]]
 
@@ -161,6 +179,29 @@ def test_an_error_of_an_actor_is_the_drivers(tmp_path: Path, nodes: Nodes) -> No
     context.spread = changed
     with pytest.raises(EngineError, match="finds other model files, questions or versions"):
         run_stage(context, ("sample",))
+
+
+def test_servers_are_probed_once_by_each_actor_and_what_they_did_is_kept(tmp_path: Path, nodes: Nodes) -> None:
+    """Sampling from a server, and a served model in the evaluation: as in one process, and the manifests say what was retried."""
+    for kind in ("none", "ray"):
+        root = tmp_path / kind
+        root.mkdir()
+        # Whatever is asked as a question fails once.
+        with StubServer(fault=on("Your task", status(500), times=1)) as server:
+            (root / "r.toml").write_text(
+                RECIPE.format(kind=kind, address=nodes.address) + SERVED.replace("URL", server.url), encoding="utf-8"
+            )
+            recipe = load(root / "r.toml", ('sample.engine="openai"', "pairs.dropout_ntp=false", "source.count=24"))
+            names = ("round-1/sample", "answer/test/big/cot")
+            run_stage(open_context(recipe, root, root / "run", Silent()), ("sample", "answer"), names=names)
+            texts = [text_of(body) for _, body, _ in server.bodies]
+        probed = texts.count("Hello.")
+        assert probed == 2 if kind == "none" else 2 <= probed <= 4, "in each of two stages once, on the cluster by each of two actors"
+        facts = [json.loads((root / "run" / name / "manifest.json").read_text())["facts"] for name in names]
+        assert [found["server"]["model"] for found in facts] == ["stub", "big"]
+        retried = sum(found["counts"].get("retried: HTTP 500", 0) for found in facts)
+        assert retried == len({text for text in texts if "Your task" in text}) > 1
+    assert rows(tmp_path / "ray/run") == rows(tmp_path / "none/run") != {}
 
 
 def test_no_room_for_rays_own_tasks_is_an_error(tmp_path: Path, nodes: Nodes) -> None:

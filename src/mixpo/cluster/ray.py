@@ -17,7 +17,7 @@ from mixpo import errors
 from mixpo.amounts import amount
 from mixpo.errors import EngineError, MissingExtra, MixpoError, RecipeError
 from mixpo.recipe import ClusterTable
-from mixpo.stages.base import Context, Made, Planned, make_here
+from mixpo.stages.base import Context, Made, Planned, add_facts, make_here
 
 Reopen = Callable[[Path, str], tuple[Context, Planned]]
 """From a run directory and the name of a job to both, in a process that knows nothing else."""
@@ -40,6 +40,7 @@ class Crew:
                     if line not in said:
                         context.progress.say(line)
                         said.add(line)
+                add_facts(planned.job.facts, json.loads(row["facts"]))
                 if row["error"]:
                     raise getattr(errors, row["error"])(row["message"])
                 context.progress.advance(planned.job.sizes[row["number"]])
@@ -123,8 +124,10 @@ class ShardMaker:
             )
         except MixpoError as error:
             rows.append({"number": -1, "counts": "{}", "error": _public(error), "message": str(error)})
-        said = json.dumps(self._heard())
-        return {name: [row[name] for row in rows] for name in rows[0]} | {"said": [said] + ["[]"] * (len(rows) - 1)}
+        # What the whole batch said and found out travels with its first row.
+        news = {"said": json.dumps(self._heard()), "facts": json.dumps(self._found())}
+        rows = [row | (news if at == 0 else {"said": "[]", "facts": "{}"}) for at, row in enumerate(rows)]
+        return {name: [row[name] for row in rows] for name in rows[0]}
 
     def _make(self, numbers: Sequence[int]) -> Iterator[Made]:
         job, stage, names = self._planned.job, self._planned.stage, self._planned.names()
@@ -141,6 +144,15 @@ class ShardMaker:
         lines: list[str] = getattr(self._context.progress, "lines", [])
         heard, lines[:] = list(lines), []
         return heard
+
+    def _found(self) -> dict[str, Any]:
+        """What was found out since the last time."""
+        if self._failed is not None:
+            return {}
+        facts = self._planned.job.facts
+        found = dict(facts)
+        facts.clear()
+        return found
 
 
 def _ray() -> Any:

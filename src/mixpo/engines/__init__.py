@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mixpo.engines.base import Engine, Request, SamplingParams
+from mixpo.engines.base import Engine, Probed, Request, SamplingParams
 from mixpo.engines.keep import Keep
 from mixpo.errors import MissingExtra, RecipeError
 from mixpo.recipe import ImageTable, ServerTable, did_you_mean
@@ -17,7 +17,7 @@ from mixpo.recipe import ImageTable, ServerTable, did_you_mean
 if TYPE_CHECKING:
     from mixpo.vlm.load import Vlm
 
-__all__ = ["ENGINES", "Engine", "Keep", "Request", "SamplingParams", "Serving", "create", "key_of", "needs_extra"]
+__all__ = ["ENGINES", "Engine", "Keep", "Probed", "Request", "SamplingParams", "Serving", "create", "key_of", "needs_extra"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Serving:
 
     table: the server of "openai", and `where` it stands in the recipe. foreign: its answers are only marked, and it holds another model.
     folder, dtype, device: of the model. logs: a folder for the output of servers. keep: holds servers and models that outlive an engine;
-    whoever made it closes it. say: receives what the user should know.
+    whoever made it closes it. probed: what servers were seen to do for the same work. say: receives what the user should know.
     """
 
     table: ServerTable = field(default_factory=ServerTable)
@@ -37,6 +37,7 @@ class Serving:
     device: str = "auto"
     logs: Path = Path("servers")
     keep: Keep = field(default_factory=Keep)
+    probed: Probed = field(default_factory=Probed)
     say: Callable[[str], None] = lambda text: None
 
 
@@ -116,6 +117,7 @@ def _openai(setup: Setup) -> Engine:
         same_model=table.same_model,
         foreign=serving.foreign,
         started=started,
+        probed=serving.probed,
         where=serving.where,
         say=serving.say,
     )

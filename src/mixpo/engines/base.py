@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from mixpo.records import Sampled
 from mixpo.types import ImageRef
+
+if TYPE_CHECKING:
+    from mixpo.engines.openai.capabilities import Capabilities
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +39,13 @@ class Request:
     seeds: tuple[int, ...]
     indices: tuple[int, ...]
     prefixes: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(slots=True)
+class Probed:
+    """What servers were seen to do, once they were asked: engines that are opened one after another for the same work ask once."""
+
+    found: Capabilities | None = None
 
 
 class Engine(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from mixpo.records import Sampled
 from mixpo.stages import prompting
 from mixpo.stages.again import attempts_of
 from mixpo.stages.base import Context, Job, Make, Plan
-from mixpo.stages.engine import Asked, engine_of, open_engine, sampling_settings, where_of, window_of
+from mixpo.stages.engine import Answering, sampling_settings, where_of
 from mixpo.stages.models import ModelRef
 from mixpo.stages.sample import check_sampled, count_sampled, seed_of
 from mixpo.stages.sample import params as sampling_params
@@ -59,10 +59,7 @@ def answer_job(context: Context, plan: Plan, index: Index, name: str, table: Eva
     recipe, source = context.recipe, source_name(name)
     count = recipe.evaluate.samples if mode == "sampled" else 1
     how = params(recipe, mode)
-    size = max(1, recipe.evaluate.batch_size // count)
-    facts: dict[str, Any] = {}
-    window = window_of(recipe, engine_of(recipe, model, evaluating=True), model, size)
-
+    answering = Answering(context, model, how, max(1, recipe.evaluate.batch_size // count), evaluating=True)
     settings = {
         **sampling_settings(context, model, evaluating=True),
         "prompt": prompt_settings(recipe, table, wording_of(mode)),
@@ -79,10 +76,8 @@ def answer_job(context: Context, plan: Plan, index: Index, name: str, table: Eva
 
     @contextmanager
     def session(numbers: Sequence[int]) -> Iterator[Make]:
-        opened = partial(open_engine, context, model, size, evaluating=True)
-        with closing(Asked(opened, how, requests_of, numbers, window)) as answers:
+        with answering.session(requests_of, numbers) as answers:
             yield lambda shard: attempts.merged(shard, plan.rows(source, shard), answers.take(shard), attempts.kept(shard))
-        facts.update(answers.facts)
 
     return Job(
         kind="answer",
@@ -97,7 +92,7 @@ def answer_job(context: Context, plan: Plan, index: Index, name: str, table: Eva
         count=count_sampled,
         check=partial(check_sampled, context),
         attempts=attempts,
-        facts=facts,
+        facts=answering.facts,
     )
 
 

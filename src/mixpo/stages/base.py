@@ -70,7 +70,7 @@ class Job:
     session: given the numbers of the shards to make, opens what the stage needs (a model, a pool) and gives the function that
         makes a shard; it is called for these numbers in order.
     count: figures of one shard, added up in the manifest. check: raises a MixpoError when the finished stage is no good.
-    facts: what the session found out about what it works with; kept in the manifest and never part of a shard's name.
+    facts: what its sessions found out about what they work with (see `add_facts`); kept in the manifest, never part of a shard's name.
     artifact: a file or folder that belongs to a shard besides its records; without it the shard is not done.
     ranks: who works when there are several: the main one alone, each on shards of its own, or all on every shard together (the main
         one writes its records).
@@ -92,7 +92,7 @@ class Job:
     check: Callable[[Manifest], None] = nothing_else
     artifact: Callable[[str], Path] | None = None
     ranks: Literal["main", "each", "together"] = "main"
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
     attempts: Attempts | None = None
 
 
@@ -232,6 +232,13 @@ def _make(context: Context, planned: Planned, work: Work, manifest: Manifest) ->
     if not job.own_bar:
         context.progress.finish()
     return counted
+
+
+def add_facts(facts: dict[str, Any], more: Mapping[str, Any]) -> None:
+    """Put what another session found out to `facts`: its "counts" are added, everything else is as seen last."""
+    counts = Counter(facts.get("counts", {}))
+    counts.update(more.get("counts", {}))
+    facts |= {**more, **({"counts": dict(counts)} if counts else {})}
 
 
 def make_here(context: Context, planned: Planned, numbers: Sequence[int]) -> Iterator[Made]:

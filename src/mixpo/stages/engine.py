@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from mixpo.engines import Serving, create
-from mixpo.engines.base import Engine, Request, SamplingParams
+from mixpo.engines.base import Engine, Probed, Request, SamplingParams
 from mixpo.errors import RecipeError
 from mixpo.recipe import Recipe, ServedModel
 from mixpo.records import Sampled
-from mixpo.stages.base import Context
+from mixpo.stages.base import Context, add_facts
 from mixpo.stages.models import ModelRef
 
 
@@ -116,37 +116,49 @@ class Asked:
         self._stream = self._engine.sample(requests, self._how) if requests and self._engine is not None else iter(())
 
 
-def open_engine(context: Context, model: ModelRef, batch_size: int, evaluating: bool = False) -> Engine:
-    """The recipe's engine on a model."""
-    recipe, models, table = context.recipe, context.models, context.recipe.sample
-    name = engine_of(recipe, model, evaluating)
-    if name != table.engine and model.served is None:
-        context.progress.say(f"{model.name}: answered in this process, because sample.server.urls hold the start model only")
-    loads_itself = name == "vllm" or (name == "openai" and table.server.starts and model.served is None)
-    return create(
-        name,
-        # Another model's answers are counted in tokens of the start model.
-        vlm=models.load(model) if name == "transformers" else models.words(models.start() if model.served else model),
-        image=recipe.image,
-        batch_size=batch_size,
-        script=context.base / table.script if table.script is not None else None,
-        serving=Serving(
-            table=model.served.server if model.served else table.server,
-            where=where_of(model.served) if model.served else "sample.server",
-            foreign=model.served is not None,
-            folder=models.folder(model) if loads_itself else None,
-            dtype=recipe.model.dtype,
-            device=recipe.model.device,
-            logs=context.run.root / "servers",
-            keep=context.keep,
-            say=context.progress.say,
-        ),
-    )
+class Answering:
+    """The recipe's engine on a model, for one job: opened anew in each session, while what it found out stays.
 
+    facts: what the sessions found out, for the manifest.
+    """
 
-def asked(
-    context: Context, model: ModelRef, how: SamplingParams, requests_of: Callable[[int], Sequence[Request]], numbers: Sequence[int]
-) -> Asked:
-    """The answers of the recipe's engine to the requests of sampling and continuing."""
-    size = window_of(context.recipe, engine_of(context.recipe, model, evaluating=False), model, context.recipe.sample.batch_size)
-    return Asked(partial(open_engine, context, model, context.recipe.sample.batch_size), how, requests_of, numbers, size)
+    def __init__(self, context: Context, model: ModelRef, how: SamplingParams, batch_size: int, evaluating: bool = False) -> None:
+        self._context, self._model, self._how, self._batch_size = context, model, how, batch_size
+        self._engine = engine_of(context.recipe, model, evaluating)
+        self._probed = Probed()
+        self.facts: dict[str, Any] = {}
+
+    @contextmanager
+    def session(self, requests_of: Callable[[int], Sequence[Request]], numbers: Sequence[int]) -> Iterator[Asked]:
+        """The answers to the requests of these shards."""
+        size = window_of(self._context.recipe, self._engine, self._model, self._batch_size)
+        with closing(Asked(self._open, self._how, requests_of, numbers, size)) as answers:
+            yield answers
+        add_facts(self.facts, answers.facts)
+
+    def _open(self) -> Engine:
+        context, model, name = self._context, self._model, self._engine
+        recipe, models, table = context.recipe, context.models, context.recipe.sample
+        if name != table.engine and model.served is None:
+            context.progress.say(f"{model.name}: answered in this process, because sample.server.urls hold the start model only")
+        loads_itself = name == "vllm" or (name == "openai" and table.server.starts and model.served is None)
+        return create(
+            name,
+            # Another model's answers are counted in tokens of the start model.
+            vlm=models.load(model) if name == "transformers" else models.words(models.start() if model.served else model),
+            image=recipe.image,
+            batch_size=self._batch_size,
+            script=context.base / table.script if table.script is not None else None,
+            serving=Serving(
+                table=model.served.server if model.served else table.server,
+                where=where_of(model.served) if model.served else "sample.server",
+                foreign=model.served is not None,
+                folder=models.folder(model) if loads_itself else None,
+                dtype=recipe.model.dtype,
+                device=recipe.model.device,
+                logs=context.run.root / "servers",
+                keep=context.keep,
+                probed=self._probed,
+                say=context.progress.say,
+            ),
+        )

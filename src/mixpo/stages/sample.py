@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
-from typing import Any
 
 from mixpo.amounts import amount
 from mixpo.engines.base import Request, SamplingParams
@@ -22,7 +21,7 @@ from mixpo.run import Manifest
 from mixpo.stages import prompting
 from mixpo.stages.again import attempts_of
 from mixpo.stages.base import Context, Job, Make, Plan, title
-from mixpo.stages.engine import asked, sampling_settings
+from mixpo.stages.engine import Answering, sampling_settings
 from mixpo.stages.models import ModelRef
 from mixpo.stages.source import Index
 from mixpo.types import Question, content_id
@@ -47,8 +46,7 @@ def params(table: SampleTable) -> SamplingParams:
 def sample_job(context: Context, plan: Plan, index: Index, number: int, model: ModelRef) -> Job:
     """Round `number`: n answers to each question."""
     recipe, table = context.recipe, context.recipe.sample
-    facts: dict[str, Any] = {}
-
+    answering = Answering(context, model, params(table), table.batch_size)
     name = f"round-{number}/sample"
     settings = {
         **sampling_settings(context, model),
@@ -65,13 +63,12 @@ def sample_job(context: Context, plan: Plan, index: Index, number: int, model: M
 
     @contextmanager
     def session(numbers: Sequence[int]) -> Iterator[Make]:
-        with closing(asked(context, model, params(table), requests_of, numbers)) as answers:
+        with answering.session(requests_of, numbers) as answers:
 
             def make(shard: int) -> Iterator[Sampled]:
                 return attempts.merged(shard, plan.rows("source", shard), answers.take(shard), attempts.kept(shard))
 
             yield make
-        facts.update(answers.facts)
 
     return Job(
         kind="sample",
@@ -85,7 +82,7 @@ def sample_job(context: Context, plan: Plan, index: Index, number: int, model: M
         session=session,
         count=count_sampled,
         check=partial(check_sampled, context),
-        facts=facts,
+        facts=answering.facts,
         attempts=attempts,
     )
 
@@ -105,7 +102,7 @@ def request(context: Context, question: Question, number: int) -> Request:
 def continue_job(context: Context, plan: Plan, index: Index, number: int, model: ModelRef) -> Job:
     """Round `number`: open questions' answers cut short and finished without the image."""
     recipe, table = context.recipe, context.recipe.pairs
-    facts: dict[str, Any] = {}
+    answering = Answering(context, model, params(recipe.sample), recipe.sample.batch_size)
     name, upstream = f"round-{number}/continue", f"round-{number}/sample"
     settings = table.model_dump(include={"dropout_ntp", "dropout_ratio", "max_dropout_per_question"})
     attempts = attempts_of(context.run.stage(name), settings, plan.shards(upstream))
@@ -118,7 +115,7 @@ def continue_job(context: Context, plan: Plan, index: Index, number: int, model:
 
     @contextmanager
     def session(numbers: Sequence[int]) -> Iterator[Make]:
-        with closing(asked(context, model, params(recipe.sample), requests_of, numbers)) as answers:
+        with answering.session(requests_of, numbers) as answers:
 
             def make(shard: int) -> Iterator[Sampled]:
                 questions, kept = plan.rows("source", shard), attempts.kept(shard)
@@ -127,7 +124,6 @@ def continue_job(context: Context, plan: Plan, index: Index, number: int, model:
                 return attempts.merged(shard, questions, every, kept)
 
             yield make
-        facts.update(answers.facts)
 
     return Job(
         kind="continue",
@@ -141,7 +137,7 @@ def continue_job(context: Context, plan: Plan, index: Index, number: int, model:
         session=session,
         count=count_sampled,
         check=partial(check_sampled, context),
-        facts=facts,
+        facts=answering.facts,
         attempts=attempts,
     )
 

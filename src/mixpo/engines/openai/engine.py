@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
 
-from mixpo.engines.base import Request, SamplingParams
+from mixpo.engines.base import Probed, Request, SamplingParams
 from mixpo.engines.openai.asking import Asking
 from mixpo.engines.openai.capabilities import Capabilities, together
 from mixpo.engines.openai.launch import Started
@@ -54,13 +54,14 @@ class OpenAIEngine:
         same_model: bool = True,
         foreign: bool = False,
         started: Started | None = None,
+        probed: Probed | None = None,
         where: str = "sample.server",
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         """model: the name in requests; "" asks the server. key: sent as bearer token. words: tokens of the model that learns.
 
         same_model: the servers hold that model. foreign: see `Asking`. started: the server behind `urls`, where mixpo started it.
-        where: the table of the recipe that names the servers.
+        probed: what an earlier engine for the same work has seen. where: the table of the recipe that names the servers.
         """
         self._urls, self._model, self._words, self._say, self._started = list(urls), model, words, say, started
         self._served = words if same_model and not foreign else None
@@ -69,7 +70,7 @@ class OpenAIEngine:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._transport: Transport | None = None
-        self._known: Capabilities | None = None
+        self._probed = probed or Probed()
         self._questions: asyncio.Semaphore | None = None
         self.counts: Counter[str] = Counter()
 
@@ -77,7 +78,8 @@ class OpenAIEngine:
     def facts(self) -> Mapping[str, Any]:
         """What was probed and what was retried, topped up or left over."""
         transport = self._transport.counts if self._transport is not None else {}
-        return {"server": self._known.facts() if self._known else {}, "counts": {**transport, **self.counts}}
+        known = self._probed.found
+        return {"server": known.facts() if known else {}, "counts": {**transport, **self.counts}}
 
     def sample(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Sampled]:
         """See `Engine.sample`. Raises EngineError when no server can be used."""
@@ -86,10 +88,10 @@ class OpenAIEngine:
         self._start()
         images = any(request.images for request in requests)
         wanted = max(len(request.seeds) for request in requests)
-        if self._known is None or (images and self._known.images == "not asked"):
-            self._known = self._do(self._probe(params, wanted, self._examples(requests)))
-            self._say(f"server: {self._known.said()}")
-        known = self._known
+        known = self._probed.found
+        if known is None or (images and known.images == "not asked"):
+            known = self._probed.found = self._do(self._probe(params, wanted, self._examples(requests)))
+            self._say(f"server: {known.said()}")
         if images and known.images.startswith("no:"):
             raise EngineError(f"the questions have images, and the server takes none ({known.images}); use a vision-language server")
         if any(request.prefixes for request in requests) and not known.continuation:
