@@ -71,6 +71,7 @@ def test_figures_by_hand(folder: Path) -> None:
     [
         ("no", "c", "c"), ("No, there is no bus.", "c", "c"), ("**No**", "c", "w"), ("NO", "c", "w"), ("no\nbecause I looked", "c", "w"),
         ("I cannot tell", "u", "w"), ("", "m", "w"), ("yes", "w", "w"), ("There is not a bus.", "c", "c"), ("Yes. No.", "u", "w"),
+        ("two of them", "u", "w"), ("7", "u", "w"),
     ],
 )  # fmt: skip
 def test_what_means_no(folder: Path, answer: str, robust: str, paper: str) -> None:
@@ -80,7 +81,7 @@ def test_what_means_no(folder: Path, answer: str, robust: str, paper: str) -> No
 
 
 def test_an_undecided_answer_is_no_yes(folder: Path) -> None:
-    found = figures("pope", questions("pope", folder)[:4], ["yes", "I cannot tell", "I cannot tell", "no"])
+    found = figures("pope", questions("pope", folder)[:4], ["yes", "I cannot tell", "I cannot tell", "a cup"])
     assert (value(found, "precision", "adversarial"), value(found, "recall", "adversarial")) == (100.0, 50.0)
     assert value(found, "yes ratio", "adversarial") == 25.0
 
