@@ -49,7 +49,7 @@ def test_pairs_by_mouse_and_by_keys(page: api.Page, server: Server) -> None:
     click(page, page.get_by_role("link", name="Next ›"))
     page.locator(".walker b", has_text="3").wait_for()
     press(page, "u")
-    page.wait_for_url("**/pairs")
+    page.wait_for_url("**/pairs#row-*")
     press(page, "n")
     page.wait_for_url("**/pairs?after=*")
     assert page.locator(".pager b").first.inner_text() == "26–50"
@@ -66,6 +66,19 @@ def test_rows_are_chosen_by_keys(page: api.Page, server: Server) -> None:
     press(page, "Enter")
     page.wait_for_url("**/pairs/*")
     assert number(page) == "2"
+
+
+def test_back_in_a_list_the_keys_go_on_from_the_row_that_one_comes_from(page: api.Page, server: Server) -> None:
+    for address in ("/pairs", "/questions", "/audit", "/evaluation/held-out"):
+        page.goto(f"{server.home}{address}")
+        for _ in range(20):
+            page.keyboard.press("j")
+        press(page, "Enter")
+        press(page, "j")
+        press(page, "u")
+        rows = page.locator(".row, .row-link")
+        assert rows.evaluate_all("rows => rows.indexOf(document.activeElement)") == 20
+        assert page.evaluate("document.activeElement.getBoundingClientRect().bottom <= innerHeight")
 
 
 def test_filters(page: api.Page, server: Server) -> None:
@@ -317,10 +330,12 @@ def test_nothing_is_wider_than_the_window_and_text_can_be_read(browser: api.Brow
     page = context.new_page()
     page.goto(f"{server.home}/questions?text=int_0")
     formulas = page.locator(".row").first.get_attribute("href")
+    page.goto(f"{server.home}/questions?text=puzzle+9")
+    wide = page.locator(".row").first.get_attribute("href")
     page.goto(f"{server.home}/pairs")
     several = page.locator(".row").first.get_attribute("href")
     found = {}
-    for path in (*PAGES, formulas, several):
+    for path in (*PAGES, formulas, wide, several):
         page.goto(f"{server.home}{path}")
         found[path] = problems(page)
     assert {path: wrong for path, wrong in found.items() if wrong} == {}

@@ -6,19 +6,23 @@ import io
 import json
 import shutil
 import socket
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import viewer_run
 from browsing import Server
 from PIL import Image
 from starlette.testclient import TestClient
 
 from mixpo.errors import ImageError, MissingExtra, RunError
-from mixpo.images import reference
+from mixpo.images import open_image, reference, save_content
 from mixpo.marks import MARKS, read_marks
 from mixpo.pipeline import open_run
 from mixpo.progress import Silent
+from mixpo.recipe import ImageTable
 from mixpo.types import ImageRef, content_id
 from mixpo.viewer.guard import POLICY, reason_to_refuse
 from mixpo.viewer.images import Images
@@ -164,6 +168,43 @@ def test_pictures_are_made_anew(client: TestClient) -> None:
 @pytest.fixture
 def images(made: Path) -> Images:
     return Images(open_run(made))
+
+
+def test_one_image_is_decoded_once_however_often_it_is_asked_for_at_once(
+    images: Images, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list asks for all its pictures together; decoding a large one as often as it stands there would take all memory."""
+    decoded: list[str] = []
+
+    def slowly(ref: ImageRef, table: ImageTable) -> Image.Image:
+        decoded.append(ref.path)
+        time.sleep(0.05)
+        return open_image(ref, table)
+
+    monkeypatch.setattr("mixpo.viewer.images.open_image", slowly)
+    refs = [reference(made.parent / "pictures" / f"{number}.png") for number in range(2)]
+    with ThreadPoolExecutor(16) as threads:
+        found = list(threads.map(lambda ref: images.encoded(ref, "small"), refs * 8))
+    assert sorted(decoded) == [ref.path for ref in refs]
+    assert found[:2] * 8 == found
+
+
+def test_a_run_that_was_moved_finds_the_images_that_it_keeps(tmp_path: Path) -> None:
+    run = viewer_run.write(tmp_path / "before")
+    kept = save_content(Image.new("RGB", (9, 7), (1, 2, 3)), run / "images")
+    outside = reference(tmp_path / "before" / "pictures" / "0.png")
+    moved = shutil.move(run, tmp_path / "after")
+    shutil.rmtree(tmp_path / "before")
+    images = Images(open_run(moved))
+    assert Image.open(io.BytesIO(images.encoded(kept, "page")[0])).getpixel((0, 0)) == (1, 2, 3)
+    with pytest.raises(ImageError):
+        images.encoded(outside, "page")
+    # What is kept is still checked: another picture under the name, and a link that leads out.
+    own = next((moved / "images").rglob(f"{kept.digest}.*"))
+    own.unlink()
+    own.symlink_to(Image.new("RGB", (9, 9)).save(tmp_path / "secret.png") or tmp_path / "secret.png")
+    with pytest.raises(ImageError, match="outside the folders"):
+        Images(open_run(moved)).encoded(kept, "page")
 
 
 def test_images_outside_the_roots_are_not_shown(images: Images, made: Path, tmp_path: Path) -> None:

@@ -28,10 +28,12 @@ function formulas(set) {
   }
 }
 const WRITTEN = "mixpo-formulas-as-written";
-formulas(localStorage.getItem(WRITTEN) !== "1");
+let memory = null; // A browser that keeps nothing for pages says so by an error.
+try { memory = localStorage; } catch { /* The choice holds for this page. */ }
+formulas(memory?.getItem(WRITTEN) !== "1");
 function toggleFormulas() {
   const written = source.size > 0;
-  localStorage.setItem(WRITTEN, written ? "1" : "0");
+  memory?.setItem(WRITTEN, written ? "1" : "0");
   formulas(!written);
 }
 
@@ -99,6 +101,8 @@ function moveRow(by) {
   if (next) next.focus();
   return rows.length > 0;
 }
+// Back in a list, the keys go on from the row that one comes from.
+document.getElementById(location.hash.slice(1))?.closest(".row, .row-link")?.focus();
 const ACTIONS = {
   "?": () => keys.showModal(),
   "/": () => { const field = one("[data-search]"); if (field) { field.closest("details")?.setAttribute("open", ""); field.focus(); field.select(); } },
