@@ -269,6 +269,17 @@ def test_a_shard_that_goes_while_the_page_is_open(own: Path, own_client: TestCli
     assert "run the same command again" in text
 
 
+def test_a_run_that_is_deleted_while_it_is_looked_at_says_so(own: Path, own_client: TestClient) -> None:
+    pair = re.search(r'href="(/pairs/\w+)"', own_client.get("/pairs").text)[1]  # type: ignore[index]
+    assert "is not there any more" not in own_client.get("/").text
+    shutil.rmtree(own)
+    for path in ("/", "/pairs", "/training", "/evaluation", pair, "/report"):
+        answer = own_client.get(path)
+        assert (answer.status_code == 200) == (path not in (pair, "/report"))
+        assert f"is not there any more: <code>{own}</code>" in answer.text
+    assert not own.exists()
+
+
 def test_no_mark_comes_from_reading(client: TestClient, made: Path) -> None:
     for path in PAGES:
         client.get(path)

@@ -78,6 +78,7 @@ class Views:
             "rounds": self.index.layout.rounds(),
             "stale": self._once("stale", self._stale),
             "no_marks": self._marks()[1],
+            "gone": "" if self.run.root.is_dir() else str(self.run.root),
         }
 
     def _marks(self) -> tuple[Mapping[tuple[int, str, int], Mark], str]:
