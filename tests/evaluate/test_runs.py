@@ -16,6 +16,7 @@ from small_run import said
 from mixpo.check import check
 from mixpo.cli import main
 from mixpo.compare import compare_evaluations
+from mixpo.dryrun import dry_run
 from mixpo.errors import EvaluateError, MixpoError, RecipeError, RunError, SourceError
 from mixpo.evaluate.benchmarks import BENCHMARKS
 from mixpo.pipeline import known_sources, open_context, open_run, rescore, run_stage
@@ -172,6 +173,15 @@ def test_a_kill_between_answers_and_marks_loses_no_answer(run: Path, tmp_path: P
     monkeypatch.setattr("mixpo.stages.engine.create", lambda *_, **__: pytest.fail("something was sampled"))
     run_stage(opened(run / "recipe.toml", root), ("answer", "evaluate"))
     assert digests(root) == before
+
+
+def test_what_a_judge_will_be_asked_is_said_before(tmp_path: Path, tiny_folder: Path) -> None:
+    recipe = write(tmp_path, tiny_folder, JUDGE.format(port=9), VET)
+    rows = {row.stage: row for row in dry_run(opened(recipe, tmp_path / "run"))}
+    for mode in ("cot", "direct"):
+        assert rows[f"evaluate/vet/start/{mode}"].requests == 3
+        assert rows[f"evaluate/vet/start/{mode}"].basis == "asked of judge judge-7b"
+        assert rows[f"evaluate/pope/start/{mode}"].requests == 0  # by rules
 
 
 def test_equal_evaluations_are_compared_and_others_refused(run: Path, tmp_path: Path, tiny_folder: Path, server: Path) -> None:
