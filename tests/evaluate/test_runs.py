@@ -163,6 +163,20 @@ def test_marking_again_gives_the_same_bytes(run: Path, tmp_path: Path, monkeypat
     assert digests(root) != before
 
 
+def test_settings_that_are_refused_do_not_stay(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], server: Path) -> None:
+    import shutil
+
+    root = Path(shutil.copytree(run / "run", tmp_path / "run", symlinks=True))
+    before = (root / "recipe.json").read_text()
+    assert main(["score", str(root), "--set", "evaluate.judge.prompts=nowhere"]) == 2
+    assert "is not a folder" in capsys.readouterr().err
+    assert main(["score", str(root), "--set", "evaluate.max_new_tokens=10"]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the saved answers were made in another way (decode.max_new_tokens: 400 -> 10); marking again cannot change that" in said
+    assert (root / "recipe.json").read_text() == before
+    assert main(["score", str(root)]) == 0
+
+
 def test_a_kill_between_answers_and_marks_loses_no_answer(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import shutil
 
