@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 import viewer_run
@@ -79,6 +80,36 @@ def test_back_in_a_list_the_keys_go_on_from_the_row_that_one_comes_from(page: ap
         rows = page.locator(".row, .row-link")
         assert rows.evaluate_all("rows => rows.indexOf(document.activeElement)") == 20
         assert page.evaluate("document.activeElement.getBoundingClientRect().bottom <= innerHeight")
+
+
+def test_another_search_can_be_written_while_one_goes_on(page: api.Page, server: Server) -> None:
+    """A search that is not done loads its page again and again; that must not take what is being typed."""
+    loads = []
+
+    def not_done(route: api.Route) -> None:
+        loads.append(route.request.url)
+        answer = route.fetch()
+        route.fulfill(response=answer, body=answer.text().replace("</main>", '<a href="" data-go-on>search on</a></main>'))
+
+    page.route("**/pairs?text=red", not_done)
+    page.goto(f"{server.home}/pairs?text=red")
+    page.wait_for_timeout(500)
+    assert len(loads) > 1
+    field = page.locator("[data-search]")
+    for _ in range(20):
+        with suppress(api.Error):  # the page may be on its way to itself
+            field.focus()
+            page.wait_for_timeout(150)
+            if field.evaluate("field => field === document.activeElement"):
+                break
+    page.keyboard.type("blue")
+    before = len(loads)
+    page.wait_for_timeout(900)
+    assert "blue" in field.input_value()
+    assert len(loads) == before
+    page.keyboard.press("Escape")
+    page.wait_for_timeout(1500)
+    assert len(loads) > before
 
 
 def test_filters(page: api.Page, server: Server) -> None:

@@ -87,8 +87,12 @@ all(".filter").forEach((form) => form.addEventListener("submit", () => {
 }));
 window.addEventListener("pageshow", () => all(".filter :disabled").forEach((field) => { field.disabled = false; }));
 
-// A search that ran out of time before it had filled a page goes on by itself, and shows how far it is.
-if (one("[data-go-on]")) setTimeout(() => location.reload(), 100);
+// A search that ran out of time before it had filled a page goes on by itself, and shows how far it is; not while another one is written.
+function goOn() {
+  if (document.activeElement.matches("input, select")) setTimeout(goOn, 500);
+  else location.reload();
+}
+if (one("[data-go-on]")) setTimeout(goOn, 100);
 
 const keys = one("#keys"), keysButton = one("[data-action=keys]");
 keysButton.hidden = false;
