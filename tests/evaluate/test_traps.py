@@ -351,3 +351,21 @@ def test_missing_values_as_numbers_do(tmp_path: Path) -> None:
                                          "level": 1.0, "subject": float("nan")}])  # fmt: skip
     (question,) = questions("mathvision", tmp_path)
     assert (question.answer, question.choices, fact(question, "subject"), fact(question, "id")) == ("3", (), "", "4")
+
+
+def test_a_list_among_other_numbers(tmp_path: Path) -> None:
+    row = {"pid": "1", "query": "Q", "choices": None, "answer": "[1, 2]", "question_type": "free_form", "answer_type": "list",
+           "decoded_image": {"bytes": png(), "path": None}, "metadata": {"task": "t", "skills": []}}  # fmt: skip
+    parquet(tmp_path / "testmini.parquet", [row])
+    (asked,) = questions("mathvista", tmp_path)
+    said = {"The 2 values are [1, 2].": "c", "from [3] to [1, 2]": "c", "1 and 2": "c", "[2, 1]": "w", "The 2 are 1 and 2": "w", "[]": "w"}
+    assert outcomes("mathvista", [asked] * len(said), list(said)) == "".join(said.values())
+
+
+def test_an_options_number_that_a_table_made_a_decimal(tmp_path: Path) -> None:
+    jsonl(
+        tmp_path / "test.jsonl", [{"question": "Which?", "choices": ANIMALS, "answer": number, "image": None} for number in (0.0, 2.0, 2.5)]
+    )
+    first, third, bad = load("m3cot", tmp_path)
+    assert (first.answer, third.answer) == ("A", "C")  # type: ignore[union-attr]
+    assert "none of the 6 options" in bad.reason  # type: ignore[union-attr]

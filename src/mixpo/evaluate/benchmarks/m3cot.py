@@ -40,9 +40,9 @@ def row(fields: Fields) -> Draft:
 
 
 def _letter(answer: object, count: int) -> str:
-    """A letter, or the number of the option from 0."""
+    """A letter, or the number of the option from 0 (2.0 in tables that had an empty place)."""
     known = letters(count)
-    text = str(answer).strip()
+    text = str(answer).strip().removesuffix(".0")
     if text.isdigit() and int(text) < count:
         return known[int(text)]
     if text.strip("().") in known:

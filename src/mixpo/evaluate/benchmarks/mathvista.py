@@ -166,8 +166,9 @@ def _check_list(said: str, gold: str) -> Judgement:
 
 
 def read_list(text: str) -> list[float]:
-    """The numbers of a list such as [1, 2.5], repetitions kept."""
-    return [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", text)]
+    """The numbers of a list such as [1, 2.5], repetitions kept; of a text with brackets those within the last ones."""
+    bracketed = re.findall(r"\[([^\[\]]*\d[^\[\]]*)\]", text)
+    return [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", bracketed[-1] if bracketed else text)]
 
 
 def breakdown(rows: Sequence[Marked]) -> list[Figure]:
