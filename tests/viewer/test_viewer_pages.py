@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from mixpo.marks import read_marks
 from mixpo.pipeline import open_run
-from mixpo.records import Drop, Paired, Sampled
+from mixpo.records import Drop, OtherReading, Paired, Prediction, Sampled
 from mixpo.run import Run
 from mixpo.types import Pair, Question, content_id
 from mixpo.viewer.app import create_app
@@ -158,6 +158,26 @@ def test_models_side_by_side(client: TestClient) -> None:
     assert "7 questions" in body(client, "/evaluation/held-out?change=gained")
     assert "0 questions" in body(client, "/evaluation/held-out?change=lost")
     assert "53.3" in body(client, "/evaluation")
+
+
+def test_what_a_judge_said_and_what_others_read_stands_beside_the_answer(own: Path, own_client: TestClient) -> None:
+    run, name = Run(own), "evaluate/held-out/mpo/cot"
+    rows = list(run.stage(name).read_all(Prediction))
+    reply = f"It is right. {viewer_run.ATTACK}\nRating: 5"
+    others = (OtherReading(extractor="paper", outcome="wrong"), OtherReading(extractor="official", outcome="correct"))
+    rows[0] = dataclasses.replace(rows[0], outcome="correct", reply=reply, judge="judge-7b #0a1b2c3d")
+    rows[1] = dataclasses.replace(rows[1], outcome="correct", others=others)
+    shutil.rmtree(own / name)
+    viewer_run.stage(run, name, Prediction, rows, {"answers": len(rows)})
+    text = body(own_client, f"/evaluation/held-out/{rows[0].question}")
+    assert "What judge judge-7b #0a1b2c3d said" in text
+    assert "Rating: 5" in text
+    assert "<script>window" not in text
+    assert "read by" not in text
+    text = body(own_client, f"/evaluation/held-out/{rows[1].question}")
+    assert "read by “paper”: wrong" in text
+    assert "official" not in text
+    assert "What judge" not in text
 
 
 def test_what_was_left_out(client: TestClient) -> None:

@@ -255,6 +255,20 @@ def test_the_roots_are_those_of_the_recipe(own: Path, source: dict[str, str], fo
     assert set(Images(open_run(own)).roots) == expected
 
 
+@pytest.mark.parametrize(
+    ("more", "folder"),
+    [({"path": "vet"}, "vet"), ({"path": "vet/mm-vet.json"}, "vet"), ({"path": "vet", "root": "coco"}, "coco")],
+)
+def test_the_images_of_a_benchmark_are_shown(own: Path, more: dict[str, str], folder: str) -> None:
+    """Those that it has as files of their own: they lie where it says."""
+    recipe, base = json.loads((own / "recipe.json").read_text()), Path(json.loads((own / "command.json").read_text())["base"])
+    (base / "vet").mkdir(exist_ok=True)
+    sets = [{"name": "vet", "source": {"kind": "benchmark", "name": "mmvet", **more}}]
+    evaluated = {**recipe["evaluate"], "sets": sets, "judge": {"model": "j", "url": "http://127.0.0.1:9/v1"}}
+    (own / "recipe.json").write_text(json.dumps({**recipe, "evaluate": evaluated}))
+    assert (base / folder).resolve() in Images(open_run(own)).roots
+
+
 # --- a running server, asked by hand ---------------------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from zlib import crc32
 from PIL import Image
 
 from mixpo.errors import ImageError
+from mixpo.evaluate.benchmarks.files import root_of
 from mixpo.images import open_image
 from mixpo.recipe import ImageTable
 from mixpo.stages.base import Context
@@ -92,6 +93,8 @@ def _roots(context: Context) -> Iterator[Path]:
             folder = context.base / str(getattr(table, "path", "."))
             yield folder if folder.is_dir() else context.base
             yield from _cache_of_datasets()
+        elif table.kind == "benchmark":
+            yield root_of(table, context.base)
         elif table.kind == "easy_vqa":
             yield from _folder_of("easy_vqa")
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from mixpo.errors import SourceError
 from mixpo.evaluate.benchmarks.base import Fields, Place
-from mixpo.recipe import did_you_mean
+from mixpo.recipe import BenchmarkSource, did_you_mean
 from mixpo.sources.jsonl import lines
 from mixpo.types import Skipped
 
@@ -28,6 +28,16 @@ OPTION_COLUMNS = "ABCDEFGH"
 """Columns of a table with one option each."""
 TABLES = ("parquet", "arrow", "tsv", "jsonl")
 SPLITS = ("train", "validation", "val", "dev", "test", "testmini")
+
+
+def folder_of(path: Path) -> Path:
+    """The folder of a benchmark that is given as a folder or as a file in it."""
+    return path if path.is_dir() else path.parent
+
+
+def root_of(source: BenchmarkSource, base: Path) -> Path:
+    """The folder below which image files lie. base: what paths of the recipe are relative to."""
+    return base / source.root if source.root else folder_of(base / source.path)
 
 
 def find(path: Path, files: Sequence[str], splits: Sequence[Sequence[str]]) -> list[Path]:
