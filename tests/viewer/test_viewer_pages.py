@@ -180,6 +180,16 @@ def test_what_a_judge_said_and_what_others_read_stands_beside_the_answer(own: Pa
     assert "What judge" not in text
 
 
+def test_of_a_benchmark_it_says_where_the_published_figures_are(client: TestClient, own: Path, own_client: TestClient) -> None:
+    run, name = Run(own), "evaluate/held-out/source"
+    rows = [dataclasses.replace(row, facts='{"benchmark": "pope", "categories": ["random"]}') for row in run.stage(name).read_all(Question)]
+    shutil.rmtree(own / name)
+    viewer_run.stage(run, name, Question, rows)
+    note = 'The figures of POPE itself stand in the <a href="/report">report</a>'
+    assert note in body(own_client, "/evaluation")
+    assert "itself" not in body(client, "/evaluation")
+
+
 def test_what_was_left_out(client: TestClient) -> None:
     text = body(client, "/left-out")
     assert "the same text as another answer to the question" in text
