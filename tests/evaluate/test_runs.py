@@ -124,6 +124,9 @@ def test_pope_by_both_extractors_because_they_differ(run: Path) -> None:
     )  # fmt: skip
     page = (run / "run" / "report.html").read_text()
     assert "POPE (pope): its own figures" in page
+    # No second F1 beside them, by other rules for what is neither yes nor no.
+    assert "yes_no" not in found["models"]["start"]["direct"]  # type: ignore[index]
+    assert "Yes/no questions" not in page
     assert "paper" in page
 
 

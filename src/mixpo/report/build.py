@@ -88,7 +88,9 @@ def _by_set(data: ReportData) -> dict[str, dict[str, dict[str, Sequence[Predicti
 
 
 def _set(models: Mapping[str, Modes], main: str, data: ReportData, units: Units) -> dict[str, Any]:
-    gold = {question.id: said for question in data.questions.values() if (said := gold_of(question)) is not None}
+    # A benchmark has figures of its own, by its own rules for what is no clear yes or no.
+    own = [question for question in data.questions.values() if not question.facts]
+    gold = {question.id: said for question in own if (said := gold_of(question)) is not None}
     return {
         "models": {name: {mode: _scores(mode, rows, gold, units) for mode, rows in modes.items()} for name, modes in models.items()},
         "comparisons": [
