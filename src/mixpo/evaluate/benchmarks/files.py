@@ -53,18 +53,30 @@ def find(path: Path, files: Sequence[str], splits: Sequence[Sequence[str]]) -> l
     for name in files:
         if (path / name).is_file():
             return [path / name]
-    tables = [found for suffix in TABLES for found in sorted(path.rglob(f"*.{suffix}"))]
+    # Beside the files of a saved data set `datasets` keeps what it made of them.
+    tables = [found for suffix in TABLES for found in sorted(path.rglob(f"*.{suffix}")) if not found.name.startswith("cache-")]
     # A saved data set has JSON files of its own, and the hub's JSON lacks the images: such files count where there is no table.
     there = tables or sorted(path.rglob("*.json"))
     for names in splits:
-        chosen = [file for file in there if any(_names(file.relative_to(path), name) for name in names)]
-        if chosen:
+        by_name = [[file for file in there if _names(file.relative_to(path), name)] for name in names]
+        if chosen := sorted({file for files_of_name in by_name for file in files_of_name}, key=there.index):
+            for files_of_name in by_name:
+                _check_one(path, files_of_name)
             return chosen
     if len(there) == 1 and not any(_names(there[0].relative_to(path), name) for name in SPLITS):
         return there
     listed = ", ".join(str(file.relative_to(path)) for file in there[:8]) or "no Parquet, Arrow, TSV, JSONL or JSON file"
     wanted = " or ".join("/".join(names) for names in splits)
     raise SourceError(f"{path}: nothing of the split {wanted}; it has {listed}; set source.path to the file, or source.split")
+
+
+def _check_one(path: Path, files: Sequence[Path]) -> None:
+    """Raise SourceError for files that are no parts of one data set: of several folders, or several tables of a benchmark each."""
+    tables = [file for file in files if file.suffix == ".tsv"]
+    apart = tables if len(tables) > 1 else sorted({file.parent for file in files})
+    if len(apart) > 1:
+        listed = ", ".join(str(one.relative_to(path)) for one in apart[:4])
+        raise SourceError(f"{path}: holds several data sets ({listed}); set source.path to one of them")
 
 
 def _names(path: Path, split: str) -> bool:

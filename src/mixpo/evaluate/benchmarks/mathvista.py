@@ -183,7 +183,8 @@ BENCHMARK = Benchmark(
     row=row,
     measures=(ACCURACY,),
     breakdown=breakdown,
-    splits=(("testmini",), ("MINI",)),
+    splits=(("testmini",),),
+    files=("MathVista_MINI.tsv",),
     checks={"robust": check_robust, "paper": check_paper, "judge": check_paper},
     extraction=Extraction(prompt=PROMPT, quick=quick, read=read),
 )
