@@ -106,6 +106,15 @@ def test_a_gold_that_is_the_text_of_an_option(tmp_path: Path) -> None:
     assert outcomes("mathvision", found, ["15"], "robust") == outcomes("mathvision", found, ["(B)"], "paper") == "c"
 
 
+def test_a_gold_that_is_no_option_is_compared_by_value(tmp_path: Path) -> None:
+    """The released rule counts every answer to such a question as wrong."""
+    row = {"id": "1", "question": "Which?", "decoded_image": {"bytes": png(), "path": None}, "level": 1, "subject": "a"}
+    parquet(tmp_path / "testmini.parquet", [{**row, "options": ["$\\frac{1}{2}$", "$2$"], "answer": "0.5"}])
+    asked = questions("mathvision", tmp_path) * 3
+    assert outcomes("mathvision", asked, ["1/2", "$\\frac{1}{2}$", "2"], "robust") == "ccw"
+    assert outcomes("mathvision", asked, ["1/2", "(A)", "2"], "paper") == "www"
+
+
 def test_values_that_the_released_tolerances_judge_differently(tmp_path: Path) -> None:
     """VLMEvalKit allows 1e-6, MATH-V two decimals; ours is by value: a rounded one is not the value."""
     row = {"id": "1", "question": "How much?", "decoded_image": {"bytes": png(), "path": None}, "level": 1, "subject": "a", "options": []}

@@ -97,8 +97,8 @@ def quick(text: str, question: Question, facts: Fields) -> str | None:
 
 
 def check_robust(said: str, question: Question, facts: Fields, options: Options) -> Judgement:
-    """mixpo's own comparison: options by letter or text, other answers by value."""
-    if question.choices:
+    """mixpo's own comparison: options by letter or text, other answers by value, also where the answer is none of the options."""
+    if question.answer in letters(len(question.choices)):
         return option_robust(said, question, options)
     return judge(said, question.answer or "", "auto", options)
 
