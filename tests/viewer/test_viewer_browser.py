@@ -15,6 +15,7 @@ import viewer_run
 from browsing import CHROMIUM, TOFU, Server, click, press, problems
 
 from mixpo.marks import MARKS
+from mixpo.viewer.text import MAX_FORMULA
 
 api = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
@@ -280,6 +281,23 @@ def test_a_hostile_formula_is_inert(page: api.Page, server: Server, tex: str) ->
     )
     assert found == [0, 0]
     assert page.evaluate("window.hacked") is None
+
+
+@pytest.mark.parametrize("head", [r"\frac{1}{", r"\sqrt{", "x_{", r"\overset{a}{"])
+def test_a_formula_that_would_crash_the_tab_stays_as_it_was_written(page: api.Page, server: Server, head: str) -> None:
+    """A model that goes in circles writes fractions in fractions; a browser's layout of hundreds of them ends its process."""
+    page.goto(f"{server.home}/pairs")
+    script = """tex => {
+      const part = document.createElement('span');
+      part.dataset.tex = part.textContent = tex;
+      document.querySelector('main').append(part);
+      setFormula(part);
+      return [part.classList.contains('set'), part.getBoundingClientRect().height > 0];
+    }"""
+    deep = head * 150 + "x" + "}" * 150
+    assert len(deep) <= MAX_FORMULA
+    assert page.evaluate(script, head * 30 + "x" + "}" * 30) == [True, True]
+    assert page.evaluate(script, deep) == [False, True]
 
 
 def test_questions(page: api.Page, server: Server) -> None:

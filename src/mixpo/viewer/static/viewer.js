@@ -8,6 +8,12 @@ const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 // KaTeX builds elements (no HTML from text), trusts no command that could link or load, and gives up on runaway macros.
 
 const source = new Map();
+const DEEPEST = 300; // Elements inside each other; layout recurses, and from some 900 on a browser's tab crashes.
+function isDeep(root) {
+  let depth = 0;
+  for (let level = [root]; level.length && depth <= DEEPEST; depth += 1) level = level.flatMap((element) => [...element.children]);
+  return depth > DEEPEST;
+}
 function setFormula(part) {
   const room = document.createElement("span");
   try {
@@ -15,6 +21,7 @@ function setFormula(part) {
   } catch {
     return; // What KaTeX cannot read stays as it was written.
   }
+  if (isDeep(room)) return; // So does a fraction in a fraction in a fraction ..., which degenerate models write.
   source.set(part, part.textContent);
   part.replaceChildren(...room.childNodes);
   part.classList.add("set");
