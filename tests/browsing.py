@@ -93,9 +93,18 @@ TOFU = """() => {
 """Whether Chinese letters are drawn as the same empty box."""
 
 
+HEADINGS = """() => {
+  const levels = [...document.querySelectorAll('h1, h2, h3, h4, h5, h6')].filter(e => e.offsetParent).map(e => Number(e.tagName[1]));
+  const skips = levels.some((level, place) => level > (place ? levels[place - 1] : 0) + 1);
+  return skips || levels.filter(level => level === 1).length !== 1 ? [levels.join(' ')] : [];
+}"""
+"""The levels of a page's headings, where one is left out or there is not one title."""
+
+
 def problems(page: Page) -> list[str]:
-    """What is wrong with how a page is shown: wider than the window, text too pale (WCAG AA), things without a name."""
-    found = [f"too pale: {text}" for text in page.evaluate(CONTRAST)] + [f"no name: {text}" for text in page.evaluate(NAMELESS)]
+    """What is wrong with how a page is shown: wider than the window, text too pale (WCAG AA), things without a name, headings left out."""
+    checks = {"too pale": CONTRAST, "no name": NAMELESS, "headings": HEADINGS}
+    found = [f"{what}: {text}" for what, check in checks.items() for text in page.evaluate(check)]
     size = page.viewport_size
     assert size is not None
     width = page.evaluate("document.documentElement.scrollWidth")

@@ -11,6 +11,7 @@ import small_run
 from small_run import kinds, open_small, plan_of, said, unfinished
 
 from mixpo.pipeline import Sources, build_plan, run_recipe, run_stage
+from mixpo.run import changed_settings
 from mixpo.stages.source import refresh
 
 AFTER_SAMPLE = {"continue", "verify", "pair", "reference", "train", "answer", "evaluate", "report"}
@@ -173,3 +174,18 @@ def test_sources_have_prompts_and_rules_of_their_own(finished_run: Path) -> None
     rules = unfinished(plan_of(open_small(recipe, run, 'verify.rules={"quest*"="relaxed"}')))
     assert {"verify", "pair"} <= kinds(rules)
     assert not {"sample", "continue"} & kinds(rules)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (1.0, 0.5, "key: 1.0 -> 0.5"),
+        (None, {"model": "j"}, "key: None -> {'model': 'j'}"),
+        ("Answer:\n\n{question}", "{question}", "key: Answer: {question} -> {question}"),
+        ("one\ntwo", "one two", r"key: 'one\ntwo' -> 'one two'"),  # nothing but white space differs
+        ("x" * 500 + "A", "x" * 500 + "B", f"key: …{'x' * 40}A -> …{'x' * 40}B"),  # where they begin to differ
+        ("y" * 500, "z", f"key: {'y' * 159}… -> z"),
+    ],
+)
+def test_a_changed_setting_is_told_on_one_line(old: object, new: object, told: str) -> None:
+    assert changed_settings({"key": old, "same": 1}, {"key": new, "same": 1}) == [told]

@@ -18,6 +18,8 @@ from mixpo.types import ImageRef, Outcome, Question, Response, Verdict, content_
 
 ATTACK = '<script>window.hacked = 1</script><img src=x onerror="window.hacked = 1">[link](javascript:window.hacked=1)'
 FORMULA = "So \\(x^2 + y^2 = z^2\\) and $$\\frac{1}{2} + \\frac{1}{3} = \\frac{5}{6}$$ which costs $5 and $6."
+WIDE = r"$\begin{pmatrix}" + "&".join(f"x_{{{n}}}" for n in range(40)) + r"\end{pmatrix}$"
+"""A formula that no line can be broken in."""
 CHINESE = "图中有三个红色的方块，所以答案是三。"
 
 
@@ -96,6 +98,7 @@ def _question(number: int, pictures: Sequence[ImageRef]) -> Question:
         3: "<image>\nSolve $\\int_0^1 x^2\\,dx + \\sqrt{\\frac{a}{b}}$ for the triangle.",
         4: "<image>\nWhich shape stands on the left?",
         5: "<image>\nDescribe the picture.",
+        9: f"<image>\nHow many shapes are red in puzzle 9? Let {WIDE} be.",
     }.get(number, f"<image>\nHow many shapes are red in puzzle {number}?")
     images = tuple(pictures[:2]) if number == 0 else (pictures[number % len(pictures)],)
     choices = ("a circle", "a square", "a triangle") if number == 4 else ()

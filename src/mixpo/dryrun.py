@@ -41,7 +41,7 @@ TOKEN_BYTES = 12
 class Estimate:
     """One stage. todo of total units would be made; basis: where tokens, seconds and bytes are from.
 
-    requests: prompts that an engine gets. seconds: on one device.
+    requests: prompts that an engine or a judge gets. seconds: on one device.
     """
 
     stage: str
@@ -167,6 +167,8 @@ def _estimate(context: Context, planned: Planned, rates: Rates, index: Index, sc
     if not todo:
         return replace(estimate, basis="")
     estimate = _ESTIMATES.get(job.kind, _instant)(context, estimate, rates, index, todo / max(1, sum(job.sizes)))
+    if judge := job.settings.get("judge"):
+        return replace(estimate, requests=todo, basis=f"asked of judge {judge['model']}")
     return _as_measured(context, planned, estimate, rates)
 
 

@@ -157,16 +157,27 @@ def rescore(context: Context, sources: Sources) -> Plan:
     """
     evaluate.ready(context.recipe, context.base)
     with context.run.lock():
-        _prepare(context, ())
         plan = build_plan(context, sources)
         kept = [planned for planned in plan.planned.values() if planned.job.kind == "evaluate" and not blocked_by(plan, planned)]
         if not kept:
-            raise RunError(f"{context.run.root}: there are no saved answers to score; run `mixpo evaluate` first")
+            raise RunError(f"{context.run.root}: {_why_nothing_to_score(plan)}")
+        # Only now: a setting that is refused must not stay in the run's recipe, which the next command takes up.
+        _prepare(context, ())
         for planned in kept:
             _perform(context, planned)
         plan.add(report_job(context, plan))
         _perform(context, plan.planned["report"])
     return plan
+
+
+def _why_nothing_to_score(plan: Plan) -> str:
+    answers = [planned for planned in plan.planned.values() if planned.job.kind == "answer" and planned.stage.manifest is not None]
+    reasons = dict.fromkeys(reason for planned in answers for reason in planned.work().reasons)
+    if not reasons:
+        return "there are no saved answers to score; run `mixpo evaluate` first"
+    return (
+        f"the saved answers were made in another way ({'; '.join(reasons)}); marking again cannot change that, `mixpo evaluate` asks anew"
+    )
 
 
 @contextmanager

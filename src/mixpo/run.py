@@ -34,6 +34,8 @@ Row = TypeVar("Row")
 
 FORMAT = 1
 """Version of the layout of a run directory."""
+CHANGE = 160
+"""Characters of a changed setting that are told; the manifest has all of it."""
 
 
 @dataclass(kw_only=True)
@@ -198,8 +200,24 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str
         if isinstance(before, dict) and isinstance(after, dict):
             changes += changed_settings(before, after, f"{prefix}{key}.")
         elif before != after:
-            changes.append(f"{prefix}{key}: {before} -> {after}")
+            changes.append(f"{prefix}{key}: {_change(before, after)}")
     return changes
+
+
+def _change(before: object, after: object) -> str:
+    """Both values on one line; of long ones the part where they begin to differ."""
+    left, right = (" ".join(str(value).split()) for value in (before, after))
+    if left == right:  # they differ in white space alone
+        left, right = repr(before), repr(after)
+    start = 0
+    if max(len(left), len(right)) > CHANGE:
+        same = next((place for place, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
+        start = max(0, same - CHANGE // 4)
+    return " -> ".join(("…" if start else "") + _cut(text[start:]) for text in (left, right))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= CHANGE else text[: CHANGE - 1] + "…"
 
 
 def versions() -> dict[str, str]:

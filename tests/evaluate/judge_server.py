@@ -76,6 +76,10 @@ class Handler(BaseHTTPRequestHandler):
         """Says nothing that can be read until FOLDER/awake is there."""
         self.chat("0.7" if (FOLDER / "awake").exists() else "I would say it is rather good.")
 
+    def mode_cut(self, number: int, body: dict[str, Any]) -> None:
+        """Comes to its mark, or to the middle of it, at the length limit."""
+        self.chat("The mark is 0." if "long" in body["messages"][-1]["content"] else "0.4, because", "length")
+
     def mode_warm(self, number: int, body: dict[str, Any]) -> None:
         self.chat("hm" if body["temperature"] < 1 else "0.4")
 
@@ -91,8 +95,8 @@ class Handler(BaseHTTPRequestHandler):
     def mode_down(self, number: int, body: dict[str, Any]) -> None:
         self.send({"error": {"message": "broken"}}, 500)
 
-    def chat(self, text: str) -> None:
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+    def chat(self, text: str, finish: str = "stop") -> None:
+        choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text}}
         self.send({"id": "x", "object": "chat.completion", "created": 1, "model": "judge-7b-2026-01-01", "choices": [choice]}, 200)
 
     def send(self, value: object, status: int) -> None:

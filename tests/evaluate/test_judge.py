@@ -165,6 +165,15 @@ def test_what_a_judge_thinks_aloud_is_no_mark(start: Start, tmp_path: Path) -> N
     assert len(asked(server)) == 5
 
 
+def test_half_a_number_at_the_length_limit_is_no_mark(start: Start, tmp_path: Path) -> None:
+    """ "0." may have been 0.9; what is whole before the limit counts."""
+    table, server = start("cut", attempts=2)
+    judge = Judge(table, tmp_path / "cache")
+    assert judge.ask(RUBRIC, FIELDS, RUBRIC.read).found == (0.4,)
+    assert judge.ask(RUBRIC, {**FIELDS, "answer": "a long one"}, RUBRIC.read).found is None
+    assert len(asked(server)) == 3
+
+
 def test_a_prompt_of_your_own(tmp_path: Path) -> None:
     table = JudgeTable(model="j", prompts="prompts")
     with pytest.raises(RecipeError, match="is not a folder"):

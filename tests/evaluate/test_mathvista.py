@@ -142,7 +142,7 @@ def test_other_formats_are_refused(tmp_path: Path) -> None:
     from mixpo.errors import SourceError
 
     jsonl(tmp_path / "test.jsonl", [{"a": 1}])
-    with pytest.raises(SourceError, match=r"nothing of the split testmini or MINI; it has test\.jsonl"):
+    with pytest.raises(SourceError, match=r"nothing of the split testmini; it has test\.jsonl"):
         questions("mathvista", tmp_path)
     (tmp_path / "x.xlsx").write_text("x")
     with pytest.raises(SourceError, match=r"not a format that is read here; known: \.parquet"):

@@ -71,6 +71,7 @@ def test_figures_by_hand(folder: Path) -> None:
     [
         ("no", "c", "c"), ("No, there is no bus.", "c", "c"), ("**No**", "c", "w"), ("NO", "c", "w"), ("no\nbecause I looked", "c", "w"),
         ("I cannot tell", "u", "w"), ("", "m", "w"), ("yes", "w", "w"), ("There is not a bus.", "c", "c"), ("Yes. No.", "u", "w"),
+        ("two of them", "u", "w"), ("7", "u", "w"),
     ],
 )  # fmt: skip
 def test_what_means_no(folder: Path, answer: str, robust: str, paper: str) -> None:
@@ -80,7 +81,7 @@ def test_what_means_no(folder: Path, answer: str, robust: str, paper: str) -> No
 
 
 def test_an_undecided_answer_is_no_yes(folder: Path) -> None:
-    found = figures("pope", questions("pope", folder)[:4], ["yes", "I cannot tell", "I cannot tell", "no"])
+    found = figures("pope", questions("pope", folder)[:4], ["yes", "I cannot tell", "I cannot tell", "a cup"])
     assert (value(found, "precision", "adversarial"), value(found, "recall", "adversarial")) == (100.0, 50.0)
     assert value(found, "yes ratio", "adversarial") == 25.0
 
@@ -184,21 +185,41 @@ def test_a_label_without_its_fields_says_where_it_stands(tmp_path: Path) -> None
         load("pope", tmp_path)
 
 
-@pytest.mark.parametrize(("name", "table"), [("pope", "POPE.tsv"), ("mmvet", "MMVet.tsv"), ("llava_bench", "LLaVABench.tsv")])
-def test_the_table_among_those_of_other_benchmarks(tmp_path: Path, name: str, table: str) -> None:
-    """VLMEvalKit keeps all of them in one folder."""
-    row = {
-        "index": 1,
-        "image": b64(1),
-        "question": "Is there a dog?",
-        "answer": "Yes",
-        "category": "random",
-        "caption": "c",
-        "gpt4_ans": "g",
-    }
-    for file in (table, "MMBench.tsv", "MathVista_MINI.tsv"):
-        tsv(tmp_path / file, [row] if file == table else [{"index": 1}])
-    assert len(questions(name, tmp_path)) == 1
+TABLES = {
+    "pope": "POPE.tsv",
+    "mmvet": "MMVet.tsv",
+    "llava_bench": "LLaVABench.tsv",
+    "crpe": "CRPE_RELATION.tsv",
+    "mathvista": "MathVista_MINI.tsv",
+    "mathvision": "MathVision_MINI.tsv",
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_table_among_those_of_other_benchmarks(tmp_path: Path, name: str) -> None:
+    """VLMEvalKit keeps all of them in one folder, and rows of one can look like those of another."""
+    row = {"index": 1, "image": b64(1), "answer": "Yes", "category": "random", "caption": "c", "gpt4_ans": "g"}
+    for file in (*TABLES.values(), "MathVision.tsv", "MathVerse_MINI.tsv", "CRPE_EXIST.tsv", "MMBench.tsv"):
+        options = {"A": "No", "B": "Yes"} if "CRPE" in file else {}
+        tsv(tmp_path / file, [{**row, **options, "question": f"Is there a {file}?"}])
+    (found,) = questions(name, tmp_path)
+    assert f"Is there a {TABLES[name]}?" in found.text
+
+
+def test_several_data_sets_in_one_folder_are_not_mixed(tmp_path: Path) -> None:
+    for clone in ("POPE", "MMVet"):
+        parquet(tmp_path / clone / "data" / "test-0.parquet", rows("random"))
+    with pytest.raises(SourceError, match=r"holds several data sets \(MMVet/data, POPE/data\); set source\.path to one of them"):
+        load("pope", tmp_path)
+    assert len(questions("pope", tmp_path, "POPE")) == 4
+    for table in ("a_test.tsv", "b_test.tsv"):
+        tsv(tmp_path / "tables" / table, [{"index": 1}])
+    with pytest.raises(SourceError, match=r"several data sets \(a_test\.tsv, b_test\.tsv\)"):
+        load("pope", tmp_path, "tables")
+    # Each category of a saved data set has a folder of its own.
+    for name in CATEGORIES:
+        parquet(tmp_path / "saved" / name / "data-0.parquet", rows(name))
+    assert len(questions("pope", tmp_path, "saved")) == 12
 
 
 def test_a_clone_without_the_content_is_named(tmp_path: Path) -> None:

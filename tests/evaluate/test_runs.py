@@ -16,6 +16,7 @@ from small_run import said
 from mixpo.check import check
 from mixpo.cli import main
 from mixpo.compare import compare_evaluations
+from mixpo.dryrun import dry_run
 from mixpo.errors import EvaluateError, MixpoError, RecipeError, RunError, SourceError
 from mixpo.evaluate.benchmarks import BENCHMARKS
 from mixpo.pipeline import known_sources, open_context, open_run, rescore, run_stage
@@ -123,6 +124,9 @@ def test_pope_by_both_extractors_because_they_differ(run: Path) -> None:
     )  # fmt: skip
     page = (run / "run" / "report.html").read_text()
     assert "POPE (pope): its own figures" in page
+    # No second F1 beside them, by other rules for what is neither yes nor no.
+    assert "yes_no" not in found["models"]["start"]["direct"]  # type: ignore[index]
+    assert "Yes/no questions" not in page
     assert "paper" in page
 
 
@@ -162,6 +166,20 @@ def test_marking_again_gives_the_same_bytes(run: Path, tmp_path: Path, monkeypat
     assert digests(root) != before
 
 
+def test_settings_that_are_refused_do_not_stay(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], server: Path) -> None:
+    import shutil
+
+    root = Path(shutil.copytree(run / "run", tmp_path / "run", symlinks=True))
+    before = (root / "recipe.json").read_text()
+    assert main(["score", str(root), "--set", "evaluate.judge.prompts=nowhere"]) == 2
+    assert "is not a folder" in capsys.readouterr().err
+    assert main(["score", str(root), "--set", "evaluate.max_new_tokens=10"]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the saved answers were made in another way (decode.max_new_tokens: 400 -> 10); marking again cannot change that" in said
+    assert (root / "recipe.json").read_text() == before
+    assert main(["score", str(root)]) == 0
+
+
 def test_a_kill_between_answers_and_marks_loses_no_answer(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import shutil
 
@@ -172,6 +190,15 @@ def test_a_kill_between_answers_and_marks_loses_no_answer(run: Path, tmp_path: P
     monkeypatch.setattr("mixpo.stages.engine.create", lambda *_, **__: pytest.fail("something was sampled"))
     run_stage(opened(run / "recipe.toml", root), ("answer", "evaluate"))
     assert digests(root) == before
+
+
+def test_what_a_judge_will_be_asked_is_said_before(tmp_path: Path, tiny_folder: Path) -> None:
+    recipe = write(tmp_path, tiny_folder, JUDGE.format(port=9), VET)
+    rows = {row.stage: row for row in dry_run(opened(recipe, tmp_path / "run"))}
+    for mode in ("cot", "direct"):
+        assert rows[f"evaluate/vet/start/{mode}"].requests == 3
+        assert rows[f"evaluate/vet/start/{mode}"].basis == "asked of judge judge-7b"
+        assert rows[f"evaluate/pope/start/{mode}"].requests == 0  # by rules
 
 
 def test_equal_evaluations_are_compared_and_others_refused(run: Path, tmp_path: Path, tiny_folder: Path, server: Path) -> None:

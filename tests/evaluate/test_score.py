@@ -16,7 +16,10 @@ from mixpo.errors import EvaluateError
 from mixpo.evaluate import compare, score, score_samples, wilson, yes_no
 from mixpo.evaluate.closed_form import EXACT_LIMIT, difference_interval, mcnemar
 from mixpo.evaluate.degenerate import loops
+from mixpo.evaluate.yes_no import gold_of
 from mixpo.records import Prediction, read_rows, write_rows
+from mixpo.types import Question, Response
+from mixpo.verify import Verifier
 
 
 def prediction(question: str, outcome: str, **values: object) -> Prediction:
@@ -189,6 +192,25 @@ def test_yes_no_equals_sklearn() -> None:
     assert (result.precision, result.recall, result.f1) == pytest.approx((precision, recall, f1))
     assert result.yes_ratio == sum(guess) / 80
     assert result.n == 80
+
+
+def test_yes_no_by_the_word_and_not_by_the_whole_answer() -> None:
+    """Of what the verifier reads as yes, all counts as yes; what is wrong for another reason does not."""
+    said = ["Yes, there is a dog", "yes", "No, there is none", "7", "True", "是的", "maybe", "Yes and no"]
+    asked = [Question(id=f"q{n}", text="Is it?", images=(), answer=("no", "False", "否")[n % 3], kind="yes_no") for n in range(len(said))]
+    with Verifier() as verifier:
+        verdicts = [
+            verifier.verify_all(question, [Response(question=question.id, index=0, text=f"Final answer: {text}")])[0]
+            for question, text in zip(asked, said, strict=True)
+        ]
+    rows = [prediction(v.question, v.outcome, extracted=v.extracted) for v in verdicts]
+    gold = {question.id: gold_of(question) for question in asked}
+    result = yes_no([*rows, prediction("hit", "correct", extracted="Yes, it is")], {**gold, "hit": "yes"}, {q: q for q in [*gold, "hit"]})  # type: ignore[dict-item]
+    # Four times a yes to what is not so, once a yes to what is.
+    assert (result.precision, result.recall) == (1 / 5, 1.0)
+    assert result.yes_ratio == 5 / 9
+    assert gold_of(replace(asked[0], answer="是")) == "yes"
+    assert gold_of(replace(asked[0], kind="text", answer="yes")) is None
 
 
 def test_the_interval_of_f1_is_drawn_by_image() -> None:

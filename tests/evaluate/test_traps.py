@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from bench_files import b64, fact, figures, jsonl, load, outcomes, parquet, png, predictions, questions, save_png, tsv, value
 
-from mixpo.evaluate.benchmarks import BENCHMARKS, prompt_of
+from mixpo.evaluate.benchmarks import BENCHMARKS, facts_of, prompt_of
 from mixpo.evaluate.benchmarks.m3cot import read_official, read_paper
 from mixpo.evaluate.benchmarks.mathvision import infer_letter
 from mixpo.evaluate.benchmarks.mmvet import PROMPT as VET_PROMPT
@@ -104,6 +104,15 @@ def test_a_gold_that_is_the_text_of_an_option(tmp_path: Path) -> None:
     found = questions("mathvision", tmp_path)
     assert found[0].answer == "B"
     assert outcomes("mathvision", found, ["15"], "robust") == outcomes("mathvision", found, ["(B)"], "paper") == "c"
+
+
+def test_a_gold_that_is_no_option_is_compared_by_value(tmp_path: Path) -> None:
+    """The released rule counts every answer to such a question as wrong."""
+    row = {"id": "1", "question": "Which?", "decoded_image": {"bytes": png(), "path": None}, "level": 1, "subject": "a"}
+    parquet(tmp_path / "testmini.parquet", [{**row, "options": ["$\\frac{1}{2}$", "$2$"], "answer": "0.5"}])
+    asked = questions("mathvision", tmp_path) * 3
+    assert outcomes("mathvision", asked, ["1/2", "$\\frac{1}{2}$", "2"], "robust") == "ccw"
+    assert outcomes("mathvision", asked, ["1/2", "(A)", "2"], "paper") == "www"
 
 
 def test_values_that_the_released_tolerances_judge_differently(tmp_path: Path) -> None:
@@ -280,3 +289,92 @@ def test_parts_of_a_reference_are_set_apart(tmp_path: Path) -> None:
             for n, answer in enumerate(("-1<AND>-5", "a <OR> b", "plain"))}  # fmt: skip
     (tmp_path / "mm-vet.json").write_text(json.dumps(rows))
     assert [question.answer for question in questions("mmvet", tmp_path)] == ["-1 <AND> -5", "a <OR> b", "plain"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("What is it? <image1> Tell.", "What is it? Tell."),
+        ("What is it?\n<image1>\nTell.", "What is it?\nTell."),
+        ("<image1> What is it?<image2>", "What is it?"),
+        ("See<image1><image2>here", "See here"),
+        ("See <image1>\nhere", "See\nhere"),
+    ],
+)
+def test_marks_of_images_go_and_lines_stay(tmp_path: Path, text: str, shown: str) -> None:
+    """MathVision's text says where its one picture belongs; "Choices:" keeps a line of its own."""
+    row = {"id": "1", "decoded_image": {"bytes": png(), "path": None}, "answer": "A", "level": 1, "subject": "a", "options": ["x", "y"]}
+    table = f"Hint: h.\nQuestion: {text}\nChoices:\n(A) x\n(B) y"
+    parquet(tmp_path / "testmini.parquet", [{**row, "question": text}, {**row, "id": "2", "question": table}])
+    plain, ready = questions("mathvision", tmp_path)
+    assert plain.text == f"<image>\n{shown}\n(A) x\n(B) y"
+    assert ready.text == plain.text
+    assert fact(ready, "direct") == f"Hint: h.\nQuestion: {shown}\nChoices:\n(A) x\n(B) y"
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("mathvista", {"question": "Hint: h.\nQuestion: Which?", "answer": "bee", "question_type": "multi_choice", "answer_type": "text"}),
+        ("mathvision", {"question": "Hint: h.\nQuestion: Which?", "answer": "B"}),
+        ("m3cot", {"question": "Which?", "answer": "B"}),
+        ("crpe", {"question": "Which?", "answer": "B", "category": "object"}),
+    ],
+)
+def test_options_in_columns_of_their_own(tmp_path: Path, name: str, row: dict[str, str]) -> None:
+    """As in most tables of VLMEvalKit: A, B, C, ..., empty where a row has fewer. The model sees them, and the answer is among them."""
+    options = dict(zip("ABCDEF", ANIMALS, strict=True))
+    lone = {letter: animal if letter < "C" else "" for letter, animal in options.items()}
+    path = tsv(tmp_path / "t.tsv", [{"index": 1, "image": b64(1), **row, **options}, {"index": 2, "image": b64(2), **row, **lone}])
+    six, two = questions(name, tmp_path, path)
+    assert (six.choices, two.choices) == (tuple(ANIMALS), ("ant", "bee"))
+    assert (six.answer, six.kind) == ("B", "choice")
+    for question, last in ((six, "F. fox"), (two, "B. bee")):
+        for shown in (question.text, str(facts_of(question).get("direct", last))):
+            assert shown.endswith(last)
+            assert shown.count("A. ant") == shown.count(last) or shown == last
+    assert outcomes(name, [six, two], ["B", "bee"]) == "cc"
+    gap = {**options, "C": ""}
+    (bad,) = load(name, tmp_path, tsv(tmp_path / "gap.tsv", [{"index": 1, "image": b64(1), **row, **gap}]))
+    assert bad.reason == "option C is empty before others that are not"  # type: ignore[union-attr]
+
+
+def test_a_folder_with_nothing_but_the_official_json(tmp_path: Path) -> None:
+    row = {"question": "How many?", "image": "images/1.jpg", "choices": None, "answer": "3", "question_type": "free_form",
+           "answer_type": "integer", "query": "Q", "metadata": {"task": "t", "skills": []}}  # fmt: skip
+    save_png(tmp_path / "images" / "1.jpg")
+    (tmp_path / "annot_testmini.json").write_text(json.dumps({"1": row}))
+    (tmp_path / "source.json").write_text("{}")
+    assert [fact(question, "id") for question in questions("mathvista", tmp_path)] == ["1"]
+    # Beside tables it does not count: the hub's JSON names images that nobody has unpacked.
+    parquet(
+        tmp_path / "data" / "testmini-0.parquet", [{**row, "pid": "2", "metadata": None, "decoded_image": {"bytes": png(), "path": None}}]
+    )
+    assert [fact(question, "id") for question in questions("mathvista", tmp_path)] == ["2"]
+
+
+def test_missing_values_as_numbers_do(tmp_path: Path) -> None:
+    """JSON from pandas writes NaN for them."""
+    save_png(tmp_path / "1.jpg")
+    jsonl(tmp_path / "testmini.jsonl", [{"id": 4, "question": "How many?", "image": "1.jpg", "options": float("nan"), "answer": 3,
+                                         "level": 1.0, "subject": float("nan")}])  # fmt: skip
+    (question,) = questions("mathvision", tmp_path)
+    assert (question.answer, question.choices, fact(question, "subject"), fact(question, "id")) == ("3", (), "", "4")
+
+
+def test_a_list_among_other_numbers(tmp_path: Path) -> None:
+    row = {"pid": "1", "query": "Q", "choices": None, "answer": "[1, 2]", "question_type": "free_form", "answer_type": "list",
+           "decoded_image": {"bytes": png(), "path": None}, "metadata": {"task": "t", "skills": []}}  # fmt: skip
+    parquet(tmp_path / "testmini.parquet", [row])
+    (asked,) = questions("mathvista", tmp_path)
+    said = {"The 2 values are [1, 2].": "c", "from [3] to [1, 2]": "c", "1 and 2": "c", "[2, 1]": "w", "The 2 are 1 and 2": "w", "[]": "w"}
+    assert outcomes("mathvista", [asked] * len(said), list(said)) == "".join(said.values())
+
+
+def test_an_options_number_that_a_table_made_a_decimal(tmp_path: Path) -> None:
+    jsonl(
+        tmp_path / "test.jsonl", [{"question": "Which?", "choices": ANIMALS, "answer": number, "image": None} for number in (0.0, 2.0, 2.5)]
+    )
+    first, third, bad = load("m3cot", tmp_path)
+    assert (first.answer, third.answer) == ("A", "C")  # type: ignore[union-attr]
+    assert "none of the 6 options" in bad.reason  # type: ignore[union-attr]

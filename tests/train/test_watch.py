@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import small_run
+import viewer_run
 from small_run import open_small, said
 
 from mixpo.engines import Request, SamplingParams, create
@@ -17,6 +19,7 @@ from mixpo.recipe import ModelTable, load
 from mixpo.stages import train as train_stage
 from mixpo.stages.base import Context
 from mixpo.stages.report import load_report
+from mixpo.train.guards import warn_too_easy
 from mixpo.train.metrics import StepMetrics
 from mixpo.train.watch import Watched
 from mixpo.types import Question
@@ -115,3 +118,21 @@ def test_rows_of_before_are_still_read() -> None:
     """A metrics file of a training that was begun without a watch."""
     fields = [field.name for field in dataclasses.fields(StepMetrics) if field.default is dataclasses.MISSING]
     assert StepMetrics(**json.loads(json.dumps(dict.fromkeys(fields, 1)))).watch_cut is None
+
+
+def test_pairs_that_are_told_apart_at_once_are_said_once() -> None:
+    """Above 0.98, in the first 5 % of the steps: 2 to 10 of 200. In step 1 policy and reference are equal, so that it says nothing."""
+
+    def warned(*found: tuple[int, float]) -> list[str]:
+        said: list[str] = []
+        session = SimpleNamespace(
+            state=SimpleNamespace(warned=False), schedule=SimpleNamespace(total=200), progress=SimpleNamespace(say=said.append)
+        )
+        for number, accuracy in found:
+            warn_too_easy(session, dataclasses.replace(viewer_run.step(number, 0.1), accuracy=accuracy))  # type: ignore[arg-type]
+        return said
+
+    assert warned((1, 1.0), (2, 0.98), (11, 1.0), (200, 1.0)) == []
+    (line,) = warned((2, 0.99), (3, 1.0))
+    assert line.startswith("step 2: 99% of the pairs are told apart already")
+    assert len(warned((10, 1.0))) == 1

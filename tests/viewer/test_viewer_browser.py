@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 import viewer_run
 from browsing import CHROMIUM, TOFU, Server, click, press, problems
 
 from mixpo.marks import MARKS
+from mixpo.viewer.text import MAX_FORMULA
 
 api = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
@@ -49,7 +51,7 @@ def test_pairs_by_mouse_and_by_keys(page: api.Page, server: Server) -> None:
     click(page, page.get_by_role("link", name="Next ›"))
     page.locator(".walker b", has_text="3").wait_for()
     press(page, "u")
-    page.wait_for_url("**/pairs")
+    page.wait_for_url("**/pairs#row-*")
     press(page, "n")
     page.wait_for_url("**/pairs?after=*")
     assert page.locator(".pager b").first.inner_text() == "26–50"
@@ -66,6 +68,49 @@ def test_rows_are_chosen_by_keys(page: api.Page, server: Server) -> None:
     press(page, "Enter")
     page.wait_for_url("**/pairs/*")
     assert number(page) == "2"
+
+
+def test_back_in_a_list_the_keys_go_on_from_the_row_that_one_comes_from(page: api.Page, server: Server) -> None:
+    for address in ("/pairs", "/questions", "/audit", "/evaluation/held-out"):
+        page.goto(f"{server.home}{address}")
+        for _ in range(20):
+            page.keyboard.press("j")
+        press(page, "Enter")
+        press(page, "j")
+        press(page, "u")
+        rows = page.locator(".row, .row-link")
+        assert rows.evaluate_all("rows => rows.indexOf(document.activeElement)") == 20
+        assert page.evaluate("document.activeElement.getBoundingClientRect().bottom <= innerHeight")
+
+
+def test_another_search_can_be_written_while_one_goes_on(page: api.Page, server: Server) -> None:
+    """A search that is not done loads its page again and again; that must not take what is being typed."""
+    loads = []
+
+    def not_done(route: api.Route) -> None:
+        loads.append(route.request.url)
+        answer = route.fetch()
+        route.fulfill(response=answer, body=answer.text().replace("</main>", '<a href="" data-go-on>search on</a></main>'))
+
+    page.route("**/pairs?text=red", not_done)
+    page.goto(f"{server.home}/pairs?text=red")
+    page.wait_for_timeout(500)
+    assert len(loads) > 1
+    field = page.locator("[data-search]")
+    for _ in range(20):
+        with suppress(api.Error):  # the page may be on its way to itself
+            field.focus()
+            page.wait_for_timeout(150)
+            if field.evaluate("field => field === document.activeElement"):
+                break
+    page.keyboard.type("blue")
+    before = len(loads)
+    page.wait_for_timeout(900)
+    assert "blue" in field.input_value()
+    assert len(loads) == before
+    page.keyboard.press("Escape")
+    page.wait_for_timeout(1500)
+    assert len(loads) > before
 
 
 def test_filters(page: api.Page, server: Server) -> None:
@@ -238,6 +283,23 @@ def test_a_hostile_formula_is_inert(page: api.Page, server: Server, tex: str) ->
     assert page.evaluate("window.hacked") is None
 
 
+@pytest.mark.parametrize("head", [r"\frac{1}{", r"\sqrt{", "x_{", r"\overset{a}{"])
+def test_a_formula_that_would_crash_the_tab_stays_as_it_was_written(page: api.Page, server: Server, head: str) -> None:
+    """A model that goes in circles writes fractions in fractions; a browser's layout of hundreds of them ends its process."""
+    page.goto(f"{server.home}/pairs")
+    script = """tex => {
+      const part = document.createElement('span');
+      part.dataset.tex = part.textContent = tex;
+      document.querySelector('main').append(part);
+      setFormula(part);
+      return [part.classList.contains('set'), part.getBoundingClientRect().height > 0];
+    }"""
+    deep = head * 150 + "x" + "}" * 150
+    assert len(deep) <= MAX_FORMULA
+    assert page.evaluate(script, head * 30 + "x" + "}" * 30) == [True, True]
+    assert page.evaluate(script, deep) == [False, True]
+
+
 def test_questions(page: api.Page, server: Server) -> None:
     page.goto(f"{server.home}/questions")
     assert page.get_by_role("img", name="Right answers by domain").is_visible()
@@ -317,10 +379,12 @@ def test_nothing_is_wider_than_the_window_and_text_can_be_read(browser: api.Brow
     page = context.new_page()
     page.goto(f"{server.home}/questions?text=int_0")
     formulas = page.locator(".row").first.get_attribute("href")
+    page.goto(f"{server.home}/questions?text=puzzle+9")
+    wide = page.locator(".row").first.get_attribute("href")
     page.goto(f"{server.home}/pairs")
     several = page.locator(".row").first.get_attribute("href")
     found = {}
-    for path in (*PAGES, formulas, several):
+    for path in (*PAGES, formulas, wide, several):
         page.goto(f"{server.home}{path}")
         found[path] = problems(page)
     assert {path: wrong for path, wrong in found.items() if wrong} == {}

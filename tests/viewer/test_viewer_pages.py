@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from mixpo.marks import read_marks
 from mixpo.pipeline import open_run
-from mixpo.records import Drop, Paired, Sampled
+from mixpo.records import Drop, OtherReading, Paired, Prediction, Sampled
 from mixpo.run import Run
 from mixpo.types import Pair, Question, content_id
 from mixpo.viewer.app import create_app
@@ -160,6 +160,36 @@ def test_models_side_by_side(client: TestClient) -> None:
     assert "53.3" in body(client, "/evaluation")
 
 
+def test_what_a_judge_said_and_what_others_read_stands_beside_the_answer(own: Path, own_client: TestClient) -> None:
+    run, name = Run(own), "evaluate/held-out/mpo/cot"
+    rows = list(run.stage(name).read_all(Prediction))
+    reply = f"It is right. {viewer_run.ATTACK}\nRating: 5"
+    others = (OtherReading(extractor="paper", outcome="wrong"), OtherReading(extractor="official", outcome="correct"))
+    rows[0] = dataclasses.replace(rows[0], outcome="correct", reply=reply, judge="judge-7b #0a1b2c3d")
+    rows[1] = dataclasses.replace(rows[1], outcome="correct", others=others)
+    shutil.rmtree(own / name)
+    viewer_run.stage(run, name, Prediction, rows, {"answers": len(rows)})
+    text = body(own_client, f"/evaluation/held-out/{rows[0].question}")
+    assert "What judge judge-7b #0a1b2c3d said" in text
+    assert "Rating: 5" in text
+    assert "<script>window" not in text
+    assert "read by" not in text
+    text = body(own_client, f"/evaluation/held-out/{rows[1].question}")
+    assert "read by “paper”: wrong" in text
+    assert "official" not in text
+    assert "What judge" not in text
+
+
+def test_of_a_benchmark_it_says_where_the_published_figures_are(client: TestClient, own: Path, own_client: TestClient) -> None:
+    run, name = Run(own), "evaluate/held-out/source"
+    rows = [dataclasses.replace(row, facts='{"benchmark": "pope", "categories": ["random"]}') for row in run.stage(name).read_all(Question)]
+    shutil.rmtree(own / name)
+    viewer_run.stage(run, name, Question, rows)
+    note = 'The figures of POPE itself stand in the <a href="/report">report</a>'
+    assert note in body(own_client, "/evaluation")
+    assert "itself" not in body(client, "/evaluation")
+
+
 def test_what_was_left_out(client: TestClient) -> None:
     text = body(client, "/left-out")
     assert "the same text as another answer to the question" in text
@@ -267,6 +297,17 @@ def test_a_shard_that_goes_while_the_page_is_open(own: Path, own_client: TestCli
     text = body(own_client, f"/pairs/{pair}", 500)
     assert "could not be shown" in text
     assert "run the same command again" in text
+
+
+def test_a_run_that_is_deleted_while_it_is_looked_at_says_so(own: Path, own_client: TestClient) -> None:
+    pair = re.search(r'href="(/pairs/\w+)"', own_client.get("/pairs").text)[1]  # type: ignore[index]
+    assert "is not there any more" not in own_client.get("/").text
+    shutil.rmtree(own)
+    for path in ("/", "/pairs", "/training", "/evaluation", pair, "/report"):
+        answer = own_client.get(path)
+        assert (answer.status_code == 200) == (path not in (pair, "/report"))
+        assert f"is not there any more: <code>{own}</code>" in answer.text
+    assert not own.exists()
 
 
 def test_no_mark_comes_from_reading(client: TestClient, made: Path) -> None:

@@ -6,19 +6,23 @@ import io
 import json
 import shutil
 import socket
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import viewer_run
 from browsing import Server
 from PIL import Image
 from starlette.testclient import TestClient
 
 from mixpo.errors import ImageError, MissingExtra, RunError
-from mixpo.images import reference
+from mixpo.images import open_image, reference, save_content
 from mixpo.marks import MARKS, read_marks
 from mixpo.pipeline import open_run
 from mixpo.progress import Silent
+from mixpo.recipe import ImageTable
 from mixpo.types import ImageRef, content_id
 from mixpo.viewer.guard import POLICY, reason_to_refuse
 from mixpo.viewer.images import Images
@@ -59,6 +63,10 @@ def test_loopback_names_are_answered(host: str) -> None:
         "10.0.0.1",
         "[::2]",
         "127.0.0.1@evil.example",
+        "127.0.0.1:8765, evil.example",
+        "127.0.0.1:8765@evil.example",
+        "127.0.0.1:8765/evil.example",
+        "127.0.0.1:",
         "[",
         "0.0.0.0",
     ],
@@ -166,6 +174,43 @@ def images(made: Path) -> Images:
     return Images(open_run(made))
 
 
+def test_one_image_is_decoded_once_however_often_it_is_asked_for_at_once(
+    images: Images, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list asks for all its pictures together; decoding a large one as often as it stands there would take all memory."""
+    decoded: list[str] = []
+
+    def slowly(ref: ImageRef, table: ImageTable) -> Image.Image:
+        decoded.append(ref.path)
+        time.sleep(0.05)
+        return open_image(ref, table)
+
+    monkeypatch.setattr("mixpo.viewer.images.open_image", slowly)
+    refs = [reference(made.parent / "pictures" / f"{number}.png") for number in range(2)]
+    with ThreadPoolExecutor(16) as threads:
+        found = list(threads.map(lambda ref: images.encoded(ref, "small"), refs * 8))
+    assert sorted(decoded) == [ref.path for ref in refs]
+    assert found[:2] * 8 == found
+
+
+def test_a_run_that_was_moved_finds_the_images_that_it_keeps(tmp_path: Path) -> None:
+    run = viewer_run.write(tmp_path / "before")
+    kept = save_content(Image.new("RGB", (9, 7), (1, 2, 3)), run / "images")
+    outside = reference(tmp_path / "before" / "pictures" / "0.png")
+    moved = shutil.move(run, tmp_path / "after")
+    shutil.rmtree(tmp_path / "before")
+    images = Images(open_run(moved))
+    assert Image.open(io.BytesIO(images.encoded(kept, "page")[0])).getpixel((0, 0)) == (1, 2, 3)
+    with pytest.raises(ImageError):
+        images.encoded(outside, "page")
+    # What is kept is still checked: another picture under the name, and a link that leads out.
+    own = next((moved / "images").rglob(f"{kept.digest}.*"))
+    own.unlink()
+    own.symlink_to(Image.new("RGB", (9, 9)).save(tmp_path / "secret.png") or tmp_path / "secret.png")
+    with pytest.raises(ImageError, match="outside the folders"):
+        Images(open_run(moved)).encoded(kept, "page")
+
+
 def test_images_outside_the_roots_are_not_shown(images: Images, made: Path, tmp_path: Path) -> None:
     Image.new("RGB", (9, 9)).save(tmp_path / "secret.png")
     with pytest.raises(ImageError, match="outside the folders"):
@@ -208,6 +253,20 @@ def test_the_roots_are_those_of_the_recipe(own: Path, source: dict[str, str], fo
     base = Path(json.loads((own / "command.json").read_text())["base"])
     expected = {(own / "images").resolve(), *([(base / folder).resolve()] if folder else [])}
     assert set(Images(open_run(own)).roots) == expected
+
+
+@pytest.mark.parametrize(
+    ("more", "folder"),
+    [({"path": "vet"}, "vet"), ({"path": "vet/mm-vet.json"}, "vet"), ({"path": "vet", "root": "coco"}, "coco")],
+)
+def test_the_images_of_a_benchmark_are_shown(own: Path, more: dict[str, str], folder: str) -> None:
+    """Those that it has as files of their own: they lie where it says."""
+    recipe, base = json.loads((own / "recipe.json").read_text()), Path(json.loads((own / "command.json").read_text())["base"])
+    (base / "vet").mkdir(exist_ok=True)
+    sets = [{"name": "vet", "source": {"kind": "benchmark", "name": "mmvet", **more}}]
+    evaluated = {**recipe["evaluate"], "sets": sets, "judge": {"model": "j", "url": "http://127.0.0.1:9/v1"}}
+    (own / "recipe.json").write_text(json.dumps({**recipe, "evaluate": evaluated}))
+    assert (base / folder).resolve() in Images(open_run(own)).roots
 
 
 # --- a running server, asked by hand ---------------------------------------------------------------------------------------------

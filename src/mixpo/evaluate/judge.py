@@ -222,8 +222,10 @@ def _load(path: Path) -> Kept | None:
 
 def _reply(completion: Any) -> str:
     """The text of a completion; "" where an endpoint sent something else, which then cannot be read as a mark."""
-    choices = getattr(completion, "choices", None) or [None]
-    return _spoken(_whole(getattr(getattr(choices[0], "message", None), "content", None) or ""))
+    choice = (getattr(completion, "choices", None) or [None])[0]
+    said = _spoken(_whole(getattr(getattr(choice, "message", None), "content", None) or ""))
+    # "0." that the length limit cut may have been 0.9.
+    return re.sub(r"[\d.]+\Z", "", said) if getattr(choice, "finish_reason", None) == "length" else said
 
 
 def _spoken(text: str) -> str:

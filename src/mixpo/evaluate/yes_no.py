@@ -9,6 +9,8 @@ from mixpo.errors import EvaluateError
 from mixpo.evaluate.resample import Term, interval
 from mixpo.evaluate.score import by_question
 from mixpo.records import Prediction
+from mixpo.types import Question
+from mixpo.verify.yes_no import read_yes_no
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +59,13 @@ def _retrieval(rows: Sequence[Prediction], gold: Mapping[str, str], units: Mappi
 
 
 def _says_yes(row: Prediction, gold: str) -> bool:
-    """Right about a yes, or wrong about a no by saying yes (and not something else)."""
+    """Right about a yes, or wrong about a no by saying yes ("Yes, there is a dog") and not something else ("7")."""
     if gold == "yes":
         return row.outcome == "correct"
-    return row.outcome == "wrong" and (row.extracted or "").strip(" .!*").lower() in {"yes", "true", "y", "是", "是的", "对"}
+    return row.outcome == "wrong" and read_yes_no(row.extracted or "") == {True}
+
+
+def gold_of(question: Question) -> str | None:
+    """What a yes/no question's answer says, "yes" or "no" ("True" and "是" are yes); None for other questions."""
+    said = read_yes_no(question.answer or "") if question.kind == "yes_no" else frozenset()
+    return ("yes" if True in said else "no") if len(said) == 1 else None

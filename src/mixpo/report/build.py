@@ -13,7 +13,7 @@ from typing import Any
 
 from mixpo.evaluate.resample import unit_of
 from mixpo.evaluate.score import Units, comparable, compare, score, score_samples
-from mixpo.evaluate.yes_no import yes_no
+from mixpo.evaluate.yes_no import gold_of, yes_no
 from mixpo.records import ANSWERED_BY, Prediction
 from mixpo.report.benchmarks import Side, alarms, benchmark_part
 from mixpo.report.data import ReportData
@@ -88,9 +88,9 @@ def _by_set(data: ReportData) -> dict[str, dict[str, dict[str, Sequence[Predicti
 
 
 def _set(models: Mapping[str, Modes], main: str, data: ReportData, units: Units) -> dict[str, Any]:
-    gold = {
-        q.id: q.answer.lower() for q in data.questions.values() if q.kind == "yes_no" and q.answer and q.answer.lower() in {"yes", "no"}
-    }
+    # A benchmark has figures of its own, by its own rules for what is no clear yes or no.
+    own = [question for question in data.questions.values() if not question.facts]
+    gold = {question.id: said for question in own if (said := gold_of(question)) is not None}
     return {
         "models": {name: {mode: _scores(mode, rows, gold, units) for mode, rows in modes.items()} for name, modes in models.items()},
         "comparisons": [

@@ -8,9 +8,10 @@ inline code.
 from __future__ import annotations
 
 import hmac
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from mixpo.errors import MixpoError
 
@@ -20,7 +21,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_LOOPBACK = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\])(?::\d{1,5})?", re.IGNORECASE)
+"""What Host may be, as a whole."""
 MAX_BODY = 4096
 """Bytes of a form; longer ones are refused."""
 
@@ -73,7 +75,7 @@ def guard(app: App) -> App:
 def reason_to_refuse(method: str, headers: dict[str, str]) -> str:
     """Why a request is refused, or ""."""
     host = headers.get("host", "")
-    if _name(host) not in LOOPBACK:
+    if not _LOOPBACK.fullmatch(host):
         return "this server answers to localhost only"
     if method in ("GET", "HEAD"):
         return ""
@@ -83,13 +85,6 @@ def reason_to_refuse(method: str, headers: dict[str, str]) -> str:
         return "forms are taken from these pages only"
     length = headers.get("content-length", "")
     return "" if length.isdigit() and int(length) <= MAX_BODY else "the form is too long"
-
-
-def _name(host: str) -> str | None:
-    try:
-        return urlsplit(f"//{host}").hostname
-    except ValueError:
-        return None
 
 
 def read_form(body: bytes, token: str) -> dict[str, str]:

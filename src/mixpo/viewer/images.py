@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
+from zlib import crc32
 
 from PIL import Image
 
 from mixpo.errors import ImageError
+from mixpo.evaluate.benchmarks.files import root_of
 from mixpo.images import open_image
 from mixpo.recipe import ImageTable
 from mixpo.stages.base import Context
@@ -22,6 +26,8 @@ from mixpo.types import ImageRef, Question
 
 SIZES = {"small": 96 * 96, "page": 900 * 900, "full": 16_000_000}
 """Pixels that an image is scaled down to, by the name of the size."""
+AT_ONCE = 3
+"""Images that are decoded together; each may take some gigabytes."""
 CRISP_SIDE = 320
 """Up to this side a picture is kept without loss."""
 
@@ -30,22 +36,32 @@ class Images:
     """The images that a run may show."""
 
     def __init__(self, context: Context) -> None:
+        self._own = context.run.images
         self.roots = tuple(dict.fromkeys(folder.resolve() for folder in _roots(context)))
         self._encoded = lru_cache(maxsize=64)(self._encode)
+        self._turns = [Lock() for _ in range(AT_ONCE)]
 
     def encoded(self, ref: ImageRef, size: str) -> tuple[bytes, str]:
         """(bytes, media type). Raises ImageError when it lies outside the roots, is missing, broken or changed."""
-        return self._encoded(ref, size)
+        # A list asks for all its pictures at the same time. Those of one image wait for each other, and then find it done.
+        with self._turns[crc32(ref.digest.encode()) % AT_ONCE]:
+            return self._encoded(ref, size)
 
     def _encode(self, ref: ImageRef, size: str) -> tuple[bytes, str]:
-        path = Path(ref.path)
-        if not self.allowed(path):
+        ref = self._here(ref)
+        if not self.allowed(Path(ref.path)):
             raise ImageError(f"{ref.path}: lies outside the folders that the recipe of this run names, so it is not shown")
         picture = open_image(ref, ImageTable(max_pixels=SIZES[size], max_side=100_000, min_side=1))
         kind = "png" if max(picture.size) <= CRISP_SIDE else "jpeg"
         buffer = io.BytesIO()
         picture.save(buffer, format=kind, quality=88)  # PNG knows no quality and ignores it
         return buffer.getvalue(), f"image/{kind}"
+
+    def _here(self, ref: ImageRef) -> ImageRef:
+        """The image where it lies now: those that a run keeps itself went with it when it was moved or copied."""
+        path = Path(ref.path)
+        own = self._own / ref.digest[:2] / path.name
+        return replace(ref, path=str(own)) if path.stem == ref.digest and own.is_file() else ref
 
     def sizes(self, question: Question) -> list[tuple[int, int] | str]:
         """Width and height of each image on a page, so that nothing moves when it comes; of one that cannot be shown, why."""
@@ -77,6 +93,8 @@ def _roots(context: Context) -> Iterator[Path]:
             folder = context.base / str(getattr(table, "path", "."))
             yield folder if folder.is_dir() else context.base
             yield from _cache_of_datasets()
+        elif table.kind == "benchmark":
+            yield root_of(table, context.base)
         elif table.kind == "easy_vqa":
             yield from _folder_of("easy_vqa")
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from mixpo.amounts import amount
 from mixpo.errors import MixpoError, RecordError
+from mixpo.evaluate.benchmarks import benchmark_of
 from mixpo.marks import Mark, read_marks
 from mixpo.progress import Progress
 from mixpo.report import sections
@@ -78,6 +79,7 @@ class Views:
             "rounds": self.index.layout.rounds(),
             "stale": self._once("stale", self._stale),
             "no_marks": self._marks()[1],
+            "gone": "" if self.run.root.is_dir() else str(self.run.root),
         }
 
     def _marks(self) -> tuple[Mapping[tuple[int, str, int], Mark], str]:
@@ -274,9 +276,16 @@ class Views:
         found = {name: self.evaluations.scores(name) for name in self.evaluations.sets()}
         return {
             "sets": [
-                (name, scores, sections.accuracy_chart(scores), len(self.evaluations.questions(name))) for name, scores in found.items()
+                (name, scores, sections.accuracy_chart(scores), len(self.evaluations.questions(name)), self._benchmark(name))
+                for name, scores in found.items()
             ]
         }
+
+    def _benchmark(self, name: str) -> str:
+        """The title of the benchmark that a set is, "" for other sets."""
+        first = next(iter(self.evaluations.questions(name).values()), None)
+        benchmark = benchmark_of(first) if first is not None else None
+        return benchmark.title if benchmark is not None else ""
 
     def evaluated(self, name: str, asked: Mapping[str, str]) -> Values:
         """The questions of a set with the verdict on every model."""

@@ -30,8 +30,7 @@ def read(source: BenchmarkSource, base: Path, images: Path) -> Iterator[Found | 
     """
     benchmark = BENCHMARKS[source.name]
     path = base / source.path
-    folder = path if path.is_dir() else path.parent
-    root = base / source.root if source.root else folder
+    root = files.root_of(source, base)
     if not root.is_dir():
         raise SourceError(f"source.root: {root} is not a folder")
     splits = ((source.split,),) if source.split else benchmark.splits
@@ -39,7 +38,7 @@ def read(source: BenchmarkSource, base: Path, images: Path) -> Iterator[Found | 
     answers = base / source.answers if source.answers else None
     pictures = Pictures(root, images)
     seen: Counter[str] = Counter()
-    for place in benchmark.joined(files.rows(found), folder, answers):
+    for place in benchmark.joined(files.rows(found), files.folder_of(path), answers):
         if isinstance(place, Skipped):
             yield place
             continue

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 from mixpo.errors import SourceError
 from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Marked, Measure
-from mixpo.evaluate.benchmarks.files import images_of, text_of
+from mixpo.evaluate.benchmarks.files import choices_of, images_of, text_of
 from mixpo.evaluate.benchmarks.measures import ACCURACY, measured
-from mixpo.evaluate.benchmarks.rules import letters, option_robust, same
+from mixpo.evaluate.benchmarks.rules import letters, option_robust, same, with_columns
 from mixpo.evaluate.resample import Term, unit_of
 from mixpo.sources.build import parse_options
 from mixpo.types import Question, content_id
@@ -26,12 +26,10 @@ RELATION = ("subject", "predicate", "object")
 def row(fields: Fields) -> Draft:
     """A row of the official JSONL, or of VLMEvalKit's table, whose answer may be a letter or the whole option line."""
     text = text_of(fields, "text", "question")
-    named = [(letter, str(fields[letter])) for letter in letters(8) if fields.get(letter)]
-    choices = parse_options(text) or tuple(choice for _, choice in named)
+    choices = parse_options(text) or choices_of(fields)
     if not choices:
         raise SourceError("shows no options")
-    if named and not parse_options(text):
-        text += "".join(f"\n{letter}. {choice}" for letter, choice in named)
+    text = with_columns(text, fields)
     answer = _letter(text_of(fields, "correct_option", "answer"), choices)
     stem = re.split(r"\n\s*\(?A\s*[.):]", text)[0]
     images = images_of(fields)

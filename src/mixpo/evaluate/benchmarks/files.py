@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from mixpo.errors import SourceError
 from mixpo.evaluate.benchmarks.base import Fields, Place
-from mixpo.recipe import did_you_mean
+from mixpo.recipe import BenchmarkSource, did_you_mean
 from mixpo.sources.jsonl import lines
 from mixpo.types import Skipped
 
@@ -24,7 +24,20 @@ ROWS_AT_ONCE = 16
 SHORTEST = 64
 """In a VLMEvalKit TSV a shorter `image` is the index of the row that holds the image."""
 POINTER = b"version https://git-lfs"
+OPTION_COLUMNS = "ABCDEFGH"
+"""Columns of a table with one option each."""
+TABLES = ("parquet", "arrow", "tsv", "jsonl")
 SPLITS = ("train", "validation", "val", "dev", "test", "testmini")
+
+
+def folder_of(path: Path) -> Path:
+    """The folder of a benchmark that is given as a folder or as a file in it."""
+    return path if path.is_dir() else path.parent
+
+
+def root_of(source: BenchmarkSource, base: Path) -> Path:
+    """The folder below which image files lie. base: what paths of the recipe are relative to."""
+    return base / source.root if source.root else folder_of(base / source.path)
 
 
 def find(path: Path, files: Sequence[str], splits: Sequence[Sequence[str]]) -> list[Path]:
@@ -40,16 +53,30 @@ def find(path: Path, files: Sequence[str], splits: Sequence[Sequence[str]]) -> l
     for name in files:
         if (path / name).is_file():
             return [path / name]
-    there = [found for suffix in ("parquet", "arrow", "tsv", "jsonl") for found in sorted(path.rglob(f"*.{suffix}"))]
+    # Beside the files of a saved data set `datasets` keeps what it made of them.
+    tables = [found for suffix in TABLES for found in sorted(path.rglob(f"*.{suffix}")) if not found.name.startswith("cache-")]
+    # A saved data set has JSON files of its own, and the hub's JSON lacks the images: such files count where there is no table.
+    there = tables or sorted(path.rglob("*.json"))
     for names in splits:
-        chosen = [file for file in there if any(_names(file.relative_to(path), name) for name in names)]
-        if chosen:
+        by_name = [[file for file in there if _names(file.relative_to(path), name)] for name in names]
+        if chosen := sorted({file for files_of_name in by_name for file in files_of_name}, key=there.index):
+            for files_of_name in by_name:
+                _check_one(path, files_of_name)
             return chosen
     if len(there) == 1 and not any(_names(there[0].relative_to(path), name) for name in SPLITS):
         return there
-    listed = ", ".join(str(file.relative_to(path)) for file in there[:8]) or "no Parquet, Arrow, TSV or JSONL file"
+    listed = ", ".join(str(file.relative_to(path)) for file in there[:8]) or "no Parquet, Arrow, TSV, JSONL or JSON file"
     wanted = " or ".join("/".join(names) for names in splits)
     raise SourceError(f"{path}: nothing of the split {wanted}; it has {listed}; set source.path to the file, or source.split")
+
+
+def _check_one(path: Path, files: Sequence[Path]) -> None:
+    """Raise SourceError for files that are no parts of one data set: of several folders, or several tables of a benchmark each."""
+    tables = [file for file in files if file.suffix == ".tsv"]
+    apart = tables if len(tables) > 1 else sorted({file.parent for file in files})
+    if len(apart) > 1:
+        listed = ", ".join(str(one.relative_to(path)) for one in apart[:4])
+        raise SourceError(f"{path}: holds several data sets ({listed}); set source.path to one of them")
 
 
 def _names(path: Path, split: str) -> bool:
@@ -182,8 +209,8 @@ def text_at(place: Place, *names: str) -> str:
 
 
 def list_of(value: object) -> list[Any]:
-    """A list, also where a table holds it as text ("['a', 'b']"); None and "" are none. Raises SourceError for other text."""
-    if value is None or value == "":
+    """A list, also where a table holds it as text ("['a', 'b']"); None, NaN and "" are none. Raises SourceError for other text."""
+    if value is None or value == "" or value != value:
         return []
     if isinstance(value, (list, tuple)):
         return list(value)
@@ -197,6 +224,21 @@ def list_of(value: object) -> list[Any]:
             raise SourceError(f"{value[:40]!r} is not a list")
         return list(parsed) if isinstance(parsed, (list, tuple)) else []
     raise SourceError(f"expected a list, found {type(value).__name__}")
+
+
+def choices_of(row: Fields, *names: str) -> tuple[str, ...]:
+    """The options of a row: the list in the first of some fields that has one, else the columns A, B, C, ... of a table.
+
+    Raises SourceError where a column is left out between others, because letters would shift.
+    """
+    for name in names:
+        if found := list_of(row.get(name)):
+            return tuple(str(choice) for choice in found)
+    columns = [text_of(row, letter, default="") for letter in OPTION_COLUMNS]
+    given = columns[: max((number for number, text in enumerate(columns, start=1) if text), default=0)]
+    if "" in given:
+        raise SourceError(f"option {OPTION_COLUMNS[given.index('')]} is empty before others that are not")
+    return tuple(given)
 
 
 def images_of(row: Fields, folder: str = "") -> list[object]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from mixpo.amounts import amount
 from mixpo.errors import SourceError
 from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Marked
-from mixpo.evaluate.benchmarks.files import images_of, list_of, text_of
+from mixpo.evaluate.benchmarks.files import choices_of, images_of, text_of
 from mixpo.evaluate.benchmarks.measures import ACCURACY, grouped, one
 from mixpo.evaluate.benchmarks.rules import lettered, letters, option_robust, same
 from mixpo.types import Question
@@ -21,7 +21,7 @@ from mixpo.verify.judgement import Judgement, Options
 
 def row(fields: Fields) -> Draft:
     """A row of the Parquet files, or of the ScienceQA form in which the gold is the number of the option."""
-    choices = tuple(str(choice) for choice in list_of(fields.get("choices")))
+    choices = choices_of(fields, "choices")
     if len(choices) < 2:
         raise SourceError(f"has {amount(len(choices), 'choice')}")
     context = text_of(fields, "context", "hint", default="")
@@ -40,9 +40,9 @@ def row(fields: Fields) -> Draft:
 
 
 def _letter(answer: object, count: int) -> str:
-    """A letter, or the number of the option from 0."""
+    """A letter, or the number of the option from 0 (2.0 in tables that had an empty place)."""
     known = letters(count)
-    text = str(answer).strip()
+    text = str(answer).strip().removesuffix(".0")
     if text.isdigit() and int(text) < count:
         return known[int(text)]
     if text.strip("().") in known:

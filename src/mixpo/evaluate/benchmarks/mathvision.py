@@ -12,9 +12,9 @@ from typing import Any
 
 from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Extraction, Fields, Figure, Marked
 from mixpo.evaluate.benchmarks.extraction import PROMPT, read
-from mixpo.evaluate.benchmarks.files import images_of, list_of, text_of
+from mixpo.evaluate.benchmarks.files import choices_of, images_of, text_of
 from mixpo.evaluate.benchmarks.measures import ACCURACY, grouped, one
-from mixpo.evaluate.benchmarks.rules import lettered, letters, option_robust, same
+from mixpo.evaluate.benchmarks.rules import lettered, letters, option_robust, same, with_columns
 from mixpo.types import Question
 from mixpo.verify.check import judge
 from mixpo.verify.judgement import Judgement, Options
@@ -24,7 +24,8 @@ HINTS = {
     False: "Hint: Please answer the question and provide the final answer at the end.",
 }
 """In front of a direct question, by whether it has options; VLMEvalKit's tables come with them."""
-_IMAGE_MARK = re.compile(r"\s*<image\d*>\s*")
+_IMAGE_MARKS = re.compile(r"^(?:[ \t]*<image\d*>)+[ \t]*\n|(?:[ \t]*<image\d*>)+[ \t]*(?=(\S)?)", re.MULTILINE)
+"""With the line where nothing else stands, else with the spaces around them; the group is what follows on the line."""
 LAST_WORDS = 4
 """A letter in front of these may be an article."""
 _PUNCTUATION = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
@@ -32,10 +33,11 @@ _PUNCTUATION = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 
 def row(fields: Fields) -> Draft:
     """A row of the Parquet files, of the official JSON, or of VLMEvalKit's table (hint, question and choices in one text)."""
-    choices = tuple(str(choice) for choice in list_of(fields.get("options", fields.get("choices"))))
-    text = _IMAGE_MARK.sub(" ", text_of(fields, "question")).strip()
+    choices = choices_of(fields, "options", "choices")
+    text = _IMAGE_MARKS.sub(lambda marks: " " if marks[1] else "", text_of(fields, "question")).strip()
     if "Question:" in text:
-        direct, asked = text, text.partition("Question:")[2].replace("Choices:\n", "").strip()
+        direct = with_columns(text, fields)
+        asked = with_columns(text.partition("Question:")[2].replace("Choices:\n", "").strip(), fields)
     else:
         body = lettered(choices, "({letter}) {text}")
         direct = "\n".join([HINTS[bool(choices)], f"Question: {text}", *(["Choices:", body] if choices else [])])
@@ -95,8 +97,8 @@ def quick(text: str, question: Question, facts: Fields) -> str | None:
 
 
 def check_robust(said: str, question: Question, facts: Fields, options: Options) -> Judgement:
-    """mixpo's own comparison: options by letter or text, other answers by value."""
-    if question.choices:
+    """mixpo's own comparison: options by letter or text, other answers by value, also where the answer is none of the options."""
+    if question.answer in letters(len(question.choices)):
         return option_robust(said, question, options)
     return judge(said, question.answer or "", "auto", options)
 
@@ -112,7 +114,8 @@ BENCHMARK = Benchmark(
     row=row,
     measures=(ACCURACY,),
     breakdown=breakdown,
-    splits=(("testmini",), ("MINI",)),
+    splits=(("testmini",),),
+    files=("MathVision_MINI.tsv",),
     checks={"robust": check_robust, "paper": check_paper, "judge": check_paper},
     extraction=Extraction(prompt=PROMPT, quick=quick, read=read),
 )

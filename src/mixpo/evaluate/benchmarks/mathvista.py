@@ -14,9 +14,9 @@ from mixpo.amounts import amount
 from mixpo.errors import SourceError
 from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Extraction, Fields, Figure, Marked
 from mixpo.evaluate.benchmarks.extraction import PROMPT, read
-from mixpo.evaluate.benchmarks.files import images_of, list_of, text_of
+from mixpo.evaluate.benchmarks.files import choices_of, images_of, list_of, text_of
 from mixpo.evaluate.benchmarks.measures import ACCURACY, grouped, one
-from mixpo.evaluate.benchmarks.rules import edit_distance, lettered, letters, option_robust, same
+from mixpo.evaluate.benchmarks.rules import edit_distance, lettered, letters, option_robust, same, with_columns
 from mixpo.types import AnswerKind, Question
 from mixpo.verify.judgement import Judgement, Options
 from mixpo.verify.number import check_number, read_numbers
@@ -41,7 +41,7 @@ _FORMS: dict[str, AnswerKind] = {"integer": "number", "float": "number", "list":
 def row(fields: Fields) -> Draft:
     """A row of the Parquet files, of the official JSON, or of VLMEvalKit's table."""
     known = {**(fields.get("metadata") or {}), **fields}
-    choices = tuple(str(choice) for choice in list_of(fields.get("choices")))
+    choices = choices_of(fields, "choices")
     answer = text_of(fields, "answer", default="") or text_of(fields, "answer_option", default="")
     if not answer:
         raise SourceError("no answer; the answers of the test split are not public, use testmini")
@@ -51,7 +51,7 @@ def row(fields: Fields) -> Draft:
     facts |= {"id": text_of(fields, "pid", "index", "key"), "skills": _skills(known.get("skills"))}
     facts |= {"precision": _precision(text_of(known, "precision", default="0")), "answer": answer}
     return Draft(
-        text=text_of(fields, "query", default="") or _query(fields, choices, is_choice, form, facts["precision"]),
+        text=_query(fields, choices, is_choice, form, facts["precision"]),
         images=images_of(fields),
         answer=_letter(answer, choices, fields) if is_choice else answer,
         kind="choice" if is_choice else _FORMS.get(form, "text"),
@@ -86,9 +86,9 @@ def _letter(answer: str, choices: Sequence[str], fields: Fields) -> str:
 
 
 def _query(fields: Fields, choices: Sequence[str], is_choice: bool, form: str, precision: int) -> str:
-    question = text_of(fields, "question")
-    if question.startswith("Hint:"):
-        return question
+    question = text_of(fields, "query", "question")
+    if question.startswith("Hint:") or text_of(fields, "query", default=""):
+        return with_columns(question, fields)
     unit = text_of(fields, "unit", default="")
     kind = "choice" if is_choice else f"float{2 if precision == 2 else 1}" if form == "float" else form
     asked = [HINTS.get(kind, HINTS["integer"]), f"Question: {question}" + (f" (Unit: {unit})" if unit else "")]
@@ -166,8 +166,9 @@ def _check_list(said: str, gold: str) -> Judgement:
 
 
 def read_list(text: str) -> list[float]:
-    """The numbers of a list such as [1, 2.5], repetitions kept."""
-    return [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", text)]
+    """The numbers of a list such as [1, 2.5], repetitions kept; of a text with brackets those within the last ones."""
+    bracketed = re.findall(r"\[([^\[\]]*\d[^\[\]]*)\]", text)
+    return [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", bracketed[-1] if bracketed else text)]
 
 
 def breakdown(rows: Sequence[Marked]) -> list[Figure]:
@@ -182,7 +183,8 @@ BENCHMARK = Benchmark(
     row=row,
     measures=(ACCURACY,),
     breakdown=breakdown,
-    splits=(("testmini",), ("MINI",)),
+    splits=(("testmini",),),
+    files=("MathVista_MINI.tsv",),
     checks={"robust": check_robust, "paper": check_paper, "judge": check_paper},
     extraction=Extraction(prompt=PROMPT, quick=quick, read=read),
 )

@@ -18,7 +18,7 @@ from mixpo.evaluate.benchmarks.rules import same
 from mixpo.evaluate.resample import Term, unit_of
 from mixpo.types import Question, Skipped
 from mixpo.verify.judgement import Judgement, Options
-from mixpo.verify.yes_no import check_yes_no
+from mixpo.verify.yes_no import check_yes_no, read_yes_no
 
 CATEGORIES = ("adversarial", "popular", "random")
 SUFFIX = "Answer the question using a single word or phrase."
@@ -90,7 +90,9 @@ def check_paper(said: str, question: Question, facts: Fields, options: Options) 
 
 
 def check_robust(said: str, question: Question, facts: Fields, options: Options) -> Judgement:
-    """Yes or no as words; an answer with both or neither is undecided, which is no yes."""
+    """Yes or no as words; an answer with both or neither ("two dogs") is undecided, which is no yes."""
+    if not read_yes_no(said):
+        return Judgement("undecided", "neither yes nor no")
     return check_yes_no(said, question.answer or "", options)
 
 

@@ -6,6 +6,9 @@ import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+from mixpo.evaluate.benchmarks.base import Fields
+from mixpo.evaluate.benchmarks.files import choices_of
+from mixpo.sources.build import parse_options, shows
 from mixpo.types import Question
 from mixpo.verify import extract
 from mixpo.verify.choice import check_choice
@@ -62,6 +65,12 @@ def letters(count: int) -> list[str]:
 def lettered(choices: Sequence[str], form: str = "{letter}. {text}") -> str:
     """One line for each option."""
     return "\n".join(form.format(letter=letter, text=text) for letter, text in zip(letters(len(choices)), choices, strict=True))
+
+
+def with_columns(text: str, fields: Fields) -> str:
+    """A ready question with the options of the columns A, B, C, ... below it, as VLMEvalKit puts them, unless it shows options."""
+    columns = choices_of(fields)
+    return text if not columns or parse_options(text) or shows(text, columns) else f"{text}\n{lettered(columns)}"
 
 
 def edit_distance(left: str, right: str) -> int:

@@ -8,6 +8,12 @@ const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 // KaTeX builds elements (no HTML from text), trusts no command that could link or load, and gives up on runaway macros.
 
 const source = new Map();
+const DEEPEST = 300; // Elements inside each other; layout recurses, and from some 900 on a browser's tab crashes.
+function isDeep(root) {
+  let depth = 0;
+  for (let level = [root]; level.length && depth <= DEEPEST; depth += 1) level = level.flatMap((element) => [...element.children]);
+  return depth > DEEPEST;
+}
 function setFormula(part) {
   const room = document.createElement("span");
   try {
@@ -15,6 +21,7 @@ function setFormula(part) {
   } catch {
     return; // What KaTeX cannot read stays as it was written.
   }
+  if (isDeep(room)) return; // So does a fraction in a fraction in a fraction ..., which degenerate models write.
   source.set(part, part.textContent);
   part.replaceChildren(...room.childNodes);
   part.classList.add("set");
@@ -28,10 +35,12 @@ function formulas(set) {
   }
 }
 const WRITTEN = "mixpo-formulas-as-written";
-formulas(localStorage.getItem(WRITTEN) !== "1");
+let memory = null; // A browser that keeps nothing for pages says so by an error.
+try { memory = localStorage; } catch { /* The choice holds for this page. */ }
+formulas(memory?.getItem(WRITTEN) !== "1");
 function toggleFormulas() {
   const written = source.size > 0;
-  localStorage.setItem(WRITTEN, written ? "1" : "0");
+  memory?.setItem(WRITTEN, written ? "1" : "0");
   formulas(!written);
 }
 
@@ -85,8 +94,12 @@ all(".filter").forEach((form) => form.addEventListener("submit", () => {
 }));
 window.addEventListener("pageshow", () => all(".filter :disabled").forEach((field) => { field.disabled = false; }));
 
-// A search that ran out of time before it had filled a page goes on by itself, and shows how far it is.
-if (one("[data-go-on]")) setTimeout(() => location.reload(), 100);
+// A search that ran out of time before it had filled a page goes on by itself, and shows how far it is; not while another one is written.
+function goOn() {
+  if (document.activeElement.matches("input, select")) setTimeout(goOn, 500);
+  else location.reload();
+}
+if (one("[data-go-on]")) setTimeout(goOn, 100);
 
 const keys = one("#keys"), keysButton = one("[data-action=keys]");
 keysButton.hidden = false;
@@ -99,6 +112,8 @@ function moveRow(by) {
   if (next) next.focus();
   return rows.length > 0;
 }
+// Back in a list, the keys go on from the row that one comes from.
+document.getElementById(location.hash.slice(1))?.closest(".row, .row-link")?.focus();
 const ACTIONS = {
   "?": () => keys.showModal(),
   "/": () => { const field = one("[data-search]"); if (field) { field.closest("details")?.setAttribute("open", ""); field.focus(); field.select(); } },
