@@ -21,6 +21,7 @@ from mixpo.verify.numerals import read_whole
 from mixpo.verify.plain import plain_characters
 from mixpo.verify.text import check_text, contains, normal_text
 from mixpo.verify.wrapping import unwrap
+from mixpo.verify.yes_no import check_yes_no
 
 LETTERS = "ABCDEFGHIJ"
 
@@ -34,8 +35,12 @@ _NAMED = re.compile(
 _NAMED_AFTER = re.compile(
     r"(?<![A-Za-z])\(?([B-HJ]|A(?=\)|\s+is\s+(?:the\s+)?(?:correct|right)))\)?\s*(?:is\s+(?:the\s+)?(?:correct|right)|选项|项|正确)"
 )
+_NEXT_OPTION = re.compile(r"(?<![A-Za-z.])([A-J])(?:[.:、]|(?<!\(.)\))(?=\s*[^\s)])")
+"""Another option of a list: "A. cat, B. dog"."""
+_BY_POSITION = re.compile(r"(?i)(?:the\s+)?(?:option|choice)\s*(?:no\.?|number|#)?\s*(\d{1,2})")
+_PERCENT_WORD = re.compile(r"(?i)\s+per\s?cent$")
 _BRACKETED = re.compile(r"[(\[]\s*([A-Ja-j])\s*[)\]]")
-_STANDALONE = re.compile(r"(?<![A-Za-z'.])(?:([B-HJ])(?![A-Za-z'])|([AI])(?=\s*[.,;:)\]]*\s*$|\s*(?:,|and|or|&)\s*[(\[]?[B-J]\b))")
+_STANDALONE = re.compile(r"(?<![A-Za-z'.])(?:([B-HJ])(?![A-Za-z'+#♯♭])|([AI])(?=\s*[.,;:)\]]*\s*$|\s*(?:,|and|or|&)\s*[(\[]?[B-J]\b))")
 _OVER_OPTIONS = re.compile(r"(?i)\b(?:all|both|none|neither)\b|以上|都")
 """Texts of options that are about other options: "all of the above", "both A and B"."""
 _WORD = re.compile(r"[^\W\d_]{3,}")
@@ -60,7 +65,7 @@ def check_choice(predicted: str, gold: str, options: Options) -> Judgement:
         return _compare_meaning(answer, alike, options) if texts else Judgement("undecided", "names no option letter")
     if named <= alike:
         return Judgement("correct", "same option")
-    if named & alike or (len(named) > 1 and any(_OVER_OPTIONS.search(texts[LETTERS.index(letter)]) for letter in wanted if texts)):
+    if named & alike or (len(named) > 1 and _is_over_options(wanted, texts)):
         return Judgement("undecided", "names several options")
     return Judgement("wrong", "another option")
 
@@ -101,7 +106,7 @@ def _leading(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
     bare = not match.group().strip("* \t")[1:].strip() or letter.islower()
     if bare and letter.upper() not in said:
         return frozenset()
-    return frozenset(letter.upper()) | said
+    return frozenset(letter.upper()) | said | frozenset(_NEXT_OPTION.findall(answer, match.end()))
 
 
 def _named(answer: str, _texts: tuple[str, ...]) -> frozenset[str]:
@@ -116,7 +121,9 @@ def _loose(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
     """Letters in brackets or alone, and option texts inside a phrase. Under a negation or as a bound every option stays possible."""
     found = {match.group(1).upper() for match in _BRACKETED.finditer(answer)}
     found |= {match.group(1) or match.group(2) for match in _STANDALONE.finditer(answer)}
-    found |= _contained(answer, texts)
+    # Inside a formula an option's text is only a part of it: √3 in √3/2.
+    held = _contained(answer, texts)
+    found |= held if not held or guess_kind(answer) != "formula" else frozenset()
     if found and (_NEGATION.search(rest := _without_texts(answer, texts)) or is_bound(f"{rest} 0")):
         return frozenset(LETTERS)
     return frozenset(found)
@@ -130,7 +137,14 @@ def _without_texts(answer: str, texts: tuple[str, ...]) -> str:
     return plain
 
 
-READINGS: tuple[Callable[[str, tuple[str, ...]], frozenset[str]], ...] = (_exact, _leading, _named, _loose)
+def _worked_out(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
+    """Exactly an option's text behind an equals sign: "\\sin 60° = √3/2"."""
+    if "=" not in answer or not texts:
+        return frozenset()
+    return _letters_of(answer.rpartition("=")[2].strip(), texts)
+
+
+READINGS: tuple[Callable[[str, tuple[str, ...]], frozenset[str]], ...] = (_exact, _worked_out, _leading, _named, _loose)
 
 
 class _Option(NamedTuple):
@@ -177,20 +191,38 @@ def _number(text: str) -> Number | None:
     if "=" in text:
         numbers = read_numbers(text)
         return numbers[0] if numbers and len(numbers) == 1 else None
-    value = read_whole(text)
-    return single_number(text) if value is None else Number(value=Decimal(value))
+    words = _PERCENT_WORD.sub("", text)
+    value = read_whole(words)
+    return single_number(text) if value is None else Number(value=Decimal(value), percent=words != text)
 
 
 def _compare_meaning(answer: str, wanted: frozenset[str], options: Options) -> Judgement:
     """An answer that names no option may still be the right one in another form: "y = 1 + 2x" for "y = 2x + 1"."""
-    right = [option.text for option in _options(options.choices) if option.letter in wanted]
-    kinds = {guess_kind(text) for text in (answer, *right)}
+    right = next(option.text for option in _options(options.choices) if option.letter in wanted)
+    kind, kinds = guess_kind(right), {guess_kind(answer), guess_kind(right)}
     if kinds == {"number"}:
-        return check_number(answer, right[0], options)
+        return check_number(answer, right, options)
     if kinds <= {"formula", "number"}:
-        return check_formula(answer, right[0], options)
-    hinted = _hints_at(answer, wanted, options.choices)
-    return Judgement("undecided", "speaks of the option") if hinted else Judgement("wrong", "names none of the options")
+        return check_formula(answer, right, options)
+    if kind == "yes_no":
+        return check_yes_no(answer, right, options)
+    position = _BY_POSITION.fullmatch(answer)
+    if position and LETTERS[int(position.group(1)) - 1 : int(position.group(1))] in wanted:
+        return Judgement("undecided", "an option by its place")
+    if _hints_at(answer, wanted, options.choices) or (_OVER_OPTIONS.search(answer) and _is_over_options(wanted, options.choices)):
+        return Judgement("undecided", "speaks of the option")
+    judgement = (check_number if kind == "number" else check_text)(answer, right, options)
+    return judgement if judgement.outcome == "undecided" else Judgement("wrong", "names none of the options")
+
+
+def _is_over_options(wanted: frozenset[str], texts: tuple[str, ...]) -> bool:
+    """Whether the right option is about others: "all of the above", or "Alice and Bob" beside "Alice" and "Bob"."""
+    options = _options(texts)
+    return any(
+        _OVER_OPTIONS.search(option.text) or sum(contains(option.plain, other.plain) for other in options if other is not option) > 1
+        for option in options
+        if option.letter in wanted
+    )
 
 
 def _hints_at(answer: str, wanted: frozenset[str], texts: tuple[str, ...]) -> bool:

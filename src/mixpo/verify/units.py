@@ -102,6 +102,21 @@ _TERM_PARTS = re.compile(rf"(?i)(?:degrees?\s+(?=celsius|fahrenheit))?(square|cu
 _PER = re.compile(r"\s*(?:/|\bper\b)\s*")
 
 
+_KINDRED = (
+    frozenset({"temperature in C", "temperature in K", "temperature in F"}),
+    frozenset({"time", "months"}),
+    frozenset({"energy", "energy in calories"}),
+    frozenset({"mass", "mass or money"}),
+    frozenset({"pounds", "mass or money"}),
+)
+"""Dimensions that measure the same, though not by one factor that everybody means."""
+
+
+def may_convert(left: Unit, right: Unit) -> bool:
+    """Whether two units of unequal dimensions may measure the same, so that other numbers may be one amount: 98.6 °F and 37 °C."""
+    return any({left.dimension, right.dimension} <= kindred for kindred in _KINDRED)
+
+
 def read_unit(text: str) -> Unit | None:
     """The unit that `text` names ("cm", "square meters", "km/h", "$"), or None."""
     sides = [_read_term(side) for side in _PER.split(text.strip())]
