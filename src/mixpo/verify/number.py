@@ -185,7 +185,7 @@ def equal(left: Number, right: Number, tolerance: float) -> bool | None:
             return True
         # "50%" for 50 leaves out the sign of a question about percent; "0.5%" for 0.5 may as well mean a half.
         if _close(rate, bare, tolerance):
-            return True if abs(bare.value) >= 1 else None
+            return True if abs(bare.value) >= 1 and not bare.unit else None
         return None if _is_rounded(part, bare) or _is_rounded(bare, part) else False
     if left.unit and right.unit and left.unit != right.unit:
         if left.unit.dimension != right.unit.dimension:
@@ -243,7 +243,7 @@ def _read_side(side: str) -> list[Number] | None:
     rest.append(side[position:])
     if _ALGEBRA.search("".join(rest)):
         return None
-    if rest == ["", "#", "-", "#", ""] and numbers[0].value > numbers[1].value:
+    if rest == ["", "#", "-", "#", ""] and numbers[0].value.compare(numbers[1].value) == 1:
         return None  # no range runs downwards: a difference
     numbers += [
         Number(value=Decimal(f"{match.group(1)}.{match.group(2)}"), whole=False) for match in _DECIMAL_COMMA.finditer(side)

@@ -17,7 +17,7 @@ _NUMBER_WORDS = {
 _ARTICLES = frozenset({"a", "an", "the"})
 _APOSTROPHES = re.compile("['’‘`´]")
 _DIGIT_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_PUNCTUATION = re.compile(r"\.(?!\d)|[^\w\s.:/,%$€£¥°+<>=≤≥^\-#∞]|_|(?<![^\W\d_])#|(?<!\d)[:/,]|[:/,](?!\d)|-(?!\d)|(?<=\w)-")
+_PUNCTUATION = re.compile(r"\.(?!\d)|[^\w\s.:/,%$€£¥°+<>=≤≥^\-#∞]|_|(?<![^\W\d_])#|(?<!\d)[:/,]|[:/,](?!\d)|-(?![\d∞])|(?<=\w)-")
 _INITIALS = re.compile(r"(?<!\w)(?:[^\W\d_]\.){2,}")
 _RELATION = re.compile(r" ?([<>=≤≥]) ?")
 # Kept are signs that carry meaning in short answers: -5, 3:45, 1/2, C++, C#, x>5, 50%, ∞.
