@@ -31,12 +31,15 @@ def check_words(predicted: str, gold: str, options: Options) -> Judgement:
     if single_number(predicted) and single_number(gold):
         return check_number(predicted, gold, options)
     judgement = check_text(predicted, gold, options)
-    if judgement.outcome != "wrong" or not (_DIGIT.search(predicted) or _DIGIT.search(gold)):
+    digits = [_DIGIT.search(text) is not None for text in (predicted, gold)]
+    if judgement.outcome != "wrong" or not any(digits):
         return judgement
     if same_amounts(predicted, gold, options.tolerance):
         return Judgement("correct", "the same amount")
-    # One side in words: "eleven" for 11.
-    return check_number(predicted, gold, options) if _is_number(predicted) and _is_number(gold) else judgement
+    # One side in words: "eleven" for 11, "一半" for 0.5.
+    numbers = 0 if all(digits) else _is_number(predicted) + _is_number(gold)
+    by_number = check_number(predicted, gold, options) if numbers else judgement
+    return by_number if numbers == 2 or by_number.outcome == "undecided" else judgement
 
 
 def _is_number(text: str) -> bool:

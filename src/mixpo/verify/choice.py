@@ -24,6 +24,8 @@ from mixpo.verify.wrapping import unwrap
 from mixpo.verify.yes_no import check_yes_no
 
 LETTERS = "ABCDEFGHIJ"
+STEM = 6
+"""Letters by which "increasing" is a form of "increase"."""
 
 _LONE = re.compile(r"[\s(\[{<*\"'.【（]*([A-Ja-j])[\s)\]}>*\"'.,:;、。】）]*")
 _SEVERAL = re.compile(r"[\s(\[*]*[A-J](?:(?:[\s(\[*)\].,;、&+/和与或]|(?i:and|or)\b)*[A-J]){1,9}[\s)\].*]*")
@@ -38,6 +40,7 @@ _NAMED_AFTER = re.compile(
 _NEXT_OPTION = re.compile(r"(?<![A-Za-z.])([A-J])(?:[.:、]|(?<!\(.)\))(?=\s*[^\s)])")
 """Another option of a list: "A. cat, B. dog"."""
 _BY_POSITION = re.compile(r"(?i)(?:the\s+)?(?:option|choice)\s*(?:no\.?|number|#)?\s*(\d{1,2})")
+_SEVERAL_VALUES = re.compile(r"[,;，；或和]|\b(?:and|or)\b")
 _PERCENT_WORD = re.compile(r"(?i)\s+per\s?cent$")
 _BRACKETED = re.compile(r"[(\[]\s*([A-Ja-j])\s*[)\]]")
 _STANDALONE = re.compile(r"(?<![A-Za-z'.])(?:([B-HJ])(?![A-Za-z'+#♯♭])|([AI])(?=\s*[.,;:)\]]*\s*$|\s*(?:,|and|or|&)\s*[(\[]?[B-J]\b))")
@@ -59,6 +62,8 @@ def check_choice(predicted: str, gold: str, options: Options) -> Judgement:
     answer = plain_characters(unwrap(predicted) or predicted)
     if len(wanted) > 1:
         return _compare_sets(answer, wanted)
+    if _are_yes_no(texts) and not _LONE.fullmatch(answer):
+        return check_yes_no(answer, texts[LETTERS.index(min(wanted))], options)
     named = read_options(answer, texts)
     alike = _alike(wanted, texts)
     if not named:
@@ -76,10 +81,17 @@ def _alike(wanted: frozenset[str], texts: tuple[str, ...]) -> frozenset[str]:
     return wanted | _letters_of(dict(zip(LETTERS, texts, strict=False)).get(min(wanted), ""), texts)
 
 
+@functools.lru_cache(maxsize=256)
+def _are_yes_no(texts: tuple[str, ...]) -> bool:
+    """Whether the options are yes and no, in any language and order."""
+    return len(texts) == 2 and {guess_kind(text) for text in texts} == {"yes_no"}
+
+
 def read_options(answer: str, texts: tuple[str, ...] = ()) -> frozenset[str]:
     """The letters of the options that `answer` names; empty when it names none."""
+    there = frozenset(LETTERS[: len(texts)] if texts else LETTERS)
     for reading in READINGS:
-        if found := reading(answer, texts):
+        if found := reading(answer, texts) & there:
             return found
     return frozenset()
 
@@ -139,7 +151,7 @@ def _without_texts(answer: str, texts: tuple[str, ...]) -> str:
 
 def _worked_out(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
     """Exactly an option's text behind an equals sign: "\\sin 60° = √3/2"."""
-    if "=" not in answer or not texts:
+    if "=" not in answer or not texts or _SEVERAL_VALUES.search(answer):
         return frozenset()
     return _letters_of(answer.rpartition("=")[2].strip(), texts)
 
@@ -204,15 +216,15 @@ def _compare_meaning(answer: str, wanted: frozenset[str], options: Options) -> J
         return check_number(answer, right, options)
     if kinds <= {"formula", "number"}:
         return check_formula(answer, right, options)
-    if kind == "yes_no":
-        return check_yes_no(answer, right, options)
     position = _BY_POSITION.fullmatch(answer)
     if position and LETTERS[int(position.group(1)) - 1 : int(position.group(1))] in wanted:
         return Judgement("undecided", "an option by its place")
     if _hints_at(answer, wanted, options.choices) or (_OVER_OPTIONS.search(answer) and _is_over_options(wanted, options.choices)):
         return Judgement("undecided", "speaks of the option")
+    if is_bound(right) and read_numbers(answer):
+        return Judgement("undecided", "a number for a bound")  # 5 for "more than 4"
     judgement = (check_number if kind == "number" else check_text)(answer, right, options)
-    return judgement if judgement.outcome == "undecided" else Judgement("wrong", "names none of the options")
+    return judgement if judgement.outcome != "wrong" else Judgement("wrong", "names none of the options")
 
 
 def _is_over_options(wanted: frozenset[str], texts: tuple[str, ...]) -> bool:
@@ -233,8 +245,8 @@ def _hints_at(answer: str, wanted: frozenset[str], texts: tuple[str, ...]) -> bo
 
 
 def _stems(plain: str) -> set[str]:
-    """Words of three letters or more, without a plural's or a verb's s. A text with digits has none: "20 meters" is not "12 meters"."""
-    return set() if re.search(r"\d", plain) else {word.removesuffix("s") for word in _WORD.findall(plain)}
+    """The beginnings of words of three letters or more, without endings. A text with digits has none: "20 meters" is not "12 meters"."""
+    return set() if re.search(r"\d", plain) else {word.removesuffix("s")[:STEM] for word in _WORD.findall(plain)}
 
 
 def _contained(answer: str, texts: tuple[str, ...]) -> frozenset[str]:

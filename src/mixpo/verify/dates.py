@@ -7,7 +7,7 @@ import re
 _MONTHS = "january february march april may june july august september october november december"
 _MONTH = {month: number for number, month in enumerate(_MONTHS.split(), start=1)}
 _MONTH |= {month[:3]: number for month, number in _MONTH.items()} | {"sept": 9}
-_TOKEN = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+")
+_TOKEN = re.compile(r"(?<![.\d])\d+\.\d+(?![.\d])|\d+|[^\W\d_]+")
 _DIGIT = re.compile(r"\d")
 _ORDINAL = frozenset({"st", "nd", "rd", "th", "of", "to", "from", "and", "between", "年", "月", "日", "号", "至", "到"})
 _MAX_LENGTH = 60

@@ -24,7 +24,7 @@ _OPERATOR = re.compile(r"[+\-−*/^=√π²³<>≤≥·×÷±(\[{]|\b(?:sqrt|pi|
 _QUANTITY = re.compile(r"\d|[=^²³√π]")
 _PRODUCT = re.compile(r"-?\d+(?:\.\d+)?[a-ceknpu-z]")
 _EQUATION = re.compile(r"[a-zA-Z]\s*=\s*[-−√π(\d]")
-_RATIO = re.compile(r"\d{1,4}\s*:\s*(?:\d|[1-9]\d{2,3}|[6-9]\d)")
+_RATIO = re.compile(r"\d{1,4}\s*比\s*\d{1,4}|\d{1,4}\s*:\s*(?:\d|[1-9]\d{2,3}|[6-9]\d)")
 """Two minutes digits up to 59 would be a time of day, which is text."""
 _UNIT_BEHIND = re.compile(rf"(?i)(?<=[\w)}}π])\s*(?:{PATTERN})$")
 _RANGE_OR_DATE = re.compile(r"\d+(?:\.\d+)?\s*[-–−]\s*\d+(?:\.\d+)?|\d+([-/])\d+\1\d+")

@@ -41,11 +41,17 @@ _ALGEBRA = re.compile(
     r"|-\(|\|\s*#|\b(?:log|ln|sin|cos|tan)\s*\(?\s*#|#\s*(?:out of\s*#|dozen)"
 )
 _VAGUE = re.compile(
-    r"(?i)\b(?:first|second|fourth|fifth|sixth|seventh|eighth|ninth|tenth|half|quarter|third|dozen|couple|pair|several|few|many|double|twice|once)\b|半|几|双|分之|第|\d:\d|\b(?-i:[IVX]{2,})\b"
+    r"(?i)\b(?:first|second|fourth|fifth|sixth|seventh|eighth|ninth|tenth|half|quarter|third|dozen|couple|pair|several|few|many|double|triple|twice|thrice|once|FY\s?\d{2,4})\b|半|几|双|分之|第|\d:\d|\b(?-i:[IVX]{2,})\b"
     r"|[一二两三四五六七八九十百千万](?:度|元|角|岁|分|小时|天|年|月|日|点|[厘毫分千]?米|千?克|公[里斤]|毫?升|平方|立方)"
 )
 _NOTHING = re.compile(r"(?i)\b(?:no|none|nothing|without|not any)\b|没有|无|都不")
 _FACTORIAL = re.compile(r"\d!(?!\s*=)")
+_REMARK = re.compile(r"(?:\s\([^()]*\)|(?<=\d)\s?[x×])\s*$")
+"""A calculation in brackets behind a number, as in "6.2 (18.5 - 12.3)", or an "x" for times."""
+_DOWN = re.compile(
+    r"(?i)\b(?:de(?:crease|cline)[sd]?|drop(?:ped|s)?|fell|fall|loss|lost|lower|less|below|reduction|reduced|down)\b|[降减跌]"
+)
+"""Words that stand for a minus."""
 _PARTS = re.compile(r"(?i)\b(?:hal(?:f|ves)|(?:quarter|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|dozen)s?)\b|半|分之")
 """Quantities in words whose number words are not their value."""
 _BOUND = re.compile(
@@ -88,7 +94,9 @@ def check_number(predicted: str, gold: str, options: Options) -> Judgement:
         return Judgement("undecided", "too long for a number")
     left, right = read_numbers(predicted), read_numbers(gold)
     if left is None or right is None:
-        return options.algebra(predicted, gold)
+        judgement = options.algebra(predicted, gold)
+        is_remark = judgement.outcome == "wrong" and _same_without_remark(predicted, gold, options.tolerance)
+        return Judgement("undecided", "a remark behind the number") if is_remark else judgement
     if not left and not right:
         return check_text(predicted, gold, options)
     if _in_parts(predicted) or _in_parts(gold):
@@ -101,11 +109,23 @@ def check_number(predicted: str, gold: str, options: Options) -> Judgement:
     judgement = _compare(left, right, options.tolerance)
     if judgement.outcome == "correct" and is_bound(predicted) != is_bound(gold):
         return Judgement("undecided", "a bound or a label")
-    if judgement.outcome == "wrong" and ("!" in predicted or "!" in gold) and _FACTORIAL.search(f"{predicted} {gold}"):
-        return Judgement("undecided", "an exclamation or a factorial")
-    if judgement.outcome == "wrong" and predicted.casefold() == gold.casefold():
-        return Judgement("undecided", "upper and lower case")  # 3M is a company, 3 million, and to careless writers 3 metres
-    return judgement
+    doubt = judgement.outcome == "wrong" and _doubt(predicted, gold, left, right, options.tolerance)
+    return Judgement("undecided", doubt) if doubt else judgement
+
+
+def _doubt(predicted: str, gold: str, left: list[Number], right: list[Number], tolerance: float) -> str:
+    """Why numbers that differ may be the same all the same, or ""."""
+    if ("!" in predicted or "!" in gold) and _FACTORIAL.search(f"{predicted} {gold}"):
+        return "an exclamation or a factorial"
+    if (_DOWN.search(predicted) or _DOWN.search(gold)) and _same_size(left, right, tolerance):
+        return "a minus in words"
+    # 3M is a company, 3 million, and to careless writers 3 metres.
+    return "upper and lower case" if predicted.casefold() == gold.casefold() else ""
+
+
+def _same_without_remark(predicted: str, gold: str, tolerance: float) -> bool:
+    left, right = single_number(_REMARK.sub("", predicted)), single_number(_REMARK.sub("", gold))
+    return left is not None and right is not None and equal(left, right, tolerance) is True
 
 
 def _in_parts(text: str) -> bool:
@@ -125,6 +145,14 @@ def same_amounts(left: str, right: str, tolerance: float) -> bool:
         numbers.append(_number(found[0]))
         rests.append(normal_text(f"{text[: found[0].start()]} # {text[found[0].end() :]}"))
     return rests[0] == rests[1] and equal(numbers[0], numbers[1], tolerance) is True
+
+
+def _same_size(left: list[Number], right: list[Number], tolerance: float) -> bool:
+    """Whether one number on each side differs from the other by its sign alone."""
+    if len(left) != 1 or len(right) != 1:
+        return False
+    sizes = [replace(number, value=number.value.copy_abs()) for number in (left[0], right[0])]
+    return equal(sizes[0], sizes[1], tolerance) is True
 
 
 def is_bound(text: str) -> bool:

@@ -8,7 +8,7 @@ import unicodedata
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n")
 _SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+")
 _VULGAR = re.compile("[¼-¾⅐-⅞↉]")
-_MINUS = str.maketrans({"−": "-", "﹣": "-", "－": "-", "‐": "-", "‑": "-", "⁄": "/", "∕": "/", "×": "*", "·": "*", "⋅": "*"})
+_MINUS = str.maketrans({"−": "-", "﹣": "-", "－": "-", "‐": "-", "‑": "-", "⁄": "/", "∶": ":", "∕": "/", "×": "*", "·": "*", "⋅": "*"})
 _DASH_AFTER_DIGIT = re.compile(r"(?<=\d)(\s*)[–—](?=\s*\d)")
 _THOUSANDS_SPACE = re.compile("(?<=\\d)[\u00a0\u202f\u2009](?=\\d{3}(?!\\d))")
 _TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf|sf|it)|mbox)\s*\{([^{}]*)\}")

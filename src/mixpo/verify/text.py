@@ -13,8 +13,10 @@ from mixpo.verify.wrapping import unwrap
 
 _NUMBER_WORDS = {
     word: str(value) for value, word in enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])
-} | {"none": "0", "infinity": "∞"}  # fmt: skip
+} | {"none": "0", "infinity": "∞", "a°": "a"}  # fmt: skip
 _ARTICLES = frozenset({"a", "an", "the"})
+_LABEL, _LABELLED = re.compile(r"(?<=\w )A(?= )"), "A°"
+"""Within a sentence "A" names something, as in "Sample A is heavier"; the sign keeps it from being taken for an article."""
 _APOSTROPHES = re.compile("['’‘`´]")
 _DIGIT_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _PUNCTUATION = re.compile(r"\.(?!\d)|[^\w\s.:/,%$€£¥°+<>=≤≥^\-#∞]|_|(?<![^\W\d_])#|(?<!\d)[:/,]|[:/,](?!\d)|-(?![\d∞])|(?<=\w)-")
@@ -75,6 +77,8 @@ def _plain_subscripts(text: str) -> str:
 
 def normal_text(text: str) -> str:
     """Lower case, without articles, accents, punctuation and apostrophes ("dont" is "don't"); small numbers as digits."""
+    if " A " in text and not text.isupper():
+        text = _LABEL.sub(_LABELLED, text)
     text = text.casefold() if text.isascii() else _unaccented(text)
     text = _DIGIT_COMMA.sub("", _APOSTROPHES.sub("", text))
     text = _INITIALS.sub(lambda match: match.group().replace(".", ""), text)
