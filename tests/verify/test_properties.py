@@ -181,7 +181,10 @@ def test_guess_always_has_a_check(gold: str) -> None:
 
 
 REPEATED = [("x", unit) for unit in (*MARKERS, *WORDS, "1,", "1.", "(", "^(", "A ", "1/", "= 1 ", " ", "a.", ". ", "the ", "1 or ", "> 1")]
-REPEATED += [("x", unit) for unit in ("\\boxed{1}, ", "\\boxed{1} and ", "1' ", "A. ", "二个", "H_1", "1^+", "1! ", "1-", "may 1 ", "# A ")]
+REPEATED += [
+    ("x", unit)
+    for unit in ("\\boxed{1}, ", "\\boxed{1} and ", "1' ", "A. ", "二个", "H_1", "1^+", "1! ", "1-", "may 1 ", "# A ", "```\n", "\nI hope ")
+]
 REPEATED += [("答案", "*"), ("Final answer", "*"), ("answer", " _"), ("A", " "), ("(", "A, ")]
 
 

@@ -20,12 +20,18 @@ SHORT_WORDS = 8
 # A heading "Answer" may also stand alone on its line.
 _FINAL = re.compile(r"(?im)(?<![A-Za-z])(?:final[ \t]+)?answer[*_ \t]*[:：]|^[#*_ \t]*(?:final[ \t]+)?answer[*_ \t]*$")
 _FINAL_SENTENCE = re.compile(r"(?i)(?<![A-Za-z])(?:final[ \t]+)?answer[*_]*[ \t]+is\b[*_ \t]*[:：]?")
-_FINAL_ZH = re.compile(r"(?m)答案[*_ \t]*+(?:是|为)?[*_ \t]*[:：]|^[#*_ \t]*最终答案[*_ \t]*$")
+_FINAL_ZH = re.compile(r"(?m)答案[*_ \t]*+(?:是|为)?[*_ \t]*[:：]|【(?:最终)?答案】|^[#*_ \t]*最终答案[*_ \t]*$")
 _FINAL_ZH_SENTENCE = re.compile(r"答案[*_ \t]*应?该?当?(?:是|为|选)[*_ \t]*[:：]?")
 _ANSWER_TAG = re.compile(r"<answer>")
 _PLACEHOLDER = re.compile(r"(?i)\.\.|…|[\[{<(]?(?:your |final |the )*answer[\]}>)]?\Z")
 _NEXT_BOX = re.compile(r"[\s$]{0,9}(?:[,，、&]|and\b|or\b|和|或|,\s?and\b|,\s?or\b)[\s$]{0,9}(?:[A-Za-z]\w?\s?=\s?)?")
 """What joins two boxes that are one answer."""
+_FAREWELL = re.compile(
+    r"(?i)[ \t*_]*(?:i hope|hope this|let me know|feel free|please let me|if you (?:have|need)|is there anything|希望|如果您?有|请告诉)"
+)
+"""A last line that only takes leave of the reader."""
+FAREWELLS = 3
+_FENCE = re.compile(r"```[a-z]{0,12}[ \t]*\n\s*")
 _SENTENCE_END = re.compile(r"[。！？]|[.!?](?=\s)")
 
 Found = tuple[int, str | None]
@@ -109,6 +115,8 @@ def _after(text: str, marker: re.Pattern[str]) -> Found | None:
         return None
     start, end = found
     rest = text[end:].lstrip(" \t\r\n*_:：")
+    if fence := _FENCE.match(rest):
+        rest = rest[fence.end() :]
     if rest.startswith("- ") and "\n" in text[end : len(text) - len(rest)]:
         rest = rest[1:].lstrip()  # an item of a list on a line of its own, not a sign
     content = _display(rest) or (rest.splitlines() or [""])[0]
@@ -144,11 +152,16 @@ def _content(content: str) -> str | None:
     inside = boxes(content)
     if inside:
         return _in_boxes(content, inside)[1]
-    return _bare(content.split("</answer>")[0])
+    return _bare(content.removeprefix("<answer>").split("</answer>")[0])
 
 
 def _closing(text: str, marker: re.Pattern[str]) -> Found | None:
     """ "The final answer is B." as a last line: what follows, up to the end of that sentence."""
+    text = text.rstrip()
+    for _ in range(FAREWELLS):
+        cut = text.rfind("\n")
+        if cut > 0 and _FAREWELL.match(text, cut + 1):
+            text = text[:cut].rstrip()
     lines = text.strip().splitlines()
     if not lines:
         return None

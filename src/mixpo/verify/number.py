@@ -39,7 +39,8 @@ _NEGATIVE_WORD = re.compile(r"(?i)(?<![A-Za-z\d])(?:minus|negative)\s+(?=[\d.])|
 _ALGEBRA = re.compile(
     r"\\[a-zA-Z]|[√∛∜π^]|\b(?:sqrt|pi)\b|#\s*[+*/÷]\s*#|#\s-\s#|#[a-z]\b|#\s*[-+*/]\s*[A-Za-z](?!\s*[A-Za-z])"
     r"|-\(|\|\s*#|\b(?:log|ln|sin|cos|tan)\s*\(?\s*#|#\s*(?:out of\s*#|dozen)"
-    r"|(?<![A-Za-z])(?:[a-z]\s*[-+*/]|[A-Z]\s*[+*/])\s*#|(?<![A-Za-z])[a-z]\(|#\s*(?:plus|times|multiplied by|divided by|mod)\s*#|\broot of\b"
+    r"|(?<![A-Za-z])(?:[a-z]\s*[-+*/]|[A-Z]\s*[+*/])\s*#|(?<![A-Za-z])[a-z]\("
+    r"|#\s*(?:plus|times|multiplied by|divided by|mod)\s*#|\broot of\b"
 )
 _VAGUE = re.compile(
     r"(?i)\b(?:first|second|fourth|fifth|sixth|seventh|eighth|ninth|tenth|half|quarter|third|dozen|couple|pair|several|few|many|double|triple|twice|thrice|once|FY\s?\d{2,4})\b|半|几|双|分之|第|\d:\d|\b(?-i:[IVX]{2,})\b"
