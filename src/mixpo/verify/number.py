@@ -39,7 +39,7 @@ _NEGATIVE_WORD = re.compile(r"(?i)(?<![A-Za-z\d])(?:minus|negative)\s+(?=[\d.])|
 _ALGEBRA = re.compile(
     r"\\[a-zA-Z]|[√∛∜π^]|\b(?:sqrt|pi)\b|#\s*[+*/÷]\s*#|#\s-\s#|#[a-z]\b|#\s*[-+*/]\s*[A-Za-z](?!\s*[A-Za-z])"
     r"|-\(|\|\s*#|\b(?:log|ln|sin|cos|tan)\s*\(?\s*#|#\s*(?:out of\s*#|dozen)"
-    r"|(?<![A-Za-z])(?:[a-z]\s*[-+*/]|[A-Z]\s*[+*/])\s*#|(?<![A-Za-z])[a-z]\("
+    r"|(?<![A-Za-z])(?!w/)(?:[a-z]\s*[-+*/]|[A-Za-z]{1,2}\s*[+*/])\s*#|(?<![A-Za-z])[a-z]\("
     r"|#\s*(?:plus|times|multiplied by|divided by|mod)\s*#|\broot of\b"
 )
 _VAGUE = re.compile(

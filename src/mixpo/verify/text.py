@@ -15,8 +15,8 @@ _NUMBER_WORDS = {
     word: str(value) for value, word in enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])
 } | {"none": "0", "infinity": "∞", "a°": "a"}  # fmt: skip
 _ARTICLES = frozenset({"a", "an", "the"})
-_LABEL, _LABELLED = re.compile(r"(?<=\w )A(?= )"), "A°"
-"""Within a sentence "A" names something, as in "Sample A is heavier"; the sign keeps it from being taken for an article."""
+_LABEL, _LABELLED = re.compile(r"(?<=\w )A(?= [^A-Z])"), "A°"
+"""Within a sentence "A" names something, as in "Sample A is heavier"; the sign keeps it from being taken for an article. Not in titles."""
 _APOSTROPHES = re.compile("['’‘`´]")
 _DIGIT_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _PUNCTUATION = re.compile(r"\.(?!\d)|[^\w\s.:/,%$€£¥°+<>=≤≥^\-#∞]|_|(?<![^\W\d_])#|(?<!\d)[:/,]|[:/,](?!\d)|-(?![\d∞])|(?<=\w)-")
