@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,32 @@ def test_plan_scales_what_a_small_run_measured(small: tuple[Path, Path], capsys:
     assert train["tokens"] == 100 * measured["round-1/train/mpo"]["counts"]["tokens"]
     # Evaluation sets do not grow with the source, and nothing counts as done.
     assert stages["evaluate/held-out/start/cot"]["todo"] == 6
-    assert {row["basis"] for name, row in stages.items() if "source" not in name} == {"measured in this run"}
+    measured_stages = [name for name in stages if name.startswith("round-1/")]
+    assert len(measured_stages) >= 6
+    assert not [name for name in measured_stages if stages[name]["basis"] != "measured in this run"]
+    assert stages["report"]["basis"] == "assumed"
+    # The reference stage counts questions with pairs alone, while its work is that of all ten.
+    reference = json.loads((small[1] / "round-1/reference/manifest.json").read_text())
+    assert stages["round-1/reference"]["tokens"] == 100 * reference["counts"]["tokens"]
+    assert stages["round-1/reference"]["seconds"] == pytest.approx(100 * reference["seconds"])
+
+
+def test_plan_says_what_was_not_measured(small: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "sampled"
+    shutil.copytree(small[1], folder, ignore=shutil.ignore_patterns("train", "reference", "pair", "verify"))
+    manifest = folder / "round-1/sample/manifest.json"
+    facts = json.loads(manifest.read_text()) | {"facts": {"server": {"n": 3}}}
+    manifest.write_text(json.dumps(facts))
+    engine = ["--set", 'sample.engine="openai"', "--set", 'sample.server.urls=["http://127.0.0.1:9/v1"]']
+    assert main(["plan", str(small[0]), "--dir", str(folder), *engine, "--json", "--questions", "100"]) == 0
+    stages = {row["stage"]: row for row in json.loads(capsys.readouterr().out)["stages"]}
+    # Four answers from a server that gives three a request take two; each of 20 open questions has 4 answers to continue.
+    assert (stages["round-1/sample"]["requests"], stages["round-1/continue"]["requests"]) == (200, 80)
+    assert stages["round-1/verify"]["basis"] == "assumed"
+    assert stages["round-1/train/mpo"]["basis"] == "assumed from the rate of sampling"
+    # Half of the questions give 4 pairs of 4 answers; a prompt of 400 tokens is computed once.
+    answer = facts["counts"]["tokens"] / facts["counts"]["answers"]
+    assert stages["round-1/train/mpo"]["tokens"] == int(50 * 400 + 50 * 4 * answer)
 
 
 def test_plan_with_given_rates(small: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

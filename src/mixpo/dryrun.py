@@ -6,6 +6,7 @@ in this directory where there are any (a small run measures a large one), otherw
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +34,8 @@ READ_FASTER = 5
 VERDICT_SECONDS = 5e-4
 PAIRS_SHARE = 0.5
 """Share of questions that give pairs, where none was measured."""
-TOKEN_BYTES = 12
+ASSUMED = "assumed: 2 CPU cores"
+TOKEN_BYTES = 9
 """Bytes of one sampled token on disk: its text, id and log-prob, compressed."""
 
 
@@ -41,7 +43,7 @@ TOKEN_BYTES = 12
 class Estimate:
     """One stage. todo of total units would be made; basis: where tokens, seconds and bytes are from.
 
-    requests: prompts that an engine or a judge gets. seconds: on one device.
+    requests: prompts that an engine or a judge gets, on a server as many as its answers take. seconds: on one device.
     """
 
     stage: str
@@ -73,7 +75,8 @@ class Rates:
     """What the estimates are made with.
 
     answer: tokens of one answer. generated: tokens each second while sampling. trained: tokens each second forward and backward.
-    pairs: preference pairs of one round. given: what the user says of them.
+    pairs: preference pairs of one round, of `groups` questions with at most `each` answers, whose prompt is computed once. given: what
+    the user says. per_request: answers that one request to a server gives; 0 where the engine gives all.
     """
 
     answer: float
@@ -82,8 +85,16 @@ class Rates:
     parameters: float
     model_bytes: int
     pairs: float
+    groups: float
+    each: int
+    per_request: int
     basis: str
     given: Assumed
+
+    @property
+    def round_tokens(self) -> float:
+        """Tokens that one pass over the pairs of a round reads."""
+        return self.groups * PROMPT_TOKENS + min(2 * self.pairs, self.groups * self.each) * self.answer
 
 
 def dry_run(context: Context, assumed: Assumed | None = None) -> list[Estimate]:
@@ -130,7 +141,7 @@ def _rates(context: Context, sources: Sources, assumed: Assumed) -> Rates:
     weights = sum(path.stat().st_size for path in find(recipe.model, context.base).glob("*.safetensors"))
     parameters = weights / (4 if recipe.model.dtype == "float32" else 2)
     sampled, paired = context.run.stage("round-1/sample").manifest, _counts(context, "pair")
-    generated, basis = MULTIPLY_ADDS / (2 * max(parameters, 1)), "assumed: 2 CPU cores"
+    generated, basis = MULTIPLY_ADDS / (2 * max(parameters, 1)), ASSUMED
     answer = recipe.sample.max_new_tokens * ANSWER_SHARE
     if sampled is not None and sampled.counts.get("tokens") and sampled.seconds:
         generated, basis = sampled.counts["tokens"] / sampled.seconds, "measured in this run"
@@ -138,12 +149,15 @@ def _rates(context: Context, sources: Sources, assumed: Assumed) -> Rates:
     if assumed.rate is not None:
         generated, basis = assumed.rate, "--rate"
     questions = assumed.questions or sources.train.questions
-    pairs = questions * PAIRS_SHARE * min(recipe.pairs.max_per_question, (recipe.sample.n / 2) ** 2)
+    groups = questions * PAIRS_SHARE
+    pairs = groups * min(recipe.pairs.max_per_question, (recipe.sample.n / 2) ** 2)
     if paired.get("pairs"):
-        pairs = paired["pairs"] / paired["questions"] * questions
+        pairs, groups = (paired[name] / paired["questions"] * questions for name in ("pairs", "with_pairs"))
+    served = (sampled.facts.get("server") or {}).get("n", recipe.sample.n) if sampled is not None else recipe.sample.n
     return Rates(
         answer=answer, generated=generated, trained=assumed.train_rate or generated * READ_FASTER / 3, parameters=parameters,
-        model_bytes=weights, pairs=pairs, basis=basis, given=assumed,
+        model_bytes=weights, pairs=pairs, groups=groups, each=recipe.sample.n, basis=basis, given=assumed,
+        per_request=served if recipe.sample.engine == "openai" else 0,
     )  # fmt: skip
 
 
@@ -162,7 +176,12 @@ def _estimate(context: Context, planned: Planned, rates: Rates, index: Index, sc
         grows = job.name.startswith("round-") and job.unit == "questions"
         todo = total = round(total * scale) if grows else total
     estimate = Estimate(
-        stage=job.name, todo=todo, total=total, unit=job.unit, why="; ".join(work.reasons) if missing else "done", basis=rates.basis
+        stage=job.name,
+        todo=todo,
+        total=total,
+        unit=job.unit,
+        why="; ".join(work.reasons) if missing else "done",
+        basis=_basis(job.kind, rates),
     )
     if not todo:
         return replace(estimate, basis="")
@@ -170,6 +189,13 @@ def _estimate(context: Context, planned: Planned, rates: Rates, index: Index, sc
     if judge := job.settings.get("judge"):
         return replace(estimate, requests=todo, basis=f"asked of judge {judge['model']}")
     return _as_measured(context, planned, estimate, rates)
+
+
+def _basis(kind: str, rates: Rates) -> str:
+    """Where the figures of a stage that has not run here are from."""
+    if kind in _WRITING or rates.basis == ASSUMED:
+        return rates.basis
+    return "assumed from the rate of sampling" if kind in ("reference", "train") else "assumed"
 
 
 def _as_measured(context: Context, planned: Planned, estimate: Estimate, rates: Rates) -> Estimate:
@@ -180,6 +206,8 @@ def _as_measured(context: Context, planned: Planned, estimate: Estimate, rates: 
     if given is not None:
         return replace(estimate, basis="--train-rate" if training else "--rate")
     done = 0 if last is None or not last.finished else last.counts.get("tokens" if job.kind == "train" else "questions", 0)
+    if job.kind == "reference":  # which counts only questions with pairs
+        done = _counts(context, "pair").get("questions", 0) if done else 0
     if last is None or not done:
         return estimate
     if job.kind == "train":
@@ -189,6 +217,7 @@ def _as_measured(context: Context, planned: Planned, estimate: Estimate, rates: 
     size = sum(path.stat().st_size for shard in last.shards if (path := planned.stage.path(shard)).exists())
     return replace(
         estimate,
+        tokens=int(last.counts.get("tokens", 0) / done * estimate.todo),
         seconds=last.seconds / done * estimate.todo,
         bytes=int(size / done * estimate.todo),
         basis="measured in this run",
@@ -200,13 +229,16 @@ def _instant(context: Context, estimate: Estimate, rates: Rates, index: Index, s
 
 
 def _sample(context: Context, estimate: Estimate, rates: Rates, index: Index, share: float) -> Estimate:
-    return _generated(replace(estimate, requests=estimate.todo), rates, int(estimate.todo * context.recipe.sample.n * rates.answer))
+    table = context.recipe.sample
+    requests = math.ceil(table.n / rates.per_request) if rates.per_request else 1
+    return _generated(replace(estimate, requests=estimate.todo * requests), rates, int(estimate.todo * table.n * rates.answer))
 
 
 def _continue(context: Context, estimate: Estimate, rates: Rates, index: Index, share: float) -> Estimate:
     table = context.recipe.pairs
     answers = sum(index.open) * share * min(table.max_dropout_per_question, context.recipe.sample.n) * table.dropout_ntp
-    asked = replace(estimate, requests=int(sum(index.open) * share * table.dropout_ntp))
+    # A server is asked for each continuation by itself.
+    asked = replace(estimate, requests=int(answers if rates.per_request else sum(index.open) * share * table.dropout_ntp))
     return _generated(asked, rates, int(answers * rates.answer * (1 - table.dropout_ratio)))
 
 
@@ -228,12 +260,12 @@ def _verify(context: Context, estimate: Estimate, rates: Rates, index: Index, sh
 def _reference(context: Context, estimate: Estimate, rates: Rates, index: Index, share: float) -> Estimate:
     if context.recipe.train.reference == "online":
         return _instant(context, estimate, rates, index, share)
-    tokens = int(rates.pairs * min(share, 1) * 2 * (PROMPT_TOKENS + rates.answer))
+    tokens = int(rates.round_tokens * min(share, 1))
     return replace(estimate, tokens=tokens, seconds=tokens / (3 * rates.trained), bytes=int(rates.pairs * 2 * rates.answer * 2))
 
 
 def _train(context: Context, estimate: Estimate, rates: Rates, index: Index, share: float) -> Estimate:
-    tokens = int(rates.pairs * 2 * (PROMPT_TOKENS + rates.answer)) * context.recipe.train.epochs
+    tokens = int(rates.round_tokens) * context.recipe.train.epochs
     # Weights, and a checkpoint with weights and two optimizer moments in float32 while it trains.
     size = rates.model_bytes + int(rates.parameters * 12)
     passes = 4 if context.recipe.train.reference == "online" else 3

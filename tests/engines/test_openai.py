@@ -337,6 +337,26 @@ def test_identical_answers_are_an_error_of_the_question(words: Words) -> None:
     assert "4 identical answers at temperature 1, twice" in sampled[1].error
 
 
+def test_a_sure_model_without_log_probs_is_told_from_a_server_that_does_not_sample(words: Words) -> None:
+    def sure(server: StubServer, request: Any, body: dict[str, Any], before: int) -> Any:
+        """One answer to the question itself, whatever the seed; random sentences are random."""
+        if "beta" not in str(body) or "random sentence" in str(body):
+            return None
+        reply = server.reply(body)
+        for choice in reply["choices"]:
+            choice["message"]["content"] = "7"
+            choice.pop("token_ids", None)
+        return web.json_response(reply)
+
+    with StubServer(words, sure, no_logprobs=True) as server:
+        sampled = ask(server, [asking(key, 4) for key in KEYS])
+    assert not any(row.error for row in sampled)
+    assert texts(sampled[1]) == ["7"] * 4
+    assert facts(server)["counts"]["identical answers, of a sure model"] == 1
+    hot = [body for _, body, _ in server.bodies if "beta" in str(body) and "random sentence" in str(body)]
+    assert [body["temperature"] for body in hot] == [2.0] * 4
+
+
 def test_identical_answers_of_a_sure_model_are_no_error() -> None:
     sure = [Choice(text="7", stopped=True, logprobs=(-0.001, -0.002))] * 8
     unsure = [Choice(text="7", stopped=True, logprobs=(-1.0, -2.0))] * 8

@@ -80,6 +80,7 @@ def test_checks_never_raise(predicted: str, gold: str, kind: str, choices: tuple
 @example("A or B", "choice", ("B", "A"))
 @example("yes and no", "yes_no", ())
 @example("1e999999999", "number", ())
+@example("1e999999999-2", "number", ())
 def test_every_text_agrees_with_itself(text: str, kind: str, choices: tuple[str, ...]) -> None:
     assert check(text, text, kind, choices).outcome == "correct"
     assert judge(f" {text}\n", text, kind, options(choices=choices)).outcome == "correct"
@@ -180,6 +181,10 @@ def test_guess_always_has_a_check(gold: str) -> None:
 
 
 REPEATED = [("x", unit) for unit in (*MARKERS, *WORDS, "1,", "1.", "(", "^(", "A ", "1/", "= 1 ", " ", "a.", ". ", "the ", "1 or ", "> 1")]
+REPEATED += [
+    ("x", unit)
+    for unit in ("\\boxed{1}, ", "\\boxed{1} and ", "1' ", "A. ", "二个", "H_1", "1^+", "1! ", "1-", "may 1 ", "# A ", "```\n", "\nI hope ")
+]
 REPEATED += [("答案", "*"), ("Final answer", "*"), ("answer", " _"), ("A", " "), ("(", "A, ")]
 
 

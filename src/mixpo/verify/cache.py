@@ -13,7 +13,7 @@ from mixpo.verify.judgement import OUTCOMES, Judgement
 
 PATIENCE_S = 60.0
 """How long to wait for another process (another rank, another worker) that writes to the same file."""
-VERSION = 2
+VERSION = 3
 """Of the comparison itself; raise it when `worker.py` judges otherwise."""
 
 

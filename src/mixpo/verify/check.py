@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import re
 from collections.abc import Callable, Sequence
 
 from mixpo.types import Verdict
@@ -11,7 +12,8 @@ from mixpo.verify.choice import check_choice
 from mixpo.verify.formula import check_formula, compare_algebra
 from mixpo.verify.judgement import Algebra, Judgement, Options
 from mixpo.verify.kinds import guess_kind
-from mixpo.verify.number import check_number, single_number
+from mixpo.verify.number import check_number, same_amounts, single_number
+from mixpo.verify.numerals import read_whole
 from mixpo.verify.plain import plain_characters
 from mixpo.verify.pool import FormulaPool
 from mixpo.verify.rules import RULES, judge_by
@@ -20,13 +22,28 @@ from mixpo.verify.yes_no import check_yes_no
 
 TOLERANCE = 1e-6
 TIMEOUT_S = 5.0
+_DIGIT = re.compile(r"\d")
+_SPACE = re.compile(r"(?<!\d) | (?!\d)| (?=\d{3}(?!\d))")
 
 
 def check_words(predicted: str, gold: str, options: Options) -> Judgement:
-    """Free text; where both sides are plain numbers ("2.0" and "2"), they are compared as numbers."""
+    """Free text; where both sides are plain numbers ("2.0" and "2"), or count the same things, they are compared as numbers."""
     if single_number(predicted) and single_number(gold):
         return check_number(predicted, gold, options)
-    return check_text(predicted, gold, options)
+    judgement = check_text(predicted, gold, options)
+    digits = [_DIGIT.search(text) is not None for text in (predicted, gold)]
+    if judgement.outcome != "wrong" or not any(digits):
+        return judgement
+    if same_amounts(predicted, gold, options.tolerance):
+        return Judgement("correct", "the same amount")
+    # One side in words: "eleven" for 11, "一半" for 0.5.
+    numbers = 0 if all(digits) else _is_number(predicted) + _is_number(gold)
+    by_number = check_number(predicted, gold, options) if numbers else judgement
+    return by_number if numbers == 2 or by_number.outcome == "undecided" else judgement
+
+
+def _is_number(text: str) -> bool:
+    return single_number(text) is not None or read_whole(text) is not None
 
 
 Check = Callable[[str, str, Options], Judgement]
@@ -117,7 +134,13 @@ def judge(predicted: str, gold: str, kind: str, options: Options) -> Judgement:
 
 def same_spelling(predicted: str, gold: str) -> bool:
     """Equal but for spacing and character forms (full-width letters, minus signs); case counts, as x and X may differ."""
-    return predicted == gold or "".join(plain_characters(predicted).split()) == "".join(plain_characters(gold).split())
+    return predicted == gold or _unspaced(predicted) == _unspaced(gold)
+
+
+def _unspaced(text: str) -> str:
+    """Without spaces, but for one that parts two numbers: "1 1/2" is not "11/2", while "1 000" is "1000"."""
+    plain = plain_characters(text)
+    return _SPACE.sub("", plain) if " " in plain else plain
 
 
 def make_algebra(pool: FormulaPool, tolerance: float) -> Algebra:

@@ -21,8 +21,11 @@ from mixpo.verify.numerals import read_whole
 from mixpo.verify.plain import plain_characters
 from mixpo.verify.text import check_text, contains, normal_text
 from mixpo.verify.wrapping import unwrap
+from mixpo.verify.yes_no import check_yes_no
 
 LETTERS = "ABCDEFGHIJ"
+STEM = 6
+"""Letters by which "increasing" is a form of "increase"."""
 
 _LONE = re.compile(r"[\s(\[{<*\"'.【（]*([A-Ja-j])[\s)\]}>*\"'.,:;、。】）]*")
 _SEVERAL = re.compile(r"[\s(\[*]*[A-J](?:(?:[\s(\[*)\].,;、&+/和与或]|(?i:and|or)\b)*[A-J]){1,9}[\s)\].*]*")
@@ -34,8 +37,13 @@ _NAMED = re.compile(
 _NAMED_AFTER = re.compile(
     r"(?<![A-Za-z])\(?([B-HJ]|A(?=\)|\s+is\s+(?:the\s+)?(?:correct|right)))\)?\s*(?:is\s+(?:the\s+)?(?:correct|right)|选项|项|正确)"
 )
+_NEXT_OPTION = re.compile(r"(?<![A-Za-z.])([A-J])(?:[.:、]|(?<!\(.)\))(?=\s*[^\s)])")
+"""Another option of a list: "A. cat, B. dog"."""
+_BY_POSITION = re.compile(r"(?i)(?:the\s+)?(?:option|choice)\s*(?:no\.?|number|#)?\s*(\d{1,2})")
+_SEVERAL_VALUES = re.compile(r"[,;，；或和]|\b(?:and|or)\b")
+_PERCENT_WORD = re.compile(r"(?i)\s+per\s?cent$")
 _BRACKETED = re.compile(r"[(\[]\s*([A-Ja-j])\s*[)\]]")
-_STANDALONE = re.compile(r"(?<![A-Za-z'.])(?:([B-HJ])(?![A-Za-z'])|([AI])(?=\s*[.,;:)\]]*\s*$|\s*(?:,|and|or|&)\s*[(\[]?[B-J]\b))")
+_STANDALONE = re.compile(r"(?<![A-Za-z'.])(?:([B-HJ])(?![A-Za-z'+#♯♭])|([AI])(?=\s*[.,;:)\]]*\s*$|\s*(?:,|and|or|&)\s*[(\[]?[B-J]\b))")
 _OVER_OPTIONS = re.compile(r"(?i)\b(?:all|both|none|neither)\b|以上|都")
 """Texts of options that are about other options: "all of the above", "both A and B"."""
 _WORD = re.compile(r"[^\W\d_]{3,}")
@@ -54,13 +62,15 @@ def check_choice(predicted: str, gold: str, options: Options) -> Judgement:
     answer = plain_characters(unwrap(predicted) or predicted)
     if len(wanted) > 1:
         return _compare_sets(answer, wanted)
+    if _are_yes_no(texts) and not _LONE.fullmatch(answer):
+        return check_yes_no(answer, texts[LETTERS.index(min(wanted))], options)
     named = read_options(answer, texts)
     alike = _alike(wanted, texts)
     if not named:
         return _compare_meaning(answer, alike, options) if texts else Judgement("undecided", "names no option letter")
     if named <= alike:
         return Judgement("correct", "same option")
-    if named & alike or (len(named) > 1 and any(_OVER_OPTIONS.search(texts[LETTERS.index(letter)]) for letter in wanted if texts)):
+    if named & alike or (len(named) > 1 and _is_over_options(wanted, texts)):
         return Judgement("undecided", "names several options")
     return Judgement("wrong", "another option")
 
@@ -71,10 +81,17 @@ def _alike(wanted: frozenset[str], texts: tuple[str, ...]) -> frozenset[str]:
     return wanted | _letters_of(dict(zip(LETTERS, texts, strict=False)).get(min(wanted), ""), texts)
 
 
+@functools.lru_cache(maxsize=256)
+def _are_yes_no(texts: tuple[str, ...]) -> bool:
+    """Whether the options are yes and no, in any language and order."""
+    return len(texts) == 2 and {guess_kind(text) for text in texts} == {"yes_no"}
+
+
 def read_options(answer: str, texts: tuple[str, ...] = ()) -> frozenset[str]:
     """The letters of the options that `answer` names; empty when it names none."""
+    there = frozenset(LETTERS[: len(texts)] if texts else LETTERS)
     for reading in READINGS:
-        if found := reading(answer, texts):
+        if found := reading(answer, texts) & there:
             return found
     return frozenset()
 
@@ -101,7 +118,7 @@ def _leading(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
     bare = not match.group().strip("* \t")[1:].strip() or letter.islower()
     if bare and letter.upper() not in said:
         return frozenset()
-    return frozenset(letter.upper()) | said
+    return frozenset(letter.upper()) | said | frozenset(_NEXT_OPTION.findall(answer, match.end()))
 
 
 def _named(answer: str, _texts: tuple[str, ...]) -> frozenset[str]:
@@ -116,7 +133,9 @@ def _loose(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
     """Letters in brackets or alone, and option texts inside a phrase. Under a negation or as a bound every option stays possible."""
     found = {match.group(1).upper() for match in _BRACKETED.finditer(answer)}
     found |= {match.group(1) or match.group(2) for match in _STANDALONE.finditer(answer)}
-    found |= _contained(answer, texts)
+    # Inside a formula an option's text is only a part of it: √3 in √3/2.
+    held = _contained(answer, texts)
+    found |= held if not held or guess_kind(answer) != "formula" else frozenset()
     if found and (_NEGATION.search(rest := _without_texts(answer, texts)) or is_bound(f"{rest} 0")):
         return frozenset(LETTERS)
     return frozenset(found)
@@ -130,7 +149,14 @@ def _without_texts(answer: str, texts: tuple[str, ...]) -> str:
     return plain
 
 
-READINGS: tuple[Callable[[str, tuple[str, ...]], frozenset[str]], ...] = (_exact, _leading, _named, _loose)
+def _worked_out(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
+    """Exactly an option's text behind an equals sign: "\\sin 60° = √3/2"."""
+    if "=" not in answer or not texts or _SEVERAL_VALUES.search(answer):
+        return frozenset()
+    return _letters_of(answer.rpartition("=")[2].strip(), texts)
+
+
+READINGS: tuple[Callable[[str, tuple[str, ...]], frozenset[str]], ...] = (_exact, _worked_out, _leading, _named, _loose)
 
 
 class _Option(NamedTuple):
@@ -177,20 +203,38 @@ def _number(text: str) -> Number | None:
     if "=" in text:
         numbers = read_numbers(text)
         return numbers[0] if numbers and len(numbers) == 1 else None
-    value = read_whole(text)
-    return single_number(text) if value is None else Number(value=Decimal(value))
+    words = _PERCENT_WORD.sub("", text)
+    value = read_whole(words)
+    return single_number(text) if value is None else Number(value=Decimal(value), percent=words != text)
 
 
 def _compare_meaning(answer: str, wanted: frozenset[str], options: Options) -> Judgement:
     """An answer that names no option may still be the right one in another form: "y = 1 + 2x" for "y = 2x + 1"."""
-    right = [option.text for option in _options(options.choices) if option.letter in wanted]
-    kinds = {guess_kind(text) for text in (answer, *right)}
+    right = next(option.text for option in _options(options.choices) if option.letter in wanted)
+    kind, kinds = guess_kind(right), {guess_kind(answer), guess_kind(right)}
     if kinds == {"number"}:
-        return check_number(answer, right[0], options)
+        return check_number(answer, right, options)
     if kinds <= {"formula", "number"}:
-        return check_formula(answer, right[0], options)
-    hinted = _hints_at(answer, wanted, options.choices)
-    return Judgement("undecided", "speaks of the option") if hinted else Judgement("wrong", "names none of the options")
+        return check_formula(answer, right, options)
+    position = _BY_POSITION.fullmatch(answer)
+    if position and LETTERS[int(position.group(1)) - 1 : int(position.group(1))] in wanted:
+        return Judgement("undecided", "an option by its place")
+    if _hints_at(answer, wanted, options.choices) or (_OVER_OPTIONS.search(answer) and _is_over_options(wanted, options.choices)):
+        return Judgement("undecided", "speaks of the option")
+    if is_bound(right) and read_numbers(answer):
+        return Judgement("undecided", "a number for a bound")  # 5 for "more than 4"
+    judgement = (check_number if kind == "number" else check_text)(answer, right, options)
+    return judgement if judgement.outcome != "wrong" else Judgement("wrong", "names none of the options")
+
+
+def _is_over_options(wanted: frozenset[str], texts: tuple[str, ...]) -> bool:
+    """Whether the right option is about others: "all of the above", or "Alice and Bob" beside "Alice" and "Bob"."""
+    options = _options(texts)
+    return any(
+        _OVER_OPTIONS.search(option.text) or sum(contains(option.plain, other.plain) for other in options if other is not option) > 1
+        for option in options
+        if option.letter in wanted
+    )
 
 
 def _hints_at(answer: str, wanted: frozenset[str], texts: tuple[str, ...]) -> bool:
@@ -201,8 +245,8 @@ def _hints_at(answer: str, wanted: frozenset[str], texts: tuple[str, ...]) -> bo
 
 
 def _stems(plain: str) -> set[str]:
-    """Words of three letters or more, without a plural's or a verb's s. A text with digits has none: "20 meters" is not "12 meters"."""
-    return set() if re.search(r"\d", plain) else {word.removesuffix("s") for word in _WORD.findall(plain)}
+    """The beginnings of words of three letters or more, without endings. A text with digits has none: "20 meters" is not "12 meters"."""
+    return set() if re.search(r"\d", plain) else {word.removesuffix("s")[:STEM] for word in _WORD.findall(plain)}
 
 
 def _contained(answer: str, texts: tuple[str, ...]) -> frozenset[str]:

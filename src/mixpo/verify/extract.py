@@ -10,20 +10,28 @@ import functools
 import re
 from collections.abc import Callable
 
-from mixpo.verify.wrapping import boxes, unwrap
+from mixpo.verify.wrapping import Box, boxes, unwrap
 
 SHORT_CHARACTERS = 60
 SHORT_WORDS = 8
 """A single line within both limits is taken as an answer without a marker, where a style allows that."""
 
 # Emphasis may stand on either side of the colon: "**Final answer:** B", "**Final answer**: B", "### Final Answer: B".
-# A heading "Final answer" may also stand alone on its line.
-_FINAL = re.compile(r"(?im)(?<![A-Za-z])(?:final[ \t]+)?answer[*_ \t]*[:：]|^[#*_ \t]*final[ \t]+answer[*_ \t]*$")
+# A heading "Answer" may also stand alone on its line.
+_FINAL = re.compile(r"(?im)(?<![A-Za-z])(?:final[ \t]+)?answer[*_ \t]*[:：]|^[#*_ \t]*(?:final[ \t]+)?answer[*_ \t]*$")
 _FINAL_SENTENCE = re.compile(r"(?i)(?<![A-Za-z])(?:final[ \t]+)?answer[*_]*[ \t]+is\b[*_ \t]*[:：]?")
-_FINAL_ZH = re.compile(r"(?m)答案[*_ \t]*+(?:是|为)?[*_ \t]*[:：]|^[#*_ \t]*最终答案[*_ \t]*$")
+_FINAL_ZH = re.compile(r"(?m)答案[*_ \t]*+(?:是|为)?[*_ \t]*[:：]|【(?:最终)?答案】|^[#*_ \t]*最终答案[*_ \t]*$")
 _FINAL_ZH_SENTENCE = re.compile(r"答案[*_ \t]*应?该?当?(?:是|为|选)[*_ \t]*[:：]?")
 _ANSWER_TAG = re.compile(r"<answer>")
 _PLACEHOLDER = re.compile(r"(?i)\.\.|…|[\[{<(]?(?:your |final |the )*answer[\]}>)]?\Z")
+_NEXT_BOX = re.compile(r"[\s$]{0,9}(?:[,，、&]|and\b|or\b|和|或|,\s?and\b|,\s?or\b)[\s$]{0,9}(?:[A-Za-z]\w?\s?=\s?)?")
+"""What joins two boxes that are one answer."""
+_FAREWELL = re.compile(
+    r"(?i)[ \t*_]*(?:i hope|hope this|let me know|feel free|please let me|if you (?:have|need)|is there anything|希望|如果您?有|请告诉)"
+)
+"""A last line that only takes leave of the reader."""
+FAREWELLS = 3
+_FENCE = re.compile(r"```[a-z]{0,12}[ \t]*\n\s*")
 _SENTENCE_END = re.compile(r"[。！？]|[.!?](?=\s)")
 
 Found = tuple[int, str | None]
@@ -107,6 +115,10 @@ def _after(text: str, marker: re.Pattern[str]) -> Found | None:
         return None
     start, end = found
     rest = text[end:].lstrip(" \t\r\n*_:：")
+    if fence := _FENCE.match(rest):
+        rest = rest[fence.end() :]
+    if rest.startswith("- ") and "\n" in text[end : len(text) - len(rest)]:
+        rest = rest[1:].lstrip()  # an item of a list on a line of its own, not a sign
     content = _display(rest) or (rest.splitlines() or [""])[0]
     return start, _content(content)
 
@@ -139,12 +151,17 @@ def _content(content: str) -> str | None:
     """An answer taken from its line; a box on that line is the answer."""
     inside = boxes(content)
     if inside:
-        return _bare(inside[-1][1])
-    return _bare(content.split("</answer>")[0])
+        return _in_boxes(content, inside)[1]
+    return _bare(content.removeprefix("<answer>").split("</answer>")[0])
 
 
 def _closing(text: str, marker: re.Pattern[str]) -> Found | None:
     """ "The final answer is B." as a last line: what follows, up to the end of that sentence."""
+    text = text.rstrip()
+    for _ in range(FAREWELLS):
+        cut = text.rfind("\n")
+        if cut > 0 and _FAREWELL.match(text, cut + 1):
+            text = text[:cut].rstrip()
     lines = text.strip().splitlines()
     if not lines:
         return None
@@ -158,10 +175,20 @@ def _closing(text: str, marker: re.Pattern[str]) -> Found | None:
 
 def _last_box(text: str) -> Found | None:
     found = boxes(text)
-    if not found:
-        return None
-    start, inside = found[-1]
-    return start, _bare(inside)
+    return _in_boxes(text, found) if found else None
+
+
+def _in_boxes(text: str, found: list[Box]) -> Found:
+    """What stands in the last box, together with those right before it: "\\boxed{3} and \\boxed{5}" is "3, 5"."""
+    start, _, content = found[-1]
+    answers = [_bare(content)]
+    for box in reversed(found[:-1]):
+        if answers[0] is None or not _NEXT_BOX.fullmatch(text, box.end, start):
+            break
+        start = box.start
+        answers.append(_bare(box.content))
+    distinct = list(dict.fromkeys(answer for answer in reversed(answers) if answer))
+    return start, ", ".join(distinct) if distinct else None
 
 
 def _tagged(text: str) -> Found | None:

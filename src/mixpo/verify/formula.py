@@ -6,8 +6,8 @@ What a parser is known to misread (prose, units, ratios) never reaches it.
 from __future__ import annotations
 
 import itertools
+import math
 import re
-from fractions import Fraction
 
 from mixpo.verify.judgement import Judgement, Options
 from mixpo.verify.latex import key, take_text, to_latex
@@ -20,8 +20,12 @@ from mixpo.verify.values import differ
 MAX_LENGTH = 1000
 """A longer formula is undecided unless it is spelled the same: parsers slow down without bound."""
 MAX_DEPTH = 30
+LETTERS = 4
+"""So few letters in a row may be a product, or the name of a line."""
 
-_RATIO = re.compile(r"(?i)(?:(?:the )?ratio(?: is)?:? )?(\d{1,9})\s*(?::|to|比)\s*(\d{1,9})")
+_RATIO = re.compile(r"(?i)(?:(?:the )?ratio(?: is)?:? )?(\d{1,9}(?:\s*(?::|to|比)\s*\d{1,9}){1,9})")
+_QUOTIENT = re.compile(r"(\d{1,9})\s*/\s*(\d{1,9})")
+_CLOCK_PARTS = re.compile(r"\D[0-5]\d$")
 _CLOCK = re.compile(r"\d:\d\d(?!\d)")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _LONG_WORD = re.compile(r"[A-Za-z]{3,}|[^\x00-\x7f]{2,}")
@@ -56,6 +60,8 @@ def check_formula(predicted: str, gold: str, options: Options) -> Judgement:
     if ratios[0] or ratios[1]:
         return _compare_ratios(ratios, left, right)
     if not _MATHEMATICS.search(_without_text(left)) and not _MATHEMATICS.search(_without_text(right)):
+        if left != right and max(len(left), len(right)) <= LETTERS and sorted(left) == sorted(right):
+            return Judgement("undecided", "the same letters in another order")  # "ab" is "ba" where it is a product
         return check_text(" ".join(take_text(left)) or left, " ".join(take_text(right)) or right, options)
     return options.algebra(predicted, gold)
 
@@ -80,6 +86,8 @@ def compare_algebra(predicted: str, gold: str, pool: FormulaPool, tolerance: flo
     if _words(left) or _words(right):
         return Judgement("undecided", "words beside the formula")
     judgement = _compare_values(left, right, pool, tolerance)
+    if judgement.outcome == "correct" and any("\\{" in one and other.startswith("(") for one, other in ((left, right), (right, left))):
+        return Judgement("undecided", "a set beside a point or an interval")
     if judgement.outcome != "wrong":
         return judgement
     if convention := _conventions(to_latex(predicted), to_latex(gold)):
@@ -104,15 +112,16 @@ def _rounding(latex: str) -> float:
 
 def _compare_ratios(ratios: tuple[re.Match[str] | None, re.Match[str] | None], left: str, right: str) -> Judgement:
     """Proportional ratios are equal; what may be times of day ("3:30" and "1:10") is undecided. A quotient may stand for a ratio."""
-    values: list[Fraction | None] = []
+    values: list[list[int] | None] = []
     for ratio, text in zip(ratios, (left, right), strict=True):
-        parts = ratio or re.fullmatch(r"(\d{1,9})\s*/\s*(\d{1,9})", text.replace("}{", "/").removeprefix("\\frac{").removesuffix("}"))
-        values.append(Fraction(int(parts.group(1)), int(parts.group(2))) if parts and int(parts.group(2)) else None)
+        found = ratio or _QUOTIENT.fullmatch(text.replace("}{", "/").removeprefix("\\frac{").removesuffix("}"))
+        parts = [int(part) for part in re.findall(r"\d+", found.group())] if found else [0]
+        values.append([part // math.gcd(*parts) for part in parts] if parts[-1] else None)
     if values[0] is None or values[1] is None:
         return Judgement("undecided", "a ratio against something else")
     if values[0] != values[1]:
         return Judgement("wrong", "ratios differ")
-    clocks = [ratio is not None and len(ratio.group(2)) == 2 and int(ratio.group(2)) < 60 for ratio in ratios]
+    clocks = [ratio is not None and _CLOCK_PARTS.search(ratio.group()) is not None for ratio in ratios]
     return Judgement("undecided", "ratios or times of day") if any(clocks) else Judgement("correct", "ratios agree")
 
 

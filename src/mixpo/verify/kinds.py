@@ -19,12 +19,12 @@ _YES_NO = frozenset({"yes", "no", "true", "false", "是", "否", "对", "错", "
 # Upper case only, unless in brackets: "b" alone may be a variable or a label, and text compares it well.
 _OPTION = re.compile(r"[A-J]|\([A-Ja-j]\)")
 _LATEX = re.compile(r"\\[a-zA-Z{]|\$[^$]+\$|[\^_]\{")
-_EXPRESSION = re.compile(r"(?:sqrt|pi|sin|cos|tan|log|ln|[a-zA-Z](?![a-zA-Z])|[\d\s.()\[\]{},+\-−*/^=√π²³<>≤≥·×÷])+")
-_OPERATOR = re.compile(r"[+\-−*/^=√π²³<>≤≥·×÷(\[{]|\b(?:sqrt|pi|sin|cos|tan|log|ln)\b")
+_EXPRESSION = re.compile(r"(?:sqrt|pi|sin|cos|tan|log|ln|[a-zA-Z](?![a-zA-Z])|[\d\s.()\[\]{},+\-−*/^=√π²³<>≤≥·×÷∞∪∩∈±])+")
+_OPERATOR = re.compile(r"[+\-−*/^=√π²³<>≤≥·×÷±(\[{]|\b(?:sqrt|pi|sin|cos|tan|log|ln)\b")
 _QUANTITY = re.compile(r"\d|[=^²³√π]")
 _PRODUCT = re.compile(r"-?\d+(?:\.\d+)?[a-ceknpu-z]")
 _EQUATION = re.compile(r"[a-zA-Z]\s*=\s*[-−√π(\d]")
-_RATIO = re.compile(r"\d{1,4}\s*:\s*(?:\d|[1-9]\d{2,3}|[6-9]\d)")
+_RATIO = re.compile(r"\d{1,4}\s*比\s*\d{1,4}|\d{1,4}\s*:\s*(?:\d|[1-9]\d{2,3}|[6-9]\d)")
 """Two minutes digits up to 59 would be a time of day, which is text."""
 _UNIT_BEHIND = re.compile(rf"(?i)(?<=[\w)}}π])\s*(?:{PATTERN})$")
 _RANGE_OR_DATE = re.compile(r"\d+(?:\.\d+)?\s*[-–−]\s*\d+(?:\.\d+)?|\d+([-/])\d+\1\d+")

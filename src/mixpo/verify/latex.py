@@ -11,6 +11,7 @@ from mixpo.verify.wrapping import closing_brace, unwrap
 _SIGNS = {
     "×": r"\times ", "÷": r"\div ", "·": r"\cdot ", "⋅": r"\cdot ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "±": r"\pm ",
     "∞": r"\infty ", "π": r"\pi ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "λ": r"\lambda ",
+    "∅": r"\emptyset ", r"\varnothing": r"\emptyset ",
     "μ": r"\mu ", "σ": r"\sigma ", "φ": r"\phi ", "ω": r"\omega ", "Δ": r"\Delta ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ",
     "<=": r"\le ", ">=": r"\ge ", "!=": r"\ne ", "**": "^", "或": " or ", "和": " and ", "、": ",", "°": r"^{\circ}",
 }  # fmt: skip

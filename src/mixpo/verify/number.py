@@ -12,8 +12,8 @@ from decimal import Context, Decimal
 from mixpo.verify.judgement import Judgement, Options, decide
 from mixpo.verify.numerals import read_words
 from mixpo.verify.plain import plain_characters, plain_latex
-from mixpo.verify.text import check_text
-from mixpo.verify.units import CURRENCY_SIGNS, PATTERN, Unit, read_unit
+from mixpo.verify.text import check_text, normal_text
+from mixpo.verify.units import CURRENCY_SIGNS, PATTERN, Unit, may_convert, read_unit
 
 MAX_LENGTH = 1000
 """A longer text is no numeric answer."""
@@ -39,11 +39,21 @@ _NEGATIVE_WORD = re.compile(r"(?i)(?<![A-Za-z\d])(?:minus|negative)\s+(?=[\d.])|
 _ALGEBRA = re.compile(
     r"\\[a-zA-Z]|[√∛∜π^]|\b(?:sqrt|pi)\b|#\s*[+*/÷]\s*#|#\s-\s#|#[a-z]\b|#\s*[-+*/]\s*[A-Za-z](?!\s*[A-Za-z])"
     r"|-\(|\|\s*#|\b(?:log|ln|sin|cos|tan)\s*\(?\s*#|#\s*(?:out of\s*#|dozen)"
+    r"|(?<![A-Za-z])(?!w/)(?:[a-z]\s*[-+*/]|[A-Za-z]{1,2}\s*[+*/])\s*#|(?<![A-Za-z])[a-z]\("
+    r"|#\s*(?:plus|times|multiplied by|divided by|mod)\s*#|\broot of\b"
 )
 _VAGUE = re.compile(
-    r"(?i)\b(?:half|quarter|third|dozen|couple|pair|several|few|many|double|twice|once)\b|半|几|双|分之|第|\d:\d|\b(?-i:[IVX]{2,})\b"
+    r"(?i)\b(?:first|second|fourth|fifth|sixth|seventh|eighth|ninth|tenth|half|quarter|third|dozen|couple|pair|several|few|many|double|triple|twice|thrice|once|FY\s?\d{2,4})\b|半|几|双|分之|第|\d:\d|\b(?-i:[IVX]{2,})\b"
     r"|[一二两三四五六七八九十百千万](?:度|元|角|岁|分|小时|天|年|月|日|点|[厘毫分千]?米|千?克|公[里斤]|毫?升|平方|立方)"
 )
+_NOTHING = re.compile(r"(?i)\b(?:no|none|nothing|without|not any)\b|没有|无|都不")
+_FACTORIAL = re.compile(r"\d!(?!\s*=)")
+_REMARK = re.compile(r"(?:\s\([^()]*\)|(?<=\d)\s?[x×])\s*$")
+"""A calculation in brackets behind a number, as in "6.2 (18.5 - 12.3)", or an "x" for times."""
+_DOWN = re.compile(
+    r"(?i)\b(?:de(?:crease|cline)[sd]?|drop(?:ped|s)?|fell|fall|loss|lost|lower|less|below|reduction|reduced|down)\b|[降减跌]"
+)
+"""Words that stand for a minus."""
 _PARTS = re.compile(r"(?i)\b(?:hal(?:f|ves)|(?:quarter|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|dozen)s?)\b|半|分之")
 """Quantities in words whose number words are not their value."""
 _BOUND = re.compile(
@@ -58,6 +68,8 @@ _CLAUSE = re.compile(r"[;；，或和]\s*|,\s+|,(?=[A-Za-z])|\s+(?:and|or)\s+")
 _ASSIGNMENT = re.compile(r"\s*\\?[A-Za-z]\w{0,2}\s*=")
 _GAP = re.compile(r"\s*(?:and\s+)?")
 _DIGIT = re.compile(r"\d")
+_FEET_SIGN = re.compile(r"\d ?['′’]")
+_FEET = re.compile(r"(\d)\s?['′’]\s?(\d{1,2}(?:\.\d{1,9})?)(?:\s?(?:[\"″”]|''))?(?![\w'′’])")
 _OUT_OF_REACH = Decimal("NaN")
 _CONTEXT = Context(prec=60, Emax=10**6, Emin=-(10**6), traps=[])
 
@@ -67,6 +79,7 @@ class Number:
     """One number as written. whole: no point, fraction or exponent. percent: value counts hundredths.
 
     places: how many digits stand behind the point of a plain decimal; None for everything else.
+    scale: the power of ten that a word such as "million" stands for; it is in the value.
     """
 
     value: Decimal
@@ -74,6 +87,7 @@ class Number:
     percent: bool = False
     unit: Unit | None = None
     places: int | None = None
+    scale: int = 0
 
 
 def check_number(predicted: str, gold: str, options: Options) -> Judgement:
@@ -82,24 +96,65 @@ def check_number(predicted: str, gold: str, options: Options) -> Judgement:
         return Judgement("undecided", "too long for a number")
     left, right = read_numbers(predicted), read_numbers(gold)
     if left is None or right is None:
-        return options.algebra(predicted, gold)
+        judgement = options.algebra(predicted, gold)
+        is_remark = judgement.outcome == "wrong" and _same_without_remark(predicted, gold, options.tolerance)
+        return Judgement("undecided", "a remark behind the number") if is_remark else judgement
     if not left and not right:
         return check_text(predicted, gold, options)
     if _in_parts(predicted) or _in_parts(gold):
         return Judgement("undecided", "not in plain digits")
     if not left or not right:
-        vague = _VAGUE.search(gold if left else predicted)
+        words, numbers = (gold, left) if left else (predicted, right)
+        # "There are no cubes" counts to nought.
+        vague = _VAGUE.search(words) or (_NOTHING.search(words) and not any(number.value for number in numbers))
         return Judgement("undecided", "not in plain digits") if vague else Judgement("wrong", "no number")
     judgement = _compare(left, right, options.tolerance)
     if judgement.outcome == "correct" and is_bound(predicted) != is_bound(gold):
         return Judgement("undecided", "a bound or a label")
-    if judgement.outcome == "wrong" and predicted.casefold() == gold.casefold():
-        return Judgement("undecided", "upper and lower case")  # 3M is a company, 3 million, and to careless writers 3 metres
-    return judgement
+    doubt = judgement.outcome == "wrong" and _doubt(predicted, gold, left, right, options.tolerance)
+    return Judgement("undecided", doubt) if doubt else judgement
+
+
+def _doubt(predicted: str, gold: str, left: list[Number], right: list[Number], tolerance: float) -> str:
+    """Why numbers that differ may be the same all the same, or ""."""
+    if ("!" in predicted or "!" in gold) and _FACTORIAL.search(f"{predicted} {gold}"):
+        return "an exclamation or a factorial"
+    if (_DOWN.search(predicted) or _DOWN.search(gold)) and _same_size(left, right, tolerance):
+        return "a minus in words"
+    # 3M is a company, 3 million, and to careless writers 3 metres.
+    return "upper and lower case" if predicted.casefold() == gold.casefold() else ""
+
+
+def _same_without_remark(predicted: str, gold: str, tolerance: float) -> bool:
+    left, right = single_number(_REMARK.sub("", predicted)), single_number(_REMARK.sub("", gold))
+    return left is not None and right is not None and equal(left, right, tolerance) is True
 
 
 def _in_parts(text: str) -> bool:
     return _DIGIT.search(text) is None and _PARTS.search(text) is not None
+
+
+def same_amounts(left: str, right: str, tolerance: float) -> bool:
+    """Whether both texts hold one number, the same, beside the same words: "1 1/2 cups" and "1.5 cups"."""
+    if not (_DIGIT.search(left) and _DIGIT.search(right)) or max(len(left), len(right)) > MAX_LENGTH:
+        return False
+    numbers = []
+    rests = []
+    for text in (_prepare(left), _prepare(right)):
+        found = list(_NUMBER.finditer(text))
+        if len(found) != 1:
+            return False
+        numbers.append(_number(found[0]))
+        rests.append(normal_text(f"{text[: found[0].start()]} # {text[found[0].end() :]}"))
+    return rests[0] == rests[1] and equal(numbers[0], numbers[1], tolerance) is True
+
+
+def _same_size(left: list[Number], right: list[Number], tolerance: float) -> bool:
+    """Whether one number on each side differs from the other by its sign alone."""
+    if len(left) != 1 or len(right) != 1:
+        return False
+    sizes = [replace(number, value=number.value.copy_abs()) for number in (left[0], right[0])]
+    return equal(sizes[0], sizes[1], tolerance) is True
 
 
 def is_bound(text: str) -> bool:
@@ -111,6 +166,8 @@ def single_number(text: str) -> Number | None:
     """The number that `text` is, with nothing but a unit, sign or currency beside it; else None."""
     if len(text) > MAX_LENGTH:
         return None
+    if text.isdecimal():
+        return Number(value=Decimal(text))
     text, position, number = _prepare(text), 0, None
     while match := _NUMBER.match(text, position):
         part = _number(match)
@@ -127,6 +184,8 @@ def read_numbers(text: str) -> list[Number] | None:
 
     Of "3 + 4 = 7" only the worked-out side counts, of "x = 3, y = 4" both. Number words are read only where there are no digits.
     """
+    if text.isdecimal():  # as most are
+        return [Number(value=Decimal(text))]
     text = _prepare(text)
     clauses = _CLAUSE.split(text) if text.count("=") > 1 else []
     if len(clauses) > 1 and all(map(_ASSIGNMENT.match, clauses)):
@@ -150,15 +209,31 @@ def equal(left: Number, right: Number, tolerance: float) -> bool | None:
         return None
     if left.percent != right.percent:
         rate, bare = (left, right) if left.percent else (right, left)
-        if _close(replace(rate, value=rate.value.scaleb(-2, _CONTEXT), whole=False), bare, tolerance):
+        places = None if rate.places is None else rate.places + 2
+        part = replace(rate, value=rate.value.scaleb(-2, _CONTEXT), whole=False, places=places)
+        if _close(part, bare, tolerance):
             return True
         # "50%" for 50 leaves out the sign of a question about percent; "0.5%" for 0.5 may as well mean a half.
-        return (True if abs(bare.value) >= 1 else None) if _close(rate, bare, tolerance) else False
+        if _close(rate, bare, tolerance):
+            return True if abs(bare.value) >= 1 and not bare.unit else None
+        return None if _is_rounded(part, bare) or _is_rounded(bare, part) else False
     if left.unit and right.unit and left.unit != right.unit:
         if left.unit.dimension != right.unit.dimension:
-            return None if _close(left, right, tolerance) else False
+            return None if _close(left, right, tolerance) or may_convert(left.unit, right.unit) else False
         return _close(_in_base_units(left), _in_base_units(right), tolerance)
-    return _close(left, right, tolerance) or (None if _is_rounded(left, right) or _is_rounded(right, left) else False)
+    if _close(left, right, tolerance):
+        return True
+    if left.scale != right.scale and _leaves_out_scale(left, right, tolerance):
+        return None
+    return None if _is_rounded(left, right) or _is_rounded(right, left) else False
+
+
+def _leaves_out_scale(left: Number, right: Number, tolerance: float) -> bool:
+    """Whether only one says "million" of what a chart's axis may count in millions."""
+    if left.scale and right.scale:
+        return False
+    left, right = (replace(number, value=number.value.scaleb(-number.scale, _CONTEXT), whole=False) for number in (left, right))
+    return _close(left, right, tolerance)
 
 
 def _is_rounded(rounded: Number, exact: Number) -> bool:
@@ -176,6 +251,8 @@ def _prepare(text: str) -> str:
     text = text.strip()
     if text.count("$") >= 2:
         text = text.replace("\\$", "¤").replace("$", " ").replace("¤", "\\$")
+    if _FEET_SIGN.search(text) and "°" not in text:
+        text = _FEET.sub(r"\1 ft \2 in", text)
     return _NEGATIVE_WORD.sub("-", plain_characters(plain_latex(text)))
 
 
@@ -196,6 +273,8 @@ def _read_side(side: str) -> list[Number] | None:
     rest.append(side[position:])
     if _ALGEBRA.search("".join(rest)):
         return None
+    if rest == ["", "#", "-", "#", ""] and numbers[0].value.compare(numbers[1].value) == 1:
+        return None  # no range runs downwards: a difference
     numbers += [
         Number(value=Decimal(f"{match.group(1)}.{match.group(2)}"), whole=False) for match in _DECIMAL_COMMA.finditer(side)
     ]  # fmt: skip
@@ -204,7 +283,7 @@ def _read_side(side: str) -> list[Number] | None:
 
 def _number(match: re.Match[str]) -> Number:
     """The number of a match; its value is NaN when out of reach (a giant exponent, a division by zero)."""
-    if match.group().isdecimal():  # as most are
+    if match.group().isdecimal():
         return Number(value=Decimal(match.group()))
     groups = match.groupdict()
     value = Decimal(_digits(groups["mantissa"]))
@@ -224,7 +303,8 @@ def _number(match: re.Match[str]) -> Number:
     if not value.is_finite():
         return Number(value=_OUT_OF_REACH)
     scale = groups["scale"] or groups["letter"]
-    value = value.scaleb(_SCALES[scale.lower()], _CONTEXT) if scale else value
+    tens = _SCALES[scale.lower()] if scale else 0
+    value = value.scaleb(tens, _CONTEXT) if tens else value
     negative = "-" in (groups["sign"], groups["first_sign"], groups["late_sign"])
     unit = read_unit(groups["currency"] or groups["unit"] or "")
     is_decimal = not whole and not scale and match.end("core") == match.end("mantissa")
@@ -234,6 +314,7 @@ def _number(match: re.Match[str]) -> Number:
         percent=bool(groups["percent"]),
         unit=unit,
         places=len(groups["mantissa"].rpartition(".")[2]) if is_decimal else None,
+        scale=tens,
     )
 
 

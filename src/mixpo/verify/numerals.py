@@ -14,7 +14,9 @@ _WORDS = frozenset({*_SMALL, *_TENS, *_SCALES, "hundred"})
 _TOKEN = re.compile(r"[a-z]+")
 _CHINESE = {character: value for value, character in enumerate("零一二三四五六七八九")} | {"两": 2, "〇": 0}
 _CHINESE_SCALES = {"十": 10, "百": 100, "千": 1000}
-_CHINESE_NUMBER = re.compile("(负?)([零〇一二两三四五六七八九十百千万]{1,16})(?:个|只|张|条|本|块|人|名|种|次|位|颗|辆)?")
+_COUNTED = "个|只|张|条|本|块|人|名|种|次|位|颗|辆"
+_CHINESE_NUMBER = re.compile(f"(负?)([零〇一二两三四五六七八九十百千万]{{1,16}})(?:{_COUNTED})?")
+_CHINESE_COUNT = re.compile(f"(?<![零〇一二两三四五六七八九十百千万第负每几])([零〇一二两三四五六七八九十百千万]{{1,16}})(?:{_COUNTED})")
 _NONE = frozenset({"none", "没有"})
 
 
@@ -24,6 +26,9 @@ def read_words(text: str) -> list[int]:
     if chinese:
         value = _read_chinese(chinese.group(2))
         return [-value if chinese.group(1) else value]
+    counted = _CHINESE_COUNT.findall(text)
+    if counted:
+        return [_read_chinese(digits) for digits in counted]
     lowered = text.lower()
     if lowered.strip(" .。") in _NONE:
         return [0]
@@ -41,6 +46,7 @@ def read_words(text: str) -> list[int]:
 def read_whole(text: str) -> int | None:
     """The number that a text is, in words and nothing else; None for all others."""
     tokens = _TOKEN.findall(text.lower())
+    tokens = tokens[1:] if tokens[:1] in (["minus"], ["negative"]) else tokens
     if not _CHINESE_NUMBER.fullmatch(text.strip(" .。")) and not (tokens and all(token in _WORDS for token in tokens)):
         return None
     numbers = read_words(text)

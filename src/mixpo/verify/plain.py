@@ -8,11 +8,12 @@ import unicodedata
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n")
 _SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+")
 _VULGAR = re.compile("[¼-¾⅐-⅞↉]")
-_MINUS = str.maketrans({"−": "-", "﹣": "-", "－": "-", "‐": "-", "‑": "-", "⁄": "/", "∕": "/", "×": "*", "·": "*", "⋅": "*"})
+_MINUS = str.maketrans({"−": "-", "﹣": "-", "－": "-", "‐": "-", "‑": "-", "⁄": "/", "∶": ":", "∕": "/", "×": "*", "·": "*", "⋅": "*"})
 _DASH_AFTER_DIGIT = re.compile(r"(?<=\d)(\s*)[–—](?=\s*\d)")
 _THOUSANDS_SPACE = re.compile("(?<=\\d)[\u00a0\u202f\u2009](?=\\d{3}(?!\\d))")
 _TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf|sf|it)|mbox)\s*\{([^{}]*)\}")
 _FRACTION = re.compile(r"(?:(\d)\s{0,3})?\\[dtc]?frac\s*(?:\{\s*(-?[\d.,]+)\s*\}|(\d))\s*(?:\{\s*([\d.,]+)\s*\}|(\d))")
+_LATEX_SIGN = re.compile(r"[\\{~°]")
 _LATEX_WORDS = re.compile(r"\\(times|cdot|div|approx|Omega|left|right|quad|degree|circ|infty|displaystyle)(?![a-zA-Z])")
 _LATEX_SIGNS = {
     "times": "*", "cdot": "*", "div": "/", "approx": "≈", "degree": "°", "circ": "°", "infty": "∞", "Omega": "Ω",
@@ -34,7 +35,7 @@ def plain_characters(text: str) -> str:
 
 def plain_latex(text: str) -> str:
     """The LaTeX that surrounds plain numbers and units, as plain text: fractions of digits, spaces, \\text, signs."""
-    if not any(sign in text for sign in "\\{~°"):  # each line below looks for one of these
+    if not _LATEX_SIGN.search(text):  # each line below looks for one of these
         return text
     text = text.replace("\\%", "%").replace("\\$", "$").replace("{,}", ",")
     text = re.sub(r"\\[,!;:](?=\d{3}(?!\d))", ",", text) if re.search(r"\d\\[,!;:]\d{3}", text) else text

@@ -5,30 +5,46 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from mixpo.verify.dates import is_same_date
 from mixpo.verify.judgement import Judgement, Options
+from mixpo.verify.plain import plain_latex
 from mixpo.verify.times import compare_times, read_time
+from mixpo.verify.wrapping import unwrap
 
 _NUMBER_WORDS = {
     word: str(value) for value, word in enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])
-} | {"none": "0"}  # fmt: skip
+} | {"none": "0", "infinity": "∞", "a°": "a"}  # fmt: skip
 _ARTICLES = frozenset({"a", "an", "the"})
+_LABEL, _LABELLED = re.compile(r"(?<=\w )A(?= [^A-Z])"), "A°"
+"""Within a sentence "A" names something, as in "Sample A is heavier"; the sign keeps it from being taken for an article. Not in titles."""
 _APOSTROPHES = re.compile("['’‘`´]")
 _DIGIT_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_PUNCTUATION = re.compile(r"\.(?!\d)|[^\w\s.:/,%$€£¥°+<>=≤≥^\-]|_|(?<!\d)[:/,]|[:/,](?!\d)|-(?!\d)|(?<=\w)-")
+_PUNCTUATION = re.compile(r"\.(?!\d)|[^\w\s.:/,%$€£¥°+<>=≤≥^\-#∞]|_|(?<![^\W\d_])#|(?<!\d)[:/,]|[:/,](?!\d)|-(?![\d∞])|(?<=\w)-")
 _INITIALS = re.compile(r"(?<!\w)(?:[^\W\d_]\.){2,}")
 _RELATION = re.compile(r" ?([<>=≤≥]) ?")
-# Kept are signs that carry meaning in short answers: -5, 3:45, 1/2, C++, x>5, 50%.
+# Kept are signs that carry meaning in short answers: -5, 3:45, 1/2, C++, C#, x>5, 50%, ∞.
+_LATEX = re.compile(r"[\\_^]")
+_SUBSCRIPT = re.compile(r"(?<=[A-Za-z)\]])\s?_(?:\{(\d{1,4})\}|(\d))\s?")
+_CHARGE = re.compile(r"(?<=[A-Za-z)\d])\s?\^(?:\{(\d?[-+])\}|([-+]))")
 _LEAD_IN = re.compile(r"(?:(?:final )?answer is|its|it is|this is|that is|they are|there is|there are|these are|答案是|答案为|这是|它是) *")
 
 
 _SIGN = re.compile(r"[-−|_^+{}'′]")
 _LONG_WORD = re.compile(r"[^\W\d_]{2}")
 _SMALL_WORDS = frozenset({"to", "from", "and", "of", "in", "on", "at", "between", "until", "till"})
+_DAYS = "monday tuesday wednesday thursday friday saturday sunday"
+_ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth"
+_FULL_NAMES = {day[:3]: day for day in _DAYS.split()} | {"tues": "tuesday", "thur": "thursday", "thurs": "thursday"}
+_FULL_NAMES |= {word: str(place) for place, word in enumerate(_ORDINALS.split(), start=1)}
+LETTERS = 4
+"""Upper-case names of so few letters are looked at letter by letter."""
 _ENDING = re.compile(r"(?<=[a-z]{2})s$|(?<=\d)(?:st|nd|rd|th)$")
 
 
 def check_text(predicted: str, gold: str, _options: Options) -> Judgement:
     """Equal after VQA normalisation. A longer answer that holds the other as whole words is undecided, not wrong."""
+    if _LATEX.search(predicted) or _LATEX.search(gold):
+        predicted, gold = _plain_subscripts(predicted), _plain_subscripts(gold)
     left, right = normal_text(predicted), normal_text(gold)
     if not left or not right:
         same = "".join(predicted.split()) == "".join(gold.split())
@@ -43,24 +59,39 @@ def check_text(predicted: str, gold: str, _options: Options) -> Judgement:
     if contains(left, right) or contains(right, left):
         return Judgement("undecided", "one text contains the other")
     words, others = _stems(left) or [left], _stems(right) or [right]
-    if left.replace(" ", "") == right.replace(" ", "") or words == others:
+    if left.replace(" ", "") == right.replace(" ", "") or words == others or is_same_date(left, right):
         return Judgement("undecided", "the same words in another form")
+    if predicted.isupper() and sorted(predicted) == sorted(gold) and len(gold) <= LETTERS:
+        return Judgement("undecided", "the same letters in another order")  # AB and BA are one line
     if set(words) < set(others) or set(others) < set(words):
         return Judgement("undecided", "one text has all words of the other")
     return Judgement("wrong", "texts differ")
 
 
+def _plain_subscripts(text: str) -> str:
+    """Without the LaTeX of a chemical formula: "$\\mathrm{H_2O}$" is "H2O", "\\text{Na}^+" is "Na+"."""
+    plain = plain_latex(unwrap(text) or text)
+    plain = _SUBSCRIPT.sub(r"\1\2", plain)
+    return " ".join(_CHARGE.sub(r"\1\2", plain).split())
+
+
 def normal_text(text: str) -> str:
     """Lower case, without articles, accents, punctuation and apostrophes ("dont" is "don't"); small numbers as digits."""
-    text = unicodedata.normalize("NFKD", text).casefold()
-    text = "".join(character for character in text if not unicodedata.combining(character))
-    text = _DIGIT_COMMA.sub("", _APOSTROPHES.sub("", unicodedata.normalize("NFKC", text)))
+    if " A " in text and not text.isupper():
+        text = _LABEL.sub(_LABELLED, text)
+    text = text.casefold() if text.isascii() else _unaccented(text)
+    text = _DIGIT_COMMA.sub("", _APOSTROPHES.sub("", text))
     text = _INITIALS.sub(lambda match: match.group().replace(".", ""), text)
     # Single spaces first: a pattern that starts with \s* takes quadratic time over long runs of them.
     words = _RELATION.sub(r"\1", " ".join(_PUNCTUATION.sub(" ", text).split())).split()
     # What stands last is no article: "vitamin a".
     kept = [*(word for word in words[:-1] if word not in _ARTICLES), *words[-1:]]
     return " ".join(_NUMBER_WORDS.get(word, word) for word in kept)
+
+
+def _unaccented(text: str) -> str:
+    text = unicodedata.normalize("NFKD", text).casefold()
+    return unicodedata.normalize("NFKC", "".join(character for character in text if not unicodedata.combining(character)))
 
 
 def _is_symbol(text: str) -> bool:
@@ -75,7 +106,7 @@ def _signs(text: str) -> list[str]:
 
 def _stems(text: str) -> list[str]:
     """The words in order of the alphabet, without the endings of plurals and of ordinals, and the small words of ranges and dates."""
-    words = [_ENDING.sub("", word) for word in text.replace("=", " ").split() if word not in _SMALL_WORDS]
+    words = [_FULL_NAMES.get(word) or _ENDING.sub("", word) for word in text.replace("=", " ").split() if word not in _SMALL_WORDS]
     return sorted(words)
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from mixpo.verify.judgement import Judgement
 
-_TIME = re.compile(r"(?:at )?(?:([ap])m |([上下])午 ?)?(\d{1,2}):(\d\d)(?: ?([ap]) ?m)?")
+_TIME = re.compile(r"(?:at )?(?:([ap])m |([上下])午 ?)?(\d{1,2})(?::(\d\d))?(?: ?([ap]) ?m)?")
 """In text that went through `text.normal_text`."""
 _NOON = 12
 _MINUTES = 60
@@ -23,13 +23,14 @@ class Time(NamedTuple):
 
 def read_time(plain: str) -> Time | None:
     """The time that a text is, and nothing beside it; None for everything else."""
-    match = _TIME.fullmatch(plain) if ":" in plain else None
-    if match is None or int(match.group(3)) > 2 * _NOON or int(match.group(4)) >= _MINUTES:
+    match = _TIME.fullmatch(plain) if ":" in plain or plain.endswith("m") else None
+    if match is None or int(match.group(3)) > 2 * _NOON or int(match.group(4) or 0) >= _MINUTES:
         return None
     hour, half = int(match.group(3)) % (2 * _NOON), match.group(1) or match.group(2) or match.group(5)
+    minute = int(match.group(4) or 0)
     if half is None:
-        return Time(hour, int(match.group(4)), hour > _NOON or match.group(3) == "00")
-    return Time(hour % _NOON + _NOON * (half in ("p", "下")), int(match.group(4)), True)
+        return Time(hour, minute, hour > _NOON or match.group(3) == "00") if match.group(4) else None
+    return Time(hour % _NOON + _NOON * (half in ("p", "下")), minute, True)
 
 
 def compare_times(left: Time, right: Time) -> Judgement:

@@ -26,6 +26,7 @@ _NAMES = {
     ("length", "0.3048"): "ft foot feet",
     ("length", "0.9144"): "yd yard yards",
     ("length", "1609.344"): "mi mile miles",
+    ("mass", "0.000001"): "μg mcg microgram micrograms 微克",
     ("mass", "0.001"): "mg milligram milligrams 毫克",
     ("mass", "1"): "g gram grams 克",
     ("mass", "1000"): "kg kilogram kilograms 千克 公斤",
@@ -33,6 +34,7 @@ _NAMES = {
     ("mass", "453.59237"): "lb lbs",
     ("mass or money", "1"): "pound pounds 磅",
     ("mass", "28.349523125"): "oz ounce ounces",
+    ("time", "0.000001"): "μs microsecond microseconds 微秒",
     ("time", "0.001"): "ms millisecond milliseconds 毫秒",
     ("time", "1"): "s sec secs second seconds 秒",
     ("time", "60"): "min mins minute minutes 分钟 分",
@@ -43,6 +45,7 @@ _NAMES = {
     ("months", "12"): "year years yr yrs",
     ("length^2", "10000"): "ha hectare hectares 公顷",
     ("length^2", "4046.8564224"): "acre acres 英亩",
+    ("length^3", "0.000000001"): "μl microliter microliters microlitre microlitres 微升",
     ("length^3", "0.000001"): "ml milliliter milliliters millilitre millilitres cc 毫升",
     ("length^3", "0.001"): "l liter liters litre litres 升",
     ("length^3", "0.003785411784"): "gallon gallons 加仑",
@@ -100,6 +103,21 @@ PATTERN = rf"[{CURRENCY_SIGNS}](?![\d.])|{_NO_LABEL}{_TERM}(?:\s*(?:/|\*|per\b)\
 
 _TERM_PARTS = re.compile(rf"(?i)(?:degrees?\s+(?=celsius|fahrenheit))?(square|cubic|sq|平方|立方)?\.?\s*({_WORD})\^?([23])?")
 _PER = re.compile(r"\s*(?:/|\bper\b)\s*")
+
+
+_KINDRED = (
+    frozenset({"temperature in C", "temperature in K", "temperature in F"}),
+    frozenset({"time", "months"}),
+    frozenset({"energy", "energy in calories"}),
+    frozenset({"mass", "mass or money"}),
+    frozenset({"pounds", "mass or money"}),
+)
+"""Dimensions that measure the same, though not by one factor that everybody means."""
+
+
+def may_convert(left: Unit, right: Unit) -> bool:
+    """Whether two units of unequal dimensions may measure the same, so that other numbers may be one amount: 98.6 °F and 37 °C."""
+    return any({left.dimension, right.dimension} <= kindred for kindred in _KINDRED)
 
 
 def read_unit(text: str) -> Unit | None:

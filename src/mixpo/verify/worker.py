@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from typing import Any
@@ -20,6 +21,12 @@ DIGITS = 40
 EXACT = 1e-20
 SAMPLES = ("17/13", "-31/19", "43/41", "-5/7", "101/37")
 AGREEING_SAMPLES = 2
+
+_NO_LETTERS = re.compile(
+    r"\\(?:begin|end|text(?:bf|it|rm)?|mathrm|mbox|operatorname)\s*\{[^{}]*\}|\\[a-zA-Z]+|(?<![a-zA-Z])(?:and|or|mod|gcd|lcm)(?![a-zA-Z])"
+)
+"""Commands, words and environments, which are no letters of a formula."""
+_UNIT = re.compile(r"(?<=[\w)}])\s+[mgshlL]$|(?<=\\pi)\s+[mgshlL]$")
 
 
 def main() -> None:
@@ -58,9 +65,15 @@ def _parse(latex: str) -> Any:
     from sympy import Basic, MatrixBase
 
     found = parse(f"${latex}$", [LatexExtractionConfig()], parsing_timeout=None, raise_on_error=True)
-    if not found or not isinstance(found[0], (Basic, MatrixBase)):
+    if not found or not isinstance(found[0], (Basic, MatrixBase)) or _drops_letters(latex, str(found[0])):
         return None
     return found[0]
+
+
+def _drops_letters(latex: str, read: str) -> bool:
+    """Whether the parser took letters for a unit and left them out, as of "2ab" and "k = 2mg". A unit behind a space is one."""
+    rest = _NO_LETTERS.sub(" ", _UNIT.sub("", latex)).lower()
+    return not {letter for letter in rest if "a" <= letter <= "z" and letter != "e"} <= set(read.lower())
 
 
 def _compare(left: Any, right: Any, tolerance: float) -> tuple[str, str]:
@@ -94,6 +107,7 @@ def same_value(left: Any, right: Any, tolerance: float) -> bool | None:
         if (left.left_open, left.right_open) != (right.left_open, right.right_open):
             return False
         return _all_same([left.start, left.end], [right.start, right.end], tolerance)
+    left, right = _point(left, right), _point(right, left)
     if isinstance(left, Tuple) and isinstance(right, Tuple):
         return len(left) == len(right) and _all_same(list(left), list(right), tolerance)
     if isinstance(left, Expr) and isinstance(right, Expr):
@@ -113,12 +127,21 @@ def _assigned(one: Any, other: Any) -> Any:
     return one
 
 
+def _point(one: Any, other: Any) -> Any:
+    """ "(2, 3)" is read as an interval and "(3, 2)" as a point; beside a point both are points."""
+    from sympy import Interval, Tuple
+
+    if isinstance(one, Interval) and isinstance(other, Tuple) and one.left_open and one.right_open:
+        return Tuple(one.start, one.end)
+    return one
+
+
 def _solution_set(value: Any) -> Any:
-    """An inequality in one symbol as the set that it describes, if sympy can solve it."""
-    from sympy import Equality
+    """An inequality in one symbol, or two of them at once ("1 < x < 2"), as the set that it describes, if sympy can solve it."""
+    from sympy import And, Equality
     from sympy.core.relational import Relational
 
-    if not isinstance(value, Relational) or isinstance(value, Equality) or len(value.free_symbols) != 1:
+    if not isinstance(value, (Relational, And)) or isinstance(value, Equality) or len(value.free_symbols) != 1:
         return value
     try:
         return value.as_set()
@@ -208,13 +231,13 @@ def _near(one: Any, other: Any, limit: float) -> bool:
 
 def _is_decisive(left: Any, right: Any) -> bool:
     """Constants, and inequalities that were solved: there the second opinion is exact, and math-verify's rounding is not wanted."""
-    from sympy import Expr, Set
+    from sympy import And, Expr, Set
     from sympy.core.relational import Relational
 
     if isinstance(left, Expr) and isinstance(right, Expr):
         return not left.free_symbols and not right.free_symbols
     solved = _solution_set(left), _solution_set(right)
-    return all(isinstance(value, Set) for value in solved) and any(isinstance(value, Relational) for value in (left, right))
+    return all(isinstance(value, Set) for value in solved) and any(isinstance(value, (Relational, And)) for value in (left, right))
 
 
 def _are_equations(left: Any, right: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 _BOX = re.compile(r"\\f?box(?:ed)?[ \t]*(?:(\{)|([A-Za-z0-9]+))")
 _TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt)?|math(?:rm|bf|sf|it)|boldsymbol|mbox|f?box(?:ed)?)[ \t]*\{")
@@ -12,27 +13,36 @@ _PLAIN = re.compile(r"[A-Za-z0-9]+(?: [A-Za-z0-9]+)*")
 """Nothing to take off: most answers."""
 _BLANK = re.compile(r"[\s.…_*\-–—\"'“”]*\Z")
 _PAIRS = (
-    ("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("__", "__"), ("*", "*"), ("`", "`"),
+    ("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("__", "__"), ("*", "*"), ("```", "```"), ("`", "`"),
     ('"', '"'), ("“", "”"), ("‘", "’"), ("'", "'"), ("「", "」"), ("《", "》"), ("<answer>", "</answer>"),
 )  # fmt: skip
 _ROUNDS = 20
 """Deeper nesting than this is no presentation; it is left as it stands."""
 
 
-def boxes(text: str) -> list[tuple[int, str | None]]:
-    """Every outermost `\\boxed{..}` as (position, content); content is None where the braces never close (the text was cut)."""
-    found: list[tuple[int, str | None]] = []
+class Box(NamedTuple):
+    """A `\\boxed{..}` in a text: where it starts, where it ends, and what is in it (None: its braces never close, the text was cut)."""
+
+    start: int
+    end: int
+    content: str | None
+
+
+def boxes(text: str) -> list[Box]:
+    """Every outermost box, in order."""
+    found: list[Box] = []
     position = 0
     while match := _BOX.search(text, position):
         if match.group(2):
-            found.append((match.start(), match.group(2)))
+            found.append(Box(match.start(), match.end(), match.group(2)))
             position = match.end()
             continue
         end = closing_brace(text, match.end() - 1)
-        found.append((match.start(), None if end is None else text[match.end() : end]))
         if end is None:
+            found.append(Box(match.start(), len(text), None))
             break
         position = end + 1
+        found.append(Box(match.start(), position, text[match.end() : end]))
     return found
 
 

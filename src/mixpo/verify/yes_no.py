@@ -11,7 +11,8 @@ _YES = frozenset({"yes", "yeah", "yep", "true", "correct"})
 _NO = frozenset({"no", "nope", "false", "incorrect", "not", "cannot"})
 _ALONE = dict.fromkeys(["y", "t", "right", "thats right", "definitely", "certainly", "absolutely", "affirmative", "indeed"], "yes")
 _ALONE |= dict.fromkeys(["it is", "it does", "they are", "they do", "there is", "there are", "he is", "she is"], "yes")
-_ALONE |= dict.fromkeys(["n", "f", "wrong", "thats wrong"], "no")
+_ALONE |= dict.fromkeys(["of course", "sure", "surely", "without doubt", "no doubt"], "yes")
+_ALONE |= dict.fromkeys(["n", "f", "wrong", "thats wrong", "never"], "no")
 """Whole answers that say yes or no without a word for it; inside a sentence these words mean something else."""
 _AUXILIARIES = frozenset(["is", "are", "was", "were", "do", "does", "did", "ca", "has", "have", "had", "wo", "would", "could", "should"])
 _OPPOSITES = {"true": "false", "correct": "false", "false": "true", "incorrect": "true"}
@@ -52,7 +53,8 @@ def check_yes_no(predicted: str, gold: str, options: Options) -> Judgement:
     if not left and not right:
         return check_text(predicted, gold, options)
     other = normal_text(gold if left else predicted)
-    is_short = 0 < len(other.split() if other.isascii() else other) <= _FEW
+    # 1 and 0 may be meant for yes and no.
+    is_short = other not in ("0", "1") and 0 < len(other.split() if other.isascii() else other) <= _FEW
     return Judgement("wrong" if is_short else "undecided", "neither yes nor no")
 
 

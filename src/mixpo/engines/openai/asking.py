@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 
 from mixpo.amounts import amount
 from mixpo.engines.base import Request, SamplingParams
-from mixpo.engines.openai.answers import response_of, suspicious
+from mixpo.engines.openai.answers import FEW, response_of, suspicious
 from mixpo.engines.openai.capabilities import Capabilities, continuation
 from mixpo.engines.openai.pictures import address_of
+from mixpo.engines.openai.probe import HOT, RANDOM, SHORT
 from mixpo.engines.openai.transport import LostError, RowError, Transport
 from mixpo.engines.openai.wire import Choice, Reply, parse, sampling, user_turn
 from mixpo.engines.words import Words
@@ -32,6 +33,8 @@ SHOWN = 2
 """Reasons that are named for answers that could not be used."""
 CONTROL = "answers with control tokens"
 """How such answers are counted."""
+SURE = "identical answers, of a sure model"
+"""How questions are counted whose answers are equal while the server samples all the same."""
 
 
 @dataclass(kw_only=True)
@@ -79,11 +82,21 @@ class Asking:
             self.counts["identical answers, asked again"] += 1
             again = await self._collect([seed + ANOTHER for seed in request.seeds], partial(self._ask, turn))
             if len({choice.text for choice in (*choices, *again)}) == 1:
-                raise RowError(
-                    f"{len(choices)} identical answers at temperature {params.temperature:g}, twice; the server ignores the temperature"
-                )
+                # With log-probs it is known already that the model is not that sure.
+                if choices[0].logprobs or not await self._samples(request, pictures):
+                    raise RowError(
+                        f"{len(choices)} identical answers at temperature {params.temperature:g}, twice; the server ignores the temperature"
+                    )
+                self.counts[SURE] += 1
             choices = again
         return choices
+
+    async def _samples(self, request: Request, pictures: Sequence[str]) -> bool:
+        """Whether the server samples beside the pictures of a question: then the model is sure of its answer, and no more is wrong."""
+        turn = user_turn(f"{request.prompt}\n{RANDOM}", pictures, IMAGE_MARK)
+        hot = replace(self.params, temperature=HOT, max_new_tokens=SHORT, stop=())
+        replies = await _all([self._ask(turn, 1, seed + 2 * ANOTHER, hot) for seed in request.seeds[:FEW]])
+        return len({choice.text for reply in replies for choice in reply.choices}) > 1
 
     async def _continued(self, request: Request) -> list[Choice]:
         if self.served is not None and not all(self.served.control.isdisjoint(prefix) for prefix in request.prefixes):
@@ -127,9 +140,9 @@ class Asking:
             return True
         return not self.words.holds_control(choice.text, choice.ids)
 
-    async def _ask(self, turn: Mapping[str, Any], n: int, seed: int) -> Reply:
+    async def _ask(self, turn: Mapping[str, Any], n: int, seed: int, params: SamplingParams | None = None) -> Reply:
         known = self.known
-        body = sampling(known.model, self.params, n, seed, known.dialect, self._ends, known.bias)
+        body = sampling(known.model, params or self.params, n, seed, known.dialect, self._ends, known.bias)
         body["messages"] = [turn]
         if known.logprobs:
             body |= {"logprobs": True, "top_logprobs": 1}

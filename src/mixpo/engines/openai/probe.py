@@ -19,6 +19,8 @@ from mixpo.types import IMAGE_MARK
 
 HOT = 2.0
 """A temperature at which no model that samples writes the same twice."""
+RANDOM = "Write a random sentence."
+"""What no model that samples answers twice alike, at that temperature."""
 SHORT = 16
 """Tokens of a test answer."""
 WARM = 1.0
@@ -143,7 +145,7 @@ class Probe:
         n = self.wanted
         while n > 1:
             try:
-                reply = await self.ask("Write a random sentence.", n=n)
+                reply = await self.ask(RANDOM, n=n)
             except RowError:
                 n //= 2
                 continue
@@ -151,11 +153,11 @@ class Probe:
             if len({choice.text for choice in reply.choices}) >= 2:
                 return min(n, len(reply.choices)), list(reply.choices)
             n = 1
-        replies = await asyncio.gather(*(self.ask("Write a random sentence.", seed=seed) for seed in range(4)))
+        replies = await asyncio.gather(*(self.ask(RANDOM, seed=seed) for seed in range(4)))
         return 1, [choice for reply in replies for choice in reply.choices]
 
     async def _seeds(self) -> bool:
-        same = await asyncio.gather(*(self.ask("Write a random sentence.", seed=7) for _ in range(4)))
+        same = await asyncio.gather(*(self.ask(RANDOM, seed=7) for _ in range(4)))
         return len({reply.choices[0].text for reply in same if reply.choices}) == 1
 
     async def _bias(self) -> Mapping[int, float]:
