@@ -15,6 +15,7 @@ import typer
 from mixpo.cli.bars import open_progress, printable
 from mixpo.errors import MixpoError
 from mixpo.progress import Progress, Silent
+from mixpo.stopping import SAID, STOPPING
 from mixpo.train.ranks import Ranks, ranks_of
 
 
@@ -35,22 +36,23 @@ def boundary(together: bool = False) -> Iterator[Terminal]:
     """
     ranks = Ranks()
     try:
-        ranks = ranks_of(os.environ)
-        if ranks.main:
-            with closing(open_progress()) as progress:
-                yield Terminal(progress, ranks)
-        elif not together:
-            raise typer.Exit(0)
-        else:
-            with redirect_stdout(io.StringIO()):
-                yield Terminal(Silent(), ranks)
-        ranks.close()
+        with STOPPING.work():
+            ranks = ranks_of(os.environ)
+            if ranks.main:
+                with closing(open_progress()) as progress:
+                    yield Terminal(progress, ranks)
+            elif not together:
+                raise typer.Exit(0)
+            else:
+                with redirect_stdout(io.StringIO()):
+                    yield Terminal(Silent(), ranks)
+            ranks.close()
     except typer.Exit:
         raise
     except MixpoError as error:
         _fail(ranks, printable(f"mixpo: {error}"), error.exit_code)
     except KeyboardInterrupt:
-        _fail(ranks, "\nmixpo: stopped; run the same command again (without --force) to go on", 130)
+        _fail(ranks, f"\n{SAID}", STOPPING.status)
     except BrokenPipeError:
         # Whoever read the output has gone (`mixpo status RUN | head`); say nothing more, not even at exit.
         sys.stdout = open("/dev/null", "w")  # noqa: SIM115

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
@@ -83,7 +84,7 @@ def view(
     from mixpo.pipeline import open_run
     from mixpo.viewer.serve import serve
 
-    with boundary() as terminal:
+    with boundary() as terminal, suppress(KeyboardInterrupt):  # its ordinary end
         serve(open_run(folder), port, terminal.progress, lambda address: show.line(f"{folder}: {address} (Ctrl+C ends)"))
 
 
