@@ -29,9 +29,12 @@ def status(folder: RunFolder, as_json: AsJson = False) -> None:
         context = open_run(folder)
         rows, trained = read_status(context), models(context)
         if as_json:
-            show.line(json.dumps({"run": str(folder), "stages": rows, "models": trained}, ensure_ascii=False, indent=2))
+            found = {"run": str(folder), "stages": rows, "models": trained, "problem": context.models.gone}
+            show.line(json.dumps(found, ensure_ascii=False, indent=2))
         else:
             show.status(rows, trained)
+            if context.models.gone:
+                show.line(f"! the model that this run started from is gone: {context.models.gone}")
 
 
 @app.command(epilog=examples("score"), rich_help_panel=USE)
