@@ -55,7 +55,11 @@ def test_status(small: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) ->
     assert stages["round-1/sample"]["counts"]["answers"] == 40
     assert stages["source"]["counts"]["questions"] == 10
     assert main(["status", str(small[1])]) == 0
-    assert "round-1/train/mpo" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "round-1/train/mpo" in shown
+    assert "10 questions, 40 answers, " in shown
+    assert not re.search(r"\w_\w", shown.partition("model:")[0])  # no short name of a counter
+    assert not re.search(r" $", shown, re.MULTILINE)
 
 
 def test_status_of_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -337,6 +341,24 @@ def test_tables_fit_the_terminal_with_whole_words(width: int, monkeypatch: pytes
     assert [heading for line in tables for heading in re.split(" {2,}", line.strip())[2:]] == list(headings[2:])
     assert sum(line.startswith("MPO    direct") for line in lines) == len(tables)
     assert " ".join(out.getvalue().split()).count("48.4 to 74.8 %") == 4
+
+
+def test_a_terminal_without_room_for_a_column_gets_paragraphs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr("mixpo.cli.show.console", lambda: Console(file=out, width=40, highlight=False))
+    monkeypatch.setattr("mixpo.cli.show.line", lambda text="": print(text, file=out))
+    stages = ("evaluate/held-out/start/direct", "report")
+    rows = [(stages[0], "done", "6 answers, 5 correct, 1 wrong, 84 tokens", ""), (stages[1], "stale", "", "a new input shard")]
+    show.table(("stage", "state", "made", "why"), rows)
+    assert out.getvalue().splitlines() == [
+        "evaluate/held-out/start/direct",
+        "  state  done",
+        "  made   6 answers, 5 correct, 1 wrong,",
+        "         84 tokens",
+        "report",
+        "  state  stale",
+        "  why    a new input shard",
+    ]
 
 
 def test_an_error_says_which_evaluation_set_it_is_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

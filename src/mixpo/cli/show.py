@@ -26,6 +26,7 @@ from mixpo.report import (
     YES_NO_COLUMNS,
     figure_rows,
     gap_rows,
+    made,
     main_difference_rows,
     summary_rows,
     text_rows,
@@ -45,18 +46,23 @@ GAP = 2
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
-    """Print rows of text under headings. What is too wide for the terminal goes on in a second table that names the rows again."""
+    """Print rows of text under headings. What is too wide for the terminal goes on in a second table that names the rows again.
+
+    In a terminal so narrow that a column has no room beside these names, each row is a paragraph of its own.
+    """
     screen = console()
     texts = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(cell_len, column)) for column in zip(headings, *texts, strict=True)]
     naming = _naming(texts)
+    if title:
+        line(title)
+    if sum(width + GAP for width in widths[:naming]) + max(min(width, SHORT) for width in widths) > screen.width:
+        _paragraphs(screen, headings, texts, naming)
+        return
     for number, columns in enumerate(_parts(widths, naming, screen.width)):
         if number and not any(row[column] for row in texts for column in columns[naming:]):
             continue
-        drawn = Table(
-            title=Text(title) if title and not number else None,
-            title_justify="left", pad_edge=False, box=None, header_style="bold", show_header=any(headings),
-        )  # fmt: skip
+        drawn = Table(pad_edge=False, box=None, header_style="bold", show_header=any(headings))
         for column in columns:
             justify: JustifyMethod = "left" if column == 0 else "default"
             drawn.add_column(headings[column], justify=justify, overflow="fold", no_wrap=widths[column] <= SHORT)
@@ -64,8 +70,33 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str | N
             # Text, not str: what stands in brackets is no markup here.
             drawn.add_row(*(Text(row[column]) for column in columns))
         if number:
-            screen.print()
+            line()
+        _print(screen, drawn)
+
+
+def _print(screen: Console, drawn: Table) -> None:
+    """The table, for files and pipes without the blanks that fill its lines."""
+    if screen.is_terminal:
         screen.print(drawn)
+        return
+    with screen.capture() as captured:
+        screen.print(drawn)
+    screen.file.write("".join(f"{row.rstrip()}\n" for row in captured.get().splitlines()))
+    screen.file.flush()
+
+
+def _paragraphs(screen: Console, headings: Sequence[str], rows: Sequence[Sequence[str]], naming: int) -> None:
+    """Each row as its name, and below it a line for each of its other cells that is not empty."""
+    for row in rows:
+        line("  ".join(filter(None, row[:naming])))
+        drawn = Table(pad_edge=False, box=None, show_header=False)
+        drawn.add_column(no_wrap=True)
+        drawn.add_column(overflow="fold")
+        for heading, cell in zip(headings[naming:], row[naming:], strict=True):
+            if cell:
+                drawn.add_row(f"  {heading}", Text(cell))
+        if drawn.row_count:
+            _print(screen, drawn)
 
 
 def _naming(rows: Sequence[Sequence[str]]) -> int:
@@ -152,12 +183,12 @@ def status(rows: Sequence[Mapping[str, Any]], models: Mapping[str, str] | None =
             row["state"],
             f"{row['done']}/{row['total']}",
             clock(row["seconds"]) if row["seconds"] else "",
-            ", ".join(f"{name} {count:,}" for name, count in row["counts"].items()),
+            ", ".join(made(row["counts"])),
             "; ".join(row["why"]),
         )
         for row in rows
     ]
-    table(("stage", "state", "shards", "time", "counts", "why"), cells)
+    table(("stage", "state", "shards", "time", "made", "why"), cells)
     for name, folder in (models or {}).items():
         line(f"model: {folder} ({name})")
 
