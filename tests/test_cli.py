@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import platform
 import re
 import shlex
 from pathlib import Path
@@ -128,7 +129,7 @@ def test_export_of_what_is_not_there(small: tuple[Path, Path], tmp_path: Path, c
 def test_check_of_a_good_recipe(small: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(small[0])]) == 0
     out = capsys.readouterr().out
-    assert "source: questions 10" in out
+    assert "source: 10 questions\n" in out
     assert "nothing to correct" in out
 
 
@@ -152,6 +153,11 @@ def test_check_finds_everything_at_once(tmp_path: Path, tiny_folder: Path, capsy
     assert "questions.jsonl:11: the text holds '<|im_end|>'" in out
     assert "sample.script" in out
     assert "6 problems found" in out
+    assert main(["check", str(recipe), *settings, "--json"]) == 3
+    found = json.loads(capsys.readouterr().out)
+    assert [finding["where"].rpartition("/")[2] for finding in found["findings"]][-1] == "questions.jsonl:11"
+    assert len(found["findings"]) == 6
+    assert found["counts"]["source: questions"] == 9
 
 
 def test_check_says_that_a_template_supervises_nothing(tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,6 +182,9 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     for word in ("torch", "transformers", "cpu:", "memory", "disk", "extra wandb"):
         assert word in out
+    assert main(["doctor", "--json"]) in (0, 1)
+    topics = {line["topic"]: line for line in json.loads(capsys.readouterr().out)}
+    assert topics["python"] == {"topic": "python", "text": platform.python_version(), "problem": False}
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:

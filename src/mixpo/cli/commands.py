@@ -108,13 +108,18 @@ _stage_command("report", ("report",), "Only write the report of what is there.")
 
 
 @app.command(epilog=examples("check"), rich_help_panel=WORK)
-def check(recipe: RecipeFile, settings: Settings = None, limit: Limit = None) -> None:
+def check(recipe: RecipeFile, settings: Settings = None, limit: Limit = None, as_json: AsJson = False) -> None:
     """Find what can be found wrong before the work: files, rows, images, model, template, lengths. Exit status 3 if anything is."""
     from mixpo.check import check as examine
 
     with boundary() as terminal:
         checked = examine(load(recipe, tuple(settings or ())), recipe.parent.absolute(), terminal.progress, limit)
-        show.checked(checked)
+        if as_json:
+            named = {"findings": checked.findings, "left_out": checked.left_out}
+            lists = {name: [asdict(finding) for finding in found] for name, found in named.items()}
+            show.line(json.dumps({**lists, "counts": {**checked.counts, **checked.notes}}, ensure_ascii=False, indent=2))
+        else:
+            show.checked(checked)
         if checked.findings:
             raise typer.Exit(3)
 
@@ -151,12 +156,15 @@ def plan(
 
 
 @app.command(epilog=examples("doctor"), rich_help_panel=WORK)
-def doctor() -> None:
+def doctor(as_json: AsJson = False) -> None:
     """Versions, devices, optional libraries, memory and disk. Exit status 1 if mixpo cannot work like this."""
     from mixpo.doctor import examine
 
     with boundary():
         lines = examine(Path.cwd())
-        show.table(("", "", ""), [("!" if line.problem else "", line.topic, line.text) for line in lines])
+        if as_json:
+            show.line(json.dumps([asdict(line) for line in lines], ensure_ascii=False, indent=2))
+        else:
+            show.table(("", "", ""), [("!" if line.problem else "", line.topic, line.text) for line in lines])
         if any(line.problem for line in lines):
             raise typer.Exit(1)

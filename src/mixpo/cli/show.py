@@ -43,6 +43,8 @@ SHORT = 32
 """Cells up to this width are never broken into lines."""
 GAP = 2
 """Spaces between columns."""
+LONGEST = 200
+"""Characters of an answer that are shown; a model can write anything where its final answer should stand."""
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
@@ -118,6 +120,11 @@ def _parts(widths: Sequence[int], naming: int, room: int) -> list[list[int]]:
         parts[-1].append(column)
         used += least + GAP
     return parts
+
+
+def shortened(text: str) -> str:
+    """The text, or its beginning where it is long."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def console() -> Console:
@@ -225,7 +232,7 @@ def estimates(rows: list[Estimate]) -> None:
 def audited(result: Audited) -> None:
     """Doubtful verdicts with what speaks against them."""
     rows = [
-        (f"{row.question}[{row.index}]", row.gold, row.extracted or "", f"{row.outcome}: {row.reason}", row.why, row.ending)
+        (f"{row.question}[{row.index}]", row.gold, shortened(row.extracted or ""), f"{row.outcome}: {row.reason}", row.why, row.ending)
         for row in result.rows
     ]
     if rows:
@@ -276,8 +283,9 @@ def checked(result: Checked) -> None:
     for row in result.left_out:
         line(f"{row.where}: left out of training: {row.problem}")
     if result.left_out:
-        line(f"source: rows that evaluation sets keep out {len(result.left_out):,}")
+        line(f"source: {amount(len(result.left_out), 'row')} kept out by evaluation sets")
     for name, count in {**result.counts, **result.notes}.items():
-        line(f"{name} {count:,}")
+        where, _, what = name.rpartition(": ")
+        line(f"{where}: {amount(count, what.removesuffix('s'))}")
     found = len(result.findings)
     line(f"{amount(found, 'problem')} found" if found else "nothing to correct")
