@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import platform
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ import small_run
 import typer
 from rich.console import Console
 
+import mixpo
 from mixpo.cli import main, show
 from mixpo.cli.app import app
 from mixpo.cli.bars import Lines, clock, printable
@@ -61,6 +65,21 @@ def test_status(small: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) ->
     assert "10 questions, 40 answers, " in shown
     assert not re.search(r"\w_\w", shown.partition("model:")[0])  # no short name of a counter
     assert not re.search(r" $", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8", "latin-1"])
+def test_output_that_cannot_hold_every_character(small: tuple[Path, Path], tmp_path: Path, encoding: str) -> None:
+    run = tmp_path / "目录"
+    run.symlink_to(small[1])
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(Path(mixpo.__file__).parents[1])}
+
+    def output(*arguments: str) -> str:
+        command = [sys.executable, "-m", "mixpo", *arguments]
+        return subprocess.run(command, capture_output=True, check=True, env=environment, timeout=120).stdout.decode(encoding)
+
+    assert json.loads(output("status", str(run), "--json"))["run"] == str(run)
+    assert output("status", str(run)).count("/models/") == 2
+    assert "95 % interval" in output("compare", str(run), str(run))
 
 
 def test_status_of_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

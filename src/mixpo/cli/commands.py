@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -115,9 +114,10 @@ def check(recipe: RecipeFile, settings: Settings = None, limit: Limit = None, as
     with boundary() as terminal:
         checked = examine(load(recipe, tuple(settings or ())), recipe.parent.absolute(), terminal.progress, limit)
         if as_json:
-            named = {"findings": checked.findings, "left_out": checked.left_out}
-            lists = {name: [asdict(finding) for finding in found] for name, found in named.items()}
-            show.line(json.dumps({**lists, "counts": {**checked.counts, **checked.notes}}, ensure_ascii=False, indent=2))
+            lists = {"findings": checked.findings, "left_out": checked.left_out}
+            found = {name: [asdict(finding) for finding in rows] for name, rows in lists.items()}
+            counts: dict[str, int] = {**checked.counts, **checked.notes}
+            show.document({**found, "counts": counts})
         else:
             show.checked(checked)
         if checked.findings:
@@ -150,7 +150,7 @@ def plan(
         context = _open(recipe, folder, settings, limit, terminal)
         rows = dry_run(context, Assumed(questions=questions, rate=rate, train_rate=train_rate))
         if as_json:
-            show.line(json.dumps({"devices": devices, "stages": [asdict(row) for row in rows]}, ensure_ascii=False, indent=2))
+            show.document({"devices": devices, "stages": [asdict(row) for row in rows]})
         else:
             show.planned(rows, devices)
 
@@ -163,7 +163,7 @@ def doctor(as_json: AsJson = False) -> None:
     with boundary():
         lines = examine(Path.cwd())
         if as_json:
-            show.line(json.dumps([asdict(line) for line in lines], ensure_ascii=False, indent=2))
+            show.document([asdict(line) for line in lines])
         else:
             show.table(("", "", ""), [("!" if line.problem else "", line.topic, line.text) for line in lines])
         if any(line.problem for line in lines):

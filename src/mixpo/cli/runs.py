@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,7 +29,7 @@ def status(folder: RunFolder, as_json: AsJson = False) -> None:
         rows, trained = read_status(context), models(context)
         if as_json:
             found = {"run": str(folder), "stages": rows, "models": trained, "problem": context.models.gone}
-            show.line(json.dumps(found, ensure_ascii=False, indent=2))
+            show.document(found)
         else:
             show.status(rows, trained)
             if context.models.gone:
@@ -64,7 +63,7 @@ def compare(
     with boundary():
         found = compare_evaluations(first, second, anyway)
         if as_json:
-            show.line(json.dumps(found, ensure_ascii=False, indent=2))
+            show.document(found)
         else:
             show.table(COLUMNS, cells(found))
             if figures := figure_cells(found):
@@ -118,7 +117,7 @@ def audit(
     with boundary() as terminal:
         audited = compare(replace(open_run(folder), progress=terminal.progress), count, number)
         if as_json:
-            show.line(json.dumps(asdict(audited), ensure_ascii=False, indent=2))
+            show.document(asdict(audited))
         else:
             show.audited(audited)
 

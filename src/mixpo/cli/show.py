@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -136,6 +138,12 @@ def console() -> Console:
 def line(text: str = "") -> None:
     """Print one line as it is."""
     print(printable(text), flush=True)
+
+
+def document(value: object) -> None:
+    """Print one JSON document; other characters than ASCII stand for themselves where the output can hold them."""
+    plain = not (sys.stdout.encoding or "").lower().startswith("utf")
+    print(json.dumps(value, ensure_ascii=plain, indent=2), flush=True)
 
 
 def results(root: Path) -> None:
