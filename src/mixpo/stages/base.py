@@ -186,7 +186,7 @@ def explain(context: Context, job: Job, work: Work, last: Manifest | None) -> No
     if last.finished or (done == 0 and last.shards != list(work.shards)):
         context.progress.say(f"{job.title}: stale, {len(work.missing)} of {shards} {are(len(work.missing))} made again ({why})")
     else:
-        context.progress.say(f"{job.title}: going on, {done} of {shards} {are(done)} there ({why})")
+        context.progress.say(f"{job.title}: going on, {done} of {shards} {are(len(work.shards))} there ({why})")
 
 
 def _open(job: Job, work: Work, last: Manifest | None) -> Manifest:
