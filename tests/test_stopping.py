@@ -39,6 +39,17 @@ def examine(folder):
 
 mixpo.doctor.examine = examine
 """
+AFTER_THE_SENTENCE = """
+import atexit
+import mixpo.doctor
+
+def examine(folder):
+    print("in order", flush=True)
+    press()
+
+atexit.register(press)
+mixpo.doctor.examine = examine
+"""
 WHEN_DONE = """
 import atexit
 atexit.register(lambda: [press(), press()])
@@ -74,6 +85,7 @@ def ended(how: str) -> subprocess.CompletedProcess[str]:
         (AT_WORK.format(signal="signal.SIGINT", more=2), 130, False),
         (AT_WORK.format(signal="signal.SIGTERM", more=0), 143, True),
         (WHEN_DONE, 130, False),
+        (AFTER_THE_SENTENCE, 130, True),
     ],
 )
 def test_one_sentence_and_no_traceback(how: str, status: int, in_order: bool) -> None:

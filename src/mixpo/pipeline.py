@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from mixpo.cluster.ray import Crew
-from mixpo.errors import RecipeError, RunError
+from mixpo.errors import RecipeError, RunError, refused
 from mixpo.progress import Progress, Silent
 from mixpo.recipe import Recipe, apply_override, did_you_mean, parse
 from mixpo.records import write_text
@@ -85,6 +85,8 @@ def open_run(root: Path, overrides: tuple[str, ...] = ()) -> Context:
     except FileNotFoundError as error:
         gone = Path(error.filename).name
         raise RunError(f"{root}: no run directory (it has no {gone}); give the folder that was --dir of `mixpo run`") from None
+    except PermissionError as error:
+        raise refused(error) or error from None
     except NotADirectoryError:
         raise RunError(f"{root}: is a file; give the folder that was --dir of `mixpo run`") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

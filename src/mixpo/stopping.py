@@ -19,10 +19,11 @@ SHOW_CURSOR = "\x1b[?25h"
 
 
 class Stopping:
-    """Which signal has come, and whether there is something to put in order first."""
+    """Which signal has come, whether there is something to put in order first, and whether the user was told."""
 
     def __init__(self) -> None:
         self.at_work = False
+        self.said = False
         self.signal = signal.SIGINT
         self._owner = 0
 
@@ -60,7 +61,7 @@ class Stopping:
 
     def end(self) -> None:
         """End the process now, with the terminal as it was."""
-        end = f"{SHOW_CURSOR if sys.stderr.isatty() else ''}\n{SAID}\n"
+        end = (SHOW_CURSOR if sys.stderr.isatty() else "") + ("" if self.said else f"\n{SAID}\n")
         os.write(2, end.encode())  # not print: the signal may have come in the middle of one
         os._exit(self.status)
 

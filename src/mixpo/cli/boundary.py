@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import typer
 
 from mixpo.cli.bars import open_progress, printable
-from mixpo.errors import MixpoError
+from mixpo.errors import MixpoError, refused
 from mixpo.progress import Progress, Silent
 from mixpo.stopping import SAID, STOPPING
 from mixpo.train.ranks import Ranks, ranks_of
@@ -52,12 +52,15 @@ def boundary(together: bool = False) -> Iterator[Terminal]:
     except MixpoError as error:
         _fail(ranks, printable(f"mixpo: {error}"), error.exit_code)
     except KeyboardInterrupt:
+        STOPPING.said = True
         _fail(ranks, f"\n{SAID}", STOPPING.status)
     except BrokenPipeError:
         # Whoever read the output has gone (`mixpo status RUN | head`); say nothing more, not even at exit.
         sys.stdout = open("/dev/null", "w")  # noqa: SIM115
         raise typer.Exit(0) from None
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and (said := refused(error)):
+            _fail(ranks, printable(f"mixpo: {said}"), said.exit_code)
         if ranks.count == 1:
             raise
         # The end of one rank tears the connections of all others: only what came first is worth a traceback.
