@@ -79,7 +79,9 @@ def test_output_that_cannot_hold_every_character(small: tuple[Path, Path], tmp_p
 
     assert json.loads(output("status", str(run), "--json"))["run"] == str(run)
     assert output("status", str(run)).count("/models/") == 2
-    assert "95 % interval" in output("compare", str(run), str(run))
+    compared = output("compare", str(run), str(run))
+    assert "95 % interval" in compared
+    assert len(re.findall(r"^held-out +chain of thought +MPO .*MPO ", compared, re.MULTILINE)) == 1
 
 
 def test_status_of_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -341,7 +341,7 @@ def test_what_cannot_be_compared_is_said_beside_what_can(tmp_path: Path, tiny_fo
     shown = capsys.readouterr().out
     assert "! vet, direct: no question counts on both sides, because the judge's replies could not be read" in shown
     (line,) = [line for line in shown.splitlines() if line.startswith("vet") and "direct" in line]
-    assert line.split() == ["vet", "direct", "start", "none", "start", "none", "none", "0"]
+    assert line.split() == ["vet", "direct", "Start", "none", "Start", "none", "none", "0"]
     others = [line.split() for line in shown.splitlines() if line.startswith("pope")]
     assert [cells[-1] for cells in others if cells[2] == "start"] == ["12", "12"]
     assert main(["compare", str(tmp_path / "run"), str(tmp_path / "run"), "--json"]) == 1
