@@ -154,6 +154,23 @@ def test_check_of_a_good_recipe(small: tuple[Path, Path], capsys: pytest.Capture
     assert "nothing to correct" in out
 
 
+@pytest.mark.parametrize(
+    ("settings", "possible"),
+    [
+        (["sample.n=1"], True),  # by its open questions
+        (["sample.n=1", "pairs.dropout_ntp=false"], False),
+        (["pairs.dropout_ntp=false"], True),
+        (["pairs.correctness=false"], True),
+        (["pairs.correctness=false", "pairs.dropout_ntp=false"], False),
+    ],
+)
+def test_check_says_when_no_pair_is_possible(
+    small: tuple[Path, Path], settings: list[str], possible: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(small[0]), *(word for setting in settings for word in ("--set", setting))]) == (0 if possible else 3)
+    assert ("source: no question can give a pair" in capsys.readouterr().out) is not possible
+
+
 def test_check_finds_everything_at_once(tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = small_run.make(tmp_path, tiny_folder)
     rows = [json.loads(line) for line in (tmp_path / "questions.jsonl").read_text().splitlines()]
