@@ -45,6 +45,11 @@ def test_a_planted_verdict_is_found(recipe: Path, capsys: pytest.CaptureFixture[
     assert json.loads(capsys.readouterr().out)["rows"][0]["index"] == 2
     assert main(["audit", str(run), "-n", "1"]) == 0
     assert "1 of 32 verdicts deserves a look: last sentence 1" in capsys.readouterr().out
+    rows[1] = replace(rows[1], verdicts=(*rows[1].verdicts[:2], replace(wrong, extracted="that " * 900), rows[1].verdicts[3]))
+    stage.write(shard, Judged, rows)
+    assert main(["audit", str(run)]) == 0
+    assert "\N{HORIZONTAL ELLIPSIS}" in (shown := capsys.readouterr().out)
+    assert shown.count("that") < 100  # an answer without an end does not fill the screen
 
 
 def test_verdicts_that_are_not_there(recipe: Path) -> None:

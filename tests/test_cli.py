@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import platform
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +18,7 @@ import small_run
 import typer
 from rich.console import Console
 
+import mixpo
 from mixpo.cli import main, show
 from mixpo.cli.app import app
 from mixpo.cli.bars import Lines, clock, printable
@@ -56,7 +61,28 @@ def test_status(small: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) ->
     assert stages["round-1/sample"]["counts"]["answers"] == 40
     assert stages["source"]["counts"]["questions"] == 10
     assert main(["status", str(small[1])]) == 0
-    assert "round-1/train/mpo" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "round-1/train/mpo" in shown
+    assert "10 questions, 40 answers, " in shown
+    assert not re.search(r"\w_\w", shown.partition("model:")[0])  # no short name of a counter
+    assert not re.search(r" $", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8", "latin-1"])
+def test_output_that_cannot_hold_every_character(small: tuple[Path, Path], tmp_path: Path, encoding: str) -> None:
+    run = tmp_path / "目录"
+    run.symlink_to(small[1])
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(Path(mixpo.__file__).parents[1])}
+
+    def output(*arguments: str) -> str:
+        command = [sys.executable, "-m", "mixpo", *arguments]
+        return subprocess.run(command, capture_output=True, check=True, env=environment, timeout=120).stdout.decode(encoding)
+
+    assert json.loads(output("status", str(run), "--json"))["run"] == str(run)
+    assert output("status", str(run)).count("/models/") == 2
+    compared = output("compare", str(run), str(run))
+    assert "95 % interval" in compared
+    assert len(re.findall(r"^held-out +chain of thought +MPO .*MPO ", compared, re.MULTILINE)) == 1
 
 
 def test_status_of_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,8 +176,25 @@ def test_export_of_what_is_not_there(small: tuple[Path, Path], tmp_path: Path, c
 def test_check_of_a_good_recipe(small: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(small[0])]) == 0
     out = capsys.readouterr().out
-    assert "source: questions 10" in out
+    assert "source: 10 questions\n" in out
     assert "nothing to correct" in out
+
+
+@pytest.mark.parametrize(
+    ("settings", "possible"),
+    [
+        (["sample.n=1"], True),  # by its open questions
+        (["sample.n=1", "pairs.dropout_ntp=false"], False),
+        (["pairs.dropout_ntp=false"], True),
+        (["pairs.correctness=false"], True),
+        (["pairs.correctness=false", "pairs.dropout_ntp=false"], False),
+    ],
+)
+def test_check_says_when_no_pair_is_possible(
+    small: tuple[Path, Path], settings: list[str], possible: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(small[0]), *(word for setting in settings for word in ("--set", setting))]) == (0 if possible else 3)
+    assert ("source: no question can give a pair" in capsys.readouterr().out) is not possible
 
 
 def test_check_finds_everything_at_once(tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,6 +217,11 @@ def test_check_finds_everything_at_once(tmp_path: Path, tiny_folder: Path, capsy
     assert "questions.jsonl:11: the text holds '<|im_end|>'" in out
     assert "sample.script" in out
     assert "6 problems found" in out
+    assert main(["check", str(recipe), *settings, "--json"]) == 3
+    found = json.loads(capsys.readouterr().out)
+    assert [finding["where"].rpartition("/")[2] for finding in found["findings"]][-1] == "questions.jsonl:11"
+    assert len(found["findings"]) == 6
+    assert found["counts"]["source: questions"] == 9
 
 
 def test_check_says_that_a_template_supervises_nothing(tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -198,6 +246,9 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     for word in ("torch", "transformers", "cpu:", "memory", "disk", "extra wandb"):
         assert word in out
+    assert main(["doctor", "--json"]) in (0, 1)
+    topics = {line["topic"]: line for line in json.loads(capsys.readouterr().out)}
+    assert topics["python"] == {"topic": "python", "text": platform.python_version(), "problem": False}
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -363,6 +414,24 @@ def test_tables_fit_the_terminal_with_whole_words(width: int, monkeypatch: pytes
     assert [heading for line in tables for heading in re.split(" {2,}", line.strip())[2:]] == list(headings[2:])
     assert sum(line.startswith("MPO    direct") for line in lines) == len(tables)
     assert " ".join(out.getvalue().split()).count("48.4 to 74.8 %") == 4
+
+
+def test_a_terminal_without_room_for_a_column_gets_paragraphs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr("mixpo.cli.show.console", lambda: Console(file=out, width=40, highlight=False))
+    monkeypatch.setattr("mixpo.cli.show.line", lambda text="": print(text, file=out))
+    stages = ("evaluate/held-out/start/direct", "report")
+    rows = [(stages[0], "done", "6 answers, 5 correct, 1 wrong, 84 tokens", ""), (stages[1], "stale", "", "a new input shard")]
+    show.table(("stage", "state", "made", "why"), rows)
+    assert out.getvalue().splitlines() == [
+        "evaluate/held-out/start/direct",
+        "  state  done",
+        "  made   6 answers, 5 correct, 1 wrong,",
+        "         84 tokens",
+        "report",
+        "  state  stale",
+        "  why    a new input shard",
+    ]
 
 
 def test_an_error_says_which_evaluation_set_it_is_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ import mixpo
 SOURCE = Path(mixpo.__file__).parent
 
 LAYERS = [
-    {"errors"},
+    {"errors", "stopping"},
     {"types"},
     {"amounts", "prompts", "objectives", "progress"},
     {"recipe", "records"},

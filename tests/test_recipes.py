@@ -48,7 +48,40 @@ def test_a_dumped_recipe_reads_back() -> None:
         ({"source": {"kind": "digit"}}, "unknown kind 'digit', did you mean 'digits'?"),
         ({"source": {"kind": "digits", "pol": 1}}, "source.digits: unknown key 'pol', did you mean 'pool'?"),
         ({"source": {"kind": "jsonl"}}, "source.jsonl: missing key 'path'"),
-        ({"sample": {"n": 0}}, "sample: n: Input should be greater than or equal to 1 (got 0)"),
+        ({"sample": {"n": 0}}, "sample: n: must be at least 1 (got 0)"),
+        ({"sample": {"n": True}}, "sample: n: must be a whole number (got 'true')"),
+        ({"sample": {"n": 2.5}}, "sample: n: must be a whole number (got 2.5)"),
+        ({"sample": {"n": "two"}}, "sample: n: must be a whole number (got 'two')"),
+        ({"sample": {"temperature": False}}, "sample: temperature: must be a number (got 'false')"),
+        ({"sample": {"temperature": 0}}, "sample: temperature: must be above 0 (got 0)"),
+        ({"source": {"kind": "jsonl", "path": 5}}, "source.jsonl: path: must be text (got 5)"),
+        ({"source": {"kidn": "jsonl", "path": "x"}}, "source: unknown key 'kidn', did you mean 'kind'?"),
+        ({"source": {"path": "x"}}, "source: missing key 'kind'"),
+        ({"source": "q.jsonl"}, "source: must be a table (got 'q.jsonl')"),
+        ({"source": [DIGITS]}, "source: is one table; write [source], not [[source]]"),
+        ({"evaluate": {"sets": {"name": "a"}}}, "evaluate: sets: is a list of tables; write [[evaluate.sets]], not [evaluate.sets]"),
+        ({"train": {"baselines": "sft"}}, "train: baselines: must be a list, in [brackets] (got 'sft')"),
+        ({"train": {"lora": True}}, "train: lora: must be a table (got true)"),
+        ({"train": {"watch": {"every": True}}}, "train.watch: every: must be a whole number (got 'true')"),
+        ({"train": {"seed": 1}}, "train: unknown key 'seed', did you mean 'seed' at the top, above the first [table]?"),
+        (
+            {"source": {"kind": "jsonl", "path": "x", "seed": 1}},
+            "unknown key 'seed', did you mean 'seed' at the top, above the first [table]?",
+        ),
+        ({"prompt": {"by_domain": {"chart": {"template": "{question}"}}}}, "prompt.by_domain.chart: missing key 'style'"),
+        ({"source": None}, "r.toml: there is nothing to do: add a table [source]"),
+        ({"prompt": {"cot": {"template": "?", "style": "final"}}}, "prompt: cot: template must contain {question} exactly once"),
+        ({"model": {"trust_remote_code": "maybe"}}, "model: trust_remote_code: must be true or false (got 'maybe')"),
+        ({"train": {"freeze": ["llm", "vision", "projector"]}}, "train: freeze names every part, so there is nothing to train"),
+        (
+            {"train": {"loss": {"preference": 0, "quality": 0, "generation": 0.0}}},
+            "objective 'mpo': all its weights in train.loss are 0 (preference, quality, generation)",
+        ),
+        (
+            {"train": {"objective": "dpo", "baselines": ["dpo+sft"], "loss": {"preference": 0, "generation": 0.0}}},
+            "objective 'dpo+sft': all its weights in train.loss are 0 (preference, generation)",
+        ),
+        ({"model": {"dtype": "fp16"}}, "model: dtype: must be 'float32', 'bfloat16' or 'float16' (got 'fp16')"),
     ],
 )
 def test_what_is_wrong_is_said(data: dict[str, object], message: str) -> None:
@@ -99,7 +132,7 @@ def test_overrides(tmp_path: Path, override: str, expected: object) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.loss.beta=-1", r"^--set train\.loss\.beta=-1: train\.loss: beta: .*greater than 0"),
+        ("train.loss.beta=-1", r"^--set train\.loss\.beta=-1: train\.loss: beta: must be above 0 "),
         ("train.loss={bta = 1}", r"^--set train\.loss=\{bta = 1\}: train\.loss: unknown key 'bta', did you mean 'beta'"),
         ("source.count=x", r"^--set source\.count=x: "),
         ("train.epochs=2", r"^.*r\.toml:6: train\.loss: beta: "),
@@ -164,3 +197,18 @@ loss.bta = 1
         load(path)
     lines = dict.fromkeys(line.split(": ", 1)[0].rpartition(":")[2] for line in str(caught.value).splitlines())
     assert sorted(map(int, lines)) == [10, 12, 13, 16, 17, 18]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"), [('[model]\n[[source]]\nkind = "digits"\n', 2), ('[source]\nkind = "digits"\n[evaluate.sets]\nname = "a"\n', 3)]
+)
+def test_the_line_of_a_table_with_the_wrong_brackets(tmp_path: Path, text: str, line: int) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=rf"r\.toml:{line}: .*; write \["):
+        load(path)
+
+
+def test_a_single_term_needs_no_weight() -> None:
+    loss = {"preference": 0, "quality": 0, "generation": 0}
+    assert parse({"source": DIGITS, "train": {"objective": "dpo", "baselines": ["sft"], "loss": loss}}, "r").train.objective == "dpo"

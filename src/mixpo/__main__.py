@@ -1,8 +1,17 @@
-"""`python -m mixpo`, where the `mixpo` command is not on the path."""
+"""The `mixpo` command; `python -m mixpo` where it is not on the path."""
 
 import sys
 
-from mixpo.cli import main
+from mixpo.stopping import STOPPING
+
+
+def main() -> int:
+    """Run the command of this process; returns its exit status."""
+    STOPPING.listen()
+    from mixpo.cli import main as command  # takes a second, in which Ctrl+C may come
+
+    return command()
+
 
 if __name__ == "__main__":
     sys.exit(main())

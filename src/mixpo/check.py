@@ -30,6 +30,10 @@ from mixpo.types import Question, Skipped
 if TYPE_CHECKING:
     from mixpo.vlm.load import Vlm
 
+NO_PAIR = (
+    "no question can give a pair: one with an answer needs pairs.correctness and sample.n of 2 or more, to be both right and wrong; "
+    "one without needs pairs.dropout_ntp"
+)
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
 """Extra and module of each tracker."""
 
@@ -194,7 +198,7 @@ def template_problems(vlm: Vlm) -> Iterator[str]:
 
 def _check_source(rows: _Rows, vlm: Vlm | None, apart: Barred | None, checked: Checked, progress: Progress) -> None:
     name, limit = rows.name, rows.limit
-    before, usable = len(checked.findings) + len(checked.left_out), 0
+    before, usable, pairable = len(checked.findings) + len(checked.left_out), 0, False
     progress.start(f"check {name}", min(getattr(rows.source, "count", 0) or limit or 0, limit or 10**12), "questions")
     for item in rows_of(rows.source, rows.base, rows.images):
         if isinstance(item, Skipped):
@@ -212,13 +216,23 @@ def _check_source(rows: _Rows, vlm: Vlm | None, apart: Barred | None, checked: C
         if apart is not None and rows.evaluated:
             apart.add(rows.evaluated, item.question)
         usable += 1
+        pairable = pairable or _can_pair(rows.recipe, item.question)
         progress.advance(1)
         if usable == limit:
             break
     progress.finish()
     checked.counts[f"{name}: questions"] = usable
+    if usable and not pairable and not rows.evaluated:
+        checked.add(name, NO_PAIR)
     if not usable:
         checked.add(name, "no row is usable" if len(checked.findings) + len(checked.left_out) > before else "the source holds no rows")
+
+
+def _can_pair(recipe: Recipe, question: Question) -> bool:
+    """Whether the settings let answers to this question become a pair at all."""
+    if question.answer is None:
+        return recipe.pairs.dropout_ntp
+    return recipe.pairs.correctness and (recipe.sample.n > 1 or (recipe.pairs.rationales and bool(question.rationale)))
 
 
 def question_problems(recipe: Recipe, question: Question, vlm: Vlm | None, evaluated: bool) -> list[str]:

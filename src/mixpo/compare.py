@@ -18,7 +18,7 @@ from mixpo.evaluate.resample import unit_of
 from mixpo.evaluate.score import UNREADABLE, comparable
 from mixpo.records import Prediction
 from mixpo.report.benchmarks import difference_cells, value_cell
-from mixpo.report.words import accuracy, p_cell, points
+from mixpo.report.words import MODES, accuracy, model_name, p_cell, points
 from mixpo.run import Manifest, Run, Stage, changed_settings
 from mixpo.stages.answer import source_name
 from mixpo.stages.models import SERVED
@@ -175,9 +175,14 @@ def figure_cells(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     rows = []
     for row in found:
         for figure in row["figures"]:
-            sides = [cell for side in ("a", "b") for cell in (row[side]["name"], value_cell(figure[side], figure["unit"]))]
-            rows.append((row["set"], row["mode"], figure["name"], *sides, *difference_cells(figure)))
+            sides = [cell for side in ("a", "b") for cell in (model_name(row[side]["name"]), value_cell(figure[side], figure["unit"]))]
+            rows.append((*_named(row), figure["name"], *sides, *difference_cells(figure)))
     return rows
+
+
+def _named(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Set and kind of answers, as the other tables call them."""
+    return row["set"], MODES.get(row["mode"], row["mode"])
 
 
 def _test_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -189,6 +194,6 @@ def cells(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Rows of text for COLUMNS."""
     rows = []
     for row in found:
-        sides = [cell for side in (row["a"], row["b"]) for cell in (side["name"], accuracy(side))]
-        rows.append((row["set"], row["mode"], *sides, *(("none", "", "", "", "", "0") if row["problem"] else _test_cells(row))))
+        sides = [cell for side in (row["a"], row["b"]) for cell in (model_name(side["name"]), accuracy(side))]
+        rows.append((*_named(row), *sides, *(("none", "", "", "", "", "0") if row["problem"] else _test_cells(row))))
     return rows

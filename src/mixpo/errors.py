@@ -86,3 +86,18 @@ def unwritable(path: Path, error: OSError) -> RunError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     remedy = "free some space" if full else "correct that, or use another directory"
     return RunError(f"{path}: cannot be written ({error.strerror or error}); {remedy}, and run the same command again")
+
+
+def refused(error: OSError) -> RunError | None:
+    """What to say of a file or folder that this machine refuses: no right to it, a full disk, a broken one. None for other errors."""
+    remedies = {
+        **dict.fromkeys((errno.EACCES, errno.EPERM), "give yourself the right to it, or use another place"),
+        **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space"),
+        errno.EROFS: "use another place",
+        errno.EIO: "the disk or its connection may be broken",
+        **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files with `ulimit -n`"),
+    }
+    remedy = remedies.get(error.errno or 0)
+    if remedy is None:
+        return None
+    return RunError(f"{error.filename or 'a file'}: {error.strerror or error}; {remedy}, and run the same command again")

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from mixpo.cluster.ray import Crew
-from mixpo.errors import RecipeError, RunError
+from mixpo.errors import RecipeError, RunError, refused
 from mixpo.progress import Progress, Silent
 from mixpo.recipe import Recipe, apply_override, did_you_mean, parse
 from mixpo.records import write_text
@@ -50,11 +50,17 @@ class Sources:
 
 
 def open_context(
-    recipe: Recipe, base: Path, root: Path, progress: Progress, limit: int | None = None, ranks: Ranks | None = None
+    recipe: Recipe,
+    base: Path,
+    root: Path,
+    progress: Progress,
+    limit: int | None = None,
+    ranks: Ranks | None = None,
+    known: str = "",
 ) -> Context:
-    """What all stages share. base: the folder that paths in the recipe are relative to."""
+    """What all stages share. base: the folder that paths in the recipe are relative to. known: as in `Models`."""
     spread = Crew(recipe.cluster, reopen) if recipe.cluster.kind == "ray" else None
-    models = Models(recipe.model, base, recipe.image)
+    models = Models(recipe.model, base, recipe.image, known)
     return Context(
         run=Run(root.absolute()),
         recipe=recipe,
@@ -75,16 +81,22 @@ def open_run(root: Path, overrides: tuple[str, ...] = ()) -> Context:
     try:
         recipe = json.loads((root / "recipe.json").read_text(encoding="utf-8"))
         command = json.loads((root / "command.json").read_text(encoding="utf-8"))
-        base, limit = Path(command["base"]), command["limit"]
+        base, limit, known = Path(command["base"]), command["limit"], command.get("model", "")
     except FileNotFoundError as error:
         gone = Path(error.filename).name
         raise RunError(f"{root}: no run directory (it has no {gone}); give the folder that was --dir of `mixpo run`") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except PermissionError as error:
+        raise refused(error) or error from None
+    except NotADirectoryError:
+        raise RunError(f"{root}: is a file; give the folder that was --dir of `mixpo run`") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{root}: recipe.json or command.json is broken ({error}); run the recipe again") from None
     for override in overrides:
         apply_override(recipe, override)
+        if override.lstrip().startswith("model"):
+            known = ""  # of another model
     loaded = parse(recipe, str(root / "recipe.json"), overrides=overrides)
-    return open_context(loaded, base, root, Silent(), limit)
+    return open_context(loaded, base, root, Silent(), limit, known=known)
 
 
 def reopen(root: Path, job: str) -> tuple[Context, Planned]:
@@ -295,10 +307,12 @@ def _prepare(context: Context, force: Sequence[str]) -> None:
     for name in force:
         if name not in STAGES:
             raise RecipeError(f"--force {name}: no such stage{did_you_mean(name, STAGES)}; known: {', '.join(STAGES)}")
+    start = context.models.start()  # before anything is forgotten: without it nothing could take its place
     _sweep(context.run.root)
     resolved = context.recipe.model_dump(mode="json")
     write_text(context.run.root / "recipe.json", json.dumps(resolved, indent=2, ensure_ascii=False) + "\n")
-    write_text(context.run.root / "command.json", json.dumps({"base": str(context.base.absolute()), "limit": context.limit}) + "\n")
+    command = {"base": str(context.base.absolute()), "limit": context.limit, "model": start.identity}
+    write_text(context.run.root / "command.json", json.dumps(command) + "\n")
     if not force:
         return
     first = min(STAGES.index(name) for name in force)

@@ -10,6 +10,7 @@ from typing import Any
 
 from mixpo.errors import RunError
 from mixpo.report.card import About, card, is_hub_id
+from mixpo.vlm.folder import is_whole
 
 CARD = "README.md"
 UNKNOWN = "unknown"
@@ -38,6 +39,8 @@ def prepare(model: Path, repository: str, licence: str = "") -> Upload:
     run = model.absolute().parent.parent
     if model.absolute().parent.name != "models" or not (model / "config.json").is_file():
         raise RunError(f"{model}: no trained model of a run; give RUN/models/NAME (`mixpo status RUN` lists them)")
+    if not is_whole(model):
+        raise RunError(f"{model}: files of the model are gone; `mixpo run` trains it again")
     report, recipe = _read(run / "report.json", "`mixpo report`"), _read(run / "recipe.json", "`mixpo run`")
     if model.name not in report["trained"]:
         raise RunError(f"{run / 'report.json'}: does not tell of {model.name}; bring it up to date with `mixpo report`")

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mixpo.amounts import amount
-from mixpo.errors import RecordError, unwritable
+from mixpo.errors import RecordError, refused, unwritable
 from mixpo.types import Finish, Outcome, Pair, Response, Verdict
 
 Row = TypeVar("Row")
@@ -256,6 +256,8 @@ def _read(path: Path, row: type, columns: list[str] | None = None) -> pa.Table:
             found, table = file.schema_arrow, file.read(columns)
     except FileNotFoundError:
         raise RecordError(f"{path}: missing; run the same command again to make it anew") from None
+    except PermissionError as error:
+        raise RecordError(str(refused(PermissionError(error.errno, "Permission denied", str(path))))) from None
     except (pa.ArrowInvalid, OSError) as error:
         raise RecordError(f"{path}: not a readable record file ({error}); delete it and run the same command again") from None
     if not found.equals(schema_of(row), check_metadata=False):

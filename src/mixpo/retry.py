@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixpo.amounts import amount
-from mixpo.errors import EngineError, UnfinishedError
+from mixpo.errors import EngineError, ModelError, UnfinishedError
 from mixpo.evaluate.marking import UNREAD
 from mixpo.pipeline import blocked_by, build_plan, known_sources, read_sources, run_stage
 from mixpo.records import Prediction, read_column
@@ -45,6 +45,8 @@ def retry(context: Context) -> list[Retried]:
     """
     with context.run.lock():
         plan = build_plan(context, read_sources(context))
+        if context.models.gone:
+            raise ModelError(context.models.gone)
         before = {name: found for name, planned in plan.planned.items() if (found := _failed(planned))}
         for name, failed in before.items():
             context.progress.say(_said(name, failed))

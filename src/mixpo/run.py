@@ -82,6 +82,8 @@ class Stage:
             return None
         try:
             return Manifest(**json.loads(path.read_text(encoding="utf-8")))
+        except PermissionError:
+            raise  # no reason to delete it
         except (OSError, ValueError, TypeError) as error:
             raise RunError(
                 f"{path}: not a manifest of this version ({error}); delete this file and run again, finished shards are kept"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -47,16 +48,16 @@ MALFORMED: list[tuple[object, str]] = [
     (b'{"question": "a", }', "not valid JSON: "),
     (b'{"question": "a"', "not valid JSON: "),
     (b'{"question": "\xff\xfe"}', "not UTF-8 text (byte 15 of the line)"),
-    (b'"just text"', 'holds str, not an object with "question"'),
+    (b'"just text"', 'holds text, not an object with "question"'),
     (b"[" * 100_000, "nested too deeply"),
     ({"image": "0.png"}, "no field 'question'; the row has 'image'"),
     ({}, "the row has no fields"),
     ({"image": "0.png", "question": 5}, "question must be text, not a number"),
     ({"image": "0.png", "question": " "}, "question is empty"),
     ({"image": "gone.png", "question": "a"}, "image 'gone.png' not found under"),
-    ({"image": 5, "question": "a"}, "image must be a path or a list of paths, not int"),
+    ({"image": 5, "question": "a"}, "image must be a path or a list of paths, not a number"),
     ({"image": ["0.png", ""], "question": "a"}, "not an empty path"),
-    ({"image": ["0.png", None], "question": "a"}, "not NoneType"),
+    ({"image": ["0.png", None], "question": "a"}, "not null"),
     ({"image": "../secret.png", "question": "a"}, "lies outside the root"),
     ({"image": "/etc/passwd", "question": "a"}, "lies outside the root"),
     ({"image": "link.png", "question": "a"}, "lies outside the root"),
@@ -64,6 +65,10 @@ MALFORMED: list[tuple[object, str]] = [
     ({"image": "x" * 5000, "question": "a"}, "is not a usable path"),
     ({"image": "https://example.org/a.png", "question": "a"}, "is a URL; download it"),
     ({"image": "empty.png", "question": "a"}, "the file is empty (0 bytes)"),
+    ({"image": "sub\\0.png", "question": "a"}, "write its path with /"),
+    ({"image": 5, "question": "a"}, "image must be a path or a list of paths, not a number"),
+    (None, "holds null, not an object"),
+    ("a", "holds text, not an object"),
     ({"image": "sub", "question": "a"}, "not a regular file"),
     ({"images": ["0.png"], "question": "a"}, "unknown field 'images', did you mean 'image'? It would not be used"),
     ({"img": "0.png", "question": "a"}, "unknown field 'img', did you mean 'image'?"),
@@ -77,8 +82,8 @@ MALFORMED: list[tuple[object, str]] = [
     ({"question": "a", "answer": {"b": 1}}, "answer must be text or a number, not an object"),
     ({"question": "a", "answer": True}, "answer is true"),
     (b'{"question": "a", "answer": NaN}', "answer is nan"),
-    ({"question": "a", "choices": "b"}, "choices must be a list, not str"),
-    ({"question": "a", "domain": 3}, "domain must be text, not int"),
+    ({"question": "a", "choices": "b"}, "choices must be a list, not text"),
+    ({"question": "a", "domain": 3}, "domain must be text, not a number"),
 ]
 
 
@@ -129,13 +134,44 @@ def test_byte_order_mark_and_windows_lines(jsonl: Callable[..., object]) -> None
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "holds no rows"), (b"\n \n", "holds no rows"), (b'[{"question": "a"}]', "one JSON array"), (None, "no such file")],
+    [
+        (b"", "holds no rows"),
+        (b"\n \n", "holds no rows"),
+        (b'[{"question": "a"}]', "one JSON array"),
+        (None, "no such file"),
+        (b"image,question,answer\n1.png,What?,3\n", r"data\.jsonl: is a table \(CSV or TSV\); write one JSON object a line"),
+        (b'\n"image"\t"Question"\n1.png\tWhat?\n', "is a table"),
+        (b"id;prompt\n", "is a table"),
+        ('{"question": "a"}'.encode("utf-16"), "is UTF-16 text; save the file as UTF-8"),
+        (gzip.compress(b'{"question": "a"}'), "is compressed; unpack it"),
+        (b"PAR1\x15\x04", 'is a Parquet file; source.kind = "hub"'),
+        (b"PK\x03\x04\x14", "is a zip archive"),
+    ],
 )
 def test_unusable_files(collect: Callable[..., object], folder: Path, content: bytes | None, reason: str) -> None:
     if content is not None:
         (folder / "data.jsonl").write_bytes(content)
     with pytest.raises(SourceError, match=reason):
         collect(kind="jsonl", path="data.jsonl")
+
+
+def test_a_torn_last_line_is_said(collect: Callable[..., object], folder: Path) -> None:
+    (folder / "data.jsonl").write_bytes(b'{"question": "a"}\n{"question": "b\n{"question": "c')
+    questions, skipped = collect(kind="jsonl", path="data.jsonl")
+    assert [q.text for q in questions] == ["a"]
+    assert [s.reason for s in skipped] == [
+        "not valid JSON: Invalid control character at column 16",
+        "not valid JSON: Unterminated string starting at column 14; the file ends in this line, so its end may be missing",
+    ]
+
+
+def test_rows_that_only_look_like_a_table_are_listed_one_by_one(collect: Callable[..., object], folder: Path) -> None:
+    (folder / "data.jsonl").write_bytes(b'"question", 5\n{"question": "a, b"}\n')
+    with pytest.raises(SourceError, match="is a table"):
+        collect(kind="jsonl", path="data.jsonl")
+    (folder / "data.jsonl").write_bytes(b'what, ever\n{"question": "a, b"}\n')
+    questions, skipped = collect(kind="jsonl", path="data.jsonl")
+    assert ([q.text for q in questions], len(skipped)) == (["a, b"], 1)
 
 
 def test_missing_root_and_folder_as_file(collect: Callable[..., object], folder: Path) -> None:

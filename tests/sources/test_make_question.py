@@ -254,7 +254,7 @@ def test_a_letter_comes_before_the_text_of_an_option() -> None:
         (["x1", "x1"], "x1", "equals several of the 2 choices"),
         (["one"], "A", "2 to 26 options"),
         (["one", ""], "A", "2 to 26 options"),
-        ("one, two", "A", "choices must be a list, not str"),
+        ("one, two", "A", "choices must be a list, not text"),
         ({"A": "1", "C": "2"}, "A", "keys A, B"),
     ],
 )

@@ -70,7 +70,12 @@ def rows(n, word="red"):
         ("1 / 0", "cannot be imported: ZeroDivisionError"),
         ("def rows(n): yield {}", "failed after 0 rows: TypeError: rows.. missing 1 required positional argument: 'n'"),
         ("def rows(): return 5", "failed after 0 rows: TypeError"),
-        ("def rows():\n    yield {'question': 'a'}\n    raise KeyError('b')", "failed after 1 row: KeyError: 'b'"),
+        (
+            "def rows():\n    yield {'question': 'a'}\n    raise KeyError('b')",
+            r"failed after 1 row: KeyError: 'b' \(.*own\w*\.py, line 3\)$",
+        ),
+        ("import json\ndef rows():\n    yield json.loads('{')", r"JSONDecodeError: .*own\w*\.py, line 3\)$"),
+        ("a = 1\n1 / 0", r"cannot be imported: ZeroDivisionError: division by zero \(.*own\w*\.py, line 2\)$"),
     ],
 )
 def test_errors_of_the_users_code(own: Callable[..., object], code: str, reason: str) -> None:

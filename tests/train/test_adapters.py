@@ -335,7 +335,7 @@ def test_targets(tiny_vlm: Vlm) -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"lora": {"parts": ["lmm"]}}, "r.toml: train.lora: parts: Input should be 'vision', 'projector' or 'llm' (got 'lmm')"),
+        ({"lora": {"parts": ["lmm"]}}, "r.toml: train.lora: parts: must be 'vision', 'projector' or 'llm' (got 'lmm')"),
         ({"lora": {"parts": []}}, "lora: parts is empty, so there is nothing to train"),
         ({"lora": {"rnk": 3}}, "train.lora: unknown key 'rnk', did you mean 'rank'?"),
         ({"lora": {}, "freeze": ["vision"]}, "freeze has no meaning beside train.lora"),

@@ -84,3 +84,27 @@ def test_a_file_that_another_process_holds_is_waited_for_and_never_deleted(tmp_p
     timer.join()
     kept.put("x", "y", 0.1, Judgement("wrong", "differ"))
     assert kept.get("x", "y", 0.1) == Judgement("wrong", "differ")
+
+
+@pytest.mark.parametrize("where", ["/proc/verdicts/cache.sqlite", "/proc/cache.sqlite", "file/cache.sqlite"])
+def test_where_nothing_can_be_written_verdicts_stay_in_memory(tmp_path: Path, where: str) -> None:
+    """The run of somebody else, or one on a medium that is read only, can be audited."""
+    (tmp_path / "file").write_text("no folder")
+    kept = VerdictCache(tmp_path / where)
+    kept.put("x", "y", 0.1, Judgement("wrong", "differ"))
+    assert kept.get("x", "y", 0.1) == Judgement("wrong", "differ")
+    kept.close()
+
+
+def test_a_full_disk_costs_the_cache_and_not_the_verdict(tmp_path: Path) -> None:
+    kept = VerdictCache(tmp_path / "verdicts.sqlite")
+    kept.put("a", "b", 0.1, Judgement("wrong", "differ"))
+    kept._connection.execute("PRAGMA max_page_count = 1")  # SQLite then says that the disk is full
+    with pytest.raises(sqlite3.OperationalError, match="full"), kept._connection:
+        kept._connection.execute("INSERT INTO verdicts VALUES ('k', 'wrong', ?)", ("long" * 10_000,))
+    for number in range(50):
+        kept.put("x" * 5000, str(number), 0.1, Judgement("wrong", "a reason of some length " * 200))
+    assert kept.get("x" * 5000, "49", 0.1) is None
+    assert kept.get("a", "b", 0.1) == Judgement("wrong", "differ")
+    kept.close()
+    assert VerdictCache(tmp_path / "verdicts.sqlite").get("a", "b", 0.1) == Judgement("wrong", "differ")

@@ -11,7 +11,7 @@ from mixpo.cli import show
 
 app = typer.Typer(
     help="Preference data without human labels, and Mixed Preference Optimization, for vision-language models.",
-    epilog="Exit status: 0 done; 1 stopped, with the reason; 2 recipe or command line; 3 data, or what check found; 130 interrupted.",
+    epilog="Exit status: 0 done; 1 stopped and why; 2 recipe or command line; 3 data, or what check found; 130 Ctrl+C; 143 SIGTERM.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import typer
 
 from mixpo.cli.bars import open_progress, printable
-from mixpo.errors import MixpoError
+from mixpo.errors import MixpoError, refused
 from mixpo.progress import Progress, Silent
+from mixpo.stopping import SAID, STOPPING
 from mixpo.train.ranks import Ranks, ranks_of
 
 
@@ -35,27 +36,31 @@ def boundary(together: bool = False) -> Iterator[Terminal]:
     """
     ranks = Ranks()
     try:
-        ranks = ranks_of(os.environ)
-        if ranks.main:
-            with closing(open_progress()) as progress:
-                yield Terminal(progress, ranks)
-        elif not together:
-            raise typer.Exit(0)
-        else:
-            with redirect_stdout(io.StringIO()):
-                yield Terminal(Silent(), ranks)
-        ranks.close()
+        with STOPPING.work():
+            ranks = ranks_of(os.environ)
+            if ranks.main:
+                with closing(open_progress()) as progress:
+                    yield Terminal(progress, ranks)
+            elif not together:
+                raise typer.Exit(0)
+            else:
+                with redirect_stdout(io.StringIO()):
+                    yield Terminal(Silent(), ranks)
+            ranks.close()
     except typer.Exit:
         raise
     except MixpoError as error:
         _fail(ranks, printable(f"mixpo: {error}"), error.exit_code)
     except KeyboardInterrupt:
-        _fail(ranks, "\nmixpo: stopped; run the same command again (without --force) to go on", 130)
+        STOPPING.said = True
+        _fail(ranks, f"\n{SAID}", STOPPING.status)
     except BrokenPipeError:
         # Whoever read the output has gone (`mixpo status RUN | head`); say nothing more, not even at exit.
         sys.stdout = open("/dev/null", "w")  # noqa: SIM115
         raise typer.Exit(0) from None
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and (said := refused(error)):
+            _fail(ranks, printable(f"mixpo: {said}"), said.exit_code)
         if ranks.count == 1:
             raise
         # The end of one rank tears the connections of all others: only what came first is worth a traceback.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -108,13 +107,19 @@ _stage_command("report", ("report",), "Only write the report of what is there.")
 
 
 @app.command(epilog=examples("check"), rich_help_panel=WORK)
-def check(recipe: RecipeFile, settings: Settings = None, limit: Limit = None) -> None:
+def check(recipe: RecipeFile, settings: Settings = None, limit: Limit = None, as_json: AsJson = False) -> None:
     """Find what can be found wrong before the work: files, rows, images, model, template, lengths. Exit status 3 if anything is."""
     from mixpo.check import check as examine
 
     with boundary() as terminal:
         checked = examine(load(recipe, tuple(settings or ())), recipe.parent.absolute(), terminal.progress, limit)
-        show.checked(checked)
+        if as_json:
+            lists = {"findings": checked.findings, "left_out": checked.left_out}
+            found = {name: [asdict(finding) for finding in rows] for name, rows in lists.items()}
+            counts: dict[str, int] = {**checked.counts, **checked.notes}
+            show.document({**found, "counts": counts})
+        else:
+            show.checked(checked)
         if checked.findings:
             raise typer.Exit(3)
 
@@ -145,18 +150,21 @@ def plan(
         context = _open(recipe, folder, settings, limit, terminal)
         rows = dry_run(context, Assumed(questions=questions, rate=rate, train_rate=train_rate))
         if as_json:
-            show.line(json.dumps({"devices": devices, "stages": [asdict(row) for row in rows]}, ensure_ascii=False, indent=2))
+            show.document({"devices": devices, "stages": [asdict(row) for row in rows]})
         else:
             show.planned(rows, devices)
 
 
 @app.command(epilog=examples("doctor"), rich_help_panel=WORK)
-def doctor() -> None:
+def doctor(as_json: AsJson = False) -> None:
     """Versions, devices, optional libraries, memory and disk. Exit status 1 if mixpo cannot work like this."""
     from mixpo.doctor import examine
 
     with boundary():
         lines = examine(Path.cwd())
-        show.table(("", "", ""), [("!" if line.problem else "", line.topic, line.text) for line in lines])
+        if as_json:
+            show.document([asdict(line) for line in lines])
+        else:
+            show.table(("", "", ""), [("!" if line.problem else "", line.topic, line.text) for line in lines])
         if any(line.problem for line in lines):
             raise typer.Exit(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
@@ -28,9 +28,12 @@ def status(folder: RunFolder, as_json: AsJson = False) -> None:
         context = open_run(folder)
         rows, trained = read_status(context), models(context)
         if as_json:
-            show.line(json.dumps({"run": str(folder), "stages": rows, "models": trained}, ensure_ascii=False, indent=2))
+            found = {"run": str(folder), "stages": rows, "models": trained, "problem": context.models.gone}
+            show.document(found)
         else:
             show.status(rows, trained)
+            if context.models.gone:
+                show.line(f"! the model that this run started from is gone: {context.models.gone}")
 
 
 @app.command(epilog=examples("score"), rich_help_panel=USE)
@@ -60,7 +63,7 @@ def compare(
     with boundary():
         found = compare_evaluations(first, second, anyway)
         if as_json:
-            show.line(json.dumps(found, ensure_ascii=False, indent=2))
+            show.document(found)
         else:
             show.table(COLUMNS, cells(found))
             if figures := figure_cells(found):
@@ -83,7 +86,7 @@ def view(
     from mixpo.pipeline import open_run
     from mixpo.viewer.serve import serve
 
-    with boundary() as terminal:
+    with boundary() as terminal, suppress(KeyboardInterrupt):  # its ordinary end
         serve(open_run(folder), port, terminal.progress, lambda address: show.line(f"{folder}: {address} (Ctrl+C ends)"))
 
 
@@ -114,7 +117,7 @@ def audit(
     with boundary() as terminal:
         audited = compare(replace(open_run(folder), progress=terminal.progress), count, number)
         if as_json:
-            show.line(json.dumps(asdict(audited), ensure_ascii=False, indent=2))
+            show.document(asdict(audited))
         else:
             show.audited(audited)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from mixpo.report import (
     YES_NO_COLUMNS,
     figure_rows,
     gap_rows,
+    made,
     main_difference_rows,
     summary_rows,
     text_rows,
@@ -42,21 +45,28 @@ SHORT = 32
 """Cells up to this width are never broken into lines."""
 GAP = 2
 """Spaces between columns."""
+LONGEST = 200
+"""Characters of an answer that are shown; a model can write anything where its final answer should stand."""
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
-    """Print rows of text under headings. What is too wide for the terminal goes on in a second table that names the rows again."""
+    """Print rows of text under headings. What is too wide for the terminal goes on in a second table that names the rows again.
+
+    In a terminal so narrow that a column has no room beside these names, each row is a paragraph of its own.
+    """
     screen = console()
     texts = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(cell_len, column)) for column in zip(headings, *texts, strict=True)]
     naming = _naming(texts)
+    if title:
+        line(title)
+    if sum(width + GAP for width in widths[:naming]) + max(min(width, SHORT) for width in widths) > screen.width:
+        _paragraphs(screen, headings, texts, naming)
+        return
     for number, columns in enumerate(_parts(widths, naming, screen.width)):
         if number and not any(row[column] for row in texts for column in columns[naming:]):
             continue
-        drawn = Table(
-            title=Text(title) if title and not number else None,
-            title_justify="left", pad_edge=False, box=None, header_style="bold", show_header=any(headings),
-        )  # fmt: skip
+        drawn = Table(pad_edge=False, box=None, header_style="bold", show_header=any(headings))
         for column in columns:
             justify: JustifyMethod = "left" if column == 0 else "default"
             drawn.add_column(headings[column], justify=justify, overflow="fold", no_wrap=widths[column] <= SHORT)
@@ -64,8 +74,33 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str | N
             # Text, not str: what stands in brackets is no markup here.
             drawn.add_row(*(Text(row[column]) for column in columns))
         if number:
-            screen.print()
+            line()
+        _print(screen, drawn)
+
+
+def _print(screen: Console, drawn: Table) -> None:
+    """The table, for files and pipes without the blanks that fill its lines."""
+    if screen.is_terminal:
         screen.print(drawn)
+        return
+    with screen.capture() as captured:
+        screen.print(drawn)
+    screen.file.write("".join(f"{row.rstrip()}\n" for row in captured.get().splitlines()))
+    screen.file.flush()
+
+
+def _paragraphs(screen: Console, headings: Sequence[str], rows: Sequence[Sequence[str]], naming: int) -> None:
+    """Each row as its name, and below it a line for each of its other cells that is not empty."""
+    for row in rows:
+        line("  ".join(filter(None, row[:naming])))
+        drawn = Table(pad_edge=False, box=None, show_header=False)
+        drawn.add_column(no_wrap=True)
+        drawn.add_column(overflow="fold")
+        for heading, cell in zip(headings[naming:], row[naming:], strict=True):
+            if cell:
+                drawn.add_row(f"  {heading}", Text(cell))
+        if drawn.row_count:
+            _print(screen, drawn)
 
 
 def _naming(rows: Sequence[Sequence[str]]) -> int:
@@ -89,6 +124,11 @@ def _parts(widths: Sequence[int], naming: int, room: int) -> list[list[int]]:
     return parts
 
 
+def shortened(text: str) -> str:
+    """The text, or its beginning where it is long."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
 def console() -> Console:
     """Standard output; wide enough for whole lines where it is no terminal."""
     screen = Console(highlight=False)
@@ -98,6 +138,12 @@ def console() -> Console:
 def line(text: str = "") -> None:
     """Print one line as it is."""
     print(printable(text), flush=True)
+
+
+def document(value: object) -> None:
+    """Print one JSON document; other characters than ASCII stand for themselves where the output can hold them."""
+    plain = not (sys.stdout.encoding or "").lower().startswith("utf")
+    print(json.dumps(value, ensure_ascii=plain, indent=2), flush=True)
 
 
 def results(root: Path) -> None:
@@ -152,12 +198,12 @@ def status(rows: Sequence[Mapping[str, Any]], models: Mapping[str, str] | None =
             row["state"],
             f"{row['done']}/{row['total']}",
             clock(row["seconds"]) if row["seconds"] else "",
-            ", ".join(f"{name} {count:,}" for name, count in row["counts"].items()),
+            ", ".join(made(row["counts"])),
             "; ".join(row["why"]),
         )
         for row in rows
     ]
-    table(("stage", "state", "shards", "time", "counts", "why"), cells)
+    table(("stage", "state", "shards", "time", "made", "why"), cells)
     for name, folder in (models or {}).items():
         line(f"model: {folder} ({name})")
 
@@ -194,7 +240,7 @@ def estimates(rows: list[Estimate]) -> None:
 def audited(result: Audited) -> None:
     """Doubtful verdicts with what speaks against them."""
     rows = [
-        (f"{row.question}[{row.index}]", row.gold, row.extracted or "", f"{row.outcome}: {row.reason}", row.why, row.ending)
+        (f"{row.question}[{row.index}]", row.gold, shortened(row.extracted or ""), f"{row.outcome}: {row.reason}", row.why, row.ending)
         for row in result.rows
     ]
     if rows:
@@ -245,8 +291,9 @@ def checked(result: Checked) -> None:
     for row in result.left_out:
         line(f"{row.where}: left out of training: {row.problem}")
     if result.left_out:
-        line(f"source: rows that evaluation sets keep out {len(result.left_out):,}")
+        line(f"source: {amount(len(result.left_out), 'row')} kept out by evaluation sets")
     for name, count in {**result.counts, **result.notes}.items():
-        line(f"{name} {count:,}")
+        where, _, what = name.rpartition(": ")
+        line(f"{where}: {amount(count, what.removesuffix('s'))}")
     found = len(result.findings)
     line(f"{amount(found, 'problem')} found" if found else "nothing to correct")

@@ -25,26 +25,80 @@ def describe(root: type[BaseModel], name: str, text: str, overrides: Sequence[st
 
     overrides: "table.key=value" that took the place of what the file says.
     """
-    location = [str(part) for part in problem["loc"]]
+    # A value that may be text or a table is located by the names of both types as well.
+    location = [str(part) for part in problem["loc"] if part != "str" and "[" not in str(part)]
     tables, key = location[:-1], location[-1] if location else ""
     while key.isdigit() and tables:  # one of a list of values
         key = tables.pop()
     where = f"{_place(name, text, overrides, [*tables, key])}: " + (".".join(tables) + ": " if tables else "")
+    if not location:
+        return f"{where}{problem['msg'].removeprefix('Value error, ')}"
     if problem["type"] == "extra_forbidden":
         return f"{where}unknown key {key!r}{_nearest(root, key, tables)}"
     if problem["type"] == "union_tag_invalid":
         known = problem["ctx"]["expected_tags"].replace("'", "").split(", ")
         tag = problem["ctx"]["tag"]
         return f"{where}{key}: unknown kind {tag!r}{did_you_mean(tag, known)}; known: {', '.join(known)}"
+    if problem["type"] == "union_tag_not_found" and isinstance(problem["input"], dict):
+        slip = next((given for given in problem["input"] if did_you_mean(given, ["kind"])), "")
+        return f"{where}{key}: " + (f"unknown key {slip!r}, did you mean 'kind'?" if slip else "missing key 'kind'")
     if problem["type"] == "missing":
         return f"{where}missing key {key!r}"
-    return f"{where}{key}: {problem['msg'].removeprefix('Value error, ')}" + (
-        f" (got {problem['input']!r})" if not isinstance(problem["input"], (dict, BaseModel)) else ""
-    )
+    return f"{where}{key}: {_sentence(problem, '.'.join([*tables, key]))}"
+
+
+_SENTENCES = {
+    "string_type": "must be text",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "tuple_type": "must be a list, in [brackets]",
+    "list_type": "must be a list, in [brackets]",
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be above {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be below {lt}",
+    "literal_error": "must be {expected}",
+    "string_pattern_mismatch": "must match {pattern}",
+}
+"""By the type of pydantic's error; others keep its own words."""
+_TABLE_TYPES = ("dict_type", "model_type", "model_attributes_type", "union_tag_not_found")
+
+
+def _sentence(problem: Any, path: str) -> str:
+    """What is wrong with the value at this path, and what it is."""
+    kind, value = problem["type"], problem["input"]
+    if kind in _TABLE_TYPES:
+        listed = isinstance(value, (list, tuple)) and value and isinstance(value[0], dict)
+        said = f"is one table; write [{path}], not [[{path}]]" if listed else "must be a table"
+    elif kind in ("tuple_type", "list_type") and isinstance(value, dict):
+        said = f"is a list of tables; write [[{path}]], not [{path}]"
+    elif kind in _SENTENCES:
+        said = _SENTENCES[kind].format(**{name: _short(limit) for name, limit in problem.get("ctx", {}).items()})
+    else:
+        said = problem["msg"].removeprefix("Value error, ")
+    holds_table = isinstance(value, (dict, BaseModel)) or (isinstance(value, (list, tuple)) and any(isinstance(v, dict) for v in value))
+    return said if holds_table else f"{said} (got {_as_toml(value)})"
+
+
+def _short(limit: Any) -> str:
+    """2, where pydantic has 2.0."""
+    return f"{limit:g}" if isinstance(limit, float) else str(limit)
+
+
+def _as_toml(value: Any) -> str:
+    """As the recipe has it: true, not True."""
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _nearest(root: type[BaseModel], key: str, tables: list[str]) -> str:
     """Where the key may belong: the nearest name of its own table, else the nearest anywhere, with its table."""
+    if tables and key in root.model_fields:  # nearer than another name of the same table
+        return f", did you mean {key!r} at the top, above the first [table]?"
     here = did_you_mean(key, _known_keys(root, tables))
     if here:
         return here
@@ -122,7 +176,7 @@ def _line_of(text: str, location: list[str]) -> str:
     for number, line in enumerate(text.splitlines(), start=1):
         if header := _HEADER.match(line):
             table = header[2].replace('"', "").split(".")
-            if header[1] == "[[":
+            if header[1] == "[[" and table != location:  # a table that should not be a list has no number
                 table.append(str(seen[header[2]]))
                 seen[header[2]] += 1
             found = table

@@ -149,6 +149,18 @@ class TrainTable(Table):
             )
         return self
 
+    @model_validator(mode="after")
+    def _trains_something(self) -> TrainTable:
+        if {"vision", "projector", "llm"} <= set(self.freeze):
+            raise ValueError("freeze names every part, so there is nothing to train; leave one out")
+        for name in (self.objective, *self.baselines):
+            terms = [term for term in ("preference", "quality", "generation") if getattr(OBJECTIVES[name], term)]
+            if not OBJECTIVES[name].single and not any(getattr(self.loss, term) for term in terms):
+                raise ValueError(
+                    f"objective {name!r}: all its weights in train.loss are 0 ({', '.join(terms)}), so there is nothing to learn"
+                )
+        return self
+
     @property
     def sees_the_same(self) -> bool:
         """Whether vision features stay as they are, because what computes them is not trained."""

@@ -71,7 +71,9 @@ def load(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         raise RecipeError(f"{path}: no such recipe") from None
     except IsADirectoryError:
         raise RecipeError(f"{path}: is a folder; give the recipe, a TOML file, and name a run directory with --dir") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not UTF-8 text (byte {error.start + 1}); save the file as UTF-8") from None
+    except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error}") from None
     try:
         data = tomllib.loads(text)
@@ -87,7 +89,9 @@ def parse(data: dict[str, Any], name: str, text: str = "", overrides: tuple[str,
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise RecipeError("\n".join(describe(Recipe, name, text, overrides, problem) for problem in error.errors())) from None
+        # Where text or a table may stand, a wrong table is not wrong for being no text.
+        problems = [problem for problem in error.errors() if not (problem["loc"][-1:] == ("str",) and isinstance(problem["input"], dict))]
+        raise RecipeError("\n".join(describe(Recipe, name, text, overrides, problem) for problem in problems)) from None
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:

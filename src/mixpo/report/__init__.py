@@ -3,6 +3,7 @@
 from mixpo.report.benchmarks import FIGURE_COLUMNS, MAIN_DIFFERENCE_COLUMNS, figure_rows, main_difference_rows
 from mixpo.report.build import build
 from mixpo.report.data import ReportData
+from mixpo.report.made import made
 from mixpo.report.render import render
 from mixpo.report.table import (
     GAP_COLUMNS,
@@ -26,6 +27,7 @@ __all__ = [
     "build",
     "figure_rows",
     "gap_rows",
+    "made",
     "main_difference_rows",
     "render",
     "summary_rows",

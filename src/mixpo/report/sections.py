@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from mixpo.report.build import DROPPED
 from mixpo.report.charts import Lane, Mark, bars, curves, histogram, lanes, stack
+from mixpo.report.made import label
 from mixpo.report.words import (
     BALANCE,
     MODES,
@@ -304,7 +305,7 @@ def time_chart(timings: dict[str, float]) -> Markup | None:
 def shown_counts(counts: dict[str, dict[str, int]]) -> dict[str, list[tuple[str, str]]]:
     """What each stage made, as text; evaluations are in the results, and what was left out has a table of its own."""
     return {
-        stage: [(name.replace("_", " "), count(value)) for name, value in found.items() if not name.startswith(DROPPED)]
+        stage: [(label(name, value), count(value)) for name, value in found.items() if not name.startswith(DROPPED)]
         for stage, found in counts.items()
         if found and not stage.startswith(("answer/", "evaluate/"))
     }

@@ -107,7 +107,7 @@ def make_question(
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise SourceError(f"question must be text, not {_describe(value)}")
+        raise SourceError(f"question must be text, not {described(value)}")
     body = whole(value, "question").replace("\r\n", "\n").strip()
     if not body.replace(IMAGE_MARK, "").strip():
         raise SourceError("question is empty")
@@ -138,7 +138,7 @@ def _answers(value: object) -> list[str]:
 
 def _rationale(value: object) -> str:
     if value is not None and not isinstance(value, str):
-        raise SourceError(f"rationale must be text, not {_describe(value)}")
+        raise SourceError(f"rationale must be text, not {described(value)}")
     return whole(value or "", "rationale").strip()
 
 
@@ -152,7 +152,7 @@ def _answer(value: object) -> str | None:
     if isinstance(value, (int, float)):
         return str(value)
     if not isinstance(value, str):
-        raise SourceError(f"answer must be text or a number, not {_describe(value)}")
+        raise SourceError(f"answer must be text or a number, not {described(value)}")
     return whole(value, "answer").strip() or None
 
 
@@ -164,7 +164,7 @@ def _choices(value: object) -> tuple[str, ...]:
             raise SourceError(f"choices must have the keys A, B, ... in order, not {', '.join(map(repr, value))}")
         value = list(value.values())
     if not isinstance(value, (list, tuple)):
-        raise SourceError(f"choices must be a list, not {_describe(value)}")
+        raise SourceError(f"choices must be a list, not {described(value)}")
     texts = [_answer(option) for option in value]
     if not 2 <= len(texts) <= 26 or None in texts:
         raise SourceError(f"choices must be 2 to 26 options that are not empty (got {len(texts)})")
@@ -258,8 +258,10 @@ def _kind(kind: Kind, answer: str | None, several: Sequence[str], options: Seque
 _KINDS: dict[str, AnswerKind] = {"choice": "choice", "number": "number", "formula": "formula", "text": "text", "yes_no": "yes_no"}
 
 
-def _describe(value: object) -> str:
+def described(value: object) -> str:
+    """What a value is, in the words of JSON."""
     names: dict[type, str] = {
+        str: "text",
         dict: "an object",
         list: "a list",
         bool: "true or false",

@@ -6,13 +6,14 @@ Optional: choices, domain, source. A line that cannot be used is skipped with fi
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 from mixpo.errors import SourceError
 from mixpo.recipe import JsonlSource
-from mixpo.sources.build import Found, Kind, check_fields, make_question
+from mixpo.sources.build import FIELDS, LOOKALIKES, Found, Kind, check_fields, described, make_question
 from mixpo.sources.pictures import Pictures
 from mixpo.types import Question, Skipped
 
@@ -65,14 +66,14 @@ def question_of(row: Mapping[str, object], pictures: Pictures, kind: Kind = "aut
 def _label(row: Mapping[str, object], name: str) -> str:
     value = row.get(name)
     if value is not None and not isinstance(value, str):
-        raise SourceError(f"{name} must be text, not {type(value).__name__}")
+        raise SourceError(f"{name} must be text, not {described(value)}")
     return value or ""
 
 
 def lines(path: Path) -> Iterator[Line | Skipped]:
     """The objects of a JSONL file with their places; blank lines are passed over. Memory does not grow with the file.
 
-    Raises SourceError when the file is missing, empty, or one JSON array.
+    Raises SourceError when the file is missing, empty, one JSON array, or of another format altogether.
     """
     if not path.is_file():
         raise SourceError(f"{path}: {'is not a file' if path.exists() else 'no such file'}; check source.path (relative to the recipe)")
@@ -83,8 +84,8 @@ def lines(path: Path) -> Iterator[Line | Skipped]:
                 content = content.removeprefix(b"\xef\xbb\xbf") if number == 1 else content
                 if not content.strip():
                     continue
-                if empty and content.lstrip().startswith(b"["):
-                    raise SourceError(f"{path}: holds one JSON array; write one object a line instead (jq -c '.[]' does it)")
+                if empty and (problem := _other_format(content)):
+                    raise SourceError(f"{path}: {problem}")
                 empty = False
                 yield _parse(f"{path}:{number}", content)
     except OSError as error:
@@ -93,15 +94,43 @@ def lines(path: Path) -> Iterator[Line | Skipped]:
         raise SourceError(f"{path}: holds no rows")
 
 
+_BINARY = {
+    b"\x1f\x8b": "is compressed; unpack it with gunzip",
+    b"PK\x03\x04": "is a zip archive; unpack it",
+    b"PAR1": 'is a Parquet file; source.kind = "hub" reads a folder of those',
+    b"\xff\xfe": "is UTF-16 text; save the file as UTF-8",
+    b"\xfe\xff": "is UTF-16 text; save the file as UTF-8",
+}
+"""By the first bytes of a file."""
+
+
+def _other_format(content: bytes) -> str:
+    """What is wrong with a whole file, by its first line that is not blank; "" where nothing is to be seen."""
+    for beginning, problem in _BINARY.items():
+        if content.startswith(beginning):
+            return problem
+    line = content.strip()
+    if line.startswith(b"["):
+        return "holds one JSON array; write one object a line instead (jq -c '.[]' does it)"
+    columns = {column.strip(b" \"'").decode(errors="replace").casefold() for column in re.split(rb"[,;\t]", line)}
+    if not line.startswith(b"{") and len(columns) > 1 and columns.intersection((*FIELDS, *LOOKALIKES)):
+        return (
+            "is a table (CSV or TSV); write one JSON object a line instead "
+            '(pandas.read_csv(..).to_json(.., orient="records", lines=True) does it)'
+        )
+    return ""
+
+
 def _parse(where: str, content: bytes) -> Line | Skipped:
     try:
         row = json.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:
         return Skipped(where=where, reason=f"not UTF-8 text (byte {error.start + 1} of the line); save the file as UTF-8")
     except json.JSONDecodeError as error:
-        return Skipped(where=where, reason=f"not valid JSON: {error.msg} at column {error.colno}")
+        torn = "" if content.endswith(b"\n") else "; the file ends in this line, so its end may be missing"
+        return Skipped(where=where, reason=f"not valid JSON: {error.msg.removesuffix(' at')} at column {error.colno}{torn}")
     except RecursionError:
         return Skipped(where=where, reason="not usable JSON: nested too deeply")
     if not isinstance(row, dict):
-        return Skipped(where=where, reason=f'holds {type(row).__name__}, not an object with "question"')
+        return Skipped(where=where, reason=f'holds {described(row)}, not an object with "question"')
     return where, row

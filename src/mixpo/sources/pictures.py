@@ -13,6 +13,7 @@ from PIL import Image
 
 from mixpo.errors import SourceError
 from mixpo.images import reference, save_bytes, save_content
+from mixpo.sources.build import described
 from mixpo.types import ImageRef
 
 REMEMBERED = 65_536
@@ -49,7 +50,7 @@ class Pictures:
             return save_bytes(value, self.store)
         if isinstance(value, Image.Image):
             return save_content(value, self.store)
-        raise SourceError(f"image must be a path or a list of paths, not {type(value).__name__ if value != '' else 'an empty path'}")
+        raise SourceError(f"image must be a path or a list of paths, not {described(value) if value != '' else 'an empty path'}")
 
     def find(self, name: str) -> ImageRef:
         """The image at a path relative to the root."""
@@ -70,5 +71,6 @@ class Pictures:
         except (OSError, ValueError) as error:
             raise SourceError(f"image {name[:60]!r} is not a usable path ({error})") from None
         if not there:
-            raise SourceError(f"image {name!r} not found under {self.root}; check source.root")
+            hint = "write its path with /, not \\" if "\\" in name else "check source.root"
+            raise SourceError(f"image {name!r} not found under {self.root}; {hint}")
         return reference(path)

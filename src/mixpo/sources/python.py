@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,7 @@ def read(source: PythonSource, base: Path, images: Path) -> Iterator[Found | Ski
     function = _load(source.target, base)
     pictures = Pictures(root, images)
     module = source.target.partition(":")[0]
-    for number, row in enumerate(_rows(source, function)):
+    for number, row in enumerate(_rows(source, function, base)):
         where = f"{source.target}[{number}]"
         try:
             yield Found(where=where, question=_question(row, pictures, module))
@@ -46,7 +47,7 @@ def _load(target: str, base: Path) -> Callable[..., Any]:
         try:
             found = importlib.import_module(module)
         except Exception as error:  # the user's code: importing it may raise anything
-            raise SourceError(f"source.target = {target!r}: {module} cannot be imported: {type(error).__name__}: {error}") from error
+            raise SourceError(f"source.target = {target!r}: {module} cannot be imported: {_told(error, base)}") from error
     function = getattr(found, name, None)
     if function is None:
         names = [known for known in vars(found) if not known.startswith("_")]
@@ -68,7 +69,15 @@ def _importing_from(base: Path) -> Iterator[None]:
         sys.path.remove(folder)
 
 
-def _rows(source: PythonSource, function: Callable[..., Any]) -> Iterator[object]:
+def _told(error: Exception, base: Path) -> str:
+    """The error, and the last line of the user's own files that led to it; a SyntaxError has its line in its text."""
+    frames = traceback.extract_tb(error.__traceback__)
+    # Libraries may lie below the same folder, in an environment of its own.
+    own = [f for f in frames if Path(f.filename).is_relative_to(base.resolve()) and "site-packages" not in Path(f.filename).parts]
+    return f"{type(error).__name__}: {error}" + (f" ({own[-1].filename}, line {own[-1].lineno})" if own else "")
+
+
+def _rows(source: PythonSource, function: Callable[..., Any], base: Path) -> Iterator[object]:
     done = 0
     try:
         for row in function(**source.arguments):
@@ -77,9 +86,7 @@ def _rows(source: PythonSource, function: Callable[..., Any]) -> Iterator[object
     except MixpoError:
         raise
     except Exception as error:  # the user's code may raise anything; the traceback stays attached
-        raise SourceError(
-            f"source.target = {source.target!r} failed after {amount(done, 'row')}: {type(error).__name__}: {error}"
-        ) from error
+        raise SourceError(f"source.target = {source.target!r} failed after {amount(done, 'row')}: {_told(error, base)}") from error
 
 
 def _question(row: object, pictures: Pictures, module: str) -> Question:

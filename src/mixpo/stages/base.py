@@ -71,7 +71,7 @@ class Job:
         makes a shard; it is called for these numbers in order.
     count: figures of one shard, added up in the manifest. check: raises a MixpoError when the finished stage is no good.
     facts: what its sessions found out about what they work with (see `add_facts`); kept in the manifest, never part of a shard's name.
-    artifact: a file or folder that belongs to a shard besides its records; without it the shard is not done.
+    artifact: a file or folder that belongs to a shard besides its records; without it the shard is not done. whole: whether it can be used.
     ranks: who works when there are several: the main one alone, each on shards of its own, or all on every shard together (the main
         one writes its records).
     attempts: how often each shard was asked for, in stages that ask a model or a judge; None in others.
@@ -91,6 +91,7 @@ class Job:
     count: Callable[[Sequence[Any]], Mapping[str, int]] = field(default=lambda rows: {"rows": len(rows)})
     check: Callable[[Manifest], None] = nothing_else
     artifact: Callable[[str], Path] | None = None
+    whole: Callable[[Path], bool] = Path.exists
     ranks: Literal["main", "each", "together"] = "main"
     facts: dict[str, Any] = field(default_factory=dict)
     attempts: Attempts | None = None
@@ -108,8 +109,8 @@ class Planned:
         work = self.stage.plan(self.job.settings, self.job.inputs)
         if self.job.artifact is None:
             return work
-        gone = tuple(shard for shard in work.shards if shard in work.missing or not self.job.artifact(shard).exists())
-        reasons = work.reasons or (("its files are gone",) if gone else ())
+        gone = tuple(shard for shard in work.shards if shard in work.missing or not self.job.whole(self.job.artifact(shard)))
+        reasons = work.reasons or (("its files are gone, or some of them",) if gone else ())
         return Work(shards=work.shards, missing=gone, reasons=reasons)
 
     def finished(self) -> bool:
@@ -185,7 +186,7 @@ def explain(context: Context, job: Job, work: Work, last: Manifest | None) -> No
     if last.finished or (done == 0 and last.shards != list(work.shards)):
         context.progress.say(f"{job.title}: stale, {len(work.missing)} of {shards} {are(len(work.missing))} made again ({why})")
     else:
-        context.progress.say(f"{job.title}: going on, {done} of {shards} {are(done)} there ({why})")
+        context.progress.say(f"{job.title}: going on, {done} of {shards} {are(len(work.shards))} there ({why})")
 
 
 def _open(job: Job, work: Work, last: Manifest | None) -> Manifest:

@@ -70,7 +70,7 @@ class Looks:
             look = look_of(open_image(ref, ImageTable(max_pixels=MAX_PIXELS, max_side=100_000, min_side=1)))
         except ImageError:
             return None
-        with self._connection:
+        with suppress(sqlite3.OperationalError), self._connection:  # a full disk costs the look kept, not the look
             self._connection.execute("INSERT OR REPLACE INTO looks VALUES (?, ?)", (key, look or b""))
         return look
 

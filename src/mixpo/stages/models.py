@@ -36,19 +36,31 @@ class ModelRef:
 class Models:
     """Loads the models of one command, one at a time."""
 
-    def __init__(self, table: ModelTable, base: Path, image: ImageTable) -> None:
+    def __init__(self, table: ModelTable, base: Path, image: ImageTable, known: str = "") -> None:
+        """known: identity of the recipe's model when the run last used it, which serves those who only look at the run once it is gone."""
         self.table = table
         self.image = image
         self.base = base
+        self.known = known
+        self.gone = ""
         self._held: tuple[ModelRef, Vlm] | None = None
         self._words: tuple[ModelRef, Vlm] | None = None
         self._start: ModelRef | None = None
 
     def start(self) -> ModelRef:
-        """The recipe's model, known by a digest of its files and its adapter's. Raises ModelError when it is not there or incomplete."""
+        """The recipe's model, known by a digest of its files and its adapter's. Raises ModelError when it is not there or incomplete.
+
+        Where an earlier identity is known, `gone` then says so instead; whoever wants the model itself gets the error from `load`.
+        """
         if self._start is None:
-            found = digests(find(self.table, self.base), find_adapter(self.table, self.base))
-            self._start = ModelRef(name="start", identity=f"{found.weights}-{found.template}")
+            try:
+                found = digests(find(self.table, self.base), find_adapter(self.table, self.base))
+                identity = f"{found.weights}-{found.template}"
+            except ModelError as error:
+                if not self.known:
+                    raise
+                identity, self.gone = self.known, str(error)
+            self._start = ModelRef(name="start", identity=identity)
         return self._start
 
     def load(self, ref: ModelRef) -> Vlm:

@@ -87,5 +87,5 @@ def _remedy(right: int, wrong: int) -> str:
     if right > wrong:
         return "take harder questions, or raise sample.temperature or sample.n"
     if wrong > right:
-        return "take easier questions or a stronger model, and check answers and prompt style with `mixpo verify`"
+        return "take easier questions or a stronger model, and look at the answers with `mixpo view`: do they end as the prompt asks?"
     return "take more questions, or raise sample.n"

@@ -20,6 +20,7 @@ from mixpo.stages.source import Index
 from mixpo.stages.watch import watch_of
 from mixpo.train.metrics import StepMetrics
 from mixpo.types import Group
+from mixpo.vlm.folder import is_whole
 
 DECIDING = {
     "learning_rate", "schedule", "warmup", "weight_decay", "epochs", "batch_size", "max_grad_norm", "freeze",
@@ -84,6 +85,7 @@ def train_job(context: Context, plan: Plan, index: Index, number: int, objective
         count=count_steps,
         check=partial(publish, context, name, public_name(recipe.train, number, objective)),
         artifact=lambda shard: model_folder(context, name, shard),
+        whole=is_whole,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -18,17 +19,20 @@ VERSION = 3
 
 
 class VerdictCache:
-    """A SQLite file. Thread-safe. A broken file is deleted and begun anew."""
+    """A SQLite file. Thread-safe. A broken file is deleted and begun anew; where none can be written, verdicts are kept in memory."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
+        self._path: Path | str = path
         self._lock = threading.Lock()
         self._versions = [VERSION, metadata.version("math-verify"), metadata.version("sympy")]
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = self._patiently()
-        except sqlite3.OperationalError:
-            raise  # held by another process: deleting it under that one would break both
+        except (OSError, sqlite3.OperationalError) as error:
+            if _is_held(error):
+                raise  # by another process: deleting it under that one would break both
+            self._path = ":memory:"  # a full disk, or the run of somebody else
+            self._connection = self._open()
         except sqlite3.DatabaseError:
             path.unlink(missing_ok=True)
             self._connection = self._patiently()
@@ -43,7 +47,7 @@ class VerdictCache:
     def put(self, predicted: str, gold: str, tolerance: float, judgement: Judgement) -> None:
         """Keep a verdict that would be the same again: no time-out and no crash."""
         row = (self._key(predicted, gold, tolerance), *judgement)
-        with self._lock, self._connection:
+        with self._lock, suppress(sqlite3.OperationalError), self._connection:  # a full disk costs the cache, not the verdict
             self._connection.execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?)", row)
 
     def close(self) -> None:
@@ -57,8 +61,8 @@ class VerdictCache:
         while True:
             try:
                 return self._open()
-            except sqlite3.OperationalError:
-                if time.monotonic() > limit:
+            except sqlite3.OperationalError as error:
+                if not _is_held(error) or time.monotonic() > limit:
                     raise
                 time.sleep(0.02)
 
@@ -73,3 +77,8 @@ class VerdictCache:
 
     def _key(self, predicted: str, gold: str, tolerance: float) -> str:
         return content_id("formula", predicted, gold, tolerance, *self._versions)
+
+
+def _is_held(error: Exception) -> bool:
+    """Whether another process has the file for a moment; the low byte of SQLite's code tells the kind of error."""
+    return isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -99,6 +100,16 @@ def digests(folder: Path, adapter: Path | None = None) -> Digests:
     settings = [folder / name for name in ("config.json", "generation_config.json")]
     adapted = [adapter / name for name in ADAPTER_FILES] if adapter else []
     return Digests(weights=_hash([*settings, *weights, *adapted]), template=_hash(folder / name for name in PROCESSOR_FILES))
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether configuration and weights are there, every file of them where there are several."""
+    index = folder / "model.safetensors.index.json"
+    try:
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.exists() else {"model.safetensors"}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return all((folder / name).is_file() for name in ("config.json", *named))
 
 
 def _hash(paths: Iterable[Path]) -> str:
