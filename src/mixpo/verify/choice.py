@@ -41,7 +41,7 @@ _NEXT_OPTION = re.compile(r"(?<![A-Za-z.])([A-J])(?:[.:、]|(?<!\(.)\))(?=\s*[^\
 """Another option of a list: "A. cat, B. dog"."""
 _BY_POSITION = re.compile(r"(?i)(?:the\s+)?(?:option|choice)\s*(?:no\.?|number|#)?\s*(\d{1,2})")
 _SEVERAL_VALUES = re.compile(r"[,;，；或和]|\b(?:and|or)\b")
-_PERCENT_WORD = re.compile(r"(?i)\s+per\s?cent$")
+_PERCENT_WORD = re.compile(r"(?i)(?<=\S)\s++per\s?cent$")
 _BRACKETED = re.compile(r"[(\[]\s*([A-Ja-j])\s*[)\]]")
 _STANDALONE = re.compile(r"(?<![A-Za-z'.])(?:([B-HJ])(?![A-Za-z'+#♯♭])|([AI])(?=\s*[.,;:)\]]*\s*$|\s*(?:,|and|or|&)\s*[(\[]?[B-J]\b))")
 _OVER_OPTIONS = re.compile(r"(?i)\b(?:all|both|none|neither)\b|以上|都")
