@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mixpo.errors import ModelError
 from mixpo.recipe import ModelTable
+from mixpo.vlm.hashes import sha256
 
 BUNDLED = "mixpo:tiny"
 
@@ -113,16 +114,12 @@ def is_whole(folder: Path) -> bool:
 
 
 def _hash(paths: Iterable[Path]) -> str:
-    total = hashlib.sha256()
-    for path in paths:
-        if not path.exists():
-            continue
-        try:
-            with path.open("rb") as handle:
-                total.update(f"{path.name}\0{hashlib.file_digest(handle, 'sha256').hexdigest()}\n".encode())
-        except OSError as error:
-            raise ModelError(f"{path}: cannot be read ({error.strerror}); download or copy the model again") from None
-    return total.hexdigest()[:16]
+    there = [path.absolute() for path in paths if path.exists()]
+    try:
+        found = zip(there, sha256(there), strict=True)
+    except OSError as error:
+        raise ModelError(f"{error.filename}: cannot be read ({error.strerror}); download or copy the model again") from None
+    return hashlib.sha256("".join(f"{path.name}\0{digest}\n" for path, digest in found).encode()).hexdigest()[:16]
 
 
 def _download(key: str, path: str, revision: str | None, folder: Path) -> Path:

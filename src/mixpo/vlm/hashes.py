@@ -1,0 +1,89 @@
+"""SHA-256 of a model's files. Of large ones it is remembered, or every command would read all weights again.
+
+What is remembered lies in the user's cache folder. Losing it costs time only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from mixpo.records import write_text
+
+LARGE = 64 << 20
+"""Bytes from which on a file is remembered."""
+SETTLED_S = 2.0
+"""A file that changed less than this before it was read is not: it might change again within one tick of the file system's clock."""
+MOST = 1000
+"""Files that are remembered, the newest."""
+AT_ONCE = 8
+"""Files that are read together; hashing does not hold Python's lock."""
+
+
+class Known(NamedTuple):
+    """A file as it was when it was read: size in bytes, time of change in ns, SHA-256."""
+
+    size: int
+    changed: int
+    digest: str
+
+
+def sha256(paths: Sequence[Path]) -> list[str]:
+    """The digest of each file, in hexadecimal. A large file of the same path, size and time of change is not read again.
+
+    Raises OSError when one cannot be read.
+    """
+    if not paths:
+        return []
+    known = _read()
+    with ThreadPoolExecutor(min(AT_ONCE, len(paths))) as pool:
+        found = dict(zip(map(str, paths), pool.map(partial(_hashed, known), paths), strict=True))
+    new = {path: file for path, file in found.items() if known.get(path) != file and _lasts(file)}
+    if new:
+        _write({**known, **new})
+    return [found[str(path)].digest for path in paths]
+
+
+def _hashed(known: Mapping[str, Known], path: Path) -> Known:
+    before, remembered = path.stat(), known.get(str(path))
+    if remembered is not None and (remembered.size, remembered.changed) == (before.st_size, before.st_mtime_ns):
+        return remembered
+    with path.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    after = path.stat()
+    same = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
+    return Known(before.st_size, before.st_mtime_ns if same else time.time_ns(), digest)
+
+
+def _lasts(file: Known) -> bool:
+    return file.size >= LARGE and file.changed < time.time_ns() - SETTLED_S * 1e9
+
+
+def _place() -> Path | None:
+    """The file with what is remembered; None for a user without a home."""
+    with suppress(RuntimeError):
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mixpo" / "digests.json"
+    return None
+
+
+def _read() -> dict[str, Known]:
+    with suppress(OSError, ValueError, TypeError, AttributeError):
+        if place := _place():
+            return {path: Known(*file) for path, file in json.loads(place.read_text(encoding="utf-8")).items()}
+    return {}
+
+
+def _write(known: Mapping[str, Known]) -> None:
+    newest = dict(list(known.items())[-MOST:])
+    with suppress(OSError):
+        if place := _place():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_text(place, json.dumps(newest, indent=1) + "\n")
