@@ -192,13 +192,10 @@ def _check(job: TrainJob) -> Weights:
         for response in group.responses:
             if not response:
                 raise TrainError(f"question {group.question.id}: a response has no tokens, so nothing of it would be trained; pair again")
-    weights = weights_of(job.objective, job.table.loss)
-    if not weights.preference and not weights.quality and not weights.generation:
-        raise TrainError("train.loss: every weight is 0, so there is nothing to learn; set preference, quality or generation")
     for tracker in job.table.trackers:
         if find_spec(tracker) is None:
             raise MissingExtra(f"the tracker {tracker!r}", tracker)
-    return weights
+    return weights_of(job.objective, job.table.loss)
 
 
 def _go_on(
