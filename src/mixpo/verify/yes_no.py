@@ -53,8 +53,7 @@ def check_yes_no(predicted: str, gold: str, options: Options) -> Judgement:
     if not left and not right:
         return check_text(predicted, gold, options)
     other = normal_text(gold if left else predicted)
-    # 1 and 0 may be meant for yes and no.
-    is_short = other not in ("0", "1") and 0 < len(other.split() if other.isascii() else other) <= _FEW
+    is_short = 0 < len(other.split() if other.isascii() else other) <= _FEW
     return Judgement("wrong" if is_short else "undecided", "neither yes nor no")
 
 
