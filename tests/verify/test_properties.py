@@ -185,7 +185,7 @@ REPEATED += [
     ("x", unit)
     for unit in ("\\boxed{1}, ", "\\boxed{1} and ", "1' ", "A. ", "二个", "H_1", "1^+", "1! ", "1-", "may 1 ", "# A ", "```\n", "\nI hope ")
 ]
-REPEATED += [("答案", "*"), ("Final answer", "*"), ("answer", " _"), ("A", " "), ("(", "A, ")]
+REPEATED += [("答案", "*"), ("Final answer", "*"), ("answer", " _"), ("A", " "), ("G", " "), ("(", "A, ")]
 
 
 @pytest.mark.parametrize(("begin", "unit"), REPEATED)
@@ -203,4 +203,5 @@ def seconds(begin: str, unit: str, length: int) -> float:
     for kind in KINDS:
         judge(text, "x+1", kind, options(choices=("x", "y")))
         judge("x+1", text, kind, options(choices=("x", "y")))
+        judge("x+1", text[:-1], kind, options(choices=("x", "y")))
     return time.process_time() - start
