@@ -19,6 +19,7 @@ The command line prints the message and exits with `exit_code`; anything else is
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 
@@ -81,23 +82,30 @@ class UnfinishedError(MixpoError):
     """A part of the evaluation failed; what does not need it was done all the same."""
 
 
+_FULL = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space")
+_REMEDIES = {
+    **_FULL,
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "give yourself the right to it, or use another place"),
+    errno.EROFS: "use another place",
+    errno.EIO: "the disk or its connection may be broken",
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files with `ulimit -n`"),
+}
+"""By the number of the system's error."""
+
+
 def unwritable(path: Path, error: OSError) -> RunError:
     """What to raise where a file of a run cannot be written: a full disk has another remedy than one that is read only."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    remedy = "free some space" if full else "correct that, or use another directory"
+    remedy = _FULL.get(error.errno or 0, "correct that, or use another directory")
     return RunError(f"{path}: cannot be written ({error.strerror or error}); {remedy}, and run the same command again")
 
 
-def refused(error: OSError) -> RunError | None:
-    """What to say of a file or folder that this machine refuses: no right to it, a full disk, a broken one. None for other errors."""
-    remedies = {
-        **dict.fromkeys((errno.EACCES, errno.EPERM), "give yourself the right to it, or use another place"),
-        **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space"),
-        errno.EROFS: "use another place",
-        errno.EIO: "the disk or its connection may be broken",
-        **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files with `ulimit -n`"),
-    }
-    remedy = remedies.get(error.errno or 0)
+def refused(error: OSError, path: Path | None = None) -> RunError | None:
+    """What to say of a file or folder that this machine refuses: no right to it, a full disk, a broken one. None for other errors.
+
+    path: of the file, where the error does not know it.
+    """
+    remedy = _REMEDIES.get(error.errno or 0)
     if remedy is None:
         return None
-    return RunError(f"{error.filename or 'a file'}: {error.strerror or error}; {remedy}, and run the same command again")
+    where = path or error.filename or "a file"
+    return RunError(f"{where}: {os.strerror(error.errno or 0)}; {remedy}, and run the same command again")

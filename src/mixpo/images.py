@@ -224,9 +224,14 @@ def save_bytes(content: bytes, folder: Path, name: str = "image") -> ImageRef:
     return _store(content, SUFFIXES[_header(content, name).format or "PNG"], folder)
 
 
+def place(folder: Path, digest: str, suffix: str) -> Path:
+    """Where an image of this content is kept under `folder`."""
+    return folder / digest[:2] / f"{digest}{suffix}"
+
+
 def _store(content: bytes, suffix: str, folder: Path) -> ImageRef:
     digest = hashlib.sha256(content).hexdigest()
-    path = folder.absolute() / digest[:2] / f"{digest}{suffix}"
+    path = place(folder.absolute(), digest, suffix)
     try:
         # The content is compared because a power cut may leave a file of the right name with the wrong bytes.
         if not (path.is_file() and path.read_bytes() == content):

@@ -257,7 +257,7 @@ def _read(path: Path, row: type, columns: list[str] | None = None) -> pa.Table:
     except FileNotFoundError:
         raise RecordError(f"{path}: missing; run the same command again to make it anew") from None
     except PermissionError as error:
-        raise RecordError(str(refused(PermissionError(error.errno, "Permission denied", str(path))))) from None
+        raise RecordError(str(refused(error, path))) from None
     except (pa.ArrowInvalid, OSError) as error:
         raise RecordError(f"{path}: not a readable record file ({error}); delete it and run the same command again") from None
     if not found.equals(schema_of(row), check_metadata=False):

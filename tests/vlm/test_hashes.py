@@ -86,6 +86,12 @@ def test_where_nothing_can_be_kept_files_are_read(tmp_path: Path, monkeypatch: p
     assert sha256([path]) == sha256([path]) == expected(b"first")
 
 
+def test_a_file_that_cannot_be_written_costs_time_only(tmp_path: Path, kept: Path) -> None:
+    kept.mkdir(parents=True)  # nothing can take the place of a folder
+    path = write(tmp_path / "a", b"first")
+    assert sha256([path]) == expected(b"first")
+
+
 def test_only_so_many_are_remembered(tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hashes, "MOST", 2)
     files = [write(tmp_path / name, name.encode() * 9) for name in "abc"]

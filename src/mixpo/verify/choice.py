@@ -135,7 +135,8 @@ def _loose(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
     found |= {match.group(1) or match.group(2) for match in _STANDALONE.finditer(answer)}
     # Inside a formula an option's text is only a part of it: √3 in √3/2.
     held = _contained(answer, texts)
-    found |= held if not held or guess_kind(answer) != "formula" else frozenset()
+    if held and guess_kind(answer) != "formula":
+        found |= held
     if found and (_NEGATION.search(rest := _without_texts(answer, texts)) or is_bound(f"{rest} 0")):
         return frozenset(LETTERS)
     return frozenset(found)
@@ -211,7 +212,8 @@ def _number(text: str) -> Number | None:
 def _compare_meaning(answer: str, wanted: frozenset[str], options: Options) -> Judgement:
     """An answer that names no option may still be the right one in another form: "y = 1 + 2x" for "y = 2x + 1"."""
     right = next(option.text for option in _options(options.choices) if option.letter in wanted)
-    kind, kinds = guess_kind(right), {guess_kind(answer), guess_kind(right)}
+    kind = guess_kind(right)
+    kinds = {kind, guess_kind(answer)}
     if kinds == {"number"}:
         return check_number(answer, right, options)
     if kinds <= {"formula", "number"}:

@@ -13,18 +13,16 @@ from mixpo.verify.judgement import Judgement, Options
 from mixpo.verify.latex import key, take_text, to_latex
 from mixpo.verify.number import PLACES, check_number, single_number
 from mixpo.verify.pool import FormulaPool
-from mixpo.verify.text import check_text
+from mixpo.verify.text import check_text, rearranged
 from mixpo.verify.units import PATTERN, read_unit
 from mixpo.verify.values import differ
 
 MAX_LENGTH = 1000
 """A longer formula is undecided unless it is spelled the same: parsers slow down without bound."""
 MAX_DEPTH = 30
-LETTERS = 4
-"""So few letters in a row may be a product, or the name of a line."""
 
-_RATIO = re.compile(r"(?i)(?:(?:the )?ratio(?: is)?:? )?(\d{1,9}(?:\s*(?::|to|比)\s*\d{1,9}){1,9})")
-_QUOTIENT = re.compile(r"(\d{1,9})\s*/\s*(\d{1,9})")
+_RATIO = re.compile(r"(?i)(?:(?:the )?ratio(?: is)?:? )?\d{1,9}(?:\s*(?::|to|比)\s*\d{1,9}){1,9}")
+_QUOTIENT = re.compile(r"\d{1,9}\s*/\s*\d{1,9}")
 _CLOCK_PARTS = re.compile(r"\D[0-5]\d$")
 _CLOCK = re.compile(r"\d:\d\d(?!\d)")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
@@ -60,7 +58,7 @@ def check_formula(predicted: str, gold: str, options: Options) -> Judgement:
     if ratios[0] or ratios[1]:
         return _compare_ratios(ratios, left, right)
     if not _MATHEMATICS.search(_without_text(left)) and not _MATHEMATICS.search(_without_text(right)):
-        if left != right and max(len(left), len(right)) <= LETTERS and sorted(left) == sorted(right):
+        if left != right and rearranged(left, right):
             return Judgement("undecided", "the same letters in another order")  # "ab" is "ba" where it is a product
         return check_text(" ".join(take_text(left)) or left, " ".join(take_text(right)) or right, options)
     return options.algebra(predicted, gold)

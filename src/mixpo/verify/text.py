@@ -19,10 +19,10 @@ _LABEL, _LABELLED = re.compile(r"(?<=\w )A(?= [^A-Z])"), "A°"
 """Within a sentence "A" names something, as in "Sample A is heavier"; the sign keeps it from being taken for an article. Not in titles."""
 _APOSTROPHES = re.compile("['’‘`´]")
 _DIGIT_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+# Kept are signs that carry meaning in short answers: -5, 3:45, 1/2, C++, C#, x>5, 50%, ∞.
 _PUNCTUATION = re.compile(r"\.(?!\d)|[^\w\s.:/,%$€£¥°+<>=≤≥^\-#∞]|_|(?<![^\W\d_])#|(?<!\d)[:/,]|[:/,](?!\d)|-(?![\d∞])|(?<=\w)-")
 _INITIALS = re.compile(r"(?<!\w)(?:[^\W\d_]\.){2,}")
 _RELATION = re.compile(r" ?([<>=≤≥]) ?")
-# Kept are signs that carry meaning in short answers: -5, 3:45, 1/2, C++, C#, x>5, 50%, ∞.
 _LATEX = re.compile(r"[\\_^]")
 _SUBSCRIPT = re.compile(r"(?<=[A-Za-z)\]])\s?_(?:\{(\d{1,4})\}|(\d))\s?")
 _CHARGE = re.compile(r"(?<=[A-Za-z)\d])\s?\^(?:\{(\d?[-+])\}|([-+]))")
@@ -37,7 +37,7 @@ _ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth"
 _FULL_NAMES = {day[:3]: day for day in _DAYS.split()} | {"tues": "tuesday", "thur": "thursday", "thurs": "thursday"}
 _FULL_NAMES |= {word: str(place) for place, word in enumerate(_ORDINALS.split(), start=1)}
 LETTERS = 4
-"""Upper-case names of so few letters are looked at letter by letter."""
+"""So few letters in a row may be a product, or the name of a line."""
 _ENDING = re.compile(r"(?<=[a-z]{2})s$|(?<=\d)(?:st|nd|rd|th)$")
 
 
@@ -61,11 +61,16 @@ def check_text(predicted: str, gold: str, _options: Options) -> Judgement:
     words, others = _stems(left) or [left], _stems(right) or [right]
     if left.replace(" ", "") == right.replace(" ", "") or words == others or is_same_date(left, right):
         return Judgement("undecided", "the same words in another form")
-    if predicted.isupper() and sorted(predicted) == sorted(gold) and len(gold) <= LETTERS:
+    if predicted.isupper() and rearranged(predicted, gold):
         return Judgement("undecided", "the same letters in another order")  # AB and BA are one line
     if set(words) < set(others) or set(others) < set(words):
         return Judgement("undecided", "one text has all words of the other")
     return Judgement("wrong", "texts differ")
+
+
+def rearranged(left: str, right: str) -> bool:
+    """Whether two short texts hold the same letters, in any order."""
+    return len(left) <= LETTERS and sorted(left) == sorted(right)
 
 
 def _plain_subscripts(text: str) -> str:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from mixpo.errors import ImageError
 from mixpo.evaluate.benchmarks.files import root_of
-from mixpo.images import open_image
+from mixpo.images import open_image, place
 from mixpo.recipe import ImageTable
 from mixpo.stages.base import Context
 from mixpo.types import ImageRef, Question
@@ -60,7 +60,7 @@ class Images:
     def _here(self, ref: ImageRef) -> ImageRef:
         """The image where it lies now: those that a run keeps itself went with it when it was moved or copied."""
         path = Path(ref.path)
-        own = self._own / ref.digest[:2] / path.name
+        own = place(self._own, ref.digest, path.suffix)
         return replace(ref, path=str(own)) if path.stem == ref.digest and own.is_file() else ref
 
     def sizes(self, question: Question) -> list[tuple[int, int] | str]:

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from mixpo.errors import RunError
 from mixpo.records import write_text
 
 LARGE = 64 << 20
@@ -83,7 +84,6 @@ def _read() -> dict[str, Known]:
 
 def _write(known: Mapping[str, Known]) -> None:
     newest = dict(list(known.items())[-MOST:])
-    with suppress(OSError):
+    with suppress(OSError, RunError):
         if place := _place():
-            place.parent.mkdir(parents=True, exist_ok=True)
             write_text(place, json.dumps(newest, indent=1) + "\n")
