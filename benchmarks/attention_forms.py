@@ -1,4 +1,4 @@
-"""Two other ways to attend over a row of groups, which mixpo does not use itself: to be compared with the plans of `mixpo.train.tree`.
+"""Two other ways to attend over a row of groups, which mixpo does not use itself: to be compared with the plans of `mixpo.train.tree_attention`.
 
 Branches stand in the row in depth-first order, so that a token is seen exactly by what stands between it and the end of everything that
 grows from its branch. For models that only look back, without windows and soft caps.
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from mixpo.train.tree import Asked, Span
+from mixpo.train.tree_attention import Asked, Span
 
 
 def seen_until(spans: Sequence[Span]) -> Tensor:

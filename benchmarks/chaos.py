@@ -27,13 +27,13 @@ from chaos_compare import MUST_BE_0, compare
 from chaos_watch import Shards, Writes
 
 import mixpo.engines.openai.engine
-import mixpo.engines.openai.launch
+import mixpo.engines.openai.server
 import mixpo.engines.scripted
 import mixpo.engines.transformers
 import mixpo.stages.train
 import mixpo.train.loop
 import mixpo.vlm.cut
-import mixpo.vlm.weightless  # noqa: F401
+import mixpo.vlm.tokenizer_only  # noqa: F401
 from mixpo.cli import main as mixpo_main
 from mixpo.recipe import load
 from mixpo.vlm.load import load as load_model

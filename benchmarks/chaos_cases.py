@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mixpo.engines.openai.launch import HOST, TRANSFORMERS, free_port
+from mixpo.engines.openai.server import HOST, TRANSFORMERS, free_port
 from mixpo.recipe import ModelTable
 from mixpo.vlm.folder import find
 

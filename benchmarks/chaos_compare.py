@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mixpo.pipeline import build_plan, known_sources, open_run
-from mixpo.stages.base import Plan
+from mixpo.stages.job import Plan
 
 ROUNDING = 1e-4
 """Log-probs of one answer may differ by this much: what is computed beside it is not the same after a kill."""

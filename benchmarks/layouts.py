@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from synthetic import SIZES, Data, Size, model_of
 
-from mixpo.train import branches
+from mixpo.train import prefix_tree
 from mixpo.train.batch import Layout, micro_batches
 from mixpo.train.collate import collate
 from mixpo.train.logps import Scorer
@@ -51,21 +51,21 @@ def step(vlm: Vlm, data: Data, layout: Layout, budget: int) -> tuple[float, int]
 @contextmanager
 def nothing_shared() -> Iterator[None]:
     """Every response by itself, whatever it begins with."""
-    had, branches.LEAST = branches.LEAST, 10**9
+    had, prefix_tree.LEAST = prefix_tree.LEAST, 10**9
     try:
         yield
     finally:
-        branches.LEAST = had
+        prefix_tree.LEAST = had
 
 
 @contextmanager
 def everything_shared() -> Iterator[None]:
     """Even a single token in common."""
-    had, branches.LEAST = branches.LEAST, 1
+    had, prefix_tree.LEAST = prefix_tree.LEAST, 1
     try:
         yield
     finally:
-        branches.LEAST = had
+        prefix_tree.LEAST = had
 
 
 def compare(ways: dict[str, Way], rounds: int) -> Iterator[dict[str, Any]]:

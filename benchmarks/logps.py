@@ -18,7 +18,7 @@ import torch
 from memory import peak
 from torch import Tensor, nn
 
-from mixpo.train.head import token_logps
+from mixpo.train.token_logps import token_logps
 from mixpo.vlm.families import HeadRule
 
 

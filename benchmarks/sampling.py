@@ -31,7 +31,7 @@ from mixpo.sources.digits import read
 from mixpo.types import Question
 from mixpo.vlm.load import Vlm, load
 from mixpo.vlm.prompt import batch_inputs, encode
-from mixpo.vlm.weightless import load_weightless
+from mixpo.vlm.tokenizer_only import load_weightless
 
 N = 8
 

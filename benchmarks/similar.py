@@ -23,7 +23,7 @@ from PIL import Image
 from mixpo.recipe import DigitsSource, EasyVqaSource, EvaluateTable
 from mixpo.sources import found
 from mixpo.sources.build import Found
-from mixpo.stages.looks import Gallery, look_of
+from mixpo.sources.image_similarity import Gallery, look_of
 
 SAMPLE = 200
 """Pictures of which copies are made."""

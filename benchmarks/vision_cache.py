@@ -25,9 +25,9 @@ from mixpo.recipe import ImageTable, TrainTable
 from mixpo.train.adapters import choose_trained
 from mixpo.train.batch import Piece
 from mixpo.train.collate import collate
-from mixpo.train.features import Features
 from mixpo.train.logps import Scorer
 from mixpo.train.model import part_of
+from mixpo.train.vision_cache import Features
 from mixpo.types import ImageRef
 from mixpo.vlm.load import Vlm
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mixpo.evaluate.benchmarks import BENCHMARKS, Figure, facts_of, read
 from mixpo.evaluate.benchmarks.figures import table
-from mixpo.evaluate.marking import by_rule, marked
+from mixpo.evaluate.grading import by_rule, marked
 from mixpo.recipe import BenchmarkSource
 from mixpo.types import Question, Response, Skipped
 from mixpo.verify import Verifier

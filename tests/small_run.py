@@ -11,7 +11,7 @@ from PIL import Image
 from mixpo.pipeline import build_plan, kind_of, open_context, read_sources
 from mixpo.progress import Silent
 from mixpo.recipe import load
-from mixpo.stages.base import Context, Plan
+from mixpo.stages.job import Context, Plan
 
 RECIPE = """
 seed = 7

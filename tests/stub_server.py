@@ -16,7 +16,7 @@ import orjson
 from aiohttp import web
 from PIL import Image
 
-from mixpo.engines.words import Words
+from mixpo.engines.tokens import Words
 from mixpo.types import IMAGE_MARK
 
 Fault = Callable[["StubServer", web.Request, dict[str, Any], int], Any]

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import mixpo
-from mixpo.amounts import amount, are
 from mixpo.cli import show
 from mixpo.cli.bars import Lines
-from mixpo.dryrun import Estimate
+from mixpo.commands.plan import Estimate
+from mixpo.plural import amount, are
 
 SOURCE = Path(mixpo.__file__).parent
 NOUNS = "answer|question|row|pair|shard|model|image|mark|verdict|response|reply|choice|option|problem|file|actor|node|server|reason"

@@ -10,8 +10,8 @@ import pytest
 import small_run
 from small_run import open_small, plan_of
 
-from mixpo.audit import audit
 from mixpo.cli import main
+from mixpo.commands.audit import audit
 from mixpo.errors import RunError
 from mixpo.pipeline import run_stage
 from mixpo.records import Judged

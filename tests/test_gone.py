@@ -10,7 +10,7 @@ import pytest
 
 from mixpo.cli import main
 from mixpo.errors import RunError
-from mixpo.push import prepare
+from mixpo.export.push import prepare
 from mixpo.vlm.folder import is_whole
 
 Capture = pytest.CaptureFixture[str]

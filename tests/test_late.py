@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mixpo.errors import EngineError, EvaluateError, MixpoError, TrainError, UnfinishedError
-from mixpo.stages.late import Late
+from mixpo.stages.failures import Late
 
 
 def stage(name: str, kind: str = "", judge: bool = False, finished: bool = False) -> Any:

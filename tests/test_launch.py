@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import small_run
 
+from mixpo.distributed import Ranks, ranks_of
 from mixpo.errors import RunError
 from mixpo.pipeline import build_plan, known_sources, open_run
-from mixpo.stages.base import Plan
-from mixpo.train.ranks import Ranks, ranks_of
+from mixpo.stages.job import Plan
 
 LAUNCHERS = {
     "torchrun": ["torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"],

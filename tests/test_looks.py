@@ -15,12 +15,12 @@ import small_run
 from PIL import Image, ImageDraw
 from small_run import open_small, said
 
-from mixpo.dryrun import dry_run
+from mixpo.commands.plan import dry_run
 from mixpo.errors import MissingExtra
 from mixpo.images import reference
 from mixpo.pipeline import read_sources
-from mixpo.stages import looks
-from mixpo.stages.looks import HASH_BYTES, Gallery, Looks, look_of
+from mixpo.sources import image_similarity
+from mixpo.sources.image_similarity import HASH_BYTES, Gallery, Looks, look_of
 from mixpo.types import ImageRef
 
 imagehash = pytest.importorskip("imagehash", reason="needs the similar extra")
@@ -123,7 +123,7 @@ def test_an_image_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     refs = [reference(tmp_path / name) for name in ("a.png", "flat.png")]
     first = [Looks(tmp_path / "looks.sqlite").of(ref) for ref in refs]
     assert first == [look_of(drawing(0)), None]
-    monkeypatch.setattr(looks, "open_image", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(image_similarity, "open_image", lambda *_: pytest.fail("decoded again"))
     assert [Looks(tmp_path / "looks.sqlite").of(ref) for ref in refs] == first
 
 
@@ -184,7 +184,7 @@ def test_a_dry_run_counts_the_same_and_keeps_nothing(recipe: Path) -> None:
 def test_a_dry_run_takes_the_looks_that_a_run_kept(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = recipe.parent / "run"
     read_sources(open_small(recipe, run, "evaluate.decontaminate=similar"))
-    monkeypatch.setattr(looks, "open_image", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(image_similarity, "open_image", lambda *_: pytest.fail("decoded again"))
     context = open_small(recipe, run, "evaluate.decontaminate=similar")
     assert next(row.todo for row in dry_run(context) if row.stage == "source") == 9
     assert not any("decoding" in line for line in said(context))
@@ -192,9 +192,9 @@ def test_a_dry_run_takes_the_looks_that_a_run_kept(recipe: Path, monkeypatch: py
 
 def test_without_the_library_the_extra_is_named(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(_name: str) -> str:
-        raise looks.metadata.PackageNotFoundError
+        raise image_similarity.metadata.PackageNotFoundError
 
-    monkeypatch.setattr(looks.metadata, "version", missing)
+    monkeypatch.setattr(image_similarity.metadata, "version", missing)
     monkeypatch.delitem(sys.modules, "imagehash")
     with pytest.raises(MissingExtra, match=r"similar extra: pip install 'mixpo\[similar\]'"):
         read_sources(open_small(recipe, recipe.parent / "run", "evaluate.decontaminate=similar"))

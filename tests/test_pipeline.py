@@ -12,7 +12,8 @@ import small_run
 from small_run import kinds, make, open_small, plan_of, said, unfinished
 
 from mixpo.cli import main
-from mixpo.dryrun import dry_run
+from mixpo.commands.plan import dry_run
+from mixpo.commands.status import status
 from mixpo.errors import EngineError, RecipeError, TrainError
 from mixpo.pipeline import kind_of, open_run, run_recipe, run_stage
 from mixpo.records import Prediction, Sampled
@@ -22,7 +23,6 @@ from mixpo.stages.pair import check_pairs
 from mixpo.stages.reference import check_scored
 from mixpo.stages.sample import seed_of
 from mixpo.stages.train import published
-from mixpo.status import status
 
 # --- a whole run ---------------------------------------------------------------------------------------------------------
 

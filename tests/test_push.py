@@ -11,8 +11,8 @@ import pytest
 
 from mixpo.cli import main
 from mixpo.errors import RunError
-from mixpo.push import prepare, push
-from mixpo.report.card import REMOVED, without_secrets
+from mixpo.export.push import prepare, push
+from mixpo.report.model_card import REMOVED, without_secrets
 
 
 class Hub:
@@ -94,7 +94,7 @@ def test_a_run_without_report(own_run: Path) -> None:
 
 
 def test_dry_run_uploads_nothing(finished_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mixpo.push.push", lambda *_: pytest.fail("it was uploaded"))
+    monkeypatch.setattr("mixpo.export.push.push", lambda *_: pytest.fail("it was uploaded"))
     assert main(["push", str(finished_run / "run" / "models" / "mpo"), "org/model", "--dry-run", "--license", "mit"]) == 0
     shown = capsys.readouterr().out
     assert 'license: "mit"' in shown

@@ -55,7 +55,7 @@ def test_the_remedy(number: int, remedy: str, monkeypatch: pytest.MonkeyPatch, c
     def fails(folder: Path) -> None:
         raise OSError(number, os.strerror(number), "/some/file")
 
-    monkeypatch.setattr("mixpo.doctor.examine", fails)
+    monkeypatch.setattr("mixpo.commands.doctor.examine", fails)
     assert main(["doctor"]) == 1
     said = capsys.readouterr().err
     assert said.startswith(f"mixpo: /some/file: {os.strerror(number)}; ")
@@ -68,6 +68,6 @@ def test_what_may_be_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.M
     def fails(folder: Path) -> None:
         raise FileNotFoundError(errno.ENOENT, "No such file or directory", "x")
 
-    monkeypatch.setattr("mixpo.doctor.examine", fails)
+    monkeypatch.setattr("mixpo.commands.doctor.examine", fails)
     with pytest.raises(FileNotFoundError):
         main(["doctor"])

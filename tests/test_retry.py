@@ -12,12 +12,12 @@ from small_run import kinds, open_small, plan_of, said, unfinished
 
 import mixpo.stages.engine as stage
 from mixpo.cli import main
+from mixpo.commands.retry import retry
 from mixpo.engines.base import Request, SamplingParams
 from mixpo.engines.scripted import ByteCodec, ScriptedEngine
 from mixpo.errors import EngineError, RunError
 from mixpo.pipeline import run_recipe, run_stage
 from mixpo.records import Sampled, read_column
-from mixpo.retry import retry
 from mixpo.stages.report import current_report
 
 
@@ -87,7 +87,7 @@ def test_a_kill_between_the_record_and_the_asking_loses_nothing(
     engine.broken = {plan_of(context).rows("source", 0)[1].id}
     run_stage(context, ["sample"])
     with monkeypatch.context() as patch:
-        patch.setattr("mixpo.retry.run_stage", lambda *_args, **_named: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("mixpo.commands.retry.run_stage", lambda *_args, **_named: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             retry(context)
     engine.asked, wanted = [], engine.broken

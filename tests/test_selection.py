@@ -9,13 +9,13 @@ import pytest
 import small_run
 from small_run import open_small, plan_of, said, unfinished
 
-from mixpo.check import check
 from mixpo.cli import main
+from mixpo.commands.check import check
 from mixpo.errors import RecordError
 from mixpo.pipeline import read_sources, run_stage
 from mixpo.progress import Silent
 from mixpo.recipe import JsonlSource
-from mixpo.stages.decontaminate import Barred
+from mixpo.sources.decontaminate import Barred
 from mixpo.types import ImageRef, Question
 
 

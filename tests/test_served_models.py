@@ -16,12 +16,12 @@ pytest.importorskip("aiohttp")
 
 from stub_server import StubServer, on, status
 
-from mixpo.check import served_problems
 from mixpo.cli import main
-from mixpo.compare import compare_evaluations
+from mixpo.commands.check import served_problems
+from mixpo.commands.compare import compare_evaluations
 from mixpo.engines import Request, SamplingParams, create
-from mixpo.engines.openai.launch import start
-from mixpo.engines.words import Words
+from mixpo.engines.openai.server import start
+from mixpo.engines.tokens import Words
 from mixpo.errors import EvaluateError, RecipeError, UnfinishedError
 from mixpo.pipeline import run_recipe, run_stage
 from mixpo.recipe import ModelTable, ServerTable, load
@@ -48,7 +48,7 @@ ASK = ("answer", "evaluate")
 
 @pytest.fixture
 def server(tiny_vlm: Vlm, monkeypatch: pytest.MonkeyPatch) -> Iterator[StubServer]:
-    monkeypatch.setattr("mixpo.engines.openai.transport.HEALTH_SECONDS", 0.1)
+    monkeypatch.setattr("mixpo.engines.openai.client.HEALTH_SECONDS", 0.1)
     with StubServer(Words(tiny_vlm)) as stub:
         yield stub
 

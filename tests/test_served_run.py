@@ -15,8 +15,8 @@ pytest.importorskip("aiohttp")
 
 from stub_server import StubServer, on, status
 
-from mixpo.check import engine_problems
-from mixpo.engines.words import Words
+from mixpo.commands.check import engine_problems
+from mixpo.engines.tokens import Words
 from mixpo.errors import EngineError, ModelError, RecipeError
 from mixpo.pipeline import run_stage
 from mixpo.recipe import ImageTable, ModelTable, load

@@ -26,7 +26,7 @@ class Presses:
 sys.meta_path.insert(0, Presses())
 """
 AT_WORK = """
-import mixpo.doctor
+import mixpo.commands.doctor
 
 def examine(folder):
     try:
@@ -37,25 +37,25 @@ def examine(folder):
             press({signal})
         print("in order", flush=True)
 
-mixpo.doctor.examine = examine
+mixpo.commands.doctor.examine = examine
 """
 AFTER_THE_SENTENCE = """
 import atexit
-import mixpo.doctor
+import mixpo.commands.doctor
 
 def examine(folder):
     print("in order", flush=True)
     press()
 
 atexit.register(press)
-mixpo.doctor.examine = examine
+mixpo.commands.doctor.examine = examine
 """
 WHEN_DONE = """
 import atexit
 atexit.register(lambda: [press(), press()])
 """
 IN_A_CHILD = """
-import mixpo.doctor
+import mixpo.commands.doctor
 
 def examine(folder):
     child = os.fork()
@@ -65,7 +65,7 @@ def examine(folder):
     print("child ended by", os.WTERMSIG(os.waitpid(child, 0)[1]))
     return []
 
-mixpo.doctor.examine = examine
+mixpo.commands.doctor.examine = examine
 """
 
 

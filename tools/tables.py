@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from mixpo import recipe as models
-from mixpo.evaluate.text import TextScore
+from mixpo.evaluate.lm_eval import TextScore
 from mixpo.records import Drop, Judged, OtherReading, Paired, Prediction, Sampled, Scored
 from mixpo.run import Manifest
 from mixpo.stages.report import Written

@@ -2,7 +2,7 @@
 
 import sys
 
-from mixpo.stopping import STOPPING
+from mixpo.signals import STOPPING
 
 
 def main() -> int:

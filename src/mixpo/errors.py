@@ -24,9 +24,19 @@ from pathlib import Path
 
 
 class MixpoError(Exception):
-    """Base of all errors meant for the user; the message says what to do."""
+    """Base of all errors meant for the user; the message says what is wrong, where, and what to do.
+
+    code: stable name of the kind of error in kebab-case ("image-missing"), for programs and tests; the wording may change.
+    path, line, key: the place as fields, where there is one: a file, its line (from 1), a recipe key, column or row id.
+    """
 
     exit_code = 1
+
+    def __init__(
+        self, message: str, *, code: str = "", path: Path | str | None = None, line: int | None = None, key: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.code, self.path, self.line, self.key = code, path, line, key
 
 
 class RecipeError(MixpoError):
@@ -41,7 +51,7 @@ class MissingExtra(MixpoError):  # noqa: N818
     exit_code = 2
 
     def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(f"{feature} needs the {extra} extra: pip install 'mixpo[{extra}]'")
+        super().__init__(f"{feature} needs the {extra} extra: pip install 'mixpo[{extra}]'", code="missing-extra", key=extra)
 
 
 class SourceError(MixpoError):

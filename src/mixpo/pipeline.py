@@ -16,14 +16,15 @@ from functools import partial
 from pathlib import Path
 
 from mixpo.cluster.ray import Crew
+from mixpo.distributed import Ranks
 from mixpo.errors import RecipeError, RunError, refused
 from mixpo.progress import Progress, Silent
 from mixpo.recipe import Recipe, apply_override, did_you_mean, parse
 from mixpo.records import write_text
 from mixpo.run import Run
 from mixpo.stages import answer, evaluate, source
-from mixpo.stages.base import Context, Plan, Planned, assist, perform
-from mixpo.stages.late import Late
+from mixpo.stages.failures import Late
+from mixpo.stages.job import Context, Plan, Planned, assist, perform
 from mixpo.stages.models import SERVED, ModelRef, Models
 from mixpo.stages.pair import pair_job
 from mixpo.stages.reference import reference_job
@@ -34,7 +35,6 @@ from mixpo.stages.source import NOTHING, Index, load_index
 from mixpo.stages.text import text_job
 from mixpo.stages.train import model_of, train_job, withdraw
 from mixpo.stages.verify import verify_job
-from mixpo.train.ranks import Ranks
 from mixpo.types import Question
 
 STAGES = ("source", "sample", "continue", "verify", "pair", "select", "reference", "train", "answer", "evaluate", "text", "report")

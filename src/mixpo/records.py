@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mixpo.amounts import amount
 from mixpo.errors import RecordError, refused, unwritable
+from mixpo.plural import amount
 from mixpo.types import Finish, Outcome, Pair, Response, Verdict
 
 Row = TypeVar("Row")

@@ -25,8 +25,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mixpo.amounts import amount, are
 from mixpo.errors import RunError
+from mixpo.plural import amount, are
 from mixpo.records import read_rows, write_rows, write_text
 from mixpo.types import content_id
 
@@ -167,7 +167,7 @@ class Run:
 
     @property
     def looks(self) -> Path:
-        """What images look like, kept over runs of the same directory (see `mixpo.stages.looks`)."""
+        """What images look like, kept over runs of the same directory (see `mixpo.sources.image_similarity`)."""
         return self.root / "cache" / "looks.sqlite"
 
     @property

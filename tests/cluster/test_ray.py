@@ -24,7 +24,7 @@ from mixpo.pipeline import known_sources, open_context, open_run, run_stage
 from mixpo.progress import Silent
 from mixpo.recipe import load
 from mixpo.records import Sampled, read_rows
-from mixpo.stages.base import Context
+from mixpo.stages.job import Context
 
 ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

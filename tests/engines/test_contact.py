@@ -18,7 +18,7 @@ from stub_server import StubServer
 
 from mixpo.engines import Request, SamplingParams
 from mixpo.engines.openai import Limits, OpenAIEngine, troubles
-from mixpo.engines.words import Words
+from mixpo.engines.tokens import Words
 from mixpo.errors import EngineError
 from mixpo.vlm.load import Vlm
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mixpo.engines.openai import guard
+from mixpo.engines.openai import server_guard
 
 SLEEPER = "import os, time; print(os.getpid(), os.getppid(), flush=True); time.sleep(600)"
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SLEEPER
@@ -21,7 +21,7 @@ FAMILY = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'impor
 PARENT = """
 import os, sys, time
 from pathlib import Path
-from mixpo.engines.openai.launch import Started
+from mixpo.engines.openai.server import Started
 started = Started([sys.executable, "-c", sys.argv[1]], "http://127.0.0.1:1/v1", Path(sys.argv[2]))
 if len(sys.argv) > 3 and os.fork() == 0:
     print(os.getpid(), flush=True)
@@ -117,4 +117,4 @@ def test_ending_the_guard_takes_no_longer_than_ending_the_server(tmp_path: Path,
 def test_one_that_will_not_end_is_killed(tmp_path: Path, families: list[Family]) -> None:
     families.append(family := Family(tmp_path / "log", STUBBORN))
     family.parent.kill()
-    assert gone(family, guard.GRACE_SECONDS + 10)
+    assert gone(family, server_guard.GRACE_SECONDS + 10)

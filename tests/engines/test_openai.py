@@ -18,11 +18,11 @@ from stub_server import StubServer, changed, cut_off, each, hang, on, parts_of, 
 
 from mixpo.engines import Request, SamplingParams
 from mixpo.engines.openai import Limits, OpenAIEngine
-from mixpo.engines.openai.answers import suspicious
-from mixpo.engines.openai.asking import Asking
-from mixpo.engines.openai.transport import backoff, wait_of
-from mixpo.engines.openai.wire import Choice, GarbledError, parse
-from mixpo.engines.words import Words
+from mixpo.engines.openai.client import backoff, wait_of
+from mixpo.engines.openai.protocol import Choice, GarbledError, parse
+from mixpo.engines.openai.sampler import Asking
+from mixpo.engines.responses import suspicious
+from mixpo.engines.tokens import Words
 from mixpo.errors import EngineError
 from mixpo.recipe import ImageTable
 from mixpo.records import Sampled
@@ -39,8 +39,8 @@ def words(tiny_vlm: Vlm) -> Words:
 
 @pytest.fixture(autouse=True)
 def no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mixpo.engines.openai.transport.FIRST_WAIT", 0.01)
-    monkeypatch.setattr("mixpo.engines.openai.transport.HEALTH_SECONDS", 0.1)
+    monkeypatch.setattr("mixpo.engines.openai.client.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("mixpo.engines.openai.client.HEALTH_SECONDS", 0.1)
     monkeypatch.setattr("mixpo.engines.openai.engine.HEALTH_SECONDS", 0.1)
 
 
@@ -257,7 +257,7 @@ def test_an_account_without_credit_is_not_waited_for(words: Words) -> None:
 
 def test_a_busy_server_is_asked_less_and_less_often(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where it says that it may be asked at once, or that it could be asked again in the past."""
-    monkeypatch.setattr("mixpo.engines.openai.transport.LONG_WAIT", 0.5)
+    monkeypatch.setattr("mixpo.engines.openai.client.LONG_WAIT", 0.5)
     said: list[str] = []
     for after in ("0", "-3", "Wed, 21 Oct 2015 07:28:00 GMT", "soon"):
         with StubServer(words, on("beta", status(429, **{"Retry-After": after}))) as server:
@@ -732,7 +732,7 @@ def test_retry_after_as_a_date() -> None:
 
 
 def test_backoff_doubles_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mixpo.engines.openai.transport.FIRST_WAIT", 0.25)
+    monkeypatch.setattr("mixpo.engines.openai.client.FIRST_WAIT", 0.25)
     for tries, longest in [(0, 0.25), (1, 0.5), (3, 2.0), (20, 30.0)]:
         assert all(longest / 2 <= backoff(tries) <= longest for _ in range(50))
 

@@ -20,8 +20,8 @@ pytest.importorskip("aiohttp")
 
 from mixpo.engines import Request, SamplingParams, Serving, create
 from mixpo.engines.openai import Limits, OpenAIEngine
-from mixpo.engines.openai.launch import free_port
-from mixpo.engines.words import Words
+from mixpo.engines.openai.server import free_port
+from mixpo.engines.tokens import Words
 from mixpo.prompts import PROMPTS
 from mixpo.recipe import DigitsSource, ModelTable, ServerTable
 from mixpo.sources.digits import read
@@ -29,7 +29,7 @@ from mixpo.types import Question
 from mixpo.vlm.folder import find
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import tokenize_response, without_images
-from mixpo.vlm.weightless import Weightless, load_weightless
+from mixpo.vlm.tokenizer_only import Weightless, load_weightless
 
 pytestmark = pytest.mark.slow
 

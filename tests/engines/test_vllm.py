@@ -13,8 +13,8 @@ import pytest
 from tiny import picture
 
 from mixpo.engines import Request, SamplingParams
+from mixpo.engines.tokens import Words
 from mixpo.engines.vllm import VllmEngine, load_llm
-from mixpo.engines.words import Words
 from mixpo.errors import EngineError
 from mixpo.recipe import ImageTable
 from mixpo.records import Sampled

@@ -14,7 +14,7 @@ from bench_files import questions as ask
 from judges import asked, serving
 
 from mixpo.cli import main
-from mixpo.compare import compare_evaluations
+from mixpo.commands.compare import compare_evaluations
 from mixpo.errors import EvaluateError, RecipeError
 from mixpo.evaluate.benchmarks import facts_of, mathvision, mathvista
 from mixpo.evaluate.benchmarks.extraction import PROMPT, read

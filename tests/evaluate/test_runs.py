@@ -14,10 +14,12 @@ from bench_files import jsonl, parquet, png, save_png
 from judges import asked, serving
 from small_run import said
 
-from mixpo.check import check
 from mixpo.cli import main
-from mixpo.compare import compare_evaluations
-from mixpo.dryrun import dry_run
+from mixpo.commands.check import check
+from mixpo.commands.compare import compare_evaluations
+from mixpo.commands.plan import dry_run
+from mixpo.commands.retry import retry
+from mixpo.commands.status import status
 from mixpo.errors import EvaluateError, MixpoError, RecipeError, RunError, SourceError
 from mixpo.evaluate.benchmarks import BENCHMARKS
 from mixpo.pipeline import known_sources, open_context, open_run, rescore, run_stage
@@ -25,10 +27,8 @@ from mixpo.progress import Silent
 from mixpo.recipe import BENCHMARK_NAMES, EXTRACTED_BENCHMARKS, JUDGED_BENCHMARKS, load
 from mixpo.records import Prediction
 from mixpo.report import summary_rows
-from mixpo.retry import retry
-from mixpo.stages.base import Context
+from mixpo.stages.job import Context
 from mixpo.stages.models import Models
-from mixpo.status import status
 
 RECIPE = """
 [source]

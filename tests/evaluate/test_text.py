@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mixpo.errors import EvaluateError, MissingExtra, RecipeError
-from mixpo.evaluate.text import ready, run_tasks, settings
+from mixpo.evaluate.lm_eval import ready, run_tasks, settings
 from mixpo.recipe import EvaluateTable
 
 if TYPE_CHECKING:

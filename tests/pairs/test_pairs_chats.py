@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from mixpo.errors import RunError
+from mixpo.export import datasets as export_module
+from mixpo.export.datasets import export_datasets, push
+from mixpo.export.swift_llama_factory import export_llama_factory, export_swift
+from mixpo.export.trl import Written
 from mixpo.images import reference
-from mixpo.pairs import hub
-from mixpo.pairs.chats import export_llama_factory, export_swift
-from mixpo.pairs.export import Written
-from mixpo.pairs.hub import export_datasets, push
 from mixpo.pairs.provenance import make_pair
 from mixpo.sources.build import make_question
 from mixpo.types import Pair, Question, Response
@@ -107,7 +107,7 @@ def test_answers_that_spell_out_a_placeholder_are_left_out(
 
 
 def test_datasets_in_one_call(rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "ROWS", 2)
+    monkeypatch.setattr(export_module, "ROWS", 2)
     assert export_datasets(iter(rows), tmp_path / "out", render) == 3
     data = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"), split="train")
     assert data.features["images"].feature == datasets.Image()

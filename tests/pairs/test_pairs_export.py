@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mixpo.errors import ImageError, RunError, SourceError
+from mixpo.export.mmpr import MAX_SOURCES, export_mmpr
+from mixpo.export.trl import export_trl
 from mixpo.images import reference
-from mixpo.pairs.export import export_trl
-from mixpo.pairs.mmpr import MAX_SOURCES, export_mmpr
 from mixpo.pairs.provenance import make_pair
 from mixpo.sources.build import make_question
 from mixpo.sources.mmpr import read_pairs

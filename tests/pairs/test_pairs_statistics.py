@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pair_answers import OPEN, answer_sets, response
 
-from mixpo.pairs.bins import BINS, LENGTH_WIDTH, Fixed, Lengths
 from mixpo.pairs.build import build
+from mixpo.pairs.histograms import BINS, LENGTH_WIDTH, Fixed, Lengths
 from mixpo.pairs.statistics import Statistics
 from mixpo.recipe import PairsTable
 from mixpo.records import Drop, Judged, Paired, Sampled

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mixpo.compare import compare_evaluations
+from mixpo.commands.compare import compare_evaluations
 from mixpo.evaluate import score, score_samples
 from mixpo.records import Prediction, write_rows
 from mixpo.report.benchmarks import alarms

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixpo.report.difference import Piece, difference, words
+from mixpo.report.text_diff import Piece, difference, words
 
 SPEECH = "the red square stands left of a circle so we count three more of them again"
 TEXTS = st.text(alphabet="ab c,.\n图三7_é<&", max_size=60)
@@ -78,8 +78,8 @@ def test_few_changes_in_long_texts_are_found() -> None:
 def test_long_texts_lose_nothing(a: str, b: str, kept: bool) -> None:
     """As for short ones, with what counts as long brought down."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mixpo.report.difference.MAX_CELLS", 20)
-        patch.setattr("mixpo.report.difference.SHINGLE", 3)
+        patch.setattr("mixpo.report.text_diff.MAX_CELLS", 20)
+        patch.setattr("mixpo.report.text_diff.SHINGLE", 3)
         left, right = difference(a, b, kept)
     assert ("".join(p.text for p in left), "".join(p.text for p in right)) == (a, b)
     assert len({"".join("".join(p.text for p in side if p.kind != "own").split()) for side in (left, right)}) == 1

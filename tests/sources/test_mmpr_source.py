@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from mixpo.errors import SourceError
+from mixpo.export.mmpr import export_mmpr
 from mixpo.images import reference
-from mixpo.pairs.mmpr import export_mmpr
 from mixpo.pairs.provenance import make_pair
 from mixpo.prompts import PROMPTS
 from mixpo.sources.build import make_question

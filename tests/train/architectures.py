@@ -16,8 +16,8 @@ from packaging.version import Version
 from torch import Tensor
 
 from mixpo.vlm.load import Vlm
-from mixpo.vlm.mend import mend
 from mixpo.vlm.prompt import EncodedPrompt
+from mixpo.vlm.transformers_fixes import mend
 
 IMAGE, VIDEO, START, END, WORDS = 1, 2, 3, 4, 10
 VOCABULARY = 128
@@ -346,7 +346,7 @@ def _qwen3_5() -> Any:
 
 
 CANNOT = {"hyperclovax": not hasattr(tf, "HyperCLOVAXConfig"), "paligemma2": Version(tf.__version__) < Version("5.23")}
-"""What the installed transformers lacks, or refuses (see `mixpo.vlm.mend`)."""
+"""What the installed transformers lacks, or refuses (see `mixpo.vlm.transformers_fixes`)."""
 FAMILIES = {name: family for name, family in FAMILIES.items() if not CANNOT.get(name)}
 
 HYBRIDS = {"lfm2": Family(_lfm2, None), "qwen3_5": Family(_qwen3_5, None)}

@@ -23,7 +23,7 @@ from mixpo.recipe import ImageTable, LoraTable, ModelTable, TrainTable, parse
 from mixpo.train import loop
 from mixpo.train.adapters import choose_trained, targets
 from mixpo.train.collate import collate
-from mixpo.train.layout import choose_layout
+from mixpo.train.layout_check import choose_layout
 from mixpo.train.logps import Scorer
 from mixpo.train.loop import train
 from mixpo.train.model import checkpoint_activations, part_of
@@ -98,17 +98,17 @@ def _has_projector(model: torch.nn.Module) -> bool:
 
 def test_adapted_head_in_tiles(tiny_vlm: Vlm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A large vocabulary makes the head work tile by tile: the adapter's gradients stay."""
-    from mixpo.train import head
+    from mixpo.train import token_logps
     from mixpo.train.batch import piece_of
-    from mixpo.train.prompts import Prompts
+    from mixpo.train.prompt_cache import Prompts
 
     vlm = fresh(tiny_vlm)
     lora.insert(vlm.model, lora.Adapter(rank=2, alpha=2, modules=("lm_head",)))
     disturb(vlm.model)
     batch = collate(vlm, [piece_of(g, g.pairs) for g in groups(vlm, tmp_path)], Prompts(vlm, ImageTable()).get, "tree")
     found = []
-    for whole in (head.WHOLE, 1):
-        monkeypatch.setattr(head.token_logps, "__defaults__", (whole, 5 * 4 * 400))
+    for whole in (token_logps.WHOLE, 1):
+        monkeypatch.setattr(token_logps.token_logps, "__defaults__", (whole, 5 * 4 * 400))
         Scorer(vlm.model, "tree")(batch).sums.sum().backward()
         found.append(gradients(vlm.model))
     assert set(found[0]) == set(lora.parameters(vlm.model))
@@ -165,7 +165,7 @@ def _first(data: list[Group]) -> list[Any]:
 
 
 def loop_prompts(vlm: Vlm) -> Any:
-    from mixpo.train.prompts import Prompts
+    from mixpo.train.prompt_cache import Prompts
 
     return Prompts(vlm, ImageTable()).get
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixpo.train import branches as module
-from mixpo.train.branches import Branch, Grown, grow
+from mixpo.train import prefix_tree as module
+from mixpo.train.prefix_tree import Branch, Grown, grow
 
 RESPONSES = st.lists(st.lists(st.integers(1, 2), min_size=1, max_size=12).map(tuple), min_size=1, max_size=6)
 

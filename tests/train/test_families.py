@@ -17,11 +17,11 @@ from transformers import InternVLModel
 
 from mixpo.train.batch import Piece, size_of
 from mixpo.train.collate import collate
-from mixpo.train.layout import choose_layout
+from mixpo.train.layout_check import choose_layout
 from mixpo.train.logps import Scorer
 from mixpo.train.losses import Weights, combine
 from mixpo.train.model import checkpoint_activations
-from mixpo.train.tree import Member, Span, members
+from mixpo.train.tree_attention import Member, Span, members
 from mixpo.vlm.families import why_not_varlen
 from mixpo.vlm.load import Vlm
 
@@ -89,7 +89,7 @@ def _with_siblings(spans: list[Span]) -> Iterator[Member]:
 def test_a_wrong_plan_shows(made: tuple[Vlm, Data, torch.Tensor, dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention of the tiny models is far from uniform, so that responses which see each other have other log-probs."""
     one, data, expected, _ = made
-    monkeypatch.setattr("mixpo.train.tree.members", _with_siblings)
+    monkeypatch.setattr("mixpo.train.tree_attention.members", _with_siblings)
     with torch.no_grad():
         found = Scorer(one.model, "tree")(collate(one, data.pieces, data.get, "tree")).sums
     assert (found - expected).abs().max() > 0.3

@@ -19,10 +19,10 @@ from mixpo.progress import Silent
 from mixpo.recipe import ImageTable
 from mixpo.train.batch import Layout
 from mixpo.train.collate import collate
-from mixpo.train.features import Features, open_features
 from mixpo.train.logps import Scorer
 from mixpo.train.loop import train
-from mixpo.train.prompts import Prompts
+from mixpo.train.prompt_cache import Prompts
+from mixpo.train.vision_cache import Features, open_features
 from mixpo.types import Group
 from mixpo.vlm.load import Vlm
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from train.kernels import slow_varlen
 
-from mixpo.train.branches import grow
-from mixpo.train.tree import Asked, Span, plant
+from mixpo.train.prefix_tree import grow
+from mixpo.train.tree_attention import Asked, Span, plant
 from mixpo.vlm.families import Sight
 
 CPU = torch.device("cpu")

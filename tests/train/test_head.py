@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mixpo.train.head import token_logps
+from mixpo.train.token_logps import token_logps
 from mixpo.vlm.families import HeadRule
 
 TOKENS, WIDTH, VOCABULARY = 37, 16, 101

@@ -15,9 +15,9 @@ from train.kernels import slow_varlen
 from train.slow import Data, slow
 
 from mixpo.train.collate import collate
-from mixpo.train.layout import TOLERANCE, _no_kernel, choose_layout, sample_of
+from mixpo.train.layout_check import TOLERANCE, _no_kernel, choose_layout, sample_of
 from mixpo.train.logps import Scorer
-from mixpo.train.tree import Padded
+from mixpo.train.tree_attention import Padded
 from mixpo.vlm.families import HeadRule, Sight, head_rule, why_not_packed
 
 
@@ -31,7 +31,7 @@ def test_hybrids_fall_back(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
         found = Scorer(one.model, layout)(collate(one, data.pieces, data.get, layout)).sums
         assert torch.allclose(found, slow(one.model, data), rtol=1e-4, atol=1e-4)
-    monkeypatch.setattr("mixpo.train.layout.why_not_packed", lambda _: "")
+    monkeypatch.setattr("mixpo.train.layout_check.why_not_packed", lambda _: "")
     layout, note = choose_layout(one, data.pieces[:3], data.get, torch.float32)
     assert layout != "tree"
     assert "would change log-probs" in note
@@ -77,7 +77,7 @@ def test_a_wrong_head_rule_is_noticed(name: str, rule: HeadRule, monkeypatch: py
 def test_a_missing_cap_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     one, data = vlm(FAMILIES["gemma2"]), Data(FAMILIES["gemma2"])
     assert choose_layout(one, data.pieces[:2], data.get, torch.float32)[0] == "tree"
-    monkeypatch.setattr("mixpo.train.tree._capped", lambda q, k, v, mask, asked: F.scaled_dot_product_attention(q, k, v, mask))
+    monkeypatch.setattr("mixpo.train.tree_attention._capped", lambda q, k, v, mask, asked: F.scaled_dot_product_attention(q, k, v, mask))
     layout, note = choose_layout(one, data.pieces[:2], data.get, torch.float32)
     assert layout != "tree"
     assert "would change log-probs" in note
@@ -92,7 +92,7 @@ def test_the_kernel_is_chosen_and_left(monkeypatch: pytest.MonkeyPatch) -> None:
 
     layout, note = check()
     assert (layout, note.endswith("attention in calls of like lengths (the varlen kernel needs an NVIDIA GPU)")) == ("tree", True)
-    monkeypatch.setattr("mixpo.train.layout._no_kernel", lambda *_: "")
+    monkeypatch.setattr("mixpo.train.layout_check._no_kernel", lambda *_: "")
     layout, note = check()
     assert layout == "tree"
     assert "the varlen layout fails with NotImplementedError" in note

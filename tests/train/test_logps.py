@@ -18,12 +18,12 @@ from transformers import InternVLModel
 from mixpo.images import open_image
 from mixpo.recipe import ImageTable
 from mixpo.train.batch import Layout, Piece, micro_batches, piece_of
-from mixpo.train.branches import grow
 from mixpo.train.collate import collate
-from mixpo.train.layout import TOLERANCE, choose_layout, sample_of
+from mixpo.train.layout_check import TOLERANCE, choose_layout, sample_of
 from mixpo.train.logps import Scorer
-from mixpo.train.prompts import Prompts
-from mixpo.train.tree import Member, Span
+from mixpo.train.prefix_tree import grow
+from mixpo.train.prompt_cache import Prompts
+from mixpo.train.tree_attention import Member, Span
 from mixpo.types import Group
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import encode
@@ -136,17 +136,17 @@ def test_layout_check(vlm: Vlm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     form = "attention in calls of like lengths (the varlen kernel needs an NVIDIA GPU)"
     assert check() == ("tree", f"every prompt is computed once for all of its responses (checked on 4 responses), {form}")
     with monkeypatch.context() as patch:
-        patch.setattr("mixpo.train.layout.why_not_packed", lambda _: "layer 1 is odd")
+        patch.setattr("mixpo.train.layout_check.why_not_packed", lambda _: "layer 1 is odd")
         assert check() == ("shared", "every response gets a row of its own, images are computed once: layer 1 is odd")
     with monkeypatch.context() as patch:
-        patch.setattr("mixpo.train.tree.members", _with_siblings)
+        patch.setattr("mixpo.train.tree_attention.members", _with_siblings)
         layout, note = check()
         assert (layout, "would change log-probs by" in note) == ("shared", True)
         patch.setitem(TOLERANCE, torch.float32, 1e9)
         layout, note = check()
         assert (layout, "would notice the others' tokens" in note) == ("shared", True)
     with monkeypatch.context() as patch:
-        patch.setattr("mixpo.train.attention.window_of", lambda *_: 3)
+        patch.setattr("mixpo.train.attention_patch.window_of", lambda *_: 3)
         layout, note = check()
         assert (layout, "a window of None in a layer that the configuration gives 3" in note) == ("shared", True)
     with monkeypatch.context() as patch:

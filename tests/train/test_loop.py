@@ -130,7 +130,7 @@ def test_one_step_is_the_gradient_of_the_mean_over_pairs(tiny_vlm: Vlm, data: li
     from mixpo.train.collate import collate
     from mixpo.train.logps import Scorer
     from mixpo.train.losses import combine, weights_of
-    from mixpo.train.prompts import Prompts
+    from mixpo.train.prompt_cache import Prompts
 
     slow = replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model), facts={})
     scorer, prompts = Scorer(slow.model, "plain"), Prompts(slow, ImageTable())

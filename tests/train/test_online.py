@@ -19,7 +19,7 @@ from mixpo.train import loop
 from mixpo.train.groups import from_record
 from mixpo.train.loop import train
 from mixpo.train.metrics import StepMetrics
-from mixpo.train.online import Online
+from mixpo.train.online_reference import Online
 from mixpo.train.reference import Reference, open_reference
 from mixpo.types import Group, Pair
 from mixpo.vlm.load import Vlm

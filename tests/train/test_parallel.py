@@ -25,7 +25,7 @@ from mixpo.train.loop import train
 from mixpo.train.measure import live_line
 from mixpo.train.metrics import read_metrics
 from mixpo.train.parallel import _outline, _put, kind_of
-from mixpo.train.prompts import Prompts
+from mixpo.train.prompt_cache import Prompts
 from mixpo.types import Group
 from mixpo.vlm.load import Vlm
 

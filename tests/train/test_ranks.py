@@ -19,7 +19,7 @@ from mixpo.progress import Silent
 from mixpo.recipe import ModelTable
 from mixpo.train.loop import train
 from mixpo.train.metrics import StepMetrics, read_metrics
-from mixpo.train.plan import Step, share
+from mixpo.train.schedule import Step, share
 from mixpo.types import Group
 from mixpo.vlm.load import Vlm, load
 

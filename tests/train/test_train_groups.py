@@ -13,7 +13,7 @@ from mixpo.recipe import ImageTable, TrainTable
 from mixpo.records import Drop
 from mixpo.train import groups
 from mixpo.train.groups import digest, from_record, make_group
-from mixpo.train.prompts import Prompts
+from mixpo.train.prompt_cache import Prompts
 from mixpo.train.reference import open_reference
 from mixpo.types import Group, Pair, Question
 from mixpo.vlm.load import Vlm

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixpo.train.batch import Layout, Piece, Size, micro_batches, piece_of, pieces_of, size_of
-from mixpo.train.plan import Schedule, plan_steps, share
+from mixpo.train.schedule import Schedule, plan_steps, share
 from mixpo.types import Group, Question
 
 COUNTS = st.lists(st.integers(0, 9), max_size=30)

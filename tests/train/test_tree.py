@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from train.kernels import slow_varlen
 
-from mixpo.train import tree as module
-from mixpo.train.attention import tree_attention
-from mixpo.train.branches import Branch
-from mixpo.train.tree import Span, plant, plant_ragged
+from mixpo.train import tree_attention as module
+from mixpo.train.attention_patch import tree_attention
+from mixpo.train.prefix_tree import Branch
+from mixpo.train.tree_attention import Span, plant, plant_ragged
 from mixpo.vlm.families import Sight
 
 HEADS, SHARED, WIDTH = 4, 2, 8

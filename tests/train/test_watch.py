@@ -17,7 +17,7 @@ from mixpo.errors import RecipeError
 from mixpo.pipeline import run_stage
 from mixpo.recipe import ModelTable, load
 from mixpo.stages import train as train_stage
-from mixpo.stages.base import Context
+from mixpo.stages.job import Context
 from mixpo.stages.report import load_report
 from mixpo.train.guards import warn_too_easy
 from mixpo.train.metrics import StepMetrics

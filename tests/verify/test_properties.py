@@ -12,7 +12,7 @@ from mixpo.verify import CHECKS, check, extract, guess_kind
 from mixpo.verify.check import judge
 from mixpo.verify.extract import STYLES
 from mixpo.verify.judgement import Judgement, Options
-from mixpo.verify.numerals import read_words
+from mixpo.verify.number_words import read_words
 
 
 def no_algebra(_predicted: str, _gold: str) -> Judgement:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mixpo.recipe import VerifyTable
 from mixpo.types import AnswerKind, Question, Response
 from mixpo.verify import Verifier, check
-from mixpo.verify.rules import RULES, anls, edits, relaxed_accuracy, rule_of, vqa_accuracy
+from mixpo.verify.dataset_metrics import RULES, anls, edits, relaxed_accuracy, rule_of, vqa_accuracy
 
 EXAMPLES = settings(max_examples=150, deadline=None, derandomize=True)
 

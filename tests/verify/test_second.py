@@ -9,7 +9,7 @@ import pytest
 from mixpo.recipe import VerifyTable
 from mixpo.types import AnswerKind, Outcome, Question, Response, Verdict
 from mixpo.verify.judgement import Judgement
-from mixpo.verify.second import LAST_SENTENCE, MAJORITY, NOT_WRITTEN, UNDECIDED, doubts
+from mixpo.verify.second_opinion import LAST_SENTENCE, MAJORITY, NOT_WRITTEN, UNDECIDED, doubts
 
 
 def asked(answer: str, kind: AnswerKind = "number", **more: Any) -> Question:

@@ -10,7 +10,7 @@ import pytest
 
 from mixpo.errors import RecordError
 from mixpo.evaluate.closed_form import wilson
-from mixpo.marks import MARKS, Mark, append_mark, read_marks
+from mixpo.human_labels import MARKS, Mark, append_mark, read_marks
 from mixpo.types import Outcome, content_id
 from mixpo.viewer.audit import Item, agreement
 from mixpo.viewer.views import Views

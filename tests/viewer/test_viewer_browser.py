@@ -14,7 +14,7 @@ import pytest
 import viewer_run
 from browsing import CHROMIUM, TOFU, Server, click, press, problems
 
-from mixpo.marks import MARKS
+from mixpo.human_labels import MARKS
 from mixpo.viewer.text import MAX_FORMULA
 
 api = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")

@@ -13,7 +13,7 @@ import pytest
 from browsing import CHROMIUM, Server, click, press, problems
 from PIL import Image
 
-from mixpo.marks import read_marks
+from mixpo.human_labels import read_marks
 from mixpo.records import Judged, Paired, Prediction, Sampled
 from mixpo.run import Run
 from mixpo.train.metrics import StepMetrics

@@ -12,7 +12,7 @@ import pytest
 import viewer_run
 from starlette.testclient import TestClient
 
-from mixpo.marks import read_marks
+from mixpo.human_labels import read_marks
 from mixpo.pipeline import open_run
 from mixpo.records import Drop, OtherReading, Paired, Prediction, Sampled
 from mixpo.run import Run

@@ -18,8 +18,8 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from mixpo.errors import ImageError, MissingExtra, RunError
+from mixpo.human_labels import MARKS, read_marks
 from mixpo.images import open_image, reference, save_content
-from mixpo.marks import MARKS, read_marks
 from mixpo.pipeline import open_run
 from mixpo.progress import Silent
 from mixpo.recipe import ImageTable

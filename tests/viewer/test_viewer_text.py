@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixpo.report.difference import Piece, difference
+from mixpo.report.text_diff import Piece, difference
 from mixpo.viewer.text import Part, brief, formulas, parts, plain
 
 

@@ -17,7 +17,7 @@ from mixpo.vlm import load as load_module
 from mixpo.vlm.folder import digests
 from mixpo.vlm.load import Vlm, check_weights, load, pick_device, save
 from mixpo.vlm.prompt import batch_inputs, encode
-from mixpo.vlm.weightless import load_weightless
+from mixpo.vlm.tokenizer_only import load_weightless
 
 HEAD = "model.language_model.layers.1.mlp.down_proj.weight"
 

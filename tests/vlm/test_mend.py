@@ -9,7 +9,7 @@ import torch
 from train import architectures
 
 from mixpo.errors import ModelError
-from mixpo.vlm.mend import mend
+from mixpo.vlm.transformers_fixes import mend
 
 IDS = torch.arange(10, 30)[None]
 

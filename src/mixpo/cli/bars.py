@@ -12,7 +12,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from mixpo.amounts import amount
+from mixpo.plural import amount
 
 PLAIN_SECONDS = 10.0
 """Without a terminal a line is written at most this often for one bar."""

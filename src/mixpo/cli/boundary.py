@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import typer
 
 from mixpo.cli.bars import open_progress, printable
+from mixpo.distributed import Ranks, ranks_of
 from mixpo.errors import MixpoError, refused
 from mixpo.progress import Progress, Silent
-from mixpo.stopping import SAID, STOPPING
-from mixpo.train.ranks import Ranks, ranks_of
+from mixpo.signals import SAID, STOPPING
 
 
 @dataclass(frozen=True)

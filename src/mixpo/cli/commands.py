@@ -16,7 +16,7 @@ from mixpo.cli.examples import examples
 from mixpo.errors import UnfinishedError
 from mixpo.pipeline import open_context, run_recipe, run_stage
 from mixpo.recipe import load
-from mixpo.stages.base import Context
+from mixpo.stages.job import Context
 from mixpo.stages.report import current_report
 
 
@@ -37,7 +37,7 @@ def _whole(context: Context, force: Sequence[str] = ()) -> None:
 
 
 def _dry(context: Context) -> None:
-    from mixpo.dryrun import dry_run
+    from mixpo.commands.plan import dry_run
 
     show.estimates(dry_run(context))
 
@@ -109,7 +109,7 @@ _stage_command("report", ("report",), "Only write the report of what is there.")
 @app.command(epilog=examples("check"), rich_help_panel=WORK)
 def check(recipe: RecipeFile, settings: Settings = None, limit: Limit = None, as_json: AsJson = False) -> None:
     """Find what can be found wrong before the work: files, rows, images, model, template, lengths. Exit status 3 if anything is."""
-    from mixpo.check import check as examine
+    from mixpo.commands.check import check as examine
 
     with boundary() as terminal:
         checked = examine(load(recipe, tuple(settings or ())), recipe.parent.absolute(), terminal.progress, limit)
@@ -144,7 +144,7 @@ def plan(
 
     Rates are those measured by a small run in the same directory (`mixpo run RECIPE --limit 64`), or given, or assumed.
     """
-    from mixpo.dryrun import Assumed, dry_run
+    from mixpo.commands.plan import Assumed, dry_run
 
     with boundary() as terminal:
         context = _open(recipe, folder, settings, limit, terminal)
@@ -158,7 +158,7 @@ def plan(
 @app.command(epilog=examples("doctor"), rich_help_panel=WORK)
 def doctor(as_json: AsJson = False) -> None:
     """Versions, devices, optional libraries, memory and disk. Exit status 1 if mixpo cannot work like this."""
-    from mixpo.doctor import examine
+    from mixpo.commands.doctor import examine
 
     with boundary():
         lines = examine(Path.cwd())

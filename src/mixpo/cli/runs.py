@@ -9,20 +9,20 @@ from typing import Annotated
 
 import typer
 
-from mixpo.amounts import amount
 from mixpo.cli import show
 from mixpo.cli.app import LOOK, USE, AsJson, RunFolder, Settings, app
 from mixpo.cli.boundary import boundary
 from mixpo.cli.examples import examples
 from mixpo.errors import RecipeError
+from mixpo.plural import amount
 
 
 @app.command(epilog=examples("status"), rich_help_panel=LOOK)
 def status(folder: RunFolder, as_json: AsJson = False) -> None:
     """How far a run is: shards done, what is stale and why, counts, times."""
+    from mixpo.commands.status import models
+    from mixpo.commands.status import status as read_status
     from mixpo.pipeline import open_run
-    from mixpo.status import models
-    from mixpo.status import status as read_status
 
     with boundary():
         context = open_run(folder)
@@ -58,7 +58,7 @@ def compare(
 
     Status 1 also where a set cannot be compared because its judge could not be read; the others are shown all the same.
     """
-    from mixpo.compare import COLUMNS, FIGURE_COLUMNS, cells, compare_evaluations, figure_cells
+    from mixpo.commands.compare import COLUMNS, FIGURE_COLUMNS, cells, compare_evaluations, figure_cells
 
     with boundary():
         found = compare_evaluations(first, second, anyway)
@@ -93,8 +93,8 @@ def view(
 @app.command(epilog=examples("retry"), rich_help_panel=USE)
 def retry(folder: RunFolder) -> None:
     """Ask the failed questions of a run again, and the judge where it could not be read; `mixpo run` then does what follows."""
+    from mixpo.commands.retry import retry as ask_again
     from mixpo.pipeline import open_run
-    from mixpo.retry import retry as ask_again
 
     with boundary() as terminal:
         rows = ask_again(replace(open_run(folder), progress=terminal.progress))
@@ -111,7 +111,7 @@ def audit(
     as_json: AsJson = False,
 ) -> None:
     """Show doubtful verdicts, which a second, independent check speaks against: the rows that are worth a look by a person."""
-    from mixpo.audit import audit as compare
+    from mixpo.commands.audit import audit as compare
     from mixpo.pipeline import open_run
 
     with boundary() as terminal:
@@ -132,8 +132,8 @@ def export(
     public: Annotated[bool, typer.Option("--public", metavar="", help="With --push: everybody may see the data set.")] = False,
 ) -> None:
     """Write the preference pairs of a run for other tools."""
-    from mixpo.export import export as write
-    from mixpo.pairs.hub import push
+    from mixpo.export.datasets import push
+    from mixpo.export.run import export as write
     from mixpo.pipeline import open_run
 
     with boundary() as terminal:
@@ -159,8 +159,8 @@ def push(
     dry: Annotated[bool, typer.Option("--dry-run", metavar="", help="Only show the card and name the files.")] = False,
 ) -> None:
     """Upload a trained model with a card that tells of data, recipe and results."""
-    from mixpo.push import prepare
-    from mixpo.push import push as upload_to_hub
+    from mixpo.export.push import prepare
+    from mixpo.export.push import push as upload_to_hub
 
     with boundary():
         upload = prepare(model, repository, licence)

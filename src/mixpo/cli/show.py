@@ -13,12 +13,14 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
-from mixpo.amounts import amount
-from mixpo.audit import Audited
-from mixpo.check import Checked
 from mixpo.cli.bars import clock, printable
-from mixpo.dryrun import Estimate, totals
+from mixpo.commands.audit import Audited
+from mixpo.commands.check import Checked
+from mixpo.commands.plan import Estimate, totals
+from mixpo.commands.status import models as read_models
+from mixpo.commands.status import status as read_status
 from mixpo.pipeline import kind_of
+from mixpo.plural import amount
 from mixpo.report import (
     FIGURE_COLUMNS,
     GAP_COLUMNS,
@@ -34,10 +36,8 @@ from mixpo.report import (
     text_rows,
     yes_no_rows,
 )
-from mixpo.stages.base import Context
+from mixpo.stages.job import Context
 from mixpo.stages.report import DATA, PAGE, load_report
-from mixpo.status import models as read_models
-from mixpo.status import status as read_status
 
 NAMED = 6
 """Unfinished stages that are named."""

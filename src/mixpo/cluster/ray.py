@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from mixpo import errors
-from mixpo.amounts import amount
 from mixpo.errors import EngineError, MissingExtra, MixpoError, RecipeError
+from mixpo.plural import amount
 from mixpo.recipe import ClusterTable
-from mixpo.stages.base import Context, Made, Planned, add_facts, make_here
+from mixpo.stages.job import Context, Made, Planned, add_facts, make_here
 
 Reopen = Callable[[Path, str], tuple[Context, Planned]]
 """From a run directory and the name of a job to both, in a process that knows nothing else."""

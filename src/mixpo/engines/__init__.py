@@ -64,7 +64,7 @@ def create(
     """The engine called `name`.
 
     script: answers for "scripted". vlm: the model of "transformers"; the others only tokenise with it, so it needs no weights (see
-    `mixpo.vlm.weightless`). serving: for "openai" and "vllm". Raises RecipeError when the name is unknown or what the engine needs
+    `mixpo.vlm.tokenizer_only`). serving: for "openai" and "vllm". Raises RecipeError when the name is unknown or what the engine needs
     is not given.
     """
     if name not in ENGINES:
@@ -83,7 +83,7 @@ def _transformers(setup: Setup) -> Engine:
 
 def _scripted(setup: Setup) -> Engine:
     from mixpo.engines.scripted import ScriptedEngine
-    from mixpo.engines.words import Words
+    from mixpo.engines.tokens import Words
 
     if setup.script is None:
         raise RecipeError('sample.engine = "scripted" needs answers; set sample.script to a JSONL file')
@@ -92,8 +92,8 @@ def _scripted(setup: Setup) -> Engine:
 
 def _openai(setup: Setup) -> Engine:
     from mixpo.engines.openai import Limits, OpenAIEngine
-    from mixpo.engines.openai.launch import Started, start
-    from mixpo.engines.words import Words
+    from mixpo.engines.openai.server import Started, start
+    from mixpo.engines.tokens import Words
 
     table, serving = setup.serving.table, setup.serving
     if not table.urls and not table.starts:
@@ -138,8 +138,8 @@ def key_of(table: ServerTable, where: str) -> str:
 
 
 def _vllm(setup: Setup) -> Engine:
+    from mixpo.engines.tokens import Words
     from mixpo.engines.vllm import VllmEngine, load_llm
-    from mixpo.engines.words import Words
 
     folder, dtype = setup.serving.folder, setup.serving.dtype
     if setup.vlm is None or folder is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mixpo.engines.base import Request, SamplingParams
-from mixpo.engines.words import Codec
+from mixpo.engines.tokens import Codec
 from mixpo.errors import SourceError
 from mixpo.records import Sampled, storable
 from mixpo.types import Finish, Response

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from mixpo.engines.words import Codec, Words
+from mixpo.engines.tokens import Codec, Words
 from mixpo.types import Response
 
 

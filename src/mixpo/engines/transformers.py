@@ -11,7 +11,7 @@ import torch
 
 from mixpo.engines.base import Request, SamplingParams
 from mixpo.engines.stopping import cut_at, ending_at
-from mixpo.engines.words import Words
+from mixpo.engines.tokens import Words
 from mixpo.errors import EngineError, SourceError
 from mixpo.images import open_image
 from mixpo.recipe import ImageTable

@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mixpo.amounts import amount
 from mixpo.engines.base import Request, SamplingParams
-from mixpo.engines.openai.answers import response_of
-from mixpo.engines.openai.wire import Choice
-from mixpo.engines.words import Words
+from mixpo.engines.openai.protocol import Choice
+from mixpo.engines.responses import response_of
+from mixpo.engines.tokens import Words
 from mixpo.errors import EngineError, SourceError
 from mixpo.images import open_image
+from mixpo.plural import amount
 from mixpo.recipe import ImageTable
 from mixpo.records import Sampled
 

@@ -16,7 +16,7 @@ from types import MappingProxyType
 
 from mixpo.errors import EvaluateError
 from mixpo.evaluate.closed_form import difference_interval, mcnemar, mean_interval, wilson
-from mixpo.evaluate.degenerate import loops
+from mixpo.evaluate.repetition import loops
 from mixpo.evaluate.resample import Term, interval, paired
 from mixpo.records import Prediction
 

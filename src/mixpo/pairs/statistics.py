@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from mixpo.pairs.bins import BINS, RATIO_EDGES, SHARE_EDGES, Fixed, Lengths, Summary, share
+from mixpo.pairs.histograms import BINS, RATIO_EDGES, SHARE_EDGES, Fixed, Lengths, Summary, share
 from mixpo.pairs.provenance import REASONS, same_question, shared_beginning, token_count
 from mixpo.records import Judged, Paired, Sampled
 from mixpo.types import Origin, Pair, Question

@@ -6,8 +6,9 @@ Knows nothing about how stages work. `load` reads and checks a file, `Recipe.mod
 from mixpo.recipe.base import Table
 from mixpo.recipe.cluster import ClusterTable
 from mixpo.recipe.data import BalanceBy, ImageTable, ModelTable, PairsTable, PromptName, PromptTable, PromptText, SampleTable, VerifyTable
+from mixpo.recipe.errors import did_you_mean
 from mixpo.recipe.evaluate import EvaluateTable, EvaluationSet, JudgeTable, ReportTable
-from mixpo.recipe.messages import did_you_mean
+from mixpo.recipe.load import Recipe, apply_override, load, parse
 from mixpo.recipe.server import ServedModel, ServerTable
 from mixpo.recipe.sources import (
     BENCHMARK_NAMES,
@@ -24,7 +25,6 @@ from mixpo.recipe.sources import (
     Source,
 )
 from mixpo.recipe.train import LoraTable, LossTable, Part, TrainTable, WatchTable
-from mixpo.recipe.whole import Recipe, apply_override, load, parse
 
 __all__ = [
     "BENCHMARK_NAMES",

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from mixpo.recipe.base import Table
-from mixpo.recipe.messages import did_you_mean
+from mixpo.recipe.errors import did_you_mean
 from mixpo.types import AnswerKind
 
 BENCHMARK_NAMES = ("mathvista", "mathvision", "m3cot", "mmvet", "llava_bench", "pope", "crpe", "mmhal")

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from mixpo.objectives import OBJECTIVES
 from mixpo.recipe.base import Table
-from mixpo.recipe.messages import did_you_mean
+from mixpo.recipe.errors import did_you_mean
 
 
 class LossTable(Table):

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from mixpo.amounts import amount
 from mixpo.evaluate.benchmarks import BENCHMARKS, facts_of
 from mixpo.evaluate.benchmarks.figures import differences, table
-from mixpo.evaluate.marking import marked
+from mixpo.evaluate.grading import marked
+from mixpo.plural import amount
 from mixpo.records import Prediction
 from mixpo.report.data import ReportData
 from mixpo.report.words import MODES, UNIT, count, model_name, p_cell, percent, points

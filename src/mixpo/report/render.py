@@ -10,12 +10,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from mixpo.amounts import amount
+from mixpo.plural import amount
 from mixpo.report import sections, words
 from mixpo.report.benchmarks import BREAKDOWN_COLUMNS, DIFFERENCE_COLUMNS, FIGURE_COLUMNS, difference_rows, figure_rows
-from mixpo.report.difference import difference
 from mixpo.report.images import Picture, picture
 from mixpo.report.table import GAP_COLUMNS, SUMMARY_COLUMNS, TEXT_COLUMNS, YES_NO_COLUMNS, gap_rows, summary_rows, text_rows, yes_no_rows
+from mixpo.report.text_diff import difference
 from mixpo.types import IMAGE_MARK, ImageRef
 
 MAX_LISTED = 100

@@ -13,8 +13,8 @@ import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from mixpo.amounts import amount
 from mixpo.errors import SourceError
+from mixpo.plural import amount
 from mixpo.records import storable
 from mixpo.types import IMAGE_MARK, AnswerKind, ImageRef, Question, content_id
 from mixpo.verify.kinds import fits, guess_kind

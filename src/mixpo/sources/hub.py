@@ -13,7 +13,7 @@ from typing import Any
 from mixpo.errors import MissingExtra, SourceError
 from mixpo.recipe import HubSource, did_you_mean
 from mixpo.sources.build import Found, make_question
-from mixpo.sources.pictures import Pictures
+from mixpo.sources.images import Pictures
 from mixpo.types import Question, Skipped
 
 ROWS_AT_ONCE = 16

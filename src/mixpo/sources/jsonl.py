@@ -14,7 +14,7 @@ from typing import TypeVar
 from mixpo.errors import SourceError
 from mixpo.recipe import JsonlSource
 from mixpo.sources.build import FIELDS, LOOKALIKES, Found, Kind, check_fields, described, make_question
-from mixpo.sources.pictures import Pictures
+from mixpo.sources.images import Pictures
 from mixpo.types import Question, Skipped
 
 Line = tuple[str, dict[str, object]]

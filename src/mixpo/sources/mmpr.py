@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, get_args
 
-from mixpo.amounts import amount
 from mixpo.errors import SourceError
+from mixpo.plural import amount
 from mixpo.prompts import PROMPTS
 from mixpo.recipe import MmprSource, did_you_mean
 from mixpo.sources.build import FIELDS, Found, Kind, check_fields, make_question
+from mixpo.sources.images import Pictures
 from mixpo.sources.jsonl import Line, each, lines
-from mixpo.sources.pictures import Pictures
 from mixpo.types import IMAGE_MARK, Origin, Pair, Question, Skipped, content_id
 
 PAIR_FIELDS = (*FIELDS, "chosen", "rejected", "answer_gt", "chosen_meta", "rejected_meta", "origin", "question_id")

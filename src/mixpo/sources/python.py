@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mixpo.amounts import amount
 from mixpo.errors import MixpoError, SourceError
+from mixpo.plural import amount
 from mixpo.recipe import PythonSource, did_you_mean
 from mixpo.sources.build import Found, whole
+from mixpo.sources.images import Pictures
 from mixpo.sources.jsonl import question_of
-from mixpo.sources.pictures import Pictures
 from mixpo.types import IMAGE_MARK, Question, Skipped, content_id
 
 

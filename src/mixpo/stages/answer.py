@@ -14,9 +14,9 @@ from mixpo.evaluate.benchmarks import BENCHMARKS, prompt_of
 from mixpo.recipe import EvaluationSource, Recipe
 from mixpo.records import Sampled
 from mixpo.stages import prompting
-from mixpo.stages.again import attempts_of
-from mixpo.stages.base import Context, Job, Make, Plan
+from mixpo.stages.attempts import attempts_of
 from mixpo.stages.engine import Answering, sampling_settings, where_of
+from mixpo.stages.job import Context, Job, Make, Plan
 from mixpo.stages.models import ModelRef
 from mixpo.stages.sample import check_sampled, count_sampled, seed_of
 from mixpo.stages.sample import params as sampling_params

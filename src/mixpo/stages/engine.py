@@ -15,7 +15,7 @@ from mixpo.engines.base import Engine, Probed, Request, SamplingParams
 from mixpo.errors import RecipeError
 from mixpo.recipe import Recipe, ServedModel
 from mixpo.records import Sampled
-from mixpo.stages.base import Context, add_facts
+from mixpo.stages.job import Context, add_facts
 from mixpo.stages.models import ModelRef
 
 

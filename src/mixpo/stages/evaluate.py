@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from mixpo.evaluate import judge as judging
-from mixpo.evaluate import text
+from mixpo.evaluate import lm_eval
 from mixpo.evaluate.benchmarks import BENCHMARKS, Benchmark, facts_of
 from mixpo.evaluate.benchmarks.base import Extraction, Rubric
+from mixpo.evaluate.grading import by_extraction, by_judge, by_rule, by_verdict
 from mixpo.evaluate.judge import Reply
-from mixpo.evaluate.marking import by_extraction, by_judge, by_rule, by_verdict
 from mixpo.recipe import EvaluationSource, Recipe
 from mixpo.records import Prediction, Sampled
 from mixpo.stages import prompting
-from mixpo.stages.again import attempts_of
 from mixpo.stages.answer import answer_name, prompt_settings, source_name, wording_of
-from mixpo.stages.base import Context, Job, Make, Plan
+from mixpo.stages.attempts import attempts_of
+from mixpo.stages.job import Context, Job, Make, Plan
 from mixpo.stages.models import ModelRef
 from mixpo.stages.source import Index
 from mixpo.stages.verify import judged_inputs
@@ -31,7 +31,7 @@ from mixpo.verify import Verifier
 
 def ready(recipe: Recipe, base: Path) -> None:
     """Raise MissingExtra or RecipeError where a judge is needed and cannot be asked, or a text task is unknown; no model is loaded."""
-    text.ready(recipe.evaluate, base)
+    lm_eval.ready(recipe.evaluate, base)
     judged = any(recipe.evaluate.asks_judge(s.source) for s in recipe.evaluate.sets)
     if judged and recipe.evaluate.judge is not None:
         judging.ready(recipe.evaluate.judge)

@@ -1,4 +1,4 @@
-"""What the marks of people change: verdicts, and which shards of pairs are stale. The file itself is `mixpo.marks`."""
+"""What the marks of people change: verdicts, and which shards of pairs are stale. The file itself is `mixpo.human_labels`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from mixpo.marks import Mark, read_marks
+from mixpo.human_labels import Mark, read_marks
 from mixpo.records import Judged, read_column
-from mixpo.stages.base import Plan
+from mixpo.stages.job import Plan
 from mixpo.types import Question, content_id
 
 Marks = dict[str, dict[int, Mark]]

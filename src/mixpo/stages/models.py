@@ -75,7 +75,7 @@ class Models:
         if self._held is not None and self._held[0] == ref:
             return self._held[1]
         if self._words is None or self._words[0] != ref:
-            from mixpo.vlm.weightless import load_weightless
+            from mixpo.vlm.tokenizer_only import load_weightless
 
             self._words = (ref, self._tiled(load_weightless(self.table, self.base, ref.folder)))
         return self._words[1]

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from mixpo.amounts import amount
 from mixpo.errors import TrainError
 from mixpo.pairs.build import build
 from mixpo.pairs.provenance import RATIONALE
+from mixpo.plural import amount
 from mixpo.records import Paired
 from mixpo.run import Manifest
-from mixpo.stages.base import Context, Job, Make, Plan, title
+from mixpo.stages.job import Context, Job, Make, Plan, title
 from mixpo.stages.marks import corrected, digests, marks_of
 from mixpo.stages.source import Index
 from mixpo.types import content_id

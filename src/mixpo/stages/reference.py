@@ -12,7 +12,7 @@ from mixpo.recipe import Recipe
 from mixpo.records import Scored
 from mixpo.run import Manifest
 from mixpo.stages import prompting
-from mixpo.stages.base import Context, Job, Make, Plan, title
+from mixpo.stages.job import Context, Job, Make, Plan, title
 from mixpo.stages.models import ModelRef
 from mixpo.stages.select import pairs_of
 from mixpo.stages.source import Index

@@ -16,7 +16,7 @@ from mixpo.records import Prediction, Sampled, write_text
 from mixpo.report import ReportData, build, render
 from mixpo.run import Manifest, now, versions
 from mixpo.stages.answer import source_name
-from mixpo.stages.base import Context, Job, Make, Plan, Planned
+from mixpo.stages.job import Context, Job, Make, Plan, Planned
 from mixpo.stages.select import pairs_of
 from mixpo.stages.source import load_skipped
 from mixpo.stages.text import text_scores

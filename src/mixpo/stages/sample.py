@@ -11,17 +11,17 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 
-from mixpo.amounts import amount
 from mixpo.engines.base import Request, SamplingParams
 from mixpo.errors import EngineError
 from mixpo.pairs.dropout_ntp import continuation_request
+from mixpo.plural import amount
 from mixpo.recipe import SampleTable
 from mixpo.records import ANSWERED_BY, Sampled
 from mixpo.run import Manifest
 from mixpo.stages import prompting
-from mixpo.stages.again import attempts_of
-from mixpo.stages.base import Context, Job, Make, Plan, title
+from mixpo.stages.attempts import attempts_of
 from mixpo.stages.engine import Answering, sampling_settings
+from mixpo.stages.job import Context, Job, Make, Plan, title
 from mixpo.stages.models import ModelRef
 from mixpo.stages.source import Index
 from mixpo.types import Question, content_id

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from mixpo.pairs.balance import Class, class_of, rates, thin
 from mixpo.recipe import Recipe
 from mixpo.records import Paired
-from mixpo.stages.base import Context, Job, Make, Plan, title
+from mixpo.stages.job import Context, Job, Make, Plan, title
 from mixpo.stages.pair import check_pairs, count_paired
 from mixpo.stages.source import Index
 

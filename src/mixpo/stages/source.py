@@ -13,18 +13,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mixpo.amounts import amount, are
 from mixpo.errors import RunError, SourceError
 from mixpo.evaluate import benchmarks
+from mixpo.evaluate.benchmarks import duplicates
 from mixpo.images import probe
+from mixpo.plural import amount, are
 from mixpo.recipe import EvaluationSource, ImageTable
 from mixpo.records import write_text
 from mixpo.run import Manifest, Stage, changed_settings, now, versions
 from mixpo.sources import found
 from mixpo.sources.build import Found
-from mixpo.stages import repeats
-from mixpo.stages.base import Context
-from mixpo.stages.decontaminate import Barred, open_barred
+from mixpo.sources.decontaminate import Barred, open_barred
+from mixpo.stages.job import Context
 from mixpo.types import ImageRef, Question, Skipped, content_id
 
 FIXED = ("digits", "easy_vqa")
@@ -79,7 +79,7 @@ def refresh(context: Context, name: str, table: EvaluationSource, *, evaluated: 
     begun = time.monotonic()
     blocks: Iterable[list[Question]] = blocks_of(context, table, skipped, evaluated=evaluated, apart=apart)
     if table.kind == "benchmark":
-        blocks = repeats.counted(blocks, counts)
+        blocks = duplicates.counted(blocks, counts)
     index = _write(context, stage, blocks, _expected(context, table), counts)
     counts["skipped"] = len(skipped)
     if not index.shards:
@@ -90,7 +90,7 @@ def refresh(context: Context, name: str, table: EvaluationSource, *, evaluated: 
             f"{_reasons(skipped)}; correct them (`mixpo check` lists all), or set source.partial = true"
         )
     _tell(context, stage, last, index, skipped)
-    for sentence in repeats.said(counts):
+    for sentence in duplicates.said(counts):
         context.progress.say(f"{name}: {sentence}")
     _save(context, stage, index, skipped)
     stage.save_manifest(

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from mixpo.evaluate import text
-from mixpo.evaluate.text import TextScore
-from mixpo.stages.base import Context, Job, Make, Plan
+from mixpo.evaluate import lm_eval
+from mixpo.evaluate.lm_eval import TextScore
+from mixpo.stages.job import Context, Job, Make, Plan
 from mixpo.stages.models import ModelRef
 
 
@@ -23,7 +23,7 @@ def text_job(context: Context, model: ModelRef) -> Job:
             from mixpo.vlm.prompt import context_limit
 
             vlm = context.models.load(model)
-            return text.run_tasks(vlm.model, vlm.processor.tokenizer, context_limit(vlm), recipe.evaluate, context.base)
+            return lm_eval.run_tasks(vlm.model, vlm.processor.tokenizer, context_limit(vlm), recipe.evaluate, context.base)
 
         yield make
 
@@ -32,7 +32,7 @@ def text_job(context: Context, model: ModelRef) -> Job:
         name=f"text/{model.name}",
         title=f"text tasks: {model.name}",
         row=TextScore,
-        settings={"model": model.identity, "dtype": recipe.model.dtype, **text.settings(recipe.evaluate, context.base)},
+        settings={"model": model.identity, "dtype": recipe.model.dtype, **lm_eval.settings(recipe.evaluate, context.base)},
         inputs=("all",),
         sizes=(1,),
         unit="models",

@@ -14,7 +14,7 @@ from mixpo.objectives import OBJECTIVES
 from mixpo.recipe import LossTable, TrainTable
 from mixpo.run import Manifest
 from mixpo.stages import prompting
-from mixpo.stages.base import Context, Job, Make, Plan, title
+from mixpo.stages.job import Context, Job, Make, Plan, title
 from mixpo.stages.models import ModelRef
 from mixpo.stages.source import Index
 from mixpo.stages.watch import watch_of

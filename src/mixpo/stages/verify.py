@@ -10,7 +10,7 @@ from typing import Any
 
 from mixpo.records import Judged, Sampled, atomic
 from mixpo.stages import prompting
-from mixpo.stages.base import Context, Job, Make, Plan, title
+from mixpo.stages.job import Context, Job, Make, Plan, title
 from mixpo.stages.source import Index
 from mixpo.types import Question
 from mixpo.verify import Verifier

@@ -9,8 +9,8 @@ from mixpo.engines.base import Request
 from mixpo.evaluate import score
 from mixpo.evaluate.benchmarks import BENCHMARKS
 from mixpo.stages.answer import params, prompt_for, source_name
-from mixpo.stages.base import Context, Plan
 from mixpo.stages.evaluate import Marker
+from mixpo.stages.job import Context, Plan
 from mixpo.types import Question
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mixpo.amounts import amount
 from mixpo.errors import TrainError
+from mixpo.plural import amount
 from mixpo.recipe import LoraTable, TrainTable, did_you_mean
 from mixpo.train.batch import Batch
 from mixpo.train.logps import Scorer

@@ -13,16 +13,16 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from mixpo.train.branches import grow
-from mixpo.train.plan import Step
-from mixpo.train.tree import Tree
+from mixpo.train.prefix_tree import grow
+from mixpo.train.schedule import Step
+from mixpo.train.tree_attention import Tree
 from mixpo.types import Group
 
 Layout = Literal["varlen", "tree", "shared", "plain"]
 """How a micro-batch is laid out; all are exact where they can be used.
 
 tree: [prompt | response 1 | ... | response R], so that a prompt, and what responses begin with in common, is computed once.
-varlen: the same row through another kernel (see `mixpo.train.tree`). shared: a padded row for each response, images
+varlen: the same row through another kernel (see `mixpo.train.tree_attention`). shared: a padded row for each response, images
 computed once. plain: a padded row for each response, with its images, through the model's own forward pass.
 """
 PACKED: tuple[Layout, ...] = ("varlen", "tree")
@@ -148,7 +148,7 @@ class Batch:
     row, at: (U,) where the state that predicts each token stands. target: (U,) the token. Tokens that several responses have in
     common stand there once: pick: (A,) which of the U is each token of each response. owner: (A,) that response, 0 .. R-1.
     lengths: (R,) tokens of each response. chosen, rejected: (K,) positions among the R responses.
-    features: of all images in their order, as the model gives them, where they are known already (see `mixpo.train.features`).
+    features: of all images in their order, as the model gives them, where they are known already (see `mixpo.train.vision_cache`).
     reference: (R,) summed log-probs under the reference, in the type of `wide`, NaN where unknown. names: (R) question id of each response.
     tokens: that pass through the model, without padding.
     """

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mixpo.train.batch import PACKED, Answers, Batch, Layout, Piece, Vision, answers_of, wide
-from mixpo.train.branches import Grown, grow
-from mixpo.train.tree import Span, Tree, plant, plant_ragged
+from mixpo.train.prefix_tree import Grown, grow
+from mixpo.train.tree_attention import Span, Tree, plant, plant_ragged
 from mixpo.types import Group
 from mixpo.vlm.families import Sight, answer_type, sight_of
 from mixpo.vlm.load import Vlm

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mixpo.train.batch import Piece, size_of
-from mixpo.train.prompts import Prompts
+from mixpo.train.prompt_cache import Prompts
 from mixpo.types import Group
 
 TRIED = 16

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from mixpo.train.attention import growing
+from mixpo.train.attention_patch import growing
 from mixpo.train.batch import Batch, Layout, Vision, wide
-from mixpo.train.head import token_logps
 from mixpo.train.losses import ResponseLogps
+from mixpo.train.token_logps import token_logps
 from mixpo.vlm.families import head_rule
 
 

@@ -18,6 +18,7 @@ import torch
 from mixpo.errors import TrainError
 from mixpo.progress import Progress
 from mixpo.train.adapters import merge_checked
+from mixpo.train.aot_shift import step_shifts
 from mixpo.train.batch import Piece, micro_batches, piece_of, pieces_of
 from mixpo.train.checkpoint import save_checkpoint
 from mixpo.train.collate import collate
@@ -27,9 +28,8 @@ from mixpo.train.losses import ResponseLogps, combine
 from mixpo.train.measure import Sums, add_up, least_tokens, live_line, measure, no_sums
 from mixpo.train.metrics import StepMetrics
 from mixpo.train.model import PartSize, checkpoint_activations, learning_rate, restore_types
-from mixpo.train.plan import Step, share
+from mixpo.train.schedule import Step, share
 from mixpo.train.session import Session, TrainJob, open_session
-from mixpo.train.shifts import step_shifts
 from mixpo.train.watch import watched
 from mixpo.vlm.adapter import set_dropout
 from mixpo.vlm.load import save

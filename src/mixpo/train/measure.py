@@ -15,7 +15,7 @@ from torch import Tensor
 from mixpo.train.batch import Batch, Piece, size_of, wide
 from mixpo.train.losses import LossTerms
 from mixpo.train.metrics import StepMetrics
-from mixpo.train.plan import Step
+from mixpo.train.schedule import Step
 
 if TYPE_CHECKING:
     from mixpo.train.session import Session

@@ -12,7 +12,7 @@ from torch import nn
 
 from mixpo.errors import TrainError
 from mixpo.recipe import Part, TrainTable
-from mixpo.train.attention import recomputing
+from mixpo.train.attention_patch import recomputing
 
 PARTS: tuple[Part, ...] = ("vision", "projector", "llm")
 

@@ -13,10 +13,10 @@ from mixpo.records import Scored
 from mixpo.train.batch import Layout, Piece, micro_batches
 from mixpo.train.collate import collate
 from mixpo.train.groups import Grouped, make_group, to_record
-from mixpo.train.layout import choose_layout, sample_of
+from mixpo.train.layout_check import choose_layout, sample_of
 from mixpo.train.logps import Scorer
 from mixpo.train.model import precision_of, restore_types, types_of, use_master_weights
-from mixpo.train.prompts import Prompts
+from mixpo.train.prompt_cache import Prompts
 from mixpo.types import Group, Pair, Question
 from mixpo.vlm.load import Vlm
 

@@ -17,19 +17,19 @@ from mixpo.recipe import ImageTable, TrainTable
 from mixpo.train.adapters import choose_trained
 from mixpo.train.batch import Batch, Layout, Piece, pieces_of
 from mixpo.train.checkpoint import Checkpoint, TrainState, apply_checkpoint, find_checkpoint
-from mixpo.train.features import Features, open_features
 from mixpo.train.ghost import find_ghost
 from mixpo.train.groups import digest
-from mixpo.train.layout import choose_layout, sample_of
+from mixpo.train.layout_check import choose_layout, sample_of
 from mixpo.train.liger import use_liger
 from mixpo.train.logps import Scorer
 from mixpo.train.losses import Weights, weights_of
 from mixpo.train.metrics import MetricsFile
 from mixpo.train.model import PartSize, build_optimizer, checkpoint_activations, precision_of, refuse_dropout
-from mixpo.train.online import Online
+from mixpo.train.online_reference import Online
 from mixpo.train.parallel import Parallel, kind_of, open_accelerator, share_model
-from mixpo.train.plan import Schedule
-from mixpo.train.prompts import Prompts
+from mixpo.train.prompt_cache import Prompts
+from mixpo.train.schedule import Schedule
+from mixpo.train.vision_cache import Features, open_features
 from mixpo.types import Group
 from mixpo.vlm.load import Vlm
 

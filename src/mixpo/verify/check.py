@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 
 from mixpo.types import Verdict
 from mixpo.verify.choice import check_choice
+from mixpo.verify.dataset_metrics import RULES, judge_by
 from mixpo.verify.formula import check_formula, compare_algebra
 from mixpo.verify.judgement import Algebra, Judgement, Options
 from mixpo.verify.kinds import guess_kind
 from mixpo.verify.number import check_number, same_amounts, single_number
-from mixpo.verify.numerals import read_whole
+from mixpo.verify.number_words import read_whole
 from mixpo.verify.plain import plain_characters
 from mixpo.verify.pool import FormulaPool
-from mixpo.verify.rules import RULES, judge_by
 from mixpo.verify.text import check_text
 from mixpo.verify.yes_no import check_yes_no
 
@@ -70,7 +70,7 @@ def check(
     """Whether the extracted answer `predicted` agrees with `gold`, or with any of several right answers.
 
     kind: a `mixpo.types.AnswerKind` other than "none", or "auto", which guesses from the ground truth and the choices.
-    choices: the texts of the options in letter order. rule: a name from `mixpo.verify.rules.RULES` whose say comes first.
+    choices: the texts of the options in letter order. rule: a name from `mixpo.verify.dataset_metrics.RULES` whose say comes first.
     tolerance: relative, for numbers. timeout_s: wall clock, for formulas.
     Equal texts are always correct. Never hangs; whatever cannot be told is "undecided". Raises ValueError for an unknown kind or rule.
     """

@@ -17,7 +17,7 @@ from mixpo.verify.judgement import Judgement, Options
 from mixpo.verify.kinds import guess_kind
 from mixpo.verify.latex import key, to_latex
 from mixpo.verify.number import Number, check_number, equal, is_bound, read_numbers, single_number
-from mixpo.verify.numerals import read_whole
+from mixpo.verify.number_words import read_whole
 from mixpo.verify.plain import plain_characters
 from mixpo.verify.text import check_text, contains, normal_text
 from mixpo.verify.wrapping import unwrap

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from decimal import Context, Decimal
 
 from mixpo.verify.judgement import Judgement, Options, decide
-from mixpo.verify.numerals import read_words
+from mixpo.verify.number_words import read_words
 from mixpo.verify.plain import plain_characters, plain_latex
 from mixpo.verify.text import check_text, normal_text
 from mixpo.verify.units import CURRENCY_SIGNS, PATTERN, Unit, may_convert, read_unit

@@ -11,10 +11,10 @@ from typing import Self
 from mixpo.recipe import VerifyTable
 from mixpo.types import Question, Response, Verdict
 from mixpo.verify.check import CHECKS, judge_all, make_algebra
+from mixpo.verify.dataset_metrics import rule_of
 from mixpo.verify.extract import extract
 from mixpo.verify.judgement import OUTCOMES, Judgement, Options
 from mixpo.verify.pool import FormulaPool
-from mixpo.verify.rules import rule_of
 
 Compare = Callable[[str], Judgement]
 CustomCheck = Callable[[str, str], str | bool]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mixpo.errors import ImageError, MissingExtra, MixpoError
-from mixpo.marks import append_mark
+from mixpo.human_labels import append_mark
 from mixpo.run import now
 from mixpo.stages.report import PAGE
 from mixpo.viewer.guard import REPORT_POLICY, Refused, guard, read_form

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from mixpo.evaluate.closed_form import wilson
-from mixpo.marks import Mark
+from mixpo.human_labels import Mark
 from mixpo.recipe import VerifyTable
 from mixpo.records import Judged, Sampled, read_rows
 from mixpo.types import Outcome, Question, content_id
-from mixpo.verify.second import doubts
+from mixpo.verify.second_opinion import doubts
 from mixpo.viewer.index import OUTCOME, Index, place
 from mixpo.viewer.layout import Block
 from mixpo.viewer.text import brief

@@ -21,7 +21,7 @@ from mixpo.errors import ImageError
 from mixpo.evaluate.benchmarks.files import root_of
 from mixpo.images import open_image, place
 from mixpo.recipe import ImageTable
-from mixpo.stages.base import Context
+from mixpo.stages.job import Context
 from mixpo.types import ImageRef, Question
 
 SIZES = {"small": 96 * 96, "page": 900 * 900, "full": 16_000_000}

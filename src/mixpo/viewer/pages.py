@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from mixpo.amounts import amount
+from mixpo.plural import amount
 from mixpo.report import words
 from mixpo.report.render import asked
 from mixpo.viewer.evaluations import CHANGES

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from mixpo.errors import MissingExtra, RunError
 from mixpo.progress import Progress
-from mixpo.stages.base import Context
+from mixpo.stages.job import Context
 
 HOST = "127.0.0.1"
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
-from mixpo.pairs.bins import BINS, LENGTH_WIDTH, RATIO_EDGES, share
+from mixpo.pairs.histograms import BINS, LENGTH_WIDTH, RATIO_EDGES, share
 from mixpo.types import Origin
 from mixpo.viewer.index import Index
 from mixpo.viewer.listing import BALANCES

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
-from mixpo.report.difference import Kind, Piece
+from mixpo.report.text_diff import Kind, Piece
 from mixpo.types import IMAGE_MARK
 
 SNIPPET = 120

@@ -6,17 +6,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-from mixpo.amounts import amount
 from mixpo.errors import MixpoError, RecordError
 from mixpo.evaluate.benchmarks import benchmark_of
-from mixpo.marks import Mark, read_marks
+from mixpo.human_labels import Mark, read_marks
+from mixpo.plural import amount
 from mixpo.progress import Progress
 from mixpo.report import sections
 from mixpo.report.charts import stack
-from mixpo.report.difference import difference
+from mixpo.report.text_diff import difference
 from mixpo.report.words import BALANCE
 from mixpo.run import Manifest
-from mixpo.stages.base import Context
+from mixpo.stages.job import Context
 from mixpo.stages.report import PAGE
 from mixpo.types import ImageRef, Question
 from mixpo.viewer.audit import Audit

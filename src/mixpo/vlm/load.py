@@ -19,7 +19,7 @@ from mixpo.errors import ModelError
 from mixpo.recipe import ModelTable
 from mixpo.vlm.adapter import attach
 from mixpo.vlm.folder import PROCESSOR_FILES, Digests, digests, find, find_adapter
-from mixpo.vlm.mend import mend
+from mixpo.vlm.transformers_fixes import mend
 
 VERY_LONG = 10**30
 """What `transformers` gives tokenizers without a longest input."""

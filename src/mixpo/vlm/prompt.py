@@ -16,8 +16,8 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from mixpo.amounts import amount
 from mixpo.errors import ModelError, SourceError
+from mixpo.plural import amount
 from mixpo.types import IMAGE_MARK
 from mixpo.vlm.families import answer_type, image_axis
 from mixpo.vlm.load import Vlm

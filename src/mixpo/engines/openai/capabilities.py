@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from mixpo.engines.openai.wire import Dialect
-from mixpo.engines.words import Words
+from mixpo.engines.openai.protocol import Dialect
+from mixpo.engines.tokens import Words
 from mixpo.errors import EngineError
 
 Route = Literal["ids", "prefix", "text", ""]

@@ -15,14 +15,14 @@ from functools import partial
 from typing import Any, TypeVar
 
 from mixpo.engines.base import Probed, Request, SamplingParams
-from mixpo.engines.openai.asking import Asking
 from mixpo.engines.openai.capabilities import Capabilities, together
-from mixpo.engines.openai.launch import Started
-from mixpo.engines.openai.looks import Example
+from mixpo.engines.openai.client import HEALTH_SECONDS, BusyError, Limits, LostError, Replica, RowError, Transport, bearer
 from mixpo.engines.openai.pictures import address_of
 from mixpo.engines.openai.probe import Probe
-from mixpo.engines.openai.transport import HEALTH_SECONDS, BusyError, Limits, LostError, Replica, RowError, Transport, bearer
-from mixpo.engines.words import Words
+from mixpo.engines.openai.sampler import Asking
+from mixpo.engines.openai.server import Started
+from mixpo.engines.openai.vision_probe import Example
+from mixpo.engines.tokens import Words
 from mixpo.errors import EngineError, SourceError
 from mixpo.recipe import ImageTable
 from mixpo.records import Sampled

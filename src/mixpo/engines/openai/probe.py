@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from mixpo.engines.base import SamplingParams
-from mixpo.engines.openai.answers import agree
 from mixpo.engines.openai.capabilities import Capabilities, Route, continuation
-from mixpo.engines.openai.looks import Example, Looks
-from mixpo.engines.openai.transport import Replica, RowError, Transport
-from mixpo.engines.openai.wire import BIAS, DIALECTS, Choice, Dialect, Reply, parse, sampling, user_turn
-from mixpo.engines.words import Words
+from mixpo.engines.openai.client import Replica, RowError, Transport
+from mixpo.engines.openai.protocol import BIAS, DIALECTS, Choice, Dialect, Reply, parse, sampling, user_turn
+from mixpo.engines.openai.vision_probe import Example, Looks
+from mixpo.engines.responses import agree
+from mixpo.engines.tokens import Words
 from mixpo.errors import EngineError
 from mixpo.types import IMAGE_MARK
 

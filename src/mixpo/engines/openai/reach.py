@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from mixpo.engines.openai.transport import Limits, Replica, Transport, bearer
+from mixpo.engines.openai.client import Limits, Replica, Transport, bearer
 from mixpo.errors import EngineError
 
 

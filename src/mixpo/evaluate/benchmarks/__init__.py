@@ -12,7 +12,7 @@ from mixpo.evaluate.benchmarks import crpe, files, llava_bench, m3cot, mathvisio
 from mixpo.evaluate.benchmarks.base import Benchmark, Figure, Marked, Rubric, facts_of, make
 from mixpo.recipe import BenchmarkSource
 from mixpo.sources.build import Found
-from mixpo.sources.pictures import Pictures
+from mixpo.sources.images import Pictures
 from mixpo.types import Question, Skipped
 
 __all__ = ["BENCHMARKS", "Benchmark", "Figure", "Marked", "Rubric", "benchmark_of", "facts_of", "prompt_of", "read"]

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from mixpo.evaluate.benchmarks.pictures import refer
+from mixpo.evaluate.benchmarks.images import refer
 from mixpo.evaluate.resample import Term
-from mixpo.sources.pictures import Pictures
+from mixpo.sources.images import Pictures
 from mixpo.types import IMAGE_MARK, AnswerKind, Outcome, Question, Skipped, content_id
 from mixpo.verify.judgement import Judgement, Options
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from mixpo.errors import SourceError
 from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Marked, Measure
 from mixpo.evaluate.benchmarks.files import choices_of, images_of, text_of
-from mixpo.evaluate.benchmarks.measures import ACCURACY, measured
+from mixpo.evaluate.benchmarks.metrics import ACCURACY, measured
 from mixpo.evaluate.benchmarks.rules import letters, option_robust, same, with_columns
 from mixpo.evaluate.resample import Term, unit_of
 from mixpo.sources.build import parse_options

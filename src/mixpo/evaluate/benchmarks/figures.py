@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from mixpo.evaluate.benchmarks.base import Benchmark, Figure, Marked
-from mixpo.evaluate.benchmarks.measures import measured
+from mixpo.evaluate.benchmarks.metrics import measured
 from mixpo.evaluate.resample import Difference, paired
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from mixpo.errors import SourceError
 from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Marked, Place, Rubric
 from mixpo.evaluate.benchmarks.files import images_of, text_at, text_of
-from mixpo.evaluate.benchmarks.measures import grouped, marks
+from mixpo.evaluate.benchmarks.metrics import grouped, marks
 from mixpo.evaluate.benchmarks.rules import REASONING
 from mixpo.sources.jsonl import lines
 from mixpo.types import Skipped

@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from mixpo.amounts import amount
 from mixpo.errors import SourceError
 from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Marked
 from mixpo.evaluate.benchmarks.files import choices_of, images_of, text_of
-from mixpo.evaluate.benchmarks.measures import ACCURACY, grouped, one
+from mixpo.evaluate.benchmarks.metrics import ACCURACY, grouped, one
 from mixpo.evaluate.benchmarks.rules import lettered, letters, option_robust, same
+from mixpo.plural import amount
 from mixpo.types import Question
 from mixpo.verify.judgement import Judgement, Options
 

@@ -13,7 +13,7 @@ from typing import Any
 from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Extraction, Fields, Figure, Marked
 from mixpo.evaluate.benchmarks.extraction import PROMPT, read
 from mixpo.evaluate.benchmarks.files import choices_of, images_of, text_of
-from mixpo.evaluate.benchmarks.measures import ACCURACY, grouped, one
+from mixpo.evaluate.benchmarks.metrics import ACCURACY, grouped, one
 from mixpo.evaluate.benchmarks.rules import lettered, letters, option_robust, same, with_columns
 from mixpo.types import Question
 from mixpo.verify.check import judge

@@ -10,13 +10,13 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mixpo.amounts import amount
 from mixpo.errors import SourceError
 from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Extraction, Fields, Figure, Marked
 from mixpo.evaluate.benchmarks.extraction import PROMPT, read
 from mixpo.evaluate.benchmarks.files import choices_of, images_of, list_of, text_of
-from mixpo.evaluate.benchmarks.measures import ACCURACY, grouped, one
+from mixpo.evaluate.benchmarks.metrics import ACCURACY, grouped, one
 from mixpo.evaluate.benchmarks.rules import edit_distance, lettered, letters, option_robust, same, with_columns
+from mixpo.plural import amount
 from mixpo.types import AnswerKind, Question
 from mixpo.verify.judgement import Judgement, Options
 from mixpo.verify.number import check_number, read_numbers

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Marked, Rubric
 from mixpo.evaluate.benchmarks.files import images_of, text_of
-from mixpo.evaluate.benchmarks.measures import grouped, marks
+from mixpo.evaluate.benchmarks.metrics import grouped, marks
 from mixpo.evaluate.benchmarks.rules import REASONING
 
 PROMPT = """\

@@ -13,7 +13,7 @@ from pathlib import Path
 from mixpo.errors import SourceError
 from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Marked, Measure, Place
 from mixpo.evaluate.benchmarks.files import images_of, text_at, text_of
-from mixpo.evaluate.benchmarks.measures import measured
+from mixpo.evaluate.benchmarks.metrics import measured
 from mixpo.evaluate.benchmarks.rules import same
 from mixpo.evaluate.resample import Term, unit_of
 from mixpo.types import Question, Skipped

@@ -1,0 +1,259 @@
+"""Everything about a recipe that can be found wrong before the work: rows, images, model, template, lengths, extras.
+
+Reads every row (up to a limit), decodes every image and puts every question through the model's processor; samples nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from mixpo.engines import key_of, needs_extra
+from mixpo.errors import MissingExtra, MixpoError, RecipeError
+from mixpo.images import open_image, probe
+from mixpo.progress import Progress
+from mixpo.recipe import EvaluationSource, Recipe, ServedModel, ServerTable
+from mixpo.sources import DUPLICATE
+from mixpo.sources.decontaminate import Barred, open_barred
+from mixpo.stages import evaluate
+from mixpo.stages.answer import prompt_for
+from mixpo.stages.engine import script_digest, where_of
+from mixpo.stages.models import Models
+from mixpo.stages.source import NO_ANSWER, rows_of
+from mixpo.types import Question, Skipped
+
+if TYPE_CHECKING:
+    from mixpo.vlm.load import Vlm
+
+NO_PAIR = (
+    "no question can give a pair: one with an answer needs pairs.correctness and sample.n of 2 or more, to be both right and wrong; "
+    "one without needs pairs.dropout_ntp"
+)
+TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
+"""Extra and module of each tracker."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something to correct. where: a file and line, a row, a file, or a recipe key."""
+
+    where: str
+    problem: str
+
+
+@dataclass(kw_only=True)
+class Checked:
+    """What was looked at, and what was found. `left_out`, what evaluation sets keep out of training, and `notes` need no correction."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    left_out: list[Finding] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    notes: Counter[str] = field(default_factory=Counter)
+
+    def add(self, where: str, problem: str) -> None:
+        """Put a finding on the list."""
+        self.findings.append(Finding(where=where, problem=problem))
+
+
+def check(recipe: Recipe, base: Path, progress: Progress, limit: int | None = None) -> Checked:
+    """Look at everything; what is wrong is a finding, never an exception. limit: usable rows to look at in each source."""
+    checked = Checked()
+    _check_extras(recipe, base, checked)
+    vlm = _check_model(recipe, base, checked)
+    apart = _apart(recipe)
+    with TemporaryDirectory(prefix="mixpo-check-") as images:
+        # The training source last: evaluation sets say what must not be in it.
+        for name, source in (*((s.name, s.source) for s in recipe.evaluate.sets), ("", recipe.source)):
+            if source is None:
+                continue
+            rows = _Rows(recipe=recipe, base=base, source=source, images=Path(images), evaluated=name, limit=limit)
+            try:
+                _check_source(rows, vlm, apart, checked, progress)
+            except MixpoError as error:
+                checked.add(rows.name, str(error))
+    return checked
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """The rows of one source. evaluated: the name of its evaluation set, "" for the training source. images: where copies are kept."""
+
+    recipe: Recipe
+    base: Path
+    source: EvaluationSource
+    images: Path
+    evaluated: str
+    limit: int | None
+
+    @property
+    def name(self) -> str:
+        """As the recipe calls it."""
+        return f"evaluate.sets.{self.evaluated}" if self.evaluated else "source"
+
+
+def _apart(recipe: Recipe) -> Barred | None:
+    """What evaluation sets will keep out of training; None where nothing, or where the library for it is missing (a finding)."""
+    try:
+        return open_barred(recipe.evaluate)
+    except MissingExtra:
+        return None
+
+
+def _check_extras(recipe: Recipe, base: Path, checked: Checked) -> None:
+    for tracker in recipe.train.trackers:
+        if importlib.util.find_spec(TRACKERS[tracker]) is None:
+            checked.add("train.trackers", str(MissingExtra(f"the tracker {tracker!r}", tracker)))
+    if (recipe.train.lora or recipe.model.adapter) and importlib.util.find_spec("peft") is None:
+        key = "train.lora" if recipe.train.lora else "model.adapter"
+        checked.add(key, str(MissingExtra(key, "lora")))
+    if recipe.evaluate.decontaminate == "similar" and importlib.util.find_spec("imagehash") is None:
+        checked.add("evaluate.decontaminate", str(MissingExtra('evaluate.decontaminate = "similar"', "similar")))
+    for problem in engine_problems(recipe):
+        checked.add("sample.engine", problem)
+    for served in recipe.evaluate.served:
+        for problem in served_problems(served):
+            checked.add("evaluate.served", problem)
+    try:
+        evaluate.ready(recipe, base)
+    except MixpoError as error:
+        checked.add("evaluate", str(error))
+    try:
+        script_digest(recipe, base)
+    except MixpoError as error:
+        checked.add("sample.script", str(error))
+
+
+def engine_problems(recipe: Recipe) -> Iterator[str]:
+    """What keeps the recipe's engine from starting: a library, a key, a server that does not answer. Nothing is started."""
+    table = recipe.sample
+    if table.engine == "vllm" and importlib.util.find_spec("vllm") is None:
+        yield 'sample.engine = "vllm" needs vLLM, which brings its own torch; docs/engines.md says how to install it'
+    if table.engine != "openai":
+        return
+    try:
+        needs_extra('sample.engine = "openai"')
+    except MissingExtra as error:
+        yield str(error)
+        return
+    from mixpo.engines.openai import missing
+
+    if table.server.start and (problem := missing(table.server.start[0])):
+        yield problem
+    yield from _silent(table.server, "sample.server")
+
+
+def served_problems(served: ServedModel) -> Iterator[str]:
+    """What keeps a served model from answering."""
+    try:
+        needs_extra("evaluate.served")
+    except MissingExtra as error:
+        yield str(error)
+    else:
+        yield from _silent(served.server, where_of(served))
+
+
+def _silent(table: ServerTable, where: str) -> Iterator[str]:
+    """A key that is not set, and servers that do not answer."""
+    key = ""
+    try:
+        key = key_of(table, where)
+    except RecipeError as error:
+        yield str(error)
+    from mixpo.engines.openai import troubles
+
+    yield from troubles(table.urls, where, key)
+
+
+def _check_model(recipe: Recipe, base: Path, checked: Checked) -> Vlm | None:
+    models = Models(recipe.model, base, recipe.image)
+    try:
+        vlm = models.fresh(models.start())
+    except MixpoError as error:
+        checked.add("model.path", str(error))
+        return None
+    for problem in template_problems(vlm):
+        checked.add(f"model.path: {vlm.folder}", problem)
+    return vlm
+
+
+def template_problems(vlm: Vlm) -> Iterator[str]:
+    """What would keep training from seeing an answer: a template that drops it, or that begins differently with it."""
+    mark = "the answer of the check"
+    user = {"role": "user", "content": [{"type": "text", "text": "a question"}]}
+    answer = {"role": "assistant", "content": [{"type": "text", "text": mark}]}
+    prompt = vlm.processor.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
+    whole = vlm.processor.apply_chat_template([user, answer], tokenize=False)
+    if mark not in whole:
+        yield "the chat template leaves the answer out, so that training would supervise no token; use the family's own template"
+    elif not whole.startswith(prompt):
+        yield "the chat template writes a conversation otherwise than the prompt that sampling uses; use the family's own template"
+    elif "a question" not in prompt:
+        yield "the chat template leaves the question out; use the family's own template"
+
+
+def _check_source(rows: _Rows, vlm: Vlm | None, apart: Barred | None, checked: Checked, progress: Progress) -> None:
+    name, limit = rows.name, rows.limit
+    before, usable, pairable = len(checked.findings) + len(checked.left_out), 0, False
+    progress.start(f"check {name}", min(getattr(rows.source, "count", 0) or limit or 0, limit or 10**12), "questions")
+    for item in rows_of(rows.source, rows.base, rows.images):
+        if isinstance(item, Skipped):
+            if item.reason == DUPLICATE:
+                checked.notes[f"{name}: duplicate rows"] += 1
+            else:
+                checked.add(item.where, item.reason)
+            continue
+        problems = question_problems(rows.recipe, item.question, vlm, evaluated=bool(rows.evaluated))
+        if apart is not None and not rows.evaluated and not problems and (reason := apart.reason(item.question)):
+            checked.left_out.append(Finding(where=item.where, problem=reason))
+            continue
+        for problem in problems:
+            checked.add(item.where, problem)
+        if apart is not None and rows.evaluated:
+            apart.add(rows.evaluated, item.question)
+        usable += 1
+        pairable = pairable or _can_pair(rows.recipe, item.question)
+        progress.advance(1)
+        if usable == limit:
+            break
+    progress.finish()
+    checked.counts[f"{name}: questions"] = usable
+    if usable and not pairable and not rows.evaluated:
+        checked.add(name, NO_PAIR)
+    if not usable:
+        checked.add(name, "no row is usable" if len(checked.findings) + len(checked.left_out) > before else "the source holds no rows")
+
+
+def _can_pair(recipe: Recipe, question: Question) -> bool:
+    """Whether the settings let answers to this question become a pair at all."""
+    if question.answer is None:
+        return recipe.pairs.dropout_ntp
+    return recipe.pairs.correctness and (recipe.sample.n > 1 or (recipe.pairs.rationales and bool(question.rationale)))
+
+
+def question_problems(recipe: Recipe, question: Question, vlm: Vlm | None, evaluated: bool) -> list[str]:
+    """Everything wrong with one question: broken images, control tokens, image tokens, length, a missing answer."""
+    broken = [problem for image in question.images if (problem := probe(Path(image.path), recipe.image))]
+    if evaluated and question.answer is None:
+        broken.append(NO_ANSWER)
+    if broken or vlm is None:
+        return broken
+    from mixpo.vlm.prompt import context_limit, encode
+
+    prompt = prompt_for(recipe, question, "cot")
+    try:
+        tokens = len(encode(vlm, prompt, [open_image(image, recipe.image) for image in question.images]))
+    except MixpoError as error:
+        return [str(error)]
+    new = recipe.evaluate.max_new_tokens if evaluated else recipe.sample.max_new_tokens
+    if tokens + new > context_limit(vlm):
+        return [f"over-long: a prompt of {tokens} tokens and {new} new ones do not fit into the model's {context_limit(vlm)}; shorten it"]
+    if not evaluated and tokens >= recipe.train.max_length:
+        return [
+            f"over-long: a prompt of {tokens} tokens leaves no room for an answer in train.max_length = {recipe.train.max_length}; raise it"
+        ]
+    return []

@@ -1,0 +1,199 @@
+"""Two evaluations side by side: a paired test on the same questions, and a refusal where they were not made in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from mixpo.errors import EvaluateError
+from mixpo.evaluate import Comparison, compare, score
+from mixpo.evaluate.benchmarks import BENCHMARKS
+from mixpo.evaluate.benchmarks.figures import FigureDifference
+from mixpo.evaluate.benchmarks.figures import differences as figure_differences
+from mixpo.evaluate.grading import marked
+from mixpo.evaluate.resample import unit_of
+from mixpo.evaluate.score import UNREADABLE, comparable
+from mixpo.plural import amount
+from mixpo.records import Prediction
+from mixpo.report.benchmarks import difference_cells, value_cell
+from mixpo.report.words import MODES, accuracy, model_name, p_cell, points
+from mixpo.run import Manifest, Run, Stage, changed_settings
+from mixpo.stages.answer import source_name
+from mixpo.stages.models import SERVED
+from mixpo.types import Question
+
+OWN = ("model", "seed", "data", "questions")
+"""What may differ: the model is what is compared, and greedy answers do not use the seed. The data are compared question by question,
+because their digest also tells how they lie in files."""
+COLUMNS = ("set", "answers", "A", "accuracy", "B", "accuracy", "points", "95 % interval", "p", "only A right", "only B right", "n")
+
+
+def compare_evaluations(first: Path, second: Path, anyway: bool = False) -> list[dict[str, Any]]:
+    """One comparison for each set and mode that both have. `first` and `second`: run directories or single evaluations in them.
+
+    Of two runs the main model of each is taken, the last that was evaluated. Where no question counts on both sides, because the judge
+    could not be read, `problem` says so and the comparison's figures are None. Raises EvaluateError when there is nothing to compare,
+    or when anything but the model differs and `anyway` is False.
+    """
+    left, right = dict(_evaluations(first)), dict(_evaluations(second))
+    alone = len(left) == len(right) == 1 and _is_evaluation(first) and _is_evaluation(second)
+    pairs = [(next(iter(left)), next(iter(right)))] if alone else [(key, key) for key in left if key in right]
+    if not pairs:
+        names = "; ".join(
+            f"{path} has {', '.join('/'.join(key) for key in found) or 'none'}" for path, found in ((first, left), (second, right))
+        )
+        raise EvaluateError(f"no evaluation of the same set and mode is in both: {names}")
+    return [_compared(a, left[a], right[b], anyway) for a, b in pairs]
+
+
+def _is_evaluation(path: Path) -> bool:
+    return (path / "manifest.json").is_file()
+
+
+def _evaluations(path: Path) -> Iterator[tuple[tuple[str, str], Stage]]:
+    """The finished evaluations of a run by (set, mode), those of its last model; or the one that `path` is."""
+    path = path.absolute()
+    if _is_evaluation(path):
+        if len(path.parts) < 5 or path.parts[-4] != "evaluate":
+            raise EvaluateError(f"{path}: not an evaluation; give RUN/evaluate/SET/MODEL/MODE, or a run directory")
+        yield (path.parts[-3], path.name), Run(path.parents[3]).stage("/".join(path.parts[-4:]))
+        return
+    root = path / "evaluate"
+    if not root.is_dir():
+        raise EvaluateError(f"{path}: holds no evaluations; give a run directory in which `mixpo evaluate` has run")
+    for folder in sorted(root.glob("*")):
+        stages = [Run(path).stage(found.parent.relative_to(path).as_posix()) for found in sorted(folder.glob("*/*/manifest.json"))]
+        finished = [(stage, stage.manifest) for stage in stages if stage.manifest and stage.manifest.finished]
+        for mode in dict.fromkeys(stage.name.rpartition("/")[2] for stage, _ in finished):
+            # The main model is evaluated last; a run that trained nothing has the start model only.
+            last = max((item for item in finished if item[0].name.endswith(f"/{mode}")), key=lambda item: (_rank(*item), item[1].started))
+            yield (folder.name, mode), last[0]
+
+
+def _rank(stage: Stage, manifest: Manifest) -> int:
+    """Models of the run before those that a server lent."""
+    return -1 if str(manifest.settings.get("model", "")).startswith(SERVED) else int(stage.name.split("/")[2] != "start")
+
+
+def _compared(key: tuple[str, str], left: Stage, right: Stage, anyway: bool) -> dict[str, Any]:
+    differences = differing(_manifest(left), _manifest(right))
+    a, b = list(left.read_all(Prediction)), list(right.read_all(Prediction))
+    if key[1] == "sampled":
+        a, b = [row for row in a if row.index == 0], [row for row in b if row.index == 0]
+    differences += _other_questions({row.question for row in a}, {row.question for row in b})
+    if differences and not anyway:
+        raise EvaluateError(
+            f"{left.folder} and {right.folder} were not made in the same way: {'; '.join(differences)}; "
+            "evaluate both alike, or compare them all the same with --anyway"
+        )
+    if anyway:
+        shared = {row.question for row in a} & {row.question for row in b}
+        a, b = [row for row in a if row.question in shared], [row for row in b if row.question in shared]
+        if not shared:
+            raise EvaluateError(f"{left.folder} and {right.folder} have no question in common")
+    known = [_questions(stage) for stage in (left, right)]
+    units = {question.id: unit_of(question) for questions in known for question in questions.values()}
+    sides = {
+        side: asdict(score(rows, units)) | {"model": stage.name.split("/")[2], "name": name}
+        for side, rows, stage, name in zip("ab", (a, b), (left, right), _names(left, right), strict=True)
+    }
+    for side in sides.values():
+        del side["domains"]
+    sure = comparable(a, b)
+    return {
+        "set": key[0],
+        "mode": key[1],
+        **sides,
+        **(asdict(compare(a, b, units)) if sure else dict.fromkeys(field.name for field in fields(Comparison)) | {"n": 0}),
+        "problem": "" if sure else UNREADABLE,
+        "figures": [asdict(found) for found in figures_of((left, right), (a, b), known)],
+        "differences": differences,
+        "notes": [_missing(side) for side in sides.values() if side["failed"]],
+    }
+
+
+def _names(left: Stage, right: Stage) -> list[str]:
+    """What tells the two sides apart: the models' names, with those of their runs where they are the same."""
+    runs, models = zip(*((stage.folder.parents[3], stage.name.split("/")[2]) for stage in (left, right)), strict=True)
+    if models[0] != models[1] or runs[0] == runs[1]:
+        return list(models)
+    same = runs[0].name == runs[1].name
+    return [f"{run if same else run.name}/{model}" for run, model in zip(runs, models, strict=True)]
+
+
+def _questions(stage: Stage) -> dict[str, Question]:
+    """The questions of an evaluation's set by id; none where the run no longer has them."""
+    source = Run(stage.folder.parents[3]).stage(source_name(stage.name.split("/")[1]))
+    return {question.id: question for question in source.read_all(Question)} if source.manifest is not None else {}
+
+
+def _missing(side: Mapping[str, Any]) -> str:
+    never = f"{side['failed']} of {amount(side['n'], 'answer')} of {side['name']} never came"
+    how = "nowhere" if side["excluded"] > side["unread"] else "as not correct"
+    counts = "counts" if side["failed"] == 1 else "count"
+    return f"{never} and {counts} {how}; `mixpo retry` asks again"
+
+
+def _other_questions(a: set[str], b: set[str]) -> list[str]:
+    """In words how many questions only one side was asked. A question is known by its content: text, images, answer and choices."""
+    return [f"questions: {len(a - b)} are only in the first, {len(b - a)} only in the second"] if a != b else []
+
+
+def figures_of(
+    stages: Sequence[Stage], answers: Sequence[Sequence[Prediction]], known: Sequence[Mapping[str, Question]]
+) -> list[FigureDifference]:
+    """The published figures of a benchmark for the answers of both; none for other sets, and where questions are missing."""
+    names = {_manifest(stage).settings.get("benchmark") for stage in stages}
+    if len(names) != 1 or (name := names.pop()) is None or stages[0].name.endswith("/sampled"):
+        return []
+    if any(questions.keys() != {row.question for row in rows} for rows, questions in zip(answers, known, strict=True)):
+        return []  # figures over a part of a benchmark would not be its figures
+    a, b = ([marked(row, questions[row.question]) for row in rows] for rows, questions in zip(answers, known, strict=True))
+    return figure_differences(BENCHMARKS[name], a, b)
+
+
+def _manifest(stage: Stage) -> Manifest:
+    manifest = stage.manifest
+    if manifest is None or not manifest.finished:
+        raise EvaluateError(f"{stage.folder}: this evaluation has not finished; run it first")
+    return manifest
+
+
+def differing(left: Manifest, right: Manifest) -> list[str]:
+    """What differs between two evaluations besides their models, in words."""
+    a, b = ({key: value for key, value in one.settings.items() if key not in OWN} for one in (left, right))
+    return changed_settings(a, b)
+
+
+FIGURE_COLUMNS = ("set", "answers", "figure", "A", "of A", "B", "of B", "B minus A", "95 % interval", "p", "n")
+
+
+def figure_cells(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Rows of text for FIGURE_COLUMNS."""
+    rows = []
+    for row in found:
+        for figure in row["figures"]:
+            sides = [cell for side in ("a", "b") for cell in (model_name(row[side]["name"]), value_cell(figure[side], figure["unit"]))]
+            rows.append((*_named(row), figure["name"], *sides, *difference_cells(figure)))
+    return rows
+
+
+def _named(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Set and kind of answers, as the other tables call them."""
+    return row["set"], MODES.get(row["mode"], row["mode"])
+
+
+def _test_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    interval = f"{points(row['low'])} to {points(row['high'])}"
+    return points(row["difference"]), interval, p_cell(row["p"]), *(f"{row[name]:,}" for name in ("only_a", "only_b", "n"))
+
+
+def cells(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Rows of text for COLUMNS."""
+    rows = []
+    for row in found:
+        sides = [cell for side in (row["a"], row["b"]) for cell in (model_name(side["name"]), accuracy(side))]
+        rows.append((*_named(row), *sides, *(("none", "", "", "", "", "0") if row["problem"] else _test_cells(row))))
+    return rows

@@ -1,0 +1,300 @@
+"""What each stage of a run would do, with an estimate of requests, tokens, time and disk. Makes nothing; no model is loaded.
+
+Counts are exact where they follow from the recipe and the questions. The rest are estimates: figures of stages that have run
+in this directory where there are any (a small run measures a large one), otherwise the constants below; each line says which.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from mixpo.pipeline import Sources, build_plan
+from mixpo.plural import amount
+from mixpo.recipe import EvaluationSource
+from mixpo.run import Run
+from mixpo.sources.decontaminate import open_barred
+from mixpo.stages.answer import source_name
+from mixpo.stages.job import Context, Planned
+from mixpo.stages.source import NOTHING, Index, blocks_of, index_of
+from mixpo.types import Skipped
+from mixpo.vlm.folder import find
+
+PROMPT_TOKENS = 400
+"""Tokens of a question with its picture and instruction, where none was measured."""
+ANSWER_SHARE = 0.5
+"""Length of an answer as a share of max_new_tokens, where none was measured."""
+MULTIPLY_ADDS = 2e10
+"""Floating-point operations each second that two CPU cores reach in practice; a GPU reaches some hundred times that."""
+READ_FASTER = 5
+"""So many times faster than it writes tokens a model reads them; training reads forward once and backward for twice the work."""
+VERDICT_SECONDS = 5e-4
+PAIRS_SHARE = 0.5
+"""Share of questions that give pairs, where none was measured."""
+ASSUMED = "assumed: 2 CPU cores"
+TOKEN_BYTES = 9
+"""Bytes of one sampled token on disk: its text, id and log-prob, compressed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """One stage. todo of total units would be made; basis: where tokens, seconds and bytes are from.
+
+    requests: prompts that an engine or a judge gets, on a server as many as its answers take. seconds: on one device.
+    """
+
+    stage: str
+    todo: int
+    total: int
+    unit: str
+    why: str
+    requests: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    bytes: int = 0
+    basis: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assumed:
+    """What the user says instead of what was measured. questions: of the source, all of them still to do.
+
+    rate, train_rate: tokens each second of one device, written while sampling and read in training.
+    """
+
+    questions: int | None = None
+    rate: float | None = None
+    train_rate: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """What the estimates are made with.
+
+    answer: tokens of one answer. generated: tokens each second while sampling. trained: tokens each second forward and backward.
+    pairs: preference pairs of one round, of `groups` questions with at most `each` answers, whose prompt is computed once. given: what
+    the user says. per_request: answers that one request to a server gives; 0 where the engine gives all.
+    """
+
+    answer: float
+    generated: float
+    trained: float
+    parameters: float
+    model_bytes: int
+    pairs: float
+    groups: float
+    each: int
+    per_request: int
+    basis: str
+    given: Assumed
+
+    @property
+    def round_tokens(self) -> float:
+        """Tokens that one pass over the pairs of a round reads."""
+        return self.groups * PROMPT_TOKENS + min(2 * self.pairs, self.groups * self.each) * self.answer
+
+
+def dry_run(context: Context, assumed: Assumed | None = None) -> list[Estimate]:
+    """One estimate for each stage, in order."""
+    assumed = assumed or Assumed()
+    left_out: dict[str, list[Skipped]] = {}
+    sources = _sources(context, left_out)
+    plan = build_plan(context, sources)
+    rates = _rates(context, sources, assumed)
+    rows = [
+        Estimate(stage=name, todo=index.questions, total=index.questions, unit="questions", why=_read(left_out[name]), basis="exact count")
+        for name, index in (("source", sources.train), *((source_name(n), i) for n, i in sources.sets.items()))
+        if name in left_out
+    ]
+    scale = 1.0 if assumed.questions is None else assumed.questions / max(1, sources.train.questions)
+    return [*rows, *(_estimate(context, planned, rates, sources.train, scale) for planned in plan.planned.values())]
+
+
+def _read(left_out: Sequence[Skipped]) -> str:
+    return "read at every start" + (f"; {amount(len(left_out), 'row')} left out, `mixpo check` lists them" if left_out else "")
+
+
+def _sources(context: Context, left_out: dict[str, list[Skipped]]) -> Sources:
+    """The questions as the next run would read them, with copies of images in a folder that goes away. Fills in what is left out."""
+    with TemporaryDirectory(prefix="mixpo-dry-") as folder:
+        elsewhere = replace(context, run=Run(Path(folder)))
+        kept = context.run.looks if context.run.looks.exists() else None
+        apart = open_barred(context.recipe.evaluate, kept)
+        if apart is not None and apart.looks is not None and kept is None:
+            context.progress.say('decoding every image, because evaluate.decontaminate = "similar" asks what it looks like')
+
+        def held_out(name: str, source: EvaluationSource) -> Index:
+            blocks = blocks_of(elsewhere, source, left_out.setdefault(source_name(name), []), evaluated=True)
+            return index_of(blocks if apart is None else apart.watch(name, blocks))
+
+        sets = {s.name: held_out(s.name, s.source) for s in context.recipe.evaluate.sets}
+        source = context.recipe.source
+        train = index_of(blocks_of(elsewhere, source, left_out.setdefault("source", []), apart=apart)) if source is not None else NOTHING
+        return Sources(train=train, sets=sets)
+
+
+def _rates(context: Context, sources: Sources, assumed: Assumed) -> Rates:
+    recipe = context.recipe
+    weights = sum(path.stat().st_size for path in find(recipe.model, context.base).glob("*.safetensors"))
+    parameters = weights / (4 if recipe.model.dtype == "float32" else 2)
+    sampled, paired = context.run.stage("round-1/sample").manifest, _counts(context, "pair")
+    generated, basis = MULTIPLY_ADDS / (2 * max(parameters, 1)), ASSUMED
+    answer = recipe.sample.max_new_tokens * ANSWER_SHARE
+    if sampled is not None and sampled.counts.get("tokens") and sampled.seconds:
+        generated, basis = sampled.counts["tokens"] / sampled.seconds, "measured in this run"
+        answer = sampled.counts["tokens"] / sampled.counts["answers"]
+    if assumed.rate is not None:
+        generated, basis = assumed.rate, "--rate"
+    questions = assumed.questions or sources.train.questions
+    groups = questions * PAIRS_SHARE
+    pairs = groups * min(recipe.pairs.max_per_question, (recipe.sample.n / 2) ** 2)
+    if paired.get("pairs"):
+        pairs, groups = (paired[name] / paired["questions"] * questions for name in ("pairs", "with_pairs"))
+    served = (sampled.facts.get("server") or {}).get("n", recipe.sample.n) if sampled is not None else recipe.sample.n
+    return Rates(
+        answer=answer, generated=generated, trained=assumed.train_rate or generated * READ_FASTER / 3, parameters=parameters,
+        model_bytes=weights, pairs=pairs, groups=groups, each=recipe.sample.n, basis=basis, given=assumed,
+        per_request=served if recipe.sample.engine == "openai" else 0,
+    )  # fmt: skip
+
+
+def _counts(context: Context, kind: str) -> dict[str, int]:
+    """What a stage of the first round counted, if it has run."""
+    manifest = context.run.stage(f"round-1/{kind}").manifest
+    return {} if manifest is None else manifest.counts
+
+
+def _estimate(context: Context, planned: Planned, rates: Rates, index: Index, scale: float) -> Estimate:
+    """scale: by how much the source will be larger than what was read; other than 1, nothing of it counts as done."""
+    job, work, total = planned.job, planned.work(), sum(planned.job.sizes)
+    missing = set(work.missing)
+    todo = sum(size for shard, size in zip(work.shards, job.sizes, strict=True) if shard in missing)
+    if rates.given.questions is not None:
+        grows = job.name.startswith("round-") and job.unit == "questions"
+        todo = total = round(total * scale) if grows else total
+    estimate = Estimate(
+        stage=job.name,
+        todo=todo,
+        total=total,
+        unit=job.unit,
+        why="; ".join(work.reasons) if missing else "done",
+        basis=_basis(job.kind, rates),
+    )
+    if not todo:
+        return replace(estimate, basis="")
+    estimate = _ESTIMATES.get(job.kind, _instant)(context, estimate, rates, index, todo / max(1, sum(job.sizes)))
+    if judge := job.settings.get("judge"):
+        return replace(estimate, requests=todo, basis=f"asked of judge {judge['model']}")
+    return _as_measured(context, planned, estimate, rates)
+
+
+def _basis(kind: str, rates: Rates) -> str:
+    """Where the figures of a stage that has not run here are from."""
+    if kind in _WRITING or rates.basis == ASSUMED:
+        return rates.basis
+    return "assumed from the rate of sampling" if kind in ("reference", "train") else "assumed"
+
+
+def _as_measured(context: Context, planned: Planned, estimate: Estimate, rates: Rates) -> Estimate:
+    """With the time and disk of each unit of a stage that has run here, unless the user gives a rate for it."""
+    job, last = planned.job, planned.stage.manifest
+    training = job.kind in ("train", "reference")
+    given = rates.given.train_rate if training else rates.given.rate if job.kind in _WRITING else None
+    if given is not None:
+        return replace(estimate, basis="--train-rate" if training else "--rate")
+    done = 0 if last is None or not last.finished else last.counts.get("tokens" if job.kind == "train" else "questions", 0)
+    if job.kind == "reference":  # which counts only questions with pairs
+        done = _counts(context, "pair").get("questions", 0) if done else 0
+    if last is None or not done:
+        return estimate
+    if job.kind == "train":
+        # Its work grows with the pairs, and a group's tokens are known only once it is made.
+        grown = rates.pairs / max(1, _counts(context, "pair").get("pairs", 0))
+        return replace(estimate, tokens=int(done * grown), seconds=last.seconds * grown, basis="measured in this run")
+    size = sum(path.stat().st_size for shard in last.shards if (path := planned.stage.path(shard)).exists())
+    return replace(
+        estimate,
+        tokens=int(last.counts.get("tokens", 0) / done * estimate.todo),
+        seconds=last.seconds / done * estimate.todo,
+        bytes=int(size / done * estimate.todo),
+        basis="measured in this run",
+    )
+
+
+def _instant(context: Context, estimate: Estimate, rates: Rates, index: Index, share: float) -> Estimate:
+    return replace(estimate, seconds=estimate.todo * 1e-3, bytes=estimate.todo * 500)
+
+
+def _sample(context: Context, estimate: Estimate, rates: Rates, index: Index, share: float) -> Estimate:
+    table = context.recipe.sample
+    requests = math.ceil(table.n / rates.per_request) if rates.per_request else 1
+    return _generated(replace(estimate, requests=estimate.todo * requests), rates, int(estimate.todo * table.n * rates.answer))
+
+
+def _continue(context: Context, estimate: Estimate, rates: Rates, index: Index, share: float) -> Estimate:
+    table = context.recipe.pairs
+    answers = sum(index.open) * share * min(table.max_dropout_per_question, context.recipe.sample.n) * table.dropout_ntp
+    # A server is asked for each continuation by itself.
+    asked = replace(estimate, requests=int(answers if rates.per_request else sum(index.open) * share * table.dropout_ntp))
+    return _generated(asked, rates, int(answers * rates.answer * (1 - table.dropout_ratio)))
+
+
+def _answer(context: Context, estimate: Estimate, rates: Rates, index: Index, share: float) -> Estimate:
+    count = context.recipe.evaluate.samples if estimate.stage.endswith("/sampled") else 1
+    longest = 8 if estimate.stage.endswith("/direct") else rates.answer
+    return _generated(replace(estimate, requests=estimate.todo), rates, int(estimate.todo * count * longest))
+
+
+def _generated(estimate: Estimate, rates: Rates, tokens: int) -> Estimate:
+    return replace(estimate, tokens=tokens, seconds=tokens / rates.generated, bytes=tokens * TOKEN_BYTES)
+
+
+def _verify(context: Context, estimate: Estimate, rates: Rates, index: Index, share: float) -> Estimate:
+    answers = (estimate.todo - sum(index.open) * share) * context.recipe.sample.n
+    return replace(estimate, seconds=answers * VERDICT_SECONDS, bytes=int(answers * 20))
+
+
+def _reference(context: Context, estimate: Estimate, rates: Rates, index: Index, share: float) -> Estimate:
+    if context.recipe.train.reference == "online":
+        return _instant(context, estimate, rates, index, share)
+    tokens = int(rates.round_tokens * min(share, 1))
+    return replace(estimate, tokens=tokens, seconds=tokens / (3 * rates.trained), bytes=int(rates.pairs * 2 * rates.answer * 2))
+
+
+def _train(context: Context, estimate: Estimate, rates: Rates, index: Index, share: float) -> Estimate:
+    tokens = int(rates.round_tokens) * context.recipe.train.epochs
+    # Weights, and a checkpoint with weights and two optimizer moments in float32 while it trains.
+    size = rates.model_bytes + int(rates.parameters * 12)
+    passes = 4 if context.recipe.train.reference == "online" else 3
+    return replace(estimate, tokens=tokens, seconds=tokens * passes / (3 * rates.trained), bytes=size)
+
+
+_WRITING = ("sample", "continue", "answer")
+"""Kinds of stages that write tokens."""
+
+_ESTIMATES = {
+    "sample": _sample,
+    "continue": _continue,
+    "verify": _verify,
+    "reference": _reference,
+    "train": _train,
+    "answer": _answer,
+}
+
+
+def totals(rows: list[Estimate]) -> Estimate:
+    """The sum of all stages."""
+    return Estimate(
+        stage="all",
+        todo=0,
+        total=0,
+        unit="",
+        why="",
+        requests=sum(row.requests for row in rows),
+        tokens=sum(row.tokens for row in rows),
+        seconds=sum(row.seconds for row in rows),
+        bytes=sum(row.bytes for row in rows),
+    )

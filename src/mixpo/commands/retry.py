@@ -1,0 +1,113 @@
+"""Ask again only what failed in a run: questions that a model did not answer, and answers whose judge could not be read.
+
+What follows from them is then stale, and `mixpo run` does it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mixpo.errors import EngineError, ModelError, UnfinishedError
+from mixpo.evaluate.grading import UNREAD
+from mixpo.pipeline import blocked_by, build_plan, known_sources, read_sources, run_stage
+from mixpo.plural import amount
+from mixpo.records import Prediction, read_column
+from mixpo.stages.attempts import raise_attempts
+from mixpo.stages.job import Context, Plan, Planned
+
+ASKING = ("sample", "continue", "answer", "evaluate")
+"""Kinds of stages that ask a model or a judge."""
+SHOWN, NAMED = 5, 3
+"""Reasons that are said for a stage, and questions that are named for each."""
+
+Failures = dict[int, list[tuple[str, str]]]
+"""By the number of a shard, the questions of it that failed, each with its reason."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retried:
+    """How many questions were asked again, by stage, and how many of them failed once more."""
+
+    stage: str
+    asked: int
+    failed: int
+
+
+def retry(context: Context) -> list[Retried]:
+    """Ask the failed questions of every stage of sampling and evaluation again, and the judge where its reply could not be read.
+
+    Why they had failed is said before.
+
+    A round's continuations, which follow from its answers, are made with them. Raises EngineError, for answers of the evaluation
+    UnfinishedError, when a larger share than `max_error_rate` still fails; the answers that came are kept all the same, and the other
+    stages are asked too.
+    """
+    with context.run.lock():
+        plan = build_plan(context, read_sources(context))
+        if context.models.gone:
+            raise ModelError(context.models.gone)
+        before = {name: found for name, planned in plan.planned.items() if (found := _failed(planned))}
+        for name, failed in before.items():
+            context.progress.say(_said(name, failed))
+            stage, names = context.run.stage(name), plan.planned[name].names()
+            # Where a shard is missing its attempt is on record already, and a kill came before it was made.
+            raise_attempts(stage, [number for number in failed if stage.path(names[number]).exists()])
+    done, error = [], None
+    for name, failed in before.items():
+        plan = _plan(context)
+        if blocker := blocked_by(plan, plan.planned[name]):
+            context.progress.say(f"{name}: not asked again, {blocker}; `mixpo run` does both")
+            continue
+        try:
+            run_stage(context, ASKING, names=(name, name.removesuffix("/sample") + "/continue"))
+        except (EngineError, UnfinishedError) as raised:
+            error = error or raised
+        done.append(Retried(stage=name, asked=_count(failed), failed=_count(_failed(_plan(context).planned[name]))))
+    if error is not None:
+        raise error
+    return done
+
+
+def _plan(context: Context) -> Plan:
+    return build_plan(context, known_sources(context.run, context.recipe))
+
+
+def _failed(planned: Planned) -> Failures:
+    """What failed in a stage. Reads no answers."""
+    found: Failures = {}
+    attempts = planned.job.attempts
+    for number, shard in enumerate(planned.names() if attempts is not None else ()):
+        path = planned.stage.path(shard)
+        if attempts is not None and not path.exists() and (earlier := attempts.before(number)):
+            path = planned.stage.path(earlier)
+        if path.exists() and any(reasons := _reasons(planned.job.row, path)):
+            questions = read_column(path, planned.job.row, "question")
+            found[number] = [(question, reason) for question, reason in zip(questions, reasons, strict=True) if reason]
+    return found
+
+
+def _reasons(row: type, path: Path) -> list[str]:
+    """Why each row of a shard failed; "" for those that did not."""
+    if row is Prediction:
+        return [UNREAD if unread else "" for unread in read_column(path, row, "unread")]
+    return read_column(path, row, "error")
+
+
+def _count(failed: Failures) -> int:
+    return sum(map(len, failed.values()))
+
+
+def _said(name: str, failed: Failures) -> str:
+    """What failed and why, in one line: the most frequent reasons, with some of the questions."""
+    by_reason: dict[str, list[str]] = {}
+    for question, reason in (failure for failures in failed.values() for failure in failures):
+        by_reason.setdefault(reason, []).append(question)
+    most = sorted(by_reason.items(), key=lambda item: -len(item[1]))
+    shown = [f"{len(questions):,} x {reason} ({_named(questions)})" for reason, questions in most[:SHOWN]]
+    rest = [f"{amount(len(most) - SHOWN, 'other reason')}"] if len(most) > SHOWN else []
+    return f"{name}: {amount(_count(failed), 'question')} had failed: {'; '.join([*shown, *rest])}"
+
+
+def _named(questions: Sequence[str]) -> str:
+    return ", ".join(questions[:NAMED]) + (", ..." if len(questions) > NAMED else "")

@@ -1,0 +1,65 @@
+"""How far a run is, from its directory alone: nothing is made, no source is read again, no model is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mixpo.pipeline import build_plan, known_sources
+from mixpo.run import Manifest, Run
+from mixpo.stages.answer import source_name
+from mixpo.stages.job import Context, Planned
+from mixpo.stages.train import published
+
+
+def status(context: Context) -> list[dict[str, Any]]:
+    """One row for each stage, in order: stage, state, done, total, why, counts, seconds.
+
+    state: "done", "part" (some shards are there), "stale" (made before from something else) or "to do". The questions are
+    those of the last time that the sources were read.
+    """
+    sources = known_sources(context.run, context.recipe)
+    own = ("source",) if context.recipe.source else ()
+    rows = [_source_row(context.run, name) for name in (*own, *(source_name(name) for name in sources.sets))]
+    return [*rows, *(_row(planned) for planned in build_plan(context, sources).planned.values())]
+
+
+def models(context: Context) -> dict[str, str]:
+    """Where the trained models of a run are, by name; those that its recipe asks for and that are finished."""
+    plan = build_plan(context, known_sources(context.run, context.recipe))
+    return {name: str(link) for name, link in published(context, plan).items()}
+
+
+def _source_row(run: Run, name: str) -> dict[str, Any]:
+    stage = run.stage(name)
+    manifest = stage.manifest
+    total = len(manifest.shards) if manifest else 0
+    done = sum(stage.path(shard).exists() for shard in manifest.shards) if manifest else 0
+    return {
+        "stage": name,
+        "state": "done" if manifest and manifest.finished and done == total else "to do",
+        "done": done,
+        "total": total,
+        "why": [] if manifest else ["not read yet"],
+        "counts": manifest.counts if manifest else {},
+        "seconds": manifest.seconds if manifest else 0.0,
+    }
+
+
+def _row(planned: Planned) -> dict[str, Any]:
+    work, manifest = planned.work(), planned.stage.manifest
+    done = len(work.shards) - len(work.missing)
+    return {
+        "stage": planned.job.name,
+        "state": "done" if planned.finished() and work.shards else _unfinished(manifest, done),
+        "done": done,
+        "total": len(work.shards),
+        "why": list(work.reasons),
+        "counts": manifest.counts if manifest and not work.missing else {},
+        "seconds": manifest.seconds if manifest else 0.0,
+    }
+
+
+def _unfinished(manifest: Manifest | None, done: int) -> str:
+    if done:
+        return "part"
+    return "stale" if manifest is not None and manifest.finished else "to do"

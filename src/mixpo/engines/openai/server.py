@@ -1,0 +1,91 @@
+"""Starts a server for the length of a run: a list of arguments without a shell, on a free port of this machine, its output in a file."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from mixpo.engines.openai import server_guard
+from mixpo.errors import EngineError
+from mixpo.recipe import ServerTable
+
+HOST = "127.0.0.1"
+LOG_LINES = 5
+"""Lines of a server's output that an error shows."""
+
+TRANSFORMERS = [sys.executable, "-m", "transformers.cli.transformers", "serve", "{model}", "--host", "{host}", "--port", "{port}"]
+"""What `serve = "transformers"` starts."""
+
+
+class Started:
+    """A server of this run. url: where it answers. It ends with `close` or with this process, however that ends."""
+
+    def __init__(self, command: list[str], url: str, log: Path) -> None:
+        self.url, self.log = url, log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, server_guard.__file__, str(os.getpid()), *command],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def check(self) -> None:
+        """Raise EngineError when the server has ended."""
+        status = self._process.poll()
+        if status is not None:
+            raise EngineError(f"the server ended with status {status}; {self.says()}")
+
+    def close(self) -> None:
+        """End the server and wait until it has ended."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._process.wait()
+
+    def says(self) -> str:
+        """The end of the server's output."""
+        try:
+            lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
+        except OSError:
+            lines = []
+        return f"{self.log} says: " + (" | ".join(line.strip() for line in lines if line.strip())[-200 * LOG_LINES :] or "nothing")
+
+
+def start(table: ServerTable, model: Path, device: str, log: Path, say: Callable[[str], None]) -> Started:
+    """Start what `table` names with the model in `model`. Raises EngineError when the program cannot be found."""
+    port = free_port()
+    words = [*TRANSFORMERS, *(["--device", device] if device != "auto" else [])] if table.serve else table.start
+    values = {"{model}": str(model), "{host}": HOST, "{port}": str(port)}
+    command = [_filled(word, values) for word in words]
+    if problem := missing(command[0]):
+        raise EngineError(problem)
+    say(f"starting a server: {shlex.join(command)} (its output: {log})")
+    return Started(command, f"http://{HOST}:{port}/v1", log)
+
+
+def missing(program: str) -> str:
+    """That a program cannot be run on this machine; "" where it can."""
+    if shutil.which(program) is not None:
+        return ""
+    return f"sample.server.start: no program {program!r} can be run here; each word is one argument, and no shell reads them"
+
+
+def _filled(word: str, values: dict[str, str]) -> str:
+    for name, value in values.items():
+        word = word.replace(name, value)
+    return word
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])

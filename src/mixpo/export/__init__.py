@@ -1,0 +1,1 @@
+"""A run's pairs in the formats of other tools, and models on the Hub."""

@@ -1,0 +1,141 @@
+"""Export to MMPR, the format of the released preference data: meta.json and one JSONL for each kind of pair. Does not read it.
+
+    FOLDER/meta.json                          {name: {root, annotation, data_augment, max_dynamic_patch, repeat_time, length}}
+    FOLDER/annotations/<name>.jsonl           image, question, chosen, rejected, answer_gt, ...
+    FOLDER/images/ab/abcd...ef.png            copies of images, named by content
+
+Paths in meta.json are relative to FOLDER (training code that opens them as they are is started there); with images that stay outside
+FOLDER all paths are absolute.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from mixpo.errors import RunError
+from mixpo.export.trl import ImagePlaces, Render, rendered
+from mixpo.records import atomic, write_text
+from mixpo.types import Pair, Question
+
+MAX_DYNAMIC_PATCH = 6
+"""Tiles of one image in the paper's training."""
+
+MAX_NAME = 100
+"""Characters of a source's name that go into file names."""
+
+MAX_SOURCES = 64
+"""Sources that get data sets of their own, and so open files; the pairs of further ones go to "other_..."."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """What was written: pairs by data set name, and how many images were newly copied."""
+
+    pairs: dict[str, int]
+    images_copied: int
+
+
+def export_mmpr(
+    rows: Iterable[tuple[Question, Pair]], folder: Path, image_root: Path | None = None, render: Render | None = None
+) -> Exported:
+    """Write pairs as an MMPR collection in one pass with constant memory; meta.json comes last, so a torn export has none.
+
+    A data set is named <source>_<origin>, with `_multi` for several images, `_text` for none, `_copied` for images outside `image_root`:
+    so every file has one type of `image` (path, list, absent) and one root.
+    image_root: folder of images that stay where they are; without it all are copied to FOLDER/images.
+    render: gives the message under which the answers were sampled, as the released data holds it; without it the bare question.
+    Raises RunError when there are no pairs or something cannot be written, ImageError for a missing or changed image.
+    """
+    places = ImagePlaces(folder / "images", image_root)
+    files: dict[str, TextIO] = {}
+    roots: dict[str, Path] = {}
+    counts: Counter[str] = Counter()
+    sources: dict[str, str] = {}
+    with ExitStack() as stack:
+        for question, pair in rows:
+            images, copied = _located(question, places)
+            name = _name(sources, question, pair) + ("_copied" if copied and image_root is not None else "")
+            if name not in files:
+                temporary = stack.enter_context(atomic(folder / _annotation(name)))
+                files[name] = stack.enter_context(temporary.open("w", encoding="utf-8"))
+                roots[name] = folder if not images else folder / "images" if copied or image_root is None else image_root
+            # ASCII, as in the released files: readers open them with the encoding of their locale.
+            files[name].write(json.dumps(_row(question, pair, images, rendered(question, render))) + "\n")
+            counts[name] += 1
+        if not counts:
+            raise RunError("there are no pairs to export; `mixpo status` says how many each stage made")
+        (folder / "meta.json").unlink(missing_ok=True)
+    outside = image_root is not None and not image_root.resolve().is_relative_to(folder.resolve())
+    base = None if outside else folder.resolve()
+    meta = {name: _entry(roots[name], folder / _annotation(name), counts[name], base) for name in sorted(counts)}
+    write_text(folder / "meta.json", json.dumps(meta, indent=2) + "\n")
+    return Exported(pairs=dict(sorted(counts.items())), images_copied=places.copied)
+
+
+def _located(question: Question, places: ImagePlaces) -> tuple[tuple[str, ...], bool]:
+    """Paths of the question's images relative to their root, and whether they are copies."""
+    if not question.images:
+        return (), False
+    inside = places.under_root(question.images)
+    if inside is not None:
+        return inside, False
+    return tuple(places.copy(image) for image in question.images), True
+
+
+def _name(sources: dict[str, str], question: Question, pair: Pair) -> str:
+    """The data set of a pair; `sources` remembers the names given so far."""
+    if question.source not in sources and len(sources) < MAX_SOURCES:
+        sources[question.source] = re.sub(r"[^A-Za-z0-9-]+", "_", question.source).strip("_")[-MAX_NAME:] or "pairs"
+    shape = "_text" if not question.images else "_multi" if len(question.images) > 1 else ""
+    return f"{sources.get(question.source, 'other')}_{pair.origin}{shape}"
+
+
+def _annotation(name: str) -> str:
+    return f"annotations/{name}.jsonl"
+
+
+def _entry(root: Path, annotation: Path, length: int, base: Path | None) -> dict[str, Any]:
+    """One entry of meta.json; paths relative to `base`, absolute without one."""
+    paths = [path.resolve() if base is None else path.resolve().relative_to(base) for path in (root, annotation)]
+    return {
+        "root": paths[0].as_posix(),
+        "annotation": paths[1].as_posix(),
+        "data_augment": False,
+        "max_dynamic_patch": MAX_DYNAMIC_PATCH,
+        "repeat_time": 1,
+        "length": length,
+    }
+
+
+def _row(question: Question, pair: Pair, images: tuple[str, ...], text: str) -> dict[str, Any]:
+    """One line. `image` and `answer_gt` are absent, not null, where there is none: readers test for the key."""
+    image: dict[str, Any] = {"image": images[0] if len(images) == 1 else list(images)} if images else {}
+    answer = {"answer_gt": question.answer} if question.answer is not None else {}
+    # What the text alone would not give back; InternVL's code reads none of it.
+    more = {"answer": list(question.answers), "choices": list(question.choices), "rationale": question.rationale}
+    return {
+        "id": pair.id,
+        **image,
+        "question": text,
+        "chosen": pair.chosen,
+        "rejected": pair.rejected,
+        **answer,
+        **{name: value for name, value in more.items() if value},
+        "chosen_meta": {"index": pair.chosen_index, "answer": pair.chosen_answer, "token_ids": list(pair.chosen_ids)},
+        "rejected_meta": {
+            "index": pair.rejected_index,
+            "answer": pair.rejected_answer,
+            "token_ids": list(pair.rejected_ids),
+            "cut": pair.cut,
+        },
+        "origin": pair.origin,
+        "domain": question.domain,
+        "question_id": question.id,
+    }

@@ -1,0 +1,112 @@
+"""The whole recipe, and how a file becomes one."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from mixpo.errors import RecipeError
+from mixpo.recipe.base import Table
+from mixpo.recipe.cluster import ClusterTable
+from mixpo.recipe.data import ImageTable, ModelTable, PairsTable, PromptTable, SampleTable, VerifyTable
+from mixpo.recipe.errors import describe, did_you_mean
+from mixpo.recipe.evaluate import EvaluateTable, ReportTable
+from mixpo.recipe.sources import Source
+from mixpo.recipe.train import TrainTable
+
+
+class Recipe(Table):
+    """A whole run."""
+
+    seed: int = 0
+    """Every random choice is keyed by this seed and what it decides."""
+    shard_size: int = Field(default=64, ge=1)
+    """Questions in one record file: the unit of resume."""
+    max_error_rate: float = Field(default=0.05, ge=0, le=1)
+    """A stage in which a larger share of questions fails ends with exit status 1 (the others are kept)."""
+    source: Source | None = None
+    """What to train on. Left out, nothing is trained: the models are only evaluated."""
+    model: ModelTable = ModelTable()
+    image: ImageTable = ImageTable()
+    prompt: PromptTable = PromptTable()
+    sample: SampleTable = SampleTable()
+    verify: VerifyTable = VerifyTable()
+    pairs: PairsTable = PairsTable()
+    train: TrainTable = TrainTable()
+    evaluate: EvaluateTable = EvaluateTable()
+    report: ReportTable = ReportTable()
+    cluster: ClusterTable = ClusterTable()
+
+    @model_validator(mode="after")
+    def _has_work(self) -> Recipe:
+        if self.source is None and not self.evaluate.sets and not self.evaluate.text_tasks:
+            raise ValueError("there is nothing to do: add a table [source] with questions to train on, or [[evaluate.sets]] to evaluate on")
+        return self
+
+    @model_validator(mode="after")
+    def _can_watch(self) -> Recipe:
+        if self.train.watch is None:
+            return self
+        named = {s.name: s.source for s in self.evaluate.sets}
+        chosen = self.train.watch.set or next(iter(named), "")
+        if chosen not in named:
+            hint = did_you_mean(chosen, named) if chosen else "; add a table [[evaluate.sets]]"
+            raise ValueError(f"train.watch needs an evaluation set: there is no {chosen or 'set'!r}{hint}")
+        if self.evaluate.asks_judge(named[chosen]):
+            raise ValueError(f"train.watch: the set {chosen!r} needs a judge, too slow to be asked while training; name another")
+        return self
+
+
+def load(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read and check a recipe; `overrides` are "table.key=value" with TOML values (bare words are strings).
+
+    Raises RecipeError naming the file, line, table and key, with the nearest known key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows put a mark in front
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe") from None
+    except IsADirectoryError:
+        raise RecipeError(f"{path}: is a folder; give the recipe, a TOML file, and name a run directory with --dir") from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not UTF-8 text (byte {error.start + 1}); save the file as UTF-8") from None
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error}") from None
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path}: not valid TOML: {error}") from None
+    for override in overrides:
+        apply_override(data, override)
+    return parse(data, str(path), text, overrides)
+
+
+def parse(data: dict[str, Any], name: str, text: str = "", overrides: tuple[str, ...] = ()) -> Recipe:
+    """Check recipe data; `name`, `text` and `overrides` serve the error messages."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        # Where text or a table may stand, a wrong table is not wrong for being no text.
+        problems = [problem for problem in error.errors() if not (problem["loc"][-1:] == ("str",) and isinstance(problem["input"], dict))]
+        raise RecipeError("\n".join(describe(Recipe, name, text, overrides, problem) for problem in problems)) from None
+
+
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Set one key of recipe data from "table.key=value". Raises RecipeError when it is written otherwise."""
+    key, equals, raw = override.partition("=")
+    if not equals or not all(parts := key.strip().split(".")):
+        raise RecipeError(f"--set {override}: write it as table.key=value, for example --set train.learning_rate=1e-5")
+    try:
+        value = tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = raw
+    for part in parts[:-1]:
+        if data.get(part) is None:  # left out, or null in a resolved recipe
+            data[part] = {}
+        data = data[part]
+        if not isinstance(data, dict):
+            raise RecipeError(f"--set {override}: {part!r} is not a table")
+    data[parts[-1]] = value

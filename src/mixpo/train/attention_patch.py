@@ -1,0 +1,72 @@
+"""Making a model's text layers attend by a plan of `mixpo.train.tree_attention` instead of their own attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+from torch import Tensor
+
+from mixpo.train.tree_attention import Asked, Tree
+from mixpo.vlm.families import window_of
+
+NAME = "mixpo_tree"
+
+_IGNORED = {"position_ids", "use_cache", "cache_position", "output_attentions", "output_hidden_states", "return_dict", "is_causal"}
+_KNOWN = {"scaling", "dropout", "sliding_window", "softcap"} | _IGNORED
+
+
+def tree_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, *, tree: Tree | None = None, **options: Any
+) -> tuple[Tensor, None]:
+    """What layers call instead of their own attention: (1, H, T, D) each -> (1, T, H, D).
+
+    Raises NotImplementedError for what a layer asks that is not done here; nothing is ever ignored.
+    """
+    asked = _asked(module, options)
+    if tree is None or query.shape[0] != 1 or query.shape[2] != len(tree) or key.shape[2] != len(tree):
+        raise NotImplementedError("a forward pass that is not over one row of groups")
+    query_thd, key_thd, value_thd = (part[0].transpose(0, 1) for part in (query, key, value))
+    return tree.attend(query_thd, key_thd, value_thd, asked)[None], None
+
+
+def _asked(module: Any, options: dict[str, Any]) -> Asked:
+    """Raises NotImplementedError for an option with a meaning that is not known here."""
+    for name, value in options.items():
+        if name not in _KNOWN and value is not None:
+            raise NotImplementedError(f"attention with {name}")
+    if options.get("dropout") or options.get("is_causal") is False:
+        raise NotImplementedError("attention with dropout, or without direction")
+    window = window_of(module.config, module.layer_idx)
+    if options.get("sliding_window") != window:
+        raise NotImplementedError(f"a window of {options.get('sliding_window')} in a layer that the configuration gives {window}")
+    return Asked(window=window, scale=options.get("scaling"), cap=float(options.get("softcap") or 0.0))
+
+
+@contextmanager
+def _implementation(text: Any, name: str) -> Iterator[None]:
+    had = text._attn_implementation
+    text._attn_implementation = name
+    try:
+        yield
+    finally:
+        text._attn_implementation = had
+
+
+def growing(model: Any) -> AbstractContextManager[None]:
+    """Within it, the layers of the text model attend as in `tree_attention`; vision and everything outside stay as they are."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, tree_attention)
+    return _implementation(model.config.get_text_config(), NAME)
+
+
+def recomputing(model: Any) -> Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]:
+    """For activation checkpointing, whose second forward comes when `growing` is over: attend then as the first time."""
+    text = model.config.get_text_config()
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _implementation(text, text._attn_implementation)
+
+    return contexts

@@ -1,0 +1,132 @@
+"""Features of frozen vision, computed once for each question and kept in memory from one epoch to the next.
+
+Kept by image digests and pixel settings. What does not fit is computed again each time: with every question seen once in an epoch,
+throwing old ones out for new ones would find nothing. Families give features in different forms; those are left as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixpo.recipe import ImageTable
+from mixpo.train.batch import Batch, Layout, Piece
+from mixpo.train.collate import collate, pixels
+from mixpo.train.layout_check import FOREIGN, TOLERANCE
+from mixpo.train.logps import Scorer
+from mixpo.types import Group
+from mixpo.vlm.load import Vlm
+from mixpo.vlm.prompt import EncodedPrompt
+
+MAX_BYTES = 4 * 2**30
+"""Features that are kept, on the model's device; the first ones stay."""
+
+
+class Features:
+    """Vision features of one training. hits, misses: questions whose features were there, and were not. held: bytes."""
+
+    def __init__(
+        self, vlm: Vlm, images: ImageTable, prompt_of: Callable[[Group], EncodedPrompt], precision: torch.dtype, max_bytes: int = MAX_BYTES
+    ) -> None:
+        self.vlm = vlm
+        self.images = json.dumps(images.model_dump(mode="json"))
+        self.prompt_of = prompt_of
+        self.precision = precision
+        self.max_bytes = max_bytes
+        self.hits = self.misses = self.held = 0
+        self._kept: dict[tuple[str, ...], Any] = {}
+
+    def __str__(self) -> str:
+        return f"vision features: {self.hits:,} taken from memory, {self.misses:,} computed, {self.held / 2**20:,.0f} MiB kept"
+
+    def fill(self, batch: Batch, pieces: Sequence[Piece]) -> Batch:
+        """The batch with the features of its images, which the model then does not compute. pieces: those it was made of."""
+        found = [self._of(piece.group) for piece in pieces if piece.group.question.images]
+        if not found:
+            return batch
+        pixel_names = {name for piece in pieces for name in self.prompt_of(piece.group).features}
+        inputs = {name: value for name, value in batch.inputs.items() if name not in pixel_names}
+        return replace(batch, inputs=inputs, features=_join(found))
+
+    def _of(self, group: Group) -> Any:
+        key = (self.images, *(image.digest for image in group.question.images))
+        if key in self._kept:
+            self.hits += 1
+            return self._kept[key]
+        self.misses += 1
+        output = self._compute(group)
+        size = _bytes(output)
+        if self.held + size <= self.max_bytes:
+            self._kept[key] = output
+            self.held += size
+        return output
+
+    @torch.no_grad()
+    def _compute(self, group: Group) -> Any:
+        inputs = {name: value.to(self.vlm.device) for name, value in pixels(self.vlm, [self.prompt_of(group)]).items()}
+        with torch.autocast(self.vlm.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
+            output = self.vlm.model.base_model.get_image_features(**inputs, return_dict=True)
+        # The states of every vision layer are of no use later.
+        for name in [name for name in output if name not in ("pooler_output", "deepstack_features")]:
+            output[name] = None
+        return output
+
+
+def open_features(
+    vlm: Vlm,
+    images: ImageTable,
+    prompt_of: Callable[[Group], EncodedPrompt],
+    layout: Layout,
+    precision: torch.dtype,
+    sample: Sequence[Piece],
+) -> tuple[Features | None, str]:
+    """Features to use in this layout, and a sentence about them. None where features that were handed in would change log-probs."""
+    features = Features(vlm, images, prompt_of, precision)
+    reason = "the plain layout computes them in every row" if layout == "plain" else _problem(features, layout, sample)
+    if reason:
+        return None, f"vision features are not kept: {reason}"
+    return Features(vlm, images, prompt_of, precision), f"vision features are kept, up to {MAX_BYTES / 2**30:.0f} GiB"
+
+
+@torch.no_grad()
+def _problem(features: Features, layout: Layout, sample: Sequence[Piece]) -> str:
+    """Why features cannot be handed to this model; "" if they can."""
+    scorer = Scorer(features.vlm.model, layout, features.precision)
+    batch = collate(features.vlm, sample, features.prompt_of, layout)
+    expected = scorer(batch)
+    try:
+        found = scorer(features.fill(batch, sample))
+    except FOREIGN as error:
+        return f"handing them in fails with {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    gap = float(((found.sums - expected.sums).abs() / expected.lengths).max())
+    return "" if gap <= TOLERANCE[features.precision] else f"handing them in would change log-probs by {gap:.2g} per token"
+
+
+def _join(outputs: Sequence[Any]) -> Any:
+    """Several outputs of the vision tower as one. A tensor is joined along its tiles, a sequence holds one entry for each image."""
+    joined = copy(outputs[0])
+    joined.pooler_output = _chain([output.pooler_output for output in outputs])
+    if getattr(joined, "deepstack_features", None) is not None:
+        depths = zip(*(output.deepstack_features for output in outputs), strict=True)
+        joined.deepstack_features = [_chain(list(depth)) for depth in depths]
+    return joined
+
+
+def _chain(parts: Sequence[Any]) -> Any:
+    if isinstance(parts[0], Tensor):
+        return torch.cat(list(parts))
+    return tuple(tensor for part in parts for tensor in part)
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.nbytes
+    if isinstance(value, dict):
+        return sum(_bytes(part) for part in value.values())
+    return sum(_bytes(part) for part in value) if isinstance(value, (list, tuple)) else 0
