@@ -1,4 +1,4 @@
-"""Two other ways to attend over a row of groups, which mixpo does not use itself: to be compared with the plans of `mixpo.train.tree_attention`.
+"""Two other ways to attend over a row of groups, to compare with the plans of `mixpo.train.tree_attention`. mixpo does not use them.
 
 Branches stand in the row in depth-first order, so that a token is seen exactly by what stands between it and the end of everything that
 grows from its branch. For models that only look back, without windows and soft caps.

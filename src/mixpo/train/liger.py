@@ -1,4 +1,4 @@
-"""Kernels of Liger in place of a model's norms, rotary positions and gated layers. Its losses are not used: see `mixpo.train.token_logps`."""
+"""Liger kernels in place of norms, rotary positions and gated layers. Its losses are not used: see `mixpo.train.token_logps`."""
 
 from __future__ import annotations
 
