@@ -15,9 +15,9 @@ from mixpo.verify.judgement import Algebra, Judgement, Options
 from mixpo.verify.kinds import guess_kind
 from mixpo.verify.number import check_number, same_amounts, single_number
 from mixpo.verify.number_words import read_whole
-from mixpo.verify.plain import plain_characters
 from mixpo.verify.pool import FormulaPool
 from mixpo.verify.text import check_text
+from mixpo.verify.wrapping import plain_characters
 from mixpo.verify.yes_no import check_yes_no
 
 TOLERANCE = 1e-6

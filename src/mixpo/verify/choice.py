@@ -18,9 +18,8 @@ from mixpo.verify.kinds import guess_kind
 from mixpo.verify.latex import key, to_latex
 from mixpo.verify.number import Number, check_number, equal, is_bound, read_numbers, single_number
 from mixpo.verify.number_words import read_whole
-from mixpo.verify.plain import plain_characters
 from mixpo.verify.text import check_text, contains, normal_text
-from mixpo.verify.wrapping import unwrap
+from mixpo.verify.wrapping import plain_characters, unwrap
 from mixpo.verify.yes_no import check_yes_no
 
 LETTERS = "ABCDEFGHIJ"

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from mixpo.types import AnswerKind
 from mixpo.verify.number import read_numbers, single_number
-from mixpo.verify.plain import plain_characters
 from mixpo.verify.text import normal_text
 from mixpo.verify.units import PATTERN
+from mixpo.verify.wrapping import plain_characters
 from mixpo.verify.yes_no import read_yes_no
 
 _YES_NO = frozenset({"yes", "no", "true", "false", "是", "否", "对", "错", "正确", "错误"})

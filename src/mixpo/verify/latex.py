@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import re
 
-from mixpo.verify.plain import plain_characters
-from mixpo.verify.wrapping import closing_brace, unwrap
+from mixpo.verify.wrapping import closing_brace, plain_characters, unwrap
 
 _SIGNS = {
     "×": r"\times ", "÷": r"\div ", "·": r"\cdot ", "⋅": r"\cdot ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "±": r"\pm ",

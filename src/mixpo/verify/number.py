@@ -11,9 +11,9 @@ from decimal import Context, Decimal
 
 from mixpo.verify.judgement import Judgement, Options, decide
 from mixpo.verify.number_words import read_words
-from mixpo.verify.plain import plain_characters, plain_latex
 from mixpo.verify.text import check_text, normal_text
 from mixpo.verify.units import CURRENCY_SIGNS, PATTERN, Unit, may_convert, read_unit
+from mixpo.verify.wrapping import plain_characters, plain_latex
 
 MAX_LENGTH = 1000
 """A longer text is no numeric answer."""

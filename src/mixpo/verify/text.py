@@ -5,11 +5,9 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from mixpo.verify.dates import is_same_date
+from mixpo.verify.dates import compare_times, is_same_date, read_time
 from mixpo.verify.judgement import Judgement, Options
-from mixpo.verify.plain import plain_latex
-from mixpo.verify.times import compare_times, read_time
-from mixpo.verify.wrapping import unwrap
+from mixpo.verify.wrapping import plain_latex, unwrap
 
 _NUMBER_WORDS = {
     word: str(value) for value, word in enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])
