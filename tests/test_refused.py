@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from failures import shows
 
 from mixpo.cli import main
 from mixpo.errors import refused
@@ -35,20 +36,19 @@ def hidden(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("command", [["status"], ["export", "--to", "pairs"], ["audit"]])
 def test_a_folder_of_a_run_that_may_not_be_read(own_run: Path, hidden: None, command: list[str], capsys: Capture) -> None:
     assert main([command[0], str(own_run / "run"), *command[1:]]) == 1
-    said = capsys.readouterr().err
-    assert f"{HIDDEN}/" in said
-    assert "Permission denied; give yourself the right to it, or use another place" in said
-    assert "delete" not in said
+    path, reason, remedy = shows("system-refused", capsys.readouterr().err)
+    assert f"{HIDDEN}/" in path
+    assert (reason, remedy) == ("Permission denied", "give yourself the permission, or use another place")
 
 
 @pytest.mark.parametrize(
     ("number", "remedy"),
     [
-        (errno.EACCES, "give yourself the right to it"),
+        (errno.EACCES, "give yourself the permission, or use another place"),
         (errno.ENOSPC, "free some space"),
         (errno.EROFS, "use another place"),
-        (errno.EIO, "may be broken"),
-        (errno.EMFILE, "ulimit -n"),
+        (errno.EIO, "the disk or its connection may be broken"),
+        (errno.EMFILE, "allow more open files with `ulimit -n`"),
     ],
 )
 def test_the_remedy(number: int, remedy: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
@@ -57,9 +57,7 @@ def test_the_remedy(number: int, remedy: str, monkeypatch: pytest.MonkeyPatch, c
 
     monkeypatch.setattr("mixpo.commands.doctor.examine", fails)
     assert main(["doctor"]) == 1
-    said = capsys.readouterr().err
-    assert said.startswith(f"mixpo: /some/file: {os.strerror(number)}; ")
-    assert remedy in said
+    assert shows("system-refused", capsys.readouterr().err) == ("/some/file", os.strerror(number), remedy)
 
 
 def test_what_may_be_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

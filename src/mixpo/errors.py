@@ -21,6 +21,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 
 class MixpoError(Exception):
@@ -37,6 +38,14 @@ class MixpoError(Exception):
     ) -> None:
         super().__init__(message)
         self.code, self.path, self.line, self.key = code, path, line, key
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Ray and process pools pickle errors. The default calls the class with the message alone, which subclasses may not accept.
+        return _unpickled, (type(self), str(self)), self.__dict__
+
+
+def _unpickled(error_type: type[MixpoError], message: str) -> MixpoError:
+    return error_type.__new__(error_type, message)
 
 
 class RecipeError(MixpoError):
@@ -95,7 +104,7 @@ class UnfinishedError(MixpoError):
 _FULL = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space")
 _REMEDIES = {
     **_FULL,
-    **dict.fromkeys((errno.EACCES, errno.EPERM), "give yourself the right to it, or use another place"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "give yourself the permission, or use another place"),
     errno.EROFS: "use another place",
     errno.EIO: "the disk or its connection may be broken",
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files with `ulimit -n`"),
@@ -104,18 +113,20 @@ _REMEDIES = {
 
 
 def unwritable(path: Path, error: OSError) -> RunError:
-    """What to raise where a file of a run cannot be written: a full disk has another remedy than one that is read only."""
+    """The error to raise when a file of a run cannot be written; the remedy for a full disk differs from that for a read-only one."""
     remedy = _FULL.get(error.errno or 0, "correct that, or use another directory")
-    return RunError(f"{path}: cannot be written ({error.strerror or error}); {remedy}, and run the same command again")
+    message = f"{path}: cannot be written ({error.strerror or error}); {remedy}, and run the same command again"
+    return RunError(message, code="file-not-writable", path=path)
 
 
 def refused(error: OSError, path: Path | None = None) -> RunError | None:
-    """What to say of a file or folder that this machine refuses: no right to it, a full disk, a broken one. None for other errors.
+    """The error to raise for an OSError with a known remedy: permission denied, disk full, I/O error. None for all others.
 
-    path: of the file, where the error does not know it.
+    path: the file, where the OSError does not name it.
     """
     remedy = _REMEDIES.get(error.errno or 0)
     if remedy is None:
         return None
     where = path or error.filename or "a file"
-    return RunError(f"{where}: {os.strerror(error.errno or 0)}; {remedy}, and run the same command again")
+    message = f"{where}: {os.strerror(error.errno or 0)}; {remedy}, and run the same command again"
+    return RunError(message, code="system-refused", path=path or error.filename)

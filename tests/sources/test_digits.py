@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from failures import fails
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -98,8 +99,9 @@ def test_open_questions_have_no_answer(tmp_path: Path) -> None:
 
 
 def test_unknown_family() -> None:
-    with pytest.raises(RecipeError, match="did you mean 'product'"):
+    with fails("unknown-digits-family", RecipeError, key="source.families") as failure:
         list(puzzles("test", 0, 1, ("prodct",)))
+    assert failure.parts[0] == "'prodct', did you mean 'product'?"
 
 
 def test_the_checker_of_this_test_knows_wrong_from_right() -> None:

@@ -138,7 +138,7 @@ def export(
 
     with boundary() as terminal:
         if hub is not None and form != "datasets":
-            raise RecipeError("--push uploads what --format datasets writes; give both")
+            raise RecipeError("--push requires --format datasets", code="push-without-datasets", key="--push")
         context = replace(open_run(folder), progress=terminal.progress)
         count, left_out = write(context, to, form, number)
         show.line(f"{amount(count, 'pair')} written to {to}")

@@ -185,7 +185,8 @@ def puzzles(pool: str, seed: int, count: int, families: tuple[str, ...] = (), op
     """`count` scenes with a question each, families at random with equal shares."""
     for name in families:
         if name not in FAMILIES:
-            raise RecipeError(f"source.families: unknown family {name!r}{did_you_mean(name, FAMILIES)}; known: {', '.join(FAMILIES)}")
+            message = f"source.families: unknown family {name!r}{did_you_mean(name, FAMILIES)}; known: {', '.join(FAMILIES)}"
+            raise RecipeError(message, code="unknown-digits-family", key="source.families")
     names = families or tuple(FAMILIES)
     for number in range(count):
         rng = random.Random(f"{seed}/digits/{pool}/{number}")
