@@ -30,9 +30,9 @@ import mixpo.engines.openai.engine
 import mixpo.engines.openai.server
 import mixpo.engines.scripted
 import mixpo.engines.transformers
+import mixpo.pairs.dropout_ntp
 import mixpo.stages.train
 import mixpo.train.loop
-import mixpo.vlm.cut
 import mixpo.vlm.tokenizer_only  # noqa: F401
 from mixpo.cli import main as mixpo_main
 from mixpo.recipe import load

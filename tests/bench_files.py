@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from mixpo.evaluate.benchmarks import BENCHMARKS, Figure, facts_of, read
-from mixpo.evaluate.benchmarks.figures import table
+from mixpo.evaluate.benchmarks.metrics import table
 from mixpo.evaluate.grading import by_rule, marked
 from mixpo.recipe import BenchmarkSource
 from mixpo.types import Question, Response, Skipped

@@ -11,7 +11,7 @@ from bench_files import b64, fact, jsonl, parquet, png, questions, save_png, tsv
 
 from mixpo.errors import SourceError
 from mixpo.evaluate.benchmarks import BENCHMARKS, Figure, Marked, facts_of, llava_bench, mmhal, mmvet, prompt_of
-from mixpo.evaluate.benchmarks.figures import table
+from mixpo.evaluate.benchmarks.metrics import table
 from mixpo.types import Question
 
 

@@ -15,7 +15,7 @@ from scipy import stats
 from mixpo.errors import EvaluateError
 from mixpo.evaluate import compare, score, score_samples, wilson, yes_no
 from mixpo.evaluate.closed_form import EXACT_LIMIT, difference_interval, mcnemar
-from mixpo.evaluate.repetition import loops
+from mixpo.evaluate.score import loops
 from mixpo.evaluate.yes_no import gold_of
 from mixpo.records import Prediction, read_rows, write_rows
 from mixpo.types import Question, Response

@@ -6,9 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pair_answers import ASKED, answer_sets, judged, response, table, tables
 
-from mixpo.pairs.correctness import correctness_pairs, entails, plain
+from mixpo.pairs.correctness import correctness_pairs, diagonals, entails, plain, sample_balanced
 from mixpo.pairs.provenance import REASONS
-from mixpo.pairs.spread import diagonals, spread
 from mixpo.types import Verdict
 
 
@@ -190,14 +189,14 @@ def test_diagonals_list_everything_evenly(rows, columns):
 
 @given(st.integers(1, 8), st.integers(1, 8), st.integers(1, 40))
 def test_spread_of_everything_is_a_beginning_of_the_diagonals(rows, columns, limit):
-    assert spread(list(diagonals(rows, columns)), limit) == list(diagonals(rows, columns))[:limit]
+    assert sample_balanced(list(diagonals(rows, columns)), limit) == list(diagonals(rows, columns))[:limit]
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.floats(0, 1), st.integers(0, 99))
 def test_spread_over_a_part_uses_everything_that_can_be_used(rows, columns, share, seed):
     rng = random.Random(seed)
     edges = [edge for edge in diagonals(rows, columns) if rng.random() < share]
-    taken = spread(edges, rows + columns)
+    taken = sample_balanced(edges, rows + columns)
     assert len(taken) == len(set(taken)) == min(len(edges), rows + columns)
     assert {r for r, _ in taken} == {r for r, _ in edges}
     assert {c for _, c in taken} == {c for _, c in edges}
@@ -206,7 +205,7 @@ def test_spread_over_a_part_uses_everything_that_can_be_used(rows, columns, shar
 def test_spread_covers_everything_before_it_repeats():
     """Five columns hang on row 0 alone, beside a complete square of 2 x 2: seven edges are needed and enough."""
     edges = [(0, column) for column in range(5)] + [(row, column) for row in (1, 2) for column in (5, 6)]
-    taken = spread(edges, 7)
+    taken = sample_balanced(edges, 7)
     assert {row for row, _ in taken} == {0, 1, 2}
     assert {column for _, column in taken} == set(range(7))
 

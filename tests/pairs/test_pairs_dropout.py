@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pair_answers import OPEN, response, table
 
-from mixpo.pairs.blind import PATTERNS, blind_phrase
-from mixpo.pairs.dropout_ntp import continuation_request, dropout_pairs
+from mixpo.pairs.dropout_ntp import PATTERNS, continuation_request, dropout_pairs, missing_image_phrase
 from mixpo.pairs.provenance import REASONS
 
 
@@ -231,16 +230,16 @@ SEEING = [
 
 @pytest.mark.parametrize("text", BLIND)
 def test_blind_phrases(text):
-    assert blind_phrase(text)
+    assert missing_image_phrase(text)
 
 
 @pytest.mark.parametrize("text", SEEING)
 def test_descriptions_are_not_blind(text):
-    assert blind_phrase(text) is None
+    assert missing_image_phrase(text) is None
 
 
 def test_every_pattern_is_needed():
-    found = {blind_phrase(text) for text in BLIND}
+    found = {missing_image_phrase(text) for text in BLIND}
     assert found == set(PATTERNS)
 
 
@@ -258,5 +257,5 @@ def test_patterns_stay_fast_on_hostile_text():
         "as a large language ",
         "cannot" + " " * 50,
     ):
-        blind_phrase(piece * 3000)
+        missing_image_phrase(piece * 3000)
     assert time.process_time() - begun < 3

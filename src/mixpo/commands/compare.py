@@ -10,8 +10,8 @@ from typing import Any
 from mixpo.errors import EvaluateError
 from mixpo.evaluate import Comparison, compare, score
 from mixpo.evaluate.benchmarks import BENCHMARKS
-from mixpo.evaluate.benchmarks.figures import FigureDifference
-from mixpo.evaluate.benchmarks.figures import differences as figure_differences
+from mixpo.evaluate.benchmarks.metrics import FigureDifference
+from mixpo.evaluate.benchmarks.metrics import differences as figure_differences
 from mixpo.evaluate.grading import marked
 from mixpo.evaluate.resample import unit_of
 from mixpo.evaluate.score import UNREADABLE, comparable

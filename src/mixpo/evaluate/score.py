@@ -16,9 +16,15 @@ from types import MappingProxyType
 
 from mixpo.errors import EvaluateError
 from mixpo.evaluate.closed_form import difference_interval, mcnemar, mean_interval, wilson
-from mixpo.evaluate.repetition import loops
 from mixpo.evaluate.resample import Term, interval, paired
 from mixpo.records import Prediction
+
+LONGEST_CYCLE = 64
+"""Longest phrase, in words, that counts as a repetition."""
+TAIL = 600
+"""Only the last words are checked: a loop does not end by itself."""
+SHORTEST_LOOP = 12
+"""Fewer repeated words than this are a list or a table."""
 
 UNREADABLE = (
     "no question counts on both sides, because the judge's replies could not be read or the answers never came; "
@@ -238,3 +244,23 @@ def by_question(predictions: Iterable[Prediction]) -> dict[str, Prediction]:
     if not rows:
         raise EvaluateError("there are no predictions to score; evaluate first")
     return rows
+
+
+# --- repetition: the first symptom of a broken preference-tuned model ---------------------------------------------------
+
+
+def loops(text: str) -> bool:
+    """Whether the end of the text is one phrase at least four times in a row (words; characters where a language has no spaces)."""
+    words = text.split()
+    if len(text) > 12 * max(1, len(words)):
+        words = list(text.replace(" ", ""))
+    words = words[-TAIL:]
+    return any(_run(words, period) >= max(3 * period, SHORTEST_LOOP) for period in range(1, min(LONGEST_CYCLE, len(words) // 4) + 1))
+
+
+def _run(words: list[str], period: int) -> int:
+    """How many words from the end equal the one `period` words before them."""
+    length = 0
+    while length + period < len(words) and words[-1 - length] == words[-1 - length - period]:
+        length += 1
+    return length

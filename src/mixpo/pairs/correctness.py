@@ -5,15 +5,14 @@ Looks at verdicts only and never compares with the ground truth itself.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 
 from mixpo.pairs.provenance import length_ratio, make_pair, rationale_of
-from mixpo.pairs.similar import Seen
-from mixpo.pairs.spread import diagonals, spread
 from mixpo.recipe import PairsTable
 from mixpo.types import Origin, Pair, Question, Response, Verdict
 
@@ -48,7 +47,7 @@ def correctness_pairs(
     objections, order = _objections(chosen, rejected, table), diagonals(len(chosen), len(rejected))
     drops.update(objections.values())
     if objections:
-        taken = spread([edge for edge in order if edge not in objections], table.max_per_question)
+        taken = sample_balanced([edge for edge in order if edge not in objections], table.max_per_question)
     else:
         taken = [*islice(order, table.max_per_question)]
     left_out = len(chosen) * len(rejected) - len(objections) - len(taken)
@@ -150,3 +149,98 @@ def _pair(question: Question, chosen: _Answer, rejected: _Answer) -> Pair:
     return make_pair(
         question.id, chosen.response, rejected.response, origin, chosen.verdict.extracted, rejected.verdict.extracted
     )  # fmt: skip
+
+
+# --- balanced sampling --------------------------------------------------------------------------------------------------
+
+
+def diagonals(rows: int, columns: int) -> Iterator[tuple[int, int]]:
+    """All rows x columns combinations once, in an order of which every beginning uses each row (and each column) evenly.
+
+    Within one least common multiple of the sizes both numbers run round; after it the columns shift by one, or the same
+    combinations would come again.
+    """
+    period = math.lcm(rows, columns) if rows and columns else 1
+    return ((step % rows, (step + step // period) % columns) for step in range(rows * columns))
+
+
+def sample_balanced(edges: Sequence[tuple[int, int]], limit: int) -> list[tuple[int, int]]:
+    """At most `limit` of the edges. Each step takes the first edge that touches the least used member, then the least used partner.
+
+    Of all edges in the order of `diagonals` it takes the beginning.
+    """
+    if len(edges) <= limit:
+        return list(edges)
+    left = list(edges)
+    used_rows = dict.fromkeys((row for row, _ in edges), 0)
+    used_columns = dict.fromkeys((column for _, column in edges), 0)
+    taken = []
+    least = (0, 0)
+    for _ in range(limit):
+        position, least = _least_used(left, used_rows, used_columns, least)
+        row, column = left.pop(position)
+        used_rows[row] += 1
+        used_columns[column] += 1
+        taken.append((row, column))
+    return taken
+
+
+def _least_used(
+    edges: Sequence[tuple[int, int]], used_rows: dict[int, int], used_columns: dict[int, int], least: tuple[int, int]
+) -> tuple[int, tuple[int, int]]:
+    """Position and use of the first edge that is used least. least: what the step before found; uses only grow, so none is below it."""
+    position, best = 0, (len(edges) + 1, 0)
+    for number, (row, column) in enumerate(edges):
+        one, other = used_rows[row], used_columns[column]
+        use = (one, other) if one < other else (other, one)
+        if use < best:
+            position, best = number, use
+            if use <= least:
+                break
+    return position, best
+
+
+# --- near duplicates ----------------------------------------------------------------------------------------------------
+
+RUN = 3
+"""Words in a run; an answer of fewer words is one run."""
+
+
+class Seen:
+    """The answers seen so far, each by its runs of words."""
+
+    def __init__(self, limit: float) -> None:
+        """limit: an overlap above it is too much; 1 lets everything pass."""
+        self.limit = limit
+        self._runs: list[frozenset[tuple[str, ...]]] = []
+
+    def admit(self, text: str) -> bool:
+        """Whether a text is different enough from all that were admitted; then it is remembered."""
+        if self.limit >= 1:
+            return True
+        runs = word_runs(text)
+        if any(overlap(runs, other) > self.limit for other in self._runs):
+            return False
+        self._runs.append(runs)
+        return True
+
+
+def word_runs(text: str) -> frozenset[tuple[str, ...]]:
+    """Every run of three neighbouring words, without case. Chinese characters count as words."""
+    words = list(_words(text.casefold()))
+    if len(words) <= RUN:
+        return frozenset({tuple(words)})
+    return frozenset(zip(*(islice(words, start, None) for start in range(RUN)), strict=False))
+
+
+def overlap(left: frozenset[tuple[str, ...]], right: frozenset[tuple[str, ...]]) -> float:
+    """Runs in common by runs in either (Jaccard), between 0 and 1."""
+    return len(left & right) / len(left | right)
+
+
+def _words(text: str) -> Iterable[str]:
+    for word in text.split():
+        if word.isascii():
+            yield word
+        else:
+            yield from word

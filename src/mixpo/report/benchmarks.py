@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from mixpo.evaluate.benchmarks import BENCHMARKS, facts_of
-from mixpo.evaluate.benchmarks.figures import differences, table
+from mixpo.evaluate.benchmarks.metrics import differences, table
 from mixpo.evaluate.grading import marked
 from mixpo.plural import amount
 from mixpo.records import Prediction

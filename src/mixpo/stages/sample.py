@@ -145,7 +145,7 @@ def continue_job(context: Context, plan: Plan, index: Index, number: int, model:
 def _continuation(context: Context, question: Question, answers: Sampled, number: int, model: ModelRef) -> Request | None:
     if question.answer is not None or not answers.responses or not context.recipe.pairs.dropout_ntp:
         return None
-    from mixpo.vlm.cut import cut
+    from mixpo.pairs.dropout_ntp import cut
     from mixpo.vlm.prompt import without_images
 
     recipe, vlm = context.recipe, context.models.words(model)

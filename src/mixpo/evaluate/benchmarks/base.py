@@ -5,17 +5,24 @@ Pure values and functions. Knows nothing about models, runs or particular benchm
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from mixpo.evaluate.benchmarks.images import refer
+from mixpo.errors import SourceError
 from mixpo.evaluate.resample import Term
 from mixpo.sources.images import Pictures
-from mixpo.types import IMAGE_MARK, AnswerKind, Outcome, Question, Skipped, content_id
+from mixpo.types import IMAGE_MARK, AnswerKind, ImageRef, Outcome, Question, Skipped, content_id
 from mixpo.verify.judgement import Judgement, Options
+
+SHORTEST_BASE64 = 64
+"""Base64 text of an image is longer than this; shorter text is a path."""
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
 
 Fields = Mapping[str, Any]
 """A row of a file, or the facts of a question."""
@@ -191,3 +198,29 @@ def marked(text: str, images: int) -> str:
 def facts_of(question: Question) -> dict[str, Any]:
     """What a benchmark knows of a question; {} for questions of other sources."""
     return dict(json.loads(question.facts)) if question.facts else {}
+
+
+# --- images of a row: paths below the root, bytes, data URIs, base64 text -------------------------------------------------
+
+
+def refer(value: object, pictures: Pictures) -> ImageRef:
+    """The image that a field stands for. Raises SourceError or ImageError with the reason."""
+    if isinstance(value, str):
+        content = encoded(value)
+        return pictures.find(value) if content is None else pictures.one(content)
+    return pictures.one(value)
+
+
+def encoded(text: str) -> bytes | None:
+    """The bytes behind a data URI or base64 text, or None for a path. Raises SourceError for base64 that is none."""
+    head, comma, body = text.partition(",")
+    if text[:5].casefold() == "data:":
+        if not comma or not head.casefold().endswith(";base64"):
+            raise SourceError("image is a data URI without base64 content")
+        text = body
+    elif len(text) <= SHORTEST_BASE64 or not _BASE64.fullmatch(text):
+        return None
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise SourceError(f"image is not valid base64 ({error}); the file may have been cut") from None

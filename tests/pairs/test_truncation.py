@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixpo.engines.scripted import ByteCodec
-from mixpo.vlm.cut import cut, cut_tokens
+from mixpo.pairs.dropout_ntp import cut, cut_tokens
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import decode, tokenize_response
 

@@ -12,7 +12,7 @@ from pair_answers import ASKED, judged, table
 
 from mixpo.pairs.balance import class_of, difficulty, lot, rates, thin
 from mixpo.pairs.build import build, rebuild
-from mixpo.pairs.similar import Seen, overlap, word_runs
+from mixpo.pairs.correctness import Seen, overlap, word_runs
 from mixpo.records import Drop, Judged, Paired, Sampled
 from mixpo.types import Pair, Verdict
 
