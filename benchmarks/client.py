@@ -22,8 +22,7 @@ from typing import Any
 
 from mixpo.engines.base import SamplingParams
 from mixpo.engines.openai.client import Limits, Transport
-from mixpo.engines.openai.pictures import data_address
-from mixpo.engines.openai.protocol import parse, sampling, user_turn
+from mixpo.engines.openai.protocol import data_address, parse, sampling, user_turn
 
 IN_FLIGHT = 32
 PARAMS = SamplingParams(temperature=1.0, max_new_tokens=64)

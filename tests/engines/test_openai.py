@@ -17,11 +17,11 @@ from aiohttp import web
 from stub_server import StubServer, changed, cut_off, each, hang, on, parts_of, raw, slow, status, truncated
 
 from mixpo.engines import Request, SamplingParams
-from mixpo.engines.openai import Limits, OpenAIEngine
-from mixpo.engines.openai.client import backoff, wait_of
-from mixpo.engines.openai.protocol import Choice, GarbledError, parse
+from mixpo.engines.openai.client import Limits, backoff, wait_of
+from mixpo.engines.openai.engine import OpenAIEngine
+from mixpo.engines.openai.protocol import GarbledError, parse
 from mixpo.engines.openai.sampler import Asking
-from mixpo.engines.responses import suspicious
+from mixpo.engines.responses import Choice, suspicious
 from mixpo.engines.tokens import Words
 from mixpo.errors import EngineError
 from mixpo.recipe import ImageTable

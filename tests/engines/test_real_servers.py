@@ -19,7 +19,8 @@ from transformers import SequenceBiasLogitsProcessor
 pytest.importorskip("aiohttp")
 
 from mixpo.engines import Request, SamplingParams, Serving, create
-from mixpo.engines.openai import Limits, OpenAIEngine
+from mixpo.engines.openai.client import Limits
+from mixpo.engines.openai.engine import OpenAIEngine
 from mixpo.engines.openai.server import free_port
 from mixpo.engines.tokens import Words
 from mixpo.prompts import PROMPTS

@@ -140,7 +140,7 @@ def engine_problems(recipe: Recipe) -> Iterator[str]:
     except MissingExtra as error:
         yield str(error)
         return
-    from mixpo.engines.openai import missing
+    from mixpo.engines.openai.server import missing
 
     if table.server.start and (problem := missing(table.server.start[0])):
         yield problem
@@ -164,7 +164,7 @@ def _silent(table: ServerTable, where: str) -> Iterator[str]:
         key = key_of(table, where)
     except RecipeError as error:
         yield str(error)
-    from mixpo.engines.openai import troubles
+    from mixpo.engines.openai.engine import troubles
 
     yield from troubles(table.urls, where, key)
 

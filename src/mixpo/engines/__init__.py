@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mixpo.engines.base import Engine, Probed, Request, SamplingParams
-from mixpo.engines.keep import Keep
+from mixpo.engines.base import Engine, Keep, Request, SamplingParams
 from mixpo.errors import MissingExtra, RecipeError
 from mixpo.recipe import ImageTable, ServerTable, did_you_mean
 
 if TYPE_CHECKING:
+    from mixpo.engines.openai.probe import Probed
     from mixpo.vlm.load import Vlm
 
-__all__ = ["ENGINES", "Engine", "Keep", "Probed", "Request", "SamplingParams", "Serving", "create", "key_of", "needs_extra"]
+__all__ = ["ENGINES", "Engine", "Keep", "Request", "SamplingParams", "Serving", "create", "key_of", "needs_extra"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Serving:
     device: str = "auto"
     logs: Path = Path("servers")
     keep: Keep = field(default_factory=Keep)
-    probed: Probed = field(default_factory=Probed)
+    probed: Probed | None = None
     say: Callable[[str], None] = lambda text: None
 
 
@@ -91,7 +91,8 @@ def _scripted(setup: Setup) -> Engine:
 
 
 def _openai(setup: Setup) -> Engine:
-    from mixpo.engines.openai import Limits, OpenAIEngine
+    from mixpo.engines.openai.client import Limits
+    from mixpo.engines.openai.engine import OpenAIEngine
     from mixpo.engines.openai.server import Started, start
     from mixpo.engines.tokens import Words
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol, TypeVar
 
 from mixpo.records import Sampled
 from mixpo.types import ImageRef
 
-if TYPE_CHECKING:
-    from mixpo.engines.openai.capabilities import Capabilities
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,13 +40,6 @@ class Request:
     prefixes: tuple[tuple[int, ...], ...] = ()
 
 
-@dataclass(slots=True)
-class Probed:
-    """What servers were seen to do, once they were asked: engines that are opened one after another for the same work ask once."""
-
-    found: Capabilities | None = None
-
-
 class Engine(Protocol):
     """Writes responses. One bad question is an `error` in its Sampled; an EngineError means nothing can go on."""
 
@@ -62,3 +54,26 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give back memory, processes and connections."""
+
+
+class Keep:
+    """Holds one thing at a time, since two models seldom fit beside each other."""
+
+    def __init__(self) -> None:
+        self._key: tuple[object, ...] = ()
+        self._held: Any = None
+        self._end: Callable[[Any], None] = lambda value: None
+
+    def take(self, key: tuple[object, ...], open_it: Callable[[], Value], end: Callable[[Value], None]) -> Value:
+        """What is held under `key`, opened now where something else is. end: how it is closed."""
+        if self._held is None or self._key != key:
+            self.close()
+            self._held, self._key, self._end = open_it(), key, end
+        held: Value = self._held
+        return held
+
+    def close(self) -> None:
+        """Close what is held."""
+        held, self._held = self._held, None
+        if held is not None:
+            self._end(held)

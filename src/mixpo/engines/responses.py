@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from mixpo.engines.base import Request
-from mixpo.engines.openai.protocol import Choice
 from mixpo.engines.tokens import Words
 from mixpo.types import Response
 
@@ -14,6 +14,20 @@ CHANCE = 1e-6
 """Answers that agree with a smaller chance than this do not come from sampling."""
 FEW = 4
 """Fewer equal answers say nothing where the server gives no log-probs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """One answer as it came.
+
+    ids: as the server gave them, or empty. logprobs: one for each generated token, or empty. model: as the server names what answered.
+    """
+
+    text: str
+    stopped: bool
+    ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    model: str = ""
 
 
 def response_of(request: Request, slot: int, choice: Choice, words: Words | None, engine: str) -> Response:

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from mixpo.engines.base import Request, SamplingParams
-from mixpo.engines.stopping import cut_at, ending_at
-from mixpo.engines.tokens import Words
+from mixpo.engines.tokens import Words, cut_at, ending_at
 from mixpo.errors import EngineError, SourceError
 from mixpo.images import open_image
 from mixpo.recipe import ImageTable

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mixpo.engines.base import Request, SamplingParams
-from mixpo.engines.openai.protocol import Choice
-from mixpo.engines.responses import response_of
+from mixpo.engines.responses import Choice, response_of
 from mixpo.engines.tokens import Words
 from mixpo.errors import EngineError, SourceError
 from mixpo.images import open_image

@@ -10,10 +10,10 @@ from pydantic import Field, ValidationError, model_validator
 
 from mixpo.errors import RecipeError
 from mixpo.recipe.base import Table
-from mixpo.recipe.cluster import ClusterTable
 from mixpo.recipe.data import ImageTable, ModelTable, PairsTable, PromptTable, SampleTable, VerifyTable
 from mixpo.recipe.errors import describe, did_you_mean
 from mixpo.recipe.evaluate import EvaluateTable, ReportTable
+from mixpo.recipe.server import ClusterTable
 from mixpo.recipe.sources import Source
 from mixpo.recipe.train import TrainTable
 

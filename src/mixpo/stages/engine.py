@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mixpo.engines import Serving, create
-from mixpo.engines.base import Engine, Probed, Request, SamplingParams
+from mixpo.engines.base import Engine, Request, SamplingParams
+from mixpo.engines.openai.probe import Probed
 from mixpo.errors import RecipeError
 from mixpo.recipe import Recipe, ServedModel
 from mixpo.records import Sampled

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mixpo.distributed import Ranks
-from mixpo.engines.keep import Keep
+from mixpo.engines.base import Keep
 from mixpo.plural import amount, are
 from mixpo.progress import Progress
 from mixpo.recipe import Recipe

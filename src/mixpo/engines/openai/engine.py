@@ -14,11 +14,10 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
 
-from mixpo.engines.base import Probed, Request, SamplingParams
-from mixpo.engines.openai.capabilities import Capabilities, together
+from mixpo.engines.base import Request, SamplingParams
 from mixpo.engines.openai.client import HEALTH_SECONDS, BusyError, Limits, LostError, Replica, RowError, Transport, bearer
-from mixpo.engines.openai.pictures import address_of
-from mixpo.engines.openai.probe import Probe
+from mixpo.engines.openai.probe import Capabilities, Probe, Probed, together
+from mixpo.engines.openai.protocol import address_of
 from mixpo.engines.openai.sampler import Asking
 from mixpo.engines.openai.server import Started
 from mixpo.engines.openai.vision_probe import Example
@@ -217,3 +216,26 @@ class OpenAIEngine:
         assert self._questions is not None
         async with self._questions:  # so that no more images than this are in memory
             return await asking.answers(request)
+
+
+def troubles(urls: Sequence[str], where: str, key: str = "") -> list[str]:
+    """What is wrong, now, with each server that does not say that it can work. where: the table that names them. key: as bearer token."""
+
+    async def ask() -> list[str]:
+        transport = Transport(urls=urls, headers=bearer(key), limits=Limits(), say=lambda text: None, where=where)
+        await transport.open()
+        try:
+            found = await asyncio.gather(*(_trouble(transport, replica) for replica in transport.replicas))
+        finally:
+            await transport.close()
+        return [text for text in found if text]
+
+    return asyncio.run(ask()) if urls else []
+
+
+async def _trouble(transport: Transport, replica: Replica) -> str:
+    try:
+        why = await transport.trouble(replica)
+    except EngineError as error:
+        return str(error)
+    return f"{replica.url} {why}; start the server or correct {transport.where}.urls" if why else ""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from typing import Any
 
 from mixpo.engines.base import SamplingParams
-from mixpo.engines.openai.capabilities import Capabilities, Route, continuation
 from mixpo.engines.openai.client import Replica, RowError, Transport
-from mixpo.engines.openai.protocol import BIAS, DIALECTS, Choice, Dialect, Reply, parse, sampling, user_turn
+from mixpo.engines.openai.protocol import BIAS, DIALECTS, Dialect, Reply, Route, continuation, parse, sampling, user_turn
 from mixpo.engines.openai.vision_probe import Example, Looks
-from mixpo.engines.responses import agree
+from mixpo.engines.responses import Choice, agree
 from mixpo.engines.tokens import Words
 from mixpo.errors import EngineError
 from mixpo.types import IMAGE_MARK
@@ -31,6 +31,54 @@ MOST_BIASED = 300
 """Tokens that a request may bias in OpenAI's protocol; vLLM takes 1,024."""
 BEGUN = "One,\n"
 """The beginning that is to be continued. Its newline is what careless templates strip."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What was seen. n: answers that one request gives. images: "yes", "no: why" or "not asked". notes: for people.
+
+    bias: by token id, what keeps control tokens out of the answers; empty where the server does not heed it.
+    """
+
+    model: str
+    dialect: Dialect = "plain"
+    n: int = 1
+    bias: Mapping[int, float] = field(default_factory=dict)
+    seed: bool | None = None
+    logprobs: bool = False
+    ids_out: bool = False
+    continuation: Route = ""
+    images: str = "not asked"
+    notes: tuple[str, ...] = ()
+
+    def facts(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {**asdict(self), "bias": len(self.bias), "notes": list(self.notes)}
+
+    def said(self) -> str:
+        """One line for the user."""
+        ways = {"ids": "from token ids", "prefix": "by an open assistant turn", "text": "from rendered text", "": "no"}
+        can = {
+            "answers a request": str(self.n),
+            "seed": _yes(self.seed),
+            "log-probs": _yes(self.logprobs),
+            "token ids": _yes(self.ids_out),
+            "control tokens kept out": _yes(bool(self.bias)),
+            "continuing": ways[self.continuation],
+            "images": self.images,
+        }
+        return ", ".join(f"{name}: {value}" for name, value in can.items()) + "".join(f"; {note}" for note in self.notes)
+
+
+def _yes(value: bool | None) -> str:
+    return "not asked" if value is None else "yes" if value else "no"
+
+
+@dataclass(slots=True)
+class Probed:
+    """What servers were seen to do, once they were asked: engines that are opened one after another for the same work ask once."""
+
+    found: Capabilities | None = None
 
 
 @dataclass(kw_only=True)
@@ -190,6 +238,28 @@ class Probe:
             if reply.choices and reply.prompt_tokens == expected and not reply.choices[0].text.startswith(BEGUN):
                 return route
         return ""
+
+
+def together(found: Sequence[Capabilities], where: str) -> Capabilities:
+    """What all servers can do. Raises EngineError when they do not take the same requests. where: the table that names them."""
+    first = found[0]
+    if len(names := sorted({other.model for other in found})) > 1:
+        raise EngineError(
+            f"the servers in {where}.urls list different models ({', '.join(names)}); use servers of one model, or say the name that all "
+            f"of them know it by in {where}.model"
+        )
+    if any((other.dialect, other.logprobs, other.ids_out) != (first.dialect, first.logprobs, first.ids_out) for other in found):
+        raise EngineError(f"the servers in {where}.urls are of different kinds; use equal ones in one run")
+    routes = {other.continuation for other in found}
+    return replace(
+        first,
+        n=min(other.n for other in found),
+        bias=first.bias if all(other.bias for other in found) else {},
+        seed=first.seed if first.seed is None else all(other.seed for other in found),
+        continuation=first.continuation if len(routes) == 1 else "",
+        images=next((other.images for other in found if other.images != "yes"), "yes") if first.images != "not asked" else first.images,
+        notes=tuple(dict.fromkeys(note for other in found for note in other.notes)),
+    )
 
 
 def _ids_agree(words: Words, choices: Sequence[Choice]) -> bool:

@@ -5,12 +5,22 @@ What a server sends is untrusted: every part is checked before it is used.
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
 from typing import Any, Literal
 
+from PIL import Image
+
 from mixpo.engines.base import SamplingParams
+from mixpo.engines.responses import Choice
+from mixpo.engines.tokens import Words
+from mixpo.images import open_image
+from mixpo.recipe import ImageTable
+from mixpo.types import ImageRef
 
 Dialect = Literal["negative", "zero", "generation_config", "plain", "bare"]
 """How a server takes the sampling fields outside of OpenAI's protocol: top_k switched off by -1 or by 0, inside transformers' own
@@ -19,30 +29,21 @@ Dialect = Literal["negative", "zero", "generation_config", "plain", "bare"]
 DIALECTS: tuple[Dialect, ...] = ("negative", "zero", "generation_config", "plain", "bare")
 """In the order in which they are tried; the last only for models whose answers are marked and never trained on."""
 
+Route = Literal["ids", "prefix", "text", ""]
+"""How an answer that has begun is continued: prompt ids, the assistant's message left open, rendered text, or not at all."""
+
 ID_NAMES = ("token_ids", "response_token_ids", "output_ids")
 """Where the ids of an answer stand in the replies of vLLM, SGLang and LMDeploy."""
 MOST_NAME = 100
 """Characters of a model's name that are kept."""
+AS_THEY_ARE = {"PNG": "png", "JPEG": "jpeg"}
+"""Formats that every server reads. Files in them are sent byte for byte when nothing has to be done to their pixels."""
 BIAS = 100.0
 """The largest bias that OpenAI's protocol knows: with it a token is always drawn, with its negative never."""
 
 
 class GarbledError(Exception):
     """What came back is no answer in this protocol; asking again may help."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """One answer as it came.
-
-    ids: as the server gave them, or empty. logprobs: one for each generated token, or empty. model: as the server names what answered.
-    """
-
-    text: str
-    stopped: bool
-    ids: tuple[int, ...] = ()
-    logprobs: tuple[float, ...] = ()
-    model: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +107,43 @@ def user_turn(prompt: str, pictures: Sequence[str], mark: str) -> dict[str, Any]
         if part:
             content.append({"type": "text", "text": part})
     return {"role": "user", "content": content if pictures else prompt}
+
+
+def continuation(words: Words, route: Route, prompt: str, prefix: Sequence[int]) -> tuple[str, dict[str, Any], int]:
+    """Path, body and the number of prompt tokens that the server must count when an answer that begins with `prefix` arrives whole."""
+    if route == "ids":
+        ids = [*words.prompt_ids(prompt), *prefix]
+        return "/completions", {"prompt": ids}, len(ids)
+    begun = words.decode(prefix)
+    rendered = words.prompt_text(prompt) + begun
+    if route == "text":
+        return "/completions", {"prompt": rendered}, len(words.raw_ids(rendered))
+    turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": begun}]
+    body = {"messages": turns, "add_generation_prompt": False, "continue_final_message": True}
+    return "/chat/completions", body, len(words.raw_ids(rendered))
+
+
+def address_of(ref: ImageRef, table: ImageTable) -> str:
+    """A data address of the image within the limits of `table`. Raises ImageError as `open_image` does."""
+    image = open_image(ref, table)
+    content = Path(ref.path).read_bytes()
+    with Image.open(BytesIO(content)) as header:
+        upright = header.getexif().get(0x0112, 1) == 1
+        plain = header.mode in ("RGB", "L") and header.size == image.size and upright and not header.has_transparency_data
+        kind = AS_THEY_ARE.get(header.format or "")
+    return data_address(content, kind) if plain and kind else data_address(png(image), "png")
+
+
+def png(image: Image.Image) -> bytes:
+    """Lossless, compressed little: most of the time goes there."""
+    buffer = BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def data_address(content: bytes, kind: str) -> str:
+    """The image in the address itself: no server has to read a file or fetch anything."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 # --- in ----------------------------------------------------------------------------------------------------------------

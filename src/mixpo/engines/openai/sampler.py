@@ -10,12 +10,10 @@ from functools import partial
 from typing import Any, TypeVar
 
 from mixpo.engines.base import Request, SamplingParams
-from mixpo.engines.openai.capabilities import Capabilities, continuation
 from mixpo.engines.openai.client import LostError, RowError, Transport
-from mixpo.engines.openai.pictures import address_of
-from mixpo.engines.openai.probe import HOT, RANDOM, SHORT
-from mixpo.engines.openai.protocol import Choice, Reply, parse, sampling, user_turn
-from mixpo.engines.responses import FEW, response_of, suspicious
+from mixpo.engines.openai.probe import HOT, RANDOM, SHORT, Capabilities
+from mixpo.engines.openai.protocol import Reply, address_of, continuation, parse, sampling, user_turn
+from mixpo.engines.responses import FEW, Choice, response_of, suspicious
 from mixpo.engines.tokens import Words
 from mixpo.errors import SourceError
 from mixpo.plural import amount

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from PIL import Image, ImageDraw
 
 from mixpo.engines.openai.client import RowError
-from mixpo.engines.openai.pictures import data_address, png
-from mixpo.engines.openai.protocol import Reply
+from mixpo.engines.openai.protocol import Reply, data_address, png
 from mixpo.engines.tokens import Words
 from mixpo.errors import EngineError
 from mixpo.types import IMAGE_MARK

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mixpo.engines.keep import Keep
+from mixpo.engines.base import Keep
 
 
 def test_one_thing_at_a_time() -> None:

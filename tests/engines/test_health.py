@@ -17,7 +17,8 @@ from aiohttp import web
 from stub_server import StubServer
 
 from mixpo.engines import Request, SamplingParams
-from mixpo.engines.openai import Limits, OpenAIEngine, troubles
+from mixpo.engines.openai.client import Limits
+from mixpo.engines.openai.engine import OpenAIEngine, troubles
 from mixpo.engines.tokens import Words
 from mixpo.errors import EngineError
 from mixpo.vlm.load import Vlm
