@@ -106,7 +106,7 @@ def test_sources_that_need_no_second_look_are_read_again_for_other_sets(recipe: 
 
 
 def mark(run: Path, *rows: object) -> None:
-    path = run / "audit" / "marks.jsonl"
+    path = run / "audit" / "labels.jsonl"
     path.parent.mkdir(exist_ok=True)
     with path.open("a") as stream:
         stream.writelines(json.dumps(row) + "\n" for row in rows)
@@ -140,7 +140,7 @@ def test_a_mark_changes_the_pairs_of_its_shard_only(recipe: Path) -> None:
     assert manifest is not None
     assert manifest.counts["marked"] == 1
     # A line that is still being written does not count.
-    with (run / "audit" / "marks.jsonl").open("a") as stream:
+    with (run / "audit" / "labels.jsonl").open("a") as stream:
         stream.write('{"question": "')
     assert plan_of(open_small(recipe, run)).shards("round-1/pair") == third.shards("round-1/pair")
 
@@ -148,8 +148,8 @@ def test_a_mark_changes_the_pairs_of_its_shard_only(recipe: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("{", "marks.jsonl:1: not valid JSON"),
-        ("[]", "marks.jsonl:1: a mark has question"),
+        ("{", "labels.jsonl:1: not valid JSON"),
+        ("[]", "labels.jsonl:1: a mark has question"),
         ('{"question": "a", "index": 0, "outcome": "right"}', "correct, wrong, malformed, undecided"),
         ('{"question": "a", "index": "0", "outcome": "wrong"}', "index and round must be whole numbers"),
         ('{"question": "a", "index": true, "outcome": "wrong"}', "index and round must be whole numbers"),
@@ -157,7 +157,7 @@ def test_a_mark_changes_the_pairs_of_its_shard_only(recipe: Path) -> None:
 )
 def test_lines_that_are_no_marks(recipe: Path, row: str, message: str) -> None:
     context = open_small(recipe, recipe.parent / "run")
-    path = context.run.root / "audit" / "marks.jsonl"
+    path = context.run.root / "audit" / "labels.jsonl"
     path.parent.mkdir(parents=True)
     path.write_text(row + "\n")
     with pytest.raises(RecordError, match=message):

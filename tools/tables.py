@@ -18,7 +18,7 @@ from mixpo import recipe as models
 from mixpo.evaluate.lm_eval import TextScore
 from mixpo.records import Drop, Judged, OtherReading, Paired, Prediction, Sampled, Scored
 from mixpo.run import Manifest
-from mixpo.stages.report import Written
+from mixpo.stages.report import ReportFile
 from mixpo.train.metrics import StepMetrics
 from mixpo.types import ImageRef, Pair, Question, Response, Skipped, Verdict
 
@@ -65,7 +65,7 @@ COMMON = {
     "StepMetrics.pairs_per_second": "`pairs` / `seconds`.",
     "Prediction.text": "the answer.",
     "Prediction.outcome": "as in a [Verdict](#verdict).",
-    "Written.bytes": "its size.",
+    "ReportFile.bytes": "its size.",
     "Manifest.stage": "the folder of the stage.",
     "Manifest.settings": "everything in the recipe that decides the output.",
     "Manifest.inputs": "names of the shards that it was made from.",
@@ -89,7 +89,7 @@ RECORDS: dict[str, tuple[type, ...]] = {
     "StepMetrics": (StepMetrics,),
     "Prediction": (Prediction, OtherReading),
     "TextScore": (TextScore,),
-    "Written": (Written,),
+    "ReportFile": (ReportFile,),
     "Manifest": (Manifest,),
     "Skipped": (Skipped,),
 }

@@ -1,4 +1,4 @@
-"""What people said of verdicts: RUN/audit/marks.jsonl, one line for each mark, only ever appended to.
+"""What people said of verdicts: RUN/audit/labels.jsonl, one line for each mark, only ever appended to.
 
 A person says what a response is (its outcome), not whether the checker was right; both follow from the other. The last mark of
 a response counts. Knows nothing about pages.
@@ -16,11 +16,11 @@ from typing import Any, get_args
 from mixpo.errors import RecordError, RunError
 from mixpo.types import Outcome
 
-MARKS = "audit/marks.jsonl"
+LABELS = "audit/labels.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mark:
+class HumanLabel:
     """What a person says of response `index` to a question in a round. time: UTC, ISO 8601, as it stands in the file."""
 
     question: str
@@ -31,12 +31,12 @@ class Mark:
     round: int = 1
 
 
-def append_mark(root: Path, mark: Mark) -> None:
+def append_label(root: Path, mark: HumanLabel) -> None:
     """Add one line; it is on the disk when this returns. A line that a crash left torn, which says nothing, is taken away first.
 
     Raises RunError when the run cannot be written.
     """
-    path = root / MARKS
+    path = root / LABELS
     try:
         path.parent.mkdir(exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
@@ -53,13 +53,13 @@ def append_mark(root: Path, mark: Mark) -> None:
         raise RunError(f"{path}: cannot be written ({error.strerror}); free some space, or make the run writable") from None
 
 
-def read_marks(root: Path) -> dict[tuple[int, str, int], Mark]:
+def read_labels(root: Path) -> dict[tuple[int, str, int], HumanLabel]:
     """The last mark of each response, by (round, question, index). A last line without its end is still being written.
 
     Lines written by hand may leave out by, time and round. Raises RecordError for a whole line that is no mark.
     """
-    path = root / MARKS
-    marks: dict[tuple[int, str, int], Mark] = {}
+    path = root / LABELS
+    marks: dict[tuple[int, str, int], HumanLabel] = {}
     if not path.exists():
         return marks
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1], start=1):
@@ -68,7 +68,7 @@ def read_marks(root: Path) -> dict[tuple[int, str, int], Mark]:
     return marks
 
 
-def _mark(line: str, where: str) -> Mark:
+def _mark(line: str, where: str) -> HumanLabel:
     try:
         row: Any = json.loads(line)
     except ValueError as error:
@@ -80,4 +80,4 @@ def _mark(line: str, where: str) -> Mark:
         raise RecordError(f"{where}: index and round must be whole numbers (got {index!r}, {of_round!r}); correct the line")
     outcome: Outcome = row["outcome"]
     by, when = (str(row.get(name, "")) for name in ("by", "time"))
-    return Mark(question=row["question"], round=of_round, index=index, outcome=outcome, by=by, time=when)
+    return HumanLabel(question=row["question"], round=of_round, index=index, outcome=outcome, by=by, time=when)

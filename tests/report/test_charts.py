@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixpo.report.charts import Lane, Mark, bars, curves, element, histogram, label, labels, lanes, stack, thin, ticks
+from mixpo.report.charts import Dot, Lane, bars, curves, element, histogram, lanes, stack, thin, tick_label, tick_labels, ticks
 
 
-def mark(value: float, low: float, high: float) -> Mark:
-    return Mark(value=value, low=low, high=high, text=f"{value:.2f}", tip="tip")
+def dot(value: float, low: float, high: float) -> Dot:
+    return Dot(value=value, low=low, high=high, text=f"{value:.2f}", tip="tip")
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
@@ -33,7 +33,7 @@ def test_ticks_are_round() -> None:
     ("value", "text"), [(0, "0"), (1200, "1,200"), (-0.05, "−0.05"), (3e-5, "3e−5"), (250000, "2.5e5"), (1.05e9, "1.05e9"), (0.5, "0.5")]
 )
 def test_labels(value: float, text: str) -> None:
-    assert label(value) == text
+    assert tick_label(value) == text
 
 
 @given(st.floats(-1e7, 1e7), st.floats(1e-11, 1e7))
@@ -42,7 +42,7 @@ def test_labels_tell_ticks_apart(low: float, span: float) -> None:
     found = ticks(low, low + span, 4)
     if span < 1e-9 * abs(low):
         return  # nothing that is drawn has so many digits
-    texts = labels(found)
+    texts = tick_labels(found)
     values = [float(text.replace("\N{MINUS SIGN}", "-").replace(",", "")) for text in texts]
     assert len(found) >= 2
     assert len(set(texts)) == len(texts)
@@ -60,7 +60,7 @@ def test_labels_tell_ticks_apart(low: float, span: float) -> None:
     ],
 )
 def test_labels_by_hand(low: float, high: float, texts: list[str]) -> None:
-    assert labels(ticks(low, high, 4)) == texts
+    assert tick_labels(ticks(low, high, 4)) == texts
 
 
 def test_a_curve_that_never_changes_has_its_value_as_the_only_tick() -> None:
@@ -77,7 +77,7 @@ def test_labels_of_an_axis_stay_inside_the_drawing() -> None:
 
 
 def test_lanes_put_values_where_they_belong() -> None:
-    drawing = str(lanes([Lane(label="m", marks=[mark(0.5, 0.4, 0.6)])], "summary"))
+    drawing = str(lanes([Lane(label="m", dots=[dot(0.5, 0.4, 0.6)])], "summary"))
     # 0.4 to 0.6 shown from 0.3 to 0.7: the middle is at 50 %, the ends at 25 and 75 %.
     assert 'cx="50.00%"' in drawing
     assert 'x1="25.00%" x2="75.00%"' in drawing
@@ -85,12 +85,12 @@ def test_lanes_put_values_where_they_belong() -> None:
 
 
 def test_lanes_of_differences_show_zero() -> None:
-    drawing = str(lanes([Lane(label="m", marks=[mark(0.1, 0.05, 0.15)])], "s", percent_points=True))
+    drawing = str(lanes([Lane(label="m", dots=[dot(0.1, 0.05, 0.15)])], "s", percent_points=True))
     assert 'class="zero"' in drawing
 
 
 def test_lanes_at_the_ends() -> None:
-    drawing = str(lanes([Lane(label="m", marks=[mark(0, 0, 0), mark(1, 1, 1)])], "s"))
+    drawing = str(lanes([Lane(label="m", dots=[dot(0, 0, 0), dot(1, 1, 1)])], "s"))
     assert 'cx="0.00%"' in drawing
     assert 'cx="100.00%"' in drawing
 
@@ -131,7 +131,7 @@ def test_thin_keeps_means() -> None:
 def test_everything_is_escaped() -> None:
     evil = '"><script>alert(1)</script>'
     drawings = [
-        lanes([Lane(label=evil, note=evil, marks=[Mark(value=0.5, low=0.4, high=0.6, text=evil, tip=evil)])], evil),
+        lanes([Lane(label=evil, note=evil, dots=[Dot(value=0.5, low=0.4, high=0.6, text=evil, tip=evil)])], evil),
         bars([(evil, 1, evil)], evil),
         stack([(evil, 1, 0)], evil),
         histogram([0, 1], {evil: [2], evil + "2": [1]}, evil, evil),
@@ -154,9 +154,9 @@ def test_steps_are_marked_with_whole_numbers() -> None:
 
 
 def test_ticks_of_one_axis_are_told_apart() -> None:
-    assert labels(ticks(0.69310, 0.69318, 4)) == ["0.69310", "0.69312", "0.69314", "0.69316", "0.69318"]
-    assert labels([0, 0.5, 1]) == ["0", "0.5", "1.0"]
-    assert labels(ticks(1e-13, 4e-13, 3)) == ["1e−13", "2e−13", "3e−13", "4e−13"]
+    assert tick_labels(ticks(0.69310, 0.69318, 4)) == ["0.69310", "0.69312", "0.69314", "0.69316", "0.69318"]
+    assert tick_labels([0, 0.5, 1]) == ["0", "0.5", "1.0"]
+    assert tick_labels(ticks(1e-13, 4e-13, 3)) == ["1e−13", "2e−13", "3e−13", "4e−13"]
     drawing = str(curves([1, 2], {"loss": [0.69311, 0.69317]}, "s", [0]))
     heights = re.findall(r'text-anchor="end"[^>]*>([^<]+)<', drawing)
     assert len(heights) == len(set(heights)) > 2

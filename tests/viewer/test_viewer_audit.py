@@ -10,36 +10,36 @@ import pytest
 
 from mixpo.errors import RecordError
 from mixpo.evaluate.closed_form import wilson
-from mixpo.human_labels import MARKS, Mark, append_mark, read_marks
+from mixpo.human_labels import LABELS, HumanLabel, append_label, read_labels
 from mixpo.types import Outcome, content_id
-from mixpo.viewer.audit import Item, agreement
+from mixpo.viewer.audit import AuditItem, agreement
 from mixpo.viewer.views import Views
 
 
-def mark(question: str = "q", outcome: Outcome = "correct", index: int = 0, round_: int = 1, by: str = "ann") -> Mark:
-    return Mark(question=question, round=round_, index=index, outcome=outcome, by=by, time="2026-01-01T00:00:00Z")
+def mark(question: str = "q", outcome: Outcome = "correct", index: int = 0, round_: int = 1, by: str = "ann") -> HumanLabel:
+    return HumanLabel(question=question, round=round_, index=index, outcome=outcome, by=by, time="2026-01-01T00:00:00Z")
 
 
 # --- the file --------------------------------------------------------------------------------------------------------------
 
 
 def test_the_last_mark_counts(tmp_path: Path) -> None:
-    assert read_marks(tmp_path) == {}
+    assert read_labels(tmp_path) == {}
     for one in (mark(), mark(outcome="wrong"), mark(index=1), mark(round_=2)):
-        append_mark(tmp_path, one)
-    found = read_marks(tmp_path)
-    assert len((tmp_path / MARKS).read_text().splitlines()) == 4
+        append_label(tmp_path, one)
+    found = read_labels(tmp_path)
+    assert len((tmp_path / LABELS).read_text().splitlines()) == 4
     assert {key: m.outcome for key, m in found.items()} == {(1, "q", 0): "wrong", (1, "q", 1): "correct", (2, "q", 0): "correct"}
 
 
 def test_a_torn_line_harms_no_other(tmp_path: Path) -> None:
-    append_mark(tmp_path, mark("a"))
-    with (tmp_path / MARKS).open("a") as file:
+    append_label(tmp_path, mark("a"))
+    with (tmp_path / LABELS).open("a") as file:
         file.write('{"question": "b", "rou')
-    assert [question for _, question, _ in read_marks(tmp_path)] == ["a"]
-    append_mark(tmp_path, mark("c"))
-    assert [question for _, question, _ in read_marks(tmp_path)] == ["a", "c"]
-    assert len((tmp_path / MARKS).read_text().splitlines()) == 2
+    assert [question for _, question, _ in read_labels(tmp_path)] == ["a"]
+    append_label(tmp_path, mark("c"))
+    assert [question for _, question, _ in read_labels(tmp_path)] == ["a", "c"]
+    assert len((tmp_path / LABELS).read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize(
@@ -47,16 +47,16 @@ def test_a_torn_line_harms_no_other(tmp_path: Path) -> None:
     ["{", '{"question": "a"}', "[1]", "7", json.dumps({"question": "a", "round": 1, "index": 0, "outcome": "maybe", "by": "", "time": ""})],
 )
 def test_a_line_that_is_no_mark_is_named(tmp_path: Path, row: str) -> None:
-    append_mark(tmp_path, mark())
-    with (tmp_path / MARKS).open("a") as file:
+    append_label(tmp_path, mark())
+    with (tmp_path / LABELS).open("a") as file:
         file.write(row + "\n")
-    with pytest.raises(RecordError, match=r"marks\.jsonl:2: (not valid JSON|a mark has)"):
-        read_marks(tmp_path)
+    with pytest.raises(RecordError, match=r"labels\.jsonl:2: (not valid JSON|a mark has)"):
+        read_labels(tmp_path)
 
 
 def many(root: Path, by: int) -> None:
     for index in range(40):
-        append_mark(root, mark(index=index, by=f"{by}" * 300))
+        append_label(root, mark(index=index, by=f"{by}" * 300))
 
 
 def test_two_people_at_once(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_two_people_at_once(tmp_path: Path) -> None:
         person.start()
     for person in people:
         person.join()
-    lines = (tmp_path / MARKS).read_text().splitlines()
+    lines = (tmp_path / LABELS).read_text().splitlines()
     assert len(lines) == 80
     assert {json.loads(line)["by"][0] for line in lines} == {"1", "2"}
 
@@ -74,8 +74,8 @@ def test_two_people_at_once(tmp_path: Path) -> None:
 # --- figures ---------------------------------------------------------------------------------------------------------------
 
 
-def item(outcome: Outcome) -> Item:
-    return Item(n=0, question="q", index=0, outcome=outcome, text="")
+def item(outcome: Outcome) -> AuditItem:
+    return AuditItem(n=0, question="q", index=0, outcome=outcome, text="")
 
 
 def test_precision_and_recall_by_hand() -> None:
@@ -122,7 +122,7 @@ def test_marks_of_the_random_sample_are_counted(own: Path, own_views: Views) -> 
     right = [i for i in items if i.outcome == "correct"][:4]
     missed = [i for i in items if i.outcome == "wrong"][:1]
     for number, one in enumerate([*right, *missed]):
-        append_mark(own, mark(one.question, "wrong" if number == 0 else "correct", one.index))
+        append_label(own, mark(one.question, "wrong" if number == 0 else "correct", one.index))
     values = own_views.audit({})
     assert values["done"] == 5
     assert (values["random"].precision.hits, values["random"].precision.n) == (3, 4)

@@ -14,7 +14,7 @@ import pytest
 import viewer_run
 from browsing import CHROMIUM, TOFU, Server, click, press, problems
 
-from mixpo.human_labels import MARKS
+from mixpo.human_labels import LABELS
 from mixpo.viewer.text import MAX_FORMULA
 
 api = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")
@@ -323,7 +323,7 @@ def test_an_audit(page: api.Page, server: Server) -> None:
         page.wait_for_url(f"**/audit/{step}?**")
     click(page, page.get_by_role("button", name="cannot tell"))
     page.wait_for_url("**/audit/4?**")
-    rows = [json.loads(line) for line in (server.root / MARKS).read_text().splitlines()]
+    rows = [json.loads(line) for line in (server.root / LABELS).read_text().splitlines()]
     assert [row["question"] for row in rows[:3]] == marked
     assert [row["outcome"] for row in rows] == ["correct", "wrong", "malformed", "undecided"]
     press(page, "u")
@@ -333,7 +333,7 @@ def test_an_audit(page: api.Page, server: Server) -> None:
     click(page, page.get_by_text("called wrong, but its last sentence").first)
     press(page, "1")
     assert "kind=suspicious" in page.url
-    assert len((server.root / MARKS).read_text().splitlines()) == 5
+    assert len((server.root / LABELS).read_text().splitlines()) == 5
 
 
 def test_training_and_evaluation(page: api.Page, server: Server) -> None:
@@ -404,7 +404,7 @@ def test_another_site_can_change_nothing(browser: api.Browser, server: Server) -
     page = context.new_page()
     page.goto(f"{server.home}/audit/0")
     form = page.locator("form.marking").evaluate("e => e.outerHTML")
-    marks = server.root / MARKS
+    marks = server.root / LABELS
     before = marks.read_text() if marks.exists() else ""
     page.goto("about:blank")
     page.set_content(form.replace('action="/audit/mark"', f'action="{server.home}/audit/mark"'))

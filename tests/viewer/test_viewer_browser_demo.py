@@ -13,7 +13,7 @@ import pytest
 from browsing import CHROMIUM, Server, click, press, problems
 from PIL import Image
 
-from mixpo.human_labels import read_marks
+from mixpo.human_labels import read_labels
 from mixpo.records import Judged, Paired, Prediction, Sampled
 from mixpo.run import Run
 from mixpo.train.metrics import StepMetrics
@@ -311,7 +311,7 @@ def test_a_mark_flows_into_the_next_pairs(page: api.Page, server: Server, record
     question, index = here[0], int(here[1])
     assert (question, index) in rejected, "no sampled answer is a rejected one"
     press(page, "1")
-    assert [(mark.question, mark.index, mark.outcome) for mark in read_marks(records.run.root).values()] == [(question, index, "correct")]
+    assert [(mark.question, mark.index, mark.outcome) for mark in read_labels(records.run.root).values()] == [(question, index, "correct")]
     page.goto(f"{server.home}/audit")
     assert "of 1" in page.locator(".figures-row").inner_text()
     page.goto(f"{server.home}/questions/{question}")

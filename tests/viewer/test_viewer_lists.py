@@ -16,8 +16,8 @@ from mixpo.progress import Silent
 from mixpo.records import Judged, Paired
 from mixpo.run import Run
 from mixpo.types import Pair, Question, Verdict
-from mixpo.viewer.index import Index, place, placed
-from mixpo.viewer.listing import ROWS, Filter, Lists, Page
+from mixpo.viewer.index import RunIndex, place, placed
+from mixpo.viewer.listing import ROWS, ListFilter, ListPage, Lists
 from mixpo.viewer.views import Views
 
 Row = tuple[Question, Pair, dict[int, Verdict]]
@@ -41,7 +41,7 @@ def holds(row: Row, text: str) -> bool:
     return any(text in part.lower() for part in (row[0].text, row[1].chosen, row[1].rejected))
 
 
-def everything(lists: Lists, wanted: Filter) -> tuple[list[str], list[Page]]:
+def everything(lists: Lists, wanted: ListFilter) -> tuple[list[str], list[ListPage]]:
     """The ids of all pages, one after the other."""
     pages, after = [], -1
     while True:
@@ -76,14 +76,14 @@ FILTERS: dict[str, tuple[dict[str, str], Callable[[Row], bool]]] = {
 def test_a_filtered_list_is_what_a_walk_finds(made: Path, views: Views, name: str) -> None:
     asked, keep = FILTERS[name]
     expected = [row[1].id for row in walk(made) if keep(row)]
-    ids, pages = everything(views.lists, Filter.read("pair", asked))
+    ids, pages = everything(views.lists, ListFilter.read("pair", asked))
     assert ids == expected
     assert {page.total for page in pages} == {len(expected)}
     assert [page.first for page in pages] == [ROWS * number for number in range(len(pages))]
 
 
 def test_pages_lead_back(views: Views) -> None:
-    wanted = Filter.read("pair", {})
+    wanted = ListFilter.read("pair", {})
     _, pages = everything(views.lists, wanted)
     assert len(pages) > 3
     assert pages[0].before is None
@@ -93,7 +93,7 @@ def test_pages_lead_back(views: Views) -> None:
 
 
 def test_neighbours(made: Path, views: Views) -> None:
-    wanted = Filter.read("pair", {"origin": "format"})
+    wanted = ListFilter.read("pair", {"origin": "format"})
     ids = [row[1].id for row in walk(made) if row[1].origin == "format"]
     for number, id_ in enumerate(ids):
         n = views.lists.find("pair", id_, 1)
@@ -107,7 +107,7 @@ def test_neighbours(made: Path, views: Views) -> None:
 
 
 def test_from_a_pair_back_to_its_page(made: Path, views: Views) -> None:
-    wanted = Filter.read("pair", {})
+    wanted = ListFilter.read("pair", {})
     for at, row in enumerate(walk(made)):
         n = views.lists.find("pair", row[1].id, 1)
         assert n is not None
@@ -120,13 +120,13 @@ def test_from_a_pair_back_to_its_page(made: Path, views: Views) -> None:
     ("balance", "count"), [("all_right", 1), ("all_wrong", 1), ("mixed", 57), ("open", 1), ("undecided", 0), ("unjudged", 0)]
 )
 def test_questions_by_their_answers(views: Views, balance: str, count: int) -> None:
-    assert views.lists.page(Filter.read("question", {"outcome": balance})).total == count
+    assert views.lists.page(ListFilter.read("question", {"outcome": balance})).total == count
 
 
 def test_a_search_goes_on_where_its_time_ended(views: Views, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mixpo.viewer.listing.SEARCH_SECONDS", 0.0)
     monkeypatch.setattr("mixpo.viewer.listing.SEARCHED", 1)
-    lists, wanted = Lists(views.index), Filter.read("pair", {"text": "guess from the colours"})
+    lists, wanted = Lists(views.index), ListFilter.read("pair", {"text": "guess from the colours"})
     expected = sum(holds(row, wanted.text) for row in walk(made))
     seen = [lists.page(wanted) for _ in range(6)]
     assert 0 < seen[0].searched < 1
@@ -146,7 +146,7 @@ def test_places_keep_order() -> None:
 
 
 def pairs_of(root: Path) -> int:
-    index = Index(Run(root))
+    index = RunIndex(Run(root))
     try:
         found: int = index.one("SELECT count(*) FROM pair")
         return found
@@ -171,11 +171,11 @@ def test_half_a_run_shows_its_half(own: Path) -> None:
 def test_what_changes_is_read_again_and_nothing_else(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mixpo.viewer.index.LOOK_SECONDS", 0.0)
     progress = Silent()
-    index = Index(Run(own), progress)
+    index = RunIndex(Run(own), progress)
     whole, stage = index.one("SELECT count(*) FROM pair"), Run(own).stage("round-1/pair")
     read: list[int] = []
     monkeypatch.setattr(
-        Index, "_add", lambda self, blocks, keys, add=Index._add: (read.extend(b.number for b in blocks), add(self, blocks, keys))
+        RunIndex, "_add", lambda self, blocks, keys, add=RunIndex._add: (read.extend(b.number for b in blocks), add(self, blocks, keys))
     )
     index.refresh()
     assert read == []
@@ -194,7 +194,7 @@ def test_what_changes_is_read_again_and_nothing_else(own: Path, monkeypatch: pyt
 def test_an_index_is_used_again_and_a_broken_one_is_made_anew(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     count = pairs_of(own)
     with monkeypatch.context() as patched:
-        patched.setattr(Index, "_add", lambda *_: pytest.fail("read again"))
+        patched.setattr(RunIndex, "_add", lambda *_: pytest.fail("read again"))
         assert pairs_of(own) == count
     (own / ".view" / "index.duckdb").write_bytes(b"not a database" * 500)
     assert pairs_of(own) == count
@@ -204,7 +204,7 @@ def test_a_second_viewer_has_an_index_of_its_own(own: Path) -> None:
     blocked = own / ".view"
     blocked.write_text("a file where the folder should be")
     progress = Silent()
-    index = Index(Run(own), progress)
+    index = RunIndex(Run(own), progress)
     assert index.one("SELECT count(*) FROM pair") > 0
     assert any("temporary folder" in line for line in progress.lines)
     index.close()
@@ -233,7 +233,7 @@ def test_a_torn_shard_is_named(own: Path) -> None:
     shard = sorted((own / "round-1" / "pair").glob("*.parquet"))[0]
     shard.write_bytes(shard.read_bytes()[:200])
     with pytest.raises(RunError, match=shard.name):
-        Index(Run(own))
+        RunIndex(Run(own))
 
 
 def test_a_generated_run_is_a_run(tmp_path: Path) -> None:

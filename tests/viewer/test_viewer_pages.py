@@ -12,7 +12,7 @@ import pytest
 import viewer_run
 from starlette.testclient import TestClient
 
-from mixpo.human_labels import read_marks
+from mixpo.human_labels import read_labels
 from mixpo.pipeline import open_run
 from mixpo.records import Drop, OtherReading, Paired, Prediction, Sampled
 from mixpo.run import Run
@@ -130,7 +130,7 @@ def test_a_question_shows_every_response(client: TestClient) -> None:
 
 def test_questions_by_domain(client: TestClient) -> None:
     text = body(client, "/questions")
-    assert "Right answers by domain" in text
+    assert "Accuracy of the sampled responses by domain" in text
     assert re.search(r"all right 1 \(1\.7 %\)", text)
 
 
@@ -313,17 +313,17 @@ def test_a_run_that_is_deleted_while_it_is_looked_at_says_so(own: Path, own_clie
 def test_no_mark_comes_from_reading(client: TestClient, made: Path) -> None:
     for path in PAGES:
         client.get(path)
-    assert read_marks(made) == {}
+    assert read_labels(made) == {}
     assert not (made / "audit").exists()
 
 
 def test_a_broken_line_of_marks_takes_no_page_away(own: Path, own_client: TestClient) -> None:
     (own / "audit").mkdir()
-    (own / "audit" / "marks.jsonl").write_text("nonsense\n")
+    (own / "audit" / "labels.jsonl").write_text("nonsense\n")
     for path in (*PAGES, f"/questions/{question_id(6)}", f"/pairs/{pairs_of(own, 6)[0].id}"):
         text = body(own_client, path)
         assert "No mark of the audit is shown: " in text
-        assert "marks.jsonl:1: not valid JSON" in text
+        assert "labels.jsonl:1: not valid JSON" in text
 
 
 def test_very_many_domains_are_written_and_not_picked_from_a_list(own: Path) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from mixpo.errors import ImageError, MissingExtra, RunError
-from mixpo.human_labels import MARKS, read_marks
+from mixpo.human_labels import LABELS, read_labels
 from mixpo.images import open_image, reference, save_content
 from mixpo.pipeline import open_run
 from mixpo.progress import Silent
@@ -95,7 +95,7 @@ def test_a_mark_is_kept(own: Path, own_client: TestClient) -> None:
     answer = own_client.post("/audit/mark", data=form(), headers={"origin": HOME})
     assert answer.status_code == 303
     assert answer.headers["location"] == "/audit/1?kind=random&round=1"
-    (line,) = (own / MARKS).read_text().splitlines()
+    (line,) = (own / LABELS).read_text().splitlines()
     row = json.loads(line)
     assert row.keys() == {"question", "round", "index", "outcome", "by", "time"}
     assert (row["question"], row["round"], row["index"], row["outcome"]) == (content_id("viewer", 6), 1, 1, "correct")
@@ -124,7 +124,7 @@ def test_other_forms_change_nothing(
     own: Path, own_client: TestClient, headers: dict[str, str], changed: dict[str, str], status: int
 ) -> None:
     assert own_client.post("/audit/mark", data=form(**changed), headers=headers).status_code == status
-    assert read_marks(own) == {}
+    assert read_labels(own) == {}
 
 
 def test_other_methods_are_refused(client: TestClient) -> None:
@@ -373,7 +373,7 @@ def test_foreign_forms_are_refused(running: Server, headers: tuple[str, ...], bo
     assert asked(running, "POST /audit/mark", *sent, body=body)[0] == status
     chunked = (f"Host: {host}", "Transfer-Encoding: chunked", *(header.format(host=host) for header in headers))
     assert asked(running, "POST /audit/mark", *chunked, body=b"3\r\na=b\r\n0\r\n\r\n")[0] == 403
-    assert not (running.root / MARKS).exists()
+    assert not (running.root / LABELS).exists()
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "OPTIONS", "TRACE", "PATCH"])
@@ -385,7 +385,7 @@ def test_no_other_method_is_known(running: Server, method: str) -> None:
 
 
 def test_it_binds_to_loopback_and_says_when_a_port_is_taken(made: Path) -> None:
-    from mixpo.viewer.serve import HOST, serve
+    from mixpo.viewer.app import HOST, serve
 
     assert HOST == "127.0.0.1"
     with socket.socket() as taken:
@@ -403,7 +403,7 @@ def test_without_the_libraries_the_extra_is_named(made: Path) -> None:
         "import sys; sys.modules['duckdb'] = None\n"
         "from pathlib import Path\nfrom mixpo.errors import MissingExtra\nfrom mixpo.progress import Silent\n"
         "from mixpo.pipeline import open_run\n"
-        "from mixpo.viewer.serve import serve\n"
+        "from mixpo.viewer.app import serve\n"
         f"try:\n    serve(open_run(Path({str(made)!r})), 0, Silent(), print)\nexcept MissingExtra as error:\n    print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixpo.report.text_diff import Piece, difference
-from mixpo.viewer.text import Part, brief, formulas, parts, plain
+from mixpo.report.text_diff import DiffSpan, difference
+from mixpo.viewer.text import TextPart, brief, formulas, parts, plain
 
 
 @pytest.mark.parametrize(
@@ -41,18 +41,18 @@ def test_formulas(text: str, found: list[tuple[str, str]]) -> None:
 
 def test_a_formula_that_differs_is_marked_as_one() -> None:
     left, right = difference("so $x = 5$ it is", "so $x = 7$ it was")
-    assert Part("own", "$x = 5$", "inline", "x = 5") in parts(left)
-    assert Part("own", "$x = 7$", "inline", "x = 7") in parts(right)
+    assert TextPart("own", "$x = 5$", "inline", "x = 5") in parts(left)
+    assert TextPart("own", "$x = 7$", "inline", "x = 7") in parts(right)
 
 
 def test_a_formula_that_is_shared_is_not_marked() -> None:
     left, _ = difference("by $a+b$ it is one", "by $a+b$ it is two")
-    assert Part("same", "$a+b$", "inline", "a+b") in parts(left)
+    assert TextPart("same", "$a+b$", "inline", "a+b") in parts(left)
 
 
 @given(st.lists(st.tuples(st.sampled_from(["same", "own", "kept"]), st.text("$ab\\()[]{}boxed 5\n中")), max_size=6))
 def test_no_letter_is_lost(made: list[tuple[str, str]]) -> None:
-    pieces = [Piece(kind, text) for kind, text in made]  # type: ignore[arg-type]
+    pieces = [DiffSpan(kind, text) for kind, text in made]  # type: ignore[arg-type]
     assert "".join(part.text for part in parts(pieces)) == "".join(text for _, text in made)
 
 

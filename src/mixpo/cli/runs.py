@@ -84,7 +84,7 @@ def view(
 ) -> None:
     """Look at a run in the browser: pairs, questions, audit of the verifier, training, evaluation. This machine only."""
     from mixpo.pipeline import open_run
-    from mixpo.viewer.serve import serve
+    from mixpo.viewer.app import serve
 
     with boundary() as terminal, suppress(KeyboardInterrupt):  # its ordinary end
         serve(open_run(folder), port, terminal.progress, lambda address: show.line(f"{folder}: {address} (Ctrl+C ends)"))

@@ -28,9 +28,9 @@ from mixpo.report import (
     SUMMARY_COLUMNS,
     TEXT_COLUMNS,
     YES_NO_COLUMNS,
+    describe_counts,
     figure_rows,
     gap_rows,
-    made,
     main_difference_rows,
     summary_rows,
     text_rows,
@@ -198,7 +198,7 @@ def status(rows: Sequence[Mapping[str, Any]], models: Mapping[str, str] | None =
             row["state"],
             f"{row['done']}/{row['total']}",
             clock(row["seconds"]) if row["seconds"] else "",
-            ", ".join(made(row["counts"])),
+            ", ".join(describe_counts(row["counts"])),
             "; ".join(row["why"]),
         )
         for row in rows

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mixpo.errors import RunError
-from mixpo.report.model_card import About, card, is_hub_id
+from mixpo.report.model_card import CardSubject, card, is_hub_id
 from mixpo.vlm.folder import is_whole
 
 CARD = "README.md"
@@ -46,8 +46,8 @@ def prepare(model: Path, repository: str, licence: str = "") -> Upload:
         raise RunError(f"{run / 'report.json'}: does not tell of {model.name}; bring it up to date with `mixpo report`")
     folder = model.resolve()
     files = tuple(sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != CARD and not path.name.startswith(".")))
-    about = About(name=model.name, base=_base(run, recipe), licence=licence or _licence(run, recipe) or UNKNOWN)
-    return Upload(repository=repository, folder=folder, files=files, card=card(about, report, recipe))
+    subject = CardSubject(name=model.name, base=_base(run, recipe), licence=licence or _licence(run, recipe) or UNKNOWN)
+    return Upload(repository=repository, folder=folder, files=files, card=card(subject, report, recipe))
 
 
 def push(upload: Upload, private: bool, api: Any = None) -> str:

@@ -27,10 +27,10 @@ class Summary:
     total: float = 0.0
     largest: float = 0.0
 
-    def add(self, value: float) -> None:
-        """Take one value into account."""
-        self.count += 1
-        self.total += value
+    def add(self, value: float, number: int = 1) -> None:
+        """Count a value `number` times."""
+        self.count += number
+        self.total += value * number
         self.largest = max(self.largest, value)
 
     @property
@@ -50,12 +50,12 @@ class Lengths:
     counts: list[int] = field(default_factory=lambda: [0] * BINS)
     summary: Summary = field(default_factory=Summary)
 
-    def add(self, length: int) -> None:
-        """Count one length."""
+    def add(self, length: int, number: int = 1) -> None:
+        """Count a length `number` times."""
         while length >= self.width * BINS:
             self.widen()
-        self.counts[length // self.width] += 1
-        self.summary.add(length)
+        self.counts[length // self.width] += number
+        self.summary.add(length, number)
 
     def widen(self) -> None:
         """Join every two bins."""
@@ -74,10 +74,10 @@ class Fixed:
     def __post_init__(self) -> None:
         self.counts = [0] * (len(self.edges) - 1)
 
-    def add(self, value: float) -> None:
-        """Count one value, at least the first edge."""
-        self.counts[min(bisect.bisect_right(self.edges, value), len(self.counts)) - 1] += 1
-        self.summary.add(value)
+    def add(self, value: float, number: int = 1) -> None:
+        """Count a value, at least the first edge, `number` times."""
+        self.counts[min(bisect.bisect_right(self.edges, value), len(self.counts)) - 1] += number
+        self.summary.add(value, number)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready; `mean` is null without values."""

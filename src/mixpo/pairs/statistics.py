@@ -1,7 +1,7 @@
-"""What the answers and pairs of a run look like, gathered in one pass with memory that does not grow with the data.
+"""Statistics of sampled answers and preference pairs, for the report and the viewer alike, in memory that does not grow with the data.
 
-Answers the questions that decide whether pairs teach correctness rather than length or form: how many questions are mixed, how long are
-both sides, where do they part, how much is duplicate or cut off.
+They show whether pairs teach correctness rather than length or format: how many questions are mixed, how long both sides are, how long
+their shared prefix is, how much is duplicate or truncated.
 """
 
 from __future__ import annotations
@@ -9,22 +9,40 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from mixpo.pairs.histograms import BINS, RATIO_EDGES, SHARE_EDGES, Fixed, Lengths, Summary, share
 from mixpo.pairs.provenance import REASONS, same_question, shared_beginning, token_count
 from mixpo.records import Judged, Paired, Sampled
-from mixpo.types import Origin, Pair, Question
+from mixpo.types import Origin, Question
 
 ORIGINS: tuple[str, ...] = get_args(Origin)
 MAX_NAMES = 500
-"""Domains, and sources, listed by name; further ones are summed up as OTHER."""
+"""Domains, and sources, listed by name; further ones are summed as OTHER."""
 OTHER = "(other)"
 
 
+Balance = Literal["all_right", "mixed", "all_wrong", "all_undecided"]
+
+
+def balance(correct: int, decided: int) -> Balance:
+    """How a question is answered, by its verdicts: `correct` of the `decided` ones. Undecided verdicts are neither right nor wrong."""
+    if not decided:
+        return "all_undecided"
+    if correct in (0, decided):
+        return "all_right" if correct else "all_wrong"
+    return "mixed"
+
+
+def balance_of(judged: Judged) -> Balance | None:
+    """The balance of a question, None without verdicts."""
+    outcomes = Counter(verdict.outcome for verdict in judged.verdicts)
+    return balance(outcomes["correct"], outcomes.total() - outcomes["undecided"]) if outcomes else None
+
+
 @dataclass
-class SourceFigures:
-    """What one source of questions gave. chosen / rejected: lengths in tokens."""
+class SourceStatistics:
+    """Statistics of one source of questions. chosen / rejected: lengths in tokens."""
 
     counts: Counter[str] = field(default_factory=Counter)
     chosen: Summary = field(default_factory=Summary)
@@ -43,13 +61,13 @@ class SourceFigures:
 
 @dataclass
 class Statistics:
-    """Feed every question to `add` once, then read `as_dict`."""
+    """Counts and histograms. Give every question to `add`, or groups of equal ones to the `count_...` methods; then read `as_dict`."""
 
     questions: Counter[str] = field(default_factory=Counter)
     answers: Counter[str] = field(default_factory=Counter)
     verdicts: Counter[str] = field(default_factory=Counter)
     domains: dict[str, Counter[str]] = field(default_factory=dict)
-    sources: dict[str, SourceFigures] = field(default_factory=dict)
+    sources: dict[str, SourceStatistics] = field(default_factory=dict)
     origins: Counter[str] = field(default_factory=Counter)
     pairs: Counter[str] = field(default_factory=Counter)
     drops: Counter[str] = field(default_factory=Counter)
@@ -60,27 +78,68 @@ class Statistics:
     shared: Fixed = field(default_factory=lambda: Fixed(SHARE_EDGES))
 
     def add(self, question: Question, sampled: Sampled, judged: Judged | None, paired: Paired, continued: Sampled | None = None) -> None:
-        """Take one question into account. `continued` serves to tell which rejected continuations hit the length limit."""
+        """Count one question with its records. `continued` tells which rejected continuations hit the length limit."""
         same_question(question.id, sampled, judged, continued, paired)
-        self.questions["total"] += 1
-        self.questions["with_answer" if question.answer is not None else "without_answer"] += 1
+        self.count_questions(question.source, with_answer=question.answer is not None, with_pairs=bool(paired.pairs))
         self.questions["failed"] += bool(sampled.error)
-        self.questions["with_pairs"] += bool(paired.pairs)
-        source = self.sources.setdefault(_listed(question.source, self.sources), SourceFigures())
-        source.counts.update(questions=1, with_pairs=bool(paired.pairs))
         self._add_answers(sampled)
-        self._add_verdicts(question, judged, source)
-        capped = _capped(sampled), _capped(continued)
+        if judged is not None and question.answer is not None:
+            self.count_verdicts(question.source, question.domain, Counter(verdict.outcome for verdict in judged.verdicts))
+        truncated = _truncated(sampled), _truncated(continued)
         for pair in paired.pairs:
-            self._add_pair(pair, capped[pair.origin == "dropout_ntp"], source)
+            self.count_pairs(question.source, pair.origin)
+            self.pairs["length_capped"] += pair.rejected_index in truncated[pair.origin == "dropout_ntp"]
+            chosen, rejected = len(pair.chosen_ids), len(pair.rejected_ids)
+            self.count_lengths(question.source, chosen, rejected)
+            if chosen and rejected:
+                self.shared.add(shared_beginning(pair.chosen_ids, pair.rejected_ids) / min(chosen, rejected))
         for drop in paired.dropped:
             self.drops[drop.reason] += drop.count
 
+    def count_questions(self, source: str, *, with_answer: bool, with_pairs: bool, number: int = 1) -> None:
+        """Count `number` questions of a source."""
+        self.questions.update(
+            {"total": number, "with_answer" if with_answer else "without_answer": number, "with_pairs": number * with_pairs}
+        )
+        self._source(source).counts.update(questions=number, with_pairs=number * with_pairs)
+
+    def count_verdicts(self, source: str, domain: str, outcomes: Mapping[str, int], number: int = 1) -> None:
+        """Count `number` questions with an answer key whose verdicts have these outcomes. outcomes: how many verdicts by outcome."""
+        total = sum(outcomes.values())
+        correct, decided = outcomes.get("correct", 0), total - outcomes.get("undecided", 0)
+        self.verdicts.update({outcome: number * count for outcome, count in outcomes.items()})
+        if total:
+            self.questions[balance(correct, decided)] += number
+        sums = {"correct": number * correct, "decided": number * decided}
+        self._source(source).counts.update(sums)
+        self.domains.setdefault(_listed(domain, self.domains), Counter()).update(questions=number, **sums)
+
+    def count_pairs(self, source: str, origin: str, number: int = 1) -> None:
+        """Count `number` pairs of one origin."""
+        self.origins[origin] += number
+        self._source(source).counts.update({"pairs": number, origin: number})
+
+    def count_lengths(self, source: str, chosen: int, rejected: int, number: int = 1) -> None:
+        """Count the lengths of `number` pairs, in tokens; 0 where a side has text only."""
+        if not chosen or not rejected:
+            self.pairs["without_tokens"] += number
+            return
+        self.pairs["longer"] += number * (rejected > chosen)
+        of_source = self._source(source)
+        for lengths, length in (
+            (self.chosen, chosen), (of_source.chosen, chosen), (self.rejected, rejected), (of_source.rejected, rejected)
+        ):  # fmt: skip
+            lengths.add(length, number)
+        self.ratio.add(chosen / rejected, number)
+
+    def _source(self, name: str) -> SourceStatistics:
+        return self.sources.setdefault(_listed(name, self.sources), SourceStatistics())
+
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready figures; shares and means are null where nothing was counted.
+        """JSON-ready statistics; shares and means are null where nothing was counted.
 
         questions, with_answer, without_answer, failed (sampling), with_pairs: counts of questions.
-        all_right, mixed, all_wrong (among decided verdicts), all_undecided: the questions with verdicts.
+        all_right, mixed, all_wrong, all_undecided: the questions with verdicts, by `balance`.
         answers: total; finish counts stop, length, error; length_share; duplicates (answers whose text stands earlier for the same
             question) and duplicate_share; tokens_mean and tokens_max.
         verdicts: correct, wrong, malformed, undecided; accuracy = correct / decided, the mean accuracy of the sampled answers.
@@ -92,7 +151,7 @@ class Statistics:
         without_tokens: pairs of text alone, which are in none of the following figures.
         lengths: edges, and for both sides counts, mean and max (chosen, chosen_mean, chosen_max, rejected, ...), in tokens.
         length_ratio: edges, counts, mean, max of tokens chosen / tokens rejected.
-        shared_prefix: the same of the share of the shorter side's tokens with which both sides begin alike.
+        shared_prefix: the same of the length of the shared prefix as a share of the shorter side.
         drops: counts by reason, in words (from `mixpo.pairs.provenance.REASONS`) with what is counted.
         Bin i of a histogram is [edges[i], edges[i + 1]); the last also counts everything above.
         """
@@ -165,47 +224,13 @@ class Statistics:
             self.answers["duplicates"] += text in texts
             texts.add(text)
 
-    def _add_verdicts(self, question: Question, judged: Judged | None, source: SourceFigures) -> None:
-        if judged is None or question.answer is None:
-            return
-        outcomes = Counter(verdict.outcome for verdict in judged.verdicts)
-        decided = outcomes.total() - outcomes["undecided"]
-        self.verdicts.update(outcomes)
-        if outcomes.total():
-            self.questions[_balance(outcomes["correct"], decided)] += 1
-        source.counts.update(correct=outcomes["correct"], decided=decided)
-        domain = self.domains.setdefault(_listed(question.domain, self.domains), Counter())
-        domain.update(questions=1, correct=outcomes["correct"], decided=decided)
-
-    def _add_pair(self, pair: Pair, capped: set[int], source: SourceFigures) -> None:
-        self.origins[pair.origin] += 1
-        source.counts.update(["pairs", pair.origin])
-        self.pairs["length_capped"] += pair.rejected_index in capped
-        chosen, rejected = len(pair.chosen_ids), len(pair.rejected_ids)
-        if not chosen or not rejected:
-            self.pairs["without_tokens"] += 1
-            return
-        self.pairs["longer"] += rejected > chosen
-        for lengths, length in ((self.chosen, chosen), (source.chosen, chosen), (self.rejected, rejected), (source.rejected, rejected)):
-            lengths.add(length)
-        self.ratio.add(chosen / rejected)
-        self.shared.add(shared_beginning(pair.chosen_ids, pair.rejected_ids) / min(chosen, rejected))
-
 
 def _listed(name: str, known: Mapping[str, object]) -> str:
     """The name under which something is counted: its own, or OTHER when there are too many."""
     return name if name in known or len(known) < MAX_NAMES else OTHER
 
 
-def _balance(correct: int, decided: int) -> str:
-    if not decided:
-        return "all_undecided"
-    if correct in (0, decided):
-        return "all_right" if correct else "all_wrong"
-    return "mixed"
-
-
-def _capped(sampled: Sampled | None) -> set[int]:
+def _truncated(sampled: Sampled | None) -> set[int]:
     return {response.index for response in sampled.responses if response.finish == "length"} if sampled else set()
 
 

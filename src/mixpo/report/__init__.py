@@ -3,7 +3,6 @@
 from mixpo.report.benchmarks import FIGURE_COLUMNS, MAIN_DIFFERENCE_COLUMNS, figure_rows, main_difference_rows
 from mixpo.report.build import build
 from mixpo.report.data import ReportData
-from mixpo.report.made import made
 from mixpo.report.render import render
 from mixpo.report.table import (
     GAP_COLUMNS,
@@ -15,6 +14,7 @@ from mixpo.report.table import (
     text_rows,
     yes_no_rows,
 )
+from mixpo.report.words import describe_counts
 
 __all__ = [
     "FIGURE_COLUMNS",
@@ -25,9 +25,9 @@ __all__ = [
     "YES_NO_COLUMNS",
     "ReportData",
     "build",
+    "describe_counts",
     "figure_rows",
     "gap_rows",
-    "made",
     "main_difference_rows",
     "render",
     "summary_rows",

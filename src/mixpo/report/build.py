@@ -65,7 +65,7 @@ def build(data: ReportData) -> dict[str, Any]:
         "pairs": dict(data.statistics),
         "trained": dict(data.models),
         "training": {arm: metric_curves(rows) for arm, rows in data.training.items()},
-        "dropped": [*skipped_rows(data.skipped), *left_out(data.manifests)],
+        "dropped": [*skipped_rows(data.skipped), *filtered_counts(data.manifests)],
         "examples": [_example(question, pair) for question, pair in data.examples],
         "changes": _changes(sets.get(first, {}), main, data.questions),
         "settings": dict(data.recipe),
@@ -257,7 +257,7 @@ def _unit(stage: str) -> str:
     return "questions"
 
 
-def left_out(manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:
+def filtered_counts(manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:
     """What later stages left out: their counts named "dropped: reason"."""
     return [
         {"stage": stage, "where": "", "reason": drop_text(name), "count": number, "unit": drop_unit(name)}

@@ -22,7 +22,7 @@ MAX_POINTS = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mark:
+class Dot:
     """A value with its interval in one lane. shape: "full", "hollow" or "diamond"; colour: index into the palette."""
 
     value: float
@@ -36,10 +36,10 @@ class Mark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lane:
-    """A labelled row of marks, drawn one below the other; `note` is small text under the label."""
+    """A labelled row of dots, drawn one below the other; `note` is small text under the label."""
 
     label: str
-    marks: Sequence[Mark]
+    dots: Sequence[Dot]
     note: str = ""
 
 
@@ -66,7 +66,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [float(f"{n * step:.12g}") for n in range(first, last + 1)]
 
 
-def label(value: float) -> str:
+def tick_label(value: float) -> str:
     """A tick's text: short, without needless digits."""
     if value and (abs(value) >= 1e5 or abs(value) < 1e-3):
         mantissa, _, exponent = f"{value:.2e}".partition("e")
@@ -75,10 +75,10 @@ def label(value: float) -> str:
     return text.replace("-", "−")
 
 
-def labels(values: Sequence[float]) -> list[str]:
+def tick_labels(values: Sequence[float]) -> list[str]:
     """The texts of evenly spaced ticks: with as many decimals as tell them apart, all in the same power of ten."""
     if len(values) < 2:
-        return [label(value) for value in values]
+        return [tick_label(value) for value in values]
     largest, step = max(map(abs, values)), abs(values[1] - values[0])
     exponent = math.floor(math.log10(largest) + 1e-9) if largest and not 1e-3 <= largest < 1e5 else 0
     places = max(0, -math.floor(math.log10(step) + 1e-9) + exponent)
@@ -91,15 +91,15 @@ def labels(values: Sequence[float]) -> list[str]:
 
 def lanes(rows: Sequence[Lane], summary: str, percent_points: bool = False) -> Markup:
     """Dot-and-interval chart of shares (0 to 1), or of differences of shares with a line at zero."""
-    marks = [mark for row in rows for mark in row.marks]
-    low, high = _span(marks, percent_points)
+    dots = [dot for row in rows for dot in row.dots]
+    low, high = _span(dots, percent_points)
 
     def at(value: float) -> str:
         return f"{(min(max(value, low), high) - low) / (high - low) * 100:.2f}%"
 
     marked = ticks(low, high, 5)
     parts = [_lane(row, marked, at, percent_points) for row in rows]
-    named = zip(marked, labels([round(t * 100, 6) for t in marked]), strict=True)
+    named = zip(marked, tick_labels([round(t * 100, 6) for t in marked]), strict=True)
     texts = [element("text", text, x=at(t), y=14, text_anchor=_anchor(t, low, high), class_="tick") for t, text in named]
     unit = "points" if percent_points else "%"
     axis = element("div", element("span"), element("svg", *texts, height=18, aria_hidden="true"), element("span", unit, class_="unit"))
@@ -108,8 +108,8 @@ def lanes(rows: Sequence[Lane], summary: str, percent_points: bool = False) -> M
     )
 
 
-def _span(marks: Sequence[Mark], around_zero: bool) -> tuple[float, float]:
-    low, high = min(m.low for m in marks), max(m.high for m in marks)
+def _span(dots: Sequence[Dot], around_zero: bool) -> tuple[float, float]:
+    low, high = min(m.low for m in dots), max(m.high for m in dots)
     if around_zero:
         low, high = min(low, 0.0), max(high, 0.0)
         step = 0.05
@@ -126,22 +126,22 @@ def _anchor(value: float, low: float, high: float) -> str:
 
 
 def _lane(row: Lane, marked: Sequence[float], at: Callable[[float], str], around_zero: bool) -> Markup:
-    height = 20 * len(row.marks) + 10
+    height = 20 * len(row.dots) + 10
     grid = [element("line", x1=at(t), x2=at(t), y1=0, y2=height, class_="zero" if around_zero and t == 0 else "grid") for t in marked]
     drawn, texts = [], []
-    for number, mark in enumerate(row.marks):
+    for number, dot in enumerate(row.dots):
         y = 15 + 20 * number
         drawn.append(
             element(
                 "g",
-                element("title", mark.tip),
-                element("line", x1=at(mark.low), x2=at(mark.high), y1=y, y2=y, class_="hit"),
-                element("line", x1=at(mark.low), x2=at(mark.high), y1=y, y2=y, class_="whisker"),
-                _shape(mark.shape, at(mark.value), y),
-                class_=f"mark c{mark.colour % 6}",
+                element("title", dot.tip),
+                element("line", x1=at(dot.low), x2=at(dot.high), y1=y, y2=y, class_="hit"),
+                element("line", x1=at(dot.low), x2=at(dot.high), y1=y, y2=y, class_="whisker"),
+                _shape(dot.shape, at(dot.value), y),
+                class_=f"dot c{dot.colour % 6}",
             )
         )
-        texts.append(element("text", mark.text, x="100%", y=y + 4, text_anchor="end", class_="value"))
+        texts.append(element("text", dot.text, x="100%", y=y + 4, text_anchor="end", class_="value"))
     name = element("span", row.label, *([element("small", row.note)] if row.note else []), class_="lane-label")
     plot = element("svg", *grid, *drawn, height=height)
     return element("div", name, plot, element("svg", *texts, height=height, class_="values"), class_="lane")
@@ -208,14 +208,18 @@ def histogram(edges: Sequence[float], series: Mapping[str, Sequence[float]], uni
                 tip = element("title", f"{name}, {_bin(edges, i)} {unit}: {counts[i]:,.0f}")
                 height = at_y(0) - at_y(counts[i])
                 drawn.append(element("rect", tip, x=at_x(i), y=at_y(counts[i]), width=at_x(i + 1) - at_x(i), height=height, class_="hover"))
-    longest = max(len(label(edges[i])) for i in range(first, last + 1))
+    longest = max(len(tick_label(edges[i])) for i in range(first, last + 1))
     room = max(1, min(9, (WIDTH - LEFT - RIGHT) // (LETTER * longest + 10)))
-    marked = [(i, label(edges[i])) for i in range(first, last + 1, math.ceil((last - first) / room))]
+    marked = [(i, tick_label(edges[i])) for i in range(first, last + 1, math.ceil((last - first) / room))]
     return _figure(drawn, (first, last), (0, top), unit, summary, marked) + _legend(list(series), first_colour)
 
 
 def _bin(edges: Sequence[float], number: int) -> str:
-    return f"{label(edges[number])} to {label(edges[number + 1])}" if number + 2 < len(edges) else f"{label(edges[number])} or more"
+    return (
+        f"{tick_label(edges[number])} to {tick_label(edges[number + 1])}"
+        if number + 2 < len(edges)
+        else f"{tick_label(edges[number])} or more"
+    )
 
 
 def curves(steps: Sequence[float], series: Mapping[str, Sequence[float | None]], summary: str, colours: Sequence[int]) -> Markup:
@@ -244,7 +248,7 @@ def curves(steps: Sequence[float], series: Mapping[str, Sequence[float | None]],
             drawn.append(element("circle", cx=at_x(points[0][0]), cy=at_y(points[0][1]), r=3.5, class_=f"dot c{colour}"))
         for step, value in points[:: max(1, len(points) // 40)]:
             if value is not None:
-                tip = element("title", f"{name}, step {label(step)}: {value:.4g}")
+                tip = element("title", f"{name}, step {tick_label(step)}: {value:.4g}")
                 drawn.append(element("circle", tip, cx=at_x(step), cy=at_y(value), r=5, class_=f"spot c{colour}"))
     whole = _named([step for step in ticks(*ends, 5) if float(step).is_integer()])
     return _figure(drawn, ends, (low, high), "step", summary, whole, ticked) + _legend(list(series), colours)
@@ -261,7 +265,7 @@ def thin(steps: Sequence[float], values: Sequence[float | None]) -> list[tuple[f
 
 
 def _named(values: Sequence[float]) -> list[tuple[float, str]]:
-    return list(zip(values, labels(values), strict=True))
+    return list(zip(values, tick_labels(values), strict=True))
 
 
 class _scale:  # noqa: N801 (reads as a function)

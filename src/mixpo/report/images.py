@@ -20,7 +20,7 @@ SHOWN_SIDE = 172
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class EmbeddedImage:
     """A data URI with the size to show it at, or `problem` when the image could not be read (then `uri` is empty)."""
 
     uri: str = ""
@@ -30,16 +30,16 @@ class Picture:
     problem: str = ""
 
 
-def picture(ref: ImageRef) -> Picture:
-    """Read an image for the page. A missing or broken one gives a Picture that says so: a report never fails over it."""
+def picture(ref: ImageRef) -> EmbeddedImage:
+    """Read an image for the page. A missing or broken one gives one that says so: a report never fails over it."""
     try:
         image = open_image(ref, LIMITS)
     except ImageError as error:
-        return Picture(problem=str(error))
+        return EmbeddedImage(problem=str(error))
     longest = max(image.size)
     crisp = longest <= CRISP_SIDE
     factor = SHOWN_SIDE // longest if crisp else 1
     buffer, kind = io.BytesIO(), "png" if crisp else "jpeg"
     image.save(buffer, format=kind, optimize=True, quality=85)  # PNG knows no quality and ignores it
     uri = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return Picture(uri, image.width * factor, image.height * factor, crisp)
+    return EmbeddedImage(uri, image.width * factor, image.height * factor, crisp)

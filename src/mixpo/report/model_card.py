@@ -19,7 +19,7 @@ REMOVED = "(removed)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class About:
+class CardSubject:
     """What a card is about. base: hub id of the model that was trained, "" if it has none. licence: of the trained weights."""
 
     name: str
@@ -27,13 +27,13 @@ class About:
     licence: str
 
 
-def card(about: About, report: dict[str, Any], recipe: dict[str, Any]) -> str:
+def card(subject: CardSubject, report: dict[str, Any], recipe: dict[str, Any]) -> str:
     """The whole card. report: the content of report.json. recipe: the resolved recipe, as it was run."""
-    objective = about.name.partition("-round-")[0]
+    objective = subject.name.partition("-round-")[0]
     parts = [
-        _front(about, objective),
-        f"# {_plain(report['title'])}: {model_name(about.name)}\n",
-        f"{f'`{about.base}`' if about.base else 'A vision-language model'} trained with {objective.upper()} by "
+        _front(subject, objective),
+        f"# {_plain(report['title'])}: {model_name(subject.name)}\n",
+        f"{f'`{subject.base}`' if subject.base else 'A vision-language model'} trained with {objective.upper()} by "
         f"mixpo {report['versions'].get('mixpo', '')}, on preference pairs made of its own answers.\n",
         "## Data\n",
         _table(("stage", "count", "number"), _counts(report["counts"])),
@@ -46,7 +46,7 @@ def card(about: About, report: dict[str, Any], recipe: dict[str, Any]) -> str:
         "## Versions\n",
         ", ".join(f"{name} {version}" for name, version in report["versions"].items()) + "\n",
         "## Licence\n",
-        f"`{about.licence}`. The licences of the base model, of the questions and of the images apply as well.\n",
+        f"`{subject.licence}`. The licences of the base model, of the questions and of the images apply as well.\n",
     ]
     return "\n".join(part for part in parts if part)
 
@@ -70,10 +70,10 @@ def is_hub_id(path: str) -> bool:
     return bool(_HUB_ID.fullmatch(path))
 
 
-def _front(about: About, objective: str) -> str:
-    fields = {"license": about.licence, "library_name": "transformers", "pipeline_tag": "image-text-to-text"}
-    if about.base:
-        fields["base_model"] = about.base
+def _front(subject: CardSubject, objective: str) -> str:
+    fields = {"license": subject.licence, "library_name": "transformers", "pipeline_tag": "image-text-to-text"}
+    if subject.base:
+        fields["base_model"] = subject.base
     lines = [f"{name}: {json.dumps(value)}" for name, value in fields.items()]
     return "\n".join(["---", *lines, "tags:", "- mixpo", "- preference-optimization", f"- {json.dumps(objective)}", "---\n"])
 

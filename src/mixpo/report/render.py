@@ -13,7 +13,7 @@ from markupsafe import Markup
 from mixpo.plural import amount
 from mixpo.report import sections, words
 from mixpo.report.benchmarks import BREAKDOWN_COLUMNS, DIFFERENCE_COLUMNS, FIGURE_COLUMNS, difference_rows, figure_rows
-from mixpo.report.images import Picture, picture
+from mixpo.report.images import EmbeddedImage, picture
 from mixpo.report.table import GAP_COLUMNS, SUMMARY_COLUMNS, TEXT_COLUMNS, YES_NO_COLUMNS, gap_rows, summary_rows, text_rows, yes_no_rows
 from mixpo.report.text_diff import difference
 from mixpo.types import IMAGE_MARK, ImageRef
@@ -129,7 +129,7 @@ def _change(change: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shown(question: dict[str, Any]) -> dict[str, Any]:
-    pictures: list[Picture] = [picture(ImageRef(**image)) for image in question["images"]]
+    pictures: list[EmbeddedImage] = [picture(ImageRef(**image)) for image in question["images"]]
     return {"pictures": pictures, "asked": asked(question["text"])}
 
 

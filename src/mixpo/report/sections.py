@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from mixpo.report.build import DROPPED
-from mixpo.report.charts import Lane, Mark, bars, curves, histogram, lanes, stack
-from mixpo.report.made import label
+from mixpo.report.charts import Dot, Lane, bars, curves, histogram, lanes, stack
 from mixpo.report.words import (
     BALANCE,
     MODES,
@@ -17,6 +16,7 @@ from mixpo.report.words import (
     OUTCOMES,
     accuracy,
     count,
+    count_label,
     domain_name,
     duration,
     model_name,
@@ -74,8 +74,8 @@ def accuracy_chart(models: dict[str, Any]) -> Markup | None:
     for model, modes in models.items():
         tips = {mode: f"{model_name(model)}, {MODES.get(mode, mode)}: {_tip(scores)}" for mode, scores in modes.items()}
         shade = colour(model, list(models))
-        marks = [_mark(scores, tips[mode], SHAPES.get(mode, "full"), shade) for mode, scores in modes.items()]
-        rows.append(Lane(label=model_name(model), marks=marks))
+        dots = [_dot(scores, tips[mode], SHAPES.get(mode, "full"), shade) for mode, scores in modes.items()]
+        rows.append(Lane(label=model_name(model), dots=dots))
     return lanes(rows, "Accuracy of each model with its 95 % interval; the table below has the numbers") if rows else None
 
 
@@ -90,10 +90,8 @@ def domain_chart(models: dict[str, Any], headline: dict[str, Any] | None) -> Mar
         Lane(
             label=domain_name(name),
             note=f"{points(after[name]['accuracy'] - before[name]['accuracy'])}, n = {count(after[name]['n'])}",
-            marks=[
-                _mark(
-                    domains[name], f"{model_name(model)}, {domain_name(name)}: {_tip(domains[name])}", "full", colour(model, list(models))
-                )
+            dots=[
+                _dot(domains[name], f"{model_name(model)}, {domain_name(name)}: {_tip(domains[name])}", "full", colour(model, list(models)))
                 for model, domains in sides
             ],
         )
@@ -120,8 +118,8 @@ def gap_chart(gaps: list[dict[str, Any]]) -> Markup | None:
     rows = [
         Lane(
             label=gap["label"],
-            marks=[
-                Mark(
+            dots=[
+                Dot(
                     value=gap["difference"],
                     low=gap["low"],
                     high=gap["high"],
@@ -136,9 +134,9 @@ def gap_chart(gaps: list[dict[str, Any]]) -> Markup | None:
     return lanes(rows, "Accuracy with chain of thought minus accuracy of direct answers, in points", percent_points=True) if rows else None
 
 
-def _mark(scores: dict[str, Any], tip: str, shape: str, shade: int) -> Mark:
+def _dot(scores: dict[str, Any], tip: str, shape: str, shade: int) -> Dot:
     value, low, high = scores["accuracy"], scores["low"], scores["high"]
-    return Mark(value=value, low=low, high=high, text=accuracy(scores), tip=tip, shape=shape, colour=shade)
+    return Dot(value=value, low=low, high=high, text=accuracy(scores), tip=tip, shape=shape, colour=shade)
 
 
 def _tip(scores: dict[str, Any]) -> str:
@@ -151,29 +149,36 @@ def _tip(scores: dict[str, Any]) -> str:
 
 def share_charts(pairs: dict[str, Any]) -> list[Chart]:
     """Bars cut into shares: origins of the pairs, verdicts of the answers, balance of the questions."""
-    blind = "In a DropoutNTP pair the rejected side was finished without seeing the image."
-    parts = (
-        ("Where the pairs come from", pairs.get("origins") or {}, ORIGINS, (2, 0, 4), blind),
-        (
-            "What the sampled answers were",
+    charts = (
+        _shares(
+            "Origin of the pairs",
+            pairs.get("origins") or {},
+            ORIGINS,
+            (2, 0, 4),
+            "In a DropoutNTP pair the rejected response was completed without the image.",
+        ),
+        _shares(
+            "Verdicts on the sampled responses",
             pairs.get("verdicts") or {},
             OUTCOMES,
             (3, 5, 1, 0),
-            "Undecided answers never become rejected ones.",
+            "Undecided responses are never used as rejected.",
         ),
-        (
-            "How hard the questions were",
-            pairs,
-            BALANCE,
-            (3, 2, 5, 0),
-            "Only questions with some right and some wrong give pairs by correctness.",
-        ),
+        balance_chart(pairs),
     )
-    return [
-        Chart(title, stack([(names[key], counts.get(key, 0), c) for key, c in zip(names, colours, strict=True)], title), note)
-        for title, counts, names, colours, note in parts
-        if any(counts.get(key) for key in names)
-    ]
+    return [chart for chart in charts if chart is not None]
+
+
+def balance_chart(pairs: dict[str, Any]) -> Chart | None:
+    """Questions by how many of their decided responses are right."""
+    note = "By decided responses. Only questions with both right and wrong responses give correctness pairs."
+    return _shares("Difficulty of the questions", pairs, BALANCE, (3, 2, 5, 0), note)
+
+
+def _shares(title: str, counts: dict[str, Any], names: dict[str, str], colours: tuple[int, ...], note: str) -> Chart | None:
+    if not any(counts.get(key) for key in names):
+        return None
+    return Chart(title, stack([(names[key], counts.get(key, 0), c) for key, c in zip(names, colours, strict=True)], title), note)
 
 
 def histograms(pairs: dict[str, Any]) -> list[Chart]:
@@ -203,7 +208,7 @@ def histograms(pairs: dict[str, Any]) -> list[Chart]:
 def sampled_domain_chart(pairs: dict[str, Any]) -> Chart | None:
     """How often the sampled answers were right, by family."""
     found = {domain_name(name): d["accuracy"] for name, d in (pairs.get("domains") or {}).items() if d.get("accuracy") is not None}
-    return domain_bars(found, "Sampled answers that were right, by family")
+    return domain_bars(found, "Accuracy of the sampled responses by domain")
 
 
 def domain_bars(shares: dict[str, float], title: str) -> Chart | None:
@@ -305,7 +310,7 @@ def time_chart(timings: dict[str, float]) -> Markup | None:
 def shown_counts(counts: dict[str, dict[str, int]]) -> dict[str, list[tuple[str, str]]]:
     """What each stage made, as text; evaluations are in the results, and what was left out has a table of its own."""
     return {
-        stage: [(label(name, value), count(value)) for name, value in found.items() if not name.startswith(DROPPED)]
+        stage: [(count_label(name, value), count(value)) for name, value in found.items() if not name.startswith(DROPPED)]
         for stage, found in counts.items()
         if found and not stage.startswith(("answer/", "evaluate/"))
     }

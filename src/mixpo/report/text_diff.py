@@ -20,7 +20,7 @@ SHINGLE = 6
 Kind = Literal["kept", "same", "own"]
 
 
-class Piece(NamedTuple):
+class DiffSpan(NamedTuple):
     """A stretch of text: "kept" is the beginning that both share by construction, "same" is in both, "own" only in this one."""
 
     kind: Kind
@@ -32,7 +32,7 @@ def words(text: str) -> list[str]:
     return _TOKEN.findall(text)
 
 
-def difference(a: str, b: str, kept: bool = False) -> tuple[list[Piece], list[Piece]]:
+def difference(a: str, b: str, kept: bool = False) -> tuple[list[DiffSpan], list[DiffSpan]]:
     """The pieces of both texts. With `kept`, their common beginning is marked as kept rather than same."""
     left, right = words(a), words(b)
     head = _common(left, right)
@@ -97,11 +97,11 @@ def _single(words_: list[str]) -> dict[tuple[str, ...], int]:
     return {shingle: at for shingle, at in places.items() if at >= 0}
 
 
-def _pieces(tokens: list[str], head: int, kind: Kind, same: list[tuple[int, int]]) -> list[Piece]:
-    pieces = [Piece(kind, "".join(tokens[:head]))]
+def _pieces(tokens: list[str], head: int, kind: Kind, same: list[tuple[int, int]]) -> list[DiffSpan]:
+    pieces = [DiffSpan(kind, "".join(tokens[:head]))]
     for (_, before), (start, end) in pairwise([(0, head), *same]):
         own = "".join(tokens[before:start])
         word = own.rstrip()
-        pieces += [Piece("own", word), Piece("same", own[len(word) :] + "".join(tokens[start:end]))]
+        pieces += [DiffSpan("own", word), DiffSpan("same", own[len(word) :] + "".join(tokens[start:end]))]
     whole = groupby((piece for piece in pieces if piece.text), key=lambda piece: piece.kind)
-    return [Piece(kind, "".join(piece.text for piece in found)) for kind, found in whole]
+    return [DiffSpan(kind, "".join(piece.text for piece in found)) for kind, found in whole]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mixpo.pairs.provenance import REASONS
+from mixpo.records import ANSWERED_BY
 
 NAMES = {"start": "Start", "sft": "SFT", "dpo": "DPO", "mpo": "MPO"}
 MODES = {"cot": "chain of thought", "direct": "direct", "sampled": "sampled mean"}
@@ -106,3 +107,57 @@ def drop_text(name: str) -> str:
 def drop_unit(name: str) -> str:
     """What a reason counts: questions, answers or pairs; rows where it does not say."""
     return REASONS[name].unit if name in REASONS else "rows"
+
+
+# --- counts of a manifest; the manifest and `--json` keep their short names ---------------------------------------------
+
+ONE_AND_MORE = {
+    "images": ("image", "images"),
+    "questions": ("question", "questions"),
+    "open": ("question without an answer", "questions without an answer"),
+    "skipped": ("row left out", "rows left out"),
+    "answers": ("answer", "answers"),
+    "tokens": ("token", "tokens"),
+    "ended: stop": ("ended by itself", "ended by themselves"),
+    "judged": ("question judged", "questions judged"),
+    "verdicts": ("verdict", "verdicts"),
+    "all_right": ("question with all answers right", "questions with all answers right"),
+    "all_wrong": ("question with all answers wrong", "questions with all answers wrong"),
+    "pairs": ("pair", "pairs"),
+    "with_pairs": ("question with pairs", "questions with pairs"),
+    "marked": ("verdict set by a person", "verdicts set by a person"),
+    "with_rationale": ("pair with a reference answer", "pairs with a reference answer"),
+    "responses": ("different response", "different responses"),
+    "steps": ("step", "steps"),
+    "rows": ("record", "records"),
+    "judge not readable": ("reply of the judge not readable", "replies of the judge not readable"),
+}
+"""What stands behind 1, and behind any other number."""
+ALWAYS = {
+    "ended: length": "cut at the length limit",
+    "ended: error": "ended by an error",
+    "malformed": "without a clear answer",
+    **{f"origin: {origin}": text for origin, text in ORIGINS.items()},
+}
+"""What stands behind every number."""
+
+
+def count_label(name: str, number: int) -> str:
+    """What is counted under this name in a manifest; names that nobody has written down are words already."""
+    if name in ONE_AND_MORE:
+        return ONE_AND_MORE[name][number != 1]
+    if name in ALWAYS:
+        return ALWAYS[name]
+    if name.startswith(ANSWERED_BY):
+        return f"by {name.removeprefix(ANSWERED_BY)}"  # a name of a model stays as it is
+    return name.replace("dropped: ", "left out: ").replace("_", " ")
+
+
+def describe_counts(counts: Mapping[str, int]) -> list[str]:
+    """ "40 answers", "1 cut at the length limit": everything there is any of, except what ended as it should.
+
+    What is undecided is told by its reasons alone.
+    """
+    told = {"ended: stop", *(["undecided"] if any(name.startswith("undecided: ") for name in counts) else [])}
+    shown = {name: number for name, number in counts.items() if number and name not in told}
+    return [f"{number:,} {count_label(name, number)}" for name, number in shown.items()]

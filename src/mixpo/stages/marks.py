@@ -6,19 +6,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from mixpo.human_labels import Mark, read_marks
+from mixpo.human_labels import HumanLabel, read_labels
 from mixpo.records import Judged, read_column
 from mixpo.stages.job import Plan
 from mixpo.types import Question, content_id
 
-Marks = dict[str, dict[int, Mark]]
+Marks = dict[str, dict[int, HumanLabel]]
 """By question and index of the answer."""
 
 
 def marks_of(root: Path, number: int) -> Marks:
     """The marks of round `number`; empty without a file. Raises RecordError naming the line that is no mark."""
     marks: Marks = {}
-    for (of_round, question, index), mark in read_marks(root).items():
+    for (of_round, question, index), mark in read_labels(root).items():
         if of_round == number:
             marks.setdefault(question, {})[index] = mark
     return marks
@@ -53,6 +53,6 @@ def corrected(judged: Judged, marks: Marks) -> tuple[Judged, int]:
     return replace(judged, verdicts=verdicts), sum(verdict.index in of_question for verdict in verdicts)
 
 
-def _plain(marks: Mapping[int, Mark]) -> list[list[object]]:
+def _plain(marks: Mapping[int, HumanLabel]) -> list[list[object]]:
     """What decides the pairs; who marked when does not."""
     return [[index, mark.outcome] for index, mark in sorted(marks.items())]

@@ -28,7 +28,7 @@ PAGE, DATA = "report.html", "report.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
+class ReportFile:
     """A file of the report and its size."""
 
     path: str
@@ -43,11 +43,11 @@ def report_job(context: Context, plan: Plan) -> Job:
 
     @contextmanager
     def session(numbers: Sequence[int]) -> Iterator[Make]:
-        def make(shard: int) -> Iterator[Written]:
+        def make(shard: int) -> Iterator[ReportFile]:
             data = build(gather(context, plan, [planned for planned in others if planned.finished()]))
             write_text(root / DATA, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
             write_text(root / PAGE, render(data))
-            return (Written(path=name, bytes=(root / name).stat().st_size) for name in (DATA, PAGE))
+            return (ReportFile(path=name, bytes=(root / name).stat().st_size) for name in (DATA, PAGE))
 
         yield make
 
@@ -55,7 +55,7 @@ def report_job(context: Context, plan: Plan) -> Job:
         kind="report",
         name="report",
         title="report",
-        row=Written,
+        row=ReportFile,
         settings={"report": context.recipe.report.model_dump(), "recipe": content_id(context.recipe.model_dump(mode="json"))},
         inputs=(content_id(finished),),
         sizes=(2,),

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from mixpo.pairs.statistics import balance_of
 from mixpo.records import Judged, Sampled, atomic
 from mixpo.stages import prompting
 from mixpo.stages.job import Context, Job, Make, Plan, title
@@ -56,11 +57,11 @@ def verify_job(context: Context, plan: Plan, index: Index, number: int) -> Job:
 
 
 ALL_WRONG = "all_wrong.jsonl"
-"""Beside the verdicts: the questions to which no answer is right, as a source reads them."""
+"""Beside the verdicts: the questions whose decided answers are all wrong, as a source reads them."""
 
 
 def list_all_wrong(context: Context, plan: Plan, name: str) -> None:
-    """Write the questions whose answers are all wrong or malformed, unless the list is as new as the verdicts.
+    """Write the questions whose decided answers are all wrong or malformed, unless the list is as new as the verdicts.
 
     They are rows of a JSONL source: give them a `rationale`, or sample them again with other settings.
     """
@@ -71,13 +72,8 @@ def list_all_wrong(context: Context, plan: Plan, name: str) -> None:
     with atomic(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
         for shard in range(len(plan.shards(name))):
             for question, judged in zip(plan.rows("source", shard), plan.rows(name, shard), strict=True):
-                if all_wrong(judged):
+                if balance_of(judged) == "all_wrong":
                     stream.write(json.dumps(_as_row(question), ensure_ascii=False) + "\n")
-
-
-def all_wrong(judged: Judged) -> bool:
-    """Whether there are verdicts and every one of them is that the answer is wrong or malformed."""
-    return bool(judged.verdicts) and all(verdict.outcome in ("wrong", "malformed") for verdict in judged.verdicts)
 
 
 def _as_row(question: Question) -> dict[str, Any]:
@@ -102,7 +98,7 @@ def judged_inputs(context: Context, shards: Sequence[str], index: Index) -> tupl
 
 
 def count_judged(rows: Sequence[Judged]) -> Mapping[str, int]:
-    """Verdicts by outcome, undecided ones also by reason; questions with all answers right, and with all wrong."""
+    """Verdicts by outcome, undecided ones also by reason; questions whose decided answers are all right, and all wrong."""
     counts: Counter[str] = Counter(questions=len(rows), judged=0, verdicts=0, all_right=0, all_wrong=0)
     for row in rows:
         outcomes = [verdict.outcome for verdict in row.verdicts]
@@ -111,6 +107,6 @@ def count_judged(rows: Sequence[Judged]) -> Mapping[str, int]:
         counts.update(f"undecided: {verdict.reason}" for verdict in row.verdicts if verdict.outcome == "undecided")
         if outcomes:
             counts["judged"] += 1
-            counts["all_right"] += all(outcome == "correct" for outcome in outcomes)
-            counts["all_wrong"] += all_wrong(row)
+            counts["all_right"] += balance_of(row) == "all_right"
+            counts["all_wrong"] += balance_of(row) == "all_wrong"
     return counts

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import getpass
+import os
 import secrets
+import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mixpo.errors import ImageError, MissingExtra, MixpoError
-from mixpo.human_labels import append_mark
+from mixpo.errors import ImageError, MissingExtra, MixpoError, RunError
+from mixpo.human_labels import append_label
+from mixpo.progress import Progress
 from mixpo.run import now
+from mixpo.stages.job import Context
 from mixpo.stages.report import PAGE
-from mixpo.viewer.guard import REPORT_POLICY, Refused, guard, read_form
+from mixpo.viewer.guard import REPORT_POLICY, FormRefused, guard, read_form
 from mixpo.viewer.images import SIZES
 from mixpo.viewer.pages import page, static_files, with_query
-from mixpo.viewer.views import NotFound, Values, Views
+from mixpo.viewer.views import PageNotFound, Values, Views
 
 try:
+    import uvicorn
     from fastapi import FastAPI, Request
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Response
@@ -26,8 +32,9 @@ except ImportError:
     raise MissingExtra("mixpo view", "viewer") from None
 
 TYPES = {".css": "text/css", ".js": "text/javascript", ".woff2": "font/woff2"}
-STATUS = {NotFound: 404, ImageError: 404, Refused: 403}
+STATUS = {PageNotFound: 404, ImageError: 404, FormRefused: 403}
 """Of errors that are pages; others are 500."""
+HOST = "127.0.0.1"
 KEPT = {"cache-control": "private, max-age=86400"}
 """For what does not change under its address."""
 
@@ -62,7 +69,7 @@ class _Site:
 
     def mark(self, body: bytes) -> Response:
         form = read_form(body, self.token)
-        append_mark(self.views.run.root, self.views.mark(form, now(), getpass.getuser()))
+        append_label(self.views.run.root, self.views.mark(form, now(), getpass.getuser()))
         kind, number = form.get("kind", ""), form.get("number", "")
         following = str(int(number) + 1) if number.isascii() and number.isdigit() and len(number) < 10 else "0"
         count = len(self.views.audits.sample("suspicious" if kind == "suspicious" else "random", int(form["round"])))
@@ -140,7 +147,7 @@ def _add_files(app: FastAPI, site: _Site) -> None:
     @app.get("/static/{name:path}")
     def static(name: str) -> Response:
         if name not in static_files():
-            raise NotFound("There is no such file.")
+            raise PageNotFound("There is no such file.")
         path = static_files()[name]
         return FileResponse(path, media_type=TYPES.get(path.suffix, "text/plain"), headers=KEPT)
 
@@ -152,7 +159,7 @@ def _add_files(app: FastAPI, site: _Site) -> None:
     def report() -> Response:
         path = Path(site.views.run.root) / PAGE
         if not path.exists():
-            raise NotFound("This run has no report yet; `mixpo report` writes one of what is there.")
+            raise PageNotFound("This run has no report yet; `mixpo report` writes one of what is there.")
         return FileResponse(path, media_type="text/html", headers={"content-security-policy": REPORT_POLICY})
 
 
@@ -160,3 +167,25 @@ def _picture(site: _Site, question: str, number: int, asked: Mapping[str, str]) 
     size = asked.get("size", "page")
     content, kind = site.views.image(question, number, size if size in SIZES else "page", asked.get("set", ""))
     return Response(content, media_type=kind, headers=KEPT)
+
+
+def serve(context: Context, port: int, progress: Progress, ready: Callable[[str], None]) -> None:
+    """Index the run, then answer on the loopback address; port 0 takes a free one. `ready` is given the address.
+
+    Raises RunError when the port is taken.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((HOST, port))
+        except OSError as error:
+            what = "in use" if error.errno == errno.EADDRINUSE else os.strerror(error.errno or 0)
+            raise RunError(f"port {port} is {what}; give another one with --port, or 0 for any that is free") from None
+        listener.listen()  # who asks as soon as the address is told waits, and is not refused
+        views = Views(context, progress)
+        try:
+            ready(f"http://{HOST}:{listener.getsockname()[1]}/")
+            server = uvicorn.Server(uvicorn.Config(create_app(views), log_level="warning", access_log=False, ws="none", lifespan="off"))
+            server.run(sockets=[listener])
+        finally:
+            views.index.close()

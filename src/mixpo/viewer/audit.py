@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from mixpo.evaluate.closed_form import wilson
-from mixpo.human_labels import Mark
+from mixpo.human_labels import HumanLabel
 from mixpo.recipe import VerifyTable
 from mixpo.records import Judged, Sampled, read_rows
 from mixpo.types import Outcome, Question, content_id
 from mixpo.verify.second_opinion import doubts
-from mixpo.viewer.index import OUTCOME, Index, place
-from mixpo.viewer.layout import Block
+from mixpo.viewer.index import OUTCOME, RunIndex, place
+from mixpo.viewer.layout import ShardGroup
 from mixpo.viewer.text import brief
 
 SAMPLE = 500
@@ -30,7 +30,7 @@ SUSPECT_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Item:
+class AuditItem:
     """A verdict to look at: record `n` of the question, its id, and the number of the response.
 
     text: the beginning of the question. why: what is suspicious, or "".
@@ -45,7 +45,7 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
+class Proportion:
     """A share with its Wilson interval; of nothing where `n` is 0."""
 
     hits: int
@@ -71,36 +71,36 @@ class Agreement:
     """
 
     marked: int
-    precision: Share
-    recall: Share
-    agreed: Share
+    precision: Proportion
+    recall: Proportion
+    agreed: Proportion
     table: Mapping[tuple[str, str], int]
 
 
-def agreement(judged: Iterable[tuple[Item, Mark]]) -> Agreement:
+def agreement(judged: Iterable[tuple[AuditItem, HumanLabel]]) -> Agreement:
     """Figures of marked verdicts."""
     table: Counter[tuple[str, str]] = Counter((item.outcome, mark.outcome) for item, mark in judged)
     decided = {key: count for key, count in table.items() if "undecided" not in key}
     both = table["correct", "correct"]
     return Agreement(
         marked=table.total(),
-        precision=Share(hits=both, n=sum(count for (verdict, _), count in decided.items() if verdict == "correct")),
-        recall=Share(hits=both, n=sum(count for (_, mark), count in decided.items() if mark == "correct")),
-        agreed=Share(hits=sum(count for (verdict, mark), count in table.items() if verdict == mark), n=table.total()),
+        precision=Proportion(hits=both, n=sum(count for (verdict, _), count in decided.items() if verdict == "correct")),
+        recall=Proportion(hits=both, n=sum(count for (_, mark), count in decided.items() if mark == "correct")),
+        agreed=Proportion(hits=sum(count for (verdict, mark), count in table.items() if verdict == mark), n=table.total()),
         table=dict(table),
     )
 
 
-class Audit:
+class AuditSamples:
     """The samples of one run. They are made when first asked for, and again when the run changes."""
 
-    def __init__(self, index: Index, settings: VerifyTable) -> None:
+    def __init__(self, index: RunIndex, settings: VerifyTable) -> None:
         self.index = index
         self.settings = settings
-        self._made: dict[tuple[str, int, int], list[Item]] = {}
+        self._made: dict[tuple[str, int, int], list[AuditItem]] = {}
         self._seen: dict[int, float] = {}
 
-    def sample(self, kind: str, round_: int) -> list[Item]:
+    def sample(self, kind: str, round_: int) -> list[AuditItem]:
         """The items of the "random" or the "suspicious" sample, in the order in which they are looked at."""
         key = (kind, round_, self.index.edition)
         if key not in self._made:
@@ -108,12 +108,12 @@ class Audit:
             self._made[key] = list(self._random(round_) if kind == "random" else self._suspicious(round_))
         return self._made[key]
 
-    def marked(self, round_: int, marks: Mapping[tuple[int, str, int], Mark], kind: str) -> Agreement:
+    def marked(self, round_: int, marks: Mapping[tuple[int, str, int], HumanLabel], kind: str) -> Agreement:
         """What the marks say of the verdicts in a sample ("random" or "suspicious")."""
         items = ((item, marks.get((round_, item.question, item.index))) for item in self.sample(kind, round_))
         return agreement((item, mark) for item, mark in items if mark is not None)
 
-    def _random(self, round_: int) -> Iterator[Item]:
+    def _random(self, round_: int) -> Iterator[AuditItem]:
         """Questions in an order that depends on their ids alone, one response of each, chosen in the same way."""
         query = (
             "SELECT q.n, q.id, q.text, j.outcomes FROM judged j JOIN question q ON q.n = j.n "
@@ -121,15 +121,15 @@ class Audit:
         )
         for n, question, text, outcomes in self.index.rows(query, round_):
             position = int(content_id("audit", round_, question), 16) % len(outcomes)
-            yield Item(n=n, question=question, index=position, outcome=OUTCOME[outcomes[position]], text=text)
+            yield AuditItem(n=n, question=question, index=position, outcome=OUTCOME[outcomes[position]], text=text)
 
     def seen(self, round_: int) -> float:
         """The share of the judged shards that were looked through for suspicious verdicts."""
         return self._seen.get(round_, 0.0)
 
-    def _suspicious(self, round_: int) -> Iterator[Item]:
+    def _suspicious(self, round_: int) -> Iterator[AuditItem]:
         """What another check contradicts comes first, then what is only wondered at."""
-        begun, sure, unsure = time.monotonic(), list[Item](), list[Item]()
+        begun, sure, unsure = time.monotonic(), list[AuditItem](), list[AuditItem]()
         blocks = [block for block in self.index.blocks(round_) if {"sample", "verify"} <= block.made.keys()]
         looked = 0
         for block in sorted(blocks, key=lambda block: content_id("audit", round_, block.number)):
@@ -141,7 +141,7 @@ class Audit:
         self._seen[round_] = looked / len(blocks) if blocks else 1.0
         yield from [*sure, *unsure][:SUSPECTS]
 
-    def _suspects(self, block: Block) -> Iterator[tuple[Item, bool]]:
+    def _suspects(self, block: ShardGroup) -> Iterator[tuple[AuditItem, bool]]:
         """The doubtful verdicts of a block, and whether another check says otherwise."""
         rows = zip(
             read_rows(block.source, Question),
@@ -155,7 +155,7 @@ class Audit:
             found = doubts(question, sampled.responses, judged.verdicts, self.settings)
             for response, verdict, doubt in zip(sampled.responses, judged.verdicts, found, strict=True):
                 if doubt is not None:
-                    item = Item(
+                    item = AuditItem(
                         n=place(block.number, row),
                         question=question.id,
                         index=response.index,

@@ -9,8 +9,8 @@ from typing import TypeVar
 from mixpo.errors import RecordError
 from mixpo.records import Drop, Judged, Paired, Sampled, read_row
 from mixpo.types import Pair, Question, Response, Verdict
-from mixpo.viewer.index import Index, placed
-from mixpo.viewer.layout import Block
+from mixpo.viewer.index import RunIndex, placed
+from mixpo.viewer.layout import ShardGroup
 
 Row = TypeVar("Row", Sampled, Judged, Paired)
 
@@ -53,7 +53,7 @@ class PairDetail:
         return sides.get(self.pair.rejected_index)
 
 
-def question_at(index: Index, n: int, round_: int) -> QuestionDetail:
+def question_at(index: RunIndex, n: int, round_: int) -> QuestionDetail:
     """Everything about the question of record `n`. Raises RecordError when the shards have changed since the index was made."""
     number, row, _ = placed(n)
     source, block = index.block(number, 0), index.block(number, round_)
@@ -81,7 +81,7 @@ def question_at(index: Index, n: int, round_: int) -> QuestionDetail:
     )
 
 
-def _read(block: Block, kind: str, row_type: type[Row], row: int, question: str) -> Row | None:
+def _read(block: ShardGroup, kind: str, row_type: type[Row], row: int, question: str) -> Row | None:
     """A row of one stage; None where the stage has not come so far, or was made from another question (a stale shard)."""
     if kind not in block.made:
         return None
@@ -89,7 +89,7 @@ def _read(block: Block, kind: str, row_type: type[Row], row: int, question: str)
     return found if found.question == question else None
 
 
-def pair_at(index: Index, n: int, id_: str, round_: int) -> PairDetail:
+def pair_at(index: RunIndex, n: int, id_: str, round_: int) -> PairDetail:
     """Everything about a pair. Raises RecordError when its shard was written again since the index was made."""
     of, position = question_at(index, n, round_), placed(n)[2]
     if position >= len(of.pairs) or of.pairs[position].id != id_:

@@ -12,11 +12,11 @@ from mixpo.evaluate.score import Units, score, score_samples
 from mixpo.records import Prediction, read_row, read_rows
 from mixpo.run import Run
 from mixpo.types import Question
-from mixpo.viewer.layout import Layout
+from mixpo.viewer.layout import RunLayout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answers:
+class ModelAnswers:
     """What one model said in one mode. outcomes: of each question, one for each sample. where: shard and first row of each question."""
 
     scores: Mapping[str, Any]
@@ -25,7 +25,7 @@ class Answers:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class ComparedQuestion:
     """One question of a set with the outcome of each column (None where a model has not answered it)."""
 
     question: Question
@@ -46,7 +46,7 @@ class Evaluations:
     """The evaluation sets of a run. What was read is kept until a shard is added or replaced."""
 
     def __init__(self, run: Run) -> None:
-        self.layout = Layout(run)
+        self.layout = RunLayout(run)
         self._kept: dict[str, tuple[tuple[Path, ...], Any]] = {}
 
     def sets(self) -> list[str]:
@@ -68,13 +68,13 @@ class Evaluations:
         found: dict[str, Question] = self._keep(f"evaluate/{name}/source", read)
         return found
 
-    def answers(self, name: str, model: str, mode: str) -> Answers:
+    def answers(self, name: str, model: str, mode: str) -> ModelAnswers:
         """Answers of one model in one mode."""
 
-        def read(shards: Sequence[Path]) -> Answers:
+        def read(shards: Sequence[Path]) -> ModelAnswers:
             return _answers(shards, mode, {question.id: unit_of(question) for question in self.questions(name).values()})
 
-        found: Answers = self._keep(f"evaluate/{name}/{model}/{mode}", read)
+        found: ModelAnswers = self._keep(f"evaluate/{name}/{model}/{mode}", read)
         return found
 
     def scores(self, name: str) -> dict[str, dict[str, Any]]:
@@ -85,12 +85,12 @@ class Evaluations:
                 found.setdefault(model, {})[mode] = scores
         return found
 
-    def asked(self, name: str, mode: str, domain: str = "", change: str = "") -> tuple[list[str], list[Asked]]:
+    def asked(self, name: str, mode: str, domain: str = "", change: str = "") -> tuple[list[str], list[ComparedQuestion]]:
         """The models that were asked in a mode, and the questions that a filter leaves."""
         models = [model for model, its_mode in self.columns(name) if its_mode == mode]
         answers = [self.answers(name, model, mode) for model in models]
         rows = (
-            Asked(question=question, outcomes=tuple(found.outcomes.get(question.id) for found in answers))
+            ComparedQuestion(question=question, outcomes=tuple(found.outcomes.get(question.id) for found in answers))
             for question in self.questions(name).values()
             if not domain or question.domain == domain
         )
@@ -112,7 +112,7 @@ class Evaluations:
         return self._kept[stage][1]
 
 
-def _answers(shards: Sequence[Path], mode: str, units: Units) -> Answers:
+def _answers(shards: Sequence[Path], mode: str, units: Units) -> ModelAnswers:
     rows: list[Prediction] = []
     outcomes: dict[str, list[str]] = {}
     where: dict[str, tuple[Path, int]] = {}
@@ -122,10 +122,10 @@ def _answers(shards: Sequence[Path], mode: str, units: Units) -> Answers:
             outcomes.setdefault(row.question, []).append(row.outcome)
             rows.append(row)
     scores = (asdict(score_samples(rows, units)) if mode == "sampled" else asdict(score(rows, units))) if rows else {}
-    return Answers(scores=scores, outcomes={question: tuple(found) for question, found in outcomes.items()}, where=where)
+    return ModelAnswers(scores=scores, outcomes={question: tuple(found) for question, found in outcomes.items()}, where=where)
 
 
-def _changed(row: Asked, change: str) -> bool:
+def _changed(row: ComparedQuestion, change: str) -> bool:
     right = [sum(outcome == "correct" for outcome in outcomes) * 2 > len(outcomes) for outcomes in row.outcomes if outcomes]
     if not change or not right:
         return not change

@@ -47,7 +47,7 @@ HEADERS = {
 """Headers of every answer that does not set its own."""
 
 
-class Refused(MixpoError):  # noqa: N818
+class FormRefused(MixpoError):  # noqa: N818
     """A form that these pages did not send."""
 
 
@@ -88,13 +88,13 @@ def reason_to_refuse(method: str, headers: dict[str, str]) -> str:
 
 
 def read_form(body: bytes, token: str) -> dict[str, str]:
-    """The fields of a form that carries the token. Raises Refused for any other."""
+    """The fields of a form that carries the token. Raises FormRefused for any other."""
     try:
         fields = {name: values[-1] for name, values in parse_qs(body.decode("utf-8"), keep_blank_values=True, max_num_fields=20).items()}
     except ValueError:
-        raise Refused("the form cannot be read") from None
+        raise FormRefused("the form cannot be read") from None
     if not hmac.compare_digest(fields.pop("token", "").encode(), token.encode()):
-        raise Refused("this page is from an earlier start of the viewer; load it again and repeat the mark")
+        raise FormRefused("this page is from an earlier start of the viewer; load it again and repeat the mark")
     return fields
 
 

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from mixpo.errors import MissingExtra, RunError
+from mixpo.pairs.statistics import balance
 from mixpo.progress import Progress, Silent
 from mixpo.run import Run
 from mixpo.types import Outcome, content_id
-from mixpo.viewer.layout import Block, Layout
+from mixpo.viewer.layout import RunLayout, ShardGroup
 from mixpo.viewer.text import SNIPPET
 
 try:
@@ -26,7 +27,7 @@ try:
 except ImportError:
     raise MissingExtra("mixpo view", "viewer") from None
 
-VERSION = "2"
+VERSION = "3"
 """Rises when the tables below change; an index of another version is made anew."""
 BATCH = 128
 """Blocks that are read with one query."""
@@ -39,10 +40,10 @@ CREATE TABLE block (round INTEGER, number INTEGER, key VARCHAR, stale BOOLEAN, s
 CREATE TABLE question (n BIGINT, id VARCHAR, domain VARCHAR, source VARCHAR, kind VARCHAR, open BOOLEAN, images INTEGER, text VARCHAR);
 CREATE TABLE judged (round INTEGER, n BIGINT, outcomes VARCHAR, correct INTEGER, wrong INTEGER, malformed INTEGER, undecided INTEGER);
 CREATE TABLE pair (round INTEGER, n BIGINT, id VARCHAR, origin VARCHAR, domain VARCHAR, outcome VARCHAR, answer VARCHAR,
-    chosen INTEGER, rejected INTEGER)
+    chosen INTEGER, rejected INTEGER, tokens BOOLEAN)
 """
 """n: where a record is and its place in every list, see `place`. outcomes: one letter for each response, in order.
-answer: what the rejected side says. chosen / rejected: lengths in tokens, in characters where there are no tokens."""
+answer: what the rejected side says. chosen / rejected: lengths, in tokens if both sides have `tokens`, else in characters."""
 
 OUTCOME: Mapping[str, Outcome] = {"c": "correct", "w": "wrong", "m": "malformed", "u": "undecided"}
 """The letters of `outcomes`."""
@@ -70,13 +71,12 @@ SELECT $round, f.n | f.place, f.p.id, f.p.origin, q.domain,
            CASE j.outcomes[f.p.rejected_index + 1] WHEN 'c' THEN 'correct' WHEN 'w' THEN 'wrong' WHEN 'm' THEN 'malformed'
            WHEN 'u' THEN 'undecided' ELSE CASE f.p.origin WHEN 'format' THEN 'malformed' ELSE 'wrong' END END END,
        left(f.p.rejected_answer, 40),
-       coalesce(nullif(len(f.p.chosen_ids), 0), length(f.p.chosen)),
-       coalesce(nullif(len(f.p.rejected_ids), 0), length(f.p.rejected))
-FROM (
+       if(f.tokens, len(f.p.chosen_ids), length(f.p.chosen)), if(f.tokens, len(f.p.rejected_ids), length(f.p.rejected)), f.tokens
+FROM (SELECT *, len(p.chosen_ids) > 0 AND len(p.rejected_ids) > 0 AS tokens FROM (
     SELECT (b.number::BIGINT << 40) | (s.file_row_number << 16) AS n, s.question, unnest(s.pairs) AS p,
            generate_subscripts(s.pairs, 1) - 1 AS place
     FROM read_parquet($files, filename = true, file_row_number = true) s JOIN batch b ON s.filename = b.file
-) f
+)) f
 JOIN question q ON q.n = f.n AND q.id = f.question
 LEFT JOIN (SELECT n, outcomes FROM judged WHERE round = $round) j ON j.n = f.n
 ORDER BY 2
@@ -98,23 +98,23 @@ def placed(n: int) -> tuple[int, int, int]:
     return n >> 40, n >> 16 & 0xFFFFFF, n & 0xFFFF
 
 
-class Index:
+class RunIndex:
     """The keys of a run. Queries may come from many threads; only one of them brings the index up to date."""
 
     def __init__(self, run: Run, progress: Progress | None = None, *, balanced: bool = False) -> None:
         """Open or make the index and bring it up to date, saying how far it is. Raises RunError when it cannot be made.
 
-        balanced: see `Layout`.
+        balanced: see `RunLayout`.
         """
         self.run = run
-        self.layout = Layout(run, balanced=balanced)
+        self.layout = RunLayout(run, balanced=balanced)
         self.edition = 0
         """Rises whenever the content changes."""
         self._progress = progress or Silent()
         self._lock = threading.Lock()
         self._stamp: tuple[str, ...] = ()
         self._looked = 0.0
-        self._blocks: dict[int, dict[int, Block]] = {}
+        self._blocks: dict[int, dict[int, ShardGroup]] = {}
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._connection = self._open()
         self.refresh()
@@ -135,11 +135,11 @@ class Index:
         found = self.rows(query, *values)
         return found[0][0] if found else None
 
-    def block(self, number: int, round_: int) -> Block | None:
+    def block(self, number: int, round_: int) -> ShardGroup | None:
         """The files of a block as they were when last looked at."""
         return self._blocks.get(round_, {}).get(number)
 
-    def blocks(self, round_: int) -> list[Block]:
+    def blocks(self, round_: int) -> list[ShardGroup]:
         """All blocks of a round, in order."""
         return list(self._blocks.get(round_, {}).values())
 
@@ -182,9 +182,10 @@ class Index:
             connection = duckdb.connect(str(path), config=settings)
             connection.execute(TABLES)
             connection.execute("INSERT INTO version VALUES (?)", [VERSION])
-        # What searches have found; shared by all cursors, gone with the process.
+        # What searches have found, and the balance of each count of verdicts; shared by all cursors, gone with the process.
         connection.execute("ATTACH ':memory:' AS scratch")
         connection.execute("CREATE TABLE scratch.found (search VARCHAR, n BIGINT)")
+        connection.execute("CREATE TABLE scratch.balance (correct INTEGER, decided INTEGER, name VARCHAR)")
         return connection
 
     # --- up to date --------------------------------------------------------------------------------------------------------
@@ -200,6 +201,7 @@ class Index:
                 return
             try:
                 changed = self._update()
+                self._name_balances()
             except duckdb.Error as error:
                 raise RunError(
                     f"{self.run.root}: cannot be indexed ({str(error).splitlines()[0]}); if a shard is named, delete it"
@@ -225,6 +227,13 @@ class Index:
         self._progress.finish()
         return True
 
+    def _name_balances(self) -> None:
+        counts = self.rows("SELECT DISTINCT correct, correct + wrong + malformed FROM judged WHERE outcomes != ''")
+        with self.cursor() as cursor:
+            cursor.execute("DELETE FROM scratch.balance")
+            for correct, decided in counts:
+                cursor.execute("INSERT INTO scratch.balance VALUES (?, ?, ?)", [correct, decided, balance(correct, decided)])
+
     def _forget(self, blocks: Sequence[tuple[int, int]]) -> None:
         with self.cursor() as cursor:
             for round_, number in blocks:
@@ -237,7 +246,7 @@ class Index:
                         cursor.execute(f"DELETE FROM {table} WHERE round = ? AND n >= ? AND n < ?", [round_, *span])
             cursor.execute("DELETE FROM scratch.found")
 
-    def _add(self, blocks: Sequence[Block], keys: Sequence[str]) -> None:
+    def _add(self, blocks: Sequence[ShardGroup], keys: Sequence[str]) -> None:
         """Read blocks of one round, all or none of them."""
         round_ = blocks[0].round
         with self.cursor() as cursor:
@@ -273,9 +282,9 @@ class Index:
         return cursor.execute(query, values).fetchall()
 
 
-def _batches(blocks: Sequence[Block]) -> list[Sequence[Block]]:
+def _batches(blocks: Sequence[ShardGroup]) -> list[Sequence[ShardGroup]]:
     """Blocks in order, cut where the round changes."""
-    batches: list[list[Block]] = []
+    batches: list[list[ShardGroup]] = []
     for block in blocks:
         if not batches or len(batches[-1]) == BATCH or batches[-1][0].round != block.round:
             batches.append([])

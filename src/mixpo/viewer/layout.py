@@ -17,7 +17,7 @@ KINDS = ("sample", "continue", "verify", "pair")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Block:
+class ShardGroup:
     """One shard of questions, and the shards that a round made of it."""
 
     round: int
@@ -39,7 +39,7 @@ def _stamp(path: Path) -> str:
     return f"{path.stem}:{found.st_size}:{found.st_mtime_ns}"
 
 
-class Layout:
+class RunLayout:
     """The stages of a run that have a manifest, in the order of the flow."""
 
     def __init__(self, run: Run, *, balanced: bool = False) -> None:
@@ -94,13 +94,13 @@ class Layout:
         there = set(os.listdir(stage.folder))
         return [stage.path(shard) if f"{shard}.parquet" in there else None for shard in manifest.shards]
 
-    def blocks(self, number: int) -> Iterator[Block]:
+    def blocks(self, number: int) -> Iterator[ShardGroup]:
         """The blocks of a round; round 0 has the questions alone."""
         made = {kind: self.shards(f"round-{number}/{stage}") for kind, stage in self.made.items()} if number else {}
         for place, source in enumerate(self.shards("source")):
             if source is not None:
                 files = {kind: path for kind, paths in made.items() if place < len(paths) and (path := paths[place]) is not None}
-                yield Block(round=number, number=place, source=source, made=files)
+                yield ShardGroup(round=number, number=place, source=source, made=files)
 
     def stamp(self) -> tuple[str, ...]:
         """Changes when any stage has made something: cheap enough to ask for every page."""

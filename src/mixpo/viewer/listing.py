@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from mixpo.pairs.statistics import Balance
 from mixpo.types import Origin, Outcome, content_id
-from mixpo.viewer.index import Index
+from mixpo.viewer.index import RunIndex
 
 ROWS = 25
 """Rows of a page."""
@@ -26,15 +27,8 @@ Table = Literal["pair", "question"]
 
 ORIGINS: tuple[str, ...] = get_args(Origin)
 OUTCOMES: tuple[str, ...] = (*get_args(Outcome), "unjudged")
-BALANCES: Mapping[str, str] = {
-    "all_right": "correct > 0 AND correct = len(outcomes)",
-    "all_wrong": "len(outcomes) > 0 AND wrong + malformed = len(outcomes)",
-    "mixed": "correct > 0 AND wrong + malformed > 0",
-    "undecided": "undecided > 0",
-    "open": "",
-    "unjudged": "",
-}
-"""What can be asked of the answers to a question, as a condition on what was judged; the last two are about those that were not."""
+BALANCES: tuple[str, ...] = (*get_args(Balance), "undecided", "open", "unjudged")
+"""How a question can be answered: its balance, some undecided verdict, no answer key, not verified yet."""
 
 _SEARCH = {
     "pair": """
@@ -53,7 +47,7 @@ WHERE contains(lower(q.text), $text) OR contains(lower(coalesce(q.answer, '')), 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Filter:
+class ListFilter:
     """What of a list is shown; "" and None stand for everything. Lengths are of the longer side, in tokens."""
 
     table: Table
@@ -66,9 +60,9 @@ class Filter:
     text: str = ""
 
     @classmethod
-    def read(cls, table: Table, asked: Mapping[str, str]) -> Filter:
+    def read(cls, table: Table, asked: Mapping[str, str]) -> ListFilter:
         """The filter that a query string asks for; what is not a possible value is left out."""
-        outcomes = OUTCOMES if table == "pair" else tuple(BALANCES)
+        outcomes = OUTCOMES if table == "pair" else BALANCES
         return cls(
             table=table,
             round=_whole(asked.get("round")) or 1,
@@ -113,7 +107,10 @@ class Filter:
             return [("open", [])]
         if self.outcome == "unjudged":
             return [("NOT open", []), (f"n NOT IN {judged})", [self.round])]
-        return [(f"n IN {judged} AND {BALANCES[self.outcome]})", [self.round])]
+        if self.outcome == "undecided":
+            return [(f"n IN {judged} AND undecided > 0)", [self.round])]
+        named = "(correct, correct + wrong + malformed) IN (SELECT correct, decided FROM scratch.balance WHERE name = ?)"
+        return [(f"n IN {judged} AND outcomes != '' AND {named})", [self.round, self.outcome])]
 
 
 def _whole(text: str | None) -> int | None:
@@ -121,7 +118,7 @@ def _whole(text: str | None) -> int | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Page:
+class ListPage:
     """Rows of a list with where they stand. searched: share of the run that a text search has seen so far (1 without one).
 
     first: rows before the page. before / after: the `n` for the previous and next page, None where there is none (before may be -1).
@@ -152,13 +149,13 @@ class Neighbours:
 class Lists:
     """Lists over an index."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: RunIndex) -> None:
         self.index = index
         self._searches: dict[str, int] = {}
         self._edition = index.edition
         self._lock = threading.Lock()
 
-    def page(self, wanted: Filter, after: int = -1) -> Page:
+    def page(self, wanted: ListFilter, after: int = -1) -> ListPage:
         """The rows that follow `after`."""
         searched = self._search(wanted, after)
         base, values = self._base(wanted)
@@ -173,7 +170,7 @@ class Lists:
             )
             rows = self._dicts(query, *values, after)
         ((total, first),) = self.index.rows(f"SELECT count(*), count(*) FILTER (n <= ?) {base}", after, *values)
-        return Page(
+        return ListPage(
             rows=rows[:ROWS],
             total=total,
             first=first,
@@ -182,13 +179,13 @@ class Lists:
             searched=searched,
         )
 
-    def _before(self, wanted: Filter, after: int) -> int:
+    def _before(self, wanted: ListFilter, after: int) -> int:
         """The `n` after which the previous page starts; -1 for the first page."""
         base, values = self._base(wanted)
         found = self.index.rows(f"SELECT n {base} AND n <= ? ORDER BY n DESC LIMIT {ROWS + 1}", *values, after)
         return found[ROWS][0] if len(found) > ROWS else -1
 
-    def beside(self, wanted: Filter, n: int) -> Neighbours:
+    def beside(self, wanted: ListFilter, n: int) -> Neighbours:
         """The neighbours of row `n`."""
         self._search(wanted, n)
         base, values = self._base(wanted)
@@ -223,14 +220,14 @@ class Lists:
 
     # --- text --------------------------------------------------------------------------------------------------------------
 
-    def _base(self, wanted: Filter) -> tuple[str, list[object]]:
+    def _base(self, wanted: ListFilter) -> tuple[str, list[object]]:
         """FROM and WHERE of a list, with their values; further conditions may follow."""
         conditions, values = wanted.conditions()
         if wanted.text:
             conditions, values = [*conditions, "n IN (SELECT n FROM scratch.found WHERE search = ?)"], [*values, _name(wanted)]
         return f"FROM {wanted.table} WHERE {' AND '.join(['true', *conditions])}", values
 
-    def _search(self, wanted: Filter, after: int) -> float:
+    def _search(self, wanted: ListFilter, after: int) -> float:
         """Look for the text until a page past `after` is full or time is up; gives the share of the run that was seen."""
         if not wanted.text:
             return 1.0
@@ -255,7 +252,7 @@ class Lists:
     def _enough(self, name: str, after: int) -> bool:
         return bool(self.index.one("SELECT count(*) FROM scratch.found WHERE search = ? AND n > ?", name, after) > 40 * ROWS)
 
-    def _look(self, wanted: Filter, name: str, blocks: Sequence[Any]) -> None:
+    def _look(self, wanted: ListFilter, name: str, blocks: Sequence[Any]) -> None:
         with self.index.cursor() as cursor:
             cursor.execute("CREATE TEMP TABLE batch (number INTEGER, file VARCHAR, made VARCHAR)")
             cursor.executemany(
@@ -267,6 +264,6 @@ class Lists:
             cursor.execute(f"INSERT INTO scratch.found SELECT $search, * FROM ({_SEARCH[wanted.table]})", values)
 
 
-def _name(wanted: Filter) -> str:
+def _name(wanted: ListFilter) -> str:
     """A search is known by its table, round and text; the other filters apply to what it found."""
     return content_id(wanted.table, wanted.round, wanted.text.lower())

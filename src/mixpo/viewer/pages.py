@@ -62,7 +62,7 @@ def environment() -> Environment:
     made.filters |= {"amount": amount, "asked": asked, "brief": brief, "parts": parts, "plain": plain, "spelled": spelled}
     made.globals |= {
         "url": with_query, "static": static_url, "words": words, "icons": ICONS, "sides": SIDES, "answered": ANSWERED,
-        "origins": ORIGINS, "outcomes": OUTCOMES, "balances": list(BALANCES), "changes": CHANGES,
+        "origins": ORIGINS, "outcomes": OUTCOMES, "balances": BALANCES, "changes": CHANGES,
     }  # fmt: skip
     return made
 

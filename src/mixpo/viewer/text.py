@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
-from mixpo.report.text_diff import Kind, Piece
+from mixpo.report.text_diff import DiffSpan, Kind
 from mixpo.types import IMAGE_MARK
 
 SNIPPET = 120
@@ -36,7 +36,7 @@ _FORMULA = re.compile(
 Math = Literal["", "inline", "display"]
 
 
-class Part(NamedTuple):
+class TextPart(NamedTuple):
     """A stretch of text. math: how its formula is set, "" for words; tex: the formula without its marks."""
 
     kind: Kind
@@ -57,26 +57,26 @@ def formulas(text: str) -> Iterator[tuple[int, int, Math, str]]:
         yield match.start(), match.end(), "display" if name in "abg" else "inline", match[name]
 
 
-def parts(pieces: Sequence[Piece]) -> list[Part]:
+def parts(pieces: Sequence[DiffSpan]) -> list[TextPart]:
     """The pieces of one text with its formulas as parts of their own."""
     text = "".join(piece.text for piece in pieces)
     kinds, made, at = _Kinds(pieces), [], 0
     for start, end, math, tex in formulas(text):
-        made += [Part(kind, stretch) for kind, stretch in kinds.cut(text, at, start)]
-        made.append(Part(kinds.strongest(start, end), text[start:end], math, tex))
+        made += [TextPart(kind, stretch) for kind, stretch in kinds.cut(text, at, start)]
+        made.append(TextPart(kinds.strongest(start, end), text[start:end], math, tex))
         at = end
-    return made + [Part(kind, stretch) for kind, stretch in kinds.cut(text, at, len(text))]
+    return made + [TextPart(kind, stretch) for kind, stretch in kinds.cut(text, at, len(text))]
 
 
-def plain(text: str) -> list[Part]:
+def plain(text: str) -> list[TextPart]:
     """The parts of a text that is compared with nothing."""
-    return parts([Piece("same", text)] if text else [])
+    return parts([DiffSpan("same", text)] if text else [])
 
 
 class _Kinds:
     """Which kind each stretch of a text is."""
 
-    def __init__(self, pieces: Sequence[Piece]) -> None:
+    def __init__(self, pieces: Sequence[DiffSpan]) -> None:
         self.spans: list[tuple[int, int, Kind]] = []
         at = 0
         for piece in pieces:

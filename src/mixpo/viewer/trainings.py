@@ -12,11 +12,11 @@ from mixpo.report.sections import Chart, colour, training_charts
 from mixpo.report.words import model_name
 from mixpo.run import Run
 from mixpo.train.metrics import StepMetrics, read_metrics
-from mixpo.viewer.layout import Layout
+from mixpo.viewer.layout import RunLayout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Arm:
+class TrainingCurves:
     """One training: its round and objective, its logged steps, its charts, and whether it has ended."""
 
     round: int
@@ -41,14 +41,14 @@ class Trainings:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.layout = Layout(run)
-        self._kept: dict[str, tuple[tuple[int, int], Arm]] = {}
+        self.layout = RunLayout(run)
+        self._kept: dict[str, tuple[tuple[int, int], TrainingCurves]] = {}
 
-    def arms(self) -> list[Arm]:
+    def arms(self) -> list[TrainingCurves]:
         """Every training that has begun; of one that still runs, the steps that it has logged."""
         return [self._arm(name, shard) for name, manifest in self.layout.stages().items() if "/train/" in name for shard in manifest.shards]
 
-    def _arm(self, name: str, shard: str) -> Arm:
+    def _arm(self, name: str, shard: str) -> TrainingCurves:
         stage = self.run.stage(name)
         finished = stage.path(shard).exists()
         log = stage.path(shard) if finished else stage.folder / f"work-{shard}" / "metrics.jsonl"
@@ -58,11 +58,11 @@ class Trainings:
             round_, _, objective = name.partition("/train/")
             charts = training_charts(metric_curves([{metric: getattr(row, metric) for metric in METRICS} for row in rows]))
             number = int(round_.removeprefix("round-"))
-            self._kept[name] = (stamp, Arm(round=number, objective=objective, rows=rows, charts=charts, finished=finished))
+            self._kept[name] = (stamp, TrainingCurves(round=number, objective=objective, rows=rows, charts=charts, finished=finished))
         return self._kept[name][1]
 
 
-def together(arms: Sequence[Arm]) -> list[Chart]:
+def together(arms: Sequence[TrainingCurves]) -> list[Chart]:
     """The trainings of a run in one chart for each metric; none when there is but one training."""
     logged = [arm for arm in arms if arm.rows]
     if len(logged) < 2:

@@ -8,25 +8,22 @@ from typing import Any, TypeVar
 
 from mixpo.errors import MixpoError, RecordError
 from mixpo.evaluate.benchmarks import benchmark_of
-from mixpo.human_labels import Mark, read_marks
+from mixpo.human_labels import HumanLabel, read_labels
 from mixpo.plural import amount
 from mixpo.progress import Progress
 from mixpo.report import sections
-from mixpo.report.charts import stack
 from mixpo.report.text_diff import difference
-from mixpo.report.words import BALANCE
 from mixpo.run import Manifest
 from mixpo.stages.job import Context
 from mixpo.stages.report import PAGE
 from mixpo.types import ImageRef, Question
-from mixpo.viewer.audit import Audit
+from mixpo.viewer.audit import AuditSamples
 from mixpo.viewer.details import PairDetail, pair_at, question_at
 from mixpo.viewer.evaluations import CHANGES, Evaluations
 from mixpo.viewer.images import Images
-from mixpo.viewer.index import OUTCOME, Index
-from mixpo.viewer.left_out import dropped
-from mixpo.viewer.listing import BALANCES, Filter, Lists, Table
-from mixpo.viewer.statistics import statistics
+from mixpo.viewer.index import OUTCOME, RunIndex
+from mixpo.viewer.listing import ListFilter, Lists, Table
+from mixpo.viewer.statistics import filtered, statistics
 from mixpo.viewer.trainings import Trainings, together
 
 Values = dict[str, Any]
@@ -35,12 +32,12 @@ EVALUATED = 50
 """Questions on a page of an evaluation."""
 
 
-class NotFound(MixpoError):  # noqa: N818
+class PageNotFound(MixpoError):  # noqa: N818
     """There is no such page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class State:
+class StageState:
     """How far a stage is."""
 
     name: str
@@ -57,10 +54,10 @@ class Views:
     def __init__(self, context: Context, progress: Progress | None = None) -> None:
         self.run = context.run
         self.title = context.recipe.report.title
-        self.index = Index(context.run, progress, balanced=bool(context.recipe.pairs.balance))
+        self.index = RunIndex(context.run, progress, balanced=bool(context.recipe.pairs.balance))
         self.lists = Lists(self.index)
         self.images = Images(context)
-        self.audits = Audit(self.index, context.recipe.verify)
+        self.audits = AuditSamples(self.index, context.recipe.verify)
         self.trainings = Trainings(context.run)
         self.evaluations = Evaluations(context.run)
         self._kept: dict[str, tuple[int, Any]] = {}
@@ -82,10 +79,10 @@ class Views:
             "gone": "" if self.run.root.is_dir() else str(self.run.root),
         }
 
-    def _marks(self) -> tuple[Mapping[tuple[int, str, int], Mark], str]:
+    def _marks(self) -> tuple[Mapping[tuple[int, str, int], HumanLabel], str]:
         """The marks of people, or none and what is wrong with their file: that must not take the other pages away."""
         try:
-            return read_marks(self.run.root), ""
+            return read_labels(self.run.root), ""
         except RecordError as error:
             return {}, str(error)
 
@@ -107,18 +104,18 @@ class Views:
             "marks": len(self._marks()[0]),
             "trainings": [name.rpartition("/")[2] for name in stages if "/train/" in name],
             "sets": self.evaluations.sets(),
-            "left_out": sum(row["count"] for row in dropped(self.index)),
+            "left_out": sum(row["count"] for row in filtered(self.index)),
             "has_report": (self.run.root / PAGE).exists(),
         }
 
-    def _state(self, name: str, manifest: Manifest) -> State:
+    def _state(self, name: str, manifest: Manifest) -> StageState:
         shards = self.index.layout.shards(name)
         done = sum(path is not None for path in shards)
         state = "done" if manifest.finished and done == len(shards) else "part" if done else "begun"
         # Every evaluation has its own page; here it is enough how many are right.
         shown = {key: value for key, value in manifest.counts.items() if "/train/" not in name or key == "steps"}
         counts = sections.shown_counts({name.removeprefix("evaluate/"): shown}).get(name.removeprefix("evaluate/"), [])
-        return State(name=name, state=state, done=done, total=len(shards), counts=dict(counts), seconds=manifest.seconds)
+        return StageState(name=name, state=state, done=done, total=len(shards), counts=dict(counts), seconds=manifest.seconds)
 
     # --- pairs -------------------------------------------------------------------------------------------------------------
 
@@ -127,17 +124,17 @@ class Views:
         return self._list("pair", asked)
 
     def _list(self, table: Table, asked: Mapping[str, str]) -> Values:
-        wanted = Filter.read(table, asked)
+        wanted = ListFilter.read(table, asked)
         after = asked.get("after", "")
         found = self.lists.page(wanted, int(after) if after.isascii() and after.isdigit() and len(after) < 19 else -1)
         return {"filter": wanted, "page": found, "domains": self._once(table, lambda: self.lists.domains(table))}
 
     def pair(self, id_: str, asked: Mapping[str, str]) -> Values:
         """One pair with its place in the list."""
-        wanted = Filter.read("pair", asked)
+        wanted = ListFilter.read("pair", asked)
         n = self.lists.find("pair", id_, wanted.round)
         if n is None:
-            raise NotFound(f"no pair {id_} in round {wanted.round} of this run")
+            raise PageNotFound(f"no pair {id_} in round {wanted.round} of this run")
         detail = pair_at(self.index, n, id_, wanted.round)
         pair = detail.pair
         chosen, rejected = difference(pair.chosen, pair.rejected, kept=pair.origin == "dropout_ntp")
@@ -159,32 +156,18 @@ class Views:
     def questions(self, asked: Mapping[str, str]) -> Values:
         """A page of the list of questions, with accuracy by domain."""
         values = self._list("question", asked)
-        round_ = values["filter"].round
-        balance, chart = self._once(f"balance {round_}", lambda: self._balance(round_))
-        return {**values, "balance": balance, "domain_chart": chart}
+        found = self._statistics(values["filter"].round)
+        return {**values, "balance": sections.balance_chart(found), "domain_chart": sections.sampled_domain_chart(found)}
 
-    def _balance(self, round_: int) -> tuple[Any, Any]:
-        columns = ", ".join(f"count(*) FILTER ({BALANCES[name]})" for name in ("all_right", "mixed", "all_wrong"))
-        query = (
-            f"SELECT domain, sum(correct), sum(len(outcomes)), {columns} FROM (SELECT q.domain, q.open, j.* FROM judged j "
-            "JOIN question q ON q.n = j.n WHERE j.round = ? AND outcomes != '') GROUP BY domain"
-        )
-        rows = self.index.rows(query, round_)
-        if not rows:
-            return None, None
-        sums = [sum(row[place] for row in rows) for place in (3, 4, 5)]
-        parts = [
-            (BALANCE[name], total, colour) for name, total, colour in zip(("all_right", "mixed", "all_wrong"), sums, (3, 2, 5), strict=True)
-        ]
-        by_domain = sections.domain_bars({name or "(none)": right / of for name, right, of, *_ in rows}, "Right answers by domain")
-        return stack(parts, "Questions by how many of their answers are right"), by_domain
+    def _statistics(self, round_: int) -> Values:
+        return self._once(f"statistics {round_}", lambda: statistics(self.index, round_))
 
     def question(self, id_: str, asked: Mapping[str, str]) -> Values:
         """One question with all its responses."""
-        wanted = Filter.read("question", asked)
+        wanted = ListFilter.read("question", asked)
         n = self.lists.find("question", id_, 0)
         if n is None:
-            raise NotFound(f"no question {id_} in this run")
+            raise PageNotFound(f"no question {id_} in this run")
         detail = question_at(self.index, n, wanted.round)
         marks, _ = self._marks()
         return {
@@ -201,8 +184,8 @@ class Views:
 
     def statistics(self, asked: Mapping[str, str]) -> Values:
         """The figures of a round's pairs."""
-        round_ = Filter.read("pair", asked).round
-        found = self._once(f"statistics {round_}", lambda: statistics(self.index, round_))
+        round_ = ListFilter.read("pair", asked).round
+        found = self._statistics(round_)
         return {
             "round": round_,
             "facts": sections.pair_facts(found),
@@ -215,7 +198,7 @@ class Views:
 
     def audit(self, asked: Mapping[str, str]) -> Values:
         """What the marks say, and the sample to look at."""
-        kind, round_ = _kind(asked), Filter.read("pair", asked).round
+        kind, round_ = _kind(asked), ListFilter.read("pair", asked).round
         marks, _ = self._marks()
         items = self.audits.sample(kind, round_)
         rows = [(number, item, marks.get((round_, item.question, item.index))) for number, item in enumerate(items)]
@@ -232,10 +215,10 @@ class Views:
 
     def audit_item(self, number: int, asked: Mapping[str, str]) -> Values:
         """One verdict to look at."""
-        kind, round_ = _kind(asked), Filter.read("pair", asked).round
+        kind, round_ = _kind(asked), ListFilter.read("pair", asked).round
         items = self.audits.sample(kind, round_)
         if not 0 <= number < len(items):
-            raise NotFound(f"the sample has {amount(len(items), 'verdict')}; there is no number {number + 1}")
+            raise PageNotFound(f"the sample has {amount(len(items), 'verdict')}; there is no number {number + 1}")
         item = items[number]
         detail = question_at(self.index, item.n, round_)
         marks, _ = self._marks()
@@ -253,16 +236,16 @@ class Views:
             "done": sum((round_, other.question, other.index) in marks for other in items),
         }
 
-    def mark(self, form: Mapping[str, str], time: str, by: str) -> Mark:
-        """The mark that a form asks for. Raises NotFound when it is about no judged response of this run."""
+    def mark(self, form: Mapping[str, str], time: str, by: str) -> HumanLabel:
+        """The mark that a form asks for. Raises PageNotFound when it is about no judged response of this run."""
         question, outcome = form.get("question", ""), form.get("outcome", "")
         index, round_ = _number(form.get("index")), _number(form.get("round"))
         n = self.lists.find("question", question, 0)
         letters = self.index.one("SELECT outcomes FROM judged WHERE round = ? AND n = ?", round_, n) if n is not None else None
         if letters is None or not 0 <= index < len(letters) or outcome not in OUTCOME.values():
-            raise NotFound("the mark is about no judged response of this run; load the page again")
+            raise PageNotFound("the mark is about no judged response of this run; load the page again")
         known = next(name for name in OUTCOME.values() if name == outcome)
-        return Mark(question=question, round=round_, index=index, outcome=known, by=by, time=time)
+        return HumanLabel(question=question, round=round_, index=index, outcome=known, by=by, time=time)
 
     # --- training and evaluation -------------------------------------------------------------------------------------------------
 
@@ -315,7 +298,7 @@ class Views:
         listed = self.evaluated(name, asked)
         questions = self.evaluations.questions(name)
         if id_ not in questions:
-            raise NotFound(f"no question {id_} in evaluation set {name}")
+            raise PageNotFound(f"no question {id_} in evaluation set {name}")
         _, rows = self.evaluations.asked(name, listed["query"]["mode"], listed["query"]["domain"], listed["query"]["change"])
         ids = [row.question.id for row in rows]
         at = ids.index(id_) if id_ in ids else -1
@@ -339,16 +322,16 @@ class Views:
 
     def _check_set(self, name: str) -> None:
         if name not in self.evaluations.sets():
-            raise NotFound(f"no evaluation set {name} in this run")
+            raise PageNotFound(f"no evaluation set {name} in this run")
 
     def left_out(self) -> Values:
         """What each stage dropped and why."""
-        return {"rows": dropped(self.index)}
+        return {"rows": filtered(self.index)}
 
     # --- pictures -------------------------------------------------------------------------------------------------------------------
 
     def image(self, question: str, number: int, size: str, set_: str = "") -> tuple[bytes, str]:
-        """An image of a question. Raises NotFound when there is none, ImageError when it may not or cannot be shown."""
+        """An image of a question. Raises PageNotFound when there is none, ImageError when it may not or cannot be shown."""
         if set_:
             self._check_set(set_)
             found = self.evaluations.questions(set_).get(question)
@@ -360,7 +343,7 @@ class Views:
 
 def _image(question: Question | None, number: int) -> ImageRef:
     if question is None or not 0 <= number < len(question.images):
-        raise NotFound("no such image")
+        raise PageNotFound("no such image")
     return question.images[number]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mixpo.report import made
+from mixpo.report import describe_counts
 
 
 @pytest.mark.parametrize(
@@ -26,4 +26,4 @@ from mixpo.report import made
     ],
 )
 def test_counts_in_words(counts: dict[str, int], words: list[str]) -> None:
-    assert made(counts) == words
+    assert describe_counts(counts) == words

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixpo.report.text_diff import Piece, difference, words
+from mixpo.report.text_diff import DiffSpan, difference, words
 
 SPEECH = "the red square stands left of a circle so we count three more of them again"
 TEXTS = st.text(alphabet="ab c,.\n图三7_é<&", max_size=60)
@@ -23,7 +23,7 @@ def test_pieces_are_the_texts(a: str, b: str, kept: bool) -> None:
     left, right = difference(a, b, kept)
     assert ("".join(p.text for p in left), "".join(p.text for p in right)) == (a, b)
 
-    def shared(pieces: list[Piece]) -> str:
+    def shared(pieces: list[DiffSpan]) -> str:
         return "".join("".join(p.text for p in pieces if p.kind != "own").split())
 
     assert shared(left) == shared(right)
@@ -37,20 +37,20 @@ def test_only_what_differs_is_marked() -> None:
 
 def test_chinese_is_compared_by_character() -> None:
     left, right = difference("图中有三只猫", "图中有两只猫")
-    assert [p for p in left if p.kind == "own"] == [Piece("own", "三")]
-    assert [p for p in right if p.kind == "own"] == [Piece("own", "两")]
+    assert [p for p in left if p.kind == "own"] == [DiffSpan("own", "三")]
+    assert [p for p in right if p.kind == "own"] == [DiffSpan("own", "两")]
 
 
 def test_kept_beginning() -> None:
     left, right = difference("A cat on a mat.", "A cat under a mat.", kept=True)
-    assert left[0] == right[0] == Piece("kept", "A cat ")
+    assert left[0] == right[0] == DiffSpan("kept", "A cat ")
     assert [p.kind for p in left[1:]] == ["own", "same", "same"] or [p.kind for p in left[1:]] == ["own", "same"]
 
 
 def test_equal_and_empty() -> None:
-    assert difference("same", "same") == ([Piece("same", "same")], [Piece("same", "same")])
+    assert difference("same", "same") == ([DiffSpan("same", "same")], [DiffSpan("same", "same")])
     assert difference("", "") == ([], [])
-    assert difference("", "new") == ([], [Piece("own", "new")])
+    assert difference("", "new") == ([], [DiffSpan("own", "new")])
 
 
 def test_long_texts_are_quick() -> None:
