@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mixpo.errors import RecordError
-from mixpo.evaluate.closed_form import wilson
+from mixpo.evaluate.statistics import wilson
 from mixpo.human_labels import LABELS, HumanLabel, append_label, read_labels
 from mixpo.types import Outcome, content_id
 from mixpo.viewer.audit import AuditItem, agreement

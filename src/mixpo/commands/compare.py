@@ -13,8 +13,8 @@ from mixpo.evaluate.benchmarks import BENCHMARKS
 from mixpo.evaluate.benchmarks.metrics import FigureDifference
 from mixpo.evaluate.benchmarks.metrics import differences as figure_differences
 from mixpo.evaluate.grading import marked
-from mixpo.evaluate.resample import unit_of
 from mixpo.evaluate.score import UNREADABLE, comparable
+from mixpo.evaluate.statistics import cluster_of
 from mixpo.plural import amount
 from mixpo.records import Prediction
 from mixpo.report.benchmarks import difference_cells, value_cell
@@ -94,9 +94,9 @@ def _compared(key: tuple[str, str], left: Stage, right: Stage, anyway: bool) -> 
         if not shared:
             raise EvaluateError(f"{left.folder} and {right.folder} have no question in common")
     known = [_questions(stage) for stage in (left, right)]
-    units = {question.id: unit_of(question) for questions in known for question in questions.values()}
+    clusters = {question.id: cluster_of(question) for questions in known for question in questions.values()}
     sides = {
-        side: asdict(score(rows, units)) | {"model": stage.name.split("/")[2], "name": name}
+        side: asdict(score(rows, clusters)) | {"model": stage.name.split("/")[2], "name": name}
         for side, rows, stage, name in zip("ab", (a, b), (left, right), _names(left, right), strict=True)
     }
     for side in sides.values():
@@ -106,7 +106,7 @@ def _compared(key: tuple[str, str], left: Stage, right: Stage, anyway: bool) -> 
         "set": key[0],
         "mode": key[1],
         **sides,
-        **(asdict(compare(a, b, units)) if sure else dict.fromkeys(field.name for field in fields(Comparison)) | {"n": 0}),
+        **(asdict(compare(a, b, clusters)) if sure else dict.fromkeys(field.name for field in fields(Comparison)) | {"n": 0}),
         "problem": "" if sure else UNREADABLE,
         "figures": [asdict(found) for found in figures_of((left, right), (a, b), known)],
         "differences": differences,

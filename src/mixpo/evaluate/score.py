@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from mixpo.errors import EvaluateError
-from mixpo.evaluate.closed_form import difference_interval, mcnemar, mean_interval, wilson
-from mixpo.evaluate.resample import Term, interval, paired
+from mixpo.evaluate.statistics import Term, difference_interval, interval, mcnemar, mean_interval, paired, wilson
 from mixpo.records import Prediction
 
 LONGEST_CYCLE = 64
@@ -31,8 +30,8 @@ UNREADABLE = (
     "`mixpo retry` asks for them again"
 )
 
-Units = Mapping[str, str]
-"""By question id, what is drawn as a whole (`mixpo.evaluate.resample.unit_of`); a question that is not named is its own."""
+Clusters = Mapping[str, str]
+"""By question id, its cluster (`mixpo.evaluate.statistics.cluster_of`); a question that is not named is one of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,23 +106,23 @@ def credit(row: Prediction, judged: bool) -> float | None:
     return None if row.unread else float(row.outcome == "correct")
 
 
-def score(predictions: Iterable[Prediction], units: Units = MappingProxyType({})) -> Score:
+def score(predictions: Iterable[Prediction], clusters: Clusters = MappingProxyType({})) -> Score:
     """Score one answer for each question. Raises EvaluateError when there is none, or two answers to one question."""
     rows = list(by_question(predictions).values())
     domains: dict[str, list[Prediction]] = defaultdict(list)
     for row in rows:
         domains[row.domain].append(row)
     # Rows without a domain are a group of their own, unless no row has one.
-    named = {name: _tally(domains[name], units, {}) for name in sorted(domains)} if any(domains) else {}
-    return _tally(rows, units, named)
+    named = {name: _tally(domains[name], clusters, {}) for name in sorted(domains)} if any(domains) else {}
+    return _tally(rows, clusters, named)
 
 
-def _tally(rows: Sequence[Prediction], units: Units, domains: Mapping[str, Score]) -> Score:
+def _tally(rows: Sequence[Prediction], clusters: Clusters, domains: Mapping[str, Score]) -> Score:
     outcomes = [row.outcome for row in rows]
     judged = is_judged(rows)
     credits = {row.question: value for row in rows if (value := credit(row, judged)) is not None}
-    plain = not judged and _are_distinct(credits, units)
-    low, high = wilson(math.fsum(credits.values()), len(credits)) if plain else _drawn(credits, units)
+    plain = not judged and _are_distinct(credits, clusters)
+    low, high = wilson(math.fsum(credits.values()), len(credits)) if plain else _drawn(credits, clusters)
     return Score(
         n=len(rows),
         correct=outcomes.count("correct"),
@@ -143,24 +142,24 @@ def _tally(rows: Sequence[Prediction], units: Units, domains: Mapping[str, Score
     )
 
 
-def _drawn(credits: Mapping[str, float], units: Units) -> tuple[float, float]:
-    """The interval of the mean of what questions count, by drawing units."""
-    low, high = interval(_terms(credits, units), 1.0) if credits else wilson(0, 0)
+def _drawn(credits: Mapping[str, float], clusters: Clusters) -> tuple[float, float]:
+    """The interval of the mean of what questions count, by resampling clusters."""
+    low, high = interval(_terms(credits, clusters), 1.0) if credits else wilson(0, 0)
     # A bounded mean always has one.
     assert low is not None
     assert high is not None
     return low, high
 
 
-def _are_distinct(questions: Collection[str], units: Units) -> bool:
-    return len({units.get(question, question) for question in questions}) == len(questions)
+def _are_distinct(questions: Collection[str], clusters: Clusters) -> bool:
+    return len({clusters.get(question, question) for question in questions}) == len(questions)
 
 
-def _terms(credits: Mapping[str, float], units: Units) -> list[Term]:
-    return [Term(question, units.get(question, question), "", value, 1.0) for question, value in credits.items()]
+def _terms(credits: Mapping[str, float], clusters: Clusters) -> list[Term]:
+    return [Term(question, clusters.get(question, question), "", value, 1.0) for question, value in credits.items()]
 
 
-def score_samples(predictions: Iterable[Prediction], units: Units = MappingProxyType({})) -> SampledScore:
+def score_samples(predictions: Iterable[Prediction], clusters: Clusters = MappingProxyType({})) -> SampledScore:
     """Mean accuracy of several sampled answers per question.
 
     The interval is over the questions' means, because samples of one question are not independent.
@@ -181,7 +180,7 @@ def score_samples(predictions: Iterable[Prediction], units: Units = MappingProxy
     judged = is_judged(row for rows in shares.values() for row in rows)
     credits = {name: [value for row in rows if (value := credit(row, judged)) is not None] for name, rows in shares.items()}
     means = {name: sum(values) / len(values) for name, values in credits.items() if values}
-    low, high = mean_interval(list(means.values())) if _are_distinct(means, units) else _drawn(means, units)
+    low, high = mean_interval(list(means.values())) if _are_distinct(means, clusters) else _drawn(means, clusters)
     return SampledScore(
         n=len(means), samples=len(seen), accuracy=math.fsum(means.values()) / len(means) if means else 0.0, low=low, high=high,
         mean_tokens=tokens / len(seen), failed=failed, unread=unread, excluded=len(seen) - sum(map(len, credits.values())),
@@ -196,7 +195,7 @@ def comparable(a: Iterable[Prediction], b: Iterable[Prediction]) -> bool:
     return bool(set.intersection(*counted)) or {row.question for row in left} != {row.question for row in right}
 
 
-def compare(a: Iterable[Prediction], b: Iterable[Prediction], units: Units = MappingProxyType({})) -> Comparison:
+def compare(a: Iterable[Prediction], b: Iterable[Prediction], clusters: Clusters = MappingProxyType({})) -> Comparison:
     """Compare two sets of answers question by question. Raises EvaluateError unless both answer exactly the same questions.
 
     Of questions that share no image Agresti and Min's interval and McNemar's test. Else, and for a judge's marks, images are drawn with
@@ -216,20 +215,20 @@ def compare(a: Iterable[Prediction], b: Iterable[Prediction], units: Units = Map
         raise EvaluateError(UNREADABLE)
     gains = [of_b[name] - of_a[name] for name in of_a]
     only_a, only_b = sum(gain < 0 for gain in gains), sum(gain > 0 for gain in gains)
-    if judged or not _are_distinct(of_a, units):
-        low, high, p = _resampled(of_a, of_b, units)
+    if judged or not _are_distinct(of_a, clusters):
+        low, high, p = _resampled(of_a, of_b, clusters)
     else:
         low, high, p = *difference_interval(only_a, only_b, len(gains)), mcnemar(only_a, only_b)
     return Comparison(n=len(gains), only_a=only_a, only_b=only_b, difference=math.fsum(gains) / len(gains), low=low, high=high, p=p)
 
 
-def _resampled(of_a: Mapping[str, float], of_b: Mapping[str, float], units: Units) -> tuple[float, float, float]:
-    """Interval and p over units. Where no draw changes the difference, the interval is that of as many independent questions."""
-    found = paired(_terms(of_a, units), _terms(of_b, units))
+def _resampled(of_a: Mapping[str, float], of_b: Mapping[str, float], clusters: Clusters) -> tuple[float, float, float]:
+    """Interval and p over clusters. Where no draw changes the difference, the interval is that of as many independent questions."""
+    found = paired(_terms(of_a, clusters), _terms(of_b, clusters))
     assert found is not None  # both sides have the same questions
     if found.low is not None and found.high is not None:
         return found.low, found.high, found.p
-    drawn = len({units.get(name, name) for name in of_a})
+    drawn = len({clusters.get(name, name) for name in of_a})
     loss, gain = (math.fsum(max(0.0, sign * (of_b[name] - of_a[name])) for name in of_a) / len(of_a) * drawn for sign in (-1, 1))
     return *difference_interval(loss, gain, drawn), found.p
 

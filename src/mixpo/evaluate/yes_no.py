@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from mixpo.errors import EvaluateError
-from mixpo.evaluate.resample import Term, interval
 from mixpo.evaluate.score import by_question
+from mixpo.evaluate.statistics import Term, interval
 from mixpo.records import Prediction
 from mixpo.types import Question
 from mixpo.verify.yes_no import read_yes_no
@@ -30,20 +30,20 @@ class YesNo:
     domains: Mapping[str, YesNo] = field(default_factory=dict)
 
 
-def yes_no(predictions: Iterable[Prediction], gold: Mapping[str, str], units: Mapping[str, str]) -> YesNo:
+def yes_no(predictions: Iterable[Prediction], gold: Mapping[str, str], clusters: Mapping[str, str]) -> YesNo:
     """Figures for the questions in `gold` ("yes" or "no" by question id), and for each domain where there are several.
 
-    units: what is drawn as a whole for the interval, by question id. Raises EvaluateError when none was answered.
+    clusters: by question id, what is resampled as a whole for the interval. Raises EvaluateError when none was answered.
     """
     rows = [row for row in by_question(predictions).values() if row.question in gold]
     if not rows:
         raise EvaluateError("no prediction answers a yes/no question")
     names = sorted({row.domain for row in rows})
-    parts = {name: _retrieval([row for row in rows if row.domain == name], gold, units) for name in names} if len(names) > 1 else {}
-    return replace(_retrieval(rows, gold, units), domains=parts)
+    parts = {name: _retrieval([row for row in rows if row.domain == name], gold, clusters) for name in names} if len(names) > 1 else {}
+    return replace(_retrieval(rows, gold, clusters), domains=parts)
 
 
-def _retrieval(rows: Sequence[Prediction], gold: Mapping[str, str], units: Mapping[str, str]) -> YesNo:
+def _retrieval(rows: Sequence[Prediction], gold: Mapping[str, str], clusters: Mapping[str, str]) -> YesNo:
     said_yes = [_says_yes(row, gold[row.question]) for row in rows]
     wanted = [gold[row.question] == "yes" for row in rows]
     hits = sum(said and is_yes for said, is_yes in zip(said_yes, wanted, strict=True))
@@ -51,7 +51,7 @@ def _retrieval(rows: Sequence[Prediction], gold: Mapping[str, str], units: Mappi
     recall = hits / sum(wanted) if any(wanted) else 0.0
     f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
     terms = [
-        Term(row.question, units[row.question], "", 2.0 * (said and is_yes), float(said) + is_yes)
+        Term(row.question, clusters[row.question], "", 2.0 * (said and is_yes), float(said) + is_yes)
         for row, said, is_yes in zip(rows, said_yes, wanted, strict=True)
     ]
     low, high = interval(terms, 1.0)

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from mixpo.evaluate.resample import unit_of
-from mixpo.evaluate.score import Units, comparable, compare, score, score_samples
+from mixpo.evaluate.score import Clusters, comparable, compare, score, score_samples
+from mixpo.evaluate.statistics import cluster_of
 from mixpo.evaluate.yes_no import gold_of, yes_no
 from mixpo.records import ANSWERED_BY, Prediction
 from mixpo.report.benchmarks import Side, alarms, benchmark_part
@@ -42,9 +42,9 @@ def build(data: ReportData) -> dict[str, Any]:
     first = next(iter(sets), "")
     own = [name for name in sets.get(first, {}) if name not in data.served]
     main = data.main if data.main in own else next(reversed(own), "")
-    units = {question.id: unit_of(question) for question in data.questions.values()}
+    clusters = {question.id: cluster_of(question) for question in data.questions.values()}
     built = {
-        name: _set(models, main, data, units) | benchmark_part(name, models, _sides(models, main), data) for name, models in sets.items()
+        name: _set(models, main, data, clusters) | benchmark_part(name, models, _sides(models, main), data) for name, models in sets.items()
     }
     report_sets = {name: found["models"] for name, found in built.items()}
     report = {
@@ -55,7 +55,7 @@ def build(data: ReportData) -> dict[str, Any]:
         "set": first,
         **built.pop(first, {"models": {}, "comparisons": [], "gaps": [], "benchmark": "", "figures": [], "figure_differences": []}),
         "sets": built,
-        "headline": _headline(sets.get(first, {}), main, units),
+        "headline": _headline(sets.get(first, {}), main, clusters),
         "alarms": alarms(report_sets),
         "unfinished": list(data.unfinished),
         "served": {name: _versions(name, data.manifests) for name in data.served},
@@ -87,22 +87,22 @@ def _by_set(data: ReportData) -> dict[str, dict[str, dict[str, Sequence[Predicti
 # --- scores --------------------------------------------------------------------------------------------------------------
 
 
-def _set(models: Mapping[str, Modes], main: str, data: ReportData, units: Units) -> dict[str, Any]:
+def _set(models: Mapping[str, Modes], main: str, data: ReportData, clusters: Clusters) -> dict[str, Any]:
     # A benchmark has figures of its own, by its own rules for what is no clear yes or no.
     own = [question for question in data.questions.values() if not question.facts]
     gold = {question.id: said for question in own if (said := gold_of(question)) is not None}
     return {
-        "models": {name: {mode: _scores(mode, rows, gold, units) for mode, rows in modes.items()} for name, modes in models.items()},
+        "models": {name: {mode: _scores(mode, rows, gold, clusters) for mode, rows in modes.items()} for name, modes in models.items()},
         "comparisons": [
-            {"a": a, "b": b, "mode": mode, **_compared(models[a][mode], models[b][mode], units)}
+            {"a": a, "b": b, "mode": mode, **_compared(models[a][mode], models[b][mode], clusters)}
             for (a, mode), (b, _) in _pairs(models, main)
         ],
-        "gaps": [{"model": name, **_compared(models[name]["direct"], models[name]["cot"], units)} for (name, _), _ in _gaps(models)],
+        "gaps": [{"model": name, **_compared(models[name]["direct"], models[name]["cot"], clusters)} for (name, _), _ in _gaps(models)],
     }
 
 
-def _scores(mode: str, rows: Sequence[Prediction], gold: Mapping[str, str], units: Units) -> dict[str, Any]:
-    result = asdict(score_samples(rows, units) if mode == "sampled" else score(rows, units))
+def _scores(mode: str, rows: Sequence[Prediction], gold: Mapping[str, str], clusters: Clusters) -> dict[str, Any]:
+    result = asdict(score_samples(rows, clusters) if mode == "sampled" else score(rows, clusters))
     for domain in result.get("domains", {}).values():
         del domain["domains"], domain["excluded"], domain["unread"]
     if not any(row.judge for row in rows):
@@ -110,11 +110,11 @@ def _scores(mode: str, rows: Sequence[Prediction], gold: Mapping[str, str], unit
     if mode == "sampled":
         return result
     asked = {row.question: gold[row.question] for row in rows if row.question in gold}
-    return {**result, "yes_no": _yes_no(rows, asked, units)} if asked else result
+    return {**result, "yes_no": _yes_no(rows, asked, clusters)} if asked else result
 
 
-def _yes_no(rows: Sequence[Prediction], gold: Mapping[str, str], units: Units) -> dict[str, Any]:
-    found = asdict(yes_no(rows, gold, units))
+def _yes_no(rows: Sequence[Prediction], gold: Mapping[str, str], clusters: Clusters) -> dict[str, Any]:
+    found = asdict(yes_no(rows, gold, clusters))
     for domain in found["domains"].values():
         del domain["domains"]
     return found
@@ -143,20 +143,20 @@ def _pairs(models: Mapping[str, Modes], main: str) -> Iterator[tuple[Side, Side]
                 yield (a, mode), (b, mode)
 
 
-def _compared(a: Sequence[Prediction], b: Sequence[Prediction], units: Units) -> dict[str, Any]:
+def _compared(a: Sequence[Prediction], b: Sequence[Prediction], clusters: Clusters) -> dict[str, Any]:
     """A comparison with its verdict: a difference counts only when interval and test agree on it."""
-    result = compare(a, b, units)
+    result = compare(a, b, clusters)
     sure = result.p < ALPHA
     return {**asdict(result), "verdict": "gain" if sure and result.low > 0 else "loss" if sure and result.high < 0 else "unclear"}
 
 
-def _headline(models: Mapping[str, Modes], main: str, units: Units) -> dict[str, Any] | None:
+def _headline(models: Mapping[str, Modes], main: str, clusters: Clusters) -> dict[str, Any] | None:
     """What was gained: main model against start, with chain of thought where both have it."""
     mode = _headline_mode(models, main)
     if mode is None:
         return None
     before, after = score(models["start"][mode]), score(models[main][mode])
-    result = _compared(models["start"][mode], models[main][mode], units)
+    result = _compared(models["start"][mode], models[main][mode], clusters)
     return {"a": "start", "b": main, "mode": mode, "before": before.accuracy, "after": after.accuracy, **result}
 
 

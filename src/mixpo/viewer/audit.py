@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from mixpo.evaluate.closed_form import wilson
+from mixpo.evaluate.statistics import wilson
 from mixpo.human_labels import HumanLabel
 from mixpo.recipe import VerifyTable
 from mixpo.records import Judged, Sampled, read_rows

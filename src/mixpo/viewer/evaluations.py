@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mixpo.evaluate.resample import unit_of
-from mixpo.evaluate.score import Units, score, score_samples
+from mixpo.evaluate.score import Clusters, score, score_samples
+from mixpo.evaluate.statistics import cluster_of
 from mixpo.records import Prediction, read_row, read_rows
 from mixpo.run import Run
 from mixpo.types import Question
@@ -72,7 +72,7 @@ class Evaluations:
         """Answers of one model in one mode."""
 
         def read(shards: Sequence[Path]) -> ModelAnswers:
-            return _answers(shards, mode, {question.id: unit_of(question) for question in self.questions(name).values()})
+            return _answers(shards, mode, {question.id: cluster_of(question) for question in self.questions(name).values()})
 
         found: ModelAnswers = self._keep(f"evaluate/{name}/{model}/{mode}", read)
         return found
@@ -112,7 +112,7 @@ class Evaluations:
         return self._kept[stage][1]
 
 
-def _answers(shards: Sequence[Path], mode: str, units: Units) -> ModelAnswers:
+def _answers(shards: Sequence[Path], mode: str, clusters: Clusters) -> ModelAnswers:
     rows: list[Prediction] = []
     outcomes: dict[str, list[str]] = {}
     where: dict[str, tuple[Path, int]] = {}
@@ -121,7 +121,7 @@ def _answers(shards: Sequence[Path], mode: str, units: Units) -> ModelAnswers:
             where.setdefault(row.question, (shard, number))
             outcomes.setdefault(row.question, []).append(row.outcome)
             rows.append(row)
-    scores = (asdict(score_samples(rows, units)) if mode == "sampled" else asdict(score(rows, units))) if rows else {}
+    scores = (asdict(score_samples(rows, clusters)) if mode == "sampled" else asdict(score(rows, clusters))) if rows else {}
     return ModelAnswers(scores=scores, outcomes={question: tuple(found) for question, found in outcomes.items()}, where=where)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mixpo.errors import SourceError
-from mixpo.evaluate.resample import Term
+from mixpo.evaluate.statistics import Term
 from mixpo.sources.images import Pictures
 from mixpo.types import IMAGE_MARK, AnswerKind, ImageRef, Outcome, Question, Skipped, content_id
 from mixpo.verify.judgement import Judgement, Options

@@ -15,7 +15,7 @@ from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Mar
 from mixpo.evaluate.benchmarks.files import choices_of, images_of, text_of
 from mixpo.evaluate.benchmarks.metrics import ACCURACY, measured
 from mixpo.evaluate.benchmarks.rules import letters, option_robust, same, with_columns
-from mixpo.evaluate.resample import Term, unit_of
+from mixpo.evaluate.statistics import Term, cluster_of
 from mixpo.sources.build import parse_options
 from mixpo.types import Question, content_id
 from mixpo.verify.judgement import Judgement, Options
@@ -80,7 +80,7 @@ def circular(rows: Sequence[Marked]) -> tuple[list[Term], int]:
         questions.setdefault(row.facts["group"], []).append(row)
     whole = {name: part for name, part in questions.items() if len({row.question.answer for row in part}) == len(part[0].question.choices)}
     found = [
-        Term(name, unit_of(part[0].question), part[0].facts["category"], float(all(row.right for row in part)), 1.0)
+        Term(name, cluster_of(part[0].question), part[0].facts["category"], float(all(row.right for row in part)), 1.0)
         for name, part in whole.items()
     ]
     return found, len(questions) - len(whole)

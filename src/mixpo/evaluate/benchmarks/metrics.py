@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from mixpo.evaluate.benchmarks.base import Benchmark, Figure, Marked, Measure
-from mixpo.evaluate.resample import Difference, Term, estimate, interval, paired, unit_of
+from mixpo.evaluate.statistics import Difference, Term, cluster_of, estimate, interval, paired
 
 
 def counted(name: str, right: Callable[[Marked], bool] = lambda row: row.right) -> Measure:
@@ -14,7 +14,7 @@ def counted(name: str, right: Callable[[Marked], bool] = lambda row: row.right) 
 
     def terms(rows: Sequence[Marked]) -> tuple[list[Term], int]:
         kept = [row for row in rows if not row.unread]
-        return [Term(row.question.id, unit_of(row.question), "", float(right(row)), 1.0) for row in kept], len(rows) - len(kept)
+        return [Term(row.question.id, cluster_of(row.question), "", float(right(row)), 1.0) for row in kept], len(rows) - len(kept)
 
     return Measure(name=name, terms=terms)
 
@@ -40,7 +40,7 @@ def marks(
 
     def terms(rows: Sequence[Marked]) -> tuple[list[Term], int]:
         found = [(row.question, read(row.reply)) for row in rows]
-        kept = [Term(question.id, unit_of(question), "", top(mark), base(mark)) for question, mark in found if mark is not None]
+        kept = [Term(question.id, cluster_of(question), "", top(mark), base(mark)) for question, mark in found if mark is not None]
         return kept, len(rows) - len(kept)
 
     return Measure(name=name, terms=terms, scale=scale, unit=unit, most=most)

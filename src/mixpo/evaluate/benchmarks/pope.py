@@ -15,7 +15,7 @@ from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Mar
 from mixpo.evaluate.benchmarks.files import images_of, text_at, text_of
 from mixpo.evaluate.benchmarks.metrics import measured
 from mixpo.evaluate.benchmarks.rules import same
-from mixpo.evaluate.resample import Term, unit_of
+from mixpo.evaluate.statistics import Term, cluster_of
 from mixpo.types import Question, Skipped
 from mixpo.verify.judgement import Judgement, Options
 from mixpo.verify.yes_no import check_yes_no, read_yes_no
@@ -110,7 +110,7 @@ def over_categories(name: str, top: Value, base: Value, *, apart: bool = False) 
     def terms(rows: Sequence[Marked]) -> tuple[list[Term], int]:
         found = [(row, category) for row in rows for category in row.facts["categories"]]
         return [
-            Term(f"{row.question.id} {category}", unit_of(row.question), category if apart else "", top(row), base(row))
+            Term(f"{row.question.id} {category}", cluster_of(row.question), category if apart else "", top(row), base(row))
             for row, category in found
         ], 0  # fmt: skip
 

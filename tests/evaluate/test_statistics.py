@@ -1,4 +1,4 @@
-"""Intervals and paired tests by resampling: against scipy and slow loops, coverage and level by simulation, and what cannot be said."""
+"""Intervals and paired tests: against SciPy, published tables and slow loops; coverage and level by simulation; what cannot be said."""
 
 from __future__ import annotations
 
@@ -8,14 +8,75 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
-from mixpo.evaluate.closed_form import wilson
-from mixpo.evaluate.resample import Term, estimate, interval, paired
+from mixpo.evaluate.statistics import Term, difference_interval, estimate, interval, mcnemar, mean_interval, paired, student_t, wilson
 
 
-def means(values: Sequence[float], unit: str = "u") -> list[Term]:
-    return [Term(f"k{n}", f"{unit}{n}", "", value, 1.0) for n, value in enumerate(values)]
+def test_wilson_by_hand() -> None:
+    # Newcombe (1998), table I: 81 of 263 gives 0.2553 to 0.3662.
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+@given(st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_equals_scipy(counts: tuple[int, int]) -> None:
+    expected = stats.binomtest(*counts).proportion_ci(0.95, method="wilson")
+    assert wilson(*counts) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@given(st.integers(0, 300), st.integers(0, 300))
+def test_mcnemar_equals_the_binomial_test(only_a: int, only_b: int) -> None:
+    expected = stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+    assert mcnemar(only_a, only_b) == pytest.approx(expected, abs=1e-12)
+    assert mcnemar(only_a, only_b) == mcnemar(only_b, only_a)
+
+
+def test_mcnemar_by_hand() -> None:
+    assert mcnemar(0, 5) == 2 / 32
+    assert mcnemar(1, 4) == 2 * (1 + 5) / 32
+    assert mcnemar(3, 3) == 1.0
+
+
+def test_many_disagreements_stay_exact() -> None:
+    assert mcnemar(4600, 5100) == pytest.approx(stats.binomtest(4600, 9700).pvalue, rel=1e-9)
+    assert mcnemar(0, 100_000) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("freedom", "point"),
+    # Student (1908) as every table prints it: two-sided 95 %.
+    [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (5, 2.571), (8, 2.306), (10, 2.228), (30, 2.042), (120, 1.980)],
+)
+def test_student_t_as_printed_in_tables(freedom: int, point: float) -> None:
+    assert student_t(freedom) == pytest.approx(point, abs=5e-4)
+    assert student_t(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-12)
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=40).filter(lambda values: np.var(values) > 1e-9))
+def test_the_interval_of_a_mean_is_students(values: list[float]) -> None:
+    low, high = stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
+    assert mean_interval(values) == pytest.approx((max(0.0, low), min(1.0, high)), abs=1e-9)
+
+
+def test_two_clusters_have_the_widest_tails() -> None:
+    """With one degree of freedom the tails are those of the smallest and the largest resample."""
+    assert interval([Term("a", "a", "", 1.0, 2.0), Term("b", "b", "", 3.0, 4.0)], None) == (0.5, 0.75)
+
+
+def test_difference_interval_covers_the_truth() -> None:
+    rng = np.random.default_rng(0)
+    n, shares = 150, (0.05, 0.12, 0.83)
+    draws = rng.multinomial(n, shares, size=4000)
+    inside = [low <= 0.07 <= high for low, high in (difference_interval(int(a), int(b), n) for a, b, _ in draws)]
+    assert 0.935 < np.mean(inside) < 0.975
+
+
+def means(values: Sequence[float], cluster: str = "u") -> list[Term]:
+    return [Term(f"k{n}", f"{cluster}{n}", "", value, 1.0) for n, value in enumerate(values)]
 
 
 def answers(rng: random.Random, images: int, skill: float = 1.0, each: int = 6) -> list[tuple[str, str, bool, bool]]:
@@ -96,7 +157,7 @@ def test_the_interval_covers_the_truth_where_rows_as_units_do_not(images: int, e
         rows = answers(random.Random(f"c{seed}"), images, each=each)
         low, high = interval(f1_terms(rows), 1.0)
         covered += low <= truth <= high  # type: ignore[operator]
-        low, high = interval([term._replace(unit=term.key) for term in f1_terms(rows)], 1.0)
+        low, high = interval([term._replace(cluster=term.key) for term in f1_terms(rows)], 1.0)
         naive += low <= truth <= high  # type: ignore[operator]
     # The standard error of a coverage of 95 % is 1.3 points.
     assert 0.91 <= covered / 300 <= 0.99
