@@ -102,7 +102,7 @@ NAMES = {
 PROSE_LEFT: dict[str, int] = {
     r"against (?:the )?start": 3,
     r"(?:start|starting) model|frozen start|same start": 6,
-    r"left out|leav(?:e|es|ing) (?:\w+ )?out": 89,
+    r"left out|leav(?:e|es|ing) (?:\w+ )?out": 87,
     r"(?:go|goes|going|went|gone) on": 30,
     r"in circles": 4,
     r"ranked right": 2,
