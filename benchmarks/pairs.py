@@ -39,7 +39,7 @@ T = TypeVar("T")
 SAMPLES = 32
 PER_FILE = 50
 RIGHT = 0.5
-"""Share of right answers: about the accuracy of the paper's start model on M3CoT and MathVista (59 and 58 %), sampling being less sure."""
+"""Share of right answers: about the accuracy of the paper's base model on M3CoT and MathVista (59 and 58 %), sampling being less sure."""
 DRIVER = """
 import argparse, importlib, json, random, sys, time
 module = importlib.import_module("tools.reasoning_data_pipeline.mmpr_data_pipeline_correctness_postprocess")

@@ -18,7 +18,7 @@ from mixpo.run import Manifest
 from mixpo.sources.digits import read
 from mixpo.types import Finish, Outcome, Pair, Question, Response, Skipped, Verdict
 
-RIGHT = {"start": (0.63, 0.55), "sft": (0.66, 0.56), "dpo": (0.60, 0.52), "mpo": (0.75, 0.58)}
+RIGHT = {"base": (0.63, 0.55), "sft": (0.66, 0.56), "dpo": (0.60, 0.52), "mpo": (0.75, 0.58)}
 FAMILY = {"sum": -0.25, "product": -0.2, "difference": 0.0, "largest": 0.15, "count": 0.0, "compare": 0.2, "choice": 0.1, "position": 0.0}
 
 
@@ -207,7 +207,7 @@ def example(folder: Path, count: int = 400) -> ReportData:
             "round-1/verify": manifest("verify", 4.1, correct=3811, wrong=2311, malformed=278),
             "round-1/pair": manifest("pair", 12.0, **{"pairs": 2481, "dropped: duplicate": 388, "dropped: entailment": 17}),
             "round-1/train/mpo": manifest("train", 173.4, steps=360),
-            "evaluate/test/start/cot": manifest("evaluate", 30.2, predictions=400),
+            "evaluate/test/base/cot": manifest("evaluate", 30.2, predictions=400),
             "evaluate/test/mpo/cot": manifest("evaluate", 50.0, predictions=400),
         },
         statistics=statistics(list(read(DigitsSource(kind="digits", count=count), folder))),

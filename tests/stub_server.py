@@ -17,7 +17,7 @@ from aiohttp import web
 from PIL import Image
 
 from mixpo.engines.tokens import Words
-from mixpo.types import IMAGE_MARK
+from mixpo.types import IMAGE_TOKEN
 
 Fault = Callable[["StubServer", web.Request, dict[str, Any], int], Any]
 """Given the server, the request, its body and how often this user message was asked before: a response to give instead, or None."""
@@ -183,7 +183,7 @@ def parts_of(message: dict[str, Any]) -> tuple[str, list[Image.Image]]:
             kind, _, data = part["image_url"]["url"].partition(";base64,")
             assert kind in ("data:image/png", "data:image/jpeg")
             images.append(Image.open(BytesIO(base64.b64decode(data))).convert("RGB"))
-            text += IMAGE_MARK
+            text += IMAGE_TOKEN
     return text, images
 
 

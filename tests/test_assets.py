@@ -1,4 +1,4 @@
-"""The bundled start model: small, loadable, and able to do what its card says."""
+"""The bundled base model: small, loadable, and able to do what its card says."""
 
 from __future__ import annotations
 

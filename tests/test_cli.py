@@ -42,7 +42,7 @@ def test_run_prints_the_results(small: tuple[Path, Path], capsys: pytest.Capture
     assert "held-out" in captured.out
     assert "round-1/train/mpo" in captured.out
     report = json.loads((run / "report.json").read_text())
-    assert set(report["models"]) == {"start", "sft", "mpo"}
+    assert set(report["models"]) == {"base", "sft", "mpo"}
     assert set(report["models"]["mpo"]) == {"cot", "direct"}
     assert report["models"]["mpo"]["cot"]["n"] == 6
 
@@ -116,7 +116,7 @@ def test_plan_scales_what_a_small_run_measured(small: tuple[Path, Path], capsys:
     assert train["seconds"] == pytest.approx(100 * measured["round-1/train/mpo"]["seconds"])
     assert train["tokens"] == 100 * measured["round-1/train/mpo"]["counts"]["tokens"]
     # Evaluation sets do not grow with the source, and nothing counts as done.
-    assert stages["evaluate/held-out/start/cot"]["todo"] == 6
+    assert stages["evaluate/held-out/base/cot"]["todo"] == 6
     measured_stages = [name for name in stages if name.startswith("round-1/")]
     assert len(measured_stages) >= 6
     assert not [name for name in measured_stages if stages[name]["basis"] != "measured in this run"]
@@ -319,7 +319,7 @@ def test_stage_commands_say_what_is_missing(small: tuple[Path, Path], tmp_path: 
     assert "answer held-out: mpo, cot: not run, round-1/train/mpo, which has not run" in (said := capsys.readouterr().err)
     assert "evaluate held-out: mpo" not in said
     assert main(["report", *arguments]) == 0
-    assert set(json.loads((tmp_path / "run" / "report.json").read_text())["models"]) == {"start"}
+    assert set(json.loads((tmp_path / "run" / "report.json").read_text())["models"]) == {"base"}
     assert main(["verify", *arguments, "--set", "sample.temperature=0.5"]) == 1
     assert "is stale (sample.temperature: 1.0 -> 0.5)" in capsys.readouterr().err
 
@@ -420,11 +420,11 @@ def test_a_terminal_without_room_for_a_column_gets_paragraphs(monkeypatch: pytes
     out = io.StringIO()
     monkeypatch.setattr("mixpo.cli.show.console", lambda: Console(file=out, width=40, highlight=False))
     monkeypatch.setattr("mixpo.cli.show.line", lambda text="": print(text, file=out))
-    stages = ("evaluate/held-out/start/direct", "report")
+    stages = ("evaluate/held-out/base/direct", "report")
     rows = [(stages[0], "done", "6 answers, 5 correct, 1 wrong, 84 tokens", ""), (stages[1], "stale", "", "a new input shard")]
     show.table(("stage", "state", "made", "why"), rows)
     assert out.getvalue().splitlines() == [
-        "evaluate/held-out/start/direct",
+        "evaluate/held-out/base/direct",
         "  state  done",
         "  made   6 answers, 5 correct, 1 wrong,",
         "         84 tokens",

@@ -18,7 +18,7 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def without_start(own_run: Path, tiny_folder: Path) -> Path:
-    """A finished run whose start model is gone since."""
+    """A finished run whose base model is gone since."""
     for file in ("recipe.toml", "run/recipe.json"):
         text = (own_run / file).read_text()
         assert str(tiny_folder) in text

@@ -38,8 +38,8 @@ def test_a_model_that_is_away_is_asked_once() -> None:
         "evaluate/a/big/cot",
         "answer/a/big/direct",
         "answer/b/big/cot",
-        "answer/b/start/cot",
-        "evaluate/b/start/cot",
+        "answer/b/base/cot",
+        "evaluate/b/base/cot",
     ]
     tried, late = do([stage(name) for name in names], {names[0]: EngineError("away")}, blocked=(names[1],))
     assert tried == [names[0], *names[4:]]
@@ -48,9 +48,9 @@ def test_a_model_that_is_away_is_asked_once() -> None:
 
 
 def test_a_judge_that_is_away_is_asked_once_and_rules_go_on() -> None:
-    stages = [stage("evaluate/a/start/cot", judge=True), stage("evaluate/b/start/cot"), stage("evaluate/a/mpo/cot", judge=True)]
-    tried, late = do(stages, {"evaluate/a/start/cot": EvaluateError("the judge cannot be asked")})
-    assert tried == ["evaluate/a/start/cot", "evaluate/b/start/cot"]
+    stages = [stage("evaluate/a/base/cot", judge=True), stage("evaluate/b/base/cot"), stage("evaluate/a/mpo/cot", judge=True)]
+    tried, late = do(stages, {"evaluate/a/base/cot": EvaluateError("the judge cannot be asked")})
+    assert tried == ["evaluate/a/base/cot", "evaluate/b/base/cot"]
     with pytest.raises(UnfinishedError, match="the judge cannot be asked"):
         late.close()
 
@@ -68,7 +68,7 @@ def test_what_others_build_on_stops_at_once() -> None:
         with pytest.raises(EngineError):
             do([stage(f"round-1/{kind}", kind)], {f"round-1/{kind}": EngineError("away")})
     with pytest.raises(TrainError):  # no trouble of engines or judges
-        do([stage("text/start")], {"text/start": TrainError("weights")})
+        do([stage("text/base")], {"text/base": TrainError("weights")})
 
 
 def test_nothing_failed() -> None:

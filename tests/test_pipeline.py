@@ -36,12 +36,12 @@ def test_everything_is_made(finished_run: Path) -> None:
     assert names[5:7] == ["round-1/train/sft", "round-1/train/mpo"]
     assert names[7:19] == [
         f"{kind}/held-out/{model}/{mode}"
-        for model in ("start", "sft", "mpo")
+        for model in ("base", "sft", "mpo")
         for mode in ("cot", "direct")
         for kind in ("answer", "evaluate")
     ]
     report = json.loads((finished_run / "run" / "report.json").read_text())
-    assert report["models"]["start"]["cot"]["n"] == 6
+    assert report["models"]["base"]["cot"]["n"] == 6
     assert report["counts"]["round-1/pair"]["pairs"] == 40
     assert report["training"].keys() == {"sft", "mpo"}
     assert len(report["examples"]) == 4
@@ -143,7 +143,7 @@ def test_one_model_at_a_time(finished_run: Path, tmp_path: Path, monkeypatch: py
     context = open_small(finished_run / "recipe.toml", tmp_path / "run")
     run_recipe(context)
     # For the reference and the two trainings; the scripted engine needs the model's tokens only, and loads no weights.
-    assert loads == ["start", "start", "start"]
+    assert loads == ["base", "base", "base"]
     assert context.models._held is None
 
 
@@ -256,7 +256,7 @@ def test_no_pairs_are_explained_and_the_start_can_be_measured(tmp_path: Path, ti
     run_stage(context, ("answer", "evaluate"))
     run_stage(context, ("report",))
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert report["models"]["start"]["cot"]["accuracy"] == (1.0 if answer == "right" else 0.0)
+    assert report["models"]["base"]["cot"]["accuracy"] == (1.0 if answer == "right" else 0.0)
 
 
 def test_the_dry_run_counts_what_would_be_left_out(tmp_path: Path, tiny_folder: Path) -> None:
@@ -308,7 +308,7 @@ def test_sampling_with_the_model_itself(tmp_path: Path, tiny_folder: Path) -> No
         context = open_small(recipe, tmp_path / root, *settings, *more)
         plan = run_stage(context, ("sample", "answer", "evaluate"))
         rows = [row for number in range(len(plan.shards("source"))) for row in plan.rows("round-1/sample", number)]
-        sampled = context.run.stage("evaluate/held-out/start/sampled").read_all(Prediction)
+        sampled = context.run.stage("evaluate/held-out/base/sampled").read_all(Prediction)
         return {row.question: row.responses for row in rows}, {(row.question, row.index, row.text) for row in sampled}
 
     one, sampled = answers("one")
@@ -339,8 +339,8 @@ def test_seeds_depend_on_what_they_decide() -> None:
         ("evaluate/x/source", "source"),
         ("round-1/sample", "sample"),
         ("round-2/train/mpo", "train"),
-        ("answer/x/start/cot", "answer"),
-        ("evaluate/x/start/cot", "evaluate"),
+        ("answer/x/base/cot", "answer"),
+        ("evaluate/x/base/cot", "evaluate"),
         ("report", "report"),
     ],
 )

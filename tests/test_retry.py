@@ -121,7 +121,7 @@ def test_evaluation_is_retried_alone_and_marked_again(recipe: Path, engine: Frag
     context = open_small(recipe, run, *settings)
     questions = [row for number in range(2) for row in plan_of(context).rows("evaluate/held-out/source", number)]
     engine.broken = {questions[1].id, questions[2].id}
-    name = "answer/held-out/start/cot"
+    name = "answer/held-out/base/cot"
     run_stage(context, ["answer", "evaluate"])
     first = plan_of(context)
     report = current_report(context, first)
@@ -129,7 +129,7 @@ def test_evaluation_is_retried_alone_and_marked_again(recipe: Path, engine: Frag
     assert alarm.startswith(
         "2 of 6 answers never came, because the engine failed or an image is broken, and count as not correct (were they right,"
     )
-    scores = report["models"]["start"]["cot"]
+    scores = report["models"]["base"]["cot"]
     assert (scores["n"], scores["failed"], scores["undecided"]) == (6, 2, 2)
 
     # Nothing of the run's sampling was asked for, and retrying the evaluation asks for none of it.
@@ -143,7 +143,7 @@ def test_evaluation_is_retried_alone_and_marked_again(recipe: Path, engine: Frag
     second = plan_of(context)
     assert [row.attempts for number in range(2) for row in second.rows(name, number)] == [1, 2, 2, 1, 1, 1]
     assert [old == new for old, new in zip(first.shards(name), second.shards(name), strict=True)] == [False, True]
-    assert len(second.planned["evaluate/held-out/start/cot"].work().missing) == 1
+    assert len(second.planned["evaluate/held-out/base/cot"].work().missing) == 1
 
     engine.broken, engine.asked = set(), []
     retry(open_small(recipe, run, *settings))
@@ -151,7 +151,7 @@ def test_evaluation_is_retried_alone_and_marked_again(recipe: Path, engine: Frag
     context = open_small(recipe, run, *settings)
     run_stage(context, ["evaluate"])
     report = current_report(context, plan_of(context))
-    assert report["models"]["start"]["cot"]["failed"] == 0
+    assert report["models"]["base"]["cot"]["failed"] == 0
     assert not [alarm for alarm in report["alarms"] if "never came" in alarm["text"]]
     assert retry(open_small(recipe, run, *settings)) == []
 
@@ -179,7 +179,7 @@ def test_answers_of_a_model_that_is_stale_are_left_to_the_run(recipe: Path, engi
     run_recipe(context)
     engine.broken, engine.asked = set(), []
     done = retry(context)
-    assert [row.stage for row in done] == ["round-1/sample", "answer/held-out/start/cot"]
+    assert [row.stage for row in done] == ["round-1/sample", "answer/held-out/base/cot"]
     assert [line for line in said(context) if "not asked again" in line]
     run_recipe(context)
     assert retry(context) == []

@@ -72,12 +72,12 @@ def test_a_served_model_is_a_row_of_the_table(tmp_path: Path, tiny_folder: Path,
     context = open_small(recipe, root)
     run_recipe(context)
     report = json.loads((root / "report.json").read_text())
-    assert list(report["models"]) == ["start", "sft", "mpo", "big-1.0"]
+    assert list(report["models"]) == ["base", "sft", "mpo", "big-1.0"]
     assert report["headline"]["b"] == "mpo"
     scores = report["models"]["big-1.0"]["cot"]
     assert scores["n"] == 6
     assert scores["mean_tokens"] > 2
-    assert {(c["a"], c["b"]) for c in report["comparisons"]} >= {("start", "big-1.0"), ("big-1.0", "mpo")}
+    assert {(c["a"], c["b"]) for c in report["comparisons"]} >= {("base", "big-1.0"), ("big-1.0", "mpo")}
     # Six questions in two modes, each once, and greedily.
     assert sorted(asked(server).values()) == [1] * 12
     assert {body["temperature"] for _, body, _ in server.bodies if body["max_tokens"] == 32} == {0.0}
@@ -100,7 +100,7 @@ def test_a_run_is_not_led_by_a_model_that_it_did_not_train(tmp_path: Path, tiny_
     run_stage(context, ASK)
     run_stage(context, ("report",))
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert list(report["models"]) == ["start", "big-1.0"]
+    assert list(report["models"]) == ["base", "big-1.0"]
     assert report["headline"] is None
 
 
@@ -138,7 +138,7 @@ def test_a_server_that_is_away_at_the_end_costs_its_own_row_and_no_other(
     missing = [f"{kind}/held-out/big-1.0/{mode}" for mode in ("cot", "direct") for kind in ASK]
     assert f"! not finished, and missing here: {', '.join(missing)}" in shown.out
     report = json.loads((root / "report.json").read_text())
-    assert list(report["models"]) == ["start", "sft", "mpo"]
+    assert list(report["models"]) == ["base", "sft", "mpo"]
     assert report["headline"]["b"] == "mpo"
     assert report["unfinished"] == missing
     assert missing[0] in (root / "report.html").read_text()
@@ -153,7 +153,7 @@ def test_a_server_that_is_away_at_the_end_costs_its_own_row_and_no_other(
     assert stages == ["answer held-out", "report"]
     assert [line for line in said(context) if "going on, 0 of 2 shards are there" in line]
     report = json.loads((root / "report.json").read_text())
-    assert list(report["models"]) == ["start", "sft", "mpo", "big-1.0"]
+    assert list(report["models"]) == ["base", "sft", "mpo", "big-1.0"]
     assert report["unfinished"] == []
 
 
@@ -163,7 +163,7 @@ def test_a_server_whose_answers_fail_costs_no_report(tmp_path: Path, tiny_folder
     with pytest.raises(UnfinishedError, match=r"big-1\.0/cot: 6 of 6 questions failed.*\(and 1 more\)"):
         run_recipe(context)
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert list(report["models"]) == ["start", "sft", "mpo", "big-1.0"]
+    assert list(report["models"]) == ["base", "sft", "mpo", "big-1.0"]
     assert report["unfinished"] == []
     assert [alarm["model"] for alarm in report["alarms"] if "never came" in alarm["text"]] == ["big-1.0"] * 2
 
@@ -227,7 +227,7 @@ def test_the_key_comes_from_the_environment_and_stands_nowhere(
     [
         (('model = "big"', 'model = ""'), "model: .* at least 1 character"),
         (("urls = [", "#"), "missing key 'urls'"),
-        (('"big-1.0"', '"start"'), "'start' is the name of a model of this run"),
+        (('"big-1.0"', '"base"'), "'base' is the name of a model of this run"),
         (('"big-1.0"', '"../x"'), "name"),
         (("http://", "http://me:word@"), "must hold no password"),
         (("retries = 0", 'serve = "transformers"'), "unknown key 'serve'"),
@@ -285,7 +285,7 @@ def test_each_model_is_served_in_turn(tmp_path: Path) -> None:
     context = open_small(tmp_path / "recipe.toml", tmp_path / "run")
     run_recipe(context)
     bundled = find(ModelTable(), Path())
-    folders = {"start": bundled} | {name: (tmp_path / "run" / "models" / name).resolve() for name in ("sft", "mpo")}
+    folders = {"base": bundled} | {name: (tmp_path / "run" / "models" / name).resolve() for name in ("sft", "mpo")}
     started = [line.split(" serve ")[1].split(" ")[0] for line in said(context) if line.startswith("starting a server: ")]
     # Once for sampling, once for evaluation (training needed the memory in between), once for each trained model.
     assert [Path(model).resolve() for model in started] == [bundled, *folders.values()]

@@ -66,7 +66,7 @@ def test_answers_and_continuations_come_from_the_server(tmp_path: Path, tiny_fol
 
 def test_evaluation_and_trained_models_stay_in_this_process(tmp_path: Path, tiny_folder: Path) -> None:
     recipe = load(make(tmp_path, tiny_folder), overrides("http://127.0.0.1:9/v1"))
-    start, trained = ModelRef(name="start", identity="x"), ModelRef(name="mpo", identity="y", folder=tmp_path)
+    start, trained = ModelRef(name="base", identity="x"), ModelRef(name="mpo", identity="y", folder=tmp_path)
     assert [engine_of(recipe, start, False), engine_of(recipe, start, True)] == ["openai", "transformers"]
     assert engine_of(recipe, trained, False) == "transformers"
     own = load(tmp_path / "recipe.toml", ('sample.engine="openai"', 'sample.server.serve="transformers"'))
@@ -103,7 +103,7 @@ def test_a_model_with_an_adapter_is_not_served_without_it(tmp_path: Path, monkey
     monkeypatch.setattr("mixpo.stages.models.find_adapter", lambda table, base: tmp_path)
     models = Models(ModelTable(path="mixpo:tiny"), tmp_path, ImageTable())
     with pytest.raises(ModelError, match=r"model\.adapter.*merge"):
-        models.folder(ModelRef(name="start", identity="x"))
+        models.folder(ModelRef(name="base", identity="x"))
     assert models.folder(ModelRef(name="mpo", identity="y", folder=tmp_path)) == tmp_path
 
 

@@ -56,7 +56,7 @@ def test_a_changed_setting_makes_stale_exactly_what_depends_on_it(finished_run: 
         ("train.loss.quality=0.5", {"mpo"}, {"mpo"}),
         ("train.loss.beta=0.5", {"mpo"}, {"mpo"}),
         ('train.baselines=["sft", "dpo"]', {"dpo"}, {"dpo"}),
-        ("prompt.direct=plain", set(), {"start", "sft", "mpo"}),
+        ("prompt.direct=plain", set(), {"base", "sft", "mpo"}),
     ],
 )
 def test_only_the_models_concerned_are_stale(finished_run: Path, override: str, trained: set[str], evaluated: set[str]) -> None:

@@ -48,7 +48,7 @@ def write(root: Path, questions: int = 60) -> Path:
         stage(run, f"round-1/train/{objective}", StepMetrics, [step(number, better) for number in range(1, 41)], {"steps": 40}, size=100)
     held_out = [_question(number, pictures) for number in range(500, 530)]
     stage(run, "evaluate/held-out/source", Question, held_out)
-    for model, skill in (("start", 2), ("mpo", 3)):
+    for model, skill in (("base", 2), ("mpo", 3)):
         stage(
             run, f"evaluate/held-out/{model}/cot", Prediction, [_prediction(q, n, skill) for n, q in enumerate(held_out)], {"answers": 30}
         )

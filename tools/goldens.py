@@ -2,6 +2,7 @@
 
     python tools/goldens.py --write /tmp/goldens.json      before
     python tools/goldens.py --check /tmp/goldens.json      after; names every column that differs
+    python tools/goldens.py --digest /tmp/kept --write /tmp/goldens.json      the run directories that --keep left, digested again
 
 Six runs reach every stage: digits with baselines, easy-VQA, JSONL with open questions, a served model, adapters over two
 rounds, and benchmarks. The digests cover every column of every record, the trained weights and `report.json`. Times,
@@ -32,8 +33,9 @@ VOLATILE = re.compile(
     r"second|time|tokens_per_s|version|started|created|memory|path|folder|origin$|code|processor|rate$|hours|date|bytes|digest|made"
 )
 """Names of columns and of keys in `report.json` that hold times, versions, sizes or paths."""
-RENAMED: dict[str, str] = {}
-"""Today's name of a value or a key -> the name under which it is compared. Filled when a public name changes."""
+RENAMED = {"start": "base"}
+"""Names of values, keys and folders that have changed: the old one -> the new one, under which both are compared.
+Run `--digest FOLDER --write FILE` with the kept run directories after adding to it."""
 
 BASE = """
 seed = 3
@@ -136,13 +138,15 @@ def digests(root: Path) -> dict[str, str]:
                 columns.setdefault(column, []).extend(values)
         for column, values in columns.items():
             if not VOLATILE.search(column):
-                found[f"{folder.relative_to(root)}: {renamed(column)}"] = digest(plain(values, root))
+                found[f"{renamed(str(folder.relative_to(root)))}: {renamed(column)}"] = digest(plain(values, root))
     for weights in sorted((root / "models").glob("*/*.safetensors")):
         found[f"models/{weights.parent.name}/{weights.name}"] = hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
     for key, value in json.loads((root / "report.json").read_text()).items():
         if not VOLATILE.search(key):
-            found[f"report.json: {renamed(key)}"] = digest(plain(value, root))
-    return {renamed_place(place): value for place, value in found.items()}
+            value = plain(value, root)
+            # Timings are in the order of folder names, which a rename may change.
+            found[f"report.json: {renamed(key)}"] = digest(sorted(value, key=str) if key == "timings" else value)
+    return found
 
 
 def plain(value: Any, root: Path) -> Any:
@@ -157,15 +161,17 @@ def plain(value: Any, root: Path) -> Any:
 
 
 def renamed(text: str) -> str:
-    return RENAMED.get(text, text)
-
-
-def renamed_place(place: str) -> str:
-    return "/".join(renamed(part) for part in place.split("/"))
+    """A name, or every part of a path."""
+    return "/".join(RENAMED.get(part, part) for part in text.split("/"))
 
 
 def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def collect(names: Sequence[str], folder: Path) -> dict[str, str]:
+    """The digests of the runs in a folder."""
+    return {f"{name}/{place}": value for name in names for place, value in digests(folder / "runs" / name).items()}
 
 
 def make(names: Sequence[str], keep: Path | None) -> dict[str, str]:
@@ -173,11 +179,10 @@ def make(names: Sequence[str], keep: Path | None) -> dict[str, str]:
     folder = keep or Path(tempfile.mkdtemp(prefix="golden"))
     folder.mkdir(parents=True, exist_ok=True)
     write_inputs(folder)
-    found: dict[str, str] = {}
     for name in names:
         print(f"{name} ...", file=sys.stderr, flush=True)
         run(name, folder)
-        found |= {f"{name}/{place}": value for place, value in digests(folder / "runs" / name).items()}
+    found = collect(names, folder)
     if keep is None:
         shutil.rmtree(folder)
     return found
@@ -188,10 +193,11 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="write the digests to this file")
     parser.add_argument("--check", type=Path, help="compare with the digests of this file")
     parser.add_argument("--keep", type=Path, help="leave the run directories in this folder")
+    parser.add_argument("--digest", type=Path, help="digest the run directories in this folder instead of making them")
     parser.add_argument("names", nargs="*", help=f"runs to make, all by default: {', '.join(RUNS)}")
     arguments = parser.parse_args()
     names = arguments.names or list(RUNS)
-    found = make(names, arguments.keep)
+    found = collect(names, arguments.digest) if arguments.digest else make(names, arguments.keep)
     if arguments.write:
         arguments.write.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
     if arguments.check:

@@ -60,7 +60,7 @@ def share(base: Path, folder: Path) -> None:
 
 def row(name: str, folder: Path) -> str:
     models = json.loads((folder / "report.json").read_text(encoding="utf-8"))["models"]
-    start, trained = models["start"], next(model for key, model in models.items() if key != "start")
+    start, trained = models["base"], next(model for key, model in models.items() if key != "base")
     cells = [f"{100 * model[mode]['accuracy']:.1f}" for model in (start, trained) for mode in ("cot", "sampled")]
     return f"| {name} | {cells[0]} -> {cells[2]} | {cells[1]} -> {cells[3]} |"
 

@@ -1,4 +1,4 @@
-"""Make the bundled start model: a 2 M parameter InternVL trained from scratch on the start pool of the digit scenes.
+"""Make the bundled base model: a 2 M parameter InternVL trained from scratch on the start pool of the digit scenes.
 
     python tools/train_tiny.py --out src/mixpo/assets/tiny
 

@@ -106,7 +106,7 @@ def reasons() -> str:
 def pools() -> str:
     """How many digit images each pool has."""
     use = {
-        "start": "training the start model",
+        "start": "training the base model",
         "preference": "sampling, pairs, training",
         "validation": "choosing settings",
         "test": "the numbers that are reported",
@@ -115,7 +115,7 @@ def pools() -> str:
 
 
 def shares() -> str:
-    """In which manner the start model was taught to answer, by family; read from the script without running it."""
+    """In which manner the base model was taught to answer, by family; read from the script without running it."""
     table_of = _constant(ROOT / "tools" / "train_tiny.py", "SHARES")
     rows = [(family, *(f"{share:.0%}" for share in parts)) for family, parts in table_of.items()]
     return table(("family", "reads and reasons", "glances and guesses", "reasons, no clear final answer"), rows)

@@ -254,8 +254,8 @@ def build_plan(context: Context, sources: Sources) -> Plan:
     recipe = context.recipe
     plan = Plan(context.run)
     plan.provide("source", Question, sources.train.shards)
-    start = main = context.models.start()
-    compared: list[ModelRef] = [start]
+    base = main = context.models.base_model()
+    compared: list[ModelRef] = [base]
     for number in range(1, (recipe.train.rounds if recipe.source else 0) + 1):
         arms = list(_add_round(context, plan, sources.train, number, main))
         main = arms[-1]
@@ -307,11 +307,11 @@ def _prepare(context: Context, force: Sequence[str]) -> None:
     for name in force:
         if name not in STAGES:
             raise RecipeError(f"--force {name}: no such stage{did_you_mean(name, STAGES)}; known: {', '.join(STAGES)}")
-    start = context.models.start()  # before anything is forgotten: without it nothing could take its place
+    base = context.models.base_model()  # before anything is forgotten: without it nothing could take its place
     _sweep(context.run.root)
     resolved = context.recipe.model_dump(mode="json")
     write_text(context.run.root / "recipe.json", json.dumps(resolved, indent=2, ensure_ascii=False) + "\n")
-    command = {"base": str(context.base.absolute()), "limit": context.limit, "model": start.identity}
+    command = {"base": str(context.base.absolute()), "limit": context.limit, "model": base.identity}
     write_text(context.run.root / "command.json", json.dumps(command) + "\n")
     if not force:
         return

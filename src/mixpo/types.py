@@ -12,7 +12,7 @@ Finish = Literal["stop", "length", "error"]
 Outcome = Literal["correct", "wrong", "malformed", "undecided"]
 Origin = Literal["correctness", "format", "dropout_ntp"]
 
-IMAGE_MARK = "<image>"
+IMAGE_TOKEN = "<image>"
 """Where an image stands inside a question's text (the MMPR convention)."""
 
 

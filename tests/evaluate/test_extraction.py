@@ -166,7 +166,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Iterator
 
 
 def rows_of(root: Path) -> list[Prediction]:
-    return list(open_run(root).run.stage("evaluate/vista/start/direct").read_all(Prediction))
+    return list(open_run(root).run.stage("evaluate/vista/base/direct").read_all(Prediction))
 
 
 def report(root: Path) -> dict[str, object]:
@@ -199,19 +199,19 @@ def test_figures_leave_out_what_could_not_be_read(run: Path) -> None:
     assert (main_figure["value"], main_figure["n"], main_figure["excluded"]) == (75.0, 4, 1)
     assert main_figure["by"].startswith("extracted by judge judge-7b-2026-01-01 #")
     assert len(main_figure["by"].rpartition("#")[2]) == 8
-    scores = found["models"]["start"]["direct"]  # type: ignore[index]
+    scores = found["models"]["base"]["direct"]  # type: ignore[index]
     assert (scores["accuracy"], scores["n"], scores["correct"], scores["excluded"]) == (0.75, 5, 3, 1)
     assert any("1 answer counts nowhere" in alarm["text"] for alarm in found["alarms"])  # type: ignore[attr-defined]
-    counts = open_run(run / "run").run.stage("evaluate/vista/start/direct").manifest.counts  # type: ignore[union-attr]
+    counts = open_run(run / "run").run.stage("evaluate/vista/base/direct").manifest.counts  # type: ignore[union-attr]
     assert counts["judge not readable"] == 1
-    settings = open_run(run / "run").run.stage("evaluate/vista/start/direct").manifest.settings  # type: ignore[union-attr]
+    settings = open_run(run / "run").run.stage("evaluate/vista/base/direct").manifest.settings  # type: ignore[union-attr]
     assert settings["extractor"] == "judge"
     assert settings["judge"]["model"] == "judge-7b"
 
 
 def test_marking_again_asks_nothing_and_gives_the_same_bytes(run: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(run / "run", tmp_path / "run", symlinks=True))
-    (path,) = (root / "evaluate" / "vista" / "start" / "direct").glob("*.parquet")
+    (path,) = (root / "evaluate" / "vista" / "base" / "direct").glob("*.parquet")
     before, requests = path.read_bytes(), len(asked(run / "server"))
     path.unlink()
     context = dataclasses.replace(open_run(root), progress=Silent())

@@ -89,7 +89,7 @@ def report(root: Path) -> dict[str, object]:
 
 def digests(root: Path) -> dict[str, str]:
     """Of the predictions. Questions name their images by absolute path, so that a copied run has other bytes there."""
-    files = sorted((root / "evaluate").glob("*/start/*/*.parquet"))
+    files = sorted((root / "evaluate").glob("*/base/*/*.parquet"))
     return {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
@@ -126,21 +126,21 @@ def test_pope_by_both_extractors_because_they_differ(run: Path) -> None:
     page = (run / "run" / "report.html").read_text()
     assert "POPE (pope): its own figures" in page
     # No second F1 beside them, by other rules for what is neither yes nor no.
-    assert "yes_no" not in found["models"]["start"]["direct"]  # type: ignore[index]
+    assert "yes_no" not in found["models"]["base"]["direct"]  # type: ignore[index]
     assert "Yes/no questions" not in page
     assert "paper" in page
 
 
 def test_judged_marks_leave_out_what_cannot_be_read(run: Path) -> None:
-    rows = list(open_run(run / "run").run.stage("evaluate/vet/start/direct").read_all(Prediction))
+    rows = list(open_run(run / "run").run.stage("evaluate/vet/base/direct").read_all(Prediction))
     assert [(row.score, row.outcome) for row in rows] == [(0.9, "correct"), (None, "undecided"), (0.9, "correct")]
     assert all(row.judge.startswith("judge-7b-2026-01-01 #") for row in rows)
     found = report(run / "run")
     assert figures(found, "vet", "direct") == {"judge/score": pytest.approx(90.0)}
-    scores = found["sets"]["vet"]["models"]["start"]["direct"]  # type: ignore[index]
+    scores = found["sets"]["vet"]["models"]["base"]["direct"]  # type: ignore[index]
     assert (scores["accuracy"], scores["n"], scores["excluded"]) == (pytest.approx(0.9), 3, 1)
     assert any("1 answer counts nowhere" in alarm["text"] for alarm in found["alarms"])  # type: ignore[attr-defined]
-    assert open_run(run / "run").run.stage("evaluate/vet/start/direct").manifest.counts["judge not readable"] == 1  # type: ignore[union-attr]
+    assert open_run(run / "run").run.stage("evaluate/vet/base/direct").manifest.counts["judge not readable"] == 1  # type: ignore[union-attr]
 
 
 def test_marking_again_gives_the_same_bytes(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Path) -> None:
@@ -159,8 +159,8 @@ def test_marking_again_gives_the_same_bytes(run: Path, tmp_path: Path, monkeypat
     assert (server / "log").read_text() == asked
     # By the other extractor: other marks of the same answers.
     assert main(["score", str(root), "--set", "evaluate.extractor=paper"]) == 0
-    assert report(root)["models"]["start"]["direct"]["accuracy"] == 0.75  # type: ignore[index]
-    rows = list(open_run(root).run.stage("evaluate/pope/start/direct").read_all(Prediction))
+    assert report(root)["models"]["base"]["direct"]["accuracy"] == 0.75  # type: ignore[index]
+    rows = list(open_run(root).run.stage("evaluate/pope/base/direct").read_all(Prediction))
     assert [(row.outcome[0], [(other.extractor, other.outcome[0]) for other in row.others]) for row in rows[:4]] == [
         ("c", [("robust", "c")]), ("c", [("robust", "w")]), ("w", [("robust", "c")]), ("c", [("robust", "c")]),
     ]  # fmt: skip
@@ -186,7 +186,7 @@ def test_a_kill_between_answers_and_marks_loses_no_answer(run: Path, tmp_path: P
 
     root = Path(shutil.copytree(run / "run", tmp_path / "run", symlinks=True))
     before = digests(root)
-    for folder in (root / "evaluate").glob("*/start"):
+    for folder in (root / "evaluate").glob("*/base"):
         shutil.rmtree(folder)
     monkeypatch.setattr("mixpo.stages.engine.create", lambda *_, **__: pytest.fail("something was sampled"))
     run_stage(opened(run / "recipe.toml", root), ("answer", "evaluate"))
@@ -197,9 +197,9 @@ def test_what_a_judge_will_be_asked_is_said_before(tmp_path: Path, tiny_folder: 
     recipe = write(tmp_path, tiny_folder, JUDGE.format(port=9), VET)
     rows = {row.stage: row for row in dry_run(opened(recipe, tmp_path / "run"))}
     for mode in ("cot", "direct"):
-        assert rows[f"evaluate/vet/start/{mode}"].requests == 3
-        assert rows[f"evaluate/vet/start/{mode}"].basis == "asked of judge judge-7b"
-        assert rows[f"evaluate/pope/start/{mode}"].requests == 0  # by rules
+        assert rows[f"evaluate/vet/base/{mode}"].requests == 3
+        assert rows[f"evaluate/vet/base/{mode}"].basis == "asked of judge judge-7b"
+        assert rows[f"evaluate/pope/base/{mode}"].requests == 0  # by rules
 
 
 def test_equal_evaluations_are_compared_and_others_refused(run: Path, tmp_path: Path, tiny_folder: Path, server: Path) -> None:
@@ -230,15 +230,15 @@ def test_equal_evaluations_are_compared_and_others_refused(run: Path, tmp_path: 
     assert [figure["name"] for figure in found["vet", "direct"]["figures"]] == ["score"]
     same = compare_evaluations(first, first)
     assert all(row["difference"] == 0 and row["p"] == 1 and not row["differences"] for row in same)
-    one = first / "evaluate" / "pope" / "start" / "direct"
+    one = first / "evaluate" / "pope" / "base" / "direct"
     assert compare_evaluations(one, one)[0]["n"] == 12
     with pytest.raises(EvaluateError, match=r"mode: cot -> direct|mode: direct -> cot"):
-        compare_evaluations(one, first / "evaluate" / "pope" / "start" / "cot")
-    # Both models are called "start"; their runs tell them apart, by their whole paths where they have the same name too.
-    assert {(row["a"]["name"], row["b"]["name"]) for row in found.values()} == {(f"{first}/start", f"{second}/start")}
+        compare_evaluations(one, first / "evaluate" / "pope" / "base" / "cot")
+    # Both models are called "base"; their runs tell them apart, by their whole paths where they have the same name too.
+    assert {(row["a"]["name"], row["b"]["name"]) for row in found.values()} == {(f"{first}/base", f"{second}/base")}
     renamed = second.rename(tmp_path / "other")
     names = {(row["a"]["name"], row["b"]["name"]) for row in compare_evaluations(first, renamed, anyway=True)}
-    assert names == {("run/start", "other/start")}
+    assert names == {("run/base", "other/base")}
     renamed.rename(second)
     assert main(["compare", str(first), str(second)]) == 1
     assert main(["compare", str(first), str(second), "--anyway"]) == 0
@@ -269,7 +269,7 @@ def test_a_recipe_without_a_source_only_evaluates(tmp_path: Path, tiny_folder: P
     recipe = write(tmp_path, tiny_folder)
     recipe.write_text(recipe.read_text().replace('[source]\nkind = "digits"\ncount = 4\n', ""))
     assert main(["run", str(recipe), "--dir", str(tmp_path / "run")]) == 0
-    assert list(report(tmp_path / "run")["models"]) == ["start"]  # type: ignore[call-overload]
+    assert list(report(tmp_path / "run")["models"]) == ["base"]  # type: ignore[call-overload]
     stages = {row["stage"]: row["state"] for row in status(open_run(tmp_path / "run"))}
     assert set(stages.values()) == {"done"}
     assert "source" not in stages
@@ -326,13 +326,13 @@ def test_a_judge_that_could_not_be_read_is_asked_again(tmp_path: Path, tiny_fold
         evaluated(recipe, root)
         answers = {path: path.read_bytes() for path in (root / "answer").rglob("*.parquet")}
         before = digests(root)
-        assert [row.unread for row in open_run(root).run.stage("evaluate/vet/start/direct").read_all(Prediction)] == [True] * 3
+        assert [row.unread for row in open_run(root).run.stage("evaluate/vet/base/direct").read_all(Prediction)] == [True] * 3
         assert len(asked(tmp_path / "judge")) == 6  # three answers (the same ones in both modes), each put before the judge twice
 
         # The judge is as it was: asked once more, and nothing is lost.
         assert [(row.stage, row.asked, row.failed) for row in retry(open_run(root))] == [
-            ("evaluate/vet/start/cot", 3, 3),
-            ("evaluate/vet/start/direct", 3, 3),
+            ("evaluate/vet/base/cot", 3, 3),
+            ("evaluate/vet/base/direct", 3, 3),
         ]
         assert len(asked(tmp_path / "judge")) == 12
 
@@ -343,18 +343,18 @@ def test_a_judge_that_could_not_be_read_is_asked_again(tmp_path: Path, tiny_fold
         assert [(row.asked, row.failed) for row in found] == [(3, 0), (3, 0)]
         assert len(asked(tmp_path / "judge")) == 15  # nothing is asked whose reply could be read
         assert retry(open_run(root)) == []
-        assert [row.score for row in open_run(root).run.stage("evaluate/vet/start/direct").read_all(Prediction)] == [0.7] * 3
+        assert [row.score for row in open_run(root).run.stage("evaluate/vet/base/direct").read_all(Prediction)] == [0.7] * 3
         # What had a mark, or needs none, is as it was.
         kept = {name: digest for name, digest in digests(root).items() if name.startswith("evaluate/pope")}
         assert kept == {name: digest for name, digest in before.items() if name.startswith("evaluate/pope")}
         assert {path: path.read_bytes() for path in (root / "answer").rglob("*.parquet")} == answers
         after = digests(root)
     # The new replies are kept like the others: marked again without a judge, to the same bytes.
-    for path in (root / "evaluate").rglob("*/start/*/*.parquet"):
+    for path in (root / "evaluate").rglob("*/base/*/*.parquet"):
         path.unlink()
     assert main(["score", str(root)]) == 0
     assert digests(root) == after
-    assert report(root)["sets"]["vet"]["models"]["start"]["direct"]["accuracy"] == pytest.approx(0.7)  # type: ignore[index]
+    assert report(root)["sets"]["vet"]["models"]["base"]["direct"]["accuracy"] == pytest.approx(0.7)  # type: ignore[index]
 
 
 def test_what_cannot_be_compared_is_said_beside_what_can(tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -384,7 +384,7 @@ def test_an_answer_that_failed_is_no_reply_that_could_not_be_read(tmp_path: Path
     recipe.write_text(recipe.read_text().replace('engine = "scripted"\nscript = "script.jsonl"', 'engine = "transformers"'))
     evaluated(recipe, tmp_path / "run", "evaluate.max_new_tokens=4", "max_error_rate=1")
     found = report(tmp_path / "run")
-    scores = found["sets"]["vet"]["models"]["start"]["direct"]  # type: ignore[index]
+    scores = found["sets"]["vet"]["models"]["base"]["direct"]  # type: ignore[index]
     assert (scores["failed"], scores["excluded"] - scores["unread"]) == (1, 1)
     texts = [alarm["text"] for alarm in found["alarms"] if alarm["set"] == "vet"]  # type: ignore[attr-defined]
     # Of the others the judge could not be read: there is nothing to compare, and no zero to show, but there is a report.

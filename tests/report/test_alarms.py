@@ -25,7 +25,7 @@ def never(question: str, **more: object) -> Prediction:
 
 
 def texts(mode: str, rows: list[Prediction]) -> list[str]:
-    return [alarm["text"] for alarm in alarms({"set": {"start": {mode: _scores(mode, rows, {}, {})}}})]
+    return [alarm["text"] for alarm in alarms({"set": {"base": {mode: _scores(mode, rows, {}, {})}}})]
 
 
 def test_answers_that_never_came_are_no_silent_zeros() -> None:
@@ -66,11 +66,11 @@ def test_a_judge_is_not_blamed_for_answers_that_never_came() -> None:
 @pytest.mark.parametrize("missing", [0, 1])
 def test_a_comparison_says_which_side_lacks_answers(tmp_path: Path, missing: int) -> None:
     for name, rows in (("a", [row("x"), row("y", "wrong")]), ("b", [row("x"), never("y") if missing else row("y")])):
-        stage = Run(tmp_path / name).stage("evaluate/set/start/cot")
+        stage = Run(tmp_path / name).stage("evaluate/set/base/cot")
         write_rows(stage.path("00000-x"), Prediction, rows)
         stage.save_manifest(Manifest(stage=stage.name, settings={"model": name}, inputs=[], shards=["00000-x"], finished=True))
     [found] = compare_evaluations(tmp_path / "a", tmp_path / "b")
-    said = "1 of 2 answers of b/start never came and counts as not correct; `mixpo retry` asks again"
+    said = "1 of 2 answers of b/base never came and counts as not correct; `mixpo retry` asks again"
     assert found["notes"] == [said] * missing
     assert found["b"]["failed"] == asdict(score([row("x"), never("y")]))["failed"] * missing
 
@@ -78,9 +78,9 @@ def test_a_comparison_says_which_side_lacks_answers(tmp_path: Path, missing: int
 def test_with_a_judge_a_comparison_leaves_them_out(tmp_path: Path) -> None:
     marks = [row("x", score=1.0, judge="grader #1"), row("y", score=0.0, judge="grader #1")]
     for name, rows in (("a", marks), ("b", [marks[0], never("y")])):
-        stage = Run(tmp_path / name).stage("evaluate/set/start/cot")
+        stage = Run(tmp_path / name).stage("evaluate/set/base/cot")
         write_rows(stage.path("00000-x"), Prediction, rows)
         stage.save_manifest(Manifest(stage=stage.name, settings={"model": name}, inputs=[], shards=["00000-x"], finished=True))
     [found] = compare_evaluations(tmp_path / "a", tmp_path / "b")
     assert found["n"] == 1
-    assert found["notes"] == ["1 of 2 answers of b/start never came and counts nowhere; `mixpo retry` asks again"]
+    assert found["notes"] == ["1 of 2 answers of b/base never came and counts nowhere; `mixpo retry` asks again"]

@@ -123,9 +123,9 @@ def test_scores_are_those_of_the_predictions(data: ReportData, report: dict[str,
 
 def test_comparisons_and_gaps(data: ReportData, report: dict[str, Any]) -> None:
     sides = [(c["a"], c["b"], c["mode"]) for c in report["comparisons"]]
-    pairs = [("start", "sft"), ("start", "dpo"), ("start", "mpo"), ("sft", "mpo"), ("dpo", "mpo")]
+    pairs = [("base", "sft"), ("base", "dpo"), ("base", "mpo"), ("sft", "mpo"), ("dpo", "mpo")]
     assert sides == [(a, b, mode) for a, b in pairs for mode in ("cot", "direct")]
-    expected = compare(data.predictions["test", "start", "cot"], data.predictions["test", "mpo", "cot"])
+    expected = compare(data.predictions["test", "base", "cot"], data.predictions["test", "mpo", "cot"])
     found = report["comparisons"][4]
     assert (found["difference"], found["p"], found["only_b"]) == (expected.difference, expected.p, expected.only_b)
     gap = next(g for g in report["gaps"] if g["model"] == "mpo")
@@ -136,7 +136,7 @@ def test_comparisons_and_gaps(data: ReportData, report: dict[str, Any]) -> None:
 def test_the_gap_is_a_table_for_people(report: dict[str, Any], html: str) -> None:
     rows = gap_rows(report)
     assert [row[1] for row in rows] == ["Start", "SFT", "DPO", "MPO"]
-    scores = report["models"]["start"]
+    scores = report["models"]["base"]
     assert rows[0][2:4] == (percent(scores["direct"]["accuracy"]), percent(scores["cot"]["accuracy"]))
     assert all(len(row) == len(GAP_COLUMNS) for row in rows)
     assert "direct and chain-of-thought accuracy" in html
@@ -157,9 +157,9 @@ def test_questions_without_a_family_are_in_table_and_chart(data: ReportData) -> 
 
 def test_yes_no_figures_have_an_interval_and_a_table(data: ReportData) -> None:
     asked = [replace(q, kind="yes_no", answer="yes" if n % 2 else "no") for n, q in enumerate(data.questions.values())]
-    rows = [replace(answer(q, "start", "cot", 0.5), extracted="yes", outcome="correct" if n % 3 else "wrong") for n, q in enumerate(asked)]
-    built = build(replace(EMPTY, predictions={("s", "start", "cot"): rows}, questions={q.id: q for q in asked}))
-    found = built["models"]["start"]["cot"]["yes_no"]
+    rows = [replace(answer(q, "base", "cot", 0.5), extracted="yes", outcome="correct" if n % 3 else "wrong") for n, q in enumerate(asked)]
+    built = build(replace(EMPTY, predictions={("s", "base", "cot"): rows}, questions={q.id: q for q in asked}))
+    found = built["models"]["base"]["cot"]["yes_no"]
     assert found["low"] < found["f1"] < found["high"]
     (row,) = yes_no_rows(built)
     assert len(row) == len(YES_NO_COLUMNS)
@@ -169,7 +169,7 @@ def test_yes_no_figures_have_an_interval_and_a_table(data: ReportData) -> None:
 
 def test_headline_and_changes(report: dict[str, Any]) -> None:
     headline = report["headline"]
-    assert (headline["a"], headline["b"], headline["mode"]) == ("start", "mpo", "cot")
+    assert (headline["a"], headline["b"], headline["mode"]) == ("base", "mpo", "cot")
     assert headline["after"] - headline["before"] == pytest.approx(headline["difference"])
     assert 0 < len([c for c in report["changes"] if c["change"] == "gained"]) <= 4
     for change in report["changes"]:
@@ -183,18 +183,18 @@ def test_headline_and_changes(report: dict[str, Any]) -> None:
 def test_a_difference_needs_interval_and_test(data: ReportData) -> None:
     asked = list(data.questions.values())
     for flips, verdict in ((0, "unclear"), (5, "unclear"), (6, "gain")):
-        before = [replace(answer(q, "start", "cot", 0.5), outcome="wrong") for q in asked]
+        before = [replace(answer(q, "base", "cot", 0.5), outcome="wrong") for q in asked]
         after = [replace(row, outcome="correct") if n < flips else row for n, row in enumerate(before)]
-        built = build(replace(EMPTY, predictions={("s", "start", "cot"): before, ("s", "new", "cot"): after}))
+        built = build(replace(EMPTY, predictions={("s", "base", "cot"): before, ("s", "new", "cot"): after}))
         assert built["headline"]["verdict"] == verdict, flips  # 2 / 2^5 = 0.0625, 2 / 2^6 = 0.03125
-        turned = build(replace(EMPTY, predictions={("s", "start", "cot"): after, ("s", "new", "cot"): before}))
+        turned = build(replace(EMPTY, predictions={("s", "base", "cot"): after, ("s", "new", "cot"): before}))
         assert turned["headline"]["verdict"] == {"gain": "loss"}.get(verdict, verdict)
 
 
 def test_further_sets_and_other_main_model(data: ReportData) -> None:
-    rows = data.predictions["test", "start", "cot"]
+    rows = data.predictions["test", "base", "cot"]
     built = build(
-        replace(EMPTY, predictions={("a", "start", "cot"): rows, ("b", "start", "cot"): rows, ("b", "x", "cot"): rows}, main="absent")
+        replace(EMPTY, predictions={("a", "base", "cot"): rows, ("b", "base", "cot"): rows, ("b", "x", "cot"): rows}, main="absent")
     )
     assert built["set"] == "a"
     assert built["headline"] is None
@@ -203,13 +203,13 @@ def test_further_sets_and_other_main_model(data: ReportData) -> None:
     page = render(built)
     assert "<h3>Set: a</h3>" in page  # with several, the first must be told from the others
     assert "Further set: b" in page
-    assert "<h3>Set:" not in render(build(replace(EMPTY, predictions={("a", "start", "cot"): rows})))
+    assert "<h3>Set:" not in render(build(replace(EMPTY, predictions={("a", "base", "cot"): rows})))
 
 
 def test_models_asked_different_questions_are_refused(data: ReportData) -> None:
-    rows = data.predictions["test", "start", "cot"]
+    rows = data.predictions["test", "base", "cot"]
     with pytest.raises(EvaluateError, match="different questions"):
-        build(replace(EMPTY, predictions={("a", "start", "cot"): rows, ("a", "x", "cot"): rows[1:]}))
+        build(replace(EMPTY, predictions={("a", "base", "cot"): rows, ("a", "x", "cot"): rows[1:]}))
 
 
 def test_what_was_left_out(report: dict[str, Any]) -> None:
@@ -314,13 +314,13 @@ def test_empty_run_renders() -> None:
 
 
 def test_parts_may_be_missing(data: ReportData) -> None:
-    start = {("s", "start", "direct"): data.predictions["test", "start", "direct"]}
+    start = {("s", "base", "direct"): data.predictions["test", "base", "direct"]}
     from mixpo.pairs.statistics import Statistics
 
     for changed in (
         {"predictions": start},
         {"predictions": {**start, ("s", "mpo", "direct"): data.predictions["test", "mpo", "direct"]}},
-        {"predictions": {("s", "start", "sampled"): data.predictions["test", "start", "sampled"]}},
+        {"predictions": {("s", "base", "sampled"): data.predictions["test", "base", "sampled"]}},
         {"training": {"mpo": [], "sft": [{"step": 1, "loss": float("inf")}]}},
         {"statistics": Statistics().as_dict()},
         {"statistics": data.statistics},
@@ -357,7 +357,7 @@ def test_hostile_text_is_inert(data: ReportData, evil: str) -> None:
             seed=0,
             recipe={evil: evil, "model": {"path": evil}},
             versions={evil: evil},
-            predictions={(evil, "start", "cot"): rows[:1], (evil, evil, "cot"): rows[1:]},
+            predictions={(evil, "base", "cot"): rows[:1], (evil, evil, "cot"): rows[1:]},
             questions={evil: question},
             manifests={evil: manifest(evil, 1.0, **{evil: 1, f"dropped: {evil}": 2})},
             statistics={"drops": {evil: 1}, "domains": {evil: {"accuracy": 0.5}}},

@@ -51,7 +51,7 @@ def test_answers_are_right(family: str) -> None:
 
 
 def test_the_reasoning_leads_to_the_answer() -> None:
-    """What the start model learns from must be sound: every sum and product in it holds."""
+    """What the base model learns from must be sound: every sum and product in it holds."""
     for _, puzzle in puzzles("start", 1, 300):
         for left, sign, right, result in re.findall(r"(\d+) ([-+*]) (\d+) = (\d+)", puzzle.steps):
             assert {"+": int(left) + int(right), "-": int(left) - int(right), "*": int(left) * int(right)}[sign] == int(result)

@@ -13,7 +13,7 @@ from mixpo.recipe import ImageTable, TrainTable
 from mixpo.train.metrics import StepMetrics
 from mixpo.train.reference import open_reference
 from mixpo.train.session import TrainJob
-from mixpo.types import IMAGE_MARK, Group, ImageRef, Question, content_id
+from mixpo.types import IMAGE_TOKEN, Group, ImageRef, Question, content_id
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import tokenize_response
 
@@ -30,7 +30,7 @@ def picture(folder: Path, number: int, size: tuple[int, int] = (28, 28)) -> Imag
 
 
 def question(folder: Path, number: int, images: int) -> Question:
-    text = f"{IMAGE_MARK}\n" * images + f"Question {number}: what is the sum?"
+    text = f"{IMAGE_TOKEN}\n" * images + f"Question {number}: what is the sum?"
     refs = tuple(picture(folder, 10 * number + place, (56, 28) if place else (28, 28)) for place in range(images))
     return Question(id=content_id(text, [ref.digest for ref in refs]), text=text, images=refs)
 

@@ -219,7 +219,7 @@ def test_models_side_by_side(page: api.Page, server: Server, records: Records) -
     page.goto(f"{server.home}/evaluation")
     assert page.get_by_role("img", name="Accuracy of each model").is_visible()
     click(page, page.get_by_role("link", name="side by side"))
-    start, last = records.predictions("start", "cot"), records.predictions("mpo", "cot")
+    start, last = records.predictions("base", "cot"), records.predictions("mpo", "cot")
     page.get_by_label("Models").select_option("differ")
     page.wait_for_url("**change=differ**")
     page.goto(f"{server.home}/evaluation/test?change=lost")
@@ -237,7 +237,7 @@ def test_models_side_by_side(page: api.Page, server: Server, records: Records) -
 
 def _models(root: Path) -> Sequence[str]:
     """The trained models in the order of their first answers."""
-    folders = [path for path in (root / "evaluate" / "test").iterdir() if path.name not in ("source", "start")]
+    folders = [path for path in (root / "evaluate" / "test").iterdir() if path.name not in ("source", "base")]
     return [path.name.upper() for path in sorted(folders, key=lambda path: path.stat().st_mtime_ns)]
 
 
@@ -260,7 +260,7 @@ def test_what_each_stage_left_out(page: api.Page, server: Server, records: Recor
 def test_it_fits_and_can_be_read(browser: api.Browser, server: Server, records: Records, width: int, scheme: str) -> None:
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)  # type: ignore[arg-type]
     page = context.new_page()
-    asked = next(iter(records.predictions("start", "cot")))
+    asked = next(iter(records.predictions("base", "cot")))
     found = {}
     for path in ("/", "/pairs", f"/pairs/{records.pairs[0].id}", f"/questions/{records.pairs[0].question}", "/statistics", "/training",
                  "/evaluation", f"/evaluation/test/{asked}", "/report"):  # fmt: skip

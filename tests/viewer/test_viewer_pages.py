@@ -384,12 +384,12 @@ def test_questions_that_failed_are_left_out_with_their_reason(own: Path) -> None
     asked = [row.question for row in run.stage("round-1/sample").read_all(Sampled)]
     errors = ["timed out"] * 5 + ["refused"] + [""] * (len(asked) - 6)
     rows = [Sampled(question=name, error=error) for name, error in zip(asked, errors, strict=True)]
-    viewer_run.stage(run, "answer/held-out/start/cot", Sampled, rows, {"failed": 6})
+    viewer_run.stage(run, "answer/held-out/base/cot", Sampled, rows, {"failed": 6})
     views = Views(open_run(own))
     try:
-        found = [row for row in views.left_out()["rows"] if row["stage"] == "answer/held-out/start/cot"]
+        found = [row for row in views.left_out()["rows"] if row["stage"] == "answer/held-out/base/cot"]
         assert [(row["reason"], row["count"], row["unit"]) for row in found] == [("timed out", 5, "questions"), ("refused", 1, "questions")]
         assert found[0]["where"] == ", ".join(sorted(asked[:5])[:3])
-        assert "answer/held-out/start/cot" in {state.name for state in views.overview()["states"]}
+        assert "answer/held-out/base/cot" in {state.name for state in views.overview()["states"]}
     finally:
         views.index.close()

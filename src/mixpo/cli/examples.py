@@ -17,7 +17,7 @@ EXAMPLES = {
     "doctor": ("mixpo doctor",),
     "status": ("mixpo status runs/recipe", "mixpo status runs/recipe --json"),
     "score": ("mixpo score runs/recipe --set evaluate.extractor=paper",),
-    "compare": ("mixpo compare runs/a runs/b", "mixpo compare runs/a/evaluate/test/start/cot runs/a/evaluate/test/mpo/cot"),
+    "compare": ("mixpo compare runs/a runs/b", "mixpo compare runs/a/evaluate/test/base/cot runs/a/evaluate/test/mpo/cot"),
     "view": ("mixpo view runs/recipe", "mixpo view runs/recipe --port 0"),
     "retry": ("mixpo retry runs/recipe",),
     "audit": ("mixpo audit runs/recipe --count 50",),

@@ -172,7 +172,7 @@ def _silent(table: ServerTable, where: str) -> Iterator[str]:
 def _check_model(recipe: Recipe, base: Path, checked: Checked) -> Vlm | None:
     models = Models(recipe.model, base, recipe.image)
     try:
-        vlm = models.fresh(models.start())
+        vlm = models.fresh(models.base_model())
     except MixpoError as error:
         checked.add("model.path", str(error))
         return None

@@ -67,14 +67,14 @@ def _evaluations(path: Path) -> Iterator[tuple[tuple[str, str], Stage]]:
         stages = [Run(path).stage(found.parent.relative_to(path).as_posix()) for found in sorted(folder.glob("*/*/manifest.json"))]
         finished = [(stage, stage.manifest) for stage in stages if stage.manifest and stage.manifest.finished]
         for mode in dict.fromkeys(stage.name.rpartition("/")[2] for stage, _ in finished):
-            # The main model is evaluated last; a run that trained nothing has the start model only.
+            # The main model is evaluated last; a run that trained nothing has the base model only.
             last = max((item for item in finished if item[0].name.endswith(f"/{mode}")), key=lambda item: (_rank(*item), item[1].started))
             yield (folder.name, mode), last[0]
 
 
 def _rank(stage: Stage, manifest: Manifest) -> int:
     """Models of the run before those that a server lent."""
-    return -1 if str(manifest.settings.get("model", "")).startswith(SERVED) else int(stage.name.split("/")[2] != "start")
+    return -1 if str(manifest.settings.get("model", "")).startswith(SERVED) else int(stage.name.split("/")[2] != "base")
 
 
 def _compared(key: tuple[str, str], left: Stage, right: Stage, anyway: bool) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 from mixpo.errors import RunError
 from mixpo.export.trl import ImagePlaces, Render, Written, rendered
 from mixpo.records import atomic, write_text
-from mixpo.types import IMAGE_MARK, Pair, Question
+from mixpo.types import IMAGE_TOKEN, Pair, Question
 
 PAIRS = "pairs.jsonl"
 
@@ -65,7 +65,7 @@ def _write(rows: Iterable[tuple[Question, Pair]], folder: Path, render: Render |
     with atomic(folder / PAIRS) as temporary, temporary.open("w", encoding="utf-8") as stream:
         for question, pair in rows:
             message = rendered(question, render)
-            texts = message.replace(IMAGE_MARK, ""), pair.chosen, pair.rejected
+            texts = message.replace(IMAGE_TOKEN, ""), pair.chosen, pair.rejected
             if any(placeholder in text for text in texts for placeholder in placeholders):
                 left_out += 1
                 continue

@@ -17,7 +17,7 @@ from mixpo.errors import ImageError, RunError, SourceError
 from mixpo.images import save_bytes
 from mixpo.plural import amount
 from mixpo.records import atomic
-from mixpo.types import IMAGE_MARK, ImageRef, Pair, Question
+from mixpo.types import IMAGE_TOKEN, ImageRef, Pair, Question
 
 
 class Written(NamedTuple):
@@ -82,10 +82,10 @@ class ImagePlaces:
 def rendered(question: Question, render: Render | None) -> str:
     """The user's message, checked: as many `<image>` marks as images."""
     text = render(question) if render is not None else question.text
-    if text.count(IMAGE_MARK) != len(question.images):
+    if text.count(IMAGE_TOKEN) != len(question.images):
         raise SourceError(
-            f"question {question.id}: {amount(text.count(IMAGE_MARK), f'{IMAGE_MARK} mark')} for {amount(len(question.images), 'image')}; "
-            f"remove the marks from the prompt's template"
+            f"question {question.id}: {amount(text.count(IMAGE_TOKEN), f'{IMAGE_TOKEN} mark')} "
+            f"for {amount(len(question.images), 'image')}; remove the marks from the prompt's template"
         )
     return text
 
@@ -105,7 +105,7 @@ def export_trl(rows: Iterable[tuple[Question, Pair]], path: Path, render: Render
     with atomic(path) as temporary, TemporaryFile(dir=path.parent) as text_only:
         with temporary.open("wb") as main:
             for question, pair in rows:
-                if IMAGE_MARK in pair.chosen or IMAGE_MARK in pair.rejected:
+                if IMAGE_TOKEN in pair.chosen or IMAGE_TOKEN in pair.rejected:
                     left_out += 1
                     continue
                 line = json.dumps(_trl_row(question, pair, render)) + "\n"
@@ -132,7 +132,7 @@ def _trl_row(question: Question, pair: Pair, render: Render | None) -> dict[str,
 
 def _parts(text: str) -> list[dict[str, str | None]]:
     """The message as parts, in order. A line break right after a mark is left out: chat templates set their own."""
-    pieces = text.split(IMAGE_MARK)
+    pieces = text.split(IMAGE_TOKEN)
     parts: list[dict[str, str | None]] = []
     for number, piece in enumerate(pieces):
         if number:

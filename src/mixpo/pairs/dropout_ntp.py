@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from mixpo.engines.base import Request
 from mixpo.pairs.provenance import length_ratio, make_pair, shared_beginning
 from mixpo.recipe import PairsTable
-from mixpo.types import IMAGE_MARK, Pair, Question, Response
+from mixpo.types import IMAGE_TOKEN, Pair, Question, Response
 
 if TYPE_CHECKING:
     from mixpo.vlm.load import Vlm
@@ -32,8 +32,8 @@ def continuation_request(
     prompt: the user's message without any `<image>` mark. Answers that cannot be cut (nothing or everything would be kept) are
     left out; None when nothing remains. Which answers are continued does not depend on the order of the inputs.
     """
-    if IMAGE_MARK in prompt:
-        raise ValueError(f"question {question.id}: the prompt of a continuation must hold no {IMAGE_MARK}")
+    if IMAGE_TOKEN in prompt:
+        raise ValueError(f"question {question.id}: the prompt of a continuation must hold no {IMAGE_TOKEN}")
     kept = []
     for response in select(question, responses, table, seed)[0]:
         length = cut(response.token_ids, table.dropout_ratio)

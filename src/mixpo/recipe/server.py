@@ -80,7 +80,7 @@ class ServedModel(Endpoint):
 
     @model_validator(mode="after")
     def _own_name(self) -> ServedModel:
-        if self.name.partition("-round-")[0] in ("start", *OBJECTIVES):
+        if self.name.partition("-round-")[0] in ("base", *OBJECTIVES):
             raise ValueError(f"{self.name!r} is the name of a model of this run; take another")
         return self
 

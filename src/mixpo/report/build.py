@@ -134,8 +134,8 @@ def _gaps(models: Mapping[str, Modes]) -> Iterator[tuple[Side, Side]]:
 
 def _pairs(models: Mapping[str, Modes], main: str) -> Iterator[tuple[Side, Side]]:
     """Start and every other model, then every other model and the main one, in each greedy mode."""
-    others = [name for name in models if name != "start"]
-    pairs = [("start", name) for name in others if "start" in models]
+    others = [name for name in models if name != "base"]
+    pairs = [("base", name) for name in others if "base" in models]
     pairs += [(name, main) for name in others if name != main and main in others]
     for a, b in pairs:
         for mode in ("cot", "direct"):
@@ -155,16 +155,16 @@ def _headline(models: Mapping[str, Modes], main: str, clusters: Clusters) -> dic
     mode = _headline_mode(models, main)
     if mode is None:
         return None
-    before, after = score(models["start"][mode]), score(models[main][mode])
-    result = _compared(models["start"][mode], models[main][mode], clusters)
-    return {"a": "start", "b": main, "mode": mode, "before": before.accuracy, "after": after.accuracy, **result}
+    before, after = score(models["base"][mode]), score(models[main][mode])
+    result = _compared(models["base"][mode], models[main][mode], clusters)
+    return {"a": "base", "b": main, "mode": mode, "before": before.accuracy, "after": after.accuracy, **result}
 
 
 def _headline_mode(models: Mapping[str, Modes], main: str) -> str | None:
-    if main == "start" or main not in models or "start" not in models:
+    if main == "base" or main not in models or "base" not in models:
         return None
-    both = [mode for mode in ("cot", "direct") if mode in models["start"] and mode in models[main]]
-    return next((mode for mode in both if comparable(models["start"][mode], models[main][mode])), None)
+    both = [mode for mode in ("cot", "direct") if mode in models["base"] and mode in models[main]]
+    return next((mode for mode in both if comparable(models["base"][mode], models[main][mode])), None)
 
 
 def _versions(model: str, manifests: Mapping[str, Manifest]) -> list[str]:
@@ -202,7 +202,7 @@ def _changes(models: Mapping[str, Modes], main: str, questions: Mapping[str, Que
     mode = _headline_mode(models, main)
     if mode is None:
         return []
-    before = {row.question: row for row in models["start"][mode]}
+    before = {row.question: row for row in models["base"][mode]}
     after = {row.question: row for row in models[main][mode]}
     known = [q for q in sorted(before) if q in questions and before[q].outcome != after[q].outcome]
     gained = _spread([q for q in known if after[q].outcome == "correct"], questions, GAINED)

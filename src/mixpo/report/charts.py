@@ -121,7 +121,7 @@ def _span(dots: Sequence[Dot], around_zero: bool) -> tuple[float, float]:
 
 def _anchor(value: float, low: float, high: float) -> str:
     if value - low < 0.02 * (high - low):
-        return "start"
+        return "base"
     return "end" if high - value < 0.02 * (high - low) else "middle"
 
 

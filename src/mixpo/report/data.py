@@ -17,7 +17,7 @@ class ReportData:
 
     predictions: by (evaluation set, model, mode) with mode "cot", "direct" or "sampled"; the first set named is the main one.
     questions: evaluation questions by id. They give yes/no figures and the before-and-after examples; may be partial.
-    main: the model whose gain over "start" is the headline; "" takes the last model of the main set that is none of `served`.
+    main: the model whose gain over "base" is the headline; "" takes the last model of the main set that is none of `served`.
     served: names of the models that answered behind a server, for comparison.
     manifests: by stage name, in the order in which the stages ran.
     statistics: what `mixpo.pairs.statistics` says of the pairs.

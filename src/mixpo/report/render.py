@@ -16,7 +16,7 @@ from mixpo.report.benchmarks import BREAKDOWN_COLUMNS, DIFFERENCE_COLUMNS, FIGUR
 from mixpo.report.images import EmbeddedImage, picture
 from mixpo.report.table import GAP_COLUMNS, SUMMARY_COLUMNS, TEXT_COLUMNS, YES_NO_COLUMNS, gap_rows, summary_rows, text_rows, yes_no_rows
 from mixpo.report.text_diff import difference
-from mixpo.types import IMAGE_MARK, ImageRef
+from mixpo.types import IMAGE_TOKEN, ImageRef
 
 MAX_LISTED = 100
 """Rows of the list of what was left out; report.json has all."""
@@ -135,9 +135,9 @@ def _shown(question: dict[str, Any]) -> dict[str, Any]:
 
 def asked(text: str) -> str:
     """The question without the mark of a single leading image; further marks become readable."""
-    if text.count(IMAGE_MARK) == 1:
-        return text.replace(IMAGE_MARK, "").strip()
-    parts = text.split(IMAGE_MARK)
+    if text.count(IMAGE_TOKEN) == 1:
+        return text.replace(IMAGE_TOKEN, "").strip()
+    parts = text.split(IMAGE_TOKEN)
     return parts[0] + "".join(f"[image {number}]{part}" for number, part in enumerate(parts[1:], start=1))
 
 

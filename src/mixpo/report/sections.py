@@ -25,7 +25,7 @@ from mixpo.report.words import (
     title_case,
 )
 
-COLOURS = {"start": 0, "sft": 1, "dpo": 2, "mpo": 3}
+COLOURS = {"base": 0, "sft": 1, "dpo": 2, "mpo": 3}
 MAX_BARS = 24
 """Families in a chart of bars."""
 CURVES = (2, 5, 3, 4, 0, 1)

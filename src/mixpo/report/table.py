@@ -25,7 +25,7 @@ SUMMARY_COLUMNS = (
 def summary_rows(report: dict[str, Any], name: str | None = None) -> list[tuple[str, ...]]:
     """One row of text cells for each model and mode, under SUMMARY_COLUMNS; `name` picks another evaluation set than the main one."""
     chosen = report if name is None else report["sets"][name]
-    against = {(c["b"], c["mode"]): c for c in chosen["comparisons"] if c["a"] == "start"}
+    against = {(c["b"], c["mode"]): c for c in chosen["comparisons"] if c["a"] == "base"}
     rows = []
     for model, modes in chosen["models"].items():
         for mode, scores in modes.items():

@@ -9,7 +9,7 @@ from typing import Any
 from mixpo.pairs.provenance import REASONS
 from mixpo.records import ANSWERED_BY
 
-NAMES = {"start": "Start", "sft": "SFT", "dpo": "DPO", "mpo": "MPO"}
+NAMES = {"base": "Start", "sft": "SFT", "dpo": "DPO", "mpo": "MPO"}
 MODES = {"cot": "chain of thought", "direct": "direct", "sampled": "sampled mean"}
 ORIGINS = {"correctness": "correct against wrong", "format": "correct against no clear answer", "dropout_ntp": "DropoutNTP"}
 BALANCE = {"all_right": "all right", "mixed": "some right, some wrong", "all_wrong": "all wrong", "all_undecided": "all undecided"}

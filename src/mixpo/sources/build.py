@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from mixpo.errors import SourceError
 from mixpo.plural import amount
 from mixpo.records import storable
-from mixpo.types import IMAGE_MARK, AnswerKind, ImageRef, Question, content_id
+from mixpo.types import IMAGE_TOKEN, AnswerKind, ImageRef, Question, content_id
 from mixpo.verify.kinds import fits, guess_kind
 
 FIELDS = ("question", "image", "answer", "choices", "rationale", "domain", "source", "id")
@@ -109,7 +109,7 @@ def _text(value: object) -> str:
     if not isinstance(value, str):
         raise SourceError(f"question must be text, not {described(value)}")
     body = whole(value, "question").replace("\r\n", "\n").strip()
-    if not body.replace(IMAGE_MARK, "").strip():
+    if not body.replace(IMAGE_TOKEN, "").strip():
         raise SourceError("question is empty")
     return body
 
@@ -122,11 +122,11 @@ def whole(text: str, what: str) -> str:
 
 
 def _with_marks(text: str, images: int) -> str:
-    marks = text.count(IMAGE_MARK)
+    marks = text.count(IMAGE_TOKEN)
     if marks == 0:
-        return f"{IMAGE_MARK}\n" * images + text
+        return f"{IMAGE_TOKEN}\n" * images + text
     if marks != images:
-        raise SourceError(f"question has {amount(marks, f'{IMAGE_MARK} mark')} but {amount(images, 'image')}")
+        raise SourceError(f"question has {amount(marks, f'{IMAGE_TOKEN} mark')} but {amount(images, 'image')}")
     return text
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mixpo.recipe import EvaluateTable
 from mixpo.sources.image_similarity import Gallery, Looks
-from mixpo.types import IMAGE_MARK, Question, content_id
+from mixpo.types import IMAGE_TOKEN, Question, content_id
 from mixpo.verify.text import normal_text
 
 Block = list[Question]
@@ -78,5 +78,5 @@ def open_barred(table: EvaluateTable, cache: Path | None = None) -> Barred | Non
 
 def _identity(question: Question) -> int:
     """Text without case, spacing, punctuation and marks, and the images in any order."""
-    text = normal_text(question.text.replace(IMAGE_MARK, " "))
+    text = normal_text(question.text.replace(IMAGE_TOKEN, " "))
     return int(content_id(text, sorted(image.digest for image in question.images)), 16)

@@ -20,7 +20,7 @@ from PIL import Image
 from mixpo.errors import RecipeError
 from mixpo.images import save_content
 from mixpo.recipe import DigitsSource, did_you_mean
-from mixpo.types import IMAGE_MARK, AnswerKind, Question, content_id
+from mixpo.types import IMAGE_TOKEN, AnswerKind, Question, content_id
 
 POOLS = {"start": (0, 900), "preference": (900, 1350), "validation": (1350, 1500), "test": (1500, 1797)}
 """Half-open ranges of each pool in the fixed shuffle of the 1,797 digit images."""
@@ -202,7 +202,7 @@ def read(source: DigitsSource, images: Path) -> Iterator[Question]:
     """The questions of a pool; scenes are saved as PNG files under `images`."""
     for scene, puzzle in puzzles(source.pool, source.seed, source.count, source.families, source.open_share):
         image = save_content(draw(scene), images)
-        text = f"{IMAGE_MARK}\n{puzzle.text}"
+        text = f"{IMAGE_TOKEN}\n{puzzle.text}"
         yield Question(
             id=content_id(text, [image.digest], puzzle.answer, list(puzzle.choices)),
             text=text,

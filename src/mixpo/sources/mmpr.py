@@ -21,7 +21,7 @@ from mixpo.recipe import MmprSource, did_you_mean
 from mixpo.sources.build import FIELDS, Found, Kind, check_fields, make_question
 from mixpo.sources.images import Pictures
 from mixpo.sources.jsonl import Line, each, lines
-from mixpo.types import IMAGE_MARK, Origin, Pair, Question, Skipped, content_id
+from mixpo.types import IMAGE_TOKEN, Origin, Pair, Question, Skipped, content_id
 
 PAIR_FIELDS = (*FIELDS, "chosen", "rejected", "answer_gt", "chosen_meta", "rejected_meta", "origin", "question_id")
 
@@ -66,8 +66,8 @@ def bare_question(text: str) -> str:
     """The question without a built-in prompt around it and without a request for a short answer. Marks in front stay in front."""
     marks = ""
     body = text.strip()
-    while body.startswith(IMAGE_MARK):
-        marks, body = f"{marks}{IMAGE_MARK}\n", body[len(IMAGE_MARK) :].lstrip()
+    while body.startswith(IMAGE_TOKEN):
+        marks, body = f"{marks}{IMAGE_TOKEN}\n", body[len(IMAGE_TOKEN) :].lstrip()
     for name in ("cot", "cot_zh", "background", "visual", "grounded", "background_zh", "visual_zh", "grounded_zh"):
         before, after = PROMPTS[name].template.split("{question}")
         if body.startswith(before) and body.endswith(after):

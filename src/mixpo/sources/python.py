@@ -20,7 +20,7 @@ from mixpo.recipe import PythonSource, did_you_mean
 from mixpo.sources.build import Found, whole
 from mixpo.sources.images import Pictures
 from mixpo.sources.jsonl import question_of
-from mixpo.types import IMAGE_MARK, Question, Skipped, content_id
+from mixpo.types import IMAGE_TOKEN, Question, Skipped, content_id
 
 
 def read(source: PythonSource, base: Path, images: Path) -> Iterator[Found | Skipped]:
@@ -101,8 +101,8 @@ def _checked(question: Question, pictures: Pictures) -> Question:
     """The question with images found below the root and the id that its content gives."""
     for text in (question.text, question.answer or "", *question.answers, *question.choices, question.rationale, question.domain):
         whole(text, "the question")
-    if (marks := question.text.count(IMAGE_MARK)) != len(question.images):
-        raise SourceError(f"text has {amount(marks, f'{IMAGE_MARK} mark')} but {amount(len(question.images), 'image')}")
+    if (marks := question.text.count(IMAGE_TOKEN)) != len(question.images):
+        raise SourceError(f"text has {amount(marks, f'{IMAGE_TOKEN} mark')} but {amount(len(question.images), 'image')}")
     if (question.answer is None) != (question.kind == "none"):
         raise SourceError(f'kind is {question.kind!r} with answer {question.answer!r}; open questions have kind "none" and no answer')
     images = tuple(pictures.find(image.path) for image in question.images)

@@ -44,7 +44,7 @@ def sampling_settings(context: Context, model: ModelRef, evaluating: bool = Fals
 
 
 def engine_of(recipe: Recipe, model: ModelRef, evaluating: bool) -> str:
-    """The engine for a model. Servers at fixed addresses hold the start model and no trained one.
+    """The engine for a model. Servers at fixed addresses hold the base model and no trained one.
 
     So that models are compared under one engine, such servers evaluate nothing.
     """
@@ -141,12 +141,12 @@ class Answering:
         context, model, name = self._context, self._model, self._engine
         recipe, models, table = context.recipe, context.models, context.recipe.sample
         if name != table.engine and model.served is None:
-            context.progress.say(f"{model.name}: answered in this process, because sample.server.urls hold the start model only")
+            context.progress.say(f"{model.name}: answered in this process, because sample.server.urls hold the base model only")
         loads_itself = name == "vllm" or (name == "openai" and table.server.starts and model.served is None)
         return create(
             name,
-            # Another model's answers are counted in tokens of the start model.
-            vlm=models.load(model) if name == "transformers" else models.words(models.start() if model.served else model),
+            # Another model's answers are counted in tokens of the base model.
+            vlm=models.load(model) if name == "transformers" else models.words(models.base_model() if model.served else model),
             image=recipe.image,
             batch_size=self._batch_size,
             script=context.base / table.script if table.script is not None else None,

@@ -45,14 +45,14 @@ class Models:
         self.gone = ""
         self._held: tuple[ModelRef, Vlm] | None = None
         self._words: tuple[ModelRef, Vlm] | None = None
-        self._start: ModelRef | None = None
+        self._base_model: ModelRef | None = None
 
-    def start(self) -> ModelRef:
+    def base_model(self) -> ModelRef:
         """The recipe's model, known by a digest of its files and its adapter's. Raises ModelError when it is not there or incomplete.
 
         Where an earlier identity is known, `gone` then says so instead; whoever wants the model itself gets the error from `load`.
         """
-        if self._start is None:
+        if self._base_model is None:
             try:
                 found = digests(find(self.table, self.base), find_adapter(self.table, self.base))
                 identity = f"{found.weights}-{found.template}"
@@ -60,8 +60,8 @@ class Models:
                 if not self.known:
                     raise
                 identity, self.gone = self.known, str(error)
-            self._start = ModelRef(name="start", identity=identity)
-        return self._start
+            self._base_model = ModelRef(name="base", identity=identity)
+        return self._base_model
 
     def load(self, ref: ModelRef) -> Vlm:
         """The model itself; the one that was held before is let go."""

@@ -33,8 +33,8 @@ class ComparedQuestion:
 
 
 CHANGES = {
-    "gained": "start wrong, last model right",
-    "lost": "start right, last model wrong",
+    "gained": "base model wrong, last model right",
+    "lost": "base model right, last model wrong",
     "differ": "models differ",
     "all_right": "all right",
     "all_wrong": "none right",
@@ -54,7 +54,7 @@ class Evaluations:
         return self.layout.sets()
 
     def columns(self, name: str) -> list[tuple[str, str]]:
-        """(model, mode) of every evaluation of a set that has begun, the start first."""
+        """(model, mode) of every evaluation of a set that has begun, the base model first."""
         prefix = f"evaluate/{name}/"
         found = [stage.removeprefix(prefix).split("/") for stage in self.layout.stages() if stage.startswith(prefix)]
         return [(parts[0], parts[1]) for parts in found if len(parts) == 2]

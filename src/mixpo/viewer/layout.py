@@ -81,9 +81,9 @@ class RunLayout:
         return [path.name for path in _folders(self.run.root / "evaluate")]
 
     def models(self, name: str) -> list[str]:
-        """The models that answered an evaluation set: the start first, then by the time of their first answer."""
+        """The models that answered an evaluation set: the base model first, then by the time of their first answer."""
         folders = [path for path in _folders(self.run.root / "evaluate" / name) if path.name != "source"]
-        return [path.name for path in sorted(folders, key=lambda path: (path.name != "start", path.stat().st_mtime_ns))]
+        return [path.name for path in sorted(folders, key=lambda path: (path.name != "base", path.stat().st_mtime_ns))]
 
     def shards(self, name: str) -> list[Path | None]:
         """The files of a stage in order; None where one is not there."""

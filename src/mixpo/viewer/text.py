@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from mixpo.report.text_diff import DiffSpan, Kind
-from mixpo.types import IMAGE_MARK
+from mixpo.types import IMAGE_TOKEN
 
 SNIPPET = 120
 """Characters of a question that lists show."""
@@ -47,7 +47,7 @@ class TextPart(NamedTuple):
 
 def brief(question: str) -> str:
     """The beginning of a question on one line, without the marks where its images stand."""
-    return " ".join(question.replace(IMAGE_MARK, "").split())[:SNIPPET]
+    return " ".join(question.replace(IMAGE_TOKEN, "").split())[:SNIPPET]
 
 
 def formulas(text: str) -> Iterator[tuple[int, int, Math, str]]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mixpo.errors import ModelError, SourceError
 from mixpo.plural import amount
-from mixpo.types import IMAGE_MARK
+from mixpo.types import IMAGE_TOKEN
 from mixpo.vlm.families import answer_type, image_axis
 from mixpo.vlm.load import Vlm
 
@@ -54,10 +54,11 @@ def encode(vlm: Vlm, prompt: str, images: Sequence[Image]) -> EncodedPrompt:
     differ in number, when the text holds a control token or when the processor refuses an image; ModelError when the
     image tokens do not match the features that the model will compute.
     """
-    parts = prompt.split(IMAGE_MARK)
+    parts = prompt.split(IMAGE_TOKEN)
     if len(parts) - 1 != len(images):
         raise SourceError(
-            f"the prompt has {amount(len(parts) - 1, f'{IMAGE_MARK} mark')} for {amount(len(images), 'image')}; give one mark to each image"
+            f"the prompt has {amount(len(parts) - 1, f'{IMAGE_TOKEN} mark')} for {amount(len(images), 'image')}; "
+            "give one mark to each image"
         )
     for part in parts:
         _refuse_control(vlm, part)
@@ -74,7 +75,7 @@ def encode(vlm: Vlm, prompt: str, images: Sequence[Image]) -> EncodedPrompt:
 
 def without_images(prompt: str) -> str:
     """The prompt for an answer without the image: the marks go, with the newline that followed each."""
-    return re.sub(rf"{re.escape(IMAGE_MARK)}\n?", "", prompt)
+    return re.sub(rf"{re.escape(IMAGE_TOKEN)}\n?", "", prompt)
 
 
 def render_prompt(vlm: Vlm, prompt: str) -> str:
@@ -82,7 +83,7 @@ def render_prompt(vlm: Vlm, prompt: str) -> str:
 
     Raises SourceError when the text holds a control token.
     """
-    parts = prompt.split(IMAGE_MARK)
+    parts = prompt.split(IMAGE_TOKEN)
     for part in parts:
         _refuse_control(vlm, part)
     return _render(vlm, [{"role": "user", "content": _content(parts)}], answer_follows=True)

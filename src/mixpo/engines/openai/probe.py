@@ -15,7 +15,7 @@ from mixpo.engines.openai.vision_probe import Example, Looks
 from mixpo.engines.responses import Choice, agree
 from mixpo.engines.tokens import Words
 from mixpo.errors import EngineError
-from mixpo.types import IMAGE_MARK
+from mixpo.types import IMAGE_TOKEN
 
 HOT = 2.0
 """A temperature at which no model that samples writes the same twice."""
@@ -153,7 +153,7 @@ class Probe:
         hot = 0.0 if not self.params.temperature else self._warm
         params = replace(self.params, temperature=hot if temperature is None else temperature, max_new_tokens=SHORT, stop=())
         body = sampling(self.model, params, n, seed, self.dialect, self.words.end_ids if self.words else (), bias or {})
-        body["messages"] = [user_turn(prompt, pictures, IMAGE_MARK)]
+        body["messages"] = [user_turn(prompt, pictures, IMAGE_TOKEN)]
         if self.logprobs:
             body |= {"logprobs": True, "top_logprobs": 1}
         return await self.transport.post("/chat/completions", body, partial(parse, foreign=self.foreign), self.replica, retries=1)

@@ -19,7 +19,7 @@ from mixpo.errors import SourceError
 from mixpo.plural import amount
 from mixpo.recipe import ImageTable
 from mixpo.records import Sampled
-from mixpo.types import IMAGE_MARK
+from mixpo.types import IMAGE_TOKEN
 
 Value = TypeVar("Value")
 
@@ -65,16 +65,16 @@ class Asking:
         return Sampled(question=request.key, responses=tuple(made))
 
     async def _fresh(self, request: Request) -> list[Choice]:
-        marks, params = request.prompt.count(IMAGE_MARK), self.params
+        marks, params = request.prompt.count(IMAGE_TOKEN), self.params
         if marks != len(request.images):
             raise SourceError(
-                f"the prompt has {amount(marks, f'{IMAGE_MARK} mark')} for {amount(len(request.images), 'image')}; "
+                f"the prompt has {amount(marks, f'{IMAGE_TOKEN} mark')} for {amount(len(request.images), 'image')}; "
                 "give one mark to each image"
             )
         if self.served is not None:
             self.served.prompt_text(request.prompt)  # refuses a text that would end its own turn
         pictures = [await asyncio.to_thread(address_of, image, self.image) for image in request.images]
-        turn = user_turn(request.prompt, pictures, IMAGE_MARK)
+        turn = user_turn(request.prompt, pictures, IMAGE_TOKEN)
         choices = await self._collect(request.seeds, partial(self._ask, turn))
         if not self.foreign and suspicious(choices, params.temperature):
             self.counts["identical answers, asked again"] += 1
@@ -91,7 +91,7 @@ class Asking:
 
     async def _samples(self, request: Request, pictures: Sequence[str]) -> bool:
         """Whether the server samples beside the pictures of a question: then the model is sure of its answer, and no more is wrong."""
-        turn = user_turn(f"{request.prompt}\n{RANDOM}", pictures, IMAGE_MARK)
+        turn = user_turn(f"{request.prompt}\n{RANDOM}", pictures, IMAGE_TOKEN)
         hot = replace(self.params, temperature=HOT, max_new_tokens=SHORT, stop=())
         replies = await _all([self._ask(turn, 1, seed + 2 * ANOTHER, hot) for seed in request.seeds[:FEW]])
         return len({choice.text for reply in replies for choice in reply.choices}) > 1

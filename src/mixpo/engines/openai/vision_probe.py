@@ -11,7 +11,7 @@ from mixpo.engines.openai.client import RowError
 from mixpo.engines.openai.protocol import Reply, data_address, png
 from mixpo.engines.tokens import Words
 from mixpo.errors import EngineError
-from mixpo.types import IMAGE_MARK
+from mixpo.types import IMAGE_TOKEN
 
 COUNTED = 3
 """A picture that reaches a model takes more prompt tokens than this."""
@@ -86,13 +86,16 @@ class Looks:
 
     async def _counts_pictures(self, example: Example) -> bool:
         """Whether the server counts more prompt tokens with pictures than without."""
-        shown, bare = await self.ask(example.prompt, example.pictures, 0.0), await self.ask(example.prompt.replace(IMAGE_MARK, ""), (), 0.0)
+        shown, bare = (
+            await self.ask(example.prompt, example.pictures, 0.0),
+            await self.ask(example.prompt.replace(IMAGE_TOKEN, ""), (), 0.0),
+        )
         return bare.prompt_tokens >= 0 and shown.prompt_tokens > bare.prompt_tokens + COUNTED
 
     async def _measure(self, size: tuple[int, int]) -> None:
         """Compare the prompt's length there and here: pixel limits and tiles must be those of training."""
         image = picture(size)
-        prompt = f"{IMAGE_MARK}\nDescribe the picture."
+        prompt = f"{IMAGE_TOKEN}\nDescribe the picture."
         reply = await self.ask(prompt, [data_address(png(image), "png")], 0.0)
         assert self.words is not None
         expected = len(self.words.prompt_ids(prompt, [image])) if reply.prompt_tokens >= 0 else -1

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from mixpo.errors import SourceError
 from mixpo.evaluate.statistics import Term
 from mixpo.sources.images import Pictures
-from mixpo.types import IMAGE_MARK, AnswerKind, ImageRef, Outcome, Question, Skipped, content_id
+from mixpo.types import IMAGE_TOKEN, AnswerKind, ImageRef, Outcome, Question, Skipped, content_id
 from mixpo.verify.judgement import Judgement, Options
 
 SHORTEST_BASE64 = 64
@@ -190,9 +190,9 @@ def make(draft: Draft, pictures: Pictures, name: str) -> Question:
 def marked(text: str, images: int) -> str:
     """Images stand first, each on a line of its own, unless the text has a mark for every one of them."""
     text = text.strip()
-    if images and text.count(IMAGE_MARK) == images:
+    if images and text.count(IMAGE_TOKEN) == images:
         return text
-    return f"{IMAGE_MARK}\n" * images + text.replace(IMAGE_MARK, "").strip()
+    return f"{IMAGE_TOKEN}\n" * images + text.replace(IMAGE_TOKEN, "").strip()
 
 
 def facts_of(question: Question) -> dict[str, Any]:
