@@ -213,8 +213,9 @@ def _change(before: object, after: object) -> str:
         left, right = repr(before), repr(after)
     start = 0
     if max(len(left), len(right)) > CHANGE:
-        same = next((place for place, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
-        start = max(0, same - CHANGE // 4)
+        from rapidfuzz.distance import Prefix
+
+        start = max(0, Prefix.similarity(left, right) - CHANGE // 4)
     return " -> ".join(("…" if start else "") + _cut(text[start:]) for text in (left, right))
 
 

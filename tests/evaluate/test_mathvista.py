@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
 from bench_files import b64, fact, figures, jsonl, outcomes, parquet, png, questions, save_png, tsv, value
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mixpo.evaluate.benchmarks import prompt_of
-from mixpo.evaluate.benchmarks.rules import edit_distance
-from mixpo.types import Skipped
+from mixpo.evaluate.benchmarks.mathvista import check_paper
+from mixpo.types import Question, Skipped
+from mixpo.verify.judgement import Options
+
+UNUSED = Options(tolerance=0.0, algebra=lambda *_: None)  # type: ignore[arg-type, return-value]
 
 META = {"category": "general-vqa", "context": "bar chart", "grade": "high school", "language": "english", "source": "ChartQA"}
 
@@ -133,9 +140,26 @@ def test_the_official_json_and_a_built_query(tmp_path: Path) -> None:
     assert lines[2:] == ["Question: Question 4? (Unit: cm)", "Choices:", "(A) 3", "(B) 30", "(C) a triangle"]
 
 
-def test_edit_distance() -> None:
-    for left, right, distance in (("kitten", "sitting", 3), ("", "abc", 3), ("abc", "abc", 0), ("flaw", "lawn", 2)):
-        assert edit_distance(left, right) == edit_distance(right, left) == distance
+def levenshtein(left: str, right: str) -> int:
+    """The definition, slow."""
+
+    @cache
+    def edits(i: int, j: int) -> int:
+        if not i or not j:
+            return i + j
+        return min(edits(i - 1, j) + 1, edits(i, j - 1) + 1, edits(i - 1, j - 1) + (left[i - 1] != right[j - 1]))
+
+    return edits(len(left), len(right))
+
+
+@given(st.text("xyz 五", max_size=8), st.lists(st.text("xyz 五", min_size=1, max_size=8), min_size=2, max_size=5, unique=True))
+def test_an_answer_that_is_no_choice_counts_as_the_nearest_one(said: str, choices: list[str]) -> None:
+    """The first of the nearest, as the authors' `get_most_similar` takes it."""
+    nearest = min(choices, key=lambda choice: levenshtein(said.strip(), choice))
+    asked = Question(id="q", text="?", images=(), kind="choice", choices=tuple(choices), answer="ABCDE"[choices.index(nearest)])
+    assert check_paper(said, asked, {}, UNUSED).outcome == "correct"
+    for letter in set("ABCDE"[: len(choices)]) - {asked.answer}:
+        assert check_paper(said, replace(asked, answer=letter), {}, UNUSED).outcome == "wrong"
 
 
 def test_other_formats_are_refused(tmp_path: Path) -> None:

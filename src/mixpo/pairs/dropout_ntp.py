@@ -12,8 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
+from rapidfuzz.distance import Prefix
+
 from mixpo.engines.base import Request
-from mixpo.pairs.provenance import length_ratio, make_pair, shared_beginning
+from mixpo.pairs.provenance import length_ratio, make_pair
 from mixpo.recipe import PairsTable
 from mixpo.types import IMAGE_TOKEN, Pair, Question, Response
 
@@ -109,7 +111,8 @@ def _objection(chosen: Response, continuation: Response, table: PairsTable) -> s
     if continuation.token_ids == chosen.token_ids or continuation.text.strip() == chosen.text.strip():
         return "identical"
     # What both begin with holds the kept part, so only what was written without the image is searched.
-    if table.drop_blind and missing_image_phrase(continuation.text, shared_beginning(chosen.text, continuation.text)):
+    shared = Prefix.similarity(chosen.text, continuation.text)
+    if table.drop_blind and missing_image_phrase(continuation.text, shared):
         return "blind"
     if table.max_length_ratio and length_ratio(chosen, continuation) > table.max_length_ratio:
         return "length_ratio"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -119,14 +119,6 @@ def length_ratio(chosen: Response, rejected: Response) -> float:
     else:
         sizes = len(chosen.text), len(rejected.text)
     return max(sizes) / max(1, min(sizes))
-
-
-def shared_beginning(left: Sequence[object], right: Sequence[object]) -> int:
-    """How many characters or tokens both begin with."""
-    for position, (a, b) in enumerate(zip(left, right, strict=False)):
-        if a != b:
-            return position
-    return min(len(left), len(right))
 
 
 def _find(pair: Pair, index: int, responses: Iterable[Response], where: str) -> Response:

@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from rapidfuzz.distance import Prefix
+
 from mixpo.pairs.histograms import BINS, RATIO_EDGES, SHARE_EDGES, Fixed, Lengths, Summary, share
-from mixpo.pairs.provenance import REASONS, same_question, shared_beginning, token_count
+from mixpo.pairs.provenance import REASONS, same_question, token_count
 from mixpo.records import Judged, Paired, Sampled
 from mixpo.types import Origin, Question
 
@@ -92,7 +94,7 @@ class Statistics:
             chosen, rejected = len(pair.chosen_ids), len(pair.rejected_ids)
             self.count_lengths(question.source, chosen, rejected)
             if chosen and rejected:
-                self.shared.add(shared_beginning(pair.chosen_ids, pair.rejected_ids) / min(chosen, rejected))
+                self.shared.add(Prefix.similarity(pair.chosen_ids, pair.rejected_ids) / min(chosen, rejected))
         for drop in paired.dropped:
             self.drops[drop.reason] += drop.count
 

@@ -8,6 +8,8 @@ from difflib import SequenceMatcher
 from itertools import groupby, pairwise
 from typing import Literal, NamedTuple
 
+from rapidfuzz.distance import Prefix
+
 _CJK = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uac00-\ud7af"
 # Scripts written without spaces are compared by character, everything else by word or mark; white space stays with what it follows.
 _TOKEN = re.compile(rf"[{_CJK}]\s*|[^\W{_CJK}]+\s*|[^\w\s]\s*|\s+")
@@ -45,7 +47,8 @@ def difference(a: str, b: str, kept: bool = False) -> tuple[list[DiffSpan], list
 
 
 def _common(left: list[str], right: list[str]) -> int:
-    return next((n for n, (x, y) in enumerate(zip(left, right, strict=False)) if x.strip() != y.strip()), min(len(left), len(right)))
+    """Words at the beginning of both, white space aside."""
+    return Prefix.similarity([word.strip() for word in left], [word.strip() for word in right])
 
 
 def _matching(left: list[str], right: list[str]) -> list[tuple[int, int, int]]:

@@ -225,9 +225,9 @@ def _runs(lines: Sequence[str]) -> Iterator[list[str]]:
     yield run
 
 
-def lettered(options: Sequence[str]) -> str:
-    """Lines "A. ..", "B. ..", ..."""
-    return "\n".join(f"{letter}. {option}" for letter, option in zip(string.ascii_uppercase, options, strict=False))
+def lettered(options: Sequence[str], form: str = "{letter}. {option}") -> str:
+    """One line for each option, "A. ...", "B. ...", in the given form."""
+    return "\n".join(form.format(letter=letter, option=option) for letter, option in zip(string.ascii_uppercase, options, strict=False))
 
 
 def shows(text: str, options: Sequence[str]) -> bool:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fnmatch import fnmatchcase
 
+from rapidfuzz.distance import Levenshtein
+
 from mixpo.recipe import VerifyTable
 from mixpo.types import Question
 from mixpo.verify.judgement import Judgement
@@ -27,8 +29,6 @@ PEOPLE = 10
 """Fewer answers than this are alternatives and not a vote: one that agrees is enough."""
 SIMILAR = 0.5
 """A lower similarity counts as none (Biten et al., arXiv 1905.13648, equation 1: tau)."""
-MAX_EDITED = 400
-"""Characters; of a longer text only the spelling is compared, since the edit distance takes quadratic time."""
 
 _YEAR = re.compile(r"(?:19|20)\d\d")
 
@@ -68,33 +68,12 @@ def _relaxed(predicted: str, gold: str) -> bool:
 
 def anls(predicted: str, golds: Sequence[str]) -> float:
     """The similarity 1 - edits / length of the longer text, for the nearest right answer; 0 below one half. Case and spacing aside."""
-    return max((_similarity(_spaced(predicted), _spaced(gold)) for gold in golds), default=0.0)
+    spaced = _spaced(predicted)
+    return max((Levenshtein.normalized_similarity(spaced, _spaced(gold), score_cutoff=SIMILAR) for gold in golds), default=0.0)
 
 
 def _spaced(text: str) -> str:
     return " ".join(text.casefold().split())
-
-
-def _similarity(left: str, right: str) -> float:
-    if left == right:
-        return 1.0
-    longest = max(len(left), len(right))
-    # Each missing character is an edit, so that very unequal lengths need no look at the letters.
-    if longest > MAX_EDITED or min(len(left), len(right)) < SIMILAR * longest:
-        return 0.0
-    similarity = 1 - edits(left, right) / longest
-    return similarity if similarity >= SIMILAR else 0.0
-
-
-def edits(left: str, right: str) -> int:
-    """The edit distance of Levenshtein: insertions, deletions and replacements of one character."""
-    above = list(range(len(right) + 1))
-    for row, letter in enumerate(left, start=1):
-        line = [row]
-        for column, other in enumerate(right, start=1):
-            line.append(min(above[column] + 1, line[-1] + 1, above[column - 1] + (letter != other)))
-        above = line
-    return above[-1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,8 +13,9 @@ from mixpo.errors import SourceError
 from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Marked
 from mixpo.evaluate.benchmarks.files import choices_of, images_of, text_of
 from mixpo.evaluate.benchmarks.metrics import ACCURACY, grouped, one
-from mixpo.evaluate.benchmarks.rules import lettered, letters, option_robust, same
+from mixpo.evaluate.benchmarks.rules import letters, option_robust, same
 from mixpo.plural import amount
+from mixpo.sources.build import lettered
 from mixpo.types import Question
 from mixpo.verify.judgement import Judgement, Options
 

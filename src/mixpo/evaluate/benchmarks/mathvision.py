@@ -14,7 +14,8 @@ from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Extraction, Fields,
 from mixpo.evaluate.benchmarks.extraction import PROMPT, read
 from mixpo.evaluate.benchmarks.files import choices_of, images_of, text_of
 from mixpo.evaluate.benchmarks.metrics import ACCURACY, grouped, one
-from mixpo.evaluate.benchmarks.rules import lettered, letters, option_robust, same, with_columns
+from mixpo.evaluate.benchmarks.rules import letters, option_robust, same, with_columns
+from mixpo.sources.build import lettered
 from mixpo.types import Question
 from mixpo.verify.check import judge
 from mixpo.verify.judgement import Judgement, Options
@@ -39,7 +40,7 @@ def row(fields: Fields) -> Draft:
         direct = with_columns(text, fields)
         asked = with_columns(text.partition("Question:")[2].replace("Choices:\n", "").strip(), fields)
     else:
-        body = lettered(choices, "({letter}) {text}")
+        body = lettered(choices, "({letter}) {option}")
         direct = "\n".join([HINTS[bool(choices)], f"Question: {text}", *(["Choices:", body] if choices else [])])
         asked = f"{text}\n{body}" if choices else text
     facts: dict[str, Any] = {"id": text_of(fields, "id", "index", "key"), "direct": direct}

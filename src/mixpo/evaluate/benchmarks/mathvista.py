@@ -10,13 +10,16 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rapidfuzz.distance import Levenshtein
+
 from mixpo.errors import SourceError
 from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Extraction, Fields, Figure, Marked
 from mixpo.evaluate.benchmarks.extraction import PROMPT, read
 from mixpo.evaluate.benchmarks.files import choices_of, images_of, list_of, text_of
 from mixpo.evaluate.benchmarks.metrics import ACCURACY, grouped, one
-from mixpo.evaluate.benchmarks.rules import edit_distance, lettered, letters, option_robust, same, with_columns
+from mixpo.evaluate.benchmarks.rules import letters, option_robust, same, with_columns
 from mixpo.plural import amount
+from mixpo.sources.build import lettered
 from mixpo.types import AnswerKind, Question
 from mixpo.verify.judgement import Judgement, Options
 from mixpo.verify.number import check_number, read_numbers
@@ -92,7 +95,7 @@ def _query(fields: Fields, choices: Sequence[str], is_choice: bool, form: str, p
     unit = text_of(fields, "unit", default="")
     kind = "choice" if is_choice else f"float{2 if precision == 2 else 1}" if form == "float" else form
     asked = [HINTS.get(kind, HINTS["integer"]), f"Question: {question}" + (f" (Unit: {unit})" if unit else "")]
-    return "\n".join([*asked, *(["Choices:", lettered(choices, "({letter}) {text}")] if is_choice else [])])
+    return "\n".join([*asked, *(["Choices:", lettered(choices, "({letter}) {option}")] if is_choice else [])])
 
 
 def check_paper(said: str, question: Question, facts: Fields, options: Options) -> Judgement:
@@ -106,7 +109,7 @@ def check_paper(said: str, question: Question, facts: Fields, options: Options) 
         letter = bracketed[0].upper() if bracketed else answer
         known = letters(len(question.choices))
         if letter not in known:
-            distances = [edit_distance(letter, choice) for choice in question.choices]
+            distances = [Levenshtein.distance(letter, choice) for choice in question.choices]
             letter = known[distances.index(min(distances))]
         # Two choices may have the same text, which is what the authors compare.
         return same(question.choices[known.index(letter)] == question.choices[known.index(question.answer or "A")], "choices")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Callable
 
 from mixpo.evaluate.benchmarks.base import Fields
 from mixpo.evaluate.benchmarks.files import choices_of
-from mixpo.sources.build import parse_options, shows
+from mixpo.sources.build import lettered, parse_options, shows
 from mixpo.types import Question
 from mixpo.verify import extract
 from mixpo.verify.choice import check_choice
@@ -62,23 +61,7 @@ def letters(count: int) -> list[str]:
     return [chr(ord("A") + number) for number in range(count)]
 
 
-def lettered(choices: Sequence[str], form: str = "{letter}. {text}") -> str:
-    """One line for each option."""
-    return "\n".join(form.format(letter=letter, text=text) for letter, text in zip(letters(len(choices)), choices, strict=True))
-
-
 def with_columns(text: str, fields: Fields) -> str:
     """A ready question with the options of the columns A, B, C, ... below it, as VLMEvalKit puts them, unless it shows options."""
     columns = choices_of(fields)
     return text if not columns or parse_options(text) or shows(text, columns) else f"{text}\n{lettered(columns)}"
-
-
-def edit_distance(left: str, right: str) -> int:
-    """Levenshtein's distance: insertions, deletions and substitutions of single characters."""
-    row = list(range(len(right) + 1))
-    for number, letter in enumerate(left, start=1):
-        steps = [number]
-        for (corner, above), other in zip(pairwise(row), right, strict=True):
-            steps.append(min(above + 1, steps[-1] + 1, corner + (letter != other)))
-        row = steps
-    return row[-1]
