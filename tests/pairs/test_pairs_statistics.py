@@ -106,9 +106,9 @@ def test_pairs(figures):
     assert figures["rejected"] == {"length_capped": 3, "longer": 1, "length_capped_share": 0.75, "longer_share": pytest.approx(1 / 3)}
     assert figures["without_tokens"] == 1
     assert figures["drops"] == {
-        "the correct final answer stands inside the wrong one (pairs)": 2,
+        "the correct final answer is contained in the wrong one (pairs)": 2,
         "sampling failed (questions)": 1,
-        "the checker could not tell right from wrong (answers)": 3,
+        "the verifier could not tell right from wrong (answers)": 3,
     }
 
 
