@@ -10,7 +10,7 @@ import pytest
 
 import mixpo
 from mixpo.cli import show
-from mixpo.cli.bars import Lines
+from mixpo.cli.output import Lines
 from mixpo.commands.plan import Estimate
 from mixpo.plural import amount, are
 
@@ -22,7 +22,7 @@ SEVERAL = {
     "engine.py: {len(names)} models",
     "vllm.py: {len(request.images)} images",
     "probe.py: {len(answers)} answers",
-    "asking.py: {len(choices)} identical answers",
+    "sampler.py: {len(choices)} identical answers",
 }
 """Sentences that are only said of two or more."""
 

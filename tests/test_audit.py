@@ -44,7 +44,7 @@ def test_a_planted_verdict_is_found(recipe: Path, capsys: pytest.CaptureFixture[
     assert main(["audit", str(run), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"][0]["index"] == 2
     assert main(["audit", str(run), "-n", "1"]) == 0
-    assert "1 of 32 verdicts deserves a look: last sentence 1" in capsys.readouterr().out
+    assert "1 of 32 verdicts needs review: last sentence 1" in capsys.readouterr().out
     rows[1] = replace(rows[1], verdicts=(*rows[1].verdicts[:2], replace(wrong, extracted="that " * 900), rows[1].verdicts[3]))
     stage.write(shard, Judged, rows)
     assert main(["audit", str(run)]) == 0

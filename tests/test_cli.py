@@ -19,10 +19,10 @@ import typer
 from rich.console import Console
 
 import mixpo
-from mixpo.cli import main, show
-from mixpo.cli.app import app
-from mixpo.cli.bars import Lines, clock, printable
-from mixpo.cli.examples import EXAMPLES
+from mixpo.cli import main
+from mixpo.cli.app import EXAMPLES, app
+from mixpo.cli.output import Lines, clock, printable
+from mixpo.cli.tables import table
 
 SETS = (("digits", '"digits", pool = "test"'), ("mine", '"jsonl", path = "none.jsonl"'))
 """Names and tables of two evaluation sets, of which one has no file."""
@@ -177,7 +177,7 @@ def test_check_of_a_good_recipe(small: tuple[Path, Path], capsys: pytest.Capture
     assert main(["check", str(small[0])]) == 0
     out = capsys.readouterr().out
     assert "source: 10 questions\n" in out
-    assert "nothing to correct" in out
+    assert "no problems found" in out
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_every_command_shows_examples_that_it_understands(capsys: pytest.Capture
     for name, lines in EXAMPLES.items():
         assert main([name, "--help"]) == 0
         shown = " ".join(capsys.readouterr().out.split())
-        assert shown.partition("For example: ")[2] == " ".join(lines)
+        assert shown.partition("Examples: ")[2] == " ".join(lines)
         for line in lines:
             command, _, arguments = line.partition("mixpo ")[2].partition(" ")
             assert command == name
@@ -285,7 +285,7 @@ def test_interrupt(small: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, ca
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mixpo.cli.commands.run_recipe", interrupted)
+    monkeypatch.setattr("mixpo.pipeline.run_recipe", interrupted)
     assert main(["run", str(small[0])]) == 130
     assert "run the same command again" in capsys.readouterr().err
 
@@ -294,7 +294,7 @@ def test_a_bug_keeps_its_traceback(small: tuple[Path, Path], monkeypatch: pytest
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("mixpo.cli.commands.run_recipe", broken)
+    monkeypatch.setattr("mixpo.pipeline.run_recipe", broken)
     with pytest.raises(ZeroDivisionError):
         main(["run", str(small[0])])
 
@@ -348,7 +348,7 @@ def test_the_time_left_is_not_that_of_loading_a_model(monkeypatch: pytest.Monkey
     import sys
 
     moments = iter([100.0, 160.0, 175.0])
-    monkeypatch.setattr("mixpo.cli.bars.time.monotonic", lambda: next(moments))
+    monkeypatch.setattr("mixpo.cli.output.time.monotonic", lambda: next(moments))
     lines = Lines(sys.stderr)
     lines.start("sample", 12, "questions")
     lines.advance(2)
@@ -361,7 +361,7 @@ def test_the_time_left_is_not_that_of_loading_a_model(monkeypatch: pytest.Monkey
 def test_nothing_is_told_of_a_training_that_is_done(
     own_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("mixpo.cli.bars.PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr("mixpo.cli.output.LOG_SECONDS", 0.0)
     assert main(["train", str(own_run / "recipe.toml"), "--dir", str(own_run / "run"), "--force", "train"]) == 0
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train mpo:")]
     assert len(told) > 1
@@ -405,8 +405,8 @@ def test_tables_fit_the_terminal_with_whole_words(width: int, monkeypatch: pytes
     rows = [(model, mode, "62.5 %", "48.4 to 74.8 %", "0", "0", "1,000", "") for model in ("Start", "MPO") for mode in ("cot", "direct")]
     rows[0] = (*rows[0][:-1], "a reason of many words that may well be broken into several lines where there is no room for it")
     out = io.StringIO()
-    monkeypatch.setattr("mixpo.cli.show.console", lambda: Console(file=out, width=width, highlight=False))
-    show.table(headings, rows, title="results")
+    monkeypatch.setattr("mixpo.cli.tables.console", lambda: Console(file=out, width=width, highlight=False))
+    table(headings, rows, title="results")
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= width
     tables = [line for line in lines if line.startswith("model")]
@@ -418,11 +418,11 @@ def test_tables_fit_the_terminal_with_whole_words(width: int, monkeypatch: pytes
 
 def test_a_terminal_without_room_for_a_column_gets_paragraphs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     out = io.StringIO()
-    monkeypatch.setattr("mixpo.cli.show.console", lambda: Console(file=out, width=40, highlight=False))
-    monkeypatch.setattr("mixpo.cli.show.line", lambda text="": print(text, file=out))
+    monkeypatch.setattr("mixpo.cli.tables.console", lambda: Console(file=out, width=40, highlight=False))
+    monkeypatch.setattr("mixpo.cli.tables.line", lambda text="": print(text, file=out))
     stages = ("evaluate/held-out/base/direct", "report")
     rows = [(stages[0], "done", "6 answers, 5 correct, 1 wrong, 84 tokens", ""), (stages[1], "stale", "", "a new input shard")]
-    show.table(("stage", "state", "made", "why"), rows)
+    table(("stage", "state", "made", "why"), rows)
     assert out.getvalue().splitlines() == [
         "evaluate/held-out/base/direct",
         "  state  done",

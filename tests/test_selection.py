@@ -85,8 +85,8 @@ def test_the_check_lists_what_is_kept_out(recipe: Path, capsys: pytest.CaptureFi
     small_run.write_jsonl(folder / "questions.jsonl", rows)
     assert main(["check", str(recipe)]) == 0
     out = capsys.readouterr().out
-    assert "questions.jsonl:3: left out of training: its image is in the evaluation set 'held-out'" in out
-    assert "nothing to correct" in out
+    assert "questions.jsonl:3: filtered from training: its image is in the evaluation set 'held-out'" in out
+    assert "no problems found" in out
     small_run.write_jsonl(folder / "questions.jsonl", rows[2:3])
     assert main(["check", str(recipe)]) == 3
     assert "source: no row is usable" in capsys.readouterr().out

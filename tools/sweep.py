@@ -14,7 +14,7 @@ import shutil
 from importlib import resources
 from pathlib import Path
 
-from mixpo.cli.bars import open_progress
+from mixpo.cli.boundary import open_progress
 from mixpo.pipeline import open_context, run_recipe
 from mixpo.recipe import load
 

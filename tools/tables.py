@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import fnmatch
+import inspect
+import itertools
 import json
 import re
+import textwrap
 import types
 import typing
 from collections.abc import Iterable, Iterator, Sequence
@@ -115,7 +119,7 @@ def recipe_sections() -> str:
     """Every table of a recipe, in the order of the model."""
     fields = models.Recipe.model_fields
     plain = {name: field for name, field in fields.items() if not _models_in(field.annotation)}
-    parts = ["## Top level", "These stand above the first `[table]`.", _keys("", plain)]
+    parts = ["## Top level", "These stand above the first `[table]`.", _keys("", models.Recipe, plain)]
     for name, field in fields.items():
         if name not in plain:
             parts += _sources(field) if name == "source" else _section(name, field)
@@ -130,7 +134,7 @@ def _sources(field: FieldInfo) -> list[str]:
     for model in (*_models_in(field.annotation), models.BenchmarkSource):
         kind = typing.get_args(model.model_fields["kind"].annotation)[0]
         rest = {name: field for name, field in model.model_fields.items() if name != "kind"}
-        parts += [f"### source: {kind}", _text(model), _keys("source", rest)]
+        parts += [f"### source: {kind}", _text(model), _keys("source", model, rest)]
     return parts
 
 
@@ -140,7 +144,7 @@ def _section(path: str, field: FieldInfo) -> list[str]:
     many = typing.get_origin(field.annotation) is tuple
     name = f"`[[{path}]]`" if many else f"`[{path}]`"
     head = f"## {path}" if "." not in path else f"### {path}"
-    parts = [head, f"{name} {_text(model)}", _keys(path, model.model_fields)]
+    parts = [head, f"{name} {_text(model)}", _keys(path, model)]
     inner: dict[type, tuple[str, FieldInfo]] = {}
     for key, nested in model.model_fields.items():
         found = _models_in(nested.annotation)
@@ -148,7 +152,7 @@ def _section(path: str, field: FieldInfo) -> list[str]:
             inner.setdefault(found[0], (f"{path}.{key}", nested))
     for nested_path, nested in inner.values():
         if _models_in(nested.annotation) == [models.PromptText]:
-            parts += ["### A prompt of your own", "A table in place of a prompt's name.", _keys("prompt", models.PromptText.model_fields)]
+            parts += ["### A prompt of your own", "A table in place of a prompt's name.", _keys("prompt", models.PromptText)]
         else:
             parts += _section(nested_path, nested)
     return parts
@@ -158,12 +162,23 @@ def _text(model: type[BaseModel]) -> str:
     return " ".join((model.__doc__ or "").split())
 
 
-def _keys(path: str, fields: dict[str, FieldInfo]) -> str:
-    rows = []
-    for name, field in fields.items():
+def _docstrings(model: type[BaseModel]) -> dict[str, str]:
+    """The string below each field in the source; pydantic would read it at every start of mixpo."""
+    texts: dict[str, str] = {}
+    for base in reversed(model.__mro__[: model.__mro__.index(models.Table) + 1]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
+        for field, below in itertools.pairwise(body):
+            if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+                texts[ast.unparse(field.target)] = inspect.cleandoc(below.value.value)
+    return texts
+
+
+def _keys(path: str, model: type[BaseModel], fields: dict[str, FieldInfo] | None = None) -> str:
+    rows, texts = [], _docstrings(model)
+    for name, field in (fields or model.model_fields).items():
         kind = _recipe_type(f"{path}.{name}", field)
         bounds = ", ".join(_bounds(field))
-        rows.append((f"`{name}`", cell(f"{kind}, {bounds}" if bounds else kind, " "), _default(field), cell(field.description or "", " ")))
+        rows.append((f"`{name}`", cell(f"{kind}, {bounds}" if bounds else kind, " "), _default(field), cell(field.description or texts.get(name, ""), " ")))
     return table(("key", "type", "default", "meaning"), rows)
 
 

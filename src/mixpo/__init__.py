@@ -5,7 +5,7 @@ The names below are loaded when first used; importing mixpo itself loads nothing
 
 from __future__ import annotations
 
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
+        from importlib import metadata
+
         return metadata.version("mixpo")
     if name in _HOMES:
         return getattr(import_module(f"mixpo.{_HOMES[name]}"), name)

@@ -15,14 +15,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mixpo.errors import RecordError, refused, unwritable
 from mixpo.plural import amount
 from mixpo.types import Finish, Outcome, Pair, Response, Verdict
+
+if TYPE_CHECKING:
+    import pyarrow as pa  # imported where used: `mixpo status` reads no records
 
 Row = TypeVar("Row")
 
@@ -128,7 +128,8 @@ class Prediction:
 
 # --- schema and codec from a dataclass ---------------------------------------------------------------------------------
 
-_SCALARS: dict[Any, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+_SCALARS: dict[Any, str] = {str: "string", int: "int64", float: "double", bool: "bool"}
+"""Names of Arrow types."""
 
 
 def schema_of(row: type) -> pa.Schema:
@@ -140,10 +141,14 @@ def schema_of(row: type) -> pa.Schema:
 # Annotations are read once: for each small shard anew, that took a third of the time of reading it.
 @cache
 def _schema(row: Any) -> pa.Schema:
+    import pyarrow as pa
+
     return pa.schema(list(_struct(row)))
 
 
 def _struct(row: type) -> pa.StructType:
+    import pyarrow as pa
+
     hints = typing.get_type_hints(row)
     return pa.struct([pa.field(f.name, _arrow(hints[f.name]), nullable=_optional(hints[f.name])) for f in dataclasses.fields(row)])
 
@@ -153,8 +158,10 @@ def _optional(hint: Any) -> bool:
 
 
 def _arrow(hint: Any) -> pa.DataType:
+    import pyarrow as pa
+
     if hint in _SCALARS:
-        return _SCALARS[hint]
+        return pa.type_for_alias(_SCALARS[hint])
     if dataclasses.is_dataclass(hint):
         return _struct(typing.cast(type, hint))
     if typing.get_origin(hint) is tuple:
@@ -225,6 +232,9 @@ def write_text(path: Path, text: str) -> None:
 
 def write_rows(path: Path, row: type[Row], rows: Sequence[Row]) -> None:
     """Write one shard of `row` records atomically (Parquet, zstd level 1)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     table = pa.Table.from_pylist([dataclasses.asdict(r) for r in rows], schema=schema_of(row))  # type: ignore[call-overload]
     with atomic(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", compression_level=1)
@@ -251,6 +261,9 @@ def read_column(path: Path, row: type, name: str) -> list[Any]:
 
 
 def _read(path: Path, row: type, columns: list[str] | None = None) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         with pq.ParquetFile(path) as file:
             found, table = file.schema_arrow, file.read(columns)

@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # what the terminal's encoding lacks is no reason to stop
+            stream.reconfigure(errors="backslashreplace")  # escape what the terminal's encoding lacks
     try:
         app(args=list(arguments) if arguments is not None else None, prog_name="mixpo")
     except SystemExit as end:

@@ -1,4 +1,4 @@
-"""Where a command begins and ends: progress on the screen, one message for an error, one exit status, also with several ranks."""
+"""The boundary of a command: opens the progress display; turns errors into one message and an exit status, across all ranks."""
 
 from __future__ import annotations
 
@@ -9,19 +9,23 @@ import traceback
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, redirect_stdout
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import typer
 
-from mixpo.cli.bars import open_progress, printable
+from mixpo.cli.output import Lines, printable
 from mixpo.distributed import Ranks, ranks_of
 from mixpo.errors import MixpoError, refused
 from mixpo.progress import Progress, Silent
 from mixpo.signals import SAID, STOPPING
 
+if TYPE_CHECKING:
+    from mixpo.cli.bars import Bars
+
 
 @dataclass(frozen=True)
 class Terminal:
-    """What a command gets: where to say how far it is, and its place among the processes of the launch."""
+    """What a command gets: the progress display, and this process's rank in the launch."""
 
     progress: Progress
     ranks: Ranks
@@ -29,10 +33,10 @@ class Terminal:
 
 @contextmanager
 def boundary(together: bool = False) -> Iterator[Terminal]:
-    """Errors for the user become one message on standard error and an exit status; bugs keep their traceback.
+    """A MixpoError becomes one message on standard error and an exit status; bugs keep their traceback.
 
-    together: for a command that several ranks work on; of any other one the main rank does all. Only the main rank prints, but the
-    first one that fails says why, whichever it is.
+    together: all ranks run the command; otherwise only rank 0 does. Only rank 0 prints, except that the first rank to fail reports
+    its error.
     """
     ranks = Ranks()
     try:
@@ -55,16 +59,25 @@ def boundary(together: bool = False) -> Iterator[Terminal]:
         STOPPING.said = True
         _fail(ranks, f"\n{SAID}", STOPPING.status)
     except BrokenPipeError:
-        # Whoever read the output has gone (`mixpo status RUN | head`); say nothing more, not even at exit.
+        # The reader closed the pipe (`mixpo status RUN | head`); write nothing more, not even at exit.
         sys.stdout = open("/dev/null", "w")  # noqa: SIM115
         raise typer.Exit(0) from None
     except Exception as error:
-        if isinstance(error, OSError) and (said := refused(error)):
-            _fail(ranks, printable(f"mixpo: {said}"), said.exit_code)
+        if isinstance(error, OSError) and (known := refused(error)):
+            _fail(ranks, printable(f"mixpo: {known}"), known.exit_code)
         if ranks.count == 1:
             raise
-        # The end of one rank tears the connections of all others: only what came first is worth a traceback.
+        # When one rank ends, the connections of all others break: only the first traceback is of use.
         _fail(ranks, traceback.format_exc(), 1)
+
+
+def open_progress() -> Bars | Lines:
+    """Bars in a terminal, log lines elsewhere. Close it, or the terminal keeps a half-drawn bar."""
+    if not sys.stderr.isatty():
+        return Lines(sys.stderr)
+    from mixpo.cli.bars import Bars
+
+    return Bars()
 
 
 def _fail(ranks: Ranks, text: str, status: int) -> None:

@@ -1,42 +1,47 @@
-"""The commands that work on a recipe. Each opens its context, calls one function of the library and shows what it gave."""
+"""The commands that work on a recipe. Each imports what it needs when called, so that `mixpo --help` is fast."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mixpo.cli import show
-from mixpo.cli.app import WORK, AsJson, DryRun, Folder, Force, Limit, RecipeFile, Settings, app
+from mixpo.cli.app import WORK, AsJson, DryRun, Folder, Force, Limit, RecipeFile, Settings, app, examples
 from mixpo.cli.boundary import Terminal, boundary
-from mixpo.cli.examples import examples
+from mixpo.cli.output import document
 from mixpo.errors import UnfinishedError
-from mixpo.pipeline import open_context, run_recipe, run_stage
-from mixpo.recipe import load
-from mixpo.stages.job import Context
-from mixpo.stages.report import current_report
+
+if TYPE_CHECKING:
+    from mixpo.stages.job import Context
 
 
 def _open(recipe: Path, folder: Path | None, settings: list[str] | None, limit: int | None, terminal: Terminal) -> Context:
+    from mixpo.pipeline import open_context
+    from mixpo.recipe import load
+
     loaded = load(recipe, tuple(settings or ()))
     root = folder if folder is not None else Path("runs") / recipe.stem
     return open_context(loaded, recipe.parent.absolute(), root, terminal.progress, limit, terminal.ranks)
 
 
-def _whole(context: Context, force: Sequence[str] = ()) -> None:
-    """Run everything and show the results; also those of a run whose evaluation is not whole."""
+def _run_all(context: Context, force: Sequence[str] = ()) -> None:
+    """Run every stage and print the results, also when a part of the evaluation failed."""
+    from mixpo.cli.results import results
+    from mixpo.pipeline import run_recipe
+
     try:
         run_recipe(context, force)
     except UnfinishedError:
-        show.results(context.run.root)
+        results(context.run.root)
         raise
-    show.results(context.run.root)
+    results(context.run.root)
 
 
-def _dry(context: Context) -> None:
+def _dry_run(context: Context) -> None:
+    from mixpo.cli import show
     from mixpo.commands.plan import dry_run
 
     show.estimates(dry_run(context))
@@ -51,29 +56,28 @@ def run_command(
     force: Force = None,
     dry: DryRun = False,
 ) -> None:
-    """Do everything: questions, answers, verdicts, pairs, training, evaluation, report. What is done is not done again."""
+    """Run all stages: sample, verify, pair, train, evaluate, report. Finished stages are reused."""
     with boundary(together=True) as terminal:
         context = _open(recipe, folder, settings, limit, terminal)
         if dry:
-            _dry(context)
-            return
-        _whole(context, force or ())
+            _dry_run(context)
+        else:
+            _run_all(context, force or ())
 
 
 @app.command(epilog=examples("demo"), rich_help_panel=WORK)
 def demo(
     folder: Annotated[Path, typer.Option("--dir", metavar="RUN", help="Run directory.")] = Path("runs/demo"),
-    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Another seed.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Random seed.")] = None,
     settings: Settings = None,
     limit: Limit = None,
 ) -> None:
-    """The whole loop on handwritten digits with the bundled tiny model: minutes on a laptop's CPU."""
+    """Run all stages on handwritten digits with the bundled tiny model: minutes on a laptop CPU."""
     from importlib import resources
 
     with boundary(together=True) as terminal:
-        changed = [*(settings or ()), *([f"seed={seed}"] if seed is not None else ())]
-        context = _open(Path(str(resources.files("mixpo"))) / "assets" / "demo.toml", folder, changed, limit, terminal)
-        _whole(context)
+        overrides = [*(settings or ()), *([f"seed={seed}"] if seed is not None else ())]
+        _run_all(_open(Path(str(resources.files("mixpo"))) / "assets" / "demo.toml", folder, overrides, limit, terminal))
 
 
 def _stage_command(name: str, kinds: tuple[str, ...], summary: str) -> None:
@@ -83,42 +87,54 @@ def _stage_command(name: str, kinds: tuple[str, ...], summary: str) -> None:
         with boundary(together=True) as terminal:
             context = _open(recipe, folder, settings, limit, terminal)
             if dry:
-                _dry(context)
-                return
-            plan = run_stage(context, kinds, force or ())
-            if name == "report":
-                show.results(context.run.root)
-            elif name == "evaluate":
-                show.stages(context, kinds)
-                show.scores(current_report(context, plan))
+                _dry_run(context)
             else:
-                show.stages(context, kinds)
+                _run_stage(name, context, kinds, force or ())
 
     app.command(name, help=summary, epilog=examples(name), rich_help_panel=WORK)(command)
 
 
+def _run_stage(name: str, context: Context, kinds: Sequence[str], force: Sequence[str]) -> None:
+    from mixpo.cli import results, show
+    from mixpo.commands.status import models, status
+    from mixpo.pipeline import kind_of, run_stage
+    from mixpo.stages.report import current_report
+
+    plan = run_stage(context, kinds, force)
+    if name == "report":
+        results.results(context.run.root)
+        return
+    rows = [row for row in status(context) if kind_of(row["stage"]) in kinds]
+    show.status(rows, models(context) if "train" in kinds else None)
+    if name == "evaluate":
+        results.scores(current_report(context, plan))
+
+
 _stage_command("sample", ("sample", "continue"), "Only sample answers, and continuations without the image for open questions.")
-_stage_command("verify", ("verify",), "Only judge the sampled answers.")
+_stage_command("verify", ("verify",), "Only verify the sampled answers.")
 _stage_command("pair", ("pair", "select"), "Only build preference pairs.")
 _stage_command("reference", ("reference",), "Only compute log-probs under the reference policy.")
 _stage_command("train", ("train",), "Only train.")
-_stage_command("evaluate", ("answer", "evaluate", "text"), "Only evaluate the models that are there.")
-_stage_command("report", ("report",), "Only write the report of what is there.")
+_stage_command("evaluate", ("answer", "evaluate", "text"), "Only evaluate the models that are available.")
+_stage_command("report", ("report",), "Only write the report of the finished stages.")
 
 
 @app.command(epilog=examples("check"), rich_help_panel=WORK)
 def check(recipe: RecipeFile, settings: Settings = None, limit: Limit = None, as_json: AsJson = False) -> None:
-    """Find what can be found wrong before the work: files, rows, images, model, template, lengths. Exit status 3 if anything is."""
-    from mixpo.commands.check import check as examine
-
+    """Validate a recipe before the run: files, rows, images, model, template, lengths. Exit status 3 if there are problems."""
     with boundary() as terminal:
+        from mixpo.commands.check import check as examine
+        from mixpo.recipe import load
+
         checked = examine(load(recipe, tuple(settings or ())), recipe.parent.absolute(), terminal.progress, limit)
         if as_json:
             lists = {"findings": checked.findings, "left_out": checked.left_out}
-            found = {name: [asdict(finding) for finding in rows] for name, rows in lists.items()}
+            rows = {name: [asdict(finding) for finding in findings] for name, findings in lists.items()}
             counts: dict[str, int] = {**checked.counts, **checked.notes}
-            show.document({**found, "counts": counts})
+            document({**rows, "counts": counts})
         else:
+            from mixpo.cli import show
+
             show.checked(checked)
         if checked.findings:
             raise typer.Exit(3)
@@ -131,40 +147,43 @@ def plan(
     settings: Settings = None,
     limit: Limit = None,
     questions: Annotated[
-        int | None, typer.Option("--questions", min=1, metavar="N", help="Plan for so many questions, none of them done.")
+        int | None, typer.Option("--questions", min=1, metavar="N", help="Plan for N questions, none of them done.")
     ] = None,
-    rate: Annotated[float | None, typer.Option("--rate", min=0.001, metavar="X", help="Tokens that one device writes each second.")] = None,
+    rate: Annotated[float | None, typer.Option("--rate", min=0.001, metavar="X", help="Generated tokens per second and device.")] = None,
     train_rate: Annotated[
-        float | None, typer.Option("--train-rate", min=0.001, metavar="X", help="Tokens that one device trains on each second.")
+        float | None, typer.Option("--train-rate", min=0.001, metavar="X", help="Trained tokens per second and device.")
     ] = None,
-    devices: Annotated[int, typer.Option("--devices", min=1, metavar="N", help="GPUs (or machines) that work side by side.")] = 1,
+    devices: Annotated[int, typer.Option("--devices", min=1, metavar="N", help="Number of GPUs or machines in parallel.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """What a run will take before it runs: requests, tokens, device hours and disk of every stage.
+    """Estimate a run before it starts: requests, tokens, device hours and disk of every stage.
 
     Rates are those measured by a small run in the same directory (`mixpo run RECIPE --limit 64`), or given, or assumed.
     """
-    from mixpo.commands.plan import Assumed, dry_run
-
     with boundary() as terminal:
+        from mixpo.commands.plan import Assumed, dry_run
+
         context = _open(recipe, folder, settings, limit, terminal)
         rows = dry_run(context, Assumed(questions=questions, rate=rate, train_rate=train_rate))
         if as_json:
-            show.document({"devices": devices, "stages": [asdict(row) for row in rows]})
-        else:
-            show.planned(rows, devices)
+            document({"devices": devices, "stages": [asdict(row) for row in rows]})
+            return
+        from mixpo.cli import show
+
+        show.planned(rows, devices)
 
 
 @app.command(epilog=examples("doctor"), rich_help_panel=WORK)
 def doctor(as_json: AsJson = False) -> None:
-    """Versions, devices, optional libraries, memory and disk. Exit status 1 if mixpo cannot work like this."""
-    from mixpo.commands.doctor import examine
-
+    """Show versions, devices, optional libraries, memory and disk. Exit status 1 if mixpo cannot run here."""
     with boundary():
-        lines = examine(Path.cwd())
+        from mixpo.cli.tables import table
+        from mixpo.commands.doctor import examine
+
+        rows = examine(Path.cwd())
         if as_json:
-            show.document([asdict(line) for line in lines])
+            document([asdict(row) for row in rows])
         else:
-            show.table(("", "", ""), [("!" if line.problem else "", line.topic, line.text) for line in lines])
-        if any(line.problem for line in lines):
+            table(("", "", ""), [("!" if row.problem else "", row.topic, row.text) for row in rows])
+        if any(row.problem for row in rows):
             raise typer.Exit(1)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 class Table(BaseModel):
     """Base of every recipe table: unknown keys are refused and values never change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     @model_validator(mode="before")
     @classmethod

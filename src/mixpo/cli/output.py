@@ -1,0 +1,88 @@
+"""Plain output: lines, JSON documents and progress for logs. Imports no library, so that every command can start with it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TextIO
+from unicodedata import category
+
+from mixpo.plural import amount
+
+LOG_SECONDS = 10.0
+"""Without a terminal, each progress bar logs a line at most this often."""
+
+
+def line(text: str = "") -> None:
+    """Print one line; control characters are replaced."""
+    print(printable(text), flush=True)
+
+
+def document(value: object) -> None:
+    """Print one JSON document; escapes non-ASCII characters only where the output is not UTF-8."""
+    plain = not (sys.stdout.encoding or "").lower().startswith("utf")
+    print(json.dumps(value, ensure_ascii=plain, indent=2), flush=True)
+
+
+def printable(text: str) -> str:
+    """The text with control characters replaced: file names and responses must not control the terminal."""
+    return "".join(letter if letter in "\n\t" or category(letter) not in ("Cc", "Cs") else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
+def clock(seconds: float) -> str:
+    """A duration for people: "0.4 s", "12 s", "3 min 05 s", "2 h 07 min"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+class Lines:
+    """Progress as log lines: the latest figures every few seconds, and the end of each bar."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self._title, self._unit, self._total, self._done = "", "", 0, 0
+        self._started = self._logged = self._first = 0.0
+        self._first_done = 0
+
+    def start(self, title: str, total: int, unit: str, done: int = 0) -> None:
+        self._title, self._unit, self._total, self._done = title, unit, total, done
+        self._started = self._logged = time.monotonic()
+        self._first = 0.0
+
+    def advance(self, count: int, note: str = "") -> None:
+        self._done += count
+        now = time.monotonic()
+        if not self._first:
+            # The time until the first items is that of loading a model; it says nothing about the rate.
+            self._first, self._first_done = now, self._done
+        if now - self._logged >= LOG_SECONDS:
+            self._logged = now
+            self._line(f"{self._left(now)}{', ' + note if note else ''}")
+
+    def finish(self) -> None:
+        if self._done < self._total:
+            self._total = 0  # the total was a limit, and there were fewer
+        self._line(f"done in {clock(time.monotonic() - self._started)}")
+
+    def say(self, text: str) -> None:
+        print(printable(text), file=self.stream, flush=True)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _left(self, now: float) -> str:
+        processed = self._done - self._first_done
+        if not processed or self._total <= self._done:
+            return "working"
+        return f"about {clock((now - self._first) / processed * (self._total - self._done))} left"
+
+    def _line(self, tail: str) -> None:
+        done = f"{self._done:,} of " if self._total else ""
+        self.say(f"{self._title}: {done}{amount(self._total or self._done, self._unit.removesuffix('s'))}, {tail}")

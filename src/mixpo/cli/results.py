@@ -1,0 +1,69 @@
+"""The results of a run on standard output: the tables of its report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mixpo.cli.output import clock, line
+from mixpo.cli.tables import table
+from mixpo.report.benchmarks import FIGURE_COLUMNS, MAIN_DIFFERENCE_COLUMNS, figure_rows, main_difference_rows
+from mixpo.report.table import (
+    GAP_COLUMNS,
+    SUMMARY_COLUMNS,
+    TEXT_COLUMNS,
+    YES_NO_COLUMNS,
+    gap_rows,
+    summary_rows,
+    text_rows,
+    yes_no_rows,
+)
+from mixpo.stages.report import DATA, PAGE, load_report
+
+UNFINISHED_SHOWN = 6
+"""Unfinished stages that are named."""
+
+
+def results(root: Path) -> None:
+    """The result table of a run's report, the time of each stage, and where the page is."""
+    report = load_report(root)
+    if report is None:
+        return
+    scores(report)
+    timings(report["timings"])
+    line()
+    for name, folder in report.get("trained", {}).items():
+        line(f"model:  {root / folder} ({name})")
+    line(f"report: {root / PAGE}\ndata:   {root / DATA}")
+
+
+def scores(report: Mapping[str, Any]) -> None:
+    """The tables of a report: every set, the figures of benchmarks, text-only tasks, and what is alarming."""
+    whole = dict(report)
+    if whole["models"]:
+        table(SUMMARY_COLUMNS, summary_rows(whole), title=f"\n{whole['title']} (set {whole['set']})")
+        for name in whole["sets"]:
+            table(SUMMARY_COLUMNS, summary_rows(whole, name), title=f"\nset {name}")
+    for name, found in {whole["set"]: whole, **whole["sets"]}.items():
+        if found.get("figures"):
+            table(FIGURE_COLUMNS, figure_rows(found, whole=False), title=f"\n{found['benchmark']} (set {name})")
+    if whole["models"] and (differences := main_difference_rows(whole)):
+        table(MAIN_DIFFERENCE_COLUMNS, differences, title="\npublished figures compared, on the same questions")
+    if whole["models"] and (yes_no := yes_no_rows(whole)):
+        table(YES_NO_COLUMNS, yes_no, title="\nyes/no questions")
+    if whole["models"] and (gaps := gap_rows(whole)):
+        table(GAP_COLUMNS, gaps, title="\nwhat chain of thought adds to direct answers")
+    if whole.get("text"):
+        table(TEXT_COLUMNS, text_rows(whole), title="\ntext without images")
+    if unfinished := whole.get("unfinished"):
+        more = f" and {len(unfinished) - UNFINISHED_SHOWN} more" if len(unfinished) > UNFINISHED_SHOWN else ""
+        line(f"! not finished, and missing here: {', '.join(unfinished[:UNFINISHED_SHOWN])}{more}")
+    for alarm in whole.get("alarms", ()):
+        line(f"! {alarm['set']}, {alarm['model']}, {alarm['mode']}: {alarm['text']}")
+
+
+def timings(seconds: Mapping[str, float]) -> None:
+    """How long each stage took."""
+    shown = [(name, clock(value)) for name, value in seconds.items() if value >= 0.05]
+    table(("stage", "time"), [*shown, ("all", clock(sum(seconds.values())))], title="\ntime")
