@@ -178,7 +178,14 @@ def _keys(path: str, model: type[BaseModel], fields: dict[str, FieldInfo] | None
     for name, field in (fields or model.model_fields).items():
         kind = _recipe_type(f"{path}.{name}", field)
         bounds = ", ".join(_bounds(field))
-        rows.append((f"`{name}`", cell(f"{kind}, {bounds}" if bounds else kind, " "), _default(field), cell(field.description or texts.get(name, ""), " ")))
+        rows.append(
+            (
+                f"`{name}`",
+                cell(f"{kind}, {bounds}" if bounds else kind, " "),
+                _default(field),
+                cell(field.description or texts.get(name, ""), " "),
+            )
+        )
     return table(("key", "type", "default", "meaning"), rows)
 
 
