@@ -22,12 +22,9 @@ NOT_YET = {
     "benchmarks.md",
     "CHANGELOG.md",
     "demo.md",
-    "evaluation.md",
     "recipe.md",
     "records.md",
-    "report.md",
     "verification.md",
-    "viewer.md",
 }
 """Pages that are still to be rewritten."""
 RECIPES = [
