@@ -92,7 +92,7 @@ def test_a_trained_model_with_files_gone_is_not_done(own_run: Path, lose: Callab
     assert training["state"] != "done"
     assert training["why"] == ["its files are gone, or some of them"]
     assert set(found["models"]) == {"sft"}
-    with pytest.raises(RunError, match=r"trained model|files of the model are gone"):
+    with pytest.raises(RunError, match=r"trained model|the model folder is incomplete"):
         prepare(model, "someone/model")
 
 

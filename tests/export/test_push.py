@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from failures import fails
 
 from mixpo.cli import main
 from mixpo.errors import RunError
@@ -62,7 +63,7 @@ def test_what_is_uploaded(finished_run: Path) -> None:
 
 def test_private_means_private(finished_run: Path) -> None:
     hub = Hub(private=False)
-    with pytest.raises(RunError, match="is there already and public; add --public"):
+    with fails("hub-public", RunError, key="org/model"):
         push(prepare(finished_run / "run" / "models" / "mpo", "org/model"), private=True, api=hub)
     assert [name for name, _ in hub.calls] == ["create_repo"], "something was uploaded to a public repository"
 
@@ -81,15 +82,15 @@ def test_secrets_and_paths_stay_here() -> None:
 
 def test_what_is_no_trained_model(finished_run: Path, tmp_path: Path) -> None:
     for path in (tmp_path, finished_run / "run" / "models" / "dpo", finished_run / "run"):
-        with pytest.raises(RunError, match="no trained model of a run"):
+        with fails("no-trained-model", RunError):
             prepare(path, "org/model")
-    with pytest.raises(RunError, match="ORGANISATION/NAME"):
+    with fails("hub-name", RunError, key="../elsewhere"):
         prepare(finished_run / "run" / "models" / "mpo", "../elsewhere")
 
 
 def test_a_run_without_report(own_run: Path) -> None:
     (own_run / "run" / "report.json").unlink()
-    with pytest.raises(RunError, match=r"report\.json: is missing; make it with `mixpo report`"):
+    with fails("file-missing", RunError, path=own_run / "run" / "report.json"):
         prepare(own_run / "run" / "models" / "mpo", "org/model")
 
 

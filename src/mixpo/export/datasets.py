@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mixpo.errors import MissingExtra, RunError
-from mixpo.export.trl import Render, existing, rendered
+from mixpo.export.base import ExportCount, ExportRows, Render, image_path
 from mixpo.plural import amount
 from mixpo.records import atomic, write_text
 from mixpo.types import Pair, Question
@@ -53,24 +53,23 @@ SCHEMA = pa.schema([("images", pa.list_(_IMAGE)), *((name, pa.string()) for name
 """Fixed: a column of texts is one also where all are missing. The metadata says that `images` are images."""
 
 
-def export_datasets(rows: Iterable[tuple[Question, Pair]], folder: Path, render: Render | None = None) -> int:
-    """Write pairs, the files of an earlier export replaced; returns how many. Raises RunError when there are none."""
+def export_datasets(rows: Iterable[tuple[Question, Pair]], folder: Path, render: Render | None = None) -> ExportCount:
+    """Write the pairs; replaces the files of an earlier export. Raises RunError when there are none."""
     counts: Counter[str] = Counter()
     shown: list[tuple[Question, Pair]] = []
-    stream, number = iter(rows), 0
+    exported = ExportRows(rows, render)
+    stream, number = iter(exported), 0
     shutil.rmtree(folder / "data", ignore_errors=True)
     while block := list(islice(stream, ROWS)):
-        table = pa.Table.from_pylist(list(_rows(block, render)), schema=SCHEMA)
+        table = pa.Table.from_pylist([_row(*row) for row in block], schema=SCHEMA)
         with atomic(folder / "data" / f"train-{number:05d}.parquet") as temporary:
             # Small row groups, or a viewer must read all images to show one.
             pq.write_table(table, temporary, compression="zstd", compression_level=1, row_group_size=100)
-        counts.update(pair.origin for _, pair in block)
-        shown += [row for row in block if row[0].images][: EXAMPLES - len(shown)]
+        counts.update(pair.origin for _, pair, _ in block)
+        shown += [(question, pair) for question, pair, _ in block if question.images][: EXAMPLES - len(shown)]
         number += 1
-    if not counts:
-        raise RunError("there are no pairs to export; `mixpo status` says how many each stage made")
     write_text(folder / "README.md", _card(folder, counts, shown))
-    return counts.total()
+    return exported.count
 
 
 def push(folder: Path, name: str, *, private: bool = True) -> str:
@@ -88,28 +87,28 @@ def push(folder: Path, name: str, *, private: bool = True) -> str:
         api.create_repo(name, repo_type="dataset", private=private, exist_ok=True)
         api.upload_folder(repo_id=name, repo_type="dataset", folder_path=str(folder), commit_message="Preference pairs of mixpo")
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise RunError(f"{name}: the Hub refused the upload ({str(error).splitlines()[0]}); check the name and `hf auth whoami`") from error
+        message = f"{name}: the Hub refused the upload ({str(error).splitlines()[0]}); check the name and `hf auth whoami`"
+        raise RunError(message, code="hub-refused", key=name) from error
     return f"https://huggingface.co/datasets/{name}"
 
 
-def _rows(block: Sequence[tuple[Question, Pair]], render: Render | None) -> Iterator[dict[str, Any]]:
-    for question, pair in block:
-        paths = [existing(image) for image in question.images]
-        yield {
-            "images": [{"bytes": path.read_bytes(), "path": path.name} for path in paths],
-            "question": question.text,
-            "prompt": rendered(question, render),
-            "chosen": pair.chosen,
-            "rejected": pair.rejected,
-            "answer": question.answer,
-            "chosen_answer": pair.chosen_answer,
-            "rejected_answer": pair.rejected_answer,
-            "origin": pair.origin,
-            "domain": question.domain,
-            "source": question.source,
-            "id": pair.id,
-            "question_id": question.id,
-        }
+def _row(question: Question, pair: Pair, prompt: str) -> dict[str, Any]:
+    paths = [image_path(image) for image in question.images]
+    return {
+        "images": [{"bytes": path.read_bytes(), "path": path.name} for path in paths],
+        "question": question.text,
+        "prompt": prompt,
+        "chosen": pair.chosen,
+        "rejected": pair.rejected,
+        "answer": question.answer,
+        "chosen_answer": pair.chosen_answer,
+        "rejected_answer": pair.rejected_answer,
+        "origin": pair.origin,
+        "domain": question.domain,
+        "source": question.source,
+        "id": pair.id,
+        "question_id": question.id,
+    }
 
 
 def _card(folder: Path, counts: Counter[str], shown: Sequence[tuple[Question, Pair]]) -> str:
@@ -128,7 +127,7 @@ def _card(folder: Path, counts: Counter[str], shown: Sequence[tuple[Question, Pa
 
 
 def _example(folder: Path, number: int, question: Question, pair: Pair) -> Iterator[str]:
-    image = existing(question.images[0])
+    image = image_path(question.images[0])
     copy = folder / "examples" / f"{number}{image.suffix}"
     copy.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(image, copy)

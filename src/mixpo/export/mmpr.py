@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from mixpo.errors import RunError
-from mixpo.export.trl import ImagePlaces, Render, rendered
+from mixpo.export.base import ExportRows, ImageCopies, Render, image_path
 from mixpo.records import atomic, write_text
 from mixpo.types import Pair, Question
 
@@ -53,40 +52,38 @@ def export_mmpr(
     render: gives the message under which the answers were sampled, as the released data holds it; without it the bare question.
     Raises RunError when there are no pairs or something cannot be written, ImageError for a missing or changed image.
     """
-    places = ImagePlaces(folder / "images", image_root)
+    copies, root = ImageCopies(folder / "images"), image_root.resolve() if image_root is not None else None
     files: dict[str, TextIO] = {}
     roots: dict[str, Path] = {}
     counts: Counter[str] = Counter()
     sources: dict[str, str] = {}
     with ExitStack() as stack:
-        for question, pair in rows:
-            images, copied = _located(question, places)
+        for question, pair, prompt in ExportRows(rows, render):
+            images, copied = _located(question, copies, root)
             name = _name(sources, question, pair) + ("_copied" if copied and image_root is not None else "")
             if name not in files:
                 temporary = stack.enter_context(atomic(folder / _annotation(name)))
                 files[name] = stack.enter_context(temporary.open("w", encoding="utf-8"))
                 roots[name] = folder if not images else folder / "images" if copied or image_root is None else image_root
             # ASCII, as in the released files: readers open them with the encoding of their locale.
-            files[name].write(json.dumps(_row(question, pair, images, rendered(question, render))) + "\n")
+            files[name].write(json.dumps(_row(question, pair, images, prompt)) + "\n")
             counts[name] += 1
-        if not counts:
-            raise RunError("there are no pairs to export; `mixpo status` says how many each stage made")
         (folder / "meta.json").unlink(missing_ok=True)
     outside = image_root is not None and not image_root.resolve().is_relative_to(folder.resolve())
     base = None if outside else folder.resolve()
     meta = {name: _entry(roots[name], folder / _annotation(name), counts[name], base) for name in sorted(counts)}
     write_text(folder / "meta.json", json.dumps(meta, indent=2) + "\n")
-    return Exported(pairs=dict(sorted(counts.items())), images_copied=places.copied)
+    return Exported(pairs=dict(sorted(counts.items())), images_copied=copies.copied)
 
 
-def _located(question: Question, places: ImagePlaces) -> tuple[tuple[str, ...], bool]:
-    """Paths of the question's images relative to their root, and whether they are copies."""
+def _located(question: Question, copies: ImageCopies, root: Path | None) -> tuple[tuple[str, ...], bool]:
+    """Paths of the question's images relative to their root, and whether they are copies. Below `root` images stay where they are."""
     if not question.images:
         return (), False
-    inside = places.under_root(question.images)
-    if inside is not None:
-        return inside, False
-    return tuple(places.copy(image) for image in question.images), True
+    paths = [image_path(image) for image in question.images]
+    if root is not None and all(path.is_relative_to(root) for path in paths):
+        return tuple(path.relative_to(root).as_posix() for path in paths), False
+    return tuple(copies.copy(image) for image in question.images), True
 
 
 def _name(sources: dict[str, str], question: Question, pair: Pair) -> str:

@@ -32,18 +32,26 @@ class Upload:
 def prepare(model: Path, repository: str, licence: str = "") -> Upload:
     """Gather what would be uploaded. model: RUN/models/NAME. licence: of the weights; by default the base model's, if its card states one.
 
-    Raises RunError when this is no trained model of a run, or the run has no report that tells of it.
+    Raises RunError when this is no trained model of a run, or the run has no report that contains it.
     """
     if not _REPOSITORY.fullmatch(repository):
-        raise RunError(f"{repository}: not the name of a model on the hub; write it as ORGANISATION/NAME")
+        raise RunError(f"{repository}: not a model name on the Hub; write it as ORGANISATION/NAME", code="hub-name", key=repository)
     run = model.absolute().parent.parent
     if model.absolute().parent.name != "models" or not (model / "config.json").is_file():
-        raise RunError(f"{model}: no trained model of a run; give RUN/models/NAME (`mixpo status RUN` lists them)")
+        raise RunError(
+            f"{model}: not a trained model of a run; give RUN/models/NAME (`mixpo status RUN` lists them)",
+            code="no-trained-model",
+            path=model,
+        )
     if not is_whole(model):
-        raise RunError(f"{model}: files of the model are gone; `mixpo run` trains it again")
+        raise RunError(f"{model}: the model folder is incomplete; `mixpo run` trains it again", code="model-incomplete", path=model)
     report, recipe = _read(run / "report.json", "`mixpo report`"), _read(run / "recipe.json", "`mixpo run`")
     if model.name not in report["trained"]:
-        raise RunError(f"{run / 'report.json'}: does not tell of {model.name}; bring it up to date with `mixpo report`")
+        raise RunError(
+            f"{run / 'report.json'}: does not contain {model.name}; update it with `mixpo report`",
+            code="report-outdated",
+            path=run / "report.json",
+        )
     folder = model.resolve()
     files = tuple(sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != CARD and not path.name.startswith(".")))
     subject = CardSubject(name=model.name, base=_base(run, recipe), licence=licence or _licence(run, recipe) or UNKNOWN)
@@ -62,7 +70,11 @@ def push(upload: Upload, private: bool, api: Any = None) -> str:
     try:
         address = str(api.create_repo(upload.repository, private=private, exist_ok=True))
         if private and not api.repo_info(upload.repository).private:
-            raise RunError(f"{upload.repository}: is there already and public; add --public, or choose another name")
+            raise RunError(
+                f"{upload.repository}: already exists and is public; add --public, or choose another name",
+                code="hub-public",
+                key=upload.repository,
+            )
         api.upload_folder(
             repo_id=upload.repository,
             folder_path=upload.folder,
@@ -72,21 +84,25 @@ def push(upload: Upload, private: bool, api: Any = None) -> str:
         api.upload_file(repo_id=upload.repository, path_or_fileobj=upload.card.encode(), path_in_repo=CARD, commit_message="Model card")
     except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RunError(f"{upload.repository}: the hub refused or cannot be reached ({reason}); log in with `hf auth login`") from error
+        raise RunError(
+            f"{upload.repository}: the Hub refused the upload or cannot be reached ({reason}); log in with `hf auth login`",
+            code="hub-refused",
+            key=upload.repository,
+        ) from error
     return address
 
 
 def _read(path: Path, command: str) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RunError(f"{path}: is missing; make it with {command}") from None
+        raise RunError(f"{path}: is missing; make it with {command}", code="file-missing", path=path) from None
     except ValueError as error:
-        raise RunError(f"{path}: is broken ({error}); make it again with {command}") from None
-    return found
+        raise RunError(f"{path}: is broken ({error}); make it again with {command}", code="file-broken", path=path) from None
+    return content
 
 
-def _start(run: Path, recipe: dict[str, Any]) -> Path:
+def _base_folder(run: Path, recipe: dict[str, Any]) -> Path:
     """Where the recipe's model is, if it is a folder."""
     base: str = _read(run / "command.json", "`mixpo run`")["base"]
     return Path(base, recipe["model"]["path"])
@@ -94,13 +110,13 @@ def _start(run: Path, recipe: dict[str, Any]) -> Path:
 
 def _base(run: Path, recipe: dict[str, Any]) -> str:
     path = recipe["model"]["path"]
-    return path if is_hub_id(path) and not _start(run, recipe).exists() else ""
+    return path if is_hub_id(path) and not _base_folder(run, recipe).exists() else ""
 
 
 def _licence(run: Path, recipe: dict[str, Any]) -> str:
     """What the front matter of the base model's card says, where the model lies in a folder with one."""
     try:
-        lines = (_start(run, recipe) / CARD).read_text(encoding="utf-8").splitlines()
+        lines = (_base_folder(run, recipe) / CARD).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         return ""
     front = lines[1 : lines.index("---", 1)] if lines[:1] == ["---"] and "---" in lines[1:] else []

@@ -10,13 +10,14 @@ from typing import Any
 
 import datasets
 import pytest
+from failures import fails
 from PIL import Image
 
 from mixpo.errors import RunError
 from mixpo.export import datasets as export_module
+from mixpo.export.base import ExportCount
 from mixpo.export.datasets import export_datasets, push
-from mixpo.export.swift_llama_factory import export_llama_factory, export_swift
-from mixpo.export.trl import Written
+from mixpo.export.jsonl import export_llama_factory, export_swift
 from mixpo.images import reference
 from mixpo.pairs.provenance import make_pair
 from mixpo.sources.build import make_question
@@ -45,6 +46,11 @@ def render(question: Question) -> str:
     return f"Think. {question.text}"
 
 
+def by_images(rows: Rows) -> Rows:
+    """In the order of the files: text-only questions last."""
+    return sorted(rows, key=lambda row: not row[0].images)
+
+
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
@@ -58,7 +64,7 @@ RED, GREEN = (255, 0, 0), (0, 128, 0)
 
 def test_ms_swift(rows: Rows, tmp_path: Path) -> None:
     assert export_swift(iter(rows), tmp_path / "out", render) == (3, 0)
-    for row, (question, pair) in zip(lines(tmp_path / "out" / "pairs.jsonl"), rows, strict=True):
+    for row, (question, pair) in zip(lines(tmp_path / "out" / "pairs.jsonl"), by_images(rows), strict=True):
         user, assistant = row["messages"]
         assert (user["role"], assistant["role"]) == ("user", "assistant")
         assert user["content"] == render(question)
@@ -72,7 +78,7 @@ def test_llama_factory(rows: Rows, tmp_path: Path) -> None:
     [(name, entry)] = json.loads((tmp_path / "out" / "dataset_info.json").read_text()).items()
     assert (name, entry["formatting"], entry["ranking"]) == ("mixpo", "sharegpt", True)
     columns = entry["columns"]
-    for row, (question, pair) in zip(lines(tmp_path / "out" / entry["file_name"]), rows, strict=True):
+    for row, (question, pair) in zip(lines(tmp_path / "out" / entry["file_name"]), by_images(rows), strict=True):
         assert row[columns["messages"]] == [{"from": "human", "value": render(question)}]
         assert row[columns["chosen"]] == {"from": "gpt", "value": pair.chosen}
         assert row[columns["rejected"]] == {"from": "gpt", "value": pair.rejected}
@@ -91,7 +97,7 @@ def test_llama_factory(rows: Rows, tmp_path: Path) -> None:
     ],
 )
 def test_answers_that_spell_out_a_placeholder_are_left_out(
-    rows: Rows, tmp_path: Path, export: Callable[..., Written], placeholder: str, kept: bool
+    rows: Rows, tmp_path: Path, export: Callable[..., ExportCount], placeholder: str, kept: bool
 ) -> None:
     """What both tools hold a row to: as many `<image>` as images over all messages, and no other placeholder at all."""
     question, pair = rows[1]
@@ -108,7 +114,7 @@ def test_answers_that_spell_out_a_placeholder_are_left_out(
 
 def test_datasets_in_one_call(rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export_module, "ROWS", 2)
-    assert export_datasets(iter(rows), tmp_path / "out", render) == 3
+    assert export_datasets(iter(rows), tmp_path / "out", render) == (3, 0)
     data = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"), split="train")
     assert data.features["images"].feature == datasets.Image()
     for row, (question, pair) in zip(data, rows, strict=True):
@@ -118,7 +124,7 @@ def test_datasets_in_one_call(rows: Rows, tmp_path: Path, monkeypatch: pytest.Mo
     streamed = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"), split="train", streaming=True)
     assert [row["id"] for row in streamed] == [pair.id for _, pair in rows]
     # A second, smaller export leaves nothing of the first behind.
-    assert export_datasets(iter(rows[:1]), tmp_path / "out") == 1
+    assert export_datasets(iter(rows[:1]), tmp_path / "out") == (1, 0)
     assert len(list((tmp_path / "out" / "data").iterdir())) == 1
 
 
@@ -137,7 +143,7 @@ def test_the_card_shows_images_and_nothing_of_it_is_markup(rows: Rows, tmp_path:
 
 def test_no_pairs(tmp_path: Path) -> None:
     for export in (export_swift, export_llama_factory, export_datasets):
-        with pytest.raises(RunError, match="there are no pairs to export"):
+        with fails("no-pairs", RunError):
             export(iter(()), tmp_path / "out")
 
 
@@ -159,5 +165,5 @@ def test_the_upload(rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert push(tmp_path, "me/pairs") == "https://huggingface.co/datasets/me/pairs"
     assert calls[0] == ("me/pairs", {"repo_type": "dataset", "private": True, "exist_ok": True})
     assert calls[1][1]["folder_path"] == str(tmp_path)
-    with pytest.raises(RunError, match=r"no/no: the Hub refused the upload \(token is missing\)"):
+    with fails("hub-refused", RunError, key="no/no"):
         push(tmp_path, "no/no")

@@ -1,0 +1,111 @@
+"""What the export formats share: pairs with their rendered prompts, and the images they refer to."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from mixpo.errors import ImageError, RunError, SourceError
+from mixpo.images import save_bytes
+from mixpo.plural import amount
+from mixpo.types import IMAGE_TOKEN, ImageRef, Pair, Question
+
+Render = Callable[[Question], str]
+"""From a question to the user message its responses were sampled under, `<image>` tokens included."""
+
+REMEMBERED = 4096
+"""Image locations kept in memory; the pairs of one question come together, so few are enough."""
+
+
+class ExportCount(NamedTuple):
+    """skipped: pairs whose text contains a placeholder of the other tool, which it would take for an image that does not exist."""
+
+    pairs: int
+    skipped: int = 0
+
+
+class ExportRows:
+    """Pairs to export with their prompts, counted while they are read. Raises RunError at the end if there were none.
+
+    render: without it the prompt is the bare question. placeholders: texts that no pair may contain, besides the `<image>` tokens of the
+    prompt; pairs with one are skipped.
+    """
+
+    def __init__(self, rows: Iterable[tuple[Question, Pair]], render: Render | None = None, placeholders: tuple[str, ...] = ()) -> None:
+        self._rows, self._render, self._placeholders = rows, render, placeholders
+        self._pairs = self._skipped = 0
+
+    def __iter__(self) -> Iterator[tuple[Question, Pair, str]]:
+        for question, pair in self._rows:
+            prompt = self._prompt(question)
+            texts = prompt.replace(IMAGE_TOKEN, ""), pair.chosen, pair.rejected
+            if any(placeholder in text for text in texts for placeholder in self._placeholders):
+                self._skipped += 1
+                continue
+            self._pairs += 1
+            yield question, pair, prompt
+        if not self._pairs:
+            raise RunError("there are no pairs to export; `mixpo status` shows how many each stage produced", code="no-pairs")
+
+    @property
+    def count(self) -> ExportCount:
+        """What was read so far."""
+        return ExportCount(self._pairs, self._skipped)
+
+    def _prompt(self, question: Question) -> str:
+        prompt = self._render(question) if self._render is not None else question.text
+        if (tokens := prompt.count(IMAGE_TOKEN)) != len(question.images):
+            raise SourceError(
+                f"question {question.id}: {amount(tokens, f'{IMAGE_TOKEN} token')} for {amount(len(question.images), 'image')}; "
+                "remove the tokens from the prompt template",
+                code="image-token-count",
+                key=question.id,
+            )
+        return prompt
+
+
+class ImageCopies:
+    """Copies images into `folder`, each once, named by content (`ab/abcd...ef.png`). copied: number of new files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.copied = 0
+        self._known: dict[ImageRef, str] = {}
+
+    def copy(self, image: ImageRef) -> str:
+        """Path of the copy relative to `folder`. Raises ImageError when the file is missing or has changed."""
+        if image not in self._known:
+            if len(self._known) >= REMEMBERED:
+                self._known.clear()
+            self._known[image] = self._copy(image)
+        return self._known[image]
+
+    def _copy(self, image: ImageRef) -> str:
+        try:
+            content = image_path(image).read_bytes()
+        except OSError as error:
+            raise ImageError(
+                f"{image.path}: cannot be read ({error.strerror or error})", code="image-unreadable", path=image.path
+            ) from None
+        if hashlib.sha256(content).hexdigest() != image.digest:
+            raise ImageError(
+                f"{image.path}: the image has changed since its question was read; run the pipeline again before exporting",
+                code="image-changed",
+                path=image.path,
+            )
+        before = sum(1 for _ in self.folder.glob(f"{image.digest[:2]}/{image.digest}.*"))
+        copy = Path(save_bytes(content, self.folder, image.path).path)
+        self.copied += not before
+        return copy.relative_to(self.folder.absolute()).as_posix()
+
+
+def image_path(image: ImageRef) -> Path:
+    """Where an image lies, links resolved. Raises ImageError when it is missing."""
+    path = Path(image.path).resolve()
+    if not path.is_file():
+        raise ImageError(
+            f"{image.path}: the image is missing; put it back or run the pipeline again", code="image-missing", path=image.path
+        )
+    return path

@@ -1,0 +1,110 @@
+"""Export to the JSONL files of TRL, ms-swift and LLaMA-Factory.
+
+    FOLDER/pairs.jsonl            one pair a line
+    FOLDER/images/ab/ab..ef.png   ms-swift and LLaMA-Factory: copies of the images, named by content
+    FOLDER/dataset_info.json      LLaMA-Factory: what the columns mean
+
+Every line has the fields of its format and "images" (absolute paths), "id", "question_id" and "origin". Pairs whose text contains a
+placeholder of the tool are skipped: processors would put an image there, LLaMA-Factory stops at the first.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+from mixpo.export.base import ExportCount, ExportRows, ImageCopies, Render, image_path
+from mixpo.records import atomic, write_text
+from mixpo.types import IMAGE_TOKEN, ImageRef, Pair, Question
+
+PAIRS = "pairs.jsonl"
+
+MEDIA = (IMAGE_TOKEN, "<video>", "<audio>")
+"""Placeholders of ms-swift and LLaMA-Factory."""
+SWIFT = (*MEDIA, "<bbox>", "<ref-object>", "<cot-process>", "<start-image>")
+"""Those of ms-swift."""
+
+
+def export_trl(rows: Iterable[tuple[Question, Pair]], path: Path, render: Render | None = None) -> ExportCount:
+    """TRL's conversational preference format, which `datasets.load_dataset("json", data_files=...)` reads in one call.
+
+    "prompt", "chosen" and "rejected" are lists of one message, whose content is a list of parts {"type": "image" | "text", "text"} with
+    images where the question has them. To train, cast the images: `data.cast_column("images", [datasets.Image()])`.
+    """
+    return _write(ExportRows(rows, render, (IMAGE_TOKEN,)), path, _trl, lambda image: str(image_path(image)))
+
+
+def export_swift(rows: Iterable[tuple[Question, Pair]], folder: Path, render: Render | None = None) -> ExportCount:
+    """For `swift rlhf --dataset FOLDER/pairs.jsonl`."""
+    return _write(ExportRows(rows, render, SWIFT), folder / PAIRS, _swift, _copying(folder))
+
+
+def export_llama_factory(rows: Iterable[tuple[Question, Pair]], folder: Path, render: Render | None = None) -> ExportCount:
+    """For LLaMA-Factory with `dataset_dir: FOLDER` and `dataset: mixpo`."""
+    count = _write(ExportRows(rows, render, MEDIA), folder / PAIRS, _llama_factory, _copying(folder))
+    columns = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected", "images": "images"}
+    entry = {"file_name": PAIRS, "formatting": "sharegpt", "ranking": True, "columns": columns}
+    write_text(folder / "dataset_info.json", json.dumps({"mixpo": entry}, indent=2) + "\n")
+    return count
+
+
+def _write(rows: ExportRows, path: Path, fields: Callable[[str, Pair], dict[str, Any]], locate: Callable[[ImageRef], str]) -> ExportCount:
+    """Write atomically and in constant memory. Text-only questions come last: `datasets` infers column types from the first rows.
+
+    fields: from the prompt and the pair to the fields of the format. Raises RunError when there are no pairs.
+    """
+    with atomic(path) as temporary, TemporaryFile(dir=path.parent) as text_only, temporary.open("wb") as main:
+        for question, pair, prompt in rows:
+            images = [locate(image) for image in question.images]
+            line = {"images": images, **fields(prompt, pair), "id": pair.id, "question_id": question.id, "origin": pair.origin}
+            (main if images else text_only).write(json.dumps(line).encode() + b"\n")
+        text_only.seek(0)
+        shutil.copyfileobj(text_only, main)
+    return rows.count
+
+
+def _copying(folder: Path) -> Callable[[ImageRef], str]:
+    copies = ImageCopies(folder / "images")
+    return lambda image: str((copies.folder / copies.copy(image)).resolve())
+
+
+def _swift(prompt: str, pair: Pair) -> dict[str, Any]:
+    return {
+        "messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": pair.chosen}],
+        "rejected_response": pair.rejected,
+    }
+
+
+def _llama_factory(prompt: str, pair: Pair) -> dict[str, Any]:
+    return {
+        "conversations": [{"from": "human", "value": prompt}],
+        "chosen": {"from": "gpt", "value": pair.chosen},
+        "rejected": {"from": "gpt", "value": pair.rejected},
+    }
+
+
+def _trl(prompt: str, pair: Pair) -> dict[str, Any]:
+    return {
+        "prompt": [{"role": "user", "content": _parts(prompt)}],
+        "chosen": [{"role": "assistant", "content": [_text(pair.chosen)]}],
+        "rejected": [{"role": "assistant", "content": [_text(pair.rejected)]}],
+    }
+
+
+def _parts(prompt: str) -> list[dict[str, str | None]]:
+    """The message as parts, in order. A line break right after an image is dropped: chat templates set their own."""
+    first, *others = prompt.split(IMAGE_TOKEN)
+    parts: list[dict[str, str | None]] = [_text(first)] if first else []
+    for piece in others:
+        parts.append({"type": "image", "text": None})
+        if text := piece.removeprefix("\n"):
+            parts.append(_text(text))
+    return parts
+
+
+def _text(text: str) -> dict[str, str | None]:
+    return {"type": "text", "text": text}
