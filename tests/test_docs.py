@@ -254,7 +254,7 @@ ONLY_WHERE_NEEDED = (
     "logs/",
     "select/",
     "sample/attempts.json",
-    "audit/marks.jsonl",
+    "audit/labels.jsonl",
     "cache/verdicts.sqlite",
     "cache/looks.sqlite",
 )
