@@ -36,21 +36,13 @@ VOLATILE = re.compile(
 RENAMED = {
     "start": "base",
     "the checker could not tell right from wrong": "the verifier could not tell right from wrong",
-    "the checker could not tell right from wrong (answers)": "the verifier could not tell right from wrong (answers)",
     "hit the length limit, so it is never chosen": "truncated, so never chosen",
-    "hit the length limit, so it is never chosen (answers)": "truncated, so never chosen (answers)",
     "the correct final answer stands inside the wrong one": "the correct final answer is contained in the wrong one",
-    "the correct final answer stands inside the wrong one (pairs)": "the correct final answer is contained in the wrong one (pairs)",
     "thinned out, since its class is larger than its share (pairs.balance)": "its class is larger than its share (pairs.balance)",
-    "thinned out, since its class is larger than its share (pairs.balance) (pairs)": "its class is larger than its share (pairs.balance) (pairs)",
     "too short to be cut, or nothing was written without the image": "too short to cut, or nothing was generated without the image",
-    "too short to be cut, or nothing was written without the image (pairs)": "too short to cut, or nothing was generated without the image (pairs)",
     "written the same without the image": "generated identically without the image",
-    "written the same without the image (pairs)": "generated identically without the image (pairs)",
     "the continuation speaks of a missing image": "the continuation mentions a missing image",
-    "the continuation speaks of a missing image (pairs)": "the continuation mentions a missing image (pairs)",
     "chosen and rejected read the same": "chosen and rejected have the same text",
-    "chosen and rejected read the same (pairs)": "chosen and rejected have the same text (pairs)",
 }
 """Names of values, keys and folders that have changed: the old one -> the new one, under which both are compared.
 Run `--digest FOLDER --write FILE` with the kept run directories after adding to it."""
@@ -180,7 +172,11 @@ def plain(value: Any, root: Path) -> Any:
 
 def renamed(text: str) -> str:
     """A name, or every part of a path."""
-    return "/".join(RENAMED.get(part, part) for part in text.split("/"))
+    def of(part: str) -> str:
+        plain, space, unit = part.partition(" (")  # reasons of drops carry their unit, as in "... (pairs)"
+        return RENAMED.get(part, RENAMED.get(plain, plain) + space + unit)
+
+    return "/".join(of(part) for part in text.split("/"))
 
 
 def digest(value: Any) -> str:

@@ -31,32 +31,32 @@ BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 COMMON = {
     "question": "`Question.id`.",
-    "index": "which answer to the question, as `Response.index`.",
-    "domain": "family of the question, from the source; may be empty.",
+    "index": "index of the response, as in `Response.index`.",
+    "domain": "domain of the question; may be empty.",
     "source": "where the question came from: file, data set or pool.",
-    "finish": "how the answer ended: by itself, at the length limit, or not at all.",
+    "finish": "how the response ended: by itself, truncated at the token limit, or with an error.",
     "extracted": "the final answer found, or null.",
     "reason": "why, in a few words.",
-    "images": "the images in the order of the marks.",
-    "engine": "name of the engine that wrote it; for a model behind a server also what that calls itself.",
-    "seed": "the seed it was drawn with.",
-    "tokens": "how many tokens the answer has.",
-    "seconds": "wall-clock time, resumed parts added up.",
-    "path": "where the file is.",
-    "dropped": "what was left out, by reason.",
+    "images": "the images, in order.",
+    "engine": "name of the engine; for a served model also what it calls itself.",
+    "seed": "its sampling seed.",
+    "tokens": "length in tokens.",
+    "seconds": "wall-clock time, summed over resumed parts.",
+    "path": "path of the file.",
+    "dropped": "what was dropped, by reason.",
     "Question.kind": "how its answer is compared.",
     "ImageRef.digest": "SHA-256 of the file's bytes.",
-    "Sampled.responses": "the answers, in the order of their index.",
+    "Sampled.responses": "the responses, by index.",
     "Sampled.error": "why the question failed; else empty.",
-    "Response.text": "what was written, control tokens left out.",
-    "Judged.verdicts": "empty for questions without an answer.",
+    "Response.text": "the generated text, without control tokens.",
+    "Judged.verdicts": "empty for open questions.",
     "Paired.pairs": "the pairs, possibly none.",
     "Pair.id": "digest of origin, question, texts, indices and cut.",
-    "Pair.chosen": "text of the better answer.",
-    "Pair.rejected": "text of the worse answer.",
-    "Pair.origin": "why the rejected one is worse: a wrong answer, no clear final answer, or finished without the image.",
-    "Pair.chosen_answer": "final answer extracted from it.",
-    "Pair.rejected_answer": "final answer extracted from it.",
+    "Pair.chosen": "text of the better response.",
+    "Pair.rejected": "text of the worse response.",
+    "Pair.origin": "why the rejected one is worse: a wrong answer, no clear final answer, or continued without the image.",
+    "Pair.chosen_answer": "its extracted final answer.",
+    "Pair.rejected_answer": "its extracted final answer.",
     "Drop.count": "how many.",
     "Scored.responses": "token ids of each unique response.",
     "Scored.logps": "log-prob of each under the reference, summed over its tokens, in nats; empty with an online reference.",
@@ -67,20 +67,20 @@ COMMON = {
     "StepMetrics.seconds": "of this step.",
     "StepMetrics.tokens_per_second": "`tokens` / `seconds`.",
     "StepMetrics.pairs_per_second": "`pairs` / `seconds`.",
-    "Prediction.text": "the answer.",
+    "Prediction.text": "the response.",
     "Prediction.outcome": "as in a [Verdict](#verdict).",
     "ReportFile.bytes": "its size.",
     "Manifest.stage": "the folder of the stage.",
     "Manifest.settings": "everything in the recipe that decides the output.",
-    "Manifest.inputs": "names of the shards that it was made from.",
+    "Manifest.inputs": "names of the shards it was made from.",
     "Manifest.shards": "names of its own shards, in order.",
-    "Manifest.finished": "whether all of them are there.",
+    "Manifest.finished": "whether all of them exist.",
     "Manifest.counts": "what was made and what was dropped.",
     "Manifest.started": "when the work began, UTC.",
-    "Manifest.versions": "of the packages that decide the numbers.",
+    "Manifest.versions": "of packages that affect the numbers.",
     "Manifest.format": "version of the layout of a run directory.",
     "Skipped.where": "file:line, or the name of a row.",
-    "Skipped.stage": "which stage left it out.",
+    "Skipped.stage": "the stage that skipped it.",
 }
 """What fields are whose docstring leaves it to their name; a docstring that says it wins."""
 
@@ -119,7 +119,7 @@ def recipe_sections() -> str:
     """Every table of a recipe, in the order of the model."""
     fields = models.Recipe.model_fields
     plain = {name: field for name, field in fields.items() if not _models_in(field.annotation)}
-    parts = ["## Top level", "These stand above the first `[table]`.", _keys("", models.Recipe, plain)]
+    parts = ["## Top level", "These go above the first `[table]`.", _keys("", models.Recipe, plain)]
     for name, field in fields.items():
         if name not in plain:
             parts += _sources(field) if name == "source" else _section(name, field)
@@ -129,7 +129,7 @@ def recipe_sections() -> str:
 def _sources(field: FieldInfo) -> list[str]:
     parts = [
         "## source",
-        "Where questions come from. `kind` decides which keys there are; `[[evaluate.sets]]` has the same tables, and `benchmark`.",
+        "Where questions come from. `kind` selects the keys; `[[evaluate.sets]]` has the same tables, and `benchmark`.",
     ]
     for model in (*_models_in(field.annotation), models.BenchmarkSource):
         kind = typing.get_args(model.model_fields["kind"].annotation)[0]
@@ -152,7 +152,7 @@ def _section(path: str, field: FieldInfo) -> list[str]:
             inner.setdefault(found[0], (f"{path}.{key}", nested))
     for nested_path, nested in inner.values():
         if _models_in(nested.annotation) == [models.PromptText]:
-            parts += ["### A prompt of your own", "A table in place of a prompt's name.", _keys("prompt", models.PromptText)]
+            parts += ["### A prompt of your own", "A table instead of a prompt's name.", _keys("prompt", models.PromptText)]
         else:
             parts += _section(nested_path, nested)
     return parts

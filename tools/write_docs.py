@@ -71,7 +71,7 @@ RESPONSES = [
 
 
 def answers(kind: str) -> str:
-    """What `check` says of the examples of one kind."""
+    """The verdicts of `check` on the examples of one kind."""
     options = OPTIONS if kind == "choice" else None
     rows = []
     for predicted, gold in ANSWERS[kind]:
@@ -95,11 +95,11 @@ def prompts() -> str:
 
 def objectives() -> str:
     """The training objectives."""
-    return table(("name", "what it is"), [(code(name), objective.summary) for name, objective in OBJECTIVES.items()])
+    return table(("name", "definition"), [(code(name), objective.summary) for name, objective in OBJECTIVES.items()])
 
 
 def reasons() -> str:
-    """Why something takes no part in pairs."""
+    """Reasons for dropping a question, response or pair."""
     return table(("reason", "counts", "meaning"), [(code(name), reason.unit, reason.text) for name, reason in REASONS.items()])
 
 
@@ -109,16 +109,16 @@ def pools() -> str:
         "start": "training the base model",
         "preference": "sampling, pairs, training",
         "validation": "choosing settings",
-        "test": "the numbers that are reported",
+        "test": "the reported results",
     }
     return table(("pool", "digit images", "used for"), [(code(name), str(high - low), use[name]) for name, (low, high) in POOLS.items()])
 
 
 def shares() -> str:
-    """In which manner the base model was taught to answer, by family; read from the script without running it."""
+    """How the base model was trained to answer, by family; read from the script without running it."""
     table_of = _constant(ROOT / "tools" / "train_tiny.py", "SHARES")
     rows = [(family, *(f"{share:.0%}" for share in parts)) for family, parts in table_of.items()]
-    return table(("family", "reads and reasons", "glances and guesses", "reasons, no clear final answer"), rows)
+    return table(("family", "reads and reasons", "guesses", "reasons without a clear final answer"), rows)
 
 
 def _constant(path: Path, name: str) -> dict[str, tuple[float, ...]]:

@@ -39,20 +39,20 @@ class Objective:
 _SINGLE = {
     "dpo": Objective(preference=True, summary="direct preference optimization alone (arXiv 2305.18290, Eq. 7)"),
     "cdpo": Objective(
-        preference=True, form="cdpo", smoothing=True, summary="DPO where a share `label_smoothing` of the pairs is the wrong way round"
+        preference=True, form="cdpo", smoothing=True, summary="DPO that assumes a share `label_smoothing` of flipped pairs"
     ),
     "robust_dpo": Objective(
-        preference=True, form="robust_dpo", smoothing=True, summary="the same, with a loss that is unbiased for it (arXiv 2403.00409)"
+        preference=True, form="robust_dpo", smoothing=True, summary="the same, with an unbiased loss (arXiv 2403.00409)"
     ),
     "ipo": Objective(preference=True, form="ipo", summary="identity preference optimization, tau = `beta` (arXiv 2310.12036, Eq. 17)"),
-    "rso": Objective(preference=True, form="rso", summary="the hinge on the margin of rewards of RSO (arXiv 2309.06657)"),
+    "rso": Objective(preference=True, form="rso", summary="hinge loss on the reward margin, as in RSO (arXiv 2309.06657)"),
     "sppo": Objective(
         preference=True, form="sppo", summary="self-play preference optimization, hard labels, eta = 1 / `beta` (arXiv 2405.00675, Eq. 4.7)"
     ),
     "kto_pair": Objective(
         preference=True,
         form="kto_pair",
-        summary="the prospect-theoretic value of both sides (arXiv 2402.01306); mean reward of past steps for the KL term",
+        summary="KTO value function of both sides (arXiv 2402.01306), with the mean reward of past steps as KL term",
     ),
     "aot": Objective(
         preference=True,

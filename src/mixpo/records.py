@@ -38,7 +38,7 @@ ANSWERED_BY = "answered by: "
 class Sampled:
     """All responses to one question; `error` is empty unless the question failed (then `responses` is empty).
 
-    attempts: how often it was asked until then.
+    attempts: how often it was tried.
     """
 
     question: str
@@ -57,7 +57,7 @@ class Judged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drop:
-    """How many candidate pairs (or answers) were left out for one reason."""
+    """How many questions, responses or pairs were dropped for one reason."""
 
     reason: str
     count: int
@@ -65,7 +65,7 @@ class Drop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paired:
-    """The pairs of one question, and what was left out. marked: answers whose verdict a person has set."""
+    """The pairs of one question, and what was dropped. marked: responses whose verdict was set by a person."""
 
     question: str
     pairs: tuple[Pair, ...] = ()
@@ -90,7 +90,7 @@ class Scored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OtherReading:
-    """What another extractor than the recipe's makes of an answer.
+    """The outcome under an extractor other than the recipe's.
 
     extractor: "robust", "paper", or "official" for the rule of a benchmark's own script. outcome: by it.
     """
@@ -101,12 +101,12 @@ class OtherReading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """One evaluated answer. mode: "cot", "direct" or "sampled" (index counts the samples).
+    """One scored response. mode: "cot", "direct" or "sampled" (index counts the samples).
 
-    outcome, extracted: by the recipe's extractor; others: by the other ones of a benchmark with rules.
-    score: share of the best mark that a judge gave, or None where no mark was asked for or the reply could not be read.
-    reply: what the judge wrote. judge: its name, version and the digest of its prompt. unread: its reply could not be read, so that
-    the answer counts nowhere.
+    outcome, extracted: by the recipe's extractor; others: by the other extractors of a benchmark with rules.
+    score: the judge's score as a share of the maximum, or None without a judge or if its reply could not be parsed.
+    reply: the judge's reply. judge: its name, version and prompt digest. unread: the reply could not be parsed, so the response
+    counts nowhere.
     """
 
     question: str

@@ -40,9 +40,9 @@ CHANGE = 160
 
 @dataclass(kw_only=True)
 class Manifest:
-    """What a stage did. `settings` holds everything that decides its output; `counts` whatever was made or dropped.
+    """What a stage did. `settings` holds everything that decides its output; `counts` what was made or dropped.
 
-    facts: what was found out about a server or another helper: what it can do, what was retried.
+    facts: what is known about a server: what it supports, what was retried.
     """
 
     stage: str

@@ -22,7 +22,7 @@ from mixpo.recipe import EvaluateTable, did_you_mean
 class TextScore:
     """One metric of one task.
 
-    task: its name in the harness. metric: as the harness calls it, with the way answers were read in brackets. value: of the metric.
+    task: its name in the harness. metric: its name in the harness, with the answer filter in brackets. value: of the metric.
     error: its standard error, or None. n: questions, of all parts of a group.
     """
 

@@ -13,35 +13,35 @@ from mixpo.recipe.server import ServerTable
 
 
 class ModelTable(Table):
-    """The policy at step 0."""
+    """The base model: the policy at step 0."""
 
     path: str = "mixpo:tiny"
-    """Folder (relative to the recipe) or hub id of a `transformers` image-text-to-text model; "mixpo:tiny" is the bundled one."""
+    """Folder (relative to the recipe) or Hub id of a `transformers` image-text-to-text model; "mixpo:tiny" is the bundled one."""
     revision: str | None = None
-    """Commit, tag or branch of a hub id."""
+    """Commit, tag or branch of a Hub id."""
     adapter: str | None = None
-    """Folder (relative to the recipe) or hub id of a LoRA adapter of `peft`; the policy at step 0 is then the model with this adapter."""
+    """Folder (relative to the recipe) or Hub id of a `peft` LoRA adapter; the base model is then the model with this adapter."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the weights while sampling and when saved; training keeps float32 copies of those it changes."""
+    """Type of the weights when sampling and when saved; training keeps float32 master weights."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where the model runs; "auto" takes a GPU if there is one."""
+    """Device of the model; "auto" uses a GPU if there is one."""
     trust_remote_code: bool = False
-    """Runs Python code that comes with the model. Only for sources you trust."""
+    """Run Python code that comes with the model. Only for sources you trust."""
 
 
 class ImageTable(Table):
-    """Applied to every image before any engine, so that sampling, training and evaluation see the same pixels."""
+    """Image preprocessing, applied before any engine, so that sampling, training and evaluation see the same pixels."""
 
     max_pixels: int = Field(default=4_000_000, ge=1)
-    """A larger image is scaled down to this many pixels, keeping its proportions."""
+    """Larger images are scaled down to this many pixels, keeping the aspect ratio."""
     min_pixels: int = Field(default=0, ge=0)
-    """A smaller image is scaled up to this many pixels, keeping its proportions."""
+    """Smaller images are scaled up to this many pixels, keeping the aspect ratio."""
     tiles: int = Field(default=0, ge=0)
-    """Most tiles into which the model's processor may cut an image (InternVL and others that count tiles); 0 leaves its own setting."""
+    """Maximum number of tiles per image, for processors that tile (such as InternVL's); 0 keeps the processor's setting."""
     max_side: int = Field(default=10_000, ge=1)
-    """An image with a longer side is refused (and listed)."""
+    """Images with a longer side are skipped and listed."""
     min_side: int = Field(default=2, ge=1)
-    """An image with a shorter side is refused (and listed)."""
+    """Images with a shorter side are skipped and listed."""
 
     @model_validator(mode="after")
     def _ordered(self) -> ImageTable:
@@ -56,7 +56,7 @@ class PromptText(Table):
     template: str
     """Text with one `{question}`."""
     style: Style
-    """How the final answer is marked."""
+    """How the final answer is marked in the response."""
 
     @model_validator(mode="after")
     def _has_slot(self) -> PromptText:
@@ -69,18 +69,18 @@ PromptName = str | PromptText
 
 
 class PromptTable(Table):
-    """What the model is told around a question: the name of a built-in prompt, or a table with template and style."""
+    """Prompt templates: the name of a built-in prompt, or a table with template and style."""
 
     cot: PromptName = "cot"
-    """For chain-of-thought answers."""
+    """For chain-of-thought responses."""
     direct: PromptName = "direct"
-    """For direct answers (evaluation only)."""
+    """For direct responses (evaluation only)."""
     open: PromptName = "plain"
-    """For questions without an answer."""
+    """For open questions."""
     by_domain: dict[str, PromptName] = Field(default={})
-    """Another chain-of-thought prompt for the questions of a domain."""
+    """Chain-of-thought prompts by domain."""
     by_source: dict[str, PromptName] = Field(default={})
-    """The same by the name of a source (`*` stands for anything); comes before `by_domain`."""
+    """The same by source name (`*` matches anything); takes precedence over `by_domain`."""
 
     @model_validator(mode="after")
     def _known(self) -> PromptTable:
@@ -91,31 +91,31 @@ class PromptTable(Table):
 
 
 class SampleTable(Table):
-    """How many answers are sampled for each question, and how."""
+    """How responses are sampled."""
 
     engine: Literal["transformers", "openai", "vllm", "scripted"] = "transformers"
-    """What writes the answers: the model in this process, a server ([sample.server]), vLLM in this process, or "scripted", which
+    """What generates responses: the model in process, a server ([sample.server]), vLLM in process, or "scripted", which
     reads them from a file."""
     server: ServerTable = ServerTable()
-    """Which server answers where engine = "openai"."""
+    """The server for engine = "openai"."""
     script: str | None = None
-    """JSONL of answers for the scripted engine, relative to the recipe."""
+    """JSONL file of responses for the scripted engine, relative to the recipe."""
     n: int = Field(default=8, ge=1)
-    """Answers for each question."""
+    """Responses per question."""
     temperature: float = Field(default=1.0, gt=0)
-    """How varied the answers are; they must differ to give pairs."""
+    """Sampling temperature. Responses must differ to make pairs."""
     top_k: int = Field(default=0, ge=0)
-    """0 keeps every token."""
+    """Sample from the k likeliest tokens; 0 means all."""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """1 keeps every token."""
+    """Nucleus sampling; 1 means all tokens."""
     stop: list[str] = Field(default=[], max_length=4)
-    """Texts that end an answer, in evaluation too. What is kept ends before them, as text with an end of turn; at most 4, the limit of most
-    servers."""
+    """Texts that end a response, also in evaluation. The response ends before them, with an end-of-turn token. At most 4, the limit of
+    most servers."""
     max_new_tokens: int = Field(default=512, ge=1)
-    """Tokens of an answer at most. One that reaches them is cut, counted, and never chosen."""
+    """Maximum tokens of a response. Truncated responses are counted and never chosen."""
     batch_size: int = Field(default=32, ge=1)
-    """Questions sampled together (each with n answers). In this process fewer, where the tokens of prompts, images and answers would not
-    fit into free memory."""
+    """Questions sampled together, each with n responses; fewer in process if prompts, images and responses would not fit into free
+    memory."""
 
     @model_validator(mode="after")
     def _complete(self) -> SampleTable:
@@ -130,17 +130,17 @@ RuleName = Literal["vqa", "relaxed", "anls", "choice", "number", "formula", "tex
 
 
 class VerifyTable(Table):
-    """How answers are compared with the ground truth."""
+    """How responses are compared with the ground truth."""
 
     rules: dict[str, RuleName] = Field(default={})
-    """Rules of data sets: by the name of a source or a domain (`*` stands for anything) to "vqa", "relaxed", "anls" or an answer kind."""
+    """Rules by source or domain name (`*` matches anything): "vqa", "relaxed", "anls" or an answer kind."""
     mmpr_rules: bool = False
-    """For the released MMPR prompts: the rules of their data sets, where `rules` names none."""
+    """Use the rules of the data sets of the released MMPR prompts, unless `rules` sets another."""
 
     tolerance: float = Field(default=1e-6, ge=0)
     """Relative difference up to which two numbers are equal."""
     timeout_s: float = Field(default=5.0, gt=0)
-    """Wall-clock limit of one formula comparison; past it the verdict is undecided."""
+    """Timeout of one formula comparison; the verdict is then undecided."""
     workers: int = Field(default=2, ge=1)
     """Processes that compare formulas."""
 
@@ -149,31 +149,31 @@ BalanceBy = Literal["origin", "domain", "source", "difficulty"]
 
 
 class PairsTable(Table):
-    """How preference pairs are made from judged answers."""
+    """How preference pairs are made from verified responses."""
 
     correctness: bool = True
-    """Pairs of a correct and a wrong answer to the same question."""
+    """Make pairs of a correct and a wrong response to the same question."""
     max_per_question: int = Field(default=15, ge=1)
-    """At most this many correctness pairs for each question."""
+    """Maximum correctness pairs per question."""
     format_negatives: bool = True
-    """Answers without a clear final answer count as rejected (tagged "format")."""
+    """Use responses without a clear final answer as rejected (tagged "format")."""
     entailment: bool = True
-    """Skip a pair when the correct final answer stands inside the wrong one."""
+    """Drop a pair if the correct final answer is contained in the wrong one."""
     max_length_ratio: float = Field(default=0.0, ge=0)
-    """Skip a pair whose longer side has more than this many times the tokens of the shorter; 0 keeps all."""
+    """Drop a pair if its longer side has more than this many times the tokens of the shorter; 0 keeps all."""
     dropout_ntp: bool = True
-    """Pairs for questions without an answer: the rejected side is completed without the image."""
+    """Make DropoutNTP pairs for open questions: the rejected side is continued without the image."""
     dropout_ratio: float = Field(default=0.5, gt=0, lt=1)
-    """Share of the chosen response that the rejected one keeps."""
+    """Share of the chosen response that the rejected one keeps as its prefix."""
     max_dropout_per_question: int = Field(default=4, ge=1)
-    """At most this many DropoutNTP pairs for each question."""
+    """Maximum DropoutNTP pairs per question."""
     drop_blind: bool = True
-    """Leave out continuations that speak of a missing image instead of answering."""
+    """Drop continuations that mention a missing image instead of answering."""
     max_similarity: float = Field(default=1.0, ge=0, le=1)
-    """Of right (or wrong) answers to a question that share more than this part of their three-word runs one is used; 1 uses all."""
+    """Of correct (or wrong) responses that share more than this part of their word trigrams, only one is used; 1 uses all."""
     rationales: bool = False
-    """Where no answer is right, the question's `rationale` (a column of the source) is the chosen one."""
+    """If no response is correct, use the question's `rationale` (a column of the source) as chosen."""
     balance: tuple[BalanceBy, ...] = ()
-    """Thin out the pairs of classes that are too large; a class is a combination of these values over the whole data set."""
+    """Subsample pairs of large classes; a class is a combination of these values over the whole data set."""
     balance_to: float = Field(default=1.0, gt=0)
-    """A class keeps about this many times the mean number of pairs of a class at most."""
+    """Maximum size of a class, as a multiple of the mean class size."""

@@ -15,70 +15,70 @@ class EvaluationSet(Table):
     """A named set of questions with answers."""
 
     name: str = Field(pattern=r"^[a-z0-9_-]+$")
-    """What folders and tables call it."""
+    """Its name in folders and tables."""
     source: EvaluationSource
-    """Where its questions are; those without an answer are left out."""
+    """Where its questions come from; open questions are skipped."""
 
 
 class JudgeTable(Table):
-    """A language model behind an OpenAI-compatible endpoint that marks free answers."""
+    """A language model behind an OpenAI-compatible endpoint that grades free-form responses."""
 
     model: str
-    """Name of the model at the endpoint, with its date where it has one."""
+    """Name of the model at the endpoint, with its date if it has one."""
     url: str = "https://api.openai.com/v1"
-    """Base address of the endpoint, such as http://127.0.0.1:8000/v1."""
+    """Base URL of the endpoint, such as http://127.0.0.1:8000/v1."""
     key: str = Field(default="OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    """Name of the environment variable that holds the key; the key itself stands nowhere."""
+    """Name of the environment variable that holds the key; the key itself is never stored."""
     prompts: str = ""
-    """Folder, relative to the recipe, with judge prompts of your own (mmvet.txt, llava_bench.txt, mmhal.txt, and for extractor = "judge"
+    """Folder, relative to the recipe, with your own judge prompts (mmvet.txt, llava_bench.txt, mmhal.txt, and for extractor = "judge"
     mathvista.txt, mathvision.txt); a system message in a file such as llava_bench.system.txt."""
     temperature: float = Field(default=0.0, ge=0)
-    """Of the judge; 0 lets it say the same again."""
+    """Temperature of the judge; 0 makes it repeatable."""
     max_tokens: int = Field(default=1024, ge=1)
-    """Length limit of a reply."""
+    """Maximum tokens of a reply."""
     attempts: int = Field(default=3, ge=1)
-    """How often one answer is put before the judge until its reply can be read; the temperature rises by 0.5 each time."""
+    """Maximum requests per response until the reply can be parsed; the temperature rises by 0.5 each time."""
     timeout_s: float = Field(default=120.0, gt=0)
-    """Wall-clock limit of one request."""
+    """Timeout of one request."""
     retries: int = Field(default=6, ge=0)
-    """Further tries after a lost connection, a time-out or a busy server, with growing pauses."""
+    """Retries after a lost connection, a timeout or a busy server, with growing delays."""
     workers: int = Field(default=4, ge=1)
-    """Requests at a time."""
+    """Concurrent requests."""
 
 
 class EvaluateTable(Table):
     """Greedy and sampled accuracy of every model on held-out questions."""
 
     sets: tuple[EvaluationSet, ...] = ()
-    """What is measured on; the first one is the main set of the report."""
+    """Evaluation sets; the first is the main set of the report."""
     served: tuple[ServedModel, ...] = ()
-    """Other models to ask the same questions, each behind a server."""
+    """Other models to evaluate, each behind a server."""
     decontaminate: Literal["similar", "image", "question", "off"] = "image"
-    """Left out of training: "image", questions with an image of an evaluation set, or the same text and no image; "similar", also those
-    with an image that looks like one, such as a re-encoded or resized copy; "question", only those with the same text and images."""
+    """Training questions to filter: "image", those with an image of an evaluation set, or the same text and no image; "similar", also
+    those with a near-duplicate image, such as a re-encoded or resized copy; "question", only those with the same text and images."""
     similar_bits: int = Field(default=32, ge=0, le=96)
-    """For "similar": so many of the 256 bits of two images' perceptual hashes may differ."""
+    """For "similar": how many of the 256 bits of two perceptual hashes may differ."""
     modes: tuple[Literal["cot", "direct"], ...] = ("cot", "direct")
-    """How the questions are asked: for a chain of thought, for the answer alone."""
+    """Prompt modes: chain of thought, direct answer."""
     max_new_tokens: int = Field(default=512, ge=1)
-    """Tokens of an answer at most."""
+    """Maximum tokens of a response."""
     batch_size: int = Field(default=128, ge=1)
-    """Answers written together; fewer in the same way as while sampling."""
+    """Responses generated together; fewer if memory is short, as in sampling."""
     samples: int = Field(default=0, ge=0)
-    """Also sample this many chain-of-thought answers per question, for the mean accuracy of sampled answers."""
+    """Also sample this many chain-of-thought responses per question, for sampled accuracy."""
     extractor: Literal["robust", "paper", "judge"] = "robust"
-    """How benchmarks read a final answer: "paper" by the rules of the released scripts, "robust" without their known faults, "judge" as
-    the authors do it: the judge finds the answer for mathvista and mathvision, the others are read as by "paper"."""
+    """How benchmarks extract final answers: "paper" by the rules of the released scripts, "robust" without their known faults, "judge"
+    as the authors do it: the judge extracts answers for mathvista and mathvision; the others use "paper"."""
     judge: JudgeTable | None = None
-    """Needed by the benchmarks with free answers (mmvet, llava_bench, mmhal), and by extractor = "judge"."""
+    """Required by benchmarks with free-form answers (mmvet, llava_bench, mmhal), and by extractor = "judge"."""
     text_tasks: tuple[str, ...] = ()
     """Tasks of lm-evaluation-harness to run on the language model alone, such as "mmlu" or "gsm8k"."""
     text_shots: int | None = Field(default=None, ge=0)
-    """Worked examples in the prompt of every text task; unset leaves each task its own number."""
+    """Few-shot examples of every text task; unset uses the task's own number."""
     text_limit: int | None = Field(default=None, ge=1)
-    """Only this many questions of each text task."""
+    """Maximum questions per text task."""
     text_include: str = ""
-    """Folder, relative to the recipe, with task files of your own."""
+    """Folder, relative to the recipe, with your own task files."""
 
     @model_validator(mode="after")
     def _distinct(self) -> EvaluateTable:

@@ -12,22 +12,22 @@ from mixpo.recipe.base import Table
 
 
 class Endpoint(Table):
-    """An OpenAI-compatible server, and how it is asked."""
+    """An OpenAI-compatible server and its limits."""
 
     urls: list[str] = Field(default=[])
-    """Base addresses such as "http://10.0.0.5:8000/v1". Several are used as equals; one that dies is left out until it is back."""
+    """Base URLs such as "http://10.0.0.5:8000/v1". Load is balanced over several; one that dies is skipped until it is back."""
     model: str = ""
-    """The name that requests carry; by default what the server calls its only model, or the folder where mixpo starts the server."""
+    """Model name in requests; by default the server's only model, or the model folder if mixpo starts the server."""
     api_key_env: str = ""
     """Name of the environment variable that holds the key, never the key itself."""
     in_flight: int = Field(default=32, ge=1)
-    """Requests under way at a time, over all servers; also how many questions have their images in memory."""
+    """Concurrent requests over all servers; also the number of questions whose images are in memory."""
     timeout_s: float = Field(default=600.0, gt=0)
-    """Longest wait for one request, from start to end."""
+    """Timeout of one request, from start to end."""
     retries: int = Field(default=4, ge=0)
-    """Tries after the first before a question fails. A server that cannot be reached or says that it is busy costs no try."""
+    """Retries before a question fails. An unreachable or busy server does not count."""
     patience_s: float = Field(default=600.0, gt=0)
-    """How long to wait for a server that cannot be reached, is busy or has yet to load its model."""
+    """How long to wait for a server that is unreachable, busy or still loading its model."""
 
     @model_validator(mode="after")
     def _addresses(self) -> Self:
@@ -43,16 +43,16 @@ class Endpoint(Table):
 class ServerTable(Endpoint):
     """An OpenAI-compatible server (vLLM, SGLang, LMDeploy, llama.cpp, `transformers serve`), for sample.engine = "openai".
 
-    Give `urls` of servers that run, or let mixpo start one: `serve` or `start`.
+    Give `urls` of running servers, or let mixpo start one with `serve` or `start`.
     """
 
     serve: Literal["transformers"] | None = None
-    """mixpo starts `transformers serve` with the model on a free port of this machine, and ends it with the run."""
+    """Start `transformers serve` with the model on a free local port, and stop it with the run."""
     start: list[str] = Field(default=[])
-    """mixpo starts this program: a list of arguments, no shell. `{model}`, `{host}` and `{port}` are filled in. Whoever runs the recipe
-    runs the program; it is shown before it starts."""
+    """Start this program: a list of arguments, no shell. `{model}`, `{host}` and `{port}` are filled in. Running the recipe runs
+    the program; it is printed before it starts."""
     same_model: bool = True
-    """The server holds the weights of model.path. False: another model answers, and only its text is used."""
+    """The server holds the weights of model.path. If false, another model answers and only its text is used."""
 
     @model_validator(mode="after")
     def _one_way(self) -> ServerTable:
@@ -69,14 +69,14 @@ class ServerTable(Endpoint):
 
 
 class ServedModel(Endpoint):
-    """Another model behind a server or a commercial endpoint, as a row of its own in the table of scores. Its weights are nowhere here."""
+    """Another model behind a server or a commercial endpoint, as an additional row of the results. Needs no local weights."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
-    """What the table of scores calls it."""
+    """Its name in the results."""
     urls: list[str] = Field(min_length=1)
-    """Base addresses such as "https://api.openai.com/v1". Several are used as equals."""
+    """Base URLs such as "https://api.openai.com/v1". Load is balanced over several."""
     model: str = Field(min_length=1)
-    """The name of the model at the endpoint, with its date where it has one."""
+    """Name of the model at the endpoint, with its date if it has one."""
 
     @model_validator(mode="after")
     def _own_name(self) -> ServedModel:
@@ -91,17 +91,17 @@ class ServedModel(Endpoint):
 
 
 class ClusterTable(Table):
-    """Where answers are sampled (also those of evaluations) and verified. Nothing here changes a result, only how soon it comes."""
+    """Where responses are sampled (also in evaluation) and verified. Affects speed, never results."""
 
     kind: Literal["none", "ray"] = "none"
-    """"ray" spreads the shards of these stages over the actors of a Ray cluster; all machines must see the run directory."""
+    """"ray" distributes the shards of these stages over the actors of a Ray cluster; all machines must see the run directory."""
     address: str = ""
-    """Of a running cluster, as for `ray.init`; "" uses RAY_ADDRESS if that is set, otherwise starts Ray on this machine."""
+    """Address of a running cluster, as for `ray.init`; "" uses RAY_ADDRESS if set, otherwise starts Ray on this machine."""
     actors: int = Field(default=1, ge=1)
-    """Processes that make shards, each with a model of its own while it samples."""
+    """Processes that make shards, each with its own model while sampling."""
     cpus_per_actor: float = Field(default=1.0, gt=0)
     """CPUs that Ray reserves for each actor; leave at least one CPU of the cluster free."""
     gpus_per_actor: float = Field(default=0.0, ge=0)
     """GPUs that Ray reserves for each actor."""
     shards_per_task: int = Field(default=1, ge=1)
-    """Shards that an actor gets at once; a lost actor loses at most these."""
+    """Shards per task; a lost actor loses at most these."""

@@ -18,19 +18,19 @@ EXTRACTED_BENCHMARKS = ("mathvista", "mathvision")
 
 
 class DigitsSource(Table):
-    """Scenes of four handwritten digits (UCI, shipped with scikit-learn) with questions whose answers are exact."""
+    """Scenes of four handwritten digits (UCI, shipped with scikit-learn) with questions that have exact answers."""
 
     kind: Literal["digits"]
     pool: Literal["start", "preference", "validation", "test"] = "preference"
     """The pools share no digit image."""
     count: int = Field(default=1000, ge=0)
-    """Questions to make; each has a scene of its own."""
+    """Number of questions, each with its own scene."""
     open_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of open questions ("Describe the picture.") without an answer."""
+    """Share of open questions ("Describe the picture.")."""
     families: tuple[str, ...] = ()
     """Question families to use; empty means all."""
     seed: int = 0
-    """Another seed composes other scenes from the same digits."""
+    """Seed of the scenes; the digits stay the same."""
 
 
 class EasyVqaSource(Table):
@@ -38,9 +38,9 @@ class EasyVqaSource(Table):
 
     kind: Literal["easy_vqa"]
     split: Literal["train", "test"] = "train"
-    """Which of the two parts."""
+    """Which split."""
     count: int = Field(default=0, ge=0)
-    """Questions to take, spread evenly over the split; 0 takes all."""
+    """Number of questions, evenly spaced over the split; 0 means all."""
 
 
 class JsonlSource(Table):
@@ -54,7 +54,7 @@ class JsonlSource(Table):
     answer_kind: AnswerKind | Literal["auto"] = "auto"
     """How answers are compared; "auto" decides from each answer."""
     domain: str = ""
-    """Family of the questions whose rows name none."""
+    """Domain of the questions whose rows name none."""
 
 
 class MmprSource(Table):
@@ -72,15 +72,15 @@ class MmprSource(Table):
 
 
 class HubSource(Table):
-    """A Hugging Face data set: an id on the hub or a local folder, through the `datasets` library."""
+    """A Hugging Face dataset: a Hub id or a local folder, through the `datasets` library."""
 
     kind: Literal["hub"]
     path: str
     """Hub id or local folder (relative to the recipe)."""
     name: str | None = None
-    """Configuration of the data set, where it has several."""
+    """Configuration of the dataset, if it has several."""
     split: str = "train"
-    """Which part of the data set."""
+    """Split of the dataset."""
     question: str = "question"
     """Column of the question."""
     answer: str | None = "answer"
@@ -96,7 +96,7 @@ class HubSource(Table):
     answer_kind: AnswerKind | Literal["auto"] = "auto"
     """As in `jsonl`."""
     count: int = Field(default=0, ge=0)
-    """Rows to take; 0 takes all."""
+    """Number of rows; 0 means all."""
 
 
 class PythonSource(Table):
@@ -106,7 +106,7 @@ class PythonSource(Table):
     target: str
     """"module:function"; running a recipe with such a source runs that code."""
     arguments: dict[str, Any] = Field(default={})
-    """Keyword arguments that the function is called with."""
+    """Keyword arguments of the function."""
     root: str = "."
     """Folder below which every image lies, relative to the recipe."""
 
@@ -120,13 +120,13 @@ class BenchmarkSource(Table):
     path: str
     """Its file or folder, relative to the recipe: Parquet, a VLMEvalKit TSV, or the official JSON or JSONL."""
     split: str = ""
-    """Of files that hold several, such as "testmini"; empty takes the split that is usually reported."""
+    """Split, such as "testmini"; empty means the one that is usually reported."""
     root: str = ""
     """Folder below which image files lie, relative to the recipe; empty means the folder of `path`."""
     answers: str = ""
-    """A second file, relative to the recipe, where the answers do not stand beside the questions (POPE labels, LLaVA-Bench references)."""
+    """A second file, relative to the recipe, if answers are separate from the questions (POPE labels, LLaVA-Bench references)."""
     partial: bool = False
-    """Leave out rows that cannot be used instead of stopping. The score is then not the published one."""
+    """Skip rows that cannot be used instead of stopping. The score is then not comparable with published ones."""
 
     @model_validator(mode="after")
     def _known(self) -> BenchmarkSource:

@@ -17,35 +17,35 @@ class LossTable(Table):
     beta: float = Field(default=0.1, gt=0)
     """A response's reward is beta times its log-ratio to the reference."""
     preference: float = Field(default=0.8, ge=0)
-    """w_p, of the preference term (DPO, or what the objective has in its place)."""
+    """w_p, of the preference term (DPO, or the term that replaces it)."""
     quality: float = Field(default=0.2, ge=0)
     """w_q, of the BCO term."""
     generation: float = Field(default=1.0, ge=0)
     """w_g, of the SFT term."""
     label_smoothing: float = Field(default=0.1, ge=0, lt=0.5)
-    """The share of pairs that is taken to be the wrong way round, in "cdpo" and "robust_dpo"; other objectives do not use it."""
+    """Assumed share of flipped pairs, for "cdpo" and "robust_dpo"."""
     reference_alpha: float = Field(default=0.6, gt=0, le=1)
-    """How far "tr_dpo" moves the reference towards the policy each time; 1 makes it the policy (a hard update)."""
+    """How far "tr_dpo" moves the reference toward the policy in each update; 1 is a hard update."""
     reference_every: int = Field(default=1, ge=1)
-    """Optimizer steps between two of these moves."""
+    """Optimizer steps between these updates."""
 
 
 Part = Literal["vision", "projector", "llm"]
 
 
 class LoraTable(Table):
-    """Train a low-rank adapter in place of the weights. The trained model is saved with the adapter merged, and the adapter beside it."""
+    """Train a LoRA adapter instead of the weights. The model is saved with the adapter merged, and the adapter is saved separately."""
 
     rank: int = Field(default=16, ge=1)
-    """Width of the two thin matrices that each layer gets."""
+    """Rank of the adapter matrices."""
     alpha: float = Field(default=32.0, gt=0)
-    """What the adapter adds is multiplied by alpha / rank."""
+    """Scaling: the adapter output is multiplied by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Of the adapter's inputs, from the second step on: the first one checks that policy and reference are equal."""
+    """Dropout on the adapter's inputs, from the second step on; the first step checks that policy and reference agree."""
     parts: tuple[Part, ...] = ("llm",)
     """Parts whose linear layers get an adapter."""
     modules: tuple[str, ...] = ()
-    """Of these, only layers with such a name (the end of it, as in "q_proj"); empty: all but the output head."""
+    """Restrict to layers whose name ends like this, such as "q_proj"; empty means all but the output head."""
 
     @model_validator(mode="after")
     def _something(self) -> LoraTable:
@@ -55,12 +55,12 @@ class LoraTable(Table):
 
 
 class WatchTable(Table):
-    """Answers to a fixed held-out set while the model is trained: accuracy, length, repetition and cut answers over the steps."""
+    """In-training evaluation on a fixed set of questions: accuracy, length, repetition and truncation."""
 
     every: int = Field(default=50, ge=1)
-    """Steps between two looks; the last step is always looked at."""
+    """Steps between evaluations; the last step is always evaluated."""
     count: int = Field(default=32, ge=1)
-    """The first so many questions of the set."""
+    """Number of questions, from the beginning of the set."""
     set: str = ""
     """Name of an evaluation set; empty means the first one."""
 
@@ -71,54 +71,54 @@ class TrainTable(Table):
     objective: str = "mpo"
     """A name from the table of objectives."""
     baselines: tuple[str, ...] = ()
-    """Further objectives trained on the first round's pairs from the same start, to compare with."""
+    """Further objectives, trained from the base model on the first round's pairs, for comparison."""
     rounds: int = Field(default=1, ge=1)
-    """On-policy rounds: each samples from the last round's model, builds pairs and trains on them."""
+    """On-policy rounds: each samples from the previous round's model, builds pairs and trains on them."""
     loss: LossTable = LossTable()
     """Weights and constants of the loss."""
     learning_rate: float = Field(default=5e-6, gt=0)
-    """The highest one, after the warm-up."""
+    """Peak learning rate, after the warm-up."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate goes on after the warm-up."""
+    """Learning rate schedule after the warm-up."""
     warmup: float = Field(default=0.03, ge=0, lt=1)
-    """Share of all steps over which the learning rate rises."""
+    """Share of all steps used for linear warm-up."""
     weight_decay: float = Field(default=0.05, ge=0)
-    """Of AdamW; biases and norms have none."""
+    """AdamW weight decay, not applied to biases and norms."""
     epochs: int = Field(default=1, ge=1)
-    """How often all pairs are seen."""
+    """Passes over all pairs."""
     batch_size: int = Field(default=256, ge=1)
-    """Pairs in one optimizer step."""
+    """Pairs per optimizer step, over all ranks."""
     tokens_per_batch: int = Field(default=8192, ge=1)
-    """Tokens that pass through the model at once, padding included; larger steps accumulate gradients."""
+    """Maximum tokens per forward pass, padding included; larger steps accumulate gradients."""
     pairs_per_group: int = Field(default=0, ge=0)
-    """At most this many pairs of a question stay together when their order is drawn; 0 keeps all, which is fastest."""
+    """How many pairs of a question stay together when pairs are shuffled; 0 keeps all together, which is fastest."""
     max_length: int = Field(default=6144, ge=1)
-    """Pairs with a longer prompt + response are left out, and counted. Nothing is ever cut."""
+    """Pairs with a longer prompt + response are dropped and counted; nothing is truncated."""
     max_grad_norm: float = Field(default=1.0, gt=0)
-    """Longer gradients are clipped to this length."""
+    """Gradient norm clipping."""
     freeze: tuple[Part, ...] = ()
-    """Parts that keep their weights."""
+    """Parts that are not trained."""
     lora: LoraTable | None = None
-    """Train an adapter only. Needs the extra `lora`."""
+    """Train an adapter only. Requires the extra `lora`."""
     reference: Literal["stage", "online"] = "stage"
-    """Where log-probs of the reference come from: a stage of its own, once for all trainings, or one more forward pass in every step."""
+    """How reference log-probs are computed: once, in a separate stage, or with one more forward pass in every step."""
     cache_vision: bool = False
-    """Keep the features of frozen vision in memory from one epoch to the next."""
+    """Cache image features between epochs; requires frozen vision."""
     gradient_checkpointing: bool = False
-    """Less memory for about a third more time."""
+    """Recompute activations: less memory for about a third more time."""
     liger: bool = False
-    """Kernels of Liger for norms, rotary positions and gated layers. Needs the liger extra and an NVIDIA or AMD GPU."""
+    """Use Liger kernels for norms, rotary embeddings and gated layers. Requires the extra `liger` and an NVIDIA or AMD GPU."""
     save_every: int = Field(default=100, ge=1)
     """Steps between checkpoints."""
     save_total_limit: int = Field(default=2, ge=1)
-    """Checkpoints that are kept: the newest ones. With 1 there is none to go back to when the newest cannot be read."""
+    """How many of the newest checkpoints to keep. With 1 there is no fallback if the newest cannot be read."""
     log_every: int = Field(default=1, ge=1)
-    """Steps between lines of metrics, on screen and in the records."""
+    """Steps between logged metrics, on screen and in the records."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    """Where metrics go besides the run's own records."""
+    """Additional experiment trackers."""
 
     watch: WatchTable | None = None
-    """Unset watches nothing."""
+    """Unset: no evaluation during training."""
 
     @model_validator(mode="after")
     def _known(self) -> TrainTable:

@@ -16,15 +16,14 @@ from mixpo.records import write_text
 class StepMetrics:
     """One optimizer step; means over all pairs of the step on all ranks.
 
-    step: from 1. epoch: how much of the data has been seen, 1.0 after the first pass. loss: the weighted total.
+    step: from 1. epoch: passes over the data so far, 1.0 after the first. loss: the weighted total.
     preference, quality, generation: the raw terms; weighted_*: times their weight, which add up to `loss`.
     reward_*: beta times the log-ratio to the reference. margin: chosen minus rejected. accuracy: share of pairs with margin > 0.
     delta: the reward shift this step used. logp_*: summed log-probs. grad_norm: before clipping. tokens: without padding.
-    token_efficiency: tokens that have to be computed at least (every prompt once, and what responses have in common) over tokens that
-    were, padding included. memory: bytes, the most so far on the main rank's GPU, or of its process where there is none.
+    token_efficiency: minimum tokens to compute (every prompt and shared prefix once) over tokens computed, padding included.
+    memory: peak bytes so far on the main rank's GPU, or of its process without one.
     seconds_left: until the end.
-    watch_*: of the watched answers (train.watch) after this step, None where nobody looked: share that is correct, mean tokens, share
-    that repeats a phrase over and over, share cut at the length limit.
+    watch_*: in-training evaluation (train.watch) after this step, or None: accuracy, mean tokens, repetition rate, truncation rate.
     """
 
     step: int
