@@ -173,8 +173,8 @@ def plain(value: Any, root: Path) -> Any:
 def renamed(text: str) -> str:
     """A name, or every part of a path."""
     def of(part: str) -> str:
-        plain, space, unit = part.partition(" (")  # reasons of drops carry their unit, as in "... (pairs)"
-        return RENAMED.get(part, RENAMED.get(plain, plain) + space + unit)
+        reason, space, unit = part.rpartition(" (")  # reasons of drops carry their unit, as in "... (pairs)"
+        return RENAMED.get(part) or RENAMED.get(reason, reason) + space + unit
 
     return "/".join(of(part) for part in text.split("/"))
 
