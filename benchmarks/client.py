@@ -1,6 +1,6 @@
 """Requests a second that one process sends with pictures of 100 KB, against a server on this machine that does nothing.
 
-The engine's transport, and the OpenAI SDK if it is installed, in turn: request bodies with one picture as a data address, 32 in flight.
+The engine's client, and the OpenAI SDK if it is installed, in turn: request bodies with one picture as a data address, 32 in flight.
 
 python benchmarks/client.py [--json]
 """
@@ -15,14 +15,13 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
 from mixpo.engines.base import SamplingParams
-from mixpo.engines.openai.client import Limits, Transport
-from mixpo.engines.openai.protocol import data_address, parse, sampling, user_turn
+from mixpo.engines.openai.client import Client, Limits
+from mixpo.engines.openai.protocol import data_url, parse_completion, sampling_body, user_message
 
 IN_FLIGHT = 32
 PARAMS = SamplingParams(temperature=1.0, max_new_tokens=64)
@@ -63,19 +62,19 @@ NEVER = dict.fromkeys(range(20), -100.0)
 
 def body(picture: bytes, seed: int) -> dict[str, Any]:
     """What the engine sends: the picture is encoded for each request, as it is for each question."""
-    turn = user_turn("<image>\nWhat is the sum?", [data_address(picture, "jpeg")], "<image>")
-    return {**sampling("stub", PARAMS, 8, seed, "negative", (), NEVER), "messages": [turn], "logprobs": True, "top_logprobs": 1}
+    turn = user_message("<image>\nWhat is the sum?", [data_url(picture, "jpeg")], "<image>")
+    return {**sampling_body("stub", PARAMS, 8, seed, "negative", (), NEVER), "messages": [turn], "logprobs": True, "top_logprobs": 1}
 
 
 async def ours(url: str, picture: bytes, count: int) -> None:
-    """The engine's transport."""
+    """The engine's client."""
     limits = Limits(in_flight=IN_FLIGHT)
-    transport = Transport(urls=[url], headers={}, limits=limits, say=print, counts=Counter())
-    await transport.open()
+    client = Client(urls=[url], limits=limits, notify=print)
+    await client.open()
     try:
-        await spread(count, lambda seed: transport.post("/chat/completions", body(picture, seed), parse))
+        await spread(count, lambda seed: client.post("/chat/completions", body(picture, seed), parse_completion))
     finally:
-        await transport.close()
+        await client.close()
 
 
 async def sdk(url: str, picture: bytes, count: int) -> None:

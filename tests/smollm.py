@@ -12,7 +12,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mixpo.engines.tokens import Words
+from mixpo.engines.tokens import TokenCodec
 from mixpo.vlm.load import Vlm
 
 _NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
@@ -64,7 +64,7 @@ class _Processor:
         return dict(self.tokenizer(text, return_tensors=return_tensors, **settings))
 
 
-def smollm_words(path: Path) -> Words:
+def smollm_words(path: Path) -> TokenCodec:
     """Tokens and template of the model in this file."""
     facts = metadata(path)
     tokens, kinds = facts["tokenizer.ggml.tokens"], facts["tokenizer.ggml.token_type"]
@@ -79,4 +79,4 @@ def smollm_words(path: Path) -> Words:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=end, chat_template=facts["tokenizer.chat_template"])
     model = SimpleNamespace(config=SimpleNamespace(image_token_id=tokenizer.convert_tokens_to_ids("<reponame>")))
     ends = (int(tokenizer.eos_token_id),)
-    return Words(Vlm(model, _Processor(tokenizer), torch.device("cpu"), "", "", ends))
+    return TokenCodec(Vlm(model, _Processor(tokenizer), torch.device("cpu"), "", "", ends))

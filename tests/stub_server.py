@@ -16,7 +16,7 @@ import orjson
 from aiohttp import web
 from PIL import Image
 
-from mixpo.engines.tokens import Words
+from mixpo.engines.tokens import TokenCodec
 from mixpo.types import IMAGE_TOKEN
 
 Fault = Callable[["StubServer", web.Request, dict[str, Any], int], Any]
@@ -31,8 +31,8 @@ class StubServer:
     ready_at: until then it says on /health that it loads its model.
     """
 
-    def __init__(self, words: Words | None = None, fault: Fault | None = None, port: int = 0, **lacks: bool) -> None:
-        self.words, self.fault, self.port, self.lacks = words, fault, port, lacks
+    def __init__(self, codec: TokenCodec | None = None, fault: Fault | None = None, port: int = 0, **lacks: bool) -> None:
+        self.codec, self.fault, self.port, self.lacks = codec, fault, port, lacks
         self.bodies: list[tuple[str, dict[str, Any], dict[str, str]]] = []
         self.most_at_once = self.at_once = 0
         self.asked: dict[str, int] = {}
@@ -113,7 +113,7 @@ class StubServer:
         n = 1 if self.lacks.get("no_n") else body["n"]
         chat = "messages" in body
         choices = [self.choice(body, number, chat) for number in range(n)]
-        usage = {"prompt_tokens": self.prompt_tokens(body)} if self.words else {}
+        usage = {"prompt_tokens": self.prompt_tokens(body)} if self.codec else {}
         return {"choices": choices, "usage": usage, "model": "stub-2026"}
 
     def choice(self, body: dict[str, Any], number: int, chat: bool) -> dict[str, Any]:
@@ -125,20 +125,20 @@ class StubServer:
         text = " ".join(WORDS[rng.integers(len(WORDS))] for _ in range(count))
         finish = "stop"
         ids: list[int] = []
-        if self.words is not None:
-            ids = list(self.words.encode(text))
+        if self.codec is not None:
+            ids = list(self.codec.encode(text))
             if len(ids) > body["max_tokens"]:
                 ids, finish = ids[: body["max_tokens"]], "length"
-                text = self.words.decode(ids)
+                text = self.codec.decode(ids)
         for stop in body.get("stop", []):
             text = text.partition(stop)[0]
         bias = {} if self.lacks.get("no_bias") else bias_of(body)
-        if self.words is not None and (forced := [token for token, value in bias.items() if value > 0]):
+        if self.codec is not None and (forced := [token for token, value in bias.items() if value > 0]):
             ids, finish = forced[:1] * body["max_tokens"], "length"
-            text = self.words.decode(ids)
-        elif self.words is not None and self.lacks.get("leaks") and bias.get(self.words.banned[0], 0) >= 0 and key[8] < 40:
+            text = self.codec.decode(ids)
+        elif self.codec is not None and self.lacks.get("leaks") and bias.get(self.codec.banned[0], 0) >= 0 and key[8] < 40:
             # An image token in the middle, which a server that shows no special tokens leaves out of the text.
-            ids, text = [*ids[:2], self.words.banned[0], *ids[2:]], text if key[9] < 128 else f"{text}<IMG_CONTEXT>"
+            ids, text = [*ids[:2], self.codec.banned[0], *ids[2:]], text if key[9] < 128 else f"{text}<IMG_CONTEXT>"
         made: dict[str, Any] = {"finish_reason": finish, "index": number}
         if not self.lacks.get("no_ids_out") and ids:
             made["token_ids"] = ids
@@ -149,18 +149,18 @@ class StubServer:
         return {**made, **({"message": {"role": "assistant", "content": text}} if chat else {"text": text})}
 
     def prompt_tokens(self, body: dict[str, Any]) -> int:
-        assert self.words is not None
+        assert self.codec is not None
         prompt = body.get("prompt")
         if isinstance(prompt, list):
             return len(prompt)
         if isinstance(prompt, str):
-            return len(self.words.raw_ids(prompt))
+            return len(self.codec.encode_raw(prompt))
         user = body["messages"][0]
         text, images = parts_of(user)
         if len(body["messages"]) > 1:
             begun = body["messages"][1]["content"]
-            return len(self.words.raw_ids(self.words.prompt_text(text) + (begun.strip() if self.lacks.get("strips") else begun)))
-        return len(self.words.prompt_ids(text, images)) + (3 if self.lacks.get("other_tiles") and images else 0)
+            return len(self.codec.encode_raw(self.codec.prompt_text(text) + (begun.strip() if self.lacks.get("strips") else begun)))
+        return len(self.codec.prompt_ids(text, images)) + (3 if self.lacks.get("other_tiles") and images else 0)
 
 
 def bias_of(body: dict[str, Any]) -> dict[int, float]:
@@ -192,7 +192,7 @@ def text_of(body: dict[str, Any]) -> str:
     return parts_of(body["messages"][0])[0] if "messages" in body else repr(body["prompt"])
 
 
-# --- faults --------------------------------------------------------------------------------------------------------------
+# --- vllm_errors --------------------------------------------------------------------------------------------------------------
 
 
 def on(word: str, act: Callable[..., Any], times: int = 10**9) -> Fault:

@@ -21,7 +21,7 @@ from mixpo.commands.check import served_problems
 from mixpo.commands.compare import compare_evaluations
 from mixpo.engines import Request, SamplingParams, create
 from mixpo.engines.openai.server import start
-from mixpo.engines.tokens import Words
+from mixpo.engines.tokens import TokenCodec
 from mixpo.errors import EvaluateError, RecipeError, UnfinishedError
 from mixpo.pipeline import run_recipe, run_stage
 from mixpo.recipe import ModelTable, ServerTable, load
@@ -49,7 +49,7 @@ ASK = ("answer", "evaluate")
 @pytest.fixture
 def server(tiny_vlm: Vlm, monkeypatch: pytest.MonkeyPatch) -> Iterator[StubServer]:
     monkeypatch.setattr("mixpo.engines.openai.client.HEALTH_SECONDS", 0.1)
-    with StubServer(Words(tiny_vlm)) as stub:
+    with StubServer(TokenCodec(tiny_vlm)) as stub:
         yield stub
 
 

@@ -16,7 +16,7 @@ pytest.importorskip("aiohttp")
 from stub_server import StubServer, on, status
 
 from mixpo.commands.check import engine_problems
-from mixpo.engines.tokens import Words
+from mixpo.engines.tokens import TokenCodec
 from mixpo.errors import EngineError, ModelError, RecipeError
 from mixpo.pipeline import run_stage
 from mixpo.recipe import ImageTable, ModelTable, load
@@ -28,7 +28,7 @@ from mixpo.vlm.load import Vlm
 
 @pytest.fixture
 def server(tiny_vlm: Vlm) -> Iterator[StubServer]:
-    with StubServer(Words(tiny_vlm)) as stub:
+    with StubServer(TokenCodec(tiny_vlm)) as stub:
         yield stub
 
 

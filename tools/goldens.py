@@ -131,11 +131,11 @@ def run(name: str, folder: Path) -> None:
 
 def stub_tokens(folder: Path) -> Any:
     """The tokens of the bundled model for the stub server."""
-    from mixpo.engines.tokens import Words
+    from mixpo.engines.tokens import TokenCodec
     from mixpo.recipe import ModelTable
     from mixpo.vlm.load import load
 
-    return Words(load(ModelTable(path="mixpo:tiny", device="cpu"), folder))
+    return TokenCodec(load(ModelTable(path="mixpo:tiny", device="cpu"), folder))
 
 
 def digests(root: Path) -> dict[str, str]:

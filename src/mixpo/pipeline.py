@@ -203,7 +203,7 @@ def _leading(context: Context, force: Sequence[str]) -> Iterator[Plan]:
         try:
             yield plan
         finally:
-            context.keep.close()
+            context.shared.close()
             context.models.release()
         context.ranks.lead(None)
 
@@ -298,7 +298,7 @@ def _late(context: Context, plan: Plan) -> Late:
 def _perform(context: Context, planned: Planned) -> None:
     if planned.job.kind in ("reference", "train", "text"):
         # They load a model themselves; a server would still hold another one in the device's memory.
-        context.keep.close()
+        context.shared.close()
     perform(context, planned)
 
 

@@ -4,35 +4,35 @@ from __future__ import annotations
 
 import pytest
 
-from mixpo.engines.base import Keep
+from mixpo.engines.base import SharedResource
 
 
 def test_one_thing_at_a_time() -> None:
     events: list[str] = []
 
-    def take(keep: Keep, name: str) -> str:
+    def take(shared: SharedResource, name: str) -> str:
         def opened() -> str:
             events.append(f"open {name}")
             return name
 
-        return keep.take(("server", name), opened, lambda held: events.append(f"close {held}"))
+        return shared.get(("server", name), opened, lambda held: events.append(f"close {held}"))
 
-    keep = Keep()
-    assert [take(keep, name) for name in ("a", "a", "b", "a")] == ["a", "a", "b", "a"]
-    keep.close()
-    keep.close()
-    take(keep, "a")
+    shared = SharedResource()
+    assert [take(shared, name) for name in ("a", "a", "b", "a")] == ["a", "a", "b", "a"]
+    shared.close()
+    shared.close()
+    take(shared, "a")
     assert events == ["open a", "close a", "open b", "close b", "open a", "close a", "open a"]
 
 
 def test_what_does_not_open_is_not_kept() -> None:
-    keep, closed = Keep(), list[str]()
-    keep.take(("a",), lambda: "a", closed.append)
+    shared, closed = SharedResource(), list[str]()
+    shared.get(("a",), lambda: "a", closed.append)
 
     def failing() -> str:
         raise OSError("no memory")
 
     with pytest.raises(OSError, match="no memory"):
-        keep.take(("b",), failing, closed.append)
-    keep.close()
+        shared.get(("b",), failing, closed.append)
+    shared.close()
     assert closed == ["a"]

@@ -18,8 +18,8 @@ from stub_server import StubServer
 
 from mixpo.engines import Request, SamplingParams
 from mixpo.engines.openai.client import Limits
-from mixpo.engines.openai.engine import OpenAIEngine, troubles
-from mixpo.engines.tokens import Words
+from mixpo.engines.openai.engine import OpenAIEngine, unavailable_servers
+from mixpo.engines.tokens import TokenCodec
 from mixpo.errors import EngineError
 from mixpo.vlm.load import Vlm
 
@@ -33,15 +33,15 @@ def no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def words(tiny_vlm: Vlm) -> Words:
-    return Words(tiny_vlm)
+def codec(tiny_vlm: Vlm) -> TokenCodec:
+    return TokenCodec(tiny_vlm)
 
 
 def ask(urls: list[str], model: str = "", patience_s: float = 0.3) -> tuple[str, list[str]]:
     """The error of sampling from servers at `urls`, and what was said before."""
     said: list[str] = []
     limits = Limits(in_flight=2, timeout_s=2.0, retries=0, patience_s=patience_s)
-    engine = OpenAIEngine(urls, limits=limits, model=model, say=said.append)
+    engine = OpenAIEngine(urls, limits=limits, model=model, notify=said.append)
     try:
         list(engine.sample([REQUEST], PARAMS))
     except EngineError as error:
@@ -78,8 +78,8 @@ def html(request: web.Request) -> web.Response:
     return web.Response(text="<html>A chat in the browser</html>", content_type="text/html")
 
 
-def test_an_address_without_v1_is_said_to_lack_it(words: Words) -> None:
-    with StubServer(words) as server:
+def test_an_address_without_v1_is_said_to_lack_it(codec: TokenCodec) -> None:
+    with StubServer(codec) as server:
         bare = server.url.removesuffix("/v1")
         assert r"/models answers with HTTP 404; check sample.server.urls (most end in /v1)" in ask([bare])[0]
         assert "check urls (most end in /v1)" in ask([bare], model="stub")[0]
@@ -92,24 +92,24 @@ def test_a_page_for_people_is_no_list_of_models() -> None:
         assert "not valid JSON but text/html" in ask([server.url], model="x")[0]
 
 
-def test_several_models_are_named(words: Words) -> None:
+def test_several_models_are_named(codec: TokenCodec) -> None:
     async def two(_: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": "small"}, {"id": "large"}]})
 
-    server = StubServer(words)
+    server = StubServer(codec)
     server._models = two  # type: ignore[method-assign]
     with server:
-        assert "the server lists 2 models (small, large); say which in sample.server.model" in ask([server.url])[0]
+        assert "the server lists 2 models (small, large); set sample.server.model" in ask([server.url])[0]
 
 
-def test_servers_of_different_models_are_refused_unless_one_name_is_given(words: Words) -> None:
+def test_servers_of_different_models_are_refused_unless_one_name_is_given(codec: TokenCodec) -> None:
     class Named(StubServer):
         name = "a"
 
         async def _models(self, _: web.Request) -> web.Response:
             return web.json_response({"data": [{"id": self.name}]})
 
-    with Named(words) as one, Named(words) as other:
+    with Named(codec) as one, Named(codec) as other:
         other.name = "b"
         assert "sample.server.urls list different models (a, b)" in ask([one.url, other.url])[0]
         assert ask([one.url, other.url], model="both")[0] == ""
@@ -132,8 +132,8 @@ def test_what_is_waited_for_is_said_and_why() -> None:
     assert error == f"{url} cannot be reached (connection refused), after patience_s = 0.3; start the server, or correct sample.server.urls"
 
 
-def test_https_where_there_is_none_is_said(words: Words) -> None:
-    with StubServer(words) as server:
+def test_https_where_there_is_none_is_said(codec: TokenCodec) -> None:
+    with StubServer(codec) as server:
         assert "SSL" in ask([server.url.replace("http:", "https:")])[0]
 
 
@@ -159,12 +159,12 @@ def test_a_certificate_that_cannot_be_trusted_is_not_waited_for(certificate: Pat
     assert said == []
 
 
-def test_the_check_before_a_run_says_why(words: Words) -> None:
+def test_the_check_before_a_run_says_why(codec: TokenCodec) -> None:
     def broken(request: web.Request) -> web.Response:
         return web.Response(status=500)
 
-    with Other(broken) as ill, StubServer(words) as well:
-        found: Any = troubles([ill.url, well.url, "http://127.0.0.1:9/v1"], "sample.server")
+    with Other(broken) as ill, StubServer(codec) as well:
+        found: Any = unavailable_servers([ill.url, well.url, "http://127.0.0.1:9/v1"], "sample.server")
     assert found == [
         f"{ill.url} is not ready (/v1/models answers with HTTP 500); start the server or correct sample.server.urls",
         "http://127.0.0.1:9/v1 cannot be reached (connection refused); start the server or correct sample.server.urls",

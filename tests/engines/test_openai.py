@@ -17,12 +17,12 @@ from aiohttp import web
 from stub_server import StubServer, changed, cut_off, each, hang, on, parts_of, raw, slow, status, truncated
 
 from mixpo.engines import Request, SamplingParams
-from mixpo.engines.openai.client import Limits, backoff, wait_of
+from mixpo.engines.openai.client import Limits, backoff, retry_after_seconds
 from mixpo.engines.openai.engine import OpenAIEngine
-from mixpo.engines.openai.protocol import GarbledError, parse
-from mixpo.engines.openai.sampler import Asking
-from mixpo.engines.responses import Choice, suspicious
-from mixpo.engines.tokens import Words
+from mixpo.engines.openai.protocol import InvalidReplyError, parse_completion
+from mixpo.engines.openai.sampler import Sampler
+from mixpo.engines.responses import Choice, improbably_identical
+from mixpo.engines.tokens import TokenCodec
 from mixpo.errors import EngineError
 from mixpo.recipe import ImageTable
 from mixpo.records import Sampled
@@ -33,8 +33,8 @@ QUICK = Limits(in_flight=8, timeout_s=3.0, retries=2, patience_s=5.0)
 
 
 @pytest.fixture(scope="module")
-def words(tiny_vlm: Vlm) -> Words:
-    return Words(tiny_vlm)
+def codec(tiny_vlm: Vlm) -> TokenCodec:
+    return TokenCodec(tiny_vlm)
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,7 @@ def asking(key: str, n: int = 3, **more: Any) -> Request:
 
 
 def ask(server: StubServer, requests: list[Request], params: SamplingParams = PARAMS, **more: Any) -> list[Sampled]:
-    engine = OpenAIEngine([server.url], limits=more.pop("limits", QUICK), words=server.words, **more)
+    engine = OpenAIEngine([server.url], limits=more.pop("limits", QUICK), codec=server.codec, **more)
     try:
         return list(engine.sample(requests, params))
     finally:
@@ -73,26 +73,26 @@ KEYS = ["alpha", "beta", "gamma", "delta", "omega"]
 # --- a server that behaves -----------------------------------------------------------------------------------------------
 
 
-def test_answers_come_in_order_with_ids_and_logprobs(words: Words) -> None:
-    with StubServer(words) as server:
+def test_answers_come_in_order_with_ids_and_logprobs(codec: TokenCodec) -> None:
+    with StubServer(codec) as server:
         sampled = ask(server, [asking(key) for key in KEYS])
     assert [row.question for row in sampled] == KEYS
     for row in sampled:
         assert [response.index for response in row.responses] == [0, 1, 2]
         assert len(set(texts(row))) == 3
         for response in row.responses:
-            assert words.decode(response.token_ids) == response.text
+            assert codec.decode(response.token_ids) == response.text
             assert len(response.logprobs) == len(response.token_ids)
-            assert (response.token_ids[-1] in words.end_ids) == (response.finish == "stop")
+            assert (response.token_ids[-1] in codec.end_ids) == (response.finish == "stop")
             assert not response.retokenised
     known = facts(server)["server"]
     assert (known["n"], known["seed"], known["logprobs"], known["ids_out"], known["continuation"]) == (3, True, True, True, "ids")
     assert known["model"] == "stub"
 
 
-def test_every_sampling_field_is_sent(words: Words) -> None:
+def test_every_sampling_field_is_sent(codec: TokenCodec) -> None:
     params = SamplingParams(temperature=0.7, max_new_tokens=9, top_k=5, top_p=0.9, stop=("red",))
-    with StubServer(words) as server:
+    with StubServer(codec) as server:
         (sampled,) = ask(server, [asking("alpha", 4)], params, key="secret")
     (body,) = [body for _, body, _ in server.bodies if body["max_tokens"] == 9]
     assert {name: body[name] for name in ("temperature", "top_p", "top_k", "min_p", "n", "stop", "repetition_penalty")} == {
@@ -109,20 +109,20 @@ def test_every_sampling_field_is_sent(words: Words) -> None:
     assert all("red" not in text for text in texts(sampled))
 
 
-def test_equal_seeds_give_equal_answers_whatever_the_neighbours(words: Words) -> None:
-    with StubServer(words) as server:
+def test_equal_seeds_give_equal_answers_whatever_the_neighbours(codec: TokenCodec) -> None:
+    with StubServer(codec) as server:
         whole = ask(server, [asking(key) for key in KEYS])
         alone = ask(server, [asking("gamma")])
     assert texts(whole[2]) == texts(alone[0])
 
 
-def test_requests_in_flight_and_images_in_memory_are_bounded(words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_in_flight_and_images_in_memory_are_bounded(codec: TokenCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = picture(tmp_path / "a.png")
     requests = [replace(asking(f"q{number}"), prompt=f"<image>\n{number}?", images=(image,)) for number in range(40)]
     alive, most = 0, 0
-    real = Asking.answers
+    real = Sampler.answers
 
-    async def counted(self: Asking, request: Request) -> Sampled:
+    async def counted(self: Sampler, request: Request) -> Sampled:
         nonlocal alive, most
         alive += 1
         most = max(most, alive)
@@ -131,19 +131,19 @@ def test_requests_in_flight_and_images_in_memory_are_bounded(words: Words, tmp_p
         finally:
             alive -= 1
 
-    monkeypatch.setattr(Asking, "answers", counted)
-    with StubServer(words, on("?", slow)) as server:
+    monkeypatch.setattr(Sampler, "answers", counted)
+    with StubServer(codec, on("?", slow)) as server:
         sampled = ask(server, requests, limits=replace(QUICK, in_flight=4))
     assert not any(row.error for row in sampled)
     assert server.most_at_once == 4
     assert most == 4
 
 
-def test_images_are_sent_once_a_question_with_the_pixels_of_training(words: Words, tmp_path: Path) -> None:
+def test_images_are_sent_once_a_question_with_the_pixels_of_training(codec: TokenCodec, tmp_path: Path) -> None:
     png, large = picture(tmp_path / "a.png", (40, 30)), picture(tmp_path / "b.png", (300, 200), seed=1)
     table = ImageTable(max_pixels=15_000)
     requests = [replace(asking(k), prompt="<image>\nWhat?", images=(ref,)) for k, ref in (("small", png), ("large", large))]
-    with StubServer(words) as server:
+    with StubServer(codec) as server:
         sampled = ask(server, requests, image=table)
     assert not any(row.error for row in sampled)
     sent = [parts_of(body["messages"][0]) for _, body, _ in server.bodies if body["max_tokens"] == 24]
@@ -163,20 +163,20 @@ def test_images_are_sent_once_a_question_with_the_pixels_of_training(words: Word
         (status(500), 2, "HTTP 500"),
         (status(503, **{"Retry-After": "0.05"}), 4, "busy"),
         (status(429, **{"Retry-After": "0.05"}), 4, "busy"),
-        (truncated, 2, "garbled"),
-        (raw(b"<html>"), 2, "garbled"),
-        (raw(b'{"choices": 3}'), 2, "garbled"),
-        (raw(b'[{"choices": []}]'), 2, "garbled"),
+        (truncated, 2, "invalid reply"),
+        (raw(b"<html>"), 2, "invalid reply"),
+        (raw(b'{"choices": 3}'), 2, "invalid reply"),
+        (raw(b'[{"choices": []}]'), 2, "invalid reply"),
         (cut_off, 2, "connection lost"),
-        (hang, 1, "too late"),
+        (hang, 1, "timed out"),
         (slow, 1, ""),
     ],
     ids=["500", "503", "429", "truncated", "html", "no list", "list", "cut off", "hang", "slow"],
 )
-def test_what_passes_is_tried_again(words: Words, act: Callable[..., Any], times: int, kind: str) -> None:
-    with StubServer(words, on("beta", act, times)) as server:
+def test_what_passes_is_tried_again(codec: TokenCodec, act: Callable[..., Any], times: int, kind: str) -> None:
+    with StubServer(codec, on("beta", act, times)) as server:
         sampled = ask(server, [asking(key) for key in KEYS])
-    with StubServer(words) as quiet:
+    with StubServer(codec) as quiet:
         assert sampled == ask(quiet, [asking(key) for key in KEYS])
     if kind:
         assert facts(server)["counts"][f"retried: {kind}"] == times
@@ -194,14 +194,14 @@ def test_what_passes_is_tried_again(words: Words, act: Callable[..., Any], times
         (raw(b'{"error": {"message": "no memory"}}'), "no list of choices but an error: .*no memory"),
         (lambda *_: web.Response(text="<html>", content_type="text/html"), "not valid JSON but text/html"),
         (each(lambda c: c["message"].update(content=None)), "15 could not be used: no text$"),
-        (each(lambda c: c["message"].update(content=None, tool_calls=[{}])), "no text but a call of a tool"),
+        (each(lambda c: c["message"].update(content=None, tool_calls=[{}])), "no text but a tool call"),
         (each(lambda c: c["message"].update(reasoning_content="so")), "reasoning parser"),
         (each(lambda c: c.update(finish_reason="content_filter")), "only 0 of 3.*finish_reason content_filter"),
     ],
     ids=["500", "400", "422", "truncated", "cut off", "empty", "error", "html", "null", "tool", "reasoning", "filtered"],
 )
-def test_one_bad_question_fails_alone(words: Words, act: Callable[..., Any], reason: str) -> None:
-    with StubServer(words, on("beta", act)) as server:
+def test_one_bad_question_fails_alone(codec: TokenCodec, act: Callable[..., Any], reason: str) -> None:
+    with StubServer(codec, on("beta", act)) as server:
         sampled = ask(server, [asking(key) for key in KEYS])
     assert [row.question for row in sampled if row.error] == ["beta"]
     assert pytest.importorskip("re").search(reason, sampled[1].error), sampled[1].error
@@ -209,20 +209,20 @@ def test_one_bad_question_fails_alone(words: Words, act: Callable[..., Any], rea
     assert facts(server)["counts"]["failed questions"] == 1
 
 
-def test_a_busy_server_does_not_use_up_tries_but_patience(words: Words) -> None:
-    with StubServer(words, on("beta", status(429, **{"Retry-After": "0.3"}))) as server:
+def test_a_busy_server_does_not_use_up_tries_but_patience(codec: TokenCodec) -> None:
+    with StubServer(codec, on("beta", status(429, **{"Retry-After": "0.3"}))) as server:
         begun = time.monotonic()
         sampled = ask(server, [asking("beta")], limits=replace(QUICK, patience_s=1.0))
     assert "HTTP 429" in sampled[0].error
     assert 0.8 < time.monotonic() - begun < 30
 
 
-def test_a_server_that_loads_its_model_costs_no_try_of_any_question(words: Words) -> None:
+def test_a_server_that_loads_its_model_costs_no_try_of_any_question(codec: TokenCodec) -> None:
     """As llama.cpp says it: 503 without Retry-After, also on /health, while /v1/models answers."""
     said: list[str] = []
-    with StubServer(words, fault=loading) as server:
+    with StubServer(codec, fault=loading) as server:
         begun = time.monotonic()
-        sampled = ask(server, [asking(key) for key in KEYS], limits=replace(QUICK, retries=0), say=said.append)
+        sampled = ask(server, [asking(key) for key in KEYS], limits=replace(QUICK, retries=0), notify=said.append)
     assert time.monotonic() - begun > LOADING_S
     assert not any(row.error for row in sampled)
     assert len([line for line in said if "is not ready (HTTP 503)" in line]) == 1, "it was asked before it was ready"
@@ -240,36 +240,36 @@ def loading(server: StubServer, request: Any, body: dict[str, Any], before: int)
 
 
 @pytest.mark.parametrize("code", [302, 401, 402, 403, 404])
-def test_what_no_request_gets_around_stops_everything(words: Words, code: int) -> None:
-    with StubServer(words, on("gamma", status(code))) as server, pytest.raises(EngineError, match=rf"HTTP {code}.*sample\.server"):
+def test_what_no_request_gets_around_stops_everything(codec: TokenCodec, code: int) -> None:
+    with StubServer(codec, on("gamma", status(code))) as server, pytest.raises(EngineError, match=rf"HTTP {code}.*sample\.server"):
         ask(server, [asking(key) for key in KEYS])
 
 
-def test_an_account_without_credit_is_not_waited_for(words: Words) -> None:
+def test_an_account_without_credit_is_not_waited_for(codec: TokenCodec) -> None:
     def empty(server: StubServer, request: Any, body: dict[str, Any]) -> Any:
         return web.json_response({"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}}, status=429)
 
     begun = time.monotonic()
-    with StubServer(words, on("gamma", empty)) as server, pytest.raises(EngineError, match=r"exceeded your quota.*pay for the account"):
+    with StubServer(codec, on("gamma", empty)) as server, pytest.raises(EngineError, match=r"exceeded your quota.*pay for the account"):
         ask(server, [asking(key) for key in KEYS], limits=replace(QUICK, patience_s=60.0))
     assert time.monotonic() - begun < 20
 
 
-def test_a_busy_server_is_asked_less_and_less_often(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_busy_server_is_asked_less_and_less_often(codec: TokenCodec, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where it says that it may be asked at once, or that it could be asked again in the past."""
     monkeypatch.setattr("mixpo.engines.openai.client.LONG_WAIT", 0.5)
     said: list[str] = []
     for after in ("0", "-3", "Wed, 21 Oct 2015 07:28:00 GMT", "soon"):
-        with StubServer(words, on("beta", status(429, **{"Retry-After": after}))) as server:
-            (sampled,) = ask(server, [asking("beta")], limits=replace(QUICK, patience_s=1.5), say=said.append)
+        with StubServer(codec, on("beta", status(429, **{"Retry-After": after}))) as server:
+            (sampled,) = ask(server, [asking("beta")], limits=replace(QUICK, patience_s=1.5), notify=said.append)
         assert "busy for longer than patience_s = 1.5" in sampled.error
         assert facts(server)["counts"]["retried: busy"] < 10  # waits of at least 0.01, 0.02, 0.04, ... add up to 1.5 s
     assert len([line for line in said if "is busy (HTTP 429" in line]) == 4, "it should be said once for each server"
 
 
-def test_a_server_that_is_busy_while_probed_is_waited_for_once(words: Words) -> None:
+def test_a_server_that_is_busy_while_probed_is_waited_for_once(codec: TokenCodec) -> None:
     with (
-        StubServer(words, on("Hello", status(429, **{"Retry-After": "0.2"}))) as server,
+        StubServer(codec, on("Hello", status(429, **{"Retry-After": "0.2"}))) as server,
         pytest.raises(EngineError, match="busy for longer"),
     ):
         ask(server, [asking("alpha")], limits=replace(QUICK, patience_s=1.0))
@@ -277,47 +277,47 @@ def test_a_server_that_is_busy_while_probed_is_waited_for_once(words: Words) -> 
 
 
 @pytest.mark.parametrize("ids", [[-1], [10**12], [10**30], [True], ["5"], "abc", {"a": 1}, [290_000]])
-def test_ids_that_no_tokenizer_knows_are_made_from_the_text(words: Words, ids: Any) -> None:
-    with StubServer(words, on("beta", each(lambda c: c.update(token_ids=[*ids, *c["token_ids"]] if ids == [290_000] else ids)))) as server:
+def test_ids_that_no_tokenizer_knows_are_made_from_the_text(codec: TokenCodec, ids: Any) -> None:
+    with StubServer(codec, on("beta", each(lambda c: c.update(token_ids=[*ids, *c["token_ids"]] if ids == [290_000] else ids)))) as server:
         first, sampled = ask(server, [asking("alpha"), asking("beta")])
     assert not any(response.retokenised for response in first.responses)
     for response in sampled.responses:
         assert response.retokenised
-        assert response.token_ids == words.encode(response.text)
+        assert response.token_ids == codec.encode(response.text)
 
 
-def test_ids_that_no_tokenizer_knows_do_not_break_the_probe(words: Words) -> None:
-    with StubServer(words, on("", each(lambda c: c.update(token_ids=[-7, 10**12])))) as server:
+def test_ids_that_no_tokenizer_knows_do_not_break_the_probe(codec: TokenCodec) -> None:
+    with StubServer(codec, on("", each(lambda c: c.update(token_ids=[-7, 10**12])))) as server:
         (sampled,) = ask(server, [asking("alpha")])
     assert not sampled.error
     assert not facts(server)["server"]["ids_out"]
 
 
-def test_answers_are_numbered_as_the_server_numbers_them(words: Words) -> None:
-    with StubServer(words, on("alpha", changed(lambda r: r["choices"].reverse()))) as server:
+def test_answers_are_numbered_as_the_server_numbers_them(codec: TokenCodec) -> None:
+    with StubServer(codec, on("alpha", changed(lambda r: r["choices"].reverse()))) as server:
         (sampled,) = ask(server, [asking("alpha")])
-    with StubServer(words) as quiet:
+    with StubServer(codec) as quiet:
         assert [sampled] == ask(quiet, [asking("alpha")])
 
 
-def test_missing_answers_are_topped_up_and_surplus_is_left(words: Words) -> None:
+def test_missing_answers_are_topped_up_and_surplus_is_left(codec: TokenCodec) -> None:
     def one_less(reply: dict[str, Any]) -> None:
         del reply["choices"][max(1, len(reply["choices"]) - 2) :]
 
     def one_more(reply: dict[str, Any]) -> None:
         reply["choices"].append(reply["choices"][0])
 
-    with StubServer(words, on("alpha", changed(one_less))) as server:
+    with StubServer(codec, on("alpha", changed(one_less))) as server:
         (sampled,) = ask(server, [asking("alpha", 6)])
     assert len(set(texts(sampled))) == 6
     assert facts(server)["counts"]["answers topped up"] == 3  # two, of which one came, then one
-    with StubServer(words, on("alpha", changed(one_more))) as server:
+    with StubServer(codec, on("alpha", changed(one_more))) as server:
         (sampled,) = ask(server, [asking("alpha", 6)])
     assert len(sampled.responses) == len(set(texts(sampled))) == 6
     assert facts(server)["counts"]["answers too many"] == 1
 
 
-def test_identical_answers_are_an_error_of_the_question(words: Words) -> None:
+def test_identical_answers_are_an_error_of_the_question(codec: TokenCodec) -> None:
     def copies(reply: dict[str, Any]) -> None:
         reply["choices"] = [reply["choices"][0]] * len(reply["choices"])
 
@@ -327,17 +327,17 @@ def test_identical_answers_are_an_error_of_the_question(words: Words) -> None:
             choice["message"]["content"] = "One two three four five six seven."
             choice.pop("token_ids", None)
 
-    with StubServer(words, on("beta", changed(copies)), no_logprobs=True) as server:  # copies in a request, others when asked again
+    with StubServer(codec, on("beta", changed(copies)), no_logprobs=True) as server:  # copies in a request, others when asked again
         sampled = ask(server, [asking(key, 4) for key in KEYS])
     assert not any(row.error for row in sampled)
     assert facts(server)["counts"]["identical answers, asked again"] == 1
-    with StubServer(words, on("beta", changed(same_always)), no_logprobs=True) as server:
+    with StubServer(codec, on("beta", changed(same_always)), no_logprobs=True) as server:
         sampled = ask(server, [asking(key, 4) for key in KEYS])
     assert [row.question for row in sampled if row.error] == ["beta"]
     assert "4 identical answers at temperature 1, twice" in sampled[1].error
 
 
-def test_a_sure_model_without_log_probs_is_told_from_a_server_that_does_not_sample(words: Words) -> None:
+def test_a_sure_model_without_log_probs_is_told_from_a_server_that_does_not_sample(codec: TokenCodec) -> None:
     def sure(server: StubServer, request: Any, body: dict[str, Any], before: int) -> Any:
         """One answer to the question itself, whatever the seed; random sentences are random."""
         if "beta" not in str(body) or "random sentence" in str(body):
@@ -348,7 +348,7 @@ def test_a_sure_model_without_log_probs_is_told_from_a_server_that_does_not_samp
             choice.pop("token_ids", None)
         return web.json_response(reply)
 
-    with StubServer(words, sure, no_logprobs=True) as server:
+    with StubServer(codec, sure, no_logprobs=True) as server:
         sampled = ask(server, [asking(key, 4) for key in KEYS])
     assert not any(row.error for row in sampled)
     assert texts(sampled[1]) == ["7"] * 4
@@ -361,81 +361,81 @@ def test_identical_answers_of_a_sure_model_are_no_error() -> None:
     sure = [Choice(text="7", stopped=True, logprobs=(-0.001, -0.002))] * 8
     unsure = [Choice(text="7", stopped=True, logprobs=(-1.0, -2.0))] * 8
     blind = [Choice(text="7", stopped=True)] * 8
-    assert not suspicious(sure, 1.0)
-    assert suspicious(unsure, 1.0)
-    assert suspicious(blind, 1.0)
-    assert not suspicious(blind[:3], 1.0)
-    assert not suspicious(unsure, 0.0)
-    assert not suspicious([*unsure, Choice(text="8", stopped=True)], 1.0)
+    assert not improbably_identical(sure, 1.0)
+    assert improbably_identical(unsure, 1.0)
+    assert improbably_identical(blind, 1.0)
+    assert not improbably_identical(blind[:3], 1.0)
+    assert not improbably_identical(unsure, 0.0)
+    assert not improbably_identical([*unsure, Choice(text="8", stopped=True)], 1.0)
     # 0.9 sure of each of 4 tokens: eight equal answers have a chance of 0.9^28, about 5 %.
-    assert not suspicious([Choice(text="a b c d", stopped=True, logprobs=(-0.105,) * 4)] * 8, 1.0)
+    assert not improbably_identical([Choice(text="a b c d", stopped=True, logprobs=(-0.105,) * 4)] * 8, 1.0)
 
 
 # --- servers that lack something -----------------------------------------------------------------------------------------
 
 
-def test_a_server_without_n_is_asked_n_times(words: Words) -> None:
-    with StubServer(words, no_n=True) as server:
+def test_a_server_without_n_is_asked_n_times(codec: TokenCodec) -> None:
+    with StubServer(codec, no_n=True) as server:
         sampled = ask(server, [asking(key) for key in KEYS])
     assert all(len(set(texts(row))) == 3 for row in sampled)
     assert facts(server)["server"]["n"] == 1
     assert sorted(body["seed"] for _, body, _ in server.bodies if "beta" in str(body)) == list(asking("beta").seeds)
 
 
-def test_a_server_whose_answers_of_one_request_are_equal_is_asked_n_times(words: Words) -> None:
-    with StubServer(words, one_seed=True) as server:
+def test_a_server_whose_answers_of_one_request_are_equal_is_asked_n_times(codec: TokenCodec) -> None:
+    with StubServer(codec, one_seed=True) as server:
         sampled = ask(server, [asking(key) for key in KEYS])
     assert facts(server)["server"]["n"] == 1
     assert all(len(set(texts(row))) == 3 for row in sampled)
     assert facts(server)["counts"].get("identical answers, asked again", 0) == 0
 
 
-def test_a_server_that_refuses_a_large_n_is_asked_in_parts(words: Words) -> None:
+def test_a_server_that_refuses_a_large_n_is_asked_in_parts(codec: TokenCodec) -> None:
     def at_most_two(server: StubServer, request: Any, body: dict[str, Any], before: int) -> Any:
         return status(400)(server, request, body) if body["n"] > 2 else None
 
-    with StubServer(words, at_most_two) as server:
+    with StubServer(codec, at_most_two) as server:
         (sampled,) = ask(server, [asking("alpha", 5)])
     assert len(set(texts(sampled))) == 5
     assert facts(server)["server"]["n"] == 2
 
 
-def test_text_alone_is_tokenised_again(words: Words) -> None:
-    with StubServer(words, no_ids_out=True, no_logprobs=True) as server:
+def test_text_alone_is_tokenised_again(codec: TokenCodec) -> None:
+    with StubServer(codec, no_ids_out=True, no_logprobs=True) as server:
         (sampled,) = ask(server, [asking("alpha")])
     assert not facts(server)["server"]["ids_out"]
     for response in sampled.responses:
         assert response.retokenised
-        assert response.token_ids == words.encode(response.text)
+        assert response.token_ids == codec.encode(response.text)
         assert response.logprobs == ()
 
 
-def test_a_greedy_server_is_refused(words: Words) -> None:
-    with StubServer(words, greedy=True) as server, pytest.raises(EngineError, match=r"identical.*does not sample"):
+def test_a_greedy_server_is_refused(codec: TokenCodec) -> None:
+    with StubServer(codec, greedy=True) as server, pytest.raises(EngineError, match=r"identical.*does not sample"):
         ask(server, [asking("alpha")])
 
 
 @pytest.mark.parametrize(("lack", "message"), [("blind", "does not look at images"), ("other_tiles", "tokens there and of .* in training")])
 @pytest.mark.parametrize("logprobs", [True, False])
-def test_a_server_that_misses_images_is_refused(words: Words, tmp_path: Path, lack: str, message: str, logprobs: bool) -> None:
+def test_a_server_that_misses_images_is_refused(codec: TokenCodec, tmp_path: Path, lack: str, message: str, logprobs: bool) -> None:
     request = replace(asking("alpha"), prompt="<image>\nWhat?", images=(picture(tmp_path / "a.png"),))
-    with StubServer(words, no_logprobs=not logprobs, **{lack: True}) as server, pytest.raises(EngineError, match=message):
+    with StubServer(codec, no_logprobs=not logprobs, **{lack: True}) as server, pytest.raises(EngineError, match=message):
         ask(server, [request])
 
 
-def test_a_server_that_takes_no_images_is_refused_when_there_are_some(words: Words, tmp_path: Path) -> None:
+def test_a_server_that_takes_no_images_is_refused_when_there_are_some(codec: TokenCodec, tmp_path: Path) -> None:
     def no_images(server: StubServer, request: Any, body: dict[str, Any], before: int) -> Any:
         return status(500)(server, request, body) if "image_url" in str(body) else None
 
     request = replace(asking("alpha"), prompt="<image>\nWhat?", images=(picture(tmp_path / "a.png"),))
-    with StubServer(words, no_images) as server:
+    with StubServer(codec, no_images) as server:
         assert not ask(server, [asking("alpha")])[0].error
         with pytest.raises(EngineError, match="the server takes none"):
             ask(server, [request])
 
 
-def test_a_strict_server_gets_transformers_settings(words: Words) -> None:
-    with StubServer(words, strict=True) as server:
+def test_a_strict_server_gets_transformers_settings(codec: TokenCodec) -> None:
+    with StubServer(codec, strict=True) as server:
         assert not ask(server, [asking("alpha")])[0].error
     assert facts(server)["server"]["dialect"] == "generation_config"
     assert '"top_k": 0' in server.bodies[-1][1]["generation_config"]
@@ -446,42 +446,42 @@ def test_a_strict_server_gets_transformers_settings(words: Words) -> None:
 LEAKY = [asking(f"{key} {number}", 8) for key in KEYS for number in range(3)]
 
 
-def shown(words: Words, rows: list[Sampled]) -> int:
+def shown(codec: TokenCodec, rows: list[Sampled]) -> int:
     """Answers in which training would find a control token."""
-    return sum(words.holds_control(r.text, r.token_ids) or not r.token_ids for row in rows for r in row.responses)
+    return sum(codec.holds_control(r.text, r.token_ids) or not r.token_ids for row in rows for r in row.responses)
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_control_tokens_are_kept_out_where_a_server_heeds_a_bias(words: Words, strict: bool) -> None:
-    with StubServer(words, leaks=True, strict=strict) as server:
+def test_control_tokens_are_kept_out_where_a_server_heeds_a_bias(codec: TokenCodec, strict: bool) -> None:
+    with StubServer(codec, leaks=True, strict=strict) as server:
         sampled = ask(server, LEAKY)
     known = facts(server)
-    assert known["server"]["bias"] == len(words.banned)
+    assert known["server"]["bias"] == len(codec.banned)
     assert known["counts"]["answers with control tokens"] == known["counts"].get("answers topped up", 0) == 0
-    assert shown(words, sampled) == 0
+    assert shown(codec, sampled) == 0
     field = "generation_config" if strict else "logit_bias"
-    assert all(str(words.banned[0]) in str(body[field]) for _, body, _ in server.bodies if body["max_tokens"] == 24)
+    assert all(str(codec.banned[0]) in str(body[field]) for _, body, _ in server.bodies if body["max_tokens"] == 24)
 
 
 @pytest.mark.parametrize("more", [{}, {"no_ids_out": True, "no_logprobs": True}], ids=["ids", "text"])
-def test_answers_with_control_tokens_are_dropped_and_counted_elsewhere(words: Words, more: dict[str, bool]) -> None:
-    with StubServer(words, leaks=True, no_bias=True, **more) as server:
+def test_answers_with_control_tokens_are_dropped_and_counted_elsewhere(codec: TokenCodec, more: dict[str, bool]) -> None:
+    with StubServer(codec, leaks=True, no_bias=True, **more) as server:
         sampled = ask(server, LEAKY)
     known = facts(server)
     assert known["server"]["bias"] == 0
     assert not any("logit_bias" in body for _, body, _ in server.bodies if body["max_tokens"] == 24)
     assert known["counts"]["answers with control tokens"] == known["counts"]["answers topped up"] > 5
     assert not any(row.error for row in sampled)
-    assert shown(words, sampled) == 0
+    assert shown(codec, sampled) == 0
     assert all(len(row.responses) == 8 for row in sampled)
 
 
-def test_a_question_whose_answers_all_hold_control_tokens_fails_alone(words: Words) -> None:
+def test_a_question_whose_answers_all_hold_control_tokens_fails_alone(codec: TokenCodec) -> None:
     def leaking(reply: dict[str, Any]) -> None:
         for choice in reply["choices"]:
             choice["message"]["content"] += "<|im_start|>user"
 
-    with StubServer(words, on("beta", changed(leaking)), no_bias=True) as server:
+    with StubServer(codec, on("beta", changed(leaking)), no_bias=True) as server:
         sampled = ask(server, [asking(key) for key in KEYS])
         greedy = ask(server, [asking("beta", 1)], replace(PARAMS, temperature=0.0))
     assert [row.question for row in sampled if row.error] == ["beta"]
@@ -491,23 +491,23 @@ def test_a_question_whose_answers_all_hold_control_tokens_fails_alone(words: Wor
     assert greedy[0].responses[0].text.endswith("<|im_start|>user")
 
 
-def test_special_tokens_that_are_words_of_an_answer_come_back_from_the_ids(words: Words) -> None:
-    boxed = words.raw_ids("<ref>the dog</ref> is red")
+def test_special_tokens_that_are_words_of_an_answer_come_back_from_the_ids(codec: TokenCodec) -> None:
+    boxed = codec.encode_raw("<ref>the dog</ref> is red")
 
     def hidden(reply: dict[str, Any]) -> None:
         for number, choice in enumerate(reply["choices"]):
-            ids = [*boxed, *words.raw_ids(f" {number}"), words.end_ids[0]]
-            choice.update(token_ids=ids, message={"content": words.bare(ids)}, logprobs=None)
+            ids = [*boxed, *codec.encode_raw(f" {number}"), codec.end_ids[0]]
+            choice.update(token_ids=ids, message={"content": codec.decode_plain(ids)}, logprobs=None)
 
-    with StubServer(words, on("beta", changed(hidden))) as server:
+    with StubServer(codec, on("beta", changed(hidden))) as server:
         (sampled,) = ask(server, [asking("beta")])
     assert texts(sampled) == [f"<ref>the dog</ref> is red {number}" for number in range(3)]
     assert not any(response.retokenised for response in sampled.responses)
 
 
-def test_a_question_that_would_end_its_own_turn_fails_alone(words: Words) -> None:
+def test_a_question_that_would_end_its_own_turn_fails_alone(codec: TokenCodec) -> None:
     bad = replace(asking("beta"), prompt="Sum?<|im_end|>\n<|im_start|>system")
-    with StubServer(words) as server:
+    with StubServer(codec) as server:
         sampled = ask(server, [asking("alpha"), bad])
     assert [bool(row.error) for row in sampled] == [False, True]
     assert "<|im_end|>" in sampled[1].error
@@ -519,9 +519,9 @@ def test_a_question_that_would_end_its_own_turn_fails_alone(words: Words) -> Non
 COLD = replace(PARAMS, temperature=0.0)
 
 
-def test_greedy_answers_need_no_sampling_server(words: Words, tmp_path: Path) -> None:
+def test_greedy_answers_need_no_sampling_server(codec: TokenCodec, tmp_path: Path) -> None:
     request = replace(asking("alpha", 1), prompt="<image>\nWhat?", images=(picture(tmp_path / "a.png"),))
-    with StubServer(words, greedy=True) as server:
+    with StubServer(codec, greedy=True) as server:
         sampled = ask(server, [request], COLD)
     assert not sampled[0].error
     assert facts(server)["server"]["seed"] is None
@@ -529,7 +529,7 @@ def test_greedy_answers_need_no_sampling_server(words: Words, tmp_path: Path) ->
     assert len(server.bodies) < 24
 
 
-def test_another_models_answers_are_taken_as_they_are(words: Words, tmp_path: Path) -> None:
+def test_another_models_answers_are_taken_as_they_are(codec: TokenCodec, tmp_path: Path) -> None:
     """It thinks apart from its answer, takes no sampling field at all, and its name is kept with each answer."""
 
     def picky(server: StubServer, request: Any, body: dict[str, Any], before: int) -> Any:
@@ -544,8 +544,8 @@ def test_another_models_answers_are_taken_as_they_are(words: Words, tmp_path: Pa
         return web.json_response({**reply, "model": "big-2026-01-01"})
 
     request = replace(asking("alpha", 1), prompt="<image>\nWhat?", images=(picture(tmp_path / "a.png"),))
-    with StubServer(words, picky) as server:
-        (sampled,) = ask(server, [request], COLD, foreign=True, model="big")
+    with StubServer(codec, picky) as server:
+        (sampled,) = ask(server, [request], COLD, eval_only=True, model="big")
         known = facts(server)["server"]
         with pytest.raises(EngineError, match="takes no request of this form"):
             ask(server, [request], COLD)
@@ -557,10 +557,10 @@ def test_another_models_answers_are_taken_as_they_are(words: Words, tmp_path: Pa
     assert len(response.token_ids) > 2  # counted by the tokenizer of the model that learns
 
 
-def test_another_model_that_misses_images_is_refused(words: Words, tmp_path: Path) -> None:
+def test_another_model_that_misses_images_is_refused(codec: TokenCodec, tmp_path: Path) -> None:
     request = replace(asking("alpha", 1), prompt="<image>\nWhat?", images=(picture(tmp_path / "a.png"),))
-    with StubServer(words, blind=True, no_logprobs=True) as server, pytest.raises(EngineError, match="does not look at images"):
-        ask(server, [request], COLD, foreign=True)
+    with StubServer(codec, blind=True, no_logprobs=True) as server, pytest.raises(EngineError, match="does not look at images"):
+        ask(server, [request], COLD, eval_only=True)
 
 
 # --- continuations -------------------------------------------------------------------------------------------------------
@@ -568,8 +568,8 @@ def test_another_model_that_misses_images_is_refused(words: Words, tmp_path: Pat
 PREFIXES = ("The sum is", "A line.\n", "图片里有四个")
 
 
-def beginnings(words: Words) -> Request:
-    prefixes = tuple(words.encode(text)[:-1] for text in PREFIXES)
+def beginnings(codec: TokenCodec) -> Request:
+    prefixes = tuple(codec.encode(text)[:-1] for text in PREFIXES)
     return Request(key="q", prompt="What is the sum?", images=(), seeds=(1, 2, 3), indices=(0, 2, 5), prefixes=prefixes)
 
 
@@ -584,38 +584,38 @@ def beginnings(words: Words) -> Request:
         ({"no_completions": True}, "prefix"),
     ],
 )
-def test_continuations_start_with_their_prefix(words: Words, lacks: dict[str, bool], route: str) -> None:
-    with StubServer(words, **lacks) as server:
-        (sampled,) = ask(server, [beginnings(words)])
+def test_continuations_start_with_their_prefix(codec: TokenCodec, lacks: dict[str, bool], route: str) -> None:
+    with StubServer(codec, **lacks) as server:
+        (sampled,) = ask(server, [beginnings(codec)])
     assert facts(server)["server"]["continuation"] == route
     assert not sampled.error
-    for response, begun, prefix in zip(sampled.responses, PREFIXES, beginnings(words).prefixes, strict=True):
+    for response, begun, prefix in zip(sampled.responses, PREFIXES, beginnings(codec).prefixes, strict=True):
         assert response.text.startswith(begun)
         assert len(response.text) > len(begun)
         assert response.token_ids[: response.prefix_len] == prefix
-        assert words.decode(response.token_ids) == response.text
+        assert codec.decode(response.token_ids) == response.text
     assert [response.index for response in sampled.responses] == [0, 2, 5]
 
 
-def test_no_exact_way_to_continue_is_refused(words: Words) -> None:
-    with StubServer(words, no_completions=True, strips=True) as server:
+def test_no_exact_way_to_continue_is_refused(codec: TokenCodec) -> None:
+    with StubServer(codec, no_completions=True, strips=True) as server:
         assert not ask(server, [asking("alpha")])[0].error
         with pytest.raises(EngineError, match=r"cannot continue.*pairs\.dropout_ntp = false"):
-            ask(server, [beginnings(words)])
+            ask(server, [beginnings(codec)])
 
 
-def test_another_model_gives_text_alone(words: Words) -> None:
-    with StubServer(words) as server:
+def test_another_model_gives_text_alone(codec: TokenCodec) -> None:
+    with StubServer(codec) as server:
         (sampled,) = ask(server, [asking("alpha")], same_model=False)
         assert all(response.retokenised for response in sampled.responses)
         with pytest.raises(EngineError, match="cannot continue"):
-            ask(server, [beginnings(words)], same_model=False)
+            ask(server, [beginnings(codec)], same_model=False)
 
 
-def test_a_prefix_with_a_control_token_fails_alone(words: Words) -> None:
-    bad = replace(beginnings(words), prefixes=((words.end_ids[0],),) * 3)
-    with StubServer(words) as server:
-        first, second = ask(server, [bad, beginnings(words)])
+def test_a_prefix_with_a_control_token_fails_alone(codec: TokenCodec) -> None:
+    bad = replace(beginnings(codec), prefixes=((codec.end_ids[0],),) * 3)
+    with StubServer(codec) as server:
+        first, second = ask(server, [bad, beginnings(codec)])
     assert "control token" in first.error
     assert not second.error
 
@@ -623,10 +623,10 @@ def test_a_prefix_with_a_control_token_fails_alone(words: Words) -> None:
 # --- several servers -----------------------------------------------------------------------------------------------------
 
 
-def test_a_server_that_dies_is_left_out_and_comes_back(words: Words) -> None:
+def test_a_server_that_dies_is_left_out_and_comes_back(codec: TokenCodec) -> None:
     said: list[str] = []
-    with StubServer(words, on("?", slow)) as one, StubServer(words, on("?", slow)) as two:
-        engine = OpenAIEngine([one.url, two.url], limits=replace(QUICK, in_flight=4, retries=1), words=words, say=said.append)
+    with StubServer(codec, on("?", slow)) as one, StubServer(codec, on("?", slow)) as two:
+        engine = OpenAIEngine([one.url, two.url], limits=replace(QUICK, in_flight=4, retries=1), codec=codec, notify=said.append)
         rows = engine.sample([asking(f"q{number}") for number in range(40)], PARAMS)
         sampled = [next(rows)]
         one.stop()
@@ -644,16 +644,16 @@ def test_a_server_that_dies_is_left_out_and_comes_back(words: Words) -> None:
 
 
 @pytest.mark.parametrize("word", ["Hello.", "random sentence", "Count."])
-def test_a_server_that_goes_away_while_probed_is_not_taken_for_one_that_can_less(words: Words, word: str) -> None:
-    with StubServer(words) as server:
+def test_a_server_that_goes_away_while_probed_is_not_taken_for_one_that_can_less(codec: TokenCodec, word: str) -> None:
+    with StubServer(codec) as server:
         expected = ask(server, [asking("alpha")])
         known = facts(server)["server"]
     said: list[str] = []
     # Two in a row, which is more than the probe tries; for what is asked once, one.
-    with StubServer(words, fault=lost(word, 2)) as server:
-        assert ask(server, [asking("alpha")], say=said.append) == expected
+    with StubServer(codec, fault=lost(word, 2)) as server:
+        assert ask(server, [asking("alpha")], notify=said.append) == expected
     assert facts(server)["server"] == known
-    assert any("it is probed anew" in line for line in said)
+    assert any("probing again" in line for line in said)
 
 
 def lost(word: str, times: int) -> Callable[..., Any]:
@@ -670,12 +670,12 @@ def lost(word: str, times: int) -> Callable[..., Any]:
     return fault
 
 
-def test_a_server_that_always_goes_away_while_probed_is_an_error(words: Words) -> None:
-    with StubServer(words, fault=lost("Hello.", 1000)) as server, pytest.raises(EngineError, match="went away 5 times while it was probed"):
+def test_a_server_that_always_goes_away_while_probed_is_an_error(codec: TokenCodec) -> None:
+    with StubServer(codec, fault=lost("Hello.", 1000)) as server, pytest.raises(EngineError, match="went away 5 times while it was probed"):
         ask(server, [asking("alpha")])
 
 
-def test_a_server_of_our_own_that_dies_while_probed_is_said_at_once(words: Words) -> None:
+def test_a_server_of_our_own_that_dies_while_probed_is_said_at_once(codec: TokenCodec) -> None:
     class Dying:
         dead = False
 
@@ -692,14 +692,14 @@ def test_a_server_of_our_own_that_dies_while_probed_is_said_at_once(words: Words
         return cut_off(server, request, body)
 
     begun = time.monotonic()
-    with StubServer(words, fault=fault) as server, pytest.raises(EngineError, match="status -9"):
-        ask(server, [asking("alpha")], limits=replace(QUICK, patience_s=60.0), started=own)
+    with StubServer(codec, fault=fault) as server, pytest.raises(EngineError, match="status -9"):
+        ask(server, [asking("alpha")], limits=replace(QUICK, patience_s=60.0), process=own)
     assert time.monotonic() - begun < 20
 
 
-def test_no_server_at_all_is_an_error_after_patience(words: Words) -> None:
-    with StubServer(words) as server:
-        engine = OpenAIEngine([server.url], limits=replace(QUICK, patience_s=0.5), words=words)
+def test_no_server_at_all_is_an_error_after_patience(codec: TokenCodec) -> None:
+    with StubServer(codec) as server:
+        engine = OpenAIEngine([server.url], limits=replace(QUICK, patience_s=0.5), codec=codec)
         rows = engine.sample([asking(key) for key in KEYS] * 4, PARAMS)
         next(rows)
         server.stop()
@@ -708,9 +708,9 @@ def test_no_server_at_all_is_an_error_after_patience(words: Words) -> None:
         engine.close()
 
 
-def test_servers_of_different_kinds_are_refused(words: Words) -> None:
-    with StubServer(words) as one, StubServer(words, strict=True) as two:
-        engine = OpenAIEngine([one.url, two.url], limits=QUICK, words=words)
+def test_servers_of_different_kinds_are_refused(codec: TokenCodec) -> None:
+    with StubServer(codec) as one, StubServer(codec, strict=True) as two:
+        engine = OpenAIEngine([one.url, two.url], limits=QUICK, codec=codec)
         with pytest.raises(EngineError, match="different kinds"):
             list(engine.sample([asking("alpha")], PARAMS))
         engine.close()
@@ -721,14 +721,14 @@ def test_servers_of_different_kinds_are_refused(words: Words) -> None:
 
 @pytest.mark.parametrize(("header", "low", "high"), [("3", 3, 3), ("-1", 0, 0), ("", 0, 0), ("soon", 0, 0), ("nan", 0, 0)])
 def test_retry_after(header: str, low: float, high: float) -> None:
-    assert low <= wait_of(header) <= high
+    assert low <= retry_after_seconds(header) <= high
 
 
 def test_retry_after_as_a_date() -> None:
     from email.utils import formatdate
 
-    assert 3 < wait_of(formatdate(time.time() + 5, usegmt=True)) <= 5
-    assert wait_of(formatdate(time.time() - 5, usegmt=True)) == 0
+    assert 3 < retry_after_seconds(formatdate(time.time() + 5, usegmt=True)) <= 5
+    assert retry_after_seconds(formatdate(time.time() - 5, usegmt=True)) == 0
 
 
 def test_backoff_doubles_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -739,8 +739,8 @@ def test_backoff_doubles_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("reply", [None, [], "x", {}, {"choices": "x"}, {"choices": [3]}, {"choices": {"a": 1}}])
 def test_garbage_is_not_parsed(reply: object) -> None:
-    with pytest.raises(GarbledError):
-        parse(reply)
+    with pytest.raises(InvalidReplyError):
+        parse_completion(reply)
 
 
 def test_logprobs_in_every_known_form() -> None:
@@ -748,10 +748,10 @@ def test_logprobs_in_every_known_form() -> None:
     openai = {**base, "logprobs": {"content": [{"token": "a", "logprob": -1}, {"token": " b", "logprob": -2.5}]}}
     llama = {**base, "logprobs": {"content": [{"id": 5, "logprob": -1}, {"id": 6, "logprob": -2.5}]}}
     legacy = {"finish_reason": "stop", "text": "a b", "logprobs": {"token_logprobs": [-1, -2.5], "tokens": ["a", " b"]}}
-    found = [parse({"choices": [choice]}).choices[0] for choice in (openai, llama, legacy)]
+    found = [parse_completion({"choices": [choice]}).choices[0] for choice in (openai, llama, legacy)]
     assert [choice.logprobs for choice in found] == [(-1.0, -2.5)] * 3
     assert [choice.ids for choice in found] == [(), (5, 6), ()]
     for name in ("token_ids", "response_token_ids", "output_ids"):
-        assert parse({"choices": [{**openai, name: [5, 6]}]}).choices[0].ids == (5, 6)
+        assert parse_completion({"choices": [{**openai, name: [5, 6]}]}).choices[0].ids == (5, 6)
     broken = {**base, "logprobs": {"content": [{"logprob": "x"}]}}
-    assert parse({"choices": [broken]}).choices[0].logprobs == ()
+    assert parse_completion({"choices": [broken]}).choices[0].logprobs == ()

@@ -22,7 +22,7 @@ from mixpo.engines import Request, SamplingParams, Serving, create
 from mixpo.engines.openai.client import Limits
 from mixpo.engines.openai.engine import OpenAIEngine
 from mixpo.engines.openai.server import free_port
-from mixpo.engines.tokens import Words
+from mixpo.engines.tokens import TokenCodec
 from mixpo.prompts import PROMPTS
 from mixpo.recipe import DigitsSource, ModelTable, ServerTable
 from mixpo.sources.digits import read
@@ -69,7 +69,7 @@ def served(tiny: Vlm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
         folder=find(ModelTable(path="mixpo:tiny"), Path()),
         device="cpu",
         logs=logs,
-        say=said.append,
+        notify=said.append,
     )
     engine = create("openai", vlm=tiny, serving=serving)
     yield engine, said
@@ -144,7 +144,7 @@ def llama() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def smollm() -> Words:
+def smollm() -> TokenCodec:
     model = gguf()
     assert model is not None
     return smollm_words(model)
@@ -176,23 +176,23 @@ def native(llama: str, path: str, body: dict[str, Any]) -> Any:
         return json.loads(reply.read())
 
 
-def test_the_tokens_are_those_of_llama_cpp(llama: str, smollm: Words) -> None:
+def test_the_tokens_are_those_of_llama_cpp(llama: str, smollm: TokenCodec) -> None:
     """So that what the next tests prove is proved about this server's own tokens."""
     (template,) = native(llama, "/apply-template", {"messages": [{"role": "user", "content": SEA}]}).values()
     assert smollm.prompt_text(SEA) == template
     for text in (template, "3 + 4 = 1024, isn't it?\n\n  So.", "图片里有四个数字 é", "def f(x):\n    return x**2\n"):
         found = native(llama, "/tokenize", {"content": text, "add_special": False, "parse_special": True})["tokens"]
-        assert list(smollm.raw_ids(text)) == found
+        assert list(smollm.encode_raw(text)) == found
 
 
-def test_llama_cpp_continues_token_ids_exactly(llama: str, smollm: Words) -> None:
+def test_llama_cpp_continues_token_ids_exactly(llama: str, smollm: TokenCodec) -> None:
     """Among them ids that no tokenizer would make of their text, as sampling writes them: text would not bring these back."""
     whole = smollm.encode("The sea is salty and its water is")[:-1]
-    split = (*whole[:-1], *(token for letter in " wet" for token in smollm.raw_ids(letter)))
-    assert smollm.raw_ids(smollm.decode(split)) != split
+    split = (*whole[:-1], *(token for letter in " wet" for token in smollm.encode_raw(letter)))
+    assert smollm.encode_raw(smollm.decode(split)) != split
     prefixes = (whole, split, smollm.encode("A line.\n")[:-1])
     wanted = Request(key="q", prompt=SEA, images=(), seeds=(1, 2, 3), indices=(0, 1, 2), prefixes=prefixes)
-    engine = OpenAIEngine([llama], model="smollm2", limits=LLAMA, words=smollm)
+    engine = OpenAIEngine([llama], model="smollm2", limits=LLAMA, codec=smollm)
     (sampled,) = engine.sample([wanted], SamplingParams(temperature=1.0, max_new_tokens=12))
     known = engine.facts["server"]
     engine.close()

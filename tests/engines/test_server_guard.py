@@ -21,8 +21,8 @@ FAMILY = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'impor
 PARENT = """
 import os, sys, time
 from pathlib import Path
-from mixpo.engines.openai.server import Started
-started = Started([sys.executable, "-c", sys.argv[1]], "http://127.0.0.1:1/v1", Path(sys.argv[2]))
+from mixpo.engines.openai.server import ServerProcess
+started = ServerProcess([sys.executable, "-c", sys.argv[1]], "http://127.0.0.1:1/v1", Path(sys.argv[2]))
 if len(sys.argv) > 3 and os.fork() == 0:
     print(os.getpid(), flush=True)
     time.sleep(600)

@@ -13,7 +13,7 @@ import pytest
 from tiny import picture
 
 from mixpo.engines import Request, SamplingParams
-from mixpo.engines.tokens import Words
+from mixpo.engines.tokens import TokenCodec
 from mixpo.engines.vllm import VllmEngine, load_llm
 from mixpo.errors import EngineError
 from mixpo.recipe import ImageTable
@@ -37,7 +37,7 @@ class Output:
 class FakeLLM:
     """Takes what vllm.LLM takes, refuses what it refuses, and answers with tokens that follow from prompt and seed."""
 
-    words: Words
+    codec: TokenCodec
     extra = 0
 
     def __init__(self, model: str, **settings: Any) -> None:
@@ -56,7 +56,7 @@ class FakeLLM:
         if "prompt" in prompt:
             images = prompt["multi_modal_data"]["image"]
             assert prompt["prompt"].count("<IMG_CONTEXT>") == len(images)
-            ids = [0] * (sum(len(self.words.prompt_ids("<image>", [image])) for image in images) + self.extra)
+            ids = [0] * (sum(len(self.codec.prompt_ids("<image>", [image])) for image in images) + self.extra)
             ids += [0] * (self.length_of(prompt["prompt"]) - len(images) * self.length_of_mark())
         else:
             ids = prompt["prompt_token_ids"]
@@ -65,14 +65,14 @@ class FakeLLM:
         return SimpleNamespace(prompt_token_ids=ids, outputs=[self._answer(params, number) for number in range(params.n)])
 
     def length_of(self, text: str) -> int:
-        return len(self.words.raw_ids(text))
+        return len(self.codec.encode_raw(text))
 
     def length_of_mark(self) -> int:
-        return self.length_of(self.words.prompt_text("<image>"))
+        return self.length_of(self.codec.prompt_text("<image>"))
 
     def _answer(self, params: Any, number: int) -> Output:
-        ids = (*(70 + (params.seed + number + i) % 20 for i in range(5)), self.words.end_ids[0])
-        text = self.words.decode(ids)
+        ids = (*(70 + (params.seed + number + i) % 20 for i in range(5)), self.codec.end_ids[0])
+        text = self.codec.decode(ids)
         for stop in params.stop or ():
             text = text.partition(stop)[0]  # vLLM cuts the text and leaves the ids
         return Output(text, ids, "stop", [{token: SimpleNamespace(logprob=-0.5)} for token in ids])
@@ -81,10 +81,10 @@ class FakeLLM:
 @pytest.fixture
 def engine(tiny_vlm: Vlm, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> VllmEngine:
     fake: Any = ModuleType("vllm")
-    FakeLLM.words, FakeLLM.extra = Words(tiny_vlm), 0
+    FakeLLM.codec, FakeLLM.extra = TokenCodec(tiny_vlm), 0
     fake.LLM, fake.SamplingParams = FakeLLM, SimpleNamespace
     monkeypatch.setitem(sys.modules, "vllm", fake)
-    return VllmEngine(load_llm(tiny_folder, "float32"), Words(tiny_vlm), ImageTable())
+    return VllmEngine(load_llm(tiny_folder, "float32"), TokenCodec(tiny_vlm), ImageTable())
 
 
 def asking(key: str, text: str = "What is the sum?", n: int = 3, **more: Any) -> Request:
@@ -109,7 +109,7 @@ def test_answers_with_ids_and_logprobs(engine: VllmEngine, tiny_vlm: Vlm, tmp_pa
             assert not response.retokenised
     ((_, settings),) = engine._llm.calls
     assert [(s.n, s.top_k, s.seed, s.max_tokens) for s in settings] == [(3, -1, 100, 12), (3, -1, 200, 12)]
-    assert set(settings[0].logit_bias) == set(Words(tiny_vlm).banned)
+    assert set(settings[0].logit_bias) == set(TokenCodec(tiny_vlm).banned)
 
 
 def test_bad_questions_fail_alone(engine: VllmEngine, tmp_path: Path) -> None:

@@ -92,6 +92,21 @@ class Handler(BaseHTTPRequestHandler):
     def mode_locked(self, number: int, body: dict[str, Any]) -> None:
         self.send({"error": {"message": "wrong key"}}, 401)
 
+    def mode_tells(self, number: int, body: dict[str, Any]) -> None:
+        self.send({"error": {"message": f"wrong key: {self.headers['authorization']}"}}, 401)
+
+    def mode_moved(self, number: int, body: dict[str, Any]) -> None:
+        self.raw(b"", "text/plain", 307, location="http://127.0.0.1:9/v1/chat/completions")
+
+    def mode_poor(self, number: int, body: dict[str, Any]) -> None:
+        self.send({"error": {"message": "no credit left", "code": "insufficient_quota"}}, 429)
+
+    def mode_waits(self, number: int, body: dict[str, Any]) -> None:
+        if number == 1:
+            self.raw(b"", "text/plain", 429, **{"retry-after": "1"})
+        else:
+            self.chat("0.5")
+
     def mode_down(self, number: int, body: dict[str, Any]) -> None:
         self.send({"error": {"message": "broken"}}, 500)
 
@@ -102,8 +117,10 @@ class Handler(BaseHTTPRequestHandler):
     def send(self, value: object, status: int) -> None:
         self.raw(json.dumps(value).encode(), "application/json", status)
 
-    def raw(self, content: bytes, kind: str, status: int = 200) -> None:
+    def raw(self, content: bytes, kind: str, status: int = 200, **headers: str) -> None:
         self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.send_header("content-type", kind)
         self.send_header("content-length", str(len(content)))
         self.end_headers()

@@ -103,7 +103,7 @@ modes = ["direct"]
 extractor = "judge"
 [evaluate.judge]
 model = "judge-7b"
-url = "{url}"
+urls = ["{url}"]
 attempts = 2
 [[evaluate.sets]]
 name = "vista"

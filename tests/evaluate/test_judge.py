@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from judges import asked, serving
+from pydantic import ValidationError
 
 from mixpo.errors import EvaluateError, RecipeError
 from mixpo.evaluate import judge as judging
 from mixpo.evaluate.benchmarks import BENCHMARKS
-from mixpo.evaluate.judge import Judge, _reply, digest, ready, with_own_prompt
-from mixpo.recipe import JudgeTable
+from mixpo.evaluate.judge import Judge, completion_text, digest, ready, with_own_prompt
+from mixpo.recipe import JudgeTable, load
 
-pytest.importorskip("openai")
+pytest.importorskip("aiohttp")
 RUBRIC = BENCHMARKS["mmvet"].rubric
 LLAVA = BENCHMARKS["llava_bench"].rubric
 assert RUBRIC is not None
@@ -36,7 +37,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         def begin(mode: str, **values: Any) -> tuple[JudgeTable, Path]:
             folder = tmp_path / f"server-{next(number)}"
             url = running.enter_context(serving(mode, folder))
-            return JudgeTable(**{"model": "judge-7b", "url": url, "timeout_s": 10.0, "retries": 3, **values}), folder
+            return JudgeTable(**{"model": "judge-7b", "urls": [url], "timeout_s": 10.0, "retries": 3, **values}), folder
 
         yield begin
 
@@ -44,7 +45,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 def test_a_mark_with_name_version_and_prompt(start: Start, tmp_path: Path) -> None:
     table, server = start("good")
     mark = Judge(table, tmp_path / "cache").ask(RUBRIC, FIELDS, RUBRIC.read)
-    assert (mark.found, mark.reply) == ((0.5,), "0.5")
+    assert (mark.value, mark.reply) == ((0.5,), "0.5")
     assert mark.judge == f"judge-7b-2026-01-01 #{digest(RUBRIC)}"
     (request,) = asked(server)
     assert request["path"] == "/v1/chat/completions"
@@ -56,8 +57,8 @@ def test_a_mark_with_name_version_and_prompt(start: Start, tmp_path: Path) -> No
 def test_replies_are_kept_by_content(start: Start, tmp_path: Path) -> None:
     table, server = start("good")
     Judge(table, tmp_path / "cache").ask(RUBRIC, FIELDS, RUBRIC.read)
-    again = Judge(table.model_copy(update={"url": "http://127.0.0.1:9/v1"}), tmp_path / "cache")  # nobody listens there
-    assert again.ask(RUBRIC, FIELDS, RUBRIC.read).found == (0.5,)
+    again = Judge(table.model_copy(update={"urls": ["http://127.0.0.1:9/v1"]}), tmp_path / "cache")  # nobody listens there
+    assert again.ask(RUBRIC, FIELDS, RUBRIC.read).value == (0.5,)
     assert len(asked(server)) == 1
     (kept,) = (tmp_path / "cache").rglob("*.json")
     kept.write_text('{"reply"')  # torn
@@ -68,13 +69,13 @@ def test_replies_are_kept_by_content(start: Start, tmp_path: Path) -> None:
 
 def test_a_slow_server_is_asked_again(start: Start, tmp_path: Path) -> None:
     table, server = start("slow", timeout_s=0.5)
-    assert Judge(table, tmp_path / "cache").ask(RUBRIC, FIELDS, RUBRIC.read).found == (0.5,)
+    assert Judge(table, tmp_path / "cache").ask(RUBRIC, FIELDS, RUBRIC.read).value == (0.5,)
     assert len(asked(server)) == 2
 
 
 def test_a_server_that_fails_half_the_time(start: Start, tmp_path: Path) -> None:
     table, server = start("half")
-    assert Judge(table, tmp_path / "cache").ask(RUBRIC, FIELDS, RUBRIC.read).found == (1.0,)
+    assert Judge(table, tmp_path / "cache").ask(RUBRIC, FIELDS, RUBRIC.read).value == (1.0,)
     assert len(asked(server)) == 2
 
 
@@ -82,50 +83,93 @@ def test_unreadable_replies_are_asked_again_warmer_and_then_given_up(start: Star
     table, server = start("words", attempts=3)
     judge = Judge(table, tmp_path / "cache")
     mark = judge.ask(RUBRIC, FIELDS, RUBRIC.read)
-    assert (mark.found, mark.reply) == (None, "I would say it is rather good.")
+    assert (mark.value, mark.reply) == (None, "I would say it is rather good.")
     assert [request["temperature"] for request in asked(server)] == [0.0, 0.5, 1.0]
     judge.ask(RUBRIC, FIELDS, RUBRIC.read)
     assert len(asked(server)) == 3
     warm, _ = start("warm", attempts=3)
-    assert Judge(warm, tmp_path / "other").ask(RUBRIC, FIELDS, RUBRIC.read).found == (0.4,)
+    assert Judge(warm, tmp_path / "other").ask(RUBRIC, FIELDS, RUBRIC.read).value == (0.4,)
 
 
 @pytest.mark.parametrize("mode", ["garbage", "shape"])
 def test_garbage_is_never_a_mark(start: Start, tmp_path: Path, mode: str) -> None:
     table, _ = start(mode, retries=0, attempts=2)
     mark = Judge(table, tmp_path / "cache").ask(RUBRIC, FIELDS, RUBRIC.read)
-    assert (mark.found, mark.reply) == (None, "")
+    assert (mark.value, mark.reply) == (None, "")
 
 
-@pytest.mark.parametrize(("mode", "said"), [("locked", r"refused \(401\): .*wrong key"), ("down", r"refused \(500\)")])
+@pytest.mark.parametrize(("mode", "said"), [("locked", r"HTTP 401: .*wrong key"), ("down", r"refused \(HTTP 500")])
 def test_a_server_that_refuses_stops_the_evaluation(start: Start, tmp_path: Path, mode: str, said: str) -> None:
     table, _ = start(mode, retries=1)
-    with pytest.raises(EvaluateError, match=said + r".*; the replies so far are kept"):
+    with pytest.raises(EvaluateError, match=said + r".*; replies so far are cached"):
         Judge(table, tmp_path / "cache").ask(RUBRIC, FIELDS, RUBRIC.read)
     assert not list((tmp_path / "cache").rglob("*.json"))
 
 
+@pytest.mark.parametrize(
+    ("mode", "code", "said"),
+    [("moved", "server-redirects", "HTTP 307, redirects to .*evaluate.judge.urls"), ("poor", "server-refused", "pay for the account"),
+     ("tells", "server-refused", r"wrong key: Bearer \[key\]")],
+)  # fmt: skip
+def test_what_no_retry_helps_is_asked_once(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, code: str, said: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    table, server = start(mode)
+    with pytest.raises(EvaluateError, match=said) as raised:
+        Judge(table, tmp_path / "cache").ask(RUBRIC, FIELDS, RUBRIC.read)
+    assert (raised.value.code, raised.value.key) == (code, "evaluate.judge")
+    assert "sk-secret" not in str(raised.value)
+    assert len(asked(server)) == 1
+
+
+def test_a_busy_judge_is_asked_again_when_it_says(start: Start, tmp_path: Path) -> None:
+    table, server = start("waits", retries=0)
+    begun = time.monotonic()
+    assert Judge(table, tmp_path / "cache").ask(RUBRIC, FIELDS, RUBRIC.read).value == (0.5,)
+    assert time.monotonic() - begun >= 1
+    assert len(asked(server)) == 2
+
+
+def test_another_replica_takes_over(start: Start, tmp_path: Path) -> None:
+    table, server = start("good")
+    said: list[str] = []
+    both = table.model_copy(update={"urls": ["http://127.0.0.1:9/v1", *table.urls]})
+    judge = Judge(both, tmp_path / "cache", said.append)
+    assert judge.ask(RUBRIC, FIELDS, RUBRIC.read).value == (0.5,)
+    judge.close()
+    assert len(asked(server)) == 1
+    assert said == ["http://127.0.0.1:9/v1 cannot be reached (connection refused); it gets no requests until it is back"]
+
+
+def test_a_key_in_place_of_its_variable_is_not_shown(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text('[evaluate.judge]\nmodel = "j"\napi_key_env = "sk-secret-1"\n')
+    with pytest.raises(RecipeError, match="api_key_env: must match") as raised:
+        load(path)
+    assert "sk-secret" not in str(raised.value)
+
+
 def test_half_a_character_in_a_reply_can_be_kept() -> None:
-    said = SimpleNamespace(choices=[SimpleNamespace(message=SimpleNamespace(content="0.5 \ud83d"))])
-    assert _reply(said) == "0.5 ?"
+    assert completion_text({"choices": [{"message": {"content": "0.5 \ud83d"}}]}) == ("0.5 ?", "")
 
 
 def test_nobody_there(tmp_path: Path) -> None:
-    table = JudgeTable(model="j", url="http://127.0.0.1:9/v1", retries=0)
+    table = JudgeTable(model="j", urls=["http://127.0.0.1:9/v1"], retries=0, patience_s=0.3)
     with pytest.raises(EvaluateError, match="cannot be asked"):
         Judge(table, tmp_path / "cache").ask(RUBRIC, FIELDS, RUBRIC.read)
 
 
 def test_the_key_comes_from_the_environment(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MY_KEY", raising=False)
-    far = JudgeTable(model="j", url="https://judge.example/v1", key="MY_KEY")
+    far = JudgeTable(model="j", urls=["https://judge.example/v1"], api_key_env="MY_KEY")
     with pytest.raises(RecipeError, match="MY_KEY is not set"):
         ready(far)
-    with pytest.raises(RecipeError, match="is no address"):
-        ready(far.model_copy(update={"url": "judge.example"}))
+    with pytest.raises(ValidationError, match="is no address"):
+        JudgeTable(model="j", urls=["judge.example"])
     monkeypatch.setenv("MY_KEY", "secret")
     assert ready(far) == "secret"
-    table, server = start("good", key="MY_KEY")
+    table, server = start("good", api_key_env="MY_KEY")
     Judge(table, tmp_path / "cache").ask(RUBRIC, FIELDS, RUBRIC.read)
     assert asked(server)[0]["key"] == "Bearer secret"
     assert "secret" not in "".join(path.read_text() for path in (tmp_path / "cache").rglob("*.json"))
@@ -135,8 +179,8 @@ def test_a_judge_that_takes_no_temperature_is_asked_without(start: Start, tmp_pa
     """It is found out once, and what is kept is found again under the recipe's settings."""
     table, server = start("reasoner", max_tokens=77)
     judge = Judge(table, tmp_path / "cache")
-    assert judge.ask(RUBRIC, FIELDS, RUBRIC.read).found == (0.5,)
-    assert judge.ask(RUBRIC, {**FIELDS, "answer": "other"}, RUBRIC.read).found == (0.5,)
+    assert judge.ask(RUBRIC, FIELDS, RUBRIC.read).value == (0.5,)
+    assert judge.ask(RUBRIC, {**FIELDS, "answer": "other"}, RUBRIC.read).value == (0.5,)
     sent = [{name: request.get(name) for name in ("max_tokens", "temperature", "max_completion_tokens")} for request in asked(server)]
     last = {"max_tokens": None, "temperature": None, "max_completion_tokens": 77}
     assert sent == [
@@ -145,10 +189,10 @@ def test_a_judge_that_takes_no_temperature_is_asked_without(start: Start, tmp_pa
         last,
         last,
     ]
-    assert Judge(table, tmp_path / "cache").ask(RUBRIC, FIELDS, RUBRIC.read).found == (0.5,)
+    assert Judge(table, tmp_path / "cache").ask(RUBRIC, FIELDS, RUBRIC.read).value == (0.5,)
     assert len(asked(server)) == 4
     narrow, server = start("narrow")
-    with pytest.raises(EvaluateError, match=r"refused \(400\): .*max_tokens is too large"):
+    with pytest.raises(EvaluateError, match=r"refused \(HTTP 400: .*max_tokens is too large"):
         Judge(narrow, tmp_path / "other").ask(RUBRIC, FIELDS, RUBRIC.read)
     assert len(asked(server)) == 1
 
@@ -158,9 +202,9 @@ def test_what_a_judge_thinks_aloud_is_no_mark(start: Start, tmp_path: Path) -> N
     table, server = start("thinks", attempts=2)
     judge = Judge(table, tmp_path / "cache")
     mark = judge.ask(RUBRIC, FIELDS, RUBRIC.read)
-    assert (mark.found, mark.reply) == ((0.9,), "0.9")
+    assert (mark.value, mark.reply) == ((0.9,), "0.9")
     assert LLAVA is not None
-    assert judge.ask(LLAVA, FIELDS, LLAVA.read).found is None
+    assert judge.ask(LLAVA, FIELDS, LLAVA.read).value is None
     assert judge.ask(RUBRIC, {**FIELDS, "answer": "a long one"}, RUBRIC.read).reply == ""
     assert len(asked(server)) == 5
 
@@ -169,8 +213,8 @@ def test_half_a_number_at_the_length_limit_is_no_mark(start: Start, tmp_path: Pa
     """ "0." may have been 0.9; what is whole before the limit counts."""
     table, server = start("cut", attempts=2)
     judge = Judge(table, tmp_path / "cache")
-    assert judge.ask(RUBRIC, FIELDS, RUBRIC.read).found == (0.4,)
-    assert judge.ask(RUBRIC, {**FIELDS, "answer": "a long one"}, RUBRIC.read).found is None
+    assert judge.ask(RUBRIC, FIELDS, RUBRIC.read).value == (0.4,)
+    assert judge.ask(RUBRIC, {**FIELDS, "answer": "a long one"}, RUBRIC.read).value is None
     assert len(asked(server)) == 3
 
 

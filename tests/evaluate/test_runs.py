@@ -50,7 +50,7 @@ source = {{ kind = "benchmark", name = "pope", path = "pope" }}
 {more}
 """
 VET = '[[evaluate.sets]]\nname = "vet"\nsource = { kind = "benchmark", name = "mmvet", path = "vet" }\n'
-JUDGE = '[evaluate.judge]\nmodel = "judge-7b"\nurl = "http://127.0.0.1:{port}/v1"\nattempts = 2\nretries = 1\n'
+JUDGE = '[evaluate.judge]\nmodel = "judge-7b"\nurls = ["http://127.0.0.1:{port}/v1"]\nattempts = 2\nretries = 1\n'
 SAID = {"dog": "Yes", "cat": "**No**", "bus": "**No**", "cup": "no"}
 
 
@@ -292,7 +292,8 @@ def test_a_judged_benchmark_without_a_judge_stops_before_any_model(
         load(recipe)
     assert main(["run", str(recipe), "--dir", str(tmp_path / "run")]) == 2
     assert main(["check", str(recipe)]) == 2
-    keyless = write(tmp_path, tiny_folder, '[evaluate.judge]\nmodel = "j"\nurl = "https://judge.example/v1"\nkey = "NO_SUCH_KEY"\n', VET)
+    far = '[evaluate.judge]\nmodel = "j"\nurls = ["https://judge.example/v1"]\napi_key_env = "NO_SUCH_KEY"\n'
+    keyless = write(tmp_path, tiny_folder, far, VET)
     with pytest.raises(RecipeError, match="NO_SUCH_KEY is not set"):
         evaluated(keyless, tmp_path / "run")
     monkeypatch.undo()

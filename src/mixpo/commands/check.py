@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from mixpo.engines import key_of, needs_extra
+from mixpo.engines import api_key, require_served_extra
 from mixpo.errors import MissingExtra, MixpoError, RecipeError
 from mixpo.images import open_image, probe
 from mixpo.progress import Progress
@@ -136,13 +136,13 @@ def engine_problems(recipe: Recipe) -> Iterator[str]:
     if table.engine != "openai":
         return
     try:
-        needs_extra('sample.engine = "openai"')
+        require_served_extra('sample.engine = "openai"')
     except MissingExtra as error:
         yield str(error)
         return
-    from mixpo.engines.openai.server import missing
+    from mixpo.engines.openai.server import missing_program
 
-    if table.server.start and (problem := missing(table.server.start[0])):
+    if table.server.start and (problem := missing_program(table.server.start[0])):
         yield problem
     yield from _silent(table.server, "sample.server")
 
@@ -150,7 +150,7 @@ def engine_problems(recipe: Recipe) -> Iterator[str]:
 def served_problems(served: ServedModel) -> Iterator[str]:
     """What keeps a served model from answering."""
     try:
-        needs_extra("evaluate.served")
+        require_served_extra("evaluate.served")
     except MissingExtra as error:
         yield str(error)
     else:
@@ -161,12 +161,12 @@ def _silent(table: ServerTable, where: str) -> Iterator[str]:
     """A key that is not set, and servers that do not answer."""
     key = ""
     try:
-        key = key_of(table, where)
+        key = api_key(table, where)
     except RecipeError as error:
         yield str(error)
-    from mixpo.engines.openai.engine import troubles
+    from mixpo.engines.openai.engine import unavailable_servers
 
-    yield from troubles(table.urls, where, key)
+    yield from unavailable_servers(table.urls, where, key)
 
 
 def _check_model(recipe: Recipe, base: Path, checked: Checked) -> Vlm | None:

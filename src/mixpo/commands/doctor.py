@@ -12,7 +12,7 @@ from pathlib import Path
 from mixpo.run import versions
 
 EXTRAS = {
-    "served": ("aiohttp", 'sample.engine = "openai"'),
+    "served": ("aiohttp", 'sample.engine = "openai", [evaluate.judge]'),
     "easy-vqa": ("easy_vqa", 'source.kind = "easy_vqa"'),
     "hub": ("datasets", 'source.kind = "hub"'),
     "similar": ("imagehash", 'evaluate.decontaminate = "similar"'),
@@ -22,7 +22,6 @@ EXTRAS = {
     "trackio": ("trackio", "train.trackers"),
     "liger": ("liger_kernel", "train.liger"),
     "deepspeed": ("deepspeed", "DeepSpeed launches"),
-    "judge": ("openai", "[evaluate.judge]"),
     "text": ("lm_eval", "evaluate.text_tasks"),
     "ray": ("ray", 'cluster.kind = "ray"'),
     "viewer": ("duckdb", "mixpo view"),

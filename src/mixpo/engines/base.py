@@ -1,4 +1,4 @@
-"""The one seam between mixpo and whatever writes answers. Knows nothing about correctness, pairs or files."""
+"""The interface of engines: requests in, sampled responses out. Knows nothing about correctness, pairs or files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """temperature 0 is greedy; top_k 0 and top_p 1 keep every token. stop: texts that end an answer and are no part of it."""
+    """temperature 0 is greedy; top_k 0 and top_p 1 keep every token. stop: texts that end a response and are not part of it."""
 
     temperature: float
     max_new_tokens: int
@@ -27,9 +27,8 @@ class SamplingParams:
 class Request:
     """Responses wanted for one question.
 
-    key: the question's id. prompt: the user's message; `<image>` marks stand where images go and equal them in number.
-    seeds: one per wanted response. indices: the `Response.index` of each.
-    prefixes: for continuations, the token ids that each response starts with; empty for plain sampling.
+    key: the question's id. prompt: the user's message, with one `<image>` placeholder per image. seeds: one per response.
+    indices: the `Response.index` of each. prefixes: for continuations, the token ids that each response starts with; else empty.
     """
 
     key: str
@@ -41,39 +40,39 @@ class Request:
 
 
 class Engine(Protocol):
-    """Writes responses. One bad question is an `error` in its Sampled; an EngineError means nothing can go on."""
+    """Samples responses. A question that fails alone is an `error` in its Sampled; an EngineError stops the stage."""
 
     name: str
 
     def sample(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Sampled]:
-        """One Sampled for each request, in the order of the requests; responses in the order of its seeds.
+        """One Sampled per request, in order; its responses in the order of the seeds.
 
-        A continuation's text and token_ids start with its prefix, and prefix_len says how long that is.
-        An answer that ended at a text of `params.stop` is known as text alone: `retokenised`, with an end of turn.
+        Text and token_ids of a continuation start with its prefix of prefix_len tokens. A response that ended at a text of `params.stop`
+        is `retokenised` from its text, with an end of turn.
         """
 
     def close(self) -> None:
-        """Give back memory, processes and connections."""
+        """Release memory, processes and connections."""
 
 
-class Keep:
-    """Holds one thing at a time, since two models seldom fit beside each other."""
+class SharedResource:
+    """Single-slot holder for a server or model shared by consecutive stages; one at a time, since two seldom fit into memory."""
 
     def __init__(self) -> None:
         self._key: tuple[object, ...] = ()
-        self._held: Any = None
-        self._end: Callable[[Any], None] = lambda value: None
+        self._value: Any = None
+        self._close: Callable[[Any], None] = lambda value: None
 
-    def take(self, key: tuple[object, ...], open_it: Callable[[], Value], end: Callable[[Value], None]) -> Value:
-        """What is held under `key`, opened now where something else is. end: how it is closed."""
-        if self._held is None or self._key != key:
+    def get(self, key: tuple[object, ...], open_value: Callable[[], Value], close: Callable[[Value], None]) -> Value:
+        """The resource called `key`; opened now, after closing the current one, unless it is already there."""
+        if self._value is None or self._key != key:
             self.close()
-            self._held, self._key, self._end = open_it(), key, end
-        held: Value = self._held
-        return held
+            self._value, self._key, self._close = open_value(), key, close
+        value: Value = self._value
+        return value
 
     def close(self) -> None:
-        """Close what is held."""
-        held, self._held = self._held, None
-        if held is not None:
-            self._end(held)
+        """Close the current resource, if any."""
+        value, self._value = self._value, None
+        if value is not None:
+            self._close(value)

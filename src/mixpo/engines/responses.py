@@ -1,4 +1,4 @@
-"""From what a server wrote to responses with token ids, and whether N answers can be N samples. Pure functions."""
+"""From the choices of a server to responses with token ids, and whether N responses can be N samples. Pure functions."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mixpo.engines.base import Request
-from mixpo.engines.tokens import Words
+from mixpo.engines.tokens import TokenCodec
 from mixpo.types import Response
 
 CHANCE = 1e-6
-"""Answers that agree with a smaller chance than this do not come from sampling."""
+"""Identical responses with a smaller probability than this do not come from sampling."""
 FEW = 4
-"""Fewer equal answers say nothing where the server gives no log-probs."""
+"""Without log-probs, fewer identical responses than this prove nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """One answer as it came.
+    """One response as a server gave it.
 
-    ids: as the server gave them, or empty. logprobs: one for each generated token, or empty. model: as the server names what answered.
+    ids: the server's, or empty. logprobs: one per generated token, or empty. model: the server's name for it.
     """
 
     text: str
@@ -30,14 +30,14 @@ class Choice:
     model: str = ""
 
 
-def response_of(request: Request, slot: int, choice: Choice, words: Words | None, engine: str) -> Response:
-    """The answer of one slot. Ids are the server's where they decode to its text; else they are made from the text.
+def response_of(request: Request, slot: int, choice: Choice, codec: TokenCodec | None, engine: str) -> Response:
+    """The response in one slot. Token ids are the server's if they decode to its text, else made from the text.
 
-    Servers leave special tokens out of the text, also those that are words of an answer (`<ref>`), so text is read from ids.
+    Servers drop special tokens from the text, also those that belong to a response (`<ref>`), so text is decoded from the ids.
     """
     prefix = request.prefixes[slot] if request.prefixes else ()
-    text, ids, retokenised = _read(choice, words)
-    begun = words.decode(prefix) if words is not None and prefix else ""
+    text, ids, retokenised = _read(choice, codec)
+    begun = codec.decode(prefix) if codec is not None and prefix else ""
     return Response(
         question=request.key,
         index=request.indices[slot],
@@ -52,29 +52,29 @@ def response_of(request: Request, slot: int, choice: Choice, words: Words | None
     )
 
 
-def _read(choice: Choice, words: Words | None) -> tuple[str, tuple[int, ...], bool]:
-    """Text, ids, and whether these were made from the text."""
-    if words is None:
+def _read(choice: Choice, codec: TokenCodec | None) -> tuple[str, tuple[int, ...], bool]:
+    """Text, ids, and whether the ids were made from the text."""
+    if codec is None:
         return choice.text, (), False
     ids = choice.ids
-    ended = bool(ids) and ids[-1] in words.end_ids
+    ended = bool(ids) and ids[-1] in codec.end_ids
     inner = ids[:-1] if ended else ids
-    if ids and ended <= choice.stopped and words.control.isdisjoint(inner) and agree(choice, words):
-        # Some servers (llama.cpp) leave the end of turn out of the ids they give; what comes before it is as it was sampled.
-        end = (words.answer_ids("", ended=True)[-1],) if choice.stopped and not ended else ()
-        return words.decode(ids), (*ids, *end), False
-    return choice.text, words.answer_ids(choice.text, choice.stopped), True
+    if ids and ended <= choice.stopped and codec.control.isdisjoint(inner) and ids_match_text(choice, codec):
+        # llama.cpp omits the end of turn from its ids; everything before it is as sampled.
+        end = (codec.response_ids("", ended=True)[-1],) if choice.stopped and not ended else ()
+        return codec.decode(ids), (*ids, *end), False
+    return choice.text, codec.response_ids(choice.text, choice.stopped), True
 
 
-def agree(choice: Choice, words: Words) -> bool:
-    """Whether the ids of an answer are the model's and those of its text, in which special tokens may be left out."""
-    return words.has(choice.ids) and choice.text in (words.decode(choice.ids), words.bare(choice.ids))
+def ids_match_text(choice: Choice, codec: TokenCodec) -> bool:
+    """Whether ids are the model's and decode to the text, with or without special tokens."""
+    return codec.knows(choice.ids) and choice.text in (codec.decode(choice.ids), codec.decode_plain(choice.ids))
 
 
-def suspicious(choices: Sequence[Choice], temperature: float) -> bool:
-    """Whether all answers to a question are one text although the odds of that are beyond chance.
+def improbably_identical(choices: Sequence[Choice], temperature: float) -> bool:
+    """Whether all responses to a question are one text with a probability below CHANCE.
 
-    With log-probs the odds are computed; without them four equal answers are enough to ask again.
+    Without log-probs the probability is unknown; then FEW identical responses are enough to sample again.
     """
     if temperature == 0 or len(choices) < 2 or len({choice.text for choice in choices}) > 1:
         return False
@@ -85,7 +85,7 @@ def suspicious(choices: Sequence[Choice], temperature: float) -> bool:
 
 
 def _tempered(logprob: float, temperature: float) -> float:
-    """About the log-prob at `temperature` of a token that has `logprob` at 1, as if there were only one other token."""
+    """Approximate log-prob at `temperature` of a token with `logprob` at 1, as if there were only one other token."""
     rest = math.log(max(1e-300, -math.expm1(min(logprob, -1e-12))))
     own = logprob / temperature
     return own - max(own, rest / temperature) - math.log1p(math.exp(-abs(own - rest / temperature)))

@@ -1,4 +1,4 @@
-"""Answers from a file instead of a model: for tests, demonstrations and answers that were made elsewhere. Needs no torch."""
+"""Responses from a file instead of a model: for tests, demonstrations and responses sampled elsewhere. Needs no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mixpo.types import Finish, Response
 
 
 class ByteCodec:
-    """Token ids are UTF-8 bytes, and 256 ends the turn: enough to cut and continue answers without any model."""
+    """Token ids are UTF-8 bytes, and 256 ends the turn: enough to truncate and continue responses without a model."""
 
     END = 256
 
@@ -30,10 +30,10 @@ class ByteCodec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """One row of a script. question: an id, or text that the prompt contains; empty serves every other question.
+class ScriptRow:
+    """One row of a script. question: an id, or text that the prompt contains; "" matches every other question.
 
-    responses: text and finish of each answer. error: the question fails with this reason instead.
+    responses: text and finish of each. error: the question fails with this reason instead.
     """
 
     question: str = ""
@@ -42,44 +42,44 @@ class Line:
 
 
 class ScriptedEngine:
-    """Gives answer number `index` of the row that fits a question, starting over behind the last. Ignores seeds and temperature.
+    """Gives response number `index` (modulo their number) of the row that matches a question. Ignores seeds and temperature.
 
-    A continuation is its prefix followed by the scripted answer. An answer longer than max_new_tokens is cut, as a model's would be.
+    A continuation is its prefix followed by the scripted response. Responses are truncated at max_new_tokens.
     """
 
     name = "scripted"
 
-    def __init__(self, script: Path | Sequence[str | Line], codec: Codec | None = None) -> None:
-        """script: a JSONL file, lines, or plain answers for every question. codec: the model's, so that answers can be trained on."""
+    def __init__(self, script: Path | Sequence[str | ScriptRow], codec: Codec | None = None) -> None:
+        """script: a JSONL file, rows, or plain responses for every question. codec: the model's, so that responses can be trained on."""
         self._codec = codec or ByteCodec()
-        lines = _read(script) if isinstance(script, Path) else _lines(script)
-        self._by_question = {line.question: line for line in lines if line.question}
-        rest = [line for line in lines if not line.question]
-        self._default = Line(
-            responses=tuple(r for line in rest for r in line.responses), error=next((r.error for r in rest if r.error), "")
+        rows = _read(script) if isinstance(script, Path) else _rows(script)
+        self._by_question = {row.question: row for row in rows if row.question}
+        rest = [row for row in rows if not row.question]
+        self._default = ScriptRow(
+            responses=tuple(r for row in rest for r in row.responses), error=next((r.error for r in rest if r.error), "")
         )
 
     def sample(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Sampled]:
-        """See `Engine.sample`; a question that no row fits is an error of that question."""
+        """See `Engine.sample`; a question without a matching row fails alone."""
         for request in requests:
-            line = self._line(request)
-            if line.error or not line.responses:
-                yield Sampled(question=request.key, error=line.error or "the script has no answer for this question; add a row for it")
+            row = self._row(request)
+            if row.error or not row.responses:
+                yield Sampled(question=request.key, error=row.error or "the script has no answer for this question; add a row for it")
             else:
                 slots = range(len(request.seeds))
-                yield Sampled(question=request.key, responses=tuple(self._response(request, line, slot, params) for slot in slots))
+                yield Sampled(question=request.key, responses=tuple(self._response(request, row, slot, params) for slot in slots))
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to release."""
 
-    def _line(self, request: Request) -> Line:
+    def _row(self, request: Request) -> ScriptRow:
         if request.key in self._by_question:
             return self._by_question[request.key]
         contained = [question for question in self._by_question if question in request.prompt]
         return self._by_question[max(contained, key=len)] if contained else self._default
 
-    def _response(self, request: Request, line: Line, slot: int, params: SamplingParams) -> Response:
-        text, finish = line.responses[request.indices[slot] % len(line.responses)]
+    def _response(self, request: Request, row: ScriptRow, slot: int, params: SamplingParams) -> Response:
+        text, finish = row.responses[request.indices[slot] % len(row.responses)]
         prefix = request.prefixes[slot] if request.prefixes else ()
         ids = self._codec.encode(text)
         if finish == "length":
@@ -101,42 +101,45 @@ class ScriptedEngine:
 # --- reading a script -------------------------------------------------------------------------------------------------
 
 
-def _lines(script: Sequence[str | Line]) -> list[Line]:
-    return [line if isinstance(line, Line) else Line(responses=((line, "stop"),)) for line in script]
+def _rows(script: Sequence[str | ScriptRow]) -> list[ScriptRow]:
+    return [row if isinstance(row, ScriptRow) else ScriptRow(responses=((row, "stop"),)) for row in script]
 
 
-def _read(path: Path) -> list[Line]:
-    """Raises SourceError naming file and line."""
+def _read(path: Path) -> list[ScriptRow]:
+    """Raises SourceError with path and line."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"{path}: the script cannot be read ({error}); set sample.script to a JSONL file") from None
-    # Not splitlines: what JSON leaves in a text as it is may end a line for Python.
-    lines = [_parse(raw, f"{path}:{number}") for number, raw in enumerate(text.split("\n"), start=1) if raw.strip()]
-    if not lines:
-        raise SourceError(f"{path}: the script is empty; write one JSON object with responses to a line")
-    return lines
+        message = f"{path}: the script cannot be read ({error}); set sample.script to a JSONL file"
+        raise SourceError(message, code="script-unreadable", path=path) from None
+    # Not splitlines: JSON texts may contain characters that end a line for Python.
+    rows = [_parse(raw, path, number) for number, raw in enumerate(text.split("\n"), start=1) if raw.strip()]
+    if not rows:
+        raise SourceError(f"{path}: the script is empty; write one JSON object with responses per line", code="script-empty", path=path)
+    return rows
 
 
-def _parse(raw: str, where: str) -> Line:
+def _parse(raw: str, path: Path, line: int) -> ScriptRow:
+    def bad_row(reason: str, code: str = "script-row") -> SourceError:
+        return SourceError(f"{path}:{line}: {reason}", code=code, path=path, line=line)
+
+    def response(value: Any) -> tuple[str, Finish]:
+        row = {"text": value} if isinstance(value, str) else value
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str) or row.get("finish", "stop") not in ("stop", "length"):
+            raise bad_row('a response is a text, or an object with text and finish ("stop" or "length")')
+        if not storable(row["text"]):
+            raise bad_row("a response holds half of a surrogate pair, which is not text; repair it", "script-surrogate")
+        return row["text"], row.get("finish", "stop")
+
     try:
         row = json.loads(raw)
     except ValueError as error:
-        raise SourceError(f"{where}: not valid JSON ({error})") from None
+        raise bad_row(f"not valid JSON ({error})", "script-json") from None
     if not isinstance(row, dict) or row.keys() - {"question", "responses", "error"}:
-        raise SourceError(f"{where}: a row is an object with question (optional) and responses or error")
+        raise bad_row("a row is an object with question (optional) and responses or error")
     question, failure, responses = row.get("question", ""), row.get("error", ""), row.get("responses", [])
     if not isinstance(question, str) or not isinstance(failure, str) or not isinstance(responses, list):
-        raise SourceError(f"{where}: question and error are texts, responses is a list")
+        raise bad_row("question and error are texts, responses is a list")
     if bool(failure) == bool(responses):
-        raise SourceError(f"{where}: give either responses or error")
-    return Line(question=question, responses=tuple(_answer(value, where) for value in responses), error=failure)
-
-
-def _answer(value: Any, where: str) -> tuple[str, Finish]:
-    row = {"text": value} if isinstance(value, str) else value
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str) or row.get("finish", "stop") not in ("stop", "length"):
-        raise SourceError(f'{where}: a response is a text, or an object with text and finish ("stop" or "length")')
-    if not storable(row["text"]):
-        raise SourceError(f"{where}: a response holds half of a surrogate pair, which is not text; repair it")
-    return row["text"], row.get("finish", "stop")
+        raise bad_row("give either responses or error")
+    return ScriptRow(question=question, responses=tuple(map(response, responses)), error=failure)

@@ -1,4 +1,4 @@
-"""What an engine outside of this process needs to know of the model's tokens. Loads torch when first used, never on import."""
+"""A model's tokenizer and chat template as engines use them, and stop texts. Loads torch when first used, never on import."""
 
 from __future__ import annotations
 
@@ -17,45 +17,45 @@ if TYPE_CHECKING:
 
 
 class Codec(Protocol):
-    """Text to token ids and back. `encode` ends with an end-of-turn id, `decode` leaves that out."""
+    """Text to token ids and back. `encode` appends an end-of-turn id, `decode` drops it."""
 
     def encode(self, text: str) -> tuple[int, ...]: ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
 
-class Words:
-    """The tokens and the chat template of a model, with or without its weights (see `mixpo.vlm.tokenizer_only`)."""
+class TokenCodec:
+    """Tokenizer and chat template of a model, with or without its weights (see `mixpo.vlm.tokenizer_only`)."""
 
     def __init__(self, vlm: Vlm) -> None:
         self._vlm = vlm
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Ids of an answer, end of turn included. Raises SourceError for control tokens in it."""
+        """Ids of a response, end of turn included. Raises SourceError for control tokens in it."""
         from mixpo.vlm.prompt import tokenize_response
 
         return tokenize_response(self._vlm, text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of an answer's ids without control tokens."""
+        """Text of a response without control tokens."""
         from mixpo.vlm.prompt import decode
 
         return decode(self._vlm, ids)
 
     def prompt_text(self, prompt: str) -> str:
-        """A prompt in the chat template, one sign for each image, ending where the answer begins."""
+        """A prompt in the chat template, with one placeholder per image, up to where the response begins."""
         from mixpo.vlm.prompt import render_prompt
 
         return render_prompt(self._vlm, prompt)
 
     def prompt_ids(self, prompt: str, images: Sequence[Image] = ()) -> tuple[int, ...]:
-        """Ids of a prompt, one for each image token that training sees."""
+        """Ids of a prompt, with as many image tokens as in training."""
         from mixpo.vlm.prompt import encode
 
         return tuple(encode(self._vlm, prompt, images).ids.tolist())
 
-    def raw_ids(self, text: str) -> tuple[int, ...]:
-        """Ids of text as it stands, control tokens read as such, the tokenizer's own beginning included."""
+    def encode_raw(self, text: str) -> tuple[int, ...]:
+        """Ids of rendered text: control tokens are parsed, the tokenizer's own first token is included."""
         return tuple(self._vlm.processor.tokenizer(text)["input_ids"])
 
     @property
@@ -65,14 +65,14 @@ class Words:
 
     @cached_property
     def control(self) -> frozenset[int]:
-        """Ids that are no part of an answer's text, ends of turn included."""
+        """Ids that are not part of a response's text, ends of turn included."""
         from mixpo.vlm.prompt import control_ids
 
         return control_ids(self._vlm)
 
     @cached_property
     def banned(self) -> tuple[int, ...]:
-        """Ids that must never be sampled: image tokens first, then the rest of the chat format, ends of turn excepted."""
+        """Ids that must not be sampled: image tokens first, then other control tokens except ends of turn."""
         from mixpo.vlm.prompt import image_token_ids
 
         images = image_token_ids(self._vlm)
@@ -82,26 +82,26 @@ class Words:
     def _largest_id(self) -> int:
         return int(max(self._vlm.processor.tokenizer.get_vocab().values()))
 
-    def has(self, ids: Sequence[int]) -> bool:
-        """Whether the tokenizer may know all of these ids. Larger ones decode to nothing, and a model may have no row for them."""
+    def knows(self, ids: Sequence[int]) -> bool:
+        """Whether all ids are within the vocabulary. Larger ones decode to nothing, and a model may have no embedding for them."""
         return max(ids, default=0) <= self._largest_id
 
     @cached_property
     def control_texts(self) -> tuple[str, ...]:
-        """How the control tokens are written: a tokenizer reads these texts as control tokens wherever they stand."""
+        """Texts of the control tokens; a tokenizer parses them anywhere in a text."""
         return tuple(filter(None, self._vlm.processor.tokenizer.convert_ids_to_tokens(sorted(self.control))))
 
     def holds_control(self, text: str, ids: Sequence[int] = ()) -> bool:
-        """Whether an image token or another control token stands in a generated answer; an end of turn may end `ids`."""
+        """Whether a response contains a control token such as an image token; an end of turn may end `ids`."""
         inner = ids[:-1] if ids and ids[-1] in self.end_ids else ids
         return not self.control.isdisjoint(inner) or any(name in text for name in self.control_texts)
 
-    def bare(self, ids: Sequence[int]) -> str:
-        """Text of an answer's ids without any special token, also without those that are words of an answer (`<ref>`)."""
+    def decode_plain(self, ids: Sequence[int]) -> str:
+        """Text of a response without any special token, also those that belong to it (`<ref>`)."""
         return str(self._vlm.processor.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    def answer_ids(self, text: str, ended: bool) -> tuple[int, ...]:
-        """Ids made from the text of an answer, with the end of turn if it `ended`; none where a control token stands in it."""
+    def response_ids(self, text: str, ended: bool) -> tuple[int, ...]:
+        """Ids made from the text of a response, with an end of turn if it `ended`; empty if the text contains a control token."""
         try:
             ids = self.encode(text)
         except SourceError:
@@ -109,34 +109,47 @@ class Words:
         return ids if ended else ids[:-1]
 
 
-def ending_at(words: Codec, stop: Sequence[str]) -> Callable[[Sequence[int]], bool]:
-    """A test of generated ids: whether one of the texts has just been completed. Looks at the end only, so it costs the same
-    however long the answer is."""
-    # A character takes at most four tokens; one token more may have begun before the text and one end behind it.
+def continues_control_token() -> SourceError:
+    """What to raise for a continuation whose prefix contains a control token."""
+    return SourceError("the prefix to continue contains an image token or another control token of the model", code="prefix-control-token")
+
+
+def prompt_too_long(length: int, new: int, limit: int) -> SourceError:
+    """What to raise for a prompt of `length` tokens that leaves no room for `new` ones."""
+    return SourceError(
+        f"a prompt of {length} tokens and up to {new} new ones do not fit into the model's {limit}; "
+        "shorten the question, lower image.max_pixels or lower max_new_tokens",
+        code="prompt-too-long",
+    )
+
+
+def stop_test(codec: Codec, stop: Sequence[str]) -> Callable[[Sequence[int]], bool]:
+    """A test whether generated ids have just completed one of the texts. Decodes the last few ids only, so its cost is constant."""
+    # A character takes at most four tokens; the text may begin inside one token and end inside another.
     window = 4 * max(map(len, stop)) + 2
 
     def ends(ids: Sequence[int]) -> bool:
-        tail = words.decode(ids[-window:])
+        tail = codec.decode(ids[-window:])
         return any(text in tail for text in stop)
 
     return ends
 
 
-def cut_at(response: Response, words: Words, stop: Sequence[str]) -> Response:
-    """The response up to the first of the texts, as text alone; the same response where none of them was written.
+def truncate_at_stop(response: Response, codec: TokenCodec, stop: Sequence[str]) -> Response:
+    """The response up to the first stop text, retokenised; unchanged if it contains none.
 
-    Only what was generated counts: a text in the given beginning of a continuation ends nothing.
+    The prefix of a continuation is not searched.
     """
-    begun = words.decode(response.token_ids[: response.prefix_len])
-    found = [at for text in stop if (at := response.text.find(text, len(begun))) >= 0]
-    if not found:
+    prefix_text = codec.decode(response.token_ids[: response.prefix_len])
+    ends = [at for text in stop if (at := response.text.find(text, len(prefix_text))) >= 0]
+    if not ends:
         return response
-    rest = response.text[len(begun) : min(found)]
+    rest = response.text[len(prefix_text) : min(ends)]
     prefix = response.token_ids[: response.prefix_len]
-    made = words.answer_ids(rest, ended=True)
+    made = codec.response_ids(rest, ended=True)
     return replace(
         response,
-        text=begun + rest,
+        text=prefix_text + rest,
         token_ids=prefix + made if made else (),
         finish="stop",
         logprobs=(),

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from mixpo.engines.base import Request, SamplingParams
-from mixpo.engines.tokens import Words, cut_at, ending_at
+from mixpo.engines.tokens import TokenCodec, continues_control_token, prompt_too_long, stop_test, truncate_at_stop
 from mixpo.errors import EngineError, SourceError
 from mixpo.images import open_image
 from mixpo.recipe import ImageTable
@@ -25,7 +25,7 @@ from mixpo.vlm.prompt import EncodedPrompt, context_limit, control_ids, decode, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
-    """Answers that share a prompt and what they start with. request: its number in the batch. slots: numbers of its answers."""
+    """Responses that share a prompt and a prefix. request: its number in the batch. slots: numbers of the responses."""
 
     request: int
     prompt: EncodedPrompt
@@ -37,23 +37,22 @@ class _Job:
 
 
 class TransformersEngine:
-    """Samples up to `batch_size` questions together, in as many parts as their tokens and memory ask for. Equal seeds give equal answers
-    whatever the batch."""
+    """Samples up to `batch_size` questions together, split to fit into memory. Equal seeds give equal responses in any batch."""
 
     name = "transformers"
 
     def __init__(self, vlm: Vlm, image: ImageTable, batch_size: int, memory: int | None = None) -> None:
-        """memory: bytes that one batch of answers may take; by default a part of what is free."""
+        """memory: bytes that one batch may use; by default a share of the free memory."""
         self._vlm = vlm
-        self._words = Words(vlm)
+        self._codec = TokenCodec(vlm)
         self._image = image
         self._batch_size = batch_size
         self._memory = memory
 
     def sample(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Sampled]:
-        """See `Engine.sample`. logprobs are those of the generated tokens, the prefix left out.
+        """See `Engine.sample`. logprobs are those of the generated tokens, without the prefix.
 
-        Raises EngineError when memory does not suffice for one answer or the model's output is not finite.
+        Raises EngineError when a single response does not fit into memory or the model's output is not finite.
         """
         for start in range(0, len(requests), self._batch_size):
             yield from self._batch(requests[start : start + self._batch_size], params)
@@ -81,7 +80,7 @@ class TransformersEngine:
                 yield Sampled(question=request.key, responses=tuple(answers[number, slot] for slot in range(len(request.seeds))))
 
     def _jobs(self, number: int, request: Request, params: SamplingParams) -> list[_Job]:
-        """Raises SourceError for what is wrong with this question alone."""
+        """Raises SourceError for a problem with this question alone."""
         prompt = encode(self._vlm, request.prompt, [open_image(image, self._image) for image in request.images])
         slots = tuple(range(len(request.seeds)))
         if request.prefixes:
@@ -95,17 +94,13 @@ class TransformersEngine:
 
     def _check(self, job: _Job, params: SamplingParams) -> None:
         if control_ids(self._vlm).intersection(job.prefix):
-            raise SourceError("the beginning to continue holds an image token or another control token of the model; cut it before that")
+            raise continues_control_token()
         limit = context_limit(self._vlm)
         if len(job) + params.max_new_tokens > limit:
-            raise SourceError(
-                f"a prompt of {len(job)} tokens and up to {params.max_new_tokens} new ones do not fit into the model's {limit}; "
-                "shorten the question, lower image.max_pixels or lower max_new_tokens"
-            )
+            raise prompt_too_long(len(job), params.max_new_tokens, limit)
 
     def _parts(self, jobs: Sequence[_Job], params: SamplingParams) -> Iterator[list[_Job]]:
-        """Jobs of like length together, in parts whose padded tokens fit into memory; the answers to one prompt stay together if they
-        can."""
+        """Jobs sorted by length, in parts whose padded tokens fit into memory; responses to one prompt stay together if they can."""
         memory = self._memory or free_bytes(self._vlm.device)
         part: list[_Job] = []
         for job in sorted(jobs, key=len):
@@ -117,7 +112,7 @@ class TransformersEngine:
                     count = self._most(job, params, memory)
                     yield [replace(job, slots=job.slots[:count])]
                     job = replace(job, slots=job.slots[count:])
-                else:  # a single answer is tried, whatever the estimate says
+                else:  # a single response is tried in any case
                     break
             part.append(job)
         if part:
@@ -129,12 +124,12 @@ class TransformersEngine:
         return batch_bytes(self._vlm, prompts, max(map(len, part)), rows, params.max_new_tokens) <= memory
 
     def _most(self, job: _Job, params: SamplingParams, memory: int) -> int:
-        """How many answers to one prompt fit, at least one and not all."""
+        """How many responses to one prompt fit: at least one, fewer than all."""
         numbers = range(1, len(job.slots))
         return max(1, bisect(numbers, False, key=lambda n: not self._fits([replace(job, slots=job.slots[:n])], params, memory)))
 
     def _run(self, jobs: Sequence[_Job], requests: Sequence[Request], params: SamplingParams) -> dict[tuple[int, int], Response]:
-        """Sample one part; where the device runs out of memory after all, its halves."""
+        """Sample one part, or its halves when it runs out of memory."""
         try:
             return self._generate(jobs, requests, params)
         except torch.OutOfMemoryError:
@@ -146,18 +141,18 @@ class TransformersEngine:
     def _generate(self, jobs: Sequence[_Job], requests: Sequence[Request], params: SamplingParams) -> dict[tuple[int, int], Response]:
         rows = [(owner, slot) for owner, job in enumerate(jobs) for slot in job.slots]
         seeds = [requests[jobs[owner].request].seeds[slot] for owner, slot in rows]
-        drawn = generate(
+        sampled = generate(
             self._vlm,
             [job.prompt for job in jobs],
             [job.prefix for job in jobs],
             [owner for owner, _ in rows],
             torch.from_numpy(np.stack([uniforms(seed, params.max_new_tokens) for seed in seeds])),
             Rule(params.temperature, params.top_k, params.top_p),
-            ending_at(self._words, params.stop) if params.stop else None,
+            stop_test(self._codec, params.stop) if params.stop else None,
         )
         return {
             (jobs[owner].request, slot): self._response(requests[jobs[owner].request], slot, jobs[owner].prefix, answer, params.stop)
-            for (owner, slot), answer in zip(rows, drawn, strict=True)
+            for (owner, slot), answer in zip(rows, sampled, strict=True)
         }
 
     def _response(self, request: Request, slot: int, prefix: tuple[int, ...], answer: Drawn, stop: Sequence[str]) -> Response:
@@ -173,14 +168,16 @@ class TransformersEngine:
             seed=request.seeds[slot],
             prefix_len=len(prefix),
         )
-        return cut_at(response, self._words, stop) if stop else response
+        return truncate_at_stop(response, self._codec, stop) if stop else response
 
 
 def _halves(jobs: Sequence[_Job]) -> list[list[_Job]]:
-    """Two parts of about half the work. Raises EngineError for a single answer, which cannot be split."""
+    """Two parts of about half the work. Raises EngineError for a single response, which cannot be split."""
     if len(jobs) > 1:
         return [list(jobs[: len(jobs) // 2]), list(jobs[len(jobs) // 2 :])]
     job, count = jobs[0], len(jobs[0].slots)
     if count == 1:
-        raise EngineError("out of memory with a single answer; lower image.max_pixels or max_new_tokens, or use a smaller dtype")
+        raise EngineError(
+            "out of memory with a single answer; lower image.max_pixels or max_new_tokens, or use a smaller dtype", code="out-of-memory"
+        )
     return [[replace(job, slots=job.slots[: count // 2])], [replace(job, slots=job.slots[count // 2 :])]]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mixpo.evaluate.benchmarks import Benchmark, Marked, facts_of
 from mixpo.evaluate.benchmarks.rules import EXTRACTORS
-from mixpo.evaluate.judge import Reply
+from mixpo.evaluate.judge import JudgeReply
 from mixpo.records import OtherReading, Prediction
 from mixpo.types import Outcome, Question, Response, Verdict
 from mixpo.verify.judgement import Options
@@ -57,11 +57,11 @@ def by_rule(
 
 
 def by_extraction(
-    benchmark: Benchmark, question: Question, response: Response, mode: str, wording: str, found: str | Reply[str], options: Options
+    benchmark: Benchmark, question: Question, response: Response, mode: str, wording: str, found: str | JudgeReply[str], options: Options
 ) -> Prediction:
     """A prediction from a short answer: one that needed no judge, or what a judge found. It is checked by the authors' own rule."""
     others = read_others(benchmark, question, response, wording, "judge", options)
-    said, reply, judge = (found, "", "") if isinstance(found, str) else (found.found, found.reply, found.judge)
+    said, reply, judge = (found, "", "") if isinstance(found, str) else (found.value, found.reply, found.judge)
     if said is None:
         return prediction(question, mode, response, "undecided", None, UNREAD, others=others, reply=reply, judge=judge, unread=True)
     if not said:
@@ -70,14 +70,14 @@ def by_extraction(
     return prediction(question, mode, response, outcome, said, reason, others=others, reply=reply, judge=judge)
 
 
-def by_judge(benchmark: Benchmark, question: Question, response: Response, mode: str, mark: Reply[tuple[float, ...]]) -> Prediction:
+def by_judge(benchmark: Benchmark, question: Question, response: Response, mode: str, mark: JudgeReply[tuple[float, ...]]) -> Prediction:
     """A prediction with a judge's mark. The outcome only says whether the mark passes; figures rest on the mark."""
     assert benchmark.rubric is not None
-    if mark.found is None:
+    if mark.value is None:
         return prediction(question, mode, response, "undecided", None, UNREAD, reply=mark.reply, judge=mark.judge, unread=True)
-    score = benchmark.rubric.share(mark.found)
-    outcome: Outcome = "correct" if benchmark.rubric.passes(mark.found) else "wrong"
-    reason = f"marked {', '.join(f'{value:g}' for value in mark.found)}"
+    score = benchmark.rubric.share(mark.value)
+    outcome: Outcome = "correct" if benchmark.rubric.passes(mark.value) else "wrong"
+    reason = f"marked {', '.join(f'{value:g}' for value in mark.value)}"
     return prediction(question, mode, response, outcome, None, reason, score=score, reply=mark.reply, judge=mark.judge)
 
 

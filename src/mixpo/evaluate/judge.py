@@ -1,19 +1,15 @@
-"""A language model that marks free answers, or finds the short answer in a long one: one client for any OpenAI-compatible endpoint.
+"""A language model as a judge: grades free answers, or finds the short answer in a long one, at any OpenAI-compatible endpoint.
 
-It works through the `openai` SDK (imported here only).
-
-Every reply is kept on disk under a digest of what was asked, so that marking again costs nothing and gives the same. A reply that cannot
-be read is asked for again, and in the end left out and counted; it never becomes a mark. Knows nothing about particular benchmarks.
+Replies are cached on disk by a digest of the request, so that grading again costs nothing and gives the same. A reply that cannot be read
+is asked for again, in the end excluded and counted; it never becomes a grade. Knows nothing about particular benchmarks.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
 import ipaddress
 import json
-import os
 import re
 import threading
 from collections.abc import Callable, Mapping
@@ -22,7 +18,10 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-from mixpo.errors import EvaluateError, MissingExtra, RecipeError
+from mixpo.engines import api_key, require_served_extra
+from mixpo.engines.openai.client import Client, ClientThread, Limits, RequestError, ServerLostError
+from mixpo.engines.openai.protocol import one_line
+from mixpo.errors import EngineError, EvaluateError, RecipeError
 from mixpo.evaluate.benchmarks.base import Extraction, Rubric
 from mixpo.recipe import EXTRACTED_BENCHMARKS, JUDGED_BENCHMARKS, JudgeTable, did_you_mean
 from mixpo.records import write_text
@@ -31,27 +30,27 @@ from mixpo.types import content_id
 SLOTS = ("question", "reference", "answer", "context")
 """What is put into a judge's prompt."""
 _SLOT = re.compile(rf"\{{({'|'.join(SLOTS)})\}}")
-OTHERWISE = {"max_tokens": "max_completion_tokens", "temperature": ""}
-"""What a field is called by endpoints of models that reason before they answer; "" is left out."""
-WARMER = 0.5
-"""How much the temperature rises with every further attempt, as the benchmarks' own evaluators do."""
+RENAMED_FIELDS = {"max_tokens": "max_completion_tokens", "temperature": ""}
+"""Fields under the names of endpoints of reasoning models; "" is not sent."""
+TEMPERATURE_STEP = 0.5
+"""Added to the temperature with every further attempt, as the benchmarks' own evaluators do."""
+WHERE = "evaluate.judge"
 
-
-Found = TypeVar("Found")
+Value = TypeVar("Value")
 Wording = TypeVar("Wording", Rubric, Extraction)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reply(Generic[Found]):
-    """What a judge said. found: what its reply means, None when none could be read. judge: name and version as the endpoint gave them."""
+class JudgeReply(Generic[Value]):
+    """A judge's reply. value: what was read from it, None when it cannot be read. judge: name and version as the endpoint gave them."""
 
     reply: str
     judge: str
-    found: Found | None
+    value: Value | None
 
 
-class Kept(NamedTuple):
-    """A reply on disk. model: as the endpoint named it. again: how often it had been asked anew (`mixpo retry`)."""
+class CachedReply(NamedTuple):
+    """A reply on disk. model: as the endpoint named it. again: the number of the `mixpo retry` that it comes from."""
 
     reply: str
     model: str
@@ -60,15 +59,8 @@ class Kept(NamedTuple):
 
 def ready(table: JudgeTable) -> str:
     """The key of the endpoint. Raises MissingExtra or RecipeError where the judge cannot be asked; nothing is sent."""
-    if importlib.util.find_spec("openai") is None:
-        raise MissingExtra("evaluate.judge", "judge")
-    parts = urlsplit(table.url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise RecipeError(f"evaluate.judge.url = {table.url!r} is no address; write it as http://host:port/v1")
-    key = os.environ.get(table.key, "")
-    if not key and not _is_local(parts.hostname):
-        raise RecipeError(f"evaluate.judge: the environment variable {table.key} is not set; put the endpoint's key into it")
-    return key or "none"
+    require_served_extra(WHERE)
+    return api_key(table, WHERE, required=not all(_is_local(urlsplit(url).hostname or "") for url in table.urls))
 
 
 def _is_local(host: str) -> bool:
@@ -128,22 +120,28 @@ def settings(wording: Rubric | Extraction, table: JudgeTable) -> dict[str, Any]:
 
 
 class Judge:
-    """Asks the endpoint, from several threads if need be. cache: folder of the replies."""
+    """Asks the endpoint; may be used from several threads. cache: folder of the replies. notify: receives messages for the user."""
 
-    def __init__(self, table: JudgeTable, cache: Path) -> None:
-        self._table = table
-        self._cache = cache
+    def __init__(self, table: JudgeTable, cache: Path, notify: Callable[[str], None] = lambda text: None) -> None:
+        self._table, self._cache, self._notify = table, cache, notify
         self._key = ready(table)
-        self._client: Any = None
+        self._thread: ClientThread | None = None
         self._lock = threading.Lock()
         self._names: dict[str, str] = {}
 
-    def ask(
-        self, wording: Rubric | Extraction, fields: Mapping[str, str], read: Callable[[str], Found | None], again: int = 0
-    ) -> Reply[Found]:
-        """What `read` makes of the first reply that it can read.
+    def close(self) -> None:
+        """Cancel open requests and close the connections."""
+        with self._lock:
+            if self._thread is not None:
+                self._thread.close()
+                self._thread = None
 
-        fields: question, reference, answer, context. again: how often the judge is asked anew where a kept reply cannot be read.
+    def ask(
+        self, wording: Rubric | Extraction, fields: Mapping[str, str], read: Callable[[str], Value | None], again: int = 0
+    ) -> JudgeReply[Value]:
+        """The first reply that `read` can read, or the last one.
+
+        fields: question, reference, answer, context. again: cached replies of earlier retries that cannot be read are asked for again.
         Raises EvaluateError when the endpoint cannot be used.
         """
         prompt = _SLOT.sub(lambda slot: fields.get(slot.group(1), ""), wording.prompt)
@@ -153,91 +151,87 @@ class Judge:
             request = {
                 "model": self._table.model,
                 "messages": messages,
-                "temperature": self._table.temperature + WARMER * attempt,
+                "temperature": self._table.temperature + TEMPERATURE_STEP * attempt,
                 "max_tokens": self._table.max_tokens,
             }
-            kept = self._kept(request, again, lambda said: read(said) is not None)
-            reply, name = kept.reply, kept.model
-            found = read(reply)
-            if found is not None:
-                return Reply(reply=reply, judge=f"{name} #{digest(wording)}", found=found)
-        return Reply(reply=reply, judge=f"{name} #{digest(wording)}", found=None)
+            reply, name, _ = self._cached(request, again, lambda text: read(text) is not None)
+            value = read(reply)
+            if value is not None:
+                return JudgeReply(reply=reply, judge=f"{name} #{digest(wording)}", value=value)
+        return JudgeReply(reply=reply, judge=f"{name} #{digest(wording)}", value=None)
 
-    def _kept(self, request: Mapping[str, Any], again: int, readable: Callable[[str], bool]) -> Kept:
-        """The reply on disk, or a new one, which is then kept."""
+    def _cached(self, request: Mapping[str, Any], again: int, readable: Callable[[str], bool]) -> CachedReply:
+        """The reply on disk, or a new one, which is then cached."""
         name = hashlib.sha256(json.dumps(request, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
         path = self._cache / name[:2] / f"{name}.json"
-        kept = _load(path)
-        if kept is None or (kept.again < again and not readable(kept.reply)):
+        cached = _load(path)
+        if cached is None or (cached.again < again and not readable(cached.reply)):
             reply, model = self._send(request)
-            kept = Kept(reply=reply, model=model, again=again)
-            write_text(path, json.dumps(kept._asdict(), ensure_ascii=False) + "\n")
-        return kept
+            cached = CachedReply(reply=reply, model=model or self._table.model, again=again)
+            write_text(path, json.dumps(cached._asdict(), ensure_ascii=False) + "\n")
+        return cached
 
     def _send(self, request: Mapping[str, Any]) -> tuple[str, str]:
-        """One request; the SDK repeats it after time-outs, lost connections and answers 408, 409, 429 and 5xx, with growing pauses."""
-        import openai
-
-        with self._lock:
-            if self._client is None:
-                self._client = openai.OpenAI(
-                    base_url=self._table.url, api_key=self._key, timeout=self._table.timeout_s, max_retries=self._table.retries
-                )
-        try:
-            completion = self._create(request)
-        except openai.APIStatusError as error:
-            raise EvaluateError(f"the judge at {self._table.url} refused ({error.status_code}): {_short(error.message)}; {_KEPT}") from None
-        except (openai.OpenAIError, ValueError) as error:
-            cause = f"{error} {error.__cause__ or ''}".strip()
-            raise EvaluateError(f"the judge at {self._table.url} cannot be asked: {_short(cause)}; {_KEPT}") from None
-        return _reply(completion), _whole(getattr(completion, "model", None) or self._table.model)
-
-    def _create(self, request: Mapping[str, Any]) -> Any:
-        """A completion. An endpoint that supports a field under another name, or not at all, is asked so from then on."""
-        import openai
-
+        """Reply and model. An endpoint that supports a field under another name only, or not at all, gets it so from then on."""
+        thread = self._open()
         while True:
             names = {field: self._names.get(field, field) for field in request}
             body = {names[field]: value for field, value in request.items() if names[field]}
             try:
-                return self._client.chat.completions.create(**body)
-            except openai.BadRequestError as error:
-                refused = next((field for field in OTHERWISE if field in body and field in error.message), None)
-                if refused is None or "support" not in error.message:
-                    raise
-                self._names[refused] = OTHERWISE[refused]
+                return thread.run(thread.client.post("/chat/completions", body, completion_text))
+            except RequestError as error:
+                if error.kind == "invalid reply":
+                    return "", ""
+                refused = next((field for field in RENAMED_FIELDS if field in body and field in str(error)), None)
+                if error.status != 400 or refused is None or "support" not in str(error):
+                    raise self._failure(f"the judge at {self._table.urls[0]} refused ({one_line(str(error))})", "judge-refused") from None
+                self._names[refused] = RENAMED_FIELDS[refused]
+            except (EngineError, ServerLostError) as error:
+                raise self._failure(f"the judge cannot be asked: {error}", getattr(error, "code", "judge-unavailable")) from None
+
+    def _open(self) -> ClientThread:
+        with self._lock:
+            if self._thread is None:
+                table = self._table
+                self._thread = ClientThread(
+                    # Unlike orjson, json reads half of a surrogate pair, which `_whole` then replaces.
+                    Client(urls=table.urls, key=self._key, limits=Limits.of(table), where=WHERE, notify=self._notify, loads=json.loads)
+                )
+            return self._thread
+
+    @staticmethod
+    def _failure(message: str, code: str) -> EvaluateError:
+        return EvaluateError(f"{message}; replies so far are cached, run the same command again when it is up", code=code, key=WHERE)
 
 
-_KEPT = "the replies so far are kept; run the same command again when it is up"
-
-
-def _load(path: Path) -> Kept | None:
-    """A reply from the cache; a torn or foreign file is none."""
+def _load(path: Path) -> CachedReply | None:
+    """A reply from the cache; None where the file is missing, torn or something else."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        return Kept(reply=str(data["reply"]), model=str(data["model"]), again=int(data.get("again", 0)))
+        return CachedReply(reply=str(data["reply"]), model=str(data["model"]), again=int(data.get("again", 0)))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _reply(completion: Any) -> str:
-    """The text of a completion; "" where an endpoint sent something else, which then cannot be read as a mark."""
-    choice = (getattr(completion, "choices", None) or [None])[0]
-    said = _spoken(_whole(getattr(getattr(choice, "message", None), "content", None) or ""))
-    # "0." that the length limit cut may have been 0.9.
-    return re.sub(r"[\d.]+\Z", "", said) if getattr(choice, "finish_reason", None) == "length" else said
+def completion_text(data: object) -> tuple[str, str]:
+    """Text and model of a chat completion; text "", which no rubric reads as a grade, where the endpoint sent something else."""
+    if not isinstance(data, Mapping):
+        return "", ""
+    choices = data.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], Mapping) else {}
+    message = choice.get("message")
+    text = _without_reasoning(_whole((message.get("content") if isinstance(message, Mapping) else "") or ""))
+    # "0." at the length limit may have been 0.9.
+    text = re.sub(r"[\d.]+\Z", "", text) if choice.get("finish_reason") == "length" else text
+    return text, _whole(data.get("model") or "")
 
 
-def _spoken(text: str) -> str:
-    """A reply without the reasoning before it, whose numbers are no marks; "" where the reasoning never ends."""
+def _without_reasoning(text: str) -> str:
+    """A reply without the reasoning before it, whose numbers are no grades; "" where the reasoning never ends."""
     _, closed, rest = text.rpartition("</think>")
     return rest.strip() if closed else "" if "<think>" in text else text
 
 
 def _whole(value: object) -> str:
-    """Text that a file can hold: JSON can name half of a character."""
+    """Text that a file can hold: JSON may contain half of a surrogate pair."""
     return str(value).encode(errors="replace").decode()
-
-
-def _short(text: str) -> str:
-    return " ".join(text.split())[:200]

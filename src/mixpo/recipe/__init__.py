@@ -6,9 +6,9 @@ Knows nothing about how stages work. `load` reads and checks a file, `Recipe.mod
 from mixpo.recipe.base import Table
 from mixpo.recipe.data import BalanceBy, ImageTable, ModelTable, PairsTable, PromptName, PromptTable, PromptText, SampleTable, VerifyTable
 from mixpo.recipe.errors import did_you_mean
-from mixpo.recipe.evaluate import EvaluateTable, EvaluationSet, JudgeTable, ReportTable
+from mixpo.recipe.evaluate import EvaluateTable, EvaluationSet, ReportTable
 from mixpo.recipe.load import Recipe, apply_override, load, parse
-from mixpo.recipe.server import ClusterTable, ServedModel, ServerTable
+from mixpo.recipe.server import ClusterTable, Endpoint, JudgeTable, ServedModel, ServerTable
 from mixpo.recipe.sources import (
     BENCHMARK_NAMES,
     EXTRACTED_BENCHMARKS,
@@ -34,6 +34,7 @@ __all__ = [
     "ClusterTable",
     "DigitsSource",
     "EasyVqaSource",
+    "Endpoint",
     "EvaluateTable",
     "EvaluationSet",
     "EvaluationSource",

@@ -82,7 +82,9 @@ def _sentence(problem: Any, path: str) -> str:
     else:
         said = problem["msg"].removeprefix("Value error, ")
     holds_table = isinstance(value, (dict, BaseModel)) or (isinstance(value, (list, tuple)) and any(isinstance(v, dict) for v in value))
-    return said if holds_table else f"{said} (got {_as_toml(value)})"
+    # A key that was put in place of its variable's name is not shown.
+    secret = path.endswith("api_key_env")
+    return said if holds_table or secret else f"{said} (got {_as_toml(value)})"
 
 
 def _short(limit: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from mixpo.recipe.base import Table
-from mixpo.recipe.server import ServedModel
+from mixpo.recipe.server import JudgeTable, ServedModel
 from mixpo.recipe.sources import EXTRACTED_BENCHMARKS, JUDGED_BENCHMARKS, BenchmarkSource, EvaluationSource
 
 
@@ -18,32 +18,6 @@ class EvaluationSet(Table):
     """Its name in folders and tables."""
     source: EvaluationSource
     """Where its questions come from; open questions are skipped."""
-
-
-class JudgeTable(Table):
-    """A language model behind an OpenAI-compatible endpoint that grades free-form responses."""
-
-    model: str
-    """Name of the model at the endpoint, with its date if it has one."""
-    url: str = "https://api.openai.com/v1"
-    """Base URL of the endpoint, such as http://127.0.0.1:8000/v1."""
-    key: str = Field(default="OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    """Name of the environment variable that holds the key; the key itself is never stored."""
-    prompts: str = ""
-    """Folder, relative to the recipe, with your own judge prompts (mmvet.txt, llava_bench.txt, mmhal.txt, and for extractor = "judge"
-    mathvista.txt, mathvision.txt); a system message in a file such as llava_bench.system.txt."""
-    temperature: float = Field(default=0.0, ge=0)
-    """Temperature of the judge; 0 makes it repeatable."""
-    max_tokens: int = Field(default=1024, ge=1)
-    """Maximum tokens of a reply."""
-    attempts: int = Field(default=3, ge=1)
-    """Maximum requests per response until the reply can be parsed; the temperature rises by 0.5 each time."""
-    timeout_s: float = Field(default=120.0, gt=0)
-    """Timeout of one request."""
-    retries: int = Field(default=6, ge=0)
-    """Retries after a lost connection, a timeout or a busy server, with growing delays."""
-    workers: int = Field(default=4, ge=1)
-    """Concurrent requests."""
 
 
 class EvaluateTable(Table):

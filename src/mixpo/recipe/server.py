@@ -10,15 +10,18 @@ from pydantic import Field, model_validator
 from mixpo.objectives import OBJECTIVES
 from mixpo.recipe.base import Table
 
+VARIABLE = r"^([A-Za-z_][A-Za-z0-9_]*)?$"
+"""Name of an environment variable, or nothing. A key itself seldom fits, so that none gets into a recipe by mistake."""
+
 
 class Endpoint(Table):
-    """An OpenAI-compatible server and its limits."""
+    """An OpenAI-compatible endpoint and the limits of its client."""
 
     urls: list[str] = Field(default=[])
     """Base URLs such as "http://10.0.0.5:8000/v1". Load is balanced over several; one that dies is skipped until it is back."""
     model: str = ""
     """Model name in requests; by default the server's only model, or the model folder if mixpo starts the server."""
-    api_key_env: str = ""
+    api_key_env: str = Field(default="", pattern=VARIABLE)
     """Name of the environment variable that holds the key, never the key itself."""
     in_flight: int = Field(default=32, ge=1)
     """Concurrent requests over all servers; also the number of questions whose images are in memory."""
@@ -88,6 +91,32 @@ class ServedModel(Endpoint):
     def server(self) -> ServerTable:
         """The same as a server that holds another model than model.path."""
         return ServerTable(**self.model_dump(exclude={"name"}), same_model=False)
+
+
+class JudgeTable(Endpoint):
+    """A language model behind an OpenAI-compatible endpoint that grades free-form responses."""
+
+    urls: list[str] = Field(default=["https://api.openai.com/v1"], min_length=1)
+    """Base URLs such as "http://127.0.0.1:8000/v1". Load is balanced over several."""
+    model: str = Field(min_length=1)
+    """Name of the model at the endpoint, with its date if it has one."""
+    api_key_env: str = Field(default="OPENAI_API_KEY", pattern=VARIABLE)
+    """Name of the environment variable that holds the key, never the key itself. A local server needs none."""
+    in_flight: int = Field(default=4, ge=1)
+    """Concurrent requests over all servers."""
+    timeout_s: float = Field(default=120.0, gt=0)
+    """Timeout of one request, from start to end."""
+    retries: int = Field(default=6, ge=0)
+    """Retries before the judge counts as failed. An unreachable or busy server does not count."""
+    prompts: str = ""
+    """Folder, relative to the recipe, with your own judge prompts (mmvet.txt, llava_bench.txt, mmhal.txt, and for extractor = "judge"
+    mathvista.txt, mathvision.txt); a system message in a file such as llava_bench.system.txt."""
+    temperature: float = Field(default=0.0, ge=0)
+    """Temperature of the judge; 0 makes it repeatable."""
+    max_tokens: int = Field(default=1024, ge=1)
+    """Maximum tokens of a reply."""
+    attempts: int = Field(default=3, ge=1)
+    """Maximum requests per response until the reply can be parsed; the temperature rises by 0.5 each time."""
 
 
 class ClusterTable(Table):

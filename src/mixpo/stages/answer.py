@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from mixpo.engines import key_of, needs_extra
+from mixpo.engines import api_key, require_served_extra
 from mixpo.engines.base import Request, SamplingParams
 from mixpo.evaluate.benchmarks import BENCHMARKS, prompt_of
 from mixpo.recipe import EvaluationSource, Recipe
@@ -29,8 +29,8 @@ def ready(recipe: Recipe, plan: Plan) -> None:
     unanswered = {p.job.name.split("/")[2] for p in plan.planned.values() if p.job.kind == "answer" and not p.finished()}
     for served in recipe.evaluate.served:
         if served.name in unanswered:
-            needs_extra("evaluate.served")
-            key_of(served.server, where_of(served))
+            require_served_extra("evaluate.served")
+            api_key(served.server, where_of(served))
 
 
 def source_name(name: str) -> str:

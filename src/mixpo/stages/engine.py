@@ -12,7 +12,7 @@ from typing import Any
 
 from mixpo.engines import Serving, create
 from mixpo.engines.base import Engine, Request, SamplingParams
-from mixpo.engines.openai.probe import Probed
+from mixpo.engines.openai.probe import ProbeCache
 from mixpo.errors import RecipeError
 from mixpo.recipe import Recipe, ServedModel
 from mixpo.records import Sampled
@@ -126,7 +126,7 @@ class Answering:
     def __init__(self, context: Context, model: ModelRef, how: SamplingParams, batch_size: int, evaluating: bool = False) -> None:
         self._context, self._model, self._how, self._batch_size = context, model, how, batch_size
         self._engine = engine_of(context.recipe, model, evaluating)
-        self._probed = Probed()
+        self._probed = ProbeCache()
         self.facts: dict[str, Any] = {}
 
     @contextmanager
@@ -153,13 +153,13 @@ class Answering:
             serving=Serving(
                 table=model.served.server if model.served else table.server,
                 where=where_of(model.served) if model.served else "sample.server",
-                foreign=model.served is not None,
+                eval_only=model.served is not None,
                 folder=models.folder(model) if loads_itself else None,
                 dtype=recipe.model.dtype,
                 device=recipe.model.device,
                 logs=context.run.root / "servers",
-                keep=context.keep,
+                shared=context.shared,
                 probed=self._probed,
-                say=context.progress.say,
+                notify=context.progress.say,
             ),
         )

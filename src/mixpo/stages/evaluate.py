@@ -15,7 +15,7 @@ from mixpo.evaluate import lm_eval
 from mixpo.evaluate.benchmarks import BENCHMARKS, Benchmark, facts_of
 from mixpo.evaluate.benchmarks.base import Extraction, Rubric
 from mixpo.evaluate.grading import by_extraction, by_judge, by_rule, by_verdict
-from mixpo.evaluate.judge import Reply
+from mixpo.evaluate.judge import JudgeReply
 from mixpo.recipe import EvaluationSource, Recipe
 from mixpo.records import Prediction, Sampled
 from mixpo.stages import prompting
@@ -112,8 +112,8 @@ class Marker:
         table = context.recipe.evaluate.judge
         self._wording = wording_of_judge(context, benchmark) if benchmark is not None else None
         if self._wording is not None and table is not None:
-            self._judge = judging.Judge(table, context.run.root / "judged")
-            self._threads = ThreadPoolExecutor(table.workers, thread_name_prefix="mixpo-judge")
+            self._judge = judging.Judge(table, context.run.root / "judged", context.progress.say)
+            self._threads = ThreadPoolExecutor(table.in_flight, thread_name_prefix="mixpo-judge")
 
     def __enter__(self) -> Marker:
         return self
@@ -121,7 +121,9 @@ class Marker:
     def __exit__(self, *raised: object) -> None:
         self._verifier.close()
         if self._threads is not None:
-            self._threads.shutdown(cancel_futures=True)
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            self._judge.close()
+            self._threads.shutdown()
 
     def predictions(self, questions: Sequence[Question], answers: Sequence[Sampled], again: int = 0) -> Iterator[Prediction]:
         """The predictions of one shard, in order. again: how often the judge is asked anew where its reply cannot be read."""
@@ -149,7 +151,7 @@ class Marker:
             for response in responses:
                 yield by_rule(self._benchmark, question, response, self._mode, wording, extractor, options)
 
-    def _ask(self, question: Question, response: Response, again: int) -> str | Reply[Any] | None:
+    def _ask(self, question: Question, response: Response, again: int) -> str | JudgeReply[Any] | None:
         """What the judge says of one answer; a short answer that needs no judge; None where there is no answer to judge."""
         assert self._wording is not None
         if response.finish == "error":
@@ -166,12 +168,12 @@ class Marker:
         fields = {"question": str(facts.get("direct", asked)), "answer": response.text}
         return self._judge.ask(wording, fields, partial(wording.read, question=question, facts=facts), again)
 
-    def _judged(self, question: Question, response: Response, said: str | Reply[Any] | None) -> Prediction:
+    def _judged(self, question: Question, response: Response, said: str | JudgeReply[Any] | None) -> Prediction:
         assert self._benchmark is not None
         if said is None:
             return _failed(question, self._mode, response, "sampling failed")
         if isinstance(self._wording, Rubric):
-            assert isinstance(said, Reply)
+            assert isinstance(said, JudgeReply)
             return by_judge(self._benchmark, question, response, self._mode, said)
         options = self._verifier.options(question.choices)
         return by_extraction(self._benchmark, question, response, self._mode, wording_of(self._mode), said, options)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mixpo.distributed import Ranks
-from mixpo.engines.base import Keep
+from mixpo.engines.base import SharedResource
 from mixpo.plural import amount, are
 from mixpo.progress import Progress
 from mixpo.recipe import Recipe
@@ -41,7 +41,7 @@ SAVE_SECONDS = 2.0
 class Context:
     """What all stages of one command share. limit: questions to use of every source, or None for all. ranks: see `Job.ranks`.
 
-    keep: the server or the vLLM that stages share which ask the same model.
+    shared: the server or vLLM model that consecutive stages use.
     """
 
     run: Run
@@ -50,7 +50,7 @@ class Context:
     progress: Progress
     models: Models
     limit: int | None = None
-    keep: Keep = field(default_factory=Keep)
+    shared: SharedResource = field(default_factory=SharedResource)
     ranks: Ranks = field(default_factory=Ranks)
     spread: Callable[[Context, Planned, Sequence[int]], Iterator[Made]] | None = None
     """Makes shards of the kinds in SPREAD somewhere else than in this process, in any order."""

@@ -1,32 +1,37 @@
-"""Posts JSON to one of several equal servers, with bounded requests in flight, and tries again where that may help.
+"""Posts JSON to one of several equal servers: bounded concurrency, retries, quotas, replicas. Knows nothing about what is asked.
 
-Knows connections, replicas and waiting; nothing about what is asked.
+Serves the engine (`engine.py`) and the judge (`mixpo.evaluate.judge`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from mixpo.engines.openai import health
-from mixpo.engines.openai.protocol import GarbledError, Reply, reason_of
+from mixpo.engines.openai.protocol import InvalidReplyError, error_reason
 from mixpo.errors import EngineError, MissingExtra
 from mixpo.plural import amount
+from mixpo.recipe import Endpoint
 
 if TYPE_CHECKING:
     import aiohttp
 
+Value = TypeVar("Value")
+
 FIRST_WAIT, LONGEST_WAIT = 0.25, 30.0
-"""Seconds before the second try, and the most before any."""
+"""Seconds before the first retry, and at most before any."""
 HEALTH_SECONDS = 1.0
-"""How often a server that is out is asked whether it is back."""
+"""Interval of the health checks of a server that is down."""
 REFUSALS = {
     401: "check api_key_env",
     402: "pay for the account, or check api_key_env",
@@ -34,266 +39,319 @@ REFUSALS = {
     404: "check urls (most end in /v1) and model",
     405: "check urls (most end in /v1)",
 }
-"""Statuses that no later request would get around, and the remedy."""
+"""HTTP statuses that every further request would get too, and the remedy."""
 NO_QUOTA = b"insufficient_quota"
-"""What commercial endpoints call a 429 that no waiting mends."""
-LOST = ("unreachable", "connection lost", "too late")
-"""Kinds of outcomes that say nothing about what the server can do."""
+"""In the body of a 429 from a commercial endpoint whose account has no credit left; waiting does not help."""
+LOST = ("unreachable", "connection lost", "timed out")
+"""Kinds of failures that say nothing about the request itself."""
 LONG_WAIT = 10.0
-"""Seconds of waiting for a busy server that the user should know of."""
+"""Seconds of waiting for a busy server after which the user is told."""
 
 
-class RowError(Exception):
-    """This request cannot be answered; others may. The message names reason and tries."""
+class RequestError(Exception):
+    """This request failed for good; others may succeed. status: of HTTP, or 0. kind: of the last failed attempt."""
+
+    def __init__(self, message: str, *, status: int = 0, kind: str = "") -> None:
+        super().__init__(message)
+        self.status, self.kind = status, kind
 
 
-class LostError(Exception):
-    """The server was away or went away, so that nothing is known about the request itself."""
+class ServerLostError(Exception):
+    """The server was down or went down; nothing is known about the request itself."""
 
 
-class BusyError(LostError):
-    """The server said that it is busy for longer than `patience_s`."""
+class BusyError(ServerLostError):
+    """The server stayed busy for longer than `patience_s`."""
 
 
 @dataclass(kw_only=True)
 class Replica:
-    """One server. alive: whether requests go there. told_busy: the user knows that it makes requests wait."""
+    """One server. alive: whether it gets requests. busy: its open requests. failures: in a row. busy_reported: whether the user knows
+    that it is busy."""
 
     url: str
     alive: bool = True
     busy: int = 0
     failures: int = 0
-    told_busy: bool = False
+    busy_reported: bool = False
 
 
 @dataclass(kw_only=True)
 class Limits:
-    """See ServerTable."""
+    """Concurrency, timeout and retries; see `Endpoint`."""
 
     in_flight: int = 32
     timeout_s: float = 600.0
     retries: int = 4
     patience_s: float = 600.0
 
+    @classmethod
+    def of(cls, table: Endpoint) -> Limits:
+        """The limits of a recipe table."""
+        return cls(**table.model_dump(include={"in_flight", "timeout_s", "retries", "patience_s"}))
+
 
 @dataclass(kw_only=True)
-class Transport:
-    """Lives inside one event loop. check: raises EngineError when waiting is no use. counts: what was retried and why.
+class Client:
+    """Asynchronous HTTP client for the replicas of one endpoint; lives in one event loop.
 
-    where: the table of the recipe that names the servers.
+    key: sent as bearer token. where: the recipe table that names the servers. notify: receives messages for the user. check: raises
+    EngineError when waiting is pointless. loads: JSON decoder, by default orjson's. counts: retries by cause.
     """
 
     urls: Sequence[str]
-    headers: Mapping[str, str]
+    key: str = ""
     limits: Limits
-    say: Callable[[str], None]
-    check: Callable[[], None] = lambda: None
     where: str = "sample.server"
+    notify: Callable[[str], None] = lambda text: None
+    check: Callable[[], None] = lambda: None
+    loads: Callable[[bytes], Any] | None = None
     counts: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self.replicas = [Replica(url=url.rstrip("/")) for url in self.urls]
         self._session: aiohttp.ClientSession | None = None
-        self._watch: asyncio.Task[None] | None = None
+        self._health_checks: asyncio.Task[None] | None = None
         self._slots = asyncio.Semaphore(self.limits.in_flight)
 
     async def open(self) -> None:
-        """Connect nothing yet; start looking after replicas."""
+        """Create the session and start the health checks; nothing is sent."""
         try:
             import aiohttp
-            import orjson  # noqa: F401
+            import orjson
         except ImportError:
-            raise MissingExtra('sample.engine = "openai"', "served") from None
+            raise MissingExtra(self.where, "served") from None
+        self.loads = self.loads or orjson.loads
         self._session = aiohttp.ClientSession(
-            headers={"Content-Type": "application/json", **self.headers},
+            headers={"Content-Type": "application/json", **({"Authorization": f"Bearer {self.key}"} if self.key else {})},
             timeout=aiohttp.ClientTimeout(total=self.limits.timeout_s),
             connector=aiohttp.TCPConnector(limit=0),
-            # Replies go to addresses that the recipe names and nowhere else, and take nothing from the environment.
+            # Images and keys go to the addresses of the recipe and nowhere else: no proxies or passwords from the environment.
             trust_env=False,
             read_bufsize=2**18,
         )
-        self._watch = asyncio.create_task(self._look_after())
+        self._health_checks = asyncio.create_task(self._check_health())
 
     async def close(self) -> None:
-        """End connections and the watch."""
-        if self._watch is not None:
-            self._watch.cancel()
-            await asyncio.gather(self._watch, return_exceptions=True)
+        """Stop the health checks and close the connections."""
+        if self._health_checks is not None:
+            self._health_checks.cancel()
+            await asyncio.gather(self._health_checks, return_exceptions=True)
         if self._session is not None:
             await self._session.close()
 
     async def post(
-        self, path: str, body: Mapping[str, Any], check: Callable[[Any], Reply], replica: Replica | None = None, retries: int | None = None
-    ) -> Reply:
-        """What `check` makes of the reply; a GarbledError from it counts as a failed try. replica: this one and no other.
+        self, path: str, body: Mapping[str, Any], read: Callable[[Any], Value], replica: Replica | None = None, retries: int | None = None
+    ) -> Value:
+        """The reply as `read` returns it; an InvalidReplyError from `read` counts as a failed attempt. replica: send only there.
 
-        Raises RowError when this request fails for good, LostError when the server is away, EngineError when no other can succeed either.
+        Raises RequestError when this request fails for good, ServerLostError when the server is down, EngineError when every request
+        would fail.
         """
         import orjson
 
         data = orjson.dumps(body)
-        waited, waits, tries, last, kind = 0.0, 0, 0, "", ""
+        waited, waits, tries = 0.0, 0, 0
+        last: Attempt[Value] = Attempt()
         while tries <= (self.limits.retries if retries is None else retries):
             async with self._slots:
                 begun = time.monotonic()
                 chosen = replica or await self._choose()
-                outcome = await self._once(chosen, path, data, check)
-            if outcome.reply is not None:
+                last = await self._attempt(chosen, path, data, read)
+            if last.reply is not None:
                 chosen.failures = 0
-                return outcome.reply
-            last, kind = outcome.reason, outcome.kind
-            self.counts[f"retried: {kind}"] += 1
-            if kind in LOST:
+                return last.reply
+            self.counts[f"retried: {last.kind}"] += 1
+            if last.kind in LOST:
                 self.check()
-            if kind in ("busy", "unreachable"):
+            if last.kind in ("busy", "unreachable"):
                 waits += 1
-                pause = outcome.wait or backoff(waits)
+                pause = last.wait or backoff(waits)
                 waited += time.monotonic() - begun + pause
                 if waited > self.limits.patience_s:
                     break
-                if kind == "busy" and waited > LONG_WAIT:
-                    self._tell_busy(chosen, last)
+                if last.kind == "busy" and waited > LONG_WAIT:
+                    self._report_busy(chosen, last.reason)
             else:
                 tries += 1
-                pause = outcome.wait or backoff(tries)
+                pause = last.wait or backoff(tries)
             await asyncio.sleep(pause)
-        if kind == "busy":
-            raise BusyError(f"{last} (busy for longer than patience_s = {self.limits.patience_s:g})")
-        raise (LostError if kind in LOST else RowError)(f"{last} (given up after {amount(max(tries, 1), 'try', 'tries')})")
+        if last.kind == "busy":
+            raise BusyError(f"{last.reason} (busy for longer than patience_s = {self.limits.patience_s:g})")
+        message = f"{last.reason} (given up after {amount(max(tries, 1), 'try', 'tries')})"
+        raise ServerLostError(message) if last.kind in LOST else RequestError(message, status=last.status, kind=last.kind)
 
-    async def trouble(self, replica: Replica) -> str:
-        """See `contact.trouble`."""
+    async def unavailable(self, replica: Replica) -> str:
+        """See `health.unavailable`."""
         assert self._session is not None
-        return await health.trouble(self._session, replica.url, self.where)
-
-    async def healthy(self, replica: Replica) -> bool:
-        """Whether the server says that it can work."""
-        try:
-            return not await self.trouble(replica)
-        except EngineError:
-            return False
+        return await health.unavailable(self._session, replica.url, self.where)
 
     async def models(self, replica: Replica) -> list[str]:
-        """See `contact.models`. Raises LostError when the server goes away."""
+        """See `health.models`. Raises ServerLostError when the connection is lost."""
         import aiohttp
 
         assert self._session is not None
         try:
             return await health.models(self._session, replica.url, self.where)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise LostError(f"the connection was lost ({type(error).__name__})") from None
+            raise ServerLostError(f"the connection was lost ({type(error).__name__})") from None
 
-    # --- one try ---------------------------------------------------------------------------------------------------------
+    # --- one attempt -----------------------------------------------------------------------------------------------------
 
-    async def _once(self, replica: Replica, path: str, data: bytes, check: Callable[[Any], Reply]) -> Outcome:
+    async def _attempt(self, replica: Replica, path: str, data: bytes, read: Callable[[Any], Value]) -> Attempt[Value]:
         import aiohttp
-        import orjson
 
         assert self._session is not None
+        assert self.loads is not None
         replica.busy += 1
         try:
             async with self._session.post(replica.url + path, data=data, allow_redirects=False) as reply:
                 if reply.status != 200:
                     health.refuse_redirect(replica.url, reply, self.where)
-                    content = await reply.content.read(4096)
-                    return self._refused(replica, reply.status, content, reply.headers.get("Retry-After", ""))
-                content = await health.whole(reply)
-            return Outcome(reply=check(orjson.loads(content)))
+                    return self._refused(replica, reply.status, await reply.content.read(4096), reply.headers.get("Retry-After", ""))
+                content = await health.read_body(reply)
+            return Attempt(reply=read(self.loads(content)))
         except aiohttp.ClientConnectorError as error:
-            self._take_out(replica, health.unreached(replica.url, error, self.where))
-            return Outcome(kind="unreachable", reason=f"{replica.url} cannot be reached")
+            self._take_down(replica, health.connection_problem(replica.url, error, self.where))
+            return Attempt(kind="unreachable", reason=f"{replica.url} cannot be reached")
         except TimeoutError:
-            self._doubt(replica, "does not answer in time")
-            return Outcome(kind="too late", reason=f"no answer within timeout_s = {self.limits.timeout_s:g}")
+            self._count_failure(replica, "does not answer in time")
+            return Attempt(kind="timed out", reason=f"no answer within timeout_s = {self.limits.timeout_s:g}")
         except (aiohttp.ClientError, OSError) as error:
-            self._doubt(replica, "closes connections")
-            return Outcome(kind="connection lost", reason=f"the connection was lost ({type(error).__name__})")
-        except (orjson.JSONDecodeError, GarbledError) as error:
+            self._count_failure(replica, "closes connections")
+            return Attempt(kind="connection lost", reason=f"the connection was lost ({type(error).__name__})")
+        except InvalidReplyError as error:
+            return Attempt(kind="invalid reply", reason=str(error))
+        except ValueError:
             other = "" if reply.content_type == "application/json" else f" but {reply.content_type}"
-            reason = f"the reply is not valid JSON{other}" if isinstance(error, orjson.JSONDecodeError) else str(error)
-            return Outcome(kind="garbled", reason=reason)
+            return Attempt(kind="invalid reply", reason=f"the reply is not valid JSON{other}")
         finally:
             replica.busy -= 1
 
-    def _refused(self, replica: Replica, status: int, content: bytes, retry_after: str) -> Outcome:
-        reason = reason_of(status, content)
+    def _refused(self, replica: Replica, status: int, content: bytes, retry_after: str) -> Attempt[Any]:
+        reason = error_reason(status, content)
+        if self.key:  # some endpoints repeat it
+            reason = reason.replace(self.key, "[key]")
         if status in REFUSALS or (status == 429 and NO_QUOTA in content):
-            raise EngineError(f"{replica.url}: {reason}; {REFUSALS.get(status, REFUSALS[402])} in {self.where}")
+            remedy = REFUSALS.get(status, REFUSALS[402])
+            raise EngineError(f"{replica.url}: {reason}; {remedy} in {self.where}", code="server-refused", key=self.where)
         if status in (429, 503):
             if status == 503 and not retry_after:
-                self._take_out(replica, "is not ready (HTTP 503)")
-            return Outcome(kind="busy", reason=reason, wait=min(wait_of(retry_after), self.limits.patience_s))
-        if status >= 500 or status == 408:
-            self._doubt(replica, f"answers with HTTP {status}")
-            return Outcome(kind=f"HTTP {status}", reason=reason)
-        raise RowError(reason)
+                self._take_down(replica, "is not ready (HTTP 503)")
+            return Attempt(kind="busy", reason=reason, wait=min(retry_after_seconds(retry_after), self.limits.patience_s))
+        if status >= 500 or status in (408, 409):
+            self._count_failure(replica, f"answers with HTTP {status}")
+            return Attempt(kind=f"HTTP {status}", reason=reason, status=status)
+        raise RequestError(reason, status=status, kind=f"HTTP {status}")
 
     # --- replicas --------------------------------------------------------------------------------------------------------
 
     async def _choose(self) -> Replica:
-        """The live server with the least to do. Raises EngineError when none has been alive for `patience_s`."""
+        """The live server with the fewest open requests. Raises EngineError when none has been alive for `patience_s`."""
         begun = time.monotonic()
         while not (alive := [replica for replica in self.replicas if replica.alive]):
             self.check()
             if time.monotonic() - begun > self.limits.patience_s:
                 raise EngineError(
                     f"no server answers ({', '.join(replica.url for replica in self.replicas)}) for {self.limits.patience_s:g} s; start "
-                    "them and run the same command again, what was answered is kept"
+                    "it and run the same command again, answers so far are kept",
+                    code="server-down",
+                    key=f"{self.where}.urls",
                 )
             await asyncio.sleep(min(HEALTH_SECONDS, self.limits.patience_s) / 4)
         return min(alive, key=lambda replica: replica.busy)
 
-    def _doubt(self, replica: Replica, what: str) -> None:
-        """Take a server out after two failures in a row, where others can do its work."""
+    def _count_failure(self, replica: Replica, what: str) -> None:
+        """Take a server down after two failures in a row if there are others."""
         replica.failures += 1
         if replica.failures >= 2 and len(self.replicas) > 1:
-            self._take_out(replica, what)
+            self._take_down(replica, what)
 
-    def _tell_busy(self, replica: Replica, reason: str) -> None:
-        if not replica.told_busy:
-            replica.told_busy = True
-            self.say(f"{replica.url} is busy ({reason}); each request waits for it up to patience_s = {self.limits.patience_s:g}")
+    def _report_busy(self, replica: Replica, reason: str) -> None:
+        if not replica.busy_reported:
+            replica.busy_reported = True
+            self.notify(f"{replica.url} is busy ({reason}); each request waits for it up to patience_s = {self.limits.patience_s:g}")
 
-    def _take_out(self, replica: Replica, why: str) -> None:
+    def _take_down(self, replica: Replica, why: str) -> None:
         if replica.alive:
             replica.alive = False
             self.counts["servers taken out"] += 1
-            self.say(f"{replica.url} {why}; it gets no requests until it is back")
+            self.notify(f"{replica.url} {why}; it gets no requests until it is back")
 
-    async def _look_after(self) -> None:
+    async def _check_health(self) -> None:
         while True:
             await asyncio.sleep(HEALTH_SECONDS)
             for replica in self.replicas:
-                if not replica.alive and await self.healthy(replica):
+                if not replica.alive and await self._healthy(replica):
                     replica.alive, replica.failures = True, 0
                     self.counts["servers back"] += 1
-                    self.say(f"{replica.url} is back")
+                    self.notify(f"{replica.url} is back")
+
+    async def _healthy(self, replica: Replica) -> bool:
+        try:
+            return not await self.unavailable(replica)
+        except EngineError:
+            return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What one try gave: a reply, or why not and how long to wait (0: as long as the number of tries says)."""
+class Attempt(Generic[Value]):
+    """Result of one attempt: a reply, or why there is none and how many seconds to wait (0: by exponential backoff)."""
 
-    reply: Reply | None = None
+    reply: Value | None = None
     kind: str = ""
     reason: str = ""
     wait: float = 0.0
+    status: int = 0
 
 
-def bearer(key: str) -> dict[str, str]:
-    """The header that carries a key; none without one."""
-    return {"Authorization": f"Bearer {key}"} if key else {}
+class ClientThread:
+    """Runs the event loop of a client in a thread, for synchronous callers; requests continue while the caller does other work."""
+
+    def __init__(self, client: Client) -> None:
+        """Opens the client. Raises MissingExtra as `Client.open` does."""
+        self.client = client
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="mixpo-http", daemon=True)
+        self._thread.start()
+        try:
+            self.run(client.open())
+        except BaseException:
+            self.close()
+            raise
+
+    def submit(self, work: Coroutine[Any, Any, Value]) -> Future[Value]:
+        """Start `work` in the thread."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def run(self, work: Coroutine[Any, Any, Value]) -> Value:
+        """The result of `work`, once it is there."""
+        return self.submit(work).result()
+
+    def close(self) -> None:
+        """Cancel what is under way, close the client and end the thread."""
+        self.run(self._cancel_all())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _cancel_all(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.client.close()
 
 
 def backoff(tries: int) -> float:
-    """Seconds before try number `tries` + 1: doubled each time, half of it by chance so that clients do not come back together."""
+    """Seconds before attempt number `tries` + 1: exponential, with jitter of one half so that clients do not return together."""
     longest: float = min(LONGEST_WAIT, FIRST_WAIT * 2**tries)
-    # Not keyed by the run's seed: it decides when something is asked, never what.
+    # Not seeded by the run: it decides when a request is sent, never what it gets.
     return longest * (0.5 + random.random() / 2)
 
 
-def wait_of(header: str) -> float:
-    """Seconds that a Retry-After header asks for, as a number or a date; 0 where it says nothing of use."""
+def retry_after_seconds(header: str) -> float:
+    """Seconds that a Retry-After header asks for, as a number or a date; 0 for anything else."""
     with suppress(ValueError):
         return max(0.0, float(header))
     with suppress(ValueError):

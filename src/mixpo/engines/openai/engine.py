@@ -1,43 +1,39 @@
-"""Sampling from OpenAI-compatible servers. Turns requests into bodies and replies into records; connections are the transport's.
+"""The engine for OpenAI-compatible servers: waits for them, probes them, and hands each question to `sampler`.
 
-The event loop lives in a thread of its own, so that servers keep working while whoever asks writes shards.
+Requests run in a thread of their own (`ClientThread`), so servers stay busy while the caller writes shards.
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from mixpo.engines.base import Request, SamplingParams
-from mixpo.engines.openai.client import HEALTH_SECONDS, BusyError, Limits, LostError, Replica, RowError, Transport, bearer
-from mixpo.engines.openai.probe import Capabilities, Probe, Probed, together
-from mixpo.engines.openai.protocol import address_of
-from mixpo.engines.openai.sampler import Asking
-from mixpo.engines.openai.server import Started
+from mixpo.engines.openai.client import HEALTH_SECONDS, BusyError, Client, ClientThread, Limits, Replica, RequestError, ServerLostError
+from mixpo.engines.openai.probe import Capabilities, Probe, ProbeCache, common_capabilities
+from mixpo.engines.openai.protocol import image_url
+from mixpo.engines.openai.sampler import Sampler
+from mixpo.engines.openai.server import ServerProcess
 from mixpo.engines.openai.vision_probe import Example
-from mixpo.engines.tokens import Words
+from mixpo.engines.tokens import TokenCodec
 from mixpo.errors import EngineError, SourceError
 from mixpo.recipe import ImageTable
 from mixpo.records import Sampled
 
-Value = TypeVar("Value")
-
-LOOKED_AT, EXAMPLES = 16, 4
-"""Questions that may serve to probe, and how many do."""
-PROBES = 5
-"""How often a server is probed that goes away meanwhile."""
+CANDIDATES, EXAMPLES = 16, 4
+"""Questions considered for the probe, and examples taken from them."""
+PROBE_TRIES = 5
+"""Probes of a server whose connection is lost meanwhile."""
 NAMED = 5
-"""Models that an error names."""
+"""Models that an error message names."""
 
 
 class OpenAIEngine:
-    """Asks servers at `urls`. What they can do is probed before the first question and kept in `facts`, for the manifest."""
+    """Samples from the servers at `urls`. Their capabilities are probed before the first question; `facts` holds them for the manifest."""
 
     name = "openai"
 
@@ -49,61 +45,47 @@ class OpenAIEngine:
         key: str = "",
         limits: Limits | None = None,
         image: ImageTable | None = None,
-        words: Words | None = None,
+        codec: TokenCodec | None = None,
         same_model: bool = True,
-        foreign: bool = False,
-        started: Started | None = None,
-        probed: Probed | None = None,
+        eval_only: bool = False,
+        process: ServerProcess | None = None,
+        probed: ProbeCache | None = None,
         where: str = "sample.server",
-        say: Callable[[str], None] = lambda text: None,
+        notify: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """model: the name in requests; "" asks the server. key: sent as bearer token. words: tokens of the model that learns.
+        """model: the name in requests; "" asks the server. key: sent as bearer token. codec: tokens of the trained model.
 
-        same_model: the servers hold that model. foreign: see `Asking`. started: the server behind `urls`, where mixpo started it.
-        probed: what an earlier engine for the same work has seen. where: the table of the recipe that names the servers.
+        same_model: the servers hold that model. eval_only: see `Sampler`. process: the server behind `urls`, if mixpo started it.
+        probed: shared by engines for the same work. where: the recipe table that names the servers. notify: receives messages.
         """
-        self._urls, self._model, self._words, self._say, self._started = list(urls), model, words, say, started
-        self._served = words if same_model and not foreign else None
-        self._foreign, self._where = foreign, where
+        self._urls, self._model, self._codec, self._notify, self._process = list(urls), model, codec, notify, process
+        self._served = codec if same_model and not eval_only else None
+        self._eval_only, self._where = eval_only, where
         self._key, self._limits, self._image = key, limits or Limits(), image or ImageTable()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._transport: Transport | None = None
-        self._probed = probed or Probed()
+        self._client: Client | None = None
+        self._thread: ClientThread | None = None
+        self._probed = probed or ProbeCache()
         self._questions: asyncio.Semaphore | None = None
         self.counts: Counter[str] = Counter()
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """What was probed and what was retried, topped up or left over."""
-        transport = self._transport.counts if self._transport is not None else {}
-        known = self._probed.found
-        return {"server": known.facts() if known else {}, "counts": {**transport, **self.counts}}
+        """Capabilities, and counts of retries, top-ups and dropped responses."""
+        client = self._client.counts if self._client is not None else {}
+        known = self._probed.capabilities
+        return {"server": known.facts() if known else {}, "counts": {**client, **self.counts}}
 
     def sample(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Sampled]:
         """See `Engine.sample`. Raises EngineError when no server can be used."""
         if not requests:
             return
-        self._start()
-        images = any(request.images for request in requests)
-        wanted = max(len(request.seeds) for request in requests)
-        known = self._probed.found
-        if known is None or (images and known.images == "not asked"):
-            known = self._probed.found = self._do(self._probe(params, wanted, self._examples(requests)))
-            self._say(f"server: {known.said()}")
-        if images and known.images.startswith("no:"):
-            raise EngineError(f"the questions have images, and the server takes none ({known.images}); use a vision-language server")
-        if any(request.prefixes for request in requests) and not known.continuation:
-            raise EngineError(
-                "the server cannot continue a given beginning exactly (token ids, an open assistant turn and rendered text were tried), "
-                "which DropoutNTP needs; use a server that takes prompt ids such as vLLM, or set pairs.dropout_ntp = false"
-            )
-        assert self._transport is not None
-        asking = Asking(
-            transport=self._transport, known=known, params=params, image=self._image, words=self._words, served=self._served,
-            foreign=self._foreign, name=self.name, counts=self.counts,
+        thread = self._open()
+        known = self._capabilities(thread, requests, params)
+        sampler = Sampler(
+            client=thread.client, known=known, params=params, image=self._image, codec=self._codec, served=self._served,
+            eval_only=self._eval_only, name=self.name, counts=self.counts,
         )  # fmt: skip
-        futures = [self._submit(self._question(asking, request)) for request in requests]
+        futures = [thread.submit(self._question(sampler, request)) for request in requests]
         try:
             for future in futures:
                 yield future.result()
@@ -112,130 +94,135 @@ class OpenAIEngine:
                 future.cancel()
 
     def close(self) -> None:
-        """Close connections and end the thread. A server that was started goes on; it is whoever's who started it."""
-        if self._loop is not None and self._thread is not None:
-            if self._transport is not None:
-                self._do(self._transport.close())
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
-            self._loop = self._thread = None
+        """Close connections and end the thread. A server process keeps running; whoever started it ends it."""
+        if self._thread is not None:
+            self._thread.close()
+            self._thread = None
 
-    # --- the thread ------------------------------------------------------------------------------------------------------
+    def _open(self) -> ClientThread:
+        if self._thread is None:
+            self._client = Client(
+                urls=self._urls, key=self._key, limits=self._limits, notify=self._notify, check=self._check_process, where=self._where
+            )  # fmt: skip
+            self._thread = ClientThread(self._client)
+            self._questions = asyncio.Semaphore(self._limits.in_flight)
+        return self._thread
 
-    def _start(self) -> None:
-        if self._loop is not None:
-            return
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="mixpo-openai", daemon=True)
-        self._thread.start()
-        self._do(self._open())
-
-    async def _open(self) -> None:
-        transport = Transport(
-            urls=self._urls, headers=bearer(self._key), limits=self._limits, say=self._say, check=self._check, where=self._where
-        )  # fmt: skip
-        await transport.open()
-        self._transport = transport
-        self._questions = asyncio.Semaphore(self._limits.in_flight)
-
-    def _submit(self, work: Coroutine[Any, Any, Value]) -> Future[Value]:
-        assert self._loop is not None
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
-
-    def _do(self, work: Coroutine[Any, Any, Value]) -> Value:
-        return self._submit(work).result()
+    async def _question(self, sampler: Sampler, request: Request) -> Sampled:
+        assert self._questions is not None
+        async with self._questions:  # bounds the images in memory
+            return await sampler.answers(request)
 
     # --- probing ---------------------------------------------------------------------------------------------------------
 
-    async def _probe(self, params: SamplingParams, wanted: int, examples: Sequence[Example]) -> Capabilities:
-        assert self._transport is not None
-        replicas = self._transport.replicas
-        return together(await asyncio.gather(*(self._probe_one(replica, params, wanted, examples) for replica in replicas)), self._where)
+    def _capabilities(self, thread: ClientThread, requests: Sequence[Request], params: SamplingParams) -> Capabilities:
+        """Probed now unless an earlier call did. Raises EngineError where the servers cannot do what the requests need."""
+        images = any(request.images for request in requests)
+        known = self._probed.capabilities
+        if known is None or (images and known.images == "not asked"):
+            wanted = max(len(request.seeds) for request in requests)
+            known = self._probed.capabilities = thread.run(self._probe(thread.client, params, wanted, self._examples(requests)))
+            self._notify(f"server: {known.summary()}")
+        if images and known.images.startswith("no:"):
+            raise EngineError(
+                f"the questions have images, and the server takes none ({known.images}); use a vision-language server",
+                code="server-takes-no-images",
+                key=self._where,
+            )
+        if any(request.prefixes for request in requests) and not known.continuation:
+            raise EngineError(
+                "the server cannot continue a given prefix exactly (tried: token ids, an open assistant turn, rendered text), "
+                "which DropoutNTP needs; use a server that takes prompt ids such as vLLM, or set pairs.dropout_ntp = false",
+                code="server-cannot-continue",
+                key=self._where,
+            )
+        return known
 
-    async def _probe_one(self, replica: Replica, params: SamplingParams, wanted: int, examples: Sequence[Example]) -> Capabilities:
-        assert self._transport is not None
-        make = partial(Probe, transport=self._transport, params=params, wanted=wanted, words=self._served, foreign=self._foreign)
-        for trial in range(1, PROBES + 1):
-            await self._wait_for(replica)
+    async def _probe(self, client: Client, params: SamplingParams, wanted: int, examples: Sequence[Example]) -> Capabilities:
+        make = partial(Probe, client=client, params=params, wanted=wanted, codec=self._served, eval_only=self._eval_only)
+        probed = await asyncio.gather(*(self._probe_replica(client, replica, make, examples) for replica in client.replicas))
+        return common_capabilities(probed, self._where)
+
+    async def _probe_replica(
+        self, client: Client, replica: Replica, make: Callable[..., Probe], examples: Sequence[Example]
+    ) -> Capabilities:
+        for trial in range(1, PROBE_TRIES + 1):
+            await self._wait_until_ready(client, replica)
             try:
-                probe = make(replica=replica, model=self._model or await self._only_model(replica))
-                return await probe.run(examples)
+                return await make(replica=replica, model=self._model or await self._only_model(client, replica)).run(examples)
             except BusyError as error:
-                raise EngineError(f"{replica.url}: {error}") from None
-            except LostError as error:
-                if trial == PROBES:
-                    raise EngineError(f"{replica.url}: the server went away {trial} times while it was probed: {error}") from None
-                self._say(f"{replica.url}: {error} while it was probed; it is probed anew")
-            except RowError as error:
-                raise EngineError(f"{replica.url}: the server fails where it was probed: {error}") from None
+                raise EngineError(f"{replica.url}: {error}", code="server-busy", key=self._where) from None
+            except ServerLostError as error:
+                if trial == PROBE_TRIES:
+                    message = f"{replica.url}: the server went away {trial} times while it was probed: {error}"
+                    raise EngineError(message, code="server-lost", key=self._where) from None
+                self._notify(f"{replica.url}: {error} while it was probed; probing again")
+            except RequestError as error:
+                message = f"{replica.url}: the server fails while it is probed: {error}"
+                raise EngineError(message, code="server-probe-failed", key=self._where) from None
         raise AssertionError("the last trial returns or raises")
 
     def _examples(self, requests: Sequence[Request]) -> list[Example]:
-        """The first few questions with readable images, as many in each."""
-        found: dict[tuple[str, ...], Example] = {}
-        shown = [request for request in requests if request.images]
-        for request in shown[:LOOKED_AT]:
-            if len(request.images) != len(shown[0].images):
+        """The first few questions with readable images, the same number of images in each."""
+        examples: dict[tuple[str, ...], Example] = {}
+        with_images = [request for request in requests if request.images]
+        for request in with_images[:CANDIDATES]:
+            if len(request.images) != len(with_images[0].images):
                 continue
             try:
-                pictures = tuple(address_of(image, self._image) for image in request.images)
+                images = tuple(image_url(image, self._image) for image in request.images)
             except SourceError:
                 continue
-            found.setdefault(pictures, Example(prompt=request.prompt, pictures=pictures))
-        return list(found.values())[:EXAMPLES]
+            examples.setdefault(images, Example(prompt=request.prompt, images=images))
+        return list(examples.values())[:EXAMPLES]
 
-    def _check(self) -> None:
-        """Raise EngineError when the server that was started has ended."""
-        if self._started is not None:
-            self._started.check()
+    def _check_process(self) -> None:
+        """Raise EngineError when the server that mixpo started has ended."""
+        if self._process is not None:
+            self._process.check()
 
-    async def _wait_for(self, replica: Replica) -> None:
-        """Raises EngineError when a server does not say within `patience_s` that it can work. Says what it waits for."""
-        assert self._transport is not None
-        begun, patience, told = time.monotonic(), self._limits.patience_s, ""
-        while why := await self._transport.trouble(replica):
-            self._check()
+    async def _wait_until_ready(self, client: Client, replica: Replica) -> None:
+        """Raises EngineError when a server is not ready within `patience_s`."""
+        begun, patience, reported = time.monotonic(), self._limits.patience_s, ""
+        while why := await client.unavailable(replica):
+            self._check_process()
             if time.monotonic() - begun > patience:
-                remedy = self._started.says() if self._started else f"start the server, or correct {self._where}.urls"
-                raise EngineError(f"{replica.url} {why}, after patience_s = {patience:g}; {remedy}")
-            if why != told and self._started is None:
-                self._say(f"{replica.url} {why}; waiting for it up to patience_s = {patience:g}")
-                told = why
+                remedy = self._process.output() if self._process else f"start the server, or correct {self._where}.urls"
+                message = f"{replica.url} {why}, after patience_s = {patience:g}; {remedy}"
+                raise EngineError(message, code="server-not-ready", key=f"{self._where}.urls")
+            if why != reported and self._process is None:
+                self._notify(f"{replica.url} {why}; waiting for it up to patience_s = {patience:g}")
+                reported = why
             await asyncio.sleep(HEALTH_SECONDS)
 
-    async def _only_model(self, replica: Replica) -> str:
-        assert self._transport is not None
-        names = await self._transport.models(replica)
+    async def _only_model(self, client: Client, replica: Replica) -> str:
+        names = await client.models(replica)
         if len(names) != 1:
             listed = f"{len(names)} models ({', '.join(names[:NAMED])}{', ...' if len(names) > NAMED else ''})" if names else "no model"
-            raise EngineError(f"{replica.url}: the server lists {listed}; say which in {self._where}.model")
+            raise EngineError(
+                f"{replica.url}: the server lists {listed}; set {self._where}.model",
+                code="server-model-unclear",
+                key=f"{self._where}.model",
+            )
         return names[0]
 
-    async def _question(self, asking: Asking, request: Request) -> Sampled:
-        assert self._questions is not None
-        async with self._questions:  # so that no more images than this are in memory
-            return await asking.answers(request)
 
+def unavailable_servers(urls: Sequence[str], where: str, key: str = "") -> list[str]:
+    """One sentence for each server that is not ready now. where: the recipe table that names them. key: sent as bearer token."""
 
-def troubles(urls: Sequence[str], where: str, key: str = "") -> list[str]:
-    """What is wrong, now, with each server that does not say that it can work. where: the table that names them. key: as bearer token."""
-
-    async def ask() -> list[str]:
-        transport = Transport(urls=urls, headers=bearer(key), limits=Limits(), say=lambda text: None, where=where)
-        await transport.open()
+    async def reason(client: Client, replica: Replica) -> str:
         try:
-            found = await asyncio.gather(*(_trouble(transport, replica) for replica in transport.replicas))
+            why = await client.unavailable(replica)
+        except EngineError as error:
+            return str(error)
+        return f"{replica.url} {why}; start the server or correct {where}.urls" if why else ""
+
+    async def check_all() -> list[str]:
+        client = Client(urls=urls, key=key, limits=Limits(), where=where)
+        await client.open()
+        try:
+            return await asyncio.gather(*(reason(client, replica) for replica in client.replicas))
         finally:
-            await transport.close()
-        return [text for text in found if text]
+            await client.close()
 
-    return asyncio.run(ask()) if urls else []
-
-
-async def _trouble(transport: Transport, replica: Replica) -> str:
-    try:
-        why = await transport.trouble(replica)
-    except EngineError as error:
-        return str(error)
-    return f"{replica.url} {why}; start the server or correct {transport.where}.urls" if why else ""
+    return [text for text in asyncio.run(check_all()) if text] if urls else []

@@ -1,102 +1,106 @@
-"""Whether a server is there and can work, and which models it lists. Nothing is asked of a model."""
+"""Whether a server is up and ready, and which models it lists. Sends nothing to a model."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mixpo.engines.openai.protocol import GarbledError
+from mixpo.engines.openai.protocol import InvalidReplyError
 from mixpo.errors import EngineError
 
 if TYPE_CHECKING:
     import aiohttp
 
-CONTACT_SECONDS = 5.0
-"""Longest wait for a server to say how it is."""
-NO_SUCH_PAGE = (401, 403, 404, 405)
-"""How endpoints answer that do not say how they are."""
+HEALTH_TIMEOUT = 5.0
+"""Seconds that a server has to say whether it is ready."""
+NO_HEALTH_PAGE = (401, 403, 404, 405, 501)
+"""Statuses of endpoints that have no such page."""
 MAX_REPLY = 64 * 2**20
 """Bytes of a reply that are read."""
 
 
-async def trouble(session: aiohttp.ClientSession, url: str, where: str) -> str:
-    """Why the server at `url` cannot work now; "" when it says that it can. Raises EngineError where waiting would be no use.
+async def unavailable(session: aiohttp.ClientSession, url: str, where: str) -> str:
+    """Why the server at `url` is not ready now; "" when it is. Raises EngineError when waiting is pointless.
 
-    where: the table of the recipe that names the server.
+    where: the recipe table that names the server.
     """
     import aiohttp
 
     root = url.removesuffix("/v1")
-    limit = aiohttp.ClientTimeout(total=CONTACT_SECONDS)
-    found = ""
+    limit = aiohttp.ClientTimeout(total=HEALTH_TIMEOUT)
+    reason = ""
     for address, own in ((f"{root}/health", False), (f"{url}/models", True)):
         try:
             async with session.get(address, timeout=limit, allow_redirects=False) as reply:
                 if own:
                     refuse_redirect(url, reply, where)
         except TimeoutError:
-            return f"does not answer within {CONTACT_SECONDS:g} s"
+            return f"does not answer within {HEALTH_TIMEOUT:g} s"
         except (aiohttp.ClientError, OSError) as error:
-            return unreached(url, error, where)
+            return connection_problem(url, error, where)
         if reply.status == 200:
             return ""
-        # An endpoint without such addresses, or one that wants a key for them, answers all the same. One that lies below others' pages
-        # may be redirected at the top.
-        if reply.status not in NO_SUCH_PAGE and not 300 <= reply.status < 400:
-            found = f"is not ready ({address.removeprefix(root)} answers with HTTP {reply.status})"
-        if reply.status == 503:  # llama.cpp lists its models while it loads them
+        # An endpoint without these pages, or with a key on them, may still be up. Below a shared host, /health may redirect.
+        if reply.status not in NO_HEALTH_PAGE and not 300 <= reply.status < 400:
+            reason = f"is not ready ({address.removeprefix(root)} answers with HTTP {reply.status})"
+        if reply.status == 503:  # llama.cpp lists its models while it still loads them
             break
-    return found
+    return reason
 
 
 async def models(session: aiohttp.ClientSession, url: str, where: str) -> list[str]:
-    """The names that the server lists. Raises EngineError when it gives no list, and what aiohttp raises when it goes away."""
+    """The models that the server lists. Raises EngineError for anything but a list, and aiohttp's errors when the connection is lost."""
     import orjson
 
     async with session.get(f"{url}/models", allow_redirects=False) as reply:
         refuse_redirect(url, reply, where)
         try:
-            listed = orjson.loads(await whole(reply)) if reply.status == 200 else None
-        except (ValueError, GarbledError):
+            listed = orjson.loads(await read_body(reply)) if reply.status == 200 else None
+        except (ValueError, InvalidReplyError):
             listed = None
     data = listed.get("data") if isinstance(listed, dict) else None
     if not isinstance(data, list):
         what = f"HTTP {reply.status}" if reply.status != 200 else f"{reply.content_type} that is no list of models"
         raise EngineError(
-            f"{url}: /models answers with {what}; check {where}.urls (most end in /v1) and .api_key_env, or say the name of the model in "
-            f"{where}.model"
+            f"{url}: /models answers with {what}; check {where}.urls (most end in /v1) and .api_key_env, or set {where}.model",
+            code="server-no-model-list",
+            key=f"{where}.urls",
         )
     return [entry["id"] for entry in data if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
 
 
-async def whole(reply: aiohttp.ClientResponse) -> bytes:
-    """The body of a reply. Raises GarbledError for one without end."""
+async def read_body(reply: aiohttp.ClientResponse) -> bytes:
+    """The body of a reply. Raises InvalidReplyError beyond MAX_REPLY."""
     parts: list[bytes] = []
     size = 0
     async for part in reply.content.iter_any():
         parts.append(part)
         size += len(part)
         if size > MAX_REPLY:
-            raise GarbledError(f"the reply is longer than {MAX_REPLY >> 20} MiB")
+            raise InvalidReplyError(f"the reply is longer than {MAX_REPLY >> 20} MiB")
     return b"".join(parts)
 
 
 def refuse_redirect(url: str, reply: aiohttp.ClientResponse, where: str) -> None:
-    """Raise EngineError for a redirect: pictures and keys go to addresses that the recipe names and nowhere else."""
+    """Raise EngineError for a redirect: images and keys are sent only to addresses in the recipe."""
     if 300 <= reply.status < 400:
         raise EngineError(
-            f"{url}: HTTP {reply.status}, redirects to {reply.headers.get('Location', 'nowhere')[:200]!r}, which is not followed; name "
-            f"the address itself in {where}.urls"
+            f"{url}: HTTP {reply.status}, redirects to {reply.headers.get('Location', 'nowhere')[:200]!r}, which is not followed; put "
+            f"the final address into {where}.urls",
+            code="server-redirects",
+            key=f"{where}.urls",
         )
 
 
-def unreached(url: str, error: Exception, where: str) -> str:
-    """Why there is no connection. Raises EngineError for a certificate that cannot be trusted."""
+def connection_problem(url: str, error: Exception, where: str) -> str:
+    """Why there is no connection. Raises EngineError for an untrusted certificate."""
     import aiohttp
 
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         raise EngineError(
             f"{url}: its certificate cannot be trusted ({error.certificate_error}); correct {where}.urls, or name the file of the "
-            "authority that signed it in the environment variable SSL_CERT_FILE"
+            "authority that signed it in the environment variable SSL_CERT_FILE",
+            code="server-certificate",
+            key=f"{where}.urls",
         ) from None
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     if isinstance(cause, ConnectionRefusedError):

@@ -1,4 +1,4 @@
-"""What a server can do, found out by asking. Servers answer 200 and ignore what they cannot do, so nothing is believed unseen."""
+"""What a server supports, found by test requests: servers reply 200 and ignore what they do not support."""
 
 from __future__ import annotations
 
@@ -9,35 +9,45 @@ from functools import partial
 from typing import Any
 
 from mixpo.engines.base import SamplingParams
-from mixpo.engines.openai.client import Replica, RowError, Transport
-from mixpo.engines.openai.protocol import BIAS, DIALECTS, Dialect, Reply, Route, continuation, parse, sampling, user_turn
-from mixpo.engines.openai.vision_probe import Example, Looks
-from mixpo.engines.responses import Choice, agree
-from mixpo.engines.tokens import Words
+from mixpo.engines.openai.client import Client, Replica, RequestError
+from mixpo.engines.openai.protocol import (
+    BIAS,
+    DIALECTS,
+    Completion,
+    Dialect,
+    Route,
+    continuation_body,
+    parse_completion,
+    sampling_body,
+    user_message,
+)
+from mixpo.engines.openai.vision_probe import Example, VisionProbe
+from mixpo.engines.responses import Choice, ids_match_text
+from mixpo.engines.tokens import TokenCodec
 from mixpo.errors import EngineError
 from mixpo.types import IMAGE_TOKEN
 
 HOT = 2.0
-"""A temperature at which no model that samples writes the same twice."""
+"""A temperature at which no model gives the same response twice."""
 RANDOM = "Write a random sentence."
-"""What no model that samples answers twice alike, at that temperature."""
+"""A prompt with different responses at that temperature."""
 SHORT = 16
-"""Tokens of a test answer."""
+"""Length limit of a test response, in tokens."""
 WARM = 1.0
-"""The highest temperature that every commercial endpoint takes."""
+"""The highest temperature that every commercial endpoint accepts."""
 PLAIN = "x"
-"""Text of an ordinary token that a bias is to force."""
-MOST_BIASED = 300
-"""Tokens that a request may bias in OpenAI's protocol; vLLM takes 1,024."""
-BEGUN = "One,\n"
-"""The beginning that is to be continued. Its newline is what careless templates strip."""
+"""Text of the token that the test of logit_bias forces."""
+MAX_BIASED = 300
+"""Tokens that a request may bias in OpenAI's protocol; vLLM accepts 1,024."""
+PREFIX = "One,\n"
+"""The prefix of the test of continuation. Some chat templates strip its newline."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What was seen. n: answers that one request gives. images: "yes", "no: why" or "not asked". notes: for people.
+    """What was observed. n: responses per request. images: "yes", "no: why" or "not asked". notes: for the user.
 
-    bias: by token id, what keeps control tokens out of the answers; empty where the server does not heed it.
+    bias: token id to the logit bias that bans control tokens; empty where the server ignores it.
     """
 
     model: str
@@ -55,16 +65,16 @@ class Capabilities:
         """For the manifest."""
         return {**asdict(self), "bias": len(self.bias), "notes": list(self.notes)}
 
-    def said(self) -> str:
+    def summary(self) -> str:
         """One line for the user."""
         ways = {"ids": "from token ids", "prefix": "by an open assistant turn", "text": "from rendered text", "": "no"}
         can = {
-            "answers a request": str(self.n),
+            "answers per request": str(self.n),
             "seed": _yes(self.seed),
             "log-probs": _yes(self.logprobs),
             "token ids": _yes(self.ids_out),
-            "control tokens kept out": _yes(bool(self.bias)),
-            "continuing": ways[self.continuation],
+            "control tokens banned": _yes(bool(self.bias)),
+            "continuation": ways[self.continuation],
             "images": self.images,
         }
         return ", ".join(f"{name}: {value}" for name, value in can.items()) + "".join(f"; {note}" for note in self.notes)
@@ -75,192 +85,201 @@ def _yes(value: bool | None) -> str:
 
 
 @dataclass(slots=True)
-class Probed:
-    """What servers were seen to do, once they were asked: engines that are opened one after another for the same work ask once."""
+class ProbeCache:
+    """Capabilities probed by one engine, for later engines of the same work."""
 
-    found: Capabilities | None = None
+    capabilities: Capabilities | None = None
 
 
 @dataclass(kw_only=True)
 class Probe:
-    """Asks one server. words: the tokens of the model it should hold, or None. wanted: answers of a question.
+    """Test requests to one server. codec: tokens of the model that it should hold, or None. wanted: responses per question.
 
-    foreign: see `Asking`. What only matters for sampling is not asked where answers are greedy.
+    eval_only: see `Sampler`. What only matters for sampling is not probed for greedy responses.
     """
 
-    transport: Transport
+    client: Client
     replica: Replica
     model: str
     params: SamplingParams
     wanted: int
-    words: Words | None
-    foreign: bool = False
+    codec: TokenCodec | None
+    eval_only: bool = False
     dialect: Dialect = "plain"
     logprobs: bool = True
     notes: list[str] = field(default_factory=list)
 
     async def run(self, examples: Sequence[Example]) -> Capabilities:
-        """examples: some of the run's own questions, if they have pictures: a model may say nothing to other ones.
+        """examples: some of the run's own questions with images, since a model may ignore unusual prompts.
 
-        Raises EngineError when the server cannot be used at all: refuses requests, or ignores temperature or pictures; LostError when it
-        goes away, because then nothing that was seen is worth anything.
+        Raises EngineError when the server cannot be used: it refuses requests, or ignores temperature or images. Raises ServerLostError
+        when it goes down meanwhile, because then no observation counts.
         """
-        first = await self._first()
+        first = await self._find_dialect()
         if self.dialect == "plain" and self.params.temperature:
-            self.notes.append("it takes no top_k, so its own setting holds")
+            self.notes.append("it takes no top_k and uses its own")
         if self.dialect == "bare":
-            self.notes.append("it takes no temperature, so its own setting holds")
+            self.notes.append("it takes no temperature and uses its own")
         sampled = self.params.temperature > 0
-        n, answers = await self._several() if sampled else (1, [])
-        if sampled and not self.foreign and len({answer.text for answer in answers}) == 1:
+        n, answers = await self._probe_n() if sampled else (1, [])
+        if sampled and not self.eval_only and len({answer.text for answer in answers}) == 1:
             raise EngineError(
                 f"{self.replica.url}: {len(answers)} answers at temperature {HOT:g} are identical; the server does not sample "
-                "(transformers needs do_sample = true in generation_config.json, vLLM and llama.cpp a temperature)"
+                "(transformers needs do_sample = true in generation_config.json, vLLM and llama.cpp a temperature)",
+                code="server-does-not-sample",
             )
-        ids_out = self.words is not None and _ids_agree(self.words, [*answers, *first.choices])
-        if self.words is not None and not ids_out:
-            self.notes.append("its answers are tokenised again")
-        bias = await self._bias()
+        ids_out = self.codec is not None and _ids_agree(self.codec, [*answers, *first.choices])
+        if self.codec is not None and not ids_out:
+            self.notes.append("its answers are retokenised")
+        bias = await self._probe_bias()
         return Capabilities(
             model=self.model,
             dialect=self.dialect,
             n=n,
             bias=bias,
-            seed=await self._seeds() if sampled else None,
+            seed=await self._probe_seed() if sampled else None,
             logprobs=self.logprobs and all(choice.logprobs for choice in first.choices),
             ids_out=ids_out,
-            continuation=await self._continuation(bias),
-            images=await self._looks(examples) if examples else "not asked",
+            continuation=await self._probe_continuation(bias),
+            images=await self._probe_images(examples) if examples else "not asked",
             notes=tuple(self.notes),
         )
 
-    async def _looks(self, examples: Sequence[Example]) -> str:
-        async def ask(prompt: str, pictures: Sequence[str], temperature: float) -> Reply:
-            return await self.ask(prompt, pictures, temperature=temperature)
+    async def _probe_images(self, examples: Sequence[Example]) -> str:
+        async def ask(prompt: str, images: Sequence[str], temperature: float) -> Completion:
+            return await self.ask(prompt, images, temperature=temperature)
 
-        return await Looks(url=self.replica.url, ask=ask, words=self.words, warm=self._warm, notes=self.notes).see(examples)
+        return await VisionProbe(url=self.replica.url, ask=ask, codec=self.codec, warm=self._warm, notes=self.notes).run(examples)
 
     async def ask(
         self,
         prompt: str,
-        pictures: Sequence[str] = (),
+        images: Sequence[str] = (),
         n: int = 1,
         seed: int = 1,
         temperature: float | None = None,
         bias: Mapping[int, float] | None = None,
-    ) -> Reply:
+    ) -> Completion:
         """One short chat completion, hot where answers are sampled."""
         hot = 0.0 if not self.params.temperature else self._warm
         params = replace(self.params, temperature=hot if temperature is None else temperature, max_new_tokens=SHORT, stop=())
-        body = sampling(self.model, params, n, seed, self.dialect, self.words.end_ids if self.words else (), bias or {})
-        body["messages"] = [user_turn(prompt, pictures, IMAGE_TOKEN)]
+        body = sampling_body(self.model, params, n, seed, self.dialect, self.codec.end_ids if self.codec else (), bias or {})
+        body["messages"] = [user_message(prompt, images, IMAGE_TOKEN)]
         if self.logprobs:
             body |= {"logprobs": True, "top_logprobs": 1}
-        return await self.transport.post("/chat/completions", body, partial(parse, foreign=self.foreign), self.replica, retries=1)
+        return await self.client.post(
+            "/chat/completions", body, partial(parse_completion, eval_only=self.eval_only), self.replica, retries=1
+        )
 
     @property
     def _warm(self) -> float:
-        return WARM if self.foreign else HOT
+        return WARM if self.eval_only else HOT
 
-    # --- the questions, one by one -----------------------------------------------------------------------------------------
+    # --- one capability each ---------------------------------------------------------------------------------------------
 
-    async def _first(self) -> Reply:
-        """The first form of request that the server takes."""
+    async def _find_dialect(self) -> Completion:
+        """The reply to the first form of request that the server accepts; sets `dialect` and `logprobs`."""
         reason = ""
         for self.logprobs in (True, False):
             for self.dialect in DIALECTS:
-                if not self._may_speak(self.dialect):
+                if not self._applies(self.dialect):
                     continue
                 try:
                     reply = await self.ask("Hello.")
-                except RowError as error:
+                except RequestError as error:
                     reason = reason or str(error)
                     continue
                 if reply.choices:
                     return reply
                 reason = reason or f"the reply holds no usable answer ({', '.join(reply.unusable) or 'no choices'})"
-        raise EngineError(f"{self.replica.url}: takes no request of this form: {reason}")
+        raise EngineError(f"{self.replica.url}: takes no request of this form: {reason}", code="server-protocol")
 
-    def _may_speak(self, dialect: Dialect) -> bool:
+    def _applies(self, dialect: Dialect) -> bool:
         if dialect == "generation_config":
-            return self.words is not None
+            return self.codec is not None
         if dialect == "plain":
             return not (self.params.top_k and self.params.temperature)
-        return self.foreign or dialect != "bare"
+        return self.eval_only or dialect != "bare"
 
-    async def _several(self) -> tuple[int, list[Choice]]:
-        """How many answers one request gives, and some answers to one question."""
+    async def _probe_n(self) -> tuple[int, list[Choice]]:
+        """Responses per request, and some responses to one prompt."""
         n = self.wanted
         while n > 1:
             try:
                 reply = await self.ask(RANDOM, n=n)
-            except RowError:
+            except RequestError:
                 n //= 2
                 continue
-            # Equal answers may have come from one seed, as from SGLang in its deterministic mode; then each is asked for by itself.
+            # Some servers use one seed for all n (SGLang in deterministic mode); then each response needs its own request.
             if len({choice.text for choice in reply.choices}) >= 2:
                 return min(n, len(reply.choices)), list(reply.choices)
             n = 1
         replies = await asyncio.gather(*(self.ask(RANDOM, seed=seed) for seed in range(4)))
         return 1, [choice for reply in replies for choice in reply.choices]
 
-    async def _seeds(self) -> bool:
+    async def _probe_seed(self) -> bool:
         same = await asyncio.gather(*(self.ask(RANDOM, seed=7) for _ in range(4)))
         return len({reply.choices[0].text for reply in same if reply.choices}) == 1
 
-    async def _bias(self) -> Mapping[int, float]:
-        """The bias that keeps control tokens out, where the server does what a bias says: with it, one ordinary token is forced."""
-        if self.words is None:
+    async def _probe_bias(self) -> Mapping[int, float]:
+        """The bias that bans control tokens, if the server applies biases: the test forces an ordinary token."""
+        if self.codec is None:
             return {}
-        never = dict.fromkeys(self.words.banned[:MOST_BIASED], -BIAS)
-        plain = self.words.encode(PLAIN)[0]
+        banned = dict.fromkeys(self.codec.banned[:MAX_BIASED], -BIAS)
+        plain = self.codec.encode(PLAIN)[0]
         try:
-            reply = await self.ask("Hello.", bias={**never, plain: BIAS})
-        except RowError:
+            reply = await self.ask("Hello.", bias={**banned, plain: BIAS})
+        except RequestError:
             return {}
         text = "".join(choice.text for choice in reply.choices).strip()
-        piece = self.words.decode([plain]).strip()
-        return never if len(text) > len(piece) and not text.replace(piece, "").strip() else {}
+        token_text = self.codec.decode([plain]).strip()
+        return banned if len(text) > len(token_text) and not text.replace(token_text, "").strip() else {}
 
-    async def _continuation(self, bias: Mapping[int, float]) -> Route:
-        """The first way of continuing that is proved by the number of prompt tokens that the server counts."""
-        if self.words is None:
+    async def _probe_continuation(self, bias: Mapping[int, float]) -> Route:
+        """The first route for which the server reports the expected number of prompt tokens."""
+        if self.codec is None:
             return ""
         routes: tuple[Route, ...] = ("ids", "prefix", "text")
         for route in routes:
-            path, body, expected = continuation(self.words, route, "Count.", self.words.encode(BEGUN)[:-1])
+            path, body, expected = continuation_body(self.codec, route, "Count.", self.codec.encode(PREFIX)[:-1])
             params = replace(self.params, max_new_tokens=SHORT, stop=())
-            whole = sampling(self.model, params, 1, 1, self.dialect, self.words.end_ids, bias) | body
+            full = sampling_body(self.model, params, 1, 1, self.dialect, self.codec.end_ids, bias) | body
             try:
-                reply = await self.transport.post(path, whole, parse, self.replica, retries=0)
-            except (RowError, EngineError):  # here a 404 means only that this server has no such endpoint
+                reply = await self.client.post(path, full, parse_completion, self.replica, retries=0)
+            except (RequestError, EngineError):  # a 404 only means that there is no such endpoint
                 continue
-            if reply.choices and reply.prompt_tokens == expected and not reply.choices[0].text.startswith(BEGUN):
+            if reply.choices and reply.prompt_tokens == expected and not reply.choices[0].text.startswith(PREFIX):
                 return route
         return ""
 
 
-def together(found: Sequence[Capabilities], where: str) -> Capabilities:
-    """What all servers can do. Raises EngineError when they do not take the same requests. where: the table that names them."""
-    first = found[0]
-    if len(names := sorted({other.model for other in found})) > 1:
+def common_capabilities(probed: Sequence[Capabilities], where: str) -> Capabilities:
+    """What all servers support. Raises EngineError when they need different requests. where: the recipe table that names them."""
+    first = probed[0]
+    if len(names := sorted({each.model for each in probed})) > 1:
         raise EngineError(
-            f"the servers in {where}.urls list different models ({', '.join(names)}); use servers of one model, or say the name that all "
-            f"of them know it by in {where}.model"
+            f"the servers in {where}.urls list different models ({', '.join(names)}); use servers of one model, or set {where}.model "
+            "to a name that all of them know",
+            code="servers-of-different-models",
+            key=f"{where}.urls",
         )
-    if any((other.dialect, other.logprobs, other.ids_out) != (first.dialect, first.logprobs, first.ids_out) for other in found):
-        raise EngineError(f"the servers in {where}.urls are of different kinds; use equal ones in one run")
-    routes = {other.continuation for other in found}
+    if any((each.dialect, each.logprobs, each.ids_out) != (first.dialect, first.logprobs, first.ids_out) for each in probed):
+        raise EngineError(
+            f"the servers in {where}.urls are of different kinds; use equal ones in one run",
+            code="servers-of-different-kinds",
+            key=f"{where}.urls",
+        )
+    routes = {each.continuation for each in probed}
     return replace(
         first,
-        n=min(other.n for other in found),
-        bias=first.bias if all(other.bias for other in found) else {},
-        seed=first.seed if first.seed is None else all(other.seed for other in found),
+        n=min(each.n for each in probed),
+        bias=first.bias if all(each.bias for each in probed) else {},
+        seed=first.seed if first.seed is None else all(each.seed for each in probed),
         continuation=first.continuation if len(routes) == 1 else "",
-        images=next((other.images for other in found if other.images != "yes"), "yes") if first.images != "not asked" else first.images,
-        notes=tuple(dict.fromkeys(note for other in found for note in other.notes)),
+        images=next((each.images for each in probed if each.images != "yes"), "yes") if first.images != "not asked" else first.images,
+        notes=tuple(dict.fromkeys(note for each in probed for note in each.notes)),
     )
 
 
-def _ids_agree(words: Words, choices: Sequence[Choice]) -> bool:
-    return all(choice.ids and agree(choice, words) for choice in choices)
+def _ids_agree(codec: TokenCodec, choices: Sequence[Choice]) -> bool:
+    return all(choice.ids and ids_match_text(choice, codec) for choice in choices)

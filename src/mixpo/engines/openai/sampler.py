@@ -1,4 +1,4 @@
-"""What is asked of the servers for one question: what is asked again, and which answers cannot be used. Knows no threads, no replicas."""
+"""Samples the responses to one question from servers, with top-ups for unusable ones. Knows nothing about threads and replicas."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from functools import partial
 from typing import Any, TypeVar
 
 from mixpo.engines.base import Request, SamplingParams
-from mixpo.engines.openai.client import LostError, RowError, Transport
+from mixpo.engines.openai.client import Client, RequestError, ServerLostError
 from mixpo.engines.openai.probe import HOT, RANDOM, SHORT, Capabilities
-from mixpo.engines.openai.protocol import Reply, address_of, continuation, parse, sampling, user_turn
-from mixpo.engines.responses import FEW, Choice, response_of, suspicious
-from mixpo.engines.tokens import Words
+from mixpo.engines.openai.protocol import Completion, continuation_body, image_url, parse_completion, sampling_body, user_message
+from mixpo.engines.responses import FEW, Choice, improbably_identical, response_of
+from mixpo.engines.tokens import TokenCodec, continues_control_token
 from mixpo.errors import SourceError
 from mixpo.plural import amount
 from mixpo.recipe import ImageTable
@@ -24,88 +24,89 @@ from mixpo.types import IMAGE_TOKEN
 Value = TypeVar("Value")
 
 TOP_UPS = 4
-"""How often missing answers of a question are asked for again."""
-ANOTHER = 7919
-"""Added to a seed when the same slot is asked for again."""
-SHOWN = 2
-"""Reasons that are named for answers that could not be used."""
+"""Further rounds for the missing responses of a question."""
+SEED_STEP = 7919
+"""Added to the seed of a response in every further round."""
+MAX_REASONS = 2
+"""Reasons that a message names for unusable responses."""
 CONTROL = "answers with control tokens"
-"""How such answers are counted."""
+"""Name of this count."""
 SURE = "identical answers, of a sure model"
-"""How questions are counted whose answers are equal while the server samples all the same."""
+"""Name of the count of questions with identical responses from a server that does sample."""
 
 
 @dataclass(kw_only=True)
-class Asking:
-    """Asks servers that can do what `known` says.
+class Sampler:
+    """Sampling from servers with the capabilities `known`.
 
-    words: tokens of the model that learns. served: the same, where that model also answers. foreign: answers are only marked and never
-    trained on, so their form is free, and each says what answered. counts: what was topped up, dropped or left over.
+    codec: tokens of the trained model; served: the same if the servers hold that model, else None. eval_only: responses are graded and
+    never trained on, so their form is free, and each names the model that answered. counts: top-ups and dropped responses.
     """
 
-    transport: Transport
+    client: Client
     known: Capabilities
     params: SamplingParams
     image: ImageTable
-    words: Words | None
-    served: Words | None
-    foreign: bool
+    codec: TokenCodec | None
+    served: TokenCodec | None
+    eval_only: bool
     name: str
     counts: Counter[str]
 
     async def answers(self, request: Request) -> Sampled:
-        """The answers to one question; what is wrong with this question alone is its error."""
+        """The responses to one question; a problem with this question alone is its error."""
         try:
-            choices = await (self._continued if request.prefixes else self._fresh)(request)
-        except (RowError, LostError, SourceError) as error:
+            choices = await (self._continued if request.prefixes else self._sampled)(request)
+        except (RequestError, ServerLostError, SourceError) as error:
             self.counts["failed questions"] += 1
             return Sampled(question=request.key, error=str(error))
-        names = [f"{self.name}: {choice.model or self.known.model}" if self.foreign else self.name for choice in choices]
-        made = (response_of(request, slot, choice, self.words, names[slot]) for slot, choice in enumerate(choices))
+        names = [f"{self.name}: {choice.model or self.known.model}" if self.eval_only else self.name for choice in choices]
+        made = (response_of(request, slot, choice, self.codec, names[slot]) for slot, choice in enumerate(choices))
         return Sampled(question=request.key, responses=tuple(made))
 
-    async def _fresh(self, request: Request) -> list[Choice]:
-        marks, params = request.prompt.count(IMAGE_TOKEN), self.params
-        if marks != len(request.images):
+    async def _sampled(self, request: Request) -> list[Choice]:
+        placeholders, params = request.prompt.count(IMAGE_TOKEN), self.params
+        if placeholders != len(request.images):
             raise SourceError(
-                f"the prompt has {amount(marks, f'{IMAGE_TOKEN} mark')} for {amount(len(request.images), 'image')}; "
-                "give one mark to each image"
+                f"the prompt has {amount(placeholders, f'{IMAGE_TOKEN} placeholder')} for {amount(len(request.images), 'image')}; "
+                "use one for each image",
+                code="image-placeholders",
             )
         if self.served is not None:
-            self.served.prompt_text(request.prompt)  # refuses a text that would end its own turn
-        pictures = [await asyncio.to_thread(address_of, image, self.image) for image in request.images]
-        turn = user_turn(request.prompt, pictures, IMAGE_TOKEN)
-        choices = await self._collect(request.seeds, partial(self._ask, turn))
-        if not self.foreign and suspicious(choices, params.temperature):
+            self.served.prompt_text(request.prompt)  # refuses a prompt that would end its own turn
+        images = [await asyncio.to_thread(image_url, image, self.image) for image in request.images]
+        turn = user_message(request.prompt, images, IMAGE_TOKEN)
+        choices = await self._collect(request.seeds, partial(self._chat, turn))
+        if not self.eval_only and improbably_identical(choices, params.temperature):
             self.counts["identical answers, asked again"] += 1
-            again = await self._collect([seed + ANOTHER for seed in request.seeds], partial(self._ask, turn))
+            again = await self._collect([seed + SEED_STEP for seed in request.seeds], partial(self._chat, turn))
             if len({choice.text for choice in (*choices, *again)}) == 1:
-                # With log-probs it is known already that the model is not that sure.
-                if choices[0].logprobs or not await self._samples(request, pictures):
-                    raise RowError(
+                # With log-probs it is already clear that the model is not that sure.
+                if choices[0].logprobs or not await self._server_samples(request, images):
+                    raise RequestError(
                         f"{len(choices)} identical answers at temperature {params.temperature:g}, twice; the server ignores the temperature"
                     )
                 self.counts[SURE] += 1
             choices = again
         return choices
 
-    async def _samples(self, request: Request, pictures: Sequence[str]) -> bool:
-        """Whether the server samples beside the pictures of a question: then the model is sure of its answer, and no more is wrong."""
-        turn = user_turn(f"{request.prompt}\n{RANDOM}", pictures, IMAGE_TOKEN)
+    async def _server_samples(self, request: Request, images: Sequence[str]) -> bool:
+        """Whether the server samples another prompt with these images: then the model is sure of its answer and nothing is wrong."""
+        turn = user_message(f"{request.prompt}\n{RANDOM}", images, IMAGE_TOKEN)
         hot = replace(self.params, temperature=HOT, max_new_tokens=SHORT, stop=())
-        replies = await _all([self._ask(turn, 1, seed + 2 * ANOTHER, hot) for seed in request.seeds[:FEW]])
+        replies = await _all([self._chat(turn, 1, seed + 2 * SEED_STEP, hot) for seed in request.seeds[:FEW]])
         return len({choice.text for reply in replies for choice in reply.choices}) > 1
 
     async def _continued(self, request: Request) -> list[Choice]:
         if self.served is not None and not all(self.served.control.isdisjoint(prefix) for prefix in request.prefixes):
-            raise SourceError("the beginning to continue holds an image token or another control token of the model; cut it before that")
+            raise continues_control_token()
         works = [self._collect([seed], partial(self._continue, request, slot)) for slot, seed in enumerate(request.seeds)]
         return [choice for (choice,) in await _all(works)]
 
-    async def _collect(self, seeds: Sequence[int], ask: partial[Coroutine[Any, Any, Reply]]) -> list[Choice]:
-        """One choice for each seed; what is missing or cannot be used is asked for again with other seeds. ask: n answers from a seed."""
+    async def _collect(self, seeds: Sequence[int], ask: partial[Coroutine[Any, Any, Completion]]) -> list[Choice]:
+        """One choice per seed; missing and unusable ones are sampled again with other seeds. ask: from n and a seed to a completion."""
         got: dict[int, Choice] = {}
-        dropped, left_out = 0, Counter[str]()
+        dropped, unusable = 0, Counter[str]()
         for trial in range(TOP_UPS + 1):
             missing = [slot for slot in range(len(seeds)) if slot not in got]
             if not missing:
@@ -113,52 +114,50 @@ class Asking:
             if trial:
                 self.counts["answers topped up"] += len(missing)
             parts = [missing[start : start + self.known.n] for start in range(0, len(missing), self.known.n)]
-            replies = await _all([ask(len(part), seeds[part[0]] + ANOTHER * trial) for part in parts])
+            replies = await _all([ask(len(part), seeds[part[0]] + SEED_STEP * trial) for part in parts])
             for part, reply in zip(parts, replies, strict=True):
-                usable = [choice for choice in map(self._understood, reply.choices) if self._usable(choice)]
+                usable = [choice for choice in map(self._own_ids, reply.choices) if self._usable(choice)]
                 dropped += len(reply.choices) - len(usable)
                 got |= dict(zip(part, usable, strict=False))
-                left_out.update(reply.unusable)
+                unusable.update(reply.unusable)
                 self.counts["answers too many"] += max(0, len(reply.choices) - len(part))
         self.counts[CONTROL] += dropped
-        self.counts["unusable answers"] += left_out.total()
+        self.counts["unusable answers"] += unusable.total()
         if len(got) < len(seeds):
             why = [f"{dropped} held control tokens of the model, such as image tokens"] if dropped else []
-            why += [f"{count} could not be used: {reason}" for reason, count in left_out.most_common(SHOWN)]
-            raise RowError("; ".join([f"only {len(got)} of {amount(len(seeds), 'answer')} came in {TOP_UPS + 1} rounds of asking", *why]))
+            why += [f"{count} could not be used: {reason}" for reason, count in unusable.most_common(MAX_REASONS)]
+            raise RequestError("; ".join([f"only {len(got)} of {amount(len(seeds), 'answer')} came in {TOP_UPS + 1} rounds", *why]))
         return [got[slot] for slot in range(len(seeds))]
 
-    def _understood(self, choice: Choice) -> Choice:
-        """The choice without ids where these are not those of the model that learns."""
+    def _own_ids(self, choice: Choice) -> Choice:
+        """The choice, without ids that are not the trained model's."""
         return choice if self.known.ids_out else replace(choice, ids=())
 
     def _usable(self, choice: Choice) -> bool:
-        """Whether training could read the answer. A greedy one is marked only, and would come the same again."""
-        if self.foreign or self.words is None or not self.params.temperature:
+        """Whether the response can be trained on. Greedy ones are only graded, and would come the same again."""
+        if self.eval_only or self.codec is None or not self.params.temperature:
             return True
-        return not self.words.holds_control(choice.text, choice.ids)
+        return not self.codec.holds_control(choice.text, choice.ids)
 
-    async def _ask(self, turn: Mapping[str, Any], n: int, seed: int, params: SamplingParams | None = None) -> Reply:
+    async def _chat(self, turn: Mapping[str, Any], n: int, seed: int, params: SamplingParams | None = None) -> Completion:
         known = self.known
-        body = sampling(known.model, params or self.params, n, seed, known.dialect, self._ends, known.bias)
+        body = sampling_body(known.model, params or self.params, n, seed, known.dialect, self._ends, known.bias)
         body["messages"] = [turn]
         if known.logprobs:
             body |= {"logprobs": True, "top_logprobs": 1}
-        return await self.transport.post("/chat/completions", body, partial(parse, foreign=self.foreign))
+        return await self.client.post("/chat/completions", body, partial(parse_completion, eval_only=self.eval_only))
 
-    async def _continue(self, request: Request, slot: int, n: int, seed: int) -> Reply:
-        """Raises RowError when the server did not count the prompt and the beginning as they are."""
+    async def _continue(self, request: Request, slot: int, n: int, seed: int) -> Completion:
+        """Raises RequestError when the server reports another number of prompt tokens than prompt and prefix have."""
         assert self.served is not None
         known = self.known
-        path, body, expected = continuation(self.served, known.continuation, request.prompt, request.prefixes[slot])
-        whole = sampling(known.model, self.params, n, seed, known.dialect, self._ends, known.bias) | body
+        path, body, expected = continuation_body(self.served, known.continuation, request.prompt, request.prefixes[slot])
+        whole = sampling_body(known.model, self.params, n, seed, known.dialect, self._ends, known.bias) | body
         if known.logprobs:
             whole |= {"logprobs": 1} if path == "/completions" else {"logprobs": True, "top_logprobs": 1}
-        reply: Reply = await self.transport.post(path, whole, parse)
+        reply: Completion = await self.client.post(path, whole, parse_completion)
         if reply.prompt_tokens != expected:
-            raise RowError(
-                f"the beginning did not arrive as it is: the server counts {reply.prompt_tokens} prompt tokens, {expected} were sent"
-            )
+            raise RequestError(f"the prefix was changed: the server reports {reply.prompt_tokens} prompt tokens, {expected} were sent")
         return reply
 
     @property
@@ -167,7 +166,7 @@ class Asking:
 
 
 async def _all(works: Sequence[Coroutine[Any, Any, Value]]) -> list[Value]:
-    """The results in order; when one fails the others are given up."""
+    """The results in order; when one fails the others are cancelled."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         return await asyncio.gather(*tasks)

@@ -1,4 +1,4 @@
-"""Starts a server for the length of a run: a list of arguments without a shell, on a free port of this machine, its output in a file."""
+"""Starts a server for a run: a list of arguments, no shell, on a free local port, its output in a file."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ TRANSFORMERS = [sys.executable, "-m", "transformers.cli.transformers", "serve", 
 """What `serve = "transformers"` starts."""
 
 
-class Started:
-    """A server of this run. url: where it answers. It ends with `close` or with this process, however that ends."""
+class ServerProcess:
+    """A server of this run at `url`. It ends with `close` or with this process, however that ends."""
 
     def __init__(self, command: list[str], url: str, log: Path) -> None:
         self.url, self.log = url, log
@@ -42,7 +42,7 @@ class Started:
         """Raise EngineError when the server has ended."""
         status = self._process.poll()
         if status is not None:
-            raise EngineError(f"the server ended with status {status}; {self.says()}")
+            raise EngineError(f"the server ended with status {status}; {self.output()}", code="server-ended", path=self.log)
 
     def close(self) -> None:
         """End the server and wait until it has ended."""
@@ -50,7 +50,7 @@ class Started:
             self._process.stdin.close()
         self._process.wait()
 
-    def says(self) -> str:
+    def output(self) -> str:
         """The end of the server's output."""
         try:
             lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
@@ -59,33 +59,33 @@ class Started:
         return f"{self.log} says: " + (" | ".join(line.strip() for line in lines if line.strip())[-200 * LOG_LINES :] or "nothing")
 
 
-def start(table: ServerTable, model: Path, device: str, log: Path, say: Callable[[str], None]) -> Started:
+def start(table: ServerTable, model: Path, device: str, log: Path, notify: Callable[[str], None]) -> ServerProcess:
     """Start what `table` names with the model in `model`. Raises EngineError when the program cannot be found."""
     port = free_port()
-    words = [*TRANSFORMERS, *(["--device", device] if device != "auto" else [])] if table.serve else table.start
+    arguments = [*TRANSFORMERS, *(["--device", device] if device != "auto" else [])] if table.serve else table.start
     values = {"{model}": str(model), "{host}": HOST, "{port}": str(port)}
-    command = [_filled(word, values) for word in words]
-    if problem := missing(command[0]):
-        raise EngineError(problem)
-    say(f"starting a server: {shlex.join(command)} (its output: {log})")
-    return Started(command, f"http://{HOST}:{port}/v1", log)
+    command = [_filled(argument, values) for argument in arguments]
+    if problem := missing_program(command[0]):
+        raise EngineError(problem, code="program-missing", key="sample.server.start")
+    notify(f"starting a server: {shlex.join(command)} (its output: {log})")
+    return ServerProcess(command, f"http://{HOST}:{port}/v1", log)
 
 
-def missing(program: str) -> str:
-    """That a program cannot be run on this machine; "" where it can."""
+def missing_program(program: str) -> str:
+    """A sentence when `program` cannot be run on this machine; "" when it can."""
     if shutil.which(program) is not None:
         return ""
-    return f"sample.server.start: no program {program!r} can be run here; each word is one argument, and no shell reads them"
+    return f"sample.server.start: no program {program!r} can be run here; each item is one argument, no shell is involved"
 
 
-def _filled(word: str, values: dict[str, str]) -> str:
+def _filled(argument: str, values: dict[str, str]) -> str:
     for name, value in values.items():
-        word = word.replace(name, value)
-    return word
+        argument = argument.replace(name, value)
+    return argument
 
 
 def free_port() -> int:
-    """A port of this machine that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    """A local port that is free now."""
+    with socket.socket() as listener:
+        listener.bind((HOST, 0))
+        return int(listener.getsockname()[1])
