@@ -19,10 +19,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 NOT_YET = {
-    "benchmarks.md",
     "CHANGELOG.md",
-    "demo.md",
-    "recipe.md",
     "verification.md",
 }
 """Pages that are still to be rewritten."""
@@ -90,23 +87,22 @@ NAMES = {
 
 PROSE_LEFT: dict[str, int] = {
     r"against (?:the )?start": 3,
-    r"left out|leav(?:e|es|ing) (?:\w+ )?out": 73,
-    r"(?:go|goes|going|went|gone) on": 26,
+    r"left out|leav(?:e|es|ing) (?:\w+ )?out": 67,
+    r"(?:go|goes|going|went|gone) on": 24,
     r"in circles": 4,
     r"ranked right": 2,
     r"put(?:s|ting)? before (?:it|a judge|the judge)|go(?:es)? before a judge|before the judge again": 3,
     r"speak(?:s|ing)? against": 4,
     r"(?:of|have) like lengths": 1,
     r"how late": 1,
-    r"(?:make|makes|made|making) (?:anew|again)|anew": 20,
-    r"ask(?:s|ed|ing)? (?:\w+ )?again|tried again": 19,
+    r"(?:make|makes|made|making) (?:anew|again)|anew": 17,
+    r"ask(?:s|ed|ing)? (?:\w+ )?again|tried again": 13,
     r"taken for": 4,
-    r"beside": 35,
+    r"beside": 32,
     r"without a word|aloud|in plain words|in words": 16,
-    r"stands? (?:in|on|above|behind|beside|there)": 39,
+    r"stands? (?:in|on|above|behind|beside|there)": 34,
     r"(?:is|are|was|were) said": 11,
-    r"look(?:s|ed|ing)? at": 43,
-    r"mend(?:s|ed|ing)?": 1,
+    r"look(?:s|ed|ing)? at": 40,
     r"ghosts?": 4,
     r"(?:mean|best) mark|marks of (?:a|the|different) judges?": 4,
     r"the checker": 2,
@@ -117,18 +113,18 @@ PROSE_LEFT: dict[str, int] = {
 
 NAMES_LEFT: dict[str, int] = {
     "amounts": 3,
-    "asking": 10,
+    "asking": 2,
     "barred": 22,
     "crew": 3,
-    "found": 630,
-    "foreign": 38,
+    "found": 590,
+    "foreign": 9,
     "ghost": 14,
     "late": 13,
-    "looks": 39,
+    "looks": 28,
     "marking": 2,
     "mend": 3,
-    "said": 149,
-    "told": 14,
+    "said": 143,
+    "told": 8,
     "weightless": 5,
 }
 """How often each part may still occur in identifiers of the source."""
