@@ -13,7 +13,9 @@ from typing import Any
 from mixpo.pairs.statistics import Statistics
 from mixpo.recipe import DigitsSource, Recipe
 from mixpo.records import Drop, Judged, Paired, Prediction, Sampled
-from mixpo.report import ReportData, build, render
+from mixpo.report.build import build
+from mixpo.report.data import ReportData
+from mixpo.report.render import render
 from mixpo.run import Manifest
 from mixpo.sources.digits import read
 from mixpo.types import Finish, Outcome, Pair, Question, Response, Skipped, Verdict

@@ -20,7 +20,7 @@ from rich.console import Console
 
 import mixpo
 from mixpo.cli import main
-from mixpo.cli.app import EXAMPLES, app
+from mixpo.cli.app import EXAMPLES, INSPECT, USE, WORK, app
 from mixpo.cli.output import Lines, clock, printable
 from mixpo.cli.tables import table
 
@@ -258,6 +258,56 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     for command in ("run", "sample", "verify", "pair", "reference", "train", "evaluate", "report", "check", "doctor", "status", "demo"):
         assert command in out
+
+
+HEAVY = {
+    "torch",
+    "transformers",
+    "datasets",
+    "numpy",
+    "scipy",
+    "pyarrow",
+    "PIL",
+    "sympy",
+    "jinja2",
+    "aiohttp",
+    "asyncio",
+    "duckdb",
+    "fastapi",
+    "ray",
+}
+
+
+def loaded(*arguments: str) -> set[str]:
+    """The packages that a command has imported by its end."""
+    code = (
+        "import sys; from mixpo.cli import main; status = main(sys.argv[1:]); print(); print(*{n.partition('.')[0] for n in sys.modules})"
+    )
+    command = [sys.executable, "-c", f"{code}; sys.exit(status)", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(Path(mixpo.__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=environment)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_help_and_status_load_nothing_heavy(small: tuple[Path, Path]) -> None:
+    """`benchmarks/startup.py` measures their time."""
+    assert not loaded("--help") & {*HEAVY, "pydantic", "rich"}
+    assert not loaded("run", "--help") & {*HEAVY, "rich"}
+    assert not loaded("status", str(small[1]), "--json") & {*HEAVY, "rich"}
+    assert "rich" in (packages := loaded("status", str(small[1])))
+    assert not packages & HEAVY
+
+
+def test_help_is_plain_text_by_group(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["-h"]) == 0
+    out = capsys.readouterr().out
+    assert [line.rstrip(":") for line in out.splitlines() if re.fullmatch(r"\w.*:", line)] == ["Options", WORK, INSPECT, USE]
+    assert "--install-completion" in out
+    assert out.count("...") == 1  # in the usage: every summary is whole
+    assert main(["plan", "-h"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"-h, --help +Show", out)
+    assert re.search(r"--json +Print", out)
 
 
 def test_every_command_shows_examples_that_it_understands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from mixpo.cluster.ray import Crew
 from mixpo.distributed import Ranks
 from mixpo.errors import RecipeError, RunError, refused
 from mixpo.progress import Progress, Silent
@@ -59,7 +58,11 @@ def open_context(
     known: str = "",
 ) -> Context:
     """What all stages share. base: the folder that paths in the recipe are relative to. known: as in `Models`."""
-    spread = Crew(recipe.cluster, reopen) if recipe.cluster.kind == "ray" else None
+    spread = None
+    if recipe.cluster.kind == "ray":
+        from mixpo.cluster.ray import Crew
+
+        spread = Crew(recipe.cluster, reopen)
     models = Models(recipe.model, base, recipe.image, known)
     return Context(
         run=Run(root.absolute()),

@@ -26,7 +26,7 @@ from mixpo.pipeline import known_sources, open_context, open_run, rescore, run_s
 from mixpo.progress import Silent
 from mixpo.recipe import BENCHMARK_NAMES, EXTRACTED_BENCHMARKS, JUDGED_BENCHMARKS, load
 from mixpo.records import Prediction
-from mixpo.report import summary_rows
+from mixpo.report.table import summary_rows
 from mixpo.stages.job import Context
 from mixpo.stages.models import Models
 

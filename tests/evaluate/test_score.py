@@ -11,10 +11,9 @@ import pytest
 from scipy import stats
 
 from mixpo.errors import EvaluateError
-from mixpo.evaluate import compare, score, score_samples, wilson, yes_no
-from mixpo.evaluate.score import loops
-from mixpo.evaluate.statistics import difference_interval
-from mixpo.evaluate.yes_no import gold_of
+from mixpo.evaluate.score import compare, loops, score, score_samples
+from mixpo.evaluate.statistics import difference_interval, wilson
+from mixpo.evaluate.yes_no import gold_of, yes_no
 from mixpo.records import Prediction, read_rows, write_rows
 from mixpo.types import Question, Response
 from mixpo.verify import Verifier

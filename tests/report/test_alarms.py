@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mixpo.commands.compare import compare_evaluations
-from mixpo.evaluate import score, score_samples
+from mixpo.evaluate.score import score, score_samples
 from mixpo.records import Prediction, write_rows
 from mixpo.report.benchmarks import alarms
 from mixpo.report.build import _scores

@@ -14,22 +14,14 @@ from example_report import answer, example, manifest
 from PIL import Image
 
 from mixpo.errors import EvaluateError
-from mixpo.evaluate import compare, score
+from mixpo.evaluate.score import compare, score
 from mixpo.images import reference
 from mixpo.records import Prediction
-from mixpo.report import (
-    GAP_COLUMNS,
-    SUMMARY_COLUMNS,
-    YES_NO_COLUMNS,
-    ReportData,
-    build,
-    gap_rows,
-    render,
-    summary_rows,
-    yes_no_rows,
-)
+from mixpo.report.build import build
+from mixpo.report.data import ReportData
 from mixpo.report.images import picture
-from mixpo.report.render import asked
+from mixpo.report.render import asked, render
+from mixpo.report.table import GAP_COLUMNS, SUMMARY_COLUMNS, YES_NO_COLUMNS, gap_rows, summary_rows, yes_no_rows
 from mixpo.report.words import duration, moment, percent, points, sides
 from mixpo.types import ImageRef, Pair, Question, Skipped
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mixpo.report import describe_counts
+from mixpo.report.words import describe_counts
 
 
 @pytest.mark.parametrize(

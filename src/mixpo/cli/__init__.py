@@ -17,6 +17,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     # The tokenizers library warns (and falls back) when a process with live threads forks, as the formula workers do.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # pydantic looks for plugins in the metadata of every installed package, which takes longer than reading a recipe.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # escape what the terminal's encoding lacks

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from mixpo.errors import EvaluateError
-from mixpo.evaluate import Comparison, compare, score
 from mixpo.evaluate.benchmarks import BENCHMARKS
 from mixpo.evaluate.benchmarks.metrics import FigureDifference
 from mixpo.evaluate.benchmarks.metrics import differences as figure_differences
 from mixpo.evaluate.grading import marked
-from mixpo.evaluate.score import UNREADABLE, comparable
+from mixpo.evaluate.score import UNREADABLE, Comparison, comparable, compare, score
 from mixpo.evaluate.statistics import cluster_of
 from mixpo.plural import amount
 from mixpo.records import Prediction

@@ -12,8 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
-from rapidfuzz.distance import Prefix
-
 from mixpo.engines.base import Request
 from mixpo.pairs.provenance import length_ratio, make_pair
 from mixpo.recipe import PairsTable
@@ -103,6 +101,8 @@ def _unfit(response: Response) -> str:
 
 def _objection(chosen: Response, continuation: Response, table: PairsTable) -> str:
     """Why an answer and its continuation make no pair, or ""."""
+    from rapidfuzz.distance import Prefix
+
     if continuation.finish == "error":
         return "continuation_error"
     kept = continuation.prefix_len

@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from rapidfuzz.distance import Prefix
-
 from mixpo.pairs.histograms import BINS, RATIO_EDGES, SHARE_EDGES, Fixed, Lengths, Summary, share
 from mixpo.pairs.provenance import REASONS, same_question, token_count
 from mixpo.records import Judged, Paired, Sampled
@@ -81,6 +79,8 @@ class Statistics:
 
     def add(self, question: Question, sampled: Sampled, judged: Judged | None, paired: Paired, continued: Sampled | None = None) -> None:
         """Count one question with its records. `continued` tells which rejected continuations hit the length limit."""
+        from rapidfuzz.distance import Prefix
+
         same_question(question.id, sampled, judged, continued, paired)
         self.count_questions(question.source, with_answer=question.answer is not None, with_pairs=bool(paired.pairs))
         self.questions["failed"] += bool(sampled.error)

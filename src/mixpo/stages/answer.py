@@ -10,7 +10,6 @@ from typing import Any
 
 from mixpo.engines import api_key, require_served_extra
 from mixpo.engines.base import Request, SamplingParams
-from mixpo.evaluate.benchmarks import BENCHMARKS, prompt_of
 from mixpo.recipe import EvaluationSource, Recipe
 from mixpo.records import Sampled
 from mixpo.stages import prompting
@@ -100,6 +99,8 @@ def prompt_settings(recipe: Recipe, table: EvaluationSource, wording: str) -> di
     """The texts around a question: the recipe's, or those of a benchmark."""
     if table.kind != "benchmark":
         return prompting.settings(recipe.prompt, wording)
+    from mixpo.evaluate.benchmarks import BENCHMARKS
+
     benchmark = BENCHMARKS[table.name]
     own = benchmark.direct if wording == "direct" else benchmark.cot
     return {"benchmark": table.name, "template": own} if own else prompting.settings(recipe.prompt, wording)
@@ -107,6 +108,8 @@ def prompt_settings(recipe: Recipe, table: EvaluationSource, wording: str) -> di
 
 def prompt_for(recipe: Recipe, question: Question, wording: str) -> str:
     """The user's message for one question."""
+    from mixpo.evaluate.benchmarks import prompt_of
+
     return prompt_of(question, wording) or prompting.prompt_for(recipe.prompt, question, wording).render(question.text)
 
 

@@ -8,16 +8,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mixpo.engines import Serving, create
 from mixpo.engines.base import Engine, Request, SamplingParams
-from mixpo.engines.openai.probe import ProbeCache
 from mixpo.errors import RecipeError
 from mixpo.recipe import Recipe, ServedModel
 from mixpo.records import Sampled
 from mixpo.stages.job import Context, add_facts
 from mixpo.stages.models import ModelRef
+
+if TYPE_CHECKING:
+    from mixpo.engines.openai.probe import ProbeCache
 
 
 def where_of(served: ServedModel) -> str:
@@ -126,7 +128,7 @@ class Answering:
     def __init__(self, context: Context, model: ModelRef, how: SamplingParams, batch_size: int, evaluating: bool = False) -> None:
         self._context, self._model, self._how, self._batch_size = context, model, how, batch_size
         self._engine = engine_of(context.recipe, model, evaluating)
-        self._probed = ProbeCache()
+        self._probed: ProbeCache | None = None
         self.facts: dict[str, Any] = {}
 
     @contextmanager
@@ -142,6 +144,10 @@ class Answering:
         recipe, models, table = context.recipe, context.models, context.recipe.sample
         if name != table.engine and model.served is None:
             context.progress.say(f"{model.name}: answered in this process, because sample.server.urls hold the base model only")
+        if name == "openai" and self._probed is None:
+            from mixpo.engines.openai.probe import ProbeCache
+
+            self._probed = ProbeCache()
         loads_itself = name == "vllm" or (name == "openai" and table.server.starts and model.served is None)
         return create(
             name,

@@ -8,14 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mixpo.evaluate import judge as judging
-from mixpo.evaluate import lm_eval
-from mixpo.evaluate.benchmarks import BENCHMARKS, Benchmark, facts_of
-from mixpo.evaluate.benchmarks.base import Extraction, Rubric
-from mixpo.evaluate.grading import by_extraction, by_judge, by_rule, by_verdict
-from mixpo.evaluate.judge import JudgeReply
 from mixpo.recipe import EvaluationSource, Recipe
 from mixpo.records import Prediction, Sampled
 from mixpo.stages import prompting
@@ -26,11 +20,18 @@ from mixpo.stages.models import ModelRef
 from mixpo.stages.source import Index
 from mixpo.stages.verify import judged_inputs
 from mixpo.types import Question, Response, Verdict, content_id
-from mixpo.verify import Verifier
+
+if TYPE_CHECKING:
+    from mixpo.evaluate.benchmarks import Benchmark
+    from mixpo.evaluate.benchmarks.base import Extraction, Rubric
+    from mixpo.evaluate.judge import JudgeReply
 
 
 def ready(recipe: Recipe, base: Path) -> None:
     """Raise MissingExtra or RecipeError where a judge is needed and cannot be asked, or a text task is unknown; no model is loaded."""
+    from mixpo.evaluate import judge as judging
+    from mixpo.evaluate import lm_eval
+
     lm_eval.ready(recipe.evaluate, base)
     judged = any(recipe.evaluate.asks_judge(s.source) for s in recipe.evaluate.sets)
     if judged and recipe.evaluate.judge is not None:
@@ -41,7 +42,11 @@ def evaluate_job(context: Context, plan: Plan, index: Index, name: str, table: E
     """Predictions from the answers of `model` to set `name` in a mode. Its settings are what two evaluations are compared by."""
     source, answers = source_name(name), answer_name(name, model, mode)
     answered = plan.planned[answers].job
-    benchmark = BENCHMARKS[table.name] if table.kind == "benchmark" else None
+    benchmark = None
+    if table.kind == "benchmark":
+        from mixpo.evaluate.benchmarks import BENCHMARKS
+
+        benchmark = BENCHMARKS[table.name]
     folder = f"evaluate/{name}/{model.name}/{mode}"
     settings = {
         **answered.settings,
@@ -87,11 +92,15 @@ def marking_settings(context: Context, benchmark: Benchmark | None) -> dict[str,
     wording = wording_of_judge(context, benchmark)
     if wording is None or table.judge is None:
         return {**read, "benchmark": benchmark.name}
+    from mixpo.evaluate import judge as judging
+
     return {**read, "benchmark": benchmark.name, "judge": judging.settings(wording, table.judge)}
 
 
 def wording_of_judge(context: Context, benchmark: Benchmark) -> Rubric | Extraction | None:
     """What is put before the judge, with the user's own wording if there is one; None where no judge is asked."""
+    from mixpo.evaluate import judge as judging
+
     table = context.recipe.evaluate
     if table.judge is None:
         return None
@@ -106,6 +115,9 @@ class Marker:
     """Marks answers in one mode. Opens what it needs: the verifier's processes, or the judge's threads."""
 
     def __init__(self, context: Context, benchmark: Benchmark | None, mode: str) -> None:
+        from mixpo.evaluate import judge as judging
+        from mixpo.verify import Verifier
+
         self._context, self._benchmark, self._mode = context, benchmark, mode
         self._verifier = Verifier(context.recipe.verify, cache=context.run.verdicts)
         self._threads: ThreadPoolExecutor | None = None
@@ -138,6 +150,8 @@ class Marker:
         return self._context.recipe.evaluate.samples if self._mode == "sampled" else 1
 
     def _mark(self, question: Question, sampled: Sampled) -> Iterator[Prediction]:
+        from mixpo.evaluate.grading import by_rule, by_verdict
+
         recipe, wording = self._context.recipe, wording_of(self._mode)
         responses = responses_of(sampled, self._count(sampled))
         if sampled.error:
@@ -153,6 +167,9 @@ class Marker:
 
     def _ask(self, question: Question, response: Response, again: int) -> str | JudgeReply[Any] | None:
         """What the judge says of one answer; a short answer that needs no judge; None where there is no answer to judge."""
+        from mixpo.evaluate.benchmarks import facts_of
+        from mixpo.evaluate.benchmarks.base import Rubric
+
         assert self._wording is not None
         if response.finish == "error":
             return None
@@ -169,6 +186,10 @@ class Marker:
         return self._judge.ask(wording, fields, partial(wording.read, question=question, facts=facts), again)
 
     def _judged(self, question: Question, response: Response, said: str | JudgeReply[Any] | None) -> Prediction:
+        from mixpo.evaluate.benchmarks.base import Rubric
+        from mixpo.evaluate.grading import by_extraction, by_judge
+        from mixpo.evaluate.judge import JudgeReply
+
         assert self._benchmark is not None
         if said is None:
             return _failed(question, self._mode, response, "sampling failed")
@@ -187,6 +208,8 @@ def responses_of(sampled: Sampled, count: int) -> tuple[Response, ...]:
 
 
 def _failed(question: Question, mode: str, response: Response, reason: str) -> Prediction:
+    from mixpo.evaluate.grading import by_verdict
+
     return by_verdict(question, mode, response, Verdict(outcome="undecided", reason=reason))
 
 

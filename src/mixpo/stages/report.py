@@ -8,12 +8,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mixpo.errors import RunError
 from mixpo.pairs.statistics import Statistics
 from mixpo.records import Prediction, Sampled, write_text
-from mixpo.report import ReportData, build, render
 from mixpo.run import Manifest, now, versions
 from mixpo.stages.answer import source_name
 from mixpo.stages.job import Context, Job, Make, Plan, Planned
@@ -22,6 +21,9 @@ from mixpo.stages.source import load_skipped
 from mixpo.stages.text import text_scores
 from mixpo.stages.train import curves, published
 from mixpo.types import Pair, Question, Skipped, content_id
+
+if TYPE_CHECKING:
+    from mixpo.report.data import ReportData
 
 PAGE, DATA = "report.html", "report.json"
 """Names of the two files in the run directory."""
@@ -43,6 +45,9 @@ def report_job(context: Context, plan: Plan) -> Job:
 
     @contextmanager
     def session(numbers: Sequence[int]) -> Iterator[Make]:
+        from mixpo.report.build import build
+        from mixpo.report.render import render
+
         def make(shard: int) -> Iterator[ReportFile]:
             data = build(gather(context, plan, [planned for planned in others if planned.finished()]))
             write_text(root / DATA, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
@@ -67,11 +72,15 @@ def report_job(context: Context, plan: Plan) -> Job:
 
 def current_report(context: Context, plan: Plan) -> dict[str, Any]:
     """The report of what is there now, as data; nothing is written."""
+    from mixpo.report.build import build
+
     return build(gather(context, plan, [planned for planned in plan.planned.values() if planned.finished()]))
 
 
 def gather(context: Context, plan: Plan, finished: list[Planned]) -> ReportData:
     """Everything that the report is made of."""
+    from mixpo.report.data import ReportData
+
     recipe, stages = context.recipe, {planned.job.name: planned for planned in finished}
     sources = ["source", *(source_name(s.name) for s in recipe.evaluate.sets)]
     return ReportData(

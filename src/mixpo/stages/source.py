@@ -11,21 +11,19 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mixpo.errors import RunError, SourceError
-from mixpo.evaluate import benchmarks
-from mixpo.evaluate.benchmarks import duplicates
-from mixpo.images import probe
 from mixpo.plural import amount, are
 from mixpo.recipe import EvaluationSource, ImageTable
 from mixpo.records import write_text
 from mixpo.run import Manifest, Stage, changed_settings, now, versions
-from mixpo.sources import found
-from mixpo.sources.build import Found
-from mixpo.sources.decontaminate import Barred, open_barred
 from mixpo.stages.job import Context
 from mixpo.types import ImageRef, Question, Skipped, content_id
+
+if TYPE_CHECKING:
+    from mixpo.sources.build import Found
+    from mixpo.sources.decontaminate import Barred
 
 FIXED = ("digits", "easy_vqa")
 """Kinds whose questions follow from their settings alone: once read, they need no second look."""
@@ -66,6 +64,8 @@ def refresh(context: Context, name: str, table: EvaluationSource, *, evaluated: 
 
     apart: what must not be trained on, listed as left out. Raises SourceError when no row is usable.
     """
+    from mixpo.evaluate.benchmarks import duplicates
+
     stage, settings = context.run.stage(name), _settings(context, table, apart)
     last = stage.manifest
     if table.kind in FIXED and last is not None and last.finished and last.settings == settings:
@@ -104,6 +104,8 @@ def refresh(context: Context, name: str, table: EvaluationSource, *, evaluated: 
 
 def barred_by(context: Context, sets: Mapping[str, tuple[str, Index]]) -> Barred | None:
     """What the evaluation sets keep out of training. sets: by name, the stage that holds the questions, and its index."""
+    from mixpo.sources.decontaminate import open_barred
+
     made = open_barred(context.recipe.evaluate, context.run.looks)
     if made is None:
         return None
@@ -197,6 +199,9 @@ def _in_its_table(context: Context, table: EvaluationSource, rows: Iterator[Foun
 
 def rows_of(table: EvaluationSource, base: Path, images: Path) -> Iterator[Found | Skipped]:
     """What a source or a benchmark holds, in order."""
+    from mixpo.evaluate import benchmarks
+    from mixpo.sources import found
+
     return benchmarks.read(table, base, images) if table.kind == "benchmark" else found(table, base=base, images=images)
 
 
@@ -209,6 +214,8 @@ def unusable_image(question: Question, table: ImageTable) -> str | None:
 @lru_cache(maxsize=4096)
 def _probe(image: ImageRef, table: ImageTable) -> str | None:
     # Many questions share an image, and they usually stand together.
+    from mixpo.images import probe
+
     return probe(Path(image.path), table, decode=False)
 
 

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mixpo.pairs.statistics import balance_of
 from mixpo.records import Judged, Sampled, atomic
@@ -14,7 +14,9 @@ from mixpo.stages import prompting
 from mixpo.stages.job import Context, Job, Make, Plan, title
 from mixpo.stages.source import Index
 from mixpo.types import Question
-from mixpo.verify import Verifier
+
+if TYPE_CHECKING:
+    from mixpo.verify import Verifier
 
 
 def verify_job(context: Context, plan: Plan, index: Index, number: int) -> Job:
@@ -30,6 +32,8 @@ def verify_job(context: Context, plan: Plan, index: Index, number: int) -> Job:
 
     @contextmanager
     def session(numbers: Sequence[int]) -> Iterator[Make]:
+        from mixpo.verify import Verifier
+
         with Verifier(recipe.verify, cache=context.run.verdicts) as verifier:
 
             def make(shard: int) -> Iterator[Judged]:

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 
 from mixpo.engines import create
 from mixpo.engines.base import Request
-from mixpo.evaluate import score
-from mixpo.evaluate.benchmarks import BENCHMARKS
 from mixpo.stages.answer import params, prompt_for, source_name
 from mixpo.stages.evaluate import Marker
 from mixpo.stages.job import Context, Plan
@@ -20,6 +18,9 @@ if TYPE_CHECKING:
 
 def watch_of(context: Context, plan: Plan, vlm: Vlm) -> Watch | None:
     """The watch that the recipe asks for, on a policy that changes in place; None without [train.watch]."""
+    from mixpo.evaluate.benchmarks import BENCHMARKS
+    from mixpo.evaluate.score import score
+
     table = context.recipe.train.watch
     if table is None:
         return None
