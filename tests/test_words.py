@@ -62,6 +62,8 @@ PROSE = {
     r"as far as (?:it|they) can": "where supported",
     r"speaks? of": "mention",
     r"at hand": "available",
+    r"alike": "the same way, both",
+    r"besides": "also, other than",
     r"till|thereof|whence|hence|ere|therein": "plain words",
 }
 """Pattern of whole words, in any case -> what to write instead."""
@@ -106,6 +108,8 @@ PROSE_LEFT: dict[str, int] = {
     r"(?:mean|best) mark|marks of (?:a|the|different) judges?": 4,
     r"the checker": 2,
     r"speaks? of": 1,
+    r"alike": 7,
+    r"besides": 13,
     r"till|thereof|whence|hence|ere|therein": 3,
 }
 """How often each pattern may still occur in the source."""
