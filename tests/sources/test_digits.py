@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 from pathlib import Path
@@ -10,11 +11,10 @@ import numpy as np
 import pytest
 from failures import fails
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from mixpo.errors import RecipeError
 from mixpo.recipe import DigitsSource
-from mixpo.sources.digits import FAMILIES, POOLS, POSITIONS, Puzzle, Scene, compose, draw, puzzles, read
+from mixpo.sources.digits import FAMILIES, POOLS, POSITIONS, Puzzle, Scene, compose, digit_images, draw, puzzles, read, uci_digits
 
 
 def by_hand(scene: Scene, text: str) -> str | None:
@@ -57,10 +57,25 @@ def test_the_reasoning_leads_to_the_answer() -> None:
             assert {"+": int(left) + int(right), "-": int(left) - int(right), "*": int(left) * int(right)}[sign] == int(result)
 
 
+def test_the_digits_are_those_of_earlier_versions() -> None:
+    """And so are all scenes, questions and runs that are made of them."""
+    pixels, labels = digit_images()
+    assert (pixels.shape, pixels.dtype, labels.dtype) == ((1797, 28, 28), np.uint8, np.uint8)
+    digest = hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest()
+    assert digest == "e7f0b66c6c781f114e1f65e9c3ffeec187d054119c2c69bc854168dce0c165e2"
+
+
+def test_the_digits_are_those_of_scikit_learn() -> None:
+    data = pytest.importorskip("sklearn.datasets").load_digits()
+    images, labels = uci_digits()
+    assert (images == data.images).all()
+    assert (labels == data.target).all()
+
+
 def test_pools_share_no_digit_image() -> None:
     ranges = sorted(POOLS.values())
     assert ranges[0][0] == 0
-    assert ranges[-1][1] == len(load_digits().target)
+    assert ranges[-1][1] == len(uci_digits()[1])
     assert all(end == start for (_, end), (start, _) in itertools.pairwise(ranges))
     for pool, (low, high) in POOLS.items():
         for scene, _ in puzzles(pool, 0, 50):
@@ -71,7 +86,7 @@ def test_a_scene_shows_the_digits_it_names(tmp_path: Path) -> None:
     """Scaled back down, each quarter is nearer to its own UCI digit than to nearly all others, and the label agrees."""
     import random
 
-    data = load_digits()
+    images, labels = uci_digits()
     right = 0
     for number in range(10):
         scene = compose(random.Random(number), "test")
@@ -79,8 +94,8 @@ def test_a_scene_shows_the_digits_it_names(tmp_path: Path) -> None:
         for position, value in enumerate(scene.values):
             y, x = divmod(position, 2)
             cell = Image.fromarray(pixels[28 * y + 2 : 28 * y + 26, 28 * x + 2 : 28 * x + 26]).resize((8, 8), Image.Resampling.BOX)
-            distance = ((data.images * (255 / 16) - np.asarray(cell, dtype=float)) ** 2).sum(axis=(1, 2))
-            right += int(data.target[int(distance.argmin())] == value)
+            distance = ((images * (255 / 16) - np.asarray(cell, dtype=float)) ** 2).sum(axis=(1, 2))
+            right += int(labels[int(distance.argmin())] == value)
     assert right == 40
 
 

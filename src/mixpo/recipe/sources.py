@@ -18,7 +18,7 @@ EXTRACTED_BENCHMARKS = ("mathvista", "mathvision")
 
 
 class DigitsSource(Table):
-    """Scenes of four handwritten digits (UCI, shipped with scikit-learn) with questions that have exact answers."""
+    """Scenes of four handwritten digits (UCI) with questions that have exact answers."""
 
     kind: Literal["digits"]
     pool: Literal["start", "preference", "validation", "test"] = "preference"

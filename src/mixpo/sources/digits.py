@@ -1,6 +1,6 @@
 """Scenes of four handwritten digits with exact questions: the data of the demo. Real images, made-up arrangements.
 
-The digits are the 1,797 8 x 8 images of the UCI handwritten digits set that scikit-learn ships. Four pools share no digit
+The digits are 1,797 images of 8 x 8 pixels from the UCI handwritten digits set (`assets/digits/`). Four pools share no digit
 image. A scene is a 2 x 2 grid; its question, answer and pixels depend only on (pool, seed, number of the question), so any
 count is a prefix of any larger one.
 """
@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -53,16 +54,21 @@ class Puzzle:
 
 
 @cache
-def digit_images() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """(1797, 28, 28) pixels and (1797,) labels, in the fixed shuffle that the pools are cut from."""
-    from sklearn.datasets import load_digits
+def uci_digits() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """(1797, 8, 8) pixels from 0 to 16 and (1797,) labels, in the order of the original set."""
+    with resources.files("mixpo").joinpath("assets/digits/digits.npz").open("rb") as file, np.load(file, allow_pickle=False) as data:
+        return data["images"], data["labels"]
 
-    data = load_digits()
-    order = np.random.default_rng(20_241_110).permutation(len(data.target))
-    small = (data.images[order] * (255 / 16)).round().astype(np.uint8)
+
+@cache
+def digit_images() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """(1797, 28, 28) pixels and (1797,) labels, in the fixed shuffle that the pools are cut from."""
+    images, labels = uci_digits()
+    order = np.random.default_rng(20_241_110).permutation(len(labels))
+    small = (images[order] * (255 / 16)).round().astype(np.uint8)
     inner = (CELL - 2 * MARGIN, CELL - 2 * MARGIN)
     large = [np.asarray(Image.fromarray(image).resize(inner, Image.Resampling.BICUBIC)) for image in small]
-    return np.pad(np.stack(large), ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN))), data.target[order]
+    return np.pad(np.stack(large), ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN))), labels[order]
 
 
 def compose(rng: random.Random, pool: str) -> Scene:
