@@ -57,7 +57,7 @@ def test_answers_and_continuations_come_from_the_server(tmp_path: Path, tiny_fol
     manifest = json.loads((tmp_path / "run/round-1/sample/manifest.json").read_text())
     assert manifest["facts"]["server"]["images"] == "yes"
     assert manifest["facts"]["counts"]["failed questions"] == 1
-    assert any(line.startswith("server: answers a request: 4") for line in said(context))
+    assert any(line.startswith("server: answers per request: 4") for line in said(context))
     assert not any("secret" in json.dumps(body) for _, body, _ in server.bodies)
     # Another address of the same model changes nothing.
     again = run_stage(open_small(recipe, tmp_path / "run", *overrides("http://127.0.0.1:9/v1")), ("sample", "continue"))
@@ -86,7 +86,7 @@ def test_a_server_that_does_not_start_is_said_with_its_last_words(tmp_path: Path
     ("command", "message"),
     [
         (["no-such-program", "{port}"], r"sample\.server\.start: no program 'no-such-program' can be run here"),
-        (["sleep 100 {port}"], "each word is one argument"),
+        (["sleep 100 {port}"], "each item is one argument"),
         (
             [sys.executable, "-c", "import time; print('loading', flush=True); time.sleep(60)", "{port}"],
             r"refused\), after .*log says: loading",

@@ -58,11 +58,11 @@ def open_context(
     known: str = "",
 ) -> Context:
     """What all stages share. base: the folder that paths in the recipe are relative to. known: as in `Models`."""
-    spread = None
+    executor = None
     if recipe.cluster.kind == "ray":
-        from mixpo.cluster.ray import Crew
+        from mixpo.cluster.ray import RayExecutor
 
-        spread = Crew(recipe.cluster, reopen)
+        executor = RayExecutor(recipe.cluster, reopen)
     models = Models(recipe.model, base, recipe.image, known)
     return Context(
         run=Run(root.absolute()),
@@ -72,7 +72,7 @@ def open_context(
         models=models,
         limit=limit,
         ranks=ranks or Ranks(),
-        spread=spread,
+        executor=executor,
     )
 
 

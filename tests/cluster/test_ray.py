@@ -167,7 +167,7 @@ def test_the_driver_is_killed_and_started_again(tmp_path: Path, nodes: Nodes, al
 def test_an_error_of_an_actor_is_the_drivers(tmp_path: Path, nodes: Nodes) -> None:
     """The model's files change under the actors: they refuse, with a sentence, instead of mixing models."""
     context = _context(tmp_path, "ray", nodes.address)
-    real = context.spread
+    real = context.executor
     assert real is not None
 
     def changed(context: Context, planned: Any, numbers: Any) -> Any:
@@ -176,7 +176,7 @@ def test_an_error_of_an_actor_is_the_drivers(tmp_path: Path, nodes: Nodes) -> No
         (tmp_path / "run/recipe.json").write_text(json.dumps({**recipe, "seed": 99}))
         return real(context, planned, numbers)
 
-    context.spread = changed
+    context.executor = changed
     with pytest.raises(EngineError, match="finds other model files, questions or versions"):
         run_stage(context, ("sample",))
 

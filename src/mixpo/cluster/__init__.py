@@ -1,1 +1,1 @@
-"""Shards made on many machines. One file for each kind of cluster; nothing here decides what a shard holds."""
+"""Executors that make shards on many machines, one file per kind of cluster. Nothing here decides what a shard contains."""

@@ -1,8 +1,8 @@
-"""Shards made by the actors of a Ray cluster, through Ray Data. Only numbers and counts travel; rows go to the run directory.
+"""Makes shards in the actors of a Ray cluster, through Ray Data. Only numbers and counts travel; rows go to the run directory.
 
 An actor opens the run from its directory, as `mixpo status` does, and writes each shard under the name that its content decides
 (temporary file, then rename). So a task that Ray repeats after it lost an actor or a node finds its shard or makes the same one
-again, and a driver that is killed and started again makes what is not there.
+again, and a driver that is killed and restarted makes only what is missing.
 """
 
 from __future__ import annotations
@@ -20,39 +20,40 @@ from mixpo.recipe import ClusterTable
 from mixpo.stages.job import Context, Made, Planned, add_facts, make_here
 
 Reopen = Callable[[Path, str], tuple[Context, Planned]]
-"""From a run directory and the name of a job to both, in a process that knows nothing else."""
+"""From a run directory and a job's name to both objects, in another process."""
 
 
-class Crew:
-    """Makes shards on a cluster; an instance is a `Context.spread`."""
+class RayExecutor:
+    """Makes shards on a Ray cluster; an instance is a `Context.executor`."""
 
     def __init__(self, table: ClusterTable, reopen: Reopen) -> None:
         self._table, self._reopen = table, reopen
 
     def __call__(self, context: Context, planned: Planned, numbers: Sequence[int]) -> Iterator[Made]:
-        """Raises the MixpoError that an actor raised, and EngineError when Ray itself cannot go on."""
+        """Raises the MixpoError of an actor, and EngineError when Ray itself fails."""
         ray = _ray()
         self._connect(ray, context)
-        said: set[str] = set()
+        reported: set[str] = set()
         try:
             for row in self._receipts(ray, context, planned, numbers):
-                for line in json.loads(row["said"]):
-                    if line not in said:
+                for line in json.loads(row["messages"]):
+                    if line not in reported:
                         context.progress.say(line)
-                        said.add(line)
+                        reported.add(line)
                 add_facts(planned.job.facts, json.loads(row["facts"]))
                 if row["error"]:
-                    raise getattr(errors, row["error"])(row["message"])
+                    raise _received(json.loads(row["error"]))
                 context.progress.advance(planned.job.sizes[row["number"]])
                 yield row["number"], json.loads(row["counts"])
         except ray.exceptions.RayError as error:
             raise EngineError(
-                f"{planned.job.title}: Ray cannot go on ({_first_line(error)}); finished shards are kept, run the same command again"
+                f"{planned.job.title}: Ray failed ({_first_line(error)}); finished shards are kept, run the same command again",
+                code="ray-failed",
             ) from error
 
     def _receipts(self, ray: Any, context: Context, planned: Planned, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
         table = self._table
-        # A block for each task, so that a lost actor gives back no more than one.
+        # One block per task, so that a lost actor costs no more than one.
         blocks = -(-len(numbers) // table.shards_per_task)
         wanted = ray.data.from_items([{"number": number} for number in numbers], override_num_blocks=blocks)
         made = wanted.map_batches(
@@ -66,7 +67,7 @@ class Crew:
         yield from made.iter_rows()
 
     def _connect(self, ray: Any, context: Context) -> None:
-        """Join the cluster or start one, and see that it has room. Raises RecipeError or EngineError."""
+        """Join the cluster or start one, and check its resources. Raises RecipeError or EngineError."""
         table = self._table
         if not ray.is_initialized():
             address = table.address or os.environ.get("RAY_ADDRESS")
@@ -74,28 +75,33 @@ class Crew:
                 ray.init(address=address, log_to_driver=False, include_dashboard=None if address else False)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise EngineError(
-                    f"cluster.address: no Ray cluster at {address!r} ({_first_line(error)}); start one with `ray start --head`"
+                    f"cluster.address: no Ray cluster at {address!r} ({_first_line(error)}); start one with `ray start --head`",
+                    code="ray-not-reached",
+                    key="cluster.address",
                 ) from error
             ray.data.DataContext.get_current().enable_progress_bars = False
             context.progress.say(f"Ray: {_resources(ray)}, {amount(table.actors, 'actor')}")
         have, need = ray.cluster_resources().get("CPU", 0.0), table.actors * table.cpus_per_actor
-        # Ray Data's own tasks need a CPU too: without one it waits for ever.
+        # Without a CPU for its own tasks, Ray Data waits forever.
         if need > have - 1:
             raise RecipeError(
                 f"cluster: {table.actors} actors with {table.cpus_per_actor:g} CPUs each leave none of the cluster's {have:g} CPUs "
-                "for Ray's own tasks; "
-                "lower cluster.actors or cluster.cpus_per_actor"
+                "for Ray's own tasks; lower cluster.actors or cluster.cpus_per_actor",
+                code="ray-cpus",
+                key="cluster.actors",
             )
         gpus = ray.cluster_resources().get("GPU", 0.0)
         if table.actors * table.gpus_per_actor > gpus:
             raise RecipeError(
                 f"cluster: {table.actors} actors need {table.actors * table.gpus_per_actor:g} GPUs, the cluster has {gpus:g}; "
-                "lower cluster.actors or cluster.gpus_per_actor"
+                "lower cluster.actors or cluster.gpus_per_actor",
+                code="ray-gpus",
+                key="cluster.actors",
             )
 
 
 class ShardMaker:
-    """One actor: makes the shards of a job that it is told, unless they are there."""
+    """One actor: makes the requested shards of a job, except those that exist."""
 
     def __init__(self, reopen: Reopen, root: str, job: str, names: Sequence[str]) -> None:
         self._failed: MixpoError | None = None
@@ -103,14 +109,15 @@ class ShardMaker:
             self._context, self._planned = reopen(Path(root), job)
             self._check(names)
         except MixpoError as error:
-            # Raised by the driver, which gets it with the first receipt; an actor that dies here would only be started again.
+            # Raised by the driver; Ray would only restart an actor that fails here.
             self._failed = error
 
     def _check(self, names: Sequence[str]) -> None:
         if tuple(names) != self._planned.names():
             raise EngineError(
                 f"{os.uname().nodename}: finds other model files, questions or versions than the machine that started the run; "
-                "give all machines of the cluster the same installation, run directory and model folder"
+                "give all machines of the cluster the same installation, run directory and model folder",
+                code="ray-actor-differs",
             )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
@@ -119,40 +126,37 @@ class ShardMaker:
         try:
             if self._failed is not None:
                 raise self._failed
-            rows += (
-                {"number": number, "counts": json.dumps(dict(counts)), "error": "", "message": ""} for number, counts in self._make(numbers)
-            )
+            rows += ({"number": number, "counts": json.dumps(dict(counts)), "error": ""} for number, counts in self._make(numbers))
         except MixpoError as error:
-            rows.append({"number": -1, "counts": "{}", "error": _public(error), "message": str(error)})
-        # What the whole batch said and found out travels with its first row.
-        news = {"said": json.dumps(self._heard()), "facts": json.dumps(self._found())}
-        rows = [row | (news if at == 0 else {"said": "[]", "facts": "{}"}) for at, row in enumerate(rows)]
+            rows.append({"number": -1, "counts": "{}", "error": json.dumps(_sent(error))})
+        # Messages and facts of the whole batch travel with its first row.
+        first = {"messages": json.dumps(self._take_messages()), "facts": json.dumps(self._take_facts())}
+        rows = [row | (first if at == 0 else {"messages": "[]", "facts": "{}"}) for at, row in enumerate(rows)]
         return {name: [row[name] for row in rows] for name in rows[0]}
 
     def _make(self, numbers: Sequence[int]) -> Iterator[Made]:
         job, stage, names = self._planned.job, self._planned.stage, self._planned.names()
-        there = [number for number in numbers if stage.path(names[number]).exists()]
-        for number in there:
+        finished = [number for number in numbers if stage.path(names[number]).exists()]
+        for number in finished:
             yield number, job.count(stage.read(names[number], job.row))
-        if missing := [number for number in numbers if number not in there]:
+        if missing := [number for number in numbers if number not in finished]:
             yield from make_here(self._context, self._planned, missing)
 
-    def _heard(self) -> list[str]:
-        """What was said since the last time."""
+    def _take_messages(self) -> list[str]:
+        """Messages for the user since the last call."""
         if self._failed is not None:
             return []
         lines: list[str] = getattr(self._context.progress, "lines", [])
-        heard, lines[:] = list(lines), []
-        return heard
+        messages, lines[:] = list(lines), []
+        return messages
 
-    def _found(self) -> dict[str, Any]:
-        """What was found out since the last time."""
+    def _take_facts(self) -> dict[str, Any]:
+        """Facts of the job since the last call."""
         if self._failed is not None:
             return {}
-        facts = self._planned.job.facts
-        found = dict(facts)
-        facts.clear()
-        return found
+        facts = dict(self._planned.job.facts)
+        self._planned.job.facts.clear()
+        return facts
 
 
 def _ray() -> Any:
@@ -165,9 +169,17 @@ def _ray() -> Any:
     return ray
 
 
-def _public(error: MixpoError) -> str:
-    """The nearest class of an error that one message makes again."""
-    return next(kind.__name__ for kind in type(error).__mro__ if hasattr(errors, kind.__name__) and kind is not MissingExtra)
+def _sent(error: MixpoError) -> dict[str, Any]:
+    """An error as JSON, under its nearest class in `mixpo.errors` that a message alone can construct."""
+    public = next(kind.__name__ for kind in type(error).__mro__ if hasattr(errors, kind.__name__) and kind is not MissingExtra)
+    path = str(error.path) if error.path is not None else None
+    return {"class": public, "message": str(error), "code": error.code, "path": path, "line": error.line, "key": error.key}
+
+
+def _received(sent: dict[str, Any]) -> MixpoError:
+    """The error that `_sent` described."""
+    kind: type[MixpoError] = getattr(errors, sent.pop("class"))
+    return kind(sent.pop("message"), **sent)
 
 
 def _resources(ray: Any) -> str:

@@ -19,7 +19,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from mixpo.engines import api_key, require_served_extra
-from mixpo.engines.openai.client import Client, ClientThread, Limits, RequestError, ServerLostError
+from mixpo.engines.openai.client import Client, Limits, RequestError, ServerLostError
+from mixpo.engines.openai.client_thread import ClientThread
 from mixpo.engines.openai.protocol import one_line
 from mixpo.errors import EngineError, EvaluateError, RecipeError
 from mixpo.evaluate.benchmarks.base import Extraction, Rubric

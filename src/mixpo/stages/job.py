@@ -30,7 +30,7 @@ Make = Callable[[int], Iterable[Any]]
 Made = tuple[int, Mapping[str, int]]
 """The number of a shard that is written, and the figures of its rows."""
 
-SPREAD = ("sample", "continue", "verify", "answer")
+DISTRIBUTED = ("sample", "continue", "verify", "answer")
 """Kinds of stages whose shards need nothing of each other, so that many machines can make them."""
 
 SAVE_SECONDS = 2.0
@@ -52,8 +52,8 @@ class Context:
     limit: int | None = None
     shared: SharedResource = field(default_factory=SharedResource)
     ranks: Ranks = field(default_factory=Ranks)
-    spread: Callable[[Context, Planned, Sequence[int]], Iterator[Made]] | None = None
-    """Makes shards of the kinds in SPREAD somewhere else than in this process, in any order."""
+    executor: Callable[[Context, Planned, Sequence[int]], Iterator[Made]] | None = None
+    """Makes shards of the kinds in DISTRIBUTED outside of this process, in any order."""
 
 
 def nothing_else(manifest: Manifest) -> None:
@@ -218,7 +218,7 @@ def _make(context: Context, planned: Planned, work: Work, manifest: Manifest) ->
     if job.ranks == "each":
         mine = context.ranks.part(numbers)
         others, numbers = sorted({*numbers} - {*mine}), mine
-    make = context.spread if context.spread is not None and job.kind in SPREAD else make_here
+    make = context.executor if context.executor is not None and job.kind in DISTRIBUTED else make_here
     for number, counts in make(context, planned, numbers):
         counted[work.shards[number]] = counts
         manifest.seconds = used + time.monotonic() - begun

@@ -13,7 +13,8 @@ from functools import partial
 from typing import Any
 
 from mixpo.engines.base import Request, SamplingParams
-from mixpo.engines.openai.client import HEALTH_SECONDS, BusyError, Client, ClientThread, Limits, Replica, RequestError, ServerLostError
+from mixpo.engines.openai.client import HEALTH_SECONDS, BusyError, Client, Limits, Replica, RequestError, ServerLostError
+from mixpo.engines.openai.client_thread import ClientThread
 from mixpo.engines.openai.probe import Capabilities, Probe, ProbeCache, common_capabilities
 from mixpo.engines.openai.protocol import image_url
 from mixpo.engines.openai.sampler import Sampler

@@ -74,7 +74,7 @@ class VisionProbe:
         One request after the other: some servers keep one seed for all of them.
         """
         prompt, shown = examples[0].prompt, [example.images for example in examples]
-        synthetic = [tuple(data_url(encode_png(test_image(size)), "png") for _ in shown[0]) for size in SHAPES]
+        synthetic = [tuple(data_url(encode_png(pattern_image(size)), "png") for _ in shown[0]) for size in SHAPES]
         replies = [await self.ask(prompt, images, temperature) for images in (*shown, *synthetic, shown[0])]
         if not all(reply.choices for reply in replies):
             raise RequestError("no usable answer to an image")
@@ -93,7 +93,7 @@ class VisionProbe:
 
     async def _compare_length(self, size: tuple[int, int]) -> None:
         """Compare the prompt's length at the server and in training: both must resize and tile alike."""
-        image = test_image(size)
+        image = pattern_image(size)
         prompt = f"{IMAGE_TOKEN}\nDescribe the picture."
         reply = await self.ask(prompt, [data_url(encode_png(image), "png")], 0.0)
         assert self.codec is not None
@@ -107,7 +107,7 @@ class VisionProbe:
             )
 
 
-def test_image(size: tuple[int, int]) -> Image.Image:
+def pattern_image(size: tuple[int, int]) -> Image.Image:
     """Stripes and a disc, different for each size."""
     width, height = size
     image = Image.new("RGB", size, (width % 256, height % 256, (width * height) % 256))
