@@ -12,7 +12,7 @@ from small_run import kinds, open_small, plan_of, unfinished
 
 from mixpo.pipeline import run_recipe
 from mixpo.recipe import ModelTable, parse
-from mixpo.stages.reference import computed
+from mixpo.stages.reference import precision
 from mixpo.vlm import adapter as lora
 from mixpo.vlm.load import Vlm, load
 
@@ -86,9 +86,9 @@ def test_another_adapter_is_another_model(finished_run: Path, tmp_path: Path, ti
         ("float32", {"lora": {}}, "float32"),
         ("bfloat16", {}, "float32"),
         ("bfloat16", {"lora": {}}, "bfloat16"),
-        ("bfloat16", {"lora": {}, "reference": "online"}, "online"),
+        ("bfloat16", {"lora": {}, "reference": "online"}, ""),
     ],
 )
 def test_what_decides_the_reference(dtype: str, train: dict[str, object], expected: str) -> None:
     """Weights beside an adapter keep their type, so that in bfloat16 log-probs are others; everything else of it changes none."""
-    assert computed(parse({"source": {"kind": "digits"}, "model": {"dtype": dtype}, "train": train}, "r")) == expected
+    assert precision(parse({"source": {"kind": "digits"}, "model": {"dtype": dtype}, "train": train}, "r")) == expected

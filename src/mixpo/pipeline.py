@@ -18,7 +18,7 @@ from pathlib import Path
 from mixpo.distributed import Ranks
 from mixpo.errors import RecipeError, RunError, refused
 from mixpo.progress import Progress, Silent
-from mixpo.recipe import Recipe, apply_override, did_you_mean, parse
+from mixpo.recipe import STAGES, Recipe, apply_override, did_you_mean, parse
 from mixpo.records import write_text
 from mixpo.run import Run
 from mixpo.stages import answer, evaluate, source
@@ -35,9 +35,6 @@ from mixpo.stages.text import text_job
 from mixpo.stages.train import model_of, train_job, withdraw
 from mixpo.stages.verify import verify_job
 from mixpo.types import Question
-
-STAGES = ("source", "sample", "continue", "verify", "pair", "select", "reference", "train", "answer", "evaluate", "text", "report")
-"""Kinds of stages in the order of the flow."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -117,7 +117,7 @@ def digest(wording: Rubric | Extraction) -> str:
 
 def settings(wording: Rubric | Extraction, table: JudgeTable) -> dict[str, Any]:
     """What decides a reply besides the answer. Where the model is served does not."""
-    return {**table.model_dump(include={"model", "temperature", "max_tokens", "attempts"}), "prompt": digest(wording)}
+    return {**table.deciding("evaluate"), "prompt": digest(wording)}
 
 
 class Judge:

@@ -46,16 +46,13 @@ def ready(table: EvaluateTable, base: Path) -> None:
 
 
 def settings(table: EvaluateTable, base: Path) -> dict[str, Any]:
-    """What decides the scores besides the model."""
+    """What decides the scores besides the model and the table: its own task files, and the harness."""
     files = sorted(path for path in (base / table.text_include).rglob("*") if path.is_file()) if table.text_include else []
     try:
         version = metadata.version("lm_eval")
     except metadata.PackageNotFoundError:
         version = "not installed"
     return {
-        "tasks": list(table.text_tasks),
-        "shots": table.text_shots,
-        "limit": table.text_limit,
         "files": hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()[:16] if files else "",
         "harness": version,
     }

@@ -3,7 +3,7 @@
 Knows nothing about how stages work. `load` reads and checks a file, `Recipe.model_dump` is what digests and manifests hold.
 """
 
-from mixpo.recipe.base import Table
+from mixpo.recipe.base import CHOOSES_STAGES, NOTHING, STAGES, Decides, StageKind, Table
 from mixpo.recipe.data import BalanceBy, ImageTable, ModelTable, PairsTable, PromptName, PromptTable, PromptText, SampleTable, VerifyTable
 from mixpo.recipe.errors import did_you_mean
 from mixpo.recipe.evaluate import EvaluateTable, EvaluationSet, ReportTable
@@ -27,11 +27,15 @@ from mixpo.recipe.train import LoraTable, LossTable, Part, TrainTable, WatchTabl
 
 __all__ = [
     "BENCHMARK_NAMES",
+    "CHOOSES_STAGES",
     "EXTRACTED_BENCHMARKS",
     "JUDGED_BENCHMARKS",
+    "NOTHING",
+    "STAGES",
     "BalanceBy",
     "BenchmarkSource",
     "ClusterTable",
+    "Decides",
     "DigitsSource",
     "EasyVqaSource",
     "Endpoint",
@@ -58,6 +62,7 @@ __all__ = [
     "ServedModel",
     "ServerTable",
     "Source",
+    "StageKind",
     "Table",
     "TrainTable",
     "VerifyTable",

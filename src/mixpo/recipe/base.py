@@ -1,16 +1,61 @@
-"""What every table of a recipe shares."""
+"""What every table of a recipe shares, and the marker that says which stages a field decides.
+
+Every field is marked where it is declared:
+
+    learning_rate: Annotated[float, Decides("train")] = Field(default=5e-6, gt=0)
+
+From the marker follow the settings of stages (so the names of their shards, and what `stale because` says) and what must be equal
+when a training resumes. A field that decides nothing says so with `NOTHING` or `CHOOSES_STAGES`; one that holds another table has no
+marker, the fields of that table have.
+"""
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, model_validator
+
+StageKind = Literal[
+    "source", "sample", "continue", "verify", "pair", "select", "reference", "train", "answer", "evaluate", "text", "report"
+]
+STAGES: tuple[StageKind, ...] = get_args(StageKind)
+"""Kinds of stages in the order of the flow."""
+
+
+class Decides:
+    """The stages whose records a field decides directly. What is made from those records becomes stale with them.
+
+    by_content: the stages' settings hold what the value stands for (the digest of a file, the text of a named prompt), not the value.
+    """
+
+    def __init__(self, *stages: StageKind, by_content: bool = False) -> None:
+        self.stages = stages
+        self.by_content = by_content
+
+
+NOTHING = Decides()
+"""Decides no record: speed, devices, addresses, limits of time and tries, what is logged or kept."""
+CHOOSES_STAGES = Decides()
+"""Decides which stages there are, or what they are called; the records of each follow from other fields."""
 
 
 class Table(BaseModel):
     """Base of every recipe table: unknown keys are refused and values never change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def deciding(self, stage: StageKind) -> dict[str, Any]:
+        """The fields that decide a stage by their value, as JSON; those of inner tables under the name of the table."""
+        values: dict[str, Any] = {}
+        plain = self.model_dump(mode="json")
+        for name, field in type(self).model_fields.items():
+            marker = next((item for item in field.metadata if isinstance(item, Decides)), None)
+            if isinstance(inner := getattr(self, name), Table):
+                if of_inner := inner.deciding(stage):
+                    values[name] = of_inner
+            elif marker is not None and stage in marker.stages and not marker.by_content:
+                values[name] = plain[name]
+        return values
 
     @model_validator(mode="before")
     @classmethod

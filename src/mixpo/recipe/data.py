@@ -2,45 +2,55 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from mixpo.prompts import PROMPTS, Style
-from mixpo.recipe.base import Table
+from mixpo.recipe.base import NOTHING, Decides, Table
 from mixpo.recipe.errors import did_you_mean
 from mixpo.recipe.server import ServerTable
+
+MODEL = Decides("sample", "reference", "train", "answer", "text", by_content=True)
+"""Stages know a model by the digest of its files."""
+PIXELS = Decides("source", "sample", "reference", "train", "answer")
+ASKED = Decides("sample", "verify", "reference", "train", "answer", "evaluate", by_content=True)
+"""Stages know a prompt by its text and style."""
+OPEN = Decides("sample", "reference", "train", "answer", "evaluate", by_content=True)
+"""Responses to open questions get no verdicts."""
+DECODING = Decides("sample", "answer")
+VERDICTS = Decides("verify", "evaluate")
 
 
 class ModelTable(Table):
     """The base model: the policy at step 0."""
 
-    path: str = "mixpo:tiny"
+    path: Annotated[str, MODEL] = "mixpo:tiny"
     """Folder (relative to the recipe) or Hub id of a `transformers` image-text-to-text model; "mixpo:tiny" is the bundled one."""
-    revision: str | None = None
+    revision: Annotated[str | None, MODEL] = None
     """Commit, tag or branch of a Hub id."""
-    adapter: str | None = None
+    adapter: Annotated[str | None, MODEL] = None
     """Folder (relative to the recipe) or Hub id of a `peft` LoRA adapter; the base model is then the model with this adapter."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], Decides("sample", "reference", "train", "answer", "text")] = "float32"
     """Type of the weights when sampling and when saved; training keeps float32 master weights."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], NOTHING] = "auto"
     """Device of the model; "auto" uses a GPU if there is one."""
-    trust_remote_code: bool = False
+    trust_remote_code: Annotated[bool, NOTHING] = False
     """Run Python code that comes with the model. Only for sources you trust."""
 
 
 class ImageTable(Table):
     """Image preprocessing, applied before any engine, so that sampling, training and evaluation see the same pixels."""
 
-    max_pixels: int = Field(default=4_000_000, ge=1)
+    max_pixels: Annotated[int, PIXELS] = Field(default=4_000_000, ge=1)
     """Larger images are scaled down to this many pixels, keeping the aspect ratio."""
-    min_pixels: int = Field(default=0, ge=0)
+    min_pixels: Annotated[int, PIXELS] = Field(default=0, ge=0)
     """Smaller images are scaled up to this many pixels, keeping the aspect ratio."""
-    tiles: int = Field(default=0, ge=0)
+    tiles: Annotated[int, PIXELS] = Field(default=0, ge=0)
     """Maximum number of tiles per image, for processors that tile (such as InternVL's); 0 keeps the processor's setting."""
-    max_side: int = Field(default=10_000, ge=1)
+    max_side: Annotated[int, PIXELS] = Field(default=10_000, ge=1)
     """Images with a longer side are skipped and listed."""
-    min_side: int = Field(default=2, ge=1)
+    min_side: Annotated[int, PIXELS] = Field(default=2, ge=1)
     """Images with a shorter side are skipped and listed."""
 
     @model_validator(mode="after")
@@ -53,9 +63,9 @@ class ImageTable(Table):
 class PromptText(Table):
     """A prompt of your own."""
 
-    template: str
+    template: Annotated[str, ASKED]
     """Text with one `{question}`."""
-    style: Style
+    style: Annotated[Style, ASKED]
     """How the final answer is marked in the response."""
 
     @model_validator(mode="after")
@@ -71,15 +81,15 @@ PromptName = str | PromptText
 class PromptTable(Table):
     """Prompt templates: the name of a built-in prompt, or a table with template and style."""
 
-    cot: PromptName = "cot"
+    cot: Annotated[PromptName, ASKED] = "cot"
     """For chain-of-thought responses."""
-    direct: PromptName = "direct"
+    direct: Annotated[PromptName, Decides("answer", "evaluate", by_content=True)] = "direct"
     """For direct responses (evaluation only)."""
-    open: PromptName = "plain"
+    open: Annotated[PromptName, OPEN] = "plain"
     """For open questions."""
-    by_domain: dict[str, PromptName] = Field(default={})
+    by_domain: Annotated[dict[str, PromptName], ASKED] = Field(default={})
     """Chain-of-thought prompts by domain."""
-    by_source: dict[str, PromptName] = Field(default={})
+    by_source: Annotated[dict[str, PromptName], ASKED] = Field(default={})
     """The same by source name (`*` matches anything); takes precedence over `by_domain`."""
 
     @model_validator(mode="after")
@@ -93,27 +103,27 @@ class PromptTable(Table):
 class SampleTable(Table):
     """How responses are sampled."""
 
-    engine: Literal["transformers", "openai", "vllm", "scripted"] = "transformers"
+    engine: Annotated[Literal["transformers", "openai", "vllm", "scripted"], Decides("sample", "answer")] = "transformers"
     """What generates responses: the model in process, a server ([sample.server]), vLLM in process, or "scripted", which
     reads them from a file."""
     server: ServerTable = ServerTable()
     """The server for engine = "openai"."""
-    script: str | None = None
+    script: Annotated[str | None, Decides("sample", "answer", by_content=True)] = None
     """JSONL file of responses for the scripted engine, relative to the recipe."""
-    n: int = Field(default=8, ge=1)
+    n: Annotated[int, Decides("sample")] = Field(default=8, ge=1)
     """Responses per question."""
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: Annotated[float, DECODING] = Field(default=1.0, gt=0)
     """Sampling temperature. Responses must differ to make pairs."""
-    top_k: int = Field(default=0, ge=0)
+    top_k: Annotated[int, DECODING] = Field(default=0, ge=0)
     """Sample from the k likeliest tokens; 0 means all."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_p: Annotated[float, DECODING] = Field(default=1.0, gt=0, le=1)
     """Nucleus sampling; 1 means all tokens."""
-    stop: list[str] = Field(default=[], max_length=4)
+    stop: Annotated[list[str], DECODING] = Field(default=[], max_length=4)
     """Texts that end a response, also in evaluation. The response ends before them, with an end-of-turn token. At most 4, the limit of
     most servers."""
-    max_new_tokens: int = Field(default=512, ge=1)
+    max_new_tokens: Annotated[int, Decides("sample")] = Field(default=512, ge=1)
     """Maximum tokens of a response. Truncated responses are counted and never chosen."""
-    batch_size: int = Field(default=32, ge=1)
+    batch_size: Annotated[int, NOTHING] = Field(default=32, ge=1)
     """Questions sampled together, each with n responses; fewer in process if prompts, images and responses would not fit into free
     memory."""
 
@@ -132,16 +142,16 @@ RuleName = Literal["vqa", "relaxed", "anls", "choice", "number", "formula", "tex
 class VerifyTable(Table):
     """How responses are compared with the ground truth."""
 
-    rules: dict[str, RuleName] = Field(default={})
+    rules: Annotated[dict[str, RuleName], VERDICTS] = Field(default={})
     """Rules by source or domain name (`*` matches anything): "vqa", "relaxed", "anls" or an answer kind."""
-    mmpr_rules: bool = False
+    mmpr_rules: Annotated[bool, VERDICTS] = False
     """Use the rules of the data sets of the released MMPR prompts, unless `rules` sets another."""
 
-    tolerance: float = Field(default=1e-6, ge=0)
+    tolerance: Annotated[float, VERDICTS] = Field(default=1e-6, ge=0)
     """Relative difference up to which two numbers are equal."""
-    timeout_s: float = Field(default=5.0, gt=0)
+    timeout_s: Annotated[float, VERDICTS] = Field(default=5.0, gt=0)
     """Timeout of one formula comparison; the verdict is then undecided."""
-    workers: int = Field(default=2, ge=1)
+    workers: Annotated[int, NOTHING] = Field(default=2, ge=1)
     """Processes that compare formulas."""
 
 
@@ -151,29 +161,29 @@ BalanceBy = Literal["origin", "domain", "source", "difficulty"]
 class PairsTable(Table):
     """How preference pairs are made from verified responses."""
 
-    correctness: bool = True
+    correctness: Annotated[bool, Decides("pair")] = True
     """Make pairs of a correct and a wrong response to the same question."""
-    max_per_question: int = Field(default=15, ge=1)
+    max_per_question: Annotated[int, Decides("pair")] = Field(default=15, ge=1)
     """Maximum correctness pairs per question."""
-    format_negatives: bool = True
+    format_negatives: Annotated[bool, Decides("pair")] = True
     """Use responses without a clear final answer as rejected (tagged "format")."""
-    entailment: bool = True
+    entailment: Annotated[bool, Decides("pair")] = True
     """Drop a pair if the correct final answer is contained in the wrong one."""
-    max_length_ratio: float = Field(default=0.0, ge=0)
+    max_length_ratio: Annotated[float, Decides("pair")] = Field(default=0.0, ge=0)
     """Drop a pair if its longer side has more than this many times the tokens of the shorter; 0 keeps all."""
-    dropout_ntp: bool = True
+    dropout_ntp: Annotated[bool, Decides("continue", "pair")] = True
     """Make DropoutNTP pairs for open questions: the rejected side is continued without the image."""
-    dropout_ratio: float = Field(default=0.5, gt=0, lt=1)
+    dropout_ratio: Annotated[float, Decides("continue")] = Field(default=0.5, gt=0, lt=1)
     """Share of the chosen response that the rejected one keeps as its prefix."""
-    max_dropout_per_question: int = Field(default=4, ge=1)
+    max_dropout_per_question: Annotated[int, Decides("continue")] = Field(default=4, ge=1)
     """Maximum DropoutNTP pairs per question."""
-    drop_blind: bool = True
+    drop_blind: Annotated[bool, Decides("pair")] = True
     """Drop continuations that mention a missing image instead of answering."""
-    max_similarity: float = Field(default=1.0, ge=0, le=1)
+    max_similarity: Annotated[float, Decides("pair")] = Field(default=1.0, ge=0, le=1)
     """Of correct (or wrong) responses that share more than this part of their word trigrams, only one is used; 1 uses all."""
-    rationales: bool = False
+    rationales: Annotated[bool, Decides("pair")] = False
     """If no response is correct, use the question's `rationale` (a column of the source) as chosen."""
-    balance: tuple[BalanceBy, ...] = ()
+    balance: Annotated[tuple[BalanceBy, ...], Decides("select")] = ()
     """Subsample pairs of large classes; a class is a combination of these values over the whole data set."""
-    balance_to: float = Field(default=1.0, gt=0)
+    balance_to: Annotated[float, Decides("select")] = Field(default=1.0, gt=0)
     """Maximum size of a class, as a multiple of the mean class size."""

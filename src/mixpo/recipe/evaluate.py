@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mixpo.recipe.base import Table
+from mixpo.recipe.base import CHOOSES_STAGES, NOTHING, Decides, Table
 from mixpo.recipe.server import JudgeTable, ServedModel
 from mixpo.recipe.sources import EXTRACTED_BENCHMARKS, JUDGED_BENCHMARKS, BenchmarkSource, EvaluationSource
 
@@ -14,7 +14,7 @@ from mixpo.recipe.sources import EXTRACTED_BENCHMARKS, JUDGED_BENCHMARKS, Benchm
 class EvaluationSet(Table):
     """A named set of questions with answers."""
 
-    name: str = Field(pattern=r"^[a-z0-9_-]+$")
+    name: Annotated[str, CHOOSES_STAGES] = Field(pattern=r"^[a-z0-9_-]+$")
     """Its name in folders and tables."""
     source: EvaluationSource
     """Where its questions come from; open questions are skipped."""
@@ -27,31 +27,31 @@ class EvaluateTable(Table):
     """Evaluation sets; the first is the main set of the report."""
     served: tuple[ServedModel, ...] = ()
     """Other models to evaluate, each behind a server."""
-    decontaminate: Literal["similar", "image", "question", "off"] = "image"
+    decontaminate: Annotated[Literal["similar", "image", "question", "off"], Decides("source", by_content=True)] = "image"
     """Training questions to filter: "image", those with an image of an evaluation set, or the same text and no image; "similar", also
     those with a near-duplicate image, such as a re-encoded or resized copy; "question", only those with the same text and images."""
-    similar_bits: int = Field(default=32, ge=0, le=96)
+    similar_bits: Annotated[int, Decides("source", by_content=True)] = Field(default=32, ge=0, le=96)
     """For "similar": how many of the 256 bits of two perceptual hashes may differ."""
-    modes: tuple[Literal["cot", "direct"], ...] = ("cot", "direct")
+    modes: Annotated[tuple[Literal["cot", "direct"], ...], CHOOSES_STAGES] = ("cot", "direct")
     """Prompt modes: chain of thought, direct answer."""
-    max_new_tokens: int = Field(default=512, ge=1)
+    max_new_tokens: Annotated[int, Decides("answer")] = Field(default=512, ge=1)
     """Maximum tokens of a response."""
-    batch_size: int = Field(default=128, ge=1)
+    batch_size: Annotated[int, NOTHING] = Field(default=128, ge=1)
     """Responses generated together; fewer if memory is short, as in sampling."""
-    samples: int = Field(default=0, ge=0)
+    samples: Annotated[int, Decides("answer")] = Field(default=0, ge=0)
     """Also sample this many chain-of-thought responses per question, for sampled accuracy."""
-    extractor: Literal["robust", "paper", "judge"] = "robust"
+    extractor: Annotated[Literal["robust", "paper", "judge"], Decides("evaluate")] = "robust"
     """How benchmarks extract final answers: "paper" by the rules of the released scripts, "robust" without their known faults, "judge"
     as the authors do it: the judge extracts answers for mathvista and mathvision; the others use "paper"."""
     judge: JudgeTable | None = None
     """Required by benchmarks with free-form answers (mmvet, llava_bench, mmhal), and by extractor = "judge"."""
-    text_tasks: tuple[str, ...] = ()
+    text_tasks: Annotated[tuple[str, ...], Decides("text")] = ()
     """Tasks of lm-evaluation-harness to run on the language model alone, such as "mmlu" or "gsm8k"."""
-    text_shots: int | None = Field(default=None, ge=0)
+    text_shots: Annotated[int | None, Decides("text")] = Field(default=None, ge=0)
     """Few-shot examples of every text task; unset uses the task's own number."""
-    text_limit: int | None = Field(default=None, ge=1)
+    text_limit: Annotated[int | None, Decides("text")] = Field(default=None, ge=1)
     """Maximum questions per text task."""
-    text_include: str = ""
+    text_include: Annotated[str, Decides("text", by_content=True)] = ""
     """Folder, relative to the recipe, with your own task files."""
 
     @model_validator(mode="after")
@@ -93,7 +93,7 @@ class EvaluateTable(Table):
 class ReportTable(Table):
     """The report of the run."""
 
-    title: str = "mixpo run"
+    title: Annotated[str, Decides("report")] = "mixpo run"
     """Heading of the report and of the viewer."""
-    examples: int = Field(default=12, ge=0)
+    examples: Annotated[int, Decides("report")] = Field(default=12, ge=0)
     """Pairs shown with their images."""

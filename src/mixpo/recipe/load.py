@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
 from mixpo.errors import RecipeError
-from mixpo.recipe.base import Table
+from mixpo.recipe.base import NOTHING, Decides, Table
 from mixpo.recipe.data import ImageTable, ModelTable, PairsTable, PromptTable, SampleTable, VerifyTable
 from mixpo.recipe.errors import describe, did_you_mean
 from mixpo.recipe.evaluate import EvaluateTable, ReportTable
@@ -21,11 +21,11 @@ from mixpo.recipe.train import TrainTable
 class Recipe(Table):
     """A whole run."""
 
-    seed: int = 0
+    seed: Annotated[int, Decides("sample", "continue", "pair", "select", "train", "answer")] = 0
     """Every random choice is keyed by this seed and what it decides."""
-    shard_size: int = Field(default=64, ge=1)
+    shard_size: Annotated[int, Decides("source")] = Field(default=64, ge=1)
     """Questions in one record file: the unit of resume."""
-    max_error_rate: float = Field(default=0.05, ge=0, le=1)
+    max_error_rate: Annotated[float, NOTHING] = Field(default=0.05, ge=0, le=1)
     """A stage in which a larger share of questions fails ends with exit status 1 (the others are kept)."""
     source: Source | None = None
     """What to train on. Left out, nothing is trained: the models are only evaluated."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
 from mixpo.objectives import OBJECTIVES
-from mixpo.recipe.base import Table
+from mixpo.recipe.base import CHOOSES_STAGES, NOTHING, Decides, Table
 
 VARIABLE = r"^([A-Za-z_][A-Za-z0-9_]*)?$"
 """Name of an environment variable, or nothing. A key itself seldom fits, so that none gets into a recipe by mistake."""
@@ -17,19 +17,19 @@ VARIABLE = r"^([A-Za-z_][A-Za-z0-9_]*)?$"
 class Endpoint(Table):
     """An OpenAI-compatible endpoint and the limits of its client."""
 
-    urls: list[str] = Field(default=[])
+    urls: Annotated[list[str], NOTHING] = Field(default=[])
     """Base URLs such as "http://10.0.0.5:8000/v1". Load is balanced over several; one that dies is skipped until it is back."""
-    model: str = ""
+    model: Annotated[str, Decides("sample", "answer")] = ""
     """Model name in requests; by default the server's only model, or the model folder if mixpo starts the server."""
-    api_key_env: str = Field(default="", pattern=VARIABLE)
+    api_key_env: Annotated[str, NOTHING] = Field(default="", pattern=VARIABLE)
     """Name of the environment variable that holds the key, never the key itself."""
-    in_flight: int = Field(default=32, ge=1)
+    in_flight: Annotated[int, NOTHING] = Field(default=32, ge=1)
     """Concurrent requests over all servers; also the number of questions whose images are in memory."""
-    timeout_s: float = Field(default=600.0, gt=0)
+    timeout_s: Annotated[float, NOTHING] = Field(default=600.0, gt=0)
     """Timeout of one request, from start to end."""
-    retries: int = Field(default=4, ge=0)
+    retries: Annotated[int, NOTHING] = Field(default=4, ge=0)
     """Retries before a question fails. An unreachable or busy server does not count."""
-    patience_s: float = Field(default=600.0, gt=0)
+    patience_s: Annotated[float, NOTHING] = Field(default=600.0, gt=0)
     """How long to wait for a server that is unreachable, busy or still loading its model."""
 
     @model_validator(mode="after")
@@ -49,12 +49,12 @@ class ServerTable(Endpoint):
     Give `urls` of running servers, or let mixpo start one with `serve` or `start`.
     """
 
-    serve: Literal["transformers"] | None = None
+    serve: Annotated[Literal["transformers"] | None, Decides("sample", "answer")] = None
     """Start `transformers serve` with the model on a free local port, and stop it with the run."""
-    start: list[str] = Field(default=[])
+    start: Annotated[list[str], Decides("sample", "answer")] = Field(default=[])
     """Start this program: a list of arguments, no shell. `{model}`, `{host}` and `{port}` are filled in. Running the recipe runs
     the program; it is printed before it starts."""
-    same_model: bool = True
+    same_model: Annotated[bool, Decides("sample", "answer")] = True
     """The server holds the weights of model.path. If false, another model answers and only its text is used."""
 
     @model_validator(mode="after")
@@ -74,11 +74,11 @@ class ServerTable(Endpoint):
 class ServedModel(Endpoint):
     """Another model behind a server or a commercial endpoint, as an additional row of the results. Needs no local weights."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    name: Annotated[str, CHOOSES_STAGES] = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     """Its name in the results."""
-    urls: list[str] = Field(min_length=1)
+    urls: Annotated[list[str], NOTHING] = Field(min_length=1)
     """Base URLs such as "https://api.openai.com/v1". Load is balanced over several."""
-    model: str = Field(min_length=1)
+    model: Annotated[str, Decides("answer")] = Field(min_length=1)
     """Name of the model at the endpoint, with its date if it has one."""
 
     @model_validator(mode="after")
@@ -96,41 +96,41 @@ class ServedModel(Endpoint):
 class JudgeTable(Endpoint):
     """A language model behind an OpenAI-compatible endpoint that grades free-form responses."""
 
-    urls: list[str] = Field(default=["https://api.openai.com/v1"], min_length=1)
+    urls: Annotated[list[str], NOTHING] = Field(default=["https://api.openai.com/v1"], min_length=1)
     """Base URLs such as "http://127.0.0.1:8000/v1". Load is balanced over several."""
-    model: str = Field(min_length=1)
+    model: Annotated[str, Decides("evaluate")] = Field(min_length=1)
     """Name of the model at the endpoint, with its date if it has one."""
-    api_key_env: str = Field(default="OPENAI_API_KEY", pattern=VARIABLE)
+    api_key_env: Annotated[str, NOTHING] = Field(default="OPENAI_API_KEY", pattern=VARIABLE)
     """Name of the environment variable that holds the key, never the key itself. A local server needs none."""
-    in_flight: int = Field(default=4, ge=1)
+    in_flight: Annotated[int, NOTHING] = Field(default=4, ge=1)
     """Concurrent requests over all servers."""
-    timeout_s: float = Field(default=120.0, gt=0)
+    timeout_s: Annotated[float, NOTHING] = Field(default=120.0, gt=0)
     """Timeout of one request, from start to end."""
-    retries: int = Field(default=6, ge=0)
+    retries: Annotated[int, NOTHING] = Field(default=6, ge=0)
     """Retries before the judge counts as failed. An unreachable or busy server does not count."""
-    prompts: str = ""
+    prompts: Annotated[str, Decides("evaluate", by_content=True)] = ""
     """Folder, relative to the recipe, with your own judge prompts (mmvet.txt, llava_bench.txt, mmhal.txt, and for extractor = "judge"
     mathvista.txt, mathvision.txt); a system message in a file such as llava_bench.system.txt."""
-    temperature: float = Field(default=0.0, ge=0)
+    temperature: Annotated[float, Decides("evaluate")] = Field(default=0.0, ge=0)
     """Temperature of the judge; 0 makes it repeatable."""
-    max_tokens: int = Field(default=1024, ge=1)
+    max_tokens: Annotated[int, Decides("evaluate")] = Field(default=1024, ge=1)
     """Maximum tokens of a reply."""
-    attempts: int = Field(default=3, ge=1)
+    attempts: Annotated[int, Decides("evaluate")] = Field(default=3, ge=1)
     """Maximum requests per response until the reply can be parsed; the temperature rises by 0.5 each time."""
 
 
 class ClusterTable(Table):
     """Where responses are sampled (also in evaluation) and verified. Affects speed, never results."""
 
-    kind: Literal["none", "ray"] = "none"
+    kind: Annotated[Literal["none", "ray"], NOTHING] = "none"
     """"ray" distributes the shards of these stages over the actors of a Ray cluster; all machines must see the run directory."""
-    address: str = ""
+    address: Annotated[str, NOTHING] = ""
     """Address of a running cluster, as for `ray.init`; "" uses RAY_ADDRESS if set, otherwise starts Ray on this machine."""
-    actors: int = Field(default=1, ge=1)
+    actors: Annotated[int, NOTHING] = Field(default=1, ge=1)
     """Processes that make shards, each with its own model while sampling."""
-    cpus_per_actor: float = Field(default=1.0, gt=0)
+    cpus_per_actor: Annotated[float, NOTHING] = Field(default=1.0, gt=0)
     """CPUs that Ray reserves for each actor; leave at least one CPU of the cluster free."""
-    gpus_per_actor: float = Field(default=0.0, ge=0)
+    gpus_per_actor: Annotated[float, NOTHING] = Field(default=0.0, ge=0)
     """GPUs that Ray reserves for each actor."""
-    shards_per_task: int = Field(default=1, ge=1)
+    shards_per_task: Annotated[int, NOTHING] = Field(default=1, ge=1)
     """Shards per task; a lost actor loses at most these."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from mixpo.recipe.base import Table
+from mixpo.recipe.base import Decides, Table
 from mixpo.recipe.errors import did_you_mean
 from mixpo.types import AnswerKind
 
@@ -20,112 +20,112 @@ EXTRACTED_BENCHMARKS = ("mathvista", "mathvision")
 class DigitsSource(Table):
     """Scenes of four handwritten digits (UCI) with questions that have exact answers."""
 
-    kind: Literal["digits"]
-    pool: Literal["start", "preference", "validation", "test"] = "preference"
+    kind: Annotated[Literal["digits"], Decides("source")]
+    pool: Annotated[Literal["start", "preference", "validation", "test"], Decides("source")] = "preference"
     """The pools share no digit image."""
-    count: int = Field(default=1000, ge=0)
+    count: Annotated[int, Decides("source")] = Field(default=1000, ge=0)
     """Number of questions, each with its own scene."""
-    open_share: float = Field(default=0.0, ge=0, le=1)
+    open_share: Annotated[float, Decides("source")] = Field(default=0.0, ge=0, le=1)
     """Share of open questions ("Describe the picture.")."""
-    families: tuple[str, ...] = ()
+    families: Annotated[tuple[str, ...], Decides("source")] = ()
     """Question families to use; empty means all."""
-    seed: int = 0
+    seed: Annotated[int, Decides("source")] = 0
     """Seed of the scenes; the digits stay the same."""
 
 
 class EasyVqaSource(Table):
     """easy-VQA: 5,000 images of shapes with 48,248 questions (PyPI package easy-vqa)."""
 
-    kind: Literal["easy_vqa"]
-    split: Literal["train", "test"] = "train"
+    kind: Annotated[Literal["easy_vqa"], Decides("source")]
+    split: Annotated[Literal["train", "test"], Decides("source")] = "train"
     """Which split."""
-    count: int = Field(default=0, ge=0)
+    count: Annotated[int, Decides("source")] = Field(default=0, ge=0)
     """Number of questions, evenly spaced over the split; 0 means all."""
 
 
 class JsonlSource(Table):
     """A JSONL file in the MMPR prompt format: image (path, list or absent), question, answer (or none)."""
 
-    kind: Literal["jsonl"]
-    path: str
+    kind: Annotated[Literal["jsonl"], Decides("source")]
+    path: Annotated[str, Decides("source")]
     """The file, relative to the recipe."""
-    root: str = "."
+    root: Annotated[str, Decides("source")] = "."
     """Folder below which every image lies, relative to the recipe. Paths that leave it are refused."""
-    answer_kind: AnswerKind | Literal["auto"] = "auto"
+    answer_kind: Annotated[AnswerKind | Literal["auto"], Decides("source")] = "auto"
     """How answers are compared; "auto" decides from each answer."""
-    domain: str = ""
+    domain: Annotated[str, Decides("source")] = ""
     """Domain of the questions whose rows name none."""
 
 
 class MmprSource(Table):
     """An MMPR collection: meta.json that names JSONL annotations with root and repeat_time."""
 
-    kind: Literal["mmpr"]
-    path: str
+    kind: Annotated[Literal["mmpr"], Decides("source")]
+    path: Annotated[str, Decides("source")]
     """meta.json, relative to the recipe."""
-    root: str = "."
+    root: Annotated[str, Decides("source")] = "."
     """Folder that the roots and annotations of meta.json are relative to."""
-    answer_kind: AnswerKind | Literal["auto"] = "auto"
+    answer_kind: Annotated[AnswerKind | Literal["auto"], Decides("source")] = "auto"
     """As in `jsonl`."""
-    datasets: tuple[str, ...] = ()
+    datasets: Annotated[tuple[str, ...], Decides("source")] = ()
     """Names from meta.json to use; empty means all."""
 
 
 class HubSource(Table):
     """A Hugging Face dataset: a Hub id or a local folder, through the `datasets` library."""
 
-    kind: Literal["hub"]
-    path: str
+    kind: Annotated[Literal["hub"], Decides("source")]
+    path: Annotated[str, Decides("source")]
     """Hub id or local folder (relative to the recipe)."""
-    name: str | None = None
+    name: Annotated[str | None, Decides("source")] = None
     """Configuration of the dataset, if it has several."""
-    split: str = "train"
+    split: Annotated[str, Decides("source")] = "train"
     """Split of the dataset."""
-    question: str = "question"
+    question: Annotated[str, Decides("source")] = "question"
     """Column of the question."""
-    answer: str | None = "answer"
+    answer: Annotated[str | None, Decides("source")] = "answer"
     """Column of the answer; "" for open questions."""
-    image: str | None = "image"
+    image: Annotated[str | None, Decides("source")] = "image"
     """Column of the image or list of images; "" for none."""
-    choices: str | None = None
+    choices: Annotated[str | None, Decides("source")] = None
     """Column with the list of options of a multiple-choice question."""
-    rationale: str | None = None
+    rationale: Annotated[str | None, Decides("source")] = None
     """Column with a reference answer and its reasoning, for `pairs.rationales`."""
-    domain: str = ""
+    domain: Annotated[str, Decides("source")] = ""
     """As in `jsonl`."""
-    answer_kind: AnswerKind | Literal["auto"] = "auto"
+    answer_kind: Annotated[AnswerKind | Literal["auto"], Decides("source")] = "auto"
     """As in `jsonl`."""
-    count: int = Field(default=0, ge=0)
+    count: Annotated[int, Decides("source")] = Field(default=0, ge=0)
     """Number of rows; 0 means all."""
 
 
 class PythonSource(Table):
     """Your own function: it returns an iterable of dictionaries in the MMPR prompt format."""
 
-    kind: Literal["python"]
-    target: str
+    kind: Annotated[Literal["python"], Decides("source")]
+    target: Annotated[str, Decides("source")]
     """"module:function"; running a recipe with such a source runs that code."""
-    arguments: dict[str, Any] = Field(default={})
+    arguments: Annotated[dict[str, Any], Decides("source")] = Field(default={})
     """Keyword arguments of the function."""
-    root: str = "."
+    root: Annotated[str, Decides("source")] = "."
     """Folder below which every image lies, relative to the recipe."""
 
 
 class BenchmarkSource(Table):
     """A published benchmark, for evaluation sets only: its own prompts, its own scoring."""
 
-    kind: Literal["benchmark"]
-    name: str
+    kind: Annotated[Literal["benchmark"], Decides("source")]
+    name: Annotated[str, Decides("source")]
     """One of mathvista, mathvision, m3cot, mmvet, llava_bench, pope, crpe, mmhal."""
-    path: str
+    path: Annotated[str, Decides("source")]
     """Its file or folder, relative to the recipe: Parquet, a VLMEvalKit TSV, or the official JSON or JSONL."""
-    split: str = ""
+    split: Annotated[str, Decides("source")] = ""
     """Split, such as "testmini"; empty means the one that is usually reported."""
-    root: str = ""
+    root: Annotated[str, Decides("source")] = ""
     """Folder below which image files lie, relative to the recipe; empty means the folder of `path`."""
-    answers: str = ""
+    answers: Annotated[str, Decides("source")] = ""
     """A second file, relative to the recipe, if answers are separate from the questions (POPE labels, LLaVA-Bench references)."""
-    partial: bool = False
+    partial: Annotated[bool, Decides("source")] = False
     """Skip rows that cannot be used instead of stopping. The score is then not comparable with published ones."""
 
     @model_validator(mode="after")

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from mixpo.objectives import OBJECTIVES
-from mixpo.recipe.base import Table
+from mixpo.recipe.base import CHOOSES_STAGES, NOTHING, Decides, Table
 from mixpo.recipe.errors import did_you_mean
 
 
 class LossTable(Table):
     """Weights of the mixed loss (paper, section 4): w_p preference + w_q quality + w_g generation."""
 
-    beta: float = Field(default=0.1, gt=0)
+    beta: Annotated[float, Decides("train")] = Field(default=0.1, gt=0)
     """A response's reward is beta times its log-ratio to the reference."""
-    preference: float = Field(default=0.8, ge=0)
+    preference: Annotated[float, Decides("train")] = Field(default=0.8, ge=0)
     """w_p, of the preference term (DPO, or the term that replaces it)."""
-    quality: float = Field(default=0.2, ge=0)
+    quality: Annotated[float, Decides("train")] = Field(default=0.2, ge=0)
     """w_q, of the BCO term."""
-    generation: float = Field(default=1.0, ge=0)
+    generation: Annotated[float, Decides("train")] = Field(default=1.0, ge=0)
     """w_g, of the SFT term."""
-    label_smoothing: float = Field(default=0.1, ge=0, lt=0.5)
+    label_smoothing: Annotated[float, Decides("train")] = Field(default=0.1, ge=0, lt=0.5)
     """Assumed share of flipped pairs, for "cdpo" and "robust_dpo"."""
-    reference_alpha: float = Field(default=0.6, gt=0, le=1)
+    reference_alpha: Annotated[float, Decides("train")] = Field(default=0.6, gt=0, le=1)
     """How far "tr_dpo" moves the reference toward the policy in each update; 1 is a hard update."""
-    reference_every: int = Field(default=1, ge=1)
+    reference_every: Annotated[int, Decides("train")] = Field(default=1, ge=1)
     """Optimizer steps between these updates."""
 
 
@@ -36,15 +36,15 @@ Part = Literal["vision", "projector", "llm"]
 class LoraTable(Table):
     """Train a LoRA adapter instead of the weights. The model is saved with the adapter merged, and the adapter is saved separately."""
 
-    rank: int = Field(default=16, ge=1)
+    rank: Annotated[int, Decides("train")] = Field(default=16, ge=1)
     """Rank of the adapter matrices."""
-    alpha: float = Field(default=32.0, gt=0)
+    alpha: Annotated[float, Decides("train")] = Field(default=32.0, gt=0)
     """Scaling: the adapter output is multiplied by alpha / rank."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    dropout: Annotated[float, Decides("train")] = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's inputs, from the second step on; the first step checks that policy and reference agree."""
-    parts: tuple[Part, ...] = ("llm",)
+    parts: Annotated[tuple[Part, ...], Decides("train")] = ("llm",)
     """Parts whose linear layers get an adapter."""
-    modules: tuple[str, ...] = ()
+    modules: Annotated[tuple[str, ...], Decides("train")] = ()
     """Restrict to layers whose name ends like this, such as "q_proj"; empty means all but the output head."""
 
     @model_validator(mode="after")
@@ -57,64 +57,64 @@ class LoraTable(Table):
 class WatchTable(Table):
     """In-training evaluation on a fixed set of questions: accuracy, length, repetition and truncation."""
 
-    every: int = Field(default=50, ge=1)
+    every: Annotated[int, NOTHING] = Field(default=50, ge=1)
     """Steps between evaluations; the last step is always evaluated."""
-    count: int = Field(default=32, ge=1)
+    count: Annotated[int, NOTHING] = Field(default=32, ge=1)
     """Number of questions, from the beginning of the set."""
-    set: str = ""
+    set: Annotated[str, NOTHING] = ""
     """Name of an evaluation set; empty means the first one."""
 
 
 class TrainTable(Table):
     """Preference optimization of the policy."""
 
-    objective: str = "mpo"
+    objective: Annotated[str, CHOOSES_STAGES] = "mpo"
     """A name from the table of objectives."""
-    baselines: tuple[str, ...] = ()
+    baselines: Annotated[tuple[str, ...], CHOOSES_STAGES] = ()
     """Further objectives, trained from the base model on the first round's pairs, for comparison."""
-    rounds: int = Field(default=1, ge=1)
+    rounds: Annotated[int, CHOOSES_STAGES] = Field(default=1, ge=1)
     """On-policy rounds: each samples from the previous round's model, builds pairs and trains on them."""
     loss: LossTable = LossTable()
     """Weights and constants of the loss."""
-    learning_rate: float = Field(default=5e-6, gt=0)
+    learning_rate: Annotated[float, Decides("train")] = Field(default=5e-6, gt=0)
     """Peak learning rate, after the warm-up."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Annotated[Literal["cosine", "linear", "constant"], Decides("train")] = "cosine"
     """Learning rate schedule after the warm-up."""
-    warmup: float = Field(default=0.03, ge=0, lt=1)
+    warmup: Annotated[float, Decides("train")] = Field(default=0.03, ge=0, lt=1)
     """Share of all steps used for linear warm-up."""
-    weight_decay: float = Field(default=0.05, ge=0)
+    weight_decay: Annotated[float, Decides("train")] = Field(default=0.05, ge=0)
     """AdamW weight decay, not applied to biases and norms."""
-    epochs: int = Field(default=1, ge=1)
+    epochs: Annotated[int, Decides("train")] = Field(default=1, ge=1)
     """Passes over all pairs."""
-    batch_size: int = Field(default=256, ge=1)
+    batch_size: Annotated[int, Decides("train")] = Field(default=256, ge=1)
     """Pairs per optimizer step, over all ranks."""
-    tokens_per_batch: int = Field(default=8192, ge=1)
+    tokens_per_batch: Annotated[int, NOTHING] = Field(default=8192, ge=1)
     """Maximum tokens per forward pass, padding included; larger steps accumulate gradients."""
-    pairs_per_group: int = Field(default=0, ge=0)
+    pairs_per_group: Annotated[int, Decides("train")] = Field(default=0, ge=0)
     """How many pairs of a question stay together when pairs are shuffled; 0 keeps all together, which is fastest."""
-    max_length: int = Field(default=6144, ge=1)
+    max_length: Annotated[int, Decides("reference")] = Field(default=6144, ge=1)
     """Pairs with a longer prompt + response are dropped and counted; nothing is truncated."""
-    max_grad_norm: float = Field(default=1.0, gt=0)
+    max_grad_norm: Annotated[float, Decides("train")] = Field(default=1.0, gt=0)
     """Gradient norm clipping."""
-    freeze: tuple[Part, ...] = ()
+    freeze: Annotated[tuple[Part, ...], Decides("train")] = ()
     """Parts that are not trained."""
     lora: LoraTable | None = None
     """Train an adapter only. Requires the extra `lora`."""
-    reference: Literal["stage", "online"] = "stage"
+    reference: Annotated[Literal["stage", "online"], Decides("reference", "train")] = "stage"
     """How reference log-probs are computed: once, in a separate stage, or with one more forward pass in every step."""
-    cache_vision: bool = False
+    cache_vision: Annotated[bool, NOTHING] = False
     """Cache image features between epochs; requires frozen vision."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Annotated[bool, NOTHING] = False
     """Recompute activations: less memory for about a third more time."""
-    liger: bool = False
+    liger: Annotated[bool, NOTHING] = False
     """Use Liger kernels for norms, rotary embeddings and gated layers. Requires the extra `liger` and an NVIDIA or AMD GPU."""
-    save_every: int = Field(default=100, ge=1)
+    save_every: Annotated[int, NOTHING] = Field(default=100, ge=1)
     """Steps between checkpoints."""
-    save_total_limit: int = Field(default=2, ge=1)
+    save_total_limit: Annotated[int, NOTHING] = Field(default=2, ge=1)
     """How many of the newest checkpoints to keep. With 1 there is no fallback if the newest cannot be read."""
-    log_every: int = Field(default=1, ge=1)
+    log_every: Annotated[int, NOTHING] = Field(default=1, ge=1)
     """Steps between logged metrics, on screen and in the records."""
-    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    trackers: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], NOTHING] = ()
     """Additional experiment trackers."""
 
     watch: WatchTable | None = None

@@ -14,7 +14,7 @@ from mixpo.recipe import EvaluationSource, Recipe
 from mixpo.records import Sampled
 from mixpo.stages import prompting
 from mixpo.stages.attempts import attempts_of
-from mixpo.stages.engine import Answering, sampling_settings, where_of
+from mixpo.stages.engine import Answering, engine_settings, where_of
 from mixpo.stages.job import Context, Job, Make, Plan
 from mixpo.stages.models import ModelRef
 from mixpo.stages.sample import check_sampled, count_sampled, seed_of
@@ -60,7 +60,7 @@ def answer_job(context: Context, plan: Plan, index: Index, name: str, table: Eva
     how = params(recipe, mode)
     answering = Answering(context, model, how, max(1, recipe.evaluate.batch_size // count), evaluating=True)
     settings = {
-        **sampling_settings(context, model, evaluating=True),
+        **engine_settings(context, model, "answer"),
         "prompt": prompt_settings(recipe, table, wording_of(mode)),
         "decode": asdict(how),
         "answers": count,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mixpo.engines import Serving, create
 from mixpo.engines.base import Engine, Request, SamplingParams
@@ -16,7 +16,7 @@ from mixpo.errors import RecipeError
 from mixpo.recipe import Recipe, ServedModel
 from mixpo.records import Sampled
 from mixpo.stages.job import Context, add_facts
-from mixpo.stages.models import ModelRef
+from mixpo.stages.models import ModelRef, settings_of
 
 if TYPE_CHECKING:
     from mixpo.engines.openai.probe import ProbeCache
@@ -27,22 +27,15 @@ def where_of(served: ServedModel) -> str:
     return f'evaluate.served "{served.name}"'
 
 
-def sampling_settings(context: Context, model: ModelRef, evaluating: bool = False) -> dict[str, Any]:
-    """What decides an answer besides the prompt: engine, model, precision and pixels. Batch size and addresses change nothing."""
-    recipe, engine = context.recipe, engine_of(context.recipe, model, evaluating)
-    server = recipe.sample.server
+def engine_settings(context: Context, model: ModelRef, stage: Literal["sample", "answer"]) -> dict[str, Any]:
+    """What decides an answer besides the prompt and how tokens are drawn: engine, model, precision, pixels and seed."""
+    recipe, engine = context.recipe, engine_of(context.recipe, model, stage == "answer")
+    settings = {key: value for key, value in settings_of(recipe, stage, model).items() if key not in ("sample", "evaluate")}
     if model.served is not None:
-        asked = {"server": {"model": model.served.model}, "model": model.identity, "image": recipe.image.model_dump()}
-        return {"engine": engine, **asked, "seed": recipe.seed}
-    return {
-        "engine": engine,
-        **({"server": server.model_dump(include={"model", "same_model", "serve", "start"})} if engine == "openai" else {}),
-        "script": script_digest(recipe, context.base),
-        "model": model.identity,
-        "dtype": recipe.model.dtype,
-        "image": recipe.image.model_dump(),
-        "seed": recipe.seed,
-    }
+        del settings["dtype"]
+        return {**settings, "engine": engine, "server": model.served.deciding(stage)}
+    server = {"server": recipe.sample.server.deciding(stage)} if engine == "openai" else {}
+    return {**settings, "engine": engine, **server, "script": script_digest(recipe, context.base)}
 
 
 def engine_of(recipe: Recipe, model: ModelRef, evaluating: bool) -> str:

@@ -85,7 +85,7 @@ def evaluate_job(context: Context, plan: Plan, index: Index, name: str, table: E
 def marking_settings(context: Context, benchmark: Benchmark | None) -> dict[str, Any]:
     """What decides a mark: the verifier's settings, and for benchmarks the extractor or the judge."""
     table = context.recipe.evaluate
-    verify = {"verify": context.recipe.verify.model_dump(exclude={"workers"})}
+    verify = {"verify": context.recipe.verify.deciding("evaluate")}
     if benchmark is None:
         return verify
     read = {} if benchmark.rubric else {**verify, "extractor": table.extractor_of(benchmark.name)}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mixpo.errors import ModelError
-from mixpo.recipe import ImageTable, ModelTable, ServedModel
+from mixpo.recipe import ImageTable, ModelTable, Recipe, ServedModel, StageKind
 from mixpo.vlm.folder import digests, find, find_adapter
 
 if TYPE_CHECKING:
@@ -31,6 +31,12 @@ class ModelRef:
     folder: Path | None = None
     job: str = ""
     served: ServedModel | None = None
+
+
+def settings_of(recipe: Recipe, stage: StageKind, model: ModelRef) -> dict[str, Any]:
+    """What the recipe and a model decide in a stage; the precision of the weights beside the model's identity."""
+    settings = recipe.deciding(stage)
+    return {**settings.pop("model", {}), **settings, "model": model.identity}
 
 
 class Models:

@@ -18,9 +18,6 @@ from mixpo.stages.marks import corrected, digests, marks_of
 from mixpo.stages.source import Index
 from mixpo.types import content_id
 
-ELSEWHERE = {"dropout_ratio", "max_dropout_per_question", "balance", "balance_to"}
-"""Settings of [pairs] that decide the continuations, made one stage earlier, and the balance, one stage later."""
-
 
 def pair_job(context: Context, plan: Plan, index: Index, number: int) -> Job:
     """Round `number`: the pairs of every question, and what was left out."""
@@ -43,7 +40,7 @@ def pair_job(context: Context, plan: Plan, index: Index, number: int) -> Job:
         name=f"round-{number}/pair",
         title=title(context, number, "pair"),
         row=Paired,
-        settings={"pairs": recipe.pairs.model_dump(exclude=ELSEWHERE), "seed": recipe.seed},
+        settings=recipe.deciding("pair"),
         inputs=tuple(content_id(row) for row in zip(plan.shards(verified), plan.shards(continued), digests(plan, marks), strict=True)),
         sizes=index.sizes,
         needs=("source", sampled, verified, continued),

@@ -13,7 +13,7 @@ from mixpo.records import Scored
 from mixpo.run import Manifest
 from mixpo.stages import prompting
 from mixpo.stages.job import Context, Job, Make, Plan, title
-from mixpo.stages.models import ModelRef
+from mixpo.stages.models import ModelRef, settings_of
 from mixpo.stages.select import pairs_of
 from mixpo.stages.source import Index
 
@@ -54,12 +54,9 @@ def reference_job(context: Context, plan: Plan, index: Index, number: int, model
         title=title(context, number, "reference"),
         row=Scored,
         settings={
-            "model": model.identity,
-            "dtype": recipe.model.dtype,
-            "image": recipe.image.model_dump(),
+            **settings_of(recipe, "reference", model),
+            "precision": precision(recipe),
             "prompt": prompting.settings(recipe.prompt),
-            "max_length": recipe.train.max_length,
-            "computed": computed(recipe),
         },
         inputs=plan.shards(upstream),
         sizes=index.sizes,
@@ -71,10 +68,10 @@ def reference_job(context: Context, plan: Plan, index: Index, number: int, model
     )
 
 
-def computed(recipe: Recipe) -> str:
-    """What of [train] decides the log-probs: whether there are any, and the type of the weights, which only an adapter leaves as it is."""
+def precision(recipe: Recipe) -> str:
+    """The type of the weights that compute the log-probs: only an adapter leaves it as it is. "" where a training computes them."""
     if recipe.train.reference == "online":
-        return "online"
+        return ""
     return recipe.model.dtype if recipe.train.lora else "float32"
 
 

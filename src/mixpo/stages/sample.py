@@ -20,7 +20,7 @@ from mixpo.records import ANSWERED_BY, Sampled
 from mixpo.run import Manifest
 from mixpo.stages import prompting
 from mixpo.stages.attempts import attempts_of
-from mixpo.stages.engine import Answering, sampling_settings
+from mixpo.stages.engine import Answering, engine_settings
 from mixpo.stages.job import Context, Job, Make, Plan, title
 from mixpo.stages.models import ModelRef
 from mixpo.stages.source import Index
@@ -49,10 +49,10 @@ def sample_job(context: Context, plan: Plan, index: Index, number: int, model: M
     answering = Answering(context, model, params(table), table.batch_size)
     name = f"round-{number}/sample"
     settings = {
-        **sampling_settings(context, model),
-        "round": number,
+        **engine_settings(context, model, "sample"),
         "prompt": prompting.settings(recipe.prompt),
-        "sample": table.model_dump(include={"n", "temperature", "top_k", "top_p", "stop", "max_new_tokens"}),
+        "round": number,
+        "sample": {key: value for key, value in table.deciding("sample").items() if key not in ("engine", "server")},
     }
     shards = prompting.chosen_by(recipe.prompt, plan.shards("source"), index.domains, index.sources)
     attempts = attempts_of(context.run.stage(name), settings, shards)
@@ -101,10 +101,10 @@ def request(context: Context, question: Question, number: int) -> Request:
 
 def continue_job(context: Context, plan: Plan, index: Index, number: int, model: ModelRef) -> Job:
     """Round `number`: open questions' answers cut short and finished without the image."""
-    recipe, table = context.recipe, context.recipe.pairs
+    recipe = context.recipe
     answering = Answering(context, model, params(recipe.sample), recipe.sample.batch_size)
     name, upstream = f"round-{number}/continue", f"round-{number}/sample"
-    settings = table.model_dump(include={"dropout_ntp", "dropout_ratio", "max_dropout_per_question"})
+    settings = recipe.deciding("continue")
     attempts = attempts_of(context.run.stage(name), settings, plan.shards(upstream))
 
     def requests_of(shard: int) -> list[Request]:

@@ -46,7 +46,7 @@ def select_job(context: Context, plan: Plan, index: Index, number: int) -> Job:
         name=f"round-{number}/select",
         title=title(context, number, "select"),
         row=Paired,
-        settings={"balance": list(table.balance), "to": table.balance_to, "seed": recipe.seed, "pairs": plan.digest(names[2])},
+        settings={**recipe.deciding("select"), "from": plan.digest(names[2])},
         inputs=tuple(" ".join(row) for row in zip(plan.shards(names[2]), index.domains, index.sources, strict=True)),
         sizes=index.sizes,
         needs=names,

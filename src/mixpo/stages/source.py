@@ -260,9 +260,8 @@ def _save(context: Context, stage: Stage, index: Index, skipped: Sequence[Skippe
 
 def _settings(context: Context, table: EvaluationSource, apart: Barred | None) -> dict[str, Any]:
     settings = {
-        "source": table.model_dump(mode="json"),
-        "image": context.recipe.image.model_dump(),
-        "shard_size": context.recipe.shard_size,
+        **context.recipe.deciding("source"),
+        "source": table.deciding("source"),
         "limit": context.limit,
         "apart": apart.digest() if apart is not None else "",
     }

@@ -10,7 +10,7 @@ from typing import Any
 from mixpo.evaluate import lm_eval
 from mixpo.evaluate.lm_eval import TextScore
 from mixpo.stages.job import Context, Job, Make, Plan
-from mixpo.stages.models import ModelRef
+from mixpo.stages.models import ModelRef, settings_of
 
 
 def text_job(context: Context, model: ModelRef) -> Job:
@@ -32,7 +32,7 @@ def text_job(context: Context, model: ModelRef) -> Job:
         name=f"text/{model.name}",
         title=f"text tasks: {model.name}",
         row=TextScore,
-        settings={"model": model.identity, "dtype": recipe.model.dtype, **lm_eval.settings(recipe.evaluate, context.base)},
+        settings={**settings_of(recipe, "text", model), **lm_eval.settings(recipe.evaluate, context.base)},
         inputs=("all",),
         sizes=(1,),
         unit="models",

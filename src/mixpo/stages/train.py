@@ -15,24 +15,18 @@ from mixpo.recipe import LossTable, TrainTable
 from mixpo.run import Manifest
 from mixpo.stages import prompting
 from mixpo.stages.job import Context, Job, Make, Plan, title
-from mixpo.stages.models import ModelRef
+from mixpo.stages.models import ModelRef, settings_of
 from mixpo.stages.source import Index
 from mixpo.stages.watch import watch_of
 from mixpo.train.metrics import StepMetrics
 from mixpo.types import Group
 from mixpo.vlm.folder import is_whole
 
-DECIDING = {
-    "learning_rate", "schedule", "warmup", "weight_decay", "epochs", "batch_size", "max_grad_norm", "freeze",
-    "pairs_per_group", "lora", "reference",
-}  # fmt: skip
-"""Settings of [train] that decide the weights; the others decide how fast they come, or what is kept and logged."""
-
 
 def train_job(context: Context, plan: Plan, index: Index, number: int, objective: str, model: ModelRef) -> Job:
     """Round `number`: train `model` with one objective on the round's pairs."""
     recipe, upstream, name = context.recipe, f"round-{number}/reference", job_name(number, objective)
-    folder = context.run.root / name
+    folder, table = context.run.root / name, table_of(recipe.train, objective)
 
     @contextmanager
     def session(numbers: Sequence[int]) -> Iterator[Make]:
@@ -45,7 +39,7 @@ def train_job(context: Context, plan: Plan, index: Index, number: int, objective
             job = TrainJob(
                 vlm=vlm,
                 groups=groups_of(context, plan, number),
-                table=recipe.train.model_copy(update={"loss": LossTable(**loss_settings(recipe.train, objective))}),
+                table=table,
                 objective=objective,
                 images=recipe.image,
                 folder=folder / f"work-{key}",
@@ -65,14 +59,10 @@ def train_job(context: Context, plan: Plan, index: Index, number: int, objective
         title=f"{title(context, number, 'train')} {objective}",
         row=StepMetrics,
         settings={
+            **settings_of(recipe, "train", model),
+            "train": table.deciding("train"),
             "objective": objective,
-            "model": model.identity,
-            "dtype": recipe.model.dtype,
-            "image": recipe.image.model_dump(),
             "prompt": prompting.settings(recipe.prompt),
-            "train": recipe.train.model_dump(include=DECIDING),
-            "loss": loss_settings(recipe.train, objective),
-            "seed": recipe.seed,
             "round": number,
         },
         inputs=(plan.digest(upstream),),
@@ -156,13 +146,14 @@ def model_of(context: Context, plan: Plan, number: int, objective: str) -> Model
     return ModelRef(name=objective, identity=f"{name} {shard}", folder=model_folder(context, name, shard), job=name)
 
 
-def loss_settings(table: TrainTable, objective: str) -> dict[str, Any]:
-    """What an objective uses of [train.loss]: a single term has weight 1, and only some forms have a beta."""
+def table_of(table: TrainTable, objective: str) -> TrainTable:
+    """The table with only what an objective uses of [train.loss]: a single term has weight 1, and only some forms have a beta."""
     parts = OBJECTIVES[objective]
     weights = () if parts.single else tuple(term for term in ("preference", "quality", "generation") if getattr(parts, term))
     others = (*(("beta",) if parts.beta else ()), *(("label_smoothing",) if parts.smoothing else ()))
     others += ("reference_alpha", "reference_every") if parts.moving else ()
-    return {name: getattr(table.loss, name) for name in (*weights, *others)}
+    used = {name: getattr(table.loss, name) for name in (*weights, *others)}
+    return table.model_copy(update={"loss": LossTable(**used)})
 
 
 def count_steps(rows: Sequence[StepMetrics]) -> Mapping[str, int]:

@@ -47,10 +47,7 @@ def verify_job(context: Context, plan: Plan, index: Index, number: int) -> Job:
         name=f"round-{number}/verify",
         title=title(context, number, "verify"),
         row=Judged,
-        settings={
-            "verify": recipe.verify.model_dump(exclude={"workers"}),
-            "styles": prompting.styles(recipe.prompt),
-        },
+        settings={**recipe.deciding("verify"), "styles": prompting.styles(recipe.prompt)},
         inputs=judged_inputs(context, plan.shards(upstream), index),
         sizes=index.sizes,
         needs=("source", upstream),

@@ -36,12 +36,6 @@ from mixpo.vlm.load import Vlm
 if TYPE_CHECKING:
     from mixpo.train.watch import Watch
 
-FREE = {
-    "tokens_per_batch", "gradient_checkpointing", "liger", "save_every", "save_total_limit", "log_every", "trackers", "watch",
-    "objective", "baselines", "rounds", "cache_vision",
-}  # fmt: skip
-"""Settings of the train table that may change between a checkpoint and its resume: they do not say what is computed."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainJob:
@@ -84,8 +78,8 @@ class TrainJob:
             "seed": self.seed,
             "model": self.vlm.digest,
             "template": self.vlm.template_digest,
-            "image": self.images.model_dump(mode="json"),
-            "train": self.table.model_dump(mode="json", exclude=FREE),
+            "image": self.images.deciding("train"),
+            "train": self.table.deciding("train"),
         }
 
 
