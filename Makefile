@@ -1,11 +1,11 @@
-# make demo: the whole loop on real images.   make test: the test suite.   make check: format, lint, types, layers.
+# make demo: all stages on real images.   make test: the fast tests.   make test-all: all tests.   make check: format, lint, types, layers.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= runs/demo
 DEMO_ARGS ?=
 
-.PHONY: install demo test check format clean
+.PHONY: install demo test test-all check format clean
 
 install: $(VENV)/.installed
 
@@ -21,7 +21,10 @@ demo: install
 	$(BIN)/mixpo demo --dir $(DEMO) $(DEMO_ARGS)
 
 test: install
-	$(BIN)/pytest -n auto --dist loadfile
+	$(BIN)/pytest -n auto --dist worksteal -m "not slow"
+
+test-all: install
+	$(BIN)/pytest -n auto --dist worksteal --durations=10
 
 check: install
 	$(BIN)/ruff format --check .

@@ -9,10 +9,20 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+def _chinese_fonts() -> bool:
+    command = shutil.which("fc-list")
+    return command is not None and bool(subprocess.run([command, ":lang=zh", "family"], capture_output=True, check=False).stdout.strip())
+
+
+needs_chinese = pytest.mark.skipif(not _chinese_fonts(), reason="needs a Chinese font: apt-get install fonts-noto-cjk")
 
 
 class Server:

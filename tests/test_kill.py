@@ -21,6 +21,8 @@ from mixpo.images import save_bytes
 from mixpo.pipeline import run_stage
 from mixpo.records import Sampled, write_rows
 
+pytestmark = pytest.mark.slow
+
 CHAOS = Path(__file__).parents[1] / "benchmarks" / "chaos.py"
 
 
@@ -34,7 +36,6 @@ def chaos(*arguments: str) -> dict[str, Any]:
     return figures
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_whole_run(tmp_path: Path, tiny_folder: Path) -> None:
     recipe = small_run.make(tmp_path / "data", tiny_folder)
@@ -45,7 +46,6 @@ def test_a_whole_run(tmp_path: Path, tiny_folder: Path) -> None:
     assert not any(figures["must be 0"].values())
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_sampling_from_a_server(tmp_path: Path) -> None:
     pytest.importorskip("aiohttp")

@@ -7,11 +7,17 @@ a wrong mask, position or image would change nothing that a test could see.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import wraps
 from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -55,6 +61,27 @@ def _tokenizer(special: dict[str, str]) -> PreTrainedTokenizerFast:
     )
 
 
+def cached(build: Callable[[Path, int], Path]) -> Callable[..., Path]:
+    """Build a model once per machine, version of this file, torch and transformers; afterwards copy it. Safe with several workers."""
+
+    @wraps(build)
+    def copy(folder: Path, seed: int = 0) -> Path:
+        key = hashlib.sha256(Path(__file__).read_bytes() + f"{torch.__version__} {transformers.__version__} {seed}".encode()).hexdigest()
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mixpo-tests"
+        model = root / f"{build.__name__}-{key[:16]}"
+        if not model.exists():
+            root.mkdir(parents=True, exist_ok=True)
+            new = Path(tempfile.mkdtemp(dir=root))
+            build(new, seed)
+            with suppress(OSError):  # another worker was first
+                new.rename(model)
+            shutil.rmtree(new, ignore_errors=True)
+        return Path(shutil.copytree(model, folder, dirs_exist_ok=True))
+
+    return copy
+
+
+@cached
 def build_internvl(folder: Path, seed: int = 0) -> Path:
     """InternVL: 4 image tokens for each 28 x 28 tile, one tile for a square image and three for a wide one."""
     from transformers import GotOcr2ImageProcessor, InternVLVideoProcessor
@@ -99,6 +126,7 @@ def build_internvl(folder: Path, seed: int = 0) -> Path:
     return _save(InternVLForConditionalGeneration, config, processor, folder, seed)
 
 
+@cached
 def build_qwen(folder: Path, seed: int = 0) -> Path:
     """Qwen2.5-VL: rotary positions on three axes (mrope) and as many image tokens as an image's size asks for."""
     from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor

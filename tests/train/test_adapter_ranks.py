@@ -22,6 +22,8 @@ from mixpo.vlm.load import Vlm
 
 pytest.importorskip("peft")
 
+pytestmark = pytest.mark.slow
+
 SETTINGS: dict[str, Any] = {
     "epochs": 2,
     "batch_size": 3,
@@ -49,7 +51,6 @@ train(job(vlm, groups(vlm, images), work, "tr_dpo+sft", **{settings!r}), Silent(
 """
 
 
-@pytest.mark.slow
 def test_two_ranks_are_one(tiny_vlm: Vlm, tiny_folder: Path, tmp_path: Path) -> None:
     data = groups(tiny_vlm, tmp_path / "images")
     program = tmp_path / "program.py"

@@ -14,6 +14,8 @@ from mixpo.recipe import LossTable
 from mixpo.train.forms import cdpo, dpo, ipo, transport
 from mixpo.train.losses import LossTerms, ResponseLogps, combine, weights_of
 
+pytestmark = pytest.mark.slow
+
 TABLE = read_table()
 
 

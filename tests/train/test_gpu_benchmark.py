@@ -18,6 +18,8 @@ from mixpo.train.prefix_tree import grow
 from mixpo.train.tree_attention import Asked, Span, plant
 from mixpo.vlm.families import Sight
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

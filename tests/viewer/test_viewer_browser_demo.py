@@ -20,7 +20,11 @@ from mixpo.train.metrics import StepMetrics
 from mixpo.types import Pair, Question
 
 api = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")
-pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"), pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
+    pytest.mark.timeout(600),
+]
 
 SMALL = ("--limit", "32", "--set", "evaluate.samples=0")
 

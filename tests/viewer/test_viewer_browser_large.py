@@ -13,7 +13,11 @@ import pytest
 from browsing import CHROMIUM, Server, click, press
 
 api = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")
-pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"), pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
+    pytest.mark.timeout(600),
+]
 
 QUESTIONS = generated_run.questions_for(300_000)
 """Of ten questions one is open (two pairs without the image), one all right, one all wrong, and seven give five pairs."""
