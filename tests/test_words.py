@@ -62,7 +62,7 @@ PROSE = {
     r"as far as (?:it|they) can": "where supported",
     r"speaks? of": "mention",
     r"at hand": "available",
-    r"alike": "the same way, both",
+    r"(?<!-)alike": "the same way, both",
     r"besides": "also, other than",
     r"till|thereof|whence|hence|ere|therein": "plain words",
 }
@@ -108,7 +108,7 @@ PROSE_LEFT: dict[str, int] = {
     r"(?:mean|best) mark|marks of (?:a|the|different) judges?": 4,
     r"the checker": 2,
     r"speaks? of": 1,
-    r"alike": 7,
+    r"(?<!-)alike": 7,
     r"besides": 13,
     r"till|thereof|whence|hence|ere|therein": 3,
 }
