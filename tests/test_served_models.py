@@ -151,7 +151,7 @@ def test_a_server_that_is_away_at_the_end_costs_its_own_row_and_no_other(
     run_recipe(context)
     stages = [line.partition(": ")[0] for line in said(context) if "stale" in line or "going on" in line]
     assert stages == ["answer held-out", "report"]
-    assert [line for line in said(context) if "going on, 0 of 2 shards are there" in line]
+    assert [line for line in said(context) if "resuming, 0 of 2 shards are done" in line]
     report = json.loads((root / "report.json").read_text())
     assert list(report["models"]) == ["base", "sft", "mpo", "big-1.0"]
     assert report["unfinished"] == []

@@ -68,7 +68,7 @@ def test_only_the_models_concerned_are_stale(finished_run: Path, override: str, 
 def test_staleness_is_said_with_the_reason(own_run: Path) -> None:
     context = open_small(own_run / "recipe.toml", own_run / "run", "sample.temperature=0.5")
     run_stage(context, ("sample",))
-    assert "sample: stale, 3 of 3 shards are made again (sample.temperature: 1.0 -> 0.5)" in said(context)
+    assert "sample: stale, 3 of 3 shards are redone (sample.temperature: 1.0 -> 0.5)" in said(context)
 
 
 def test_a_stage_killed_in_its_first_shard_goes_on(own_run: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_stage_killed_in_its_first_shard_goes_on(own_run: Path) -> None:
     for shard in manifest.shards:
         stage.path(shard).unlink()
     run_stage(context, ("pair",))
-    assert said(context) == ["pair: going on, 0 of 3 shards are there (3 shards are not finished)"]
+    assert said(context) == ["pair: resuming, 0 of 3 shards are done (3 shards are not finished)"]
 
 
 def test_another_pairing_rule_samples_nothing(own_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +91,7 @@ def test_another_pairing_rule_samples_nothing(own_run: Path, monkeypatch: pytest
     monkeypatch.setattr("mixpo.stages.engine.create", forbidden)
     context = open_small(own_run / "recipe.toml", own_run / "run", "pairs.max_per_question=1")
     run_stage(context, ("sample", "continue", "verify", "pair"))
-    assert said(context) == ["pair: stale, 3 of 3 shards are made again (pairs.max_per_question: 15 -> 1)"]
+    assert said(context) == ["pair: stale, 3 of 3 shards are redone (pairs.max_per_question: 15 -> 1)"]
 
 
 def test_changed_bytes_under_the_same_path_concern_one_shard(own_run: Path) -> None:
@@ -103,7 +103,7 @@ def test_changed_bytes_under_the_same_path_concern_one_shard(own_run: Path) -> N
         assert [shard[:5] for shard in work.missing] == ["00001"]
     assert "source: 1 of 3 question shards is new or changed" in said(context)
     run_stage(context, ("sample",))
-    assert "sample: stale, 1 of 3 shards is made again (1 of 3 input shards is new or changed)" in said(context)
+    assert "sample: stale, 1 of 3 shards is redone (1 of 3 input shards is new or changed)" in said(context)
 
 
 def test_a_moved_folder_of_images_costs_nothing(own_run: Path, tmp_path: Path) -> None:

@@ -91,14 +91,14 @@ def test_the_kernel_is_chosen_and_left(monkeypatch: pytest.MonkeyPatch) -> None:
         return choose_layout(one, sample_of(data.pieces[:3]), data.get, torch.float32)
 
     layout, note = check()
-    assert (layout, note.endswith("attention in calls of like lengths (the varlen kernel needs an NVIDIA GPU)")) == ("tree", True)
+    assert (layout, note.endswith("attention: length-bucketed SDPA (the varlen kernel needs an NVIDIA GPU)")) == ("tree", True)
     monkeypatch.setattr("mixpo.train.layout_check._no_kernel", lambda *_: "")
     layout, note = check()
     assert layout == "tree"
     assert "the varlen layout fails with NotImplementedError" in note
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", slow_varlen)
     layout, note = check()
-    assert (layout, note.endswith("attention in one call of the varlen kernel")) == ("varlen", True)
+    assert (layout, note.endswith("attention: varlen kernel")) == ("varlen", True)
 
     @wraps(slow_varlen)
     def top_left(*args: Any, window_size: tuple[int, int], **options: Any) -> torch.Tensor:

@@ -133,11 +133,11 @@ def test_layout_check(vlm: Vlm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def check() -> tuple[Layout, str]:
         return choose_layout(vlm, sample, prompts.get, torch.float32)
 
-    form = "attention in calls of like lengths (the varlen kernel needs an NVIDIA GPU)"
-    assert check() == ("tree", f"every prompt is computed once for all of its responses (checked on 4 responses), {form}")
+    form = "attention: length-bucketed SDPA (the varlen kernel needs an NVIDIA GPU)"
+    assert check() == ("tree", f"packed rows, every prompt computed once (checked on 4 responses); {form}")
     with monkeypatch.context() as patch:
         patch.setattr("mixpo.train.layout_check.why_not_packed", lambda _: "layer 1 is odd")
-        assert check() == ("shared", "every response gets a row of its own, images are computed once: layer 1 is odd")
+        assert check() == ("shared", "padded rows, one per response, images computed once: layer 1 is odd")
     with monkeypatch.context() as patch:
         patch.setattr("mixpo.train.tree_attention.members", _with_siblings)
         layout, note = check()

@@ -184,9 +184,9 @@ def explain(context: Context, job: Job, work: Work, last: Manifest | None) -> No
         return
     why, shards = "; ".join(work.reasons), amount(len(work.shards), "shard")
     if last.finished or (done == 0 and last.shards != list(work.shards)):
-        context.progress.say(f"{job.title}: stale, {len(work.missing)} of {shards} {are(len(work.missing))} made again ({why})")
+        context.progress.say(f"{job.title}: stale, {len(work.missing)} of {shards} {are(len(work.missing))} redone ({why})")
     else:
-        context.progress.say(f"{job.title}: going on, {done} of {shards} {are(len(work.shards))} there ({why})")
+        context.progress.say(f"{job.title}: resuming, {done} of {shards} {are(len(work.shards))} done ({why})")
 
 
 def _open(job: Job, work: Work, last: Manifest | None) -> Manifest:

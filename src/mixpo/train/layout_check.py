@@ -45,14 +45,14 @@ def choose_layout(vlm: Vlm, sample: Sequence[Piece], prompt_of: PromptOf, precis
         reason = no_kernel if layout == "varlen" else ""
         reason = reason or _problem(vlm, sample, prompt_of, layout, precision, plain)
         if not reason:
-            form = "in one call of the varlen kernel" if layout == "varlen" else f"in calls of like lengths ({no_kernel})"
+            form = "varlen kernel" if layout == "varlen" else f"length-bucketed SDPA ({no_kernel})"
             checked = f"(checked on {amount(len(plain.sums), 'response')})"
-            return layout, f"every prompt is computed once for all of its responses {checked}, attention {form}"
+            return layout, f"packed rows, every prompt computed once {checked}; attention: {form}"
         no_kernel = reason
     shared = _problem(vlm, sample, prompt_of, "shared", precision, plain)
     if not shared:
-        return "shared", f"every response gets a row of its own, images are computed once: {reason}"
-    return "plain", f"every response gets a row and an image pass of its own: {reason}; {shared}"
+        return "shared", f"padded rows, one per response, images computed once: {reason}"
+    return "plain", f"padded rows, one per response, each with its own images: {reason}; {shared}"
 
 
 def _no_kernel(vlm: Vlm, precision: torch.dtype) -> str:
