@@ -43,7 +43,7 @@ def compare_evaluations(first: Path, second: Path, anyway: bool = False) -> list
         names = "; ".join(
             f"{path} has {', '.join('/'.join(key) for key in found) or 'none'}" for path, found in ((first, left), (second, right))
         )
-        raise EvaluateError(f"no evaluation of the same set and mode is in both: {names}")
+        raise EvaluateError(f"no evaluation of the same set and mode is in both: {names}", code="nothing-to-compare")
     return [_compared(a, left[a], right[b], anyway) for a, b in pairs]
 
 
@@ -56,12 +56,16 @@ def _evaluations(path: Path) -> Iterator[tuple[tuple[str, str], Stage]]:
     path = path.absolute()
     if _is_evaluation(path):
         if len(path.parts) < 5 or path.parts[-4] != "evaluate":
-            raise EvaluateError(f"{path}: not an evaluation; give RUN/evaluate/SET/MODEL/MODE, or a run directory")
+            raise EvaluateError(
+                f"{path}: not an evaluation; give RUN/evaluate/SET/MODEL/MODE, or a run directory", code="not-an-evaluation", path=path
+            )
         yield (path.parts[-3], path.name), Run(path.parents[3]).stage("/".join(path.parts[-4:]))
         return
     root = path / "evaluate"
     if not root.is_dir():
-        raise EvaluateError(f"{path}: holds no evaluations; give a run directory in which `mixpo evaluate` has run")
+        raise EvaluateError(
+            f"{path}: holds no evaluations; give a run directory in which `mixpo evaluate` has run", code="no-evaluations", path=path
+        )
     for folder in sorted(root.glob("*")):
         stages = [Run(path).stage(found.parent.relative_to(path).as_posix()) for found in sorted(folder.glob("*/*/manifest.json"))]
         finished = [(stage, stage.manifest) for stage in stages if stage.manifest and stage.manifest.finished]
@@ -84,14 +88,16 @@ def _compared(key: tuple[str, str], left: Stage, right: Stage, anyway: bool) -> 
     differences += _other_questions({row.question for row in a}, {row.question for row in b})
     if differences and not anyway:
         raise EvaluateError(
-            f"{left.folder} and {right.folder} were not made in the same way: {'; '.join(differences)}; "
-            "evaluate both alike, or compare them all the same with --anyway"
+            f"{left.folder} and {right.folder} were evaluated with different settings: {'; '.join(differences)}; "
+            "evaluate both with the same settings, or compare anyway with --anyway",
+            code="settings-differ",
+            path=right.folder,
         )
     if anyway:
         shared = {row.question for row in a} & {row.question for row in b}
         a, b = [row for row in a if row.question in shared], [row for row in b if row.question in shared]
         if not shared:
-            raise EvaluateError(f"{left.folder} and {right.folder} have no question in common")
+            raise EvaluateError(f"{left.folder} and {right.folder} have no question in common", code="no-common-question")
     known = [_questions(stage) for stage in (left, right)]
     clusters = {question.id: cluster_of(question) for questions in known for question in questions.values()}
     sides = {
@@ -156,7 +162,9 @@ def figures_of(
 def _manifest(stage: Stage) -> Manifest:
     manifest = stage.manifest
     if manifest is None or not manifest.finished:
-        raise EvaluateError(f"{stage.folder}: this evaluation has not finished; run it first")
+        raise EvaluateError(
+            f"{stage.folder}: this evaluation has not finished; run it first", code="evaluation-unfinished", path=stage.folder
+        )
     return manifest
 
 

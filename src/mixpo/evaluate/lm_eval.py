@@ -42,7 +42,11 @@ def ready(table: EvaluateTable, base: Path) -> None:
     known = _manager(table, base).all_tasks
     for task in table.text_tasks:
         if task not in known:
-            raise RecipeError(f"evaluate.text_tasks: lm-evaluation-harness has no task {task!r}{did_you_mean(task, known)}")
+            raise RecipeError(
+                f"evaluate.text_tasks: lm-evaluation-harness has no task {task!r}{did_you_mean(task, known)}",
+                code="unknown-task",
+                key="evaluate.text_tasks",
+            )
 
 
 def settings(table: EvaluateTable, base: Path) -> dict[str, Any]:
@@ -63,7 +67,12 @@ def _manager(table: EvaluateTable, base: Path) -> Any:
 
     folder = base / table.text_include
     if table.text_include and not folder.is_dir():
-        raise RecipeError(f"evaluate.text_include: {folder} is not a folder; the path is relative to the recipe")
+        raise RecipeError(
+            f"evaluate.text_include: {folder} is not a folder; the path is relative to the recipe",
+            code="folder-missing",
+            path=folder,
+            key="evaluate.text_include",
+        )
     if table.text_include:
         own = TaskManager(include_path=str(folder), include_defaults=False)
         # Reading the thousands of the harness's own tasks takes seconds; it is spared where none of them is wanted.
@@ -91,7 +100,9 @@ def run_tasks(model: Any, tokenizer: Any, max_length: int, table: EvaluateTable,
     # The harness raises whatever its tasks raise: a data set that cannot be fetched, an extra that is missing, a task that runs code.
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, AssertionError) as error:
         first = (str(error).strip().splitlines() or [""])[0][:300]
-        raise EvaluateError(f"lm-evaluation-harness stopped: {type(error).__name__}: {first}; correct it or leave the task out") from error
+        raise EvaluateError(
+            f"lm-evaluation-harness stopped: {type(error).__name__}: {first}; correct it or leave the task out", code="harness-failed"
+        ) from error
     return [score for task in table.text_tasks for score in _scores(found, task)]
 
 

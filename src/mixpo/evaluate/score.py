@@ -169,14 +169,18 @@ def score_samples(predictions: Iterable[Prediction], clusters: Clusters = Mappin
     tokens = failed = unread = 0
     for row in predictions:
         if (row.question, row.index) in seen:
-            raise EvaluateError(f"question {row.question}: sample {row.index} is there twice; evaluate again with --force evaluate")
+            raise EvaluateError(
+                f"question {row.question}: sample {row.index} is there twice; evaluate again with --force evaluate",
+                code="answered-twice",
+                key=row.question,
+            )
         seen.add((row.question, row.index))
         shares[row.question].append(row)
         tokens += row.tokens
         failed += row.finish == "error"
         unread += row.unread
     if not seen:
-        raise EvaluateError("there are no sampled predictions to score; set evaluate.samples and evaluate again")
+        raise EvaluateError("there are no sampled predictions to score; set evaluate.samples and evaluate again", code="no-predictions")
     judged = is_judged(row for rows in shares.values() for row in rows)
     credits = {name: [value for row in rows if (value := credit(row, judged)) is not None] for name, rows in shares.items()}
     means = {name: sum(values) / len(values) for name, values in credits.items() if values}
@@ -205,14 +209,15 @@ def compare(a: Iterable[Prediction], b: Iterable[Prediction], clusters: Clusters
     if left.keys() != right.keys():
         raise EvaluateError(
             f"the answers are about different questions ({len(left.keys() - right.keys())} only in the first, "
-            f"{len(right.keys() - left.keys())} only in the second); evaluate both on the same set"
+            f"{len(right.keys() - left.keys())} only in the second); evaluate both on the same set",
+            code="questions-differ",
         )
     judged = is_judged([*left.values(), *right.values()])
     pairs = {name: (credit(left[name], judged), credit(right[name], judged)) for name in left}
     of_a = {name: x for name, (x, y) in pairs.items() if x is not None and y is not None}
     of_b = {name: y for name, (x, y) in pairs.items() if x is not None and y is not None}
     if not of_a:
-        raise EvaluateError(UNREADABLE)
+        raise EvaluateError(UNREADABLE, code="nothing-graded")
     gains = [of_b[name] - of_a[name] for name in of_a]
     only_a, only_b = sum(gain < 0 for gain in gains), sum(gain > 0 for gain in gains)
     if judged or not _are_distinct(of_a, clusters):
@@ -238,10 +243,14 @@ def by_question(predictions: Iterable[Prediction]) -> dict[str, Prediction]:
     rows: dict[str, Prediction] = {}
     for row in predictions:
         if row.question in rows:
-            raise EvaluateError(f"question {row.question}: answered twice in mode {row.mode!r}; evaluate again with --force evaluate")
+            raise EvaluateError(
+                f"question {row.question}: answered twice in mode {row.mode!r}; evaluate again with --force evaluate",
+                code="answered-twice",
+                key=row.question,
+            )
         rows[row.question] = row
     if not rows:
-        raise EvaluateError("there are no predictions to score; evaluate first")
+        raise EvaluateError("there are no predictions to score; evaluate first", code="no-predictions")
     return rows
 
 

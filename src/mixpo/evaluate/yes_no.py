@@ -37,7 +37,7 @@ def yes_no(predictions: Iterable[Prediction], gold: Mapping[str, str], clusters:
     """
     rows = [row for row in by_question(predictions).values() if row.question in gold]
     if not rows:
-        raise EvaluateError("no prediction answers a yes/no question")
+        raise EvaluateError("no prediction answers a yes/no question", code="no-predictions")
     names = sorted({row.domain for row in rows})
     parts = {name: _retrieval([row for row in rows if row.domain == name], gold, clusters) for name in names} if len(names) > 1 else {}
     return replace(_retrieval(rows, gold, clusters), domains=parts)

@@ -96,7 +96,11 @@ def rebuild(
     rejected = _find(pair, pair.rejected_index, sampled.responses, "sampled")
     answers = {verdict.index: verdict.extracted for verdict in judged.verdicts} if judged else {}
     if not {chosen.index, rejected.index} <= answers.keys():
-        raise RecordError(f"pair {pair.id}: the verdicts of question {pair.question} are not in the judged records; verify it again")
+        raise RecordError(
+            f"pair {pair.id}: the verdicts of question {pair.question} are not in the judged records; verify it again",
+            code="verdicts-missing",
+            key=pair.id,
+        )
     return make_pair(pair.question, chosen, rejected, pair.origin, answers[chosen.index], answers[rejected.index])
 
 
@@ -126,5 +130,7 @@ def _find(pair: Pair, index: int, responses: Iterable[Response], where: str) -> 
         if response.index == index and response.question == pair.question:
             return response
     raise RecordError(
-        f"pair {pair.id}: answer {index} to question {pair.question} is not in the {where} records; run the pair stage again with --force"
+        f"pair {pair.id}: answer {index} to question {pair.question} is not in the {where} records; run the pair stage again with --force",
+        code="response-missing",
+        key=pair.id,
     )

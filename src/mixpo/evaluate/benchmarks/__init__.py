@@ -32,7 +32,7 @@ def read(source: BenchmarkSource, base: Path, images: Path) -> Iterator[Found | 
     path = base / source.path
     root = files.root_of(source, base)
     if not root.is_dir():
-        raise SourceError(f"source.root: {root} is not a folder")
+        raise SourceError(f"source.root: {root} is not a folder", code="folder-missing", path=root, key="source.root")
     splits = ((source.split,),) if source.split else benchmark.splits
     found = files.find(path, () if source.split else benchmark.files, splits)
     answers = base / source.answers if source.answers else None

@@ -216,11 +216,11 @@ def encoded(text: str) -> bytes | None:
     head, comma, body = text.partition(",")
     if text[:5].casefold() == "data:":
         if not comma or not head.casefold().endswith(";base64"):
-            raise SourceError("image is a data URI without base64 content")
+            raise SourceError("image is a data URI without base64 content", code="image-encoding")
         text = body
     elif len(text) <= SHORTEST_BASE64 or not _BASE64.fullmatch(text):
         return None
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise SourceError(f"image is not valid base64 ({error}); the file may have been cut") from None
+        raise SourceError(f"image is not valid base64 ({error}); the file may be truncated", code="image-encoding") from None

@@ -28,7 +28,7 @@ def row(fields: Fields) -> Draft:
     text = text_of(fields, "text", "question")
     choices = parse_options(text) or choices_of(fields)
     if not choices:
-        raise SourceError("shows no options")
+        raise SourceError("shows no options", code="options-missing")
     text = with_columns(text, fields)
     answer = _letter(text_of(fields, "correct_option", "answer"), choices)
     stem = re.split(r"\n\s*\(?A\s*[.):]", text)[0]
@@ -49,7 +49,7 @@ def _letter(answer: str, choices: Sequence[str]) -> str:
         return known[list(choices).index(answer)]
     line = re.match(r"\(?([A-Za-z])(?:[).:\s]|$)", answer)
     if line is None or line[1].upper() not in known:
-        raise SourceError(f"the correct option {answer[:40]!r} is none of {len(choices)}")
+        raise SourceError(f"the correct option {answer[:40]!r} is none of {len(choices)}", code="gold-not-an-option")
     return line[1].upper()
 
 

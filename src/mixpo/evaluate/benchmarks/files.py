@@ -49,7 +49,12 @@ def find(path: Path, files: Sequence[str], splits: Sequence[Sequence[str]]) -> l
         return [path]
     if not path.is_dir():
         beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise SourceError(f"{path}: no such file or folder{did_you_mean(path.name, beside)}; check source.path (relative to the recipe)")
+        raise SourceError(
+            f"{path}: no such file or folder{did_you_mean(path.name, beside)}; check source.path (relative to the recipe)",
+            code="file-missing",
+            path=path,
+            key="source.path",
+        )
     for name in files:
         if (path / name).is_file():
             return [path / name]
@@ -67,7 +72,12 @@ def find(path: Path, files: Sequence[str], splits: Sequence[Sequence[str]]) -> l
         return there
     listed = ", ".join(str(file.relative_to(path)) for file in there[:8]) or "no Parquet, Arrow, TSV, JSONL or JSON file"
     wanted = " or ".join("/".join(names) for names in splits)
-    raise SourceError(f"{path}: nothing of the split {wanted}; it has {listed}; set source.path to the file, or source.split")
+    raise SourceError(
+        f"{path}: nothing of the split {wanted}; it has {listed}; set source.path to the file, or source.split",
+        code="split-missing",
+        path=path,
+        key="source.split",
+    )
 
 
 def _check_one(path: Path, files: Sequence[Path]) -> None:
@@ -76,7 +86,12 @@ def _check_one(path: Path, files: Sequence[Path]) -> None:
     apart = tables if len(tables) > 1 else sorted({file.parent for file in files})
     if len(apart) > 1:
         listed = ", ".join(str(one.relative_to(path)) for one in apart[:4])
-        raise SourceError(f"{path}: holds several data sets ({listed}); set source.path to one of them")
+        raise SourceError(
+            f"{path}: holds several data sets ({listed}); set source.path to one of them",
+            code="several-data-sets",
+            path=path,
+            key="source.path",
+        )
 
 
 def _names(path: Path, split: str) -> bool:
@@ -88,9 +103,11 @@ def rows(paths: Iterable[Path]) -> Iterator[Place | Skipped]:
     for path in paths:
         reader = READERS.get(path.suffix.casefold())
         if reader is None:
-            raise SourceError(f"{path}: not a format that is read here; known: {', '.join(READERS)}")
+            raise SourceError(f"{path}: not a format that is read here; known: {', '.join(READERS)}", code="unknown-format", path=path)
         if _is_pointer(path):
-            raise SourceError(f"{path}: a Git LFS pointer without the content; fetch it with `git lfs pull` in that folder")
+            raise SourceError(
+                f"{path}: a Git LFS pointer without the content; fetch it with `git lfs pull` in that folder", code="lfs-pointer", path=path
+            )
         yield from reader(path)
 
 
@@ -112,7 +129,7 @@ def _parquet(path: Path) -> Iterator[Place]:
                     yield f"{path}[{number}]", row
                     number += 1
     except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{path}: not a readable Parquet file ({_first(error)})") from None
+        raise SourceError(f"{path}: not a readable Parquet file ({_first(error)})", code="file-unreadable", path=path) from None
 
 
 def _arrow(path: Path) -> Iterator[Place]:
@@ -125,7 +142,7 @@ def _arrow(path: Path) -> Iterator[Place]:
                     yield f"{path}[{number}]", row
                     number += 1
     except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{path}: not a readable Arrow stream ({_first(error)})") from None
+        raise SourceError(f"{path}: not a readable Arrow stream ({_first(error)})", code="file-unreadable", path=path) from None
 
 
 def _tsv(path: Path) -> Iterator[Place]:
@@ -155,7 +172,7 @@ def _read_tsv(path: Path) -> pa.Table:
             convert_options=pa_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
         )
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"{path}: not a readable TSV ({_first(error)})") from None
+        raise SourceError(f"{path}: not a readable TSV ({_first(error)})", code="file-unreadable", path=path) from None
 
 
 def _holders(table: pa.Table) -> dict[str, int]:
@@ -170,11 +187,13 @@ def _json(path: Path) -> Iterator[Place]:
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        raise SourceError(f"{path}: not readable JSON ({_first(error)})") from None
+        raise SourceError(f"{path}: not readable JSON ({_first(error)})", code="file-unreadable", path=path) from None
     pairs = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
     for key, row in pairs:
         if not isinstance(row, dict):
-            raise SourceError(f"{path}: entry {key!r} is {type(row).__name__}, not an object")
+            raise SourceError(
+                f"{path}: entry {key!r} is {type(row).__name__}, not an object", code="not-an-object", path=path, key=str(key)
+            )
         yield f"{path}[{key}]", {"key": str(key), **row}
 
 
@@ -197,7 +216,11 @@ def text_of(row: Fields, *names: str, default: str | None = None) -> str:
             return str(value).strip()
     if default is not None:
         return default
-    raise SourceError(f"no field {' or '.join(map(repr, names))}; the row has {', '.join(map(repr, row)) or 'no fields'}")
+    raise SourceError(
+        f"no field {' or '.join(map(repr, names))}; the row has {', '.join(map(repr, row)) or 'no fields'}",
+        code="field-missing",
+        key=names[0],
+    )
 
 
 def text_at(place: Place, *names: str) -> str:
@@ -205,7 +228,7 @@ def text_at(place: Place, *names: str) -> str:
     try:
         return text_of(place[1], *names)
     except SourceError as error:
-        raise SourceError(f"{place[0]}: {error}") from None
+        raise SourceError(f"{place[0]}: {error}", code=error.code, path=place[0], key=error.key) from None
 
 
 def list_of(value: object) -> list[Any]:
@@ -221,9 +244,9 @@ def list_of(value: object) -> list[Any]:
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             parsed = None
         if parsed is None and value.strip() not in ("None", "null", "nan"):
-            raise SourceError(f"{value[:40]!r} is not a list")
+            raise SourceError(f"{value[:40]!r} is not a list", code="not-a-list")
         return list(parsed) if isinstance(parsed, (list, tuple)) else []
-    raise SourceError(f"expected a list, found {type(value).__name__}")
+    raise SourceError(f"expected a list, found {type(value).__name__}", code="not-a-list")
 
 
 def choices_of(row: Fields, *names: str) -> tuple[str, ...]:
@@ -237,7 +260,7 @@ def choices_of(row: Fields, *names: str) -> tuple[str, ...]:
     columns = [text_of(row, letter, default="") for letter in OPTION_COLUMNS]
     given = columns[: max((number for number, text in enumerate(columns, start=1) if text), default=0)]
     if "" in given:
-        raise SourceError(f"option {OPTION_COLUMNS[given.index('')]} is empty before others that are not")
+        raise SourceError(f"option {OPTION_COLUMNS[given.index('')]} is empty before others that are not", code="option-empty")
     return tuple(given)
 
 
@@ -251,4 +274,4 @@ def images_of(row: Fields, folder: str = "") -> list[object]:
             value = list_of(value)
         values = list(value) if isinstance(value, (list, tuple)) else [value]
         return [f"{folder}/{item}" if folder and name == "imagename" else item for item in values]
-    raise SourceError(f"no image; the row has {', '.join(map(repr, row)) or 'no fields'}")
+    raise SourceError(f"no image; the row has {', '.join(map(repr, row)) or 'no fields'}", code="image-missing")

@@ -69,7 +69,11 @@ def joined(places: Iterable[Place | Skipped], folder: Path, answers: Path | None
         image, number = text_at(place, "image"), text_at(place, "question_id")
         if image not in captions or number not in references:
             missing = f"context of image {image}" if image not in captions else f"reference answer to question {number}"
-            raise SourceError(f"{where}: no {missing}; keep context.jsonl and answers_gpt4.jsonl beside questions.jsonl")
+            raise SourceError(
+                f"{where}: no {missing}; keep context.jsonl and answers_gpt4.jsonl beside questions.jsonl",
+                code="reference-missing",
+                path=where,
+            )
         yield where, {**fields, "caption": captions[image], "gpt_answer": references[number]}
 
 

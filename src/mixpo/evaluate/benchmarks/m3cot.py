@@ -24,7 +24,7 @@ def row(fields: Fields) -> Draft:
     """A row of the Parquet files, or of the ScienceQA form in which the gold is the number of the option."""
     choices = choices_of(fields, "choices")
     if len(choices) < 2:
-        raise SourceError(f"has {amount(len(choices), 'choice')}")
+        raise SourceError(f"has {amount(len(choices), 'choice')}", code="options-missing")
     context = text_of(fields, "context", "hint", default="")
     asked = "\n".join([*([context] if context else []), text_of(fields, "question"), lettered(choices)])
     facts = {"id": text_of(fields, "id", "question_id", "image_id", "key", default=""), "choices": list(choices)}
@@ -48,7 +48,7 @@ def _letter(answer: object, count: int) -> str:
         return known[int(text)]
     if text.strip("().") in known:
         return text.strip("().")
-    raise SourceError(f"answer {answer!r} is none of the {amount(count, 'option')}")
+    raise SourceError(f"answer {answer!r} is none of the {amount(count, 'option')}", code="gold-not-an-option")
 
 
 def check_paper(said: str, question: Question, facts: Fields, options: Options) -> Judgement:

@@ -47,7 +47,7 @@ def row(fields: Fields) -> Draft:
     choices = choices_of(fields, "choices")
     answer = text_of(fields, "answer", default="") or text_of(fields, "answer_option", default="")
     if not answer:
-        raise SourceError("no answer; the answers of the test split are not public, use testmini")
+        raise SourceError("no answer; the answers of the test split are not public, use testmini", code="answer-missing")
     is_choice = text_of(known, "question_type", default="multi_choice" if choices else "free_form") == "multi_choice"
     form = text_of(known, "answer_type", default="text")
     facts: dict[str, Any] = {name: text_of(known, name, default="") for name in DETAILS}
@@ -75,7 +75,7 @@ def _precision(text: str) -> int:
     try:
         return int(float(text))
     except (ValueError, OverflowError):
-        raise SourceError(f"precision {text[:20]!r} is no number of decimal places") from None
+        raise SourceError(f"precision {text[:20]!r} is no number of decimal places", code="precision-invalid") from None
 
 
 def _letter(answer: str, choices: Sequence[str], fields: Fields) -> str:
@@ -85,7 +85,7 @@ def _letter(answer: str, choices: Sequence[str], fields: Fields) -> str:
     letter = text_of(fields, "answer_option", default=answer).strip("() ")
     if letter in letters(len(choices)):
         return letter
-    raise SourceError(f"answer {answer[:40]!r} is not among the {amount(len(choices), 'choice')}")
+    raise SourceError(f"answer {answer[:40]!r} is not among the {amount(len(choices), 'choice')}", code="gold-not-an-option")
 
 
 def _query(fields: Fields, choices: Sequence[str], is_choice: bool, form: str, precision: int) -> str:

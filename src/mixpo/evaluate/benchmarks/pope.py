@@ -30,10 +30,10 @@ def row(fields: Fields) -> Draft:
     """A row of the Parquet files, of VLMEvalKit's table (categories joined by commas) or of InternVL's JSONL with its labels."""
     answer = text_of(fields, "answer", "label").lower()
     if answer not in ("yes", "no"):
-        raise SourceError(f"answer {answer[:20]!r} is neither yes nor no")
+        raise SourceError(f"answer {answer[:20]!r} is neither yes nor no", code="gold-not-yes-or-no")
     categories = [name.strip() for name in text_of(fields, "category").lower().split(",")]
     if unknown := set(categories) - set(CATEGORIES):
-        raise SourceError(f"category {sorted(unknown)[0]!r} is none of {', '.join(CATEGORIES)}")
+        raise SourceError(f"category {sorted(unknown)[0]!r} is none of {', '.join(CATEGORIES)}", code="unknown-category")
     return Draft(
         text=text_of(fields, "question", "text").removesuffix(SUFFIX).strip(),
         images=images_of(fields),
@@ -57,11 +57,17 @@ def joined(places: Iterable[Place | Skipped], folder: Path, answers: Path | None
         key = (text_at(place, "category").lower(), text_at(place, "question_id"))
         if key not in labels:
             raise SourceError(
-                f"{where}: no label for question {key[1]} of {key[0]!r}; set source.answers to the folder of coco_pope_*.json"
+                f"{where}: no label for question {key[1]} of {key[0]!r}; set source.answers to the folder of coco_pope_*.json",
+                code="label-missing",
+                path=where,
             )
         label = labels[key]
         if text_at((f"label of question {key[1]}", label), "text") not in text_at(place, "text", "question"):
-            raise SourceError(f"{where}: question {key[1]} of {key[0]!r} is another one than in the labels; they are of different versions")
+            raise SourceError(
+                f"{where}: question {key[1]} of {key[0]!r} is another one than in the labels; they are of different versions",
+                code="label-mismatch",
+                path=where,
+            )
         yield where, {**fields, "answer": label.get("label")}
 
 
