@@ -212,7 +212,7 @@ def test_equal_evaluations_are_compared_and_others_refused(run: Path, tmp_path: 
     jsonl(tmp_path / "script.jsonl", lines)
     evaluated(other, tmp_path / "run")
     first, second = run / "run", tmp_path / "run"
-    with pytest.raises(EvaluateError, match=r"not made in the same way: script: .* --anyway"):
+    with pytest.raises(EvaluateError, match=r"were evaluated with different settings: script: .* --anyway"):
         compare_evaluations(first, second)
     found = {(row["set"], row["mode"]): row for row in compare_evaluations(first, second, anyway=True)}
     assert set(found) == {("pope", "cot"), ("pope", "direct"), ("vet", "cot"), ("vet", "direct")}

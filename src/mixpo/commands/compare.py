@@ -1,4 +1,4 @@
-"""Two evaluations side by side: a paired test on the same questions, and a refusal where they were not made in the same way."""
+"""Compares two evaluations: a paired test on the same questions; refused where settings other than the model differ."""
 
 from __future__ import annotations
 

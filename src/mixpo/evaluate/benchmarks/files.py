@@ -228,7 +228,7 @@ def text_at(place: Place, *names: str) -> str:
     try:
         return text_of(place[1], *names)
     except SourceError as error:
-        raise SourceError(f"{place[0]}: {error}", code=error.code, path=place[0], key=error.key) from None
+        raise SourceError(f"{place[0]}: {error}", code="field-missing", path=place[0], key=error.key) from None
 
 
 def list_of(value: object) -> list[Any]:
