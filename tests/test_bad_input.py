@@ -297,7 +297,7 @@ def test_the_remedy_fits_what_keeps_a_file_from_being_written(
     def refuse(*_: object, **__: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("mixpo.records.pq.write_table", refuse)
+    monkeypatch.setattr("pyarrow.parquet.write_table", refuse)
     assert run(recipe, command="sample") == 1
     message = one_sentence(capsys)
     assert os.strerror(code) in message

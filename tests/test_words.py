@@ -107,7 +107,7 @@ PROSE_LEFT: dict[str, int] = {
     r"(?:mean|best) mark|marks of (?:a|the|different) judges?": 4,
     r"the checker": 2,
     r"speaks? of": 1,
-    r"(?<!-)alike": 7,
+    r"(?<!-)alike": 6,
     r"besides": 13,
     r"till|thereof|whence|hence|ere|therein": 3,
 }
