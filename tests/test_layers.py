@@ -155,7 +155,7 @@ SHORT = {
 }
 """Files of less than 40 lines, and why each stands alone. Package files (`__init__`) are not counted."""
 
-LONG: set[str] = {"engines/openai/client.py", "verify/number.py", "viewer/views.py"}
+LONG: set[str] = {"verify/number.py", "viewer/views.py"}
 """Files of more than 350 lines that are being split: remove a line with its file."""
 
 DUPLICATES: set[str] = {"Asked", "Rule", "Seen"}
@@ -189,10 +189,8 @@ def test_no_class_name_stands_twice() -> None:
 # --- errors ------------------------------------------------------------------------------------------------------------
 
 WITHOUT_CODE: dict[str, int] = {
-    "cluster": 5,
     "commands": 2,
     "distributed": 3,
-    "engines": 1,
     "evaluate": 6,
     "human_labels": 4,
     "images": 13,

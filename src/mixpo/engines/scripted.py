@@ -120,21 +120,21 @@ def _read(path: Path) -> list[ScriptRow]:
 
 
 def _parse(raw: str, path: Path, line: int) -> ScriptRow:
-    def bad_row(reason: str, code: str = "script-row") -> SourceError:
-        return SourceError(f"{path}:{line}: {reason}", code=code, path=path, line=line)
+    def bad_row(reason: str) -> SourceError:
+        return SourceError(f"{path}:{line}: {reason}", code="script-row", path=path, line=line)
 
     def response(value: Any) -> tuple[str, Finish]:
         row = {"text": value} if isinstance(value, str) else value
         if not isinstance(row, dict) or not isinstance(row.get("text"), str) or row.get("finish", "stop") not in ("stop", "length"):
             raise bad_row('a response is a text, or an object with text and finish ("stop" or "length")')
         if not storable(row["text"]):
-            raise bad_row("a response holds half of a surrogate pair, which is not text; repair it", "script-surrogate")
+            raise bad_row("a response holds half of a surrogate pair, which is not text; repair it")
         return row["text"], row.get("finish", "stop")
 
     try:
         row = json.loads(raw)
     except ValueError as error:
-        raise bad_row(f"not valid JSON ({error})", "script-json") from None
+        raise bad_row(f"not valid JSON ({error})") from None
     if not isinstance(row, dict) or row.keys() - {"question", "responses", "error"}:
         raise bad_row("a row is an object with question (optional) and responses or error")
     question, failure, responses = row.get("question", ""), row.get("error", ""), row.get("responses", [])

@@ -29,7 +29,7 @@ from mixpo.records import write_text
 from mixpo.types import content_id
 
 SLOTS = ("question", "reference", "answer", "context")
-"""What is put into a judge's prompt."""
+"""Placeholders of a judge prompt."""
 _SLOT = re.compile(rf"\{{({'|'.join(SLOTS)})\}}")
 RENAMED_FIELDS = {"max_tokens": "max_completion_tokens", "temperature": ""}
 """Fields under the names of endpoints of reasoning models; "" is not sent."""
@@ -72,19 +72,21 @@ def _is_local(host: str) -> bool:
 
 
 def with_own_prompt(wording: Wording, table: JudgeTable, base: Path, name: str) -> Wording:
-    """The same with the user's texts for benchmark `name`, where there are some: NAME.txt, and NAME.system.txt for the system message.
+    """`wording` with the user's own texts for benchmark `name`, if any: NAME.txt, and NAME.system.txt for the system message.
 
-    Raises RecipeError for a prompt without its slots, and for a file that belongs to no benchmark.
+    Raises RecipeError for a prompt with missing slots, and for a file that belongs to no benchmark.
     """
     if not table.prompts:
         return wording
     folder = base / table.prompts
     if not folder.is_dir():
-        raise RecipeError(f"evaluate.judge.prompts: {folder} is not a folder; the path is relative to the recipe")
+        message = f"evaluate.judge.prompts: {folder} is not a folder; the path is relative to the recipe"
+        raise RecipeError(message, code="judge-prompts-folder", path=folder, key="evaluate.judge.prompts")
     known = [f"{of}{end}" for of in (*JUDGED_BENCHMARKS, *EXTRACTED_BENCHMARKS) for end in (".txt", ".system.txt")]
     for path in sorted(folder.glob("*.txt")):
         if path.name not in known:
-            raise RecipeError(f"{path}: belongs to no benchmark{did_you_mean(path.name, known)}; known are {', '.join(known)}")
+            message = f"{path}: belongs to no benchmark{did_you_mean(path.name, known)}; known are {', '.join(known)}"
+            raise RecipeError(message, code="judge-prompt-unknown", path=path)
     prompt, system = folder / f"{name}.txt", folder / f"{name}.system.txt"
     if prompt.is_file():
         wording = dataclasses.replace(wording, prompt=_prompt(prompt))
@@ -95,11 +97,12 @@ def _prompt(path: Path) -> str:
     text = _text(path)
     missing = [slot for slot in ("question", "answer") if f"{{{slot}}}" not in text]
     if missing:
-        raise RecipeError(f"{path}: has no {{{missing[0]}}}; a judge prompt needs {{question}} and {{answer}}")
-    # Other words in braces may be meant, as in an example of JSON, unless they look like a slot.
+        message = f"{path}: has no {{{missing[0]}}}; a judge prompt needs {{question}} and {{answer}}"
+        raise RecipeError(message, code="judge-prompt-slot-missing", path=path, key=missing[0])
+    # Other words in braces are kept, as in an example of JSON, unless they resemble a slot.
     for name in re.findall(r"\{(\w+)\}", text):
         if name not in SLOTS and (meant := did_you_mean(name, SLOTS)):
-            raise RecipeError(f"{path}: nothing is put into {{{name}}}{meant}")
+            raise RecipeError(f"{path}: unknown slot {{{name}}}{meant}", code="judge-prompt-slot-unknown", path=path, key=name)
     return text
 
 
@@ -107,16 +110,16 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+        raise RecipeError(f"{path}: cannot be read as UTF-8 text ({error})", code="judge-prompt-unreadable", path=path) from None
 
 
 def digest(wording: Rubric | Extraction) -> str:
-    """Eight digits that stand for the wording put before the judge."""
+    """Eight hexadecimal digits that identify a judge's prompt."""
     return content_id(wording.system, wording.prompt)[:8]
 
 
 def settings(wording: Rubric | Extraction, table: JudgeTable) -> dict[str, Any]:
-    """What decides a reply besides the answer. Where the model is served does not."""
+    """What decides a reply besides the response; the address of the endpoint does not."""
     return {**table.deciding("evaluate"), "prompt": digest(wording)}
 
 
@@ -185,10 +188,11 @@ class Judge:
                     return "", ""
                 refused = next((field for field in RENAMED_FIELDS if field in body and field in str(error)), None)
                 if error.status != 400 or refused is None or "support" not in str(error):
-                    raise self._failure(f"the judge at {self._table.urls[0]} refused ({one_line(str(error))})", "judge-refused") from None
+                    message = f"the judge at {self._table.urls[0]} refused ({one_line(str(error))}); {_CACHED}"
+                    raise EvaluateError(message, code="judge-refused", key=WHERE) from None
                 self._names[refused] = RENAMED_FIELDS[refused]
             except (EngineError, ServerLostError) as error:
-                raise self._failure(f"the judge cannot be asked: {error}", getattr(error, "code", "judge-unavailable")) from None
+                raise EvaluateError(f"the judge cannot be asked: {error}; {_CACHED}", code="judge-unavailable", key=WHERE) from None
 
     def _open(self) -> ClientThread:
         with self._lock:
@@ -200,9 +204,8 @@ class Judge:
                 )
             return self._thread
 
-    @staticmethod
-    def _failure(message: str, code: str) -> EvaluateError:
-        return EvaluateError(f"{message}; replies so far are cached, run the same command again when it is up", code=code, key=WHERE)
+
+_CACHED = "replies so far are cached, run the same command again when it is up"
 
 
 def _load(path: Path) -> CachedReply | None:

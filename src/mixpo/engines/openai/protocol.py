@@ -159,12 +159,12 @@ def parse_completion(reply: object, eval_only: bool = False) -> Completion:
         raise InvalidReplyError(f"the reply has no list of choices{error}")
     named = reply.get("model")
     model = "".join(filter(str.isprintable, named))[:MAX_MODEL_NAME] if isinstance(named, str) else ""
-    found = [_choice(choice, eval_only, model) for choice in _in_order(choices)]
+    parsed = [_choice(choice, eval_only, model) for choice in _in_order(choices)]
     usage = reply.get("usage")
     count = usage.get("prompt_tokens") if isinstance(usage, Mapping) else None
     return Completion(
-        choices=tuple(choice for choice in found if isinstance(choice, Choice)),
-        unusable=tuple(why for why in found if isinstance(why, str)),
+        choices=tuple(choice for choice in parsed if isinstance(choice, Choice)),
+        unusable=tuple(why for why in parsed if isinstance(why, str)),
         prompt_tokens=count if isinstance(count, int) else -1,
     )
 
