@@ -1,7 +1,6 @@
-"""What people said of verdicts: RUN/audit/labels.jsonl, one line for each mark, only ever appended to.
+"""Human labels of responses: RUN/audit/labels.jsonl, one line per label, only ever appended to.
 
-A person says what a response is (its outcome), not whether the checker was right; both follow from the other. The last mark of
-a response counts. Knows nothing about pages.
+A label says what a response is (its outcome), not whether the verifier was right; the last label of a response counts.
 """
 
 from __future__ import annotations
@@ -17,11 +16,12 @@ from mixpo.errors import RecordError, RunError
 from mixpo.types import Outcome
 
 LABELS = "audit/labels.jsonl"
+OUTCOMES: tuple[str, ...] = get_args(Outcome)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HumanLabel:
-    """What a person says of response `index` to a question in a round. time: UTC, ISO 8601, as it stands in the file."""
+    """The outcome that a person gives response `index` to a question in a round. time: UTC, ISO 8601."""
 
     question: str
     index: int
@@ -31,10 +31,10 @@ class HumanLabel:
     round: int = 1
 
 
-def append_label(root: Path, mark: HumanLabel) -> None:
-    """Add one line; it is on the disk when this returns. A line that a crash left torn, which says nothing, is taken away first.
+def append_label(root: Path, label: HumanLabel) -> None:
+    """Append one line, on the disk when this returns. A torn last line of a crash is removed first.
 
-    Raises RunError when the run cannot be written.
+    Raises RunError when the file cannot be written.
     """
     path = root / LABELS
     try:
@@ -45,39 +45,44 @@ def append_label(root: Path, mark: HumanLabel) -> None:
             content = os.pread(handle, os.fstat(handle).st_size, 0)
             if not content.endswith(b"\n"):
                 os.ftruncate(handle, content.rfind(b"\n") + 1)
-            os.write(handle, json.dumps(asdict(mark), ensure_ascii=False).encode() + b"\n")
+            os.write(handle, json.dumps(asdict(label), ensure_ascii=False).encode() + b"\n")
             os.fsync(handle)
         finally:
             os.close(handle)
     except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error.strerror}); free some space, or make the run writable") from None
+        message = f"{path}: cannot be written ({error.strerror}); free some space, or make the run writable"
+        raise RunError(message, code="labels-unwritable", path=path) from None
 
 
 def read_labels(root: Path) -> dict[tuple[int, str, int], HumanLabel]:
-    """The last mark of each response, by (round, question, index). A last line without its end is still being written.
+    """The last label of each response, by (round, question, index). A last line without its end is still being written.
 
-    Lines written by hand may leave out by, time and round. Raises RecordError for a whole line that is no mark.
+    Lines written by hand may omit by, time and round. Raises RecordError for a complete line that is not a label.
     """
     path = root / LABELS
-    marks: dict[tuple[int, str, int], HumanLabel] = {}
+    labels: dict[tuple[int, str, int], HumanLabel] = {}
     if not path.exists():
-        return marks
+        return labels
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1], start=1):
-        mark = _mark(line, f"{path}:{number}")
-        marks[mark.round, mark.question, mark.index] = mark
-    return marks
+        label = _parse(line, path, number)
+        labels[label.round, label.question, label.index] = label
+    return labels
 
 
-def _mark(line: str, where: str) -> HumanLabel:
+def _parse(text: str, path: Path, line: int) -> HumanLabel:
+    def invalid(why: str, key: str | None = None) -> RecordError:
+        return RecordError(f"{path}:{line}: {why}; correct or remove the line", code="invalid-label", path=path, line=line, key=key)
+
     try:
-        row: Any = json.loads(line)
+        row: Any = json.loads(text)
     except ValueError as error:
-        raise RecordError(f"{where}: not valid JSON ({error}); remove the line") from None
-    if not isinstance(row, dict) or not isinstance(row.get("question"), str) or row.get("outcome") not in get_args(Outcome):
-        raise RecordError(f"{where}: a mark has question (an id), index and outcome ({', '.join(get_args(Outcome))}); correct the line")
+        raise invalid(f"not valid JSON ({error})") from None
+    if not isinstance(row, dict) or not isinstance(row.get("question"), str) or row.get("outcome") not in OUTCOMES:
+        raise invalid(f"a label has question (an id), index and outcome ({', '.join(OUTCOMES)})")
     index, of_round = row.get("index"), row.get("round", 1)
-    if type(index) is not int or type(of_round) is not int:
-        raise RecordError(f"{where}: index and round must be whole numbers (got {index!r}, {of_round!r}); correct the line")
+    for key, value in (("index", index), ("round", of_round)):
+        if type(value) is not int:
+            raise invalid(f"{key} must be a whole number (got {value!r})", key)
     outcome: Outcome = row["outcome"]
     by, when = (str(row.get(name, "")) for name in ("by", "time"))
     return HumanLabel(question=row["question"], round=of_round, index=index, outcome=outcome, by=by, time=when)

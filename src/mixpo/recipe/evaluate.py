@@ -93,7 +93,7 @@ class EvaluateTable(Table):
 class ReportTable(Table):
     """The report of the run."""
 
-    title: Annotated[str, Decides("report")] = "mixpo run"
-    """Heading of the report and of the viewer."""
+    title: Annotated[str, Decides("report")] = ""
+    """Heading of the report and of the viewer; by default the name of the run directory, which is that of the recipe."""
     examples: Annotated[int, Decides("report")] = Field(default=12, ge=0)
     """Pairs shown with their images."""

@@ -1,4 +1,4 @@
-"""The parts of the report that concern benchmarks: their own figures, and alarms about answers that are cut, in circles or missing."""
+"""Published metrics of benchmarks, and alarms about responses that are truncated, repetitive, missing or not scored."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from mixpo.report.data import ReportData
 from mixpo.report.words import MODES, UNIT, count, model_name, p_cell, percent, points
 
 CUT_SHARE = 0.05
-"""A larger share of answers cut at the length limit is an alarm: what is cut has no final answer."""
+"""A larger share of truncated responses is an alarm."""
 LOOP_SHARE = 0.01
-"""A larger share of answers that end in a repeated phrase is an alarm."""
+"""A larger share of responses that end in a repeated phrase is an alarm."""
 
 Modes = Mapping[str, Sequence[Prediction]]
 
@@ -27,7 +27,7 @@ Side = tuple[str, str]
 
 
 def benchmark_part(name: str, models: Mapping[str, Modes], pairs: Sequence[tuple[Side, Side]], data: ReportData) -> dict[str, Any]:
-    """`benchmark`: its title, "" for other sets; `figures`: one entry for each figure of each model and mode; `figure_differences`."""
+    """`benchmark`: its title, "" for other sets; `figures`: one entry for each metric, model and mode; `figure_differences`."""
     known = [
         data.questions[row.question]
         for modes in models.values()
@@ -46,7 +46,7 @@ def benchmark_part(name: str, models: Mapping[str, Modes], pairs: Sequence[tuple
 
 
 def _figures(set_name: str, name: str, models: Mapping[str, Modes], data: ReportData) -> Iterator[dict[str, Any]]:
-    """By the recipe's extractor, and by each other one where that changes an outcome; or by the judge."""
+    """By the recipe's extractor or the judge, and by every other extractor that changes an outcome."""
     for model, mode, rows in _whole(models, data):
         manifest = data.manifests.get(f"evaluate/{set_name}/{model}/{mode}")
         chosen = str(manifest.settings.get("extractor", "robust")) if manifest else "robust"
@@ -58,7 +58,7 @@ def _figures(set_name: str, name: str, models: Mapping[str, Modes], data: Report
 
 
 def _whole(models: Mapping[str, Modes], data: ReportData) -> Iterator[tuple[str, str, Sequence[Prediction]]]:
-    """Greedy answers whose questions are all known: figures over a part of a benchmark would not be its figures."""
+    """Greedy responses whose questions are all known; a part of a benchmark does not give its metrics."""
     for model, modes in models.items():
         for mode, rows in modes.items():
             if mode != "sampled" and all(row.question in data.questions for row in rows):
@@ -66,17 +66,17 @@ def _whole(models: Mapping[str, Modes], data: ReportData) -> Iterator[tuple[str,
 
 
 def _reader(extractor: str, rows: Sequence[Prediction]) -> str:
-    """Who read or marked the answers: the extractor, or the judge with its version and the digest of its prompt."""
+    """Who graded the responses: the extractor, or the judge with its version and the digest of its prompt."""
     judges = ", ".join(sorted({row.judge for row in rows if row.judge}))
     if extractor == "judge":
-        return f"extracted by judge {judges}" if judges else "judge (no answer needed it)"
+        return f"extracted by judge {judges}" if judges else "judge (not needed)"
     return f"judge {judges}" if judges else extractor
 
 
 def figure_differences(
     name: str, models: Mapping[str, Modes], pairs: Sequence[tuple[Side, Side]], data: ReportData
 ) -> list[dict[str, Any]]:
-    """Paired comparisons of the published figures; pairs: which (model, mode) is compared with which."""
+    """Paired comparisons of the published metrics; pairs: which (model, mode) is compared with which."""
     known = {(model, mode): rows for model, mode, rows in _whole(models, data)}
     found = []
     for a, b in pairs:
@@ -89,36 +89,38 @@ def figure_differences(
     return found
 
 
+CAUSES = {
+    "truncated": "Responses truncated at the length limit: they have no final answer. Raise evaluate.max_new_tokens.",
+    "repetition": "Responses that end in a repeated phrase: the model may have degenerated.",
+    "failed": "Responses missing because the engine failed or an image is broken: `mixpo retry RUN` asks again.",
+    "unread": "Responses not scored because the judge's reply could not be read: check the predictions, or run `mixpo retry RUN`.",
+}
+"""What is wrong and what to do, by cause of an alarm."""
+
+
 def alarms(sets: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]) -> list[dict[str, Any]]:
-    """One entry for each set, model and mode with too many answers cut or in circles, or with any that never came or has no mark."""
-    return [
-        {"set": name, "model": model, "mode": mode, "text": text}
+    """For each set, model and mode: too many responses truncated or repetitive, any that failed or were not scored. By cause."""
+    found = [
+        {"set": name, "model": model, "mode": mode, "cause": cause, "text": text}
         for name, models in sets.items()
         for model, modes in models.items()
         for mode, scores in modes.items()
-        for text in _alarms(scores)
+        for cause, text in _alarms(scores)
     ]
+    return sorted(found, key=lambda alarm: list(CAUSES).index(alarm["cause"]))
 
 
-def _alarms(scores: Mapping[str, Any]) -> Iterator[str]:
-    n = scores["n"]
-    if scores.get("cut", 0) > CUT_SHARE * n:
-        yield f"{percent(scores['cut'] / n)} of the answers were cut at the length limit; raise evaluate.max_new_tokens, or look at them"
-    if scores.get("loops", 0) > LOOP_SHARE * n:
-        yield f"{percent(scores['loops'] / n)} of the answers end in a phrase repeated over and over; the model may have degenerated"
-    failed, unread, answers = scores["failed"], scores.get("unread", 0), scores.get("samples", n)
+def _alarms(scores: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    n, failed, unread, answers = scores["n"], scores["failed"], scores.get("unread", 0), scores.get("samples", scores["n"])
+    for cause, key, limit in (("truncated", "cut", CUT_SHARE), ("repetition", "loops", LOOP_SHARE)):
+        if scores.get(key, 0) > limit * n:
+            yield cause, f"{percent(scores[key] / n)} ({count(scores[key])} of {count(n)})"
     if failed:
         best = min(1.0, scores["accuracy"] + failed / answers)
-        once, they = ("s", "it") if failed == 1 else ("", "they")
-        counted = f"count{once} as not correct (were {they} right, accuracy would be {percent(best)})"
-        how = f"count{once} nowhere" if scores.get("excluded", 0) > unread else counted
-        why = "because the engine failed or an image is broken"
-        yield f"{failed} of {amount(answers, 'answer')} never came, {why}, and {how}; `mixpo retry RUN` asks again"
+        counted = f"counted as not correct; accuracy would be at most {percent(best)} with {'it' if failed == 1 else 'them'}"
+        yield "failed", f"{failed} of {amount(answers, 'response')}, {'not scored' if scores.get('excluded', 0) > unread else counted}"
     if unread:
-        said = "reply" if unread == 1 else "replies"
-        counts = amount(unread, "answer counts", "answers count")
-        look = "look in the predictions, or ask the judge again with `mixpo retry RUN`"
-        yield f"{counts} nowhere, because the judge's {said} could not be read; {look}"
+        yield "unread", f"{unread} of {amount(answers, 'response')}"
 
 
 def figure_rows(found: Mapping[str, Any], *, whole: bool) -> list[tuple[str, ...]]:
@@ -132,7 +134,7 @@ def figure_rows(found: Mapping[str, Any], *, whole: bool) -> list[tuple[str, ...
             row["name"],
             value_cell(row["value"], row["unit"]),
             _interval(row),
-            count(row["n"]) + (f" ({count(row['excluded'])} left out)" if row["excluded"] else ""),
+            count(row["n"]) + (f" ({count(row['excluded'])} not scored)" if row["excluded"] else ""),
         )
         for row in found["figures"]
         if whole or not row["group"]
@@ -140,7 +142,7 @@ def figure_rows(found: Mapping[str, Any], *, whole: bool) -> list[tuple[str, ...
 
 
 def main_difference_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Text cells under MAIN_DIFFERENCE_COLUMNS: the main published figure of every benchmark."""
+    """Text cells under MAIN_DIFFERENCE_COLUMNS: the main metric of every benchmark."""
     return [
         (name, *cells)
         for name, found in {report["set"]: report, **report["sets"]}.items()
@@ -163,7 +165,7 @@ def difference_rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def difference_cells(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    """Difference, interval, p and n of a figure of two models."""
+    """Difference, interval, p and n of a metric of two models."""
     change, *ends = (None if row[name] is None else _signed(row[name], row["unit"]) for name in ("difference", "low", "high"))
     shown = "" if None in ends else " to ".join(map(str, ends))
     return str(change), shown, p_cell(row["p"]), count(row["n"])
@@ -173,14 +175,14 @@ def _signed(value: float, unit: str) -> str:
     return points(value / 100) if unit == "%" else f"{value:+.2f}".replace("-", "−")
 
 
-DIFFERENCE_COLUMNS = ("figure", "A", "B", "of A", "of B", "B minus A", "95 % interval", "p", "n")
+DIFFERENCE_COLUMNS = ("metric", "A", "B", "A", "B", "Δ (B − A)", "95 % interval", "p", "n")
 MAIN_DIFFERENCE_COLUMNS = ("set", *DIFFERENCE_COLUMNS)
-FIGURE_COLUMNS = ("model", "answers", "read by", "figure", "value", "95 % interval", "n")
-BREAKDOWN_COLUMNS = ("model", "answers", "read by", "part", "figure", "value", "95 % interval", "n")
+FIGURE_COLUMNS = ("model", "mode", "graded by", "metric", "value", "95 % interval", "n")
+BREAKDOWN_COLUMNS = ("model", "mode", "graded by", "subset", "metric", "value", "95 % interval", "n")
 
 
 def value_cell(value: float | None, unit: str) -> str:
-    """A figure for people: a percentage, or a mark."""
+    """A metric for people: a percentage, or a score."""
     if value is None:
         return "none"
     return percent(value / 100) if unit == "%" else f"{value:.2f}"

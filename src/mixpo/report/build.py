@@ -1,7 +1,4 @@
-"""The report as data: `build` turns what a run has made into the dictionary that report.json holds (described in docs/report.md).
-
-Every number of the page comes from here; the page only formats.
-"""
+"""The report as data: `build` turns the results of a run into the content of report.json (see docs/report.md); the page only formats it."""
 
 from __future__ import annotations
 
@@ -24,12 +21,12 @@ from mixpo.types import Pair, Question, Skipped
 VERSION = 1
 """Version of report.json; it rises when a key changes its meaning or goes away."""
 GAINED, LOST = 4, 2
-"""How many questions are shown that the main model newly answers right, and newly wrong."""
+"""Questions shown that the main model newly answers right, and newly wrong."""
 PLACES = 3
-"""How many places are named for rows that were left out for the same reason."""
+"""Places named for rows that were filtered for the same reason."""
 
 DROPPED = "dropped: "
-"""How stages name what they left out in their manifest's counts."""
+"""Prefix of the counts of filtered items in a manifest."""
 ALPHA = 0.05
 """A difference is called a gain or a loss when its interval excludes zero and p is below this."""
 
@@ -133,7 +130,7 @@ def _gaps(models: Mapping[str, Modes]) -> Iterator[tuple[Side, Side]]:
 
 
 def _pairs(models: Mapping[str, Modes], main: str) -> Iterator[tuple[Side, Side]]:
-    """Start and every other model, then every other model and the main one, in each greedy mode."""
+    """The base model and every other one, then every other model and the main one, in each greedy mode."""
     others = [name for name in models if name != "base"]
     pairs = [("base", name) for name in others if "base" in models]
     pairs += [(name, main) for name in others if name != main and main in others]
@@ -151,7 +148,7 @@ def _compared(a: Sequence[Prediction], b: Sequence[Prediction], clusters: Cluste
 
 
 def _headline(models: Mapping[str, Modes], main: str, clusters: Clusters) -> dict[str, Any] | None:
-    """What was gained: main model against start, with chain of thought where both have it."""
+    """The main model vs. the base model, with chain of thought where both have it."""
     mode = _headline_mode(models, main)
     if mode is None:
         return None
@@ -168,7 +165,7 @@ def _headline_mode(models: Mapping[str, Modes], main: str) -> str | None:
 
 
 def _versions(model: str, manifests: Mapping[str, Manifest]) -> list[str]:
-    """What the servers called themselves that answered as `model`."""
+    """Names that the servers of `model` report for it."""
     counts = [m.counts for stage, m in manifests.items() if stage.startswith("answer/") and stage.split("/")[2] == model]
     return sorted({key.removeprefix(ANSWERED_BY) for found in counts for key in found if key.startswith(ANSWERED_BY)})
 
@@ -177,7 +174,7 @@ def _versions(model: str, manifests: Mapping[str, Manifest]) -> list[str]:
 
 
 def _example(question: Question, pair: Pair) -> dict[str, Any]:
-    """A pair beside its question. Token ids stay out: their number is all that the page needs."""
+    """A pair with its question; of the token ids only their number."""
     return {
         "question": _question(question),
         "id": pair.id,
@@ -193,20 +190,20 @@ def _side(text: str, answer: str | None, index: int, tokens: int) -> dict[str, A
 
 
 def _question(question: Question) -> dict[str, Any]:
-    kept = ("id", "text", "answer", "kind", "domain", "source")
+    kept = ("id", "text", "answer", "choices", "kind", "domain", "source")
     return {**{key: getattr(question, key) for key in kept}, "images": [asdict(image) for image in question.images]}
 
 
 def _changes(models: Mapping[str, Modes], main: str, questions: Mapping[str, Question]) -> list[dict[str, Any]]:
-    """Questions on which start and the main model differ: a few newly right, fewer newly wrong, spread over the domains."""
+    """Questions on which the base model and the main model differ: a few newly right, fewer newly wrong, spread over the domains."""
     mode = _headline_mode(models, main)
     if mode is None:
         return []
     before = {row.question: row for row in models["base"][mode]}
     after = {row.question: row for row in models[main][mode]}
     known = [q for q in sorted(before) if q in questions and before[q].outcome != after[q].outcome]
-    gained = _spread([q for q in known if after[q].outcome == "correct"], questions, GAINED)
-    lost = _spread([q for q in known if before[q].outcome == "correct"], questions, LOST)
+    gained = _by_turns([q for q in known if after[q].outcome == "correct"], questions, GAINED)
+    lost = _by_turns([q for q in known if before[q].outcome == "correct"], questions, LOST)
     return [
         {"change": change, "question": _question(questions[q]), "before": _answer(before[q]), "after": _answer(after[q])}
         for change, names in (("gained", gained), ("lost", lost))
@@ -214,7 +211,7 @@ def _changes(models: Mapping[str, Modes], main: str, questions: Mapping[str, Que
     ]
 
 
-def _spread(names: Sequence[str], questions: Mapping[str, Question], count: int) -> list[str]:
+def _by_turns(names: Sequence[str], questions: Mapping[str, Question], count: int) -> list[str]:
     """The first `count` names, taking one from each domain in turn."""
     turn: dict[str, int] = defaultdict(int)
     ranked: list[tuple[int, int, str]] = []
@@ -240,7 +237,7 @@ def metric_curves(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
 
 
 def skipped_rows(skipped: Iterable[Skipped]) -> list[dict[str, Any]]:
-    """Rows and questions left out, those of one stage and reason together: how many, and the first places."""
+    """Filtered rows and failed questions, grouped by stage and reason: their number, and the first places."""
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for row in skipped:
         groups[row.stage, row.reason].append(row.where)
@@ -251,16 +248,16 @@ def skipped_rows(skipped: Iterable[Skipped]) -> list[dict[str, Any]]:
 
 
 def _unit(stage: str) -> str:
-    """What a stage leaves out: sources rows, others questions."""
+    """What a stage filters: sources rows, others questions."""
     if stage.rpartition("/")[2] == "source":
         return "rows"
     return "questions"
 
 
 def filtered_counts(manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:
-    """What later stages left out: their counts named "dropped: reason"."""
+    """What later stages filtered: their counts named "dropped: reason"."""
     return [
-        {"stage": stage, "where": "", "reason": drop_text(name), "count": number, "unit": drop_unit(name)}
+        {"stage": stage, "where": "", "reason": drop_text(name), "name": name, "count": number, "unit": drop_unit(name)}
         for stage, manifest in manifests.items()
         for key, number in manifest.counts.items()
         if number and (name := key.removeprefix(DROPPED)) != key

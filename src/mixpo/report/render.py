@@ -5,6 +5,7 @@ The template escapes by default, and the page's own policy forbids whatever is n
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -12,17 +13,17 @@ from markupsafe import Markup
 
 from mixpo.plural import amount
 from mixpo.report import sections, words
-from mixpo.report.benchmarks import BREAKDOWN_COLUMNS, DIFFERENCE_COLUMNS, FIGURE_COLUMNS, difference_rows, figure_rows
+from mixpo.report.benchmarks import BREAKDOWN_COLUMNS, CAUSES, DIFFERENCE_COLUMNS, FIGURE_COLUMNS, difference_rows, figure_rows
 from mixpo.report.images import EmbeddedImage, picture
 from mixpo.report.table import GAP_COLUMNS, SUMMARY_COLUMNS, TEXT_COLUMNS, YES_NO_COLUMNS, gap_rows, summary_rows, text_rows, yes_no_rows
 from mixpo.report.text_diff import difference
 from mixpo.types import IMAGE_TOKEN, ImageRef
 
 MAX_LISTED = 100
-"""Rows of the list of what was left out; report.json has all."""
+"""Filtered rows that are listed; report.json has all."""
 
 MAX_ALARMS = 4
-"""Alarms in sight; more are folded, all of them stand in report.json."""
+"""Alarms of one cause that are not folded."""
 
 
 FILTERS = (
@@ -32,28 +33,24 @@ FILTERS = (
 
 
 def render(report: dict[str, Any]) -> str:
-    """The page of a report made by `build`. Images of its examples are read from their files; a missing one is said, not raised."""
+    """The page of a report made by `build`. Images of the examples are read from their files; a missing one is shown as such."""
     environment = Environment(
         loader=PackageLoader("mixpo.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    for name in (
-        "percent",
-        "points",
-        "p_value",
-        "p_cell",
-        "interval",
-        "count",
-        "duration",
-        "model_name",
-        "title_case",
-        "domain_name",
-        "moment",
-        "sides",
-    ):
+    for name in FILTERS:
         environment.filters[name] = getattr(words, name)
+    environment.filters["groups"] = _groups
     environment.filters["amount"] = amount
     style = Markup(environment.loader.get_source(environment, "page.css")[0]) if environment.loader else Markup("")
     return environment.get_template("page.html").render(report=report, style=style, words=words, **_context(report))
+
+
+def _groups(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[Any, list[Mapping[str, Any]]]]:
+    """Rows in groups of equal values of a key, in their order."""
+    groups: dict[Any, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row[key], []).append(row)
+    return list(groups.items())
 
 
 def _context(report: dict[str, Any]) -> dict[str, Any]:
@@ -66,6 +63,9 @@ def _context(report: dict[str, Any]) -> dict[str, Any]:
         "set_charts": {name: sections.accuracy_chart(found["models"]) for name, found in report["sets"].items()},
         "domain_chart": sections.domain_chart(models, headline),
         "domain_rows": _domain_rows(models, headline),
+        "comparisons": report["comparisons"],
+        "causes": CAUSES,
+        "has_places": any(row["where"] for row in report["dropped"]),
         "gap_chart": sections.gap_chart(sections.all_gaps(report)),
         "gap_columns": GAP_COLUMNS,
         "gap_rows": gap_rows(report),
@@ -98,7 +98,7 @@ def _context(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def _figures(report: dict[str, Any]) -> list[tuple[str, str, Any, Any, Any]]:
-    """(set, benchmark, published figures, with breakdowns, compared) of every set that is a benchmark."""
+    """(set, benchmark, published metrics, with breakdowns, comparisons) of every set that is a benchmark."""
     sets = {report["set"]: report, **report["sets"]}
     shown = [(name, found) for name, found in sets.items() if found.get("figures")]
     return [
@@ -130,15 +130,20 @@ def _change(change: dict[str, Any]) -> dict[str, Any]:
 
 def _shown(question: dict[str, Any]) -> dict[str, Any]:
     pictures: list[EmbeddedImage] = [picture(ImageRef(**image)) for image in question["images"]]
-    return {"pictures": pictures, "asked": asked(question["text"])}
+    return {"pictures": pictures, "asked": asked(question["text"]), "choices": unlisted(question["choices"], question["text"])}
 
 
 def asked(text: str) -> str:
-    """The question without the mark of a single leading image; further marks become readable."""
+    """The text of a question without the token of a single image; several tokens become "[image 1]" and so on."""
     if text.count(IMAGE_TOKEN) == 1:
         return text.replace(IMAGE_TOKEN, "").strip()
     parts = text.split(IMAGE_TOKEN)
     return parts[0] + "".join(f"[image {number}]{part}" for number, part in enumerate(parts[1:], start=1))
+
+
+def unlisted(choices: Sequence[str], text: str) -> Sequence[str]:
+    """The choices of a question; none where its text lists them already."""
+    return () if all(choice in text for choice in choices) else choices
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> Any:

@@ -1,4 +1,4 @@
-"""The charts of the page, made from the report's data. Every function returns nothing to show (None or empty) for a part that is absent."""
+"""Charts of the pages, made from the report's data. A function returns None or nothing where its part is absent."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ from mixpo.report.words import (
 
 COLOURS = {"base": 0, "sft": 1, "dpo": 2, "mpo": 3}
 MAX_BARS = 24
-"""Families in a chart of bars."""
+"""Domains in a chart of bars."""
 CURVES = (2, 5, 3, 4, 0, 1)
 """Palette of the curves in one chart."""
 SHAPES = {"cot": "full", "direct": "hollow", "sampled": "diamond"}
 METRICS = (
-    ("Loss and its weighted parts", re.compile("^(loss$|weighted_)")),
-    ("Raw terms of the loss", re.compile("^(preference|quality|generation)$")),
+    ("Loss and weighted terms", re.compile("^(loss$|weighted_)")),
+    ("Loss terms, unweighted", re.compile("^(preference|quality|generation)$")),
     ("Rewards", re.compile("^reward")),
     ("Reward margin", re.compile("margin")),
-    ("Watched answers", re.compile("^watch_(accuracy|loops|cut)$")),
-    ("Length of watched answers", re.compile("^watch_tokens$")),
-    ("Share of pairs ranked right", re.compile("accuracy")),
+    ("In-training evaluation", re.compile("^watch_(accuracy|loops|cut)$")),
+    ("Response length in in-training evaluation", re.compile("^watch_tokens$")),
+    ("Reward accuracy", re.compile("accuracy")),
     ("Quality shift δ", re.compile("^delta$")),
-    ("Log-probability of an answer", re.compile("^logp_")),
+    ("Response log-prob", re.compile("^logp_")),
     ("Gradient norm", re.compile("^grad_norm$")),
     ("Learning rate", re.compile("^learning_rate$")),
-    ("Memory, GB", re.compile("^memory$")),
+    ("Memory (GB)", re.compile("^memory$")),
 )
 """Training metrics that share a chart, by the first pattern found in the name and in this order; others have a chart of their own."""
 UNDRAWN = {"epoch", "pairs", "tokens", "seconds", "pairs_per_second", "seconds_left"}
-SCALES = {"memory": 1e-9}
-"""What drawn values are multiplied by."""
 """Metrics without a chart; report.json has them."""
+SCALES = {"memory": 1e-9}
+"""Factors of drawn values."""
 
 
 class Chart(NamedTuple):
@@ -80,7 +80,7 @@ def accuracy_chart(models: dict[str, Any]) -> Markup | None:
 
 
 def domain_chart(models: dict[str, Any], headline: dict[str, Any] | None) -> Markup | None:
-    """Start against the main model in each family of questions, largest gain first."""
+    """The base model and the main model in each domain, largest gain first."""
     if headline is None:
         return None
     sides = [(name, models[name][headline["mode"]]["domains"]) for name in (headline["a"], headline["b"])]
@@ -97,11 +97,11 @@ def domain_chart(models: dict[str, Any], headline: dict[str, Any] | None) -> Mar
         )
         for name in order
     ]
-    return lanes(rows, "Accuracy in each family of questions before and after; see the table of families") if rows else None
+    return lanes(rows, "Accuracy of both models in each domain; the table has the numbers") if rows else None
 
 
 def all_gaps(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """What chain of thought adds to direct answers, for each set and model; `label` says which."""
+    """Chain of thought minus direct answers, for each set and model; `label` names them."""
     sets = {report["set"]: report, **report["sets"]}
     known = [(name, gap) for name, found in sets.items() for gap in found["gaps"]]
     one_set, one_model = len(sets) == 1, len({gap["model"] for _, gap in known}) == 1
@@ -182,10 +182,10 @@ def _shares(title: str, counts: dict[str, Any], names: dict[str, str], colours: 
 
 
 def histograms(pairs: dict[str, Any]) -> list[Chart]:
-    """Lengths of both sides, their ratio, and how much of a pair is common."""
+    """Lengths of both sides, their ratio, and the length of their shared prefix."""
     lengths, ratio, shared = ((pairs.get(key) or {}) for key in ("lengths", "length_ratio", "shared_prefix"))
     sides = {side: lengths.get(side) for side in ("chosen", "rejected")}
-    uneven = "A gap between the two would teach the model to write longer or shorter, not better."
+    uneven = "A gap between both would teach length instead of quality."
     wanted = (
         ("Length of both sides", lengths, sides, "tokens", 2, uneven),
         (
@@ -194,9 +194,9 @@ def histograms(pairs: dict[str, Any]) -> list[Chart]:
             {"pairs": ratio.get("counts")},
             "chosen tokens / rejected tokens",
             4,
-            "Centred on 1, length gives nothing away.",
+            "Around 1, length does not tell the sides apart.",
         ),
-        ("Common beginning", shared, {"pairs": shared.get("counts")}, "share of the shorter side", 1, "How late the two sides part."),
+        ("Shared-prefix length", shared, {"pairs": shared.get("counts")}, "share of the shorter side", 1, "Tokens both sides begin with."),
     )
     return [
         Chart(title, histogram(bins["edges"], found, unit, title, colour), note)
@@ -206,44 +206,44 @@ def histograms(pairs: dict[str, Any]) -> list[Chart]:
 
 
 def sampled_domain_chart(pairs: dict[str, Any]) -> Chart | None:
-    """How often the sampled answers were right, by family."""
+    """Accuracy of the sampled responses, by domain."""
     found = {domain_name(name): d["accuracy"] for name, d in (pairs.get("domains") or {}).items() if d.get("accuracy") is not None}
     return domain_bars(found, "Accuracy of the sampled responses by domain")
 
 
 def domain_bars(shares: dict[str, float], title: str) -> Chart | None:
-    """Shares by family, the best first. Of very many families only the best and the worst are drawn, and the note says so."""
+    """Shares by domain, best first; of many domains only the best and the worst, and the note says so."""
     ranked = sorted(shares.items(), key=lambda item: -item[1])
     note, half = "", MAX_BARS // 2
     if len(ranked) > MAX_BARS:
-        note, ranked = f"The {half} best and the {half} worst of {count(len(ranked))}.", [*ranked[:half], *ranked[-half:]]
+        note, ranked = f"The {half} best and the {half} worst of {count(len(ranked))} domains.", [*ranked[:half], *ranked[-half:]]
     return Chart(title, bars([(name, share, percent(share)) for name, share in ranked], title, colour=3), note) if ranked else None
 
 
 def drop_chart(pairs: dict[str, Any]) -> Markup | None:
-    """Candidates left out, by reason."""
+    """Filtered candidates, by reason."""
     drops = {reason: number for reason, number in (pairs.get("drops") or {}).items() if number}
     ranked = sorted(drops.items(), key=lambda item: -item[1])
-    return bars([(reason, number, count(number)) for reason, number in ranked], "Left out, by reason", colour=5) if ranked else None
+    return bars([(reason, number, count(number)) for reason, number in ranked], "Filtered, by reason", colour=5) if ranked else None
 
 
 SOURCE_COLUMNS = (
     "source",
     "questions",
     "with pairs",
-    "answers right",
+    "accuracy",
     "pairs",
-    "right/wrong",
-    "right/unclear",
+    "correct vs. wrong",
+    "correct vs. no final answer",
     "DropoutNTP",
     "chosen tokens",
     "rejected tokens",
 )
-"""Headings of `source_rows`; the middle ones are the pairs by origin."""
+"""Headings of `source_rows`: after `pairs`, their number by origin."""
 
 
 def source_rows(pairs: dict[str, Any]) -> list[tuple[str, ...]]:
-    """What each source of questions gave, as text: those with most pairs first."""
+    """Statistics of each source as text, those with most pairs first."""
     found = sorted((pairs.get("sources") or {}).items(), key=lambda item: (-item[1]["pairs"], item[0]))
     return [
         (
@@ -258,15 +258,15 @@ def source_rows(pairs: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def pair_facts(pairs: dict[str, Any]) -> list[tuple[str, str]]:
-    """Single figures of the pairs and the answers they were made from: (value, what it is)."""
+    """Single numbers about the pairs and the responses they were made from: (value, label)."""
     answers, rejected = ((pairs.get(key) or {}) for key in ("answers", "rejected"))
     facts = [
         (pairs.get("pairs"), count, "pairs"),
-        (pairs.get("with_pairs"), count, f"of {count(pairs.get('questions') or 0)} questions gave pairs"),
-        (pairs.get("pairs_per_question"), lambda v: f"{v:.1f}", "pairs for each of them"),
-        (rejected.get("longer_share"), percent, "of pairs have the longer side rejected"),
-        (answers.get("duplicate_share"), percent, "of answers repeat another one"),
-        (answers.get("length_share"), percent, "of answers hit the length limit"),
+        (pairs.get("with_pairs"), count, f"of {count(pairs.get('questions') or 0)} questions have pairs"),
+        (pairs.get("pairs_per_question"), lambda v: f"{v:.1f}", "pairs per such question"),
+        (rejected.get("longer_share"), percent, "of pairs have a longer rejected side"),
+        (answers.get("duplicate_share"), percent, "of responses are duplicates"),
+        (answers.get("length_share"), percent, "of responses are truncated"),
     ]
     return [(write(value), what) for value, write, what in facts if value is not None]
 
@@ -293,7 +293,7 @@ def training_charts(run: dict[str, Any]) -> list[Chart]:
 
 
 def _known(steps: list[float], series: dict[str, Any]) -> tuple[list[float], dict[str, Any]]:
-    """Without the steps at which nothing of a chart was measured: what is looked at now and then is still a line."""
+    """Without the steps at which nothing was measured, so that rare measurements are still joined by a line."""
     kept = [number for number in range(len(steps)) if any(values[number] is not None for values in series.values())]
     return [steps[number] for number in kept], {name: [values[number] for number in kept] for name, values in series.items()}
 
@@ -308,7 +308,7 @@ def time_chart(timings: dict[str, float]) -> Markup | None:
 
 
 def shown_counts(counts: dict[str, dict[str, int]]) -> dict[str, list[tuple[str, str]]]:
-    """What each stage made, as text; evaluations are in the results, and what was left out has a table of its own."""
+    """The output of each stage as text, without evaluations and filtered items, which have tables of their own."""
     return {
         stage: [(count_label(name, value), count(value)) for name, value in found.items() if not name.startswith(DROPPED)]
         for stage, found in counts.items()

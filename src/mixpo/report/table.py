@@ -1,4 +1,4 @@
-"""The result table of a report as text cells, for the page and for the terminal alike."""
+"""Tables of a report as text cells, for the page and for the terminal alike."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from mixpo.report.words import MODES, accuracy, count, interval, model_name, p_c
 
 SUMMARY_COLUMNS = (
     "model",
-    "answers",
+    "mode",
     "accuracy",
     "95 % interval",
-    "against start",
+    "Δ vs. base",
     "p",
-    "no clear answer",
+    "no final answer",
     "undecided",
-    "cut",
+    "truncated",
     "tokens",
     "questions",
 )
-"""Headings of `summary_rows`. `against start` is in points."""
+"""Headings of `summary_rows`. Δ is in percentage points."""
 
 
 def summary_rows(report: dict[str, Any], name: str | None = None) -> list[tuple[str, ...]]:
@@ -67,11 +67,11 @@ def text_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
-YES_NO_COLUMNS = ("set", "model", "answers", "precision", "recall", "F1", "95 % interval of F1", "yes", "questions")
+YES_NO_COLUMNS = ("set", "model", "mode", "precision", "recall", "F1", "95 % interval of F1", "yes", "questions")
 
 
 def yes_no_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The retrieval figures of yes/no questions as text cells, under YES_NO_COLUMNS, for every set that is no benchmark and has some."""
+    """Precision, recall and F1 of yes/no questions as text cells, under YES_NO_COLUMNS, for every set that is not a benchmark."""
     return [
         (name, model_name(model), MODES.get(mode, mode), *(percent(found[key]) for key in ("precision", "recall", "f1")),
          "" if found["low"] is None else interval(found), percent(found["yes_ratio"]), count(found["n"]))
@@ -83,13 +83,13 @@ def yes_no_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     ]  # fmt: skip
 
 
-GAP_COLUMNS = ("set", "model", "direct", "chain of thought", "points", "95 % interval", "p", "n")
+GAP_COLUMNS = ("set", "model", "direct", "chain of thought", "Δ", "95 % interval", "p", "n")
 
 
 def gap_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
-    """What chain of thought adds to direct answers as text cells, under GAP_COLUMNS, for every set and model.
+    """Accuracy with chain of thought minus accuracy of direct answers, as text cells under GAP_COLUMNS, for every set and model.
 
-    The points are of the questions that count in both ways (n), which are fewer where a judge could not be read.
+    Δ is over the n questions scored in both modes: fewer than all where a reply of the judge could not be read.
     """
     return [
         (name, model_name(gap["model"]), *(percent(chosen["models"][gap["model"]][mode]["accuracy"]) for mode in ("direct", "cot")),

@@ -1,4 +1,4 @@
-"""How numbers and names are written for people, on the page and in the terminal."""
+"""How numbers, names and counts are written for people, on the pages and in the terminal."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 from mixpo.pairs.provenance import REASONS
 from mixpo.records import ANSWERED_BY
 
-NAMES = {"base": "Start", "sft": "SFT", "dpo": "DPO", "mpo": "MPO"}
+NAMES = {"base": "Base model", "sft": "SFT", "dpo": "DPO", "mpo": "MPO"}
 MODES = {"cot": "chain of thought", "direct": "direct", "sampled": "sampled mean"}
-ORIGINS = {"correctness": "correct against wrong", "format": "correct against no clear answer", "dropout_ntp": "DropoutNTP"}
-BALANCE = {"all_right": "all right", "mixed": "some right, some wrong", "all_wrong": "all wrong", "all_undecided": "all undecided"}
-OUTCOMES = {"correct": "correct", "wrong": "wrong", "malformed": "no clear answer", "undecided": "undecided"}
+ORIGINS = {"correctness": "correct vs. wrong", "format": "correct vs. no final answer", "dropout_ntp": "DropoutNTP"}
+BALANCE = {"all_right": "all right", "mixed": "right and wrong", "all_wrong": "all wrong", "all_undecided": "all undecided"}
+REASON_TEXTS = {name: reason.text for name, reason in REASONS.items()}
+OUTCOMES = {"correct": "correct", "wrong": "wrong", "malformed": "no final answer", "undecided": "undecided"}
 
 
 def model_name(name: str) -> str:
@@ -23,14 +24,14 @@ def model_name(name: str) -> str:
 
 
 def domain_name(name: str) -> str:
-    """A family of questions, or what is shown for questions without one."""
-    return name or "(no family)"
+    """The name of a domain, or what is shown for questions without one."""
+    return name or "(no domain)"
 
 
 _NUMBER = re.compile(r"[+\N{MINUS SIGN}]?\d|< \d|none$|$")
-"""How a cell with a number begins; one without a value is no text either."""
+"""The beginning of a number; an empty cell does not make its column one of text."""
 UNIT = "\u00a0%"
-"""A per cent sign that stays with its number."""
+"""A per cent sign that is not separated from its number."""
 
 
 def percent(share: float) -> str:
@@ -50,12 +51,12 @@ def p_value(p: float) -> str:
 
 
 def p_cell(p: float) -> str:
-    """The same under a heading "p": 0.031, or < 0.001"""
+    """For a column headed p: 0.031, or < 0.001"""
     return p_value(p).removeprefix("p ").removeprefix("= ")
 
 
 def accuracy(scores: dict[str, Any]) -> str:
-    """The accuracy, or "none" where a judge could be read on no answer: that is no zero."""
+    """The accuracy; "none" where no reply of the judge could be read, which is not zero."""
     return "none" if scores.get("excluded") == scores["n"] else percent(scores["accuracy"])
 
 
@@ -100,12 +101,12 @@ def title_case(name: str) -> str:
 
 
 def drop_text(name: str) -> str:
-    """The sentence for a reason that is counted by name; other reasons are sentences already."""
+    """The sentence for a filter reason counted by name; other reasons are sentences already."""
     return REASONS[name].text if name in REASONS else name
 
 
 def drop_unit(name: str) -> str:
-    """What a reason counts: questions, answers or pairs; rows where it does not say."""
+    """What a filter reason counts: questions, answers or pairs; rows by default."""
     return REASONS[name].unit if name in REASONS else "rows"
 
 
@@ -115,49 +116,45 @@ ONE_AND_MORE = {
     "images": ("image", "images"),
     "questions": ("question", "questions"),
     "open": ("question without an answer", "questions without an answer"),
-    "skipped": ("row left out", "rows left out"),
+    "skipped": ("row filtered", "rows filtered"),
     "answers": ("answer", "answers"),
     "tokens": ("token", "tokens"),
-    "ended: stop": ("ended by itself", "ended by themselves"),
-    "judged": ("question judged", "questions judged"),
+    "ended: stop": ("finished", "finished"),
+    "judged": ("question verified", "questions verified"),
     "verdicts": ("verdict", "verdicts"),
     "all_right": ("question with all answers right", "questions with all answers right"),
     "all_wrong": ("question with all answers wrong", "questions with all answers wrong"),
     "pairs": ("pair", "pairs"),
     "with_pairs": ("question with pairs", "questions with pairs"),
-    "marked": ("verdict set by a person", "verdicts set by a person"),
+    "marked": ("human label", "human labels"),
     "with_rationale": ("pair with a reference answer", "pairs with a reference answer"),
     "responses": ("different response", "different responses"),
     "steps": ("step", "steps"),
     "rows": ("record", "records"),
-    "judge not readable": ("reply of the judge not readable", "replies of the judge not readable"),
+    "judge not readable": ("unreadable reply of the judge", "unreadable replies of the judge"),
 }
-"""What stands behind 1, and behind any other number."""
+"""Singular and plural."""
 ALWAYS = {
-    "ended: length": "cut at the length limit",
-    "ended: error": "ended by an error",
-    "malformed": "without a clear answer",
+    "ended: length": "truncated at the length limit",
+    "ended: error": "failed",
+    "malformed": "without a final answer",
     **{f"origin: {origin}": text for origin, text in ORIGINS.items()},
 }
-"""What stands behind every number."""
+"""Words that follow any number."""
 
 
 def count_label(name: str, number: int) -> str:
-    """What is counted under this name in a manifest; names that nobody has written down are words already."""
+    """What a count of a manifest is called; names that are not listed are words already."""
     if name in ONE_AND_MORE:
         return ONE_AND_MORE[name][number != 1]
     if name in ALWAYS:
         return ALWAYS[name]
     if name.startswith(ANSWERED_BY):
         return f"by {name.removeprefix(ANSWERED_BY)}"  # a name of a model stays as it is
-    return name.replace("dropped: ", "left out: ").replace("_", " ")
+    return name.replace("dropped: ", "filtered: ").replace("_", " ")
 
 
 def describe_counts(counts: Mapping[str, int]) -> list[str]:
-    """ "40 answers", "1 cut at the length limit": everything there is any of, except what ended as it should.
-
-    What is undecided is told by its reasons alone.
-    """
-    told = {"ended: stop", *(["undecided"] if any(name.startswith("undecided: ") for name in counts) else [])}
-    shown = {name: number for name, number in counts.items() if number and name not in told}
-    return [f"{number:,} {count_label(name, number)}" for name, number in shown.items()]
+    """The counts that are not zero: "40 answers", "1 truncated at the length limit"; undecided verdicts by their reasons."""
+    implied = {"ended: stop", *(["undecided"] if any(name.startswith("undecided: ") for name in counts) else [])}
+    return [f"{number:,} {count_label(name, number)}" for name, number in counts.items() if number and name not in implied]

@@ -1,4 +1,4 @@
-"""The report: gathers what the finished stages made and writes RUN/report.json and RUN/report.html. Unfinished ones are left out."""
+"""The report stage: gathers the results of the finished stages and writes RUN/report.json and RUN/report.html."""
 
 from __future__ import annotations
 
@@ -77,6 +77,11 @@ def current_report(context: Context, plan: Plan) -> dict[str, Any]:
     return build(gather(context, plan, [planned for planned in plan.planned.values() if planned.finished()]))
 
 
+def title_of(context: Context) -> str:
+    """The title of the report and of the viewer: the recipe's, or the name of the run directory, by default that of the recipe."""
+    return context.recipe.report.title or context.run.root.absolute().name
+
+
 def gather(context: Context, plan: Plan, finished: list[Planned]) -> ReportData:
     """Everything that the report is made of."""
     from mixpo.report.data import ReportData
@@ -84,7 +89,7 @@ def gather(context: Context, plan: Plan, finished: list[Planned]) -> ReportData:
     recipe, stages = context.recipe, {planned.job.name: planned for planned in finished}
     sources = ["source", *(source_name(s.name) for s in recipe.evaluate.sets)]
     return ReportData(
-        title=recipe.report.title,
+        title=title_of(context),
         created=now(),
         seed=recipe.seed,
         recipe=recipe.model_dump(mode="json"),
@@ -166,7 +171,7 @@ def _examples(context: Context, plan: Plan, stages: dict[str, Planned]) -> list[
 
 
 def _skipped(context: Context, plan: Plan, sources: list[str], stages: dict[str, Planned]) -> Iterator[Skipped]:
-    """Rows left out by sources, and questions that failed in sampling and in evaluation."""
+    """Rows that sources filtered, and questions that failed in sampling and in evaluation."""
     for name in sources:
         yield from (replace(row, stage=name) for row in load_skipped(context.run.stage(name)))
     for name, planned in stages.items():

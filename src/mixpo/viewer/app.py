@@ -1,4 +1,4 @@
-"""The web application: addresses, and what they answer. Every page is made on the server; nothing changes the run but a mark."""
+"""The web application of `mixpo view`. Pages are rendered on the server; only a human label changes the run."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ except ImportError:
 
 TYPES = {".css": "text/css", ".js": "text/javascript", ".woff2": "font/woff2"}
 STATUS = {PageNotFound: 404, ImageError: 404, FormRefused: 403}
-"""Of errors that are pages; others are 500."""
+"""Status by type of error; 500 for others."""
 HOST = "127.0.0.1"
-KEPT = {"cache-control": "private, max-age=86400"}
-"""For what does not change under its address."""
+CACHED = {"cache-control": "private, max-age=86400"}
+"""Headers of files whose content does not change under their address."""
 
 
 def create_app(views: Views, token: str | None = None) -> Any:
-    """The ASGI application of a run, behind its guard. token: what forms must carry; by default a fresh one."""
+    """The ASGI application of a run, behind its guard. token: required in forms; a fresh one by default."""
     secret = token or secrets.token_urlsafe(24)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     site = _Site(views, secret)
     _add_pages(app, site)
     _add_files(app, site)
 
-    @app.post("/audit/mark")
-    async def mark(request: Request) -> Response:
-        return site.mark(await request.body())
+    @app.post("/audit/label")
+    async def label(request: Request) -> Response:
+        return site.label(await request.body())
 
     for error in (MixpoError, HTTPException, RequestValidationError):
         app.add_exception_handler(error, site.failed)
@@ -57,7 +57,7 @@ def create_app(views: Views, token: str | None = None) -> Any:
 
 
 class _Site:
-    """Answers made from views."""
+    """Responses rendered from views."""
 
     def __init__(self, views: Views, token: str) -> None:
         self.views = views
@@ -67,9 +67,9 @@ class _Site:
         self.views.index.refresh()
         return HTMLResponse(page(template, here=here, token=self.token, **self.views.common(), **make()), status_code=status)
 
-    def mark(self, body: bytes) -> Response:
+    def label(self, body: bytes) -> Response:
         form = read_form(body, self.token)
-        append_label(self.views.run.root, self.views.mark(form, now(), getpass.getuser()))
+        append_label(self.views.run.root, self.views.label(form, now(), getpass.getuser()))
         kind, number = form.get("kind", ""), form.get("number", "")
         following = str(int(number) + 1) if number.isascii() and number.isdigit() and len(number) < 10 else "0"
         count = len(self.views.audits.sample("suspicious" if kind == "suspicious" else "random", int(form["round"])))
@@ -77,7 +77,7 @@ class _Site:
         return RedirectResponse(with_query(path, kind=kind, round=form["round"]), status_code=303)
 
     def failed(self, request: Request, error: Exception) -> Response:
-        """A page that says what went wrong."""
+        """A page with the message of an error."""
         if isinstance(error, RequestValidationError):
             status, text = 404, "There is no such page."
         elif isinstance(error, HTTPException):
@@ -138,39 +138,39 @@ def _add_pages(app: FastAPI, site: _Site) -> None:
     def compared(name: str, id_: str, request: Request) -> Response:
         return site.show("compared.html", lambda: views.compared(name, id_, request.query_params), "evaluation")
 
-    @app.get("/left-out")
-    def left_out() -> Response:
-        return site.show("left_out.html", views.left_out, "left-out")
+    @app.get("/filtered")
+    def filtered() -> Response:
+        return site.show("filtered.html", views.filtered, "filtered")
 
 
 def _add_files(app: FastAPI, site: _Site) -> None:
     @app.get("/static/{name:path}")
     def static(name: str) -> Response:
         if name not in static_files():
-            raise PageNotFound("There is no such file.")
+            raise PageNotFound("There is no such file.", code="page-not-found")
         path = static_files()[name]
-        return FileResponse(path, media_type=TYPES.get(path.suffix, "text/plain"), headers=KEPT)
+        return FileResponse(path, media_type=TYPES.get(path.suffix, "text/plain"), headers=CACHED)
 
     @app.get("/image/{question}/{number}")
     def image(question: str, number: int, request: Request) -> Response:
-        return _picture(site, question, number, request.query_params)
+        return _image(site, question, number, request.query_params)
 
     @app.get("/report")
     def report() -> Response:
         path = Path(site.views.run.root) / PAGE
         if not path.exists():
-            raise PageNotFound("This run has no report yet; `mixpo report` writes one of what is there.")
+            raise PageNotFound("This run has no report yet; `mixpo report` makes one.", code="page-not-found")
         return FileResponse(path, media_type="text/html", headers={"content-security-policy": REPORT_POLICY})
 
 
-def _picture(site: _Site, question: str, number: int, asked: Mapping[str, str]) -> Response:
+def _image(site: _Site, question: str, number: int, asked: Mapping[str, str]) -> Response:
     size = asked.get("size", "page")
     content, kind = site.views.image(question, number, size if size in SIZES else "page", asked.get("set", ""))
-    return Response(content, media_type=kind, headers=KEPT)
+    return Response(content, media_type=kind, headers=CACHED)
 
 
 def serve(context: Context, port: int, progress: Progress, ready: Callable[[str], None]) -> None:
-    """Index the run, then answer on the loopback address; port 0 takes a free one. `ready` is given the address.
+    """Index the run and serve its pages on the loopback address until Ctrl+C; port 0 takes a free one. `ready` is called with the address.
 
     Raises RunError when the port is taken.
     """
@@ -180,8 +180,8 @@ def serve(context: Context, port: int, progress: Progress, ready: Callable[[str]
             listener.bind((HOST, port))
         except OSError as error:
             what = "in use" if error.errno == errno.EADDRINUSE else os.strerror(error.errno or 0)
-            raise RunError(f"port {port} is {what}; give another one with --port, or 0 for any that is free") from None
-        listener.listen()  # who asks as soon as the address is told waits, and is not refused
+            raise RunError(f"port {port} is {what}; choose another with --port, or 0 for any free one", code="port-unavailable") from None
+        listener.listen()  # requests that come before the server runs wait instead of being refused
         views = Views(context, progress)
         try:
             ready(f"http://{HOST}:{listener.getsockname()[1]}/")

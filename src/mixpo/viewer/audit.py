@@ -1,7 +1,7 @@
-"""The audit: which verdicts a person looks at, and what the marks say of the verifier.
+"""The audit of the verifier: which responses a person labels, and how its verdicts agree with the labels.
 
-The random sample follows from the run alone, so that it is the same for everybody and after every restart; precision and recall are
-counted on it. The suspicious ones are those that `verify.second` doubts: a good place to look, and no fair sample.
+The random sample follows from the run alone, so that it is the same for everybody and after a restart; precision and recall are
+computed on it. The suspicious sample has the verdicts that `verify.second_opinion` doubts: good for finding errors, but biased.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ SAMPLE = 500
 SUSPECTS = 200
 """Suspicious responses that are listed, at most."""
 SUSPECT_SECONDS = 0.5
-"""Looking for suspicious verdicts ends after this time, so that the page comes at once; shards are taken in random order."""
+"""The search for suspicious verdicts ends after this time; it reads shards in random order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditItem:
-    """A verdict to look at: record `n` of the question, its id, and the number of the response.
+    """A response to label: record `n` of its question, the id of the question, the index of the response, and the verdict.
 
-    text: the beginning of the question. why: what is suspicious, or "".
+    text: the beginning of the question. why: why the verdict is suspicious, or "".
     """
 
     n: int
@@ -64,35 +64,34 @@ class Proportion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """How verdicts and marks agree, with "correct" as the positive class.
+    """Agreement of verdicts with human labels, with "correct" as the positive class.
 
-    precision: of answers called correct, those that are. recall: of answers that are correct, those called so. agreed: verdicts equal
-    to the mark. undecided: verdicts or marks that could not tell; they count in `agreed` only. table: by (verdict, mark).
+    agreed: verdicts equal to the label. Undecided verdicts and labels count in `agreed` only. table: counts by (verdict, label).
     """
 
-    marked: int
+    labelled: int
     precision: Proportion
     recall: Proportion
     agreed: Proportion
     table: Mapping[tuple[str, str], int]
 
 
-def agreement(judged: Iterable[tuple[AuditItem, HumanLabel]]) -> Agreement:
-    """Figures of marked verdicts."""
-    table: Counter[tuple[str, str]] = Counter((item.outcome, mark.outcome) for item, mark in judged)
+def agreement(labelled: Iterable[tuple[AuditItem, HumanLabel]]) -> Agreement:
+    """The agreement over labelled responses."""
+    table: Counter[tuple[str, str]] = Counter((item.outcome, label.outcome) for item, label in labelled)
     decided = {key: count for key, count in table.items() if "undecided" not in key}
     both = table["correct", "correct"]
     return Agreement(
-        marked=table.total(),
+        labelled=table.total(),
         precision=Proportion(hits=both, n=sum(count for (verdict, _), count in decided.items() if verdict == "correct")),
-        recall=Proportion(hits=both, n=sum(count for (_, mark), count in decided.items() if mark == "correct")),
-        agreed=Proportion(hits=sum(count for (verdict, mark), count in table.items() if verdict == mark), n=table.total()),
+        recall=Proportion(hits=both, n=sum(count for (_, label), count in decided.items() if label == "correct")),
+        agreed=Proportion(hits=sum(count for (verdict, label), count in table.items() if verdict == label), n=table.total()),
         table=dict(table),
     )
 
 
 class AuditSamples:
-    """The samples of one run. They are made when first asked for, and again when the run changes."""
+    """The samples of one run, made on demand and again when the run changes."""
 
     def __init__(self, index: RunIndex, settings: VerifyTable) -> None:
         self.index = index
@@ -101,17 +100,17 @@ class AuditSamples:
         self._seen: dict[int, float] = {}
 
     def sample(self, kind: str, round_: int) -> list[AuditItem]:
-        """The items of the "random" or the "suspicious" sample, in the order in which they are looked at."""
+        """The items of the "random" or the "suspicious" sample, in the order of labelling."""
         key = (kind, round_, self.index.edition)
         if key not in self._made:
             self._made = {k: items for k, items in self._made.items() if k[2] == self.index.edition}
             self._made[key] = list(self._random(round_) if kind == "random" else self._suspicious(round_))
         return self._made[key]
 
-    def marked(self, round_: int, marks: Mapping[tuple[int, str, int], HumanLabel], kind: str) -> Agreement:
-        """What the marks say of the verdicts in a sample ("random" or "suspicious")."""
-        items = ((item, marks.get((round_, item.question, item.index))) for item in self.sample(kind, round_))
-        return agreement((item, mark) for item, mark in items if mark is not None)
+    def agreement(self, round_: int, labels: Mapping[tuple[int, str, int], HumanLabel], kind: str) -> Agreement:
+        """The agreement on a sample ("random" or "suspicious")."""
+        items = ((item, labels.get((round_, item.question, item.index))) for item in self.sample(kind, round_))
+        return agreement((item, label) for item, label in items if label is not None)
 
     def _random(self, round_: int) -> Iterator[AuditItem]:
         """Questions in an order that depends on their ids alone, one response of each, chosen in the same way."""
@@ -124,21 +123,21 @@ class AuditSamples:
             yield AuditItem(n=n, question=question, index=position, outcome=OUTCOME[outcomes[position]], text=text)
 
     def seen(self, round_: int) -> float:
-        """The share of the judged shards that were looked through for suspicious verdicts."""
+        """The share of the verified shards that were searched for suspicious verdicts."""
         return self._seen.get(round_, 0.0)
 
     def _suspicious(self, round_: int) -> Iterator[AuditItem]:
-        """What another check contradicts comes first, then what is only wondered at."""
+        """Verdicts that another check contradicts come first, then doubtful ones."""
         begun, sure, unsure = time.monotonic(), list[AuditItem](), list[AuditItem]()
         blocks = [block for block in self.index.blocks(round_) if {"sample", "verify"} <= block.made.keys()]
-        looked = 0
+        searched = 0
         for block in sorted(blocks, key=lambda block: content_id("audit", round_, block.number)):
             for item, is_sure in self._suspects(block):
                 (sure if is_sure else unsure).append(item)
-            looked += 1
+            searched += 1
             if len(sure) >= SUSPECTS or time.monotonic() - begun > SUSPECT_SECONDS:
                 break
-        self._seen[round_] = looked / len(blocks) if blocks else 1.0
+        self._seen[round_] = searched / len(blocks) if blocks else 1.0
         yield from [*sure, *unsure][:SUSPECTS]
 
     def _suspects(self, block: ShardGroup) -> Iterator[tuple[AuditItem, bool]]:

@@ -58,7 +58,7 @@ def question_at(index: RunIndex, n: int, round_: int) -> QuestionDetail:
     number, row, _ = placed(n)
     source, block = index.block(number, 0), index.block(number, round_)
     if source is None:
-        raise RecordError(f"question shard {number} is gone; load the page again")
+        raise RecordError(f"question shard {number} is gone; reload the page", code="shard-gone")
     question = read_row(source.source, Question, row)
     if block is None:
         return QuestionDetail(n=n, question=question, round=round_)
@@ -93,5 +93,5 @@ def pair_at(index: RunIndex, n: int, id_: str, round_: int) -> PairDetail:
     """Everything about a pair. Raises RecordError when its shard was written again since the index was made."""
     of, position = question_at(index, n, round_), placed(n)[2]
     if position >= len(of.pairs) or of.pairs[position].id != id_:
-        raise RecordError(f"pair {id_} is not where it was; load the page again")
+        raise RecordError(f"pair {id_} has moved; reload the page", code="pair-moved", key=id_)
     return PairDetail(n=n, pair=of.pairs[position], of=of)

@@ -39,7 +39,7 @@ CHANGES = {
     "all_right": "all right",
     "all_wrong": "none right",
 }
-"""What can be asked of the answers of several models."""
+"""Filters on the outcomes of several models."""
 
 
 class Evaluations:

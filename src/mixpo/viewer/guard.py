@@ -1,4 +1,4 @@
-"""What every request must pass, and what every answer carries. Pure ASGI; knows no page.
+"""Checks on every request, and headers of every response. Pure ASGI; knows no page.
 
 A page of another site can make a browser send requests here. So: only loopback names in Host (a foreign name that points here is
 refused), changes by POST alone, with the Origin of these pages and their token, and answers that allow neither foreign content nor
@@ -92,9 +92,9 @@ def read_form(body: bytes, token: str) -> dict[str, str]:
     try:
         fields = {name: values[-1] for name, values in parse_qs(body.decode("utf-8"), keep_blank_values=True, max_num_fields=20).items()}
     except ValueError:
-        raise FormRefused("the form cannot be read") from None
+        raise FormRefused("the form cannot be read", code="form-unreadable") from None
     if not hmac.compare_digest(fields.pop("token", "").encode(), token.encode()):
-        raise FormRefused("this page is from an earlier start of the viewer; load it again and repeat the mark")
+        raise FormRefused("this page is from an earlier start of the viewer; reload it and label again", code="form-token")
     return fields
 
 

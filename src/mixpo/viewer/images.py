@@ -50,7 +50,11 @@ class Images:
     def _encode(self, ref: ImageRef, size: str) -> tuple[bytes, str]:
         ref = self._here(ref)
         if not self.allowed(Path(ref.path)):
-            raise ImageError(f"{ref.path}: lies outside the folders that the recipe of this run names, so it is not shown")
+            raise ImageError(
+                f"{ref.path}: outside the folders that the recipe of this run names, so it is not shown",
+                code="image-outside-roots",
+                path=ref.path,
+            )
         picture = open_image(ref, ImageTable(max_pixels=SIZES[size], max_side=100_000, min_side=1))
         kind = "png" if max(picture.size) <= CRISP_SIDE else "jpeg"
         buffer = io.BytesIO()

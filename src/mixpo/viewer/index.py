@@ -27,7 +27,7 @@ try:
 except ImportError:
     raise MissingExtra("mixpo view", "viewer") from None
 
-VERSION = "3"
+VERSION = "4"
 """Rises when the tables below change; an index of another version is made anew."""
 BATCH = 128
 """Blocks that are read with one query."""
@@ -39,11 +39,12 @@ CREATE TABLE version (value VARCHAR);
 CREATE TABLE block (round INTEGER, number INTEGER, key VARCHAR, stale BOOLEAN, sampled BOOLEAN);
 CREATE TABLE question (n BIGINT, id VARCHAR, domain VARCHAR, source VARCHAR, kind VARCHAR, open BOOLEAN, images INTEGER, text VARCHAR);
 CREATE TABLE judged (round INTEGER, n BIGINT, outcomes VARCHAR, correct INTEGER, wrong INTEGER, malformed INTEGER, undecided INTEGER);
+CREATE TABLE dropped (round INTEGER, n BIGINT, reason VARCHAR);
 CREATE TABLE pair (round INTEGER, n BIGINT, id VARCHAR, origin VARCHAR, domain VARCHAR, outcome VARCHAR, answer VARCHAR,
     chosen INTEGER, rejected INTEGER, tokens BOOLEAN)
 """
 """n: where a record is and its place in every list, see `place`. outcomes: one letter for each response, in order.
-answer: what the rejected side says. chosen / rejected: lengths, in tokens if both sides have `tokens`, else in characters."""
+dropped: why something of a question was filtered. answer: what the rejected side says. chosen / rejected: lengths, in tokens if both sides have `tokens`, else in characters."""
 
 OUTCOME: Mapping[str, Outcome] = {"c": "correct", "w": "wrong", "m": "malformed", "u": "undecided"}
 """The letters of `outcomes`."""
@@ -79,6 +80,16 @@ FROM (SELECT *, len(p.chosen_ids) > 0 AND len(p.rejected_ids) > 0 AS tokens FROM
 )) f
 JOIN question q ON q.n = f.n AND q.id = f.question
 LEFT JOIN (SELECT n, outcomes FROM judged WHERE round = $round) j ON j.n = f.n
+ORDER BY 2
+"""
+_DROPPED = """
+INSERT INTO dropped
+SELECT $round, f.n, f.d.reason
+FROM (
+    SELECT (b.number::BIGINT << 40) | (s.file_row_number << 16) AS n, s.question, unnest(s.dropped) AS d
+    FROM read_parquet($files, filename = true, file_row_number = true) s JOIN batch b ON s.filename = b.file
+) f
+JOIN question q ON q.n = f.n AND q.id = f.question WHERE f.d.count > 0
 ORDER BY 2
 """
 _STALE = """
@@ -204,7 +215,9 @@ class RunIndex:
                 self._name_balances()
             except duckdb.Error as error:
                 raise RunError(
-                    f"{self.run.root}: cannot be indexed ({str(error).splitlines()[0]}); if a shard is named, delete it"
+                    f"{self.run.root}: cannot be indexed ({str(error).splitlines()[0]}); if a shard is named, delete it",
+                    code="index-failed",
+                    path=self.run.root,
                 ) from None
             self._stamp = stamp
             self.edition += changed
@@ -242,7 +255,7 @@ class RunIndex:
                 if round_ == 0:
                     cursor.execute("DELETE FROM question WHERE n >= ? AND n < ?", span)
                 else:
-                    for table in ("judged", "pair"):
+                    for table in ("judged", "pair", "dropped"):
                         cursor.execute(f"DELETE FROM {table} WHERE round = ? AND n >= ? AND n < ?", [round_, *span])
             cursor.execute("DELETE FROM scratch.found")
 
@@ -256,7 +269,7 @@ class RunIndex:
             if round_ == 0:
                 self._read(cursor, _QUESTIONS, [(block.number, block.source) for block in blocks])
             else:
-                for kind, query in (("verify", _JUDGED), ("pair", _PAIRS)):
+                for kind, query in (("verify", _JUDGED), ("pair", _PAIRS), ("pair", _DROPPED)):
                     files = [(block.number, block.made[kind]) for block in blocks if kind in block.made]
                     stale |= {number for (number,) in self._read(cursor, _STALE, files)}
                     self._read(cursor, query, [file for file in files if file[0] not in stale], round_)

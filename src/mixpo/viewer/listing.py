@@ -1,4 +1,4 @@
-"""Filtered lists of pairs and questions, page by page: keys come from the index, a text search looks into the shards.
+"""Lists of pairs and questions, page by page: keys come from the index, a text search reads the shards.
 
 A list is ordered by `n`. A page is found by the key it starts after, never by counting rows, so page one thousand costs what page one does.
 """
@@ -18,9 +18,9 @@ from mixpo.viewer.index import RunIndex
 ROWS = 25
 """Rows of a page."""
 SEARCH_SECONDS = 0.5
-"""A search answers with what it has found after this time; asked again it goes on where it stopped."""
+"""A search returns after this time with what it has; the next request continues it."""
 SEARCHED = 16
-"""Blocks that a search reads with one query: the least that it does between two looks at the clock."""
+"""Shard groups that a search reads with one query, between two checks of the time."""
 LONGEST_SEARCH = 200
 
 Table = Literal["pair", "question"]
@@ -48,12 +48,13 @@ WHERE contains(lower(q.text), $text) OR contains(lower(coalesce(q.answer, '')), 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListFilter:
-    """What of a list is shown; "" and None stand for everything. Lengths are of the longer side, in tokens."""
+    """Filter of a list; "" and None do not restrict it. Lengths are of the longer side, in tokens. dropped: a filter reason."""
 
     table: Table
     round: int = 1
     origin: str = ""
     outcome: str = ""
+    dropped: str = ""
     domain: str = ""
     shortest: int | None = None
     longest: int | None = None
@@ -61,13 +62,14 @@ class ListFilter:
 
     @classmethod
     def read(cls, table: Table, asked: Mapping[str, str]) -> ListFilter:
-        """The filter that a query string asks for; what is not a possible value is left out."""
+        """The filter in a query string; invalid values are ignored."""
         outcomes = OUTCOMES if table == "pair" else BALANCES
         return cls(
             table=table,
             round=_whole(asked.get("round")) or 1,
             origin=origin if (origin := asked.get("origin", "")) in ORIGINS else "",
             outcome=outcome if (outcome := asked.get("outcome", "")) in outcomes else "",
+            dropped=asked.get("dropped", "") if table == "question" else "",
             domain=asked.get("domain", ""),
             shortest=_whole(asked.get("shortest")),
             longest=_whole(asked.get("longest")),
@@ -76,7 +78,7 @@ class ListFilter:
 
     def query(self) -> dict[str, str]:
         """The filter as it stands in a query string."""
-        names = ("origin", "outcome", "domain", "shortest", "longest", "text")
+        names = ("origin", "outcome", "dropped", "domain", "shortest", "longest", "text")
         values = {name: str(value) for name in names if (value := getattr(self, name)) not in ("", None)}
         return values if self.round == 1 else {"round": str(self.round), **values}
 
@@ -84,6 +86,8 @@ class ListFilter:
         """SQL conditions on the table, with their values, for all but the text."""
         if self.table == "question":
             asked = self._answered()
+            if self.dropped:
+                asked.append(("n IN (SELECT n FROM dropped WHERE round = ? AND reason = ?)", [self.round, self.dropped]))
             if self.domain:
                 asked.append(("domain = ?", [self.domain]))
             return [condition for condition, _ in asked], [value for _, values in asked for value in values]
@@ -99,7 +103,7 @@ class ListFilter:
         return [condition for condition, _ in used], [value for _, value in used]
 
     def _answered(self) -> list[tuple[str, list[object]]]:
-        """What was judged is looked at only where it is asked for: joining it would cost more than all the rest of a page."""
+        """The table of verdicts is joined only where a filter needs it: it would cost more than the rest of a page."""
         judged = "(SELECT n FROM judged WHERE round = ?"
         if not self.outcome:
             return []
@@ -207,6 +211,10 @@ class Lists:
         else:
             found = self.index.one("SELECT min(n) FROM pair WHERE id = ? AND round = ?", id_, round_)
         return found
+
+    def dropped(self) -> list[str]:
+        """The reasons for which something was filtered, in alphabetical order."""
+        return [reason for (reason,) in self.index.rows("SELECT DISTINCT reason FROM dropped ORDER BY reason")]
 
     def domains(self, table: Table) -> list[tuple[str, int]]:
         """The domains with their number of rows, in alphabetical order."""

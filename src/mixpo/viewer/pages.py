@@ -13,17 +13,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mixpo.plural import amount
 from mixpo.report import words
-from mixpo.report.render import asked
+from mixpo.report.benchmarks import CAUSES
+from mixpo.report.render import asked, unlisted
 from mixpo.viewer.evaluations import CHANGES
 from mixpo.viewer.index import OUTCOME
 from mixpo.viewer.listing import BALANCES, ORIGINS, OUTCOMES
 from mixpo.viewer.text import brief, parts, plain
 
 STATIC = Path(__file__).parent / "static"
-SIDES = {**words.OUTCOMES, "unjudged": "written without the image"}
+SIDES = {**words.OUTCOMES, "unjudged": "completed without the image"}
 """What the rejected side of a pair can be."""
-ANSWERED = {**words.BALANCE, "undecided": "some undecided", "open": "no answer key", "unjudged": "not judged yet"}
-"""What can be asked of the answers to a question."""
+ANSWERED = {**words.BALANCE, "undecided": "some undecided", "open": "no answer key", "unjudged": "not verified yet"}
+"""How a question can be answered."""
 ICONS = {"correct": "✓", "wrong": "✗", "malformed": "?", "undecided": "·", "unjudged": "–"}
 
 
@@ -59,10 +60,19 @@ def environment() -> Environment:
     )
     for name in ("percent", "points", "p_value", "interval", "count", "duration", "model_name", "title_case"):
         made.filters[name] = getattr(words, name)
-    made.filters |= {"amount": amount, "asked": asked, "brief": brief, "parts": parts, "plain": plain, "spelled": spelled}
+    made.filters |= {
+        "amount": amount,
+        "asked": asked,
+        "moment": words.moment,
+        "unlisted": unlisted,
+        "brief": brief,
+        "parts": parts,
+        "plain": plain,
+        "spelled": spelled,
+    }
     made.globals |= {
         "url": with_query, "static": static_url, "words": words, "icons": ICONS, "sides": SIDES, "answered": ANSWERED,
-        "origins": ORIGINS, "outcomes": OUTCOMES, "balances": BALANCES, "changes": CHANGES,
+        "origins": ORIGINS, "outcomes": OUTCOMES, "balances": BALANCES, "causes": CAUSES, "changes": CHANGES,
     }  # fmt: skip
     return made
 

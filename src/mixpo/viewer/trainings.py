@@ -32,7 +32,7 @@ class TrainingCurves:
 
 
 METRICS = tuple(field.name for field in fields(StepMetrics))
-TOGETHER = {"accuracy": "Share of pairs ranked right", "margin": "Reward margin", "logp_chosen": "Log-probability of the chosen answer"}
+TOGETHER = {"accuracy": "Reward accuracy", "margin": "Reward margin", "logp_chosen": "Log-prob of the chosen response"}
 """Metrics that mean the same in every training, with the title of their chart."""
 
 
@@ -76,5 +76,5 @@ def together(arms: Sequence[TrainingCurves]) -> list[Chart]:
             known = {row.step: getattr(row, metric) for row in arm.rows}
             series[model_name(arm.objective) + f", round {arm.round}" * (arm.round > 1)] = [known.get(step) for step in steps]
         colours = [colour(arm.objective, objectives) for arm in logged]
-        charts.append(Chart(title, curves(steps, series, f"{title} of every training", colours)))
+        charts.append(Chart(title, curves(steps, series, f"{title} of all trainings", colours)))
     return charts

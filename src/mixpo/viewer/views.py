@@ -1,12 +1,13 @@
-"""What each page shows: from the filter of a request to the values of a template. Knows neither HTTP nor HTML."""
+"""The content of each page: from the filter of a request to the values of a template, without HTTP and HTML."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
+from urllib.parse import quote
 
-from mixpo.errors import MixpoError, RecordError
+from mixpo.errors import MixpoError, RecordError, RunError
 from mixpo.evaluate.benchmarks import benchmark_of
 from mixpo.human_labels import HumanLabel, read_labels
 from mixpo.plural import amount
@@ -15,14 +16,15 @@ from mixpo.report import sections
 from mixpo.report.text_diff import difference
 from mixpo.run import Manifest
 from mixpo.stages.job import Context
-from mixpo.stages.report import PAGE
+from mixpo.stages.report import PAGE, load_report, title_of
 from mixpo.types import ImageRef, Question
-from mixpo.viewer.audit import AuditSamples
+from mixpo.viewer.audit import AuditItem, AuditSamples
 from mixpo.viewer.details import PairDetail, pair_at, question_at
 from mixpo.viewer.evaluations import CHANGES, Evaluations
 from mixpo.viewer.images import Images
 from mixpo.viewer.index import OUTCOME, RunIndex
 from mixpo.viewer.listing import ListFilter, Lists, Table
+from mixpo.viewer.pages import with_query
 from mixpo.viewer.statistics import filtered, statistics
 from mixpo.viewer.trainings import Trainings, together
 
@@ -53,7 +55,7 @@ class Views:
 
     def __init__(self, context: Context, progress: Progress | None = None) -> None:
         self.run = context.run
-        self.title = context.recipe.report.title
+        self.title = title_of(context)
         self.index = RunIndex(context.run, progress, balanced=bool(context.recipe.pairs.balance))
         self.lists = Lists(self.index)
         self.images = Images(context)
@@ -75,12 +77,12 @@ class Views:
             "run_name": self.run.root.name,
             "rounds": self.index.layout.rounds(),
             "stale": self._once("stale", self._stale),
-            "no_marks": self._marks()[1],
+            "no_labels": self._labels()[1],
             "gone": "" if self.run.root.is_dir() else str(self.run.root),
         }
 
-    def _marks(self) -> tuple[Mapping[tuple[int, str, int], HumanLabel], str]:
-        """The marks of people, or none and what is wrong with their file: that must not take the other pages away."""
+    def _labels(self) -> tuple[Mapping[tuple[int, str, int], HumanLabel], str]:
+        """The human labels, or none and what is wrong with their file, which must not break the other pages."""
         try:
             return read_labels(self.run.root), ""
         except RecordError as error:
@@ -92,7 +94,7 @@ class Views:
     # --- overview ----------------------------------------------------------------------------------------------------------
 
     def overview(self) -> Values:
-        """The stages of the run, and what there is to look at."""
+        """The headline result, links to everything, and the stages of the run."""
         stages = self.index.layout.stages()
         count = self.index.one
         return {
@@ -101,18 +103,29 @@ class Views:
             "questions": count("SELECT count(*) FROM question"),
             "pairs": count("SELECT count(*) FROM pair"),
             "verdicts": count("SELECT coalesce(sum(len(outcomes)), 0) FROM judged"),
-            "marks": len(self._marks()[0]),
+            "headline": self._headline(),
+            "labels": len(self._labels()[0]),
             "trainings": [name.rpartition("/")[2] for name in stages if "/train/" in name],
             "sets": self.evaluations.sets(),
-            "left_out": sum(row["count"] for row in filtered(self.index)),
+            "filtered": sum(row["count"] for row in filtered(self.index)),
             "has_report": (self.run.root / PAGE).exists(),
         }
+
+    def _headline(self) -> Values | None:
+        """The report's headline with its alarms by cause and its time; None without a readable report that has one."""
+        try:
+            report = load_report(self.run.root)
+        except RunError:
+            return None
+        if report is None or not report.get("headline"):
+            return None
+        causes = list(dict.fromkeys(alarm["cause"] for alarm in report.get("alarms", ())))
+        return {**report["headline"], "set": report["set"], "created": report["created"], "causes": causes}
 
     def _state(self, name: str, manifest: Manifest) -> StageState:
         shards = self.index.layout.shards(name)
         done = sum(path is not None for path in shards)
         state = "done" if manifest.finished and done == len(shards) else "part" if done else "begun"
-        # Every evaluation has its own page; here it is enough how many are right.
         shown = {key: value for key, value in manifest.counts.items() if "/train/" not in name or key == "steps"}
         counts = sections.shown_counts({name.removeprefix("evaluate/"): shown}).get(name.removeprefix("evaluate/"), [])
         return StageState(name=name, state=state, done=done, total=len(shards), counts=dict(counts), seconds=manifest.seconds)
@@ -127,18 +140,23 @@ class Views:
         wanted = ListFilter.read(table, asked)
         after = asked.get("after", "")
         found = self.lists.page(wanted, int(after) if after.isascii() and after.isdigit() and len(after) < 19 else -1)
-        return {"filter": wanted, "page": found, "domains": self._once(table, lambda: self.lists.domains(table))}
+        return {
+            "filter": wanted,
+            "page": found,
+            "domains": self._once(table, lambda: self.lists.domains(table)),
+            "reasons": self._once("reasons", self.lists.dropped),
+        }
 
     def pair(self, id_: str, asked: Mapping[str, str]) -> Values:
         """One pair with its place in the list."""
         wanted = ListFilter.read("pair", asked)
         n = self.lists.find("pair", id_, wanted.round)
         if n is None:
-            raise PageNotFound(f"no pair {id_} in round {wanted.round} of this run")
+            raise PageNotFound(f"no pair {id_} in round {wanted.round} of this run", code="page-not-found", key=id_)
         detail = pair_at(self.index, n, id_, wanted.round)
         pair = detail.pair
         chosen, rejected = difference(pair.chosen, pair.rejected, kept=pair.origin == "dropout_ntp")
-        marks, _ = self._marks()
+        labels, _ = self._labels()
         return {
             "filter": wanted,
             "beside": self.lists.beside(wanted, n),
@@ -148,7 +166,7 @@ class Views:
             "sizes": self.images.sizes(detail.of.question),
             "pieces": {"chosen": chosen, "rejected": rejected},
             "verdicts": _verdicts_of(detail),
-            "marks": {index: marks.get((wanted.round, pair.question, index)) for index in (pair.chosen_index, pair.rejected_index)},
+            "labels": {index: labels.get((wanted.round, pair.question, index)) for index in (pair.chosen_index, pair.rejected_index)},
         }
 
     # --- questions -----------------------------------------------------------------------------------------------------------
@@ -167,17 +185,18 @@ class Views:
         wanted = ListFilter.read("question", asked)
         n = self.lists.find("question", id_, 0)
         if n is None:
-            raise PageNotFound(f"no question {id_} in this run")
+            raise PageNotFound(f"no question {id_} in this run", code="page-not-found", key=id_)
         detail = question_at(self.index, n, wanted.round)
-        marks, _ = self._marks()
+        labels, _ = self._labels()
         return {
             "filter": wanted,
             "beside": self.lists.beside(wanted, n),
             "domains": self._once("question", lambda: self.lists.domains("question")),
+            "reasons": self._once("reasons", self.lists.dropped),
             "detail": detail,
             "question": detail.question,
             "sizes": self.images.sizes(detail.question),
-            "marks": {index: marks.get((wanted.round, id_, index)) for index in detail.responses},
+            "labels": {index: labels.get((wanted.round, id_, index)) for index in detail.responses},
         }
 
     # --- statistics ----------------------------------------------------------------------------------------------------------
@@ -197,31 +216,33 @@ class Views:
     # --- audit -----------------------------------------------------------------------------------------------------------------
 
     def audit(self, asked: Mapping[str, str]) -> Values:
-        """What the marks say, and the sample to look at."""
+        """Agreement of verifier and human labels, and the sample to label."""
         kind, round_ = _kind(asked), ListFilter.read("pair", asked).round
-        marks, _ = self._marks()
+        labels, _ = self._labels()
         items = self.audits.sample(kind, round_)
-        rows = [(number, item, marks.get((round_, item.question, item.index))) for number, item in enumerate(items)]
+        rows = [(number, item, labels.get((round_, item.question, item.index))) for number, item in enumerate(items)]
         return {
             "kind": kind,
             "round": round_,
             "rows": rows,
-            "done": sum(mark is not None for *_, mark in rows),
-            "open": next((number for number, _, mark in rows if mark is None), None),
+            "done": sum(label is not None for *_, label in rows),
+            "open": next((number for number, _, label in rows if label is None), None),
             "seen": self.audits.seen(round_) if kind == "suspicious" else 1.0,
-            "random": self.audits.marked(round_, marks, "random"),
-            "marks": len(marks),
+            "random": self.audits.agreement(round_, labels, "random"),
+            "labels": len(labels),
         }
 
     def audit_item(self, number: int, asked: Mapping[str, str]) -> Values:
-        """One verdict to look at."""
+        """One response to label, and how the previous label compares with its verdict."""
         kind, round_ = _kind(asked), ListFilter.read("pair", asked).round
         items = self.audits.sample(kind, round_)
         if not 0 <= number < len(items):
-            raise PageNotFound(f"the sample has {amount(len(items), 'verdict')}; there is no number {number + 1}")
+            raise PageNotFound(
+                f"the sample has {amount(len(items), 'response')}; there is no number {number + 1}", code="page-not-found", key=str(number)
+            )
         item = items[number]
         detail = question_at(self.index, item.n, round_)
-        marks, _ = self._marks()
+        labels, _ = self._labels()
         return {
             "kind": kind,
             "round": round_,
@@ -232,18 +253,27 @@ class Views:
             "sizes": self.images.sizes(detail.question),
             "response": detail.responses.get(item.index),
             "verdict": detail.verdicts.get(item.index),
-            "mark": marks.get((round_, item.question, item.index)),
-            "done": sum((round_, other.question, other.index) in marks for other in items),
+            "label": labels.get((round_, item.question, item.index)),
+            "previous": self._labelled(items[number - 1], labels, round_) if number else None,
+            "done": sum((round_, other.question, other.index) in labels for other in items),
         }
 
-    def mark(self, form: Mapping[str, str], time: str, by: str) -> HumanLabel:
-        """The mark that a form asks for. Raises PageNotFound when it is about no judged response of this run."""
+    def _labelled(
+        self, item: AuditItem, labels: Mapping[tuple[int, str, int], HumanLabel], round_: int
+    ) -> tuple[AuditItem, HumanLabel] | None:
+        label = labels.get((round_, item.question, item.index))
+        return (item, label) if label is not None else None
+
+    def label(self, form: Mapping[str, str], time: str, by: str) -> HumanLabel:
+        """The label in a form. Raises PageNotFound when it is not about a verified response of this run."""
         question, outcome = form.get("question", ""), form.get("outcome", "")
         index, round_ = _number(form.get("index")), _number(form.get("round"))
         n = self.lists.find("question", question, 0)
         letters = self.index.one("SELECT outcomes FROM judged WHERE round = ? AND n = ?", round_, n) if n is not None else None
         if letters is None or not 0 <= index < len(letters) or outcome not in OUTCOME.values():
-            raise PageNotFound("the mark is about no judged response of this run; load the page again")
+            raise PageNotFound(
+                "the label is not about a verified response of this run; reload the page", code="label-unknown", key=question
+            )
         known = next(name for name in OUTCOME.values() if name == outcome)
         return HumanLabel(question=question, round=round_, index=index, outcome=known, by=by, time=time)
 
@@ -298,7 +328,7 @@ class Views:
         listed = self.evaluated(name, asked)
         questions = self.evaluations.questions(name)
         if id_ not in questions:
-            raise PageNotFound(f"no question {id_} in evaluation set {name}")
+            raise PageNotFound(f"no question {id_} in evaluation set {name}", code="page-not-found", key=id_)
         _, rows = self.evaluations.asked(name, listed["query"]["mode"], listed["query"]["domain"], listed["query"]["change"])
         ids = [row.question.id for row in rows]
         at = ids.index(id_) if id_ in ids else -1
@@ -322,11 +352,23 @@ class Views:
 
     def _check_set(self, name: str) -> None:
         if name not in self.evaluations.sets():
-            raise PageNotFound(f"no evaluation set {name} in this run")
+            raise PageNotFound(f"no evaluation set {name} in this run", code="page-not-found", key=name)
 
-    def left_out(self) -> Values:
-        """What each stage dropped and why."""
-        return {"rows": filtered(self.index)}
+    def filtered(self) -> Values:
+        """What each stage filtered and why, with links to the questions concerned."""
+        return {"rows": [(row, *self._links(row)) for row in filtered(self.index)]}
+
+    def _links(self, row: Mapping[str, Any]) -> tuple[str, list[tuple[str, str]]]:
+        """The list of all that a row counts, and its places with their pages; "" where there is none."""
+        stage, (first, *parts) = row["stage"], row["stage"].split("/")
+        places = [place for place in row["where"].split(", ") if place]
+        round_ = first.removeprefix("round-")
+        if first.startswith("round-"):
+            listed = with_query("/questions", round=round_ if round_ != "1" else "", dropped=row["name"]) if row.get("name") else ""
+            return listed, [(place, with_query(f"/questions/{quote(place, safe='')}", round=round_)) for place in places]
+        if first == "answer" and not stage.endswith("/source"):
+            return "", [(place, f"/evaluation/{quote(parts[0], safe='')}/{quote(place, safe='')}") for place in places]
+        return "", [(place, "") for place in places]
 
     # --- pictures -------------------------------------------------------------------------------------------------------------------
 
@@ -343,7 +385,7 @@ class Views:
 
 def _image(question: Question | None, number: int) -> ImageRef:
     if question is None or not 0 <= number < len(question.images):
-        raise PageNotFound("no such image")
+        raise PageNotFound("no such image", code="page-not-found")
     return question.images[number]
 
 

@@ -34,13 +34,13 @@ function formulas(set) {
     all(".tex").forEach(setFormula);
   }
 }
-const WRITTEN = "mixpo-formulas-as-written";
-let memory = null; // A browser that keeps nothing for pages says so by an error.
-try { memory = localStorage; } catch { /* The choice holds for this page. */ }
-formulas(memory?.getItem(WRITTEN) !== "1");
+const SOURCE_TEXT = "mixpo-formulas-as-source";
+let memory = null; // Browsers that store nothing raise an error.
+try { memory = localStorage; } catch { /* The choice is kept for this page only. */ }
+formulas(memory?.getItem(SOURCE_TEXT) !== "1");
 function toggleFormulas() {
   const written = source.size > 0;
-  memory?.setItem(WRITTEN, written ? "1" : "0");
+  memory?.setItem(SOURCE_TEXT, written ? "1" : "0");
   formulas(!written);
 }
 
@@ -56,7 +56,7 @@ function resize(next) {
   picture.classList.toggle("crisp", scale >= 2);
   one(".zoom-of").textContent = `${buttons.length > 1 ? `image ${shown + 1} of ${buttons.length}, ` : ""}${picture.naturalWidth} × ${picture.naturalHeight}, ${Math.round(scale * 100)} %`;
 }
-function look(number) {
+function showImage(number) {
   shown = (number + buttons.length) % buttons.length;
   picture.alt = one("img", buttons[shown]).alt;
   picture.src = buttons[shown].dataset.full;
@@ -67,10 +67,10 @@ function look(number) {
 picture.addEventListener("load", () => resize(0));
 const ZOOM = {
   in: () => resize(scale * 1.4), out: () => resize(scale / 1.4), fit: () => resize(0), close: () => zoom.close(),
-  before: () => look(shown - 1), after: () => look(shown + 1),
+  before: () => showImage(shown - 1), after: () => showImage(shown + 1),
 };
 const ZOOM_KEYS = { "+": "in", "=": "in", "-": "out", "0": "fit", z: "close", ArrowLeft: "before", ArrowRight: "after" };
-buttons.forEach((button, number) => button.addEventListener("click", () => look(number)));
+buttons.forEach((button, number) => button.addEventListener("click", () => showImage(number)));
 all("[data-zoom]").forEach((button) => button.addEventListener("click", () => ZOOM[button.dataset.zoom]()));
 picture.addEventListener("click", () => resize(scale * 1.4));
 zoom.addEventListener("click", (event) => { if (event.target === zoom) zoom.close(); });
@@ -89,35 +89,35 @@ all(".thumb img").forEach((image) => {
 
 all(".filter select").forEach((choice) => choice.addEventListener("change", () => choice.form.requestSubmit()));
 all(".filter").forEach((form) => form.addEventListener("submit", () => {
-  // Addresses stay short: an empty field says nothing.
+  // Empty fields are left out of the address.
   all("input, select", form).forEach((field) => { field.disabled = field.value === ""; });
 }));
 window.addEventListener("pageshow", () => all(".filter :disabled").forEach((field) => { field.disabled = false; }));
 
-// A search that ran out of time before it had filled a page goes on by itself, and shows how far it is; not while another one is written.
-function goOn() {
-  if (document.activeElement.matches("input, select")) setTimeout(goOn, 500);
+// A search that timed out before it filled a page continues by itself and shows its progress, unless the user is typing another one.
+function continueSearch() {
+  if (document.activeElement.matches("input, select")) setTimeout(continueSearch, 500);
   else location.reload();
 }
-if (one("[data-go-on]")) setTimeout(goOn, 100);
+if (one("[data-continue]")) setTimeout(continueSearch, 100);
 
 const keys = one("#keys"), keysButton = one("[data-action=keys]");
 keysButton.hidden = false;
 keysButton.addEventListener("click", () => keys.showModal());
 
 function moveRow(by) {
-  const rows = all(".row, .row-link");
+  const rows = all(".row:not(.head), .row-link");
   const at = rows.indexOf(document.activeElement);
   const next = rows[at < 0 ? (by > 0 ? 0 : rows.length - 1) : at + by];
   if (next) next.focus();
   return rows.length > 0;
 }
-// Back in a list, the keys go on from the row that one comes from.
+// Back in a list, the keys start from the row of the page just left.
 document.getElementById(location.hash.slice(1))?.closest(".row, .row-link")?.focus();
 const ACTIONS = {
   "?": () => keys.showModal(),
   "/": () => { const field = one("[data-search]"); if (field) { field.closest("details")?.setAttribute("open", ""); field.focus(); field.select(); } },
-  z: () => { if (buttons.length) look(shown); },
+  z: () => { if (buttons.length) showImage(shown); },
   m: toggleFormulas,
 };
 document.addEventListener("keydown", (event) => {
