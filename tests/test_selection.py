@@ -149,10 +149,10 @@ def test_a_mark_changes_the_pairs_of_its_shard_only(recipe: Path) -> None:
     ("row", "message"),
     [
         ("{", "labels.jsonl:1: not valid JSON"),
-        ("[]", "labels.jsonl:1: a mark has question"),
+        ("[]", "labels.jsonl:1: a label has question"),
         ('{"question": "a", "index": 0, "outcome": "right"}', "correct, wrong, malformed, undecided"),
-        ('{"question": "a", "index": "0", "outcome": "wrong"}', "index and round must be whole numbers"),
-        ('{"question": "a", "index": true, "outcome": "wrong"}', "index and round must be whole numbers"),
+        ('{"question": "a", "index": "0", "outcome": "wrong"}', "index must be a whole number"),
+        ('{"question": "a", "index": true, "outcome": "wrong"}', "index must be a whole number"),
     ],
 )
 def test_lines_that_are_no_marks(recipe: Path, row: str, message: str) -> None:

@@ -43,7 +43,9 @@ def test_the_card_tells_data_recipe_and_results(finished_run: Path) -> None:
     assert 'pipeline_tag: "image-text-to-text"' in front
     assert "base_model" not in front
     counts = json.loads((finished_run / "run" / "round-1" / "pair" / "manifest.json").read_text())["counts"]
-    assert f"| round-1/pair | pairs | {counts['pairs']:,} |" in text
+    assert f"- {counts['pairs']:,} preference pair" in text
+    data = text[text.index("## Training data") : text.index("## Results")]
+    assert data.count("\n- ") == 5
     report = json.loads((finished_run / "run" / "report.json").read_text())
     scores = report["models"]["mpo"]["cot"]
     assert f"| {scores['accuracy'] * 100:.1f} % | {scores['low'] * 100:.1f} to {scores['high'] * 100:.1f} % |" in text

@@ -10,7 +10,7 @@ import pytest
 from mixpo.commands.compare import compare_evaluations
 from mixpo.evaluate.score import score, score_samples
 from mixpo.records import Prediction, write_rows
-from mixpo.report.benchmarks import alarms
+from mixpo.report.benchmarks import CAUSES, alarms
 from mixpo.report.build import _scores
 from mixpo.run import Manifest, Run
 
@@ -24,20 +24,19 @@ def never(question: str, **more: object) -> Prediction:
     return row(question, "undecided", finish="error", text="", tokens=0, reason="the server is away", **more)
 
 
-def texts(mode: str, rows: list[Prediction]) -> list[str]:
-    return [alarm["text"] for alarm in alarms({"set": {"base": {mode: _scores(mode, rows, {}, {})}}})]
+def texts(mode: str, rows: list[Prediction]) -> list[tuple[str, str]]:
+    """(cause, text) of each alarm."""
+    return [(alarm["cause"], alarm["text"]) for alarm in alarms({"set": {"base": {mode: _scores(mode, rows, {}, {})}}})]
 
 
-def test_answers_that_never_came_are_no_silent_zeros() -> None:
-    [text] = texts("cot", [row("a"), row("b", "wrong"), never("c"), never("d")])
-    assert text == (
-        "2 of 4 answers never came, because the engine failed or an image is broken, and count as not correct (were they right, "
-        "accuracy would be 75.0\N{NO-BREAK SPACE}%); `mixpo retry RUN` asks again"
-    )
+def test_failed_answers_are_not_silent_zeros() -> None:
+    assert texts("cot", [row("a"), row("b", "wrong"), never("c"), never("d")]) == [
+        ("failed", "2 of 4 responses, counted as not correct; accuracy would be at most 75.0\N{NO-BREAK SPACE}% with them")
+    ]
     assert texts("cot", [row("a"), row("b", "wrong")]) == []
 
 
-def test_sampled_answers_that_never_came_are_counted() -> None:
+def test_failed_samples_are_counted() -> None:
     rows = [
         row("a", mode="sampled", index=0),
         row("a", mode="sampled", index=1),
@@ -46,21 +45,28 @@ def test_sampled_answers_that_never_came_are_counted() -> None:
     ]
     found = score_samples(rows)
     assert (found.n, found.samples, found.failed, found.excluded, found.accuracy) == (2, 4, 2, 0, 0.5)
-    [text] = texts("sampled", rows)
-    assert text.startswith("2 of 4 answers never came")
-    assert "accuracy would be 100.0\N{NO-BREAK SPACE}%" in text
+    [(cause, text)] = texts("sampled", rows)
+    assert cause == "failed"
+    assert text.startswith("2 of 4 responses")
+    assert "at most 100.0\N{NO-BREAK SPACE}%" in text
 
 
-def test_a_judge_is_not_blamed_for_answers_that_never_came() -> None:
+def test_a_judge_is_not_blamed_for_failed_answers() -> None:
     judged = {"judge": "grader #1"}
     unread = row("b", "undecided", unread=True, **judged)
     rows = [row("a", score=1.0, **judged), unread, never("c")]
     assert (score(rows).excluded, score(rows).failed, score(rows).accuracy) == (2, 1, 1.0)
-    assert [text.partition(",")[0] for text in texts("cot", rows)] == ["1 of 3 answers never came", "1 answer counts nowhere"]
-    assert "and counts nowhere" in texts("cot", rows)[0]
+    assert texts("cot", rows) == [("failed", "1 of 3 responses, not scored"), ("unread", "1 of 3 responses")]
     sampled = [row("a", mode="sampled", score=1.0, **judged), never("c", mode="sampled")]
     assert score_samples(sampled).excluded == 1
-    assert [text.partition(",")[0] for text in texts("sampled", sampled)] == ["1 of 2 answers never came"]
+    assert texts("sampled", sampled) == [("failed", "1 of 2 responses, not scored")]
+
+
+def test_every_cause_is_explained_and_they_come_in_order() -> None:
+    rows = [row(f"{n}", finish="length", text="and so on " * 40, tokens=200) for n in range(3)] + [never("x")]
+    found = [cause for cause, _ in texts("cot", rows)]
+    assert found == ["truncated", "repetition", "failed"]
+    assert set(found) < set(CAUSES)
 
 
 @pytest.mark.parametrize("missing", [0, 1])

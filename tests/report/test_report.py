@@ -17,6 +17,7 @@ from mixpo.errors import EvaluateError
 from mixpo.evaluate.score import compare, score
 from mixpo.images import reference
 from mixpo.records import Prediction
+from mixpo.report.benchmarks import CAUSES
 from mixpo.report.build import build
 from mixpo.report.data import ReportData
 from mixpo.report.images import picture
@@ -127,7 +128,7 @@ def test_comparisons_and_gaps(data: ReportData, report: dict[str, Any]) -> None:
 
 def test_the_gap_is_a_table_for_people(report: dict[str, Any], html: str) -> None:
     rows = gap_rows(report)
-    assert [row[1] for row in rows] == ["Start", "SFT", "DPO", "MPO"]
+    assert [row[1] for row in rows] == ["Base model", "SFT", "DPO", "MPO"]
     scores = report["models"]["base"]
     assert rows[0][2:4] == (percent(scores["direct"]["accuracy"]), percent(scores["cot"]["accuracy"]))
     assert all(len(row) == len(GAP_COLUMNS) for row in rows)
@@ -143,8 +144,8 @@ def test_questions_without_a_family_are_in_table_and_chart(data: ReportData) -> 
     assert scores["domains"][""]["n"] == 20
     assert sum(part["n"] for part in scores["domains"].values()) == scores["n"]
     page = render(built)
-    assert '<th scope="row">(no family)</th><td>20</td>' in page
-    assert page.count("(no family)") >= 3  # the table, the lane and its tips
+    assert '<th scope="row">(no domain)</th><td>20</td>' in page
+    assert page.count("(no domain)") >= 3  # the table, the lane and its tips
 
 
 def test_yes_no_figures_have_an_interval_and_a_table(data: ReportData) -> None:
@@ -193,9 +194,9 @@ def test_further_sets_and_other_main_model(data: ReportData) -> None:
     assert list(built["sets"]) == ["b"]
     assert built["sets"]["b"]["comparisons"][0]["difference"] == 0
     page = render(built)
-    assert "<h3>Set: a</h3>" in page  # with several, the first must be told from the others
-    assert "Further set: b" in page
-    assert "<h3>Set:" not in render(build(replace(EMPTY, predictions={("a", "base", "cot"): rows})))
+    assert "<h3>Evaluation set: a</h3>" in page  # with several, the first must be told from the others
+    assert "<h3>Evaluation set: b</h3>" in page
+    assert "<h3>Evaluation set:" not in render(build(replace(EMPTY, predictions={("a", "base", "cot"): rows})))
 
 
 def test_models_asked_different_questions_are_refused(data: ReportData) -> None:
@@ -223,16 +224,16 @@ def test_memory_is_drawn_in_gigabytes() -> None:
     from mixpo.report.sections import training_charts
 
     charts = {c.title: c.drawing for c in training_charts({"steps": [1, 2], "curves": {"memory": [1.01e9, None], "seconds_left": [9, 1]}})}
-    assert list(charts) == ["Memory, GB"]
-    assert "memory, step 1: 1.01" in charts["Memory, GB"]
+    assert list(charts) == ["Memory (GB)"]
+    assert "memory, step 1: 1.01" in charts["Memory (GB)"]
 
 
 def test_training_charts_leave_out_what_an_objective_has_not(report: dict[str, Any]) -> None:
     from mixpo.report.sections import training_charts
 
     titles = {arm: [chart.title for chart in training_charts(run)] for arm, run in report["training"].items()}
-    assert titles["sft"] == ["Loss and its weighted parts", "Raw terms of the loss", "Gradient norm", "Learning rate"]
-    assert titles["mpo"][2:6] == ["Rewards", "Reward margin", "Share of pairs ranked right", "Quality shift δ"]
+    assert titles["sft"] == ["Loss and weighted terms", "Loss terms, unweighted", "Gradient norm", "Learning rate"]
+    assert titles["mpo"][2:6] == ["Rewards", "Reward margin", "Reward accuracy", "Quality shift δ"]
 
 
 # --- the page --------------------------------------------------------------------------------------------------------------
@@ -288,7 +289,7 @@ def test_summary_rows(report: dict[str, Any]) -> None:
     rows = summary_rows(report)
     assert len(rows) == 12
     assert all(len(row) == len(SUMMARY_COLUMNS) for row in rows)
-    assert rows[0][:2] == ("Start", "chain of thought")
+    assert rows[0][:2] == ("Base model", "chain of thought")
     assert rows[0][4] == rows[0][5] == ""
     mpo = next(row for row in rows if row[0] == "MPO")
     assert mpo[2] == percent(report["models"]["mpo"]["cot"]["accuracy"])
@@ -302,7 +303,7 @@ def test_empty_run_renders() -> None:
     assert summary_rows(built) == []
     text = Page(render(built)).words
     assert "Nothing was evaluated" in text
-    assert "No row was left out" in text
+    assert "Nothing was filtered" in text
 
 
 def test_parts_may_be_missing(data: ReportData) -> None:
@@ -470,17 +471,22 @@ def test_the_page_says_where_the_models_are() -> None:
     assert "1 logged step; the model is in models/mpo-round-1" in page
 
 
-def test_many_alarms_are_folded_and_none_is_lost(report: dict[str, Any]) -> None:
-    alarms = [{"set": "test", "model": "mpo", "mode": "cot", "text": f"alarm number {n}"} for n in range(9)]
+def test_alarms_are_grouped_by_cause_and_folded(report: dict[str, Any]) -> None:
+    alarms = [
+        {"set": "test", "model": "mpo", "mode": "cot", "cause": cause, "text": f"{cause} {n}."}
+        for cause, number in (("truncated", 9), ("failed", 2))
+        for n in range(number)
+    ]
     page = render({**report, "alarms": alarms})
-    assert "<summary>5 more alarms</summary>" in page
-    assert [page.count(alarm["text"]) for alarm in alarms] == [1] * 9
-    assert "more alarms" not in render({**report, "alarms": alarms[:4]})
+    assert "<summary>5 more</summary>" in page
+    assert page.count("</summary>\n<ul>") == 1, "two of a cause are not folded"
+    assert [page.count(alarm["text"]) for alarm in alarms] == [1] * 11
+    assert [page.count(CAUSES[cause].partition(":")[0]) for cause in CAUSES] == [1, 0, 1, 0]
 
 
 def test_columns_of_numbers_stand_on_the_right() -> None:
     rows = [
-        ("pope", "Start", "62.5\N{NO-BREAK SPACE}%", "+1.0", "< 0.001", ""),
+        ("pope", "Base model", "62.5\N{NO-BREAK SPACE}%", "+1.0", "< 0.001", ""),
         ("own", "2 of 3", "none", "\N{MINUS SIGN}0.5", "0.031", "1,000"),
     ]
     assert sides(rows) == ["left", "left", "right", "right", "right", "right"]

@@ -1,4 +1,4 @@
-"""Marks on disk, the samples, and precision and recall against numbers counted by hand."""
+"""Human labels on disk, the samples, and precision and recall against numbers counted by hand."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from mixpo.viewer.audit import AuditItem, agreement
 from mixpo.viewer.views import Views
 
 
-def mark(question: str = "q", outcome: Outcome = "correct", index: int = 0, round_: int = 1, by: str = "ann") -> HumanLabel:
+def label(question: str = "q", outcome: Outcome = "correct", index: int = 0, round_: int = 1, by: str = "ann") -> HumanLabel:
     return HumanLabel(question=question, round=round_, index=index, outcome=outcome, by=by, time="2026-01-01T00:00:00Z")
 
 
 # --- the file --------------------------------------------------------------------------------------------------------------
 
 
-def test_the_last_mark_counts(tmp_path: Path) -> None:
+def test_the_last_label_counts(tmp_path: Path) -> None:
     assert read_labels(tmp_path) == {}
-    for one in (mark(), mark(outcome="wrong"), mark(index=1), mark(round_=2)):
+    for one in (label(), label(outcome="wrong"), label(index=1), label(round_=2)):
         append_label(tmp_path, one)
     found = read_labels(tmp_path)
     assert len((tmp_path / LABELS).read_text().splitlines()) == 4
@@ -33,11 +33,11 @@ def test_the_last_mark_counts(tmp_path: Path) -> None:
 
 
 def test_a_torn_line_harms_no_other(tmp_path: Path) -> None:
-    append_label(tmp_path, mark("a"))
+    append_label(tmp_path, label("a"))
     with (tmp_path / LABELS).open("a") as file:
         file.write('{"question": "b", "rou')
     assert [question for _, question, _ in read_labels(tmp_path)] == ["a"]
-    append_label(tmp_path, mark("c"))
+    append_label(tmp_path, label("c"))
     assert [question for _, question, _ in read_labels(tmp_path)] == ["a", "c"]
     assert len((tmp_path / LABELS).read_text().splitlines()) == 2
 
@@ -46,17 +46,17 @@ def test_a_torn_line_harms_no_other(tmp_path: Path) -> None:
     "row",
     ["{", '{"question": "a"}', "[1]", "7", json.dumps({"question": "a", "round": 1, "index": 0, "outcome": "maybe", "by": "", "time": ""})],
 )
-def test_a_line_that_is_no_mark_is_named(tmp_path: Path, row: str) -> None:
-    append_label(tmp_path, mark())
+def test_a_line_that_is_not_a_label_is_named(tmp_path: Path, row: str) -> None:
+    append_label(tmp_path, label())
     with (tmp_path / LABELS).open("a") as file:
         file.write(row + "\n")
-    with pytest.raises(RecordError, match=r"labels\.jsonl:2: (not valid JSON|a mark has)"):
+    with pytest.raises(RecordError, match=r"labels\.jsonl:2: (not valid JSON|a label has)"):
         read_labels(tmp_path)
 
 
 def many(root: Path, by: int) -> None:
     for index in range(40):
-        append_label(root, mark(index=index, by=f"{by}" * 300))
+        append_label(root, label(index=index, by=f"{by}" * 300))
 
 
 def test_two_people_at_once(tmp_path: Path) -> None:
@@ -84,8 +84,8 @@ def test_precision_and_recall_by_hand() -> None:
         ("malformed", "correct"): 3,        ("wrong", "wrong"): 20, ("correct", "undecided"): 4, ("undecided", "correct"): 6,
         ("undecided", "undecided"): 1,
     }  # fmt: skip
-    found = agreement((item(verdict), mark(outcome=said)) for (verdict, said), count in counted.items() for _ in range(count))
-    assert found.marked == 72
+    found = agreement((item(verdict), label(outcome=said)) for (verdict, said), count in counted.items() for _ in range(count))
+    assert found.labelled == 72
     assert (found.precision.hits, found.precision.n) == (30, 33)
     assert (found.recall.hits, found.recall.n) == (30, 38)
     assert (found.agreed.hits, found.agreed.n) == (51, 72)
@@ -117,12 +117,12 @@ def test_a_wrong_verdict_is_suspicious(views: Views) -> None:
     assert not any(question == content_id("viewer", 9) for question, _ in found)
 
 
-def test_marks_of_the_random_sample_are_counted(own: Path, own_views: Views) -> None:
+def test_labels_of_the_random_sample_are_counted(own: Path, own_views: Views) -> None:
     items = own_views.audits.sample("random", 1)
     right = [i for i in items if i.outcome == "correct"][:4]
     missed = [i for i in items if i.outcome == "wrong"][:1]
     for number, one in enumerate([*right, *missed]):
-        append_label(own, mark(one.question, "wrong" if number == 0 else "correct", one.index))
+        append_label(own, label(one.question, "wrong" if number == 0 else "correct", one.index))
     values = own_views.audit({})
     assert values["done"] == 5
     assert (values["random"].precision.hits, values["random"].precision.n) == (3, 4)

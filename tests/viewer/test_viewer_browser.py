@@ -121,7 +121,7 @@ def test_filters(page: api.Page, server: Server) -> None:
     page.get_by_label("Origin").select_option("dropout_ntp")
     page.wait_for_url("**/pairs?origin=dropout_ntp")
     click(page, page.locator(".row"))
-    assert "finished without the image" in page.locator("article").inner_text()
+    assert "completed without the image" in page.locator("article").inner_text()
     page.goto(f"{server.home}/pairs")
     page.keyboard.press("/")
     page.keyboard.type("红色的方块")
@@ -132,7 +132,7 @@ def test_filters(page: api.Page, server: Server) -> None:
     click(page, page.get_by_role("link", name="Clear"))
     page.get_by_label("at least").fill("100")
     click(page, page.get_by_role("button", name="Apply"))
-    page.get_by_text("No pair fits this filter.").wait_for()
+    page.get_by_text("No pairs match this filter.").wait_for()
 
 
 def test_differing_words_and_provenance(page: api.Page, server: Server) -> None:
@@ -145,7 +145,7 @@ def test_differing_words_and_provenance(page: api.Page, server: Server) -> None:
     assert right is not None
     assert left["y"] == right["y"]
     assert left["x"] < right["x"]
-    click(page, page.get_by_role("link", name="all its responses"))
+    click(page, page.get_by_role("link", name="all responses"))
     page.wait_for_url("**/questions/*")
     assert page.locator(".response").count() == 4
 
@@ -305,7 +305,7 @@ def test_a_formula_that_would_crash_the_tab_stays_as_it_was_written(page: api.Pa
 
 def test_questions(page: api.Page, server: Server) -> None:
     page.goto(f"{server.home}/questions")
-    assert page.get_by_role("img", name="Right answers by domain").is_visible()
+    assert page.get_by_role("img", name="Accuracy of the sampled responses by domain").is_visible()
     click(page, page.get_by_role("link", name="All right", exact=True))
     page.wait_for_url("**outcome=all_right")
     assert "puzzle 7" in page.locator(".row").inner_text()
@@ -330,7 +330,7 @@ def test_an_audit(page: api.Page, server: Server) -> None:
     assert [row["question"] for row in rows[:3]] == marked
     assert [row["outcome"] for row in rows] == ["correct", "wrong", "malformed", "undecided"]
     press(page, "u")
-    page.get_by_text("4 of 59 marked").wait_for()
+    page.get_by_text("4 of 59 labelled").wait_for()
     assert page.locator(".figure .big").last.inner_text().endswith("%")
     click(page, page.get_by_role("link", name="Suspicious"))
     click(page, page.get_by_text("called wrong, but its last sentence").first)
@@ -341,20 +341,20 @@ def test_an_audit(page: api.Page, server: Server) -> None:
 
 def test_training_and_evaluation(page: api.Page, server: Server) -> None:
     page.goto(f"{server.home}/training")
-    for title in ("Loss and its weighted parts", "Rewards", "Reward margin", "Quality shift δ", "Share of pairs ranked right"):
+    for title in ("Loss and its weighted parts", "Rewards", "Reward margin", "Quality shift δ", "Reward accuracy"):
         assert page.get_by_role("heading", name=title).count() >= 2
     click(page, page.get_by_role("link", name="Evaluation"))
-    click(page, page.get_by_role("link", name="side by side"))
+    click(page, page.get_by_role("link", name="Compare the models"))
     page.get_by_label("Models").select_option("gained")
     page.wait_for_url("**change=gained**")
     click(page, page.locator(".row-link").first)
-    assert [box.inner_text().split()[0] for box in page.locator(".response h2").all()] == ["Start", "MPO"]
+    assert [box.inner_text().split()[0] for box in page.locator(".response h2").all()] == ["Base", "MPO"]
     assert page.locator(".response.wrong").count() == page.locator(".response.correct").count() == 1
     first = page.locator("h1").inner_text()
     press(page, "j")
     page.locator(".walker b", has_text="2").wait_for()
     assert page.locator("h1").inner_text() != first
-    click(page, page.get_by_role("link", name="Left out"))
+    click(page, page.get_by_role("link", name="Filtered"))
     page.get_by_text("the same text as another answer").wait_for()
     click(page, page.get_by_role("link", name="Report"))
     assert page.get_by_role("heading", name="The report").evaluate("e => getComputedStyle(e).color") == "rgb(255, 0, 0)"
@@ -372,7 +372,7 @@ def test_keys_are_explained_and_focus_is_seen(page: api.Page, server: Server) ->
 
 
 PAGES = ("/", "/pairs", "/questions", "/statistics", "/audit", "/audit?kind=suspicious", "/audit/0", "/training", "/evaluation",
-         "/evaluation/held-out", "/left-out", "/nothing")  # fmt: skip
+         "/evaluation/held-out", "/filtered", "/nothing")  # fmt: skip
 
 
 @pytest.mark.parametrize("width", [400, 1280])
@@ -407,17 +407,17 @@ def test_another_site_can_change_nothing(browser: api.Browser, server: Server) -
     context = browser.new_context()
     page = context.new_page()
     page.goto(f"{server.home}/audit/0")
-    form = page.locator("form.marking").evaluate("e => e.outerHTML")
+    form = page.locator("form.labelling").evaluate("e => e.outerHTML")
     marks = server.root / LABELS
     before = marks.read_text() if marks.exists() else ""
     page.goto("about:blank")
-    page.set_content(form.replace('action="/audit/mark"', f'action="{server.home}/audit/mark"'))
+    page.set_content(form.replace('action="/audit/label"', f'action="{server.home}/audit/label"'))
     click(page, page.get_by_role("button", name="wrong"))
     page.get_by_text("refused: forms are taken from these pages only").wait_for()
     # The other name of this machine is another origin.
     page.goto(f"{server.home.replace('127.0.0.1', 'localhost')}/nothing")
-    page.evaluate("form => document.body.insertAdjacentHTML('beforeend', form)", form.replace("/audit/mark", f"{server.home}/audit/mark"))
-    page.locator(".marking").evaluate("form => form.requestSubmit(form.querySelector('[value=wrong]'))")
+    page.evaluate("form => document.body.insertAdjacentHTML('beforeend', form)", form.replace("/audit/label", f"{server.home}/audit/label"))
+    page.locator(".labelling").evaluate("form => form.requestSubmit(form.querySelector('[value=wrong]'))")
     page.wait_for_timeout(300)
     assert page.url.endswith("/nothing"), "the policy lets forms go nowhere else"
     assert (marks.read_text() if marks.exists() else "") == before

@@ -100,12 +100,12 @@ def test_a_pair_is_as_recorded(page: api.Page, server: Server, records: Records)
         shown = page.locator(f".side{side}")
         assert shown.locator(".text").inner_text() == text
         assert shown.locator("mark").count() >= 1
-        assert (verdicts[index].extracted or "no clear answer") in shown.locator("h2").inner_text()
+        assert (verdicts[index].extracted or "no final answer") in shown.locator("h2").inner_text()
         assert verdicts[index].reason in shown.inner_text()
     words = page.locator(".provenance").inner_text()
     for said in (pair.id, question.id, f"sample {pair.chosen_index}", f"sample {pair.rejected_index}", question.source, "transformers"):
         assert said in words
-    picture, told = (page.locator(part).bounding_box() for part in (".pictures", ".told"))
+    picture, told = (page.locator(part).bounding_box() for part in (".pictures", ".body"))
     assert picture is not None
     assert told is not None
     assert picture["x"] + picture["width"] <= told["x"]
@@ -137,7 +137,7 @@ def test_every_filter(page: api.Page, server: Server, records: Records) -> None:
     for origin in ("correctness", "format", "dropout_ntp"):
         assert shown("Origin", origin) == having(*(pair.origin == origin for pair in records.pairs))
     for outcome in ("wrong", "malformed"):
-        assert shown("Rejected is", outcome) == having(
+        assert shown("Rejected", outcome) == having(
             *(p.origin != "dropout_ntp" and records.verdicts[p.question][p.rejected_index].outcome == outcome for p in records.pairs)
         )
     for domain in sorted({records.questions[pair.question].domain for pair in records.pairs})[:3]:
@@ -173,7 +173,7 @@ def test_questions_and_what_was_answered(page: api.Page, server: Server, records
     domains: dict[str, list[bool]] = {}
     for name, found in rights.items():
         domains.setdefault(records.questions[name].domain, []).extend(found)
-    chart = page.get_by_role("img", name="Right answers by domain").inner_text()
+    chart = page.get_by_role("img", name="Accuracy of the sampled responses by domain").inner_text()
     for domain, found in domains.items():
         assert domain in chart
         assert f"{sum(found) / len(found) * 100:.1f}\u00a0%" in chart
@@ -182,7 +182,7 @@ def test_questions_and_what_was_answered(page: api.Page, server: Server, records
     for index, (response, verdict) in enumerate(zip(records.responses[name], records.verdicts[name], strict=True)):
         box = page.locator(".response").nth(index)
         assert box.locator(".text").inner_text() == response.text
-        assert {"correct": "correct", "wrong": "wrong", "malformed": "no clear answer"}[verdict.outcome] in box.locator("h2").inner_text()
+        assert {"correct": "correct", "wrong": "wrong", "malformed": "no final answer"}[verdict.outcome] in box.locator("h2").inner_text()
         assert f"{len(response.token_ids)} tokens" in box.inner_text()
 
 
@@ -201,7 +201,7 @@ def test_statistics(page: api.Page, server: Server, records: Records) -> None:
 
 def test_curves_of_every_part(page: api.Page, server: Server, records: Records) -> None:
     page.goto(f"{server.home}/training")
-    titles = ["Loss and its weighted parts", "Raw terms of the loss", "Rewards", "Reward margin", "Share of pairs ranked right",
+    titles = ["Loss and its weighted parts", "Loss terms, unweighted", "Rewards", "Reward margin", "Reward accuracy",
               "Quality shift δ", "Gradient norm", "Learning rate"]  # fmt: skip
     arm = page.locator("section.arm", has=page.locator("#mpo-1"))
     shown = {figure.locator("h3").inner_text(): figure for figure in arm.locator("figure").all()}
@@ -222,7 +222,7 @@ def test_curves_of_every_part(page: api.Page, server: Server, records: Records) 
 def test_models_side_by_side(page: api.Page, server: Server, records: Records) -> None:
     page.goto(f"{server.home}/evaluation")
     assert page.get_by_role("img", name="Accuracy of each model").is_visible()
-    click(page, page.get_by_role("link", name="side by side"))
+    click(page, page.get_by_role("link", name="Compare the models"))
     start, last = records.predictions("base", "cot"), records.predictions("mpo", "cot")
     page.get_by_label("Models").select_option("differ")
     page.wait_for_url("**change=differ**")
@@ -233,10 +233,10 @@ def test_models_side_by_side(page: api.Page, server: Server, records: Records) -
     page.wait_for_url("**/evaluation/test/*")
     name = page.url.rpartition("/")[2].partition("?")[0]
     boxes = page.locator(".responses").first.locator(".response")
-    assert [box.locator("h2").inner_text().split()[0] for box in boxes.all()] == ["Start", *_models(records.run.root)]
+    assert [box.locator("h2").inner_text().split()[0] for box in boxes.all()] == ["Base", *_models(records.run.root)]
     assert boxes.first.locator(".text").inner_text() == start[name].text
     tops = {round(box["y"]) for item in boxes.all() if (box := item.bounding_box())}
-    assert len(tops) == 1, "side by side"
+    assert len(tops) == 1, "Compare the models"
 
 
 def _models(root: Path) -> Sequence[str]:
@@ -247,7 +247,7 @@ def _models(root: Path) -> Sequence[str]:
 
 def test_what_each_stage_left_out(page: api.Page, server: Server, records: Records) -> None:
     page.goto(server.home)
-    click(page, page.get_by_role("link", name="Left out", exact=True))
+    click(page, page.get_by_role("link", name="Filtered", exact=True))
     manifest = records.run.stage("round-1/pair").manifest
     assert manifest is not None
     dropped = {name: count for name, count in manifest.counts.items() if name.startswith("dropped: ") and count}
@@ -319,7 +319,7 @@ def test_a_mark_flows_into_the_next_pairs(page: api.Page, server: Server, record
     page.goto(f"{server.home}/audit")
     assert "of 1" in page.locator(".figures-row").inner_text()
     page.goto(f"{server.home}/questions/{question}")
-    assert "marked correct by" in page.locator(".response").nth(index).inner_text()
+    assert "labelled correct by" in page.locator(".response").nth(index).inner_text()
     mixpo("pair", str(resources.files("mixpo") / "assets" / "demo.toml"), "--dir", str(records.run.root), *SMALL)
     after = Records(records.run.root)
     assert records.count("round-1/pair", "marked") == 1
@@ -327,6 +327,6 @@ def test_a_mark_flows_into_the_next_pairs(page: api.Page, server: Server, record
     page.wait_for_timeout(1100)
     page.reload()
     page.locator("summary", has_text="Provenance").click()
-    shown = page.locator(".provenance dd", has_text=" over ").all_inner_texts()
+    shown = page.locator(".provenance dd", has_text=" vs. ").all_inner_texts()
     assert len(shown) == sum(pair.question == question for pair in after.pairs)
     assert not any(text.endswith(f" over {index}") for text in shown)

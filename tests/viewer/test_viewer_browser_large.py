@@ -49,7 +49,7 @@ def opened(page: api.Page, address: str) -> float:
 
 
 def test_every_page_comes_at_once(page: api.Page, server: Server) -> None:
-    pages = ("/", "/pairs", "/questions", "/statistics", "/audit", "/audit?kind=suspicious", "/audit/7", "/left-out", "/pairs?text=nowhere")
+    pages = ("/", "/pairs", "/questions", "/statistics", "/audit", "/audit?kind=suspicious", "/audit/7", "/filtered", "/pairs?text=nowhere")
     slow = {path: seconds for path in pages if (seconds := opened(page, server.home + path)) > BOUND_S}
     assert slow == {}
 
@@ -63,8 +63,8 @@ def test_every_filter(page: api.Page, server: Server) -> None:
     page.get_by_label("Origin").select_option("format")
     page.wait_for_url("**/pairs?origin=format")
     assert total(page) == QUESTIONS // 10 * 7
-    page.get_by_label("Rejected is").select_option("wrong")
-    page.get_by_text("No pair fits this filter.").wait_for()
+    page.get_by_label("Rejected").select_option("wrong")
+    page.get_by_text("No pairs match this filter.").wait_for()
     page.get_by_label("Origin").select_option("")
     page.wait_for_url("**/pairs?outcome=wrong")
     assert total(page) == QUESTIONS // 10 * 28
@@ -82,7 +82,7 @@ def test_every_filter(page: api.Page, server: Server) -> None:
     page.get_by_label("at least").fill("71")
     page.get_by_label("at most").fill("")
     click(page, page.get_by_role("button", name="Apply"))
-    page.get_by_text("No pair fits this filter.").wait_for()
+    page.get_by_text("No pairs match this filter.").wait_for()
 
 
 def test_a_text_at_the_end_of_the_run_is_found(page: api.Page, server: Server) -> None:

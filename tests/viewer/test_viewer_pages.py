@@ -12,9 +12,10 @@ import pytest
 import viewer_run
 from starlette.testclient import TestClient
 
-from mixpo.human_labels import read_labels
+from mixpo.human_labels import HumanLabel, append_label, read_labels
 from mixpo.pipeline import open_run
 from mixpo.records import Drop, OtherReading, Paired, Prediction, Sampled
+from mixpo.report.benchmarks import CAUSES
 from mixpo.run import Run
 from mixpo.types import Pair, Question, content_id
 from mixpo.viewer.app import create_app
@@ -31,7 +32,7 @@ PAGES = (
     "/training",
     "/evaluation",
     "/evaluation/held-out",
-    "/left-out",
+    "/filtered",
 )
 
 
@@ -79,7 +80,7 @@ def test_a_pair_shows_all_of_itself(client: TestClient, made: Path) -> None:
         "sample 0",
         "seed 1",
         "by hand",
-        "correct against wrong",
+        "correct vs. wrong",
         "numbers compared",
         'alt="Image 2 of 2',
     ):
@@ -88,9 +89,9 @@ def test_a_pair_shows_all_of_itself(client: TestClient, made: Path) -> None:
 
 def test_a_continuation_is_told_from_a_verdict(client: TestClient, made: Path) -> None:
     text = body(client, f"/pairs/{pairs_of(made, 5)[0].id}")
-    assert "finished without the image" in text
+    assert "completed without the image" in text
     assert '<span class="kept">' in text
-    assert "the first 5 tokens are kept" in text
+    assert "shared prefix of 5 tokens" in text
 
 
 def test_model_output_is_inert(client: TestClient, views: Views, made: Path) -> None:
@@ -137,22 +138,22 @@ def test_questions_by_domain(client: TestClient) -> None:
 def test_curves(client: TestClient) -> None:
     text = body(client, "/training")
     for title in (
-        "Loss and its weighted parts",
-        "Raw terms of the loss",
+        "Loss and weighted terms",
+        "Loss terms, unweighted",
         "Rewards",
         "Reward margin",
         "Quality shift δ",
-        "Share of pairs ranked right",
+        "Reward accuracy",
     ):
         assert f"<h3>{title}</h3>" in text
     for part in ("preference", "quality", "generation", "weighted generation", "reward chosen", "reward rejected"):
         assert f"<title>{part}</title>" in text
-    assert "Reward margin of every training" in text
+    assert "Reward margin of all trainings" in text
 
 
 def test_models_side_by_side(client: TestClient) -> None:
     text = body(client, f"/evaluation/held-out/{question_id(502)}")
-    assert "Start" in text
+    assert "Base model" in text
     assert text.count('class="card response') == 2
     assert text.count("✗ wrong") == 1
     assert "7 questions" in body(client, "/evaluation/held-out?change=gained")
@@ -170,14 +171,14 @@ def test_what_a_judge_said_and_what_others_read_stands_beside_the_answer(own: Pa
     shutil.rmtree(own / name)
     viewer_run.stage(run, name, Prediction, rows, {"answers": len(rows)})
     text = body(own_client, f"/evaluation/held-out/{rows[0].question}")
-    assert "What judge judge-7b #0a1b2c3d said" in text
+    assert "Reply of judge judge-7b #0a1b2c3d" in text
     assert "Rating: 5" in text
     assert "<script>window" not in text
-    assert "read by" not in text
+    assert "graded by" not in text
     text = body(own_client, f"/evaluation/held-out/{rows[1].question}")
-    assert "read by “paper”: wrong" in text
+    assert "graded by “paper”: wrong" in text
     assert "official" not in text
-    assert "What judge" not in text
+    assert "Reply of judge" not in text
 
 
 def test_of_a_benchmark_it_says_where_the_published_figures_are(client: TestClient, own: Path, own_client: TestClient) -> None:
@@ -185,13 +186,50 @@ def test_of_a_benchmark_it_says_where_the_published_figures_are(client: TestClie
     rows = [dataclasses.replace(row, facts='{"benchmark": "pope", "categories": ["random"]}') for row in run.stage(name).read_all(Question)]
     shutil.rmtree(own / name)
     viewer_run.stage(run, name, Question, rows)
-    note = 'The figures of POPE itself stand in the <a href="/report">report</a>'
+    note = 'The published metrics of POPE are in the <a href="/report">report</a>'
     assert note in body(own_client, "/evaluation")
-    assert "itself" not in body(client, "/evaluation")
+    assert "published metrics" not in body(client, "/evaluation")
 
 
-def test_what_was_left_out(client: TestClient) -> None:
-    text = body(client, "/left-out")
+def test_a_filter_reason_leads_to_the_questions_it_concerns(client: TestClient) -> None:
+    page = body(client, "/filtered")
+    assert '<a href="/questions?dropped=duplicate">3 answers</a>' in page
+    listed = body(client, "/questions?dropped=duplicate")
+    assert "of 59 questions" in listed
+    assert '<option value="duplicate" selected>' in listed
+    assert "0 questions" in body(client, "/questions?dropped=entailment")
+
+
+def test_the_audit_hides_the_verdict_until_the_response_is_labelled(own: Path, own_client: TestClient, own_views: Views) -> None:
+    for kind in ("random", "suspicious"):
+        item = own_views.audits.sample(kind, 1)[0]
+        verdict = ("✓ correct", "✗ wrong", "numbers compared", "called ", "verifier</span>", ">agrees<", ">disagrees")
+        for path in (f"/audit?kind={kind}", f"/audit/0?kind={kind}"):
+            page = body(own_client, path)
+            assert not [words for words in verdict if words in page], path
+        append_label(own, HumanLabel(question=item.question, index=item.index, outcome="undecided"))
+        assert "disagrees: " in body(own_client, f"/audit?kind={kind}")
+        assert "numbers compared" in body(own_client, f"/audit/0?kind={kind}")
+        assert "you said <b>undecided</b>, the verifier said <b>" in body(own_client, f"/audit/1?kind={kind}")
+
+
+def test_the_overview_starts_with_the_headline_of_the_report(own: Path, own_client: TestClient) -> None:
+    assert "points</b>" not in body(own_client, "/")
+    headline = {"a": "base", "b": "mpo", "mode": "cot", "before": 0.5, "after": 0.75, "n": 30, "difference": 0.25, "low": 0.1, "high": 0.4,
+                "p": 0.016, "only_a": 1, "only_b": 8, "verdict": "gain"}  # fmt: skip
+    alarm = {"set": "held-out", "model": "mpo", "mode": "cot", "cause": "truncated", "text": "10 %"}
+    report = {"headline": headline, "set": "held-out", "created": "2026-11-27T15:35:59Z", "alarms": [alarm, alarm]}
+    (own / "report.json").write_text(json.dumps(report))
+    page = body(own_client, "/")
+    assert "Base model → MPO" in page
+    assert "<b>+25.0 points</b>, 95 % interval +10.0 to +40.0 (p = 0.016), on 30 held-out questions" in page
+    assert page.count(CAUSES["truncated"]) == 1
+    (own / "report.json").write_text("{")
+    assert "points</b>" not in body(own_client, "/")
+
+
+def test_what_was_filtered(client: TestClient) -> None:
+    text = body(client, "/filtered")
     assert "the same text as another answer to the question" in text
     assert "3 answers" in text
 
@@ -233,8 +271,8 @@ def test_an_empty_run(own: Path) -> None:
     views = Views(open_run(own))
     client = TestClient(create_app(views), base_url="http://localhost")
     for path, said in {
-        "/": "No stage has begun", "/pairs": "no pairs yet", "/questions": "no questions yet", "/training": "No training has begun",
-        "/evaluation": "Nothing has been evaluated", "/audit": "No verdict has been given", "/left-out": "Nothing was left out",
+        "/": "No stage has started", "/pairs": "No pairs yet", "/questions": "No questions yet", "/training": "No training has started",
+        "/evaluation": "Nothing has been evaluated", "/audit": "No verdicts in this round", "/filtered": "Nothing was filtered",
     }.items():  # fmt: skip
         assert said in body(client, path)
     views.index.close()
@@ -249,8 +287,8 @@ def test_a_run_that_stopped_while_sampling(own: Path) -> None:
     client = TestClient(create_app(views), base_url="http://localhost")
     assert "part" in body(client, "/")
     assert "I look closely" in body(client, f"/questions/{question_id(9)}")
-    assert "No response has been sampled yet" in body(client, f"/questions/{question_id(59)}")
-    assert "not judged yet" in body(client, "/questions")
+    assert "No responses sampled yet" in body(client, f"/questions/{question_id(59)}")
+    assert "not verified yet" in body(client, "/questions")
     views.index.close()
 
 
@@ -282,7 +320,7 @@ def test_an_image_that_is_gone_is_said_and_takes_no_page_away(own: Path) -> None
     client = TestClient(create_app(views), base_url="http://localhost")
     text = body(client, f"/questions/{question_id(6)}")
     assert text.count('class="zoomable"') == 1
-    assert "Image 2 of 2 cannot be shown. /nowhere/gone.png: lies outside the folders" in text
+    assert "Image 2 of 2 cannot be shown. /nowhere/gone.png: outside the folders" in text
     text = body(client, f"/questions/{question_id(7)}")
     assert "Image 1 of 1 cannot be shown. " in text
     assert "moved.png: no such image" in text
@@ -295,18 +333,18 @@ def test_a_shard_that_goes_while_the_page_is_open(own: Path, own_client: TestCli
     for shard in (own / "round-1" / "pair").glob("00001-*.parquet"):
         shard.unlink()
     text = body(own_client, f"/pairs/{pair}", 500)
-    assert "could not be shown" in text
+    assert "<h1>Error</h1>" in text
     assert "run the same command again" in text
 
 
 def test_a_run_that_is_deleted_while_it_is_looked_at_says_so(own: Path, own_client: TestClient) -> None:
     pair = re.search(r'href="(/pairs/\w+)"', own_client.get("/pairs").text)[1]  # type: ignore[index]
-    assert "is not there any more" not in own_client.get("/").text
+    assert "no longer exists" not in own_client.get("/").text
     shutil.rmtree(own)
     for path in ("/", "/pairs", "/training", "/evaluation", pair, "/report"):
         answer = own_client.get(path)
         assert (answer.status_code == 200) == (path not in (pair, "/report"))
-        assert f"is not there any more: <code>{own}</code>" in answer.text
+        assert f"no longer exists: <code>{own}</code>" in answer.text
     assert not own.exists()
 
 
@@ -322,7 +360,7 @@ def test_a_broken_line_of_marks_takes_no_page_away(own: Path, own_client: TestCl
     (own / "audit" / "labels.jsonl").write_text("nonsense\n")
     for path in (*PAGES, f"/questions/{question_id(6)}", f"/pairs/{pairs_of(own, 6)[0].id}"):
         text = body(own_client, path)
-        assert "No mark of the audit is shown: " in text
+        assert "Human labels are not shown: " in text
         assert "labels.jsonl:1: not valid JSON" in text
 
 
@@ -338,7 +376,7 @@ def test_very_many_domains_are_written_and_not_picked_from_a_list(own: Path) -> 
     client = TestClient(create_app(views), base_url="http://localhost")
     text = body(client, "/questions")
     assert '<input name="domain" value="" placeholder="one of 260">' in text
-    assert "The 12 best and the 12 worst of 59." in text
+    assert "The 12 best and the 12 worst of 59 domains." in text
     assert text.count('class="lane-label"') == 24
     assert "<b>1–1</b> of 1 question" in body(client, "/questions?domain=more+7")
     views.index.close()
@@ -373,13 +411,13 @@ def test_balanced_pairs_are_those_that_were_kept(own: Path) -> None:
         try:
             assert views.pairs({})["page"].total == count
             assert ("round-1/select" in {state.name for state in views.overview()["states"]}) == (count == 58)
-            assert any(row["stage"] == "round-1/select" for row in views.left_out()["rows"]) == (count == 58)
+            assert any(row["stage"] == "round-1/select" for row, *_ in views.filtered()["rows"]) == (count == 58)
             assert views.pair(pairs_of(own, 3)[0].id, {})["beside"].total == count
         finally:
             views.index.close()
 
 
-def test_questions_that_failed_are_left_out_with_their_reason(own: Path) -> None:
+def test_questions_that_failed_are_listed_with_their_reason(own: Path) -> None:
     run = Run(own)
     asked = [row.question for row in run.stage("round-1/sample").read_all(Sampled)]
     errors = ["timed out"] * 5 + ["refused"] + [""] * (len(asked) - 6)
@@ -387,7 +425,7 @@ def test_questions_that_failed_are_left_out_with_their_reason(own: Path) -> None
     viewer_run.stage(run, "answer/held-out/base/cot", Sampled, rows, {"failed": 6})
     views = Views(open_run(own))
     try:
-        found = [row for row in views.left_out()["rows"] if row["stage"] == "answer/held-out/base/cot"]
+        found = [row for row, *_ in views.filtered()["rows"] if row["stage"] == "answer/held-out/base/cot"]
         assert [(row["reason"], row["count"], row["unit"]) for row in found] == [("timed out", 5, "questions"), ("refused", 1, "questions")]
         assert found[0]["where"] == ", ".join(sorted(asked[:5])[:3])
         assert "answer/held-out/base/cot" in {state.name for state in views.overview()["states"]}

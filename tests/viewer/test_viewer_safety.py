@@ -92,7 +92,7 @@ def test_every_answer_carries_the_policy(client: TestClient, path: str) -> None:
 
 
 def test_a_mark_is_kept(own: Path, own_client: TestClient) -> None:
-    answer = own_client.post("/audit/mark", data=form(), headers={"origin": HOME})
+    answer = own_client.post("/audit/label", data=form(), headers={"origin": HOME})
     assert answer.status_code == 303
     assert answer.headers["location"] == "/audit/1?kind=random&round=1"
     (line,) = (own / LABELS).read_text().splitlines()
@@ -123,14 +123,14 @@ def test_a_mark_is_kept(own: Path, own_client: TestClient) -> None:
 def test_other_forms_change_nothing(
     own: Path, own_client: TestClient, headers: dict[str, str], changed: dict[str, str], status: int
 ) -> None:
-    assert own_client.post("/audit/mark", data=form(**changed), headers=headers).status_code == status
+    assert own_client.post("/audit/label", data=form(**changed), headers=headers).status_code == status
     assert read_labels(own) == {}
 
 
 def test_other_methods_are_refused(client: TestClient) -> None:
     for method in ("PUT", "DELETE", "PATCH", "OPTIONS"):
-        assert client.request(method, "/audit/mark", headers={"origin": HOME}).status_code == 403
-    assert client.get("/audit/mark").status_code == 404
+        assert client.request(method, "/audit/label", headers={"origin": HOME}).status_code == 403
+    assert client.get("/audit/label").status_code == 404
     assert client.post("/pairs", headers={"origin": HOME, "content-length": "0"}).status_code == 405
 
 
@@ -313,7 +313,7 @@ def asked(server: Server, line: str, *headers: str, body: bytes = b"") -> tuple[
         "/.view/index.duckdb",
         "/openapi.json",
         "/docs",
-        "/audit/mark?question=x&outcome=wrong",
+        "/audit/label?question=x&outcome=wrong",
         "/audit/99999999999999999999999",
         "/pairs/%3Cscript%3Ealert(1)%3C%2fscript%3E",
         "/x%0d%0aX-Evil:%201",
@@ -370,15 +370,15 @@ def test_other_hosts_are_refused(running: Server, headers: tuple[str, ...]) -> N
 def test_foreign_forms_are_refused(running: Server, headers: tuple[str, ...], body: bytes, status: int) -> None:
     host = running.home.removeprefix("http://")
     sent = (f"Host: {host}", f"Content-Length: {len(body)}", *(header.format(host=host) for header in headers))
-    assert asked(running, "POST /audit/mark", *sent, body=body)[0] == status
+    assert asked(running, "POST /audit/label", *sent, body=body)[0] == status
     chunked = (f"Host: {host}", "Transfer-Encoding: chunked", *(header.format(host=host) for header in headers))
-    assert asked(running, "POST /audit/mark", *chunked, body=b"3\r\na=b\r\n0\r\n\r\n")[0] == 403
+    assert asked(running, "POST /audit/label", *chunked, body=b"3\r\na=b\r\n0\r\n\r\n")[0] == 403
     assert not (running.root / LABELS).exists()
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "OPTIONS", "TRACE", "PATCH"])
 def test_no_other_method_is_known(running: Server, method: str) -> None:
-    assert asked(running, f"{method} /audit/mark") == (403, b"refused: no such method\n")
+    assert asked(running, f"{method} /audit/label") == (403, b"refused: no such method\n")
 
 
 # --- the server ----------------------------------------------------------------------------------------------------------------

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from mixpo.cli.output import clock, line
 from mixpo.cli.tables import table
-from mixpo.report.benchmarks import FIGURE_COLUMNS, MAIN_DIFFERENCE_COLUMNS, figure_rows, main_difference_rows
+from mixpo.report.benchmarks import CAUSES, FIGURE_COLUMNS, MAIN_DIFFERENCE_COLUMNS, figure_rows, main_difference_rows
 from mixpo.report.table import (
     GAP_COLUMNS,
     SUMMARY_COLUMNS,
@@ -39,7 +40,7 @@ def results(root: Path) -> None:
 
 
 def scores(report: Mapping[str, Any]) -> None:
-    """The tables of a report: every set, the figures of benchmarks, text-only tasks, and what is alarming."""
+    """The tables of a report: every set, benchmarks, text-only tasks, and alarms by cause."""
     whole = dict(report)
     if whole["models"]:
         table(SUMMARY_COLUMNS, summary_rows(whole), title=f"\n{whole['title']} (set {whole['set']})")
@@ -49,18 +50,20 @@ def scores(report: Mapping[str, Any]) -> None:
         if found.get("figures"):
             table(FIGURE_COLUMNS, figure_rows(found, whole=False), title=f"\n{found['benchmark']} (set {name})")
     if whole["models"] and (differences := main_difference_rows(whole)):
-        table(MAIN_DIFFERENCE_COLUMNS, differences, title="\npublished figures compared, on the same questions")
+        table(MAIN_DIFFERENCE_COLUMNS, differences, title="\npublished metrics, paired comparisons")
     if whole["models"] and (yes_no := yes_no_rows(whole)):
         table(YES_NO_COLUMNS, yes_no, title="\nyes/no questions")
     if whole["models"] and (gaps := gap_rows(whole)):
-        table(GAP_COLUMNS, gaps, title="\nwhat chain of thought adds to direct answers")
+        table(GAP_COLUMNS, gaps, title="\nchain of thought vs. direct")
     if whole.get("text"):
-        table(TEXT_COLUMNS, text_rows(whole), title="\ntext without images")
+        table(TEXT_COLUMNS, text_rows(whole), title="\ntext-only tasks")
     if unfinished := whole.get("unfinished"):
         more = f" and {len(unfinished) - UNFINISHED_SHOWN} more" if len(unfinished) > UNFINISHED_SHOWN else ""
         line(f"! not finished, and missing here: {', '.join(unfinished[:UNFINISHED_SHOWN])}{more}")
-    for alarm in whole.get("alarms", ()):
-        line(f"! {alarm['set']}, {alarm['model']}, {alarm['mode']}: {alarm['text']}")
+    for cause, alarms in groupby(whole.get("alarms", ()), key=lambda alarm: alarm["cause"]):
+        line(f"! {CAUSES[cause]}")
+        for alarm in alarms:
+            line(f"  {alarm['set']}, {alarm['model']}, {alarm['mode']}: {alarm['text']}")
 
 
 def timings(seconds: Mapping[str, float]) -> None:

@@ -1,26 +1,29 @@
-"""The model card of a trained model: from what, with what data, how, and with what result. Plain data in, Markdown out."""
+"""The model card of a trained model, in Markdown: what it is, data, results, recipe."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from mixpo.plural import amount
 from mixpo.report.table import SUMMARY_COLUMNS, summary_rows
-from mixpo.report.words import count, model_name, points
+from mixpo.report.words import ORIGINS, count, model_name, p_value, percent, points
 
 _SECRET_NAME = re.compile(r"(?i)(token|secret|password|passwd|api_?key|authorization|credentials?)$")
 _SECRET_VALUE = re.compile(r"hf_\w{8,}|sk-[\w-]{8,}|://[^/\s:@]+:[^/\s@]+@")
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 REMOVED = "(removed)"
+RESULT_COLUMNS = ("model", "mode", "accuracy", "95 % interval", "Δ vs. base", "p", "questions")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardSubject:
-    """What a card is about. base: hub id of the model that was trained, "" if it has none. licence: of the trained weights."""
+    """The model of a card. base: hub id of its base model, or "". licence: of the trained weights."""
 
     name: str
     base: str
@@ -28,25 +31,25 @@ class CardSubject:
 
 
 def card(subject: CardSubject, report: dict[str, Any], recipe: dict[str, Any]) -> str:
-    """The whole card. report: the content of report.json. recipe: the resolved recipe, as it was run."""
+    """The whole card. report: the content of report.json. recipe: the resolved recipe."""
     objective = subject.name.partition("-round-")[0]
     parts = [
         _front(subject, objective),
         f"# {_plain(report['title'])}: {model_name(subject.name)}\n",
-        f"{f'`{subject.base}`' if subject.base else 'A vision-language model'} trained with {objective.upper()} by "
-        f"mixpo {report['versions'].get('mixpo', '')}, on preference pairs made of its own answers.\n",
-        "## Data\n",
-        _table(("stage", "count", "number"), _counts(report["counts"])),
-        "Left out, and why:\n" if report["dropped"] else "Nothing was left out.\n",
-        "".join(f"- {count(row['count'])}: {_plain(row['reason'])}\n" for row in report["dropped"]),
+        f"{f'`{subject.base}`' if subject.base else 'A vision-language model'}, trained with {objective.upper()} by "
+        f"mixpo {report['versions'].get('mixpo', '')} on preference pairs made of its own responses.\n",
+        _headline(report, subject.name),
+        "## Training data\n",
+        "".join(f"- {line}\n" for line in _data(report)),
         "## Results\n",
         *_results(report),
         "## Recipe\n",
+        "<details><summary>All settings</summary>\n",
         f"```json\n{json.dumps(without_secrets(recipe), indent=2, ensure_ascii=False)}\n```\n",
-        "## Versions\n",
-        ", ".join(f"{name} {version}" for name, version in report["versions"].items()) + "\n",
-        "## Licence\n",
-        f"`{subject.licence}`. The licences of the base model, of the questions and of the images apply as well.\n",
+        "</details>\n",
+        f"Versions: {', '.join(f'{name} {version}' for name, version in report['versions'].items())}.\n",
+        "## License\n",
+        f"`{subject.licence}`. The licenses of the base model, the questions and the images apply as well.\n",
     ]
     return "\n".join(part for part in parts if part)
 
@@ -78,28 +81,50 @@ def _front(subject: CardSubject, objective: str) -> str:
     return "\n".join(["---", *lines, "tags:", "- mixpo", "- preference-optimization", f"- {json.dumps(objective)}", "---\n"])
 
 
-def _counts(counts: dict[str, dict[str, int]]) -> Iterator[tuple[str, str, str]]:
-    for stage, numbers in counts.items():
-        if not stage.startswith("evaluate/"):
-            yield from ((stage, name, count(number)) for name, number in numbers.items())
+def _headline(report: dict[str, Any], name: str) -> str:
+    found = report["headline"]
+    if found is None or found["b"] != name:
+        return ""
+    mode = {"cot": "with chain of thought", "direct": "of direct answers"}[found["mode"]]
+    sure = {"gain": "a significant gain", "loss": "a significant loss", "unclear": "not a significant change"}[found["verdict"]]
+    return (
+        f"Accuracy {mode} on {amount(found['n'], 'held-out question')} of {_plain(report['set'])}: **{percent(found['before'])} → "
+        f"{percent(found['after'])}** ({points(found['difference'])} points, 95 % interval {points(found['low'])} to "
+        f"{points(found['high'])}, {p_value(found['p'])}): {sure}.\n"
+    )
+
+
+def _data(report: dict[str, Any]) -> Iterator[str]:
+    """Questions, responses, verdicts, pairs and what was filtered: a line for each that the run has."""
+    pairs = report["pairs"]
+    if not pairs:
+        yield "The report has no statistics of the pairs."
+        return
+    sources = [_plain(name) for name in pairs["sources"] if name]
+    origin = f" from {', '.join(sources)}" if sources else ""
+    yield f"{amount(pairs['questions'], 'question')}{origin}, {count(pairs['with_answer'])} with an answer key"
+    answers, verdicts = pairs["answers"], pairs["verdicts"]
+    yield f"{amount(answers['total'], 'sampled response')}, mean length {answers['tokens_mean'] or 0:.0f} tokens"
+    if verdicts["accuracy"] is not None:
+        undecided = f"{count(verdicts['undecided'])} undecided, never used as rejected"
+        yield f"{percent(verdicts['accuracy'])} of the verified responses are correct; {undecided}"
+    origins = ", ".join(f"{count(number)} {ORIGINS[name]}" for name, number in pairs["origins"].items() if number)
+    yield f"{amount(pairs['pairs'], 'preference pair')} from {amount(pairs['with_pairs'], 'question')}: {origins or 'none'}"
+    dropped: Counter[str] = Counter()
+    for row in report["dropped"]:
+        dropped[row["unit"]] += row["count"]
+    yield f"Filtered: {', '.join(f'{count(number)} {unit}' for unit, number in dropped.items()) or 'nothing'}"
 
 
 def _results(report: dict[str, Any]) -> Iterator[str]:
     if not report["models"]:
         yield "Not evaluated.\n"
         return
-    yield f"Evaluation set: {_plain(report['set'])}. Intervals are at 95 %.\n"
-    yield _table(SUMMARY_COLUMNS, summary_rows(report))
-    for found in report["comparisons"]:
-        low, high = points(found["low"]), points(found["high"])
-        yield (
-            f"- {model_name(found['b'])} against {model_name(found['a'])} ({found['mode']}): {points(found['difference'])} points, "
-            f"{low} to {high}, p = {found['p']:.3f}"
-        )
-    yield ""
-    for name in report["sets"]:
-        yield f"Evaluation set: {_plain(name)}.\n"
-        yield _table(SUMMARY_COLUMNS, summary_rows(report, name))
+    yield "Accuracy with 95 % intervals; Δ vs. base in percentage points.\n"
+    for name in (None, *report["sets"]):
+        yield f"### {_plain(name or report['set'])}\n"
+        columns = [SUMMARY_COLUMNS.index(column) for column in RESULT_COLUMNS]
+        yield _table(RESULT_COLUMNS, [[row[column] for column in columns] for row in summary_rows(report, name)])
 
 
 def _table(columns: Sequence[str], rows: Any) -> str:

@@ -17,10 +17,11 @@ from mixpo.progress import Progress
 from mixpo.run import now
 from mixpo.stages.job import Context
 from mixpo.stages.report import PAGE
+from mixpo.viewer.evaluation_views import Values
 from mixpo.viewer.guard import REPORT_POLICY, FormRefused, guard, read_form
 from mixpo.viewer.images import SIZES
-from mixpo.viewer.pages import page, static_files, with_query
-from mixpo.viewer.views import PageNotFound, Values, Views
+from mixpo.viewer.pages import PageNotFound, page, static_files, with_query
+from mixpo.viewer.views import Views
 
 try:
     import uvicorn
@@ -128,15 +129,15 @@ def _add_pages(app: FastAPI, site: _Site) -> None:
 
     @app.get("/evaluation")
     def evaluation() -> Response:
-        return site.show("evaluation.html", views.evaluation, "evaluation")
+        return site.show("evaluation.html", views.evaluation.sets, "evaluation")
 
     @app.get("/evaluation/{name}")
     def evaluated(name: str, request: Request) -> Response:
-        return site.show("evaluated.html", lambda: views.evaluated(name, request.query_params), "evaluation")
+        return site.show("evaluated.html", lambda: views.evaluation.questions(name, request.query_params), "evaluation")
 
     @app.get("/evaluation/{name}/{id_}")
     def compared(name: str, id_: str, request: Request) -> Response:
-        return site.show("compared.html", lambda: views.compared(name, id_, request.query_params), "evaluation")
+        return site.show("compared.html", lambda: views.evaluation.question(name, id_, request.query_params), "evaluation")
 
     @app.get("/filtered")
     def filtered() -> Response:

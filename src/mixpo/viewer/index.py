@@ -44,7 +44,8 @@ CREATE TABLE pair (round INTEGER, n BIGINT, id VARCHAR, origin VARCHAR, domain V
     chosen INTEGER, rejected INTEGER, tokens BOOLEAN)
 """
 """n: where a record is and its place in every list, see `place`. outcomes: one letter for each response, in order.
-dropped: why something of a question was filtered. answer: what the rejected side says. chosen / rejected: lengths, in tokens if both sides have `tokens`, else in characters."""
+dropped: why something of a question was filtered.
+answer: what the rejected side says. chosen / rejected: lengths, in tokens if both sides have `tokens`, else in characters."""
 
 OUTCOME: Mapping[str, Outcome] = {"c": "correct", "w": "wrong", "m": "malformed", "u": "undecided"}
 """The letters of `outcomes`."""

@@ -66,13 +66,13 @@ class ListFilter:
         outcomes = OUTCOMES if table == "pair" else BALANCES
         return cls(
             table=table,
-            round=_whole(asked.get("round")) or 1,
+            round=whole_number(asked.get("round")) or 1,
             origin=origin if (origin := asked.get("origin", "")) in ORIGINS else "",
             outcome=outcome if (outcome := asked.get("outcome", "")) in outcomes else "",
             dropped=asked.get("dropped", "") if table == "question" else "",
             domain=asked.get("domain", ""),
-            shortest=_whole(asked.get("shortest")),
-            longest=_whole(asked.get("longest")),
+            shortest=whole_number(asked.get("shortest")),
+            longest=whole_number(asked.get("longest")),
             text=" ".join(asked.get("text", "").split())[:LONGEST_SEARCH],
         )
 
@@ -117,7 +117,8 @@ class ListFilter:
         return [(f"n IN {judged} AND outcomes != '' AND {named})", [self.round, self.outcome])]
 
 
-def _whole(text: str | None) -> int | None:
+def whole_number(text: str | None) -> int | None:
+    """A number of at most nine digits in a query string; None for anything else."""
     return int(text) if text and text.isascii() and text.isdigit() and len(text) < 10 else None
 
 

@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from mixpo.errors import MixpoError
 from mixpo.plural import amount
 from mixpo.report import words
 from mixpo.report.benchmarks import CAUSES
@@ -26,6 +27,10 @@ SIDES = {**words.OUTCOMES, "unjudged": "completed without the image"}
 ANSWERED = {**words.BALANCE, "undecided": "some undecided", "open": "no answer key", "unjudged": "not verified yet"}
 """How a question can be answered."""
 ICONS = {"correct": "✓", "wrong": "✗", "malformed": "?", "undecided": "·", "unjudged": "–"}
+
+
+class PageNotFound(MixpoError):  # noqa: N818
+    """There is no such page."""
 
 
 @cache

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from mixpo.errors import MixpoError, RecordError, RunError
-from mixpo.evaluate.benchmarks import benchmark_of
+from mixpo.errors import RecordError, RunError
 from mixpo.human_labels import HumanLabel, read_labels
 from mixpo.plural import amount
 from mixpo.progress import Progress
@@ -20,22 +19,16 @@ from mixpo.stages.report import PAGE, load_report, title_of
 from mixpo.types import ImageRef, Question
 from mixpo.viewer.audit import AuditItem, AuditSamples
 from mixpo.viewer.details import PairDetail, pair_at, question_at
-from mixpo.viewer.evaluations import CHANGES, Evaluations
+from mixpo.viewer.evaluation_views import EvaluationViews, Values
+from mixpo.viewer.evaluations import Evaluations
 from mixpo.viewer.images import Images
 from mixpo.viewer.index import OUTCOME, RunIndex
-from mixpo.viewer.listing import ListFilter, Lists, Table
-from mixpo.viewer.pages import with_query
+from mixpo.viewer.listing import ListFilter, Lists, Table, whole_number
+from mixpo.viewer.pages import PageNotFound, with_query
 from mixpo.viewer.statistics import filtered, statistics
 from mixpo.viewer.trainings import Trainings, together
 
-Values = dict[str, Any]
 Value = TypeVar("Value")
-EVALUATED = 50
-"""Questions on a page of an evaluation."""
-
-
-class PageNotFound(MixpoError):  # noqa: N818
-    """There is no such page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +55,7 @@ class Views:
         self.audits = AuditSamples(self.index, context.recipe.verify)
         self.trainings = Trainings(context.run)
         self.evaluations = Evaluations(context.run)
+        self.evaluation = EvaluationViews(self.evaluations, self.images)
         self._kept: dict[str, tuple[int, Any]] = {}
 
     def _once(self, name: str, make: Callable[[], Value]) -> Value:
@@ -277,82 +271,12 @@ class Views:
         known = next(name for name in OUTCOME.values() if name == outcome)
         return HumanLabel(question=question, round=round_, index=index, outcome=known, by=by, time=time)
 
-    # --- training and evaluation -------------------------------------------------------------------------------------------------
+    # --- training and filtered items -------------------------------------------------------------------------------------------------
 
     def training(self) -> Values:
         """The curves of every training."""
         found = self.trainings.arms()
         return {"arms": found, "together": together(found)}
-
-    def evaluation(self) -> Values:
-        """Accuracy of every model on every set."""
-        found = {name: self.evaluations.scores(name) for name in self.evaluations.sets()}
-        return {
-            "sets": [
-                (name, scores, sections.accuracy_chart(scores), len(self.evaluations.questions(name)), self._benchmark(name))
-                for name, scores in found.items()
-            ]
-        }
-
-    def _benchmark(self, name: str) -> str:
-        """The title of the benchmark that a set is, "" for other sets."""
-        first = next(iter(self.evaluations.questions(name).values()), None)
-        benchmark = benchmark_of(first) if first is not None else None
-        return benchmark.title if benchmark is not None else ""
-
-    def evaluated(self, name: str, asked: Mapping[str, str]) -> Values:
-        """The questions of a set with the verdict on every model."""
-        self._check_set(name)
-        modes = list(dict.fromkeys(mode for _, mode in self.evaluations.columns(name)))
-        mode = asked["mode"] if asked.get("mode") in modes else next(iter(modes), "")
-        change = asked["change"] if asked.get("change") in CHANGES else ""
-        domain = asked.get("domain", "")
-        models, rows = self.evaluations.asked(name, mode, domain, change)
-        last = max(1, -(-len(rows) // EVALUATED))
-        number = min(max(1, _number(asked.get("page"))), last)
-        known = {question.domain for question in self.evaluations.questions(name).values()}
-        return {
-            "set": name,
-            "models": models,
-            "rows": rows[(number - 1) * EVALUATED : number * EVALUATED],
-            "total": len(rows),
-            "number": number,
-            "last": last,
-            "modes": modes,
-            "query": {"mode": mode, "change": change, "domain": domain},
-            "domains": sorted(known - {""}),
-        }
-
-    def compared(self, name: str, id_: str, asked: Mapping[str, str]) -> Values:
-        """What every model said to one question of a set."""
-        listed = self.evaluated(name, asked)
-        questions = self.evaluations.questions(name)
-        if id_ not in questions:
-            raise PageNotFound(f"no question {id_} in evaluation set {name}", code="page-not-found", key=id_)
-        _, rows = self.evaluations.asked(name, listed["query"]["mode"], listed["query"]["domain"], listed["query"]["change"])
-        ids = [row.question.id for row in rows]
-        at = ids.index(id_) if id_ in ids else -1
-        return {
-            **listed,
-            "question": questions[id_],
-            "sizes": self.images.sizes(questions[id_]),
-            "by_mode": self._by_mode(name, id_),
-            "at": at,
-            "before": ids[at - 1] if at > 0 else None,
-            "after": ids[at + 1] if 0 <= at < len(ids) - 1 else None,
-            "page_of": at // EVALUATED + 1 if at >= 0 else 1,
-        }
-
-    def _by_mode(self, name: str, id_: str) -> list[tuple[str, list[tuple[str, Any]]]]:
-        """The answers to one question, those in the same mode together."""
-        found: dict[str, list[tuple[str, Any]]] = {}
-        for model, mode, answers in self.evaluations.side_by_side(name, id_):
-            found.setdefault(mode, []).append((model, answers))
-        return list(found.items())
-
-    def _check_set(self, name: str) -> None:
-        if name not in self.evaluations.sets():
-            raise PageNotFound(f"no evaluation set {name} in this run", code="page-not-found", key=name)
 
     def filtered(self) -> Values:
         """What each stage filtered and why, with links to the questions concerned."""
@@ -364,7 +288,8 @@ class Views:
         places = [place for place in row["where"].split(", ") if place]
         round_ = first.removeprefix("round-")
         if first.startswith("round-"):
-            listed = with_query("/questions", round=round_ if round_ != "1" else "", dropped=row["name"]) if row.get("name") else ""
+            known = row.get("name") in self._once("reasons", self.lists.dropped)
+            listed = with_query("/questions", round=round_ if round_ != "1" else "", dropped=row["name"]) if known else ""
             return listed, [(place, with_query(f"/questions/{quote(place, safe='')}", round=round_)) for place in places]
         if first == "answer" and not stage.endswith("/source"):
             return "", [(place, f"/evaluation/{quote(parts[0], safe='')}/{quote(place, safe='')}") for place in places]
@@ -375,7 +300,7 @@ class Views:
     def image(self, question: str, number: int, size: str, set_: str = "") -> tuple[bytes, str]:
         """An image of a question. Raises PageNotFound when there is none, ImageError when it may not or cannot be shown."""
         if set_:
-            self._check_set(set_)
+            self.evaluation.check_set(set_)
             found = self.evaluations.questions(set_).get(question)
         else:
             n = self.lists.find("question", question, 0)
@@ -402,4 +327,4 @@ def _kind(asked: Mapping[str, str]) -> str:
 
 
 def _number(text: str | None) -> int:
-    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 10 else -1
+    return -1 if (number := whole_number(text)) is None else number
