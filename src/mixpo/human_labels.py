@@ -79,7 +79,8 @@ def _parse(text: str, path: Path, line: int) -> HumanLabel:
         raise invalid(f"not valid JSON ({error})") from None
     if not isinstance(row, dict) or not isinstance(row.get("question"), str) or row.get("outcome") not in OUTCOMES:
         raise invalid(f"a label has question (an id), index and outcome ({', '.join(OUTCOMES)})")
-    index, of_round = row.get("index"), row.get("round", 1)
+    index: Any = row.get("index")
+    of_round: Any = row.get("round", 1)
     for key, value in (("index", index), ("round", of_round)):
         if type(value) is not int:
             raise invalid(f"{key} must be a whole number (got {value!r})", key)

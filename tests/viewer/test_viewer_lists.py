@@ -98,12 +98,12 @@ def test_neighbours(made: Path, views: Views) -> None:
     for number, id_ in enumerate(ids):
         n = views.lists.find("pair", id_, 1)
         assert n is not None
-        beside = views.lists.beside(wanted, n)
+        beside = views.lists.neighbours(wanted, n)
         assert (beside.number, beside.total) == (number + 1, len(ids))
         assert beside.before == (ids[number - 1] if number else None)
         assert beside.after == (ids[number + 1] if number + 1 < len(ids) else None)
     outside = next(row[1].id for row in walk(made) if row[1].origin == "correctness")
-    assert views.lists.beside(wanted, views.lists.find("pair", outside, 1) or 0).number == 0
+    assert views.lists.neighbours(wanted, views.lists.find("pair", outside, 1) or 0).number == 0
 
 
 def test_from_a_pair_back_to_its_page(made: Path, views: Views) -> None:
@@ -111,7 +111,7 @@ def test_from_a_pair_back_to_its_page(made: Path, views: Views) -> None:
     for at, row in enumerate(walk(made)):
         n = views.lists.find("pair", row[1].id, 1)
         assert n is not None
-        after = views.lists.beside(wanted, n).page
+        after = views.lists.neighbours(wanted, n).page
         page = views.lists.page(wanted, -1 if after is None else after)
         assert (page.first, page.rows[at % ROWS]["id"]) == (at // ROWS * ROWS, row[1].id)
 
@@ -169,7 +169,7 @@ def test_half_a_run_shows_its_half(own: Path) -> None:
 
 
 def test_what_changes_is_read_again_and_nothing_else(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mixpo.viewer.index.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("mixpo.viewer.index.REFRESH_SECONDS", 0.0)
     progress = Silent()
     index = RunIndex(Run(own), progress)
     whole, stage = index.one("SELECT count(*) FROM pair"), Run(own).stage("round-1/pair")

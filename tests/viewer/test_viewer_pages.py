@@ -412,7 +412,7 @@ def test_balanced_pairs_are_those_that_were_kept(own: Path) -> None:
             assert views.pairs({})["page"].total == count
             assert ("round-1/select" in {state.name for state in views.overview()["states"]}) == (count == 58)
             assert any(row["stage"] == "round-1/select" for row, *_ in views.filtered()["rows"]) == (count == 58)
-            assert views.pair(pairs_of(own, 3)[0].id, {})["beside"].total == count
+            assert views.pair(pairs_of(own, 3)[0].id, {})["neighbours"].total == count
         finally:
             views.index.close()
 

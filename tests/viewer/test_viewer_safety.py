@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import viewer_run
 from browsing import Server
+from failures import fails
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -391,8 +392,9 @@ def test_it_binds_to_loopback_and_says_when_a_port_is_taken(made: Path) -> None:
     with socket.socket() as taken:
         taken.bind((HOST, 0))
         taken.listen()
-        with pytest.raises(RunError, match="in use; give another one with --port"):
+        with fails("port-unavailable", RunError) as failure:
             serve(open_run(made), taken.getsockname()[1], Silent(), lambda address: None)
+        assert failure.parts == (str(taken.getsockname()[1]), "in use")
 
 
 def test_without_the_libraries_the_extra_is_named(made: Path) -> None:
@@ -403,8 +405,9 @@ def test_without_the_libraries_the_extra_is_named(made: Path) -> None:
         "import sys; sys.modules['duckdb'] = None\n"
         "from pathlib import Path\nfrom mixpo.errors import MissingExtra\nfrom mixpo.progress import Silent\n"
         "from mixpo.pipeline import open_run\n"
-        "from mixpo.viewer.app import serve\n"
-        f"try:\n    serve(open_run(Path({str(made)!r})), 0, Silent(), print)\nexcept MissingExtra as error:\n    print(error)\n"
+        f"try:\n    from mixpo.viewer.app import serve\n    serve(open_run(Path({str(made)!r})), 0, Silent(), print)
+"
+        "except MissingExtra as error:\n    print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == str(MissingExtra("mixpo view", "viewer"))

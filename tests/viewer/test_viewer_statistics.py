@@ -57,7 +57,7 @@ def test_they_agree_with_the_report(own: Path, own_views: Views) -> None:
     first, *others = rows[at].pairs
     rows[at] = replace(rows[at], pairs=(replace(first, chosen_ids=(), rejected_ids=()), *others))
     pair.write(pair.manifest.shards[0], Paired, rows)
-    own_views.index._stamp, own_views.index._looked = (), 0.0
+    own_views.index._stamp, own_views.index._refreshed = (), 0.0
     own_views.index.refresh()
     found, expected = statistics(own_views.index, 1), expected_of(own)
     assert found["without_tokens"] == 1

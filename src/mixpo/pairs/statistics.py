@@ -154,7 +154,7 @@ class Statistics:
         lengths: edges, and for both sides counts, mean and max (chosen, chosen_mean, chosen_max, rejected, ...), in tokens.
         length_ratio: edges, counts, mean, max of tokens chosen / tokens rejected.
         shared_prefix: the same of the length of the shared prefix as a share of the shorter side.
-        drops: counts by reason, in words (from `mixpo.pairs.provenance.REASONS`) with what is counted.
+        drops: counts by the text of their reason (`mixpo.pairs.provenance.REASONS`) with the unit.
         Bin i of a histogram is [edges[i], edges[i + 1]); the last also counts everything above.
         """
         named = ("with_answer", "without_answer", "failed", "with_pairs", "all_right", "mixed", "all_wrong", "all_undecided")
@@ -175,7 +175,7 @@ class Statistics:
             "lengths": self._lengths(),
             "length_ratio": self.ratio.as_dict(),
             "shared_prefix": self.shared.as_dict(),
-            "drops": {_in_words(reason): count for reason, count in sorted(self.drops.items())},
+            "drops": {_reason_text(reason): count for reason, count in sorted(self.drops.items())},
         }
 
     def _answers(self) -> dict[str, Any]:
@@ -236,7 +236,7 @@ def _truncated(sampled: Sampled | None) -> set[int]:
     return {response.index for response in sampled.responses if response.finish == "length"} if sampled else set()
 
 
-def _in_words(reason: str) -> str:
+def _reason_text(reason: str) -> str:
     known = REASONS.get(reason)
     return f"{known.text} ({known.unit})" if known else reason
 

@@ -36,12 +36,12 @@ def benchmark_part(name: str, models: Mapping[str, Modes], pairs: Sequence[tuple
         if row.question in data.questions
     ]
     names = {facts_of(question).get("benchmark", "") for question in known}
-    if len(names) != 1 or not (found := names.pop()):
+    if len(names) != 1 or not (benchmark := names.pop()):
         return {"benchmark": "", "figures": [], "figure_differences": []}
     return {
-        "benchmark": BENCHMARKS[found].title,
-        "figures": list(_figures(name, found, models, data)),
-        "figure_differences": figure_differences(found, models, pairs, data),
+        "benchmark": BENCHMARKS[benchmark].title,
+        "figures": list(_figures(name, benchmark, models, data)),
+        "figure_differences": figure_differences(benchmark, models, pairs, data),
     }
 
 
@@ -78,21 +78,21 @@ def figure_differences(
 ) -> list[dict[str, Any]]:
     """Paired comparisons of the published metrics; pairs: which (model, mode) is compared with which."""
     known = {(model, mode): rows for model, mode, rows in _whole(models, data)}
-    found = []
+    compared = []
     for a, b in pairs:
         if a in known and b in known:
             left, right = ([marked(row, data.questions[row.question]) for row in known[side]] for side in (a, b))
-            found += [
+            compared += [
                 {"model_a": a[0], "mode_a": a[1], "model_b": b[0], "mode_b": b[1], **asdict(row)}
                 for row in differences(BENCHMARKS[name], left, right)
             ]
-    return found
+    return compared
 
 
 CAUSES = {
     "truncated": "Responses truncated at the length limit: they have no final answer. Raise evaluate.max_new_tokens.",
     "repetition": "Responses that end in a repeated phrase: the model may have degenerated.",
-    "failed": "Responses missing because the engine failed or an image is broken: `mixpo retry RUN` asks again.",
+    "failed": "Responses missing because the engine failed or an image is broken: run `mixpo retry RUN`.",
     "unread": "Responses not scored because the judge's reply could not be read: check the predictions, or run `mixpo retry RUN`.",
 }
 """What is wrong and what to do, by cause of an alarm."""
@@ -100,14 +100,14 @@ CAUSES = {
 
 def alarms(sets: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]) -> list[dict[str, Any]]:
     """For each set, model and mode: too many responses truncated or repetitive, any that failed or were not scored. By cause."""
-    found = [
+    rows = [
         {"set": name, "model": model, "mode": mode, "cause": cause, "text": text}
         for name, models in sets.items()
         for model, modes in models.items()
         for mode, scores in modes.items()
         for cause, text in _alarms(scores)
     ]
-    return sorted(found, key=lambda alarm: list(CAUSES).index(alarm["cause"]))
+    return sorted(rows, key=lambda alarm: list(CAUSES).index(alarm["cause"]))
 
 
 def _alarms(scores: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -123,7 +123,7 @@ def _alarms(scores: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "unread", f"{unread} of {amount(answers, 'response')}"
 
 
-def figure_rows(found: Mapping[str, Any], *, whole: bool) -> list[tuple[str, ...]]:
+def figure_rows(results: Mapping[str, Any], *, whole: bool) -> list[tuple[str, ...]]:
     """Text cells under FIGURE_COLUMNS, or with the breakdowns under BREAKDOWN_COLUMNS for `whole`."""
     return [
         (
@@ -136,7 +136,7 @@ def figure_rows(found: Mapping[str, Any], *, whole: bool) -> list[tuple[str, ...
             _interval(row),
             count(row["n"]) + (f" ({count(row['excluded'])} not scored)" if row["excluded"] else ""),
         )
-        for row in found["figures"]
+        for row in results["figures"]
         if whole or not row["group"]
     ]
 
@@ -145,13 +145,13 @@ def main_difference_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Text cells under MAIN_DIFFERENCE_COLUMNS: the main metric of every benchmark."""
     return [
         (name, *cells)
-        for name, found in {report["set"]: report, **report["sets"]}.items()
-        for cells in difference_rows(found)
-        if cells[0] == found["figures"][0]["name"]
+        for name, results in {report["set"]: report, **report["sets"]}.items()
+        for cells in difference_rows(results)
+        if cells[0] == results["figures"][0]["name"]
     ]
 
 
-def difference_rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def difference_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Text cells under DIFFERENCE_COLUMNS."""
     return [
         (
@@ -160,7 +160,7 @@ def difference_rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
             *(value_cell(row[side], row["unit"]) for side in ("a", "b")),
             *difference_cells(row),
         )
-        for row in found["figure_differences"]
+        for row in results["figure_differences"]
     ]
 
 

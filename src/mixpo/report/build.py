@@ -43,7 +43,7 @@ def build(data: ReportData) -> dict[str, Any]:
     built = {
         name: _set(models, main, data, clusters) | benchmark_part(name, models, _sides(models, main), data) for name, models in sets.items()
     }
-    report_sets = {name: found["models"] for name, found in built.items()}
+    report_sets = {name: results["models"] for name, results in built.items()}
     report = {
         "version": VERSION,
         "title": data.title,
@@ -87,7 +87,7 @@ def _by_set(data: ReportData) -> dict[str, dict[str, dict[str, Sequence[Predicti
 def _set(models: Mapping[str, Modes], main: str, data: ReportData, clusters: Clusters) -> dict[str, Any]:
     # A benchmark has figures of its own, by its own rules for what is no clear yes or no.
     own = [question for question in data.questions.values() if not question.facts]
-    gold = {question.id: said for question in own if (said := gold_of(question)) is not None}
+    gold = {question.id: answer for question in own if (answer := gold_of(question)) is not None}
     return {
         "models": {name: {mode: _scores(mode, rows, gold, clusters) for mode, rows in modes.items()} for name, modes in models.items()},
         "comparisons": [
@@ -111,10 +111,10 @@ def _scores(mode: str, rows: Sequence[Prediction], gold: Mapping[str, str], clus
 
 
 def _yes_no(rows: Sequence[Prediction], gold: Mapping[str, str], clusters: Clusters) -> dict[str, Any]:
-    found = asdict(yes_no(rows, gold, clusters))
-    for domain in found["domains"].values():
+    result = asdict(yes_no(rows, gold, clusters))
+    for domain in result["domains"].values():
         del domain["domains"]
-    return found
+    return result
 
 
 def _sides(models: Mapping[str, Modes], main: str) -> list[tuple[Side, Side]]:
@@ -167,7 +167,7 @@ def _headline_mode(models: Mapping[str, Modes], main: str) -> str | None:
 def _versions(model: str, manifests: Mapping[str, Manifest]) -> list[str]:
     """Names that the servers of `model` report for it."""
     counts = [m.counts for stage, m in manifests.items() if stage.startswith("answer/") and stage.split("/")[2] == model]
-    return sorted({key.removeprefix(ANSWERED_BY) for found in counts for key in found if key.startswith(ANSWERED_BY)})
+    return sorted({key.removeprefix(ANSWERED_BY) for of_stage in counts for key in of_stage if key.startswith(ANSWERED_BY)})
 
 
 # --- what is shown ---------------------------------------------------------------------------------------------------------

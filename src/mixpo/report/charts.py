@@ -192,7 +192,7 @@ def stack(segments: Sequence[tuple[str, int, int]], summary: str) -> Markup:
 def histogram(edges: Sequence[float], series: Mapping[str, Sequence[float]], unit: str, summary: str, first_colour: int = 2) -> Markup:
     """Overlaid outlines of counts over common bins, drawn equally wide whatever they span.
 
-    Bin i is [edges[i], edges[i + 1]); the last also counts everything above. Empty bins at both ends are left out.
+    Bin i is [edges[i], edges[i + 1]); the last also counts everything above. Empty bins at both ends are not drawn.
     """
     used = [i for i in range(len(edges) - 1) if any(counts[i] for counts in series.values())] or [0]
     first, last = used[0], used[-1] + 1

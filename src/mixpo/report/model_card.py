@@ -82,15 +82,15 @@ def _front(subject: CardSubject, objective: str) -> str:
 
 
 def _headline(report: dict[str, Any], name: str) -> str:
-    found = report["headline"]
-    if found is None or found["b"] != name:
+    headline = report["headline"]
+    if headline is None or headline["b"] != name:
         return ""
-    mode = {"cot": "with chain of thought", "direct": "of direct answers"}[found["mode"]]
-    sure = {"gain": "a significant gain", "loss": "a significant loss", "unclear": "not a significant change"}[found["verdict"]]
+    mode = {"cot": "with chain of thought", "direct": "of direct answers"}[headline["mode"]]
+    sure = {"gain": "a significant gain", "loss": "a significant loss", "unclear": "not a significant change"}[headline["verdict"]]
     return (
-        f"Accuracy {mode} on {amount(found['n'], 'held-out question')} of {_plain(report['set'])}: **{percent(found['before'])} → "
-        f"{percent(found['after'])}** ({points(found['difference'])} points, 95 % interval {points(found['low'])} to "
-        f"{points(found['high'])}, {p_value(found['p'])}): {sure}.\n"
+        f"Accuracy {mode} on {amount(headline['n'], 'held-out question')} of {_plain(report['set'])}: **{percent(headline['before'])} → "
+        f"{percent(headline['after'])}** ({points(headline['difference'])} points, 95 % interval {points(headline['low'])} to "
+        f"{points(headline['high'])}, {p_value(headline['p'])}): {sure}.\n"
     )
 
 

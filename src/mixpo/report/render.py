@@ -60,7 +60,7 @@ def _context(report: dict[str, Any]) -> dict[str, Any]:
         "tables": {name: summary_rows(report, name) for name in report["sets"]},
         "rows": summary_rows(report),
         "accuracy_chart": sections.accuracy_chart(models),
-        "set_charts": {name: sections.accuracy_chart(found["models"]) for name, found in report["sets"].items()},
+        "set_charts": {name: sections.accuracy_chart(results["models"]) for name, results in report["sets"].items()},
         "domain_chart": sections.domain_chart(models, headline),
         "domain_rows": _domain_rows(models, headline),
         "comparisons": report["comparisons"],
@@ -100,10 +100,10 @@ def _context(report: dict[str, Any]) -> dict[str, Any]:
 def _figures(report: dict[str, Any]) -> list[tuple[str, str, Any, Any, Any]]:
     """(set, benchmark, published metrics, with breakdowns, comparisons) of every set that is a benchmark."""
     sets = {report["set"]: report, **report["sets"]}
-    shown = [(name, found) for name, found in sets.items() if found.get("figures")]
+    shown = [(name, results) for name, results in sets.items() if results.get("figures")]
     return [
-        (name, found["benchmark"], figure_rows(found, whole=False), figure_rows(found, whole=True), difference_rows(found))
-        for name, found in shown
+        (name, results["benchmark"], figure_rows(results, whole=False), figure_rows(results, whole=True), difference_rows(results))
+        for name, results in shown
     ]
 
 

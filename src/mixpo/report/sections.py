@@ -45,7 +45,7 @@ METRICS = (
     ("Learning rate", re.compile("^learning_rate$")),
     ("Memory (GB)", re.compile("^memory$")),
 )
-"""Training metrics that share a chart, by the first pattern found in the name and in this order; others have a chart of their own."""
+"""Training metrics that share a chart, by the first matching pattern and in this order; others have a chart of their own."""
 UNDRAWN = {"epoch", "pairs", "tokens", "seconds", "pairs_per_second", "seconds_left"}
 """Metrics without a chart; report.json has them."""
 SCALES = {"memory": 1e-9}
@@ -103,7 +103,7 @@ def domain_chart(models: dict[str, Any], headline: dict[str, Any] | None) -> Mar
 def all_gaps(report: dict[str, Any]) -> list[dict[str, Any]]:
     """Chain of thought minus direct answers, for each set and model; `label` names them."""
     sets = {report["set"]: report, **report["sets"]}
-    known = [(name, gap) for name, found in sets.items() for gap in found["gaps"]]
+    known = [(name, gap) for name, results in sets.items() for gap in results["gaps"]]
     one_set, one_model = len(sets) == 1, len({gap["model"] for _, gap in known}) == 1
 
     def label(name: str, model: str) -> str:
@@ -199,16 +199,16 @@ def histograms(pairs: dict[str, Any]) -> list[Chart]:
         ("Shared-prefix length", shared, {"pairs": shared.get("counts")}, "share of the shorter side", 1, "Tokens both sides begin with."),
     )
     return [
-        Chart(title, histogram(bins["edges"], found, unit, title, colour), note)
+        Chart(title, histogram(bins["edges"], series, unit, title, colour), note)
         for title, bins, given, unit, colour, note in wanted
-        if (found := {name: counts for name, counts in given.items() if counts and any(counts)})
+        if (series := {name: counts for name, counts in given.items() if counts and any(counts)})
     ]
 
 
 def sampled_domain_chart(pairs: dict[str, Any]) -> Chart | None:
     """Accuracy of the sampled responses, by domain."""
-    found = {domain_name(name): d["accuracy"] for name, d in (pairs.get("domains") or {}).items() if d.get("accuracy") is not None}
-    return domain_bars(found, "Accuracy of the sampled responses by domain")
+    accuracies = {domain_name(name): d["accuracy"] for name, d in (pairs.get("domains") or {}).items() if d.get("accuracy") is not None}
+    return domain_bars(accuracies, "Accuracy of the sampled responses by domain")
 
 
 def domain_bars(shares: dict[str, float], title: str) -> Chart | None:
@@ -244,7 +244,7 @@ SOURCE_COLUMNS = (
 
 def source_rows(pairs: dict[str, Any]) -> list[tuple[str, ...]]:
     """Statistics of each source as text, those with most pairs first."""
-    found = sorted((pairs.get("sources") or {}).items(), key=lambda item: (-item[1]["pairs"], item[0]))
+    ranked = sorted((pairs.get("sources") or {}).items(), key=lambda item: (-item[1]["pairs"], item[0]))
     return [
         (
             name or "(none)",
@@ -253,7 +253,7 @@ def source_rows(pairs: dict[str, Any]) -> list[tuple[str, ...]]:
             *(count(row[key]) for key in ("pairs", *ORIGINS)),
             *(f"{row[key]:.1f}" if row[key] is not None else "–" for key in ("chosen_mean", "rejected_mean")),
         )
-        for name, row in found
+        for name, row in ranked
     ]
 
 
@@ -275,7 +275,7 @@ def pair_facts(pairs: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def training_charts(run: dict[str, Any]) -> list[Chart]:
-    """The curves of one trained model, related metrics in one chart. Terms that an objective does not have (always 0) are left out."""
+    """The curves of one trained model, related metrics in one chart. Terms that an objective does not have (always 0) are omitted."""
     groups: dict[str, dict[str, Any]] = {}
     for name, values in run["curves"].items():
         if name in UNDRAWN or not any(values):
@@ -310,7 +310,7 @@ def time_chart(timings: dict[str, float]) -> Markup | None:
 def shown_counts(counts: dict[str, dict[str, int]]) -> dict[str, list[tuple[str, str]]]:
     """The output of each stage as text, without evaluations and filtered items, which have tables of their own."""
     return {
-        stage: [(count_label(name, value), count(value)) for name, value in found.items() if not name.startswith(DROPPED)]
-        for stage, found in counts.items()
-        if found and not stage.startswith(("answer/", "evaluate/"))
+        stage: [(count_label(name, value), count(value)) for name, value in of_stage.items() if not name.startswith(DROPPED)]
+        for stage, of_stage in counts.items()
+        if of_stage and not stage.startswith(("answer/", "evaluate/"))
     }

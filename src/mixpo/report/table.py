@@ -73,13 +73,13 @@ YES_NO_COLUMNS = ("set", "model", "mode", "precision", "recall", "F1", "95 % int
 def yes_no_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     """Precision, recall and F1 of yes/no questions as text cells, under YES_NO_COLUMNS, for every set that is not a benchmark."""
     return [
-        (name, model_name(model), MODES.get(mode, mode), *(percent(found[key]) for key in ("precision", "recall", "f1")),
-         "" if found["low"] is None else interval(found), percent(found["yes_ratio"]), count(found["n"]))
+        (name, model_name(model), MODES.get(mode, mode), *(percent(result[key]) for key in ("precision", "recall", "f1")),
+         "" if result["low"] is None else interval(result), percent(result["yes_ratio"]), count(result["n"]))
         for name, chosen in {report["set"]: report, **report["sets"]}.items()
         if not chosen["benchmark"]
         for model, modes in chosen["models"].items()
         for mode, scores in modes.items()
-        if (found := scores.get("yes_no"))
+        if (result := scores.get("yes_no"))
     ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ _CJK = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uac00-\ud7af"
 _TOKEN = re.compile(rf"[{_CJK}]\s*|[^\W{_CJK}]+\s*|[^\w\s]\s*|\s+")
 
 MAX_CELLS = 1_000_000
-"""Product of the two lengths in words up to which every word is compared with every other."""
+"""Product of the two word counts up to which every word is compared with every other."""
 SHINGLE = 6
 """Words in a row that hold two longer texts together where they stand once in each."""
 
@@ -77,15 +77,15 @@ def _aligned(left: list[str], right: list[str], cells: int) -> list[tuple[int, i
 def _anchors(left: list[str], right: list[str]) -> list[tuple[int, int]]:
     """Where shingles begin that stand once in each text: as many as are in the same order in both (patience sorting)."""
     here, there = _single(left), _single(right)
-    found = sorted((at, there[shingle]) for shingle, at in here.items() if shingle in there)
+    shared = sorted((at, there[shingle]) for shingle, at in here.items() if shingle in there)
     ends: list[int] = []  # ends[n]: the smallest place in the right text at which n + 1 anchors in order end
-    before: list[int] = []  # for each found one, how many come before it
-    for _, place in found:
+    before: list[int] = []  # for each shared one, how many come before it
+    for _, place in shared:
         number = bisect_left(ends, place)
         ends[number : number + 1] = [place]
         before.append(number)
     kept, wanted, limit = [], len(ends) - 1, len(right)
-    for (at, place), number in zip(reversed(found), reversed(before), strict=True):
+    for (at, place), number in zip(reversed(shared), reversed(before), strict=True):
         if number == wanted and place < limit:
             kept.append((at, place))
             wanted, limit = wanted - 1, place
@@ -107,4 +107,4 @@ def _pieces(tokens: list[str], head: int, kind: Kind, same: list[tuple[int, int]
         word = own.rstrip()
         pieces += [DiffSpan("own", word), DiffSpan("same", own[len(word) :] + "".join(tokens[start:end]))]
     whole = groupby((piece for piece in pieces if piece.text), key=lambda piece: piece.kind)
-    return [DiffSpan(kind, "".join(piece.text for piece in found)) for kind, found in whole]
+    return [DiffSpan(kind, "".join(piece.text for piece in group)) for kind, group in whole]

@@ -110,12 +110,12 @@ def gather(context: Context, plan: Plan, finished: list[Planned]) -> ReportData:
 
 
 def _predictions(plan: Plan, finished: list[Planned]) -> dict[tuple[str, str, str], list[Prediction]]:
-    found = {}
+    predictions = {}
     for planned in finished:
         if planned.job.kind == "evaluate":
             _, name, model, mode = planned.job.name.split("/")
-            found[name, model, mode] = _rows(plan, planned.job.name)
-    return found
+            predictions[name, model, mode] = _rows(plan, planned.job.name)
+    return predictions
 
 
 def _rows(plan: Plan, name: str) -> list[Any]:
@@ -190,4 +190,4 @@ def load_report(root: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
-        raise RunError(f"{path}: cannot be read ({error}); delete it and make it again with `mixpo report`") from None
+        raise RunError(f"{path}: cannot be read ({error}); delete it and run `mixpo report`", code="report-unreadable", path=path) from None

@@ -20,7 +20,7 @@ from mixpo.stages.report import PAGE
 from mixpo.viewer.evaluation_views import Values
 from mixpo.viewer.guard import REPORT_POLICY, FormRefused, guard, read_form
 from mixpo.viewer.images import SIZES
-from mixpo.viewer.pages import PageNotFound, page, static_files, with_query
+from mixpo.viewer.pages import UnknownPage, page, static_files, with_query
 from mixpo.viewer.views import Views
 
 try:
@@ -33,7 +33,7 @@ except ImportError:
     raise MissingExtra("mixpo view", "viewer") from None
 
 TYPES = {".css": "text/css", ".js": "text/javascript", ".woff2": "font/woff2"}
-STATUS = {PageNotFound: 404, ImageError: 404, FormRefused: 403}
+STATUS = {UnknownPage: 404, ImageError: 404, FormRefused: 403}
 """Status by type of error; 500 for others."""
 HOST = "127.0.0.1"
 CACHED = {"cache-control": "private, max-age=86400"}
@@ -148,7 +148,7 @@ def _add_files(app: FastAPI, site: _Site) -> None:
     @app.get("/static/{name:path}")
     def static(name: str) -> Response:
         if name not in static_files():
-            raise PageNotFound("There is no such file.", code="page-not-found")
+            raise UnknownPage("There is no such file.", code="page-not-found")
         path = static_files()[name]
         return FileResponse(path, media_type=TYPES.get(path.suffix, "text/plain"), headers=CACHED)
 
@@ -160,7 +160,7 @@ def _add_files(app: FastAPI, site: _Site) -> None:
     def report() -> Response:
         path = Path(site.views.run.root) / PAGE
         if not path.exists():
-            raise PageNotFound("This run has no report yet; `mixpo report` makes one.", code="page-not-found")
+            raise UnknownPage("This run has no report yet; `mixpo report` makes one.", code="page-not-found")
         return FileResponse(path, media_type="text/html", headers={"content-security-policy": REPORT_POLICY})
 
 

@@ -151,8 +151,8 @@ class AuditSamples:
         for row, (question, sampled, judged) in enumerate(rows):
             if not question.id == sampled.question == judged.question or len(sampled.responses) != len(judged.verdicts):
                 continue  # made from other questions than those of now
-            found = doubts(question, sampled.responses, judged.verdicts, self.settings)
-            for response, verdict, doubt in zip(sampled.responses, judged.verdicts, found, strict=True):
+            doubtful = doubts(question, sampled.responses, judged.verdicts, self.settings)
+            for response, verdict, doubt in zip(sampled.responses, judged.verdicts, doubtful, strict=True):
                 if doubt is not None:
                     item = AuditItem(
                         n=place(block.number, row),

@@ -85,8 +85,8 @@ def _read(block: ShardGroup, kind: str, row_type: type[Row], row: int, question:
     """A row of one stage; None where the stage has not come so far, or was made from another question (a stale shard)."""
     if kind not in block.made:
         return None
-    found = read_row(block.made[kind], row_type, row)
-    return found if found.question == question else None
+    record = read_row(block.made[kind], row_type, row)
+    return record if record.question == question else None
 
 
 def pair_at(index: RunIndex, n: int, id_: str, round_: int) -> PairDetail:

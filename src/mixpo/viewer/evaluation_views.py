@@ -10,7 +10,7 @@ from mixpo.report import sections
 from mixpo.viewer.evaluations import CHANGES, Evaluations
 from mixpo.viewer.images import Images
 from mixpo.viewer.listing import whole_number
-from mixpo.viewer.pages import PageNotFound
+from mixpo.viewer.pages import UnknownPage
 
 Values = dict[str, Any]
 EVALUATED = 50
@@ -26,11 +26,11 @@ class EvaluationViews:
 
     def sets(self) -> Values:
         """Accuracy of every model on every set."""
-        found = {name: self.evaluations.scores(name) for name in self.evaluations.sets()}
+        results = {name: self.evaluations.scores(name) for name in self.evaluations.sets()}
         return {
             "sets": [
                 (name, scores, sections.accuracy_chart(scores), len(self.evaluations.questions(name)), self._benchmark(name))
-                for name, scores in found.items()
+                for name, scores in results.items()
             ]
         }
 
@@ -68,7 +68,7 @@ class EvaluationViews:
         listed = self.questions(name, asked)
         known = self.evaluations.questions(name)
         if id_ not in known:
-            raise PageNotFound(f"no question {id_} in evaluation set {name}", code="page-not-found", key=id_)
+            raise UnknownPage(f"no question {id_} in evaluation set {name}", code="page-not-found", key=id_)
         _, rows = self.evaluations.asked(name, listed["query"]["mode"], listed["query"]["domain"], listed["query"]["change"])
         ids = [row.question.id for row in rows]
         at = ids.index(id_) if id_ in ids else -1
@@ -85,12 +85,12 @@ class EvaluationViews:
 
     def _by_mode(self, name: str, id_: str) -> list[tuple[str, list[tuple[str, Any]]]]:
         """The answers to one question, those in the same mode together."""
-        found: dict[str, list[tuple[str, Any]]] = {}
+        grouped: dict[str, list[tuple[str, Any]]] = {}
         for model, mode, answers in self.evaluations.side_by_side(name, id_):
-            found.setdefault(mode, []).append((model, answers))
-        return list(found.items())
+            grouped.setdefault(mode, []).append((model, answers))
+        return list(grouped.items())
 
     def check_set(self, name: str) -> None:
-        """Raise PageNotFound for a set that is not in the run."""
+        """Raise UnknownPage for a set that is not in the run."""
         if name not in self.evaluations.sets():
-            raise PageNotFound(f"no evaluation set {name} in this run", code="page-not-found", key=name)
+            raise UnknownPage(f"no evaluation set {name} in this run", code="page-not-found", key=name)

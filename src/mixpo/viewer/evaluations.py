@@ -56,8 +56,8 @@ class Evaluations:
     def columns(self, name: str) -> list[tuple[str, str]]:
         """(model, mode) of every evaluation of a set that has begun, the base model first."""
         prefix = f"evaluate/{name}/"
-        found = [stage.removeprefix(prefix).split("/") for stage in self.layout.stages() if stage.startswith(prefix)]
-        return [(parts[0], parts[1]) for parts in found if len(parts) == 2]
+        names = [stage.removeprefix(prefix).split("/") for stage in self.layout.stages() if stage.startswith(prefix)]
+        return [(parts[0], parts[1]) for parts in names if len(parts) == 2]
 
     def questions(self, name: str) -> dict[str, Question]:
         """The questions of a set, in order."""
@@ -65,8 +65,8 @@ class Evaluations:
         def read(shards: Sequence[Path]) -> dict[str, Question]:
             return {question.id: question for shard in shards for question in read_rows(shard, Question)}
 
-        found: dict[str, Question] = self._keep(f"evaluate/{name}/source", read)
-        return found
+        result: dict[str, Question] = self._keep(f"evaluate/{name}/source", read)
+        return result
 
     def answers(self, name: str, model: str, mode: str) -> ModelAnswers:
         """Answers of one model in one mode."""
@@ -74,23 +74,23 @@ class Evaluations:
         def read(shards: Sequence[Path]) -> ModelAnswers:
             return _answers(shards, mode, {question.id: cluster_of(question) for question in self.questions(name).values()})
 
-        found: ModelAnswers = self._keep(f"evaluate/{name}/{model}/{mode}", read)
-        return found
+        result: ModelAnswers = self._keep(f"evaluate/{name}/{model}/{mode}", read)
+        return result
 
     def scores(self, name: str) -> dict[str, dict[str, Any]]:
-        """Scores by model and mode, as a report has them; those without any answer yet are left out."""
-        found: dict[str, dict[str, Any]] = {}
+        """Scores by model and mode, as a report has them; those without responses are omitted."""
+        result: dict[str, dict[str, Any]] = {}
         for model, mode in self.columns(name):
             if scores := self.answers(name, model, mode).scores:
-                found.setdefault(model, {})[mode] = scores
-        return found
+                result.setdefault(model, {})[mode] = scores
+        return result
 
     def asked(self, name: str, mode: str, domain: str = "", change: str = "") -> tuple[list[str], list[ComparedQuestion]]:
         """The models that were asked in a mode, and the questions that a filter leaves."""
         models = [model for model, its_mode in self.columns(name) if its_mode == mode]
         answers = [self.answers(name, model, mode) for model in models]
         rows = (
-            ComparedQuestion(question=question, outcomes=tuple(found.outcomes.get(question.id) for found in answers))
+            ComparedQuestion(question=question, outcomes=tuple(of_model.outcomes.get(question.id) for of_model in answers))
             for question in self.questions(name).values()
             if not domain or question.domain == domain
         )
@@ -122,7 +122,7 @@ def _answers(shards: Sequence[Path], mode: str, clusters: Clusters) -> ModelAnsw
             outcomes.setdefault(row.question, []).append(row.outcome)
             rows.append(row)
     scores = (asdict(score_samples(rows, clusters)) if mode == "sampled" else asdict(score(rows, clusters))) if rows else {}
-    return ModelAnswers(scores=scores, outcomes={question: tuple(found) for question, found in outcomes.items()}, where=where)
+    return ModelAnswers(scores=scores, outcomes={question: tuple(of_question) for question, of_question in outcomes.items()}, where=where)
 
 
 def _changed(row: ComparedQuestion, change: str) -> bool:

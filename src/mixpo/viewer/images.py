@@ -80,10 +80,10 @@ class Images:
     def allowed(self, path: Path) -> bool:
         """Whether a path, with all links followed, lies below one of the roots."""
         try:
-            found = path.resolve()
+            resolved = path.resolve()
         except (OSError, RuntimeError, ValueError):
             return False
-        return any(found.is_relative_to(root) for root in self.roots)
+        return any(resolved.is_relative_to(root) for root in self.roots)
 
 
 def _roots(context: Context) -> Iterator[Path]:
@@ -112,6 +112,6 @@ def _cache_of_datasets() -> Iterator[Path]:
 
 def _folder_of(package: str) -> Iterator[Path]:
     """The folder of an installed package, which is not imported."""
-    found = find_spec(package)
-    if found is not None and found.origin:
-        yield Path(found.origin).parent
+    spec = find_spec(package)
+    if spec is not None and spec.origin:
+        yield Path(spec.origin).parent

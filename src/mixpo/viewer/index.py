@@ -28,11 +28,11 @@ except ImportError:
     raise MissingExtra("mixpo view", "viewer") from None
 
 VERSION = "4"
-"""Rises when the tables below change; an index of another version is made anew."""
+"""Rises when the tables below change; an index of another version is rebuilt."""
 BATCH = 128
 """Blocks that are read with one query."""
-LOOK_SECONDS = 1.0
-"""The run is looked at for news at most this often."""
+REFRESH_SECONDS = 1.0
+"""Least time between two checks of the run for new shards."""
 
 TABLES = """
 CREATE TABLE version (value VARCHAR);
@@ -125,7 +125,7 @@ class RunIndex:
         self._progress = progress or Silent()
         self._lock = threading.Lock()
         self._stamp: tuple[str, ...] = ()
-        self._looked = 0.0
+        self._refreshed = 0.0
         self._blocks: dict[int, dict[int, ShardGroup]] = {}
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._connection = self._open()
@@ -144,11 +144,11 @@ class RunIndex:
 
     def one(self, query: str, *values: object) -> Any:
         """The first column of the first row, or None."""
-        found = self.rows(query, *values)
-        return found[0][0] if found else None
+        rows = self.rows(query, *values)
+        return rows[0][0] if rows else None
 
     def block(self, number: int, round_: int) -> ShardGroup | None:
-        """The files of a block as they were when last looked at."""
+        """The files of a block as of the last refresh."""
         return self._blocks.get(round_, {}).get(number)
 
     def blocks(self, round_: int) -> list[ShardGroup]:
@@ -194,9 +194,9 @@ class RunIndex:
             connection = duckdb.connect(str(path), config=settings)
             connection.execute(TABLES)
             connection.execute("INSERT INTO version VALUES (?)", [VERSION])
-        # What searches have found, and the balance of each count of verdicts; shared by all cursors, gone with the process.
+        # Matches of searches, and the balance of each count of verdicts; shared by all cursors, gone with the process.
         connection.execute("ATTACH ':memory:' AS scratch")
-        connection.execute("CREATE TABLE scratch.found (search VARCHAR, n BIGINT)")
+        connection.execute("CREATE TABLE scratch.match (search VARCHAR, n BIGINT)")
         connection.execute("CREATE TABLE scratch.balance (correct INTEGER, decided INTEGER, name VARCHAR)")
         return connection
 
@@ -204,10 +204,10 @@ class RunIndex:
 
     def refresh(self) -> None:
         """Read what is new or changed. Costs next to nothing when the run is as it was."""
-        if time.monotonic() - self._looked < LOOK_SECONDS and self._stamp:
+        if time.monotonic() - self._refreshed < REFRESH_SECONDS and self._stamp:
             return
         with self._lock:
-            self._looked = time.monotonic()
+            self._refreshed = time.monotonic()
             stamp = self.layout.stamp()
             if stamp == self._stamp:
                 return
@@ -258,7 +258,7 @@ class RunIndex:
                 else:
                     for table in ("judged", "pair", "dropped"):
                         cursor.execute(f"DELETE FROM {table} WHERE round = ? AND n >= ? AND n < ?", [round_, *span])
-            cursor.execute("DELETE FROM scratch.found")
+            cursor.execute("DELETE FROM scratch.match")
 
     def _add(self, blocks: Sequence[ShardGroup], keys: Sequence[str]) -> None:
         """Read blocks of one round, all or none of them."""

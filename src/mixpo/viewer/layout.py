@@ -1,7 +1,7 @@
 """Which shards a run has: blocks of questions with what each round made of them, read from the manifests. No record is opened here.
 
 Shard number i of every stage of a round belongs to question shard i, so a block is named by round and number alone. What is
-listed but not there yet is None: half a run is looked at like a whole one.
+listed but not there yet is None: a half-finished run is shown like a whole one.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class ShardGroup:
 
 def _stamp(path: Path) -> str:
     try:
-        found = path.stat()
+        stat = path.stat()
     except FileNotFoundError:
         return "gone"
-    return f"{path.stem}:{found.st_size}:{found.st_mtime_ns}"
+    return f"{path.stem}:{stat.st_size}:{stat.st_mtime_ns}"
 
 
 class RunLayout:
@@ -50,8 +50,8 @@ class RunLayout:
 
     def stages(self) -> dict[str, Manifest]:
         """Every manifest of the run, by the name of its stage."""
-        found = ((name, self.run.stage(name).manifest) for name in self._names())
-        return {name: manifest for name, manifest in found if manifest is not None}
+        manifests = ((name, self.run.stage(name).manifest) for name in self._names())
+        return {name: manifest for name, manifest in manifests if manifest is not None}
 
     def _names(self) -> Iterator[str]:
         root = self.run.root

@@ -1,6 +1,6 @@
 """Lists of pairs and questions, page by page: keys come from the index, a text search reads the shards.
 
-A list is ordered by `n`. A page is found by the key it starts after, never by counting rows, so page one thousand costs what page one does.
+A list is ordered by `n`. A page is addressed by the key it starts after, never by counting rows, so that every page costs the same.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class ListFilter:
         )
 
     def query(self) -> dict[str, str]:
-        """The filter as it stands in a query string."""
+        """The filter as a query string has it."""
         names = ("origin", "outcome", "dropped", "domain", "shortest", "longest", "text")
         values = {name: str(value) for name in names if (value := getattr(self, name)) not in ("", None)}
         return values if self.round == 1 else {"round": str(self.round), **values}
@@ -139,7 +139,7 @@ class ListPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Neighbours:
-    """Where one row stands in a list: its number from 1 (0 when the filter leaves it out), and the ids beside it.
+    """The position of a row in a list: its number from 1 (0 where the filter excludes it), and the ids before and after it.
 
     page: the `n` after which the page that shows it starts, None for the first page.
     """
@@ -187,10 +187,10 @@ class Lists:
     def _before(self, wanted: ListFilter, after: int) -> int:
         """The `n` after which the previous page starts; -1 for the first page."""
         base, values = self._base(wanted)
-        found = self.index.rows(f"SELECT n {base} AND n <= ? ORDER BY n DESC LIMIT {ROWS + 1}", *values, after)
-        return found[ROWS][0] if len(found) > ROWS else -1
+        rows = self.index.rows(f"SELECT n {base} AND n <= ? ORDER BY n DESC LIMIT {ROWS + 1}", *values, after)
+        return rows[ROWS][0] if len(rows) > ROWS else -1
 
-    def beside(self, wanted: ListFilter, n: int) -> Neighbours:
+    def neighbours(self, wanted: ListFilter, n: int) -> Neighbours:
         """The neighbours of row `n`."""
         self._search(wanted, n)
         base, values = self._base(wanted)
@@ -208,10 +208,10 @@ class Lists:
     def find(self, table: Table, id_: str, round_: int) -> int | None:
         """Where a pair (of this round) or a question is."""
         if table == "question":
-            found: int | None = self.index.one("SELECT min(n) FROM question WHERE id = ?", id_)
+            n: int | None = self.index.one("SELECT min(n) FROM question WHERE id = ?", id_)
         else:
-            found = self.index.one("SELECT min(n) FROM pair WHERE id = ? AND round = ?", id_, round_)
-        return found
+            n = self.index.one("SELECT min(n) FROM pair WHERE id = ? AND round = ?", id_, round_)
+        return n
 
     def dropped(self) -> list[str]:
         """The reasons for which something was filtered, in alphabetical order."""
@@ -233,7 +233,7 @@ class Lists:
         """FROM and WHERE of a list, with their values; further conditions may follow."""
         conditions, values = wanted.conditions()
         if wanted.text:
-            conditions, values = [*conditions, "n IN (SELECT n FROM scratch.found WHERE search = ?)"], [*values, _name(wanted)]
+            conditions, values = [*conditions, "n IN (SELECT n FROM scratch.match WHERE search = ?)"], [*values, _name(wanted)]
         return f"FROM {wanted.table} WHERE {' AND '.join(['true', *conditions])}", values
 
     def _search(self, wanted: ListFilter, after: int) -> float:
@@ -247,11 +247,11 @@ class Lists:
             name, begun = _name(wanted), time.monotonic()
             blocks = [b for b in self.index.blocks(wanted.round) if wanted.table == "question" or "pair" in b.made]
             if name not in self._searches:
-                # A search that the index has forgotten starts anew.
-                self.index.rows("DELETE FROM scratch.found WHERE search = ?", name)
+                # A search that the index has forgotten restarts.
+                self.index.rows("DELETE FROM scratch.match WHERE search = ?", name)
             seen = self._searches.setdefault(name, 0)
             while seen < len(blocks) and not self._enough(name, after):
-                self._look(wanted, name, blocks[seen : seen + SEARCHED])
+                self._read_blocks(wanted, name, blocks[seen : seen + SEARCHED])
                 seen = min(seen + SEARCHED, len(blocks))
                 self._searches[name] = seen
                 if time.monotonic() - begun > SEARCH_SECONDS:
@@ -259,9 +259,9 @@ class Lists:
             return seen / len(blocks) if blocks else 1.0
 
     def _enough(self, name: str, after: int) -> bool:
-        return bool(self.index.one("SELECT count(*) FROM scratch.found WHERE search = ? AND n > ?", name, after) > 40 * ROWS)
+        return bool(self.index.one("SELECT count(*) FROM scratch.match WHERE search = ? AND n > ?", name, after) > 40 * ROWS)
 
-    def _look(self, wanted: ListFilter, name: str, blocks: Sequence[Any]) -> None:
+    def _read_blocks(self, wanted: ListFilter, name: str, blocks: Sequence[Any]) -> None:
         with self.index.cursor() as cursor:
             cursor.execute("CREATE TEMP TABLE batch (number INTEGER, file VARCHAR, made VARCHAR)")
             cursor.executemany(
@@ -270,9 +270,9 @@ class Lists:
             values: dict[str, object] = {"files": [str(b.source) for b in blocks], "text": wanted.text.lower(), "search": name}
             if wanted.table == "pair":
                 values["made"] = [str(b.made["pair"]) for b in blocks]
-            cursor.execute(f"INSERT INTO scratch.found SELECT $search, * FROM ({_SEARCH[wanted.table]})", values)
+            cursor.execute(f"INSERT INTO scratch.match SELECT $search, * FROM ({_SEARCH[wanted.table]})", values)
 
 
 def _name(wanted: ListFilter) -> str:
-    """A search is known by its table, round and text; the other filters apply to what it found."""
+    """A search is known by its table, round and text; the other filters apply to its matches."""
     return content_id(wanted.table, wanted.round, wanted.text.lower())

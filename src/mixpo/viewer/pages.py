@@ -29,7 +29,7 @@ ANSWERED = {**words.BALANCE, "undecided": "some undecided", "open": "no answer k
 ICONS = {"correct": "✓", "wrong": "✗", "malformed": "?", "undecided": "·", "unjudged": "–"}
 
 
-class PageNotFound(MixpoError):  # noqa: N818
+class UnknownPage(MixpoError):  # noqa: N818
     """There is no such page."""
 
 
@@ -47,7 +47,7 @@ def static_url(name: str) -> str:
 
 
 def with_query(path: str, *queries: Mapping[str, Any], **more: object) -> str:
-    """An address with a query string; empty values are left out."""
+    """An address with a query string; empty values are omitted."""
     values = {name: value for query in (*queries, more) for name, value in query.items() if value not in ("", None)}
     return f"{path}?{urlencode(values)}" if values else path
 

@@ -33,21 +33,21 @@ FROM pair p JOIN question q ON q.n = p.n - (p.n & 65535) WHERE p.round = $round 
 
 def statistics(index: RunIndex, round_: int) -> dict[str, Any]:
     """What `Statistics.as_dict` tells of a round, without what the index does not hold: answers, drops and shared prefixes."""
-    found = Statistics()
+    counted = Statistics()
 
     def groups(query: str) -> list[tuple[Any, ...]]:
         return index.rows(query.replace("$round", str(int(round_))))
 
     for source, is_open, paired, number in groups(_QUESTIONS):
-        found.count_questions(source, with_answer=not is_open, with_pairs=paired, number=number)
+        counted.count_questions(source, with_answer=not is_open, with_pairs=paired, number=number)
     for source, domain, *counts, number in groups(_VERDICTS):
         outcomes: dict[Outcome, int] = dict(zip(OUTCOME.values(), counts, strict=True))
-        found.count_verdicts(source, domain, outcomes, number)
+        counted.count_verdicts(source, domain, outcomes, number)
     for source, origin, number in groups(_ORIGINS):
-        found.count_pairs(source, origin, number)
+        counted.count_pairs(source, origin, number)
     for source, chosen, rejected, number in groups(_LENGTHS):
-        found.count_lengths(source, chosen, rejected, number)
-    result = found.as_dict()
+        counted.count_lengths(source, chosen, rejected, number)
+    result = counted.as_dict()
     for name in ("failed", "answers", "shared_prefix", "drops"):
         del result[name]
     result["rejected"] = {name: result["rejected"][name] for name in ("longer", "longer_share")}

@@ -89,5 +89,5 @@ class _Kinds:
                 yield kind, text[max(low, start) : min(high, end)]
 
     def strongest(self, start: int, end: int) -> Kind:
-        found = {kind for low, high, kind in self.spans if low < end and high > start}
-        return "own" if "own" in found else "same" if "same" in found else "kept"
+        kinds = {kind for low, high, kind in self.spans if low < end and high > start}
+        return "own" if "own" in kinds else "same" if "same" in kinds else "kept"

@@ -52,7 +52,7 @@ class Trainings:
         stage = self.run.stage(name)
         finished = stage.path(shard).exists()
         log = stage.path(shard) if finished else stage.folder / f"work-{shard}" / "metrics.jsonl"
-        stamp = (found.st_size, found.st_mtime_ns) if log.exists() and (found := log.stat()) else (0, 0)
+        stamp = (stat.st_size, stat.st_mtime_ns) if log.exists() and (stat := log.stat()) else (0, 0)
         if name not in self._kept or self._kept[name][0] != stamp:
             rows = read_rows(log, StepMetrics) if finished else read_metrics(log)
             round_, _, objective = name.partition("/train/")

@@ -24,7 +24,7 @@ from mixpo.viewer.evaluations import Evaluations
 from mixpo.viewer.images import Images
 from mixpo.viewer.index import OUTCOME, RunIndex
 from mixpo.viewer.listing import ListFilter, Lists, Table, whole_number
-from mixpo.viewer.pages import PageNotFound, with_query
+from mixpo.viewer.pages import UnknownPage, with_query
 from mixpo.viewer.statistics import filtered, statistics
 from mixpo.viewer.trainings import Trainings, together
 
@@ -59,11 +59,11 @@ class Views:
         self._kept: dict[str, tuple[int, Any]] = {}
 
     def _once(self, name: str, make: Callable[[], Value]) -> Value:
-        """A value that is made again only when the run has changed."""
+        """A value that is recomputed only when the run has changed."""
         if name not in self._kept or self._kept[name][0] != self.index.edition:
             self._kept[name] = (self.index.edition, make())
-        found: Value = self._kept[name][1]
-        return found
+        value: Value = self._kept[name][1]
+        return value
 
     def common(self) -> Values:
         """What every page needs."""
@@ -133,10 +133,10 @@ class Views:
     def _list(self, table: Table, asked: Mapping[str, str]) -> Values:
         wanted = ListFilter.read(table, asked)
         after = asked.get("after", "")
-        found = self.lists.page(wanted, int(after) if after.isascii() and after.isdigit() and len(after) < 19 else -1)
+        rows = self.lists.page(wanted, int(after) if after.isascii() and after.isdigit() and len(after) < 19 else -1)
         return {
             "filter": wanted,
-            "page": found,
+            "page": rows,
             "domains": self._once(table, lambda: self.lists.domains(table)),
             "reasons": self._once("reasons", self.lists.dropped),
         }
@@ -146,14 +146,14 @@ class Views:
         wanted = ListFilter.read("pair", asked)
         n = self.lists.find("pair", id_, wanted.round)
         if n is None:
-            raise PageNotFound(f"no pair {id_} in round {wanted.round} of this run", code="page-not-found", key=id_)
+            raise UnknownPage(f"no pair {id_} in round {wanted.round} of this run", code="page-not-found", key=id_)
         detail = pair_at(self.index, n, id_, wanted.round)
         pair = detail.pair
         chosen, rejected = difference(pair.chosen, pair.rejected, kept=pair.origin == "dropout_ntp")
         labels, _ = self._labels()
         return {
             "filter": wanted,
-            "beside": self.lists.beside(wanted, n),
+            "neighbours": self.lists.neighbours(wanted, n),
             "domains": self._once("pair", lambda: self.lists.domains("pair")),
             "detail": detail,
             "question": detail.of.question,
@@ -168,8 +168,8 @@ class Views:
     def questions(self, asked: Mapping[str, str]) -> Values:
         """A page of the list of questions, with accuracy by domain."""
         values = self._list("question", asked)
-        found = self._statistics(values["filter"].round)
-        return {**values, "balance": sections.balance_chart(found), "domain_chart": sections.sampled_domain_chart(found)}
+        figures = self._statistics(values["filter"].round)
+        return {**values, "balance": sections.balance_chart(figures), "domain_chart": sections.sampled_domain_chart(figures)}
 
     def _statistics(self, round_: int) -> Values:
         return self._once(f"statistics {round_}", lambda: statistics(self.index, round_))
@@ -179,12 +179,12 @@ class Views:
         wanted = ListFilter.read("question", asked)
         n = self.lists.find("question", id_, 0)
         if n is None:
-            raise PageNotFound(f"no question {id_} in this run", code="page-not-found", key=id_)
+            raise UnknownPage(f"no question {id_} in this run", code="page-not-found", key=id_)
         detail = question_at(self.index, n, wanted.round)
         labels, _ = self._labels()
         return {
             "filter": wanted,
-            "beside": self.lists.beside(wanted, n),
+            "neighbours": self.lists.neighbours(wanted, n),
             "domains": self._once("question", lambda: self.lists.domains("question")),
             "reasons": self._once("reasons", self.lists.dropped),
             "detail": detail,
@@ -198,13 +198,13 @@ class Views:
     def statistics(self, asked: Mapping[str, str]) -> Values:
         """The figures of a round's pairs."""
         round_ = ListFilter.read("pair", asked).round
-        found = self._statistics(round_)
+        figures = self._statistics(round_)
         return {
             "round": round_,
-            "facts": sections.pair_facts(found),
-            "charts": [*sections.share_charts(found), *sections.histograms(found)],
+            "facts": sections.pair_facts(figures),
+            "charts": [*sections.share_charts(figures), *sections.histograms(figures)],
             "columns": sections.SOURCE_COLUMNS,
-            "rows": sections.source_rows(found),
+            "rows": sections.source_rows(figures),
         }
 
     # --- audit -----------------------------------------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ class Views:
         kind, round_ = _kind(asked), ListFilter.read("pair", asked).round
         items = self.audits.sample(kind, round_)
         if not 0 <= number < len(items):
-            raise PageNotFound(
+            raise UnknownPage(
                 f"the sample has {amount(len(items), 'response')}; there is no number {number + 1}", code="page-not-found", key=str(number)
             )
         item = items[number]
@@ -259,15 +259,13 @@ class Views:
         return (item, label) if label is not None else None
 
     def label(self, form: Mapping[str, str], time: str, by: str) -> HumanLabel:
-        """The label in a form. Raises PageNotFound when it is not about a verified response of this run."""
+        """The label in a form. Raises UnknownPage when it is not about a verified response of this run."""
         question, outcome = form.get("question", ""), form.get("outcome", "")
         index, round_ = _number(form.get("index")), _number(form.get("round"))
         n = self.lists.find("question", question, 0)
         letters = self.index.one("SELECT outcomes FROM judged WHERE round = ? AND n = ?", round_, n) if n is not None else None
         if letters is None or not 0 <= index < len(letters) or outcome not in OUTCOME.values():
-            raise PageNotFound(
-                "the label is not about a verified response of this run; reload the page", code="label-unknown", key=question
-            )
+            raise UnknownPage("the label is not about a verified response of this run; reload the page", code="label-unknown", key=question)
         known = next(name for name in OUTCOME.values() if name == outcome)
         return HumanLabel(question=question, round=round_, index=index, outcome=known, by=by, time=time)
 
@@ -275,8 +273,8 @@ class Views:
 
     def training(self) -> Values:
         """The curves of every training."""
-        found = self.trainings.arms()
-        return {"arms": found, "together": together(found)}
+        arms = self.trainings.arms()
+        return {"arms": arms, "together": together(arms)}
 
     def filtered(self) -> Values:
         """What each stage filtered and why, with links to the questions concerned."""
@@ -298,19 +296,19 @@ class Views:
     # --- pictures -------------------------------------------------------------------------------------------------------------------
 
     def image(self, question: str, number: int, size: str, set_: str = "") -> tuple[bytes, str]:
-        """An image of a question. Raises PageNotFound when there is none, ImageError when it may not or cannot be shown."""
+        """An image of a question. Raises UnknownPage when there is none, ImageError when it may not or cannot be shown."""
         if set_:
             self.evaluation.check_set(set_)
-            found = self.evaluations.questions(set_).get(question)
+            item = self.evaluations.questions(set_).get(question)
         else:
             n = self.lists.find("question", question, 0)
-            found = question_at(self.index, n, 0).question if n is not None else None
-        return self.images.encoded(_image(found, number), size)
+            item = question_at(self.index, n, 0).question if n is not None else None
+        return self.images.encoded(_image(item, number), size)
 
 
 def _image(question: Question | None, number: int) -> ImageRef:
     if question is None or not 0 <= number < len(question.images):
-        raise PageNotFound("no such image", code="page-not-found")
+        raise UnknownPage("no such image", code="page-not-found")
     return question.images[number]
 
 
@@ -318,8 +316,8 @@ def _verdicts_of(detail: PairDetail) -> Values:
     """The verdicts on both sides; a continuation has none."""
     verdicts, pair = detail.of.verdicts, detail.pair
     blind = pair.origin == "dropout_ntp"
-    found = {"chosen": verdicts.get(pair.chosen_index), "rejected": None if blind else verdicts.get(pair.rejected_index)}
-    return {side: asdict(verdict) if verdict else None for side, verdict in found.items()}
+    of_side = {"chosen": verdicts.get(pair.chosen_index), "rejected": None if blind else verdicts.get(pair.rejected_index)}
+    return {side: asdict(verdict) if verdict else None for side, verdict in of_side.items()}
 
 
 def _kind(asked: Mapping[str, str]) -> str:

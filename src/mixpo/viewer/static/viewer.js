@@ -89,7 +89,7 @@ all(".thumb img").forEach((image) => {
 
 all(".filter select").forEach((choice) => choice.addEventListener("change", () => choice.form.requestSubmit()));
 all(".filter").forEach((form) => form.addEventListener("submit", () => {
-  // Empty fields are left out of the address.
+  // Empty fields are omitted from the address.
   all("input, select", form).forEach((field) => { field.disabled = field.value === ""; });
 }));
 window.addEventListener("pageshow", () => all(".filter :disabled").forEach((field) => { field.disabled = false; }));
