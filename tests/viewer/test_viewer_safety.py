@@ -405,8 +405,8 @@ def test_without_the_libraries_the_extra_is_named(made: Path) -> None:
         "import sys; sys.modules['duckdb'] = None\n"
         "from pathlib import Path\nfrom mixpo.errors import MissingExtra\nfrom mixpo.progress import Silent\n"
         "from mixpo.pipeline import open_run\n"
-        f"try:\n    from mixpo.viewer.app import serve\n    serve(open_run(Path({str(made)!r})), 0, Silent(), print)
-"
+        "try:\n    from mixpo.viewer.app import serve\n"
+        f"    serve(open_run(Path({str(made)!r})), 0, Silent(), print)\n"
         "except MissingExtra as error:\n    print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
