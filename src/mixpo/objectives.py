@@ -1,4 +1,4 @@
-"""The names of the training objectives and the terms each is made of. Data only: the maths is in `mixpo.train.losses` and `.forms`."""
+"""The names of the training objectives and the terms each is made of. Data only: the maths is in `mixpo.train.losses`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 Form = Literal["dpo", "cdpo", "robust_dpo", "ipo", "rso", "sppo", "kto_pair", "orpo", "aot"]
-"""What the preference term is: a function of `mixpo.train.forms`."""
+"""What the preference term is: a function of `mixpo.train.losses`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

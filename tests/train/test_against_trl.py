@@ -11,8 +11,7 @@ from torch import Tensor
 from train.trl_losses import Case, cases, read_table, trl_value
 
 from mixpo.recipe import LossTable
-from mixpo.train.forms import cdpo, dpo, ipo, transport
-from mixpo.train.losses import LossTerms, ResponseLogps, combine, weights_of
+from mixpo.train.losses import LossTerms, ResponseLogps, cdpo, combine, dpo, ipo, transport, weights_of
 
 pytestmark = pytest.mark.slow
 

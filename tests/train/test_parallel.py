@@ -18,12 +18,11 @@ from mixpo.errors import MissingExtra, TrainError
 from mixpo.progress import Silent
 from mixpo.recipe import ImageTable
 from mixpo.train import loop
-from mixpo.train.batch import Piece, piece_of, size_of
-from mixpo.train.ghost import find_ghost, with_ghost
-from mixpo.train.liger import use_liger
+from mixpo.train.batch import Piece, find_ghost, piece_of, size_of, with_ghost
 from mixpo.train.loop import train
 from mixpo.train.measure import live_line
 from mixpo.train.metrics import read_metrics
+from mixpo.train.model import use_liger
 from mixpo.train.parallel import _outline, _put, kind_of
 from mixpo.train.prompt_cache import Prompts
 from mixpo.types import Group

@@ -61,7 +61,7 @@ def _version(name: str, version: str) -> Line:
 def _devices() -> list[Line]:
     if importlib.util.find_spec("torch") is None:
         return []
-    from mixpo.vlm.devices import devices
+    from mixpo.vlm.memory import devices
 
     return [Line(topic="device", text=device) for device in devices()]
 

@@ -16,8 +16,7 @@ from mixpo.images import open_image
 from mixpo.recipe import ImageTable
 from mixpo.records import Sampled
 from mixpo.types import Response
-from mixpo.vlm.draw import Rule, uniforms
-from mixpo.vlm.generate import Drawn, generate
+from mixpo.vlm.generate import Drawn, Rule, generate, uniforms
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.memory import batch_bytes, free_bytes
 from mixpo.vlm.prompt import EncodedPrompt, context_limit, control_ids, decode, encode

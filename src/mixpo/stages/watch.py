@@ -12,7 +12,7 @@ from mixpo.stages.job import Context, Plan
 from mixpo.types import Question
 
 if TYPE_CHECKING:
-    from mixpo.train.watch import Watch, Watched
+    from mixpo.train.metrics import Watch, Watched
     from mixpo.vlm.load import Vlm
 
 
@@ -34,7 +34,7 @@ def watch_of(context: Context, plan: Plan, vlm: Vlm) -> Watch | None:
     how = params(context.recipe, "cot")
 
     def watch() -> Watched:
-        from mixpo.train.watch import Watched
+        from mixpo.train.metrics import Watched
 
         engine = create("transformers", vlm=vlm, image=context.recipe.image, batch_size=context.recipe.evaluate.batch_size)
         answers = list(engine.sample(requests, how))

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from mixpo.train.batch import Piece, wide
 from mixpo.train.collate import collate
-from mixpo.train.forms import transport
-from mixpo.train.losses import ResponseLogps
+from mixpo.train.losses import ResponseLogps, transport
 from mixpo.train.session import Session
 
 

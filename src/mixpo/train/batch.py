@@ -118,6 +118,25 @@ def _divide(piece: Piece, prompt: int, budget: int, layout: Layout) -> Iterator[
         yield piece
 
 
+TRIED = 16
+"""Prompts that are looked at to find a short one; each costs opening its images."""
+
+
+def find_ghost(groups: Sequence[Group], prompt_length: Callable[[Group], int]) -> Piece:
+    """A small piece without pairs, with an image if any of the data has one. The same on every rank."""
+    usable = [group for group in groups if group.pairs]
+    pictured = [group for group in usable if group.question.images] or usable
+    fewest = sorted(pictured, key=lambda group: len(group.question.images))[:TRIED]
+    shortest = [Piece(group, (min(range(len(group.responses)), key=lambda number: len(group.responses[number])),), ()) for group in fewest]
+    return min(shortest, key=lambda piece: size_of(piece, prompt_length(piece.group)).tokens)
+
+
+def with_ghost(pieces: tuple[Piece, ...], ghost: Piece) -> tuple[Piece, ...]:
+    """The same micro-batch, in which at least one piece has an image if the ghost has."""
+    needed = bool(ghost.group.question.images) and not any(piece.group.question.images for piece in pieces)
+    return (*pieces, ghost) if needed or not pieces else pieces
+
+
 # --- what all layouts have in common -----------------------------------------------------------------------------------
 
 

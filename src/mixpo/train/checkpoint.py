@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -27,9 +27,6 @@ from torch import Tensor, nn
 
 from mixpo.errors import TrainError
 from mixpo.run import changed_settings
-
-if TYPE_CHECKING:
-    from mixpo.train.parallel import Parallel
 
 DEEPSPEED = "deepspeed"
 """Folder of what DeepSpeed writes, which it calls a tag."""
@@ -81,7 +78,18 @@ class Checkpoint:
         return (self.path / DEEPSPEED).is_dir()
 
 
-def save_checkpoint(folder: Path, state: TrainState, keep: int, parallel: Parallel, moved: Mapping[str, Tensor]) -> None:
+class ModelWriter(Protocol):
+    """What writes the weights and the optimizer: `mixpo.train.parallel.Parallel`. `wait` and `save` are collective."""
+
+    @property
+    def main(self) -> bool: ...
+
+    def wait(self) -> None: ...
+
+    def save(self, folder: Path) -> None: ...
+
+
+def save_checkpoint(folder: Path, state: TrainState, keep: int, parallel: ModelWriter, moved: Mapping[str, Tensor]) -> None:
     """Write a checkpoint and remove all but the newest `keep`. Every rank has to call it. moved: a reference that moves, or nothing.
 
     Raises TrainError when the disk is full; older ones stay usable.

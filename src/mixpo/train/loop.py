@@ -19,18 +19,16 @@ from mixpo.errors import TrainError
 from mixpo.progress import Progress
 from mixpo.train.adapters import merge_checked
 from mixpo.train.aot_shift import step_shifts
-from mixpo.train.batch import Piece, micro_batches, piece_of, pieces_of
+from mixpo.train.batch import Piece, micro_batches, piece_of, pieces_of, with_ghost
 from mixpo.train.checkpoint import save_checkpoint
 from mixpo.train.collate import collate
-from mixpo.train.ghost import with_ghost
 from mixpo.train.guards import KEPT, Seen, check_first_loss, check_reference, check_weights, check_zero, culprit, warn_too_easy
 from mixpo.train.losses import ResponseLogps, combine
-from mixpo.train.measure import Sums, add_up, least_tokens, live_line, measure, no_sums
+from mixpo.train.measure import Sums, add_up, least_tokens, live_line, measure, no_sums, watched
 from mixpo.train.metrics import StepMetrics
 from mixpo.train.model import PartSize, checkpoint_activations, learning_rate, restore_types
 from mixpo.train.schedule import Step, share
 from mixpo.train.session import Session, TrainJob, open_session
-from mixpo.train.watch import watched
 from mixpo.vlm.adapter import set_dropout
 from mixpo.vlm.load import save
 

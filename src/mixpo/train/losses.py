@@ -5,15 +5,16 @@ R responses, K pairs. y_c chosen, y_r rejected, pi the policy, pi_0 the referenc
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from mixpo.objectives import OBJECTIVES, Form
 from mixpo.recipe import LossTable
-from mixpo.train.forms import FORMS, Sides
 
 
 class ResponseLogps(NamedTuple):
@@ -49,6 +50,107 @@ class LossTerms:
     reward_rejected: Tensor
     logp_chosen: Tensor
     logp_rejected: Tensor
+
+
+# --- the preference term ---
+
+
+class Sides(NamedTuple):
+    """What is known of K pairs. ratio: log(pi/pi_0) of each side. mean: log pi per token of each side.
+
+    delta: mean reward of past steps. smoothing: the share of pairs taken to be the wrong way round. shift: see `transport`.
+    """
+
+    ratio_chosen: Tensor
+    ratio_rejected: Tensor
+    mean_chosen: Tensor
+    mean_rejected: Tensor
+    beta: float
+    delta: float
+    smoothing: float
+    shift: Tensor | float = 0.0
+
+
+def dpo(margin: Tensor, beta: float) -> Tensor:
+    """Direct preference optimization, arXiv 2305.18290, Eq. 7."""
+    return -F.logsigmoid(beta * margin)  # -log sigma(beta h)
+
+
+def cdpo(margin: Tensor, beta: float, smoothing: float) -> Tensor:
+    """Conservative DPO: cross-entropy with labels that are right with probability 1 - e (Mitchell 2023, ericmitchell.ai/cdpo.pdf)."""
+    return (1 - smoothing) * dpo(margin, beta) + smoothing * dpo(-margin, beta)
+
+
+def robust_dpo(margin: Tensor, beta: float, smoothing: float) -> Tensor:
+    """The loss whose mean over labels flipped with probability e is that of DPO on clean labels, arXiv 2403.00409. e < 1/2."""
+    return ((1 - smoothing) * dpo(margin, beta) - smoothing * dpo(-margin, beta)) / (1 - 2 * smoothing)
+
+
+def ipo(margin: Tensor, tau: float) -> Tensor:
+    """Identity preference optimization, arXiv 2310.12036, Eq. 17; log-ratios of whole responses, not per token."""
+    return (margin - 1 / (2 * tau)) ** 2
+
+
+def rso(margin: Tensor, gamma: float) -> Tensor:
+    """The hinge on normalised likelihoods, arXiv 2309.06657: max(0, 1 - gamma h)."""
+    return torch.relu(1 - gamma * margin)
+
+
+def sppo(ratio_chosen: Tensor, ratio_rejected: Tensor, eta: float) -> Tensor:
+    """Self-play preference optimization, arXiv 2405.00675, Eq. 4.7 with a win probability of 1 for y_c and 0 for y_r."""
+    return (ratio_chosen - eta / 2) ** 2 + (ratio_rejected + eta / 2) ** 2
+
+
+def kto_pair(reward_chosen: Tensor, reward_rejected: Tensor, anchor: float) -> Tensor:
+    """Kahneman-Tversky optimization of both sides with weights 1, arXiv 2402.01306.
+
+    anchor: stands for beta KL(pi, pi_0), which has no gradient and is never below 0. Ours is the mean reward of past steps where
+    the paper takes responses to other questions.
+    """
+    z = max(anchor, 0.0)
+    return (1 - torch.sigmoid(reward_chosen - z)) + (1 - torch.sigmoid(z - reward_rejected))
+
+
+def orpo(mean_chosen: Tensor, mean_rejected: Tensor) -> Tensor:
+    """The odds ratio term, arXiv 2403.07691, Eq. 7: odds = P / (1 - P) with P the geometric mean over the response's tokens."""
+    return -F.logsigmoid(_log_odds(mean_chosen) - _log_odds(mean_rejected))
+
+
+def _log_odds(logp: Tensor) -> Tensor:
+    # log P - log(1 - P); a P that is 1 to the last bit would have infinite odds.
+    return logp - torch.log(-torch.expm1(logp.clamp(max=-1e-6)))
+
+
+def aot(margin: Tensor, shift: Tensor | float, beta: float) -> Tensor:
+    """Alignment via optimal transport, paired form, arXiv 2406.05882: the i-th smallest margin log pi(y_c) - log pi(y_r) is compared
+    with the i-th smallest one of the reference, not with that of its own pair. shift: (K,) from `transport` over all pairs of a step.
+    """
+    return dpo(margin + shift, beta)
+
+
+def transport(policy: Tensor, reference: Tensor) -> Tensor:
+    """What turns h of each pair into its distance from the reference margin of the same rank. Margins of all pairs of a step."""
+    return reference - reference.sort().values[policy.argsort(stable=True).argsort()]
+
+
+def _margin(sides: Sides) -> Tensor:
+    return sides.ratio_chosen - sides.ratio_rejected
+
+
+FORMS: dict[Form, Callable[[Sides], Tensor]] = {
+    "dpo": lambda s: dpo(_margin(s), s.beta),
+    "cdpo": lambda s: cdpo(_margin(s), s.beta, s.smoothing),
+    "robust_dpo": lambda s: robust_dpo(_margin(s), s.beta, s.smoothing),
+    "ipo": lambda s: ipo(_margin(s), s.beta),
+    "rso": lambda s: rso(_margin(s), s.beta),
+    "sppo": lambda s: sppo(s.ratio_chosen, s.ratio_rejected, 1 / s.beta),
+    "kto_pair": lambda s: kto_pair(s.beta * s.ratio_chosen, s.beta * s.ratio_rejected, s.delta),
+    "aot": lambda s: aot(_margin(s), s.shift, s.beta),
+    "orpo": lambda s: orpo(s.mean_chosen, s.mean_rejected),
+}
+
+
+# --- the other terms and their sum ---
 
 
 def quality_loss(reward_chosen: Tensor, reward_rejected: Tensor, delta: float) -> Tensor:

@@ -7,7 +7,6 @@ import resource
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,9 +15,10 @@ from mixpo.train.batch import Batch, Piece, size_of, wide
 from mixpo.train.losses import LossTerms
 from mixpo.train.metrics import StepMetrics
 from mixpo.train.schedule import Step
+from mixpo.train.session import Session
 
-if TYPE_CHECKING:
-    from mixpo.train.session import Session
+LOOPING = 0.1
+"""A larger share of watched answers that go round in circles is said aloud."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +105,30 @@ def measure(session: Session, step: Step, sums: Sums, grad_norm: float, rate: fl
         memory=memory(session.accelerator.device),
         seconds_left=spent / done * (session.schedule.total - done),
     )
+
+
+def watched(session: Session, row: StepMetrics) -> StepMetrics:
+    """The row of a step, with the figures of the watch where it is due (every `train.watch.every` steps and after the last)."""
+    table, watch = session.job.table.watch, session.job.watch
+    if table is None or watch is None or (row.step % table.every and row.step != session.schedule.total):
+        return row
+    model = session.job.vlm.model
+    model.eval()
+    try:
+        # On every rank: a model that is spread over ranks needs all of them for a forward pass.
+        found = watch()
+    finally:
+        model.train()
+    figures = f"{found.accuracy:.1%} correct, {found.tokens:.0f} tokens, {found.cut:.0%} cut, {found.loops:.0%} in circles"
+    session.progress.say(f"step {row.step}: watched answers {figures}")
+    if found.loops > LOOPING:
+        session.progress.say(
+            f"step {row.step}: {found.loops:.0%} of the watched answers repeat a phrase over and over; the model may be degenerating, "
+            "lower train.learning_rate or raise train.loss.generation"
+        )
+    return dataclasses.replace(
+        row, watch_accuracy=found.accuracy, watch_tokens=found.tokens, watch_loops=found.loops, watch_cut=found.cut
+    )  # fmt: skip
 
 
 def live_line(row: StepMetrics) -> str:

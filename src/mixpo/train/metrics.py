@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,20 @@ class StepMetrics:
     watch_tokens: float | None = None
     watch_loops: float | None = None
     watch_cut: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watched:
+    """Figures over the watched answers. tokens: mean length. loops: share that repeat a phrase over and over. cut: at the limit."""
+
+    accuracy: float
+    tokens: float
+    loops: float
+    cut: float
+
+
+Watch = Callable[[], Watched]
+"""Answers the fixed questions with the policy as it is now."""
 
 
 class MetricsFile:

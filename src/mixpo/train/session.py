@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -15,16 +15,14 @@ from mixpo.errors import MissingExtra, TrainError
 from mixpo.progress import Progress, Silent
 from mixpo.recipe import ImageTable, TrainTable
 from mixpo.train.adapters import choose_trained
-from mixpo.train.batch import Batch, Layout, Piece, pieces_of
+from mixpo.train.batch import Batch, Layout, Piece, find_ghost, pieces_of
 from mixpo.train.checkpoint import Checkpoint, TrainState, apply_checkpoint, find_checkpoint
-from mixpo.train.ghost import find_ghost
 from mixpo.train.groups import digest
 from mixpo.train.layout_check import choose_layout, sample_of
-from mixpo.train.liger import use_liger
 from mixpo.train.logps import Scorer
 from mixpo.train.losses import Weights, weights_of
-from mixpo.train.metrics import MetricsFile
-from mixpo.train.model import PartSize, build_optimizer, checkpoint_activations, precision_of, refuse_dropout
+from mixpo.train.metrics import MetricsFile, Watch
+from mixpo.train.model import PartSize, build_optimizer, checkpoint_activations, precision_of, refuse_dropout, use_liger
 from mixpo.train.online_reference import Online
 from mixpo.train.parallel import Parallel, kind_of, open_accelerator, share_model
 from mixpo.train.prompt_cache import Prompts
@@ -32,9 +30,6 @@ from mixpo.train.schedule import Schedule
 from mixpo.train.vision_cache import Features, open_features
 from mixpo.types import Group
 from mixpo.vlm.load import Vlm
-
-if TYPE_CHECKING:
-    from mixpo.train.watch import Watch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +39,7 @@ class TrainJob:
     vlm: the policy, which is changed in place and must be the reference model that scored `groups`, unless `table.reference` is
     "online". objective: a name of OBJECTIVES.
     folder: for checkpoints and metrics while it works. output: folder of the trained model. logs: for trackers that write files.
-    label: what this training is called in trackers. watch: answers held-out questions with the policy as it is (`mixpo.train.watch`).
+    label: what this training is called in trackers. watch: answers held-out questions with the policy as it is (see `watched`).
     """
 
     vlm: Vlm
@@ -87,7 +82,7 @@ class TrainJob:
 class Session:
     """An opened training. parallel: the model as ranks share it; `job.vlm.model` is the same one, bare.
 
-    ghost: what a rank computes when it has nothing else to do, or no images (see `mixpo.train.ghost`). zeros: trained matrices that were
+    ghost: what a rank computes when it has nothing else to do, or no images (see `find_ghost`). zeros: trained matrices that were
     nothing but zeros before the first step.
     online: the reference, where its log-probs are computed in the training step. features: of frozen vision, where they are kept.
     """
@@ -164,7 +159,7 @@ def open_session(job: TrainJob, progress: Progress) -> Session:
         precision=precision_of(had),
         had=had,
         parts=parts,
-        ghost=find_ghost(job.groups, prompts),
+        ghost=find_ghost(job.groups, prompts.length),
         zeros=zeros,
         state=state,
         metrics=_metrics(job, accelerator, state),

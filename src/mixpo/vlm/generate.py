@@ -9,17 +9,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicLayer
 
 from mixpo.errors import EngineError
-from mixpo.vlm.cache import spread
-from mixpo.vlm.draw import Rule, pick
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import EncodedPrompt, banned_ids, batch_inputs
 
 COMPACT_AT = 0.75
 """Finished rows leave the batch once at most this share of its rows is alive: copying the cache for each one would cost more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """temperature 0 is greedy; top_k 0 and top_p 1 keep every token. Applied in the order temperature, top_k, top_p."""
+
+    temperature: float
+    top_k: int = 0
+    top_p: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,3 +156,97 @@ def _collect(ids: Tensor, logprobs: Tensor, vlm: Vlm) -> list[Drawn]:
         length = row.index(-1) if -1 in row else len(row)
         drawn.append(Drawn(tuple(row[:length]), tuple(row_logprobs[:length]), row[length - 1] in vlm.end_ids))
     return drawn
+
+
+# --- choosing a token ---
+
+
+def uniforms(seed: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """The first `count` numbers in [0, 1) of the stream of `seed` (Philox, a counter-based generator)."""
+    return np.random.Generator(np.random.Philox(key=seed % 2**128)).random(count)
+
+
+def pick(log_probs: Tensor, numbers: Tensor, banned: Tensor, rule: Rule) -> Tensor:
+    """One token id for each row: (R, V) log-probs at temperature 1, (R,) uniform numbers, (V,) bool -> (R,) int64."""
+    scores = log_probs.masked_fill(banned, float("-inf"))
+    if rule.temperature == 0:
+        return scores.argmax(-1)
+    return inverse_cdf(distribution(scores, rule), numbers)
+
+
+def distribution(scores: Tensor, rule: Rule) -> Tensor:
+    """(R, V) probabilities after temperature, top_k and top_p; those of top_p are not normalised again."""
+    scores = scores.to(torch.float32 if scores.device.type == "mps" else torch.float64) / rule.temperature
+    if 0 < rule.top_k < scores.shape[-1]:
+        least = scores.topk(rule.top_k, dim=-1).values[:, -1:]
+        scores = scores.masked_fill(scores < least, float("-inf"))
+    probs = scores.softmax(-1)
+    if rule.top_p < 1:
+        ranked, order = probs.sort(dim=-1, descending=True, stable=True)
+        # A token stays while those before it hold less than top_p, so at least one always stays.
+        ranked = ranked.masked_fill(ranked.cumsum(-1) - ranked >= rule.top_p, 0.0)
+        probs = torch.zeros_like(probs).scatter(-1, order, ranked)
+    return probs
+
+
+def inverse_cdf(probs: Tensor, numbers: Tensor) -> Tensor:
+    """The token at which the cumulative sum of `probs` (R, V) first exceeds its row's number times the row's sum."""
+    cumulative = probs.cumsum(-1)
+    total = cumulative[:, -1:]
+    index = (cumulative <= numbers.to(probs)[:, None] * total).sum(-1)
+    # A number just below 1 may be rounded up to the whole sum; the last token of non-zero probability is then meant.
+    return torch.minimum(index, (cumulative < total).sum(-1))
+
+
+# --- the key-value cache ---
+
+
+class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """A layer of full attention. `keys` and `values`, each (R, heads, tokens so far, width), are the front part of larger tensors."""
+
+    keys: Tensor
+    values: Tensor
+    _key_room: Tensor
+    _value_room: Tensor
+
+    @classmethod
+    def of(cls, layer: Any, rows: Tensor, steps: int) -> RoomyLayer:
+        """The cache of `layer` at the batch positions `rows` (R,), with room for `steps` more tokens."""
+        made = cls.__new__(cls)
+        made.__dict__.update(layer.__dict__)
+        made._key_room, made._value_room = (_with_room(part, rows, steps) for part in (layer.keys, layer.values))
+        made._show(layer.keys.shape[-2])
+        return made
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append the states (R, heads, new tokens, width); returns all keys and values so far."""
+        start, end = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
+        self._key_room[:, :, start:end] = key_states
+        self._value_room[:, :, start:end] = value_states
+        self._show(end)
+        return self.keys, self.values
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keep these rows, in this order."""
+        length = self.keys.shape[-2]
+        self._key_room, self._value_room = self._key_room.index_select(0, beam_idx), self._value_room.index_select(0, beam_idx)
+        self._show(length)
+
+    def _show(self, length: int) -> None:
+        self.keys, self.values = self._key_room[:, :, :length], self._value_room[:, :, :length]
+
+
+def spread(cache: Any, rows: Tensor, steps: int) -> None:
+    """Make the cache of P prompts one of R answers: row r continues prompt `rows[r]`. Other kinds of layers keep their own way to grow."""
+    for number, layer in enumerate(cache.layers):
+        if type(layer) is DynamicLayer and layer.is_initialized:
+            cache.layers[number] = RoomyLayer.of(layer, rows, steps)
+        else:
+            layer.reorder_cache(rows)
+
+
+def _with_room(part: Tensor, rows: Tensor, steps: int) -> Tensor:
+    _, heads, length, width = part.shape
+    room = torch.empty((len(rows), heads, length + steps, width), dtype=part.dtype, device=part.device)
+    room[:, :, :length] = part.index_select(0, rows)
+    return room

@@ -51,3 +51,14 @@ def free_bytes(device: torch.device) -> int:
         return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 0.25)
     except (ValueError, OSError):  # macOS does not tell
         return 2**31
+
+
+def devices() -> list[str]:
+    """One line for each device that torch can use, the CPU first."""
+    found = [f"cpu: {torch.get_num_threads()} threads"]
+    for number in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(number)
+        found.append(f"cuda:{number}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+    if torch.backends.mps.is_available():
+        found.append("mps: Apple GPU")
+    return found

@@ -20,8 +20,7 @@ from mixpo.stages import train as train_stage
 from mixpo.stages.job import Context
 from mixpo.stages.report import load_report
 from mixpo.train.guards import warn_too_easy
-from mixpo.train.metrics import StepMetrics
-from mixpo.train.watch import Watched
+from mixpo.train.metrics import StepMetrics, Watched
 from mixpo.types import Question
 from mixpo.verify import check, extract
 from mixpo.vlm.load import load as load_model
