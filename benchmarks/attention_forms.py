@@ -14,22 +14,22 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from mixpo.train.tree_attention import Asked, Span
+from mixpo.train.tree_attention import AttentionOptions, Span
 
 
 def seen_until(spans: Sequence[Span]) -> Tensor:
     """(T,) for each token the place in the row from which on it is seen no more."""
     found = torch.zeros(sum(span.prompt + sum(len(branch.tokens) for branch in span.branches) for span in spans), dtype=torch.long)
     for span in spans:
-        chains = span.chains()
-        for places in (span.inside(), *chains):
+        paths = span.paths()
+        for places in (span.prompt_positions(), *paths):
             # Later branches come last, and so do their ends: each one pushes on the end of all that it grows from.
             found[places] = places[-1] + 1
     return found
 
 
-def _refuse(asked: Asked) -> None:
-    if asked.window is not None or asked.cap:
+def _refuse(options: AttentionOptions) -> None:
+    if options.window is not None or options.softcap:
         raise NotImplementedError("windows and soft caps are not compared here")
 
 
@@ -42,15 +42,15 @@ class Dense:
     def __len__(self) -> int:
         return len(self.mask)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, asked: Asked) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:
         """(T, H, D) each -> (T, H, D)."""
-        _refuse(asked)
+        _refuse(options)
         parts = [part.transpose(0, 1)[None] for part in (query, key, value)]
-        out = F.scaled_dot_product_attention(*parts, attn_mask=self.mask, scale=asked.scale, enable_gqa=query.shape[1] != key.shape[1])
+        out = F.scaled_dot_product_attention(*parts, attn_mask=self.mask, scale=options.scale, enable_gqa=query.shape[1] != key.shape[1])
         return out[0].transpose(0, 1)
 
 
-def plant_dense(spans: Sequence[Span], device: torch.device) -> Dense:
+def plan_dense(spans: Sequence[Span], device: torch.device) -> Dense:
     """The plan for a row."""
     places, until = torch.arange(len(seen_until(spans))), seen_until(spans)
     mask = (places[None] <= places[:, None]) & (places[:, None] < until[None])
@@ -68,18 +68,18 @@ class Flex:
     def __len__(self) -> int:
         return self.tokens
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, asked: Asked) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:
         """(T, H, D) each -> (T, H, D)."""
-        _refuse(asked)
+        _refuse(options)
         # Like the varlen kernel it wants one type, also where autocast left two.
         kind = query.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
         parts = [part.to(dtype).transpose(0, 1)[None] for part in (query, key, value)]
-        out: Tensor = self.call(*parts, block_mask=self.mask, scale=asked.scale, enable_gqa=query.shape[1] != key.shape[1])
+        out: Tensor = self.call(*parts, block_mask=self.mask, scale=options.scale, enable_gqa=query.shape[1] != key.shape[1])
         return out[0].transpose(0, 1)
 
 
-def plant_flex(spans: Sequence[Span], device: torch.device) -> Flex:
+def plan_flex(spans: Sequence[Span], device: torch.device) -> Flex:
     """The plan for a row."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mixpo.engines.openai.server import HOST, TRANSFORMERS, free_port
 from mixpo.recipe import ModelTable
-from mixpo.vlm.folder import find
+from mixpo.vlm.folder import find_model
 
 LLAMA = Path(__file__).with_name("llama_server.py")
 START_SECONDS = 120.0
@@ -115,7 +115,7 @@ def own(folder: Path, count: int) -> Case:
 
 def served(folder: Path, count: int) -> Case:
     """`transformers serve` with the bundled model and pictures. It takes no seeds, so nothing is left to draw."""
-    port, model = free_port(), str(find(ModelTable(), folder))
+    port, model = free_port(), str(find_model(ModelTable(), folder))
     values = {"{model}": model, "{host}": HOST, "{port}": str(port)}
     command = [values.get(word, word) for word in TRANSFORMERS] + ["--device", "cpu"]
     sample = (

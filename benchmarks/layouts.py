@@ -25,7 +25,7 @@ from mixpo.train import prefix_tree
 from mixpo.train.batch import Layout, micro_batches
 from mixpo.train.collate import collate
 from mixpo.train.logps import Scorer
-from mixpo.train.losses import Weights, combine
+from mixpo.train.losses import LossWeights, combine
 from mixpo.vlm.load import Vlm
 
 SHAPES = {"demo": (46, (20, 20, 20, 20), ((0, 1), (0, 2), (3, 1)), 0.3), "small": (512, (64,) * 4, ((0, 1), (0, 2), (3, 1), (3, 2)), 0.0)}
@@ -38,10 +38,10 @@ Way = Callable[[], tuple[float, int]]
 def step(vlm: Vlm, data: Data, layout: Layout, budget: int) -> tuple[float, int]:
     """CPU seconds of laying out, forward and backward over all pieces; and the tokens that passed through."""
     begun, tokens = time.process_time(), 0
-    for pieces in micro_batches(data.pieces, data.length, budget, layout):
-        batch = collate(vlm, pieces, data.get, layout)
+    for chunks in micro_batches(data.chunks, data.length, budget, layout):
+        batch = collate(vlm, chunks, data.get, layout)
         logps = Scorer(vlm.model, layout)(batch)
-        weights = Weights(preference=0.8, quality=0.2, generation=1.0)
+        weights = LossWeights(preference=0.8, quality=0.2, generation=1.0)
         combine(weights, 0.1, logps, logps.sums.detach(), batch.chosen, batch.rejected, 0.0).total.sum().backward()
         tokens += batch.tokens
     vlm.model.zero_grad()
@@ -51,21 +51,21 @@ def step(vlm: Vlm, data: Data, layout: Layout, budget: int) -> tuple[float, int]
 @contextmanager
 def nothing_shared() -> Iterator[None]:
     """Every response by itself, whatever it begins with."""
-    had, prefix_tree.LEAST = prefix_tree.LEAST, 10**9
+    had, prefix_tree.MIN_SHARED = prefix_tree.MIN_SHARED, 10**9
     try:
         yield
     finally:
-        prefix_tree.LEAST = had
+        prefix_tree.MIN_SHARED = had
 
 
 @contextmanager
 def everything_shared() -> Iterator[None]:
     """Even a single token in common."""
-    had, prefix_tree.LEAST = prefix_tree.LEAST, 1
+    had, prefix_tree.MIN_SHARED = prefix_tree.MIN_SHARED, 1
     try:
         yield
     finally:
-        prefix_tree.LEAST = had
+        prefix_tree.MIN_SHARED = had
 
 
 def compare(ways: dict[str, Way], rounds: int) -> Iterator[dict[str, Any]]:

@@ -19,7 +19,7 @@ from memory import peak
 from torch import Tensor, nn
 
 from mixpo.train.token_logps import token_logps
-from mixpo.vlm.families import HeadRule
+from mixpo.vlm.families import LogitScaling
 
 
 def ways(tokens: int, width: int, vocabulary: int) -> tuple[dict[str, Callable[[], Tensor]], Callable[[], None]]:
@@ -30,7 +30,7 @@ def ways(tokens: int, width: int, vocabulary: int) -> tuple[dict[str, Callable[[
 
     def way(whole: int) -> Callable[[], Tensor]:
         def loss() -> Tensor:
-            return (token_logps(head, HeadRule(), hidden, target, whole=whole) * factors).sum()
+            return (token_logps(head, LogitScaling(), hidden, target, whole=whole) * factors).sum()
 
         return loss
 

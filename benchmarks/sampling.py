@@ -31,7 +31,7 @@ from mixpo.sources.digits import read
 from mixpo.types import Question
 from mixpo.vlm.load import Vlm, load
 from mixpo.vlm.prompt import batch_inputs, encode
-from mixpo.vlm.tokenizer_only import load_weightless
+from mixpo.vlm.tokenizer_only import load_tokenizer_only
 
 N = 8
 
@@ -114,7 +114,7 @@ def bundled(folder: Path, questions: int) -> Case:
 
 def long_prompt(folder: Path, questions: int) -> Case:
     """The bundled tokenizer with a larger random model and longer questions. One token in 33 ends an answer."""
-    words = load_weightless(ModelTable(path="mixpo:tiny"), Path("."))
+    words = load_tokenizer_only(ModelTable(path="mixpo:tiny"), Path("."))
     config = copy.deepcopy(words.model.config)
     config.text_config.update({"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 6})
     config.text_config.update({"num_key_value_heads": 6, "head_dim": 64, "layer_types": ["full_attention"] * 6})

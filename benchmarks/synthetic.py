@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import torch
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
-from mixpo.train.batch import Piece, piece_of
+from mixpo.train.batch import Chunk, make_chunk
 from mixpo.types import Group, Question
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import EncodedPrompt
@@ -92,7 +92,7 @@ class Data:
     ) -> None:
         rng = random.Random(0)
         self.prompts: dict[str, EncodedPrompt] = {}
-        self.pieces: list[Piece] = []
+        self.chunks: list[Chunk] = []
 
         def words(number: int) -> list[int]:
             return [rng.randrange(10, size.vocabulary) for _ in range(number)]
@@ -107,7 +107,7 @@ class Data:
             for second in range(1, len(tails), 2):
                 tails[second] = tails[second - 1][:alike] + tails[second][alike:]
             group = _group(name, tuple(tails), pairs)
-            self.pieces.append(piece_of(group, group.pairs))
+            self.chunks.append(make_chunk(group, group.pairs))
 
     def get(self, group: Group) -> EncodedPrompt:
         """The prompt of a group."""

@@ -22,14 +22,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from attention_forms import plant_dense, plant_flex
+from attention_forms import plan_dense, plan_flex
 from memory import peak
 from synthetic import SIZES, Data, Size, model_of
 from torch import nn
 from train_vs_trl import BETA, CASES, PROMPT, WEIGHTS, Case
 
 from mixpo.train.batch import Batch
-from mixpo.train.collate import collate, rows_of
+from mixpo.train.collate import collate, row_layout
 from mixpo.train.logps import Scorer
 from mixpo.train.losses import combine
 from mixpo.vlm.load import Vlm
@@ -40,14 +40,14 @@ FORMS = ("varlen", "calls", "flex", "dense", "rows")
 def batch_of(vlm: Vlm, data: Data, form: str) -> Batch:
     """The pieces of a case laid out in one of the ways."""
     if form == "rows":
-        return collate(vlm, data.pieces, data.get, "plain")
+        return collate(vlm, data.chunks, data.get, "plain")
     if form == "varlen":
-        return collate(vlm, data.pieces, data.get, "varlen")
-    batch = collate(vlm, data.pieces, data.get, "tree")
+        return collate(vlm, data.chunks, data.get, "varlen")
+    batch = collate(vlm, data.chunks, data.get, "tree")
     if form == "calls":
         return batch
-    spans, _ = rows_of(vlm, data.pieces, [data.get(piece.group) for piece in data.pieces])
-    plan: Any = plant_flex(spans, vlm.device) if form == "flex" else plant_dense(spans, vlm.device)
+    spans, _ = row_layout(vlm, data.chunks, [data.get(chunk.group) for chunk in data.chunks])
+    plan: Any = plan_flex(spans, vlm.device) if form == "flex" else plan_dense(spans, vlm.device)
     return replace(batch, tree=plan)
 
 

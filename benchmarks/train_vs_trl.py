@@ -33,12 +33,12 @@ from mixpo.recipe import TrainTable
 from mixpo.train.batch import Batch
 from mixpo.train.collate import collate
 from mixpo.train.logps import Scorer
-from mixpo.train.losses import ResponseLogps, Weights, combine
+from mixpo.train.losses import LossWeights, ResponseLogps, combine
 from mixpo.train.model import build_optimizer
 from mixpo.vlm.load import Vlm
 
 PROMPT, BETA = 512, 0.1
-WEIGHTS = Weights(preference=0.8, quality=0.2, generation=1.0)
+WEIGHTS = LossWeights(preference=0.8, quality=0.2, generation=1.0)
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def our_reference(both: Both, batch: Batch) -> Tensor:
 
 
 def our_batch(both: Both) -> Batch:
-    return collate(both.policy, both.data.pieces, both.data.get, "tree")
+    return collate(both.policy, both.data.chunks, both.data.get, "tree")
 
 
 def our_loss(both: Both, batch: Batch, reference: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ def our_loss(both: Both, batch: Batch, reference: Tensor) -> Tensor:
 def our_loss_with_their_mean(both: Both, batch: Batch, reference: Tensor) -> Tensor:
     """With the SFT term of TRL: the mean over all tokens of the batch's chosen responses."""
     logps: ResponseLogps = Scorer(both.policy.model, "tree")(batch)
-    rest = combine(Weights(0.8, 0.2, 0.0), BETA, logps, reference, batch.chosen, batch.rejected, 0.0).total.mean()
+    rest = combine(LossWeights(0.8, 0.2, 0.0), BETA, logps, reference, batch.chosen, batch.rejected, 0.0).total.mean()
     return rest - logps.sums[batch.chosen].sum() / logps.lengths[batch.chosen].sum()
 
 
@@ -106,9 +106,9 @@ def our_loss_with_their_mean(both: Both, batch: Batch, reference: Tensor) -> Ten
 
 def rows_of(both_data: Data) -> dict[str, Tensor]:
     """As TRL's collator gives them: all chosen, then all rejected sequences, each with its pixels."""
-    sides = [(piece, pair[side]) for side in (0, 1) for piece in both_data.pieces for pair in piece.pairs]
-    prompts = [both_data.get(piece.group) for piece, _ in sides]
-    tails = [torch.tensor(piece.group.responses[response]) for piece, response in sides]
+    sides = [(chunk, pair[side]) for side in (0, 1) for chunk in both_data.chunks for pair in chunk.pairs]
+    prompts = [both_data.get(chunk.group) for chunk, _ in sides]
+    tails = [torch.tensor(chunk.group.responses[response]) for chunk, response in sides]
 
     def padded(parts: list[Tensor]) -> Tensor:
         return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)

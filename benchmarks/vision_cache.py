@@ -22,12 +22,12 @@ import torch
 from synthetic import SIZES, Data, Size, model_of
 
 from mixpo.recipe import ImageTable, TrainTable
-from mixpo.train.adapters import choose_trained
-from mixpo.train.batch import Piece
+from mixpo.train.adapters import prepare_trainable
+from mixpo.train.batch import Chunk
 from mixpo.train.collate import collate
 from mixpo.train.logps import Scorer
 from mixpo.train.model import part_of
-from mixpo.train.vision_cache import Features
+from mixpo.train.vision_cache import VisionCache
 from mixpo.types import ImageRef
 from mixpo.vlm.load import Vlm
 
@@ -63,12 +63,12 @@ def measure(size: Size, table: dict[str, Any], data: Data, rounds: int) -> dict[
     """Ratios of one case, and how far the gradients are apart."""
     vlm = model_of(size)
     settings = TrainTable.model_validate({"cache_vision": True, **table})
-    choose_trained(vlm, settings, 0)
-    pieces = [piece._replace(group=replace(piece.group, question=_with_image(piece))) for piece in data.pieces]
-    features = Features(vlm, ImageTable(), data.get, torch.float32)
+    prepare_trainable(vlm, settings, 0)
+    chunks = [chunk._replace(group=replace(chunk.group, question=_with_image(chunk))) for chunk in data.chunks]
+    vision_cache = VisionCache(vlm, ImageTable(), data.get, torch.float32)
     ways: dict[str, Callable[[], None]] = {
-        "computed": lambda: _step(vlm, pieces, data, None),
-        "kept": lambda: _step(vlm, pieces, data, features),
+        "computed": lambda: _step(vlm, chunks, data, None),
+        "kept": lambda: _step(vlm, chunks, data, vision_cache),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     gradients = {}
@@ -82,26 +82,26 @@ def measure(size: Size, table: dict[str, Any], data: Data, rounds: int) -> dict[
             gradients[name] = torch.cat([p.grad.flatten() for p in vlm.model.parameters() if p.grad is not None])
     ratios = sorted(one / two for one, two in zip(seconds["computed"], seconds["kept"], strict=True))
     gap = (gradients["computed"] - gradients["kept"]).norm() / gradients["computed"].norm()
-    tokens = sum(data.length(piece.group) + sum(map(len, piece.group.responses)) for piece in pieces)
+    tokens = sum(data.length(chunk.group) + sum(map(len, chunk.group.responses)) for chunk in chunks)
     return {
-        "analytic": round(_analytic(vlm, size, len(pieces), tokens, settings.lora is not None), 2),
+        "analytic": round(_analytic(vlm, size, len(chunks), tokens, settings.lora is not None), 2),
         "measured": round(statistics.median(ratios), 2),
         "lowest": round(ratios[0], 2),
         "highest": round(ratios[-1], 2),
-        "kib_a_question": round(features.held / len(pieces) / 1024),
+        "kib_a_question": round(vision_cache.size / len(chunks) / 1024),
         "gradient_rel": float(f"{float(gap):.1e}"),
     }
 
 
-def _step(vlm: Vlm, pieces: Sequence[Piece], data: Data, features: Features | None) -> None:
-    batch = collate(vlm, pieces, data.get, "tree")
-    if features is not None:
-        batch = features.fill(batch, pieces)
+def _step(vlm: Vlm, chunks: Sequence[Chunk], data: Data, vision_cache: VisionCache | None) -> None:
+    batch = collate(vlm, chunks, data.get, "tree")
+    if vision_cache is not None:
+        batch = vision_cache.fill(batch, chunks)
     Scorer(vlm.model, "tree")(batch).sums.sum().backward()
 
 
-def _with_image(piece: Piece) -> Any:
-    return replace(piece.group.question, images=(ImageRef(path="", digest=piece.group.question.id),))
+def _with_image(chunk: Chunk) -> Any:
+    return replace(chunk.group.question, images=(ImageRef(path="", digest=chunk.group.question.id),))
 
 
 def _analytic(vlm: Vlm, size: Size, images: int, tokens: int, adapter: bool) -> float:

@@ -11,7 +11,7 @@ import pytest
 from mixpo.cli import main
 from mixpo.errors import RunError
 from mixpo.export.push import prepare
-from mixpo.vlm.folder import is_whole
+from mixpo.vlm.folder import is_complete
 
 Capture = pytest.CaptureFixture[str]
 
@@ -83,9 +83,9 @@ def broken_index(model: Path) -> None:
 @pytest.mark.parametrize("lose", [weights, configuration, one_of_several, broken_index])
 def test_a_trained_model_with_files_gone_is_not_done(own_run: Path, lose: Callable[[Path], None], capsys: Capture) -> None:
     model = own_run / "run" / "models" / "mpo"
-    assert is_whole(model)
+    assert is_complete(model)
     lose(model)
-    assert not is_whole(model)
+    assert not is_complete(model)
     assert main(["status", str(own_run / "run"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     (training,) = [row for row in found["stages"] if row["stage"] == "round-1/train/mpo"]

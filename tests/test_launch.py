@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import small_run
 
-from mixpo.distributed import Ranks, ranks_of
+from mixpo.distributed import Ranks, ranks_from_env
 from mixpo.errors import RunError
 from mixpo.pipeline import build_plan, known_sources, open_run
 from mixpo.stages.job import Plan
@@ -153,17 +153,17 @@ def second_rank(launcher: int) -> int:
 
 
 def test_ranks_from_the_environment() -> None:
-    assert ranks_of({}) == Ranks(0, 1, 0)
-    assert ranks_of({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}) == Ranks(3, 8, 1)
-    assert Ranks(1, 3).part([0, 1, 2, 3, 4]) == [1, 4]
+    assert ranks_from_env({}) == Ranks(0, 1, 0)
+    assert ranks_from_env({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}) == Ranks(3, 8, 1)
+    assert Ranks(1, 3).shard([0, 1, 2, 3, 4]) == [1, 4]
     for wrong in ({"RANK": "2", "WORLD_SIZE": "2"}, {"RANK": "one", "WORLD_SIZE": "2"}):
         with pytest.raises(RunError, match="use torchrun"):
-            ranks_of(wrong)
+            ranks_from_env(wrong)
 
 
 def test_alone_nobody_is_waited_for(tmp_path: Path, tiny_folder: Path) -> None:
     context = small_run.open_small(small_run.make(tmp_path, tiny_folder), tmp_path / "run")
-    context.ranks.lead(["anything"])
-    context.ranks.meet()
+    context.ranks.broadcast(["anything"])
+    context.ranks.barrier()
     context.ranks.close()
-    assert context.ranks.first_to_fail()
+    assert context.ranks.is_first_failure()

@@ -28,7 +28,7 @@ from mixpo.recipe import ModelTable, ServerTable, load
 from mixpo.records import Prediction, Sampled
 from mixpo.stages.answer import prompt_for
 from mixpo.types import Question
-from mixpo.vlm.folder import find
+from mixpo.vlm.folder import find_model
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.load import load as load_model
 
@@ -284,7 +284,7 @@ def test_each_model_is_served_in_turn(tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text(DIGITS)
     context = open_small(tmp_path / "recipe.toml", tmp_path / "run")
     run_recipe(context)
-    bundled = find(ModelTable(), Path())
+    bundled = find_model(ModelTable(), Path())
     folders = {"base": bundled} | {name: (tmp_path / "run" / "models" / name).resolve() for name in ("sft", "mpo")}
     started = [line.split(" serve ")[1].split(" ")[0] for line in said(context) if line.startswith("starting a server: ")]
     # Once for sampling, once for evaluation (training needed the memory in between), once for each trained model.
@@ -311,7 +311,7 @@ def greedily(recipe: Any, question: Question, mode: str) -> Request:
 def test_a_real_server_as_another_row(tmp_path: Path, tiny_folder: Path) -> None:
     """The bundled model behind `transformers serve`, in a run whose own model is another one."""
     pytest.importorskip("fastapi")
-    bundled = find(ModelTable(path="mixpo:tiny"), Path())
+    bundled = find_model(ModelTable(path="mixpo:tiny"), Path())
     started = start(ServerTable(serve="transformers"), bundled, "cpu", tmp_path / "server.log", print)
     try:
         recipe = recipe_with(tmp_path, tiny_folder, started.url)

@@ -17,7 +17,7 @@ from mixpo.errors import RunError
 
 POLL_SECONDS = 0.05
 """How often a waiting rank looks. Polling, unlike a blocking wait, lets Ctrl-C through."""
-TELL_SECONDS = 10.0
+REPORT_SECONDS = 10.0
 """How long a rank that fails second stays, so that the launcher, which then stops everyone, does not cut off the first one's message."""
 
 
@@ -25,66 +25,66 @@ TELL_SECONDS = 10.0
 class Ranks:
     """This process among the others. number: from 0. count: of all. local: number on this machine."""
 
-    number: int = 0
-    count: int = 1
-    local: int = 0
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
     _store: Any = field(default=None, repr=False)
-    _orders: int = 0
-    _meetings: int = 0
+    _broadcasts: int = 0
+    _barriers: int = 0
 
     @property
     def main(self) -> bool:
         """Whether this process leads."""
-        return self.number == 0
+        return self.rank == 0
 
-    def part(self, numbers: list[int]) -> list[int]:
+    def shard(self, items: list[int]) -> list[int]:
         """This rank's share of some work."""
-        return numbers[self.number :: self.count]
+        return items[self.rank :: self.world_size]
 
-    def lead(self, order: Any) -> None:
+    def broadcast(self, value: Any) -> None:
         """From the main rank to all others: one JSON value, in order."""
-        if self.count > 1:
-            self._orders += 1
-            self._open().set(f"order-{self._orders}", json.dumps(order))
+        if self.world_size > 1:
+            self._broadcasts += 1
+            self._connect().set(f"order-{self._broadcasts}", json.dumps(value))
 
-    def follow(self) -> Any:
+    def receive(self) -> Any:
         """The main rank's next order, however long it takes."""
-        self._orders += 1
-        return json.loads(self._wait(f"order-{self._orders}"))
+        self._broadcasts += 1
+        return json.loads(self._wait(f"order-{self._broadcasts}"))
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Come back when every rank is here, however long it takes."""
-        if self.count == 1:
+        if self.world_size == 1:
             return
-        self._meetings += 1
-        name = f"meeting-{self._meetings}"
-        if self._open().add(f"{name}-count", 1) == self.count:
-            self._open().set(name, "all")
+        self._barriers += 1
+        name = f"meeting-{self._barriers}"
+        if self._connect().add(f"{name}-count", 1) == self.world_size:
+            self._connect().set(name, "all")
         self._wait(name)
 
-    def first_to_fail(self) -> bool:
+    def is_first_failure(self) -> bool:
         """Whether no other rank has failed before. The first one prints its message and calls `told`; the others keep quiet."""
-        if self.count == 1:
+        if self.world_size == 1:
             return True
         try:
-            return bool(self._open().add("failures", 1) == 1)
+            return bool(self._connect().add("failures", 1) == 1)
         except (RuntimeError, RunError):
             # The store is gone with the rank that held it; better two messages than none.
             return True
 
-    def told(self) -> None:
+    def failure_reported(self) -> None:
         """The message of the first failure is out."""
-        if self.count > 1:
+        if self.world_size > 1:
             try:
-                self._open().set("told", "yes")
+                self._connect().set("told", "yes")
             except (RuntimeError, RunError):
                 return
 
-    def wait_until_told(self) -> None:
+    def wait_for_failure_report(self) -> None:
         """Give the first rank that failed the time to say why."""
-        end = time.monotonic() + TELL_SECONDS
+        end = time.monotonic() + REPORT_SECONDS
         try:
-            while time.monotonic() < end and not self._open().check(["told"]):
+            while time.monotonic() < end and not self._connect().check(["told"]):
                 time.sleep(POLL_SECONDS)
         except (RuntimeError, RunError):
             return
@@ -93,46 +93,46 @@ class Ranks:
         """Leave together, if ever met: the rank that holds the store must not go first."""
         if self._store is None:
             return
-        self.meet()
+        self.barrier()
         import torch.distributed
 
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
         if not self.main:
-            self._open().set(f"left-{self.number}", "yes")
+            self._connect().set(f"left-{self.rank}", "yes")
             return
-        for number in range(1, self.count):
-            self._wait(f"left-{number}")
+        for rank in range(1, self.world_size):
+            self._wait(f"left-{rank}")
 
     def _wait(self, key: str) -> str:
-        store = self._open()
+        store = self._connect()
         while not store.check([key]):
             time.sleep(POLL_SECONDS)
         return bytes(store.get(key)).decode()
 
-    def _open(self) -> Any:
+    def _connect(self) -> Any:
         """The store, and this rank's device. Raises RunError when the launch does not say where the ranks meet."""
         if self._store is None:
             import torch
             from torch.distributed.rendezvous import rendezvous
 
             try:
-                store, _, _ = next(rendezvous("env://", self.number, self.count))
+                store, _, _ = next(rendezvous("env://", self.rank, self.world_size))
             except (ValueError, RuntimeError) as error:
-                raise RunError(f"rank {self.number} of {self.count} cannot meet the others ({error}); start it with torchrun") from None
+                raise RunError(f"rank {self.rank} of {self.world_size} cannot meet the others ({error}); start it with torchrun") from None
             if torch.cuda.is_available():
-                torch.cuda.set_device(self.local)
+                torch.cuda.set_device(self.local_rank)
             distributed: Any = torch.distributed
             self._store = distributed.PrefixStore("mixpo", store)
         return self._store
 
 
-def ranks_of(environment: Mapping[str, str]) -> Ranks:
+def ranks_from_env(environment: Mapping[str, str]) -> Ranks:
     """The ranks that a launcher says there are; one without a launcher. Raises RunError for nonsense."""
     try:
         found = Ranks(*(int(environment.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))))
     except ValueError:
         raise RunError("RANK, WORLD_SIZE and LOCAL_RANK in the environment must be whole numbers; unset them, or use torchrun") from None
-    if not 0 <= found.number < found.count:
-        raise RunError(f"RANK is {found.number} and WORLD_SIZE is {found.count} in the environment; unset them, or use torchrun")
+    if not 0 <= found.rank < found.world_size:
+        raise RunError(f"RANK is {found.rank} and WORLD_SIZE is {found.world_size} in the environment; unset them, or use torchrun")
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Form = Literal["dpo", "cdpo", "robust_dpo", "ipo", "rso", "sppo", "kto_pair", "orpo", "aot"]
+LossType = Literal["dpo", "cdpo", "robust_dpo", "ipo", "rso", "sppo", "kto_pair", "orpo", "aot"]
 """What the preference term is: a function of `mixpo.train.losses`."""
 
 
@@ -20,9 +20,9 @@ class Objective:
     preference: bool = False
     quality: bool = False
     generation: bool = False
-    form: Form = "dpo"
+    loss_type: LossType = "dpo"
     smoothing: bool = False
-    moving: bool = False
+    moving_reference: bool = False
     summary: str = ""
 
     @property
@@ -33,33 +33,35 @@ class Objective:
     @property
     def beta(self) -> bool:
         """Whether `train.loss.beta` has a part in the loss."""
-        return self.quality or (self.preference and self.form != "orpo")
+        return self.quality or (self.preference and self.loss_type != "orpo")
 
 
 _SINGLE = {
     "dpo": Objective(preference=True, summary="direct preference optimization alone (arXiv 2305.18290, Eq. 7)"),
-    "cdpo": Objective(preference=True, form="cdpo", smoothing=True, summary="DPO that assumes a share `label_smoothing` of flipped pairs"),
+    "cdpo": Objective(preference=True, loss_type="cdpo", smoothing=True, summary="DPO that assumes a share `label_smoothing` of flipped pairs"),
     "robust_dpo": Objective(
-        preference=True, form="robust_dpo", smoothing=True, summary="the same, with an unbiased loss (arXiv 2403.00409)"
+        preference=True, loss_type="robust_dpo", smoothing=True, summary="the same, with an unbiased loss (arXiv 2403.00409)"
     ),
-    "ipo": Objective(preference=True, form="ipo", summary="identity preference optimization, tau = `beta` (arXiv 2310.12036, Eq. 17)"),
-    "rso": Objective(preference=True, form="rso", summary="hinge loss on the reward margin, as in RSO (arXiv 2309.06657)"),
+    "ipo": Objective(preference=True, loss_type="ipo", summary="identity preference optimization, tau = `beta` (arXiv 2310.12036, Eq. 17)"),
+    "rso": Objective(preference=True, loss_type="rso", summary="hinge loss on the reward margin, as in RSO (arXiv 2309.06657)"),
     "sppo": Objective(
-        preference=True, form="sppo", summary="self-play preference optimization, hard labels, eta = 1 / `beta` (arXiv 2405.00675, Eq. 4.7)"
+        preference=True,
+        loss_type="sppo",
+        summary="self-play preference optimization, hard labels, eta = 1 / `beta` (arXiv 2405.00675, Eq. 4.7)",
     ),
     "kto_pair": Objective(
         preference=True,
-        form="kto_pair",
+        loss_type="kto_pair",
         summary="KTO value function of both sides (arXiv 2402.01306), with the mean reward of past steps as KL term",
     ),
     "aot": Objective(
         preference=True,
-        form="aot",
+        loss_type="aot",
         summary="alignment via optimal transport: margins sorted over the step, paired form (arXiv 2406.05882); one more forward pass",
     ),
     "tr_dpo": Objective(
         preference=True,
-        moving=True,
+        moving_reference=True,
         summary="DPO whose reference follows the policy by `reference_alpha` every `reference_every` steps (arXiv 2404.09656)",
     ),
     "bco": Objective(quality=True, summary="binary classifier optimization with the running reward shift (arXiv 2404.04656)"),
@@ -75,7 +77,7 @@ def _table() -> dict[str, Objective]:
         "orpo": Objective(
             preference=True,
             generation=True,
-            form="orpo",
+            loss_type="orpo",
             summary="SFT + odds ratio without a reference (arXiv 2403.07691, Eq. 6); `preference` is its lambda, 0.1 there",
         ),
     }

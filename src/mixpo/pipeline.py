@@ -199,20 +199,20 @@ def _leading(context: Context, force: Sequence[str]) -> Iterator[Plan]:
         _prepare(context, force)
         plan = build_plan(context, read_sources(context))
         withdraw(context, plan)
-        context.ranks.lead("planned")
+        context.ranks.broadcast("planned")
         try:
             yield plan
         finally:
             context.shared.close()
             context.models.release()
-        context.ranks.lead(None)
+        context.ranks.broadcast(None)
 
 
 def _follow(context: Context) -> Plan:
     """What a rank does that is not the main one: its share of the stages that the main one names."""
-    context.ranks.follow()
+    context.ranks.receive()
     plan = build_plan(context, known_sources(context.run, context.recipe))
-    while (order := context.ranks.follow()) is not None:
+    while (order := context.ranks.receive()) is not None:
         name, numbers = order
         assist(context, plan.planned[name], numbers)
     return plan

@@ -27,10 +27,10 @@ from mixpo.prompts import PROMPTS
 from mixpo.recipe import DigitsSource, ModelTable, ServerTable
 from mixpo.sources.digits import read
 from mixpo.types import Question
-from mixpo.vlm.folder import find
+from mixpo.vlm.folder import find_model
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import tokenize_response, without_images
-from mixpo.vlm.tokenizer_only import Weightless, load_weightless
+from mixpo.vlm.tokenizer_only import TokenizerOnlyModel, load_tokenizer_only
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +56,7 @@ def zero_can_be_biased() -> bool:
 
 @pytest.fixture(scope="module")
 def tiny() -> Vlm:
-    return load_weightless(ModelTable(path="mixpo:tiny"), Path())
+    return load_tokenizer_only(ModelTable(path="mixpo:tiny"), Path())
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def served(tiny: Vlm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
     logs = tmp_path_factory.mktemp("logs")
     serving = Serving(
         table=ServerTable(serve="transformers", in_flight=2, patience_s=120.0),
-        folder=find(ModelTable(path="mixpo:tiny"), Path()),
+        folder=find_model(ModelTable(path="mixpo:tiny"), Path()),
         device="cpu",
         logs=logs,
         notify=said.append,
@@ -82,7 +82,7 @@ def test_transformers_serve_answers_questions_with_images(served: tuple[Any, lis
     questions = list(read(DigitsSource(kind="digits", pool="validation", count=3), tmp_path))
     sampled = list(engine.sample([asking(question, 3) for question in questions], PARAMS))
     assert not any(row.error for row in sampled)
-    assert isinstance(tiny.model, Weightless)
+    assert isinstance(tiny.model, TokenizerOnlyModel)
     for row in sampled:
         assert len(row.responses) == 3
         for response in row.responses:

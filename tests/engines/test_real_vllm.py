@@ -33,7 +33,7 @@ from mixpo.recipe import DigitsSource, ImageTable, ModelTable, ServerTable
 from mixpo.records import Sampled
 from mixpo.sources.digits import read
 from mixpo.types import Response
-from mixpo.vlm.folder import find
+from mixpo.vlm.folder import find_model
 from mixpo.vlm.load import Vlm, load
 from mixpo.vlm.prompt import batch_inputs, decode, encode, tokenize_response, without_images
 
@@ -54,7 +54,7 @@ def vlm() -> Vlm:
 
 @pytest.fixture(scope="module", params=["vllm", "openai"])
 def engine(request: pytest.FixtureRequest, vlm: Vlm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    yield from opened(request.param, vlm, find(TABLE, Path()), tmp_path_factory.mktemp("logs"))
+    yield from opened(request.param, vlm, find_model(TABLE, Path()), tmp_path_factory.mktemp("logs"))
 
 
 def opened(name: str, vlm: Vlm, folder: Path, logs: Path) -> Iterator[Engine]:
@@ -193,7 +193,7 @@ def test_settings_that_vllm_refuses_are_an_engine_error(engine: Engine, asked: l
 @pytest.mark.parametrize("name", ["vllm", "openai"])
 def test_control_tokens_are_never_sampled(name: str, tmp_path: Path) -> None:
     """With the last norm near zero the model draws nearly uniformly, so that one would stand in almost every long answer."""
-    folder = Path(shutil.copytree(find(TABLE, Path()), tmp_path / "flat"))
+    folder = Path(shutil.copytree(find_model(TABLE, Path()), tmp_path / "flat"))
     tensors = load_file(folder / "model.safetensors")
     norm = "language_model.model.norm.weight"
     save_file({**tensors, norm: tensors[norm] * 0.01}, folder / "model.safetensors", metadata={"format": "pt"})

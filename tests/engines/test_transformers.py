@@ -398,7 +398,7 @@ def test_out_of_memory_halves_the_batch(tiny_vlm: Vlm, tmp_path: Path, monkeypat
     whole = answers(run(tiny_vlm, requests, HOT))
     real = engine.generate
 
-    def small(*args: object) -> list[generate_module.Drawn]:
+    def small(*args: object) -> list[generate_module.Generation]:
         if len(args[3]) > 2:  # type: ignore[arg-type]
             raise torch.OutOfMemoryError
         return real(*args)  # type: ignore[arg-type]
@@ -406,7 +406,7 @@ def test_out_of_memory_halves_the_batch(tiny_vlm: Vlm, tmp_path: Path, monkeypat
     monkeypatch.setattr(engine, "generate", small)
     assert answers(run(tiny_vlm, requests, HOT)) == whole
 
-    def never(*args: object) -> list[generate_module.Drawn]:
+    def never(*args: object) -> list[generate_module.Generation]:
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(engine, "generate", never)

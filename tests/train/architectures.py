@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import EncodedPrompt
-from mixpo.vlm.transformers_fixes import mend
+from mixpo.vlm.transformers_fixes import apply_fixes
 
 IMAGE, VIDEO, START, END, WORDS = 1, 2, 3, 4, 10
 VOCABULARY = 128
@@ -85,7 +85,7 @@ def vlm(family: Family, seed: int = 0) -> Vlm:
     """The model as a Vlm whose processor knows a padding token and nothing else."""
     torch.manual_seed(seed)
     model = family.model()
-    mend(model)
+    apply_fixes(model)
     for name, parameter in model.named_parameters():
         if parameter.ndim >= 2 or "class_embedding" in name:
             torch.nn.init.normal_(parameter, std=0.3)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from train.architectures import Family, prompt
 
-from mixpo.train.batch import Piece
+from mixpo.train.batch import Chunk
 from mixpo.types import Group, ImageRef, Question
 from mixpo.vlm.families import answer_type
 from mixpo.vlm.prompt import EncodedPrompt
@@ -23,7 +23,7 @@ class Data:
     def __init__(self, family: Family, seed: int = 0) -> None:
         rng = torch.Generator().manual_seed(seed)
         self.prompts: dict[str, EncodedPrompt] = {}
-        self.pieces: list[Piece] = []
+        self.chunks: list[Chunk] = []
         images = (1, 0, 3, 2) if family.picture else (0, 0, 0, 0)
         images = (1, 1, 3, 2) if family.whole_prompt else images
         for number, (count, responses) in enumerate(zip(images, (3, 2, 4, 1), strict=True)):
@@ -38,14 +38,14 @@ class Data:
             refs = tuple(ImageRef(path="", digest=f"{number}-{place}") for place in range(count))
             asked = Question(id=f"q{number}", text="", images=refs)
             group = Group(question=asked, prompt="", responses=tuple(tails), pairs=())
-            self.pieces.append(Piece(group, tuple(range(responses)), ()))
+            self.chunks.append(Chunk(group, tuple(range(responses)), ()))
 
     def get(self, group: Group) -> EncodedPrompt:
         return self.prompts[group.question.id]
 
     @property
     def factors(self) -> torch.Tensor:
-        return torch.linspace(-1, 2, sum(len(piece.responses) for piece in self.pieces))
+        return torch.linspace(-1, 2, sum(len(chunk.responses) for chunk in self.chunks))
 
 
 def naive(model: Any, one: EncodedPrompt, answer: tuple[int, ...]) -> torch.Tensor:
@@ -61,7 +61,7 @@ def naive(model: Any, one: EncodedPrompt, answer: tuple[int, ...]) -> torch.Tens
 
 
 def slow(model: Any, data: Data) -> torch.Tensor:
-    return torch.stack([naive(model, data.get(piece.group), answer) for piece in data.pieces for answer in piece.group.responses])
+    return torch.stack([naive(model, data.get(chunk.group), answer) for chunk in data.chunks for answer in chunk.group.responses])
 
 
 def gradients(model: Any) -> dict[str, torch.Tensor]:

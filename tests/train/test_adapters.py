@@ -21,7 +21,7 @@ from mixpo.errors import RecipeError, TrainError
 from mixpo.progress import Silent
 from mixpo.recipe import ImageTable, LoraTable, ModelTable, TrainTable, parse
 from mixpo.train import loop
-from mixpo.train.adapters import choose_trained, targets
+from mixpo.train.adapters import prepare_trainable, target_layers
 from mixpo.train.collate import collate
 from mixpo.train.layout_check import choose_layout
 from mixpo.train.logps import Scorer
@@ -69,7 +69,7 @@ def test_packed_is_one_at_a_time_in_every_family(name: str) -> None:
     family = FAMILIES[name]
     one, data = family_vlm(family), Data(family)
     parts = ("vision", "projector", "llm") if family.picture and _has_projector(one.model) else ("llm",)
-    found = targets(one.model, LoraTable(parts=parts))
+    found = target_layers(one.model, LoraTable(parts=parts))
     head = next(name for name, module in one.model.named_modules() if module is one.model.get_output_embeddings())
     assert head not in found
     lora.insert(one.model, lora.Adapter(rank=2, alpha=2, modules=(*found, head)))
@@ -81,12 +81,12 @@ def test_packed_is_one_at_a_time_in_every_family(name: str) -> None:
     for recompute in (False, True):
         if recompute:
             checkpoint_activations(one.model.train(), on=True)
-        sums = Scorer(one.model, "tree")(collate(one, data.pieces, data.get, "tree")).sums
+        sums = Scorer(one.model, "tree")(collate(one, data.chunks, data.get, "tree")).sums
         (sums * data.factors).sum().backward()
         assert torch.allclose(sums, expected, rtol=1e-5, atol=1e-5)
         same_gradients(gradients(one.model), wanted)
     checkpoint_activations(one.model.eval(), on=False)
-    assert choose_layout(one, data.pieces[:3], data.get, torch.float32)[0] == "tree"
+    assert choose_layout(one, data.chunks[:3], data.get, torch.float32)[0] == "tree"
     lora.merge(one.model)
     with torch.no_grad():
         assert torch.allclose(slow(one.model, data), expected, rtol=1e-4, atol=1e-3)
@@ -99,15 +99,15 @@ def _has_projector(model: torch.nn.Module) -> bool:
 def test_adapted_head_in_tiles(tiny_vlm: Vlm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A large vocabulary makes the head work tile by tile: the adapter's gradients stay."""
     from mixpo.train import token_logps
-    from mixpo.train.batch import piece_of
-    from mixpo.train.prompt_cache import Prompts
+    from mixpo.train.batch import make_chunk
+    from mixpo.train.prompt_cache import PromptCache
 
     vlm = fresh(tiny_vlm)
     lora.insert(vlm.model, lora.Adapter(rank=2, alpha=2, modules=("lm_head",)))
     disturb(vlm.model)
-    batch = collate(vlm, [piece_of(g, g.pairs) for g in groups(vlm, tmp_path)], Prompts(vlm, ImageTable()).get, "tree")
+    batch = collate(vlm, [make_chunk(g, g.pairs) for g in groups(vlm, tmp_path)], PromptCache(vlm, ImageTable()).get, "tree")
     found = []
-    for whole in (token_logps.WHOLE, 1):
+    for whole in (token_logps.FULL_LOGITS_BYTES, 1):
         monkeypatch.setattr(token_logps.token_logps, "__defaults__", (whole, 5 * 4 * 400))
         Scorer(vlm.model, "tree")(batch).sums.sum().backward()
         found.append(gradients(vlm.model))
@@ -159,15 +159,15 @@ def test_only_the_adapter_is_trained_and_both_are_saved(tiny_vlm: Vlm, data: lis
 
 
 def _first(data: list[Group]) -> list[Any]:
-    from mixpo.train.batch import piece_of
+    from mixpo.train.batch import make_chunk
 
-    return [piece_of(data[0], data[0].pairs)]
+    return [make_chunk(data[0], data[0].pairs)]
 
 
 def loop_prompts(vlm: Vlm) -> Any:
-    from mixpo.train.prompt_cache import Prompts
+    from mixpo.train.prompt_cache import PromptCache
 
-    return Prompts(vlm, ImageTable()).get
+    return PromptCache(vlm, ImageTable()).get
 
 
 def test_a_wrong_merge_is_found_and_nothing_is_saved(
@@ -223,7 +223,7 @@ def test_other_seeds_are_other_adapters(tiny_vlm: Vlm) -> None:
     found = []
     for seed in (1, 1, 2):
         vlm, before = fresh(tiny_vlm), torch.get_rng_state()
-        choose_trained(vlm, TrainTable.model_validate({"lora": LORA}), seed)
+        prepare_trainable(vlm, TrainTable.model_validate({"lora": LORA}), seed)
         assert torch.equal(torch.get_rng_state(), before)
         found.append(torch.cat([value.flatten() for value in lora.tensors(vlm.model).values()]))
     assert torch.equal(found[0], found[1])
@@ -257,7 +257,7 @@ def test_bfloat16_weights_stay_as_they_are(tiny_vlm: Vlm, tmp_path: Path) -> Non
 def adapted(tiny_vlm: Vlm, tmp_path: Path) -> Vlm:
     """The tiny model with an adapter that matters, loaded as a recipe would."""
     vlm = fresh(tiny_vlm)
-    names = targets(vlm.model, LoraTable.model_validate(LORA))
+    names = target_layers(vlm.model, LoraTable.model_validate(LORA))
     adapter = lora.Adapter(rank=3, alpha=6, modules=names)
     lora.insert(vlm.model, adapter)
     disturb(vlm.model)
@@ -310,7 +310,7 @@ def test_sampling_uses_the_adapter(tiny_vlm: Vlm, adapted: Vlm) -> None:
 )
 def test_the_recipe_must_say_what_the_adapter_is(adapted: Vlm, table: dict[str, Any], message: str) -> None:
     with pytest.raises(TrainError, match=message):
-        choose_trained(adapted, TrainTable.model_validate({"lora": table}), 0)
+        prepare_trainable(adapted, TrainTable.model_validate({"lora": table}), 0)
 
 
 # --- refusals ------------------------------------------------------------------------------------------------------------
@@ -318,18 +318,18 @@ def test_the_recipe_must_say_what_the_adapter_is(adapted: Vlm, table: dict[str, 
 
 def test_targets(tiny_vlm: Vlm) -> None:
     model = tiny_vlm.model
-    found = targets(model, LoraTable(parts=("llm",), modules=("q_proj", "layers.1.mlp.up_proj", "lm_head")))
+    found = target_layers(model, LoraTable(parts=("llm",), modules=("q_proj", "layers.1.mlp.up_proj", "lm_head")))
     layers = "model.language_model.layers"
     assert found == ("lm_head", f"{layers}.0.self_attn.q_proj", f"{layers}.1.mlp.up_proj", f"{layers}.1.self_attn.q_proj")
-    assert len(targets(model, LoraTable(parts=("vision",)))) == 12
-    assert all("projector" in name for name in targets(model, LoraTable(parts=("projector",))))
+    assert len(target_layers(model, LoraTable(parts=("vision",)))) == 12
+    assert all("projector" in name for name in target_layers(model, LoraTable(parts=("projector",))))
     with pytest.raises(TrainError, match=r"modules: 'q_prj' matches no linear layer of llm, did you mean 'q_proj'\?; there are down_proj"):
-        targets(model, LoraTable(modules=("q_prj",)))
+        target_layers(model, LoraTable(modules=("q_prj",)))
     with pytest.raises(TrainError, match="'embed_tokens' matches no linear layer"):
-        targets(model, LoraTable(modules=("embed_tokens",)))
+        target_layers(model, LoraTable(modules=("embed_tokens",)))
     text = family_vlm(FAMILIES["text"]).model
     with pytest.raises(TrainError, match=r"parts: Qwen3ForCausalLM has no linear layers that mixpo knows as its vision; leave it out"):
-        targets(text, LoraTable(parts=("vision", "llm")))
+        target_layers(text, LoraTable(parts=("vision", "llm")))
 
 
 @pytest.mark.parametrize(

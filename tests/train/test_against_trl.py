@@ -11,7 +11,7 @@ from torch import Tensor
 from train.trl_losses import Case, cases, read_table, trl_value
 
 from mixpo.recipe import LossTable
-from mixpo.train.losses import LossTerms, ResponseLogps, cdpo, combine, dpo, ipo, transport, weights_of
+from mixpo.train.losses import LossTerms, ResponseLogps, cdpo, combine, dpo, ipo, loss_weights, optimal_transport_shift
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +28,7 @@ def mixpo_terms(case: Case, delta: float = 0.0) -> LossTerms:
     table = LossTable(beta=case.beta, preference=case.beta if case.objective == "orpo" else 0.8, **smoothing)
     logps = ResponseLogps(sums, torch.tensor([len(answer) for answer in answers]))
     places = (reference, pairs, pairs + len(pairs))
-    return combine(weights_of(case.objective, table), case.beta, logps, *places, delta, transport(*margins(case)))
+    return combine(loss_weights(case.objective, table), case.beta, logps, *places, delta, optimal_transport_shift(*margins(case)))
 
 
 def mixpo_value(case: Case, delta: float = 0.0) -> float:

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from train.kernels import slow_varlen
 
-from mixpo.train.prefix_tree import grow
-from mixpo.train.tree_attention import Asked, Span, plant
-from mixpo.vlm.families import Sight
+from mixpo.train.prefix_tree import build_prefix_tree
+from mixpo.train.tree_attention import AttentionOptions, Span, plan_padded
+from mixpo.vlm.families import Visibility
 
 pytestmark = pytest.mark.slow
 
@@ -40,16 +40,16 @@ def test_all_forms_are_equal(benchmarks: tuple[ModuleType, ModuleType], groups: 
     """Few different tokens, so that responses often begin alike."""
     spans, first = list[Span](), 0
     for number, responses in enumerate(groups, 3):
-        grown = grow(responses)
-        spans.append(Span(first, number, grown.branches))
-        first += number + grown.tokens
+        prefix_tree = build_prefix_tree(responses)
+        spans.append(Span(first, number, prefix_tree.branches))
+        first += number + prefix_tree.tokens
     query, key, value = (torch.randn(first, heads, 16, dtype=torch.float64) for heads in (4, 2, 2))
-    expected = plant(spans, Sight(), CPU).attend(query, key, value, Asked())
-    for plan in (benchmarks[1].plant_dense(spans, CPU), benchmarks[1].plant_flex(spans, CPU)):
+    expected = plan_padded(spans, Visibility(), CPU).attend(query, key, value, AttentionOptions())
+    for plan in (benchmarks[1].plan_dense(spans, CPU), benchmarks[1].plan_flex(spans, CPU)):
         assert len(plan) == first
-        assert torch.allclose(plan.attend(query, key, value, Asked()), expected, atol=1e-10)
+        assert torch.allclose(plan.attend(query, key, value, AttentionOptions()), expected, atol=1e-10)
         with pytest.raises(NotImplementedError, match="not compared"):
-            plan.attend(query, key, value, Asked(window=3))
+            plan.attend(query, key, value, AttentionOptions(window=3))
 
 
 def test_it_runs(benchmarks: tuple[ModuleType, ModuleType], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

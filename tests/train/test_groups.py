@@ -12,8 +12,8 @@ from mixpo.errors import ImageError, SourceError, TrainError
 from mixpo.recipe import ImageTable, TrainTable
 from mixpo.records import Drop
 from mixpo.train import groups
-from mixpo.train.groups import digest, from_record, make_group
-from mixpo.train.prompt_cache import Prompts
+from mixpo.train.groups import data_digest, from_record, make_group
+from mixpo.train.prompt_cache import PromptCache
 from mixpo.train.reference import open_reference
 from mixpo.types import Group, Pair, Question
 from mixpo.vlm.load import Vlm
@@ -123,9 +123,9 @@ def test_errors_name_the_question(tiny_vlm: Vlm, tmp_path: Path) -> None:
     one = group(tiny_vlm, tmp_path, 1)
     Path(one.question.images[0].path).unlink()
     with pytest.raises(ImageError, match=f"question {one.question.id}: .*no such image"):
-        Prompts(tiny_vlm, ImageTable()).get(one)
+        PromptCache(tiny_vlm, ImageTable()).get(one)
     with pytest.raises(SourceError, match=f"question {one.question.id}: .*mark for 0 images"):
-        Prompts(tiny_vlm, ImageTable()).get(replace(one, question=replace(one.question, images=())))
+        PromptCache(tiny_vlm, ImageTable()).get(replace(one, question=replace(one.question, images=())))
 
 
 def test_digest_sees_everything(tiny_vlm: Vlm, tmp_path: Path) -> None:
@@ -135,9 +135,9 @@ def test_digest_sees_everything(tiny_vlm: Vlm, tmp_path: Path) -> None:
         replace(one, pairs=((0, 1),)),
         replace(one, reference=(-1.0, -2.0, -3.5)),
         replace(one, responses=(one.responses[0][:-1], *one.responses[1:])),
-        replace(one, question=replace(one.question, images=(replace(one.question.images[0], digest="0"),))),
+        replace(one, question=replace(one.question, images=(replace(one.question.images[0], data_digest="0"),))),
     ]
-    assert digest([one]) == digest([one])
-    assert len({digest([one]), *(digest([other]) for other in changed)}) == 6
+    assert data_digest([one]) == data_digest([one])
+    assert len({data_digest([one]), *(data_digest([other]) for other in changed)}) == 6
     moved = replace(one, question=replace(one.question, images=(replace(one.question.images[0], path="elsewhere.png"),)))
-    assert digest([moved]) == digest([one])
+    assert data_digest([moved]) == data_digest([one])

@@ -15,24 +15,24 @@ from train.kernels import slow_varlen
 from train.slow import Data, slow
 
 from mixpo.train.collate import collate
-from mixpo.train.layout_check import TOLERANCE, _no_kernel, choose_layout, sample_of
+from mixpo.train.layout_check import TOLERANCE, _why_no_varlen, check_sample, choose_layout
 from mixpo.train.logps import Scorer
-from mixpo.train.tree_attention import Padded
-from mixpo.vlm.families import HeadRule, Sight, head_rule, why_not_packed
+from mixpo.train.tree_attention import PaddedPlan
+from mixpo.vlm.families import LogitScaling, Visibility, logit_scaling, why_not_packed
 
 
 @pytest.mark.parametrize("name", list(HYBRIDS))
 def test_hybrids_fall_back(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """State that runs from one response into the next: told by the configuration, and noticed without it too."""
     one, data = vlm(HYBRIDS[name]), Data(HYBRIDS[name])
-    layout, note = choose_layout(one, data.pieces[:3], data.get, torch.float32)
+    layout, note = choose_layout(one, data.chunks[:3], data.get, torch.float32)
     assert layout != "tree"
     assert "layer 0 is" in note
     with torch.no_grad():
-        found = Scorer(one.model, layout)(collate(one, data.pieces, data.get, layout)).sums
+        found = Scorer(one.model, layout)(collate(one, data.chunks, data.get, layout)).sums
         assert torch.allclose(found, slow(one.model, data), rtol=1e-4, atol=1e-4)
     monkeypatch.setattr("mixpo.train.layout_check.why_not_packed", lambda _: "")
-    layout, note = choose_layout(one, data.pieces[:3], data.get, torch.float32)
+    layout, note = choose_layout(one, data.chunks[:3], data.get, torch.float32)
     assert layout != "tree"
     assert "would change log-probs" in note
 
@@ -42,7 +42,7 @@ def test_routed_experts_are_packed() -> None:
     family = FAMILIES["qwen3_moe"]
     one, data = vlm(family), Data(family)
     one.model.set_experts_implementation("eager")
-    assert choose_layout(one, sample_of(data.pieces[:3]), data.get, torch.float32)[0] == "tree"
+    assert choose_layout(one, check_sample(data.chunks[:3]), data.get, torch.float32)[0] == "tree"
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "text"])
@@ -50,35 +50,35 @@ def test_routed_experts_are_packed() -> None:
 def test_a_leak_is_noticed(name: str, faint: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each token gets something of all tokens before it, whoever's they are; and nobody compares with the plain layout."""
     one, data = vlm(FAMILIES[name]), Data(FAMILIES[name])
-    attend = Padded.attend
+    attend = PaddedPlan.attend
 
-    def leaking(plan: Padded, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, asked: Any) -> torch.Tensor:
+    def leaking(plan: PaddedPlan, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Any) -> torch.Tensor:
         mixed = (value.cumsum(0) / len(value)).repeat_interleave(query.shape[1] // value.shape[1], 1)
-        return attend(plan, query, key, value, asked) + faint * mixed
+        return attend(plan, query, key, value, options) + faint * mixed
 
-    monkeypatch.setattr(Padded, "attend", leaking)
+    monkeypatch.setattr(PaddedPlan, "attend", leaking)
     monkeypatch.setitem(TOLERANCE, torch.float32, 1e9)
-    layout, note = choose_layout(one, sample_of(data.pieces[:3]), data.get, torch.float32)
+    layout, note = choose_layout(one, check_sample(data.chunks[:3]), data.get, torch.float32)
     assert layout != "tree"
     assert "would notice the others' tokens" in note
 
 
-@pytest.mark.parametrize("rule", [HeadRule(), HeadRule(cap=3.0), HeadRule(scale=0.3)])
+@pytest.mark.parametrize("rule", [LogitScaling(), LogitScaling(softcap=3.0), LogitScaling(scale=0.3)])
 @pytest.mark.parametrize("name", ["gemma2", "granite", "cohere", "cohere2_vision"])
-def test_a_wrong_head_rule_is_noticed(name: str, rule: HeadRule, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_head_rule_is_noticed(name: str, rule: LogitScaling, monkeypatch: pytest.MonkeyPatch) -> None:
     one, data = vlm(FAMILIES[name]), Data(FAMILIES[name])
-    right = head_rule(one.model)
-    monkeypatch.setattr("mixpo.train.logps.head_rule", lambda _: rule)
-    layout, note = choose_layout(one, data.pieces[:2], data.get, torch.float32)
+    right = logit_scaling(one.model)
+    monkeypatch.setattr("mixpo.train.logps.logit_scaling", lambda _: rule)
+    layout, note = choose_layout(one, data.chunks[:2], data.get, torch.float32)
     assert (layout == "tree") == (rule == right)
     assert ("would change log-probs" in note) == (rule != right)
 
 
 def test_a_missing_cap_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     one, data = vlm(FAMILIES["gemma2"]), Data(FAMILIES["gemma2"])
-    assert choose_layout(one, data.pieces[:2], data.get, torch.float32)[0] == "tree"
-    monkeypatch.setattr("mixpo.train.tree_attention._capped", lambda q, k, v, mask, asked: F.scaled_dot_product_attention(q, k, v, mask))
-    layout, note = choose_layout(one, data.pieces[:2], data.get, torch.float32)
+    assert choose_layout(one, data.chunks[:2], data.get, torch.float32)[0] == "tree"
+    monkeypatch.setattr("mixpo.train.tree_attention._capped", lambda q, k, v, mask, options: F.scaled_dot_product_attention(q, k, v, mask))
+    layout, note = choose_layout(one, data.chunks[:2], data.get, torch.float32)
     assert layout != "tree"
     assert "would change log-probs" in note
 
@@ -88,11 +88,11 @@ def test_the_kernel_is_chosen_and_left(monkeypatch: pytest.MonkeyPatch) -> None:
     one, data = vlm(FAMILIES["internvl"]), Data(FAMILIES["internvl"])
 
     def check() -> tuple[str, str]:
-        return choose_layout(one, sample_of(data.pieces[:3]), data.get, torch.float32)
+        return choose_layout(one, check_sample(data.chunks[:3]), data.get, torch.float32)
 
     layout, note = check()
-    assert (layout, note.endswith("attention: length-bucketed SDPA (the varlen kernel needs an NVIDIA GPU)")) == ("tree", True)
-    monkeypatch.setattr("mixpo.train.layout_check._no_kernel", lambda *_: "")
+    assert (layout, note.endswith("attention in calls of like lengths (the varlen kernel needs an NVIDIA GPU)")) == ("tree", True)
+    monkeypatch.setattr("mixpo.train.layout_check._why_no_varlen", lambda *_: "")
     layout, note = check()
     assert layout == "tree"
     assert "the varlen layout fails with NotImplementedError" in note
@@ -114,17 +114,17 @@ def test_the_kernel_is_chosen_and_left(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_where_the_kernel_is_tried() -> None:
     one = vlm(FAMILIES["internvl"])
     gpu = replace(one, device=torch.device("cuda"))
-    assert _no_kernel(one, torch.bfloat16) == "the varlen kernel needs an NVIDIA GPU"
-    assert _no_kernel(gpu, torch.float32) == "the varlen kernel has no float32"
-    assert _no_kernel(gpu, torch.bfloat16) == ""
-    assert "soft-capped" in _no_kernel(replace(gpu, model=FAMILIES["gemma2"].model()), torch.bfloat16)
+    assert _why_no_varlen(one, torch.bfloat16) == "the varlen kernel needs an NVIDIA GPU"
+    assert _why_no_varlen(gpu, torch.float32) == "the varlen kernel has no float32"
+    assert _why_no_varlen(gpu, torch.bfloat16) == ""
+    assert "soft-capped" in _why_no_varlen(replace(gpu, model=FAMILIES["gemma2"].model()), torch.bfloat16)
 
 
-@pytest.mark.parametrize(("name", "rule"), [("gemma3", Sight()), ("paligemma", Sight()), ("gemma3", Sight("prompt"))])
-def test_a_wrong_rule_is_noticed(name: str, rule: Sight, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "rule"), [("gemma3", Visibility()), ("paligemma", Visibility()), ("gemma3", Visibility("prompt"))])
+def test_a_wrong_rule_is_noticed(name: str, rule: Visibility, monkeypatch: pytest.MonkeyPatch) -> None:
     one, data = vlm(FAMILIES[name]), Data(FAMILIES[name])
-    monkeypatch.setattr("mixpo.train.collate.sight_of", lambda _: rule)
-    layout, note = choose_layout(one, data.pieces, data.get, torch.float32)
+    monkeypatch.setattr("mixpo.train.collate.visibility_of", lambda _: rule)
+    layout, note = choose_layout(one, data.chunks, data.get, torch.float32)
     assert layout != "tree"
     assert "would change log-probs" in note
 

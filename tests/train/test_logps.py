@@ -17,13 +17,13 @@ from transformers import InternVLModel
 
 from mixpo.images import open_image
 from mixpo.recipe import ImageTable
-from mixpo.train.batch import Layout, Piece, micro_batches, piece_of
+from mixpo.train.batch import Chunk, Layout, make_chunk, micro_batches
 from mixpo.train.collate import collate
-from mixpo.train.layout_check import TOLERANCE, choose_layout, sample_of
+from mixpo.train.layout_check import TOLERANCE, check_sample, choose_layout
 from mixpo.train.logps import Scorer
-from mixpo.train.prefix_tree import grow
-from mixpo.train.prompt_cache import Prompts
-from mixpo.train.tree_attention import Member, Span
+from mixpo.train.prefix_tree import build_prefix_tree
+from mixpo.train.prompt_cache import PromptCache
+from mixpo.train.tree_attention import QueryKeys, Span
 from mixpo.types import Group
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import encode
@@ -47,8 +47,8 @@ def naive(vlm: Vlm, group: Group, ids: tuple[int, ...]) -> torch.Tensor:
     return total
 
 
-def pieces(found: list[Group]) -> list[Piece]:
-    return [piece_of(group, group.pairs) for group in found]
+def chunks(found: list[Group]) -> list[Chunk]:
+    return [make_chunk(group, group.pairs) for group in found]
 
 
 def gradients(vlm: Vlm) -> dict[str, torch.Tensor]:
@@ -65,8 +65,8 @@ def vlm(request: pytest.FixtureRequest) -> Vlm:
 def test_equal_to_one_at_a_time(vlm: Vlm, tmp_path: Path, layout: Layout) -> None:
     """Rows with no, one and two images in one batch; values and gradients of a sum in which every response has its own factor."""
     found = groups(vlm, tmp_path)
-    batch = collate(vlm, pieces(found), Prompts(vlm, IMAGES).get, layout)
-    assert (batch.vision is not None, batch.tree is not None) == (layout == "shared", layout == "tree")
+    batch = collate(vlm, chunks(found), PromptCache(vlm, IMAGES).get, layout)
+    assert (batch.vision is not None, batch.attention_plan is not None) == (layout == "shared", layout == "tree")
     slow = torch.stack([naive(vlm, group, ids) for group in found for ids in group.responses])
     factors = torch.linspace(-1, 2, len(slow))
     (slow * factors).sum().backward()
@@ -90,45 +90,45 @@ def test_images_matter(vlm: Vlm, tmp_path: Path, layout: Layout) -> None:
     """The same words with other pixels have another log-prob: no image is lost, and none goes to the wrong row."""
     found = groups(vlm, tmp_path)
     other = replace(found[0], question=replace(found[0].question, images=found[3].question.images))
-    scorer, prompts = Scorer(vlm.model, layout), Prompts(vlm, IMAGES)
+    scorer, prompts = Scorer(vlm.model, layout), PromptCache(vlm, IMAGES)
     moved = replace(other, question=replace(other.question, id="moved"))
-    first, second = scorer(collate(vlm, pieces([found[0], moved]), prompts.get, layout)).sums.reshape(2, -1)
+    first, second = scorer(collate(vlm, chunks([found[0], moved]), prompts.get, layout)).sums.reshape(2, -1)
     assert (first - second).abs().min() > 1e-3
 
 
 @pytest.mark.parametrize("layout", ["tree", pytest.param("shared", marks=SHARED)])
 def test_each_image_is_seen_once(vlm: Vlm, tmp_path: Path, layout: Layout) -> None:
     found = groups(vlm, tmp_path)
-    prompts = Prompts(vlm, IMAGES)
-    seen: list[int] = []
+    prompts = PromptCache(vlm, IMAGES)
+    visible: list[int] = []
     tower = next(module for name, module in vlm.model.named_modules() if name.endswith(("vision_tower", "visual")))
-    handle = tower.register_forward_pre_hook(lambda _, args, kwargs: seen.append(len([*args, *kwargs.values()][0])), with_kwargs=True)
-    Scorer(vlm.model, layout)(collate(vlm, pieces(found), prompts.get, layout))
+    handle = tower.register_forward_pre_hook(lambda _, args, kwargs: visible.append(len([*args, *kwargs.values()][0])), with_kwargs=True)
+    Scorer(vlm.model, layout)(collate(vlm, chunks(found), prompts.get, layout))
     handle.remove()
-    assert seen == [sum(len(prompts.get(group).features.get("pixel_values", ())) for group in found)]
+    assert visible == [sum(len(prompts.get(group).features.get("pixel_values", ())) for group in found)]
 
 
 @pytest.mark.parametrize("layout", ["tree", pytest.param("shared", marks=SHARED)])
 def test_the_head_sees_answer_tokens_only(vlm: Vlm, tmp_path: Path, layout: Layout) -> None:
     found = groups(vlm, tmp_path)
-    seen: list[torch.Size] = []
-    handle = vlm.model.get_output_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
-    Scorer(vlm.model, layout)(collate(vlm, pieces(found), Prompts(vlm, IMAGES).get, layout))
+    visible: list[torch.Footprint] = []
+    handle = vlm.model.get_output_embeddings().register_forward_pre_hook(lambda _, args: visible.append(args[0].shape))
+    Scorer(vlm.model, layout)(collate(vlm, chunks(found), PromptCache(vlm, IMAGES).get, layout))
     handle.remove()
     tokens = sum(len(ids) for group in found for ids in group.responses)
     if layout == "tree":
         # What responses begin with in common stands there once.
-        tokens, each = sum(grow(group.responses).tokens for group in found), tokens
+        tokens, each = sum(build_prefix_tree(group.responses).tokens for group in found), tokens
         assert tokens < each
-    assert [shape[:-1].numel() for shape in seen] == [tokens]
+    assert [shape[:-1].numel() for shape in visible] == [tokens]
 
 
 @SHARED
 def test_layout_check(vlm: Vlm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each layout is used where it is right, and only there; what was found is said."""
-    found, prompts = pieces(groups(vlm, tmp_path)), Prompts(vlm, IMAGES)
-    sample = sample_of(found)
-    assert [len(piece.group.question.images) for piece in sample] == [0, 2]
+    found, prompts = chunks(groups(vlm, tmp_path)), PromptCache(vlm, IMAGES)
+    sample = check_sample(found)
+    assert [len(chunk.group.question.images) for chunk in sample] == [0, 2]
 
     def check() -> tuple[Layout, str]:
         return choose_layout(vlm, sample, prompts.get, torch.float32)
@@ -139,7 +139,7 @@ def test_layout_check(vlm: Vlm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         patch.setattr("mixpo.train.layout_check.why_not_packed", lambda _: "layer 1 is odd")
         assert check() == ("shared", "padded rows, one per response, images computed once: layer 1 is odd")
     with monkeypatch.context() as patch:
-        patch.setattr("mixpo.train.tree_attention.members", _with_siblings)
+        patch.setattr("mixpo.train.tree_attention.sequences", _with_siblings)
         layout, note = check()
         assert (layout, "would change log-probs by" in note) == ("shared", True)
         patch.setitem(TOLERANCE, torch.float32, 1e9)
@@ -156,14 +156,14 @@ def test_layout_check(vlm: Vlm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert (layout, note.count("AttributeError")) == ("plain", 2)
 
 
-def _with_siblings(spans: Sequence[Span]) -> Iterator[Member]:
+def _with_siblings(spans: Sequence[Span]) -> Iterator[QueryKeys]:
     """A wrong plan: each response also looks at those before it, as it would in an ordinary causal row."""
     for span in spans:
-        yield Member(span.inside(), span.inside())
+        yield QueryKeys(span.prompt_positions(), span.prompt_positions())
         first = span.start + span.prompt
         for branch in span.branches:
             end = first + len(branch.tokens)
-            yield Member(torch.arange(first, end), torch.arange(span.start, end))
+            yield QueryKeys(torch.arange(first, end), torch.arange(span.start, end))
             first = end
 
 
@@ -177,7 +177,7 @@ def test_reference_does_not_depend_on_the_batches(tiny_vlm: Vlm, tmp_path: Path,
         slow = [[naive(tiny_vlm, group, ids).item() for ids in group.responses] for group in found]
     with open_reference(tiny_vlm, IMAGES, TrainTable(tokens_per_batch=budget)) as reference:
         fast = reference.score(found)
-    assert len(micro_batches(pieces(found), Prompts(tiny_vlm, IMAGES).length, budget, "tree")) > (1 if budget == 60 else 0)
+    assert len(micro_batches(chunks(found), PromptCache(tiny_vlm, IMAGES).length, budget, "tree")) > (1 if budget == 60 else 0)
     for logps, expected in zip(fast, slow, strict=True):
         assert logps == pytest.approx(expected, rel=1e-5)
 
@@ -197,7 +197,7 @@ def test_bfloat16_reference_leaves_the_model_as_it_was(tiny_vlm: Vlm, tmp_path: 
 
 def test_cache_is_bounded_and_lengths_stay(tiny_vlm: Vlm, tmp_path: Path) -> None:
     found = groups(tiny_vlm, tmp_path)
-    prompts = Prompts(tiny_vlm, IMAGES, max_bytes=45_000)
+    prompts = PromptCache(tiny_vlm, IMAGES, max_bytes=45_000)
     lengths = [prompts.length(group) for group in found]
     assert prompts._bytes <= 45_000
     assert len(prompts._kept) < len(found)

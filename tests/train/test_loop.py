@@ -126,19 +126,19 @@ def test_gradient_checkpointing_recomputes(vlm: Vlm, data: list[Group], tmp_path
 def test_one_step_is_the_gradient_of_the_mean_over_pairs(tiny_vlm: Vlm, data: list[Group], tmp_path: Path) -> None:
     """The norm that is reported, against the loss written out for one pair at a time."""
     from mixpo.recipe import ImageTable, LossTable
-    from mixpo.train.batch import piece_of
+    from mixpo.train.batch import make_chunk
     from mixpo.train.collate import collate
     from mixpo.train.logps import Scorer
-    from mixpo.train.losses import combine, weights_of
-    from mixpo.train.prompt_cache import Prompts
+    from mixpo.train.losses import combine, loss_weights
+    from mixpo.train.prompt_cache import PromptCache
 
     slow = replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model), facts={})
-    scorer, prompts = Scorer(slow.model, "plain"), Prompts(slow, ImageTable())
+    scorer, prompts = Scorer(slow.model, "plain"), PromptCache(slow, ImageTable())
     for group in data:
         for pair in group.pairs:
-            batch = collate(slow, [piece_of(group, [pair])], prompts.get, "plain")
+            batch = collate(slow, [make_chunk(group, [pair])], prompts.get, "plain")
             terms = combine(
-                weights_of("mpo", LossTable()), 0.1, scorer(batch), batch.reference, batch.chosen, batch.rejected, delta=0.0
+                loss_weights("mpo", LossTable()), 0.1, scorer(batch), batch.reference, batch.chosen, batch.rejected, delta=0.0
             )  # fmt: skip
             (terms.total.sum() / 12).backward()
     norm = math.sqrt(sum(float(p.grad.square().sum()) for p in slow.model.parameters() if p.grad is not None))

@@ -11,31 +11,31 @@ import torch
 from mixpo.objectives import OBJECTIVES
 from mixpo.recipe import LossTable
 from mixpo.train.losses import (
-    FORMS,
+    PREFERENCE_LOSSES,
     LossTerms,
+    LossWeights,
+    PreferenceInputs,
     ResponseLogps,
-    Sides,
-    Weights,
     cdpo,
     combine,
     dpo,
-    expected_start,
     generation_loss,
+    initial_loss,
     ipo,
     kto_pair,
+    loss_weights,
+    optimal_transport_shift,
     orpo,
     quality_loss,
     robust_dpo,
     rso,
     sppo,
-    transport,
-    weights_of,
 )
 
-PAPER = weights_of("mpo", LossTable())
+PAPER = loss_weights("mpo", LossTable())
 
 
-def terms(weights: Weights, delta: float = 0.0, beta: float = 0.1) -> LossTerms:
+def terms(weights: LossWeights, delta: float = 0.0, beta: float = 0.1) -> LossTerms:
     """Three responses, two pairs: (0 over 1) and (2 over 1)."""
     logps = ResponseLogps(sums=torch.tensor([-10.0, -20.0, -6.0]), lengths=torch.tensor([4, 8, 3]))
     reference = torch.tensor([-12.0, -17.0, -6.0])
@@ -69,23 +69,23 @@ def test_a_number_of_the_paper() -> None:
 
 
 def test_parts_times_weights_are_the_total() -> None:
-    weights = Weights(preference=0.7, quality=0.15, generation=0.4)
+    weights = LossWeights(preference=0.7, quality=0.15, generation=0.4)
     found = terms(weights, delta=-0.2)
     parts = 0.7 * found.preference + 0.15 * found.quality + 0.4 * found.generation
     assert torch.allclose(parts, found.total, atol=1e-6, rtol=0)
 
 
 def test_objectives() -> None:
-    assert weights_of("mpo", LossTable()) == Weights(0.8, 0.2, 1.0)
-    assert weights_of("mpo", LossTable(preference=0.5, quality=0.0, generation=2.0)) == Weights(0.5, 0.0, 2.0)
-    assert weights_of("dpo", LossTable(preference=0.5)) == Weights(1.0, 0.0, 0.0)
-    assert weights_of("sft", LossTable(generation=0.0)) == Weights(0.0, 0.0, 1.0)
-    assert torch.equal(terms(weights_of("dpo", LossTable())).total, terms(PAPER).preference)
-    assert torch.equal(terms(weights_of("sft", LossTable())).total, terms(PAPER).generation)
+    assert loss_weights("mpo", LossTable()) == LossWeights(0.8, 0.2, 1.0)
+    assert loss_weights("mpo", LossTable(preference=0.5, quality=0.0, generation=2.0)) == LossWeights(0.5, 0.0, 2.0)
+    assert loss_weights("dpo", LossTable(preference=0.5)) == LossWeights(1.0, 0.0, 0.0)
+    assert loss_weights("sft", LossTable(generation=0.0)) == LossWeights(0.0, 0.0, 1.0)
+    assert torch.equal(terms(loss_weights("dpo", LossTable())).total, terms(PAPER).preference)
+    assert torch.equal(terms(loss_weights("sft", LossTable())).total, terms(PAPER).generation)
 
 
 def test_rewards_do_not_depend_on_the_weights() -> None:
-    assert torch.equal(terms(PAPER).reward_chosen, terms(Weights(0.0, 0.0, 9.0)).reward_chosen)
+    assert torch.equal(terms(PAPER).reward_chosen, terms(LossWeights(0.0, 0.0, 9.0)).reward_chosen)
 
 
 def test_start_of_training() -> None:
@@ -98,7 +98,7 @@ def test_start_of_training() -> None:
 
     def start(objective: str, beta: float = 0.1) -> float:
         logps = ResponseLogps(sums, torch.tensor([3, 5, 4]))
-        return float(expected_start(weights_of(objective, LossTable()), beta, logps, torch.tensor([0, 2]), torch.tensor([1, 1])).mean())
+        return float(initial_loss(loss_weights(objective, LossTable()), beta, logps, torch.tensor([0, 2]), torch.tensor([1, 1])).mean())
 
     assert start("mpo") == pytest.approx(0.8 * math.log(2) + 0.2 * 2 * math.log(2) + nll)
     assert [start(name) for name in ("dpo", "cdpo", "robust_dpo")] == pytest.approx([math.log(2)] * 3)
@@ -109,8 +109,14 @@ def test_start_of_training() -> None:
 def test_a_term_without_weight_cannot_spoil_the_gradient() -> None:
     logps = torch.tensor([-1.0, -math.inf], requires_grad=True)
     found = combine(
-        Weights(0.0, 0.0, 1.0), 0.1, ResponseLogps(logps, torch.tensor([1, 1])), torch.zeros(2), torch.tensor([0]), torch.tensor([1]), 0.0
-    )  # fmt: skip
+        LossWeights(0.0, 0.0, 1.0),
+        0.1,
+        ResponseLogps(logps, torch.tensor([1, 1])),
+        torch.zeros(2),
+        torch.tensor([0]),
+        torch.tensor([1]),
+        0.0,
+    )
     found.total.sum().backward()
     assert logps.grad is not None
     assert logps.grad.tolist() == [-1.0, 0.0]
@@ -138,9 +144,9 @@ BETA = 0.5
 CHOSEN, REJECTED = 2.0, -1.0  # log-ratios, so h = 3 and rewards are 1 and -0.5
 
 
-def sides(smoothing: float = 0.0, delta: float = 0.0) -> Sides:
+def sides(smoothing: float = 0.0, delta: float = 0.0) -> PreferenceInputs:
     one = [torch.tensor([value], dtype=torch.float64) for value in (CHOSEN, REJECTED, math.log(0.5), math.log(0.2))]
-    return Sides(one[0], one[1], one[2], one[3], BETA, delta, smoothing)
+    return PreferenceInputs(one[0], one[1], one[2], one[3], BETA, delta, smoothing)
 
 
 def sigmoid(x: float) -> float:
@@ -162,10 +168,10 @@ BY_HAND = {
 }
 
 
-@pytest.mark.parametrize("form", list(FORMS))
-def test_preference_loss_by_hand(form: str) -> None:
-    given, expected = BY_HAND[form]
-    assert FORMS[form](given).item() == pytest.approx(expected, rel=1e-9, abs=1e-12)  # type: ignore[index]
+@pytest.mark.parametrize("loss_type", list(PREFERENCE_LOSSES))
+def test_preference_loss_by_hand(loss_type: str) -> None:
+    given, expected = BY_HAND[loss_type]
+    assert PREFERENCE_LOSSES[loss_type](given).item() == pytest.approx(expected, rel=1e-9, abs=1e-12)  # type: ignore[index]
 
 
 def test_orpo_is_a_number_of_mind() -> None:
@@ -206,8 +212,8 @@ def test_hinge() -> None:
 def test_transport_pairs_margins_by_rank() -> None:
     """Policy margins 5, -1, 2 (ranks 3, 1, 2) against reference margins 0, 4, 1 (sorted 0, 1, 4): 5 - 4, -1 - 0, 2 - 1."""
     policy, reference = torch.tensor([5.0, -1.0, 2.0]), torch.tensor([0.0, 4.0, 1.0])
-    assert (policy - reference + transport(policy, reference)).tolist() == [1.0, -1.0, 1.0]
-    assert transport(reference, reference).tolist() == [0.0, 0.0, 0.0]
+    assert (policy - reference + optimal_transport_shift(policy, reference)).tolist() == [1.0, -1.0, 1.0]
+    assert optimal_transport_shift(reference, reference).tolist() == [0.0, 0.0, 0.0]
 
 
 def test_kto_never_anchors_below_zero() -> None:
@@ -215,20 +221,20 @@ def test_kto_never_anchors_below_zero() -> None:
     assert kto_pair(reward, -reward, -2.0).item() == pytest.approx(2 * (1 - sigmoid(0.3)))
 
 
-@pytest.mark.parametrize("form", list(FORMS))
-def test_preference_gradients_against_differences(form: str) -> None:
+@pytest.mark.parametrize("loss_type", list(PREFERENCE_LOSSES))
+def test_preference_gradients_against_differences(loss_type: str) -> None:
     def loss(*values: torch.Tensor) -> torch.Tensor:
-        return FORMS[form](Sides(*values, BETA, 0.2, 0.1))  # type: ignore[index]
+        return PREFERENCE_LOSSES[loss_type](PreferenceInputs(*values, BETA, 0.2, 0.1))  # type: ignore[index]
 
     values = [torch.tensor([value, value - 0.7], dtype=torch.float64, requires_grad=True) for value in (0.4, -0.3, -0.9, -1.6)]
     assert torch.autograd.gradcheck(loss, values, eps=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("form", list(FORMS))
-def test_extremes_stay_finite(form: str) -> None:
+@pytest.mark.parametrize("loss_type", list(PREFERENCE_LOSSES))
+def test_extremes_stay_finite(loss_type: str) -> None:
     far = torch.tensor([1e4, -1e4, 0.0], requires_grad=True)
     sure = torch.tensor([0.0, -1e4, -1e-9], requires_grad=True)
-    loss = FORMS[form](Sides(far, -far, sure, sure.flip(0), 0.1, 0.0, 0.1))  # type: ignore[index]
+    loss = PREFERENCE_LOSSES[loss_type](PreferenceInputs(far, -far, sure, sure.flip(0), 0.1, 0.0, 0.1))  # type: ignore[index]
     loss.sum().backward()
     gradients = [value.grad for value in (far, sure) if value.grad is not None]
     assert loss.isfinite().all()
@@ -240,7 +246,7 @@ def test_extremes_stay_finite(form: str) -> None:
 def test_every_objective(name: str) -> None:
     """Weights of the table: 1 for a single term, the recipe's for several; the sum is what its parts say."""
     table = LossTable(preference=0.3, quality=0.6, generation=0.7, label_smoothing=0.2)
-    weights = weights_of(name, table)
+    weights = loss_weights(name, table)
     objective = OBJECTIVES[name]
     assert (weights.preference > 0, weights.quality > 0, weights.generation > 0) == (
         objective.preference,
@@ -248,8 +254,8 @@ def test_every_objective(name: str) -> None:
         objective.generation,
     )
     if name.endswith("+sft"):
-        alone = weights_of(name.removesuffix("+sft"), table)
-        assert (weights.generation, weights.form, alone.generation) == (0.7, alone.form, 0)
+        alone = loss_weights(name.removesuffix("+sft"), table)
+        assert (weights.generation, weights.loss_type, alone.generation) == (0.7, alone.loss_type, 0)
         assert {alone.preference, alone.quality} == {1.0, 0.0}
         assert {weights.preference, weights.quality} <= {0.3, 0.6, 0.0}
     assert weights.smoothing == (0.2 if name.split("+")[0] in ("cdpo", "robust_dpo") else 0)
@@ -259,5 +265,5 @@ def test_every_objective(name: str) -> None:
     parts = sum(value * getattr(found, key) for key, value in asdict(weights).items() if key in ("preference", "quality", "generation"))
     assert torch.allclose(found.total, torch.as_tensor(parts))
     ratio, mean = sums - reference, sums / logps.lengths
-    given = Sides(ratio[[0, 2]], ratio[[1, 1]], mean[[0, 2]], mean[[1, 1]], 0.5, 0.1, weights.smoothing)
-    assert torch.allclose(found.preference, FORMS[weights.form](given))
+    given = PreferenceInputs(ratio[[0, 2]], ratio[[1, 1]], mean[[0, 2]], mean[[1, 1]], 0.5, 0.1, weights.smoothing)
+    assert torch.allclose(found.preference, PREFERENCE_LOSSES[weights.loss_type](given))

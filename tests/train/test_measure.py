@@ -20,7 +20,7 @@ from mixpo.stages import train as train_stage
 from mixpo.stages.job import Context
 from mixpo.stages.report import load_report
 from mixpo.train.guards import warn_too_easy
-from mixpo.train.metrics import StepMetrics, Watched
+from mixpo.train.metrics import PolicyMetrics, StepMetrics
 from mixpo.types import Question
 from mixpo.verify import check, extract
 from mixpo.vlm.load import load as load_model
@@ -83,7 +83,7 @@ def test_the_last_look_is_of_the_model_that_is_saved(prepared: Path, tmp_path: P
 
 
 def test_a_model_that_goes_in_circles_is_said(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = Watched(accuracy=0.5, tokens=30.0, loops=0.5, cut=0.5)
+    broken = PolicyMetrics(accuracy=0.5, tokens=30.0, loops=0.5, cut=0.5)
     monkeypatch.setattr(train_stage, "watch_of", lambda *_: lambda: broken)
     context = trained(prepared, tmp_path / "d", "train.watch.every=3", "train.watch.count=2")
     assert any("step 3: 50% of the watched answers repeat a phrase over and over" in line for line in said(context))

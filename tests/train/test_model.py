@@ -10,7 +10,7 @@ from torch import nn
 
 from mixpo.errors import TrainError
 from mixpo.recipe import TrainTable
-from mixpo.train.model import build_optimizer, freeze, learning_rate, part_of, refuse_dropout, restore_types, use_master_weights
+from mixpo.train.model import build_optimizer, freeze, learning_rate, part_of, refuse_dropout, restore_dtypes, use_master_weights
 from mixpo.vlm.load import Vlm
 
 
@@ -85,9 +85,9 @@ def test_learning_rates_by_hand() -> None:
 def test_master_weights_and_back(tiny_vlm: Vlm) -> None:
     model = copy.deepcopy(tiny_vlm.model).bfloat16()
     before = {name: value.clone() for name, value in model.named_parameters()}
-    had = use_master_weights(model)
+    dtypes = use_master_weights(model)
     assert {value.dtype for value in model.parameters()} == {torch.float32}
-    restore_types(model, had)
+    restore_dtypes(model, dtypes)
     assert all(torch.equal(value, before[name]) and value.dtype == torch.bfloat16 for name, value in model.named_parameters())
     with pytest.raises(TrainError, match=r"float16.*cannot be trained"):
         use_master_weights(model.half())

@@ -19,8 +19,8 @@ from mixpo.train import loop
 from mixpo.train.groups import from_record
 from mixpo.train.loop import train
 from mixpo.train.metrics import StepMetrics
-from mixpo.train.online_reference import Online
-from mixpo.train.reference import Reference, open_reference
+from mixpo.train.online_reference import OnlineReference
+from mixpo.train.reference import ReferenceScorer, open_reference
 from mixpo.types import Group, Pair
 from mixpo.vlm.load import Vlm
 
@@ -51,7 +51,7 @@ def test_online_equals_the_stage(tiny_vlm: Vlm, bare: list[Group], tmp_path: Pat
 
 def test_the_records_hold_what_the_stage_finds(tiny_vlm: Vlm, bare: list[Group], monkeypatch: pytest.MonkeyPatch) -> None:
     """With an online reference the stage makes groups and asks the model nothing."""
-    monkeypatch.setattr(Reference, "score", lambda *_: pytest.fail("a forward pass"))
+    monkeypatch.setattr(ReferenceScorer, "score", lambda *_: pytest.fail("a forward pass"))
     with open_reference(tiny_vlm, ImageTable(), TrainTable(reference="online")) as reference:
         rows = [(group.question, group.prompt, [_pair(group)]) for group in bare]
         found = [from_record(row[0], row[1], record) for row, record in zip(rows, reference.records(rows), strict=True)]
@@ -68,7 +68,7 @@ def _pair(group: Group) -> Pair:
 def test_the_policy_is_given_back(tiny_vlm: Vlm, tmp_path: Path) -> None:
     """Also after an error in the middle; and no gradient reaches the reference."""
     vlm = fresh(tiny_vlm)
-    online = Online(vlm.model, "dpo", LossTable())
+    online = OnlineReference(vlm.model, "dpo", LossTable())
     before = {name: value.detach().clone() for name, value in vlm.model.named_parameters()}
     with torch.no_grad():
         for value in vlm.model.parameters():
@@ -89,18 +89,18 @@ def test_the_policy_is_given_back(tiny_vlm: Vlm, tmp_path: Path) -> None:
 def test_the_update_by_hand(alpha: float, every: int) -> None:
     model = torch.nn.Linear(1, 1, bias=False)
     model.weight.data.fill_(8.0)
-    online = Online(model, "tr_dpo", LossTable(reference_alpha=alpha, reference_every=every))
+    online = OnlineReference(model, "tr_dpo", LossTable(reference_alpha=alpha, reference_every=every))
     found, policies = [], [16.0, 0.0, 4.0, 4.0]
     for step, value in enumerate(policies, start=1):
         model.weight.data.fill_(value)
-        online.follow(step)
+        online.update(step)
         found.append(online.values["weight"].item())
     # 8 -> 0.75 * 8 + 0.25 * 16 = 10 -> 7.5 -> 6.625 -> 5.96875; 8 -> 0.4 * 8 + 0.6 * 0 = 3.2 -> 0.4 * 3.2 + 0.6 * 4 = 3.68.
     by_hand = {0.25: [10, 7.5, 6.625, 5.96875], 0.6: [8, 3.2, 3.2, 3.68], 1.0: [8, 0, 0, 4]}
     assert found == pytest.approx(by_hand[alpha])
-    still = Online(model, "dpo", LossTable(reference_alpha=1, reference_every=1))
+    still = OnlineReference(model, "dpo", LossTable(reference_alpha=1, reference_every=1))
     model.weight.data.fill_(-5.0)
-    still.follow(1)
+    still.update(1)
     assert still.values["weight"].item() == 4
 
 
@@ -160,9 +160,9 @@ def test_resume_goes_on_with_the_moved_reference(
         with pytest.raises(KeyboardInterrupt):
             train(job(fresh(tiny_vlm), bare, tmp_path / "cut", "tr_dpo+sft", **settings), Silent())
     folder = tmp_path / "cut" / "work" / "checkpoints" / "step-000004"
-    moved, trained = (load_file(folder / f"{name}.safetensors") for name in ("reference", "model"))
-    assert moved.keys() == trained.keys()
-    assert any(not torch.equal(moved[name], trained[name]) for name in moved)
+    moving_values, trained = (load_file(folder / f"{name}.safetensors") for name in ("reference", "model"))
+    assert moving_values.keys() == trained.keys()
+    assert any(not torch.equal(moving_values[name], trained[name]) for name in moving_values)
     resumed = train(job(fresh(tiny_vlm), bare, tmp_path / "cut", "tr_dpo+sft", **settings), Silent())
     assert [row.loss for row in resumed.steps] == [row.loss for row in whole.steps]
     still = train(job(fresh(tiny_vlm), bare, tmp_path / "still", "dpo+sft", **{**settings, "loss": {}}), Silent())
@@ -171,12 +171,12 @@ def test_resume_goes_on_with_the_moved_reference(
 
 
 def test_an_online_start_that_differs_is_found(tiny_vlm: Vlm, bare: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Online.__init__
+    real = OnlineReference.__init__
 
-    def other(self: Online, *args: Any) -> None:
+    def other(self: OnlineReference, *args: Any) -> None:
         real(self, *args)
         self.values["model.language_model.norm.weight"] *= 1.5
 
-    monkeypatch.setattr(Online, "__init__", other)
+    monkeypatch.setattr(OnlineReference, "__init__", other)
     with pytest.raises(TrainError, match=r"where the reference gives .* the copy of the start is not the start"):
         train(job(fresh(tiny_vlm), bare, tmp_path, reference="online"), Silent())

@@ -18,13 +18,13 @@ from mixpo.errors import MissingExtra, TrainError
 from mixpo.progress import Silent
 from mixpo.recipe import ImageTable
 from mixpo.train import loop
-from mixpo.train.batch import Piece, find_ghost, piece_of, size_of, with_ghost
+from mixpo.train.batch import Chunk, find_dummy, footprint, make_chunk, with_dummy
 from mixpo.train.loop import train
 from mixpo.train.measure import live_line
 from mixpo.train.metrics import read_metrics
 from mixpo.train.model import use_liger
-from mixpo.train.parallel import _outline, _put, kind_of
-from mixpo.train.prompt_cache import Prompts
+from mixpo.train.parallel import _meta_copy, _set_parameter, strategy_of
+from mixpo.train.prompt_cache import PromptCache
 from mixpo.types import Group
 from mixpo.vlm.load import Vlm
 
@@ -80,50 +80,50 @@ def test_all_ways_of_launching_are_shipped() -> None:
 def test_unknown_launches_are_refused() -> None:
     from accelerate.utils import DistributedType
 
-    for found, kind in (("NO", "copies"), ("MULTI_GPU", "copies"), ("FSDP", "fsdp2"), ("DEEPSPEED", "deepspeed")):
-        assert kind_of(SimpleNamespace(distributed_type=DistributedType(found))) == kind
+    for found, kind in (("NO", "ddp"), ("MULTI_GPU", "ddp"), ("FSDP", "fsdp2"), ("DEEPSPEED", "deepspeed")):
+        assert strategy_of(SimpleNamespace(distributed_type=DistributedType(found))) == kind
     with pytest.raises(TrainError, match=r"MEGATRON_LM is not supported.*recipes/accelerate"):
-        kind_of(SimpleNamespace(distributed_type=DistributedType.MEGATRON_LM))
+        strategy_of(SimpleNamespace(distributed_type=DistributedType.MEGATRON_LM))
 
 
 def test_an_outline_has_no_weights_until_it_is_filled() -> None:
     model = nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 4, bias=False))
     model[1].weight = model[0].weight
     model.register_buffer("table", torch.arange(3.0), persistent=False)
-    outline = _outline(model)
-    assert all(value.is_meta for value in outline.parameters())
-    assert torch.equal(outline.table, model.table)
-    _put(outline, "0.weight", model[0].weight.detach() + 1)
-    assert outline[1].weight is outline[0].weight, "weights that were tied are not"
-    assert torch.equal(outline[0].weight, model[0].weight + 1)
+    meta_copy = _meta_copy(model)
+    assert all(value.is_meta for value in meta_copy.parameters())
+    assert torch.equal(meta_copy.table, model.table)
+    _set_parameter(meta_copy, "0.weight", model[0].weight.detach() + 1)
+    assert meta_copy[1].weight is meta_copy[0].weight, "weights that were tied are not"
+    assert torch.equal(meta_copy[0].weight, model[0].weight + 1)
 
 
-# --- the ghost -----------------------------------------------------------------------------------------------------------
+# --- the dummy chunk -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_ghost_is_small_and_has_an_image(tiny_vlm: Vlm, data: list[Group]) -> None:
-    prompts = Prompts(tiny_vlm, ImageTable())
-    ghost = find_ghost(data, prompts)
-    assert ghost.group.question.images
-    assert ghost.pairs == ()
-    assert len(ghost.responses) == 1
+def test_the_dummy_is_small_and_has_an_image(tiny_vlm: Vlm, data: list[Group]) -> None:
+    prompts = PromptCache(tiny_vlm, ImageTable())
+    dummy = find_dummy(data, prompts.length)
+    assert dummy.group.question.images
+    assert dummy.pairs == ()
+    assert len(dummy.responses) == 1
     pictured = [group for group in data if group.question.images]
-    assert prompts.length(ghost.group) == min(prompts.length(group) for group in pictured)
+    assert prompts.length(dummy.group) == min(prompts.length(group) for group in pictured)
     text = [group for group in data if not group.question.images]
-    assert find_ghost(text, prompts).group in text
+    assert find_dummy(text, prompts.length).group in text
 
 
-def test_who_gets_a_ghost(tiny_vlm: Vlm, data: list[Group]) -> None:
-    ghost = find_ghost(data, Prompts(tiny_vlm, ImageTable()))
+def test_who_gets_a_dummy(tiny_vlm: Vlm, data: list[Group]) -> None:
+    dummy = find_dummy(data, PromptCache(tiny_vlm, ImageTable()).length)
     pictured, text = (
-        tuple(piece_of(group, group.pairs) for group in data if bool(group.question.images) is wanted) for wanted in (True, False)
+        tuple(make_chunk(group, group.pairs) for group in data if bool(group.question.images) is wanted) for wanted in (True, False)
     )
-    assert with_ghost(pictured, ghost) == pictured
-    assert with_ghost((*text, pictured[0]), ghost) == (*text, pictured[0])
-    assert with_ghost(text, ghost) == (*text, ghost)
-    assert with_ghost((), ghost) == (ghost,)
-    without = Piece(text[0].group, (0,), ())
-    assert with_ghost(text, without) == text
+    assert with_dummy(pictured, dummy) == pictured
+    assert with_dummy((*text, pictured[0]), dummy) == (*text, pictured[0])
+    assert with_dummy(text, dummy) == (*text, dummy)
+    assert with_dummy((), dummy) == (dummy,)
+    without = Chunk(text[0].group, (0,), ())
+    assert with_dummy(text, without) == text
 
 
 # --- checkpoints ---------------------------------------------------------------------------------------------------------
@@ -200,8 +200,8 @@ def test_the_share_of_the_token_limit(tiny_vlm: Vlm, data: list[Group], tmp_path
         fresh = replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model), facts={})
         row = train(job(fresh, data, tmp_path / str(budget), batch_size=12, tokens_per_batch=budget), Silent()).steps[0]
         shares[budget] = row.token_efficiency, row.tokens
-    prompts = Prompts(tiny_vlm, ImageTable())
-    least = sum(size_of(piece_of(group, group.pairs), prompts.length(group)).tokens for group in data)
+    prompts = PromptCache(tiny_vlm, ImageTable())
+    least = sum(footprint(make_chunk(group, group.pairs), prompts.length(group)).tokens for group in data)
     assert shares[10_000] == (1.0, least)
     assert shares[40][0] == pytest.approx(least / shares[40][1])
     assert shares[40][0] < 0.9

@@ -19,7 +19,7 @@ from mixpo.progress import Silent
 from mixpo.recipe import ModelTable
 from mixpo.train.loop import train
 from mixpo.train.metrics import StepMetrics, read_metrics
-from mixpo.train.schedule import Step, share
+from mixpo.train.schedule import Step, rank_share
 from mixpo.types import Group
 from mixpo.vlm.load import Vlm, load
 
@@ -116,7 +116,7 @@ def test_text_only_on_one_rank(two: Path, tiny_vlm: Vlm, images: Path, tmp_path:
     a_job = job(fresh(tiny_vlm), found, tmp_path, batch_size=2, epochs=4, learning_rate=1e-4)
 
     def pictured(step: Step, rank: int) -> tuple[bool, ...]:
-        mine = share(step, rank, 2, lambda number: sum(map(len, found[number].responses)))
+        mine = rank_share(step, rank, 2, lambda number: sum(map(len, found[number].responses)))
         return tuple(bool(found[part.group].question.images) for part in mine)
 
     shares = [{pictured(step, rank) for rank in (0, 1)} for step in a_job.schedule.steps(0)]

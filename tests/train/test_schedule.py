@@ -8,16 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixpo.train.batch import Layout, Piece, Size, micro_batches, piece_of, pieces_of, size_of
-from mixpo.train.schedule import Schedule, plan_steps, share
+from mixpo.train.batch import Chunk, Footprint, Layout, footprint, make_chunk, micro_batches, step_chunks
+from mixpo.train.schedule import Schedule, epoch_steps, rank_share
 from mixpo.types import Group, Question
 
 COUNTS = st.lists(st.integers(0, 9), max_size=30)
 
 
 @given(COUNTS, st.integers(1, 8), st.integers(0, 3), st.integers(0, 3))
-def test_every_pair_once_in_full_steps(counts: list[int], batch_size: int, epoch: int, together: int) -> None:
-    steps = plan_steps(counts, batch_size, seed=1, epoch=epoch, together=together)
+def test_every_pair_once_in_full_steps(counts: list[int], batch_size: int, epoch: int, pairs_per_group: int) -> None:
+    steps = epoch_steps(counts, batch_size, seed=1, epoch=epoch, pairs_per_group=pairs_per_group)
     sizes = [sum(len(part.pairs) for part in step) for step in steps]
     assert all(size == batch_size for size in sizes[:-1])
     assert all(0 < size <= batch_size for size in sizes)
@@ -27,20 +27,20 @@ def test_every_pair_once_in_full_steps(counts: list[int], batch_size: int, epoch
 
 def test_order_depends_on_seed_and_epoch_only() -> None:
     counts = [2] * 20
-    assert plan_steps(counts, 4, 7, 0) == plan_steps(counts, 4, 7, 0)
-    assert plan_steps(counts, 4, 7, 0) != plan_steps(counts, 4, 7, 1)
-    assert plan_steps(counts, 4, 7, 0) != plan_steps(counts, 4, 8, 0)
+    assert epoch_steps(counts, 4, 7, 0) == epoch_steps(counts, 4, 7, 0)
+    assert epoch_steps(counts, 4, 7, 0) != epoch_steps(counts, 4, 7, 1)
+    assert epoch_steps(counts, 4, 7, 0) != epoch_steps(counts, 4, 8, 0)
 
 
 def test_pairs_drawn_one_by_one() -> None:
     """Pairs of a question meet in a step by chance only, and become one piece when they do."""
-    steps = plan_steps([8] * 20, 8, seed=1, epoch=0, together=1)
+    steps = epoch_steps([8] * 20, 8, seed=1, epoch=0, pairs_per_group=1)
     assert all(len({part.group for part in step}) > 3 for step in steps)
     found = [group(number, [2] * 9, [(0, other) for other in range(1, 9)]) for number in range(20)]
     for step in steps:
-        made = pieces_of(step, found)
+        made = step_chunks(step, found)
         assert len(made) == len({part.group for part in step})
-        assert sum(len(piece.pairs) for piece in made) == 8
+        assert sum(len(chunk.pairs) for chunk in made) == 8
 
 
 @given(COUNTS, st.integers(1, 8), st.integers(1, 3), st.integers(0, 40))
@@ -53,8 +53,8 @@ def test_going_on_after_any_step(counts: list[int], batch_size: int, epochs: int
 
 @given(COUNTS.filter(any), st.integers(1, 4))
 def test_ranks_share_a_step_without_overlap(counts: list[int], ranks: int) -> None:
-    step = plan_steps(counts, 16, 0, 0)[0]
-    shares = [share(step, rank, ranks, lambda group: group) for rank in range(ranks)]
+    step = epoch_steps(counts, 16, 0, 0)[0]
+    shares = [rank_share(step, rank, ranks, lambda group: group) for rank in range(ranks)]
     assert Counter(part for mine in shares for part in mine) == Counter(step)
 
 
@@ -64,29 +64,29 @@ def group(number: int, lengths: list[int], pairs: list[tuple[int, int]]) -> Grou
 
 
 @st.composite
-def pieces(draw: st.DrawFn) -> list[Piece]:
+def chunks(draw: st.DrawFn) -> list[Chunk]:
     found = []
     for number in range(draw(st.integers(0, 8))):
         lengths = draw(st.lists(st.integers(1, 40), min_size=2, max_size=6))
         pairs = [(0, other) for other in range(1, len(lengths))]
-        found.append(piece_of(group(number, lengths, pairs), pairs))
+        found.append(make_chunk(group(number, lengths, pairs), pairs))
     return found
 
 
 @settings(max_examples=200)
-@given(pieces(), st.integers(1, 30), st.integers(1, 400), st.sampled_from(["tree", "shared", "plain"]))
-def test_micro_batches_hold_every_pair_once_and_fit(found: list[Piece], prompt: int, budget: int, layout: Layout) -> None:
+@given(chunks(), st.integers(1, 30), st.integers(1, 400), st.sampled_from(["tree", "shared", "plain"]))
+def test_micro_batches_hold_every_pair_once_and_fit(found: list[Chunk], prompt: int, budget: int, layout: Layout) -> None:
     batches = micro_batches(found, lambda _: prompt, budget, layout)
-    pairs = Counter((piece.group.question.id, pair) for batch in batches for piece in batch for pair in piece.pairs)
-    assert pairs == Counter((piece.group.question.id, pair) for piece in found for pair in piece.pairs)
+    pairs = Counter((chunk.group.question.id, pair) for batch in batches for chunk in batch for pair in chunk.pairs)
+    assert pairs == Counter((chunk.group.question.id, pair) for chunk in found for pair in chunk.pairs)
     for batch in batches:
-        rows = sum(len(piece.responses) for piece in batch)
-        longest = max(prompt + len(piece.group.responses[response]) for piece in batch for response in piece.responses)
-        tokens = sum(prompt + sum(len(piece.group.responses[response]) for response in piece.responses) for piece in batch)
+        rows = sum(len(chunk.responses) for chunk in batch)
+        longest = max(prompt + len(chunk.group.responses[response]) for chunk in batch for response in chunk.responses)
+        tokens = sum(prompt + sum(len(chunk.group.responses[response]) for response in chunk.responses) for chunk in batch)
         alone = len(batch) == 1 and len(batch[0].pairs) == 1
         assert (tokens if layout == "tree" else rows * longest) <= budget or alone
-        for piece in batch:
-            assert {response for pair in piece.pairs for response in pair} == set(piece.responses)
+        for chunk in batch:
+            assert {response for pair in chunk.pairs for response in pair} == set(chunk.responses)
 
 
 def test_common_beginnings_leave_room() -> None:
@@ -94,29 +94,30 @@ def test_common_beginnings_leave_room() -> None:
     kept = tuple(range(15))
     asked = Question(id="q", text="")
     whole = [
-        piece_of(Group(question=asked, prompt="", responses=(kept + (1,) * 10, kept + (2,) * 10), pairs=((0, 1),)), ((0, 1),)) for _ in "ab"
+        make_chunk(Group(question=asked, prompt="", responses=(kept + (1,) * 10, kept + (2,) * 10), pairs=((0, 1),)), ((0, 1),))
+        for _ in "ab"
     ]
-    assert size_of(whole[0], 10) == Size(tokens=45, rows=2, longest=35)
+    assert footprint(whole[0], 10) == Footprint(tokens=45, rows=2, longest=35)
     assert [len(batch) for batch in micro_batches(whole, lambda _: 10, 90, "tree")] == [2]
     assert [len(batch) for batch in micro_batches(whole, lambda _: 10, 89, "tree")] == [1, 1]
     assert [len(batch) for batch in micro_batches(whole, lambda _: 10, 139, "plain")] == [1, 1]
 
 
 def test_order_of_pieces_changes_nothing() -> None:
-    found = [piece_of(group(number, [5, number + 1], [(0, 1)]), [(0, 1)]) for number in range(9)]
+    found = [make_chunk(group(number, [5, number + 1], [(0, 1)]), [(0, 1)]) for number in range(9)]
     assert micro_batches(found, lambda _: 4, 40, "tree") == micro_batches(found[::-1], lambda _: 4, 40, "tree")
 
 
 def test_responses_without_pairs_are_divided_too() -> None:
     one = group(1, [10] * 8, [])
-    whole = Piece(one, tuple(range(8)), ())
+    whole = Chunk(one, tuple(range(8)), ())
     padded = micro_batches([whole], lambda _: 10, 40, "plain")
-    assert [sum(len(piece.responses) for piece in batch) for batch in padded] == [2, 2, 2, 2]
+    assert [sum(len(chunk.responses) for chunk in batch) for batch in padded] == [2, 2, 2, 2]
     packed = micro_batches([whole], lambda _: 10, 50, "tree")
-    assert [sum(len(piece.responses) for piece in batch) for batch in packed] == [4, 4]
+    assert [sum(len(chunk.responses) for chunk in batch) for batch in packed] == [4, 4]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_no_pairs_no_steps(batch_size: int) -> None:
-    assert plan_steps([0, 0], batch_size, 0, 0) == []
+    assert epoch_steps([0, 0], batch_size, 0, 0) == []
     assert list(Schedule(pair_counts=(), batch_size=batch_size, epochs=2, seed=0).steps(0)) == []

@@ -15,8 +15,8 @@ from train.kernels import slow_varlen
 from mixpo.train import tree_attention as module
 from mixpo.train.attention_patch import tree_attention
 from mixpo.train.prefix_tree import Branch
-from mixpo.train.tree_attention import Span, plant, plant_ragged
-from mixpo.vlm.families import Sight
+from mixpo.train.tree_attention import Span, plan_padded, plan_varlen
+from mixpo.vlm.families import Visibility
 
 HEADS, SHARED, WIDTH = 4, 2, 8
 CPU = torch.device("cpu")
@@ -32,14 +32,14 @@ def flat(prompt: int, *tails: int) -> tuple[int, list[tuple[int, int]]]:
     return prompt, [(0, tail) for tail in tails]
 
 
-def spans_of(shapes: Shapes, sight: Sight = Sight()) -> list[Span]:  # noqa: B008
+def spans_of(shapes: Shapes, visibility: Visibility = Visibility()) -> list[Span]:  # noqa: B008
     first, found = 0, []
     for prompt, tails in shapes:
         kinds = {"none": None, "prompt": torch.zeros(prompt, dtype=torch.long)}
         # Two images of two tokens each at the beginning.
         kinds["image"] = torch.tensor([0, 0, 1, 1])[:prompt] if prompt <= 4 else torch.tensor([0, 0, 1, 1] + [-1] * (prompt - 4))
         branches = tuple(Branch(draw % (number + 1) - 1, (0,) * tail) for number, (draw, tail) in enumerate(tails))
-        found.append(Span(first, prompt, branches, kinds[sight.both_ways]))
+        found.append(Span(first, prompt, branches, kinds[visibility.bidirectional]))
         first += prompt + sum(tail for _, tail in tails)
     return found
 
@@ -52,7 +52,13 @@ def states(total: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def alone(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: list[Span], sight: Sight, window: int | None, cap: float = 0.0
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    spans: list[Span],
+    visibility: Visibility,
+    window: int | None,
+    softcap: float = 0.0,
 ) -> torch.Tensor:
     """(1, T, H, D), one sequence at a time."""
     out = torch.zeros_like(query)
@@ -63,14 +69,14 @@ def alone(
             count = len(places)
             ahead = torch.arange(count)[:, None] - torch.arange(count)[None]
             near = ahead < (window or count)
-            same = torch.full((count,), -1) if span.same is None else F.pad(span.same, (0, count - span.prompt), value=-1)
-            both = (same[:, None] == same[None]) & (same >= 0)[None]
-            mask = (ahead >= 0) & near | (both & near if sight.window_last else both)
+            block_ids = torch.full((count,), -1) if span.block_ids is None else F.pad(span.block_ids, (0, count - span.prompt), value=-1)
+            both = (block_ids[:, None] == block_ids[None]) & (block_ids >= 0)[None]
+            mask = (ahead >= 0) & near | (both & near if visibility.window_applies else both)
             parts = [part[:, :, places] for part in (query, key, value)]
             result = F.scaled_dot_product_attention(*parts, attn_mask=mask, scale=0.4, enable_gqa=True)
-            if cap:
+            if softcap:
                 scores = parts[0] @ parts[1].repeat_interleave(HEADS // SHARED, 1).mT * 0.4
-                weights = (cap * torch.tanh(scores / cap)).masked_fill(~mask, float("-inf")).softmax(-1)
+                weights = (softcap * torch.tanh(scores / softcap)).masked_fill(~mask, float("-inf")).softmax(-1)
                 result = weights @ parts[2].repeat_interleave(HEADS // SHARED, 1)
             own = places[-tail:]
             out[:, :, own] = result[:, :, len(places) - len(own) :]
@@ -85,23 +91,32 @@ def layer(window: int | None = None) -> Any:
 @settings(max_examples=40, deadline=None)
 @given(
     GROUPS,
-    st.sampled_from([Sight(), Sight("image"), Sight("image", window_last=False), Sight("prompt", window_last=False)]),
+    st.sampled_from(
+        [
+            Visibility(),
+            Visibility("image"),
+            Visibility("image", window_applies=False),
+            Visibility("prompt", window_applies=False),
+        ]
+    ),
     st.sampled_from([None, 1, 3, 100]),
     st.sampled_from([0, 60, 10**6]),
     st.sampled_from([None, 0.7]),
 )
-def test_equal_to_one_sequence_at_a_time(shapes: Shapes, sight: Sight, window: int | None, spare: int, cap: float | None) -> None:
+def test_equal_to_one_sequence_at_a_time(
+    shapes: Shapes, visibility: Visibility, window: int | None, spare: int, softcap: float | None
+) -> None:
     """Values and gradients, with everything in calls of its own or padded together."""
-    spans = spans_of(shapes, sight)
+    spans = spans_of(shapes, visibility)
     total = sum(prompt + sum(tail for _, tail in tails) for prompt, tails in shapes)
     query, key, value = states(total)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "SPARE", spare)
-        plan = plant(spans, sight, CPU)
-    options = {"scaling": 0.4, "sliding_window": window, "dropout": 0.0, "softcap": cap}
-    found, _ = tree_attention(layer(window), query, key, value, None, tree=plan, **options)
-    expected = alone(query, key, value, spans, sight, window, cap or 0.0)
-    same(found, expected, query, key, value)
+        plan = plan_padded(spans, visibility, CPU)
+    options = {"scaling": 0.4, "sliding_window": window, "dropout": 0.0, "softcap": softcap}
+    found, _ = tree_attention(layer(window), query, key, value, None, attention_plan=plan, **options)
+    expected = alone(query, key, value, spans, visibility, window, softcap or 0.0)
+    assert_same(found, expected, query, key, value)
 
 
 @settings(max_examples=40, deadline=None)
@@ -110,23 +125,23 @@ def test_one_call_of_the_varlen_kernel_is_the_same(shapes: Shapes, window: int |
     """Its arithmetic (keys, where sequences end, windows) through a slow kernel with the rules of the GPU's."""
     spans = spans_of(shapes)
     query, key, value = states(sum(prompt + sum(tail for _, tail in tails) for prompt, tails in shapes))
-    plan = plant_ragged(spans, CPU)
+    plan = plan_varlen(spans, CPU)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("torch.nn.attention.varlen.varlen_attn", slow_varlen)
-        found, _ = tree_attention(layer(window), query, key, value, None, tree=plan, scaling=0.4, sliding_window=window)
-    same(found, alone(query, key, value, spans, Sight(), window), query, key, value)
+        found, _ = tree_attention(layer(window), query, key, value, None, attention_plan=plan, scaling=0.4, sliding_window=window)
+    assert_same(found, alone(query, key, value, spans, Visibility(), window), query, key, value)
 
 
 def test_the_varlen_kernel_gets_one_type() -> None:
     """Under autocast a rotation leaves queries and keys in float32; the kernel takes 16 bits only."""
-    plan, (query, key, value) = plant_ragged(spans_of([flat(3, 2, 2)]), CPU), states(7)
+    plan, (query, key, value) = plan_varlen(spans_of([flat(3, 2, 2)]), CPU), states(7)
     with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16):
         patch.setattr("torch.nn.attention.varlen.varlen_attn", slow_varlen)
-        found, _ = tree_attention(layer(), query.float(), key.float(), value.bfloat16(), None, tree=plan)
+        found, _ = tree_attention(layer(), query.float(), key.float(), value.bfloat16(), None, attention_plan=plan)
     assert found.dtype == torch.bfloat16
 
 
-def same(found: torch.Tensor, expected: torch.Tensor, *inputs: torch.Tensor) -> None:
+def assert_same(found: torch.Tensor, expected: torch.Tensor, *inputs: torch.Tensor) -> None:
     """Values and gradients."""
     assert torch.allclose(found, expected, atol=1e-12)
     factors = torch.linspace(-1, 2, found.numel(), dtype=torch.float64).reshape(found.shape)
@@ -140,13 +155,13 @@ def same(found: torch.Tensor, expected: torch.Tensor, *inputs: torch.Tensor) -> 
 
 def test_the_real_kernel_takes_these_arguments() -> None:
     """Without a GPU it fails inside, not at its door."""
-    plan, (query, key, value) = plant_ragged(spans_of([flat(3, 2, 2)]), CPU), (part.bfloat16() for part in states(7))
+    plan, (query, key, value) = plan_varlen(spans_of([flat(3, 2, 2)]), CPU), (part.bfloat16() for part in states(7))
     with pytest.raises((NotImplementedError, RuntimeError), match="_flash_attention_forward"):
-        tree_attention(layer(3), query, key, value, None, tree=plan, sliding_window=3, scaling=0.4)
+        tree_attention(layer(3), query, key, value, None, attention_plan=plan, sliding_window=3, scaling=0.4)
 
 
 def test_few_calls_for_alike_groups_and_no_mask_of_the_row() -> None:
-    plan = plant(spans_of([flat(46 + number % 3, 20, 18, 25, 19) for number in range(30)]), Sight(), CPU)
+    plan = plan_padded(spans_of([flat(46 + number % 3, 20, 18, 25, 19) for number in range(30)]), Visibility(), CPU)
     assert len(plan.calls) <= 3
     masks = [plan.mask(number, None, torch.float32) for number in range(1, len(plan.calls))]
     assert [call.causal for call in plan.calls] == [True] + [False] * len(masks)
@@ -158,7 +173,7 @@ def test_few_calls_for_alike_groups_and_no_mask_of_the_row() -> None:
 def test_padding_is_bounded() -> None:
     """Very different lengths do not share a call."""
     shapes = [flat(length, length // 2, 7) for length in (30, 900, 60, 850, 1000, 40)]
-    plan = plant(spans_of(shapes), Sight(), CPU)
+    plan = plan_padded(spans_of(shapes), Visibility(), CPU)
     padded = sum(call.queries.numel() * call.keys.shape[1] for call in plan.calls)
     real = sum(p * p + sum(t * (p + t) for _, t in tails) for p, tails in shapes)
     assert padded <= 1.125 * real + len(plan.calls) * module.SPARE
@@ -177,10 +192,10 @@ def test_padding_is_bounded() -> None:
 )
 def test_what_it_cannot_do_is_refused(options: dict[str, Any], message: str) -> None:
     query, key, value = states(7)
-    given = {"tree": plant(spans_of([flat(3, 2, 2)]), Sight(), CPU), **options}
+    given = {"attention_plan": plan_padded(spans_of([flat(3, 2, 2)]), Visibility(), CPU), **options}
     with pytest.raises(NotImplementedError, match=message):
         tree_attention(layer(), query, key, value, None, **given)
     with pytest.raises(NotImplementedError, match="soft-capped"):
-        tree_attention(layer(), query, key, value, None, tree=plant_ragged(spans_of([flat(3, 2, 2)]), CPU), softcap=50.0)
+        tree_attention(layer(), query, key, value, None, attention_plan=plan_varlen(spans_of([flat(3, 2, 2)]), CPU), softcap=50.0)
     with pytest.raises(NotImplementedError, match="not over one row"):
-        tree_attention(layer(), *states(8), None, tree=plant(spans_of([flat(3, 2, 2)]), Sight(), CPU))
+        tree_attention(layer(), *states(8), None, attention_plan=plan_padded(spans_of([flat(3, 2, 2)]), Visibility(), CPU))

@@ -13,7 +13,7 @@ from train.architectures import FAMILIES
 from train.architectures import vlm as family_vlm
 from train.cases import groups, job, scored
 from train.slow import Data
-from train.test_logps import SHARED, pieces
+from train.test_logps import SHARED, chunks
 
 from mixpo.progress import Silent
 from mixpo.recipe import ImageTable
@@ -21,8 +21,8 @@ from mixpo.train.batch import Layout
 from mixpo.train.collate import collate
 from mixpo.train.logps import Scorer
 from mixpo.train.loop import train
-from mixpo.train.prompt_cache import Prompts
-from mixpo.train.vision_cache import Features, open_features
+from mixpo.train.prompt_cache import PromptCache
+from mixpo.train.vision_cache import VisionCache, open_vision_cache
 from mixpo.types import Group
 from mixpo.vlm.load import Vlm
 
@@ -43,22 +43,22 @@ def test_every_family(name: str, layout: Layout) -> None:
     one, data = family_vlm(FAMILIES[name]), Data(FAMILIES[name])
     if layout == "shared" and name in UNSHARED:
         pytest.skip("not laid out like this")
-    features, note = open_features(one, IMAGES, data.get, layout, torch.float32, data.pieces)
-    assert features is not None, note
-    scorer, batch = Scorer(one.model, layout), collate(one, data.pieces, data.get, layout)
+    vision_cache, note = open_vision_cache(one, IMAGES, data.get, layout, torch.float32, data.chunks)
+    assert vision_cache is not None, note
+    scorer, batch = Scorer(one.model, layout), collate(one, data.chunks, data.get, layout)
     with torch.no_grad():
         expected = scorer(batch).sums
         for _ in range(2):
-            filled = features.fill(batch, data.pieces)
+            filled = vision_cache.fill(batch, data.chunks)
             assert torch.allclose(scorer(filled).sums, expected, rtol=1e-5, atol=1e-5)
-    with_images = sum(bool(piece.group.question.images) for piece in data.pieces)
-    assert (features.hits, features.misses) == (with_images, with_images)
+    with_images = sum(bool(chunk.group.question.images) for chunk in data.chunks)
+    assert (vision_cache.hits, vision_cache.misses) == (with_images, with_images)
     assert not any(name.startswith("pixel") for name in filled.inputs)
     # The other way round: features of other questions are noticed.
-    features._kept = dict(zip(features._kept, reversed(features._kept.values()), strict=True))
+    vision_cache._entries = dict(zip(vision_cache._entries, reversed(vision_cache._entries.values()), strict=True))
     try:
         with torch.no_grad():
-            assert not torch.allclose(scorer(features.fill(batch, data.pieces)).sums, expected, atol=1e-3)
+            assert not torch.allclose(scorer(vision_cache.fill(batch, data.chunks)).sums, expected, atol=1e-3)
     except ValueError:
         pass  # these have another number of tokens
 
@@ -75,8 +75,8 @@ def test_a_model_that_takes_none_goes_without(
     tiny_vlm: Vlm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: Any, reason: str
 ) -> None:
     """Said in a sentence, and the training is the same."""
-    real = Features.fill
-    monkeypatch.setattr(Features, "fill", lambda *args: broken(real(*args), args))
+    real = VisionCache.fill
+    monkeypatch.setattr(VisionCache, "fill", lambda *args: broken(real(*args), args))
     data, said = scored(tiny_vlm, groups(tiny_vlm, tmp_path / "images")), Silent()
     result = train(job(fresh(tiny_vlm), data, tmp_path, freeze=["vision", "projector"], cache_vision=True), said)
     assert any(f"vision features are not kept: handing them in {reason}" in line for line in said.lines)
@@ -84,9 +84,9 @@ def test_a_model_that_takes_none_goes_without(
 
 
 def test_padded_rows_with_their_own_images_keep_nothing(tiny_vlm: Vlm, tmp_path: Path) -> None:
-    prompts = Prompts(tiny_vlm, IMAGES)
-    features, note = open_features(tiny_vlm, IMAGES, prompts.get, "plain", torch.float32, pieces(groups(tiny_vlm, tmp_path)))
-    assert (features, "the plain layout computes them in every row" in note) == (None, True)
+    prompts = PromptCache(tiny_vlm, IMAGES)
+    vision_cache, note = open_vision_cache(tiny_vlm, IMAGES, prompts.get, "plain", torch.float32, chunks(groups(tiny_vlm, tmp_path)))
+    assert (vision_cache, "the plain layout computes them in every row" in note) == (None, True)
 
 
 @SHARED
@@ -114,32 +114,32 @@ def test_images_pass_the_tower_once_in_a_training(tiny_vlm: Vlm, tmp_path: Path)
 @SHARED
 def test_alone_it_is_the_same_to_the_last_bit(tiny_vlm: Vlm, tmp_path: Path) -> None:
     """With one question in a batch nothing is rounded otherwise, kept or not."""
-    found = pieces([group for group in groups(tiny_vlm, tmp_path, 3) if group.question.images])
-    prompts = Prompts(tiny_vlm, IMAGES)
-    features, scorer = Features(tiny_vlm, IMAGES, prompts.get, torch.float32), Scorer(tiny_vlm.model, "tree")
-    for piece in found:
-        batch = collate(tiny_vlm, [piece], prompts.get, "tree")
+    found = chunks([group for group in groups(tiny_vlm, tmp_path, 3) if group.question.images])
+    prompts = PromptCache(tiny_vlm, IMAGES)
+    vision_cache, scorer = VisionCache(tiny_vlm, IMAGES, prompts.get, torch.float32), Scorer(tiny_vlm.model, "tree")
+    for chunk in found:
+        batch = collate(tiny_vlm, [chunk], prompts.get, "tree")
         with torch.no_grad():
             for _ in range(2):
-                assert torch.equal(scorer(features.fill(batch, [piece])).sums, scorer(batch).sums)
-    assert (features.hits, features.misses) == (len(found), len(found))
+                assert torch.equal(scorer(vision_cache.fill(batch, [chunk])).sums, scorer(batch).sums)
+    assert (vision_cache.hits, vision_cache.misses) == (len(found), len(found))
 
 
 def test_memory_is_bounded_and_pixels_are_part_of_the_key(tiny_vlm: Vlm, tmp_path: Path) -> None:
     found: list[Group] = [group for group in groups(tiny_vlm, tmp_path) if group.question.images]
-    prompts = Prompts(tiny_vlm, IMAGES)
-    batches = [(collate(tiny_vlm, [piece], prompts.get, "tree"), [piece]) for piece in pieces(found)]
+    prompts = PromptCache(tiny_vlm, IMAGES)
+    batches = [(collate(tiny_vlm, [chunk], prompts.get, "tree"), [chunk]) for chunk in chunks(found)]
     one_tile = 4 * 48 * 4
-    features = Features(tiny_vlm, IMAGES, prompts.get, torch.float32, max_bytes=5 * one_tile)
+    vision_cache = VisionCache(tiny_vlm, IMAGES, prompts.get, torch.float32, max_bytes=5 * one_tile)
     for _ in range(2):
-        for batch, piece in batches:
-            features.fill(batch, piece)
-    assert features.held == 5 * one_tile
-    assert (features.hits, features.misses) == (2, 6)
-    other = Features(tiny_vlm, ImageTable(max_pixels=100), prompts.get, torch.float32)
-    other._kept = dict(features._kept)
+        for batch, chunk in batches:
+            vision_cache.fill(batch, chunk)
+    assert vision_cache.size == 5 * one_tile
+    assert (vision_cache.hits, vision_cache.misses) == (2, 6)
+    other = VisionCache(tiny_vlm, ImageTable(max_pixels=100), prompts.get, torch.float32)
+    other._entries = dict(vision_cache._entries)
     other.fill(*batches[0])
     assert (other.hits, other.misses) == (0, 1)
     moved = replace(found[0], question=replace(found[0].question, images=found[1].question.images))
-    features.fill(batches[0][0], [batches[0][1][0]._replace(group=moved)])
-    assert (features.hits, features.misses) == (3, 6)
+    vision_cache.fill(batches[0][0], [batches[0][1][0]._replace(group=moved)])
+    assert (vision_cache.hits, vision_cache.misses) == (3, 6)

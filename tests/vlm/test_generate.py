@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import DynamicCache
 
-from mixpo.vlm.generate import RoomyLayer, Rule, distribution, inverse_cdf, pick, spread, uniforms
+from mixpo.vlm.generate import PreallocatedLayer, TokenSampling, distribution, expand_cache, inverse_cdf, sample_tokens, uniforms
 
 NONE = torch.zeros(4, dtype=torch.bool)
 
@@ -20,7 +20,7 @@ def test_inverse_cdf_by_hand() -> None:
 def test_counts_follow_the_probabilities() -> None:
     probs = torch.tensor([0.1, 0.2, 0.3, 0.4])
     numbers = torch.from_numpy(np.stack([uniforms(seed, 1) for seed in range(20_000)])[:, 0])
-    drawn = pick(probs.log().expand(20_000, -1), numbers, NONE, Rule(1.0))
+    drawn = sample_tokens(probs.log().expand(20_000, -1), numbers, NONE, TokenSampling(1.0))
     shares = torch.bincount(drawn, minlength=4) / 20_000
     torch.testing.assert_close(shares, probs, atol=0.01, rtol=0)
 
@@ -28,17 +28,19 @@ def test_counts_follow_the_probabilities() -> None:
 def test_temperature_and_bans() -> None:
     scores = torch.tensor([[0.0, 1.0, 2.0, 3.0]])
     expected = torch.softmax(torch.tensor([0.0, 0.5, 1.0, 1.5], dtype=torch.float64), -1)
-    torch.testing.assert_close(distribution(scores, Rule(2.0))[0], expected)
+    torch.testing.assert_close(distribution(scores, TokenSampling(2.0))[0], expected)
     banned = torch.tensor([False, False, False, True])
-    assert pick(scores, torch.tensor([0.5]), banned, Rule(0)).item() == 2
-    assert pick(scores.expand(99, -1), torch.arange(99) / 99, banned, Rule(9.0)).max().item() == 2
+    assert sample_tokens(scores, torch.tensor([0.5]), banned, TokenSampling(0)).item() == 2
+    assert sample_tokens(scores.expand(99, -1), torch.arange(99) / 99, banned, TokenSampling(9.0)).max().item() == 2
 
 
 def test_top_k_and_top_p() -> None:
     scores = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).log()
-    torch.testing.assert_close(distribution(scores, Rule(1.0, top_k=2))[0], torch.tensor([0, 0, 3 / 7, 4 / 7], dtype=torch.float64))
-    assert distribution(scores, Rule(1.0, top_k=99)).count_nonzero() == 4
-    kept = {p: (distribution(scores, Rule(1.0, top_p=p))[0] > 0).tolist() for p in (0.01, 0.39, 0.41, 0.71, 0.95)}
+    torch.testing.assert_close(
+        distribution(scores, TokenSampling(1.0, top_k=2))[0], torch.tensor([0, 0, 3 / 7, 4 / 7], dtype=torch.float64)
+    )
+    assert distribution(scores, TokenSampling(1.0, top_k=99)).count_nonzero() == 4
+    kept = {p: (distribution(scores, TokenSampling(1.0, top_p=p))[0] > 0).tolist() for p in (0.01, 0.39, 0.41, 0.71, 0.95)}
     assert kept[0.01] == kept[0.39] == [False, False, False, True]
     assert kept[0.41] == [False, False, True, True]
     assert kept[0.71] == [False, True, True, True]
@@ -64,8 +66,8 @@ def test_equals_the_usual_cache() -> None:
     rows, kept = torch.tensor([0, 0, 1, 1, 1]), torch.tensor([1, 4])
     usual, roomy = filled(), filled()
     usual.reorder_cache(rows)
-    spread(roomy, rows, steps=3)
-    assert all(isinstance(layer, RoomyLayer) for layer in roomy.layers)
+    expand_cache(roomy, rows, steps=3)
+    assert all(isinstance(layer, PreallocatedLayer) for layer in roomy.layers)
     for step in range(3):
         for layer in range(2):
             states = torch.randn(2, 5 if step == 0 else 2, 3, 1, 4)
@@ -84,6 +86,6 @@ def test_a_sliding_layer_keeps_its_own_way() -> None:
     cache = DynamicCache(config=config)
     for layer in range(2):
         cache.update(torch.ones(1, 2, 6, 4), torch.ones(1, 2, 6, 4), layer)
-    spread(cache, torch.tensor([0, 0, 0]), steps=2)
-    assert [isinstance(layer, RoomyLayer) for layer in cache.layers] == [True, False]
+    expand_cache(cache, torch.tensor([0, 0, 0]), steps=2)
+    assert [isinstance(layer, PreallocatedLayer) for layer in cache.layers] == [True, False]
     assert [layer.keys.shape[0] for layer in cache.layers] == [3, 3]

@@ -17,7 +17,7 @@ from mixpo.vlm import load as load_module
 from mixpo.vlm.folder import digests
 from mixpo.vlm.load import Vlm, check_weights, load, pick_device, save
 from mixpo.vlm.prompt import batch_inputs, encode
-from mixpo.vlm.tokenizer_only import load_weightless
+from mixpo.vlm.tokenizer_only import load_tokenizer_only
 
 HEAD = "model.language_model.layers.1.mlp.down_proj.weight"
 
@@ -269,7 +269,7 @@ def test_tiles_are_limited_where_the_processor_counts_them(tiny_folder: Path, ti
     from mixpo.vlm.load import limit_tiles
     from mixpo.vlm.prompt import encode
 
-    vlm = load_weightless(ModelTable(path=str(tiny_folder)), Path())
+    vlm = load_tokenizer_only(ModelTable(path=str(tiny_folder)), Path())
     wide = Image.new("RGB", (80, 40))
     before = len(encode(vlm, "<image>\n?", [wide]))
     limit_tiles(vlm.processor, 1)
@@ -283,7 +283,7 @@ def test_without_weights_prompts_and_answers_are_the_same(tiny_folder: Path, tin
 
     from mixpo.vlm.prompt import control_ids, encode, render_prompt, tokenize_response
 
-    light = load_weightless(ModelTable(path=str(tiny_folder)), Path())
+    light = load_tokenizer_only(ModelTable(path=str(tiny_folder)), Path())
     assert (light.end_ids, light.digest, light.template_digest) == (tiny_vlm.end_ids, tiny_vlm.digest, tiny_vlm.template_digest)
     assert control_ids(light) == control_ids(tiny_vlm)
     image = Image.new("RGB", (50, 20))

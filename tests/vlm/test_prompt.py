@@ -22,7 +22,7 @@ from mixpo.vlm.prompt import (
     image_token_ids,
     join_features,
     tokenize_response,
-    turn_end,
+    turn_end_id,
     without_images,
 )
 
@@ -123,7 +123,7 @@ def test_without_images() -> None:
 def test_responses_end_with_the_turn_and_come_back(vlm: Vlm) -> None:
     text = "因为 <ref>九</ref> 🙂 is\n  largest, Final answer: 9"
     ids = tokenize_response(vlm, text)
-    assert ids[-1] == turn_end(vlm) == vlm.processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert ids[-1] == turn_end_id(vlm) == vlm.processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert decode(vlm, ids) == text
     assert decode(vlm, (*sorted(control_ids(vlm)), *ids)) == text
 

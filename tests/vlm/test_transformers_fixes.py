@@ -9,7 +9,7 @@ import torch
 from train import architectures
 
 from mixpo.errors import ModelError
-from mixpo.vlm.transformers_fixes import mend
+from mixpo.vlm.transformers_fixes import apply_fixes
 
 IDS = torch.arange(10, 30)[None]
 
@@ -32,12 +32,12 @@ def test_attention_scores_are_capped() -> None:
 
 def test_a_release_that_leaves_the_cap_of_the_logits_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = architectures._paligemma2()
-    monkeypatch.setitem(mend.__globals__, "transformers", SimpleNamespace(__version__="5.22.0"))
+    monkeypatch.setitem(apply_fixes.__globals__, "transformers", SimpleNamespace(__version__="5.22.0"))
     with pytest.raises(ModelError, match=r"5\.22\.0 does not cap the logits of paligemma .* install transformers 5\.23 or newer"):
-        mend(model)
-    mend(architectures._paligemma())  # has no cap
-    monkeypatch.setitem(mend.__globals__, "transformers", SimpleNamespace(__version__="5.23.0"))
-    mend(model)
+        apply_fixes(model)
+    apply_fixes(architectures._paligemma())  # has no cap
+    monkeypatch.setitem(apply_fixes.__globals__, "transformers", SimpleNamespace(__version__="5.23.0"))
+    apply_fixes(model)
 
 
 def test_image_features_are_of_the_type_of_the_embeddings() -> None:

@@ -13,8 +13,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
+<<<<<<< HEAD
 from mixpo.cli.output import Lines, printable
 from mixpo.distributed import Ranks, ranks_of
+=======
+from mixpo.cli.bars import open_progress, printable
+from mixpo.distributed import Ranks, ranks_from_env
+>>>>>>> b8c803c (Training and model rooms: identifiers in the field's words)
 from mixpo.errors import MixpoError, refused
 from mixpo.progress import Progress, Silent
 from mixpo.signals import SAID, STOPPING
@@ -41,7 +46,7 @@ def boundary(together: bool = False) -> Iterator[Terminal]:
     ranks = Ranks()
     try:
         with STOPPING.work():
-            ranks = ranks_of(os.environ)
+            ranks = ranks_from_env(os.environ)
             if ranks.main:
                 with closing(open_progress()) as progress:
                     yield Terminal(progress, ranks)
@@ -63,9 +68,15 @@ def boundary(together: bool = False) -> Iterator[Terminal]:
         sys.stdout = open("/dev/null", "w")  # noqa: SIM115
         raise typer.Exit(0) from None
     except Exception as error:
+<<<<<<< HEAD
         if isinstance(error, OSError) and (known := refused(error)):
             _fail(ranks, printable(f"mixpo: {known}"), known.exit_code)
         if ranks.count == 1:
+=======
+        if isinstance(error, OSError) and (said := refused(error)):
+            _fail(ranks, printable(f"mixpo: {said}"), said.exit_code)
+        if ranks.world_size == 1:
+>>>>>>> b8c803c (Training and model rooms: identifiers in the field's words)
             raise
         # When one rank ends, the connections of all others break: only the first traceback is of use.
         _fail(ranks, traceback.format_exc(), 1)
@@ -81,9 +92,9 @@ def open_progress() -> Bars | Lines:
 
 
 def _fail(ranks: Ranks, text: str, status: int) -> None:
-    if ranks.first_to_fail():
+    if ranks.is_first_failure():
         print(text, file=sys.stderr, flush=True)
-        ranks.told()
+        ranks.failure_reported()
     else:
-        ranks.wait_until_told()
+        ranks.wait_for_failure_report()
     raise typer.Exit(status) from None

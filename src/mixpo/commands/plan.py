@@ -21,7 +21,7 @@ from mixpo.stages.answer import source_name
 from mixpo.stages.job import Context, Planned
 from mixpo.stages.source import NOTHING, Index, blocks_of, index_of
 from mixpo.types import Skipped
-from mixpo.vlm.folder import find
+from mixpo.vlm.folder import find_model
 
 PROMPT_TOKENS = 400
 """Tokens of a question with its picture and instruction, where none was measured."""
@@ -138,7 +138,7 @@ def _sources(context: Context, left_out: dict[str, list[Skipped]]) -> Sources:
 
 def _rates(context: Context, sources: Sources, assumed: Assumed) -> Rates:
     recipe = context.recipe
-    weights = sum(path.stat().st_size for path in find(recipe.model, context.base).glob("*.safetensors"))
+    weights = sum(path.stat().st_size for path in find_model(recipe.model, context.base).glob("*.safetensors"))
     parameters = weights / (4 if recipe.model.dtype == "float32" else 2)
     sampled, paired = context.run.stage("round-1/sample").manifest, _counts(context, "pair")
     generated, basis = MULTIPLY_ADDS / (2 * max(parameters, 1)), ASSUMED

@@ -16,7 +16,7 @@ from mixpo.images import open_image
 from mixpo.recipe import ImageTable
 from mixpo.records import Sampled
 from mixpo.types import Response
-from mixpo.vlm.generate import Drawn, Rule, generate, uniforms
+from mixpo.vlm.generate import Generation, TokenSampling, generate, uniforms
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.memory import batch_bytes, free_bytes
 from mixpo.vlm.prompt import EncodedPrompt, context_limit, control_ids, decode, encode
@@ -146,7 +146,7 @@ class TransformersEngine:
             [job.prefix for job in jobs],
             [owner for owner, _ in rows],
             torch.from_numpy(np.stack([uniforms(seed, params.max_new_tokens) for seed in seeds])),
-            Rule(params.temperature, params.top_k, params.top_p),
+            TokenSampling(params.temperature, params.top_k, params.top_p),
             stop_test(self._codec, params.stop) if params.stop else None,
         )
         return {
@@ -154,7 +154,7 @@ class TransformersEngine:
             for (owner, slot), answer in zip(rows, sampled, strict=True)
         }
 
-    def _response(self, request: Request, slot: int, prefix: tuple[int, ...], answer: Drawn, stop: Sequence[str]) -> Response:
+    def _response(self, request: Request, slot: int, prefix: tuple[int, ...], answer: Generation, stop: Sequence[str]) -> Response:
         ids = prefix + answer.ids
         response = Response(
             question=request.key,

@@ -10,7 +10,7 @@ from typing import Any
 
 from mixpo.errors import RunError
 from mixpo.report.model_card import CardSubject, card, is_hub_id
-from mixpo.vlm.folder import is_whole
+from mixpo.vlm.folder import is_complete
 
 CARD = "README.md"
 UNKNOWN = "unknown"
@@ -43,7 +43,7 @@ def prepare(model: Path, repository: str, licence: str = "") -> Upload:
             code="no-trained-model",
             path=model,
         )
-    if not is_whole(model):
+    if not is_complete(model):
         raise RunError(f"{model}: the model folder is incomplete; `mixpo run` trains it again", code="model-incomplete", path=model)
     report, recipe = _read(run / "report.json", "`mixpo report`"), _read(run / "recipe.json", "`mixpo run`")
     if model.name not in report["trained"]:

@@ -127,7 +127,7 @@ class TrainTable(Table):
             raise ValueError(f"unknown objective {name!r}{did_you_mean(name, OBJECTIVES)}; known: {', '.join(OBJECTIVES)}")
         if len(set(names)) != len(names):
             raise ValueError("objective and baselines must differ from each other")
-        moving = next((name for name in names if OBJECTIVES[name].moving), "")
+        moving = next((name for name in names if OBJECTIVES[name].moving_reference), "")
         if moving and self.reference != "online":
             raise ValueError(f'objective {moving!r} moves its reference, which no stage can know; set train.reference = "online"')
         if moving and self.lora and self.loss.reference_alpha < 1:

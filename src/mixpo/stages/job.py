@@ -214,9 +214,9 @@ def _make(context: Context, planned: Planned, work: Work, manifest: Manifest) ->
     numbers = [number for number, shard in enumerate(work.shards) if shard in missing]
     others: list[int] = []
     if job.ranks != "main":
-        context.ranks.lead([job.name, numbers])
+        context.ranks.broadcast([job.name, numbers])
     if job.ranks == "each":
-        mine = context.ranks.part(numbers)
+        mine = context.ranks.shard(numbers)
         others, numbers = sorted({*numbers} - {*mine}), mine
     make = context.executor if context.executor is not None and job.kind in DISTRIBUTED else make_here
     for number, counts in make(context, planned, numbers):
@@ -226,7 +226,7 @@ def _make(context: Context, planned: Planned, work: Work, manifest: Manifest) ->
             planned.stage.save_manifest(manifest)
             saved = time.monotonic()
     if job.ranks != "main":
-        context.ranks.meet()
+        context.ranks.barrier()
         if not job.own_bar:
             context.progress.advance(sum(job.sizes[number] for number in others))
     manifest.seconds = used + time.monotonic() - begun
@@ -259,13 +259,13 @@ def make_here(context: Context, planned: Planned, numbers: Sequence[int]) -> Ite
 def assist(context: Context, planned: Planned, numbers: list[int]) -> None:
     """What `perform` is on every rank but the main one: work on these shards with the others."""
     if planned.job.ranks == "each":
-        for _ in make_here(context, planned, context.ranks.part(numbers)):
+        for _ in make_here(context, planned, context.ranks.shard(numbers)):
             pass
     else:
         with planned.job.session(numbers) as make:
             for number in numbers:
                 list(make(number))
-    context.ranks.meet()
+    context.ranks.barrier()
 
 
 def _total(job: Job, stage: Stage, shards: Sequence[str], counted: Mapping[str, Mapping[str, int]]) -> dict[str, int]:

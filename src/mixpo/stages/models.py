@@ -60,7 +60,7 @@ class Models:
         """
         if self._base_model is None:
             try:
-                found = digests(find(self.table, self.base), find_adapter(self.table, self.base))
+                found = digests(find_model(self.table, self.base), find_adapter(self.table, self.base))
                 identity = f"{found.weights}-{found.template}"
             except ModelError as error:
                 if not self.known:
@@ -81,16 +81,16 @@ class Models:
         if self._held is not None and self._held[0] == ref:
             return self._held[1]
         if self._words is None or self._words[0] != ref:
-            from mixpo.vlm.tokenizer_only import load_weightless
+            from mixpo.vlm.tokenizer_only import load_tokenizer_only
 
-            self._words = (ref, self._tiled(load_weightless(self.table, self.base, ref.folder)))
+            self._words = (ref, self._tiled(load_tokenizer_only(self.table, self.base, ref.folder)))
         return self._words[1]
 
     def folder(self, ref: ModelRef) -> Path:
         """Where the files of a model are, for engines that load it themselves. Raises ModelError when an adapter belongs to it."""
         if ref.folder is None and find_adapter(self.table, self.base) is not None:
             raise ModelError("model.adapter: servers and vLLM would load the model without it; merge the adapter into a model folder first")
-        return ref.folder or find(self.table, self.base)
+        return ref.folder or find_model(self.table, self.base)
 
     def fresh(self, ref: ModelRef) -> Vlm:
         """A copy of its own for who changes the weights; nothing else stays in memory."""

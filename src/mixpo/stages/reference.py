@@ -18,7 +18,7 @@ from mixpo.stages.select import pairs_of
 from mixpo.stages.source import Index
 
 if TYPE_CHECKING:
-    from mixpo.train.reference import Reference
+    from mixpo.train.reference import ReferenceScorer
 
 
 def reference_job(context: Context, plan: Plan, index: Index, number: int, model: ModelRef) -> Job:
@@ -28,9 +28,9 @@ def reference_job(context: Context, plan: Plan, index: Index, number: int, model
     @contextmanager
     def session(numbers: Sequence[int]) -> Iterator[Make]:
         with ExitStack() as stack:
-            opened: list[Reference] = []
+            opened: list[ReferenceScorer] = []
 
-            def reference() -> Reference:
+            def reference() -> ReferenceScorer:
                 if not opened:
                     from mixpo.train.reference import open_reference
 

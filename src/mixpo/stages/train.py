@@ -20,7 +20,7 @@ from mixpo.stages.source import Index
 from mixpo.stages.watch import watch_of
 from mixpo.train.metrics import StepMetrics
 from mixpo.types import Group
-from mixpo.vlm.folder import is_whole
+from mixpo.vlm.folder import is_complete
 
 
 def train_job(context: Context, plan: Plan, index: Index, number: int, objective: str, model: ModelRef) -> Job:
@@ -75,7 +75,7 @@ def train_job(context: Context, plan: Plan, index: Index, number: int, objective
         count=count_steps,
         check=partial(publish, context, name, public_name(recipe.train, number, objective)),
         artifact=lambda shard: model_folder(context, name, shard),
-        whole=is_whole,
+        whole=is_complete,
     )
 
 

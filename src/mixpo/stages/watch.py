@@ -12,11 +12,11 @@ from mixpo.stages.job import Context, Plan
 from mixpo.types import Question
 
 if TYPE_CHECKING:
-    from mixpo.train.metrics import Watch, Watched
+    from mixpo.train.metrics import EvaluatePolicy, PolicyMetrics
     from mixpo.vlm.load import Vlm
 
 
-def watch_of(context: Context, plan: Plan, vlm: Vlm) -> Watch | None:
+def watch_of(context: Context, plan: Plan, vlm: Vlm) -> EvaluatePolicy | None:
     """The watch that the recipe asks for, on a policy that changes in place; None without [train.watch]."""
     from mixpo.evaluate.benchmarks import BENCHMARKS
     from mixpo.evaluate.score import score
@@ -33,15 +33,15 @@ def watch_of(context: Context, plan: Plan, vlm: Vlm) -> Watch | None:
     ]  # fmt: skip
     how = params(context.recipe, "cot")
 
-    def watch() -> Watched:
-        from mixpo.train.metrics import Watched
+    def watch() -> PolicyMetrics:
+        from mixpo.train.metrics import PolicyMetrics
 
         engine = create("transformers", vlm=vlm, image=context.recipe.image, batch_size=context.recipe.evaluate.batch_size)
         answers = list(engine.sample(requests, how))
         engine.close()
         with Marker(context, benchmark, "cot") as marker:
             found = score(marker.predictions(questions, answers))
-        return Watched(accuracy=found.accuracy, tokens=found.mean_tokens, loops=found.loops / found.n, cut=found.cut / found.n)
+        return PolicyMetrics(accuracy=found.accuracy, tokens=found.mean_tokens, loops=found.loops / found.n, cut=found.cut / found.n)
 
     return watch
 

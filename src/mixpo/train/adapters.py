@@ -14,18 +14,18 @@ from mixpo.recipe import LoraTable, TrainTable, did_you_mean
 from mixpo.train.batch import Batch
 from mixpo.train.logps import Scorer
 from mixpo.train.losses import ResponseLogps
-from mixpo.train.model import PARTS, PartSize, freeze, part_of, types_of, use_master_weights
+from mixpo.train.model import PARTS, PartSize, freeze, part_of, use_master_weights, weight_dtypes
 from mixpo.vlm import adapter as lora
 from mixpo.vlm.load import Vlm
 
-MERGED = {torch.float32: 1e-4, torch.bfloat16: 0.05}
+MERGE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 """How far merging may move a response's mean log-prob per token: rounding of the weights, nothing else."""
 
 FOLDER = "adapter"
 """Where a trained adapter lies in the folder of its merged model."""
 
 
-def choose_trained(vlm: Vlm, table: TrainTable, seed: int) -> tuple[list[PartSize], dict[str, torch.dtype]]:
+def prepare_trainable(vlm: Vlm, table: TrainTable, seed: int) -> tuple[list[PartSize], dict[str, torch.dtype]]:
     """Make the model ready to train; returns the sizes of its parts and the types its weights had.
 
     Without `train.lora` all weights but the frozen ones are trained, in float32, with an adapter that the model came with merged
@@ -34,37 +34,37 @@ def choose_trained(vlm: Vlm, table: TrainTable, seed: int) -> tuple[list[PartSiz
     """
     model = vlm.model
     if table.lora is None:
-        had = use_master_weights(model)
+        dtypes = use_master_weights(model)
         lora.merge(model)
-        return freeze(model, table.freeze), had
-    had = types_of(model)
+        return freeze(model, table.freeze), dtypes
+    dtypes = weight_dtypes(model)
     present = lora.adapter_of(model)
     if present is None:
-        names = targets(model, table.lora)
+        names = target_layers(model, table.lora)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             lora.insert(model, lora.Adapter(rank=table.lora.rank, alpha=table.lora.alpha, modules=names))
     else:
-        _compare(model, present, table.lora)
+        _check_recipe(model, present, table.lora)
     model.requires_grad_(False)
     for parameter in lora.parameters(model).values():
         parameter.requires_grad_(True)
-    return _sizes(model), had
+    return _sizes(model), dtypes
 
 
-def targets(model: nn.Module, table: LoraTable) -> tuple[str, ...]:
+def target_layers(model: nn.Module, table: LoraTable) -> tuple[str, ...]:
     """Full names of the layers to adapt: linear ones of the parts that have one of the names, if any are given.
 
     The output head is one only if it is named. Raises TrainError for a part without linear layers and a name that matches none.
     """
     adapted, head = lora.layers(model), model.get_output_embeddings()  # type: ignore[operator]
-    found = [name for name, module in model.named_modules() if type(module) is nn.Linear and not _inside(name)] + list(adapted)
+    found = [name for name, module in model.named_modules() if type(module) is nn.Linear and not _is_adapter_part(name)] + list(adapted)
     found = [name for name in found if part_of(name) in table.parts]
     for part in table.parts:
         if not any(part_of(name) == part for name in found):
             raise TrainError(f"train.lora.parts: {type(model).__name__} has no linear layers that mixpo knows as its {part}; leave it out")
     for wanted in table.modules:
-        if not any(_is_called(name, wanted) for name in found):
+        if not any(_matches(name, wanted) for name in found):
             known = sorted({name.rpartition(".")[2] for name in found})
             raise TrainError(
                 f"train.lora.modules: {wanted!r} matches no linear layer of {', '.join(table.parts)}{did_you_mean(wanted, known)}; "
@@ -72,7 +72,7 @@ def targets(model: nn.Module, table: LoraTable) -> tuple[str, ...]:
             )
     if not table.modules:
         return tuple(sorted(name for name in found if model.get_submodule(name) is not head))
-    return tuple(sorted(name for name in found if any(_is_called(name, wanted) for wanted in table.modules)))
+    return tuple(sorted(name for name in found if any(_matches(name, wanted) for wanted in table.modules)))
 
 
 def merge_checked(vlm: Vlm, batch: Batch, precision: torch.dtype) -> Callable[[Path], None]:
@@ -84,7 +84,7 @@ def merge_checked(vlm: Vlm, batch: Batch, precision: torch.dtype) -> Callable[[P
     assert trained is not None
     lora.merge(vlm.model)
     gap = float((_mean_logps(vlm, batch, precision) - before).abs().max())
-    if not gap <= MERGED[precision]:  # true for NaN
+    if not gap <= MERGE_TOLERANCE[precision]:  # true for NaN
         raise TrainError(
             f"the merged weights change log-probs by {gap:.2g} per token, so they do not stand for the adapter; it was not saved, "
             'set model.dtype = "float32" and run the same command again'
@@ -103,22 +103,22 @@ def _mean_logps(vlm: Vlm, batch: Batch, precision: torch.dtype) -> torch.Tensor:
 # --- parts -----------------------------------------------------------------------------------------------------------
 
 
-def _inside(name: str) -> bool:
+def _is_adapter_part(name: str) -> bool:
     return ".lora_" in name or name.endswith(".base_layer")
 
 
-def _is_called(name: str, wanted: str) -> bool:
+def _matches(name: str, wanted: str) -> bool:
     return name == wanted or name.endswith(f".{wanted}")
 
 
-def _compare(model: nn.Module, present: lora.Adapter, table: LoraTable) -> None:
+def _check_recipe(model: nn.Module, present: lora.Adapter, table: LoraTable) -> None:
     """The recipe must say what the adapter is that training goes on with."""
     for key, found, asked in (("rank", present.rank, table.rank), ("alpha", present.alpha, table.alpha)):
         if found != asked:
             raise TrainError(
                 f"train.lora.{key} is {asked:g}, but the adapter in model.adapter has {found:g}; set it to {found:g} to go on with that one"
             )
-    wanted = set(targets(model, table))
+    wanted = set(target_layers(model, table))
     if odd := sorted(wanted ^ set(present.modules)):
         has = "is not adapted" if odd[0] in wanted else "is adapted"
         raise TrainError(

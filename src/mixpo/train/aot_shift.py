@@ -8,29 +8,29 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
-from mixpo.train.batch import Piece, wide
+from mixpo.train.batch import Chunk, accumulation_dtype
 from mixpo.train.collate import collate
-from mixpo.train.losses import ResponseLogps, transport
+from mixpo.train.losses import ResponseLogps, optimal_transport_shift
 from mixpo.train.session import Session
 
 
-def step_shifts(session: Session, batches: Sequence[Sequence[Piece]]) -> Iterator[Tensor | float]:
+def step_shifts(session: Session, batches: Sequence[Sequence[Chunk]]) -> Iterator[Tensor | float]:
     """One value for each of this rank's micro-batches: (K,) for "aot", from one more forward pass without gradient; 0 otherwise.
 
     Every rank has to ask, because margins of all ranks are sorted together.
     """
-    if session.weights.form != "aot":
+    if session.weights.loss_type != "aot":
         return repeat(0.0)
     return iter(_transported(session, batches))
 
 
 @torch.no_grad()
-def _transported(session: Session, batches: Sequence[Sequence[Piece]]) -> list[Tensor]:
+def _transported(session: Session, batches: Sequence[Sequence[Chunk]]) -> list[Tensor]:
     accelerator = session.accelerator
     counts = list[int]()
-    found = [torch.zeros(0, 2, dtype=wide(accelerator.device), device=accelerator.device)]
-    for pieces in batches:
-        batch = session.complete(collate(session.job.vlm, pieces, session.prompts.get, session.layout), pieces)
+    found = [torch.zeros(0, 2, dtype=accumulation_dtype(accelerator.device), device=accelerator.device)]
+    for chunks in batches:
+        batch = session.complete(collate(session.job.vlm, chunks, session.prompts.get, session.layout), chunks)
         logps: ResponseLogps = session.parallel.scorer(batch)
         both = torch.stack([logps.sums, batch.reference], -1)
         found.append(both[batch.chosen] - both[batch.rejected])
@@ -41,5 +41,5 @@ def _transported(session: Session, batches: Sequence[Sequence[Piece]]) -> list[T
     room = torch.full((int(sizes.max()) - len(mine), 2), float("inf"), dtype=mine.dtype, device=mine.device)
     everyone: Tensor = accelerator.gather(torch.cat([mine, room]))
     first = accelerator.process_index * int(sizes.max())
-    shift = transport(everyone[:, 0], everyone[:, 1])[first : first + len(mine)]
+    shift = optimal_transport_shift(everyone[:, 0], everyone[:, 1])[first : first + len(mine)]
     return list(torch.split(shift, counts))

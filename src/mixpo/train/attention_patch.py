@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mixpo.train.tree_attention import Asked, Tree
+from mixpo.train.tree_attention import AttentionOptions, AttentionPlan
 from mixpo.vlm.families import window_of
 
 NAME = "mixpo_tree"
@@ -18,20 +18,27 @@ _KNOWN = {"scaling", "dropout", "sliding_window", "softcap"} | _IGNORED
 
 
 def tree_attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, *, tree: Tree | None = None, **options: Any
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: None,
+    *,
+    attention_plan: AttentionPlan | None = None,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """What layers call instead of their own attention: (1, H, T, D) each -> (1, T, H, D).
 
     Raises NotImplementedError for what a layer asks that is not done here; nothing is ever ignored.
     """
-    asked = _asked(module, options)
-    if tree is None or query.shape[0] != 1 or query.shape[2] != len(tree) or key.shape[2] != len(tree):
+    layer_options = _options_of(module, options)
+    if attention_plan is None or query.shape[0] != 1 or query.shape[2] != len(attention_plan) or key.shape[2] != len(attention_plan):
         raise NotImplementedError("a forward pass that is not over one row of groups")
     query_thd, key_thd, value_thd = (part[0].transpose(0, 1) for part in (query, key, value))
-    return tree.attend(query_thd, key_thd, value_thd, asked)[None], None
+    return attention_plan.attend(query_thd, key_thd, value_thd, layer_options)[None], None
 
 
-def _asked(module: Any, options: dict[str, Any]) -> Asked:
+def _options_of(module: Any, options: dict[str, Any]) -> AttentionOptions:
     """Raises NotImplementedError for an option with a meaning that is not known here."""
     for name, value in options.items():
         if name not in _KNOWN and value is not None:
@@ -41,7 +48,7 @@ def _asked(module: Any, options: dict[str, Any]) -> Asked:
     window = window_of(module.config, module.layer_idx)
     if options.get("sliding_window") != window:
         raise NotImplementedError(f"a window of {options.get('sliding_window')} in a layer that the configuration gives {window}")
-    return Asked(window=window, scale=options.get("scaling"), cap=float(options.get("softcap") or 0.0))
+    return AttentionOptions(window=window, scale=options.get("scaling"), softcap=float(options.get("softcap") or 0.0))
 
 
 @contextmanager
@@ -54,7 +61,7 @@ def _implementation(text: Any, name: str) -> Iterator[None]:
         text._attn_implementation = had
 
 
-def growing(model: Any) -> AbstractContextManager[None]:
+def tree_attention_enabled(model: Any) -> AbstractContextManager[None]:
     """Within it, the layers of the text model attend as in `tree_attention`; vision and everything outside stay as they are."""
     from transformers import AttentionInterface
 
@@ -62,8 +69,8 @@ def growing(model: Any) -> AbstractContextManager[None]:
     return _implementation(model.config.get_text_config(), NAME)
 
 
-def recomputing(model: Any) -> Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]:
-    """For activation checkpointing, whose second forward comes when `growing` is over: attend then as the first time."""
+def checkpoint_contexts(model: Any) -> Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]:
+    """For activation checkpointing, whose second forward comes when `tree_attention_enabled` is over: attend then as the first time."""
     text = model.config.get_text_config()
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

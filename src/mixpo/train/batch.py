@@ -1,6 +1,6 @@
 """Micro-batches: which responses are computed together, and what every layout of them has in common.
 
-Everyone else sees `Piece` (what to compute), `Batch.owner` (which response a predicted token belongs to) and index pairs. Where tokens
+Everyone else sees `Chunk` (what to compute), `Batch.owner` (which response a predicted token belongs to) and index pairs. Where tokens
 stand is the secret of `mixpo.train.collate`. R responses, T tokens, A predicted tokens, U different ones, K pairs, G groups.
 """
 
@@ -13,9 +13,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from mixpo.train.prefix_tree import grow
+from mixpo.train.prefix_tree import build_prefix_tree
 from mixpo.train.schedule import Step
-from mixpo.train.tree_attention import Tree
+from mixpo.train.tree_attention import AttentionPlan
 from mixpo.types import Group
 
 Layout = Literal["varlen", "tree", "shared", "plain"]
@@ -29,7 +29,7 @@ PACKED: tuple[Layout, ...] = ("varlen", "tree")
 """Layouts with one row of groups, the faster one first."""
 
 
-class Piece(NamedTuple):
+class Chunk(NamedTuple):
     """Some responses of a group, and pairs among them. Both are positions in `group.responses`."""
 
     group: Group
@@ -37,116 +37,116 @@ class Piece(NamedTuple):
     pairs: tuple[tuple[int, int], ...]
 
 
-def piece_of(group: Group, pairs: Sequence[tuple[int, int]]) -> Piece:
+def make_chunk(group: Group, pairs: Sequence[tuple[int, int]]) -> Chunk:
     """The piece that holds these pairs and the responses that they need."""
-    return Piece(group, tuple(sorted({response for pair in pairs for response in pair})), tuple(pairs))
+    return Chunk(group, tuple(sorted({response for pair in pairs for response in pair})), tuple(pairs))
 
 
-def pieces_of(step: Step, groups: Sequence[Group]) -> list[Piece]:
+def step_chunks(step: Step, groups: Sequence[Group]) -> list[Chunk]:
     """The pieces behind the parts of a step; parts of the same group become one."""
     pairs: dict[int, list[int]] = {}
     for part in step:
         pairs.setdefault(part.group, []).extend(part.pairs)
-    return [piece_of(groups[group], [groups[group].pairs[pair] for pair in numbers]) for group, numbers in pairs.items()]
+    return [make_chunk(groups[group], [groups[group].pairs[pair] for pair in numbers]) for group, numbers in pairs.items()]
 
 
 # --- how much fits -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
+class Footprint:
     """What a micro-batch costs. tokens: without padding, prompts and common beginnings once. rows, longest: of the padded layouts."""
 
     tokens: int
     rows: int
     longest: int
 
-    def plus(self, other: Size) -> Size:
+    def plus(self, other: Footprint) -> Footprint:
         """The size of both together."""
-        return Size(self.tokens + other.tokens, self.rows + other.rows, max(self.longest, other.longest))
+        return Footprint(self.tokens + other.tokens, self.rows + other.rows, max(self.longest, other.longest))
 
     def cost(self, layout: Layout) -> int:
         """Tokens that pass through the model, padding included."""
         return self.tokens if layout in PACKED else self.rows * self.longest
 
 
-def size_of(piece: Piece, prompt: int) -> Size:
+def footprint(chunk: Chunk, prompt: int) -> Footprint:
     """The size of one piece with a prompt of `prompt` tokens."""
-    responses = [piece.group.responses[response] for response in piece.responses]
-    return Size(tokens=prompt + grow(responses).tokens, rows=len(responses), longest=prompt + max(map(len, responses)))
+    responses = [chunk.group.responses[response] for response in chunk.responses]
+    return Footprint(tokens=prompt + build_prefix_tree(responses).tokens, rows=len(responses), longest=prompt + max(map(len, responses)))
 
 
-def micro_batches(pieces: Iterable[Piece], prompt_length: Callable[[Group], int], budget: int, layout: Layout) -> list[tuple[Piece, ...]]:
+def micro_batches(chunks: Iterable[Chunk], prompt_length: Callable[[Group], int], budget: int, layout: Layout) -> list[tuple[Chunk, ...]]:
     """Divide pieces into micro-batches of at most `budget` tokens, each piece into the first one with room. The longest come first.
 
     Pieces of like length share a micro-batch, which keeps padding small, and the largest memory is needed at once, not after an
     hour. A piece too large by itself is divided; a single pair (or response) that is still too large goes alone.
     """
-    fitting = [part for piece in pieces for part in _divide(piece, prompt_length(piece.group), budget, layout)]
-    sizes = [size_of(piece, prompt_length(piece.group)) for piece in fitting]
-    found: list[list[Piece]] = []
-    filled: list[Size] = []
+    fitting = [part for chunk in chunks for part in _divide(chunk, prompt_length(chunk.group), budget, layout)]
+    sizes = [footprint(chunk, prompt_length(chunk.group)) for chunk in fitting]
+    found: list[list[Chunk]] = []
+    filled: list[Footprint] = []
     for number in sorted(range(len(fitting)), key=lambda number: _order(fitting[number], sizes[number])):
-        piece, size = fitting[number], sizes[number]
+        chunk, size = fitting[number], sizes[number]
         place = next((n for n, full in enumerate(filled) if full.plus(size).cost(layout) <= budget), len(filled))
         if place == len(filled):
             found.append([])
-            filled.append(Size(0, 0, 0))
-        found[place].append(piece)
+            filled.append(Footprint(0, 0, 0))
+        found[place].append(chunk)
         filled[place] = filled[place].plus(size)
     return [tuple(batch) for batch in found]
 
 
-def _order(piece: Piece, size: Size) -> tuple[object, ...]:
+def _order(chunk: Chunk, size: Footprint) -> tuple[object, ...]:
     """The id and the pairs make the order independent of the order of the pieces."""
-    return -size.longest, piece.group.question.id, piece.pairs, piece.responses
+    return -size.longest, chunk.group.question.id, chunk.pairs, chunk.responses
 
 
-def _divide(piece: Piece, prompt: int, budget: int, layout: Layout) -> Iterator[Piece]:
+def _divide(chunk: Chunk, prompt: int, budget: int, layout: Layout) -> Iterator[Chunk]:
     """Pieces that fit: pairs are kept in order, and responses without pairs (for scoring) are divided as they come."""
-    if size_of(piece, prompt).cost(layout) <= budget:
-        yield piece
-    elif len(piece.pairs) > 1:
-        half = len(piece.pairs) // 2
-        yield from _divide(piece_of(piece.group, piece.pairs[:half]), prompt, budget, layout)
-        yield from _divide(piece_of(piece.group, piece.pairs[half:]), prompt, budget, layout)
-    elif not piece.pairs and len(piece.responses) > 1:
-        half = len(piece.responses) // 2
-        yield from _divide(piece._replace(responses=piece.responses[:half]), prompt, budget, layout)
-        yield from _divide(piece._replace(responses=piece.responses[half:]), prompt, budget, layout)
+    if footprint(chunk, prompt).cost(layout) <= budget:
+        yield chunk
+    elif len(chunk.pairs) > 1:
+        half = len(chunk.pairs) // 2
+        yield from _divide(make_chunk(chunk.group, chunk.pairs[:half]), prompt, budget, layout)
+        yield from _divide(make_chunk(chunk.group, chunk.pairs[half:]), prompt, budget, layout)
+    elif not chunk.pairs and len(chunk.responses) > 1:
+        half = len(chunk.responses) // 2
+        yield from _divide(chunk._replace(responses=chunk.responses[:half]), prompt, budget, layout)
+        yield from _divide(chunk._replace(responses=chunk.responses[half:]), prompt, budget, layout)
     else:
-        yield piece
+        yield chunk
 
 
 TRIED = 16
-"""Prompts that are looked at to find a short one; each costs opening its images."""
+"""Prompts to try when looking for a short one; each costs opening its images."""
 
 
-def find_ghost(groups: Sequence[Group], prompt_length: Callable[[Group], int]) -> Piece:
+def find_dummy(groups: Sequence[Group], prompt_length: Callable[[Group], int]) -> Chunk:
     """A small piece without pairs, with an image if any of the data has one. The same on every rank."""
     usable = [group for group in groups if group.pairs]
     pictured = [group for group in usable if group.question.images] or usable
     fewest = sorted(pictured, key=lambda group: len(group.question.images))[:TRIED]
-    shortest = [Piece(group, (min(range(len(group.responses)), key=lambda number: len(group.responses[number])),), ()) for group in fewest]
-    return min(shortest, key=lambda piece: size_of(piece, prompt_length(piece.group)).tokens)
+    shortest = [Chunk(group, (min(range(len(group.responses)), key=lambda number: len(group.responses[number])),), ()) for group in fewest]
+    return min(shortest, key=lambda chunk: footprint(chunk, prompt_length(chunk.group)).tokens)
 
 
-def with_ghost(pieces: tuple[Piece, ...], ghost: Piece) -> tuple[Piece, ...]:
+def with_dummy(chunks: tuple[Chunk, ...], dummy: Chunk) -> tuple[Chunk, ...]:
     """The same micro-batch, in which at least one piece has an image if the ghost has."""
-    needed = bool(ghost.group.question.images) and not any(piece.group.question.images for piece in pieces)
-    return (*pieces, ghost) if needed or not pieces else pieces
+    needed = bool(dummy.group.question.images) and not any(chunk.group.question.images for chunk in chunks)
+    return (*chunks, dummy) if needed or not chunks else chunks
 
 
 # --- what all layouts have in common -----------------------------------------------------------------------------------
 
 
-def wide(device: torch.device) -> torch.dtype:
+def accumulation_dtype(device: torch.device) -> torch.dtype:
     """What sums over tokens, pairs, steps and ranks are kept in: float64 where the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 @dataclass(frozen=True, eq=False)
-class Vision:
+class VisionInputs:
     """The images of a batch, each once. inputs: what the vision tower needs. rows: (R) the group of each row.
 
     tiles, images: (G) how many tiles (entries of pixel_values) and images each group has.
@@ -173,66 +173,66 @@ class Batch:
     """
 
     inputs: dict[str, Tensor]
-    tree: Tree | None
-    vision: Vision | None
+    attention_plan: AttentionPlan | None
+    vision: VisionInputs | None
     row: Tensor
-    at: Tensor
+    position: Tensor
     target: Tensor
-    pick: Tensor
-    owner: Tensor
+    token_index: Tensor
+    response_index: Tensor
     lengths: Tensor
     chosen: Tensor
     rejected: Tensor
     reference: Tensor
-    names: tuple[str, ...]
+    question_ids: tuple[str, ...]
     tokens: int
     features: Any | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
+class ResponseTensors:
     """The responses of some pieces, on the CPU: the fields of `Batch` that no layout changes. tails: their tokens."""
 
     tails: list[tuple[int, ...]]
     target: Tensor
-    owner: Tensor
-    within: Tensor
+    response_index: Tensor
+    offset: Tensor
     lengths: Tensor
     chosen: Tensor
     rejected: Tensor
     reference: Tensor
-    names: tuple[str, ...]
+    question_ids: tuple[str, ...]
 
 
-def answers_of(pieces: Sequence[Piece]) -> Answers:
+def response_tensors(chunks: Sequence[Chunk]) -> ResponseTensors:
     """within: (A,) the number of each predicted token in its response."""
-    tails = [piece.group.responses[response] for piece in pieces for response in piece.responses]
+    tails = [chunk.group.responses[response] for chunk in chunks for response in chunk.responses]
     lengths = torch.tensor([len(tail) for tail in tails])
-    owner = torch.arange(len(tails)).repeat_interleave(lengths)
-    chosen, rejected = _pairs(pieces)
-    return Answers(
+    response_index = torch.arange(len(tails)).repeat_interleave(lengths)
+    chosen, rejected = _pairs(chunks)
+    return ResponseTensors(
         tails=tails,
         target=torch.tensor([token for tail in tails for token in tail]),
-        owner=owner,
-        within=torch.arange(len(owner)) - (lengths.cumsum(0) - lengths)[owner],
+        response_index=response_index,
+        offset=torch.arange(len(response_index)) - (lengths.cumsum(0) - lengths)[response_index],
         lengths=lengths,
         chosen=chosen,
         rejected=rejected,
-        reference=torch.tensor([_reference(piece, response) for piece in pieces for response in piece.responses], dtype=torch.float64),
-        names=tuple(piece.group.question.id for piece in pieces for _ in piece.responses),
+        reference=torch.tensor([_reference(chunk, response) for chunk in chunks for response in chunk.responses], dtype=torch.float64),
+        question_ids=tuple(chunk.group.question.id for chunk in chunks for _ in chunk.responses),
     )
 
 
-def _pairs(pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
+def _pairs(chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor]:
     first, pairs = 0, []
-    for piece in pieces:
-        place = {response: first + number for number, response in enumerate(piece.responses)}
-        pairs += [(place[chosen], place[rejected]) for chosen, rejected in piece.pairs]
-        first += len(piece.responses)
+    for chunk in chunks:
+        place = {response: first + number for number, response in enumerate(chunk.responses)}
+        pairs += [(place[chosen], place[rejected]) for chosen, rejected in chunk.pairs]
+        first += len(chunk.responses)
     both = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
     return both[:, 0], both[:, 1]
 
 
-def _reference(piece: Piece, response: int) -> float:
-    known = piece.group.reference
+def _reference(chunk: Chunk, response: int) -> float:
+    known = chunk.group.reference
     return float("nan") if known is None else known[response]

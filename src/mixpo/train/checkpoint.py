@@ -69,11 +69,11 @@ class Checkpoint:
     path: Path
     state: TrainState
     tensors: Mapping[str, Tensor]
-    rest: Mapping[str, Any]
-    moved: Mapping[str, Tensor]
+    training_state: Mapping[str, Any]
+    moving_values: Mapping[str, Tensor]
 
     @property
-    def of_deepspeed(self) -> bool:
+    def is_deepspeed(self) -> bool:
         """Whether DeepSpeed wrote it."""
         return (self.path / DEEPSPEED).is_dir()
 
@@ -89,7 +89,7 @@ class ModelWriter(Protocol):
     def save(self, folder: Path) -> None: ...
 
 
-def save_checkpoint(folder: Path, state: TrainState, keep: int, parallel: ModelWriter, moved: Mapping[str, Tensor]) -> None:
+def save_checkpoint(folder: Path, state: TrainState, keep: int, parallel: ModelWriter, moving_values: Mapping[str, Tensor]) -> None:
     """Write a checkpoint and remove all but the newest `keep`. Every rank has to call it. moved: a reference that moves, or nothing.
 
     Raises TrainError when the disk is full; older ones stay usable.
@@ -104,8 +104,8 @@ def save_checkpoint(folder: Path, state: TrainState, keep: int, parallel: ModelW
         parallel.save(temporary)
         parallel.wait()
         if parallel.main:
-            if moved:
-                save_file(dict(moved), temporary / "reference.safetensors")
+            if moving_values:
+                save_file(dict(moving_values), temporary / "reference.safetensors")
             (temporary / "state.json").write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
             _sync(temporary)
             shutil.rmtree(target, ignore_errors=True)
@@ -125,14 +125,14 @@ def save_checkpoint(folder: Path, state: TrainState, keep: int, parallel: ModelW
     parallel.wait()
 
 
-def write_parts(folder: Path, weights: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
+def write_tensors(folder: Path, weights: Mapping[str, Tensor], training_state: Mapping[str, Any]) -> None:
     """The two large files of a checkpoint."""
     save_file(dict(weights), folder / "model.safetensors")
     with (folder / "optimizer.pt").open("wb") as handle:
-        torch.save(dict(rest), handle)
+        torch.save(dict(training_state), handle)
 
 
-def find_checkpoint(folder: Path, fresh: TrainState, say: Callable[[str], None], moving: bool) -> Checkpoint | None:
+def find_checkpoint(folder: Path, expected: TrainState, say: Callable[[str], None], moving_reference: bool) -> Checkpoint | None:
     """The newest readable checkpoint, or None. moving: whether the reference moves.
 
     Raises TrainError when it is of other data or settings, naming what changed.
@@ -141,39 +141,39 @@ def find_checkpoint(folder: Path, fresh: TrainState, say: Callable[[str], None],
         shutil.rmtree(leftover, ignore_errors=True)
     for name in reversed(_names(folder)):
         try:
-            found = _read(folder / name, moving)
+            found = _read(folder / name, moving_reference)
         except _UNREADABLE as error:
             say(f"{folder / name}: cannot be read ({type(error).__name__}: {error}); taking the one before")
             continue
-        _refuse_other(found.path, found.state, fresh)
+        _refuse_other(found.path, found.state, expected)
         return found
     return None
 
 
-def _read(path: Path, moving: bool) -> Checkpoint:
+def _read(path: Path, moving_reference: bool) -> Checkpoint:
     state = TrainState(**json.loads((path / "state.json").read_text(encoding="utf-8")))
     if (path / DEEPSPEED).is_dir():
-        return Checkpoint(path=path, state=state, tensors={}, rest={}, moved={})
+        return Checkpoint(path=path, state=state, tensors={}, training_state={}, moving_values={})
     # Mapped, not read: ranks of one machine share the memory.
-    rest = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True, mmap=True)
+    training_state = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True, mmap=True)
     tensors = load_file(path / "model.safetensors")
-    moved = load_file(path / "reference.safetensors") if moving else {}
-    parts = {"optimizer": rest["optimizer"], "random": rest["random"]}
-    return Checkpoint(path=path, state=state, tensors=tensors, rest=parts, moved=moved)
+    moving_values = load_file(path / "reference.safetensors") if moving_reference else {}
+    parts = {"optimizer": training_state["optimizer"], "random": training_state["random"]}
+    return Checkpoint(path=path, state=state, tensors=tensors, training_state=parts, moving_values=moving_values)
 
 
-def _refuse_other(path: Path, state: TrainState, fresh: TrainState) -> None:
+def _refuse_other(path: Path, state: TrainState, expected: TrainState) -> None:
     remedy = f"delete {path.parent} (or use --force train) to start again"
-    if state.data != fresh.data:
-        raise TrainError(f"{path}: this checkpoint is of other training data ({state.data}, now {fresh.data}); {remedy}")
-    changes = changed_settings(state.settings, json.loads(json.dumps(fresh.settings)))
+    if state.data != expected.data:
+        raise TrainError(f"{path}: this checkpoint is of other training data ({state.data}, now {expected.data}); {remedy}")
+    changes = changed_settings(state.settings, json.loads(json.dumps(expected.settings)))
     if changes:
         raise TrainError(f"{path}: this checkpoint was made with other settings ({'; '.join(changes)}); {remedy}")
 
 
 def apply_checkpoint(checkpoint: Checkpoint, model: nn.Module) -> None:
     """Put its weights into a model that is whole, and its random state into the generators. Raises TrainError for another model."""
-    if checkpoint.of_deepspeed:
+    if checkpoint.is_deepspeed:
         return
     path, tensors = checkpoint.path, checkpoint.tensors
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -182,9 +182,9 @@ def apply_checkpoint(checkpoint: Checkpoint, model: nn.Module) -> None:
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(tensors[name])
-    torch.set_rng_state(checkpoint.rest["random"]["cpu"].clone())
-    if torch.cuda.is_available() and "cuda" in checkpoint.rest["random"]:
-        torch.cuda.set_rng_state(checkpoint.rest["random"]["cuda"].clone())
+    torch.set_rng_state(checkpoint.training_state["random"]["cpu"].clone())
+    if torch.cuda.is_available() and "cuda" in checkpoint.training_state["random"]:
+        torch.cuda.set_rng_state(checkpoint.training_state["random"]["cuda"].clone())
 
 
 def random_state() -> dict[str, Tensor]:

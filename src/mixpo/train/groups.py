@@ -20,19 +20,19 @@ CONTROL_TOKEN = "a side holds a control token"
 EMPTY = "a side is empty"
 
 
-class _UnusableError(Exception):
+class _UnusablePairError(Exception):
     """A pair that cannot be trained on; the text is the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Grouped:
+class GroupedPairs:
     """What became of one question's pairs. `group.pairs` is empty when none could be used."""
 
     group: Group
     dropped: tuple[Drop, ...] = ()
 
 
-def make_group(vlm: Vlm, question: Question, prompt: str, pairs: Sequence[Pair], prompt_length: int, max_length: int) -> Grouped:
+def make_group(vlm: Vlm, question: Question, prompt: str, pairs: Sequence[Pair], prompt_length: int, max_length: int) -> GroupedPairs:
     """Tokenise what is not tokenised, find the unique responses, and drop (and count) pairs that cannot be trained on.
 
     prompt: the user's message as rendered for sampling. prompt_length: its tokens with template and images. A pair is dropped whole
@@ -52,7 +52,7 @@ def make_group(vlm: Vlm, question: Question, prompt: str, pairs: Sequence[Pair],
     for pair in pairs:
         try:
             sides = (_ids(vlm, question, pair, "chosen"), _ids(vlm, question, pair, "rejected"))
-        except _UnusableError as reason:
+        except _UnusablePairError as reason:
             dropped[str(reason)] += 1
             continue
         if sides[0] == sides[1]:
@@ -62,10 +62,10 @@ def make_group(vlm: Vlm, question: Question, prompt: str, pairs: Sequence[Pair],
         else:
             kept.append((responses.setdefault(sides[0], len(responses)), responses.setdefault(sides[1], len(responses))))
     group = Group(question=question, prompt=prompt, responses=tuple(responses), pairs=tuple(kept))
-    return Grouped(group=group, dropped=tuple(Drop(reason=reason, count=count) for reason, count in sorted(dropped.items())))
+    return GroupedPairs(group=group, dropped=tuple(Drop(reason=reason, count=count) for reason, count in sorted(dropped.items())))
 
 
-def to_record(grouped: Grouped, logps: Sequence[float]) -> Scored:
+def to_record(grouped: GroupedPairs, logps: Sequence[float]) -> Scored:
     """The record of a group; `logps` of its responses under the reference are empty where that is an online one."""
     group = grouped.group
     return Scored(
@@ -86,7 +86,7 @@ def from_record(question: Question, prompt: str, record: Scored) -> Group:
     return Group(question=question, prompt=prompt, responses=record.responses, pairs=pairs, reference=record.logps or None)
 
 
-def digest(groups: Iterable[Group]) -> str:
+def data_digest(groups: Iterable[Group]) -> str:
     """A name for training data: prompts, images, responses, pairs and reference log-probs, in order. 16 hexadecimal digits."""
     total = hashlib.sha256()
     for group in groups:
@@ -100,11 +100,11 @@ def _ids(vlm: Vlm, question: Question, pair: Pair, side: str) -> tuple[int, ...]
     """Token ids of one side. Raises _UnusableError when the pair has to go, TrainError when more than this pair is wrong."""
     text, ids = (pair.chosen, pair.chosen_ids) if side == "chosen" else (pair.rejected, pair.rejected_ids)
     if not ids and not text.strip():
-        raise _UnusableError(EMPTY)
+        raise _UnusablePairError(EMPTY)
     if not ids:
         ids = _tokenise(vlm, question, pair, text, side)
     if not image_token_ids(vlm).isdisjoint(ids):
-        raise _UnusableError(CONTROL_TOKEN)
+        raise _UnusablePairError(CONTROL_TOKEN)
     vocabulary = int(vlm.model.get_input_embeddings().weight.shape[0])
     if max(ids) >= vocabulary or min(ids) < 0:
         raise TrainError(
@@ -118,7 +118,7 @@ def _tokenise(vlm: Vlm, question: Question, pair: Pair, text: str, side: str) ->
     try:
         ids = tokenize_response(vlm, text)
     except SourceError:
-        raise _UnusableError(CONTROL_TOKEN) from None
+        raise _UnusablePairError(CONTROL_TOKEN) from None
     if set(ids) <= set(vlm.end_ids):
         raise TrainError(
             f"question {question.id}, pair {pair.id}: no token of the {side} response would be trained, because the tokenizer and chat "

@@ -10,19 +10,21 @@ from torch import Tensor
 
 from mixpo.errors import TrainError
 from mixpo.train.checkpoint import TrainState
-from mixpo.train.losses import ResponseLogps, expected_start, generation_loss
+from mixpo.train.losses import ResponseLogps, generation_loss, initial_loss
 from mixpo.train.metrics import StepMetrics
-from mixpo.train.parallel import own
+from mixpo.train.parallel import local_shard
 from mixpo.train.session import Session
 
 ZERO_STEPS = 3
 """A loss of exactly 0 in this many steps in a row stops the training."""
 TOO_EASY = 0.98
 """Reward accuracy above this within the first 5 % of the steps is reported: the pairs are told apart by something trivial."""
-KEPT = "nothing of this step is saved and the last checkpoint is kept; lower train.learning_rate, or look at the data of this step"
+STEP_DISCARDED = (
+    "nothing of this step is saved and the last checkpoint is kept; lower train.learning_rate, or look at the data of this step"
+)
 
 
-class Seen(NamedTuple):
+class BatchLogps(NamedTuple):
     """Log-probs of a micro-batch's R responses: by question, as computed, under the reference, and their tokens; and its K pairs."""
 
     names: tuple[str, ...]
@@ -33,7 +35,7 @@ class Seen(NamedTuple):
     rejected: Tensor
 
 
-def check_reference(session: Session, seen: Sequence[Seen]) -> None:
+def check_reference(session: Session, seen: Sequence[BatchLogps]) -> None:
     """Before the first update the policy is the reference: raise TrainError for a log-prob that is not the one that was stored."""
     problem = next(_differences(seen, session.precision == torch.float32, session.online is not None), "")
     found = torch.tensor(int(bool(problem)), device=session.accelerator.device)
@@ -42,7 +44,7 @@ def check_reference(session: Session, seen: Sequence[Seen]) -> None:
         raise TrainError(problem or "another rank found reference log-probs that are not the policy's; see its message")
 
 
-def _differences(seen: Sequence[Seen], exact: bool, online: bool) -> Iterator[str]:
+def _differences(seen: Sequence[BatchLogps], exact: bool, online: bool) -> Iterator[str]:
     remedy = (
         "the copy of the start is not the start; restart without the checkpoints of this training"
         if online
@@ -58,20 +60,20 @@ def _differences(seen: Sequence[Seen], exact: bool, online: bool) -> Iterator[st
             )
 
 
-def check_first_loss(session: Session, seen: Sequence[Seen], observed: float) -> None:
+def check_first_loss(session: Session, seen: Sequence[BatchLogps], observed: float) -> None:
     """Say what the first loss is and should be, and raise TrainError when they differ. seen: of this rank."""
     sums = torch.zeros(3, device=session.accelerator.device)
     for one in seen:
         logps = ResponseLogps(sums=one.reference, lengths=one.lengths)
         nll = generation_loss(logps.sums[one.chosen], logps.lengths[one.chosen])
-        loss = expected_start(session.weights, session.job.table.loss.beta, logps, one.chosen, one.rejected)
+        loss = initial_loss(session.weights, session.job.table.loss.beta, logps, one.chosen, one.rejected)
         sums += torch.stack([nll.sum(), loss.sum(), nll.new_tensor(len(nll))])
     nll_sum, loss_sum, pairs = session.accelerator.reduce(sums, "sum").tolist()
     mean, expected = nll_sum / pairs, loss_sum / pairs
     name = session.job.objective
     session.progress.say(f"{name}: first loss {observed:.4f}, expected {expected:.4f} (reference NLL {mean:.4f} per token)")
     # Squares of log-ratios are far more sensitive to rounding than what is inside a sigmoid.
-    squares = session.weights.form in ("ipo", "sppo")
+    squares = session.weights.loss_type in ("ipo", "sppo")
     exact, rough = (1e-3 * expected, 0.3 * expected) if squares else (1e-3, 0.05 * expected)
     allowed = exact if session.precision == torch.float32 else rough
     if not abs(observed - expected) <= allowed:
@@ -81,7 +83,7 @@ def check_first_loss(session: Session, seen: Sequence[Seen], observed: float) ->
         )
 
 
-def culprit(seen: Sequence[Seen]) -> str:
+def first_nonfinite(seen: Sequence[BatchLogps]) -> str:
     """The first question with a log-prob that is not finite, for an error message; "" if there is none on this rank."""
     for names, sums, *_ in seen:
         for number in (~sums.isfinite()).nonzero()[:1, 0].tolist():
@@ -89,13 +91,13 @@ def culprit(seen: Sequence[Seen]) -> str:
     return ""
 
 
-def check_zero(state: TrainState, total: float) -> None:
+def check_zero_loss(state: TrainState, total: float) -> None:
     """Count losses of exactly 0, and raise TrainError after several in a row."""
     state.zero_steps = state.zero_steps + 1 if total == 0 else 0
     if state.zero_steps >= ZERO_STEPS:
         raise TrainError(
             f"step {state.step + 1}: the loss was exactly 0 in {ZERO_STEPS} steps in a row, so nothing is learned; look at the pairs, "
-            f"at the chat template (does it supervise any token?) and at the weights in train.loss; {KEPT}"
+            f"at the chat template (does it supervise any token?) and at the weights in train.loss; {STEP_DISCARDED}"
         )
 
 
@@ -104,14 +106,14 @@ def check_weights(session: Session) -> None:
     names = [name for name, _ in session.parallel.trained()]
     found = torch.zeros(2, len(names), device=session.accelerator.device)
     for number, (_, parameter) in enumerate(session.parallel.trained()):
-        held = own(parameter)
+        held = local_shard(parameter)
         if held.numel():
             low, high = torch.aminmax(held)
             found[0, number] = ~(low.isfinite() & high.isfinite())
             found[1, number] = (low != 0) | (high != 0) | (parameter.ndim < 2)
     broken, alive = session.accelerator.reduce(found, "sum").tolist()
     for number, name in enumerate(names):
-        if broken[number] or not (alive[number] or name in session.zeros):
+        if broken[number] or not (alive[number] or name in session.zero_matrices):
             what = "holds NaN or infinite values" if broken[number] else "has become nothing but zeros"
             raise TrainError(
                 f"step {session.state.step}: {name} {what}; this step is not saved and the last checkpoint is kept; "

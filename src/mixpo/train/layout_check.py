@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from mixpo.plural import amount
-from mixpo.train.batch import PACKED, Batch, Layout, Piece
-from mixpo.train.collate import collate, rows_of
+from mixpo.train.batch import PACKED, Batch, Chunk, Layout
+from mixpo.train.collate import collate, row_layout
 from mixpo.train.logps import Scorer
 from mixpo.train.losses import ResponseLogps
-from mixpo.train.prefix_tree import Grown, grow
+from mixpo.train.prefix_tree import PrefixTree, build_prefix_tree
 from mixpo.types import Group
 from mixpo.vlm.families import why_not_packed, why_not_varlen
 from mixpo.vlm.load import Vlm
@@ -21,26 +21,26 @@ from mixpo.vlm.prompt import EncodedPrompt
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
 """How far a response's mean log-prob per token may be from the plain layout's. A wrong layout is off by far more than 0.1."""
 
-MUCH = 8.0
+NOISE_FACTOR = 8.0
 """A change of this many times what rounding does is more than rounding."""
 ROUNDING = {torch.float32: 1e-6, torch.bfloat16: 5e-4}
 """The most that rounding is taken to change a log-prob, relative to it."""
 
-FOREIGN = (AssertionError, AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
+MODEL_ERRORS = (AssertionError, AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 """Whatever a foreign architecture raises only means that it is not laid out like the ones that are known."""
 
 PromptOf = Callable[[Group], EncodedPrompt]
 
 
-def choose_layout(vlm: Vlm, sample: Sequence[Piece], prompt_of: PromptOf, precision: torch.dtype) -> tuple[Layout, str]:
+def choose_layout(vlm: Vlm, sample: Sequence[Chunk], prompt_of: PromptOf, precision: torch.dtype) -> tuple[Layout, str]:
     """The layout to use, and a sentence that says which it is and why.
 
-    sample: from `sample_of`. Every layout but the plain one must give its log-probs, and in a packed one no response may notice
+    sample: from `check_sample`. Every layout but the plain one must give its log-probs, and in a packed one no response may notice
     that tokens of another one are changed.
     """
     plain = _score(vlm, sample, prompt_of, "plain", precision)
     reason = why_not_packed(vlm.model)
-    no_kernel = _no_kernel(vlm, precision)
+    no_kernel = _why_no_varlen(vlm, precision)
     for layout in () if reason else PACKED:
         reason = no_kernel if layout == "varlen" else ""
         reason = reason or _problem(vlm, sample, prompt_of, layout, precision, plain)
@@ -55,28 +55,28 @@ def choose_layout(vlm: Vlm, sample: Sequence[Piece], prompt_of: PromptOf, precis
     return "plain", f"padded rows, one per response, each with its own images: {reason}; {shared}"
 
 
-def _no_kernel(vlm: Vlm, precision: torch.dtype) -> str:
+def _why_no_varlen(vlm: Vlm, precision: torch.dtype) -> str:
     """Why the varlen kernel is not tried."""
     if vlm.device.type != "cuda":
         return "the varlen kernel needs an NVIDIA GPU"
     return "the varlen kernel has no float32" if precision == torch.float32 else why_not_varlen(vlm.model)
 
 
-def _problem(vlm: Vlm, sample: Sequence[Piece], prompt_of: PromptOf, layout: Layout, precision: torch.dtype, plain: ResponseLogps) -> str:
+def _problem(vlm: Vlm, sample: Sequence[Chunk], prompt_of: PromptOf, layout: Layout, precision: torch.dtype, plain: ResponseLogps) -> str:
     """Why a layout cannot be used; "" if it can."""
     try:
         found = _score(vlm, sample, prompt_of, layout, precision)
         gap = float(((found.sums - plain.sums).abs() / plain.lengths).max())
         if not gap <= TOLERANCE[precision]:  # true for NaN
             return f"the {layout} layout would change log-probs by {gap:.2g} per token"
-        if layout in PACKED and (leak := _leak(vlm, sample, prompt_of, layout, precision, found.sums)):
+        if layout in PACKED and (leak := _leakage(vlm, sample, prompt_of, layout, precision, found.sums)):
             return f"a response would notice the others' tokens (by {leak:.2g})"
-    except FOREIGN as error:
+    except MODEL_ERRORS as error:
         return f"the {layout} layout fails with {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
     return ""
 
 
-def _leak(vlm: Vlm, sample: Sequence[Piece], prompt_of: PromptOf, layout: Layout, precision: torch.dtype, before: Tensor) -> float:
+def _leakage(vlm: Vlm, sample: Sequence[Chunk], prompt_of: PromptOf, layout: Layout, precision: torch.dtype, before: Tensor) -> float:
     """The largest change of a response's log-prob when tokens that it does not hold are changed, if rounding does not explain it.
 
     In most models nothing may change at all. With routed experts the number of tokens of an expert changes how sums are rounded; how
@@ -87,35 +87,35 @@ def _leak(vlm: Vlm, sample: Sequence[Piece], prompt_of: PromptOf, layout: Layout
     rounding = torch.finfo(torch.float32).eps * before.abs() + noise
     for inner in (False, True):
         batch = collate(vlm, sample, prompt_of, layout)
-        kept = _disturb(vlm, batch, sample, prompt_of, inner=inner)
+        kept = _perturb(vlm, batch, sample, prompt_of, inner=inner)
         if kept.all():
             continue
         after: Tensor = _forward(vlm, batch, layout, precision).sums
         change = ((after - before).abs() * kept.to(before.device)).nan_to_num(float("inf"))
-        if bool((change > MUCH * rounding).any()):
+        if bool((change > NOISE_FACTOR * rounding).any()):
             return float(change.max())
     return 0.0
 
 
-def _disturb(vlm: Vlm, batch: Batch, sample: Sequence[Piece], prompt_of: PromptOf, inner: bool) -> Tensor:
+def _perturb(vlm: Vlm, batch: Batch, sample: Sequence[Chunk], prompt_of: PromptOf, inner: bool) -> Tensor:
     """Put other tokens into one branch of each group: the first one that ends there, or (inner) that others grow from.
 
     Returns (R,) which responses do not hold any of these branches.
     """
     ids, kept, known = batch.inputs["input_ids"], list[bool](), sorted(set(batch.target.tolist()))
     following = dict(zip(known, [*known[1:], *known[:1]], strict=True))
-    for span, grown in zip(*rows_of(vlm, sample, [prompt_of(piece.group) for piece in sample]), strict=True):
-        parents = {branch.parent for branch in grown.branches}
-        chosen = next((number for number in range(len(grown.branches)) if (number in parents) == inner), None)
-        chains = span.chains()
-        places = [] if chosen is None else chains[chosen][-len(grown.branches[chosen].tokens) :].tolist()
-        for place in places:
-            ids[0, place] = following[int(ids[0, place])]
-        kept += [set(places).isdisjoint(chains[end].tolist()) for end in grown.ends]
+    for span, prefix_tree in zip(*row_layout(vlm, sample, [prompt_of(chunk.group) for chunk in sample]), strict=True):
+        parents = {branch.parent for branch in prefix_tree.branches}
+        chosen = next((number for number in range(len(prefix_tree.branches)) if (number in parents) == inner), None)
+        paths = span.paths()
+        positions = [] if chosen is None else paths[chosen][-len(prefix_tree.branches[chosen].tokens) :].tolist()
+        for position in positions:
+            ids[0, position] = following[int(ids[0, position])]
+        kept += [set(positions).isdisjoint(paths[end].tolist()) for end in prefix_tree.end_branches]
     return torch.tensor(kept)
 
 
-def _score(vlm: Vlm, sample: Sequence[Piece], prompt_of: PromptOf, layout: Layout, precision: torch.dtype) -> ResponseLogps:
+def _score(vlm: Vlm, sample: Sequence[Chunk], prompt_of: PromptOf, layout: Layout, precision: torch.dtype) -> ResponseLogps:
     return _forward(vlm, collate(vlm, sample, prompt_of, layout), layout, precision)
 
 
@@ -125,27 +125,27 @@ def _forward(vlm: Vlm, batch: Batch, layout: Layout, precision: torch.dtype) -> 
     return scores
 
 
-def sample_of(pieces: Sequence[Piece]) -> list[Piece]:
+def check_sample(chunks: Sequence[Chunk]) -> list[Chunk]:
     """Up to two pieces for the check of the layout: the one with the fewest images before that with most."""
-    ordered = sorted(pieces, key=lambda piece: len(piece.group.question.images))
-    chosen = [*(piece for piece in ordered[:1] if piece.group.question.id != ordered[-1].group.question.id), ordered[-1]]
-    return [_telling(piece) for piece in chosen]
+    ordered = sorted(chunks, key=lambda chunk: len(chunk.group.question.images))
+    chosen = [*(chunk for chunk in ordered[:1] if chunk.group.question.id != ordered[-1].group.question.id), ordered[-1]]
+    return [_informative(chunk) for chunk in chosen]
 
 
-def _telling(piece: Piece) -> Piece:
+def _informative(chunk: Chunk) -> Chunk:
     """Two of its responses: two that share a beginning, if there are, and then one more."""
-    grown = grow([piece.group.responses[response] for response in piece.responses])
-    shared = next((branch.parent for branch in grown.branches if branch.parent >= 0), None)
+    prefix_tree = build_prefix_tree([chunk.group.responses[response] for response in chunk.responses])
+    shared = next((branch.parent for branch in prefix_tree.branches if branch.parent >= 0), None)
     first = list[int]()
     if shared is not None:
-        first = [number for number, end in enumerate(grown.ends) if _holds(grown, end, shared)][:2]
-    rest = [number for number in range(len(piece.responses)) if number not in first]
+        first = [number for number, end in enumerate(prefix_tree.end_branches) if _passes_through(prefix_tree, end, shared)][:2]
+    rest = [number for number in range(len(chunk.responses)) if number not in first]
     numbers = sorted([*first, *rest[: 1 if first else 2]])
-    return Piece(piece.group, tuple(piece.responses[number] for number in numbers), ())
+    return Chunk(chunk.group, tuple(chunk.responses[number] for number in numbers), ())
 
 
-def _holds(grown: Grown, end: int, branch: int) -> bool:
+def _passes_through(prefix_tree: PrefixTree, end: int, branch: int) -> bool:
     """Whether the way from the prompt to the end of one branch leads through another."""
     while end >= 0 and end != branch:
-        end = grown.branches[end].parent
+        end = prefix_tree.branches[end].parent
     return end == branch

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from mixpo.train.attention_patch import growing
-from mixpo.train.batch import Batch, Layout, Vision, wide
+from mixpo.train.attention_patch import tree_attention_enabled
+from mixpo.train.batch import Batch, Layout, VisionInputs, accumulation_dtype
 from mixpo.train.losses import ResponseLogps
 from mixpo.train.token_logps import token_logps
-from mixpo.vlm.families import head_rule
+from mixpo.vlm.families import logit_scaling
 
 
 class Scorer(nn.Module):
@@ -37,24 +37,26 @@ class Scorer(nn.Module):
         """
         with torch.autocast(batch.target.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
             token_u = _plain(self.model, batch) if self.layout == "plain" else _from_states(self.model, batch)
-        precise = wide(token_u.device)
-        token_a = token_u[batch.pick].to(precise)
-        sums = torch.zeros(len(batch.lengths), dtype=precise, device=token_u.device).index_add(0, batch.owner, token_a)
+        precise = accumulation_dtype(token_u.device)
+        token_a = token_u[batch.token_index].to(precise)
+        sums = torch.zeros(len(batch.lengths), dtype=precise, device=token_u.device).index_add(0, batch.response_index, token_a)
         return ResponseLogps(sums=sums, lengths=batch.lengths)
 
 
 def _from_states(model: Any, batch: Batch) -> Tensor:
     """(U,) from the states of the positions that predict a response token and no others."""
-    states_ud = _states(model, batch)[batch.row, batch.at]
-    return token_logps(model.get_output_embeddings(), head_rule(model), states_ud, batch.target)
+    states_ud = _states(model, batch)[batch.row, batch.position]
+    return token_logps(model.get_output_embeddings(), logit_scaling(model), states_ud, batch.target)
 
 
 def _states(model: Any, batch: Batch) -> Tensor:
     """(rows, L, D) hidden states after the last layer."""
-    if batch.tree is not None:
+    if batch.attention_plan is not None:
         known = {} if batch.features is None else {"mm_encoder_outputs": {"image": batch.features}}
-        with growing(model):
-            states: Tensor = model.base_model(**batch.inputs, **known, tree=batch.tree, use_cache=False).last_hidden_state
+        with tree_attention_enabled(model):
+            states: Tensor = model.base_model(
+                **batch.inputs, **known, attention_plan=batch.attention_plan, use_cache=False
+            ).last_hidden_state
         return states
     vision = {} if batch.vision is None else {"mm_encoder_outputs": {"image": _features(model, batch.vision, batch.features)}}
     states = model.base_model(**batch.inputs, **vision, use_cache=False).last_hidden_state
@@ -63,11 +65,11 @@ def _states(model: Any, batch: Batch) -> Tensor:
 
 def _plain(model: Any, batch: Batch) -> Tensor:
     """(U,) the plain way: whatever the model does after its head is in them."""
-    logits: Tensor = model(**batch.inputs, use_cache=False).logits[batch.row, batch.at]
+    logits: Tensor = model(**batch.inputs, use_cache=False).logits[batch.row, batch.position]
     return -F.cross_entropy(logits.float(), batch.target, reduction="none")
 
 
-def _features(model: Any, vision: Vision, known: Any | None) -> Any:
+def _features(model: Any, vision: VisionInputs, known: Any | None) -> Any:
     """Vision features of every image once, handed to each row of its group. Raises ValueError for an unknown form."""
     output = model.base_model.get_image_features(**vision.inputs, return_dict=True) if known is None else copy(known)
     features = output.pooler_output

@@ -19,15 +19,24 @@ from mixpo.errors import TrainError
 from mixpo.progress import Progress
 from mixpo.train.adapters import merge_checked
 from mixpo.train.aot_shift import step_shifts
-from mixpo.train.batch import Piece, micro_batches, piece_of, pieces_of, with_ghost
+from mixpo.train.batch import Chunk, make_chunk, micro_batches, step_chunks, with_dummy
 from mixpo.train.checkpoint import save_checkpoint
 from mixpo.train.collate import collate
-from mixpo.train.guards import KEPT, Seen, check_first_loss, check_reference, check_weights, check_zero, culprit, warn_too_easy
+from mixpo.train.guards import (
+    STEP_DISCARDED,
+    BatchLogps,
+    check_first_loss,
+    check_reference,
+    check_weights,
+    check_zero_loss,
+    first_nonfinite,
+    warn_too_easy,
+)
 from mixpo.train.losses import ResponseLogps, combine
-from mixpo.train.measure import Sums, add_up, least_tokens, live_line, measure, no_sums, watched
+from mixpo.train.measure import StepSums, batch_sums, evaluate_policy, live_line, measure, minimum_tokens, zero_sums
 from mixpo.train.metrics import StepMetrics
-from mixpo.train.model import PartSize, checkpoint_activations, learning_rate, restore_types
-from mixpo.train.schedule import Step, share
+from mixpo.train.model import PartSize, checkpoint_activations, learning_rate, restore_dtypes
+from mixpo.train.schedule import Step, rank_share
 from mixpo.train.session import Session, TrainJob, open_session
 from mixpo.vlm.adapter import set_dropout
 from mixpo.vlm.load import save
@@ -57,14 +66,14 @@ def train(job: TrainJob, progress: Progress) -> TrainResult:
         rate = learning_rate(job.table, state.step, total)
         sums = _forward_backward(session, step)
         grad_norm = _optimise(session, sums, rate)
-        row = watched(session, measure(session, step, sums, grad_norm, rate, time.monotonic() - begun))
+        row = evaluate_policy(session, measure(session, step, sums, grad_norm, rate, time.monotonic() - begun))
         _advance(session, row)
         _log(session, row)
         if state.step % job.table.save_every == 0 or state.step == total:
             _save(session)
     session.progress.finish()
-    if session.features is not None:
-        session.progress.say(f"{job.objective}: {session.features}")
+    if session.vision_cache is not None:
+        session.progress.say(f"{job.objective}: {session.vision_cache}")
     return _finish(session)
 
 
@@ -78,55 +87,55 @@ def _set_dropout(session: Session) -> None:
 # --- one step ----------------------------------------------------------------------------------------------------------
 
 
-def _forward_backward(session: Session, step: Step) -> Sums:
+def _forward_backward(session: Session, step: Step) -> StepSums:
     """Gradients of the step's mean loss, left in the parameters. Raises TrainError, before any update, for a bad start or a bad loss."""
     accelerator, state = session.accelerator, session.state
     pairs = sum(len(part.pairs) for part in step)
     # Ranks average their gradients, so that the factor `ranks` makes of their mean the sum over all pairs.
     scale = accelerator.num_processes / pairs
     batches = _batches(session, step)
-    seen: list[Seen] = []
-    sums = no_sums(least_tokens(session, batches), accelerator.device)
+    seen: list[BatchLogps] = []
+    sums = zero_sums(minimum_tokens(session, batches), accelerator.device)
     shifts = step_shifts(session, batches)
-    for number, pieces in enumerate(batches, start=1):
-        batch = session.complete(collate(session.job.vlm, pieces, session.prompts.get, session.layout), pieces)
-        with session.parallel.accumulating(last=number == len(batches)):
+    for number, chunks in enumerate(batches, start=1):
+        batch = session.complete(collate(session.job.vlm, chunks, session.prompts.get, session.layout), chunks)
+        with session.parallel.accumulate(last=number == len(batches)):
             logps: ResponseLogps = session.parallel.scorer(batch)
             beta, places = session.job.table.loss.beta, (batch.reference, batch.chosen, batch.rejected)
             terms = combine(session.weights, beta, logps, *places, state.delta, next(shifts))
             session.parallel.backward(terms.total.sum() * scale)
-        sums += add_up(session, terms, pieces, batch)
-        seen.append(Seen(batch.names, logps.sums.detach(), batch.reference, batch.lengths, batch.chosen, batch.rejected))
+        sums += batch_sums(session, terms, chunks, batch)
+        seen.append(BatchLogps(batch.question_ids, logps.sums.detach(), batch.reference, batch.lengths, batch.chosen, batch.rejected))
     if state.step == 0:
         check_reference(session, seen)
-    reduced = Sums(*accelerator.reduce(sums, "sum").tolist())
+    reduced = StepSums(*accelerator.reduce(sums, "sum").tolist())
     if not math.isfinite(reduced.total):
-        raise TrainError(f"step {state.step + 1}: the loss is {reduced.total}{culprit(seen)}; {KEPT}")
+        raise TrainError(f"step {state.step + 1}: the loss is {reduced.total}{first_nonfinite(seen)}; {STEP_DISCARDED}")
     if state.step == 0:
         check_first_loss(session, seen, reduced.total / pairs)
     return reduced
 
 
-def _batches(session: Session, step: Step) -> list[tuple[Piece, ...]]:
+def _batches(session: Session, step: Step) -> list[tuple[Chunk, ...]]:
     """This rank's micro-batches, the same number on every rank and, with several ranks, all with images if any data has some."""
     accelerator, job = session.accelerator, session.job
-    mine = share(step, accelerator.process_index, accelerator.num_processes, lambda group: sum(map(len, job.groups[group].responses)))
-    batches = micro_batches(pieces_of(mine, job.groups), session.prompts.length, job.table.tokens_per_batch, session.layout)
+    mine = rank_share(step, accelerator.process_index, accelerator.num_processes, lambda group: sum(map(len, job.groups[group].responses)))
+    batches = micro_batches(step_chunks(mine, job.groups), session.prompts.length, job.table.tokens_per_batch, session.layout)
     if accelerator.num_processes == 1:
         return batches
     most = int(accelerator.gather(torch.tensor([len(batches)], device=accelerator.device)).max())
-    return [with_ghost(pieces, session.ghost) for pieces in [*batches, *[()] * (most - len(batches))]]
+    return [with_dummy(chunks, session.dummy) for chunks in [*batches, *[()] * (most - len(batches))]]
 
 
-def _optimise(session: Session, sums: Sums, rate: float) -> float:
+def _optimise(session: Session, sums: StepSums, rate: float) -> float:
     """Check, clip, update. Returns the norm of the gradients before clipping."""
     state = session.state
-    check_zero(state, sums.total)
+    check_zero_loss(state, sums.total)
     for group in session.parallel.optimizer.param_groups:
         group["lr"] = rate
     grad_norm = session.parallel.update(session.job.table.max_grad_norm)
     if not math.isfinite(grad_norm):
-        raise TrainError(f"step {state.step + 1}: the gradients are not finite (norm {grad_norm}); {KEPT}")
+        raise TrainError(f"step {state.step + 1}: the gradients are not finite (norm {grad_norm}); {STEP_DISCARDED}")
     return grad_norm
 
 
@@ -137,7 +146,7 @@ def _advance(session: Session, row: StepMetrics) -> None:
     state.reward_count += 2 * row.pairs
     state.step, state.seconds = row.step, state.seconds + row.seconds
     if session.online is not None:
-        session.online.follow(state.step)
+        session.online.update(state.step)
     warn_too_easy(session, row)
 
 
@@ -157,23 +166,23 @@ def _log(session: Session, row: StepMetrics) -> None:
 
 
 def _save(session: Session) -> None:
-    moved = session.online.moved if session.online else {}
+    moving_values = session.online.moving_values if session.online else {}
     check_weights(session)
-    save_checkpoint(session.job.folder / "checkpoints", session.state, session.job.table.save_total_limit, session.parallel, moved)
+    save_checkpoint(session.job.folder / "checkpoints", session.state, session.job.table.save_total_limit, session.parallel, moving_values)
 
 
 def _finish(session: Session) -> TrainResult:
     """Save the model as a plain folder of transformers, read it back, and compare."""
-    job, model = session.job, session.parallel.whole_model()
+    job, model = session.job, session.parallel.full_model()
     if model is not None:
         if job.table.gradient_checkpointing:
             checkpoint_activations(model, on=False)
         model.eval()
         if job.table.lora is None:
-            restore_types(model, dict(session.had))
+            restore_dtypes(model, dict(session.dtypes))
         vlm = replace(job.vlm, model=model, device=next(model.parameters()).device)
         group = next(group for group in job.groups if group.pairs)
-        batch = collate(vlm, [piece_of(group, group.pairs[:1])], session.prompts.get, "plain")
+        batch = collate(vlm, [make_chunk(group, group.pairs[:1])], session.prompts.get, "plain")
         beside = None if job.table.lora is None else merge_checked(vlm, batch, session.precision)
         save(vlm, job.output, batch.inputs, beside)
     session.parallel.wait()

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from mixpo.objectives import OBJECTIVES, Form
+from mixpo.objectives import OBJECTIVES, LossType
 from mixpo.recipe import LossTable
 
 
@@ -25,7 +25,7 @@ class ResponseLogps(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
+class LossWeights:
     """w_p, w_q and w_g as they are applied; a term with weight 0 takes no part in the gradient.
 
     form: of the preference term. smoothing: the share of pairs that it takes to be the wrong way round, where it uses one.
@@ -34,7 +34,7 @@ class Weights:
     preference: float
     quality: float
     generation: float
-    form: Form = "dpo"
+    loss_type: LossType = "dpo"
     smoothing: float = 0.0
 
 
@@ -55,7 +55,7 @@ class LossTerms:
 # --- the preference term ---
 
 
-class Sides(NamedTuple):
+class PreferenceInputs(NamedTuple):
     """What is known of K pairs. ratio: log(pi/pi_0) of each side. mean: log pi per token of each side.
 
     delta: mean reward of past steps. smoothing: the share of pairs taken to be the wrong way round. shift: see `transport`.
@@ -128,16 +128,16 @@ def aot(margin: Tensor, shift: Tensor | float, beta: float) -> Tensor:
     return dpo(margin + shift, beta)
 
 
-def transport(policy: Tensor, reference: Tensor) -> Tensor:
+def optimal_transport_shift(policy: Tensor, reference: Tensor) -> Tensor:
     """What turns h of each pair into its distance from the reference margin of the same rank. Margins of all pairs of a step."""
     return reference - reference.sort().values[policy.argsort(stable=True).argsort()]
 
 
-def _margin(sides: Sides) -> Tensor:
+def _margin(sides: PreferenceInputs) -> Tensor:
     return sides.ratio_chosen - sides.ratio_rejected
 
 
-FORMS: dict[Form, Callable[[Sides], Tensor]] = {
+PREFERENCE_LOSSES: dict[LossType, Callable[[PreferenceInputs], Tensor]] = {
     "dpo": lambda s: dpo(_margin(s), s.beta),
     "cdpo": lambda s: cdpo(_margin(s), s.beta, s.smoothing),
     "robust_dpo": lambda s: robust_dpo(_margin(s), s.beta, s.smoothing),
@@ -165,20 +165,20 @@ def generation_loss(logp_chosen: Tensor, length_chosen: Tensor) -> Tensor:
     return -logp_chosen / length_chosen  # L_g = -log pi(y_c|x) / |y_c|
 
 
-def weights_of(objective: str, table: LossTable) -> Weights:
+def loss_weights(objective: str, table: LossTable) -> LossWeights:
     """The weights of a named objective: the recipe's for its terms, 1 for a single term."""
     terms = OBJECTIVES[objective]
-    return Weights(
+    return LossWeights(
         preference=(1.0 if terms.single else table.preference) * terms.preference,
         quality=(1.0 if terms.single else table.quality) * terms.quality,
         generation=(1.0 if terms.single else table.generation) * terms.generation,
-        form=terms.form,
+        loss_type=terms.loss_type,
         smoothing=table.label_smoothing if terms.smoothing else 0.0,
     )
 
 
 def combine(
-    weights: Weights,
+    weights: LossWeights,
     beta: float,
     logps: ResponseLogps,
     reference: Tensor,
@@ -194,8 +194,8 @@ def combine(
     ratio, mean = logps.sums - reference, logps.sums / logps.lengths  # log pi/pi_0 of the whole response, log pi per token
     reward = beta * ratio  # r(y)
     reward_chosen, reward_rejected = reward[chosen], reward[rejected]
-    sides = Sides(ratio[chosen], ratio[rejected], mean[chosen], mean[rejected], beta, delta, weights.smoothing, shift)
-    preference = FORMS[weights.form](sides)
+    sides = PreferenceInputs(ratio[chosen], ratio[rejected], mean[chosen], mean[rejected], beta, delta, weights.smoothing, shift)
+    preference = PREFERENCE_LOSSES[weights.loss_type](sides)
     quality = quality_loss(reward_chosen, reward_rejected, delta)
     generation = generation_loss(logps.sums[chosen], logps.lengths[chosen])
     terms = ((weights.preference, preference), (weights.quality, quality), (weights.generation, generation))
@@ -213,7 +213,7 @@ def combine(
     )
 
 
-def expected_start(weights: Weights, beta: float, logps: ResponseLogps, chosen: Tensor, rejected: Tensor) -> Tensor:
+def initial_loss(weights: LossWeights, beta: float, logps: ResponseLogps, chosen: Tensor, rejected: Tensor) -> Tensor:
     """(K,) losses while pi = pi_0 and delta = 0, so that all rewards are 0. logps: under pi_0.
 
     With the paper's weights this is 0.8 ln 2 + 0.2 * 2 ln 2 + the mean of L_g = 0.832 + NLL per token.

@@ -11,22 +11,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mixpo.train.batch import Batch, Piece, size_of, wide
+from mixpo.train.batch import Batch, Chunk, accumulation_dtype, footprint
 from mixpo.train.losses import LossTerms
 from mixpo.train.metrics import StepMetrics
 from mixpo.train.schedule import Step
 from mixpo.train.session import Session
 
-LOOPING = 0.1
+REPETITION_WARNING = 0.1
 """A larger share of watched answers that go round in circles is said aloud."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sums:
-    """Sums over the pairs of one optimizer step on all ranks.
+class StepSums:
+    """StepSums over the pairs of one optimizer step on all ranks.
 
     tokens: that passed through the model, without padding. passed: with padding, and with what a rank does only for the others' sake.
-    least: what each rank has to compute at least, see `least_tokens`.
+    least: what each rank has to compute at least, see `minimum_tokens`.
     """
 
     total: float
@@ -39,37 +39,37 @@ class Sums:
     logp_rejected: float
     wins: float
     tokens: float
-    passed: float
-    least: float
+    computed: float
+    minimum: float
 
 
-def no_sums(least: int, device: torch.device) -> Tensor:
-    """One number for each field of Sums, before any micro-batch."""
-    sums = torch.zeros(len(dataclasses.fields(Sums)), dtype=wide(device), device=device)
-    sums[-1] = least
+def zero_sums(minimum: int, device: torch.device) -> Tensor:
+    """One number for each field of StepSums, before any micro-batch."""
+    sums = torch.zeros(len(dataclasses.fields(StepSums)), dtype=accumulation_dtype(device), device=device)
+    sums[-1] = minimum
     return sums
 
 
-def add_up(session: Session, terms: LossTerms, pieces: Sequence[Piece], batch: Batch) -> Tensor:
+def batch_sums(session: Session, terms: LossTerms, chunks: Sequence[Chunk], batch: Batch) -> Tensor:
     """What a micro-batch adds."""
     wins = (terms.reward_chosen > terms.reward_rejected).float()
-    columns = [getattr(terms, field.name) for field in dataclasses.fields(Sums)[:8]]
-    pair_sums = torch.stack([column.detach().to(wide(wins.device)) for column in [*columns, wins]]).sum(-1)
-    unpaired = sum(size_of(piece, session.prompts.length(piece.group)).tokens for piece in pieces if not piece.pairs)
+    columns = [getattr(terms, field.name) for field in dataclasses.fields(StepSums)[:8]]
+    pair_sums = torch.stack([column.detach().to(accumulation_dtype(wins.device)) for column in [*columns, wins]]).sum(-1)
+    unpaired = sum(footprint(chunk, session.prompts.length(chunk.group)).tokens for chunk in chunks if not chunk.pairs)
     return torch.cat([pair_sums, pair_sums.new_tensor([batch.tokens - unpaired, batch.inputs["input_ids"].numel(), 0])])
 
 
-def least_tokens(session: Session, batches: Sequence[Sequence[Piece]]) -> int:
+def minimum_tokens(session: Session, batches: Sequence[Sequence[Chunk]]) -> int:
     """Tokens of these micro-batches when every question is computed in one piece: prompts and what responses have in common once."""
-    whole: dict[tuple[str, str], Piece] = {}
-    for piece in (piece for pieces in batches for piece in pieces if piece.pairs):
-        key = piece.group.question.id, piece.group.prompt
+    whole: dict[tuple[str, str], Chunk] = {}
+    for chunk in (chunk for chunks in batches for chunk in chunks if chunk.pairs):
+        key = chunk.group.question.id, chunk.group.prompt
         known = whole[key].responses if key in whole else ()
-        whole[key] = Piece(piece.group, tuple(sorted({*known, *piece.responses})), ())
-    return sum(size_of(piece, session.prompts.length(piece.group)).tokens for piece in whole.values())
+        whole[key] = Chunk(chunk.group, tuple(sorted({*known, *chunk.responses})), ())
+    return sum(footprint(chunk, session.prompts.length(chunk.group)).tokens for chunk in whole.values())
 
 
-def measure(session: Session, step: Step, sums: Sums, grad_norm: float, rate: float, seconds: float) -> StepMetrics:
+def measure(session: Session, step: Step, sums: StepSums, grad_norm: float, rate: float, seconds: float) -> StepMetrics:
     """The row of a step that has been taken and not been counted yet."""
     pairs = sum(len(part.pairs) for part in step)
     weights = session.weights
@@ -101,13 +101,13 @@ def measure(session: Session, step: Step, sums: Sums, grad_norm: float, rate: fl
         seconds=seconds,
         tokens_per_second=sums.tokens / seconds,
         pairs_per_second=pairs / seconds,
-        token_efficiency=sums.least / sums.passed,
-        memory=memory(session.accelerator.device),
+        token_efficiency=sums.minimum / sums.computed,
+        memory=peak_memory(session.accelerator.device),
         seconds_left=spent / done * (session.schedule.total - done),
     )
 
 
-def watched(session: Session, row: StepMetrics) -> StepMetrics:
+def evaluate_policy(session: Session, row: StepMetrics) -> StepMetrics:
     """The row of a step, with the figures of the watch where it is due (every `train.watch.every` steps and after the last)."""
     table, watch = session.job.table.watch, session.job.watch
     if table is None or watch is None or (row.step % table.every and row.step != session.schedule.total):
@@ -121,7 +121,7 @@ def watched(session: Session, row: StepMetrics) -> StepMetrics:
         model.train()
     figures = f"{found.accuracy:.1%} correct, {found.tokens:.0f} tokens, {found.cut:.0%} cut, {found.loops:.0%} in circles"
     session.progress.say(f"step {row.step}: watched answers {figures}")
-    if found.loops > LOOPING:
+    if found.loops > REPETITION_WARNING:
         session.progress.say(
             f"step {row.step}: {found.loops:.0%} of the watched answers repeat a phrase over and over; the model may be degenerating, "
             "lower train.learning_rate or raise train.loss.generation"
@@ -142,7 +142,7 @@ def live_line(row: StepMetrics) -> str:
     )
 
 
-def memory(device: torch.device) -> int:
+def peak_memory(device: torch.device) -> int:
     """Bytes: the most that tensors have taken on the GPU so far, or that the process has taken where there is none."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))

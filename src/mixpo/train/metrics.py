@@ -60,7 +60,7 @@ class StepMetrics:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Watched:
+class PolicyMetrics:
     """Figures over the watched answers. tokens: mean length. loops: share that repeat a phrase over and over. cut: at the limit."""
 
     accuracy: float
@@ -69,7 +69,7 @@ class Watched:
     cut: float
 
 
-Watch = Callable[[], Watched]
+EvaluatePolicy = Callable[[], PolicyMetrics]
 """Answers the fixed questions with the policy as it is now."""
 
 

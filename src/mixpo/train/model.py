@@ -12,7 +12,7 @@ from torch import nn
 
 from mixpo.errors import MissingExtra, TrainError
 from mixpo.recipe import Part, TrainTable
-from mixpo.train.attention_patch import recomputing
+from mixpo.train.attention_patch import checkpoint_contexts
 
 PARTS: tuple[Part, ...] = ("vision", "projector", "llm")
 
@@ -83,30 +83,30 @@ def use_master_weights(model: nn.Module) -> dict[str, torch.dtype]:
 
     Raises TrainError for float16, whose gradients overflow.
     """
-    had = types_of(model)
+    dtypes = weight_dtypes(model)
     for parameter in model.parameters():
         parameter.data = parameter.data.float()
-    return had
+    return dtypes
 
 
-def types_of(model: nn.Module) -> dict[str, torch.dtype]:
+def weight_dtypes(model: nn.Module) -> dict[str, torch.dtype]:
     """The type of each weight, by its name in the plain model (without an adapter). Raises TrainError for float16."""
-    had = {name.replace(".base_layer.", "."): parameter.dtype for name, parameter in model.named_parameters() if ".lora_" not in name}
-    if torch.float16 in had.values():
+    dtypes = {name.replace(".base_layer.", "."): parameter.dtype for name, parameter in model.named_parameters() if ".lora_" not in name}
+    if torch.float16 in dtypes.values():
         raise TrainError('model.dtype = "float16" cannot be trained; set it to "bfloat16" or "float32"')
-    return had
+    return dtypes
 
 
-def restore_types(model: nn.Module, had: dict[str, torch.dtype]) -> None:
+def restore_dtypes(model: nn.Module, dtypes: dict[str, torch.dtype]) -> None:
     """Undo `use_master_weights`; exact for weights that were not trained. Adapters are in float32 before and after."""
     for name, parameter in model.named_parameters():
         if ".lora_" not in name:
-            parameter.data = parameter.data.to(had[name.replace(".base_layer.", ".")])
+            parameter.data = parameter.data.to(dtypes[name.replace(".base_layer.", ".")])
 
 
-def precision_of(had: dict[str, torch.dtype]) -> torch.dtype:
+def compute_dtype(dtypes: dict[str, torch.dtype]) -> torch.dtype:
     """What matrices are multiplied in: the type that weights had on disk."""
-    return torch.bfloat16 if torch.bfloat16 in had.values() else torch.float32
+    return torch.bfloat16 if torch.bfloat16 in dtypes.values() else torch.float32
 
 
 def checkpoint_activations(model: Any, on: bool) -> None:
@@ -116,7 +116,7 @@ def checkpoint_activations(model: Any, on: bool) -> None:
     names = (f"activation_checkpointing_{word}", f"gradient_checkpointing_{word}")
     switch = next(getattr(model, name) for name in names if hasattr(model, name))
     try:
-        switch({"use_reentrant": False, "context_fn": recomputing(model)}) if on else switch()
+        switch({"use_reentrant": False, "context_fn": checkpoint_contexts(model)}) if on else switch()
     except ValueError as error:
         raise TrainError(f"train.gradient_checkpointing: {error}; leave it off for this model") from None
 

@@ -20,20 +20,20 @@ from mixpo.train.batch import Batch
 from mixpo.train.losses import ResponseLogps
 
 
-class Online:
+class OnlineReference:
     """The reference of one training. values: by name, its own copies of everything that is trained."""
 
     def __init__(self, model: nn.Module, objective: str, table: LossTable) -> None:
         """Copies the model as it is now, which has to be before the first step and before a checkpoint is loaded."""
         self.model = model
         self.values = {name: parameter.detach().clone() for name, parameter in _trained(model).items()}
-        self.moving = OBJECTIVES[objective].moving
+        self.moving_reference = OBJECTIVES[objective].moving_reference
         self.table = table
 
     @property
-    def moved(self) -> dict[str, Tensor]:
+    def moving_values(self) -> dict[str, Tensor]:
         """What a checkpoint has to hold: the values, if they ever change."""
-        return self.values if self.moving else {}
+        return self.values if self.moving_reference else {}
 
     def fill(self, scorer: Any, batch: Batch) -> Batch:
         """The batch with the reference log-probs of its responses. scorer: as no rank wraps it, so that ranks need not agree."""
@@ -42,9 +42,9 @@ class Online:
         return replace(batch, reference=logps.sums)
 
     @torch.no_grad()
-    def follow(self, step: int) -> None:
+    def update(self, step: int) -> None:
         """After optimizer step `step` (from 1): pi_0 <- alpha pi + (1 - alpha) pi_0, weight by weight, arXiv 2404.09656."""
-        if not self.moving or step % self.table.reference_every:
+        if not self.moving_reference or step % self.table.reference_every:
             return
         for name, parameter in _trained(self.model).items():
             if self.table.reference_alpha == 1:

@@ -29,11 +29,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mixpo.errors import TrainError
-from mixpo.train.checkpoint import DEEPSPEED, Checkpoint, random_state, write_parts
+from mixpo.train.checkpoint import DEEPSPEED, Checkpoint, random_state, write_tensors
 
-Kind = Literal["copies", "fsdp2", "deepspeed"]
+Strategy = Literal["ddp", "fsdp2", "deepspeed"]
 
-PATIENCE = timedelta(hours=2)
+COLLECTIVE_TIMEOUT = timedelta(hours=2)
 """How long a rank waits for the others, which may be writing a large checkpoint. A rank that dies ends the launch at once."""
 
 
@@ -46,13 +46,13 @@ def open_accelerator(device: torch.device, **options: Any) -> Accelerator:
         kwargs_handlers=[
             # Models have parameters that no forward pass uses, such as InternVL's mask token.
             DistributedDataParallelKwargs(find_unused_parameters=True),
-            InitProcessGroupKwargs(timeout=PATIENCE),
+            InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT),
         ],
         **options,
     )
 
 
-def kind_of(accelerator: Accelerator) -> Kind:
+def strategy_of(accelerator: Accelerator) -> Strategy:
     """How the launch wants the model to be shared. Raises TrainError for a way that is not known here."""
     found = accelerator.distributed_type
     if found == DistributedType.DEEPSPEED:
@@ -61,7 +61,7 @@ def kind_of(accelerator: Accelerator) -> Kind:
     if found == DistributedType.FSDP or (found == DistributedType.MULTI_CPU and parse_flag_from_env("ACCELERATE_USE_FSDP")):
         return "fsdp2"
     if found in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
-        return "copies"
+        return "ddp"
     raise TrainError(f"training under {found.value} is not supported; launch it with DDP, FSDP2 or DeepSpeed (recipes/accelerate)")
 
 
@@ -70,11 +70,11 @@ class Parallel:
     """A model and its optimizer, as this rank holds them. model: bare, with the names of its parameters unchanged. scorer: wrapped."""
 
     accelerator: Accelerator
-    kind: Kind
+    strategy: Strategy
     model: nn.Module
     scorer: Any
     optimizer: Any
-    outline: nn.Module | None = None
+    meta_copy: nn.Module | None = None
 
     @property
     def main(self) -> bool:
@@ -91,11 +91,11 @@ class Parallel:
 
     # --- one step ------------------------------------------------------------------------------------------------------
 
-    def accumulating(self, last: bool) -> AbstractContextManager[None]:
+    def accumulate(self, last: bool) -> AbstractContextManager[None]:
         """Around the forward and backward pass of a micro-batch. *Collective* for the last one, where gradients of all ranks meet."""
-        if self.kind == "fsdp2":
+        if self.strategy == "fsdp2":
             self.scorer.set_requires_gradient_sync(last)
-        elif self.kind == "deepspeed":
+        elif self.strategy == "deepspeed":
             self.scorer.set_gradient_accumulation_boundary(last)
         elif not last:
             waiting: AbstractContextManager[None] = self.accelerator.no_sync(self.scorer)
@@ -104,7 +104,7 @@ class Parallel:
 
     def backward(self, loss: Tensor) -> None:
         """Add to the gradients, of which ranks take the mean."""
-        if self.kind == "deepspeed":
+        if self.strategy == "deepspeed":
             # Not through Accelerate, which would take the step at once, before the loss is known to be finite.
             self.scorer.backward(loss)
         else:
@@ -115,7 +115,7 @@ class Parallel:
 
         No step is taken when the norm is not finite; with DeepSpeed, which tells the norm only afterwards, it is then useless.
         """
-        if self.kind == "deepspeed":
+        if self.strategy == "deepspeed":
             self.scorer.step()
             return float(self.scorer.get_global_grad_norm())
         found: Any = nn.utils.clip_grad_norm_([parameter for _, parameter in self.trained()], most)
@@ -129,7 +129,7 @@ class Parallel:
 
     def save(self, folder: Path) -> None:
         """*Collective.* Write everything but the counters of a checkpoint."""
-        if self.kind == "deepspeed":
+        if self.strategy == "deepspeed":
             self.scorer.save_checkpoint(str(folder), tag=DEEPSPEED)
             return
         weights = self._gather(self.trained())
@@ -137,57 +137,57 @@ class Parallel:
         for number, values in state["state"].items():
             state["state"][number] = dict(self._gather(values.items()))
         if self.main:
-            write_parts(folder, weights, {"optimizer": state, "random": random_state()})
+            write_tensors(folder, weights, {"optimizer": state, "random": random_state()})
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """*Collective.* Optimizer state and random generators, and with DeepSpeed the weights."""
-        if self.kind == "deepspeed":
+        if self.strategy == "deepspeed":
             self.scorer.load_checkpoint(str(checkpoint.path), tag=DEEPSPEED)
             return
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        state = checkpoint.rest["optimizer"]
+        state = checkpoint.training_state["optimizer"]
         for number, values in state["state"].items():
             state["state"][number] = {name: _scatter(value, parameters[number]) for name, value in values.items()}
         self.optimizer.load_state_dict(state)
 
-    def whole_model(self) -> nn.Module | None:
+    def full_model(self) -> nn.Module | None:
         """*Collective.* The model with all of its weights in this process; None on ranks that have nothing to write."""
-        if self.outline is None:
+        if self.meta_copy is None:
             return self.model if self.main else None
         weights = self._gather(self.model.named_parameters())
         if not self.main:
             return None
         for name, tensor in weights.items():
-            _put(self.outline, name, tensor)
-        return self.outline
+            _set_parameter(self.meta_copy, name, tensor)
+        return self.meta_copy
 
     def _gather(self, tensors: Any) -> dict[str, Any]:
         """Whole tensors on the CPU of the main rank, one after the other; nothing on the others."""
         found = {}
         for name, value in tensors:
-            gathered = whole(value)
+            gathered = full_tensor(value)
             if self.main:
                 found[name] = gathered
         return found
 
 
-def share_model(accelerator: Accelerator, scorer: nn.Module, optimizer_of: Callable[[nn.Module], Any], max_norm: float) -> Parallel:
+def wrap_model(accelerator: Accelerator, scorer: nn.Module, optimizer_of: Callable[[nn.Module], Any], max_norm: float) -> Parallel:
     """*Collective.* Wrap `scorer`, whose `model` stands on the device, as the launch asks. The optimizer is made of what it wraps."""
-    kind = kind_of(accelerator)
+    strategy = strategy_of(accelerator)
     model: Any = scorer.model
-    if kind == "copies":
+    if strategy == "ddp":
         wrapped = accelerator.prepare_model(scorer)
-        return Parallel(accelerator, kind, model, wrapped, optimizer_of(model))
-    outline = _outline(model)
-    if kind == "fsdp2":
+        return Parallel(accelerator, strategy, model, wrapped, optimizer_of(model))
+    meta_copy = _meta_copy(model)
+    if strategy == "fsdp2":
         _fully_shard(accelerator, scorer)
-        return Parallel(accelerator, kind, model, scorer, optimizer_of(model), outline)
+        return Parallel(accelerator, strategy, model, scorer, optimizer_of(model), meta_copy)
     plugin = accelerator.state.deepspeed_plugin
     # What `transformers` loads from here on is whole, also under ZeRO-3.
     plugin.dschf = None
     plugin.deepspeed_config |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "gradient_clipping": max_norm}
     engine, optimizer = accelerator.prepare(scorer, optimizer_of(model))
-    return Parallel(accelerator, kind, model, engine, optimizer, outline)
+    return Parallel(accelerator, strategy, model, engine, optimizer, meta_copy)
 
 
 def _fully_shard(accelerator: Accelerator, scorer: nn.Module) -> None:
@@ -224,13 +224,13 @@ def _layers(module: nn.Module) -> Iterator[nn.Module]:
             yield from _layers(child)
 
 
-def _outline(model: nn.Module) -> nn.Module:
+def _meta_copy(model: nn.Module) -> nn.Module:
     """A copy of the model without its weights, to be filled when all of them are in one place."""
     memo: dict[int, Any] = {id(value): nn.Parameter(value.to("meta"), value.requires_grad) for value in model.parameters()}
     return copy.deepcopy(model, memo)
 
 
-def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
+def _set_parameter(model: nn.Module, name: str, tensor: Tensor) -> None:
     """Replace one parameter, wherever the model uses it."""
     old = model.get_parameter(name)
     new = nn.Parameter(tensor, old.requires_grad)
@@ -240,7 +240,7 @@ def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
                 module._parameters[key] = new
 
 
-def whole(value: Any) -> Any:
+def full_tensor(value: Any) -> Any:
     """*Collective* for a tensor of which this rank has a part. A tensor of its own on the CPU; what is no tensor stays."""
     if not isinstance(value, Tensor):
         return value
@@ -254,7 +254,7 @@ def whole(value: Any) -> Any:
     return value.detach().cpu().contiguous()
 
 
-def own(parameter: nn.Parameter) -> Tensor:
+def local_shard(parameter: nn.Parameter) -> Tensor:
     """The part of a parameter that this rank holds, which may be empty."""
     held: Any = parameter.detach()
     if isinstance(held, DTensor):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-LEAST = 4
+MIN_SHARED = 4
 """A common beginning of fewer tokens stays in each response; see docs/training.md for what that was measured on."""
 
 
@@ -17,11 +17,11 @@ class Branch(NamedTuple):
     tokens: tuple[int, ...]
 
 
-class Grown(NamedTuple):
+class PrefixTree(NamedTuple):
     """branches: parents first, none of them empty. ends: for each response the branch whose last token is its last one."""
 
     branches: tuple[Branch, ...]
-    ends: tuple[int, ...]
+    end_branches: tuple[int, ...]
 
     @property
     def tokens(self) -> int:
@@ -29,20 +29,20 @@ class Grown(NamedTuple):
         return sum(len(branch.tokens) for branch in self.branches)
 
 
-def grow(responses: Sequence[tuple[int, ...]]) -> Grown:
+def build_prefix_tree(responses: Sequence[tuple[int, ...]]) -> PrefixTree:
     """The tree in which responses share every beginning that is at least `LEAST` tokens longer than what is shared already.
 
     A response that another one begins with ends inside the tree; the others end in a leaf of their own.
     """
     order = sorted(range(len(responses)), key=lambda number: responses[number])
-    common = [_common(responses[one], responses[other]) for one, other in pairwise(order)]
-    branches, ends = list[Branch](), [-1] * len(responses)
+    common = [_shared_prefix(responses[one], responses[other]) for one, other in pairwise(order)]
+    branches, end_branches = list[Branch](), [-1] * len(responses)
 
     def split(first: int, end: int, parent: int, depth: int) -> None:
         """Grow those from `first` to `end` of the order, whose first `depth` tokens end with the branch `parent`."""
         while first < end:
             after = first + 1
-            while after < end and common[after - 1] >= depth + LEAST:
+            while after < end and common[after - 1] >= depth + MIN_SHARED:
                 after += 1
             response = responses[order[first]]
             shared = min(common[first : after - 1], default=len(response))
@@ -53,13 +53,13 @@ def grow(responses: Sequence[tuple[int, ...]]) -> Grown:
             if after - first > 1:
                 split(first, after, here, shared)
             else:
-                ends[order[first]] = here
+                end_branches[order[first]] = here
             first = after
 
     split(0, len(responses), -1, 0)
-    return Grown(tuple(branches), tuple(ends))
+    return PrefixTree(tuple(branches), tuple(end_branches))
 
 
-def _common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+def _shared_prefix(one: tuple[int, ...], other: tuple[int, ...]) -> int:
     """How many tokens both begin with."""
     return next((number for number, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

@@ -15,7 +15,7 @@ CACHE_BYTES = 512 * 2**20
 """Encoded prompts that are kept in memory, pixels included; the ones not used for longest go first."""
 
 
-class Prompts:
+class PromptCache:
     """Encodes prompts with their images. Lengths, being numbers, are never forgotten."""
 
     def __init__(self, vlm: Vlm, images: ImageTable, max_bytes: int = CACHE_BYTES) -> None:

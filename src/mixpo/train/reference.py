@@ -10,23 +10,23 @@ import torch
 from mixpo.errors import TrainError
 from mixpo.recipe import ImageTable, TrainTable
 from mixpo.records import Scored
-from mixpo.train.batch import Layout, Piece, micro_batches
+from mixpo.train.batch import Chunk, Layout, micro_batches
 from mixpo.train.collate import collate
-from mixpo.train.groups import Grouped, make_group, to_record
-from mixpo.train.layout_check import choose_layout, sample_of
+from mixpo.train.groups import GroupedPairs, make_group, to_record
+from mixpo.train.layout_check import check_sample, choose_layout
 from mixpo.train.logps import Scorer
-from mixpo.train.model import precision_of, restore_types, types_of, use_master_weights
-from mixpo.train.prompt_cache import Prompts
+from mixpo.train.model import compute_dtype, restore_dtypes, use_master_weights, weight_dtypes
+from mixpo.train.prompt_cache import PromptCache
 from mixpo.types import Group, Pair, Question
 from mixpo.vlm.load import Vlm
 
 
-class Reference:
+class ReferenceScorer:
     """Scores groups under one model. Made by `open_reference`; `note` says which layout is used, once one is."""
 
     def __init__(self, vlm: Vlm, images: ImageTable, table: TrainTable, precision: torch.dtype) -> None:
         self.vlm = vlm
-        self.prompts = Prompts(vlm, images)
+        self.prompts = PromptCache(vlm, images)
         self.table = table
         self.precision = precision
         self.layout: Layout | None = None
@@ -46,38 +46,38 @@ class Reference:
 
     def score(self, groups: Sequence[Group]) -> list[tuple[float, ...]]:
         """Summed log-probs of all responses of each group, in nats. Raises TrainError naming the question if one is not finite."""
-        pieces = [Piece(group, tuple(range(len(group.responses))), ()) for group in groups if group.responses]
-        if not pieces:
+        chunks = [Chunk(group, tuple(range(len(group.responses))), ()) for group in groups if group.responses]
+        if not chunks:
             return [() for _ in groups]
         if self.layout is None:
-            self.layout, self.note = choose_layout(self.vlm, sample_of(pieces), self.prompts.get, self.precision)
+            self.layout, self.note = choose_layout(self.vlm, check_sample(chunks), self.prompts.get, self.precision)
         scorer = Scorer(self.vlm.model, self.layout, self.precision)
         found: dict[tuple[str, str, int], float] = {}
-        for batch_pieces in micro_batches(pieces, self.prompts.length, self.table.tokens_per_batch, self.layout):
-            batch = collate(self.vlm, batch_pieces, self.prompts.get, self.layout)
+        for batch_chunks in micro_batches(chunks, self.prompts.length, self.table.tokens_per_batch, self.layout):
+            batch = collate(self.vlm, batch_chunks, self.prompts.get, self.layout)
             with torch.no_grad():
                 sums = scorer(batch).sums.tolist()
-            owners = [(piece, response) for piece in batch_pieces for response in piece.responses]
-            for (piece, response), value in zip(owners, sums, strict=True):
-                found[piece.group.question.id, piece.group.prompt, response] = _finite(value, piece.group)
+            owners = [(chunk, response) for chunk in batch_chunks for response in chunk.responses]
+            for (chunk, response), value in zip(owners, sums, strict=True):
+                found[chunk.group.question.id, chunk.group.prompt, response] = _finite(value, chunk.group)
         return [tuple(found[g.question.id, g.prompt, response] for response in range(len(g.responses))) for g in groups]
 
-    def _group(self, question: Question, prompt: str, pairs: Sequence[Pair]) -> Grouped:
+    def _group(self, question: Question, prompt: str, pairs: Sequence[Pair]) -> GroupedPairs:
         if not pairs:
-            return Grouped(group=Group(question=question, prompt=prompt, responses=(), pairs=()))
+            return GroupedPairs(group=Group(question=question, prompt=prompt, responses=(), pairs=()))
         length = len(self.prompts.of(question, prompt))
         return make_group(self.vlm, question, prompt, pairs, length, self.table.max_length)
 
 
 @contextmanager
-def open_reference(vlm: Vlm, images: ImageTable, table: TrainTable) -> Iterator[Reference]:
+def open_reference(vlm: Vlm, images: ImageTable, table: TrainTable) -> Iterator[ReferenceScorer]:
     """A Reference that computes exactly as training will; the model is given back as it was."""
     # Beside an adapter weights keep their types while training, and so here.
-    had = use_master_weights(vlm.model) if table.lora is None else types_of(vlm.model)
+    dtypes = use_master_weights(vlm.model) if table.lora is None else weight_dtypes(vlm.model)
     try:
-        yield Reference(vlm, images, table, precision_of(had))
+        yield ReferenceScorer(vlm, images, table, compute_dtype(dtypes))
     finally:
-        restore_types(vlm.model, had)
+        restore_dtypes(vlm.model, dtypes)
 
 
 def _finite(value: float, group: Group) -> float:

@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 
-class Part(NamedTuple):
+class GroupPairs(NamedTuple):
     """Some pairs of one group. group: its position in the data. pairs: positions in the group's pairs."""
 
     group: int
     pairs: tuple[int, ...]
 
 
-Step = tuple[Part, ...]
+Step = tuple[GroupPairs, ...]
 """The pairs of one optimizer step, group by group."""
 
 
-def plan_steps(pair_counts: Sequence[int], batch_size: int, seed: int, epoch: int, together: int = 0) -> list[Step]:
+def epoch_steps(pair_counts: Sequence[int], batch_size: int, seed: int, epoch: int, pairs_per_group: int = 0) -> list[Step]:
     """All steps of one epoch in the order they are taken; each pair once.
 
     Every step holds exactly `batch_size` pairs, the last one what is left. A group that does not fit into what is left of a
@@ -28,18 +28,18 @@ def plan_steps(pair_counts: Sequence[int], batch_size: int, seed: int, epoch: in
     of a group are kept next to each other when the order is drawn; 0 keeps all of them together.
     """
     order = [
-        (group, first, min(count, first + (together or count)))
+        (group, first, min(count, first + (pairs_per_group or count)))
         for group, count in enumerate(pair_counts)
-        for first in range(0, count, together or max(count, 1))
+        for first in range(0, count, pairs_per_group or max(count, 1))
     ]
     random.Random(f"{seed}/train/{epoch}").shuffle(order)
     steps: list[Step] = []
-    current: list[Part] = []
+    current: list[GroupPairs] = []
     room = batch_size
     for group, first, end in order:
         while first < end:
             taken = min(room, end - first)
-            current.append(Part(group, tuple(range(first, first + taken))))
+            current.append(GroupPairs(group, tuple(range(first, first + taken))))
             first, room = first + taken, room - taken
             if room == 0:
                 steps.append(tuple(current))
@@ -49,13 +49,13 @@ def plan_steps(pair_counts: Sequence[int], batch_size: int, seed: int, epoch: in
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The steps of a whole training. pair_counts: pairs of each group. together: see `plan_steps`."""
+    """The steps of a whole training. pair_counts: pairs of each group. together: see `epoch_steps`."""
 
     pair_counts: tuple[int, ...]
     batch_size: int
     epochs: int
     seed: int
-    together: int = 0
+    pairs_per_group: int = 0
 
     @property
     def pairs(self) -> int:
@@ -76,15 +76,15 @@ class Schedule:
         """The steps that are left after `done` of them."""
         for epoch in range(done // max(1, self.steps_per_epoch), self.epochs):
             skip = done - epoch * self.steps_per_epoch
-            yield from plan_steps(self.pair_counts, self.batch_size, self.seed, epoch, self.together)[max(0, skip) :]
+            yield from epoch_steps(self.pair_counts, self.batch_size, self.seed, epoch, self.pairs_per_group)[max(0, skip) :]
 
 
-def share(step: Step, rank: int, ranks: int, weight: Callable[[int], int]) -> Step:
+def rank_share(step: Step, rank: int, ranks: int, weight: Callable[[int], int]) -> Step:
     """What one rank does of a step: whole parts, the heaviest first to whoever has least. weight: cost of a pair of this group."""
     if ranks == 1:
         return step
     load = [0] * ranks
-    mine: list[Part] = []
+    mine: list[GroupPairs] = []
     for part in sorted(step, key=lambda part: (-weight(part.group) * len(part.pairs), part)):
         taker = load.index(min(load))
         load[taker] += weight(part.group) * len(part.pairs)

@@ -14,20 +14,20 @@ from accelerate import Accelerator
 from mixpo.errors import MissingExtra, TrainError
 from mixpo.progress import Progress, Silent
 from mixpo.recipe import ImageTable, TrainTable
-from mixpo.train.adapters import choose_trained
-from mixpo.train.batch import Batch, Layout, Piece, find_ghost, pieces_of
+from mixpo.train.adapters import prepare_trainable
+from mixpo.train.batch import Batch, Chunk, Layout, find_dummy, step_chunks
 from mixpo.train.checkpoint import Checkpoint, TrainState, apply_checkpoint, find_checkpoint
-from mixpo.train.groups import digest
-from mixpo.train.layout_check import choose_layout, sample_of
+from mixpo.train.groups import data_digest
+from mixpo.train.layout_check import check_sample, choose_layout
 from mixpo.train.logps import Scorer
-from mixpo.train.losses import Weights, weights_of
-from mixpo.train.metrics import MetricsFile, Watch
-from mixpo.train.model import PartSize, build_optimizer, checkpoint_activations, precision_of, refuse_dropout, use_liger
-from mixpo.train.online_reference import Online
-from mixpo.train.parallel import Parallel, kind_of, open_accelerator, share_model
-from mixpo.train.prompt_cache import Prompts
+from mixpo.train.losses import LossWeights, loss_weights
+from mixpo.train.metrics import EvaluatePolicy, MetricsFile
+from mixpo.train.model import PartSize, build_optimizer, checkpoint_activations, compute_dtype, refuse_dropout, use_liger
+from mixpo.train.online_reference import OnlineReference
+from mixpo.train.parallel import Parallel, open_accelerator, strategy_of, wrap_model
+from mixpo.train.prompt_cache import PromptCache
 from mixpo.train.schedule import Schedule
-from mixpo.train.vision_cache import Features, open_features
+from mixpo.train.vision_cache import VisionCache, open_vision_cache
 from mixpo.types import Group
 from mixpo.vlm.load import Vlm
 
@@ -52,7 +52,7 @@ class TrainJob:
     logs: Path
     seed: int = 0
     label: str = "train"
-    watch: Watch | None = None
+    watch: EvaluatePolicy | None = None
 
     @property
     def schedule(self) -> Schedule:
@@ -62,7 +62,7 @@ class TrainJob:
             batch_size=self.table.batch_size,
             epochs=self.table.epochs,
             seed=self.seed,
-            together=self.table.pairs_per_group,
+            pairs_per_group=self.table.pairs_per_group,
         )
 
     @property
@@ -82,7 +82,7 @@ class TrainJob:
 class Session:
     """An opened training. parallel: the model as ranks share it; `job.vlm.model` is the same one, bare.
 
-    ghost: what a rank computes when it has nothing else to do, or no images (see `find_ghost`). zeros: trained matrices that were
+    ghost: what a rank computes when it has nothing else to do, or no images (see `find_dummy`). zeros: trained matrices that were
     nothing but zeros before the first step.
     online: the reference, where its log-probs are computed in the training step. features: of frozen vision, where they are kept.
     """
@@ -91,18 +91,18 @@ class Session:
     parallel: Parallel
     progress: Progress
     schedule: Schedule
-    weights: Weights
-    prompts: Prompts
+    weights: LossWeights
+    prompts: PromptCache
     layout: Layout
     precision: torch.dtype
-    had: Mapping[str, torch.dtype]
+    dtypes: Mapping[str, torch.dtype]
     parts: Sequence[PartSize]
-    ghost: Piece
-    zeros: frozenset[str]
+    dummy: Chunk
+    zero_matrices: frozenset[str]
     state: TrainState
     metrics: MetricsFile
-    online: Online | None
-    features: Features | None
+    online: OnlineReference | None
+    vision_cache: VisionCache | None
 
     @property
     def accelerator(self) -> Accelerator:
@@ -114,10 +114,10 @@ class Session:
         """Whether this process writes files."""
         return self.parallel.main
 
-    def complete(self, batch: Batch, pieces: Sequence[Piece]) -> Batch:
+    def complete(self, batch: Batch, chunks: Sequence[Chunk]) -> Batch:
         """The batch of these pieces with what no data holds: vision features that are kept, the online reference's log-probs."""
-        if self.features is not None:
-            batch = self.features.fill(batch, pieces)
+        if self.vision_cache is not None:
+            batch = self.vision_cache.fill(batch, chunks)
         return batch if self.online is None else self.online.fill(self.accelerator.unwrap_model(self.parallel.scorer), batch)
 
 
@@ -132,22 +132,24 @@ def open_session(job: TrainJob, progress: Progress) -> Session:
     refuse_dropout(model)
     if job.table.liger:
         use_liger(model, vlm.device)
-    parts, had = choose_trained(vlm, job.table, job.seed)
+    parts, dtypes = prepare_trainable(vlm, job.table, job.seed)
     progress.say(f"{job.objective}: {'; '.join(str(part) for part in parts)}")
-    online = Online(model, job.objective, job.table.loss) if job.table.reference == "online" else None
-    prompts = Prompts(vlm, job.images)
-    sample = sample_of(pieces_of(next(job.schedule.steps(0)), job.groups))
-    layout, note = choose_layout(vlm, sample, prompts.get, precision_of(had))
+    online = OnlineReference(model, job.objective, job.table.loss) if job.table.reference == "online" else None
+    prompts = PromptCache(vlm, job.images)
+    sample = check_sample(step_chunks(next(job.schedule.steps(0)), job.groups))
+    layout, note = choose_layout(vlm, sample, prompts.get, compute_dtype(dtypes))
     progress.say(f"{job.objective}: {note}")
-    features, note = (
-        open_features(vlm, job.images, prompts.get, layout, precision_of(had), sample) if job.table.cache_vision else (None, "")
+    vision_cache, note = (
+        open_vision_cache(vlm, job.images, prompts.get, layout, compute_dtype(dtypes), sample) if job.table.cache_vision else (None, "")
     )
     if note:
         progress.say(f"{job.objective}: {note}")
     if job.table.gradient_checkpointing:
         checkpoint_activations(model, on=True)
-    zeros = frozenset(name for name, value in model.named_parameters() if value.requires_grad and value.ndim >= 2 and not value.any())
-    state, parallel = _go_on(job, accelerator, progress, Scorer(model, layout, precision_of(had)), online)
+    zero_matrices = frozenset(
+        name for name, value in model.named_parameters() if value.requires_grad and value.ndim >= 2 and not value.any()
+    )
+    state, parallel = _resume(job, accelerator, progress, Scorer(model, layout, compute_dtype(dtypes)), online)
     return Session(
         job=job,
         parallel=parallel,
@@ -156,19 +158,19 @@ def open_session(job: TrainJob, progress: Progress) -> Session:
         weights=weights,
         prompts=prompts,
         layout=layout,
-        precision=precision_of(had),
-        had=had,
+        precision=compute_dtype(dtypes),
+        dtypes=dtypes,
         parts=parts,
-        ghost=find_ghost(job.groups, prompts.length),
-        zeros=zeros,
+        dummy=find_dummy(job.groups, prompts.length),
+        zero_matrices=zero_matrices,
         state=state,
         metrics=_metrics(job, accelerator, state),
         online=online,
-        features=features,
+        vision_cache=vision_cache,
     )
 
 
-def _check(job: TrainJob) -> Weights:
+def _check(job: TrainJob) -> LossWeights:
     """What can be found without a model. Returns the weights of the objective."""
     if job.schedule.pairs == 0:
         raise TrainError(
@@ -184,33 +186,35 @@ def _check(job: TrainJob) -> Weights:
     for tracker in job.table.trackers:
         if find_spec(tracker) is None:
             raise MissingExtra(f"the tracker {tracker!r}", tracker)
-    return weights_of(job.objective, job.table.loss)
+    return loss_weights(job.objective, job.table.loss)
 
 
-def _go_on(
-    job: TrainJob, accelerator: Accelerator, progress: Progress, scorer: Scorer, online: Online | None
+def _resume(
+    job: TrainJob, accelerator: Accelerator, progress: Progress, scorer: Scorer, online: OnlineReference | None
 ) -> tuple[TrainState, Parallel]:
     """The model as ranks share it, and where it stands: at the newest checkpoint, if there is one."""
-    moved = online.moved if online else {}
-    state, checkpoint = _state(job, accelerator, progress, bool(moved))
+    moving_values = online.moving_values if online else {}
+    state, checkpoint = _find_state(job, accelerator, progress, bool(moving_values))
     if checkpoint is not None:
         apply_checkpoint(checkpoint, scorer.model)
-        for name, value in moved.items():
-            value.copy_(checkpoint.moved[name])
-    parallel = share_model(accelerator, scorer, lambda shared: build_optimizer(shared, job.table), job.table.max_grad_norm)
+        for name, value in moving_values.items():
+            value.copy_(checkpoint.moving_values[name])
+    parallel = wrap_model(accelerator, scorer, lambda shared: build_optimizer(shared, job.table), job.table.max_grad_norm)
     if checkpoint is not None:
         parallel.restore(checkpoint)
     return state, parallel
 
 
-def _state(job: TrainJob, accelerator: Accelerator, progress: Progress, moving: bool) -> tuple[TrainState, Checkpoint | None]:
+def _find_state(
+    job: TrainJob, accelerator: Accelerator, progress: Progress, moving_reference: bool
+) -> tuple[TrainState, Checkpoint | None]:
     """Where to go on, and what from. Raises TrainError for a checkpoint of another training or another kind of launch."""
-    fresh = TrainState(data=digest(job.groups), settings=job.settings)
-    found = find_checkpoint(job.folder / "checkpoints", fresh, progress.say, moving)
+    expected = TrainState(data=data_digest(job.groups), settings=job.settings)
+    found = find_checkpoint(job.folder / "checkpoints", expected, progress.say, moving_reference)
     if found is None:
-        return fresh, None
-    if found.of_deepspeed != (kind_of(accelerator) == "deepspeed"):
-        wrote, other = ("DeepSpeed", "without it") if found.of_deepspeed else ("a launch without DeepSpeed", "with it")
+        return expected, None
+    if found.is_deepspeed != (strategy_of(accelerator) == "deepspeed"):
+        wrote, other = ("DeepSpeed", "without it") if found.is_deepspeed else ("a launch without DeepSpeed", "with it")
         raise TrainError(f"{found.path}: written by {wrote} and unreadable {other}; go on as before, or start again with --force train")
     progress.say(f"{job.objective}: going on after step {found.state.step} of {job.schedule.total}")
     return found.state, found
@@ -218,7 +222,7 @@ def _state(job: TrainJob, accelerator: Accelerator, progress: Progress, moving: 
 
 def _accelerator(job: TrainJob) -> Accelerator:
     accelerator = open_accelerator(job.vlm.device, log_with=list(job.table.trackers) or None, project_dir=job.logs)
-    if kind_of(accelerator) != "copies":
+    if strategy_of(accelerator) != "ddp":
         table = job.table
         whole = {
             'train.reference = "online"': table.reference == "online",

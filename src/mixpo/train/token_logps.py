@@ -12,51 +12,53 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mixpo.vlm.families import HeadRule
+from mixpo.vlm.families import LogitScaling
 
-WHOLE = 256 * 2**20
+FULL_LOGITS_BYTES = 256 * 2**20
 """Logits of up to this many bytes in float32 are made at once, which saves computing them again in the backward pass."""
-TILE = 64 * 2**20
+TILE_BYTES = 64 * 2**20
 """Bytes of the float32 logits of one tile."""
-CACHED = 8 * 2**20
+CPU_TILE_BYTES = 8 * 2**20
 """The same on a CPU, whose cache should hold a tile until it has been used."""
 
 
-def token_logps(head: Any, rule: HeadRule, hidden_ad: Tensor, target_a: Tensor, whole: int = WHOLE, tile: int | None = None) -> Tensor:
+def token_logps(
+    head: Any, scaling: LogitScaling, hidden_ad: Tensor, target_a: Tensor, whole: int = FULL_LOGITS_BYTES, tile: int | None = None
+) -> Tensor:
     """(A,) log-probs in float32, whatever `hidden_ad` is in.
 
     head: the output layer. One that is not a plain linear layer (an adapter around it) is called as it is, tile by tile.
     """
     vocabulary = int(head.weight.shape[0])
     if len(target_a) * vocabulary * 4 <= whole:
-        return _score(head(hidden_ad), rule, target_a)
+        return _score(head(hidden_ad), scaling, target_a)
     if type(head) is nn.Linear:
         kind = hidden_ad.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_ad.dtype
-        words = max(1, (tile or (CACHED if kind == "cpu" else TILE)) // (4 * len(target_a)))
-        found: Tensor = _TiledLogps.apply(hidden_ad, head.weight, head.bias, target_a, rule, words, dtype)
+        tile_width = max(1, (tile or (CPU_TILE_BYTES if kind == "cpu" else TILE_BYTES)) // (4 * len(target_a)))
+        found: Tensor = _TiledLogps.apply(hidden_ad, head.weight, head.bias, target_a, scaling, tile_width, dtype)
         return found
-    rows = max(1, (tile or TILE) // (4 * vocabulary))
+    rows = max(1, (tile or TILE_BYTES) // (4 * vocabulary))
     parts = zip(torch.split(hidden_ad, rows), torch.split(target_a, rows), strict=True)
-    return torch.cat([checkpoint(lambda h, t: _score(head(h), rule, t), h_cd, t_c, use_reentrant=False) for h_cd, t_c in parts])
+    return torch.cat([checkpoint(lambda h, t: _score(head(h), scaling, t), h_cd, t_c, use_reentrant=False) for h_cd, t_c in parts])
 
 
-def _score(logits_cv: Tensor, rule: HeadRule, target_c: Tensor) -> Tensor:
-    return -F.cross_entropy(_finish(logits_cv.float(), rule), target_c, reduction="none")
+def _score(logits_cv: Tensor, scaling: LogitScaling, target_c: Tensor) -> Tensor:
+    return -F.cross_entropy(_scale_logits(logits_cv.float(), scaling), target_c, reduction="none")
 
 
-def _finish(logits_cv: Tensor, rule: HeadRule) -> Tensor:
+def _scale_logits(logits_cv: Tensor, scaling: LogitScaling) -> Tensor:
     """What the model does to its logits."""
-    if rule.scale != 1:
-        logits_cv = logits_cv * rule.scale
-    return torch.tanh(logits_cv / rule.cap) * rule.cap if rule.cap else logits_cv
+    if scaling.scale != 1:
+        logits_cv = logits_cv * scaling.scale
+    return torch.tanh(logits_cv / scaling.softcap) * scaling.softcap if scaling.softcap else logits_cv
 
 
 class _TiledLogps(torch.autograd.Function):
     """Keeps one number per token for the backward pass and computes every tile's logits again there.
 
     A tile is all tokens and some of the vocabulary: weights and their gradient, which are larger than everything else, are passed
-    over once. Sums over tiles are kept in float32 under bfloat16 too.
+    over once. StepSums over tiles are kept in float32 under bfloat16 too.
     """
 
     @staticmethod
@@ -66,42 +68,42 @@ class _TiledLogps(torch.autograd.Function):
         weight_vd: Tensor,
         bias_v: Tensor | None,
         target_a: Tensor,
-        rule: HeadRule,
-        words: int,
+        scaling: LogitScaling,
+        tile_width: int,
         dtype: torch.dtype,
     ) -> Tensor:
         lse_a = torch.full(target_a.shape, float("-inf"), device=hidden_ad.device)
         logit_a = torch.zeros_like(lse_a)
         with torch.autocast(hidden_ad.device.type, enabled=False):
             h_ad = hidden_ad.to(dtype)
-            for first in range(0, len(weight_vd), words):
-                logits_ac = _tile(h_ad, weight_vd, bias_v, rule, slice(first, first + words))
-                here_a, place_a = _within(target_a, first, logits_ac.shape[1])
+            for first in range(0, len(weight_vd), tile_width):
+                logits_ac = _tile(h_ad, weight_vd, bias_v, scaling, slice(first, first + tile_width))
+                here_a, place_a = _in_tile(target_a, first, logits_ac.shape[1])
                 logit_a = torch.where(here_a, logits_ac.gather(1, place_a[:, None])[:, 0], logit_a)
                 lse_a = torch.logaddexp(lse_a, logits_ac.logsumexp(-1))
         ctx.save_for_backward(hidden_ad, weight_vd, bias_v, target_a, lse_a)
-        ctx.rule, ctx.words, ctx.dtype = rule, words, dtype
+        ctx.scaling, ctx.tile_width, ctx.dtype = scaling, tile_width, dtype
         return logit_a - lse_a
 
     @staticmethod
     def backward(ctx: Any, grad_a: Tensor) -> tuple[Tensor | None, ...]:
         hidden_ad, weight_vd, bias_v, target_a, lse_a = ctx.saved_tensors
-        rule, dtype = ctx.rule, ctx.dtype
+        scaling, dtype = ctx.scaling, ctx.dtype
         h_ad = hidden_ad.to(dtype)
         grad_h = torch.zeros(hidden_ad.shape, device=hidden_ad.device) if ctx.needs_input_grad[0] else None
         grad_w = torch.empty_like(weight_vd) if ctx.needs_input_grad[1] else None
         grad_b = torch.empty_like(bias_v) if bias_v is not None and ctx.needs_input_grad[2] else None
         with torch.autocast(hidden_ad.device.type, enabled=False):
-            for first in range(0, len(weight_vd), ctx.words):
-                tile = slice(first, first + ctx.words)
-                logits_ac = _tile(h_ad, weight_vd, bias_v, rule, tile)
+            for first in range(0, len(weight_vd), ctx.tile_width):
+                tile = slice(first, first + ctx.tile_width)
+                logits_ac = _tile(h_ad, weight_vd, bias_v, scaling, tile)
                 # d logp / d logits = onehot(target) - softmax
                 grad_ac = (logits_ac - lse_a[:, None]).exp_().mul_(-grad_a[:, None])
-                here_a, place_a = _within(target_a, first, grad_ac.shape[1])
+                here_a, place_a = _in_tile(target_a, first, grad_ac.shape[1])
                 grad_ac.scatter_add_(1, place_a[:, None], (grad_a * here_a)[:, None])
-                if rule.cap:
-                    grad_ac *= 1 - (logits_ac / rule.cap) ** 2
-                grad_ac = (grad_ac * rule.scale if rule.scale != 1 else grad_ac).to(dtype)
+                if scaling.softcap:
+                    grad_ac *= 1 - (logits_ac / scaling.softcap) ** 2
+                grad_ac = (grad_ac * scaling.scale if scaling.scale != 1 else grad_ac).to(dtype)
                 if grad_h is not None:
                     grad_h += grad_ac @ weight_vd[tile].to(dtype)
                 if grad_w is not None:
@@ -111,13 +113,13 @@ class _TiledLogps(torch.autograd.Function):
         return None if grad_h is None else grad_h.to(hidden_ad.dtype), grad_w, grad_b, None, None, None, None
 
 
-def _tile(h_ad: Tensor, weight_vd: Tensor, bias_v: Tensor | None, rule: HeadRule, tile: slice) -> Tensor:
+def _tile(h_ad: Tensor, weight_vd: Tensor, bias_v: Tensor | None, scaling: LogitScaling, tile: slice) -> Tensor:
     """(A, C) finished logits of some of the vocabulary, in float32."""
     bias = None if bias_v is None else bias_v[tile].to(h_ad.dtype)
-    return _finish(F.linear(h_ad, weight_vd[tile].to(h_ad.dtype), bias).float(), rule)
+    return _scale_logits(F.linear(h_ad, weight_vd[tile].to(h_ad.dtype), bias).float(), scaling)
 
 
-def _within(target_a: Tensor, first: int, width: int) -> tuple[Tensor, Tensor]:
+def _in_tile(target_a: Tensor, first: int, width: int) -> tuple[Tensor, Tensor]:
     """(A,) whether the target is in this tile, and where; 0 for those that are not."""
     place_a = target_a - first
     here_a = (place_a >= 0) & (place_a < width)

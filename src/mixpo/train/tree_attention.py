@@ -1,8 +1,8 @@
 """Attention over rows of groups: [prompt | branch 1 | branch 2 ...], several groups in a row, each branch blind to its siblings.
 
 A branch looks at its prompt, at the branches that it grows from and at itself, as if every response were alone with its prompt. No
-mask of the whole row exists. Two plans give the same numbers: `Padded` gathers what is of similar length into few calls of torch's
-attention and works everywhere; `Ragged` hands all sequences, packed end to end, to one call of a kernel that takes their lengths.
+mask of the whole row exists. Two plans give the same numbers: `PaddedPlan` gathers what is of similar length into few calls of torch's
+attention and works everywhere; `VarlenPlan` hands all sequences, packed end to end, to one call of a kernel that takes their lengths.
 T tokens of the row, N sequences, B of them in a call, Q queries and K keys of its longest, H heads, D width.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.attention import varlen
 
 from mixpo.train.prefix_tree import Branch
-from mixpo.vlm.families import Sight
+from mixpo.vlm.families import Visibility
 
 PAD = -1
 SPARE = 32_768
@@ -35,50 +35,50 @@ class Span(NamedTuple):
     start: int
     prompt: int
     branches: tuple[Branch, ...]
-    same: Tensor | None = None
+    block_ids: Tensor | None = None
 
-    def inside(self) -> Tensor:
+    def prompt_positions(self) -> Tensor:
         """Places of the prompt in the row."""
         return torch.arange(self.start, self.start + self.prompt)
 
-    def chains(self) -> list[Tensor]:
+    def paths(self) -> list[Tensor]:
         """For each branch the places of its whole sequence, from the first token of the prompt to its own last one."""
         found, first = list[Tensor](), self.start + self.prompt
         for branch in self.branches:
-            before = found[branch.parent] if branch.parent >= 0 else self.inside()
+            before = found[branch.parent] if branch.parent >= 0 else self.prompt_positions()
             found.append(torch.cat([before, torch.arange(first, first + len(branch.tokens))]))
             first += len(branch.tokens)
         return found
 
 
-class Asked(NamedTuple):
+class AttentionOptions(NamedTuple):
     """What a layer asks of its attention. window: tokens that it sees back, itself among them. cap: soft-cap of its scores; 0: none."""
 
     window: int | None = None
     scale: float | None = None
-    cap: float = 0.0
+    softcap: float = 0.0
 
 
-class Member(NamedTuple):
+class QueryKeys(NamedTuple):
     """Queries and keys of one sequence, as places in the row; the queries are the last of the keys."""
 
     queries: Tensor
     keys: Tensor
 
 
-def members(spans: Sequence[Span]) -> Iterator[Member]:
+def sequences(spans: Sequence[Span]) -> Iterator[QueryKeys]:
     """The prompt of each group, then its branches: in the order of the row."""
     for span in spans:
-        yield Member(span.inside(), span.inside())
-        for branch, chain in zip(span.branches, span.chains(), strict=True):
-            yield Member(chain[-len(branch.tokens) :], chain)
+        yield QueryKeys(span.prompt_positions(), span.prompt_positions())
+        for branch, path in zip(span.branches, span.paths(), strict=True):
+            yield QueryKeys(path[-len(branch.tokens) :], path)
 
 
 # --- few calls of torch's attention --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
+class AttentionCall:
     """One call. queries, keys: (B, Q) and (B, K) places in the row, -1 where padded.
 
     causal: queries are the keys, and each sees those before it, so that no mask is needed.
@@ -90,29 +90,29 @@ class Call:
 
 
 @dataclass(frozen=True, eq=False)
-class Padded:
+class PaddedPlan:
     """The plan for one row. at: (T,) place in the token's own sequence. same: see `Span`.
 
     order: (T,) where each token's result stands among the results of all calls.
     """
 
-    calls: tuple[Call, ...]
+    calls: tuple[AttentionCall, ...]
     order: Tensor
-    at: Tensor
-    same: Tensor | None
-    sight: Sight
+    position: Tensor
+    block_ids: Tensor | None
+    visibility: Visibility
     masks: dict[tuple[int, int | None, torch.dtype], Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.order)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, asked: Asked) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:
         """(T, H, D) each -> (T, H, D)."""
         found = []
         for number, call in enumerate(self.calls):
-            free = call.causal and asked.window is None and not asked.cap
-            mask = None if free else self.mask(number, asked.window, query.dtype)
-            out = _kernel(_take(query, call.queries), _take(key, call.keys), _take(value, call.keys), mask, asked)
+            free = call.causal and options.window is None and not options.softcap
+            mask = None if free else self.mask(number, options.window, query.dtype)
+            out = _kernel(_gather_heads(query, call.queries), _gather_heads(key, call.keys), _gather_heads(value, call.keys), mask, options)
             found.append(out.transpose(1, 2).flatten(0, 1))
         # (all results, H, D) -> (T, H, D)
         return torch.cat(found).index_select(0, self.order)
@@ -121,87 +121,87 @@ class Padded:
         """(B, 1, Q, K) to be added to the scores of a call, made once."""
         key = (number, window, dtype)
         if key not in self.masks:
-            seen = self._seen(self.calls[number], window)
-            self.masks[key] = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))[:, None]
+            visible = self._visible(self.calls[number], window)
+            self.masks[key] = torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, float("-inf"))[:, None]
         return self.masks[key]
 
-    def _seen(self, call: Call, window: int | None) -> Tensor:
+    def _visible(self, call: AttentionCall, window: int | None) -> Tensor:
         """(B, Q, K) bool. A padded query sees the first token of its prompt, because a row without any key would be NaN."""
         queries, keys = call.queries[:, :, None], call.keys[:, None, :]
-        ahead = self.at[queries].where(queries >= 0, 0) - self.at[keys]
-        seen = ahead >= 0
+        ahead = self.position[queries].where(queries >= 0, 0) - self.position[keys]
+        visible = ahead >= 0
         if window is not None:
-            seen = seen & (ahead < window)
-        if self.same is not None:
-            both = (self.same[queries] == self.same[keys]) & (self.same[keys] >= 0) & (queries >= 0)
-            seen = seen | (both & (ahead < window) if window is not None and self.sight.window_last else both)
-        return seen & (keys >= 0)
+            visible = visible & (ahead < window)
+        if self.block_ids is not None:
+            both = (self.block_ids[queries] == self.block_ids[keys]) & (self.block_ids[keys] >= 0) & (queries >= 0)
+            visible = visible | (both & (ahead < window) if window is not None and self.visibility.window_applies else both)
+        return visible & (keys >= 0)
 
 
-def plant(spans: Sequence[Span], sight: Sight, device: torch.device) -> Padded:
+def plan_padded(spans: Sequence[Span], visibility: Visibility, device: torch.device) -> PaddedPlan:
     """The plan for a row in which these groups stand one after the other."""
-    at, same, prompts, branches = list[Tensor](), list[Tensor](), list[Member](), list[Member]()
-    for member in members(spans):
-        at.append(torch.arange(len(member.keys) - len(member.queries), len(member.keys)))
+    position, block_ids, prompts, branches = list[Tensor](), list[Tensor](), list[QueryKeys](), list[QueryKeys]()
+    for member in sequences(spans):
+        position.append(torch.arange(len(member.keys) - len(member.queries), len(member.keys)))
         (prompts if len(member.queries) == len(member.keys) else branches).append(member)
     for span in spans:
-        inside = torch.full((span.prompt,), -1) if span.same is None else span.same
-        same += [inside, torch.full((sum(len(branch.tokens) for branch in span.branches),), -1)]
-    both_ways = any(span.same is not None for span in spans)
-    calls = [*_calls(prompts, causal=not both_ways), *_calls(branches, causal=False)]
+        prompt_positions = torch.full((span.prompt,), -1) if span.block_ids is None else span.block_ids
+        block_ids += [prompt_positions, torch.full((sum(len(branch.tokens) for branch in span.branches),), -1)]
+    bidirectional = any(span.block_ids is not None for span in spans)
+    calls = [*_calls(prompts, causal=not bidirectional), *_calls(branches, causal=False)]
     slots = torch.cat([call.queries.flatten() for call in calls])
-    order = torch.empty(sum(map(len, at)), dtype=torch.long)
+    order = torch.empty(sum(map(len, position)), dtype=torch.long)
     order[slots[slots >= 0]] = (slots >= 0).nonzero()[:, 0]
-    return Padded(
-        calls=tuple(Call(call.queries.to(device), call.keys.to(device), call.causal) for call in calls),
+    return PaddedPlan(
+        calls=tuple(AttentionCall(call.queries.to(device), call.keys.to(device), call.causal) for call in calls),
         order=order.to(device),
-        at=torch.cat(at).to(device),
-        same=torch.cat(same).to(device) if both_ways else None,
-        sight=sight,
+        position=torch.cat(position).to(device),
+        block_ids=torch.cat(block_ids).to(device) if bidirectional else None,
+        visibility=visibility,
     )
 
 
-def _calls(found: Sequence[Member], causal: bool) -> Iterator[Call]:
+def _calls(found: Sequence[QueryKeys], causal: bool) -> Iterator[AttentionCall]:
     """Divide members into calls, the longest first. Padding is at the end, where a causal mask hides it."""
-    current: list[Member] = []
+    current: list[QueryKeys] = []
     used = queries = keys = 0
     for member in sorted(found, key=lambda member: (-len(member.queries), -len(member.keys), int(member.queries[0]))):
         own = len(member.queries) * len(member.keys)
         wider, longer = max(queries, len(member.queries)), max(keys, len(member.keys))
         if current and (len(current) + 1) * wider * longer > used + own + max(SPARE, (used + own) // 8):
-            yield _call(current, causal)
+            yield _pad_call(current, causal)
             current, used, wider, longer = [], 0, len(member.queries), len(member.keys)
         current.append(member)
         used, queries, keys = used + own, wider, longer
     if current:
-        yield _call(current, causal)
+        yield _pad_call(current, causal)
 
 
-def _call(found: Sequence[Member], causal: bool) -> Call:
+def _pad_call(found: Sequence[QueryKeys], causal: bool) -> AttentionCall:
     queries, keys = (torch.nn.utils.rnn.pad_sequence(list(side), True, PAD) for side in zip(*found, strict=True))
-    return Call(queries, keys, causal)
+    return AttentionCall(queries, keys, causal)
 
 
-def _take(row: Tensor, places: Tensor) -> Tensor:
+def _gather_heads(row: Tensor, places: Tensor) -> Tensor:
     """(T, H, D) -> (B, H, places, D)."""
     return row.index_select(0, places.clamp(min=0).flatten()).view(*places.shape, *row.shape[1:]).transpose(1, 2)
 
 
-def _kernel(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, asked: Asked) -> Tensor:
+def _kernel(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: AttentionOptions) -> Tensor:
     shared = query.shape[1] != key.shape[1]
-    if shared and (asked.cap or (mask is not None and query.is_cuda)):
+    if shared and (options.softcap or (mask is not None and query.is_cuda)):
         # The fast kernels for masks have no grouped heads there.
         key, value = (part.repeat_interleave(query.shape[1] // key.shape[1], 1) for part in (key, value))
         shared = False
-    if asked.cap and mask is not None:
-        return _capped(query, key, value, mask, asked)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, scale=asked.scale, enable_gqa=shared)
+    if options.softcap and mask is not None:
+        return _capped(query, key, value, mask, options)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, scale=options.scale, enable_gqa=shared)
 
 
-def _capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, asked: Asked) -> Tensor:
+def _capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, options: AttentionOptions) -> Tensor:
     """Scores s become cap tanh(s / cap) before the mask and the softmax, which is in float32: no kernel of torch does that."""
-    scale = query.shape[-1] ** -0.5 if asked.scale is None else asked.scale
-    scores = torch.tanh(query @ key.transpose(2, 3) * (scale / asked.cap)) * asked.cap + mask
+    scale = query.shape[-1] ** -0.5 if options.scale is None else options.scale
+    scores = torch.tanh(query @ key.transpose(2, 3) * (scale / options.softcap)) * options.softcap + mask
     return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype) @ value
 
 
@@ -209,7 +209,7 @@ def _capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, asked: Aske
 
 
 @dataclass(frozen=True, eq=False)
-class Ragged:
+class VarlenPlan:
     """The plan for one row. keys: places of the keys of all sequences, end to end; queries are the row as it stands.
 
     query_ends, key_ends: (N + 1) int32, where each sequence's queries and keys begin and end. longest: queries, keys of a sequence.
@@ -224,9 +224,9 @@ class Ragged:
     def __len__(self) -> int:
         return self.tokens
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, asked: Asked) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:
         """(T, H, D) each -> (T, H, D). Raises NotImplementedError for soft-capped scores."""
-        if asked.cap:
+        if options.softcap:
             raise NotImplementedError("soft-capped scores in the varlen kernel")
         # Unlike torch's own attention the kernel is not on autocast's list, and rotations leave float32 behind.
         kind = query.device.type
@@ -242,20 +242,20 @@ class Ragged:
             self.query_ends,
             self.key_ends,
             *self.longest,
-            scale=asked.scale,
-            window_size=(-1 if asked.window is None else asked.window - 1, 0),
+            scale=options.scale,
+            window_size=(-1 if options.window is None else options.window - 1, 0),
             **({"enable_gqa": True} if grouped else {}),
         )
         return out
 
 
-def plant_ragged(spans: Sequence[Span], device: torch.device) -> Ragged:
+def plan_varlen(spans: Sequence[Span], device: torch.device) -> VarlenPlan:
     """The plan for a row in which these groups stand one after the other. Nothing in them may see both ways."""
-    assert all(span.same is None for span in spans)
-    found = list(members(spans))
+    assert all(span.block_ids is None for span in spans)
+    found = list(sequences(spans))
     lengths = torch.tensor([[len(member.queries), len(member.keys)] for member in found])
     ends = F.pad(lengths.cumsum(0), (0, 0, 1, 0)).int().to(device)
-    return Ragged(
+    return VarlenPlan(
         keys=torch.cat([member.keys for member in found]).to(device),
         query_ends=ends[:, 0].contiguous(),
         key_ends=ends[:, 1].contiguous(),
@@ -264,5 +264,5 @@ def plant_ragged(spans: Sequence[Span], device: torch.device) -> Ragged:
     )
 
 
-Tree = Padded | Ragged
+AttentionPlan = PaddedPlan | VarlenPlan
 """The plan of a row."""

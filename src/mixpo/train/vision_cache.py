@@ -16,19 +16,19 @@ import torch
 from torch import Tensor
 
 from mixpo.recipe import ImageTable
-from mixpo.train.batch import Batch, Layout, Piece
-from mixpo.train.collate import collate, pixels
-from mixpo.train.layout_check import FOREIGN, TOLERANCE
+from mixpo.train.batch import Batch, Chunk, Layout
+from mixpo.train.collate import collate, pixel_inputs
+from mixpo.train.layout_check import MODEL_ERRORS, TOLERANCE
 from mixpo.train.logps import Scorer
 from mixpo.types import Group
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import EncodedPrompt
 
 MAX_BYTES = 4 * 2**30
-"""Features that are kept, on the model's device; the first ones stay."""
+"""Size limit of the cache, on the model's device; entries are never evicted."""
 
 
-class Features:
+class VisionCache:
     """Vision features of one training. hits, misses: questions whose features were there, and were not. held: bytes."""
 
     def __init__(
@@ -39,37 +39,37 @@ class Features:
         self.prompt_of = prompt_of
         self.precision = precision
         self.max_bytes = max_bytes
-        self.hits = self.misses = self.held = 0
-        self._kept: dict[tuple[str, ...], Any] = {}
+        self.hits = self.misses = self.size = 0
+        self._entries: dict[tuple[str, ...], Any] = {}
 
     def __str__(self) -> str:
-        return f"vision features: {self.hits:,} taken from memory, {self.misses:,} computed, {self.held / 2**20:,.0f} MiB kept"
+        return f"vision features: {self.hits:,} taken from memory, {self.misses:,} computed, {self.size / 2**20:,.0f} MiB kept"
 
-    def fill(self, batch: Batch, pieces: Sequence[Piece]) -> Batch:
+    def fill(self, batch: Batch, chunks: Sequence[Chunk]) -> Batch:
         """The batch with the features of its images, which the model then does not compute. pieces: those it was made of."""
-        found = [self._of(piece.group) for piece in pieces if piece.group.question.images]
+        found = [self._get(chunk.group) for chunk in chunks if chunk.group.question.images]
         if not found:
             return batch
-        pixel_names = {name for piece in pieces for name in self.prompt_of(piece.group).features}
+        pixel_names = {name for chunk in chunks for name in self.prompt_of(chunk.group).features}
         inputs = {name: value for name, value in batch.inputs.items() if name not in pixel_names}
         return replace(batch, inputs=inputs, features=_join(found))
 
-    def _of(self, group: Group) -> Any:
+    def _get(self, group: Group) -> Any:
         key = (self.images, *(image.digest for image in group.question.images))
-        if key in self._kept:
+        if key in self._entries:
             self.hits += 1
-            return self._kept[key]
+            return self._entries[key]
         self.misses += 1
         output = self._compute(group)
         size = _bytes(output)
-        if self.held + size <= self.max_bytes:
-            self._kept[key] = output
-            self.held += size
+        if self.size + size <= self.max_bytes:
+            self._entries[key] = output
+            self.size += size
         return output
 
     @torch.no_grad()
     def _compute(self, group: Group) -> Any:
-        inputs = {name: value.to(self.vlm.device) for name, value in pixels(self.vlm, [self.prompt_of(group)]).items()}
+        inputs = {name: value.to(self.vlm.device) for name, value in pixel_inputs(self.vlm, [self.prompt_of(group)]).items()}
         with torch.autocast(self.vlm.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
             output = self.vlm.model.base_model.get_image_features(**inputs, return_dict=True)
         # The states of every vision layer are of no use later.
@@ -78,47 +78,47 @@ class Features:
         return output
 
 
-def open_features(
+def open_vision_cache(
     vlm: Vlm,
     images: ImageTable,
     prompt_of: Callable[[Group], EncodedPrompt],
     layout: Layout,
     precision: torch.dtype,
-    sample: Sequence[Piece],
-) -> tuple[Features | None, str]:
-    """Features to use in this layout, and a sentence about them. None where features that were handed in would change log-probs."""
-    features = Features(vlm, images, prompt_of, precision)
-    reason = "the plain layout computes them in every row" if layout == "plain" else _problem(features, layout, sample)
+    sample: Sequence[Chunk],
+) -> tuple[VisionCache | None, str]:
+    """The cache for this layout, or None where cached features would change log-probs; and a sentence for the log."""
+    vision_cache = VisionCache(vlm, images, prompt_of, precision)
+    reason = "the plain layout computes them in every row" if layout == "plain" else _problem(vision_cache, layout, sample)
     if reason:
         return None, f"vision features are not kept: {reason}"
-    return Features(vlm, images, prompt_of, precision), f"vision features are kept, up to {MAX_BYTES / 2**30:.0f} GiB"
+    return VisionCache(vlm, images, prompt_of, precision), f"vision features are kept, up to {MAX_BYTES / 2**30:.0f} GiB"
 
 
 @torch.no_grad()
-def _problem(features: Features, layout: Layout, sample: Sequence[Piece]) -> str:
+def _problem(vision_cache: VisionCache, layout: Layout, sample: Sequence[Chunk]) -> str:
     """Why features cannot be handed to this model; "" if they can."""
-    scorer = Scorer(features.vlm.model, layout, features.precision)
-    batch = collate(features.vlm, sample, features.prompt_of, layout)
+    scorer = Scorer(vision_cache.vlm.model, layout, vision_cache.precision)
+    batch = collate(vision_cache.vlm, sample, vision_cache.prompt_of, layout)
     expected = scorer(batch)
     try:
-        found = scorer(features.fill(batch, sample))
-    except FOREIGN as error:
+        found = scorer(vision_cache.fill(batch, sample))
+    except MODEL_ERRORS as error:
         return f"handing them in fails with {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     gap = float(((found.sums - expected.sums).abs() / expected.lengths).max())
-    return "" if gap <= TOLERANCE[features.precision] else f"handing them in would change log-probs by {gap:.2g} per token"
+    return "" if gap <= TOLERANCE[vision_cache.precision] else f"handing them in would change log-probs by {gap:.2g} per token"
 
 
 def _join(outputs: Sequence[Any]) -> Any:
     """Several outputs of the vision tower as one. A tensor is joined along its tiles, a sequence holds one entry for each image."""
     joined = copy(outputs[0])
-    joined.pooler_output = _chain([output.pooler_output for output in outputs])
+    joined.pooler_output = _concat([output.pooler_output for output in outputs])
     if getattr(joined, "deepstack_features", None) is not None:
         depths = zip(*(output.deepstack_features for output in outputs), strict=True)
-        joined.deepstack_features = [_chain(list(depth)) for depth in depths]
+        joined.deepstack_features = [_concat(list(depth)) for depth in depths]
     return joined
 
 
-def _chain(parts: Sequence[Any]) -> Any:
+def _concat(parts: Sequence[Any]) -> Any:
     if isinstance(parts[0], Tensor):
         return torch.cat(list(parts))
     return tuple(tensor for part in parts for tensor in part)

@@ -21,31 +21,31 @@ _PLAIN_HEAD = {"gemma3", "aya_vision", "cohere2_vision"}
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class Visibility:
     """What a token may look at besides what is not later than itself.
 
-    both_ways: the tokens among which everyone sees everyone: of one image, of the whole prompt, or none. window_last: a sliding
+    bidirectional: the tokens among which everyone sees everyone: of one image, of the whole prompt, or none. window_applies: a sliding
     window also limits these (otherwise only looking back is limited).
     """
 
-    both_ways: Literal["none", "image", "prompt"] = "none"
-    window_last: bool = True
+    bidirectional: Literal["none", "image", "prompt"] = "none"
+    window_applies: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class HeadRule:
+class LogitScaling:
     """What happens between the output head and the softmax: logits are multiplied by `scale`, then soft-capped at `cap` (0: not)."""
 
     scale: float = 1.0
-    cap: float = 0.0
+    softcap: float = 0.0
 
 
-def sight_of(model: Any) -> Sight:
+def visibility_of(model: Any) -> Visibility:
     """How far tokens of this model see. By model type, because configurations do not tell."""
     kind = model.config.model_type
     if kind == "paligemma":
-        return Sight(both_ways="prompt", window_last=False)
-    return Sight(both_ways="image") if kind == "gemma3" else Sight()
+        return Visibility(bidirectional="prompt", window_applies=False)
+    return Visibility(bidirectional="image") if kind == "gemma3" else Visibility()
 
 
 def why_not_packed(model: Any) -> str:
@@ -55,7 +55,7 @@ def why_not_packed(model: Any) -> str:
         if kind not in PACKABLE:
             return f"layer {number} is {kind.replace('_', ' ')}, whose state would run from one response into the next"
     for name, what in _RUNS_THROUGH.items():
-        # PaliGemma's configuration says so of its prompts; see `sight_of`.
+        # PaliGemma's configuration says so of its prompts; see `visibility_of`.
         if getattr(text, name, None) and not (name == "use_bidirectional_attention" and model.config.model_type == "paligemma"):
             return f"the model has {what} ({name})"
     if not getattr(model, "_supports_attention_backend", True):
@@ -65,9 +65,9 @@ def why_not_packed(model: Any) -> str:
 
 def why_not_varlen(model: Any) -> str:
     """Why the kernel for sequences of any length, which only looks back, cannot do this model's attention; "" if it can."""
-    both_ways = sight_of(model).both_ways
-    if both_ways != "none":
-        return f"tokens of {'an image' if both_ways == 'image' else 'a prompt'} see each other both ways"
+    bidirectional = visibility_of(model).bidirectional
+    if bidirectional != "none":
+        return f"tokens of {'an image' if bidirectional == 'image' else 'a prompt'} see each other both ways"
     return "attention scores are soft-capped" if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) else ""
 
 
@@ -81,20 +81,20 @@ def window_of(text: Any, layer: int) -> int | None:
     return getattr(text, "sliding_window", None)
 
 
-def head_rule(model: Any) -> HeadRule:
+def logit_scaling(model: Any) -> LogitScaling:
     """Scale and soft-cap of the logits, under the names that the families have for them."""
     if model.config.model_type in _PLAIN_HEAD:
-        return HeadRule()
+        return LogitScaling()
     text = model.config.get_text_config()
     scaling = float(getattr(text, "logits_scaling", None) or 1.0)
     if not text.model_type.startswith("hyperclovax"):
         # Granite and its like divide by what HyperCLOVA X multiplies with.
         scaling = 1 / scaling
-    cap = getattr(text, "final_logit_softcapping", None)
-    return HeadRule(scale=float(getattr(text, "logit_scale", None) or 1.0) * scaling, cap=float(cap or 0.0))
+    softcap = getattr(text, "final_logit_softcapping", None)
+    return LogitScaling(scale=float(getattr(text, "logit_scale", None) or 1.0) * scaling, softcap=float(softcap or 0.0))
 
 
-def image_axis(model: Any) -> int:
+def image_batch_axis(model: Any) -> int:
     """Along which axis images of several prompts are joined: the Idefics family has an axis of length 1 in front of them."""
     kind = model.config.model_type
     return 1 if "idefics" in kind or "smolvlm" in kind else 0

@@ -48,7 +48,7 @@ class Digests:
     template: str
 
 
-def find(table: ModelTable, base: Path) -> Path:
+def find_model(table: ModelTable, base: Path) -> Path:
     """The folder that `table.path` means: bundled, local (relative to `base`), or downloaded from the hub.
 
     Raises ModelError when there is no such folder and no such model on the hub.
@@ -103,7 +103,7 @@ def digests(folder: Path, adapter: Path | None = None) -> Digests:
     return Digests(weights=_hash([*settings, *weights, *adapted]), template=_hash(folder / name for name in PROCESSOR_FILES))
 
 
-def is_whole(folder: Path) -> bool:
+def is_complete(folder: Path) -> bool:
     """Whether configuration and weights are there, every file of them where there are several."""
     index = folder / "model.safetensors.index.json"
     try:

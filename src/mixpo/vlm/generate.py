@@ -23,7 +23,7 @@ COMPACT_AT = 0.75
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class TokenSampling:
     """temperature 0 is greedy; top_k 0 and top_p 1 keep every token. Applied in the order temperature, top_k, top_p."""
 
     temperature: float
@@ -32,7 +32,7 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class Generation:
     """One generated answer. logprobs: of each id under the model's own distribution (temperature 1, nothing masked)."""
 
     ids: tuple[int, ...]
@@ -40,7 +40,7 @@ class Drawn:
     stopped: bool
 
 
-Ends = Callable[[Sequence[int]], bool]
+StopCheck = Callable[[Sequence[int]], bool]
 """Whether an answer ends with these generated ids for another reason than an end of turn, such as a stop text."""
 
 
@@ -68,9 +68,9 @@ def generate(
     tails: Sequence[Sequence[int]],
     owner: Sequence[int],
     numbers: Tensor,
-    rule: Rule,
-    ends_here: Ends | None = None,
-) -> list[Drawn]:
+    sampling: TokenSampling,
+    stop_check: StopCheck | None = None,
+) -> list[Generation]:
     """Continue each prompt + tail; `owner[r]` is the prompt of answer r, `numbers` its (R, S) uniform numbers.
 
     Image and other control tokens are never drawn, except the ends of turn, which end an answer and belong to its ids.
@@ -86,12 +86,12 @@ def generate(
     ends = torch.tensor(vlm.end_ids, device=vlm.device)
     for step in range(steps):
         all_logprobs = batch.logits.float().log_softmax(-1)
-        chosen = pick(all_logprobs, numbers[batch.row, step], banned_ids(vlm), rule)
+        chosen = sample_tokens(all_logprobs, numbers[batch.row, step], banned_ids(vlm), sampling)
         ids[batch.row, step] = chosen.where(batch.alive, ids[batch.row, step])
         logprobs[batch.row, step] = all_logprobs.gather(-1, chosen[:, None])[:, 0].where(batch.alive, logprobs[batch.row, step])
         batch.alive &= ~torch.isin(chosen, ends)
-        if ends_here is not None:
-            _end_rows(batch, ids[:, : step + 1], ends_here)
+        if stop_check is not None:
+            _end_rows(batch, ids[:, : step + 1], stop_check)
         alive = int(batch.alive.sum())
         if alive == 0 or step == steps - 1:
             break
@@ -106,7 +106,7 @@ def _prefill(vlm: Vlm, prompts: Sequence[EncodedPrompt], tails: Sequence[Sequenc
     inputs = batch_inputs(vlm, prompts, "left", tails)
     output = vlm.model(**inputs, use_cache=True, logits_to_keep=1)
     rows = torch.tensor(owner, device=vlm.device)
-    spread(output.past_key_values, rows, steps)
+    expand_cache(output.past_key_values, rows, steps)
     positions = inputs["position_ids"]
     highest = positions.amax(-1) if positions.ndim == 2 else positions.amax((0, -1))
     mask = inputs["attention_mask"][rows]
@@ -121,9 +121,9 @@ def _prefill(vlm: Vlm, prompts: Sequence[EncodedPrompt], tails: Sequence[Sequenc
     )
 
 
-def _end_rows(batch: _Batch, ids: Tensor, ends_here: Ends) -> None:
+def _end_rows(batch: _Batch, ids: Tensor, stop_check: StopCheck) -> None:
     rows = batch.row[batch.alive]
-    ended = [ends_here(written) for written in ids[rows].tolist()]
+    ended = [stop_check(written) for written in ids[rows].tolist()]
     batch.alive[batch.alive.clone()] = torch.tensor([not end for end in ended], dtype=torch.bool, device=batch.alive.device)
 
 
@@ -148,13 +148,13 @@ def _forward(vlm: Vlm, batch: _Batch, chosen: Tensor, unused: int) -> None:
     batch.position = batch.position + 1
 
 
-def _collect(ids: Tensor, logprobs: Tensor, vlm: Vlm) -> list[Drawn]:
+def _collect(ids: Tensor, logprobs: Tensor, vlm: Vlm) -> list[Generation]:
     if not bool(torch.isfinite(logprobs).all()):
         raise EngineError('the model gives NaN or infinite logits; set model.dtype = "bfloat16" or "float32", or check the weights')
     drawn = []
     for row, row_logprobs in zip(ids.tolist(), logprobs.tolist(), strict=True):
         length = row.index(-1) if -1 in row else len(row)
-        drawn.append(Drawn(tuple(row[:length]), tuple(row_logprobs[:length]), row[length - 1] in vlm.end_ids))
+        drawn.append(Generation(tuple(row[:length]), tuple(row_logprobs[:length]), row[length - 1] in vlm.end_ids))
     return drawn
 
 
@@ -166,25 +166,25 @@ def uniforms(seed: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.float6
     return np.random.Generator(np.random.Philox(key=seed % 2**128)).random(count)
 
 
-def pick(log_probs: Tensor, numbers: Tensor, banned: Tensor, rule: Rule) -> Tensor:
+def sample_tokens(log_probs: Tensor, numbers: Tensor, banned: Tensor, sampling: TokenSampling) -> Tensor:
     """One token id for each row: (R, V) log-probs at temperature 1, (R,) uniform numbers, (V,) bool -> (R,) int64."""
     scores = log_probs.masked_fill(banned, float("-inf"))
-    if rule.temperature == 0:
+    if sampling.temperature == 0:
         return scores.argmax(-1)
-    return inverse_cdf(distribution(scores, rule), numbers)
+    return inverse_cdf(distribution(scores, sampling), numbers)
 
 
-def distribution(scores: Tensor, rule: Rule) -> Tensor:
+def distribution(scores: Tensor, sampling: TokenSampling) -> Tensor:
     """(R, V) probabilities after temperature, top_k and top_p; those of top_p are not normalised again."""
-    scores = scores.to(torch.float32 if scores.device.type == "mps" else torch.float64) / rule.temperature
-    if 0 < rule.top_k < scores.shape[-1]:
-        least = scores.topk(rule.top_k, dim=-1).values[:, -1:]
+    scores = scores.to(torch.float32 if scores.device.type == "mps" else torch.float64) / sampling.temperature
+    if 0 < sampling.top_k < scores.shape[-1]:
+        least = scores.topk(sampling.top_k, dim=-1).values[:, -1:]
         scores = scores.masked_fill(scores < least, float("-inf"))
     probs = scores.softmax(-1)
-    if rule.top_p < 1:
+    if sampling.top_p < 1:
         ranked, order = probs.sort(dim=-1, descending=True, stable=True)
         # A token stays while those before it hold less than top_p, so at least one always stays.
-        ranked = ranked.masked_fill(ranked.cumsum(-1) - ranked >= rule.top_p, 0.0)
+        ranked = ranked.masked_fill(ranked.cumsum(-1) - ranked >= sampling.top_p, 0.0)
         probs = torch.zeros_like(probs).scatter(-1, order, ranked)
     return probs
 
@@ -201,7 +201,7 @@ def inverse_cdf(probs: Tensor, numbers: Tensor) -> Tensor:
 # --- the key-value cache ---
 
 
-class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+class PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """A layer of full attention. `keys` and `values`, each (R, heads, tokens so far, width), are the front part of larger tensors."""
 
     keys: Tensor
@@ -210,7 +210,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     _value_room: Tensor
 
     @classmethod
-    def of(cls, layer: Any, rows: Tensor, steps: int) -> RoomyLayer:
+    def of(cls, layer: Any, rows: Tensor, steps: int) -> PreallocatedLayer:
         """The cache of `layer` at the batch positions `rows` (R,), with room for `steps` more tokens."""
         made = cls.__new__(cls)
         made.__dict__.update(layer.__dict__)
@@ -236,11 +236,11 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self.keys, self.values = self._key_room[:, :, :length], self._value_room[:, :, :length]
 
 
-def spread(cache: Any, rows: Tensor, steps: int) -> None:
+def expand_cache(cache: Any, rows: Tensor, steps: int) -> None:
     """Make the cache of P prompts one of R answers: row r continues prompt `rows[r]`. Other kinds of layers keep their own way to grow."""
     for number, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer and layer.is_initialized:
-            cache.layers[number] = RoomyLayer.of(layer, rows, steps)
+            cache.layers[number] = PreallocatedLayer.of(layer, rows, steps)
         else:
             layer.reorder_cache(rows)
 

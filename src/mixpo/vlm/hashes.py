@@ -29,7 +29,7 @@ AT_ONCE = 8
 """Files that are read together; hashing does not hold Python's lock."""
 
 
-class Known(NamedTuple):
+class FileHash(NamedTuple):
     """A file as it was when it was read: size in bytes, time of change in ns, SHA-256."""
 
     size: int
@@ -53,7 +53,7 @@ def sha256(paths: Sequence[Path]) -> list[str]:
     return [found[str(path)].digest for path in paths]
 
 
-def _hashed(known: Mapping[str, Known], path: Path) -> Known:
+def _hashed(known: Mapping[str, FileHash], path: Path) -> FileHash:
     before, remembered = path.stat(), known.get(str(path))
     if remembered is not None and (remembered.size, remembered.changed) == (before.st_size, before.st_mtime_ns):
         return remembered
@@ -61,10 +61,10 @@ def _hashed(known: Mapping[str, Known], path: Path) -> Known:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
     after = path.stat()
     same = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
-    return Known(before.st_size, before.st_mtime_ns if same else time.time_ns(), digest)
+    return FileHash(before.st_size, before.st_mtime_ns if same else time.time_ns(), digest)
 
 
-def _lasts(file: Known) -> bool:
+def _lasts(file: FileHash) -> bool:
     return file.size >= LARGE and file.changed < time.time_ns() - SETTLED_S * 1e9
 
 
@@ -75,14 +75,14 @@ def _place() -> Path | None:
     return None
 
 
-def _read() -> dict[str, Known]:
+def _read() -> dict[str, FileHash]:
     with suppress(OSError, ValueError, TypeError, AttributeError):
         if place := _place():
-            return {path: Known(*file) for path, file in json.loads(place.read_text(encoding="utf-8")).items()}
+            return {path: FileHash(*file) for path, file in json.loads(place.read_text(encoding="utf-8")).items()}
     return {}
 
 
-def _write(known: Mapping[str, Known]) -> None:
+def _write(known: Mapping[str, FileHash]) -> None:
     newest = dict(list(known.items())[-MOST:])
     with suppress(OSError, RunError):
         if place := _place():

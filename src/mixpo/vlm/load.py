@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from mixpo.errors import ModelError
 from mixpo.recipe import ModelTable
 from mixpo.vlm.adapter import attach
-from mixpo.vlm.folder import PROCESSOR_FILES, Digests, digests, find, find_adapter
-from mixpo.vlm.transformers_fixes import mend
+from mixpo.vlm.folder import PROCESSOR_FILES, Digests, digests, find_adapter, find_model
+from mixpo.vlm.transformers_fixes import apply_fixes
 
 VERY_LONG = 10**30
 """What `transformers` gives tokenizers without a longest input."""
@@ -43,7 +43,7 @@ class Vlm:
     template_digest: str
     end_ids: tuple[int, ...]
     folder: Path | None = None
-    facts: dict[str, Any] = field(default_factory=dict, repr=False)
+    cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
 def load(table: ModelTable, base: Path, folder: Path | None = None) -> Vlm:
@@ -52,7 +52,7 @@ def load(table: ModelTable, base: Path, folder: Path | None = None) -> Vlm:
     base: the recipe's folder, which paths in `table` are relative to. Raises ModelError with the remedy when the folder, its
     processor, chat template or weights are missing, incomplete, NaN, infinite or zero.
     """
-    source = folder or find(table, base)
+    source = folder or find_model(table, base)
     adapter = None if folder else find_adapter(table, base)
     known = digests(source, adapter)
     processor = load_processor(source, table.trust_remote_code)
@@ -166,7 +166,7 @@ def save(vlm: Vlm, folder: Path, check: Mapping[str, Tensor] | None = None, besi
 
 
 @contextmanager
-def translating(source: Path, what: str) -> Iterator[None]:
+def loading_errors(source: Path, what: str) -> Iterator[None]:
     """Errors of `transformers` about a broken folder become a ModelError that names the folder."""
     from safetensors import SafetensorError
 
@@ -181,7 +181,7 @@ def load_processor(source: Path, trust: bool) -> Any:
     from transformers import AutoProcessor
 
     loader: Any = AutoProcessor
-    with translating(source, "processor"), quiet():
+    with loading_errors(source, "processor"), quiet():
         processor = loader.from_pretrained(source, trust_remote_code=trust, local_files_only=True)
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise ModelError(f"{source}: {type(processor).__name__} takes no images; mixpo needs an image-text-to-text model")
@@ -197,7 +197,7 @@ def _load_model(source: Path, table: ModelTable, device: torch.device) -> Any:
     from transformers import AutoModelForImageTextToText
 
     loader: Any = AutoModelForImageTextToText
-    with translating(source, "model"), quiet():
+    with loading_errors(source, "model"), quiet():
         model, report = loader.from_pretrained(
             source,
             dtype=DTYPES[table.dtype],
@@ -211,7 +211,7 @@ def _load_model(source: Path, table: ModelTable, device: torch.device) -> Any:
         if keys:
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
             raise ModelError(f"{source}: the weights {problem} {keys[0]}{more}; config.json and weights do not belong together")
-    mend(model)
+    apply_fixes(model)
     return model.to(device).eval()
 
 

@@ -19,10 +19,10 @@ from torch import Tensor
 from mixpo.errors import ModelError, SourceError
 from mixpo.plural import amount
 from mixpo.types import IMAGE_TOKEN
-from mixpo.vlm.families import answer_type, image_axis
+from mixpo.vlm.families import answer_type, image_batch_axis
 from mixpo.vlm.load import Vlm
 
-Fact = TypeVar("Fact")
+Value = TypeVar("Value")
 
 _WORDS_OF_ANSWERS = re.compile(r"(?<![a-z])(ref|box|quad|point|think|answer)(?![a-z])")
 """Special tokens with these names (as in `<ref>`, `<|box_start|>`) are part of an answer's text, not of the chat format."""
@@ -92,7 +92,7 @@ def render_prompt(vlm: Vlm, prompt: str) -> str:
 def tokenize_response(vlm: Vlm, text: str) -> tuple[int, ...]:
     """Ids of an answer that is known as text alone, end of turn included. Raises SourceError for control tokens in it."""
     _refuse_control(vlm, text)
-    return (*vlm.processor.tokenizer(text, add_special_tokens=False)["input_ids"], turn_end(vlm))
+    return (*vlm.processor.tokenizer(text, add_special_tokens=False)["input_ids"], turn_end_id(vlm))
 
 
 def decode(vlm: Vlm, ids: Sequence[int]) -> str:
@@ -105,20 +105,20 @@ def decode(vlm: Vlm, ids: Sequence[int]) -> str:
 # --- facts about the vocabulary ---------------------------------------------------------------------------------------
 
 
-def _once(question: Callable[[Vlm], Fact]) -> Callable[[Vlm], Fact]:
+def _cached(question: Callable[[Vlm], Value]) -> Callable[[Vlm], Value]:
     """Answer once for each Vlm and keep the answer with it (a global cache would keep whole models in memory)."""
 
     @wraps(question)
-    def answer(vlm: Vlm) -> Fact:
-        if question.__name__ not in vlm.facts:
-            vlm.facts[question.__name__] = question(vlm)
-        fact: Fact = vlm.facts[question.__name__]
-        return fact
+    def answer(vlm: Vlm) -> Value:
+        if question.__name__ not in vlm.cache:
+            vlm.cache[question.__name__] = question(vlm)
+        value: Value = vlm.cache[question.__name__]
+        return value
 
     return answer
 
 
-@_once
+@_cached
 def image_token_ids(vlm: Vlm) -> frozenset[int]:
     """Ids that stand for images or videos or enclose them; none of them may be sampled or be left in a text-only prompt."""
     processor, tokenizer, config = vlm.processor, vlm.processor.tokenizer, vlm.model.config
@@ -132,7 +132,7 @@ def image_token_ids(vlm: Vlm) -> frozenset[int]:
     return frozenset(int(token) for token in found if isinstance(token, int) and 0 <= token < len(tokenizer))
 
 
-@_once
+@_cached
 def control_ids(vlm: Vlm) -> frozenset[int]:
     """Ids of the chat format: image tokens, ends of turn, and all special tokens that are no words of an answer."""
     added = vlm.processor.tokenizer.added_tokens_decoder.items()
@@ -140,7 +140,7 @@ def control_ids(vlm: Vlm) -> frozenset[int]:
     return frozenset(special | image_token_ids(vlm) | set(vlm.end_ids))
 
 
-@_once
+@_cached
 def banned_ids(vlm: Vlm) -> Tensor:
     """(V,) bool on the model's device: ids that are never sampled, i.e. control tokens but the ends of turn, and rows
     of the output head that no token belongs to."""
@@ -150,8 +150,8 @@ def banned_ids(vlm: Vlm) -> Tensor:
     return banned.to(vlm.device)
 
 
-@_once
-def turn_end(vlm: Vlm) -> int:
+@_cached
+def turn_end_id(vlm: Vlm) -> int:
     """The end id that the chat template writes after an answer."""
     turns = [{"role": role, "content": _content(["x"])} for role in ("user", "assistant")]
     ids = vlm.processor.tokenizer(_render(vlm, turns, answer_follows=False), add_special_tokens=False)["input_ids"]
@@ -193,7 +193,7 @@ def batch_inputs(
 
 def join_features(vlm: Vlm, features: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Vision features of several prompts as one batch: joined along the images, other axes padded with zeros."""
-    axis = image_axis(vlm.model)
+    axis = image_batch_axis(vlm.model)
     present = [f for f in features if f]
     return {name: _join([f[name] for f in present if name in f], axis) for name in dict.fromkeys(name for f in present for name in f)}
 

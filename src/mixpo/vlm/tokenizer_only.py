@@ -9,34 +9,34 @@ from typing import Any
 import torch
 
 from mixpo.recipe import ModelTable
-from mixpo.vlm.folder import digests, find, find_adapter
-from mixpo.vlm.load import Vlm, end_ids, load_processor, quiet, translating
+from mixpo.vlm.folder import digests, find_adapter, find_model
+from mixpo.vlm.load import Vlm, end_ids, load_processor, loading_errors, quiet
 
 
 @dataclass(frozen=True)
-class Weightless:
+class TokenizerOnlyModel:
     """Stands where the model would be; whatever needs weights finds nothing."""
 
     config: Any
     generation_config: Any
 
 
-def load_weightless(table: ModelTable, base: Path, folder: Path | None = None) -> Vlm:
+def load_tokenizer_only(table: ModelTable, base: Path, folder: Path | None = None) -> Vlm:
     """Like `mixpo.vlm.load.load` without reading weights: in seconds and megabytes, whatever the model's size.
 
     What it gives can encode, decode and cut; it cannot sample or train. Raises ModelError as `load` does.
     """
     from transformers import AutoConfig, GenerationConfig
 
-    source = folder or find(table, base)
+    source = folder or find_model(table, base)
     known = digests(source, None if folder else find_adapter(table, base))
     processor = load_processor(source, table.trust_remote_code)
     config_class: Any = AutoConfig
-    with translating(source, "configuration"), quiet():
+    with loading_errors(source, "configuration"), quiet():
         config = config_class.from_pretrained(source, trust_remote_code=table.trust_remote_code, local_files_only=True)
         settings: Any = GenerationConfig()  # type: ignore[no-untyped-call]
         if (source / "generation_config.json").exists():
             settings = GenerationConfig.from_pretrained(source, local_files_only=True)
-    model = Weightless(config, settings)
+    model = TokenizerOnlyModel(config, settings)
     ends = end_ids(model, processor.tokenizer)
     return Vlm(model, processor, torch.device("cpu"), known.weights, known.template, ends, source)

@@ -20,7 +20,7 @@ _MIXED = {"smolvlm"}
 """Model types that (before 5.21) put image features between embeddings of another type; autocast makes them of two types."""
 
 
-def mend(model: Any) -> None:
+def apply_fixes(model: Any) -> None:
     """Let the model compute what its configuration says. Raises ModelError where the installed release cannot."""
     kind, text = model.config.model_type, model.config.get_text_config()
     if getattr(text, "attn_logit_softcapping", None):
