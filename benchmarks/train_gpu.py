@@ -48,7 +48,7 @@ def batch_of(vlm: Vlm, data: Data, form: str) -> Batch:
         return batch
     spans, _ = row_layout(vlm, data.chunks, [data.get(chunk.group) for chunk in data.chunks])
     plan: Any = plan_flex(spans, vlm.device) if form == "flex" else plan_dense(spans, vlm.device)
-    return replace(batch, tree=plan)
+    return replace(batch, attention_plan=plan)
 
 
 def step_of(vlm: Vlm, data: Data, form: str, precision: torch.dtype) -> Callable[[], torch.Tensor]:

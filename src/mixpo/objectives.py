@@ -1,4 +1,4 @@
-"""The names of the training objectives and the terms each is made of. Data only: the maths is in `mixpo.train.losses`."""
+"""The training objectives and their terms, as data; the losses are in `mixpo.train.losses`."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 LossType = Literal["dpo", "cdpo", "robust_dpo", "ipo", "rso", "sppo", "kto_pair", "orpo", "aot"]
-"""What the preference term is: a function of `mixpo.train.losses`."""
+"""The preference loss: a key of `mixpo.train.losses.PREFERENCE_LOSSES`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
     """Which terms of the mixed loss an objective uses: several with the recipe's weights, a single one with weight 1.
 
-    form: of the preference term. smoothing: whether that form uses `train.loss.label_smoothing`. moving: whether the reference
-    follows the policy, by `train.loss.reference_alpha` every `train.loss.reference_every` steps.
+    loss_type: of the preference term. smoothing: whether it uses `train.loss.label_smoothing`. moving_reference: whether the
+    reference follows the policy (`train.loss.reference_alpha`, `train.loss.reference_every`).
     """
 
     preference: bool = False
@@ -27,12 +27,12 @@ class Objective:
 
     @property
     def single(self) -> bool:
-        """Whether there is one term only."""
+        """Whether it has one term only."""
         return self.preference + self.quality + self.generation == 1
 
     @property
     def beta(self) -> bool:
-        """Whether `train.loss.beta` has a part in the loss."""
+        """Whether the loss depends on `train.loss.beta`."""
         return self.quality or (self.preference and self.loss_type != "orpo")
 
 

@@ -183,7 +183,7 @@ def test_more_samples_begin_with_the_same_ones(vlm: Vlm, tmp_path: Path) -> None
 
 def test_dropping_finished_rows_changes_nothing(vlm: Vlm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With many tokens that end a turn, so that answers have very different lengths."""
-    vlm = replace(vlm, end_ids=(*range(100, 125), *vlm.end_ids), facts={})
+    vlm = replace(vlm, end_ids=(*range(100, 125), *vlm.end_ids), cache={})
     params = SamplingParams(temperature=2.0, max_new_tokens=20)
     requests = requests_for(tmp_path, n=8)
     sizes = []

@@ -65,7 +65,7 @@ def test_two_ranks_are_one(tiny_vlm: Vlm, tiny_folder: Path, tmp_path: Path) -> 
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    alone = replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model), facts={})
+    alone = replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model), cache={})
     one = train(job(alone, data, tmp_path / "one", "tr_dpo+sft", **SETTINGS), Silent())
     two = read_metrics(tmp_path / "two" / "work" / "metrics.jsonl")
     assert [row.step for row in two] == [row.step for row in one.steps]

@@ -38,7 +38,7 @@ LORA = {"rank": 3, "alpha": 6.0, "parts": ["llm", "projector"]}
 
 
 def fresh(vlm: Vlm) -> Vlm:
-    return replace(vlm, model=copy.deepcopy(vlm.model), facts={})
+    return replace(vlm, model=copy.deepcopy(vlm.model), cache={})
 
 
 def rescored(vlm: Vlm, found: list[Group], **table: Any) -> list[Group]:

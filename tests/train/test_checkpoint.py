@@ -30,7 +30,7 @@ SETTINGS = {"epochs": 3, "batch_size": 4, "save_every": 2}
 
 
 def fresh(vlm: Vlm) -> Vlm:
-    return replace(vlm, model=copy.deepcopy(vlm.model), facts={})
+    return replace(vlm, model=copy.deepcopy(vlm.model), cache={})
 
 
 @pytest.fixture

@@ -76,7 +76,7 @@ def test_common_beginnings_are_computed_once(made: tuple[Vlm, Data, torch.Tensor
     assert batch.tokens == batch.inputs["input_ids"].numel()
     assert batch.tokens == sum(footprint(chunk, len(data.get(chunk.group))).tokens for chunk in data.chunks)
     assert len(batch.target) == batch.tokens - prompts
-    assert len(batch.pick) == len(batch.owner) == int(batch.lengths.sum())
+    assert len(batch.token_index) == len(batch.response_index) == int(batch.lengths.sum())
 
 
 def _with_siblings(spans: list[Span]) -> Iterator[QueryKeys]:

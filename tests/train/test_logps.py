@@ -58,7 +58,7 @@ def gradients(vlm: Vlm) -> dict[str, torch.Tensor]:
 @pytest.fixture(params=["tiny_vlm", "tiny_qwen"])
 def vlm(request: pytest.FixtureRequest) -> Vlm:
     shared: Vlm = request.getfixturevalue(request.param)
-    return replace(shared, model=copy.deepcopy(shared.model), facts={})
+    return replace(shared, model=copy.deepcopy(shared.model), cache={})
 
 
 @pytest.mark.parametrize("layout", ["tree", pytest.param("shared", marks=SHARED), "plain"])
@@ -183,7 +183,7 @@ def test_reference_does_not_depend_on_the_batches(tiny_vlm: Vlm, tmp_path: Path,
 
 
 def test_bfloat16_reference_leaves_the_model_as_it_was(tiny_vlm: Vlm, tmp_path: Path) -> None:
-    half = replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model).bfloat16(), facts={})
+    half = replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model).bfloat16(), cache={})
     before = {name: value.clone() for name, value in half.model.named_parameters()}
     found = scored(half, groups(half, tmp_path, 3))
     for name, value in half.model.named_parameters():
@@ -211,9 +211,9 @@ def test_sums_of_many_tokens_keep_their_digits(monkeypatch: pytest.MonkeyPatch) 
     token_a = -5 - 10 * torch.rand(4000, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr("mixpo.train.logps._from_states", lambda model, batch: token_a)
     batch: Any = SimpleNamespace(
-        pick=torch.arange(4000),
+        token_index=torch.arange(4000),
         target=torch.zeros(4000, dtype=torch.long),
-        owner=torch.arange(4000) // 2000,
+        response_index=torch.arange(4000) // 2000,
         lengths=torch.tensor([2000, 2000]),
     )
     found = Scorer(torch.nn.Identity(), "tree")(batch).sums

@@ -28,7 +28,7 @@ LORA = {"rank": 3}
 
 
 def fresh(vlm: Vlm) -> Vlm:
-    return replace(vlm, model=copy.deepcopy(vlm.model), facts={})
+    return replace(vlm, model=copy.deepcopy(vlm.model), cache={})
 
 
 @pytest.fixture

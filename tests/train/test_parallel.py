@@ -33,7 +33,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "recipes" / "accelerate").glob("*.
 
 @pytest.fixture
 def vlm(tiny_vlm: Vlm) -> Vlm:
-    return replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model), facts={})
+    return replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model), cache={})
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def test_what_was_zero_before_may_stay_zero(vlm: Vlm, data: list[Group], tmp_pat
     with torch.no_grad():
         vlm.model.model.vision_tower.embeddings.cls_token.zero_()
         vlm.model.model.language_model.embed_tokens.weight[-1] = 0
-    fresh = replace(vlm, facts={})
+    fresh = replace(vlm, cache={})
     assert len(train(job(fresh, scored(fresh, data), tmp_path, epochs=1), Silent()).steps) == 3
 
 
@@ -197,7 +197,7 @@ def test_the_share_of_the_token_limit(tiny_vlm: Vlm, data: list[Group], tmp_path
     """One row of whole groups wastes nothing; a group that is divided repeats its prompt."""
     shares = {}
     for budget in (10_000, 40):
-        fresh = replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model), facts={})
+        fresh = replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model), cache={})
         row = train(job(fresh, data, tmp_path / str(budget), batch_size=12, tokens_per_batch=budget), Silent()).steps[0]
         shares[budget] = row.token_efficiency, row.tokens
     prompts = PromptCache(tiny_vlm, ImageTable())

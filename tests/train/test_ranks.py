@@ -69,7 +69,7 @@ def data(tiny_vlm: Vlm, images: Path) -> list[Group]:
 
 
 def fresh(vlm: Vlm) -> Vlm:
-    return replace(vlm, model=copy.deepcopy(vlm.model), facts={})
+    return replace(vlm, model=copy.deepcopy(vlm.model), cache={})
 
 
 def rows(folder: Path) -> list[StepMetrics]:

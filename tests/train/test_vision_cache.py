@@ -32,7 +32,7 @@ UNSHARED = {"smolvlm", "idefics3"}
 
 
 def fresh(vlm: Vlm) -> Vlm:
-    return replace(vlm, model=copy.deepcopy(vlm.model), facts={})
+    return replace(vlm, model=copy.deepcopy(vlm.model), cache={})
 
 
 @SHARED

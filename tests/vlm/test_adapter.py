@@ -34,7 +34,7 @@ MODULES = (
 
 @pytest.fixture
 def vlm(tiny_vlm: Vlm) -> Vlm:
-    return replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model), facts={})
+    return replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model), cache={})
 
 
 def inserted(vlm: Vlm, rank: int = 3, alpha: float = 5.0) -> lora.Adapter:

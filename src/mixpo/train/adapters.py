@@ -1,4 +1,4 @@
-"""What is trained: all weights, some parts of them, or an adapter. Decided and checked before the first step."""
+"""What is trained: all weights, some parts, or a LoRA adapter. Checked before the first step."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ from mixpo.vlm import adapter as lora
 from mixpo.vlm.load import Vlm
 
 MERGE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
-"""How far merging may move a response's mean log-prob per token: rounding of the weights, nothing else."""
+"""Largest change of a response's mean log-prob per token by merging; allows for rounding of the weights only."""
 
 FOLDER = "adapter"
-"""Where a trained adapter lies in the folder of its merged model."""
+"""Subfolder of the merged model that holds the trained adapter."""
 
 
 def prepare_trainable(vlm: Vlm, table: TrainTable, seed: int) -> tuple[list[PartSize], dict[str, torch.dtype]]:
-    """Make the model ready to train; returns the sizes of its parts and the types its weights had.
+    """Prepare the model for training; returns the sizes of its parts and the original dtypes of its weights.
 
-    Without `train.lora` all weights but the frozen ones are trained, in float32, with an adapter that the model came with merged
-    into them. With it, that adapter is trained on, or else a new one that changes nothing yet; the weights keep their types.
-    Raises TrainError for settings that do not suit the model.
+    Without `train.lora`, all weights except frozen parts are trained in float32; an adapter loaded with the model is merged first. With
+    it, the loaded adapter (or a new one) is trained and the weights keep their dtypes. Raises TrainError for unsuitable settings.
     """
     model = vlm.model
     if table.lora is None:
@@ -53,22 +52,28 @@ def prepare_trainable(vlm: Vlm, table: TrainTable, seed: int) -> tuple[list[Part
 
 
 def target_layers(model: nn.Module, table: LoraTable) -> tuple[str, ...]:
-    """Full names of the layers to adapt: linear ones of the parts that have one of the names, if any are given.
+    """Full names of the linear layers to adapt: those of `table.parts`, restricted to `table.modules` if any are given.
 
-    The output head is one only if it is named. Raises TrainError for a part without linear layers and a name that matches none.
+    The output head is adapted only if named. Raises TrainError for a part without linear layers and a name without a match.
     """
     adapted, head = lora.layers(model), model.get_output_embeddings()  # type: ignore[operator]
     found = [name for name, module in model.named_modules() if type(module) is nn.Linear and not _is_adapter_part(name)] + list(adapted)
     found = [name for name in found if part_of(name) in table.parts]
     for part in table.parts:
         if not any(part_of(name) == part for name in found):
-            raise TrainError(f"train.lora.parts: {type(model).__name__} has no linear layers that mixpo knows as its {part}; leave it out")
+            raise TrainError(
+                f"train.lora.parts: {type(model).__name__} has no linear layers that mixpo knows as its {part}; leave it out",
+                code="lora-part-unknown",
+                key="train.lora.parts",
+            )
     for wanted in table.modules:
         if not any(_matches(name, wanted) for name in found):
             known = sorted({name.rpartition(".")[2] for name in found})
             raise TrainError(
                 f"train.lora.modules: {wanted!r} matches no linear layer of {', '.join(table.parts)}{did_you_mean(wanted, known)}; "
-                f"there are {', '.join(known)}"
+                f"there are {', '.join(known)}",
+                code="lora-module-unknown",
+                key="train.lora.modules",
             )
     if not table.modules:
         return tuple(sorted(name for name in found if model.get_submodule(name) is not head))
@@ -76,9 +81,9 @@ def target_layers(model: nn.Module, table: LoraTable) -> tuple[str, ...]:
 
 
 def merge_checked(vlm: Vlm, batch: Batch, precision: torch.dtype) -> Callable[[Path], None]:
-    """Merge the trained adapter into the weights; returns what writes the adapter itself into the folder of the merged model.
+    """Merge the trained adapter into the weights; returns a function that writes the adapter into the merged model's folder.
 
-    batch: of some real responses in the plain layout, whose log-probs must stay. Raises TrainError if they do not.
+    batch: real responses in the plain layout. Raises TrainError if merging changes their log-probs.
     """
     trained, values, before = lora.adapter_of(vlm.model), lora.tensors(vlm.model), _mean_logps(vlm, batch, precision)
     assert trained is not None
@@ -86,8 +91,9 @@ def merge_checked(vlm: Vlm, batch: Batch, precision: torch.dtype) -> Callable[[P
     gap = float((_mean_logps(vlm, batch, precision) - before).abs().max())
     if not gap <= MERGE_TOLERANCE[precision]:  # true for NaN
         raise TrainError(
-            f"the merged weights change log-probs by {gap:.2g} per token, so they do not stand for the adapter; it was not saved, "
-            'set model.dtype = "float32" and run the same command again'
+            f"the merged weights change log-probs by {gap:.2g} per token, so they do not represent the adapter; nothing was saved, "
+            'set model.dtype = "float32" and run the same command again',
+            code="merge-changes-logprobs",
         )
     base = str(vlm.folder.absolute()) if vlm.folder else ""
     return lambda folder: lora.write(folder / FOLDER, trained, values, base)
@@ -95,7 +101,7 @@ def merge_checked(vlm: Vlm, batch: Batch, precision: torch.dtype) -> Callable[[P
 
 @torch.no_grad()
 def _mean_logps(vlm: Vlm, batch: Batch, precision: torch.dtype) -> torch.Tensor:
-    """(R,) per token."""
+    """(R,) mean log-prob per token."""
     logps: ResponseLogps = Scorer(vlm.model, "plain", precision)(batch)
     return logps.sums / logps.lengths
 
@@ -112,18 +118,22 @@ def _matches(name: str, wanted: str) -> bool:
 
 
 def _check_recipe(model: nn.Module, present: lora.Adapter, table: LoraTable) -> None:
-    """The recipe must say what the adapter is that training goes on with."""
+    """Raise TrainError when the recipe describes another adapter than the loaded one."""
     for key, found, asked in (("rank", present.rank, table.rank), ("alpha", present.alpha, table.alpha)):
         if found != asked:
             raise TrainError(
-                f"train.lora.{key} is {asked:g}, but the adapter in model.adapter has {found:g}; set it to {found:g} to go on with that one"
+                f"train.lora.{key} is {asked:g}, but model.adapter has {found:g}; set it to {found:g} to continue training that adapter",
+                code="lora-setting-mismatch",
+                key=f"train.lora.{key}",
             )
     wanted = set(target_layers(model, table))
     if odd := sorted(wanted ^ set(present.modules)):
         has = "is not adapted" if odd[0] in wanted else "is adapted"
         raise TrainError(
             f"train.lora.parts and .modules name other layers than model.adapter has ({odd[0]} {has} there, "
-            f"{amount(len(odd), 'such layer')}); set them to the layers of that adapter"
+            f"{amount(len(odd), 'such layer')}); set them to the layers of that adapter",
+            code="lora-layers-mismatch",
+            key="train.lora",
         )
 
 

@@ -1,4 +1,4 @@
-"""What a pair's loss needs to know of all other pairs of its optimizer step, on all ranks. Most objectives need nothing."""
+"""Alignment via optimal transport (arXiv 2406.05882): margins are sorted over all pairs of an optimizer step, on all ranks."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from mixpo.train.session import Session
 
 
 def step_shifts(session: Session, batches: Sequence[Sequence[Chunk]]) -> Iterator[Tensor | float]:
-    """One value for each of this rank's micro-batches: (K,) for "aot", from one more forward pass without gradient; 0 otherwise.
+    """Yield the shift of each of this rank's micro-batches: (K,) for "aot", from an extra forward pass without gradient; else 0.
 
-    Every rank has to ask, because margins of all ranks are sorted together.
+    *Collective*: margins of all ranks are sorted together.
     """
     if session.weights.loss_type != "aot":
         return repeat(0.0)
@@ -37,7 +37,7 @@ def _transported(session: Session, batches: Sequence[Sequence[Chunk]]) -> list[T
         counts.append(len(batch.chosen))
     mine = torch.cat(found)
     sizes = accelerator.gather(torch.tensor([len(mine)], device=accelerator.device))
-    # Room that a rank does not need holds infinite margins, which come last on both sides and meet each other only.
+    # Padded with infinite margins, which sort last on both sides and so match each other only.
     room = torch.full((int(sizes.max()) - len(mine), 2), float("inf"), dtype=mine.dtype, device=mine.device)
     everyone: Tensor = accelerator.gather(torch.cat([mine, room]))
     first = accelerator.process_index * int(sizes.max())

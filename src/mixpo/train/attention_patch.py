@@ -1,4 +1,4 @@
-"""Making a model's text layers attend by a plan of `mixpo.train.tree_attention` instead of their own attention."""
+"""Replaces the attention of a model's text layers by a plan of `mixpo.train.tree_attention`."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def tree_attention(
     attention_plan: AttentionPlan | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """What layers call instead of their own attention: (1, H, T, D) each -> (1, T, H, D).
+    """The attention function of the patched layers: query, key, value (1, H, T, D) -> (1, T, H, D).
 
-    Raises NotImplementedError for what a layer asks that is not done here; nothing is ever ignored.
+    Raises NotImplementedError for any option that is not supported; none is ignored.
     """
     layer_options = _options_of(module, options)
     if attention_plan is None or query.shape[0] != 1 or query.shape[2] != len(attention_plan) or key.shape[2] != len(attention_plan):
@@ -39,7 +39,7 @@ def tree_attention(
 
 
 def _options_of(module: Any, options: dict[str, Any]) -> AttentionOptions:
-    """Raises NotImplementedError for an option with a meaning that is not known here."""
+    """Raises NotImplementedError for unknown options."""
     for name, value in options.items():
         if name not in _KNOWN and value is not None:
             raise NotImplementedError(f"attention with {name}")
@@ -62,7 +62,7 @@ def _implementation(text: Any, name: str) -> Iterator[None]:
 
 
 def tree_attention_enabled(model: Any) -> AbstractContextManager[None]:
-    """Within it, the layers of the text model attend as in `tree_attention`; vision and everything outside stay as they are."""
+    """Context in which the text layers use `tree_attention`; the vision tower is not affected."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, tree_attention)
@@ -70,7 +70,7 @@ def tree_attention_enabled(model: Any) -> AbstractContextManager[None]:
 
 
 def checkpoint_contexts(model: Any) -> Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]:
-    """For activation checkpointing, whose second forward comes when `tree_attention_enabled` is over: attend then as the first time."""
+    """`context_fn` of activation checkpointing: recompute with the attention of the first forward pass."""
     text = model.config.get_text_config()
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

@@ -1,7 +1,7 @@
-"""Micro-batches: which responses are computed together, and what every layout of them has in common.
+"""Micro-batches: which responses are computed together, and the tensors that all layouts share.
 
-Everyone else sees `Chunk` (what to compute), `Batch.owner` (which response a predicted token belongs to) and index pairs. Where tokens
-stand is the secret of `mixpo.train.collate`. R responses, T tokens, A predicted tokens, U different ones, K pairs, G groups.
+Only `mixpo.train.collate` knows the positions of tokens; everything else uses `Chunk`, `Batch.response_index` and index pairs.
+R responses, T tokens, A predicted tokens, U unique ones (shared prefixes once), K pairs, G groups.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from mixpo.train.tree_attention import AttentionPlan
 from mixpo.types import Group
 
 Layout = Literal["varlen", "tree", "shared", "plain"]
-"""How a micro-batch is laid out; all are exact where they can be used.
+"""How a micro-batch is laid out; all layouts give the same log-probs where supported.
 
-tree: [prompt | response 1 | ... | response R], so that a prompt, and what responses begin with in common, is computed once.
-varlen: the same row through another kernel (see `mixpo.train.tree_attention`). shared: a padded row for each response, images
-computed once. plain: a padded row for each response, with its images, through the model's own forward pass.
+tree: one row [prompt | response 1 | ... | response R]; prompts and shared prefixes are computed once.
+varlen: the same row through the varlen kernel (see `mixpo.train.tree_attention`). shared: one padded row per response, images
+computed once. plain: one padded row per response with its images, through the model's own forward pass.
 """
 PACKED: tuple[Layout, ...] = ("varlen", "tree")
-"""Layouts with one row of groups, the faster one first."""
+"""Layouts with one row of groups, the fastest first."""
 
 
 class Chunk(NamedTuple):
-    """Some responses of a group, and pairs among them. Both are positions in `group.responses`."""
+    """Some responses of a group and pairs among them, both as indices into `group.responses`."""
 
     group: Group
     responses: tuple[int, ...]
@@ -38,12 +38,12 @@ class Chunk(NamedTuple):
 
 
 def make_chunk(group: Group, pairs: Sequence[tuple[int, int]]) -> Chunk:
-    """The piece that holds these pairs and the responses that they need."""
+    """The chunk with these pairs and their responses."""
     return Chunk(group, tuple(sorted({response for pair in pairs for response in pair})), tuple(pairs))
 
 
 def step_chunks(step: Step, groups: Sequence[Group]) -> list[Chunk]:
-    """The pieces behind the parts of a step; parts of the same group become one."""
+    """The chunks of a step, one per group."""
     pairs: dict[int, list[int]] = {}
     for part in step:
         pairs.setdefault(part.group, []).extend(part.pairs)
@@ -55,7 +55,7 @@ def step_chunks(step: Step, groups: Sequence[Group]) -> list[Chunk]:
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What a micro-batch costs. tokens: without padding, prompts and common beginnings once. rows, longest: of the padded layouts."""
+    """Size of a micro-batch. tokens: without padding, shared prefixes once. rows, longest: of the padded layouts."""
 
     tokens: int
     rows: int
@@ -71,16 +71,16 @@ class Footprint:
 
 
 def footprint(chunk: Chunk, prompt: int) -> Footprint:
-    """The size of one piece with a prompt of `prompt` tokens."""
+    """The size of one chunk whose prompt has `prompt` tokens."""
     responses = [chunk.group.responses[response] for response in chunk.responses]
     return Footprint(tokens=prompt + build_prefix_tree(responses).tokens, rows=len(responses), longest=prompt + max(map(len, responses)))
 
 
 def micro_batches(chunks: Iterable[Chunk], prompt_length: Callable[[Group], int], budget: int, layout: Layout) -> list[tuple[Chunk, ...]]:
-    """Divide pieces into micro-batches of at most `budget` tokens, each piece into the first one with room. The longest come first.
+    """Pack chunks into micro-batches of at most `budget` tokens: first fit, longest first.
 
-    Pieces of like length share a micro-batch, which keeps padding small, and the largest memory is needed at once, not after an
-    hour. A piece too large by itself is divided; a single pair (or response) that is still too large goes alone.
+    So chunks of similar length share a micro-batch (little padding), and the peak memory is reached in the first step. A chunk over the
+    budget is split; a single pair (or response) over the budget gets a micro-batch of its own.
     """
     fitting = [part for chunk in chunks for part in _divide(chunk, prompt_length(chunk.group), budget, layout)]
     sizes = [footprint(chunk, prompt_length(chunk.group)) for chunk in fitting]
@@ -98,12 +98,12 @@ def micro_batches(chunks: Iterable[Chunk], prompt_length: Callable[[Group], int]
 
 
 def _order(chunk: Chunk, size: Footprint) -> tuple[object, ...]:
-    """The id and the pairs make the order independent of the order of the pieces."""
+    """Sort key; ids and pairs make it independent of the order of the chunks."""
     return -size.longest, chunk.group.question.id, chunk.pairs, chunk.responses
 
 
 def _divide(chunk: Chunk, prompt: int, budget: int, layout: Layout) -> Iterator[Chunk]:
-    """Pieces that fit: pairs are kept in order, and responses without pairs (for scoring) are divided as they come."""
+    """Split by halves until each part fits: by pairs, or by responses where there are no pairs (for scoring)."""
     if footprint(chunk, prompt).cost(layout) <= budget:
         yield chunk
     elif len(chunk.pairs) > 1:
@@ -123,7 +123,11 @@ TRIED = 16
 
 
 def find_dummy(groups: Sequence[Group], prompt_length: Callable[[Group], int]) -> Chunk:
-    """A small piece without pairs, with an image if any of the data has one. The same on every rank."""
+    """A small chunk without pairs, with an image if the data has any; the same on every rank.
+
+    Ranks that shard a model must run the same modules equally often: without it, a rank whose micro-batch has no images would skip the
+    vision tower and block the collectives of the others. It has no pairs, so its gradient is exactly 0.
+    """
     usable = [group for group in groups if group.pairs]
     pictured = [group for group in usable if group.question.images] or usable
     fewest = sorted(pictured, key=lambda group: len(group.question.images))[:TRIED]
@@ -132,24 +136,24 @@ def find_dummy(groups: Sequence[Group], prompt_length: Callable[[Group], int]) -
 
 
 def with_dummy(chunks: tuple[Chunk, ...], dummy: Chunk) -> tuple[Chunk, ...]:
-    """The same micro-batch, in which at least one piece has an image if the ghost has."""
+    """The micro-batch plus `dummy` where it is empty, or has no image while the dummy has one."""
     needed = bool(dummy.group.question.images) and not any(chunk.group.question.images for chunk in chunks)
     return (*chunks, dummy) if needed or not chunks else chunks
 
 
-# --- what all layouts have in common -----------------------------------------------------------------------------------
+# --- tensors of all layouts -----------------------------------------------------------------------------------
 
 
 def accumulation_dtype(device: torch.device) -> torch.dtype:
-    """What sums over tokens, pairs, steps and ranks are kept in: float64 where the device has it."""
+    """dtype of sums over tokens, pairs, steps and ranks: float64 where the device supports it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 @dataclass(frozen=True, eq=False)
 class VisionInputs:
-    """The images of a batch, each once. inputs: what the vision tower needs. rows: (R) the group of each row.
+    """The images of a batch, each once. inputs: of the vision tower. rows: (R) group of each row.
 
-    tiles, images: (G) how many tiles (entries of pixel_values) and images each group has.
+    tiles, images: (G) number of tiles (entries of pixel_values) and images of each group.
     """
 
     inputs: dict[str, Tensor]
@@ -162,13 +166,13 @@ class VisionInputs:
 class Batch:
     """A micro-batch on the model's device.
 
-    inputs: of the language model, (1, T) or padded (R, longest); with pixels where `vision` is None. tree: the plan of the one row of
-    a packed layout. vision: the images of the shared layout.
-    row, at: (U,) where the state that predicts each token stands. target: (U,) the token. Tokens that several responses have in
-    common stand there once: pick: (A,) which of the U is each token of each response. owner: (A,) that response, 0 .. R-1.
-    lengths: (R,) tokens of each response. chosen, rejected: (K,) positions among the R responses.
-    features: of all images in their order, as the model gives them, where they are known already (see `mixpo.train.vision_cache`).
-    reference: (R,) summed log-probs under the reference, in the type of `wide`, NaN where unknown. names: (R) question id of each response.
+    inputs: of the language model, (1, T) or padded (R, longest); with pixels where `vision` is None. attention_plan: of a packed
+    layout. vision: images of the shared layout.
+    row, position: (U,) of the hidden state that predicts each token. target: (U,) that token. Tokens of a shared prefix occur once:
+    token_index: (A,) index into the U for each token of each response. response_index: (A,) its response, 0 .. R-1.
+    lengths: (R,) tokens of each response. chosen, rejected: (K,) indices into the R responses.
+    features: of all images in order, in the model's own format, where cached (see `mixpo.train.vision_cache`).
+    reference: (R,) summed log-probs under the reference, in `accumulation_dtype`, NaN where unknown. question_ids: (R).
     tokens: that pass through the model, without padding.
     """
 
@@ -191,7 +195,7 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class ResponseTensors:
-    """The responses of some pieces, on the CPU: the fields of `Batch` that no layout changes. tails: their tokens."""
+    """The fields of `Batch` that do not depend on the layout, on the CPU. tails: the responses' tokens."""
 
     tails: list[tuple[int, ...]]
     target: Tensor
@@ -205,7 +209,7 @@ class ResponseTensors:
 
 
 def response_tensors(chunks: Sequence[Chunk]) -> ResponseTensors:
-    """within: (A,) the number of each predicted token in its response."""
+    """offset: (A,) index of each predicted token in its response."""
     tails = [chunk.group.responses[response] for chunk in chunks for response in chunk.responses]
     lengths = torch.tensor([len(tail) for tail in tails])
     response_index = torch.arange(len(tails)).repeat_interleave(lengths)

@@ -1,12 +1,12 @@
-"""Checkpoints: everything that the next step depends on, in a folder that is there whole or not at all.
+"""Checkpoints: the complete training state in one folder, written atomically.
 
 FOLDER/step-000100/state.json           counters, reward shift, digests
 FOLDER/step-000100/model.safetensors    trained parameters
-FOLDER/step-000100/reference.safetensors  the reference, if it moves
+FOLDER/step-000100/reference.safetensors  a moving reference
 FOLDER/step-000100/optimizer.pt         optimizer and random generators (read with weights_only)
 FOLDER/step-000100/deepspeed/           instead of the last two, the files of DeepSpeed
 
-Weights and optimizer are whole, also when ranks share them, so that training can go on with another number of ranks (not with DeepSpeed).
+Weights and optimizer are saved unsharded, so that training can resume on another number of ranks (except with DeepSpeed).
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from mixpo.errors import TrainError
 from mixpo.run import changed_settings
 
 DEEPSPEED = "deepspeed"
-"""Folder of what DeepSpeed writes, which it calls a tag."""
+"""Folder of DeepSpeed's files (its `tag`)."""
 
 _UNREADABLE = (OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError)
 
 
 @dataclass(kw_only=True)
 class TrainState:
-    """Where training stands. step: optimizer steps done.
+    """Counters of a training. step: optimizer steps done.
 
-    reward_sum, reward_count: of all rewards so far, chosen and rejected together; their quotient is the reward shift.
-    zero_steps: how many steps in a row had a loss of exactly 0. seconds: of work so far. warned: reward accuracy was too high.
-    data, settings: what the training is of; a checkpoint of anything else is refused.
+    reward_sum, reward_count: over all rewards so far, chosen and rejected; their quotient is the reward shift.
+    zero_steps: consecutive steps with a loss of exactly 0. seconds: of training. warned: the accuracy warning was logged.
+    data, settings: digest of the data, and the settings that decide the result; other checkpoints are refused.
     """
 
     data: str
@@ -60,10 +60,9 @@ class TrainState:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint that was read.
+    """A loaded checkpoint. tensors: trained weights. training_state: optimizer and random generators. moving_values: a moving reference.
 
-    tensors: the trained weights; rest: optimizer and random generators. Both are empty when DeepSpeed wrote it, whose files only its own
-    engine reads. moved: a reference that moves.
+    All three are empty for one of DeepSpeed, which only its own engine can read.
     """
 
     path: Path
@@ -90,9 +89,9 @@ class ModelWriter(Protocol):
 
 
 def save_checkpoint(folder: Path, state: TrainState, keep: int, parallel: ModelWriter, moving_values: Mapping[str, Tensor]) -> None:
-    """Write a checkpoint and remove all but the newest `keep`. Every rank has to call it. moved: a reference that moves, or nothing.
+    """*Collective.* Write a checkpoint and remove all but the newest `keep`. moving_values: a moving reference, or empty.
 
-    Raises TrainError when the disk is full; older ones stay usable.
+    Raises TrainError when it cannot be written; older checkpoints stay usable.
     """
     target = folder / f"step-{state.step:06d}"
     temporary = folder / f".{target.name}.tmp"
@@ -114,7 +113,9 @@ def save_checkpoint(folder: Path, state: TrainState, keep: int, parallel: ModelW
         kept = _names(folder)
         goes_on = f"it goes on from step {int(kept[-1].split('-')[1])}" if kept else "it starts again"
         raise TrainError(
-            f"{target}: the checkpoint cannot be written ({error}); free some space and run the same command, {goes_on}"
+            f"{target}: the checkpoint cannot be written ({error}); free some space and run the same command, {goes_on}",
+            code="checkpoint-not-writable",
+            path=target,
         ) from error
     finally:
         if parallel.main:
@@ -126,16 +127,16 @@ def save_checkpoint(folder: Path, state: TrainState, keep: int, parallel: ModelW
 
 
 def write_tensors(folder: Path, weights: Mapping[str, Tensor], training_state: Mapping[str, Any]) -> None:
-    """The two large files of a checkpoint."""
+    """Write weights and optimizer state."""
     save_file(dict(weights), folder / "model.safetensors")
     with (folder / "optimizer.pt").open("wb") as handle:
         torch.save(dict(training_state), handle)
 
 
 def find_checkpoint(folder: Path, expected: TrainState, say: Callable[[str], None], moving_reference: bool) -> Checkpoint | None:
-    """The newest readable checkpoint, or None. moving: whether the reference moves.
+    """The newest readable checkpoint, or None. moving_reference: whether it must hold a reference.
 
-    Raises TrainError when it is of other data or settings, naming what changed.
+    Raises TrainError when it is of other data or settings, naming the changes.
     """
     for leftover in folder.glob(".step-*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -154,7 +155,7 @@ def _read(path: Path, moving_reference: bool) -> Checkpoint:
     state = TrainState(**json.loads((path / "state.json").read_text(encoding="utf-8")))
     if (path / DEEPSPEED).is_dir():
         return Checkpoint(path=path, state=state, tensors={}, training_state={}, moving_values={})
-    # Mapped, not read: ranks of one machine share the memory.
+    # Memory-mapped: ranks of one machine share the pages.
     training_state = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True, mmap=True)
     tensors = load_file(path / "model.safetensors")
     moving_values = load_file(path / "reference.safetensors") if moving_reference else {}
@@ -165,20 +166,32 @@ def _read(path: Path, moving_reference: bool) -> Checkpoint:
 def _refuse_other(path: Path, state: TrainState, expected: TrainState) -> None:
     remedy = f"delete {path.parent} (or use --force train) to start again"
     if state.data != expected.data:
-        raise TrainError(f"{path}: this checkpoint is of other training data ({state.data}, now {expected.data}); {remedy}")
+        raise TrainError(
+            f"{path}: this checkpoint is of other training data ({state.data}, now {expected.data}); {remedy}",
+            code="checkpoint-other-data",
+            path=path,
+        )
     changes = changed_settings(state.settings, json.loads(json.dumps(expected.settings)))
     if changes:
-        raise TrainError(f"{path}: this checkpoint was made with other settings ({'; '.join(changes)}); {remedy}")
+        raise TrainError(
+            f"{path}: this checkpoint was made with other settings ({'; '.join(changes)}); {remedy}",
+            code="checkpoint-other-settings",
+            path=path,
+        )
 
 
 def apply_checkpoint(checkpoint: Checkpoint, model: nn.Module) -> None:
-    """Put its weights into a model that is whole, and its random state into the generators. Raises TrainError for another model."""
+    """Load weights into an unsharded model, and the random state. Raises TrainError for another model."""
     if checkpoint.is_deepspeed:
         return
     path, tensors = checkpoint.path, checkpoint.tensors
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if trained.keys() != tensors.keys() or any(trained[name].shape != value.shape for name, value in tensors.items()):
-        raise TrainError(f"{path}: this checkpoint is of another model; delete {path.parent} (or use --force train) to start again")
+        raise TrainError(
+            f"{path}: this checkpoint is of another model; delete {path.parent} (or use --force train) to start again",
+            code="checkpoint-other-model",
+            path=path,
+        )
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(tensors[name])
@@ -188,7 +201,7 @@ def apply_checkpoint(checkpoint: Checkpoint, model: nn.Module) -> None:
 
 
 def random_state() -> dict[str, Tensor]:
-    """Of this process and its device."""
+    """State of the random generators of this process."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
@@ -200,7 +213,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _sync(folder: Path) -> None:
-    """Flush the files and the folder to disk, so that a rename never makes a half-written checkpoint visible after a crash."""
+    """Flush files and folder to disk before the rename, so that a crash cannot leave a partial checkpoint."""
     for path in (*folder.rglob("*"), folder):
         handle = os.open(path, os.O_RDONLY)
         try:

@@ -44,7 +44,9 @@ def make_group(vlm: Vlm, question: Question, prompt: str, pairs: Sequence[Pair],
     if pairs and prompt_length >= limit:
         raise TrainError(
             f"question {question.id}: its prompt of {prompt_length} tokens (with images) leaves no room for a response in {limit}; "
-            "raise train.max_length up to what the model has positions for, make images smaller, or leave the question out"
+            "raise train.max_length up to what the model has positions for, make images smaller, or leave the question out",
+            code="prompt-too-long",
+            key=question.id,
         )
     responses: dict[tuple[int, ...], int] = {}
     kept: list[tuple[int, int]] = []
@@ -81,7 +83,11 @@ def to_record(grouped: GroupedPairs, logps: Sequence[float]) -> Scored:
 def from_record(question: Question, prompt: str, record: Scored) -> Group:
     """The group behind a record of the reference stage. Raises TrainError when the record belongs to another question."""
     if record.question != question.id:
-        raise TrainError(f"question {question.id}: its reference record is that of {record.question}; run the reference stage with --force")
+        raise TrainError(
+            f"question {question.id}: its reference record is that of {record.question}; run the reference stage with --force",
+            code="reference-record-mismatch",
+            key=question.id,
+        )
     pairs = tuple(zip(record.chosen, record.rejected, strict=True))
     return Group(question=question, prompt=prompt, responses=record.responses, pairs=pairs, reference=record.logps or None)
 
@@ -109,7 +115,9 @@ def _ids(vlm: Vlm, question: Question, pair: Pair, side: str) -> tuple[int, ...]
     if max(ids) >= vocabulary or min(ids) < 0:
         raise TrainError(
             f"question {question.id}, pair {pair.id}: ids {min(ids)} to {max(ids)} do not fit the model's vocabulary ({vocabulary}); "
-            "these responses were sampled from another model, sample and pair again"
+            "these responses were sampled from another model, sample and pair again",
+            code="token-ids-out-of-range",
+            key=question.id,
         )
     return ids
 
@@ -122,6 +130,8 @@ def _tokenise(vlm: Vlm, question: Question, pair: Pair, text: str, side: str) ->
     if set(ids) <= set(vlm.end_ids):
         raise TrainError(
             f"question {question.id}, pair {pair.id}: no token of the {side} response would be trained, because the tokenizer and chat "
-            f"template of {vlm.folder or 'this model'} turn {text[:40]!r} into nothing; use the files of the model's family"
+            f"template of {vlm.folder or 'this model'} turn {text[:40]!r} into nothing; use the files of the model's family",
+            code="response-not-trainable",
+            key=question.id,
         )
     return ids

@@ -41,7 +41,9 @@ def check_reference(session: Session, seen: Sequence[BatchLogps]) -> None:
     found = torch.tensor(int(bool(problem)), device=session.accelerator.device)
     # Ranks stop together: one that raised alone would leave the others waiting for its gradients.
     if int(session.accelerator.reduce(found, "sum")):
-        raise TrainError(problem or "another rank found reference log-probs that are not the policy's; see its message")
+        raise TrainError(
+            problem or "another rank found reference log-probs that are not the policy's; see its message", code="reference-mismatch"
+        )
 
 
 def _differences(seen: Sequence[BatchLogps], exact: bool, online: bool) -> Iterator[str]:
@@ -79,7 +81,8 @@ def check_first_loss(session: Session, seen: Sequence[BatchLogps], observed: flo
     if not abs(observed - expected) <= allowed:
         raise TrainError(
             f"the first loss is {observed:.4f} instead of {expected:.4f}; the reference log-probs do not belong to this model and data, "
-            "run the reference stage with --force"
+            "run the reference stage with --force",
+            code="first-loss-mismatch",
         )
 
 
@@ -97,7 +100,8 @@ def check_zero_loss(state: TrainState, total: float) -> None:
     if state.zero_steps >= ZERO_STEPS:
         raise TrainError(
             f"step {state.step + 1}: the loss was exactly 0 in {ZERO_STEPS} steps in a row, so nothing is learned; look at the pairs, "
-            f"at the chat template (does it supervise any token?) and at the weights in train.loss; {STEP_DISCARDED}"
+            f"at the chat template (does it supervise any token?) and at the weights in train.loss; {STEP_DISCARDED}",
+            code="loss-zero",
         )
 
 
@@ -117,7 +121,8 @@ def check_weights(session: Session) -> None:
             what = "holds NaN or infinite values" if broken[number] else "has become nothing but zeros"
             raise TrainError(
                 f"step {session.state.step}: {name} {what}; this step is not saved and the last checkpoint is kept; "
-                "lower train.learning_rate, or look at the data of the last steps"
+                "lower train.learning_rate, or look at the data of the last steps",
+                code="trained-weights-invalid",
             )
 
 

@@ -110,7 +110,9 @@ def _forward_backward(session: Session, step: Step) -> StepSums:
         check_reference(session, seen)
     reduced = StepSums(*accelerator.reduce(sums, "sum").tolist())
     if not math.isfinite(reduced.total):
-        raise TrainError(f"step {state.step + 1}: the loss is {reduced.total}{first_nonfinite(seen)}; {STEP_DISCARDED}")
+        raise TrainError(
+            f"step {state.step + 1}: the loss is {reduced.total}{first_nonfinite(seen)}; {STEP_DISCARDED}", code="loss-not-finite"
+        )
     if state.step == 0:
         check_first_loss(session, seen, reduced.total / pairs)
     return reduced
@@ -135,7 +137,9 @@ def _optimise(session: Session, sums: StepSums, rate: float) -> float:
         group["lr"] = rate
     grad_norm = session.parallel.update(session.job.table.max_grad_norm)
     if not math.isfinite(grad_norm):
-        raise TrainError(f"step {state.step + 1}: the gradients are not finite (norm {grad_norm}); {STEP_DISCARDED}")
+        raise TrainError(
+            f"step {state.step + 1}: the gradients are not finite (norm {grad_norm}); {STEP_DISCARDED}", code="gradients-not-finite"
+        )
     return grad_norm
 
 

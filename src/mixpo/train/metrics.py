@@ -88,7 +88,11 @@ class MetricsFile:
             with self.path.open("a", encoding="utf-8") as handle:
                 handle.write(_line(row))
         except OSError as error:
-            raise TrainError(f"{self.path}: cannot be written ({error.strerror}); free some space and run the same command again") from None
+            raise TrainError(
+                f"{self.path}: cannot be written ({error.strerror}); free some space and run the same command again",
+                code="metrics-not-writable",
+                path=self.path,
+            ) from None
         self.rows.append(row)
 
 
@@ -103,7 +107,12 @@ def read_metrics(path: Path) -> list[StepMetrics]:
             values: dict[str, Any] = json.loads(line)
             rows.append(StepMetrics(**values))
         except (ValueError, TypeError):
-            raise TrainError(f"{path}:{number}: not a line of training metrics; delete the file and train again") from None
+            raise TrainError(
+                f"{path}:{number}: not a line of training metrics; delete the file and train again",
+                code="metrics-invalid",
+                path=path,
+                line=number,
+            ) from None
     return rows
 
 

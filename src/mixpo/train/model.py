@@ -57,10 +57,14 @@ def freeze(model: nn.Module, parts: Sequence[Part]) -> list[PartSize]:
     for part in parts:
         if sizes[part] == 0:
             raise TrainError(
-                f"train.freeze: {type(model).__name__} has no parameters that mixpo knows as its {part}; remove it from the list"
+                f"train.freeze: {type(model).__name__} has no parameters that mixpo knows as its {part}; remove it from the list",
+                code="freeze-unknown-part",
+                key="train.freeze",
             )
     if all(part in parts or size == 0 for part, size in sizes.items()):
-        raise TrainError("train.freeze: every part is frozen, so there is nothing to train; leave one out")
+        raise TrainError(
+            "train.freeze: every part is frozen, so there is nothing to train; leave one out", code="freeze-everything", key="train.freeze"
+        )
     return [PartSize(part, size, 0 if part in parts else size) for part, size in sizes.items()]
 
 
@@ -74,7 +78,8 @@ def refuse_dropout(model: nn.Module) -> None:
             is_rate = "drop" in attribute or (attribute == "p" and "Dropout" in type(module).__name__)
             if is_rate and isinstance(value, float) and value > 0:
                 raise TrainError(
-                    f"dropout is on in this model ({name}.{attribute} = {value:g}), which makes rewards random; set it to 0 in config.json"
+                    f"dropout is on in this model ({name}.{attribute} = {value:g}), which makes rewards random; set it to 0 in config.json",
+                    code="dropout-enabled",
                 )
 
 
@@ -93,7 +98,9 @@ def weight_dtypes(model: nn.Module) -> dict[str, torch.dtype]:
     """The type of each weight, by its name in the plain model (without an adapter). Raises TrainError for float16."""
     dtypes = {name.replace(".base_layer.", "."): parameter.dtype for name, parameter in model.named_parameters() if ".lora_" not in name}
     if torch.float16 in dtypes.values():
-        raise TrainError('model.dtype = "float16" cannot be trained; set it to "bfloat16" or "float32"')
+        raise TrainError(
+            'model.dtype = "float16" cannot be trained; set it to "bfloat16" or "float32"', code="float16-not-trainable", key="model.dtype"
+        )
     return dtypes
 
 
@@ -118,7 +125,11 @@ def checkpoint_activations(model: Any, on: bool) -> None:
     try:
         switch({"use_reentrant": False, "context_fn": checkpoint_contexts(model)}) if on else switch()
     except ValueError as error:
-        raise TrainError(f"train.gradient_checkpointing: {error}; leave it off for this model") from None
+        raise TrainError(
+            f"train.gradient_checkpointing: {error}; leave it off for this model",
+            code="gradient-checkpointing-not-supported",
+            key="train.gradient_checkpointing",
+        ) from None
 
 
 LIGER_SWITCHES = {
@@ -134,14 +145,16 @@ def use_liger(model: Any, device: torch.device) -> None:
     Raises TrainError without a GPU or for a family that Liger does not know, MissingExtra when it is not installed.
     """
     if device.type != "cuda":
-        raise TrainError("train.liger: its kernels need a GPU; leave it off, or train on one")
+        raise TrainError("train.liger: its kernels need a GPU; leave it off, or train on one", code="liger-needs-gpu", key="train.liger")
     try:
         from liger_kernel.transformers import monkey_patch
     except ImportError:
         raise MissingExtra("train.liger", "liger") from None
     kind = model.config.model_type
     if kind not in monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN:
-        raise TrainError(f"train.liger: no kernels for models of type {kind}; leave it off for this model")
+        raise TrainError(
+            f"train.liger: no kernels for models of type {kind}; leave it off for this model", code="liger-not-supported", key="train.liger"
+        )
     monkey_patch._apply_liger_kernel_to_instance(model, **LIGER_SWITCHES)
 
 

@@ -62,7 +62,10 @@ def strategy_of(accelerator: Accelerator) -> Strategy:
         return "fsdp2"
     if found in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         return "ddp"
-    raise TrainError(f"training under {found.value} is not supported; launch it with DDP, FSDP2 or DeepSpeed (recipes/accelerate)")
+    raise TrainError(
+        f"training under {found.value} is not supported; launch it with DDP, FSDP2 or DeepSpeed (recipes/accelerate)",
+        code="launch-not-supported",
+    )
 
 
 @dataclass
@@ -199,15 +202,18 @@ def _fully_shard(accelerator: Accelerator, scorer: nn.Module) -> None:
     plugin = accelerator.state.fsdp_plugin if accelerator.distributed_type == DistributedType.FSDP else FullyShardedDataParallelPlugin()
     if plugin.fsdp_version != 2:
         raise TrainError(
-            "fsdp_version 1 is not supported; set fsdp_version: 2 in Accelerate's configuration (recipes/accelerate/fsdp2.yaml)"
+            "fsdp_version 1 is not supported; set fsdp_version: 2 in Accelerate's configuration (recipes/accelerate/fsdp2.yaml)",
+            code="fsdp-version-not-supported",
         )
     if plugin.activation_checkpointing:
         raise TrainError(
-            "fsdp_activation_checkpointing is not used; take it out of Accelerate's configuration and set train.gradient_checkpointing"
+            "fsdp_activation_checkpointing is not used; take it out of Accelerate's configuration and set train.gradient_checkpointing",
+            code="fsdp-activation-checkpointing",
         )
     if plugin.cpu_ram_efficient_loading:
         raise TrainError(
-            "fsdp_cpu_ram_efficient_loading leaves all ranks but one without weights; set it to false in Accelerate's configuration"
+            "fsdp_cpu_ram_efficient_loading leaves all ranks but one without weights; set it to false in Accelerate's configuration",
+            code="fsdp-efficient-loading",
         )
     options: dict[str, Any] = {"offload_policy": plugin.cpu_offload}
     for layer in _layers(scorer):

@@ -53,7 +53,7 @@ class PromptCache:
                 opened.append(open_image(image, self.images))
             return encode(self.vlm, prompt, opened)
         except (SourceError, ModelError) as error:
-            raise type(error)(f"question {question.id}: {error}") from error
+            raise type(error)(f"question {question.id}: {error}", code=error.code, path=error.path, key=question.id) from error
         finally:
             for picture in opened:
                 picture.close()

@@ -84,6 +84,8 @@ def _finite(value: float, group: Group) -> float:
     if value - value != 0:
         raise TrainError(
             f"question {group.question.id}: the reference model gives a response the log-probability {value}; "
-            'set model.dtype = "float32" or "bfloat16", or check the weights'
+            'set model.dtype = "float32" or "bfloat16", or check the weights',
+            code="reference-logprob-not-finite",
+            key=group.question.id,
         )
     return value

@@ -174,15 +174,24 @@ def _check(job: TrainJob) -> LossWeights:
     """What can be found without a model. Returns the weights of the objective."""
     if job.schedule.pairs == 0:
         raise TrainError(
-            f"no pairs to train {job.objective} on; see in the pair stage why, or add questions that the model gets right at times"
+            f"no pairs to train {job.objective} on; see in the pair stage why, or add questions that the model gets right at times",
+            code="no-pairs",
         )
     for group in job.groups:
         known = job.table.reference == "stage"
         if known and group.pairs and (group.reference is None or len(group.reference) != len(group.responses)):
-            raise TrainError(f"question {group.question.id}: no reference log-probs for its responses; run the reference stage")
+            raise TrainError(
+                f"question {group.question.id}: no reference log-probs for its responses; run the reference stage",
+                code="reference-logprobs-missing",
+                key=group.question.id,
+            )
         for response in group.responses:
             if not response:
-                raise TrainError(f"question {group.question.id}: a response has no tokens, so nothing of it would be trained; pair again")
+                raise TrainError(
+                    f"question {group.question.id}: a response has no tokens, so nothing of it would be trained; pair again",
+                    code="response-empty",
+                    key=group.question.id,
+                )
     for tracker in job.table.trackers:
         if find_spec(tracker) is None:
             raise MissingExtra(f"the tracker {tracker!r}", tracker)
@@ -215,7 +224,11 @@ def _find_state(
         return expected, None
     if found.is_deepspeed != (strategy_of(accelerator) == "deepspeed"):
         wrote, other = ("DeepSpeed", "without it") if found.is_deepspeed else ("a launch without DeepSpeed", "with it")
-        raise TrainError(f"{found.path}: written by {wrote} and unreadable {other}; go on as before, or start again with --force train")
+        raise TrainError(
+            f"{found.path}: written by {wrote} and unreadable {other}; go on as before, or start again with --force train",
+            code="checkpoint-other-launch",
+            path=found.path,
+        )
     progress.say(f"{job.objective}: going on after step {found.state.step} of {job.schedule.total}")
     return found.state, found
 
@@ -230,7 +243,11 @@ def _accelerator(job: TrainJob) -> Accelerator:
             "train.watch": table.watch,
         }
         for key in (key for key, asked in whole.items() if asked):
-            raise TrainError(f"{key} needs a whole model on each rank; launch it as plain data parallel, or take it out of the recipe")
+            raise TrainError(
+                f"{key} needs a whole model on each rank; launch it as plain data parallel, or take it out of the recipe",
+                code="needs-whole-model",
+                key=key,
+            )
     if job.table.trackers:
         names = {"wandb": {"name": job.label}, "trackio": {"name": job.label, "resume": "allow"}}
         accelerator.init_trackers("mixpo", config=_flat({**job.settings, "pairs": job.schedule.pairs}), init_kwargs=names)

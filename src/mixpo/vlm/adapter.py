@@ -95,7 +95,9 @@ def attach(model: nn.Module, folder: Path) -> None:
         if expected != f"({b[0]}, {a[1]})" or a[0] != adapter.rank or b[1] != adapter.rank:
             raise ModelError(
                 f"{folder}: the adapter is of another model: it adapts {name} ({b[0]}, {a[1]}) with rank {a[0]}, and this model has "
-                f"{expected} there; set model.path to the model that it was trained on"
+                f"{expected} there; set model.path to the model that it was trained on",
+                code="adapter-mismatch",
+                path=folder,
             )
     insert(model, adapter)
     with torch.no_grad():
@@ -166,14 +168,22 @@ def _read(folder: Path) -> tuple[Adapter, dict[str, Tensor]]:
         kind, foreign = config.get("peft_type"), [name for name in _FOREIGN if config.get(name)]
         foreign += ["bias"] if config.get("bias", "none") != "none" else []
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ModelError(f"{settings}: not the configuration of a LoRA adapter ({type(error).__name__}: {error}); save it again") from None
+        raise ModelError(
+            f"{settings}: not the configuration of a LoRA adapter ({type(error).__name__}: {error}); save it again",
+            code="adapter-config-invalid",
+            path=settings,
+        ) from None
     try:
         values = load_file(weights)
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"{weights}: cannot be read ({error}); copy or save the adapter again") from None
+        raise ModelError(
+            f"{weights}: cannot be read ({error}); copy or save the adapter again", code="adapter-unreadable", path=weights
+        ) from None
     if kind != "LORA" or foreign:
         raise ModelError(
-            f"{settings}: mixpo takes plain LoRA adapters, not {', '.join([str(kind), *foreign])}; merge it into its model first"
+            f"{settings}: mixpo takes plain LoRA adapters, not {', '.join([str(kind), *foreign])}; merge it into its model first",
+            code="adapter-not-plain-lora",
+            path=settings,
         )
     modules = _modules(weights, values)
     return Adapter(rank=rank, alpha=alpha, modules=modules, rooted=rooted), values
@@ -185,10 +195,16 @@ def _modules(weights: Path, values: Mapping[str, Tensor]) -> tuple[str, ...]:
     odd = [name for name, value in values.items() if not name.startswith(_PREFIX) or not name.endswith(_SIDES) or value.ndim != 2]
     if odd or not names or names != _stems(values, _SIDES[1]):
         which = odd[0] if odd else "its layers"
-        raise ModelError(f"{weights}: not A and B of linear layers (see {which}); mixpo takes plain LoRA adapters, merge this one first")
+        raise ModelError(
+            f"{weights}: not A and B of linear layers (see {which}); mixpo takes plain LoRA adapters, merge this one first",
+            code="adapter-not-plain-lora",
+            path=weights,
+        )
     for name, value in values.items():
         if not torch.isfinite(value).all():
-            raise ModelError(f"{weights}: {name} holds NaN or infinite values; take an earlier adapter")
+            raise ModelError(
+                f"{weights}: {name} holds NaN or infinite values; take an earlier adapter", code="weights-not-finite", path=weights
+            )
     return tuple(sorted(names))
 
 

@@ -56,7 +56,7 @@ def find_model(table: ModelTable, base: Path) -> Path:
     if table.path == BUNDLED:
         folder = Path(str(resources.files("mixpo"))) / "assets" / "tiny"
         if not folder.is_dir():
-            raise ModelError(f"{folder}: the bundled model is missing; install mixpo again")
+            raise ModelError(f"{folder}: the bundled model is missing; install mixpo again", code="bundled-model-missing", path=folder)
         return folder
     return _locate("model.path", table.path, table.revision, base)
 
@@ -67,9 +67,17 @@ def find_adapter(table: ModelTable, base: Path) -> Path | None:
         return None
     folder = _locate("model.adapter", table.adapter, None, base)
     if not (folder / ADAPTER_FILES[0]).exists():
-        raise ModelError(f"{folder}: no {ADAPTER_FILES[0]}; model.adapter is a folder that PeftModel.save_pretrained wrote")
+        raise ModelError(
+            f"{folder}: no {ADAPTER_FILES[0]}; model.adapter is a folder that PeftModel.save_pretrained wrote",
+            code="adapter-config-missing",
+            path=folder,
+        )
     if not (folder / ADAPTER_FILES[1]).exists():
-        raise ModelError(f"{folder}: no {ADAPTER_FILES[1]}; save the adapter with safe_serialization, other formats can run code")
+        raise ModelError(
+            f"{folder}: no {ADAPTER_FILES[1]}; save the adapter with safe_serialization, other formats can run code",
+            code="adapter-weights-missing",
+            path=folder,
+        )
     return folder
 
 
@@ -78,9 +86,14 @@ def _locate(key: str, path: str, revision: str | None, base: Path) -> Path:
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise ModelError(f"{folder}: {key} must be a folder, not a file")
+        raise ModelError(f"{folder}: {key} must be a folder, not a file", code="model-not-a-folder", path=folder, key=key)
     if Path(path).is_absolute() or not _HUB_ID.fullmatch(path) or path.startswith("."):
-        raise ModelError(f"{folder}: no such model folder; {key} is a folder (relative to the recipe) or a hub id such as org/name")
+        raise ModelError(
+            f"{folder}: no such model folder; {key} is a folder (relative to the recipe) or a hub id such as org/name",
+            code="model-missing",
+            path=folder,
+            key=key,
+        )
     return _download(key, path, revision, folder)
 
 
@@ -90,14 +103,22 @@ def digests(folder: Path, adapter: Path | None = None) -> Digests:
     adapter: the folder of an adapter that the model is used with; the weights are then those of both.
     """
     if not folder.is_dir():
-        raise ModelError(f"{folder}: no such model folder")
+        raise ModelError(f"{folder}: no such model folder", code="model-missing", path=folder)
     if not (folder / "config.json").exists():
-        raise ModelError(f"{folder}: no config.json; this is not a model folder of transformers")
+        raise ModelError(f"{folder}: no config.json; this is not a model folder of transformers", code="model-config-missing", path=folder)
     if not any((folder / name).exists() for name in ("processor_config.json", "preprocessor_config.json")):
-        raise ModelError(f"{folder}: no processor (processor_config.json or preprocessor_config.json); copy it from the original model")
+        raise ModelError(
+            f"{folder}: no processor (processor_config.json or preprocessor_config.json); copy it from the original model",
+            code="processor-missing",
+            path=folder,
+        )
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
-        raise ModelError(f"{folder}: no *.safetensors weights; convert the model with save_pretrained, other formats can run code")
+        raise ModelError(
+            f"{folder}: no *.safetensors weights; convert the model with save_pretrained, other formats can run code",
+            code="weights-missing",
+            path=folder,
+        )
     settings = [folder / name for name in ("config.json", "generation_config.json")]
     adapted = [adapter / name for name in ADAPTER_FILES] if adapter else []
     return Digests(weights=_hash([*settings, *weights, *adapted]), template=_hash(folder / name for name in PROCESSOR_FILES))
@@ -118,7 +139,11 @@ def _hash(paths: Iterable[Path]) -> str:
     try:
         found = zip(there, sha256(there), strict=True)
     except OSError as error:
-        raise ModelError(f"{error.filename}: cannot be read ({error.strerror}); download or copy the model again") from None
+        raise ModelError(
+            f"{error.filename}: cannot be read ({error.strerror}); download or copy the model again",
+            code="model-file-unreadable",
+            path=error.filename,
+        ) from None
     return hashlib.sha256("".join(f"{path.name}\0{digest}\n" for path, digest in found).encode()).hexdigest()[:16]
 
 
@@ -130,4 +155,6 @@ def _download(key: str, path: str, revision: str | None, folder: Path) -> Path:
         return Path(snapshot_download(path, revision=revision, allow_patterns=_WANTED))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{key} = {path!r}: no folder {folder}, and the hub does not give it ({reason})") from None
+        raise ModelError(
+            f"{key} = {path!r}: no folder {folder}, and the hub does not give it ({reason})", code="model-download-failed", key=key
+        ) from None

@@ -150,7 +150,10 @@ def _forward(vlm: Vlm, batch: _Batch, chosen: Tensor, unused: int) -> None:
 
 def _collect(ids: Tensor, logprobs: Tensor, vlm: Vlm) -> list[Generation]:
     if not bool(torch.isfinite(logprobs).all()):
-        raise EngineError('the model gives NaN or infinite logits; set model.dtype = "bfloat16" or "float32", or check the weights')
+        raise EngineError(
+            'the model gives NaN or infinite logits; set model.dtype = "bfloat16" or "float32", or check the weights',
+            code="logits-not-finite",
+        )
     drawn = []
     for row, row_logprobs in zip(ids.tolist(), logprobs.tolist(), strict=True):
         length = row.index(-1) if -1 in row else len(row)

@@ -78,7 +78,9 @@ def pick_device(wanted: str) -> torch.device:
     if wanted == "auto":
         return torch.device(next(name for name, there in present.items() if there))
     if not present[wanted]:
-        raise ModelError(f'model.device = "{wanted}": this machine has no such device; use "auto"')
+        raise ModelError(
+            f'model.device = "{wanted}": this machine has no such device; use "auto"', code="device-missing", key="model.device"
+        )
     return torch.device(wanted)
 
 
@@ -89,7 +91,7 @@ def end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     found |= {tokenizer.eos_token_id, tokenizer.get_vocab().get("<|im_end|>")}
     ids = tuple(sorted(int(token) for token in found if token is not None and token < len(tokenizer)))
     if not ids:
-        raise ModelError("the model has no end-of-turn token; set eos_token_id in its generation_config.json")
+        raise ModelError("the model has no end-of-turn token; set eos_token_id in its generation_config.json", code="end-token-missing")
     return ids
 
 
@@ -100,9 +102,17 @@ def check_weights(model: nn.Module, source: object) -> None:
             continue
         low, high = torch.aminmax(parameter.detach())
         if not (torch.isfinite(low) and torch.isfinite(high)):
-            raise ModelError(f"{source}: {name} holds NaN or infinite values; take an earlier checkpoint or download the model again")
+            raise ModelError(
+                f"{source}: {name} holds NaN or infinite values; take an earlier checkpoint or download the model again",
+                code="weights-not-finite",
+                path=str(source),
+            )
         if parameter.ndim == 2 and name.endswith(".weight") and low == 0 and high == 0:
-            raise ModelError(f"{source}: {name} holds only zeros; the weights are incomplete, download or copy the model again")
+            raise ModelError(
+                f"{source}: {name} holds only zeros; the weights are incomplete, download or copy the model again",
+                code="weights-all-zero",
+                path=str(source),
+            )
 
 
 def check_vocabulary(model: Any, tokenizer: Any, source: object) -> None:
@@ -111,7 +121,9 @@ def check_vocabulary(model: Any, tokenizer: Any, source: object) -> None:
     if last >= rows:
         raise ModelError(
             f"{source}: the tokenizer gives ids up to {last} ({tokenizer.convert_ids_to_tokens(last)!r}), but the model has embeddings for "
-            f"{rows} ids only; take the tokenizer that belongs to these weights, or call resize_token_embeddings and train the new rows"
+            f"{rows} ids only; take the tokenizer that belongs to these weights, or call resize_token_embeddings and train the new rows",
+            code="vocabulary-mismatch",
+            path=str(source),
         )
 
 
@@ -126,7 +138,9 @@ def limit_tiles(processor: Any, tiles: int) -> None:
     name = next((name for name in TILE_SETTINGS if getattr(processor.image_processor, name, None) is not None), None)
     if name is None:
         raise ModelError(
-            f"image.tiles: {type(processor.image_processor).__name__} does not count tiles; leave image.tiles out and set image.max_pixels"
+            f"image.tiles: {type(processor.image_processor).__name__} does not count tiles; leave image.tiles out and set image.max_pixels",
+            code="tiles-not-supported",
+            key="image.tiles",
         )
     setattr(processor.image_processor, name, tiles)
 
@@ -140,7 +154,9 @@ def save(vlm: Vlm, folder: Path, check: Mapping[str, Tensor] | None = None, besi
     when `folder` exists and is not a model.
     """
     if folder.exists() and not (folder / "config.json").exists() and any(folder.iterdir()):
-        raise ModelError(f"{folder}: is in the way and not a model folder; remove it or choose another place")
+        raise ModelError(
+            f"{folder}: is in the way and not a model folder; remove it or choose another place", code="output-not-a-model", path=folder
+        )
     from safetensors import SafetensorError
 
     temporary = folder.with_name(f".{folder.name}.tmp")
@@ -156,7 +172,9 @@ def save(vlm: Vlm, folder: Path, check: Mapping[str, Tensor] | None = None, besi
         _replace(temporary, folder)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ModelError(f"{folder}: the model cannot be written ({reason}); free some space and run again") from error
+        raise ModelError(
+            f"{folder}: the model cannot be written ({reason}); free some space and run again", code="model-not-writable", path=folder
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
@@ -174,7 +192,7 @@ def loading_errors(source: Path, what: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, AttributeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{source}: the {what} cannot be loaded: {reason}") from error
+        raise ModelError(f"{source}: the {what} cannot be loaded: {reason}", code="model-not-loadable", path=source) from error
 
 
 def load_processor(source: Path, trust: bool) -> Any:
@@ -184,12 +202,20 @@ def load_processor(source: Path, trust: bool) -> Any:
     with loading_errors(source, "processor"), quiet():
         processor = loader.from_pretrained(source, trust_remote_code=trust, local_files_only=True)
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
-        raise ModelError(f"{source}: {type(processor).__name__} takes no images; mixpo needs an image-text-to-text model")
+        raise ModelError(
+            f"{source}: {type(processor).__name__} takes no images; mixpo needs an image-text-to-text model",
+            code="processor-without-images",
+            path=source,
+        )
     # Lengths are checked against the model, with a message of our own; the tokenizer would print a warning beside it.
     processor.tokenizer.model_max_length = VERY_LONG
     processor.chat_template = getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
     if not processor.chat_template:
-        raise ModelError(f"{source}: no chat template; put the one of the model's family into chat_template.jinja (use an instruct model)")
+        raise ModelError(
+            f"{source}: no chat template; put the one of the model's family into chat_template.jinja (use an instruct model)",
+            code="chat-template-missing",
+            path=source,
+        )
     return processor
 
 
@@ -210,7 +236,11 @@ def _load_model(source: Path, table: ModelTable, device: torch.device) -> Any:
         keys = sorted(str(key) for key in report.get(kind, ()))
         if keys:
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            raise ModelError(f"{source}: the weights {problem} {keys[0]}{more}; config.json and weights do not belong together")
+            raise ModelError(
+                f"{source}: the weights {problem} {keys[0]}{more}; config.json and weights do not belong together",
+                code="weights-mismatch",
+                path=source,
+            )
     apply_fixes(model)
     return model.to(device).eval()
 
@@ -256,7 +286,11 @@ def _reload_check(vlm: Vlm, saved: Path, check: Mapping[str, Tensor] | None) -> 
     vlm.model.train(was_training)
     if not torch.allclose(before, after, rtol=1e-4, atol=1e-4):
         gap = float((before - after).abs().max())
-        raise ModelError(f"{saved}: the saved model gives other logits than the one in memory (up to {gap:.3g}); it was not kept")
+        raise ModelError(
+            f"{saved}: the saved model gives other logits than the one in memory (up to {gap:.3g}); it was not kept",
+            code="saved-model-differs",
+            path=saved,
+        )
 
 
 def _replace(temporary: Path, folder: Path) -> None:

@@ -58,13 +58,18 @@ def encode(vlm: Vlm, prompt: str, images: Sequence[Image]) -> EncodedPrompt:
     if len(parts) - 1 != len(images):
         raise SourceError(
             f"the prompt has {amount(len(parts) - 1, f'{IMAGE_TOKEN} mark')} for {amount(len(images), 'image')}; "
-            "give one mark to each image"
+            "give one mark to each image",
+            code="image-count-mismatch",
         )
     for part in parts:
         _refuse_control(vlm, part)
     text = _render(vlm, [{"role": "user", "content": _content(parts)}], answer_follows=True)
     if images and not any(token in text for token in vlm.processor.tokenizer.convert_ids_to_tokens(sorted(image_token_ids(vlm)))):
-        raise ModelError(f"{vlm.folder}: the chat template writes no image token; use the template of the model's family")
+        raise ModelError(
+            f"{vlm.folder}: the chat template writes no image token; use the template of the model's family",
+            code="template-without-image-token",
+            path=vlm.folder,
+        )
     inputs = _process(vlm, text, images)
     ids = inputs.pop("input_ids")[0]
     inputs.pop("attention_mask", None)
@@ -241,7 +246,10 @@ def _refuse_control(vlm: Vlm, text: str) -> None:
     tokenizer, control = vlm.processor.tokenizer, control_ids(vlm)
     for token in tokenizer(text, add_special_tokens=False)["input_ids"]:
         if token in control:
-            raise SourceError(f"the text holds {tokenizer.convert_ids_to_tokens(token)!r}, a control token of the model; remove it")
+            raise SourceError(
+                f"the text holds {tokenizer.convert_ids_to_tokens(token)!r}, a control token of the model; remove it",
+                code="control-token-in-text",
+            )
 
 
 def _content(parts: Sequence[str]) -> list[dict[str, str]]:
@@ -261,7 +269,11 @@ def _render(vlm: Vlm, turns: list[dict[str, Any]], answer_follows: bool) -> str:
     try:
         return str(vlm.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer_follows))
     except TemplateError as error:
-        raise ModelError(f"{vlm.folder}: the chat template refuses a user turn ({error}); use the template of the model's family") from None
+        raise ModelError(
+            f"{vlm.folder}: the chat template refuses a user turn ({error}); use the template of the model's family",
+            code="template-refuses-turn",
+            path=vlm.folder,
+        ) from None
 
 
 def _process(vlm: Vlm, text: str, images: Sequence[Image]) -> dict[str, Tensor]:
@@ -270,24 +282,35 @@ def _process(vlm: Vlm, text: str, images: Sequence[Image]) -> dict[str, Tensor]:
     try:
         batch = vlm.processor(text=[text], images=[list(images)] if images else None, return_tensors="pt", **extra)
     except ValueError as error:
-        raise SourceError(f"the model's processor refuses this question: {str(error).strip().splitlines()[0]}") from error
+        raise SourceError(
+            f"the model's processor refuses this question: {str(error).strip().splitlines()[0]}", code="processor-refuses-question"
+        ) from error
     for name, value in batch.items():
         if not isinstance(value, Tensor):
-            raise ModelError(f"{type(vlm.processor).__name__} gives {name} in an unknown form; this family is not supported")
+            raise ModelError(
+                f"{type(vlm.processor).__name__} gives {name} in an unknown form; this family is not supported",
+                code="processor-output-unknown",
+            )
     return dict(batch)
 
 
 def _check_image_tokens(vlm: Vlm, ids: Tensor, features: dict[str, Tensor], images: int) -> None:
     placeholder = getattr(vlm.model.config, "image_token_id", None) or getattr(vlm.model.config, "image_token_index", None)
     if placeholder is None:
-        raise ModelError(f"{vlm.folder}: config.json names no image_token_id; this family is not supported")
+        raise ModelError(
+            f"{vlm.folder}: config.json names no image_token_id; this family is not supported",
+            code="image-token-id-missing",
+            path=vlm.folder,
+        )
     found = int((ids == placeholder).sum())
     expected = _feature_count(vlm, features) if images else 0
     if found != expected if expected is not None else found == 0:
         wanted = "at least one" if expected is None else str(expected)
         raise ModelError(
             f"{vlm.folder}: {amount(images, 'image')} became {amount(found, 'image token')} where the model computes {wanted} features; "
-            "the processor or chat template does not belong to this model"
+            "the processor or chat template does not belong to this model",
+            code="image-token-count-mismatch",
+            path=vlm.folder,
         )
 
 

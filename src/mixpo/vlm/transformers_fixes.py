@@ -31,7 +31,8 @@ def apply_fixes(model: Any) -> None:
     if getattr(text, "final_logit_softcapping", None) and Version(transformers.__version__) < Version(_CAPS_LOGITS.get(kind, "0")):
         raise ModelError(
             f"transformers {transformers.__version__} does not cap the logits of {kind} as its configuration asks "
-            f"(final_logit_softcapping); install transformers {_CAPS_LOGITS[kind]} or newer"
+            f"(final_logit_softcapping); install transformers {_CAPS_LOGITS[kind]} or newer",
+            code="transformers-too-old",
         )
 
 
