@@ -13,13 +13,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-<<<<<<< HEAD
 from mixpo.cli.output import Lines, printable
-from mixpo.distributed import Ranks, ranks_of
-=======
-from mixpo.cli.bars import open_progress, printable
 from mixpo.distributed import Ranks, ranks_from_env
->>>>>>> b8c803c (Training and model rooms: identifiers in the field's words)
 from mixpo.errors import MixpoError, refused
 from mixpo.progress import Progress, Silent
 from mixpo.signals import SAID, STOPPING
@@ -68,15 +63,9 @@ def boundary(together: bool = False) -> Iterator[Terminal]:
         sys.stdout = open("/dev/null", "w")  # noqa: SIM115
         raise typer.Exit(0) from None
     except Exception as error:
-<<<<<<< HEAD
         if isinstance(error, OSError) and (known := refused(error)):
             _fail(ranks, printable(f"mixpo: {known}"), known.exit_code)
-        if ranks.count == 1:
-=======
-        if isinstance(error, OSError) and (said := refused(error)):
-            _fail(ranks, printable(f"mixpo: {said}"), said.exit_code)
         if ranks.world_size == 1:
->>>>>>> b8c803c (Training and model rooms: identifiers in the field's words)
             raise
         # When one rank ends, the connections of all others break: only the first traceback is of use.
         _fail(ranks, traceback.format_exc(), 1)
