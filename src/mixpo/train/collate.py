@@ -1,4 +1,4 @@
-"""Laying pieces out as tensors: one row of groups, or padded rows. Letters as in `Batch`."""
+"""Lays chunks out as tensors: one packed row of groups, or padded rows. Shape letters as in `mixpo.train.batch`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class PredictedTokens(NamedTuple):
 
 
 def collate(vlm: Vlm, chunks: Sequence[Chunk], prompt_of: Callable[[Group], EncodedPrompt], layout: Layout) -> Batch:
-    """Lay pieces out. Their order decides where responses stand, and nothing else."""
+    """The batch of some chunks in a layout; their order sets the order of responses only."""
     prompts = [prompt_of(chunk.group) for chunk in chunks]
     responses = response_tensors(chunks)
     return _packed(vlm, chunks, prompts, responses, layout) if layout in PACKED else _padded(vlm, chunks, prompts, responses, layout)
@@ -38,18 +38,18 @@ def collate(vlm: Vlm, chunks: Sequence[Chunk], prompt_of: Callable[[Group], Enco
 
 
 def row_layout(vlm: Vlm, chunks: Sequence[Chunk], prompts: Sequence[EncodedPrompt]) -> tuple[list[Span], list[PrefixTree]]:
-    """Where the groups of a row stand, one after the other, and the branches of each."""
+    """The span and the prefix tree of each group of a row."""
     visibility, spans, trees, first = visibility_of(vlm.model), list[Span](), list[PrefixTree](), 0
     for chunk, prompt in zip(chunks, prompts, strict=True):
         prefix_tree = build_prefix_tree([chunk.group.responses[response] for response in chunk.responses])
-        spans.append(Span(first, len(prompt), prefix_tree.branches, _both_ways(visibility, prompt)))
+        spans.append(Span(first, len(prompt), prefix_tree.branches, _block_ids(visibility, prompt)))
         trees.append(prefix_tree)
         first += len(prompt) + prefix_tree.tokens
     return spans, trees
 
 
 def _packed(vlm: Vlm, chunks: Sequence[Chunk], prompts: Sequence[EncodedPrompt], responses: ResponseTensors, layout: Layout) -> Batch:
-    """[prompt | branch 1 | ... ] of every piece, one after the other. Positions of every branch go on from where it grows."""
+    """One row: [prompt | branch 1 | ...] of each chunk. Position ids of a branch continue those of its parent."""
     spans, trees = row_layout(vlm, chunks, prompts)
     words = [torch.tensor(branch.tokens) for span in spans for branch in span.branches]
     inputs = {"input_ids": _interleave(spans, [prompt.ids for prompt in prompts], words)}
@@ -66,19 +66,19 @@ def _packed(vlm: Vlm, chunks: Sequence[Chunk], prompts: Sequence[EncodedPrompt],
 
 
 def _predicting(spans: Sequence[Span], trees: Sequence[PrefixTree]) -> tuple[Tensor, Tensor]:
-    """(U,) where the state before each token of a branch stands, in the order of the row; (A,) which of them each response needs."""
+    """(U,) position of the state that predicts each branch token, in row order; (A,) index into them for each response token."""
     position, token_index, before = list[Tensor](), list[Tensor](), 0
     for span, prefix_tree in zip(spans, trees, strict=True):
         paths = span.paths()
         position += [path[-len(branch.tokens) - 1 : -1] for branch, path in zip(span.branches, paths, strict=True)]
-        # All tokens of the row but those of prompts are numbered on.
+        # The U index counts branch tokens only, so prompts are skipped.
         token_index += [paths[end][span.prompt :] - (span.start + span.prompt) + before for end in prefix_tree.end_branches]
         before += prefix_tree.tokens
     return torch.cat(position), torch.cat(token_index)
 
 
 def _interleave(spans: Sequence[Span], prompts: Sequence[Tensor], tails: Sequence[Tensor]) -> Tensor:
-    """(.., T) -> (1, T), or (3, 1, T) for parts with three axes."""
+    """Prompts and branches in row order: (1, T), or (3, 1, T) for position ids on three axes."""
     parts, number = [], 0
     for span, prompt in zip(spans, prompts, strict=True):
         parts += [prompt, *tails[number : number + len(span.branches)]]
@@ -87,7 +87,7 @@ def _interleave(spans: Sequence[Span], prompts: Sequence[Tensor], tails: Sequenc
 
 
 def _positions(vlm: Vlm, spans: Sequence[Span], prompts: Sequence[EncodedPrompt]) -> Tensor:
-    """(1, T), or (3, 1, T) for models with three axes; a response goes on one after the largest position of its prompt."""
+    """Position ids, (1, T) or (3, 1, T); a response starts one after the largest position of its prompt."""
     found, tails = [], []
     for span, prompt in zip(spans, prompts, strict=True):
         of_prompt = positions_of(vlm, prompt)
@@ -99,8 +99,8 @@ def _positions(vlm: Vlm, spans: Sequence[Span], prompts: Sequence[EncodedPrompt]
     return _interleave(spans, found, tails)
 
 
-def _both_ways(visibility: Visibility, prompt: EncodedPrompt) -> Tensor | None:
-    """Numbers of the groups of prompt tokens that see each other both ways (see `Span.same`)."""
+def _block_ids(visibility: Visibility, prompt: EncodedPrompt) -> Tensor | None:
+    """(prompt,) block of each token with bidirectional attention (see `Span.block_ids`)."""
     kinds = prompt.token_types.get("token_type_ids")
     if visibility.bidirectional == "none" or kinds is None:
         return None
@@ -112,7 +112,7 @@ def _both_ways(visibility: Visibility, prompt: EncodedPrompt) -> Tensor | None:
 
 
 def pixel_inputs(vlm: Vlm, prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
-    """What the vision tower needs for the images of these prompts, on the CPU, in the type of the model's weights."""
+    """Inputs of the vision tower for the images of these prompts, on the CPU, in the dtype of the model's weights."""
     dtype = next(vlm.model.parameters()).dtype
     joined = join_features(vlm, [prompt.features for prompt in prompts])
     return {name: value.to(dtype) if value.is_floating_point() else value for name, value in joined.items()}
@@ -122,7 +122,7 @@ def pixel_inputs(vlm: Vlm, prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor
 
 
 def _padded(vlm: Vlm, chunks: Sequence[Chunk], prompts: Sequence[EncodedPrompt], responses: ResponseTensors, layout: Layout) -> Batch:
-    """One row for each response, padded on the right."""
+    """One row per response, padded on the right."""
     rows = [number for number, chunk in enumerate(chunks) for _ in chunk.responses]
     vision = _vision(vlm, chunks, prompts, rows) if layout == "shared" else None
     encoded = [_without_pixels(prompt) for prompt in prompts] if vision else prompts
@@ -145,7 +145,7 @@ def _vision(vlm: Vlm, chunks: Sequence[Chunk], prompts: Sequence[EncodedPrompt],
 
 
 def _without_pixels(prompt: EncodedPrompt) -> EncodedPrompt:
-    """Only what positions are worked out from."""
+    """Keeps only the feature that position ids depend on."""
     return replace(prompt, features={name: value for name, value in prompt.features.items() if name == "image_grid_thw"})
 
 

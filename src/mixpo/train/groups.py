@@ -1,4 +1,4 @@
-"""Pairs to groups: the unique responses of one question as token ids, and index pairs into them. No pixels and no batches."""
+"""From pairs to groups: the unique responses of a question as token ids, and pairs as indices into them."""
 
 from __future__ import annotations
 
@@ -21,24 +21,23 @@ EMPTY = "a side is empty"
 
 
 class _UnusablePairError(Exception):
-    """A pair that cannot be trained on; the text is the reason."""
+    """A pair that cannot be trained on; its text is the drop reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupedPairs:
-    """What became of one question's pairs. `group.pairs` is empty when none could be used."""
+    """The group of one question; `group.pairs` is empty if every pair was dropped."""
 
     group: Group
     dropped: tuple[Drop, ...] = ()
 
 
 def make_group(vlm: Vlm, question: Question, prompt: str, pairs: Sequence[Pair], prompt_length: int, max_length: int) -> GroupedPairs:
-    """Tokenise what is not tokenised, find the unique responses, and drop (and count) pairs that cannot be trained on.
+    """Tokenize responses, deduplicate them, and drop (and count) pairs that cannot be trained on.
 
-    prompt: the user's message as rendered for sampling. prompt_length: its tokens with template and images. A pair is dropped whole
-    when prompt + response has more tokens than `max_length` or than the model's positions; nothing is ever cut. Raises TrainError
-    when a prompt leaves no room for any response, when text becomes no token that could be trained, or when ids are not the
-    model's: then template or data are broken as a whole.
+    prompt: the user message as rendered for sampling. prompt_length: its tokens with template and images. A pair is dropped when
+    prompt + response exceeds `max_length` or the model's context; nothing is truncated. Raises TrainError when the prompt alone
+    exceeds it, when a response has no trainable token, or when ids are outside the vocabulary: then template or data are broken.
     """
     limit = min(max_length, context_limit(vlm))
     if pairs and prompt_length >= limit:
@@ -68,7 +67,7 @@ def make_group(vlm: Vlm, question: Question, prompt: str, pairs: Sequence[Pair],
 
 
 def to_record(grouped: GroupedPairs, logps: Sequence[float]) -> Scored:
-    """The record of a group; `logps` of its responses under the reference are empty where that is an online one."""
+    """The record of a group. logps: of its responses under the reference, empty with an online reference."""
     group = grouped.group
     return Scored(
         question=group.question.id,
@@ -81,7 +80,7 @@ def to_record(grouped: GroupedPairs, logps: Sequence[float]) -> Scored:
 
 
 def from_record(question: Question, prompt: str, record: Scored) -> Group:
-    """The group behind a record of the reference stage. Raises TrainError when the record belongs to another question."""
+    """The group of a record of the reference stage. Raises TrainError when the record is of another question."""
     if record.question != question.id:
         raise TrainError(
             f"question {question.id}: its reference record is that of {record.question}; run the reference stage with --force",
@@ -93,7 +92,7 @@ def from_record(question: Question, prompt: str, record: Scored) -> Group:
 
 
 def data_digest(groups: Iterable[Group]) -> str:
-    """A name for training data: prompts, images, responses, pairs and reference log-probs, in order. 16 hexadecimal digits."""
+    """Digest of the training data (prompts, images, responses, pairs, reference log-probs, in order): 16 hexadecimal digits."""
     total = hashlib.sha256()
     for group in groups:
         images = [image.digest for image in group.question.images]
@@ -103,7 +102,7 @@ def data_digest(groups: Iterable[Group]) -> str:
 
 
 def _ids(vlm: Vlm, question: Question, pair: Pair, side: str) -> tuple[int, ...]:
-    """Token ids of one side. Raises _UnusableError when the pair has to go, TrainError when more than this pair is wrong."""
+    """Token ids of one response. Raises _UnusablePairError to drop the pair, TrainError when template or data are broken."""
     text, ids = (pair.chosen, pair.chosen_ids) if side == "chosen" else (pair.rejected, pair.rejected_ids)
     if not ids and not text.strip():
         raise _UnusablePairError(EMPTY)

@@ -1,4 +1,4 @@
-"""What stops a training, or is said aloud, before bad numbers reach the weights. Every rank comes to the same decision."""
+"""Checks that stop training, or log a warning, before bad numbers reach the weights. All ranks decide alike."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from mixpo.train.parallel import local_shard
 from mixpo.train.session import Session
 
 ZERO_STEPS = 3
-"""A loss of exactly 0 in this many steps in a row stops the training."""
+"""Consecutive steps with a loss of exactly 0 that stop training."""
 TOO_EASY = 0.98
-"""Reward accuracy above this within the first 5 % of the steps is reported: the pairs are told apart by something trivial."""
+"""Reward accuracy above this within the first 5 % of the steps is logged: a trivial feature separates the pairs."""
 STEP_DISCARDED = (
     "nothing of this step is saved and the last checkpoint is kept; lower train.learning_rate, or look at the data of this step"
 )
 
 
 class BatchLogps(NamedTuple):
-    """Log-probs of a micro-batch's R responses: by question, as computed, under the reference, and their tokens; and its K pairs."""
+    """Log-probs of a micro-batch. sums, reference, lengths: (R,). chosen, rejected: (K,) indices into them."""
 
-    names: tuple[str, ...]
+    question_ids: tuple[str, ...]
     sums: Tensor
     reference: Tensor
     lengths: Tensor
@@ -36,10 +36,10 @@ class BatchLogps(NamedTuple):
 
 
 def check_reference(session: Session, seen: Sequence[BatchLogps]) -> None:
-    """Before the first update the policy is the reference: raise TrainError for a log-prob that is not the one that was stored."""
+    """Before the first update, policy and reference are equal: raise TrainError for a log-prob that differs from the reference."""
     problem = next(_differences(seen, session.precision == torch.float32, session.online is not None), "")
     found = torch.tensor(int(bool(problem)), device=session.accelerator.device)
-    # Ranks stop together: one that raised alone would leave the others waiting for its gradients.
+    # All ranks raise: one that raised alone would leave the others waiting for its gradients.
     if int(session.accelerator.reduce(found, "sum")):
         raise TrainError(
             problem or "another rank found reference log-probs that are not the policy's; see its message", code="reference-mismatch"
@@ -52,18 +52,18 @@ def _differences(seen: Sequence[BatchLogps], exact: bool, online: bool) -> Itera
         if online
         else "its records are of another model, template or image setting, run the reference stage with --force"
     )
-    for names, sums, reference, lengths, _, _ in seen:
+    for question_ids, sums, reference, lengths, _, _ in seen:
         allowed = 1e-4 * reference.abs().clamp(min=1) if exact else 0.05 * lengths
         equal = (sums - reference).abs() <= allowed  # False for NaN
         for number in (~equal).nonzero()[:, 0].tolist():
             yield (
-                f"question {names[number]}: at the start the policy gives a response log-probability {sums[number].item():.4f} where the "
-                f"reference {'gives' if online else 'stage found'} {reference[number].item():.4f}; {remedy}"
+                f"question {question_ids[number]}: at the start the policy gives a response log-probability {sums[number].item():.4f} "
+                f"where the reference {'gives' if online else 'stage found'} {reference[number].item():.4f}; {remedy}"
             )
 
 
 def check_first_loss(session: Session, seen: Sequence[BatchLogps], observed: float) -> None:
-    """Say what the first loss is and should be, and raise TrainError when they differ. seen: of this rank."""
+    """Log the first loss and its expected value; raise TrainError when they differ. seen: log-probs of this rank."""
     sums = torch.zeros(3, device=session.accelerator.device)
     for one in seen:
         logps = ResponseLogps(sums=one.reference, lengths=one.lengths)
@@ -74,7 +74,7 @@ def check_first_loss(session: Session, seen: Sequence[BatchLogps], observed: flo
     mean, expected = nll_sum / pairs, loss_sum / pairs
     name = session.job.objective
     session.progress.say(f"{name}: first loss {observed:.4f}, expected {expected:.4f} (reference NLL {mean:.4f} per token)")
-    # Squares of log-ratios are far more sensitive to rounding than what is inside a sigmoid.
+    # Squared log-ratios are far more sensitive to rounding than a sigmoid of them.
     squares = session.weights.loss_type in ("ipo", "sppo")
     exact, rough = (1e-3 * expected, 0.3 * expected) if squares else (1e-3, 0.05 * expected)
     allowed = exact if session.precision == torch.float32 else rough
@@ -87,15 +87,15 @@ def check_first_loss(session: Session, seen: Sequence[BatchLogps], observed: flo
 
 
 def first_nonfinite(seen: Sequence[BatchLogps]) -> str:
-    """The first question with a log-prob that is not finite, for an error message; "" if there is none on this rank."""
-    for names, sums, *_ in seen:
+    """The first question with a non-finite log-prob, as a clause of an error message; "" if there is none on this rank."""
+    for question_ids, sums, *_ in seen:
         for number in (~sums.isfinite()).nonzero()[:1, 0].tolist():
-            return f" (question {names[number]}: log-probability {sums[number].item()})"
+            return f" (question {question_ids[number]}: log-probability {sums[number].item()})"
     return ""
 
 
 def check_zero_loss(state: TrainState, total: float) -> None:
-    """Count losses of exactly 0, and raise TrainError after several in a row."""
+    """Count consecutive losses of exactly 0; raise TrainError after `ZERO_STEPS` of them."""
     state.zero_steps = state.zero_steps + 1 if total == 0 else 0
     if state.zero_steps >= ZERO_STEPS:
         raise TrainError(
@@ -106,7 +106,7 @@ def check_zero_loss(state: TrainState, total: float) -> None:
 
 
 def check_weights(session: Session) -> None:
-    """Before a checkpoint: raise TrainError for trained weights that are not finite, or a matrix that has become nothing but zeros."""
+    """Before a checkpoint: raise TrainError for non-finite trained weights, or a matrix that has become all zeros."""
     names = [name for name, _ in session.parallel.trained()]
     found = torch.zeros(2, len(names), device=session.accelerator.device)
     for number, (_, parameter) in enumerate(session.parallel.trained()):
@@ -127,8 +127,8 @@ def check_weights(session: Session) -> None:
 
 
 def warn_too_easy(session: Session, row: StepMetrics) -> None:
-    """Say once when nearly all pairs are told apart at the very beginning."""
-    # In the first step policy and reference are equal, so that its accuracy is chance.
+    """Warn once when reward accuracy is near 1 early in training."""
+    # In the first step policy and reference are equal, so its accuracy is chance.
     if session.state.warned or not 1 < row.step <= 0.05 * session.schedule.total or row.accuracy <= TOO_EASY:
         return
     session.state.warned = True

@@ -1,4 +1,4 @@
-"""Which layout of micro-batches a model gets: the fastest one that gives the plain layout's log-probs on real rows."""
+"""Chooses the layout of micro-batches: the fastest one whose log-probs equal those of the plain layout on real data."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import EncodedPrompt
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
-"""How far a response's mean log-prob per token may be from the plain layout's. A wrong layout is off by far more than 0.1."""
+"""Largest difference of a response's mean log-prob per token from the plain layout. A wrong layout differs by far more than 0.1."""
 
 NOISE_FACTOR = 8.0
-"""A change of this many times what rounding does is more than rounding."""
+"""Changes above this multiple of the rounding error count as leakage."""
 ROUNDING = {torch.float32: 1e-6, torch.bfloat16: 5e-4}
-"""The most that rounding is taken to change a log-prob, relative to it."""
+"""Upper bound of the relative rounding error of a log-prob."""
 
 MODEL_ERRORS = (AssertionError, AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
-"""Whatever a foreign architecture raises only means that it is not laid out like the ones that are known."""
+"""What an unknown architecture may raise in a layout that does not suit it."""
 
 PromptOf = Callable[[Group], EncodedPrompt]
 
 
 def choose_layout(vlm: Vlm, sample: Sequence[Chunk], prompt_of: PromptOf, precision: torch.dtype) -> tuple[Layout, str]:
-    """The layout to use, and a sentence that says which it is and why.
+    """The layout to use, and a sentence for the log with the reason.
 
-    sample: from `check_sample`. Every layout but the plain one must give its log-probs, and in a packed one no response may notice
-    that tokens of another one are changed.
+    sample: from `check_sample`. A layout must reproduce the log-probs of the plain one, and in a packed layout changing the tokens of
+    one response must not change the log-prob of another.
     """
     plain = _score(vlm, sample, prompt_of, "plain", precision)
     reason = why_not_packed(vlm.model)
@@ -56,7 +56,7 @@ def choose_layout(vlm: Vlm, sample: Sequence[Chunk], prompt_of: PromptOf, precis
 
 
 def _why_no_varlen(vlm: Vlm, precision: torch.dtype) -> str:
-    """Why the varlen kernel is not tried."""
+    """Why the varlen kernel cannot be used; "" if it may work."""
     if vlm.device.type != "cuda":
         return "the varlen kernel needs an NVIDIA GPU"
     return "the varlen kernel has no float32" if precision == torch.float32 else why_not_varlen(vlm.model)
@@ -77,10 +77,10 @@ def _problem(vlm: Vlm, sample: Sequence[Chunk], prompt_of: PromptOf, layout: Lay
 
 
 def _leakage(vlm: Vlm, sample: Sequence[Chunk], prompt_of: PromptOf, layout: Layout, precision: torch.dtype, before: Tensor) -> float:
-    """The largest change of a response's log-prob when tokens that it does not hold are changed, if rounding does not explain it.
+    """The largest change of a response's log-prob when tokens of other responses are changed; 0 if it is within rounding.
 
-    In most models nothing may change at all. With routed experts the number of tokens of an expert changes how sums are rounded; how
-    much that is, is seen in a row that holds everything twice, which a leak may change too: hence a limit.
+    In most models nothing changes at all. With routed experts, the number of tokens per expert affects rounding; that error is measured
+    on a row that holds everything twice, and bounded by `ROUNDING` because a leak would change that row too.
     """
     twice = _score(vlm, [*sample, *sample], prompt_of, layout, precision).sums[: len(before)]
     noise = (twice - before).abs().max().clamp(max=ROUNDING[precision] * before.abs())
@@ -98,9 +98,9 @@ def _leakage(vlm: Vlm, sample: Sequence[Chunk], prompt_of: PromptOf, layout: Lay
 
 
 def _perturb(vlm: Vlm, batch: Batch, sample: Sequence[Chunk], prompt_of: PromptOf, inner: bool) -> Tensor:
-    """Put other tokens into one branch of each group: the first one that ends there, or (inner) that others grow from.
+    """Change the tokens of one branch of each group, in place: the first leaf, or (inner) the first branch with children.
 
-    Returns (R,) which responses do not hold any of these branches.
+    Returns (R,) bool: responses that do not contain the changed branch.
     """
     ids, kept, known = batch.inputs["input_ids"], list[bool](), sorted(set(batch.target.tolist()))
     following = dict(zip(known, [*known[1:], *known[:1]], strict=True))
@@ -126,14 +126,14 @@ def _forward(vlm: Vlm, batch: Batch, layout: Layout, precision: torch.dtype) -> 
 
 
 def check_sample(chunks: Sequence[Chunk]) -> list[Chunk]:
-    """Up to two pieces for the check of the layout: the one with the fewest images before that with most."""
+    """Up to two small chunks for the layout check: of the questions with the fewest and the most images."""
     ordered = sorted(chunks, key=lambda chunk: len(chunk.group.question.images))
     chosen = [*(chunk for chunk in ordered[:1] if chunk.group.question.id != ordered[-1].group.question.id), ordered[-1]]
     return [_informative(chunk) for chunk in chosen]
 
 
 def _informative(chunk: Chunk) -> Chunk:
-    """Two of its responses: two that share a beginning, if there are, and then one more."""
+    """The chunk with two of its responses; with three if two of them share a prefix."""
     prefix_tree = build_prefix_tree([chunk.group.responses[response] for response in chunk.responses])
     shared = next((branch.parent for branch in prefix_tree.branches if branch.parent >= 0), None)
     first = list[int]()
@@ -145,7 +145,7 @@ def _informative(chunk: Chunk) -> Chunk:
 
 
 def _passes_through(prefix_tree: PrefixTree, end: int, branch: int) -> bool:
-    """Whether the way from the prompt to the end of one branch leads through another."""
+    """Whether the path from the prompt to the end of one branch passes through another."""
     while end >= 0 and end != branch:
         end = prefix_tree.branches[end].parent
     return end == branch

@@ -1,6 +1,6 @@
-"""Log-probabilities of responses under a model: the one forward pass that scoring and training share.
+"""Log-probs of responses under a model: the forward pass shared by reference scoring and training.
 
-R responses, A predicted tokens, U different ones (see `Batch`), L tokens of a row, D width, V vocabulary.
+R responses, A predicted tokens, U unique ones (see `Batch`), L tokens of a row, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from mixpo.vlm.families import logit_scaling
 
 
 class Scorer(nn.Module):
-    """The model with log-probs as its output, so that whoever wraps it (for ranks, for mixed precision) wraps all of the work."""
+    """The model with log-probs as its output, so that DDP, FSDP2 and DeepSpeed wrap the whole computation."""
 
     def __init__(self, model: nn.Module, layout: Layout, precision: torch.dtype = torch.float32) -> None:
-        """layout: of the batches that it gets. precision: what matrices are multiplied in; weights are float32 either way."""
+        """layout: of its batches. precision: autocast dtype; weights keep their own."""
         super().__init__()
         self.model: Any = model
         self.layout = layout
         self.precision = precision
 
     def forward(self, batch: Batch) -> ResponseLogps:
-        """Sum over the tokens of each response. Tokens are in float32 whatever the model computes in, sums in the type of `wide`.
+        """(R,) summed log-probs of the responses. Tokens are in float32 whatever the compute dtype, sums in `accumulation_dtype`.
 
-        Sums of hundreds of tokens are in the thousands, where neighbours in float32 are 1e-4 apart: the log-ratio of two such
-        sums, which starts at 0, would have few digits left.
+        Sums of hundreds of tokens reach thousands of nats, where float32 resolves 1e-4 only: too coarse for log-ratios, which start
+        at 0.
         """
         with torch.autocast(batch.target.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
             token_u = _plain(self.model, batch) if self.layout == "plain" else _from_states(self.model, batch)
@@ -44,13 +44,13 @@ class Scorer(nn.Module):
 
 
 def _from_states(model: Any, batch: Batch) -> Tensor:
-    """(U,) from the states of the positions that predict a response token and no others."""
+    """(U,) log-probs; the head runs only at positions that predict a response token."""
     states_ud = _states(model, batch)[batch.row, batch.position]
     return token_logps(model.get_output_embeddings(), logit_scaling(model), states_ud, batch.target)
 
 
 def _states(model: Any, batch: Batch) -> Tensor:
-    """(rows, L, D) hidden states after the last layer."""
+    """(rows, L, D) last hidden states."""
     if batch.attention_plan is not None:
         known = {} if batch.features is None else {"mm_encoder_outputs": {"image": batch.features}}
         with tree_attention_enabled(model):
@@ -64,13 +64,13 @@ def _states(model: Any, batch: Batch) -> Tensor:
 
 
 def _plain(model: Any, batch: Batch) -> Tensor:
-    """(U,) the plain way: whatever the model does after its head is in them."""
+    """(U,) log-probs from the model's own logits."""
     logits: Tensor = model(**batch.inputs, use_cache=False).logits[batch.row, batch.position]
     return -F.cross_entropy(logits.float(), batch.target, reduction="none")
 
 
 def _features(model: Any, vision: VisionInputs, known: Any | None) -> Any:
-    """Vision features of every image once, handed to each row of its group. Raises ValueError for an unknown form."""
+    """Vision features, computed once per image and repeated for each row of its group. Raises ValueError for an unknown format."""
     output = model.base_model.get_image_features(**vision.inputs, return_dict=True) if known is None else copy(known)
     features = output.pooler_output
     counts = vision.tiles if isinstance(features, Tensor) else vision.images
@@ -83,6 +83,6 @@ def _features(model: Any, vision: VisionInputs, known: Any | None) -> Any:
     else:
         output.pooler_output = tuple(features[number] for number in wanted)
         if getattr(output, "deepstack_features", None) is not None:
-            # Of each depth one tensor for each image.
+            # One list per depth, with one tensor per image.
             output.deepstack_features = [tuple(depth[number] for number in wanted) for depth in output.deepstack_features]
     return output

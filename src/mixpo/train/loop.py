@@ -1,8 +1,8 @@
-"""The training loop, to be read from top to bottom. Devices, ranks and trackers are Accelerate's; the maths is in `losses`.
+"""The training loop. Devices, ranks and trackers are Accelerate's; the losses are in `mixpo.train.losses`.
 
-One optimizer step: all micro-batches forward and backward, gradients divided by the step's number of pairs on all ranks, guards, update.
-The reward shift delta is the mean of the rewards of all past optimizer steps (chosen and rejected together, all ranks); it is 0 in the
-first step and stays the same within a step, so that dividing a step into micro-batches or ranks changes nothing.
+One optimizer step: forward and backward of all micro-batches, gradients averaged over the step's pairs on all ranks, guards, update.
+The reward shift delta (MPO, arXiv 2411.10442) is the mean reward of all past steps (chosen and rejected, all ranks); it is 0 in the
+first step and constant within a step, so that splitting a step into micro-batches or ranks does not change it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from mixpo.vlm.load import save
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """A finished training. folder: the model, for `mixpo.vlm.load`. steps: the logged ones. parts: what was trained."""
+    """A finished training. folder: the saved model. steps: the logged ones. parts: parameter counts of the model's parts."""
 
     folder: Path
     steps: tuple[StepMetrics, ...]
@@ -53,9 +53,9 @@ class TrainResult:
 
 
 def train(job: TrainJob, progress: Progress) -> TrainResult:
-    """Train `job.vlm` on its groups and save it to `job.output`; goes on from the newest checkpoint in `job.folder`.
+    """Train `job.vlm` on its groups and save it to `job.output`; resumes from the newest checkpoint in `job.folder`.
 
-    Raises TrainError when training cannot start or has to stop; the last good checkpoint is kept.
+    Raises TrainError when training cannot start or has to stop; the last checkpoint is kept.
     """
     session = open_session(job, progress)
     state, total = session.state, session.schedule.total
@@ -78,7 +78,7 @@ def train(job: TrainJob, progress: Progress) -> TrainResult:
 
 
 def _set_dropout(session: Session) -> None:
-    """The first step has none, because policy and reference are compared in it."""
+    """Disable adapter dropout in the first step, which compares policy and reference."""
     table = session.job.table.lora
     if table is not None and table.dropout:
         set_dropout(session.job.vlm.model, table.dropout if session.state.step else 0.0)
@@ -88,10 +88,10 @@ def _set_dropout(session: Session) -> None:
 
 
 def _forward_backward(session: Session, step: Step) -> StepSums:
-    """Gradients of the step's mean loss, left in the parameters. Raises TrainError, before any update, for a bad start or a bad loss."""
+    """Accumulate the gradients of the step's mean loss. Raises TrainError before the update if a guard fails."""
     accelerator, state = session.accelerator, session.state
     pairs = sum(len(part.pairs) for part in step)
-    # Ranks average their gradients, so that the factor `ranks` makes of their mean the sum over all pairs.
+    # Gradients are averaged over ranks; the factor of the world size turns that into the sum over all pairs.
     scale = accelerator.num_processes / pairs
     batches = _batches(session, step)
     seen: list[BatchLogps] = []
@@ -119,7 +119,7 @@ def _forward_backward(session: Session, step: Step) -> StepSums:
 
 
 def _batches(session: Session, step: Step) -> list[tuple[Chunk, ...]]:
-    """This rank's micro-batches, the same number on every rank and, with several ranks, all with images if any data has some."""
+    """This rank's micro-batches. With several ranks: the same number on each, all with images if any data has some."""
     accelerator, job = session.accelerator, session.job
     mine = rank_share(step, accelerator.process_index, accelerator.num_processes, lambda group: sum(map(len, job.groups[group].responses)))
     batches = micro_batches(step_chunks(mine, job.groups), session.prompts.length, job.table.tokens_per_batch, session.layout)
@@ -130,7 +130,7 @@ def _batches(session: Session, step: Step) -> list[tuple[Chunk, ...]]:
 
 
 def _optimise(session: Session, sums: StepSums, rate: float) -> float:
-    """Check, clip, update. Returns the norm of the gradients before clipping."""
+    """Check the loss, clip, update. Returns the gradient norm before clipping."""
     state = session.state
     check_zero_loss(state, sums.total)
     for group in session.parallel.optimizer.param_groups:
@@ -144,7 +144,7 @@ def _optimise(session: Session, sums: StepSums, rate: float) -> float:
 
 
 def _advance(session: Session, row: StepMetrics) -> None:
-    """The step is done: count it, and let its rewards into the shift of the steps to come."""
+    """Count the step and add its rewards to the running reward shift."""
     state = session.state
     state.reward_sum += (row.reward_chosen + row.reward_rejected) * row.pairs
     state.reward_count += 2 * row.pairs
@@ -176,7 +176,7 @@ def _save(session: Session) -> None:
 
 
 def _finish(session: Session) -> TrainResult:
-    """Save the model as a plain folder of transformers, read it back, and compare."""
+    """Save the model as a transformers folder; `save` reloads and compares it."""
     job, model = session.job, session.parallel.full_model()
     if model is not None:
         if job.table.gradient_checkpointing:

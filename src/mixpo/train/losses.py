@@ -1,6 +1,7 @@
-"""The loss of Mixed Preference Optimization (arXiv 2411.10442) and its relatives as pure functions. Knows no model and keeps no state.
+"""The loss of Mixed Preference Optimization (MPO, arXiv 2411.10442) and related objectives, as pure functions of tensors.
 
-R responses, K pairs. y_c chosen, y_r rejected, pi the policy, pi_0 the reference, r(y) = beta log(pi(y|x) / pi_0(y|x)) a reward.
+R responses, K pairs. y_c chosen, y_r rejected, pi the policy, pi_0 the reference, r(y) = beta log(pi(y|x) / pi_0(y|x)) the reward,
+h = log(pi/pi_0)(y_c) - log(pi/pi_0)(y_r) the margin of log-ratios, sigma the logistic function. Preference losses are (K,) -> (K,).
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ class ResponseLogps(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LossWeights:
-    """w_p, w_q and w_g as they are applied; a term with weight 0 takes no part in the gradient.
+    """The weights w_p, w_q and w_g of MPO as applied; a term of weight 0 contributes no gradient.
 
-    form: of the preference term. smoothing: the share of pairs that it takes to be the wrong way round, where it uses one.
+    loss_type: of the preference term. smoothing: its label smoothing, 0 where it has none.
     """
 
     preference: float
@@ -40,7 +41,7 @@ class LossWeights:
 
 @dataclass(frozen=True, slots=True)
 class LossTerms:
-    """Everything of K pairs, each tensor (K,). `total` has the gradient; the terms are raw, multiplied by no weight."""
+    """Losses and rewards of K pairs, each (K,). `total` is weighted and has the gradient; the terms are unweighted."""
 
     total: Tensor
     preference: Tensor
@@ -56,9 +57,9 @@ class LossTerms:
 
 
 class PreferenceInputs(NamedTuple):
-    """What is known of K pairs. ratio: log(pi/pi_0) of each side. mean: log pi per token of each side.
+    """Inputs of the preference losses. ratio: (K,) log(pi/pi_0) of a response. mean: (K,) log pi per token.
 
-    delta: mean reward of past steps. smoothing: the share of pairs taken to be the wrong way round. shift: see `transport`.
+    delta: mean reward of past steps. smoothing: label smoothing. shift: (K,), see `optimal_transport_shift`.
     """
 
     ratio_chosen: Tensor
@@ -77,12 +78,12 @@ def dpo(margin: Tensor, beta: float) -> Tensor:
 
 
 def cdpo(margin: Tensor, beta: float, smoothing: float) -> Tensor:
-    """Conservative DPO: cross-entropy with labels that are right with probability 1 - e (Mitchell 2023, ericmitchell.ai/cdpo.pdf)."""
+    """Conservative DPO: cross-entropy with labels that are correct with probability 1 - e (Mitchell 2023, ericmitchell.ai/cdpo.pdf)."""
     return (1 - smoothing) * dpo(margin, beta) + smoothing * dpo(-margin, beta)
 
 
 def robust_dpo(margin: Tensor, beta: float, smoothing: float) -> Tensor:
-    """The loss whose mean over labels flipped with probability e is that of DPO on clean labels, arXiv 2403.00409. e < 1/2."""
+    """Robust DPO, arXiv 2403.00409: unbiased for labels flipped with probability e < 1/2, i.e. its mean is DPO on clean labels."""
     return ((1 - smoothing) * dpo(margin, beta) - smoothing * dpo(-margin, beta)) / (1 - 2 * smoothing)
 
 
@@ -92,7 +93,7 @@ def ipo(margin: Tensor, tau: float) -> Tensor:
 
 
 def rso(margin: Tensor, gamma: float) -> Tensor:
-    """The hinge on normalised likelihoods, arXiv 2309.06657: max(0, 1 - gamma h)."""
+    """RSO, the hinge loss on normalised likelihoods, arXiv 2309.06657: max(0, 1 - gamma h)."""
     return torch.relu(1 - gamma * margin)
 
 
@@ -102,34 +103,34 @@ def sppo(ratio_chosen: Tensor, ratio_rejected: Tensor, eta: float) -> Tensor:
 
 
 def kto_pair(reward_chosen: Tensor, reward_rejected: Tensor, anchor: float) -> Tensor:
-    """Kahneman-Tversky optimization of both sides with weights 1, arXiv 2402.01306.
+    """Kahneman-Tversky optimization of both responses with weights 1, arXiv 2402.01306.
 
-    anchor: stands for beta KL(pi, pi_0), which has no gradient and is never below 0. Ours is the mean reward of past steps where
-    the paper takes responses to other questions.
+    anchor: estimate of beta KL(pi, pi_0), without gradient and clamped at 0: the mean reward of past steps, where the paper uses
+    responses to other questions.
     """
     z = max(anchor, 0.0)
     return (1 - torch.sigmoid(reward_chosen - z)) + (1 - torch.sigmoid(z - reward_rejected))
 
 
 def orpo(mean_chosen: Tensor, mean_rejected: Tensor) -> Tensor:
-    """The odds ratio term, arXiv 2403.07691, Eq. 7: odds = P / (1 - P) with P the geometric mean over the response's tokens."""
+    """The odds ratio term of ORPO, arXiv 2403.07691, Eq. 7: odds = P / (1 - P), P the geometric mean of the token probabilities."""
     return -F.logsigmoid(_log_odds(mean_chosen) - _log_odds(mean_rejected))
 
 
 def _log_odds(logp: Tensor) -> Tensor:
-    # log P - log(1 - P); a P that is 1 to the last bit would have infinite odds.
+    # log P - log(1 - P), clamped because P = 1 has infinite odds.
     return logp - torch.log(-torch.expm1(logp.clamp(max=-1e-6)))
 
 
 def aot(margin: Tensor, shift: Tensor | float, beta: float) -> Tensor:
     """Alignment via optimal transport, paired form, arXiv 2406.05882: the i-th smallest margin log pi(y_c) - log pi(y_r) is compared
-    with the i-th smallest one of the reference, not with that of its own pair. shift: (K,) from `transport` over all pairs of a step.
+    with the i-th smallest margin of the reference instead of its own pair's. shift: (K,), from `optimal_transport_shift`.
     """
     return dpo(margin + shift, beta)
 
 
 def optimal_transport_shift(policy: Tensor, reference: Tensor) -> Tensor:
-    """What turns h of each pair into its distance from the reference margin of the same rank. Margins of all pairs of a step."""
+    """(N,) shift of h that compares each policy margin with the reference margin of equal rank. Margins (N,) of a whole step."""
     return reference - reference.sort().values[policy.argsort(stable=True).argsort()]
 
 
@@ -154,19 +155,19 @@ PREFERENCE_LOSSES: dict[LossType, Callable[[PreferenceInputs], Tensor]] = {
 
 
 def quality_loss(reward_chosen: Tensor, reward_rejected: Tensor, delta: float) -> Tensor:
-    """BCO: is each response good by itself? All (K,). delta: the reward shift, running mean of the rewards of past steps."""
+    """BCO (arXiv 2404.04656), the quality term of MPO: is each response good on its own? All (K,). delta: the reward shift."""
     good = -F.logsigmoid(reward_chosen - delta)  # L_q+ = -log sigmoid( r(y_c) - delta )
     bad = -F.logsigmoid(-(reward_rejected - delta))  # L_q- = -log sigmoid( -( r(y_r) - delta ) )
     return good + bad  # L_q = L_q+ + L_q-
 
 
 def generation_loss(logp_chosen: Tensor, length_chosen: Tensor) -> Tensor:
-    """SFT: how is the chosen one written? Each response counts the same, however long. All (K,)."""
+    """SFT, the generation term of MPO: NLL per token of the chosen response. All (K,)."""
     return -logp_chosen / length_chosen  # L_g = -log pi(y_c|x) / |y_c|
 
 
 def loss_weights(objective: str, table: LossTable) -> LossWeights:
-    """The weights of a named objective: the recipe's for its terms, 1 for a single term."""
+    """The weights of a named objective: the recipe's for several terms, 1 for a single one."""
     terms = OBJECTIVES[objective]
     return LossWeights(
         preference=(1.0 if terms.single else table.preference) * terms.preference,
@@ -187,9 +188,9 @@ def combine(
     delta: float,
     shift: Tensor | float = 0.0,
 ) -> LossTerms:
-    """L = w_p L_p + w_q L_q + w_g L_g for each pair.
+    """MPO: L = w_p L_p + w_q L_q + w_g L_g of each pair.
 
-    reference: (R,) summed log-probs under pi_0. chosen, rejected: (K,) positions among the R responses. shift: (K,) for "aot".
+    reference: (R,) summed log-probs under pi_0. chosen, rejected: (K,) indices into the R responses. shift: (K,) for "aot".
     """
     ratio, mean = logps.sums - reference, logps.sums / logps.lengths  # log pi/pi_0 of the whole response, log pi per token
     reward = beta * ratio  # r(y)
@@ -199,7 +200,7 @@ def combine(
     quality = quality_loss(reward_chosen, reward_rejected, delta)
     generation = generation_loss(logps.sums[chosen], logps.lengths[chosen])
     terms = ((weights.preference, preference), (weights.quality, quality), (weights.generation, generation))
-    # A term without weight is left out rather than multiplied: 0 times an infinite value would be NaN.
+    # A term of weight 0 is skipped, not multiplied: 0 times infinity is NaN.
     total = sum((weight * term for weight, term in terms if weight > 0), start=reward_chosen.new_zeros(len(chosen)))
     return LossTerms(
         total=total,
@@ -214,7 +215,7 @@ def combine(
 
 
 def initial_loss(weights: LossWeights, beta: float, logps: ResponseLogps, chosen: Tensor, rejected: Tensor) -> Tensor:
-    """(K,) losses while pi = pi_0 and delta = 0, so that all rewards are 0. logps: under pi_0.
+    """(K,) losses of the first step, where pi = pi_0, delta = 0 and so all rewards are 0. logps: under pi_0.
 
     With the paper's weights this is 0.8 ln 2 + 0.2 * 2 ln 2 + the mean of L_g = 0.832 + NLL per token.
     """

@@ -1,4 +1,4 @@
-"""What a step was like: sums over its pairs on all ranks, the row that is logged, the line that is shown."""
+"""Metrics of a step: sums over its pairs on all ranks, the logged row, the progress line, in-training evaluation."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from mixpo.train.schedule import Step
 from mixpo.train.session import Session
 
 REPETITION_WARNING = 0.1
-"""A larger share of watched answers that go round in circles is said aloud."""
+"""A larger share of answers with repetition in the in-training evaluation is logged as a warning."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepSums:
     """StepSums over the pairs of one optimizer step on all ranks.
 
-    tokens: that passed through the model, without padding. passed: with padding, and with what a rank does only for the others' sake.
-    least: what each rank has to compute at least, see `minimum_tokens`.
+    tokens: without padding. computed: with padding and dummy chunks. minimum: see `minimum_tokens`.
     """
 
     total: float
@@ -44,14 +43,14 @@ class StepSums:
 
 
 def zero_sums(minimum: int, device: torch.device) -> Tensor:
-    """One number for each field of StepSums, before any micro-batch."""
+    """(fields of StepSums,) zeros, but for the minimum of tokens."""
     sums = torch.zeros(len(dataclasses.fields(StepSums)), dtype=accumulation_dtype(device), device=device)
     sums[-1] = minimum
     return sums
 
 
 def batch_sums(session: Session, terms: LossTerms, chunks: Sequence[Chunk], batch: Batch) -> Tensor:
-    """What a micro-batch adds."""
+    """(fields of StepSums,) of one micro-batch."""
     wins = (terms.reward_chosen > terms.reward_rejected).float()
     columns = [getattr(terms, field.name) for field in dataclasses.fields(StepSums)[:8]]
     pair_sums = torch.stack([column.detach().to(accumulation_dtype(wins.device)) for column in [*columns, wins]]).sum(-1)
@@ -60,7 +59,7 @@ def batch_sums(session: Session, terms: LossTerms, chunks: Sequence[Chunk], batc
 
 
 def minimum_tokens(session: Session, batches: Sequence[Sequence[Chunk]]) -> int:
-    """Tokens of these micro-batches when every question is computed in one piece: prompts and what responses have in common once."""
+    """Tokens of these micro-batches if every prompt and shared prefix were computed once."""
     whole: dict[tuple[str, str], Chunk] = {}
     for chunk in (chunk for chunks in batches for chunk in chunks if chunk.pairs):
         key = chunk.group.question.id, chunk.group.prompt
@@ -70,7 +69,7 @@ def minimum_tokens(session: Session, batches: Sequence[Sequence[Chunk]]) -> int:
 
 
 def measure(session: Session, step: Step, sums: StepSums, grad_norm: float, rate: float, seconds: float) -> StepMetrics:
-    """The row of a step that has been taken and not been counted yet."""
+    """The row of the step just taken; `session.state` does not count it yet."""
     pairs = sum(len(part.pairs) for part in step)
     weights = session.weights
     done = session.state.step + 1
@@ -108,14 +107,14 @@ def measure(session: Session, step: Step, sums: StepSums, grad_norm: float, rate
 
 
 def evaluate_policy(session: Session, row: StepMetrics) -> StepMetrics:
-    """The row of a step, with the figures of the watch where it is due (every `train.watch.every` steps and after the last)."""
+    """The row of a step, with metrics of the in-training evaluation where due (every `train.watch.every` steps and after the last)."""
     table, watch = session.job.table.watch, session.job.watch
     if table is None or watch is None or (row.step % table.every and row.step != session.schedule.total):
         return row
     model = session.job.vlm.model
     model.eval()
     try:
-        # On every rank: a model that is spread over ranks needs all of them for a forward pass.
+        # On every rank: a sharded model needs all of them for a forward pass.
         found = watch()
     finally:
         model.train()
@@ -132,7 +131,7 @@ def evaluate_policy(session: Session, row: StepMetrics) -> StepMetrics:
 
 
 def live_line(row: StepMetrics) -> str:
-    """A step in one line, without its number and the time left, which whoever shows it knows."""
+    """A step in one line for the progress display, which adds its number and the time left."""
     parts = ((row.weighted_preference, "preference"), (row.weighted_quality, "quality"), (row.weighted_generation, "generation"))
     terms = " + ".join(f"{name} {value:.3f}" for value, name in parts if value)
     return (
@@ -143,10 +142,10 @@ def live_line(row: StepMetrics) -> str:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that tensors have taken on the GPU so far, or that the process has taken where there is none."""
+    """Bytes: peak of tensors on the GPU, or of the process without one."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     if device.type == "mps":
         return int(torch.mps.driver_allocated_memory())
-    # In KiB, and in bytes on macOS.
+    # KiB on Linux, bytes on macOS.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,4 +1,4 @@
-"""What is logged of each optimizer step, and the file it goes to. Imports no torch, so that every stage can read it."""
+"""Metrics of optimizer steps, and their file. Imports no torch, so that every stage can read them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from mixpo.records import write_text
 class StepMetrics:
     """One optimizer step; means over all pairs of the step on all ranks.
 
-    step: from 1. epoch: passes over the data so far, 1.0 after the first. loss: the weighted total.
-    preference, quality, generation: the raw terms; weighted_*: times their weight, which add up to `loss`.
+    step: from 1. epoch: passes over the data, fractional. loss: the weighted total.
+    preference, quality, generation: the unweighted terms; weighted_*: times their weight, which sum to `loss`.
     reward_*: beta times the log-ratio to the reference. margin: chosen minus rejected. accuracy: share of pairs with margin > 0.
-    delta: the reward shift this step used. logp_*: summed log-probs. grad_norm: before clipping. tokens: without padding.
-    token_efficiency: minimum tokens to compute (every prompt and shared prefix once) over tokens computed, padding included.
-    memory: peak bytes so far on the main rank's GPU, or of its process without one.
-    seconds_left: until the end.
-    watch_*: in-training evaluation (train.watch) after this step, or None: accuracy, mean tokens, repetition rate, truncation rate.
+    delta: reward shift of this step. logp_*: summed log-probs. grad_norm: before clipping. tokens: without padding.
+    token_efficiency: minimum of tokens (prompts and shared prefixes once) over computed tokens, padding included.
+    memory: peak bytes on the main rank's GPU, or of its process without one. seconds_left: until the end of training.
+    watch_*: in-training evaluation (train.watch) after this step, None without one: share correct, mean tokens, share with repetition,
+    share truncated at the token limit.
     """
 
     step: int
@@ -61,7 +61,7 @@ class StepMetrics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyMetrics:
-    """Figures over the watched answers. tokens: mean length. loops: share that repeat a phrase over and over. cut: at the limit."""
+    """In-training evaluation of the policy. tokens: mean length. loops: share with repetition. cut: share truncated at the limit."""
 
     accuracy: float
     tokens: float
@@ -70,20 +70,20 @@ class PolicyMetrics:
 
 
 EvaluatePolicy = Callable[[], PolicyMetrics]
-"""Answers the fixed questions with the policy as it is now."""
+"""Evaluates the current policy on a fixed set of held-out questions; must draw no random numbers of the training."""
 
 
 class MetricsFile:
-    """A JSONL file with one line for each logged step. A line torn by a kill is dropped when the file is opened again."""
+    """A JSONL file with one line per logged step. An incomplete last line is dropped when the file is opened."""
 
     def __init__(self, path: Path, keep_to: int) -> None:
-        """Open for appending; lines of steps after `keep_to` (those a resumed run does again) are removed."""
+        """Open for appending; lines of steps after `keep_to`, which a resumed run repeats, are removed."""
         self.path = path
         self.rows = [row for row in read_metrics(path) if row.step <= keep_to]
         write_text(path, "".join(_line(row) for row in self.rows))
 
     def append(self, row: StepMetrics) -> None:
-        """Write one line. Raises TrainError when the disk is full."""
+        """Write one line. Raises TrainError when the file cannot be written."""
         try:
             with self.path.open("a", encoding="utf-8") as handle:
                 handle.write(_line(row))
@@ -97,7 +97,7 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[StepMetrics]:
-    """The logged steps; none when there is no file. Raises TrainError for a line that is not a step (a torn last line is left out)."""
+    """The logged steps; none without a file. Raises TrainError for an invalid line (an incomplete last one is skipped)."""
     if not path.exists():
         return []
     rows: list[StepMetrics] = []

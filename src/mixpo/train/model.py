@@ -1,4 +1,4 @@
-"""The model as the optimizer sees it: parts that can be frozen, parameter groups, the learning rate of each step."""
+"""The model as the optimizer sees it: parts to freeze, dtypes, parameter groups, learning rate; Liger kernels."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _VISION = ("vision", "visual", "image_encoder")
 
 
 def part_of(name: str) -> Part:
-    """The part that a parameter belongs to, by the words in its dotted name: what is neither projector nor vision is the LLM."""
-    # The projector first, because some families keep it inside the vision module (visual.merger).
+    """The part of a parameter, by words in its dotted name; "llm" if none matches."""
+    # Projector first: some families keep it inside the vision module (visual.merger).
     if any(word in name for word in _PROJECTOR):
         return "projector"
     return "vision" if any(word in name for word in _VISION) else "llm"
@@ -30,7 +30,7 @@ def part_of(name: str) -> Part:
 
 @dataclass(frozen=True, slots=True)
 class PartSize:
-    """How many parameters a part has, and how many of them are trained. adapter: what is trained is not among `total`."""
+    """Parameter counts of a part. adapter: `trained` counts adapter weights, which are not part of `total`."""
 
     part: Part
     total: int
@@ -45,9 +45,9 @@ class PartSize:
 
 
 def freeze(model: nn.Module, parts: Sequence[Part]) -> list[PartSize]:
-    """Train every parameter but those of `parts`; returns the sizes of all parts.
+    """Freeze `parts` and train the rest; returns the sizes of all parts.
 
-    Raises TrainError when a part to freeze has no parameters in this model, or when nothing is left to train.
+    Raises TrainError when a part has no parameters in this model, or when everything is frozen.
     """
     sizes = dict.fromkeys(PARTS, 0)
     for name, parameter in model.named_parameters():
@@ -69,9 +69,9 @@ def freeze(model: nn.Module, parts: Sequence[Part]) -> list[PartSize]:
 
 
 def refuse_dropout(model: nn.Module) -> None:
-    """Raise TrainError when a forward pass in training mode would be random.
+    """Raise TrainError for a model with dropout.
 
-    Reference and policy must be the same network at step 0, and responses of one question share what is computed for it.
+    Reference and policy must be equal at step 0, and responses of one question share computations.
     """
     for name, module in model.named_modules():
         for attribute, value in vars(module).items():
@@ -84,7 +84,7 @@ def refuse_dropout(model: nn.Module) -> None:
 
 
 def use_master_weights(model: nn.Module) -> dict[str, torch.dtype]:
-    """Keep all weights in float32, because steps of 1e-6 vanish in bfloat16; returns the types they had.
+    """Convert all weights to float32, because updates of 1e-6 vanish in bfloat16; returns the original dtypes.
 
     Raises TrainError for float16, whose gradients overflow.
     """
@@ -95,7 +95,7 @@ def use_master_weights(model: nn.Module) -> dict[str, torch.dtype]:
 
 
 def weight_dtypes(model: nn.Module) -> dict[str, torch.dtype]:
-    """The type of each weight, by its name in the plain model (without an adapter). Raises TrainError for float16."""
+    """The dtype of each weight by its name without an adapter. Raises TrainError for float16."""
     dtypes = {name.replace(".base_layer.", "."): parameter.dtype for name, parameter in model.named_parameters() if ".lora_" not in name}
     if torch.float16 in dtypes.values():
         raise TrainError(
@@ -105,21 +105,21 @@ def weight_dtypes(model: nn.Module) -> dict[str, torch.dtype]:
 
 
 def restore_dtypes(model: nn.Module, dtypes: dict[str, torch.dtype]) -> None:
-    """Undo `use_master_weights`; exact for weights that were not trained. Adapters are in float32 before and after."""
+    """Undo `use_master_weights`; exact for frozen weights. Adapters stay in float32."""
     for name, parameter in model.named_parameters():
         if ".lora_" not in name:
             parameter.data = parameter.data.to(dtypes[name.replace(".base_layer.", ".")])
 
 
 def compute_dtype(dtypes: dict[str, torch.dtype]) -> torch.dtype:
-    """What matrices are multiplied in: the type that weights had on disk."""
+    """The autocast dtype: that of the weights on disk."""
     return torch.bfloat16 if torch.bfloat16 in dtypes.values() else torch.float32
 
 
 def checkpoint_activations(model: Any, on: bool) -> None:
-    """Compute activations again in the backward pass instead of keeping them. Raises TrainError for a model that cannot."""
+    """Switch activation checkpointing on or off. Raises TrainError for a model that does not support it."""
     word = "enable" if on else "disable"
-    # The second name is the one of older releases of transformers.
+    # The second name is that of older transformers releases.
     names = (f"activation_checkpointing_{word}", f"gradient_checkpointing_{word}")
     switch = next(getattr(model, name) for name in names if hasattr(model, name))
     try:
@@ -136,13 +136,13 @@ LIGER_SWITCHES = {
     "rms_norm": True, "swiglu": True, "geglu": True, "rope": True,
     "layer_norm": False, "cross_entropy": False, "fused_linear_cross_entropy": False,
 }  # fmt: skip
-"""Switches of Liger's functions, of which each family has some."""
+"""Options of Liger's patch functions; each family supports some. Its losses are not used: see `mixpo.train.token_logps`."""
 
 
 def use_liger(model: Any, device: torch.device) -> None:
-    """Exchange the layers of `model`. Rotary positions are exchanged for all models of its class in this process.
+    """Patch norms, rotary embeddings and gated layers of `model`; rotary embeddings for all models of its class in this process.
 
-    Raises TrainError without a GPU or for a family that Liger does not know, MissingExtra when it is not installed.
+    Raises TrainError without a GPU or for an unsupported family, MissingExtra when Liger is not installed.
     """
     if device.type != "cuda":
         raise TrainError("train.liger: its kernels need a GPU; leave it off, or train on one", code="liger-needs-gpu", key="train.liger")
@@ -159,7 +159,7 @@ def use_liger(model: Any, device: torch.device) -> None:
 
 
 def build_optimizer(model: nn.Module, table: TrainTable) -> torch.optim.AdamW:
-    """AdamW; biases, norms and other vectors are not decayed."""
+    """AdamW without weight decay for biases, norms and other vectors."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": table.weight_decay},
@@ -169,7 +169,7 @@ def build_optimizer(model: nn.Module, table: TrainTable) -> torch.optim.AdamW:
 
 
 def learning_rate(table: TrainTable, step: int, total: int) -> float:
-    """The rate of optimizer step `step` (from 0) of `total`. It follows from the numbers alone, so there is no scheduler to save."""
+    """The learning rate of optimizer step `step` (from 0) of `total`; stateless, so checkpoints hold no scheduler."""
     warmup = math.ceil(table.warmup * total)
     if step < warmup:
         return table.learning_rate * (step + 1) / warmup

@@ -1,7 +1,7 @@
-"""Log-probs of the reference in the training step itself: the trained weights as they were at the start, swapped in for a forward pass.
+"""Online reference: its log-probs are computed in the training step, by swapping in a copy of the initial trained weights.
 
-Only what is trained is kept a second time: for an adapter that is the adapter as training found it (a new one adds nothing, so that the
-model without it is meant), otherwise the weights of the parts that are not frozen.
+Only trained weights are copied: the initial adapter (a new one adds nothing, so the reference is then the base model), or else the
+weights of the parts that are not frozen.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from mixpo.train.losses import ResponseLogps
 
 
 class OnlineReference:
-    """The reference of one training. values: by name, its own copies of everything that is trained."""
+    """The reference of one training. values: copies of all trained weights, by name."""
 
     def __init__(self, model: nn.Module, objective: str, table: LossTable) -> None:
-        """Copies the model as it is now, which has to be before the first step and before a checkpoint is loaded."""
+        """Copies the current weights; create it before a checkpoint is loaded."""
         self.model = model
         self.values = {name: parameter.detach().clone() for name, parameter in _trained(model).items()}
         self.moving_reference = OBJECTIVES[objective].moving_reference
@@ -32,18 +32,18 @@ class OnlineReference:
 
     @property
     def moving_values(self) -> dict[str, Tensor]:
-        """What a checkpoint has to hold: the values, if they ever change."""
+        """The values, if the reference moves and so belongs in checkpoints; else empty."""
         return self.values if self.moving_reference else {}
 
     def fill(self, scorer: Any, batch: Batch) -> Batch:
-        """The batch with the reference log-probs of its responses. scorer: as no rank wraps it, so that ranks need not agree."""
+        """The batch with the reference log-probs of its responses. scorer: unwrapped, so that no collective is involved."""
         with torch.no_grad(), self._as_reference():
             logps: ResponseLogps = scorer(batch)
         return replace(batch, reference=logps.sums)
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """After optimizer step `step` (from 1): pi_0 <- alpha pi + (1 - alpha) pi_0, weight by weight, arXiv 2404.09656."""
+        """After optimizer step `step` (from 1), TR-DPO (arXiv 2404.09656): pi_0 <- alpha pi + (1 - alpha) pi_0 for every weight."""
         if not self.moving_reference or step % self.table.reference_every:
             return
         for name, parameter in _trained(self.model).items():
@@ -54,7 +54,7 @@ class OnlineReference:
 
     @contextmanager
     def _as_reference(self) -> Iterator[None]:
-        """The model with the reference's values and without dropout."""
+        """The model with the reference's weights and without dropout."""
         trained = _trained(self.model)
         own = {name: parameter.data for name, parameter in trained.items()}
         noisy = [module for module in self.model.modules() if isinstance(module, nn.Dropout) and module.training]

@@ -1,7 +1,7 @@
-"""How ranks share one model: a copy on each, FSDP2, or DeepSpeed's ZeRO. Which one it is, the launch says (Accelerate's configuration).
+"""DDP, FSDP2 and DeepSpeed ZeRO behind one interface; the launch (Accelerate's configuration) selects one.
 
-Everything that differs between them is here: wrapping, gradients, the update, what a checkpoint holds, the whole model for export. The loop
-looks the same for all three. Every method marked *collective* has to be called by all ranks, in the same order.
+All that differs is here: wrapping, gradients, the update, checkpoints, the full model for export. Functions marked *collective* must be
+called by all ranks in the same order.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from mixpo.train.checkpoint import DEEPSPEED, Checkpoint, random_state, write_te
 Strategy = Literal["ddp", "fsdp2", "deepspeed"]
 
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
-"""How long a rank waits for the others, which may be writing a large checkpoint. A rank that dies ends the launch at once."""
+"""Timeout of collectives; other ranks may be writing a large checkpoint. A rank that dies ends the launch at once."""
 
 
 def open_accelerator(device: torch.device, **options: Any) -> Accelerator:
-    """The process group of the launch, or one process. options: of Accelerator."""
+    """The Accelerator of the launch. options: passed on to it."""
     return Accelerator(
-        # Accelerate takes `cpu` for plain data parallelism, whatever the launch asks for.
+        # With `cpu`, Accelerate always uses plain data parallelism.
         cpu=device.type == "cpu" and not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"),
-        mixed_precision="no",  # `Scorer` sets its own, the same for reference and policy
+        mixed_precision="no",  # `Scorer` has its own autocast, equal for reference and policy
         kwargs_handlers=[
-            # Models have parameters that no forward pass uses, such as InternVL's mask token.
+            # Some parameters take no part in any forward pass, such as InternVL's mask token.
             DistributedDataParallelKwargs(find_unused_parameters=True),
             InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT),
         ],
@@ -53,11 +53,11 @@ def open_accelerator(device: torch.device, **options: Any) -> Accelerator:
 
 
 def strategy_of(accelerator: Accelerator) -> Strategy:
-    """How the launch wants the model to be shared. Raises TrainError for a way that is not known here."""
+    """The strategy that the launch asks for. Raises TrainError for an unsupported one."""
     found = accelerator.distributed_type
     if found == DistributedType.DEEPSPEED:
         return "deepspeed"
-    # Without a GPU Accelerate leaves FSDP out and stays with copies.
+    # Without a GPU, Accelerate ignores FSDP.
     if found == DistributedType.FSDP or (found == DistributedType.MULTI_CPU and parse_flag_from_env("ACCELERATE_USE_FSDP")):
         return "fsdp2"
     if found in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
@@ -70,7 +70,10 @@ def strategy_of(accelerator: Accelerator) -> Strategy:
 
 @dataclass
 class Parallel:
-    """A model and its optimizer, as this rank holds them. model: bare, with the names of its parameters unchanged. scorer: wrapped."""
+    """A model and its optimizer on this rank.
+
+    model: unwrapped, with original parameter names. scorer: wrapped. meta_copy: of a sharded model, without weights.
+    """
 
     accelerator: Accelerator
     strategy: Strategy
@@ -85,17 +88,17 @@ class Parallel:
         return bool(self.accelerator.is_main_process)
 
     def wait(self) -> None:
-        """*Collective.* Until every rank is here."""
+        """*Collective.* Barrier."""
         self.accelerator.wait_for_everyone()
 
     def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The parameters that are trained, by name."""
+        """Trained parameters by name."""
         return ((name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad)
 
     # --- one step ------------------------------------------------------------------------------------------------------
 
     def accumulate(self, last: bool) -> AbstractContextManager[None]:
-        """Around the forward and backward pass of a micro-batch. *Collective* for the last one, where gradients of all ranks meet."""
+        """Context of the forward and backward pass of a micro-batch. *Collective* for the last one, which reduces gradients."""
         if self.strategy == "fsdp2":
             self.scorer.set_requires_gradient_sync(last)
         elif self.strategy == "deepspeed":
@@ -106,17 +109,17 @@ class Parallel:
         return nullcontext()
 
     def backward(self, loss: Tensor) -> None:
-        """Add to the gradients, of which ranks take the mean."""
+        """Accumulate gradients, which are averaged over ranks."""
         if self.strategy == "deepspeed":
-            # Not through Accelerate, which would take the step at once, before the loss is known to be finite.
+            # Accelerate would take the optimizer step at once, before the loss is known to be finite.
             self.scorer.backward(loss)
         else:
             self.accelerator.backward(loss)
 
     def update(self, most: float) -> float:
-        """*Collective.* Clip and take the step; returns the norm of the gradients before clipping.
+        """*Collective.* Clip and take the optimizer step; returns the gradient norm before clipping.
 
-        No step is taken when the norm is not finite; with DeepSpeed, which tells the norm only afterwards, it is then useless.
+        The step is skipped when the norm is not finite, except with DeepSpeed, which reports the norm after the step only.
         """
         if self.strategy == "deepspeed":
             self.scorer.step()
@@ -131,7 +134,7 @@ class Parallel:
     # --- saving --------------------------------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
-        """*Collective.* Write everything but the counters of a checkpoint."""
+        """*Collective.* Write weights, optimizer and random state of a checkpoint."""
         if self.strategy == "deepspeed":
             self.scorer.save_checkpoint(str(folder), tag=DEEPSPEED)
             return
@@ -143,7 +146,7 @@ class Parallel:
             write_tensors(folder, weights, {"optimizer": state, "random": random_state()})
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """*Collective.* Optimizer state and random generators, and with DeepSpeed the weights."""
+        """*Collective.* Load the optimizer state; with DeepSpeed also the weights."""
         if self.strategy == "deepspeed":
             self.scorer.load_checkpoint(str(checkpoint.path), tag=DEEPSPEED)
             return
@@ -154,7 +157,7 @@ class Parallel:
         self.optimizer.load_state_dict(state)
 
     def full_model(self) -> nn.Module | None:
-        """*Collective.* The model with all of its weights in this process; None on ranks that have nothing to write."""
+        """*Collective.* The unsharded model on the main rank, None on all others."""
         if self.meta_copy is None:
             return self.model if self.main else None
         weights = self._gather(self.model.named_parameters())
@@ -165,7 +168,7 @@ class Parallel:
         return self.meta_copy
 
     def _gather(self, tensors: Any) -> dict[str, Any]:
-        """Whole tensors on the CPU of the main rank, one after the other; nothing on the others."""
+        """*Collective.* Full tensors on the CPU of the main rank, gathered one by one; empty on the others."""
         found = {}
         for name, value in tensors:
             gathered = full_tensor(value)
@@ -175,7 +178,7 @@ class Parallel:
 
 
 def wrap_model(accelerator: Accelerator, scorer: nn.Module, optimizer_of: Callable[[nn.Module], Any], max_norm: float) -> Parallel:
-    """*Collective.* Wrap `scorer`, whose `model` stands on the device, as the launch asks. The optimizer is made of what it wraps."""
+    """*Collective.* Wrap `scorer`, whose `model` is on the device, for the launch's strategy, and create its optimizer."""
     strategy = strategy_of(accelerator)
     model: Any = scorer.model
     if strategy == "ddp":
@@ -186,7 +189,7 @@ def wrap_model(accelerator: Accelerator, scorer: nn.Module, optimizer_of: Callab
         _fully_shard(accelerator, scorer)
         return Parallel(accelerator, strategy, model, scorer, optimizer_of(model), meta_copy)
     plugin = accelerator.state.deepspeed_plugin
-    # What `transformers` loads from here on is whole, also under ZeRO-3.
+    # Models that `transformers` loads from here on must not be sharded, under ZeRO-3 either.
     plugin.dschf = None
     plugin.deepspeed_config |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "gradient_clipping": max_norm}
     engine, optimizer = accelerator.prepare(scorer, optimizer_of(model))
@@ -194,10 +197,10 @@ def wrap_model(accelerator: Accelerator, scorer: nn.Module, optimizer_of: Callab
 
 
 def _fully_shard(accelerator: Accelerator, scorer: nn.Module) -> None:
-    """Shard every layer by itself and the rest as one, with torch's own call and the settings of Accelerate's plugin.
+    """Shard every layer separately and the rest as one group, with the settings of Accelerate's plugin.
 
-    The rest (embeddings, projector, output head) stays whole from the beginning of a forward pass to its end, so that the head's
-    weight can be used outside of the head's own forward pass.
+    The rest (embeddings, projector, output head) stays gathered during the whole forward pass, because `token_logps` uses the head's
+    weight outside of the head's own forward pass.
     """
     plugin = accelerator.state.fsdp_plugin if accelerator.distributed_type == DistributedType.FSDP else FullyShardedDataParallelPlugin()
     if plugin.fsdp_version != 2:
@@ -222,7 +225,7 @@ def _fully_shard(accelerator: Accelerator, scorer: nn.Module) -> None:
 
 
 def _layers(module: nn.Module) -> Iterator[nn.Module]:
-    """The members of the outermost module lists: the layers of the language model and of the vision tower."""
+    """Items of the outermost module lists: the layers of the language model and of the vision tower."""
     for child in module.children():
         if isinstance(child, nn.ModuleList):
             yield from child
@@ -231,13 +234,13 @@ def _layers(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _meta_copy(model: nn.Module) -> nn.Module:
-    """A copy of the model without its weights, to be filled when all of them are in one place."""
+    """A copy of the model on the meta device, to receive gathered weights."""
     memo: dict[int, Any] = {id(value): nn.Parameter(value.to("meta"), value.requires_grad) for value in model.parameters()}
     return copy.deepcopy(model, memo)
 
 
 def _set_parameter(model: nn.Module, name: str, tensor: Tensor) -> None:
-    """Replace one parameter, wherever the model uses it."""
+    """Replace one parameter everywhere in the model, tied uses included."""
     old = model.get_parameter(name)
     new = nn.Parameter(tensor, old.requires_grad)
     for module in model.modules():
@@ -247,7 +250,7 @@ def _set_parameter(model: nn.Module, name: str, tensor: Tensor) -> None:
 
 
 def full_tensor(value: Any) -> Any:
-    """*Collective* for a tensor of which this rank has a part. A tensor of its own on the CPU; what is no tensor stays."""
+    """*Collective* for a sharded tensor. The full tensor on the CPU; other values are returned unchanged."""
     if not isinstance(value, Tensor):
         return value
     if isinstance(value, DTensor):
@@ -261,7 +264,7 @@ def full_tensor(value: Any) -> Any:
 
 
 def local_shard(parameter: nn.Parameter) -> Tensor:
-    """The part of a parameter that this rank holds, which may be empty."""
+    """This rank's shard of a parameter; may be empty."""
     held: Any = parameter.detach()
     if isinstance(held, DTensor):
         held = held.to_local()
@@ -270,7 +273,7 @@ def local_shard(parameter: nn.Parameter) -> Tensor:
 
 
 def _scatter(value: Any, parameter: nn.Parameter) -> Any:
-    """This rank's part of a tensor that belongs to a parameter. Without communication: every rank has read all of it."""
+    """This rank's shard of an optimizer tensor. No communication: every rank has read the full tensor."""
     if not isinstance(value, Tensor):
         return value
     if not isinstance(parameter, DTensor) or value.shape != parameter.shape:

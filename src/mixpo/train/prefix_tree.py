@@ -1,4 +1,4 @@
-"""Responses of one prompt as branches of a tree: what several of them begin with stands there once. Knows no tensors."""
+"""Prefix tree of the responses of one prompt: shared prefixes are stored once."""
 
 from __future__ import annotations
 
@@ -7,39 +7,39 @@ from itertools import pairwise
 from typing import NamedTuple
 
 MIN_SHARED = 4
-"""A common beginning of fewer tokens stays in each response; see docs/training.md for what that was measured on."""
+"""Shorter prefixes are not shared; docs/training.md has the measurements."""
 
 
 class Branch(NamedTuple):
-    """Some tokens in a row. parent: the branch that they go on from, which stands before this one; -1 for the prompt."""
+    """Consecutive tokens. parent: index of the branch that they continue, smaller than the own one; -1 for the prompt."""
 
     parent: int
     tokens: tuple[int, ...]
 
 
 class PrefixTree(NamedTuple):
-    """branches: parents first, none of them empty. ends: for each response the branch whose last token is its last one."""
+    """branches: parents first, none empty. end_branches: for each response the branch that its last token ends."""
 
     branches: tuple[Branch, ...]
     end_branches: tuple[int, ...]
 
     @property
     def tokens(self) -> int:
-        """Tokens that pass through the model for all responses."""
+        """Tokens of all branches."""
         return sum(len(branch.tokens) for branch in self.branches)
 
 
 def build_prefix_tree(responses: Sequence[tuple[int, ...]]) -> PrefixTree:
-    """The tree in which responses share every beginning that is at least `LEAST` tokens longer than what is shared already.
+    """The tree in which responses share every prefix at least `MIN_SHARED` tokens longer than the one already shared.
 
-    A response that another one begins with ends inside the tree; the others end in a leaf of their own.
+    A response that is a prefix of another one ends at an inner branch; all others end in a leaf of their own.
     """
     order = sorted(range(len(responses)), key=lambda number: responses[number])
     common = [_shared_prefix(responses[one], responses[other]) for one, other in pairwise(order)]
     branches, end_branches = list[Branch](), [-1] * len(responses)
 
     def split(first: int, end: int, parent: int, depth: int) -> None:
-        """Grow those from `first` to `end` of the order, whose first `depth` tokens end with the branch `parent`."""
+        """Add the responses order[first:end], whose first `depth` tokens end with the branch `parent`."""
         while first < end:
             after = first + 1
             while after < end and common[after - 1] >= depth + MIN_SHARED:
@@ -61,5 +61,5 @@ def build_prefix_tree(responses: Sequence[tuple[int, ...]]) -> PrefixTree:
 
 
 def _shared_prefix(one: tuple[int, ...], other: tuple[int, ...]) -> int:
-    """How many tokens both begin with."""
+    """Length of the common prefix."""
     return next((number for number, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

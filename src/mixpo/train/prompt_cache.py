@@ -1,4 +1,4 @@
-"""Encoded prompts, each made when first needed and kept as long as memory allows. Pixels are nowhere else between steps."""
+"""LRU cache of encoded prompts with their pixels."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import EncodedPrompt, encode
 
 CACHE_BYTES = 512 * 2**20
-"""Encoded prompts that are kept in memory, pixels included; the ones not used for longest go first."""
+"""Size limit, pixels included; the least recently used entries are evicted first."""
 
 
 class PromptCache:
-    """Encodes prompts with their images. Lengths, being numbers, are never forgotten."""
+    """Encodes prompts with their images, and caches them. Lengths are never evicted."""
 
     def __init__(self, vlm: Vlm, images: ImageTable, max_bytes: int = CACHE_BYTES) -> None:
         self.vlm = vlm
@@ -27,7 +27,7 @@ class PromptCache:
         self._lengths: dict[tuple[str, str], int] = {}
 
     def of(self, question: Question, prompt: str) -> EncodedPrompt:
-        """The prompt of a question as model input. Raises SourceError, ImageError or ModelError that names the question."""
+        """The prompt of a question as model input. Raises SourceError, ImageError or ModelError naming the question."""
         key = (question.id, prompt)
         if key in self._kept:
             self._kept.move_to_end(key)
@@ -42,7 +42,7 @@ class PromptCache:
         return self.of(group.question, group.prompt)
 
     def length(self, group: Group) -> int:
-        """Tokens of a group's prompt, those of its images included."""
+        """Tokens of a group's prompt, image tokens included."""
         key = (group.question.id, group.prompt)
         return self._lengths[key] if key in self._lengths else len(self.get(group))
 

@@ -1,4 +1,4 @@
-"""Log-probs under the reference policy: the trainer's own forward pass without gradient, once for each unique response."""
+"""Log-probs under the frozen reference pi_0: the training forward pass without gradient, once per unique response."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mixpo.vlm.load import Vlm
 
 
 class ReferenceScorer:
-    """Scores groups under one model. Made by `open_reference`; `note` says which layout is used, once one is."""
+    """Scores groups under one model. Created by `open_reference`. note: for the log, about the layout; "" until one is chosen."""
 
     def __init__(self, vlm: Vlm, images: ImageTable, table: TrainTable, precision: torch.dtype) -> None:
         self.vlm = vlm
@@ -33,9 +33,9 @@ class ReferenceScorer:
         self.note = ""
 
     def records(self, rows: Sequence[tuple[Question, str, Sequence[Pair]]]) -> Iterator[Scored]:
-        """One record for each (question, rendered prompt, pairs), in order; without pairs that can be used its fields are empty.
+        """Yield a record per (question, rendered prompt, pairs), in order; its fields are empty if no pair is usable.
 
-        With an online reference log-probs are left out, and the model is not asked.
+        With an online reference there are no log-probs, and no forward pass.
         """
         grouped = [self._group(*row) for row in rows]
         if self.table.reference == "online":
@@ -45,7 +45,7 @@ class ReferenceScorer:
             yield to_record(one, logps)
 
     def score(self, groups: Sequence[Group]) -> list[tuple[float, ...]]:
-        """Summed log-probs of all responses of each group, in nats. Raises TrainError naming the question if one is not finite."""
+        """Summed log-probs of all responses of each group, in nats. Raises TrainError for non-finite ones."""
         chunks = [Chunk(group, tuple(range(len(group.responses))), ()) for group in groups if group.responses]
         if not chunks:
             return [() for _ in groups]
@@ -71,8 +71,8 @@ class ReferenceScorer:
 
 @contextmanager
 def open_reference(vlm: Vlm, images: ImageTable, table: TrainTable) -> Iterator[ReferenceScorer]:
-    """A Reference that computes exactly as training will; the model is given back as it was."""
-    # Beside an adapter weights keep their types while training, and so here.
+    """A ReferenceScorer that computes exactly as training will; the model's dtypes are restored at the end."""
+    # With an adapter, weights keep their dtypes in training, and so here.
     dtypes = use_master_weights(vlm.model) if table.lora is None else weight_dtypes(vlm.model)
     try:
         yield ReferenceScorer(vlm, images, table, compute_dtype(dtypes))

@@ -1,4 +1,4 @@
-"""Which pairs make up which optimizer step. Pure bookkeeping: depends on pair counts, batch size, seed and epoch, on nothing else."""
+"""Assigns pairs to optimizer steps; depends on pair counts, batch size, seed and epoch only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class GroupPairs(NamedTuple):
-    """Some pairs of one group. group: its position in the data. pairs: positions in the group's pairs."""
+    """Some pairs of one group. group: index into the data. pairs: indices into the group's pairs."""
 
     group: int
     pairs: tuple[int, ...]
@@ -21,11 +21,10 @@ Step = tuple[GroupPairs, ...]
 
 
 def epoch_steps(pair_counts: Sequence[int], batch_size: int, seed: int, epoch: int, pairs_per_group: int = 0) -> list[Step]:
-    """All steps of one epoch in the order they are taken; each pair once.
+    """All steps of one epoch in order; each pair occurs once.
 
-    Every step holds exactly `batch_size` pairs, the last one what is left. A group that does not fit into what is left of a
-    step is divided over its pairs, so that each step is the same size whatever the groups are. together: at most this many pairs
-    of a group are kept next to each other when the order is drawn; 0 keeps all of them together.
+    Every step has exactly `batch_size` pairs, except the last. A group that does not fit into the rest of a step is split.
+    pairs_per_group: groups are shuffled in blocks of at most this many pairs; 0 for whole groups.
     """
     order = [
         (group, first, min(count, first + (pairs_per_group or count)))
@@ -49,7 +48,7 @@ def epoch_steps(pair_counts: Sequence[int], batch_size: int, seed: int, epoch: i
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The steps of a whole training. pair_counts: pairs of each group. together: see `epoch_steps`."""
+    """The steps of a whole training. pair_counts: pairs of each group. pairs_per_group: see `epoch_steps`."""
 
     pair_counts: tuple[int, ...]
     batch_size: int
@@ -73,14 +72,14 @@ class Schedule:
         return self.steps_per_epoch * self.epochs
 
     def steps(self, done: int) -> Iterator[Step]:
-        """The steps that are left after `done` of them."""
+        """The steps after the first `done`."""
         for epoch in range(done // max(1, self.steps_per_epoch), self.epochs):
             skip = done - epoch * self.steps_per_epoch
             yield from epoch_steps(self.pair_counts, self.batch_size, self.seed, epoch, self.pairs_per_group)[max(0, skip) :]
 
 
 def rank_share(step: Step, rank: int, ranks: int, weight: Callable[[int], int]) -> Step:
-    """What one rank does of a step: whole parts, the heaviest first to whoever has least. weight: cost of a pair of this group."""
+    """One rank's share of a step: greedy, the heaviest part to the least loaded rank. weight: cost of a pair of a group."""
     if ranks == 1:
         return step
     load = [0] * ranks

@@ -1,4 +1,4 @@
-"""Everything that training needs, opened and checked before the first step. The steps themselves are in `mixpo.train.loop`."""
+"""Opens and checks everything that training needs; the loop is in `mixpo.train.loop`."""
 
 from __future__ import annotations
 
@@ -34,12 +34,11 @@ from mixpo.vlm.load import Vlm
 
 @dataclass(frozen=True, kw_only=True)
 class TrainJob:
-    """What to train, on what, and where it goes.
+    """What to train, on what data, and where to write it.
 
-    vlm: the policy, which is changed in place and must be the reference model that scored `groups`, unless `table.reference` is
-    "online". objective: a name of OBJECTIVES.
-    folder: for checkpoints and metrics while it works. output: folder of the trained model. logs: for trackers that write files.
-    label: what this training is called in trackers. watch: answers held-out questions with the policy as it is (see `watched`).
+    vlm: the policy, changed in place; must be the reference model that scored `groups`, unless `table.reference` is "online".
+    objective: a key of OBJECTIVES. folder: of checkpoints and metrics. output: folder of the trained model. logs: of trackers.
+    label: run name in trackers. watch: in-training evaluation (see `mixpo.train.measure.evaluate_policy`).
     """
 
     vlm: Vlm
@@ -67,7 +66,7 @@ class TrainJob:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything besides the data that decides the result."""
+        """Everything that decides the result, except the data."""
         return {
             "objective": self.objective,
             "seed": self.seed,
@@ -80,7 +79,7 @@ class TrainJob:
 
 @dataclass(kw_only=True)
 class Session:
-    """An opened training. parallel: the model as ranks share it; `job.vlm.model` is the same one, bare.
+    """An opened training. parallel: the wrapped model; `job.vlm.model` is the same one, unwrapped.
 
     ghost: what a rank computes when it has nothing else to do, or no images (see `find_dummy`). zeros: trained matrices that were
     nothing but zeros before the first step.
@@ -111,18 +110,18 @@ class Session:
 
     @property
     def main(self) -> bool:
-        """Whether this process writes files."""
+        """Whether this is the main process."""
         return self.parallel.main
 
     def complete(self, batch: Batch, chunks: Sequence[Chunk]) -> Batch:
-        """The batch of these pieces with what no data holds: vision features that are kept, the online reference's log-probs."""
+        """The batch with cached vision features and the online reference's log-probs, where used."""
         if self.vision_cache is not None:
             batch = self.vision_cache.fill(batch, chunks)
         return batch if self.online is None else self.online.fill(self.accelerator.unwrap_model(self.parallel.scorer), batch)
 
 
 def open_session(job: TrainJob, progress: Progress) -> Session:
-    """Check, freeze, build, and go on from the newest checkpoint. Raises TrainError (or MissingExtra) before any work."""
+    """Check, freeze, build, and resume from the newest checkpoint. Raises TrainError or MissingExtra."""
     weights = _check(job)
     accelerator = _accelerator(job)
     progress = progress if accelerator.is_main_process else Silent()
@@ -171,7 +170,7 @@ def open_session(job: TrainJob, progress: Progress) -> Session:
 
 
 def _check(job: TrainJob) -> LossWeights:
-    """What can be found without a model. Returns the weights of the objective."""
+    """The checks that need no model; returns the loss weights."""
     if job.schedule.pairs == 0:
         raise TrainError(
             f"no pairs to train {job.objective} on; see in the pair stage why, or add questions that the model gets right at times",
@@ -201,7 +200,7 @@ def _check(job: TrainJob) -> LossWeights:
 def _resume(
     job: TrainJob, accelerator: Accelerator, progress: Progress, scorer: Scorer, online: OnlineReference | None
 ) -> tuple[TrainState, Parallel]:
-    """The model as ranks share it, and where it stands: at the newest checkpoint, if there is one."""
+    """The training state and the wrapped model, from the newest checkpoint if there is one."""
     moving_values = online.moving_values if online else {}
     state, checkpoint = _find_state(job, accelerator, progress, bool(moving_values))
     if checkpoint is not None:
@@ -217,7 +216,7 @@ def _resume(
 def _find_state(
     job: TrainJob, accelerator: Accelerator, progress: Progress, moving_reference: bool
 ) -> tuple[TrainState, Checkpoint | None]:
-    """Where to go on, and what from. Raises TrainError for a checkpoint of another training or another kind of launch."""
+    """The state to resume from and its checkpoint. Raises TrainError for one of another training or launch strategy."""
     expected = TrainState(data=data_digest(job.groups), settings=job.settings)
     found = find_checkpoint(job.folder / "checkpoints", expected, progress.say, moving_reference)
     if found is None:
@@ -255,7 +254,7 @@ def _accelerator(job: TrainJob) -> Accelerator:
 
 
 def _metrics(job: TrainJob, accelerator: Accelerator, state: TrainState) -> MetricsFile:
-    # Every rank keeps the rows, only the main one has the file that counts.
+    # Every rank keeps the rows; only the file of the main rank is read later.
     name = "metrics.jsonl" if accelerator.is_main_process else f"metrics-{accelerator.process_index}.jsonl"
     return MetricsFile(job.folder / name, keep_to=state.step)
 

@@ -1,6 +1,6 @@
-"""Log-probs of tokens from hidden states. Logits of a large vocabulary never exist all at once.
+"""Log-probs of tokens from hidden states, tiled so that the logits of a large vocabulary never exist at once.
 
-A predicted tokens, D width, V vocabulary, C tokens (or words of the vocabulary) of a tile.
+A predicted tokens, D width, V vocabulary, C tokens (or vocabulary entries) of a tile.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from torch.utils.checkpoint import checkpoint
 from mixpo.vlm.families import LogitScaling
 
 FULL_LOGITS_BYTES = 256 * 2**20
-"""Logits of up to this many bytes in float32 are made at once, which saves computing them again in the backward pass."""
+"""Up to this many bytes of float32 logits are computed without tiles, which saves recomputing them in the backward pass."""
 TILE_BYTES = 64 * 2**20
 """Bytes of the float32 logits of one tile."""
 CPU_TILE_BYTES = 8 * 2**20
-"""The same on a CPU, whose cache should hold a tile until it has been used."""
+"""The same on a CPU: a tile should fit into its cache."""
 
 
 def token_logps(
     head: Any, scaling: LogitScaling, hidden_ad: Tensor, target_a: Tensor, whole: int = FULL_LOGITS_BYTES, tile: int | None = None
 ) -> Tensor:
-    """(A,) log-probs in float32, whatever `hidden_ad` is in.
+    """(A,) log-probs in float32, whatever the dtype of `hidden_ad` (A, D). target_a: (A,) token ids.
 
-    head: the output layer. One that is not a plain linear layer (an adapter around it) is called as it is, tile by tile.
+    head: the output layer; one that is not a plain nn.Linear (such as an adapted one) is called in tiles of tokens.
     """
     vocabulary = int(head.weight.shape[0])
     if len(target_a) * vocabulary * 4 <= whole:
@@ -48,17 +48,17 @@ def _score(logits_cv: Tensor, scaling: LogitScaling, target_c: Tensor) -> Tensor
 
 
 def _scale_logits(logits_cv: Tensor, scaling: LogitScaling) -> Tensor:
-    """What the model does to its logits."""
+    """Scale and soft-cap the logits as the model does."""
     if scaling.scale != 1:
         logits_cv = logits_cv * scaling.scale
     return torch.tanh(logits_cv / scaling.softcap) * scaling.softcap if scaling.softcap else logits_cv
 
 
 class _TiledLogps(torch.autograd.Function):
-    """Keeps one number per token for the backward pass and computes every tile's logits again there.
+    """Saves one number per token for the backward pass, which recomputes the logits of every tile.
 
-    A tile is all tokens and some of the vocabulary: weights and their gradient, which are larger than everything else, are passed
-    over once. StepSums over tiles are kept in float32 under bfloat16 too.
+    A tile spans all tokens and a slice of the vocabulary, so the weight and its gradient, the largest tensors, are read once. Sums over
+    tiles are in float32, under bfloat16 too.
     """
 
     @staticmethod
@@ -114,13 +114,13 @@ class _TiledLogps(torch.autograd.Function):
 
 
 def _tile(h_ad: Tensor, weight_vd: Tensor, bias_v: Tensor | None, scaling: LogitScaling, tile: slice) -> Tensor:
-    """(A, C) finished logits of some of the vocabulary, in float32."""
+    """(A, C) logits of a slice of the vocabulary, in float32."""
     bias = None if bias_v is None else bias_v[tile].to(h_ad.dtype)
     return _scale_logits(F.linear(h_ad, weight_vd[tile].to(h_ad.dtype), bias).float(), scaling)
 
 
 def _in_tile(target_a: Tensor, first: int, width: int) -> tuple[Tensor, Tensor]:
-    """(A,) whether the target is in this tile, and where; 0 for those that are not."""
+    """(A,) whether the target is in this tile, and its index there (0 if not)."""
     place_a = target_a - first
     here_a = (place_a >= 0) & (place_a < width)
     return here_a, place_a.where(here_a, 0)

@@ -1,9 +1,9 @@
-"""Attention over rows of groups: [prompt | branch 1 | branch 2 ...], several groups in a row, each branch blind to its siblings.
+"""Tree attention over packed rows [prompt | branch 1 | branch 2 ...] of several groups.
 
-A branch looks at its prompt, at the branches that it grows from and at itself, as if every response were alone with its prompt. No
-mask of the whole row exists. Two plans give the same numbers: `PaddedPlan` gathers what is of similar length into few calls of torch's
-attention and works everywhere; `VarlenPlan` hands all sequences, packed end to end, to one call of a kernel that takes their lengths.
-T tokens of the row, N sequences, B of them in a call, Q queries and K keys of its longest, H heads, D width.
+A branch attends to its prompt, its ancestors and itself, as if every response were alone with its prompt; no mask of the whole row is
+built. Two equivalent plans: `PaddedPlan` runs length-bucketed calls of SDPA and works everywhere; `VarlenPlan` runs one call of torch's
+varlen kernel over all sequences. T tokens of the row, N sequences, B sequences of a call, Q queries and K keys of its longest, H heads,
+D width.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from mixpo.vlm.families import Visibility
 
 PAD = -1
 SPARE = 32_768
-"""Query-key pairs that one more call costs as much time as: so much padding is accepted to save a call."""
+"""Cost of one more call in query-key pairs: so much padding is accepted to save a call."""
 
 
 class Span(NamedTuple):
-    """A group in its row. start: its first token. prompt: tokens of the prompt. branches: behind it, in this order.
+    """A group in its row. start: position of its first token. prompt: tokens of the prompt. branches: follow it, in this order.
 
-    same: (prompt,) a number for each token, equal for tokens that see each other both ways, -1 for all others; None without.
+    block_ids: (prompt,) equal for tokens with bidirectional attention among each other, -1 for causal ones; None without any.
     """
 
     start: int
@@ -38,11 +38,11 @@ class Span(NamedTuple):
     block_ids: Tensor | None = None
 
     def prompt_positions(self) -> Tensor:
-        """Places of the prompt in the row."""
+        """(prompt,) row positions of the prompt."""
         return torch.arange(self.start, self.start + self.prompt)
 
     def paths(self) -> list[Tensor]:
-        """For each branch the places of its whole sequence, from the first token of the prompt to its own last one."""
+        """For each branch the row positions of its full sequence, from the first prompt token to its own last token."""
         found, first = list[Tensor](), self.start + self.prompt
         for branch in self.branches:
             before = found[branch.parent] if branch.parent >= 0 else self.prompt_positions()
@@ -52,7 +52,7 @@ class Span(NamedTuple):
 
 
 class AttentionOptions(NamedTuple):
-    """What a layer asks of its attention. window: tokens that it sees back, itself among them. cap: soft-cap of its scores; 0: none."""
+    """Attention options of a layer. window: sliding window in tokens, the query included. softcap: of the scores; 0: none."""
 
     window: int | None = None
     scale: float | None = None
@@ -60,28 +60,28 @@ class AttentionOptions(NamedTuple):
 
 
 class QueryKeys(NamedTuple):
-    """Queries and keys of one sequence, as places in the row; the queries are the last of the keys."""
+    """Row positions of the queries and keys of one sequence; the queries are the last keys."""
 
     queries: Tensor
     keys: Tensor
 
 
 def sequences(spans: Sequence[Span]) -> Iterator[QueryKeys]:
-    """The prompt of each group, then its branches: in the order of the row."""
+    """The prompt of each group, then its branches, in row order."""
     for span in spans:
         yield QueryKeys(span.prompt_positions(), span.prompt_positions())
         for branch, path in zip(span.branches, span.paths(), strict=True):
             yield QueryKeys(path[-len(branch.tokens) :], path)
 
 
-# --- few calls of torch's attention --------------------------------------------------------------------------------------
+# --- length-bucketed SDPA --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionCall:
-    """One call. queries, keys: (B, Q) and (B, K) places in the row, -1 where padded.
+    """One SDPA call. queries, keys: (B, Q) and (B, K) row positions, -1 where padded.
 
-    causal: queries are the keys, and each sees those before it, so that no mask is needed.
+    causal: queries equal keys and attention is causal, so no mask is needed.
     """
 
     queries: Tensor
@@ -93,7 +93,7 @@ class AttentionCall:
 class PaddedPlan:
     """The plan for one row. at: (T,) place in the token's own sequence. same: see `Span`.
 
-    order: (T,) where each token's result stands among the results of all calls.
+    order: (T,) index of each token in the concatenated outputs of all calls.
     """
 
     calls: tuple[AttentionCall, ...]
@@ -118,7 +118,7 @@ class PaddedPlan:
         return torch.cat(found).index_select(0, self.order)
 
     def mask(self, number: int, window: int | None, dtype: torch.dtype) -> Tensor:
-        """(B, 1, Q, K) to be added to the scores of a call, made once."""
+        """(B, 1, Q, K) additive mask of a call; cached."""
         key = (number, window, dtype)
         if key not in self.masks:
             visible = self._visible(self.calls[number], window)
@@ -126,7 +126,7 @@ class PaddedPlan:
         return self.masks[key]
 
     def _visible(self, call: AttentionCall, window: int | None) -> Tensor:
-        """(B, Q, K) bool. A padded query sees the first token of its prompt, because a row without any key would be NaN."""
+        """(B, Q, K) bool. A padded query attends to the first token of its prompt: without any key its output would be NaN."""
         queries, keys = call.queries[:, :, None], call.keys[:, None, :]
         ahead = self.position[queries].where(queries >= 0, 0) - self.position[keys]
         visible = ahead >= 0
@@ -139,7 +139,7 @@ class PaddedPlan:
 
 
 def plan_padded(spans: Sequence[Span], visibility: Visibility, device: torch.device) -> PaddedPlan:
-    """The plan for a row in which these groups stand one after the other."""
+    """The plan of a row of these groups."""
     position, block_ids, prompts, branches = list[Tensor](), list[Tensor](), list[QueryKeys](), list[QueryKeys]()
     for member in sequences(spans):
         position.append(torch.arange(len(member.keys) - len(member.queries), len(member.keys)))
@@ -162,7 +162,7 @@ def plan_padded(spans: Sequence[Span], visibility: Visibility, device: torch.dev
 
 
 def _calls(found: Sequence[QueryKeys], causal: bool) -> Iterator[AttentionCall]:
-    """Divide members into calls, the longest first. Padding is at the end, where a causal mask hides it."""
+    """Bucket sequences into calls, longest first. Padding is at the end, where a causal mask hides it."""
     current: list[QueryKeys] = []
     used = queries = keys = 0
     for member in sorted(found, key=lambda member: (-len(member.queries), -len(member.keys), int(member.queries[0]))):
@@ -190,7 +190,7 @@ def _gather_heads(row: Tensor, places: Tensor) -> Tensor:
 def _kernel(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: AttentionOptions) -> Tensor:
     shared = query.shape[1] != key.shape[1]
     if shared and (options.softcap or (mask is not None and query.is_cuda)):
-        # The fast kernels for masks have no grouped heads there.
+        # SDPA kernels with a mask do not support grouped heads here.
         key, value = (part.repeat_interleave(query.shape[1] // key.shape[1], 1) for part in (key, value))
         shared = False
     if options.softcap and mask is not None:
@@ -199,20 +199,20 @@ def _kernel(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, opti
 
 
 def _capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, options: AttentionOptions) -> Tensor:
-    """Scores s become cap tanh(s / cap) before the mask and the softmax, which is in float32: no kernel of torch does that."""
+    """Scores s become softcap tanh(s / softcap) before mask and softmax (in float32), which SDPA does not support."""
     scale = query.shape[-1] ** -0.5 if options.scale is None else options.scale
     scores = torch.tanh(query @ key.transpose(2, 3) * (scale / options.softcap)) * options.softcap + mask
     return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype) @ value
 
 
-# --- one call of a kernel for sequences of any length ---------------------------------------------------------------------
+# --- one call of the varlen kernel ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class VarlenPlan:
-    """The plan for one row. keys: places of the keys of all sequences, end to end; queries are the row as it stands.
+    """The plan of one row. keys: row positions of the keys of all sequences, concatenated; the queries are the row itself.
 
-    query_ends, key_ends: (N + 1) int32, where each sequence's queries and keys begin and end. longest: queries, keys of a sequence.
+    query_ends, key_ends: (N + 1,) int32, cumulative lengths. longest: most queries and keys of a sequence.
     """
 
     keys: Tensor
@@ -228,7 +228,7 @@ class VarlenPlan:
         """(T, H, D) each -> (T, H, D). Raises NotImplementedError for soft-capped scores."""
         if options.softcap:
             raise NotImplementedError("soft-capped scores in the varlen kernel")
-        # Unlike torch's own attention the kernel is not on autocast's list, and rotations leave float32 behind.
+        # The kernel is not covered by autocast, unlike SDPA, and rotary embeddings return float32.
         kind = query.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
         kernel: Any = varlen.varlen_attn
@@ -265,4 +265,4 @@ def plan_varlen(spans: Sequence[Span], device: torch.device) -> VarlenPlan:
 
 
 AttentionPlan = PaddedPlan | VarlenPlan
-"""The plan of a row."""
+"""The attention plan of a row."""

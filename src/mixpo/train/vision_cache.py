@@ -1,7 +1,7 @@
-"""Features of frozen vision, computed once for each question and kept in memory from one epoch to the next.
+"""Cache of the features of a frozen vision tower, computed once per question and reused in later epochs.
 
-Kept by image digests and pixel settings. What does not fit is computed again each time: with every question seen once in an epoch,
-throwing old ones out for new ones would find nothing. Families give features in different forms; those are left as they are.
+Keyed by image digests and pixel settings. Entries are never evicted: every question occurs once per epoch, so an LRU cache that is too
+small would never hit. Features stay in the format of their family.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_BYTES = 4 * 2**30
 
 
 class VisionCache:
-    """Vision features of one training. hits, misses: questions whose features were there, and were not. held: bytes."""
+    """Vision features of one training. hits, misses: lookups by question. size: bytes."""
 
     def __init__(
         self, vlm: Vlm, images: ImageTable, prompt_of: Callable[[Group], EncodedPrompt], precision: torch.dtype, max_bytes: int = MAX_BYTES
@@ -46,7 +46,7 @@ class VisionCache:
         return f"vision features: {self.hits:,} taken from memory, {self.misses:,} computed, {self.size / 2**20:,.0f} MiB kept"
 
     def fill(self, batch: Batch, chunks: Sequence[Chunk]) -> Batch:
-        """The batch with the features of its images, which the model then does not compute. pieces: those it was made of."""
+        """The batch with the features of its images in place of their pixels. chunks: of the batch, in order."""
         found = [self._get(chunk.group) for chunk in chunks if chunk.group.question.images]
         if not found:
             return batch
@@ -72,7 +72,7 @@ class VisionCache:
         inputs = {name: value.to(self.vlm.device) for name, value in pixel_inputs(self.vlm, [self.prompt_of(group)]).items()}
         with torch.autocast(self.vlm.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
             output = self.vlm.model.base_model.get_image_features(**inputs, return_dict=True)
-        # The states of every vision layer are of no use later.
+        # Hidden states of the vision layers are not needed.
         for name in [name for name in output if name not in ("pooler_output", "deepstack_features")]:
             output[name] = None
         return output
@@ -96,7 +96,7 @@ def open_vision_cache(
 
 @torch.no_grad()
 def _problem(vision_cache: VisionCache, layout: Layout, sample: Sequence[Chunk]) -> str:
-    """Why features cannot be handed to this model; "" if they can."""
+    """Why cached features cannot be used with this model; "" if they can."""
     scorer = Scorer(vision_cache.vlm.model, layout, vision_cache.precision)
     batch = collate(vision_cache.vlm, sample, vision_cache.prompt_of, layout)
     expected = scorer(batch)
@@ -109,7 +109,7 @@ def _problem(vision_cache: VisionCache, layout: Layout, sample: Sequence[Chunk])
 
 
 def _join(outputs: Sequence[Any]) -> Any:
-    """Several outputs of the vision tower as one. A tensor is joined along its tiles, a sequence holds one entry for each image."""
+    """Concatenate outputs of the vision tower: tensors along tiles, sequences with one entry per image."""
     joined = copy(outputs[0])
     joined.pooler_output = _concat([output.pooler_output for output in outputs])
     if getattr(joined, "deepstack_features", None) is not None:
