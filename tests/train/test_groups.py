@@ -124,7 +124,7 @@ def test_errors_name_the_question(tiny_vlm: Vlm, tmp_path: Path) -> None:
     Path(one.question.images[0].path).unlink()
     with pytest.raises(ImageError, match=f"question {one.question.id}: .*no such image"):
         PromptCache(tiny_vlm, ImageTable()).get(one)
-    with pytest.raises(SourceError, match=f"question {one.question.id}: .*mark for 0 images"):
+    with pytest.raises(SourceError, match=f"question {one.question.id}: .*placeholder for 0 images"):
         PromptCache(tiny_vlm, ImageTable()).get(replace(one, question=replace(one.question, images=())))
 
 

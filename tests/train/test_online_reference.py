@@ -178,5 +178,5 @@ def test_an_online_start_that_differs_is_found(tiny_vlm: Vlm, bare: list[Group],
         self.values["model.language_model.norm.weight"] *= 1.5
 
     monkeypatch.setattr(OnlineReference, "__init__", other)
-    with pytest.raises(TrainError, match=r"where the reference gives .* the copy of the start is not the start"):
+    with pytest.raises(TrainError, match=r"where the reference gives .* the copy of the base model differs from it"):
         train(job(fresh(tiny_vlm), bare, tmp_path, reference="online"), Silent())

@@ -48,7 +48,7 @@ def check_reference(session: Session, seen: Sequence[BatchLogps]) -> None:
 
 def _differences(seen: Sequence[BatchLogps], exact: bool, online: bool) -> Iterator[str]:
     remedy = (
-        "the copy of the start is not the start; restart without the checkpoints of this training"
+        "the copy of the base model differs from it; delete the checkpoints of this training and run again"
         if online
         else "its records are of another model, template or image setting, run the reference stage with --force"
     )
@@ -58,7 +58,7 @@ def _differences(seen: Sequence[BatchLogps], exact: bool, online: bool) -> Itera
         for number in (~equal).nonzero()[:, 0].tolist():
             yield (
                 f"question {question_ids[number]}: at the start the policy gives a response log-probability {sums[number].item():.4f} "
-                f"where the reference {'gives' if online else 'stage found'} {reference[number].item():.4f}; {remedy}"
+                f"where the reference {'gives' if online else 'stage computed'} {reference[number].item():.4f}; {remedy}"
             )
 
 

@@ -91,7 +91,7 @@ class AttentionCall:
 
 @dataclass(frozen=True, eq=False)
 class PaddedPlan:
-    """The plan for one row. at: (T,) place in the token's own sequence. same: see `Span`.
+    """Plan of one row. position: (T,) of each token in its own sequence. block_ids: (T,), see `Span`.
 
     order: (T,) index of each token in the concatenated outputs of all calls.
     """

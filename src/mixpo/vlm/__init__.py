@@ -1,1 +1,1 @@
-"""A vision-language model of `transformers`: loading it, putting prompts to it, cutting its answers."""
+"""Vision-language models of `transformers`: loading, encoding prompts, generating."""

@@ -1,7 +1,7 @@
-"""Low-rank adapters (LoRA) in a model: putting them in, reading and writing them in the format of `peft`, merging them into the weights.
+"""LoRA adapters (arXiv 2106.09685): insert, read and write in the format of `peft`, merge into the weights.
 
-The model stays the object of `transformers` that it was; its adapted layers are those of `peft` until `merge` puts plain ones back.
-An adapted layer computes W x + scale B A x, with A (rank, inputs) and B (outputs, rank), both always in float32. Knows no training.
+The model object stays the one of `transformers`; its adapted layers are those of `peft` until `merge` restores plain ones.
+An adapted layer computes W x + scale B A x, with A (rank, inputs) and B (outputs, rank), always in float32.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mixpo.errors import MissingExtra, ModelError
 from mixpo.vlm.folder import ADAPTER_FILES
 
 NAME = "default"
-"""What `peft` calls the only adapter."""
+"""Name that `peft` gives to a single adapter."""
 
 _PREFIX = "base_model.model."
 _SIDES = (".lora_A.weight", ".lora_B.weight")
@@ -29,7 +29,7 @@ _FOREIGN = (
     "modules_to_save", "rank_pattern", "alpha_pattern", "use_dora", "lora_bias", "layer_replication", "trainable_token_indices",
     "target_parameters", "fan_in_fan_out",
 )  # fmt: skip
-"""Settings of `peft` for adapters that are more than A and B of one rank on linear layers."""
+"""Settings of `peft` for adapters other than plain LoRA on linear layers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,12 +43,12 @@ class Adapter:
 
 
 def layers(model: nn.Module) -> dict[str, Any]:
-    """The adapted layers by their names in the plain model."""
+    """The adapted layers by name."""
     return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A") and hasattr(module, "base_layer")}
 
 
 def adapter_of(model: nn.Module) -> Adapter | None:
-    """The adapter in this model, if there is one."""
+    """The adapter of this model, if any."""
     found = layers(model)
     if not found:
         return None
@@ -58,13 +58,13 @@ def adapter_of(model: nn.Module) -> Adapter | None:
 
 
 def insert(model: nn.Module, adapter: Adapter) -> None:
-    """Put a new adapter in: B is 0, so that the model computes what it did. A is drawn from torch's generator.
+    """Insert a new adapter and freeze everything else. B is 0, so outputs do not change; A is sampled from torch's generator.
 
-    Everything but the adapter is frozen. Raises MissingExtra without `peft`.
+    Raises MissingExtra without `peft`.
     """
     peft = _peft("train.lora")
     with warnings.catch_warnings():
-        # Among them, that merging an adapted output head may not do with tied embeddings: see `merge`.
+        # One is about merging an adapted head with tied embeddings, which `merge` handles.
         warnings.simplefilter("ignore")
         peft.inject_adapter_in_model(_config(peft, adapter), model, NAME)
     assert set(layers(model)) == set(adapter.modules), "peft adapted other layers than it was told"
@@ -73,18 +73,18 @@ def insert(model: nn.Module, adapter: Adapter) -> None:
 
 
 def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """A and B of every adapted layer, by the names that they have in the model."""
+    """A and B of every adapted layer, by their names in the model."""
     return {name: parameter for name, parameter in model.named_parameters() if ".lora_A." in name or ".lora_B." in name}
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of A and B on the CPU, by the names that they have in files."""
+    """Copies of A and B on the CPU, by their names in files."""
     found = parameters(model).items()
     return {_PREFIX + name.replace(f".{NAME}.", "."): value.detach().to("cpu", copy=True).contiguous() for name, value in found}
 
 
 def attach(model: nn.Module, folder: Path) -> None:
-    """Put the adapter in `folder` into a model. Raises ModelError for one that belongs to another model or is more than A and B."""
+    """Insert the adapter in `folder` into a model. Raises ModelError for one of another model or of another kind than plain LoRA."""
     _peft("model.adapter")
     adapter, values = _read(folder)
     modules = dict(model.named_modules())
@@ -107,9 +107,9 @@ def attach(model: nn.Module, folder: Path) -> None:
 
 
 def merge(model: Any) -> None:
-    """Add the adapter to the weights, each layer's in float32 and rounded once, and put the plain layers back.
+    """Add the adapter to the weights (in float32, rounded once per layer) and restore the plain layers.
 
-    An output head that shares its weights with the embeddings gets weights of its own, because embeddings have no adapter.
+    An output head tied to the embeddings is untied first, because embeddings have no adapter.
     """
     for name, layer in layers(model).items():
         plain = layer.base_layer
@@ -125,7 +125,7 @@ def merge(model: Any) -> None:
 
 
 def write(folder: Path, adapter: Adapter, values: Mapping[str, Tensor], base: str) -> None:
-    """Write an adapter as `peft` does, for `PeftModel.from_pretrained`. values: from `tensors`. base: the model that it belongs to."""
+    """Write an adapter for `PeftModel.from_pretrained`. values: from `tensors`. base: folder of its base model."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ def write(folder: Path, adapter: Adapter, values: Mapping[str, Tensor], base: st
 
 
 def set_dropout(model: nn.Module, rate: float) -> None:
-    """Dropout of the adapter's inputs from now on; 0 switches it off."""
+    """Set the dropout rate of the adapter's inputs; 0 disables it."""
     for layer in layers(model).values():
         layer.lora_dropout[NAME] = nn.Dropout(rate) if rate else nn.Identity()
 
@@ -181,7 +181,7 @@ def _read(folder: Path) -> tuple[Adapter, dict[str, Tensor]]:
         ) from None
     if kind != "LORA" or foreign:
         raise ModelError(
-            f"{settings}: mixpo takes plain LoRA adapters, not {', '.join([str(kind), *foreign])}; merge it into its model first",
+            f"{settings}: only plain LoRA adapters are supported, not {', '.join([str(kind), *foreign])}; merge it into its model first",
             code="adapter-not-plain-lora",
             path=settings,
         )
@@ -190,13 +190,13 @@ def _read(folder: Path) -> tuple[Adapter, dict[str, Tensor]]:
 
 
 def _modules(weights: Path, values: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Names of the adapted layers: each has A and B in the file, both finite, and nothing else is there."""
+    """Names of the adapted layers. Raises ModelError unless the file holds finite A and B of each, and nothing else."""
     names = _stems(values, _SIDES[0])
     odd = [name for name, value in values.items() if not name.startswith(_PREFIX) or not name.endswith(_SIDES) or value.ndim != 2]
     if odd or not names or names != _stems(values, _SIDES[1]):
         which = odd[0] if odd else "its layers"
         raise ModelError(
-            f"{weights}: not A and B of linear layers (see {which}); mixpo takes plain LoRA adapters, merge this one first",
+            f"{weights}: not A and B of linear layers (see {which}); only plain LoRA adapters are supported, merge this one first",
             code="adapter-not-plain-lora",
             path=weights,
         )

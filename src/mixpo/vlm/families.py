@@ -1,4 +1,4 @@
-"""The one file that knows architectures: what their attention, image inputs and output head ask of whoever lays tokens out."""
+"""The only file with knowledge of model families: attention patterns, image inputs, output heads."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 PACKABLE = {"full_attention", "sliding_attention"}
-"""Kinds of layers in which a token's state depends on nothing but the tokens that it may look at."""
+"""Layer types whose states depend only on the tokens attended to."""
 
-_RUNS_THROUGH = {
+_NOT_PACKABLE = {
     "cross_attention_layers": "cross-attention to the images",
     "attention_chunk_size": "chunked attention",
     "use_bidirectional_attention": "bidirectional attention",
 }
-"""Settings of a text model that attention over shared prompts does not reproduce, and what they are called."""
+"""Settings of a text model that tree attention does not support, with their names for messages."""
 
 
 _PLAIN_HEAD = {"gemma3", "aya_vision", "cohere2_vision"}
-"""Models with images whose text model has a setting for its logits that they do not use."""
+"""Models that ignore the logit settings of their text model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Visibility:
-    """What a token may look at besides what is not later than itself.
+    """What a token attends to beyond causal attention.
 
-    bidirectional: the tokens among which everyone sees everyone: of one image, of the whole prompt, or none. window_applies: a sliding
-    window also limits these (otherwise only looking back is limited).
+    bidirectional: tokens that attend to each other in both directions: those of one image, of the whole prompt, or none.
+    window_applies: whether a sliding window also limits these (otherwise only causal attention).
     """
 
     bidirectional: Literal["none", "image", "prompt"] = "none"
@@ -41,7 +41,7 @@ class LogitScaling:
 
 
 def visibility_of(model: Any) -> Visibility:
-    """How far tokens of this model see. By model type, because configurations do not tell."""
+    """By model type, because configurations do not specify it."""
     kind = model.config.model_type
     if kind == "paligemma":
         return Visibility(bidirectional="prompt", window_applies=False)
@@ -49,22 +49,22 @@ def visibility_of(model: Any) -> Visibility:
 
 
 def why_not_packed(model: Any) -> str:
-    """Why responses cannot share their prompt's row in this model; "" if nothing is known against it."""
+    """Why packed layouts are not supported for this model; "" if they may be."""
     text = model.config.get_text_config()
     for number, kind in enumerate(getattr(text, "layer_types", None) or ()):
         if kind not in PACKABLE:
-            return f"layer {number} is {kind.replace('_', ' ')}, whose state would run from one response into the next"
-    for name, what in _RUNS_THROUGH.items():
+            return f"layer {number} is {kind.replace('_', ' ')}, whose state carries over from one response to the next"
+    for name, what in _NOT_PACKABLE.items():
         # PaliGemma's configuration says so of its prompts; see `visibility_of`.
         if getattr(text, name, None) and not (name == "use_bidirectional_attention" and model.config.model_type == "paligemma"):
             return f"the model has {what} ({name})"
     if not getattr(model, "_supports_attention_backend", True):
-        return "its attention cannot be exchanged"
+        return "its attention cannot be replaced"
     return ""
 
 
 def why_not_varlen(model: Any) -> str:
-    """Why the kernel for sequences of any length, which only looks back, cannot do this model's attention; "" if it can."""
+    """Why the varlen kernel, which is causal, does not support this model's attention; "" if it does."""
     bidirectional = visibility_of(model).bidirectional
     if bidirectional != "none":
         return f"tokens of {'an image' if bidirectional == 'image' else 'a prompt'} see each other both ways"
@@ -72,7 +72,7 @@ def why_not_varlen(model: Any) -> str:
 
 
 def window_of(text: Any, layer: int) -> int | None:
-    """The sliding window of a layer, in tokens, or None; from the configuration of the text model."""
+    """The sliding window of a layer in tokens, or None. text: configuration of the text model."""
     kinds = getattr(text, "layer_types", None)
     if kinds is not None and kinds[layer] != "sliding_attention":
         return None
@@ -82,24 +82,24 @@ def window_of(text: Any, layer: int) -> int | None:
 
 
 def logit_scaling(model: Any) -> LogitScaling:
-    """Scale and soft-cap of the logits, under the names that the families have for them."""
+    """Scale and soft-cap of the logits, from the settings of each family."""
     if model.config.model_type in _PLAIN_HEAD:
         return LogitScaling()
     text = model.config.get_text_config()
     scaling = float(getattr(text, "logits_scaling", None) or 1.0)
     if not text.model_type.startswith("hyperclovax"):
-        # Granite and its like divide by what HyperCLOVA X multiplies with.
+        # Granite divides by `logits_scaling`, HyperCLOVA X multiplies by it.
         scaling = 1 / scaling
     softcap = getattr(text, "final_logit_softcapping", None)
     return LogitScaling(scale=float(getattr(text, "logit_scale", None) or 1.0) * scaling, softcap=float(softcap or 0.0))
 
 
 def image_batch_axis(model: Any) -> int:
-    """Along which axis images of several prompts are joined: the Idefics family has an axis of length 1 in front of them."""
+    """Axis along which images of several prompts are concatenated: the Idefics family has a leading axis of length 1."""
     kind = model.config.model_type
     return 1 if "idefics" in kind or "smolvlm" in kind else 0
 
 
 def answer_type(model: Any) -> int:
-    """The token type of an answer's tokens; PaliGemma takes everything of type 0 for the prompt, which sees itself both ways."""
+    """Token type of response tokens. For PaliGemma, type 0 is the prompt, with bidirectional attention."""
     return 1 if model.config.model_type == "paligemma" else 0

@@ -1,4 +1,4 @@
-"""A model folder on disk: finding it, what must be in it, and the digests that identify it. Imports neither torch nor transformers."""
+"""Model folders on disk: locate, check, digest. Imports neither torch nor transformers."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ PROCESSOR_FILES = (
     "vocab.json",
     "vocab.txt",
 )
-"""Every file that decides how text and pixels become inputs."""
+"""Files that decide how text and pixels become model inputs."""
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-"""What `peft` saves of an adapter."""
+"""Files of an adapter saved by `peft`."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py"]
@@ -42,14 +42,14 @@ _WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py"]
 
 @dataclass(frozen=True, slots=True)
 class Digests:
-    """weights: of configuration and weights. template: of chat template, tokenizer and processor. SHA-256, 16 digits."""
+    """weights: of configuration and weights. template: of chat template, tokenizer and processor. SHA-256, first 16 digits."""
 
     weights: str
     template: str
 
 
 def find_model(table: ModelTable, base: Path) -> Path:
-    """The folder that `table.path` means: bundled, local (relative to `base`), or downloaded from the hub.
+    """The folder of `table.path`: bundled, local (relative to `base`), or downloaded from the hub.
 
     Raises ModelError when there is no such folder and no such model on the hub.
     """
@@ -62,7 +62,7 @@ def find_model(table: ModelTable, base: Path) -> Path:
 
 
 def find_adapter(table: ModelTable, base: Path) -> Path | None:
-    """The folder that `table.adapter` means, found like a model; None without one. Raises ModelError when it is not an adapter."""
+    """The folder of `table.adapter`, or None without one. Raises ModelError when it is missing or not an adapter."""
     if table.adapter is None:
         return None
     folder = _locate("model.adapter", table.adapter, None, base)
@@ -98,9 +98,9 @@ def _locate(key: str, path: str, revision: str | None, base: Path) -> Path:
 
 
 def digests(folder: Path, adapter: Path | None = None) -> Digests:
-    """Digests of a model folder, from the bytes of its files. Raises ModelError naming what a usable folder lacks.
+    """Digests of the files of a model folder. Raises ModelError when a required file is missing.
 
-    adapter: the folder of an adapter that the model is used with; the weights are then those of both.
+    adapter: folder of an adapter, included in the digest of the weights.
     """
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such model folder", code="model-missing", path=folder)
@@ -125,7 +125,7 @@ def digests(folder: Path, adapter: Path | None = None) -> Digests:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether configuration and weights are there, every file of them where there are several."""
+    """Whether configuration and all weight files exist."""
     index = folder / "model.safetensors.index.json"
     try:
         named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.exists() else {"model.safetensors"}

@@ -1,6 +1,9 @@
-"""Write several answers to each of several prompts. Vision features and the prompt's key-value cache are computed once.
+"""Batched sampling: several responses per prompt. Vision features and the prompt's key-value cache are computed once.
 
-P prompts, R rows (one for each answer), S steps (tokens at most), L tokens of the longest prompt.
+P prompts, R rows (one per response), S steps (token limit), L tokens of the longest prompt, V vocabulary.
+
+Each response has a stream of uniform numbers keyed by its own seed; a token is the inverse of the cumulative distribution at that
+number, so batch size, order and neighbours cannot change it.
 """
 
 from __future__ import annotations
@@ -19,12 +22,12 @@ from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import EncodedPrompt, banned_ids, batch_inputs
 
 COMPACT_AT = 0.75
-"""Finished rows leave the batch once at most this share of its rows is alive: copying the cache for each one would cost more."""
+"""Finished rows are removed once at most this share is alive; removing each one at once would copy the cache too often."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenSampling:
-    """temperature 0 is greedy; top_k 0 and top_p 1 keep every token. Applied in the order temperature, top_k, top_p."""
+    """temperature 0 is greedy; top_k 0 and top_p 1 disable the filter. Applied in the order temperature, top_k, top_p."""
 
     temperature: float
     top_k: int = 0
@@ -33,7 +36,7 @@ class TokenSampling:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One generated answer. logprobs: of each id under the model's own distribution (temperature 1, nothing masked)."""
+    """One generated response. logprobs: under the model's own distribution (temperature 1, unmasked). stopped: by an end-of-turn token."""
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -41,15 +44,15 @@ class Generation:
 
 
 StopCheck = Callable[[Sequence[int]], bool]
-"""Whether an answer ends with these generated ids for another reason than an end of turn, such as a stop text."""
+"""Whether a response ends after these ids for another reason than an end-of-turn token, such as a stop string."""
 
 
 @dataclass
 class _Batch:
-    """The rows still being written. cache: keys and values of `mask`'s first columns. logits: (R, V) for the next token.
+    """Unfinished rows. cache: keys and values of the first columns of `mask`. logits: (R, V) of the next token.
 
-    mask: (R, L + S) 1 for real tokens, wide enough for all steps. position: (R,) of the next token. row: (R,) which answer.
-    alive: (R,) bool. axes: how many axes positions have (3 for mrope), or 0.
+    mask: (R, L + S) 1 for real tokens, with room for all steps. position: (R,) of the next token. row: (R,) index of the response.
+    alive: (R,) bool. axes: number of axes of position ids (3 for mrope), or 0.
     """
 
     cache: Any
@@ -71,11 +74,10 @@ def generate(
     sampling: TokenSampling,
     stop_check: StopCheck | None = None,
 ) -> list[Generation]:
-    """Continue each prompt + tail; `owner[r]` is the prompt of answer r, `numbers` its (R, S) uniform numbers.
+    """Continue each prompt + tail. owner: (R,) prompt of each response. numbers: (R, S) uniform numbers.
 
-    Image and other control tokens are never drawn, except the ends of turn, which end an answer and belong to its ids.
-    Log-probs are those of the unmasked distribution, so they equal what a later forward over the answer gives.
-    ends_here: asked after each token about the ids so far; an answer that it ends is not `stopped`.
+    Control tokens are never sampled, except end-of-turn tokens, which end a response and are part of its ids. Log-probs are of the
+    unmasked distribution, so they equal those of a later forward pass. stop_check: called with the ids after each token.
     Raises EngineError when the model's output is not finite.
     """
     rows, steps = numbers.shape
@@ -128,14 +130,14 @@ def _end_rows(batch: _Batch, ids: Tensor, stop_check: StopCheck) -> None:
 
 
 def _compact(batch: _Batch) -> None:
-    """Drop finished rows. `logits` is about to be replaced, so it stays as it is."""
+    """Remove finished rows; `logits` is replaced by the next step anyway."""
     keep = batch.alive.nonzero()[:, 0]
     batch.cache.reorder_cache(keep)
     batch.mask, batch.position, batch.row, batch.alive = batch.mask[keep], batch.position[keep], batch.row[keep], batch.alive[keep]
 
 
 def _forward(vlm: Vlm, batch: _Batch, chosen: Tensor, unused: int) -> None:
-    """One more token for every row of the batch; `unused` columns of the mask are not reached yet."""
+    """One more token for every row. unused: trailing columns of the mask that are not reached yet."""
     position = batch.position[:, None]
     output = vlm.model(
         input_ids=chosen[:, None],
@@ -165,7 +167,7 @@ def _collect(ids: Tensor, logprobs: Tensor, vlm: Vlm) -> list[Generation]:
 
 
 def uniforms(seed: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """The first `count` numbers in [0, 1) of the stream of `seed` (Philox, a counter-based generator)."""
+    """The first `count` uniform numbers in [0, 1) of the stream of `seed` (Philox, counter-based)."""
     return np.random.Generator(np.random.Philox(key=seed % 2**128)).random(count)
 
 
@@ -178,7 +180,7 @@ def sample_tokens(log_probs: Tensor, numbers: Tensor, banned: Tensor, sampling: 
 
 
 def distribution(scores: Tensor, sampling: TokenSampling) -> Tensor:
-    """(R, V) probabilities after temperature, top_k and top_p; those of top_p are not normalised again."""
+    """(R, V) probabilities after temperature, top_k and top_p; not renormalised after top_p."""
     scores = scores.to(torch.float32 if scores.device.type == "mps" else torch.float64) / sampling.temperature
     if 0 < sampling.top_k < scores.shape[-1]:
         least = scores.topk(sampling.top_k, dim=-1).values[:, -1:]
@@ -186,7 +188,7 @@ def distribution(scores: Tensor, sampling: TokenSampling) -> Tensor:
     probs = scores.softmax(-1)
     if sampling.top_p < 1:
         ranked, order = probs.sort(dim=-1, descending=True, stable=True)
-        # A token stays while those before it hold less than top_p, so at least one always stays.
+        # A token is kept while the mass before it is below top_p, so at least one is kept.
         ranked = ranked.masked_fill(ranked.cumsum(-1) - ranked >= sampling.top_p, 0.0)
         probs = torch.zeros_like(probs).scatter(-1, order, ranked)
     return probs
@@ -197,7 +199,7 @@ def inverse_cdf(probs: Tensor, numbers: Tensor) -> Tensor:
     cumulative = probs.cumsum(-1)
     total = cumulative[:, -1:]
     index = (cumulative <= numbers.to(probs)[:, None] * total).sum(-1)
-    # A number just below 1 may be rounded up to the whole sum; the last token of non-zero probability is then meant.
+    # A number just below 1 may round up to the total; take the last token of non-zero probability.
     return torch.minimum(index, (cumulative < total).sum(-1))
 
 
@@ -205,7 +207,10 @@ def inverse_cdf(probs: Tensor, numbers: Tensor) -> Tensor:
 
 
 class PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """A layer of full attention. `keys` and `values`, each (R, heads, tokens so far, width), are the front part of larger tensors."""
+    """A full-attention layer of the cache with room for future tokens, where `DynamicLayer` copies everything at each step.
+
+    `keys` and `values`, each (R, heads, tokens so far, width), are views of larger tensors.
+    """
 
     keys: Tensor
     values: Tensor
@@ -214,7 +219,7 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     @classmethod
     def of(cls, layer: Any, rows: Tensor, steps: int) -> PreallocatedLayer:
-        """The cache of `layer` at the batch positions `rows` (R,), with room for `steps` more tokens."""
+        """The cache of `layer` at the rows `rows` (R,), with room for `steps` more tokens."""
         made = cls.__new__(cls)
         made.__dict__.update(layer.__dict__)
         made._key_room, made._value_room = (_with_room(part, rows, steps) for part in (layer.keys, layer.values))
@@ -230,7 +235,7 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         return self.keys, self.values
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Keep these rows, in this order."""
+        """Select rows, (R,)."""
         length = self.keys.shape[-2]
         self._key_room, self._value_room = self._key_room.index_select(0, beam_idx), self._value_room.index_select(0, beam_idx)
         self._show(length)
@@ -240,7 +245,7 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
 
 def expand_cache(cache: Any, rows: Tensor, steps: int) -> None:
-    """Make the cache of P prompts one of R answers: row r continues prompt `rows[r]`. Other kinds of layers keep their own way to grow."""
+    """Expand the cache of P prompts to R responses: row r continues prompt `rows[r]`. Other layer types keep their own class."""
     for number, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer and layer.is_initialized:
             cache.layers[number] = PreallocatedLayer.of(layer, rows, steps)

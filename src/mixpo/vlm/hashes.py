@@ -1,7 +1,4 @@
-"""SHA-256 of a model's files. Of large ones it is remembered, or every command would read all weights again.
-
-What is remembered lies in the user's cache folder. Losing it costs time only.
-"""
+"""SHA-256 of model files, cached for large ones in the user's cache folder, so that commands do not read all weights each time."""
 
 from __future__ import annotations
 
@@ -20,17 +17,17 @@ from mixpo.errors import RunError
 from mixpo.records import write_text
 
 LARGE = 64 << 20
-"""Bytes from which on a file is remembered."""
+"""Smallest size in bytes of a cached file."""
 SETTLED_S = 2.0
-"""A file that changed less than this before it was read is not: it might change again within one tick of the file system's clock."""
+"""Files modified more recently are not cached: they could change again within one tick of the file system's clock."""
 MOST = 1000
-"""Files that are remembered, the newest."""
+"""Entries of the cache; the newest are kept."""
 AT_ONCE = 8
-"""Files that are read together; hashing does not hold Python's lock."""
+"""Files hashed in parallel; hashlib releases the GIL."""
 
 
 class FileHash(NamedTuple):
-    """A file as it was when it was read: size in bytes, time of change in ns, SHA-256."""
+    """A hashed file: size in bytes, modification time in ns, SHA-256."""
 
     size: int
     changed: int
@@ -38,7 +35,7 @@ class FileHash(NamedTuple):
 
 
 def sha256(paths: Sequence[Path]) -> list[str]:
-    """The digest of each file, in hexadecimal. A large file of the same path, size and time of change is not read again.
+    """Hex digests of files. A large file with unchanged path, size and modification time is not read again.
 
     Raises OSError when one cannot be read.
     """
@@ -47,7 +44,7 @@ def sha256(paths: Sequence[Path]) -> list[str]:
     known = _read()
     with ThreadPoolExecutor(min(AT_ONCE, len(paths))) as pool:
         found = dict(zip(map(str, paths), pool.map(partial(_hashed, known), paths), strict=True))
-    new = {path: file for path, file in found.items() if known.get(path) != file and _lasts(file)}
+    new = {path: file for path, file in found.items() if known.get(path) != file and _is_cacheable(file)}
     if new:
         _write({**known, **new})
     return [found[str(path)].digest for path in paths]
@@ -64,12 +61,12 @@ def _hashed(known: Mapping[str, FileHash], path: Path) -> FileHash:
     return FileHash(before.st_size, before.st_mtime_ns if same else time.time_ns(), digest)
 
 
-def _lasts(file: FileHash) -> bool:
+def _is_cacheable(file: FileHash) -> bool:
     return file.size >= LARGE and file.changed < time.time_ns() - SETTLED_S * 1e9
 
 
-def _place() -> Path | None:
-    """The file with what is remembered; None for a user without a home."""
+def _cache_path() -> Path | None:
+    """Path of the cache; None for a user without a home."""
     with suppress(RuntimeError):
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mixpo" / "digests.json"
     return None
@@ -77,13 +74,13 @@ def _place() -> Path | None:
 
 def _read() -> dict[str, FileHash]:
     with suppress(OSError, ValueError, TypeError, AttributeError):
-        if place := _place():
-            return {path: FileHash(*file) for path, file in json.loads(place.read_text(encoding="utf-8")).items()}
+        if path := _cache_path():
+            return {path: FileHash(*file) for path, file in json.loads(path.read_text(encoding="utf-8")).items()}
     return {}
 
 
 def _write(known: Mapping[str, FileHash]) -> None:
     newest = dict(list(known.items())[-MOST:])
     with suppress(OSError, RunError):
-        if place := _place():
-            write_text(place, json.dumps(newest, indent=1) + "\n")
+        if path := _cache_path():
+            write_text(path, json.dumps(newest, indent=1) + "\n")

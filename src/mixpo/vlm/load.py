@@ -1,7 +1,4 @@
-"""Load and save a vision-language model with its processor. Anything unusable is an error here, before any work starts.
-
-Knows nothing about prompts, sampling or training.
-"""
+"""Load and save a vision-language model with its processor; an unusable folder is an error before any work starts."""
 
 from __future__ import annotations
 
@@ -22,18 +19,17 @@ from mixpo.vlm.folder import PROCESSOR_FILES, Digests, digests, find_adapter, fi
 from mixpo.vlm.transformers_fixes import apply_fixes
 
 VERY_LONG = 10**30
-"""What `transformers` gives tokenizers without a longest input."""
+"""`model_max_length` of tokenizers without a limit in `transformers`."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(eq=False)
 class Vlm:
-    """A model in evaluation mode on its device, and everything that turns text and pixels into its inputs.
+    """A model in evaluation mode on its device, with its processor.
 
-    digest: hash of the configuration and the weights; template_digest: of chat template, tokenizer and processor.
-    end_ids: every token id that ends the model's turn. folder: where it was loaded from.
-    facts: answers about this model that are worked out once (see mixpo.vlm.prompt).
+    digest: of configuration and weights. template_digest: of chat template, tokenizer and processor. end_ids: all end-of-turn tokens.
+    folder: where it was loaded from. cache: derived values, computed once (see `mixpo.vlm.prompt`).
     """
 
     model: Any
@@ -47,10 +43,10 @@ class Vlm:
 
 
 def load(table: ModelTable, base: Path, folder: Path | None = None) -> Vlm:
-    """Load the model that `table` names, with its adapter, or the one in `folder` (a trained one) with the settings of `table`.
+    """Load the model of `table` with its adapter, or the one in `folder` (a trained one) with the settings of `table`.
 
-    base: the recipe's folder, which paths in `table` are relative to. Raises ModelError with the remedy when the folder, its
-    processor, chat template or weights are missing, incomplete, NaN, infinite or zero.
+    base: the recipe's folder; paths in `table` are relative to it. Raises ModelError when folder, processor, chat template or weights
+    are missing or incomplete, or weights are NaN, infinite or all zero.
     """
     source = folder or find_model(table, base)
     adapter = None if folder else find_adapter(table, base)
@@ -66,26 +62,24 @@ def load(table: ModelTable, base: Path, folder: Path | None = None) -> Vlm:
 
 
 def assemble(model: Any, processor: Any, device: torch.device, known: Digests | None = None, folder: Path | None = None) -> Vlm:
-    """A Vlm from parts that are in memory already; without `known` its digests are empty, which no stage accepts."""
+    """A Vlm from parts in memory; without `known` its digests are empty, which no stage accepts."""
     known = known or Digests(weights="", template="")
     ends = end_ids(model, processor.tokenizer)
     return Vlm(model.eval(), processor, device, known.weights, known.template, ends, folder)
 
 
 def pick_device(wanted: str) -> torch.device:
-    """ "auto" takes CUDA, then Apple's MPS, then the CPU. Raises ModelError for a device that this machine lacks."""
+    """ "auto": CUDA, else MPS, else CPU. Raises ModelError for a device that is not available."""
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
         return torch.device(next(name for name, there in present.items() if there))
     if not present[wanted]:
-        raise ModelError(
-            f'model.device = "{wanted}": this machine has no such device; use "auto"', code="device-missing", key="model.device"
-        )
+        raise ModelError(f'model.device = "{wanted}": this device is not available; use "auto"', code="device-missing", key="model.device")
     return torch.device(wanted)
 
 
 def end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Every id that ends a turn: those of the generation settings, the tokenizer's own, and `<|im_end|>` if it has one."""
+    """All end-of-turn ids: of the generation config, the tokenizer's eos token, and `<|im_end|>` if present."""
     listed = getattr(model.generation_config, "eos_token_id", None)
     found = set(listed if isinstance(listed, (list, tuple)) else [listed])
     found |= {tokenizer.eos_token_id, tokenizer.get_vocab().get("<|im_end|>")}
@@ -96,7 +90,7 @@ def end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
 
 
 def check_weights(model: nn.Module, source: object) -> None:
-    """Raise ModelError for NaN or infinite values, and for weight matrices that hold nothing but zeros."""
+    """Raise ModelError for NaN or infinite values, and for all-zero weight matrices."""
     for name, parameter in model.named_parameters():
         if parameter.numel() == 0:
             continue
@@ -116,7 +110,7 @@ def check_weights(model: nn.Module, source: object) -> None:
 
 
 def check_vocabulary(model: Any, tokenizer: Any, source: object) -> None:
-    """Raise ModelError when the tokenizer gives ids for which the model has no embedding."""
+    """Raise ModelError when the tokenizer has ids without an embedding in the model."""
     rows, last = model.get_input_embeddings().weight.shape[0], max(tokenizer.get_vocab().values())
     if last >= rows:
         raise ModelError(
@@ -128,46 +122,45 @@ def check_vocabulary(model: Any, tokenizer: Any, source: object) -> None:
 
 
 TILE_SETTINGS = ("max_patches", "max_image_tiles")
-"""What processors call the most tiles of an image."""
+"""Names of the tile limit in image processors."""
 
 
 def limit_tiles(processor: Any, tiles: int) -> None:
-    """Let the processor cut an image into at most `tiles` tiles; 0 changes nothing. Raises ModelError where it does not count tiles."""
+    """Limit an image to `tiles` tiles; 0 changes nothing. Raises ModelError for a processor without a tile limit."""
     if not tiles:
         return
     name = next((name for name in TILE_SETTINGS if getattr(processor.image_processor, name, None) is not None), None)
     if name is None:
         raise ModelError(
-            f"image.tiles: {type(processor.image_processor).__name__} does not count tiles; leave image.tiles out and set image.max_pixels",
+            f"image.tiles: {type(processor.image_processor).__name__} has no tile limit; remove image.tiles and set image.max_pixels",
             code="tiles-not-supported",
             key="image.tiles",
         )
     setattr(processor.image_processor, name, tiles)
 
 
-def save(vlm: Vlm, folder: Path, check: Mapping[str, Tensor] | None = None, beside: Callable[[Path], None] | None = None) -> Path:
-    """Write model, processor and chat template to `folder`, whole or not at all; returns `folder`.
+def save(vlm: Vlm, folder: Path, check: Mapping[str, Tensor] | None = None, extra: Callable[[Path], None] | None = None) -> Path:
+    """Write model, processor and chat template to `folder` atomically; returns `folder`.
 
-    Processor files are copied from where the Vlm was loaded, so that its template digest stays. The saved model is
-    loaded again and must be finite and, for the batch `check` (inputs of the model), give the logits of the one in
-    memory. beside: writes what else belongs into the folder. Raises ModelError when it does not, when the disk is full or
-    when `folder` exists and is not a model.
+    Processor files are copied from the source folder, which preserves the template digest. The saved model is reloaded and must be
+    finite and reproduce the logits of the model inputs `check`. extra: writes further files into the folder. Raises ModelError if a
+    check fails, the folder cannot be written, or `folder` exists and is not a model.
     """
     if folder.exists() and not (folder / "config.json").exists() and any(folder.iterdir()):
         raise ModelError(
-            f"{folder}: is in the way and not a model folder; remove it or choose another place", code="output-not-a-model", path=folder
+            f"{folder}: exists and is not a model folder; remove it or choose another folder", code="output-not-a-model", path=folder
         )
     from safetensors import SafetensorError
 
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)  # what a killed process left
+        shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process
         temporary.mkdir(parents=True)
         with quiet():
             vlm.model.save_pretrained(temporary)
             _write_processor(vlm, temporary)
-        if beside is not None:
-            beside(temporary)
+        if extra is not None:
+            extra(temporary)
         _reload_check(vlm, temporary, check)
         _replace(temporary, folder)
     except (OSError, SafetensorError) as error:
@@ -185,7 +178,7 @@ def save(vlm: Vlm, folder: Path, check: Mapping[str, Tensor] | None = None, besi
 
 @contextmanager
 def loading_errors(source: Path, what: str) -> Iterator[None]:
-    """Errors of `transformers` about a broken folder become a ModelError that names the folder."""
+    """Translate errors of `transformers` about a broken folder into a ModelError that names the folder."""
     from safetensors import SafetensorError
 
     try:
@@ -203,11 +196,11 @@ def load_processor(source: Path, trust: bool) -> Any:
         processor = loader.from_pretrained(source, trust_remote_code=trust, local_files_only=True)
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise ModelError(
-            f"{source}: {type(processor).__name__} takes no images; mixpo needs an image-text-to-text model",
+            f"{source}: {type(processor).__name__} does not support images; mixpo needs an image-text-to-text model",
             code="processor-without-images",
             path=source,
         )
-    # Lengths are checked against the model, with a message of our own; the tokenizer would print a warning beside it.
+    # Lengths are checked by `mixpo`; the tokenizer would print a warning of its own.
     processor.tokenizer.model_max_length = VERY_LONG
     processor.chat_template = getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
     if not processor.chat_template:
@@ -247,7 +240,7 @@ def _load_model(source: Path, table: ModelTable, device: torch.device) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars of `transformers` while a model is read or written; its load report is checked instead of printed."""
+    """Silence `transformers` while it loads or saves a model; its load report is checked instead of printed."""
     from transformers.utils import logging as module
 
     logging: Any = module
@@ -287,14 +280,14 @@ def _reload_check(vlm: Vlm, saved: Path, check: Mapping[str, Tensor] | None) -> 
     if not torch.allclose(before, after, rtol=1e-4, atol=1e-4):
         gap = float((before - after).abs().max())
         raise ModelError(
-            f"{saved}: the saved model gives other logits than the one in memory (up to {gap:.3g}); it was not kept",
+            f"{saved}: the saved model gives other logits than the one in memory (up to {gap:.3g}); it was discarded",
             code="saved-model-differs",
             path=saved,
         )
 
 
 def _replace(temporary: Path, folder: Path) -> None:
-    """Put the finished folder in place; an older model there is moved aside first, so no moment shows a mixture."""
+    """Rename the finished folder into place; an existing model is moved away first, so files never mix."""
     if folder.exists():
         old = folder.with_name(f".{folder.name}.old")
         shutil.rmtree(old, ignore_errors=True)

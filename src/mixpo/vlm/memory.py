@@ -1,4 +1,4 @@
-"""How much memory a batch of answers takes, so that batches are chosen by tokens. Estimates on the safe side; nothing is measured."""
+"""Conservative estimates of the memory of a batch of responses, to size batches by tokens; and the available devices."""
 
 from __future__ import annotations
 
@@ -11,31 +11,30 @@ from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import EncodedPrompt
 
 TEXT_WIDTHS, INNER_WIDTHS = 12, 3
-"""Tensors of a layer that are alive at once while a prompt is read: as wide as the model, and as wide as its inner layer."""
+"""Tensors of a layer alive at once in prefill: of the model's width, and of the MLP's width."""
 VISION_FACTOR = 40
-"""Numbers that a vision tower holds for each number of its pixels: a patch of 14 x 14 x 3 becomes some twenty vectors of 1,024."""
+"""Values that a vision tower holds per pixel value: a patch of 14 x 14 x 3 becomes about twenty vectors of 1,024."""
 
 
 def batch_bytes(vlm: Vlm, prompts: Sequence[EncodedPrompt], longest: int, rows: int, new_tokens: int) -> int:
-    """About what `rows` answers of at most `new_tokens` to these prompts take. longest: tokens of a prompt with what its answer begins
-    with; others are padded to it."""
+    """Bytes of `rows` responses of at most `new_tokens` to these prompts. longest: tokens of the longest prompt with its prefix."""
     pixels = sum(value.numel() for prompt in prompts for value in prompt.features.values() if value.is_floating_point())
     seen = VISION_FACTOR * int(next(vlm.model.parameters()).element_size()) * pixels
     return rows * row_bytes(vlm, longest + new_tokens) + len(prompts) * prompt_bytes(vlm, longest) + seen
 
 
 def row_bytes(vlm: Vlm, length: int) -> int:
-    """Of one answer whose prompt and tokens together are `length` long."""
+    """Bytes of one response with `length` tokens, prompt included."""
     config = vlm.model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     size = next(vlm.model.parameters()).element_size()
-    # Twice, because dropping rows copies the cache; 32 bytes a word for logits, log-probs and the float64 distribution.
+    # Twice, because removing rows copies the cache; 32 bytes per vocabulary entry for logits, log-probs and float64 probabilities.
     return int(2 * 2 * config.num_hidden_layers * heads * width * size * length + 32 * config.vocab_size)
 
 
 def prompt_bytes(vlm: Vlm, length: int) -> int:
-    """Of reading one prompt of `length` tokens, its images aside: a layer's tensors, and the mask or (eager) scores of attention."""
+    """Bytes of the prefill of one prompt of `length` tokens, without images: activations, and the attention mask or (eager) scores."""
     config = vlm.model.config.get_text_config()
     size = next(vlm.model.parameters()).element_size()
     scores = 8 * config.num_attention_heads if config._attn_implementation == "eager" else 0
@@ -44,17 +43,17 @@ def prompt_bytes(vlm: Vlm, length: int) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """How much memory a batch of answers may take: a part of what is free now."""
+    """Memory that a batch may use: a fraction of what is free now."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0] * 0.6)
     try:
         return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 0.25)
-    except (ValueError, OSError):  # macOS does not tell
+    except (ValueError, OSError):  # not available on macOS
         return 2**31
 
 
 def devices() -> list[str]:
-    """One line for each device that torch can use, the CPU first."""
+    """One line per device that torch can use, the CPU first."""
     found = [f"cpu: {torch.get_num_threads()} threads"]
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)

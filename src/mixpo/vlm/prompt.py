@@ -1,7 +1,6 @@
-"""Text with `<image>` marks and pixels in, token ids and vision features out; and the way back from ids to text.
+"""Encodes text with `<image>` placeholders and pixels into token ids and vision features; decodes ids.
 
-User text is untrusted: what stands in a question can never become one of the model's control tokens. Knows nothing
-about sampling or training. Shapes: T tokens of one prompt, B rows, L tokens of the longest row.
+User text is untrusted: it can never produce control tokens of the model. T tokens of one prompt, B rows, L tokens of the longest row.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from mixpo.vlm.load import Vlm
 Value = TypeVar("Value")
 
 _WORDS_OF_ANSWERS = re.compile(r"(?<![a-z])(ref|box|quad|point|think|answer)(?![a-z])")
-"""Special tokens with these names (as in `<ref>`, `<|box_start|>`) are part of an answer's text, not of the chat format."""
+"""Special tokens with these names (such as `<ref>`, `<|box_start|>`) are response text, not chat format."""
 
 _TOKEN_TYPES: tuple[str, ...] = ("mm_token_type_ids", "token_type_ids")
 _TOKEN_NAMES = ("image_token", "start_image_token", "end_image_token", "context_image_token", "boi_token", "eoi_token", "video_token")
@@ -33,9 +32,9 @@ _TOKEN_NAMES = ("image_token", "start_image_token", "end_image_token", "context_
 
 @dataclass(frozen=True, eq=False)
 class EncodedPrompt:
-    """A prompt as model input. ids: (T,) int64, ending where the answer begins, on the CPU like everything here.
+    """A prompt as model input, on the CPU. ids: (T,) int64, up to where the response begins.
 
-    features: what the vision tower needs (pixel_values, image_grid_thw, ...); empty without images.
+    features: inputs of the vision tower (pixel_values, image_grid_thw, ...); empty without images.
     token_types: further per-token inputs of some families (mm_token_type_ids, token_type_ids), each (T,).
     """
 
@@ -48,16 +47,16 @@ class EncodedPrompt:
 
 
 def encode(vlm: Vlm, prompt: str, images: Sequence[Image]) -> EncodedPrompt:
-    """Put `prompt` as the user's turn into the chat template, with an image at each `<image>` mark.
+    """Encode `prompt` as the user turn of the chat template, with an image at each `<image>` placeholder.
 
-    A newline right after a mark is left out, because the template sets its own. Raises SourceError when marks and images
-    differ in number, when the text holds a control token or when the processor refuses an image; ModelError when the
-    image tokens do not match the features that the model will compute.
+    A newline right after a placeholder is removed, because the template adds its own. Raises SourceError when placeholders and images
+    differ in number, the text contains a control token or the processor rejects an image; ModelError when the number of image tokens
+    does not match the model's vision features.
     """
     parts = prompt.split(IMAGE_TOKEN)
     if len(parts) - 1 != len(images):
         raise SourceError(
-            f"the prompt has {amount(len(parts) - 1, f'{IMAGE_TOKEN} mark')} for {amount(len(images), 'image')}; "
+            f"the prompt has {amount(len(parts) - 1, f'{IMAGE_TOKEN} placeholder')} for {amount(len(images), 'image')}; "
             "give one mark to each image",
             code="image-count-mismatch",
         )
@@ -79,14 +78,14 @@ def encode(vlm: Vlm, prompt: str, images: Sequence[Image]) -> EncodedPrompt:
 
 
 def without_images(prompt: str) -> str:
-    """The prompt for an answer without the image: the marks go, with the newline that followed each."""
+    """The prompt without `<image>` placeholders and the newline after each."""
     return re.sub(rf"{re.escape(IMAGE_TOKEN)}\n?", "", prompt)
 
 
 def render_prompt(vlm: Vlm, prompt: str) -> str:
-    """A prompt in the chat template as text, with the template's own sign for each image, ending where the answer begins.
+    """A prompt in the chat template as text, with the template's own image tokens, up to where the response begins.
 
-    Raises SourceError when the text holds a control token.
+    Raises SourceError when the text contains a control token.
     """
     parts = prompt.split(IMAGE_TOKEN)
     for part in parts:
@@ -95,23 +94,23 @@ def render_prompt(vlm: Vlm, prompt: str) -> str:
 
 
 def tokenize_response(vlm: Vlm, text: str) -> tuple[int, ...]:
-    """Ids of an answer that is known as text alone, end of turn included. Raises SourceError for control tokens in it."""
+    """Ids of a response given as text, end-of-turn token included. Raises SourceError for control tokens in it."""
     _refuse_control(vlm, text)
     return (*vlm.processor.tokenizer(text, add_special_tokens=False)["input_ids"], turn_end_id(vlm))
 
 
 def decode(vlm: Vlm, ids: Sequence[int]) -> str:
-    """Text of generated ids. Control tokens are left out; tokens that belong to an answer (`<ref>`, `<think>`) stay."""
+    """Text of generated ids, without control tokens; special tokens of responses (`<ref>`, `<think>`) are kept."""
     control = control_ids(vlm)
     kept = [token for token in ids if token not in control]
     return str(vlm.processor.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-# --- facts about the vocabulary ---------------------------------------------------------------------------------------
+# --- the vocabulary ---------------------------------------------------------------------------------------
 
 
 def _cached(question: Callable[[Vlm], Value]) -> Callable[[Vlm], Value]:
-    """Answer once for each Vlm and keep the answer with it (a global cache would keep whole models in memory)."""
+    """Compute once per Vlm and store the value in it (a global cache would keep models in memory)."""
 
     @wraps(question)
     def answer(vlm: Vlm) -> Value:
@@ -125,7 +124,7 @@ def _cached(question: Callable[[Vlm], Value]) -> Callable[[Vlm], Value]:
 
 @_cached
 def image_token_ids(vlm: Vlm) -> frozenset[int]:
-    """Ids that stand for images or videos or enclose them; none of them may be sampled or be left in a text-only prompt."""
+    """Ids of image and video tokens and their delimiters; never sampled, not allowed in text."""
     processor, tokenizer, config = vlm.processor, vlm.processor.tokenizer, vlm.model.config
     found: set[Any] = {getattr(config, "image_token_index", None), getattr(config, "video_token_index", None)}
     found |= {getattr(config, f"{kind}_token_id", None) for kind in ("image", "video", "vision_start", "vision_end", "boi", "eoi")}
@@ -139,7 +138,7 @@ def image_token_ids(vlm: Vlm) -> frozenset[int]:
 
 @_cached
 def control_ids(vlm: Vlm) -> frozenset[int]:
-    """Ids of the chat format: image tokens, ends of turn, and all special tokens that are no words of an answer."""
+    """Ids of the chat format: image tokens, end-of-turn tokens, and all special tokens except those of responses."""
     added = vlm.processor.tokenizer.added_tokens_decoder.items()
     special = {int(token) for token, entry in added if entry.special and not _WORDS_OF_ANSWERS.search(entry.content.lower())}
     return frozenset(special | image_token_ids(vlm) | set(vlm.end_ids))
@@ -147,8 +146,7 @@ def control_ids(vlm: Vlm) -> frozenset[int]:
 
 @_cached
 def banned_ids(vlm: Vlm) -> Tensor:
-    """(V,) bool on the model's device: ids that are never sampled, i.e. control tokens but the ends of turn, and rows
-    of the output head that no token belongs to."""
+    """(V,) bool on the model's device: ids that are never sampled, i.e. control tokens except end-of-turn, and unused rows of the head."""
     banned = torch.zeros(vlm.model.get_output_embeddings().weight.shape[0], dtype=torch.bool)
     banned[[token for token in control_ids(vlm) if token not in vlm.end_ids]] = True
     banned[max(vlm.processor.tokenizer.get_vocab().values()) + 1 :] = True
@@ -157,14 +155,14 @@ def banned_ids(vlm: Vlm) -> Tensor:
 
 @_cached
 def turn_end_id(vlm: Vlm) -> int:
-    """The end id that the chat template writes after an answer."""
+    """The end-of-turn id that the chat template adds to a response."""
     turns = [{"role": role, "content": _content(["x"])} for role in ("user", "assistant")]
     ids = vlm.processor.tokenizer(_render(vlm, turns, answer_follows=False), add_special_tokens=False)["input_ids"]
     return int(next((token for token in reversed(ids) if token in vlm.end_ids), vlm.end_ids[0]))
 
 
 def context_limit(vlm: Vlm) -> int:
-    """The longest sequence (prompt and answer) that the model's positions are made for."""
+    """Context length of the model: the most tokens of prompt and response."""
     return int(getattr(vlm.model.config.get_text_config(), "max_position_embeddings", None) or 2**31)
 
 
@@ -174,7 +172,7 @@ def context_limit(vlm: Vlm) -> int:
 def batch_inputs(
     vlm: Vlm, prompts: Sequence[EncodedPrompt], pad: Literal["left", "right"], tails: Sequence[Sequence[int]] = ()
 ) -> dict[str, Tensor]:
-    """Model inputs for several prompts, each followed by its tail (answer ids) if `tails` are given; on the model's device.
+    """Model inputs for several prompts, each followed by its tail (response ids) if `tails` are given; on the model's device.
 
     input_ids, attention_mask: (B, L). position_ids: (B, L), or (3, B, L) for models with positions on three axes; padding
     gets position 0. Plus the vision features of all prompts in order, and token types.
@@ -197,14 +195,14 @@ def batch_inputs(
 
 
 def join_features(vlm: Vlm, features: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Vision features of several prompts as one batch: joined along the images, other axes padded with zeros."""
+    """Vision features of several prompts as one batch: concatenated along images, other axes zero-padded."""
     axis = image_batch_axis(vlm.model)
     present = [f for f in features if f]
     return {name: _join([f[name] for f in present if name in f], axis) for name in dict.fromkeys(name for f in present for name in f)}
 
 
 def positions_of(vlm: Vlm, prompt: EncodedPrompt) -> Tensor:
-    """Positions of one prompt, (T,), or (3, T) for models with positions on three axes; on the CPU."""
+    """Position ids of one prompt on the CPU: (T,), or (3, T) for models with three axes (mrope)."""
     inputs = {"input_ids": prompt.ids, "attention_mask": torch.ones_like(prompt.ids), **prompt.token_types}
     grid = {name: value for name, value in prompt.features.items() if name == "image_grid_thw"}
     return _positions(vlm, {name: value[None] for name, value in inputs.items()} | grid)[..., 0, :]
@@ -242,7 +240,7 @@ def _positions(vlm: Vlm, inputs: dict[str, Tensor]) -> Tensor:
 
 
 def _refuse_control(vlm: Vlm, text: str) -> None:
-    """Raise SourceError when the tokenizer would read a control token in `text`. A question must not end its own turn."""
+    """Raise SourceError when `text` contains a control token: a question must not end its own turn."""
     tokenizer, control = vlm.processor.tokenizer, control_ids(vlm)
     for token in tokenizer(text, add_special_tokens=False)["input_ids"]:
         if token in control:
@@ -315,7 +313,7 @@ def _check_image_tokens(vlm: Vlm, ids: Tensor, features: dict[str, Tensor], imag
 
 
 def _feature_count(vlm: Vlm, features: dict[str, Tensor]) -> int | None:
-    """How many image features the model computes, or None for families where that takes the model to tell."""
+    """Number of image features that the model computes, or None where it cannot be derived from the inputs."""
     config = vlm.model.config
     if "image_grid_thw" in features and hasattr(config.vision_config, "spatial_merge_size"):
         return int(features["image_grid_thw"].prod(-1).sum()) // int(config.vision_config.spatial_merge_size) ** 2

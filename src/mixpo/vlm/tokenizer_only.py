@@ -1,4 +1,4 @@
-"""A model's tokenizer, processor and settings without its weights: enough to write prompts and read answers that others compute."""
+"""Tokenizer, processor and configuration of a model without its weights, for prompts and responses of other engines."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from mixpo.vlm.load import Vlm, end_ids, load_processor, loading_errors, quiet
 
 @dataclass(frozen=True)
 class TokenizerOnlyModel:
-    """Stands where the model would be; whatever needs weights finds nothing."""
+    """Placeholder for the model in a `Vlm`; anything that needs weights fails."""
 
     config: Any
     generation_config: Any
 
 
 def load_tokenizer_only(table: ModelTable, base: Path, folder: Path | None = None) -> Vlm:
-    """Like `mixpo.vlm.load.load` without reading weights: in seconds and megabytes, whatever the model's size.
+    """Like `mixpo.vlm.load.load` without the weights, so fast and small for any model.
 
-    What it gives can encode, decode and cut; it cannot sample or train. Raises ModelError as `load` does.
+    The Vlm can encode and decode, but not sample or train. Raises ModelError as `load` does.
     """
     from transformers import AutoConfig, GenerationConfig
 

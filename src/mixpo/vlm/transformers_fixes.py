@@ -1,7 +1,4 @@
-"""What some releases of `transformers` that mixpo runs on get wrong in a model: put right when it is loaded, or refused.
-
-Changes nothing in releases that get it right, and nothing in the model's files.
-"""
+"""Workarounds for bugs of supported `transformers` releases, applied when a model is loaded; files are not changed."""
 
 from __future__ import annotations
 
@@ -14,20 +11,20 @@ from torch import Tensor, nn
 from mixpo.errors import ModelError
 
 _CAPS_LOGITS = {"paligemma": "5.23"}
-"""Model types whose logits are capped as configured only from this release on."""
+"""Model types whose logit soft-cap is ignored before this release."""
 
 _MIXED = {"smolvlm"}
-"""Model types that (before 5.21) put image features between embeddings of another type; autocast makes them of two types."""
+"""Model types that (before 5.21) mix image features and embeddings of different dtypes under autocast."""
 
 
 def apply_fixes(model: Any) -> None:
-    """Let the model compute what its configuration says. Raises ModelError where the installed release cannot."""
+    """Make the model compute what its configuration says. Raises ModelError where the installed release cannot."""
     kind, text = model.config.model_type, model.config.get_text_config()
     if getattr(text, "attn_logit_softcapping", None):
-        # PyTorch's own attention cannot cap scores. Before 5.21 it is used all the same, and the cap is dropped without a word.
+        # SDPA does not support soft-capped scores. Before 5.21 it is used anyway and silently ignores the cap.
         model.set_attn_implementation("eager" if text is model.config else {"text_config": "eager"})
     if kind in _MIXED:
-        model.base_model.connector.register_forward_hook(_as_its_weights)
+        model.base_model.connector.register_forward_hook(_cast_to_weights)
     if getattr(text, "final_logit_softcapping", None) and Version(transformers.__version__) < Version(_CAPS_LOGITS.get(kind, "0")):
         raise ModelError(
             f"transformers {transformers.__version__} does not cap the logits of {kind} as its configuration asks "
@@ -36,5 +33,5 @@ def apply_fixes(model: Any) -> None:
         )
 
 
-def _as_its_weights(module: nn.Module, inputs: Any, features: Tensor) -> Tensor:
+def _cast_to_weights(module: nn.Module, inputs: Any, features: Tensor) -> Tensor:
     return features.to(next(module.parameters()).dtype)
