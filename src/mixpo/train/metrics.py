@@ -17,14 +17,14 @@ from mixpo.records import write_text
 class StepMetrics:
     """One optimizer step; means over all pairs of the step on all ranks.
 
-    step: from 1. epoch: passes over the data, fractional. loss: the weighted total.
-    preference, quality, generation: the unweighted terms; weighted_*: times their weight, which sum to `loss`.
+    step: from 1. epoch: passes over the data so far, 1.0 after the first. loss: the weighted total.
+    preference, quality, generation: the raw terms; weighted_*: times their weight, which add up to `loss`.
     reward_*: beta times the log-ratio to the reference. margin: chosen minus rejected. accuracy: share of pairs with margin > 0.
-    delta: reward shift of this step. logp_*: summed log-probs. grad_norm: before clipping. tokens: without padding.
-    token_efficiency: minimum of tokens (prompts and shared prefixes once) over computed tokens, padding included.
-    memory: peak bytes on the main rank's GPU, or of its process without one. seconds_left: until the end of training.
-    watch_*: in-training evaluation (train.watch) after this step, None without one: share correct, mean tokens, share with repetition,
-    share truncated at the token limit.
+    delta: the reward shift this step used. logp_*: summed log-probs. grad_norm: before clipping. tokens: without padding.
+    token_efficiency: minimum tokens to compute (every prompt and shared prefix once) over tokens computed, padding included.
+    memory: peak bytes so far on the main rank's GPU, or of its process without one.
+    seconds_left: until the end.
+    watch_*: in-training evaluation (train.watch) after this step, or None: accuracy, mean tokens, repetition rate, truncation rate.
     """
 
     step: int
