@@ -89,7 +89,7 @@ def test_watching_on_two_ranks_changes_no_weight_and_is_logged_once(own_run: Pat
         status, _, error = launch("torchrun", *arguments, *(part for setting in settings for part in ("--set", setting)))
         assert status == 0, error[-3000:]
         assert error.count("mpo: first loss") == 1
-        assert error.count(": watched answers ") == (3 if settings else 0)
+        assert error.count(": in-training evaluation: ") == (3 if settings else 0)
         weights.append((run / "models" / "mpo" / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
     steps: list[int] = []
@@ -137,7 +137,7 @@ def test_killing_one_rank_ends_the_launch_and_the_next_one_goes_on(own_run: Path
         process.kill()
     status, _, error = launch("torchrun", *arguments)
     assert status == 0, error[-3000:]
-    assert "mpo: going on after step" in error
+    assert "mpo: resuming after step" in error
 
 
 def second_rank(launcher: int) -> int:

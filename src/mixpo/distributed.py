@@ -133,15 +133,15 @@ class Ranks:
 def ranks_from_env(environment: Mapping[str, str]) -> Ranks:
     """Rank, world size and local rank as a launcher sets them; a single rank without one. Raises RunError for invalid values."""
     try:
-        found = Ranks(*(int(environment.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))))
+        ranks = Ranks(*(int(environment.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))))
     except ValueError:
         raise RunError(
             "RANK, WORLD_SIZE and LOCAL_RANK in the environment must be whole numbers; unset them, or use torchrun",
             code="rank-environment-invalid",
         ) from None
-    if not 0 <= found.rank < found.world_size:
+    if not 0 <= ranks.rank < ranks.world_size:
         raise RunError(
-            f"RANK is {found.rank} and WORLD_SIZE is {found.world_size} in the environment; unset them, or use torchrun",
+            f"RANK is {ranks.rank} and WORLD_SIZE is {ranks.world_size} in the environment; unset them, or use torchrun",
             code="rank-environment-invalid",
         )
-    return found
+    return ranks

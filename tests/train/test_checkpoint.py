@@ -70,7 +70,7 @@ def test_resume_is_bit_equal(tiny_vlm: Vlm, data: list[Group], tmp_path: Path, m
     said = Silent()
     resumed = train(job(second, data, tmp_path / "cut", **SETTINGS), said)
     assert numbers(resumed.steps) == numbers(whole.steps)
-    assert any(f"going on after step {stop // 2 * 2} of 9" in line for line in said.lines) == (stop >= 2)
+    assert any(f"resuming after step {stop // 2 * 2} of 9" in line for line in said.lines) == (stop >= 2)
     for name, value in first.model.named_parameters():
         assert torch.equal(value, dict(second.model.named_parameters())[name]), name
 
@@ -103,7 +103,7 @@ def test_two_are_kept_and_the_older_one_serves_when_the_newer_is_torn(tiny_vlm: 
     said = Silent()
     again = train(job(fresh(tiny_vlm), data, tmp_path, **SETTINGS), said)
     assert any("step-000009: cannot be read" in line for line in said.lines)
-    assert any("going on after step 8 of 9" in line for line in said.lines)
+    assert any("resuming after step 8 of 9" in line for line in said.lines)
     assert numbers(again.steps) == numbers(whole.steps)
     assert sorted(path.name for path in folder.iterdir()) == ["step-000008", "step-000009"]
 
@@ -195,7 +195,7 @@ def test_killed_with_sigkill(tiny_vlm: Vlm, tiny_folder: Path, data: list[Group]
     said = Silent()
     settings = {"epochs": 12, "batch_size": 4, "save_every": 1000}
     resumed = train(job(fresh(tiny_vlm), data, tmp_path / "cut", **settings), said)
-    assert any(f"going on after step {done} of 36" in line for line in said.lines)
+    assert any(f"resuming after step {done} of 36" in line for line in said.lines)
     whole = train(job(fresh(tiny_vlm), data, tmp_path / "whole", **settings), Silent())
     assert numbers(resumed.steps) == numbers(whole.steps)
     assert [json.loads(line)["step"] for line in metrics.read_text(encoding="utf-8").splitlines()] == list(range(1, 37))

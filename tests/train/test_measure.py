@@ -56,7 +56,7 @@ def test_watching_changes_no_weight_and_logs_the_right_steps(prepared: Path, tmp
     total = rows[1][-1].step
     assert total == 5
     assert [row.step for row in rows[1] if row.watch_tokens is not None] == [2, 4, 5]
-    assert sum("watched answers" in line for line in said(looked)) == 3
+    assert sum("in-training evaluation: " in line for line in said(looked)) == 3
     run_stage(looked, ("report",))
     report = load_report(tmp_path / "b")
     assert report is not None
@@ -86,7 +86,7 @@ def test_a_model_that_goes_in_circles_is_said(prepared: Path, tmp_path: Path, mo
     broken = PolicyMetrics(accuracy=0.5, tokens=30.0, loops=0.5, cut=0.5)
     monkeypatch.setattr(train_stage, "watch_of", lambda *_: lambda: broken)
     context = trained(prepared, tmp_path / "d", "train.watch.every=3", "train.watch.count=2")
-    assert any("step 3: 50% of the watched answers repeat a phrase over and over" in line for line in said(context))
+    assert any("step 3: 50% of the answers repeat a phrase over and over" in line for line in said(context))
 
 
 def test_another_watch_keeps_the_model(prepared: Path, tmp_path: Path) -> None:

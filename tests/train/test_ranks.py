@@ -133,5 +133,5 @@ def test_going_on(two: Path) -> None:
 def test_one_process_goes_on_where_two_stopped(two: Path, tiny_vlm: Vlm, data: list[Group]) -> None:
     said = Silent()
     done = train(job(fresh(tiny_vlm), data, two / "handed-on", **CUT), said)
-    assert any("going on after step 3" in line for line in said.lines)
+    assert any("resuming after step 3" in line for line in said.lines)
     same(done.steps, rows(two / "mpo"))

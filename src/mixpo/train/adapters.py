@@ -57,18 +57,20 @@ def target_layers(model: nn.Module, table: LoraTable) -> tuple[str, ...]:
     The output head is adapted only if named. Raises TrainError for a part without linear layers and a name without a match.
     """
     adapted, head = lora.layers(model), model.get_output_embeddings()  # type: ignore[operator]
-    found = [name for name, module in model.named_modules() if type(module) is nn.Linear and not _is_adapter_part(name)] + list(adapted)
-    found = [name for name in found if part_of(name) in table.parts]
+    candidates = [name for name, module in model.named_modules() if type(module) is nn.Linear and not _is_adapter_part(name)] + list(
+        adapted
+    )
+    candidates = [name for name in candidates if part_of(name) in table.parts]
     for part in table.parts:
-        if not any(part_of(name) == part for name in found):
+        if not any(part_of(name) == part for name in candidates):
             raise TrainError(
                 f"train.lora.parts: {type(model).__name__} has no linear layers that mixpo knows as its {part}; leave it out",
                 code="lora-part-unknown",
                 key="train.lora.parts",
             )
     for wanted in table.modules:
-        if not any(_matches(name, wanted) for name in found):
-            known = sorted({name.rpartition(".")[2] for name in found})
+        if not any(_matches(name, wanted) for name in candidates):
+            known = sorted({name.rpartition(".")[2] for name in candidates})
             raise TrainError(
                 f"train.lora.modules: {wanted!r} matches no linear layer of {', '.join(table.parts)}{did_you_mean(wanted, known)}; "
                 f"there are {', '.join(known)}",
@@ -76,8 +78,8 @@ def target_layers(model: nn.Module, table: LoraTable) -> tuple[str, ...]:
                 key="train.lora.modules",
             )
     if not table.modules:
-        return tuple(sorted(name for name in found if model.get_submodule(name) is not head))
-    return tuple(sorted(name for name in found if any(_matches(name, wanted) for wanted in table.modules)))
+        return tuple(sorted(name for name in candidates if model.get_submodule(name) is not head))
+    return tuple(sorted(name for name in candidates if any(_matches(name, wanted) for wanted in table.modules)))
 
 
 def merge_checked(vlm: Vlm, batch: Batch, precision: torch.dtype) -> Callable[[Path], None]:
@@ -119,10 +121,10 @@ def _matches(name: str, wanted: str) -> bool:
 
 def _check_recipe(model: nn.Module, present: lora.Adapter, table: LoraTable) -> None:
     """Raise TrainError when the recipe describes another adapter than the loaded one."""
-    for key, found, asked in (("rank", present.rank, table.rank), ("alpha", present.alpha, table.alpha)):
-        if found != asked:
+    for key, actual, asked in (("rank", present.rank, table.rank), ("alpha", present.alpha, table.alpha)):
+        if actual != asked:
             raise TrainError(
-                f"train.lora.{key} is {asked:g}, but model.adapter has {found:g}; set it to {found:g} to continue training that adapter",
+                f"train.lora.{key} is {asked:g}, but model.adapter has {actual:g}; set it to {actual:g} to continue training that adapter",
                 code="lora-setting-mismatch",
                 key=f"train.lora.{key}",
             )
@@ -138,7 +140,7 @@ def _check_recipe(model: nn.Module, present: lora.Adapter, table: LoraTable) -> 
 
 
 def _sizes(model: nn.Module) -> list[PartSize]:
-    found = {part: [0, 0] for part in PARTS}
+    sizes = {part: [0, 0] for part in PARTS}
     for name, parameter in model.named_parameters():
-        found[part_of(name)][parameter.requires_grad] += parameter.numel()
-    return [PartSize(part, frozen, trained, adapter=True) for part, (frozen, trained) in found.items()]
+        sizes[part_of(name)][parameter.requires_grad] += parameter.numel()
+    return [PartSize(part, frozen, trained, adapter=True) for part, (frozen, trained) in sizes.items()]

@@ -28,14 +28,14 @@ def step_shifts(session: Session, batches: Sequence[Sequence[Chunk]]) -> Iterato
 def _transported(session: Session, batches: Sequence[Sequence[Chunk]]) -> list[Tensor]:
     accelerator = session.accelerator
     counts = list[int]()
-    found = [torch.zeros(0, 2, dtype=accumulation_dtype(accelerator.device), device=accelerator.device)]
+    margins = [torch.zeros(0, 2, dtype=accumulation_dtype(accelerator.device), device=accelerator.device)]
     for chunks in batches:
         batch = session.complete(collate(session.job.vlm, chunks, session.prompts.get, session.layout), chunks)
         logps: ResponseLogps = session.parallel.scorer(batch)
         both = torch.stack([logps.sums, batch.reference], -1)
-        found.append(both[batch.chosen] - both[batch.rejected])
+        margins.append(both[batch.chosen] - both[batch.rejected])
         counts.append(len(batch.chosen))
-    mine = torch.cat(found)
+    mine = torch.cat(margins)
     sizes = accelerator.gather(torch.tensor([len(mine)], device=accelerator.device))
     # Padded with infinite margins, which sort last on both sides and so match each other only.
     room = torch.full((int(sizes.max()) - len(mine), 2), float("inf"), dtype=mine.dtype, device=mine.device)

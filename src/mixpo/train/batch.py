@@ -84,17 +84,17 @@ def micro_batches(chunks: Iterable[Chunk], prompt_length: Callable[[Group], int]
     """
     fitting = [part for chunk in chunks for part in _divide(chunk, prompt_length(chunk.group), budget, layout)]
     sizes = [footprint(chunk, prompt_length(chunk.group)) for chunk in fitting]
-    found: list[list[Chunk]] = []
+    batches: list[list[Chunk]] = []
     filled: list[Footprint] = []
     for number in sorted(range(len(fitting)), key=lambda number: _order(fitting[number], sizes[number])):
         chunk, size = fitting[number], sizes[number]
         place = next((n for n, full in enumerate(filled) if full.plus(size).cost(layout) <= budget), len(filled))
         if place == len(filled):
-            found.append([])
+            batches.append([])
             filled.append(Footprint(0, 0, 0))
-        found[place].append(chunk)
+        batches[place].append(chunk)
         filled[place] = filled[place].plus(size)
-    return [tuple(batch) for batch in found]
+    return [tuple(batch) for batch in batches]
 
 
 def _order(chunk: Chunk, size: Footprint) -> tuple[object, ...]:

@@ -142,12 +142,12 @@ def find_checkpoint(folder: Path, expected: TrainState, say: Callable[[str], Non
         shutil.rmtree(leftover, ignore_errors=True)
     for name in reversed(_names(folder)):
         try:
-            found = _read(folder / name, moving_reference)
+            checkpoint = _read(folder / name, moving_reference)
         except _UNREADABLE as error:
             say(f"{folder / name}: cannot be read ({type(error).__name__}: {error}); taking the one before")
             continue
-        _refuse_other(found.path, found.state, expected)
-        return found
+        _refuse_other(checkpoint.path, checkpoint.state, expected)
+        return checkpoint
     return None
 
 

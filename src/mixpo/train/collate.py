@@ -88,15 +88,15 @@ def _interleave(spans: Sequence[Span], prompts: Sequence[Tensor], tails: Sequenc
 
 def _positions(vlm: Vlm, spans: Sequence[Span], prompts: Sequence[EncodedPrompt]) -> Tensor:
     """Position ids, (1, T) or (3, 1, T); a response starts one after the largest position of its prompt."""
-    found, tails = [], []
+    prompt_positions, tails = [], []
     for span, prompt in zip(spans, prompts, strict=True):
         of_prompt = positions_of(vlm, prompt)
         after = int(of_prompt.max()) + 1
-        found.append(of_prompt)
+        prompt_positions.append(of_prompt)
         for branch, path in zip(span.branches, span.paths(), strict=True):
             end = after + len(path) - span.prompt
             tails.append(torch.arange(end - len(branch.tokens), end).expand(*of_prompt.shape[:-1], -1))
-    return _interleave(spans, found, tails)
+    return _interleave(spans, prompt_positions, tails)
 
 
 def _block_ids(visibility: Visibility, prompt: EncodedPrompt) -> Tensor | None:

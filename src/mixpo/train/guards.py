@@ -38,12 +38,10 @@ class BatchLogps(NamedTuple):
 def check_reference(session: Session, seen: Sequence[BatchLogps]) -> None:
     """Before the first update, policy and reference are equal: raise TrainError for a log-prob that differs from the reference."""
     problem = next(_differences(seen, session.precision == torch.float32, session.online is not None), "")
-    found = torch.tensor(int(bool(problem)), device=session.accelerator.device)
+    failed = torch.tensor(int(bool(problem)), device=session.accelerator.device)
     # All ranks raise: one that raised alone would leave the others waiting for its gradients.
-    if int(session.accelerator.reduce(found, "sum")):
-        raise TrainError(
-            problem or "another rank found reference log-probs that are not the policy's; see its message", code="reference-mismatch"
-        )
+    if int(session.accelerator.reduce(failed, "sum")):
+        raise TrainError(problem or "reference and policy differ on another rank; see its message", code="reference-mismatch")
 
 
 def _differences(seen: Sequence[BatchLogps], exact: bool, online: bool) -> Iterator[str]:
@@ -108,14 +106,14 @@ def check_zero_loss(state: TrainState, total: float) -> None:
 def check_weights(session: Session) -> None:
     """Before a checkpoint: raise TrainError for non-finite trained weights, or a matrix that has become all zeros."""
     names = [name for name, _ in session.parallel.trained()]
-    found = torch.zeros(2, len(names), device=session.accelerator.device)
+    flags = torch.zeros(2, len(names), device=session.accelerator.device)
     for number, (_, parameter) in enumerate(session.parallel.trained()):
         held = local_shard(parameter)
         if held.numel():
             low, high = torch.aminmax(held)
-            found[0, number] = ~(low.isfinite() & high.isfinite())
-            found[1, number] = (low != 0) | (high != 0) | (parameter.ndim < 2)
-    broken, alive = session.accelerator.reduce(found, "sum").tolist()
+            flags[0, number] = ~(low.isfinite() & high.isfinite())
+            flags[1, number] = (low != 0) | (high != 0) | (parameter.ndim < 2)
+    broken, alive = session.accelerator.reduce(flags, "sum").tolist()
     for number, name in enumerate(names):
         if broken[number] or not (alive[number] or name in session.zero_matrices):
             what = "holds NaN or infinite values" if broken[number] else "has become nothing but zeros"

@@ -65,11 +65,11 @@ def _why_no_varlen(vlm: Vlm, precision: torch.dtype) -> str:
 def _problem(vlm: Vlm, sample: Sequence[Chunk], prompt_of: PromptOf, layout: Layout, precision: torch.dtype, plain: ResponseLogps) -> str:
     """Why a layout cannot be used; "" if it can."""
     try:
-        found = _score(vlm, sample, prompt_of, layout, precision)
-        gap = float(((found.sums - plain.sums).abs() / plain.lengths).max())
+        logps = _score(vlm, sample, prompt_of, layout, precision)
+        gap = float(((logps.sums - plain.sums).abs() / plain.lengths).max())
         if not gap <= TOLERANCE[precision]:  # true for NaN
             return f"the {layout} layout would change log-probs by {gap:.2g} per token"
-        if layout in PACKED and (leak := _leakage(vlm, sample, prompt_of, layout, precision, found.sums)):
+        if layout in PACKED and (leak := _leakage(vlm, sample, prompt_of, layout, precision, logps.sums)):
             return f"a response would notice the others' tokens (by {leak:.2g})"
     except MODEL_ERRORS as error:
         return f"the {layout} layout fails with {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

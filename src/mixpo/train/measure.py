@@ -115,18 +115,20 @@ def evaluate_policy(session: Session, row: StepMetrics) -> StepMetrics:
     model.eval()
     try:
         # On every rank: a sharded model needs all of them for a forward pass.
-        found = watch()
+        metrics = watch()
     finally:
         model.train()
-    figures = f"{found.accuracy:.1%} correct, {found.tokens:.0f} tokens, {found.cut:.0%} cut, {found.loops:.0%} in circles"
-    session.progress.say(f"step {row.step}: watched answers {figures}")
-    if found.loops > REPETITION_WARNING:
+    figures = (
+        f"{metrics.accuracy:.1%} correct, {metrics.tokens:.0f} tokens, {metrics.cut:.0%} truncated, {metrics.loops:.0%} with repetition"
+    )
+    session.progress.say(f"step {row.step}: in-training evaluation: {figures}")
+    if metrics.loops > REPETITION_WARNING:
         session.progress.say(
-            f"step {row.step}: {found.loops:.0%} of the watched answers repeat a phrase over and over; the model may be degenerating, "
+            f"step {row.step}: {metrics.loops:.0%} of the answers repeat a phrase over and over; the model may be degenerating, "
             "lower train.learning_rate or raise train.loss.generation"
         )
     return dataclasses.replace(
-        row, watch_accuracy=found.accuracy, watch_tokens=found.tokens, watch_loops=found.loops, watch_cut=found.cut
+        row, watch_accuracy=metrics.accuracy, watch_tokens=metrics.tokens, watch_loops=metrics.loops, watch_cut=metrics.cut
     )  # fmt: skip
 
 

@@ -54,16 +54,16 @@ def open_accelerator(device: torch.device, **options: Any) -> Accelerator:
 
 def strategy_of(accelerator: Accelerator) -> Strategy:
     """The strategy that the launch asks for. Raises TrainError for an unsupported one."""
-    found = accelerator.distributed_type
-    if found == DistributedType.DEEPSPEED:
+    kind = accelerator.distributed_type
+    if kind == DistributedType.DEEPSPEED:
         return "deepspeed"
     # Without a GPU, Accelerate ignores FSDP.
-    if found == DistributedType.FSDP or (found == DistributedType.MULTI_CPU and parse_flag_from_env("ACCELERATE_USE_FSDP")):
+    if kind == DistributedType.FSDP or (kind == DistributedType.MULTI_CPU and parse_flag_from_env("ACCELERATE_USE_FSDP")):
         return "fsdp2"
-    if found in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+    if kind in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         return "ddp"
     raise TrainError(
-        f"training under {found.value} is not supported; launch it with DDP, FSDP2 or DeepSpeed (recipes/accelerate)",
+        f"training under {kind.value} is not supported; launch it with DDP, FSDP2 or DeepSpeed (recipes/accelerate)",
         code="launch-not-supported",
     )
 
@@ -124,8 +124,8 @@ class Parallel:
         if self.strategy == "deepspeed":
             self.scorer.step()
             return float(self.scorer.get_global_grad_norm())
-        found: Any = nn.utils.clip_grad_norm_([parameter for _, parameter in self.trained()], most)
-        norm = float(found.full_tensor() if isinstance(found, DTensor) else found)
+        total: Any = nn.utils.clip_grad_norm_([parameter for _, parameter in self.trained()], most)
+        norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
         if math.isfinite(norm):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -169,12 +169,12 @@ class Parallel:
 
     def _gather(self, tensors: Any) -> dict[str, Any]:
         """*Collective.* Full tensors on the CPU of the main rank, gathered one by one; empty on the others."""
-        found = {}
+        gathered = {}
         for name, value in tensors:
-            gathered = full_tensor(value)
+            tensor = full_tensor(value)
             if self.main:
-                found[name] = gathered
-        return found
+                gathered[name] = tensor
+        return gathered
 
 
 def wrap_model(accelerator: Accelerator, scorer: nn.Module, optimizer_of: Callable[[nn.Module], Any], max_norm: float) -> Parallel:
@@ -268,8 +268,8 @@ def local_shard(parameter: nn.Parameter) -> Tensor:
     held: Any = parameter.detach()
     if isinstance(held, DTensor):
         held = held.to_local()
-    found: Tensor = getattr(parameter, "ds_tensor", held)
-    return found
+    shard: Tensor = getattr(parameter, "ds_tensor", held)
+    return shard
 
 
 def _scatter(value: Any, parameter: nn.Parameter) -> Any:

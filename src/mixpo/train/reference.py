@@ -52,15 +52,15 @@ class ReferenceScorer:
         if self.layout is None:
             self.layout, self.note = choose_layout(self.vlm, check_sample(chunks), self.prompts.get, self.precision)
         scorer = Scorer(self.vlm.model, self.layout, self.precision)
-        found: dict[tuple[str, str, int], float] = {}
+        logps: dict[tuple[str, str, int], float] = {}
         for batch_chunks in micro_batches(chunks, self.prompts.length, self.table.tokens_per_batch, self.layout):
             batch = collate(self.vlm, batch_chunks, self.prompts.get, self.layout)
             with torch.no_grad():
                 sums = scorer(batch).sums.tolist()
             owners = [(chunk, response) for chunk in batch_chunks for response in chunk.responses]
             for (chunk, response), value in zip(owners, sums, strict=True):
-                found[chunk.group.question.id, chunk.group.prompt, response] = _finite(value, chunk.group)
-        return [tuple(found[g.question.id, g.prompt, response] for response in range(len(g.responses))) for g in groups]
+                logps[chunk.group.question.id, chunk.group.prompt, response] = _finite(value, chunk.group)
+        return [tuple(logps[g.question.id, g.prompt, response] for response in range(len(g.responses))) for g in groups]
 
     def _group(self, question: Question, prompt: str, pairs: Sequence[Pair]) -> GroupedPairs:
         if not pairs:

@@ -218,18 +218,18 @@ def _find_state(
 ) -> tuple[TrainState, Checkpoint | None]:
     """The state to resume from and its checkpoint. Raises TrainError for one of another training or launch strategy."""
     expected = TrainState(data=data_digest(job.groups), settings=job.settings)
-    found = find_checkpoint(job.folder / "checkpoints", expected, progress.say, moving_reference)
-    if found is None:
+    checkpoint = find_checkpoint(job.folder / "checkpoints", expected, progress.say, moving_reference)
+    if checkpoint is None:
         return expected, None
-    if found.is_deepspeed != (strategy_of(accelerator) == "deepspeed"):
-        wrote, other = ("DeepSpeed", "without it") if found.is_deepspeed else ("a launch without DeepSpeed", "with it")
+    if checkpoint.is_deepspeed != (strategy_of(accelerator) == "deepspeed"):
+        wrote, other = ("DeepSpeed", "without it") if checkpoint.is_deepspeed else ("a launch without DeepSpeed", "with it")
         raise TrainError(
-            f"{found.path}: written by {wrote} and unreadable {other}; go on as before, or start again with --force train",
+            f"{checkpoint.path}: written by {wrote} and unreadable {other}; launch it as before, or retrain with --force train",
             code="checkpoint-other-launch",
-            path=found.path,
+            path=checkpoint.path,
         )
-    progress.say(f"{job.objective}: going on after step {found.state.step} of {job.schedule.total}")
-    return found.state, found
+    progress.say(f"{job.objective}: resuming after step {checkpoint.state.step} of {job.schedule.total}")
+    return checkpoint.state, checkpoint
 
 
 def _accelerator(job: TrainJob) -> Accelerator:

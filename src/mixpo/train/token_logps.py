@@ -36,8 +36,8 @@ def token_logps(
         kind = hidden_ad.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_ad.dtype
         tile_width = max(1, (tile or (CPU_TILE_BYTES if kind == "cpu" else TILE_BYTES)) // (4 * len(target_a)))
-        found: Tensor = _TiledLogps.apply(hidden_ad, head.weight, head.bias, target_a, scaling, tile_width, dtype)
-        return found
+        logps_a: Tensor = _TiledLogps.apply(hidden_ad, head.weight, head.bias, target_a, scaling, tile_width, dtype)
+        return logps_a
     rows = max(1, (tile or TILE_BYTES) // (4 * vocabulary))
     parts = zip(torch.split(hidden_ad, rows), torch.split(target_a, rows), strict=True)
     return torch.cat([checkpoint(lambda h, t: _score(head(h), scaling, t), h_cd, t_c, use_reentrant=False) for h_cd, t_c in parts])

@@ -43,12 +43,12 @@ class Span(NamedTuple):
 
     def paths(self) -> list[Tensor]:
         """For each branch the row positions of its full sequence, from the first prompt token to its own last token."""
-        found, first = list[Tensor](), self.start + self.prompt
+        paths, first = list[Tensor](), self.start + self.prompt
         for branch in self.branches:
-            before = found[branch.parent] if branch.parent >= 0 else self.prompt_positions()
-            found.append(torch.cat([before, torch.arange(first, first + len(branch.tokens))]))
+            before = paths[branch.parent] if branch.parent >= 0 else self.prompt_positions()
+            paths.append(torch.cat([before, torch.arange(first, first + len(branch.tokens))]))
             first += len(branch.tokens)
-        return found
+        return paths
 
 
 class AttentionOptions(NamedTuple):
@@ -108,14 +108,14 @@ class PaddedPlan:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:
         """(T, H, D) each -> (T, H, D)."""
-        found = []
+        outputs = []
         for number, call in enumerate(self.calls):
             free = call.causal and options.window is None and not options.softcap
             mask = None if free else self.mask(number, options.window, query.dtype)
             out = _kernel(_gather_heads(query, call.queries), _gather_heads(key, call.keys), _gather_heads(value, call.keys), mask, options)
-            found.append(out.transpose(1, 2).flatten(0, 1))
+            outputs.append(out.transpose(1, 2).flatten(0, 1))
         # (all results, H, D) -> (T, H, D)
-        return torch.cat(found).index_select(0, self.order)
+        return torch.cat(outputs).index_select(0, self.order)
 
     def mask(self, number: int, window: int | None, dtype: torch.dtype) -> Tensor:
         """(B, 1, Q, K) additive mask of a call; cached."""
@@ -161,11 +161,11 @@ def plan_padded(spans: Sequence[Span], visibility: Visibility, device: torch.dev
     )
 
 
-def _calls(found: Sequence[QueryKeys], causal: bool) -> Iterator[AttentionCall]:
+def _calls(members: Sequence[QueryKeys], causal: bool) -> Iterator[AttentionCall]:
     """Bucket sequences into calls, longest first. Padding is at the end, where a causal mask hides it."""
     current: list[QueryKeys] = []
     used = queries = keys = 0
-    for member in sorted(found, key=lambda member: (-len(member.queries), -len(member.keys), int(member.queries[0]))):
+    for member in sorted(members, key=lambda member: (-len(member.queries), -len(member.keys), int(member.queries[0]))):
         own = len(member.queries) * len(member.keys)
         wider, longer = max(queries, len(member.queries)), max(keys, len(member.keys))
         if current and (len(current) + 1) * wider * longer > used + own + max(SPARE, (used + own) // 8):
@@ -177,8 +177,8 @@ def _calls(found: Sequence[QueryKeys], causal: bool) -> Iterator[AttentionCall]:
         yield _pad_call(current, causal)
 
 
-def _pad_call(found: Sequence[QueryKeys], causal: bool) -> AttentionCall:
-    queries, keys = (torch.nn.utils.rnn.pad_sequence(list(side), True, PAD) for side in zip(*found, strict=True))
+def _pad_call(members: Sequence[QueryKeys], causal: bool) -> AttentionCall:
+    queries, keys = (torch.nn.utils.rnn.pad_sequence(list(side), True, PAD) for side in zip(*members, strict=True))
     return AttentionCall(queries, keys, causal)
 
 
@@ -252,11 +252,11 @@ class VarlenPlan:
 def plan_varlen(spans: Sequence[Span], device: torch.device) -> VarlenPlan:
     """The plan for a row in which these groups stand one after the other. Nothing in them may see both ways."""
     assert all(span.block_ids is None for span in spans)
-    found = list(sequences(spans))
-    lengths = torch.tensor([[len(member.queries), len(member.keys)] for member in found])
+    members = list(sequences(spans))
+    lengths = torch.tensor([[len(member.queries), len(member.keys)] for member in members])
     ends = F.pad(lengths.cumsum(0), (0, 0, 1, 0)).int().to(device)
     return VarlenPlan(
-        keys=torch.cat([member.keys for member in found]).to(device),
+        keys=torch.cat([member.keys for member in members]).to(device),
         query_ends=ends[:, 0].contiguous(),
         key_ends=ends[:, 1].contiguous(),
         longest=(int(lengths[:, 0].max()), int(lengths[:, 1].max())),

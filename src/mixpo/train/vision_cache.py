@@ -47,12 +47,12 @@ class VisionCache:
 
     def fill(self, batch: Batch, chunks: Sequence[Chunk]) -> Batch:
         """The batch with the features of its images in place of their pixels. chunks: of the batch, in order."""
-        found = [self._get(chunk.group) for chunk in chunks if chunk.group.question.images]
-        if not found:
+        features = [self._get(chunk.group) for chunk in chunks if chunk.group.question.images]
+        if not features:
             return batch
         pixel_names = {name for chunk in chunks for name in self.prompt_of(chunk.group).features}
         inputs = {name: value for name, value in batch.inputs.items() if name not in pixel_names}
-        return replace(batch, inputs=inputs, features=_join(found))
+        return replace(batch, inputs=inputs, features=_join(features))
 
     def _get(self, group: Group) -> Any:
         key = (self.images, *(image.digest for image in group.question.images))
@@ -101,10 +101,10 @@ def _problem(vision_cache: VisionCache, layout: Layout, sample: Sequence[Chunk])
     batch = collate(vision_cache.vlm, sample, vision_cache.prompt_of, layout)
     expected = scorer(batch)
     try:
-        found = scorer(vision_cache.fill(batch, sample))
+        actual = scorer(vision_cache.fill(batch, sample))
     except MODEL_ERRORS as error:
         return f"handing them in fails with {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    gap = float(((found.sums - expected.sums).abs() / expected.lengths).max())
+    gap = float(((actual.sums - expected.sums).abs() / expected.lengths).max())
     return "" if gap <= TOLERANCE[vision_cache.precision] else f"handing them in would change log-probs by {gap:.2g} per token"
 
 

@@ -49,12 +49,12 @@ def layers(model: nn.Module) -> dict[str, Any]:
 
 def adapter_of(model: nn.Module) -> Adapter | None:
     """The adapter of this model, if any."""
-    found = layers(model)
-    if not found:
+    adapted = layers(model)
+    if not adapted:
         return None
-    layer = next(iter(found.values()))
+    layer = next(iter(adapted.values()))
     rank, alpha = int(layer.r[NAME]), float(layer.lora_alpha[NAME])
-    return Adapter(rank=rank, alpha=alpha, modules=tuple(sorted(found)), rooted=not math.isclose(layer.scaling[NAME], alpha / rank))
+    return Adapter(rank=rank, alpha=alpha, modules=tuple(sorted(adapted)), rooted=not math.isclose(layer.scaling[NAME], alpha / rank))
 
 
 def insert(model: nn.Module, adapter: Adapter) -> None:
@@ -79,8 +79,8 @@ def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
     """Copies of A and B on the CPU, by their names in files."""
-    found = parameters(model).items()
-    return {_PREFIX + name.replace(f".{NAME}.", "."): value.detach().to("cpu", copy=True).contiguous() for name, value in found}
+    values = parameters(model).items()
+    return {_PREFIX + name.replace(f".{NAME}.", "."): value.detach().to("cpu", copy=True).contiguous() for name, value in values}
 
 
 def attach(model: nn.Module, folder: Path) -> None:

@@ -137,14 +137,14 @@ def is_complete(folder: Path) -> bool:
 def _hash(paths: Iterable[Path]) -> str:
     there = [path.absolute() for path in paths if path.exists()]
     try:
-        found = zip(there, sha256(there), strict=True)
+        hashed = zip(there, sha256(there), strict=True)
     except OSError as error:
         raise ModelError(
             f"{error.filename}: cannot be read ({error.strerror}); download or copy the model again",
             code="model-file-unreadable",
             path=error.filename,
         ) from None
-    return hashlib.sha256("".join(f"{path.name}\0{digest}\n" for path, digest in found).encode()).hexdigest()[:16]
+    return hashlib.sha256("".join(f"{path.name}\0{digest}\n" for path, digest in hashed).encode()).hexdigest()[:16]
 
 
 def _download(key: str, path: str, revision: str | None, folder: Path) -> Path:

@@ -43,11 +43,11 @@ def sha256(paths: Sequence[Path]) -> list[str]:
         return []
     known = _read()
     with ThreadPoolExecutor(min(AT_ONCE, len(paths))) as pool:
-        found = dict(zip(map(str, paths), pool.map(partial(_hashed, known), paths), strict=True))
-    new = {path: file for path, file in found.items() if known.get(path) != file and _is_cacheable(file)}
+        hashes = dict(zip(map(str, paths), pool.map(partial(_hashed, known), paths), strict=True))
+    new = {path: file for path, file in hashes.items() if known.get(path) != file and _is_cacheable(file)}
     if new:
         _write({**known, **new})
-    return [found[str(path)].digest for path in paths]
+    return [hashes[str(path)].digest for path in paths]
 
 
 def _hashed(known: Mapping[str, FileHash], path: Path) -> FileHash:

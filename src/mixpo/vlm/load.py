@@ -81,9 +81,9 @@ def pick_device(wanted: str) -> torch.device:
 def end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     """All end-of-turn ids: of the generation config, the tokenizer's eos token, and `<|im_end|>` if present."""
     listed = getattr(model.generation_config, "eos_token_id", None)
-    found = set(listed if isinstance(listed, (list, tuple)) else [listed])
-    found |= {tokenizer.eos_token_id, tokenizer.get_vocab().get("<|im_end|>")}
-    ids = tuple(sorted(int(token) for token in found if token is not None and token < len(tokenizer)))
+    candidates = set(listed if isinstance(listed, (list, tuple)) else [listed])
+    candidates |= {tokenizer.eos_token_id, tokenizer.get_vocab().get("<|im_end|>")}
+    ids = tuple(sorted(int(token) for token in candidates if token is not None and token < len(tokenizer)))
     if not ids:
         raise ModelError("the model has no end-of-turn token; set eos_token_id in its generation_config.json", code="end-token-missing")
     return ids

@@ -54,10 +54,10 @@ def free_bytes(device: torch.device) -> int:
 
 def devices() -> list[str]:
     """One line per device that torch can use, the CPU first."""
-    found = [f"cpu: {torch.get_num_threads()} threads"]
+    lines = [f"cpu: {torch.get_num_threads()} threads"]
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
-        found.append(f"cuda:{number}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+        lines.append(f"cuda:{number}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
     if torch.backends.mps.is_available():
-        found.append("mps: Apple GPU")
-    return found
+        lines.append("mps: Apple GPU")
+    return lines

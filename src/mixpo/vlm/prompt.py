@@ -126,14 +126,14 @@ def _cached(question: Callable[[Vlm], Value]) -> Callable[[Vlm], Value]:
 def image_token_ids(vlm: Vlm) -> frozenset[int]:
     """Ids of image and video tokens and their delimiters; never sampled, not allowed in text."""
     processor, tokenizer, config = vlm.processor, vlm.processor.tokenizer, vlm.model.config
-    found: set[Any] = {getattr(config, "image_token_index", None), getattr(config, "video_token_index", None)}
-    found |= {getattr(config, f"{kind}_token_id", None) for kind in ("image", "video", "vision_start", "vision_end", "boi", "eoi")}
+    candidates: set[Any] = {getattr(config, "image_token_index", None), getattr(config, "video_token_index", None)}
+    candidates |= {getattr(config, f"{kind}_token_id", None) for kind in ("image", "video", "vision_start", "vision_end", "boi", "eoi")}
     for name in _TOKEN_NAMES:
         for owner in (processor, tokenizer):
-            found.add(getattr(owner, f"{name}_id", None))
+            candidates.add(getattr(owner, f"{name}_id", None))
             if isinstance(token := getattr(owner, name, None), str):
-                found.add(tokenizer.get_vocab().get(token))
-    return frozenset(int(token) for token in found if isinstance(token, int) and 0 <= token < len(tokenizer))
+                candidates.add(tokenizer.get_vocab().get(token))
+    return frozenset(int(token) for token in candidates if isinstance(token, int) and 0 <= token < len(tokenizer))
 
 
 @_cached
@@ -232,8 +232,8 @@ def _positions(vlm: Vlm, inputs: dict[str, Tensor]) -> Tensor:
     if "image_grid_thw" not in inputs:
         return plain.expand(3, *plain.shape)
     names = ("mm_token_type_ids", "image_grid_thw", "attention_mask")
-    found: Tensor = owner.get_rope_index(inputs["input_ids"], **{n: inputs[n] for n in names if n in inputs})[0]
-    return found.masked_fill(mask == 0, 0)
+    positions: Tensor = owner.get_rope_index(inputs["input_ids"], **{n: inputs[n] for n in names if n in inputs})[0]
+    return positions.masked_fill(mask == 0, 0)
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
@@ -300,12 +300,12 @@ def _check_image_tokens(vlm: Vlm, ids: Tensor, features: dict[str, Tensor], imag
             code="image-token-id-missing",
             path=vlm.folder,
         )
-    found = int((ids == placeholder).sum())
+    actual = int((ids == placeholder).sum())
     expected = _feature_count(vlm, features) if images else 0
-    if found != expected if expected is not None else found == 0:
+    if actual != expected if expected is not None else actual == 0:
         wanted = "at least one" if expected is None else str(expected)
         raise ModelError(
-            f"{vlm.folder}: {amount(images, 'image')} became {amount(found, 'image token')} where the model computes {wanted} features; "
+            f"{vlm.folder}: {amount(images, 'image')} became {amount(actual, 'image token')} where the model computes {wanted} features; "
             "the processor or chat template does not belong to this model",
             code="image-token-count-mismatch",
             path=vlm.folder,
