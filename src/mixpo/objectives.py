@@ -38,7 +38,9 @@ class Objective:
 
 _SINGLE = {
     "dpo": Objective(preference=True, summary="direct preference optimization alone (arXiv 2305.18290, Eq. 7)"),
-    "cdpo": Objective(preference=True, loss_type="cdpo", smoothing=True, summary="DPO that assumes a share `label_smoothing` of flipped pairs"),
+    "cdpo": Objective(
+        preference=True, loss_type="cdpo", smoothing=True, summary="DPO that assumes a share `label_smoothing` of flipped pairs"
+    ),
     "robust_dpo": Objective(
         preference=True, loss_type="robust_dpo", smoothing=True, summary="the same, with an unbiased loss (arXiv 2403.00409)"
     ),

@@ -137,4 +137,4 @@ def test_what_is_known_against_packing() -> None:
     assert why_not_packed(model(layer_types=["full_attention", "sliding_attention"])) == ""
     assert "layer 1 is chunked attention" in why_not_packed(model(layer_types=["full_attention", "chunked_attention"]))
     assert "cross-attention" in why_not_packed(model(cross_attention_layers=[3]))
-    assert "cannot be exchanged" in why_not_packed(SimpleNamespace(config=model().config, _supports_attention_backend=False))
+    assert "cannot be replaced" in why_not_packed(SimpleNamespace(config=model().config, _supports_attention_backend=False))

@@ -23,7 +23,7 @@ def read(prefix_tree: PrefixTree, end: int) -> tuple[int, ...]:
 @given(RESPONSES, st.integers(1, 4))
 def test_every_response_is_on_its_way(responses: list[tuple[int, ...]], least: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "LEAST", least)
+        patch.setattr(module, "MIN_SHARED", least)
         prefix_tree = build_prefix_tree(responses)
     assert [read(prefix_tree, end) for end in prefix_tree.end_branches] == responses
     assert all(branch.tokens and branch.parent < number for number, branch in enumerate(prefix_tree.branches))

@@ -1,4 +1,4 @@
-"""Checks that stop training, or log a warning, before bad numbers reach the weights. All ranks decide alike."""
+"""Checks that stop training, or log a warning, before bad numbers reach the weights. All ranks decide the same way."""
 
 from __future__ import annotations
 
