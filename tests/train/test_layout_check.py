@@ -91,7 +91,7 @@ def test_the_kernel_is_chosen_and_left(monkeypatch: pytest.MonkeyPatch) -> None:
         return choose_layout(one, check_sample(data.chunks[:3]), data.get, torch.float32)
 
     layout, note = check()
-    assert (layout, note.endswith("attention in calls of like lengths (the varlen kernel needs an NVIDIA GPU)")) == ("tree", True)
+    assert (layout, note.endswith("attention: length-bucketed SDPA (the varlen kernel needs an NVIDIA GPU)")) == ("tree", True)
     monkeypatch.setattr("mixpo.train.layout_check._why_no_varlen", lambda *_: "")
     layout, note = check()
     assert layout == "tree"

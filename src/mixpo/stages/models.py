@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixpo.errors import ModelError
 from mixpo.recipe import ImageTable, ModelTable, Recipe, ServedModel, StageKind
-from mixpo.vlm.folder import digests, find, find_adapter
+from mixpo.vlm.folder import digests, find_adapter, find_model
 
 if TYPE_CHECKING:
     from mixpo.vlm.load import Vlm
