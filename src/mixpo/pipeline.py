@@ -22,16 +22,15 @@ from mixpo.recipe import STAGES, Recipe, apply_override, did_you_mean, parse
 from mixpo.records import write_text
 from mixpo.run import Run
 from mixpo.stages import answer, evaluate, source
+from mixpo.stages.evaluate import text_job
 from mixpo.stages.failures import Late
 from mixpo.stages.job import Context, Plan, Planned, assist, perform
 from mixpo.stages.models import SERVED, ModelRef, Models
-from mixpo.stages.pair import pair_job
+from mixpo.stages.pair import pair_job, select_job
 from mixpo.stages.reference import reference_job
 from mixpo.stages.report import report_job
 from mixpo.stages.sample import continue_job, sample_job
-from mixpo.stages.select import select_job
 from mixpo.stages.source import NOTHING, Index, load_index
-from mixpo.stages.text import text_job
 from mixpo.stages.train import model_of, train_job, withdraw
 from mixpo.stages.verify import verify_job
 from mixpo.types import Question

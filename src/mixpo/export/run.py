@@ -14,7 +14,7 @@ from mixpo.pipeline import build_plan, known_sources
 from mixpo.recipe import did_you_mean
 from mixpo.stages import prompting
 from mixpo.stages.job import Context
-from mixpo.stages.select import pairs_of
+from mixpo.stages.pair import pairs_of
 from mixpo.types import Pair, Question
 
 Rows = Iterator[tuple[Question, Pair]]

@@ -6,17 +6,20 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixpo.evaluate import lm_eval
+from mixpo.evaluate.lm_eval import TextScore
 from mixpo.recipe import EvaluationSource, Recipe
 from mixpo.records import Prediction, Sampled
 from mixpo.stages import prompting
 from mixpo.stages.answer import answer_name, prompt_settings, source_name, wording_of
 from mixpo.stages.attempts import attempts_of
 from mixpo.stages.job import Context, Job, Make, Plan
-from mixpo.stages.models import ModelRef
+from mixpo.stages.models import ModelRef, settings_of
 from mixpo.stages.source import Index
 from mixpo.stages.verify import judged_inputs
 from mixpo.types import Question, Response, Verdict, content_id
@@ -30,7 +33,6 @@ if TYPE_CHECKING:
 def ready(recipe: Recipe, base: Path) -> None:
     """Raise MissingExtra or RecipeError where a judge is needed and cannot be asked, or a text task is unknown; no model is loaded."""
     from mixpo.evaluate import judge as judging
-    from mixpo.evaluate import lm_eval
 
     lm_eval.ready(recipe.evaluate, base)
     judged = any(recipe.evaluate.asks_judge(s.source) for s in recipe.evaluate.sets)
@@ -63,7 +65,7 @@ def evaluate_job(context: Context, plan: Plan, index: Index, name: str, table: E
     @contextmanager
     def session(numbers: Sequence[int]) -> Iterator[Make]:
         with ExitStack() as stack:
-            marker = stack.enter_context(Marker(context, benchmark, mode))
+            marker = stack.enter_context(Grader(context, benchmark, mode))
             yield lambda shard: marker.predictions(plan.rows(source, shard), plan.rows(answers, shard), attempts.counts.get(shard, 0))
 
     return Job(
@@ -111,7 +113,7 @@ def wording_of_judge(context: Context, benchmark: Benchmark) -> Rubric | Extract
     return None
 
 
-class Marker:
+class Grader:
     """Marks answers in one mode. Opens what it needs: the verifier's processes, or the judge's threads."""
 
     def __init__(self, context: Context, benchmark: Benchmark | None, mode: str) -> None:
@@ -127,7 +129,7 @@ class Marker:
             self._judge = judging.Judge(table, context.run.root / "judged", context.progress.say)
             self._threads = ThreadPoolExecutor(table.in_flight, thread_name_prefix="mixpo-judge")
 
-    def __enter__(self) -> Marker:
+    def __enter__(self) -> Grader:
         return self
 
     def __exit__(self, *raised: object) -> None:
@@ -222,3 +224,42 @@ def count_predictions(rows: Sequence[Prediction]) -> Mapping[str, int]:
     if any(row.judge for row in rows):
         counts["judge not readable"] = sum(row.unread for row in rows)
     return counts
+
+
+def text_job(context: Context, model: ModelRef) -> Job:
+    """Every task of the recipe on one model."""
+    recipe = context.recipe
+
+    @contextmanager
+    def session(numbers: Sequence[int]) -> Iterator[Make]:
+        def make(shard: int) -> Sequence[TextScore]:
+            from mixpo.vlm.prompt import context_limit
+
+            vlm = context.models.load(model)
+            return lm_eval.run_tasks(vlm.model, vlm.processor.tokenizer, context_limit(vlm), recipe.evaluate, context.base)
+
+        yield make
+
+    return Job(
+        kind="text",
+        name=f"text/{model.name}",
+        title=f"text tasks: {model.name}",
+        row=TextScore,
+        settings={**settings_of(recipe, "text", model), **lm_eval.settings(recipe.evaluate, context.base)},
+        inputs=("all",),
+        sizes=(1,),
+        unit="models",
+        needs=tuple(filter(None, [model.job])),
+        session=session,
+        count=lambda rows: {"scores": len(rows)},
+    )
+
+
+def text_scores(plan: Plan) -> list[dict[str, Any]]:
+    """The scores of all models whose text tasks are done."""
+    return [
+        {"model": planned.job.name.removeprefix("text/"), **asdict(row)}
+        for planned in plan.planned.values()
+        if planned.job.kind == "text" and planned.finished()
+        for row in plan.rows(planned.job.name, 0)
+    ]

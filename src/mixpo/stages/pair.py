@@ -1,4 +1,5 @@
-"""Preference pairs from judged answers and continuations."""
+"""Preference pairs from verified responses and continuations, with the verdicts as people have corrected them; and, where the recipe
+asks for it, the balance of classes over the whole data set."""
 
 from __future__ import annotations
 
@@ -6,31 +7,34 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from mixpo.errors import TrainError
+from mixpo.human_labels import HumanLabel, read_labels
+from mixpo.pairs.balance import Class, class_of, rates, thin
 from mixpo.pairs.build import build
 from mixpo.pairs.provenance import RATIONALE
 from mixpo.plural import amount
-from mixpo.records import Paired
+from mixpo.recipe import Recipe
+from mixpo.records import Judged, Paired, read_column
 from mixpo.run import Manifest
 from mixpo.stages.job import Context, Job, Make, Plan, title
-from mixpo.stages.marks import corrected, digests, marks_of
 from mixpo.stages.source import Index
-from mixpo.types import content_id
+from mixpo.types import Question, content_id
 
 
 def pair_job(context: Context, plan: Plan, index: Index, number: int) -> Job:
     """Round `number`: the pairs of every question, and what was left out."""
     recipe = context.recipe
     sampled, verified, continued = (f"round-{number}/{kind}" for kind in ("sample", "verify", "continue"))
-    marks = marks_of(context.run.root, number)
+    labels = labels_of(context.run.root, number)
 
     @contextmanager
     def session(numbers: Sequence[int]) -> Iterator[Make]:
         def make(shard: int) -> Iterator[Paired]:
             rows = zip(*(plan.rows(name, shard) for name in ("source", sampled, verified, continued)), strict=True)
             for question, answers, judged, cut in rows:
-                verdicts, marked = corrected(judged, marks)
+                verdicts, marked = corrected(judged, labels)
                 yield replace(build(question, answers, verdicts, cut, recipe.pairs, recipe.seed), marked=marked)
 
         yield make
@@ -41,7 +45,9 @@ def pair_job(context: Context, plan: Plan, index: Index, number: int) -> Job:
         title=title(context, number, "pair"),
         row=Paired,
         settings=recipe.deciding("pair"),
-        inputs=tuple(content_id(row) for row in zip(plan.shards(verified), plan.shards(continued), digests(plan, marks), strict=True)),
+        inputs=tuple(
+            content_id(row) for row in zip(plan.shards(verified), plan.shards(continued), label_digests(plan, labels), strict=True)
+        ),
         sizes=index.sizes,
         needs=("source", sampled, verified, continued),
         session=session,
@@ -86,3 +92,89 @@ def _remedy(right: int, wrong: int) -> str:
     if wrong > right:
         return "take easier questions or a stronger model, and look at the answers with `mixpo view`: do they end as the prompt asks?"
     return "take more questions, or raise sample.n"
+
+
+Labels = dict[str, dict[int, HumanLabel]]
+"""By question and index of the answer."""
+
+
+def labels_of(root: Path, number: int) -> Labels:
+    """The labels of people for round `number`; empty without a file. Raises RecordError naming the line that is no label."""
+    labels: Labels = {}
+    for (of_round, question, index), label in read_labels(root).items():
+        if of_round == number:
+            labels.setdefault(question, {})[index] = label
+    return labels
+
+
+def label_digests(plan: Plan, labels: Labels) -> tuple[str, ...]:
+    """For each question shard a digest of the labels in it, "" for none; so a label makes stale only its own shard."""
+    shards = plan.shards("source")
+    if not labels:
+        return ("",) * len(shards)
+    stage = plan.run.stage("source")
+    found = []
+    for shard in shards:
+        path = stage.path(shard)
+        names = read_column(path, Question, "id") if path.exists() else []
+        of_shard = [[name, *_plain(labels[name])] for name in names if name in labels]
+        found.append(content_id(of_shard) if of_shard else "")
+    return tuple(found)
+
+
+def corrected(judged: Judged, labels: Labels) -> tuple[Judged, int]:
+    """The verdicts as the labels have them, and how many responses have one."""
+    of_question = labels.get(judged.question)
+    if not of_question:
+        return judged, 0
+    verdicts = tuple(
+        replace(verdict, outcome=label.outcome, reason=f"marked by {label.by or 'a person'}")
+        if (label := of_question.get(verdict.index)) is not None
+        else verdict
+        for verdict in judged.verdicts
+    )
+    return replace(judged, verdicts=verdicts), sum(verdict.index in of_question for verdict in verdicts)
+
+
+def _plain(labels: Mapping[int, HumanLabel]) -> list[list[object]]:
+    """What decides the pairs; who marked when does not."""
+    return [[index, label.outcome] for index, label in sorted(labels.items())]
+
+
+def pairs_of(recipe: Recipe, number: int) -> str:
+    """The stage whose pairs round `number` is trained on."""
+    return f"round-{number}/{'select' if recipe.pairs.balance else 'pair'}"
+
+
+def select_job(context: Context, plan: Plan, index: Index, number: int) -> Job:
+    """Round `number`: the pairs that are kept of each class."""
+    recipe, table = context.recipe, context.recipe.pairs
+    names = ("source", f"round-{number}/verify", f"round-{number}/pair")
+
+    @contextmanager
+    def session(numbers: Sequence[int]) -> Iterator[Make]:
+        sizes: Counter[Class] = Counter()
+        for shard in range(len(plan.shards(names[2]))):
+            for question, judged, paired in zip(*(plan.rows(name, shard) for name in names), strict=True):
+                sizes.update(class_of(question, judged, pair, table.balance) for pair in paired.pairs)
+        kept = rates(sizes, table.balance_to)
+
+        def make(shard: int) -> Iterator[Paired]:
+            rows = zip(*(plan.rows(name, shard) for name in names), strict=True)
+            return (thin(question, judged, paired, table.balance, kept, recipe.seed) for question, judged, paired in rows)
+
+        yield make
+
+    return Job(
+        kind="select",
+        name=f"round-{number}/select",
+        title=title(context, number, "select"),
+        row=Paired,
+        settings={**recipe.deciding("select"), "from": plan.digest(names[2])},
+        inputs=tuple(" ".join(row) for row in zip(plan.shards(names[2]), index.domains, index.sources, strict=True)),
+        sizes=index.sizes,
+        needs=names,
+        session=session,
+        count=count_paired,
+        check=lambda manifest: check_pairs(context, manifest, number),
+    )

@@ -14,7 +14,7 @@ from mixpo.run import Manifest
 from mixpo.stages import prompting
 from mixpo.stages.job import Context, Job, Make, Plan, title
 from mixpo.stages.models import ModelRef, settings_of
-from mixpo.stages.select import pairs_of
+from mixpo.stages.pair import pairs_of
 from mixpo.stages.source import Index
 
 if TYPE_CHECKING:

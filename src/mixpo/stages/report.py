@@ -15,10 +15,10 @@ from mixpo.pairs.statistics import Statistics
 from mixpo.records import Prediction, Sampled, write_text
 from mixpo.run import Manifest, now, versions
 from mixpo.stages.answer import source_name
+from mixpo.stages.evaluate import text_scores
 from mixpo.stages.job import Context, Job, Make, Plan, Planned
-from mixpo.stages.select import pairs_of
+from mixpo.stages.pair import pairs_of
 from mixpo.stages.source import load_skipped
-from mixpo.stages.text import text_scores
 from mixpo.stages.train import curves, published
 from mixpo.types import Pair, Question, Skipped, content_id
 

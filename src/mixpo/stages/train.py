@@ -8,19 +8,26 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from mixpo.engines import create
+from mixpo.engines.base import Request
 from mixpo.objectives import OBJECTIVES
 from mixpo.recipe import LossTable, TrainTable
 from mixpo.run import Manifest
 from mixpo.stages import prompting
+from mixpo.stages.answer import params, prompt_for, source_name
+from mixpo.stages.evaluate import Grader
 from mixpo.stages.job import Context, Job, Make, Plan, title
 from mixpo.stages.models import ModelRef, settings_of
 from mixpo.stages.source import Index
-from mixpo.stages.watch import watch_of
 from mixpo.train.metrics import StepMetrics
-from mixpo.types import Group
+from mixpo.types import Group, Question
 from mixpo.vlm.folder import is_complete
+
+if TYPE_CHECKING:
+    from mixpo.train.metrics import EvaluatePolicy, PolicyMetrics
+    from mixpo.vlm.load import Vlm
 
 
 def train_job(context: Context, plan: Plan, index: Index, number: int, objective: str, model: ModelRef) -> Job:
@@ -170,3 +177,42 @@ def curves(context: Context, plan: Plan) -> dict[str, list[dict[str, Any]]]:
             public = public_name(context.recipe.train, int(number), objective)
             found[public] = [asdict(row) for row in plan.rows(planned.job.name, 0)]
     return found
+
+
+def watch_of(context: Context, plan: Plan, vlm: Vlm) -> EvaluatePolicy | None:
+    """The watch that the recipe asks for, on a policy that changes in place; None without [train.watch]."""
+    from mixpo.evaluate.benchmarks import BENCHMARKS
+    from mixpo.evaluate.score import score
+
+    table = context.recipe.train.watch
+    if table is None:
+        return None
+    sets = context.recipe.evaluate.sets
+    chosen = next(s for s in sets if s.name == (table.set or sets[0].name))
+    benchmark = BENCHMARKS[chosen.source.name] if chosen.source.kind == "benchmark" else None
+    questions = _first(plan, source_name(chosen.name), table.count)
+    requests = [
+        Request(key=q.id, prompt=prompt_for(context.recipe, q, "cot"), images=q.images, seeds=(0,), indices=(0,)) for q in questions
+    ]  # fmt: skip
+    how = params(context.recipe, "cot")
+
+    def watch() -> PolicyMetrics:
+        from mixpo.train.metrics import PolicyMetrics
+
+        engine = create("transformers", vlm=vlm, image=context.recipe.image, batch_size=context.recipe.evaluate.batch_size)
+        answers = list(engine.sample(requests, how))
+        engine.close()
+        with Grader(context, benchmark, "cot") as marker:
+            found = score(marker.predictions(questions, answers))
+        return PolicyMetrics(accuracy=found.accuracy, tokens=found.mean_tokens, loops=found.loops / found.n, cut=found.cut / found.n)
+
+    return watch
+
+
+def _first(plan: Plan, name: str, count: int) -> list[Question]:
+    questions: list[Question] = []
+    for number in range(len(plan.shards(name))):
+        questions += plan.rows(name, number)
+        if len(questions) >= count:
+            break
+    return questions[:count]
