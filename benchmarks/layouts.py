@@ -36,7 +36,7 @@ Way = Callable[[], tuple[float, int]]
 
 
 def step(vlm: Vlm, data: Data, layout: Layout, budget: int) -> tuple[float, int]:
-    """CPU seconds of laying out, forward and backward over all pieces; and the tokens that passed through."""
+    """CPU seconds of laying out, forward and backward over all chunks; and the computed tokens."""
     begun, tokens = time.process_time(), 0
     for chunks in micro_batches(data.chunks, data.length, budget, layout):
         batch = collate(vlm, chunks, data.get, layout)

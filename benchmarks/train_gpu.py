@@ -38,7 +38,7 @@ FORMS = ("varlen", "calls", "flex", "dense", "rows")
 
 
 def batch_of(vlm: Vlm, data: Data, form: str) -> Batch:
-    """The pieces of a case laid out in one of the ways."""
+    """The chunks of a case laid out in one of the ways."""
     if form == "rows":
         return collate(vlm, data.chunks, data.get, "plain")
     if form == "varlen":

@@ -33,7 +33,7 @@ def test_order_depends_on_seed_and_epoch_only() -> None:
 
 
 def test_pairs_drawn_one_by_one() -> None:
-    """Pairs of a question meet in a step by chance only, and become one piece when they do."""
+    """Pairs of a question meet in a step by chance only, and become one chunk when they do."""
     steps = epoch_steps([8] * 20, 8, seed=1, epoch=0, pairs_per_group=1)
     assert all(len({part.group for part in step}) > 3 for step in steps)
     found = [group(number, [2] * 9, [(0, other) for other in range(1, 9)]) for number in range(20)]

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+from rapidfuzz.distance import Prefix
+
 MIN_SHARED = 4
 """Shorter prefixes are not shared; docs/training.md has the measurements."""
 
@@ -35,7 +37,7 @@ def build_prefix_tree(responses: Sequence[tuple[int, ...]]) -> PrefixTree:
     A response that is a prefix of another one ends at an inner branch; all others end in a leaf of their own.
     """
     order = sorted(range(len(responses)), key=lambda number: responses[number])
-    common = [_shared_prefix(responses[one], responses[other]) for one, other in pairwise(order)]
+    common = [Prefix.similarity(responses[one], responses[other]) for one, other in pairwise(order)]
     branches, end_branches = list[Branch](), [-1] * len(responses)
 
     def split(first: int, end: int, parent: int, depth: int) -> None:
@@ -58,8 +60,3 @@ def build_prefix_tree(responses: Sequence[tuple[int, ...]]) -> PrefixTree:
 
     split(0, len(responses), -1, 0)
     return PrefixTree(tuple(branches), tuple(end_branches))
-
-
-def _shared_prefix(one: tuple[int, ...], other: tuple[int, ...]) -> int:
-    """Length of the common prefix."""
-    return next((number for number, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

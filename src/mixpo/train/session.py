@@ -81,9 +81,8 @@ class TrainJob:
 class Session:
     """An opened training. parallel: the wrapped model; `job.vlm.model` is the same one, unwrapped.
 
-    ghost: what a rank computes when it has nothing else to do, or no images (see `find_dummy`). zeros: trained matrices that were
-    nothing but zeros before the first step.
-    online: the reference, where its log-probs are computed in the training step. features: of frozen vision, where they are kept.
+    dummy: chunk of a rank without work or without images (see `find_dummy`). zero_matrices: trained matrices that are all zero before
+    the first step. online: the reference, where its log-probs are computed in the training step. vision_cache: if features are cached.
     """
 
     job: TrainJob
