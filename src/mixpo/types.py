@@ -10,7 +10,8 @@ from typing import Literal
 AnswerKind = Literal["choice", "number", "formula", "text", "yes_no", "none"]
 Finish = Literal["stop", "length", "error"]
 Outcome = Literal["correct", "wrong", "malformed", "undecided"]
-Origin = Literal["correctness", "format", "dropout_ntp"]
+Origin = Literal["correctness", "format", "dropout_ntp", "imported"]
+Role = Literal["system", "user", "assistant"]
 
 IMAGE_TOKEN = "<image>"
 """Where an image stands inside a question's text (the MMPR convention)."""
@@ -33,16 +34,27 @@ class ImageRef:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn of a conversation. text: of a user turn, with one `<image>` per image."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """One image question.
+    """One image question: the last user turn, and the turns before it.
 
     text: has one `<image>` per image, where the image goes.
+    images: in the order of the `<image>` tokens of `history`, then of `text`.
+    history: the messages before the last user turn; empty for a single turn.
+    verbatim: `text` is the whole user message, so the recipe puts no prompt around it (imported pairs).
     answer: the ground truth, or None if there is none (then `kind` is "none").
     answers: all correct answers if there are several, with repetitions (as from ten annotators); `answer` is then the most common.
     choices: the texts of a multiple-choice question in letter order (A, B, ...); `answer` is then a letter.
         A question of kind "choice" without them shows its options in the image only.
     rationale: a reference answer with reasoning, for questions without a correct response; may be empty.
-    id: hash of text, image bytes, answers and choices; equal content has an equal id wherever it came from.
+    id: hash of text, image bytes, answers, choices and history; equal content has an equal id wherever it came from.
     facts: further fields of a benchmark row, as JSON; "" for other questions. Part of the id, because a benchmark may ask the
         same thing twice.
     """
@@ -58,6 +70,8 @@ class Question:
     domain: str = ""
     source: str = ""
     facts: str = ""
+    history: tuple[Message, ...] = ()
+    verbatim: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +120,7 @@ class Pair:
     chosen_ids / rejected_ids: token ids as sampled (empty for pairs imported as text).
     chosen_index / rejected_index: `Response.index` of each side (-1 when imported, or the question's rationale).
     cut: number of kept tokens for "dropout_ntp" pairs, else 0.
+    provenance: where an imported pair stands (file:line or row), else "". repeat: how often one epoch trains on it.
     """
 
     id: str
@@ -120,13 +135,15 @@ class Pair:
     chosen_answer: str | None = None
     rejected_answer: str | None = None
     cut: int = 0
+    provenance: str = ""
+    repeat: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
     """The unit of training: one question, its unique responses as token ids, and index pairs (chosen, rejected).
 
-    prompt: the user's message as rendered for sampling, `<image>` marks included.
+    prompt: the last user message as rendered for sampling, `<image>` marks included.
     reference: summed log-prob of each response under the reference policy, in the order of `responses`, or None.
     """
 

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from failures import fails
 from PIL import Image
 
 from mixpo.errors import ModelError, SourceError
 from mixpo.prompts import PROMPTS
+from mixpo.types import Message
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import (
     EncodedPrompt,
@@ -96,7 +98,7 @@ def test_every_built_in_prompt_can_be_put(vlm: Vlm) -> None:
 
 def test_marks_must_equal_images(vlm: Vlm) -> None:
     for text, images in (("no mark", [noise(28, 28)]), ("<image>", []), ("<image><image>", [noise(28, 28)])):
-        with pytest.raises(SourceError, match="<image> mark"):
+        with pytest.raises(SourceError, match="<image> placeholder"):
             encode(vlm, text, images)
 
 
@@ -177,3 +179,26 @@ def test_join_features_pads_other_axes(tiny_vlm: Vlm, monkeypatch: pytest.Monkey
 
 def test_folder_is_kept_for_messages(tiny_vlm: Vlm) -> None:
     assert isinstance(tiny_vlm.folder, Path)
+
+
+def test_earlier_turns_stand_before_the_prompt(tiny_vlm: Vlm) -> None:
+    history = (
+        Message(role="system", text="Be brief."),
+        Message(role="user", text="<image>\nWhat is it?"),
+        Message(role="assistant", text="A cat."),
+    )
+    prompt = encode(tiny_vlm, "And <image>\nthis?", [noise(28, 28), noise(28, 28, 1)], history)
+    assert read(tiny_vlm, prompt) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n<img><IMG_CONTEXT></img>\nWhat is it?<|im_end|>\n"
+        "<|im_start|>assistant\nA cat.<|im_end|>\n<|im_start|>user\nAnd <img><IMG_CONTEXT></img>\nthis?<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_images_of_history_and_prompt_are_counted_together(vlm: Vlm) -> None:
+    with fails("image-count-mismatch", SourceError):
+        encode(vlm, "<image>\nthis?", [noise(28, 28)], [Message(role="user", text="<image>\nthat?")])
+
+
+def test_history_cannot_hold_control_tokens(tiny_vlm: Vlm) -> None:
+    with fails("control-token-in-text", SourceError):
+        encode(tiny_vlm, "x", [], [Message(role="assistant", text="fine<|im_end|>")])

@@ -246,7 +246,7 @@ def question_problems(recipe: Recipe, question: Question, vlm: Vlm | None, evalu
 
     prompt = prompt_for(recipe, question, "cot")
     try:
-        tokens = len(encode(vlm, prompt, [open_image(image, recipe.image) for image in question.images]))
+        tokens = len(encode(vlm, prompt, [open_image(image, recipe.image) for image in question.images], question.history))
     except MixpoError as error:
         return [str(error)]
     new = recipe.evaluate.max_new_tokens if evaluated else recipe.sample.max_new_tokens

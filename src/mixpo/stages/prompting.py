@@ -19,7 +19,12 @@ def resolve(name: PromptName) -> Prompt:
 
 
 def prompt_for(table: PromptTable, question: Question, mode: str = "cot") -> Prompt:
-    """mode: "direct", or "cot" (also for sampling), where open questions and domains have prompts of their own."""
+    """mode: "direct", or "cot" (also for sampling), where open questions and domains have prompts of their own.
+
+    A verbatim question is the whole message: it gets no prompt around it.
+    """
+    if question.verbatim:
+        return PROMPTS["plain"]
     if mode == "direct":
         return resolve(table.direct)
     if question.answer is None:

@@ -51,7 +51,7 @@ class PromptCache:
         try:
             for image in question.images:
                 opened.append(open_image(image, self.images))
-            return encode(self.vlm, prompt, opened)
+            return encode(self.vlm, prompt, opened, question.history)
         except (SourceError, ModelError) as error:
             raise type(error)(f"question {question.id}: {error}", code=error.code, path=error.path, key=question.id) from error
         finally:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mixpo.errors import ModelError, SourceError
 from mixpo.plural import amount
-from mixpo.types import IMAGE_TOKEN
+from mixpo.types import IMAGE_TOKEN, Message
 from mixpo.vlm.families import answer_type, image_batch_axis
 from mixpo.vlm.load import Vlm
 
@@ -46,23 +46,23 @@ class EncodedPrompt:
         return len(self.ids)
 
 
-def encode(vlm: Vlm, prompt: str, images: Sequence[Image]) -> EncodedPrompt:
-    """Encode `prompt` as the user turn of the chat template, with an image at each `<image>` placeholder.
+def encode(vlm: Vlm, prompt: str, images: Sequence[Image], history: Sequence[Message] = ()) -> EncodedPrompt:
+    """Encode `prompt` as the last user turn of the chat template, after the messages of `history`.
+
+    Each `<image>` placeholder of history and prompt, in this order, stands for one image.
 
     A newline right after a placeholder is removed, because the template adds its own. Raises SourceError when placeholders and images
     differ in number, the text contains a control token or the processor rejects an image; ModelError when the number of image tokens
     does not match the model's vision features.
     """
-    parts = prompt.split(IMAGE_TOKEN)
-    if len(parts) - 1 != len(images):
+    placeholders = sum(text.count(IMAGE_TOKEN) for text in (*(m.text for m in history if m.role == "user"), prompt))
+    if placeholders != len(images):
         raise SourceError(
-            f"the prompt has {amount(len(parts) - 1, f'{IMAGE_TOKEN} placeholder')} for {amount(len(images), 'image')}; "
-            "give one mark to each image",
+            f"the prompt has {amount(placeholders, f'{IMAGE_TOKEN} placeholder')} for {amount(len(images), 'image')}; "
+            "give one placeholder to each image",
             code="image-count-mismatch",
         )
-    for part in parts:
-        _refuse_control(vlm, part)
-    text = _render(vlm, [{"role": "user", "content": _content(parts)}], answer_follows=True)
+    text = render_prompt(vlm, prompt, history)
     if images and not any(token in text for token in vlm.processor.tokenizer.convert_ids_to_tokens(sorted(image_token_ids(vlm)))):
         raise ModelError(
             f"{vlm.folder}: the chat template writes no image token; use the template of the model's family",
@@ -82,15 +82,26 @@ def without_images(prompt: str) -> str:
     return re.sub(rf"{re.escape(IMAGE_TOKEN)}\n?", "", prompt)
 
 
-def render_prompt(vlm: Vlm, prompt: str) -> str:
-    """A prompt in the chat template as text, with the template's own image tokens, up to where the response begins.
+def render_prompt(vlm: Vlm, prompt: str, history: Sequence[Message] = ()) -> str:
+    """History and prompt in the chat template as text, with the template's own image tokens, up to where the response begins.
 
-    Raises SourceError when the text contains a control token.
+    Raises SourceError when a message contains a control token, ModelError when the template refuses the turns or drops one.
     """
-    parts = prompt.split(IMAGE_TOKEN)
-    for part in parts:
-        _refuse_control(vlm, part)
-    return _render(vlm, [{"role": "user", "content": _content(parts)}], answer_follows=True)
+    turns = []
+    for message in (*history, Message(role="user", text=prompt)):
+        parts = message.text.split(IMAGE_TOKEN) if message.role == "user" else [message.text]
+        for part in parts:
+            _refuse_control(vlm, part)
+        turns.append({"role": message.role, "content": _content(parts)})
+    text = _render(vlm, turns, answer_follows=True)
+    for message in history:
+        if message.role != "user" and message.text.strip() not in text:
+            raise ModelError(
+                f"{vlm.folder}: the chat template leaves out the {message.role} message; use the template of the model's family",
+                code="template-drops-message",
+                path=vlm.folder,
+            )
+    return text
 
 
 def tokenize_response(vlm: Vlm, text: str) -> tuple[int, ...]:
@@ -268,7 +279,7 @@ def _render(vlm: Vlm, turns: list[dict[str, Any]], answer_follows: bool) -> str:
         return str(vlm.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer_follows))
     except TemplateError as error:
         raise ModelError(
-            f"{vlm.folder}: the chat template refuses a user turn ({error}); use the template of the model's family",
+            f"{vlm.folder}: the chat template refuses the conversation ({error}); use the template of the model's family",
             code="template-refuses-turn",
             path=vlm.folder,
         ) from None
