@@ -16,7 +16,7 @@ from PIL import Image
 
 from mixpo.evaluate.benchmarks import BENCHMARKS, Figure, facts_of, read
 from mixpo.evaluate.benchmarks.metrics import table
-from mixpo.evaluate.grading import by_rule, marked
+from mixpo.evaluate.grading import by_rule, graded_row
 from mixpo.recipe import BenchmarkSource
 from mixpo.types import Question, Response, Skipped
 from mixpo.verify import Verifier
@@ -88,7 +88,7 @@ def predictions(name: str, asked: Sequence[Question], answers: Sequence[str], ex
 
 def figures(name: str, asked: Sequence[Question], answers: Sequence[str], extractor: str = "robust", mode: str = "direct") -> list[Figure]:
     rows = predictions(name, asked, answers, extractor, mode)
-    return table(BENCHMARKS[name], [marked(row, q) for row, q in zip(rows, asked, strict=True)])
+    return table(BENCHMARKS[name], [graded_row(row, q) for row, q in zip(rows, asked, strict=True)])
 
 
 def value(found: Sequence[Figure], name: str, group: str = "") -> float:

@@ -10,13 +10,13 @@ import pytest
 from bench_files import b64, fact, jsonl, parquet, png, questions, save_png, tsv, value
 
 from mixpo.errors import SourceError
-from mixpo.evaluate.benchmarks import BENCHMARKS, Figure, Marked, facts_of, llava_bench, mmhal, mmvet, prompt_of
+from mixpo.evaluate.benchmarks import BENCHMARKS, Figure, GradedRow, facts_of, llava_bench, mmhal, mmvet, prompt_of
 from mixpo.evaluate.benchmarks.metrics import table
 from mixpo.types import Question
 
 
 def figures(name: str, asked: list[Question], replies: list[str]) -> list[Figure]:
-    rows = [Marked(question=q, facts=facts_of(q), outcome="correct", reply=reply) for q, reply in zip(asked, replies, strict=True)]
+    rows = [GradedRow(question=q, facts=facts_of(q), outcome="correct", reply=reply) for q, reply in zip(asked, replies, strict=True)]
     return table(BENCHMARKS[name], rows)
 
 

@@ -104,7 +104,7 @@ def test_the_vlmevalkit_table_names_several_categories(tmp_path: Path) -> None:
     assert found[0].n == 4
 
 
-def test_a_row_that_stands_twice_counts_twice_and_is_said(tmp_path: Path, tiny_folder: Path) -> None:
+def test_a_repeated_row_counts_twice_and_is_logged(tmp_path: Path, tiny_folder: Path) -> None:
     """Positives of POPE stand in all three categories, and a copied file doubles every row: nothing of it is left out or asked for one."""
     (tmp_path / "pope").mkdir()
     parquet(tmp_path / "pope" / "data" / "test-0.parquet", [row for name in CATEGORIES for row in rows(name)] + rows("random"))
@@ -121,11 +121,11 @@ def test_a_row_that_stands_twice_counts_twice_and_is_said(tmp_path: Path, tiny_f
     context = open_context(load_recipe(recipe), tmp_path, tmp_path / "run", Silent())
     read_sources(context)
     counts = context.run.stage("evaluate/pope/source").manifest.counts  # type: ignore[union-attr]
-    assert (counts["questions"], counts["rows that stand twice"], counts["questions asked again"]) == (16, 4, 8)
+    assert (counts["questions"], counts["repeated rows"], counts["repeated questions"]) == (16, 4, 8)
     assert "rows in several categories" not in counts
     lines = small_run.said(context)
-    assert any(line.startswith("evaluate/pope/source: 4 rows stand in the files more than once") for line in lines)
-    assert any("8 rows ask what an earlier row asks" in line for line in lines)
+    assert any(line.startswith("evaluate/pope/source: 4 rows occur more than once in the files") for line in lines)
+    assert any("8 rows repeat the question of an earlier row" in line for line in lines)
 
 
 def intern(tmp_path: Path, swap: bool = False) -> Path:

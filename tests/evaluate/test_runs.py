@@ -139,7 +139,7 @@ def test_judged_marks_leave_out_what_cannot_be_read(run: Path) -> None:
     assert figures(found, "vet", "direct") == {"judge/score": pytest.approx(90.0)}
     scores = found["sets"]["vet"]["models"]["base"]["direct"]  # type: ignore[index]
     assert (scores["accuracy"], scores["n"], scores["excluded"]) == (pytest.approx(0.9), 3, 1)
-    assert any("1 answer counts nowhere" in alarm["text"] for alarm in found["alarms"])  # type: ignore[attr-defined]
+    assert any((alarm["cause"], alarm["text"]) == ("unread", "1 of 3 responses") for alarm in found["alarms"])  # type: ignore[attr-defined]
     assert open_run(run / "run").run.stage("evaluate/vet/base/direct").manifest.counts["judge not readable"] == 1  # type: ignore[union-attr]
 
 
@@ -387,12 +387,12 @@ def test_an_answer_that_failed_is_no_reply_that_could_not_be_read(tmp_path: Path
     found = report(tmp_path / "run")
     scores = found["sets"]["vet"]["models"]["base"]["direct"]  # type: ignore[index]
     assert (scores["failed"], scores["excluded"] - scores["unread"]) == (1, 1)
-    texts = [alarm["text"] for alarm in found["alarms"] if alarm["set"] == "vet"]  # type: ignore[attr-defined]
+    alarms = [(alarm["cause"], alarm["text"]) for alarm in found["alarms"] if alarm["set"] == "vet"]  # type: ignore[attr-defined]
     # Of the others the judge could not be read: there is nothing to compare, and no zero to show, but there is a report.
     assert scores["excluded"] == scores["n"] == 3
     assert found["sets"]["vet"]["gaps"] == found["sets"]["vet"]["figure_differences"] == []  # type: ignore[index]
     assert [row[2] for row in summary_rows(found, "vet")] == ["none", "none"]
-    assert any(text.startswith("1 of 3 answers never came") and "and counts nowhere" in text for text in texts)
+    assert ("failed", "1 of 3 responses, not scored") in alarms
 
 
 def test_nothing_saved_is_said(tmp_path: Path, tiny_folder: Path) -> None:

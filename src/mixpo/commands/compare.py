@@ -11,7 +11,7 @@ from mixpo.errors import EvaluateError
 from mixpo.evaluate.benchmarks import BENCHMARKS
 from mixpo.evaluate.benchmarks.metrics import FigureDifference
 from mixpo.evaluate.benchmarks.metrics import differences as figure_differences
-from mixpo.evaluate.grading import marked
+from mixpo.evaluate.grading import graded_row
 from mixpo.evaluate.score import UNREADABLE, Comparison, comparable, compare, score
 from mixpo.evaluate.statistics import cluster_of
 from mixpo.plural import amount
@@ -41,7 +41,7 @@ def compare_evaluations(first: Path, second: Path, anyway: bool = False) -> list
     pairs = [(next(iter(left)), next(iter(right)))] if alone else [(key, key) for key in left if key in right]
     if not pairs:
         names = "; ".join(
-            f"{path} has {', '.join('/'.join(key) for key in found) or 'none'}" for path, found in ((first, left), (second, right))
+            f"{path} has {', '.join('/'.join(key) for key in keys) or 'none'}" for path, keys in ((first, left), (second, right))
         )
         raise EvaluateError(f"no evaluation of the same set and mode is in both: {names}", code="nothing-to-compare")
     return [_compared(a, left[a], right[b], anyway) for a, b in pairs]
@@ -67,7 +67,7 @@ def _evaluations(path: Path) -> Iterator[tuple[tuple[str, str], Stage]]:
             f"{path}: holds no evaluations; give a run directory in which `mixpo evaluate` has run", code="no-evaluations", path=path
         )
     for folder in sorted(root.glob("*")):
-        stages = [Run(path).stage(found.parent.relative_to(path).as_posix()) for found in sorted(folder.glob("*/*/manifest.json"))]
+        stages = [Run(path).stage(file.parent.relative_to(path).as_posix()) for file in sorted(folder.glob("*/*/manifest.json"))]
         finished = [(stage, stage.manifest) for stage in stages if stage.manifest and stage.manifest.finished]
         for mode in dict.fromkeys(stage.name.rpartition("/")[2] for stage, _ in finished):
             # The main model is evaluated last; a run that trained nothing has the base model only.
@@ -113,7 +113,7 @@ def _compared(key: tuple[str, str], left: Stage, right: Stage, anyway: bool) -> 
         **sides,
         **(asdict(compare(a, b, clusters)) if sure else dict.fromkeys(field.name for field in fields(Comparison)) | {"n": 0}),
         "problem": "" if sure else UNREADABLE,
-        "figures": [asdict(found) for found in figures_of((left, right), (a, b), known)],
+        "figures": [asdict(figure) for figure in figures_of((left, right), (a, b), known)],
         "differences": differences,
         "notes": [_missing(side) for side in sides.values() if side["failed"]],
     }
@@ -155,7 +155,7 @@ def figures_of(
         return []
     if any(questions.keys() != {row.question for row in rows} for rows, questions in zip(answers, known, strict=True)):
         return []  # figures over a part of a benchmark would not be its figures
-    a, b = ([marked(row, questions[row.question]) for row in rows] for rows, questions in zip(answers, known, strict=True))
+    a, b = ([graded_row(row, questions[row.question]) for row in rows] for rows, questions in zip(answers, known, strict=True))
     return figure_differences(BENCHMARKS[name], a, b)
 
 
@@ -177,10 +177,10 @@ def differing(left: Manifest, right: Manifest) -> list[str]:
 FIGURE_COLUMNS = ("set", "answers", "figure", "A", "of A", "B", "of B", "B minus A", "95 % interval", "p", "n")
 
 
-def figure_cells(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+def figure_cells(comparisons: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Rows of text for FIGURE_COLUMNS."""
     rows = []
-    for row in found:
+    for row in comparisons:
         for figure in row["figures"]:
             sides = [cell for side in ("a", "b") for cell in (model_name(row[side]["name"]), value_cell(figure[side], figure["unit"]))]
             rows.append((*_named(row), figure["name"], *sides, *difference_cells(figure)))
@@ -197,10 +197,10 @@ def _test_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     return points(row["difference"]), interval, p_cell(row["p"]), *(f"{row[name]:,}" for name in ("only_a", "only_b", "n"))
 
 
-def cells(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+def cells(comparisons: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Rows of text for COLUMNS."""
     rows = []
-    for row in found:
+    for row in comparisons:
         sides = [cell for side in (row["a"], row["b"]) for cell in (model_name(side["name"]), accuracy(side))]
         rows.append((*_named(row), *sides, *(("none", "", "", "", "", "0") if row["problem"] else _test_cells(row))))
     return rows

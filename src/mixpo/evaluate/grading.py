@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mixpo.evaluate.benchmarks import Benchmark, Marked, facts_of
+from mixpo.evaluate.benchmarks import Benchmark, GradedRow, facts_of
 from mixpo.evaluate.benchmarks.rules import EXTRACTORS
 from mixpo.evaluate.judge import JudgeReply
 from mixpo.records import OtherReading, Prediction
@@ -17,10 +17,10 @@ UNREAD = "the judge's reply could not be read"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What one extractor makes of a response."""
+    """The result of one extractor."""
 
     outcome: Outcome
-    said: str | None
+    extracted: str | None
     reason: str
 
 
@@ -28,13 +28,15 @@ def read_rule(benchmark: Benchmark, question: Question, response: Response, word
     """By the rules of `extractor`. wording: "direct" or "cot", which decides what a marker-less answer means."""
     # Where the authors let a language model find the answer, of direct ones too, the scripts' marker stands in for it.
     sought = "cot" if extractor == "paper" and benchmark.extraction is not None else wording
-    said = EXTRACTORS[extractor](response.text, sought)
-    if said is None:
+    answer = EXTRACTORS[extractor](response.text, sought)
+    if answer is None:
         return Reading(
-            outcome="malformed", said=None, reason="cut at the length limit" if response.finish == "length" else "no clear final answer"
+            outcome="malformed",
+            extracted=None,
+            reason="cut at the length limit" if response.finish == "length" else "no clear final answer",
         )
-    outcome, reason = benchmark.checks[extractor](said, question, facts_of(question), options)
-    return Reading(outcome=outcome, said=said, reason=reason)
+    outcome, reason = benchmark.checks[extractor](answer, question, facts_of(question), options)
+    return Reading(outcome=outcome, extracted=answer, reason=reason)
 
 
 def read_others(
@@ -53,36 +55,36 @@ def by_rule(
     """A prediction by the rules of the recipe's extractor, with the outcomes by the others beside it."""
     first = read_rule(benchmark, question, response, wording, extractor, options)
     others = read_others(benchmark, question, response, wording, extractor, options)
-    return prediction(question, mode, response, first.outcome, first.said, first.reason, others=others)
+    return prediction(question, mode, response, first.outcome, first.extracted, first.reason, others=others)
 
 
 def by_extraction(
-    benchmark: Benchmark, question: Question, response: Response, mode: str, wording: str, found: str | JudgeReply[str], options: Options
+    benchmark: Benchmark, question: Question, response: Response, mode: str, wording: str, short: str | JudgeReply[str], options: Options
 ) -> Prediction:
-    """A prediction from a short answer: one that needed no judge, or what a judge found. It is checked by the authors' own rule."""
+    """A prediction from a short answer: one that needed no judge, or what a judge extracted. It is checked by the authors' own rule."""
     others = read_others(benchmark, question, response, wording, "judge", options)
-    said, reply, judge = (found, "", "") if isinstance(found, str) else (found.value, found.reply, found.judge)
-    if said is None:
+    answer, reply, judge = (short, "", "") if isinstance(short, str) else (short.value, short.reply, short.judge)
+    if answer is None:
         return prediction(question, mode, response, "undecided", None, UNREAD, others=others, reply=reply, judge=judge, unread=True)
-    if not said:
+    if not answer:
         return prediction(question, mode, response, "malformed", None, "no answer in the response", others=others, reply=reply, judge=judge)
-    outcome, reason = benchmark.checks["judge"](said, question, facts_of(question), options)
-    return prediction(question, mode, response, outcome, said, reason, others=others, reply=reply, judge=judge)
+    outcome, reason = benchmark.checks["judge"](answer, question, facts_of(question), options)
+    return prediction(question, mode, response, outcome, answer, reason, others=others, reply=reply, judge=judge)
 
 
-def by_judge(benchmark: Benchmark, question: Question, response: Response, mode: str, mark: JudgeReply[tuple[float, ...]]) -> Prediction:
-    """A prediction with a judge's mark. The outcome only says whether the mark passes; figures rest on the mark."""
+def by_judge(benchmark: Benchmark, question: Question, response: Response, mode: str, judged: JudgeReply[tuple[float, ...]]) -> Prediction:
+    """A prediction with a judge's score. The outcome only says whether the score passes; metrics use the score itself."""
     assert benchmark.rubric is not None
-    if mark.value is None:
-        return prediction(question, mode, response, "undecided", None, UNREAD, reply=mark.reply, judge=mark.judge, unread=True)
-    score = benchmark.rubric.share(mark.value)
-    outcome: Outcome = "correct" if benchmark.rubric.passes(mark.value) else "wrong"
-    reason = f"marked {', '.join(f'{value:g}' for value in mark.value)}"
-    return prediction(question, mode, response, outcome, None, reason, score=score, reply=mark.reply, judge=mark.judge)
+    if judged.value is None:
+        return prediction(question, mode, response, "undecided", None, UNREAD, reply=judged.reply, judge=judged.judge, unread=True)
+    score = benchmark.rubric.share(judged.value)
+    outcome: Outcome = "correct" if benchmark.rubric.passes(judged.value) else "wrong"
+    reason = f"score {', '.join(f'{value:g}' for value in judged.value)}"
+    return prediction(question, mode, response, outcome, None, reason, score=score, reply=judged.reply, judge=judged.judge)
 
 
 def by_verdict(question: Question, mode: str, response: Response, verdict: Verdict) -> Prediction:
-    """A prediction from a verdict of mixpo's verifier, or of an answer that never came."""
+    """A prediction from a verdict of mixpo's verifier, or of a response that failed."""
     return prediction(question, mode, response, verdict.outcome, verdict.extracted, verdict.reason)
 
 
@@ -108,10 +110,10 @@ def prediction(
     )  # fmt: skip
 
 
-def marked(row: Prediction, question: Question, extractor: str = "") -> Marked:
-    """A prediction as a benchmark's table sees it. extractor: another one than the recipe's, whose outcome counts instead."""
+def graded_row(row: Prediction, question: Question, extractor: str = "") -> GradedRow:
+    """A prediction as the metrics read it. extractor: grade by this one instead of the recipe's."""
     facts = facts_of(question)
     if extractor:
         outcome = next((other.outcome for other in row.others if other.extractor == extractor), row.outcome)
-        return Marked(question=question, facts=facts, outcome=outcome)
-    return Marked(question=question, facts=facts, outcome=row.outcome, said=row.extracted, reply=row.reply, unread=row.unread)
+        return GradedRow(question=question, facts=facts, outcome=outcome)
+    return GradedRow(question=question, facts=facts, outcome=row.outcome, extracted=row.extracted, reply=row.reply, unread=row.unread)

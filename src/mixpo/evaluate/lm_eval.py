@@ -89,7 +89,7 @@ def run_tasks(model: Any, tokenizer: Any, max_length: int, table: EvaluateTable,
     model.eval()
     wrapped = HFLM(pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=8, max_length=max_length)
     try:
-        found = lm_eval.simple_evaluate(
+        results = lm_eval.simple_evaluate(
             model=wrapped,
             tasks=list(table.text_tasks),
             num_fewshot=table.text_shots,
@@ -103,12 +103,12 @@ def run_tasks(model: Any, tokenizer: Any, max_length: int, table: EvaluateTable,
         raise EvaluateError(
             f"lm-evaluation-harness stopped: {type(error).__name__}: {first}; correct it or leave the task out", code="harness-failed"
         ) from error
-    return [score for task in table.text_tasks for score in _scores(found, task)]
+    return [score for task in table.text_tasks for score in _scores(results, task)]
 
 
-def _scores(found: Mapping[str, Any], task: str) -> Iterator[TextScore]:
-    values = found["results"].get(task) or {}
-    n = sum(found["n-samples"][part]["effective"] for part in _parts(found, task) if part in found["n-samples"])
+def _scores(results: Mapping[str, Any], task: str) -> Iterator[TextScore]:
+    values = results["results"].get(task) or {}
+    n = sum(results["n-samples"][part]["effective"] for part in _parts(results, task) if part in results["n-samples"])
     for key, value in values.items():
         metric, _, form = key.partition(",")
         if not form or metric.endswith("_stderr") or not isinstance(value, (int, float)):
@@ -118,7 +118,7 @@ def _scores(found: Mapping[str, Any], task: str) -> Iterator[TextScore]:
         yield TextScore(task=task, metric=name, value=float(value), error=float(error) if isinstance(error, (int, float)) else None, n=n)
 
 
-def _parts(found: Mapping[str, Any], task: str) -> Sequence[str]:
+def _parts(results: Mapping[str, Any], task: str) -> Sequence[str]:
     """The tasks below a group, or the task itself."""
-    below = found.get("group_subtasks", {}).get(task) or []
-    return [part for name in below for part in _parts(found, name)] or [task]
+    below = results.get("group_subtasks", {}).get(task) or []
+    return [part for name in below for part in _parts(results, name)] or [task]

@@ -39,9 +39,9 @@ class Score:
     """One model on one set in one mode. `accuracy` is correct / n; shares follow from the counts.
 
     cut: answers that ended at the length limit. failed: answers that an engine error prevented. loops: answers that end in a phrase
-    repeated over and over. All overlap the outcomes. Where a judge marked the answers, accuracy is the mean mark as a share of the
-    best one, over the answers with a mark. unread: answers whose judge could not be read. excluded: those, and failed ones where there
-    are marks; they count nowhere.
+    repeated over and over. All overlap the outcomes. Where a judge graded the answers, accuracy is the mean score as a share of the
+    maximum, over the answers with a score. unread: answers whose judge could not be read. excluded: those, and failed ones where there
+    are scores; they count nowhere.
     domains: the same for the questions of each domain, in alphabetical order, "" for those without one; empty inside a domain, and
     where no question has a domain.
     """
@@ -95,12 +95,12 @@ class Comparison:
 
 
 def is_judged(rows: Iterable[Prediction]) -> bool:
-    """Whether a judge marked these answers. One that only found the short answers did not."""
+    """Whether a judge graded these answers (one that only extracted short answers did not)."""
     return any(row.score is not None or (row.unread and not row.others) for row in rows)
 
 
 def credit(row: Prediction, judged: bool) -> float | None:
-    """What an answer counts: 1 or 0, or the judge's mark as a share of the best. None where a judge could not be read: not a zero."""
+    """What an answer counts: 1 or 0, or the judge's score as a share of the maximum. None where a judge could not be read: not a zero."""
     if judged:
         return row.score
     return None if row.unread else float(row.outcome == "correct")
@@ -202,7 +202,7 @@ def comparable(a: Iterable[Prediction], b: Iterable[Prediction]) -> bool:
 def compare(a: Iterable[Prediction], b: Iterable[Prediction], clusters: Clusters = MappingProxyType({})) -> Comparison:
     """Compare two sets of answers question by question. Raises EvaluateError unless both answer exactly the same questions.
 
-    Of questions that share no image Agresti and Min's interval and McNemar's test. Else, and for a judge's marks, images are drawn with
+    Of questions that share no image Agresti and Min's interval and McNemar's test. Else, and for a judge's scores, images are drawn with
     all their questions, and the test swaps the two sides within images.
     """
     left, right = by_question(a), by_question(b)
@@ -229,13 +229,13 @@ def compare(a: Iterable[Prediction], b: Iterable[Prediction], clusters: Clusters
 
 def _resampled(of_a: Mapping[str, float], of_b: Mapping[str, float], clusters: Clusters) -> tuple[float, float, float]:
     """Interval and p over clusters. Where no draw changes the difference, the interval is that of as many independent questions."""
-    found = paired(_terms(of_a, clusters), _terms(of_b, clusters))
-    assert found is not None  # both sides have the same questions
-    if found.low is not None and found.high is not None:
-        return found.low, found.high, found.p
+    pair = paired(_terms(of_a, clusters), _terms(of_b, clusters))
+    assert pair is not None  # both sides have the same questions
+    if pair.low is not None and pair.high is not None:
+        return pair.low, pair.high, pair.p
     drawn = len({clusters.get(name, name) for name in of_a})
     loss, gain = (math.fsum(max(0.0, sign * (of_b[name] - of_a[name])) for name in of_a) / len(of_a) * drawn for sign in (-1, 1))
-    return *difference_interval(loss, gain, drawn), found.p
+    return *difference_interval(loss, gain, drawn), pair.p
 
 
 def by_question(predictions: Iterable[Prediction]) -> dict[str, Prediction]:

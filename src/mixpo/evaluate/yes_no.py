@@ -46,13 +46,13 @@ def yes_no(predictions: Iterable[Prediction], gold: Mapping[str, str], clusters:
 def _retrieval(rows: Sequence[Prediction], gold: Mapping[str, str], clusters: Mapping[str, str]) -> YesNo:
     said_yes = [_says_yes(row, gold[row.question]) for row in rows]
     wanted = [gold[row.question] == "yes" for row in rows]
-    hits = sum(said and is_yes for said, is_yes in zip(said_yes, wanted, strict=True))
+    hits = sum(answered_yes and is_yes for answered_yes, is_yes in zip(said_yes, wanted, strict=True))
     precision = hits / sum(said_yes) if any(said_yes) else 0.0
     recall = hits / sum(wanted) if any(wanted) else 0.0
     f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
     terms = [
-        Term(row.question, clusters[row.question], "", 2.0 * (said and is_yes), float(said) + is_yes)
-        for row, said, is_yes in zip(rows, said_yes, wanted, strict=True)
+        Term(row.question, clusters[row.question], "", 2.0 * (answered_yes and is_yes), float(answered_yes) + is_yes)
+        for row, answered_yes, is_yes in zip(rows, said_yes, wanted, strict=True)
     ]
     low, high = interval(terms, 1.0)
     return YesNo(n=len(rows), precision=precision, recall=recall, f1=f1, low=low, high=high, yes_ratio=sum(said_yes) / len(rows))
@@ -67,5 +67,5 @@ def _says_yes(row: Prediction, gold: str) -> bool:
 
 def gold_of(question: Question) -> str | None:
     """What a yes/no question's answer says, "yes" or "no" ("True" and "是" are yes); None for other questions."""
-    said = read_yes_no(question.answer or "") if question.kind == "yes_no" else frozenset()
-    return ("yes" if True in said else "no") if len(said) == 1 else None
+    values = read_yes_no(question.answer or "") if question.kind == "yes_no" else frozenset()
+    return ("yes" if True in values else "no") if len(values) == 1 else None

@@ -8,7 +8,7 @@ from typing import Any
 
 from mixpo.evaluate.benchmarks import BENCHMARKS, facts_of
 from mixpo.evaluate.benchmarks.metrics import differences, table
-from mixpo.evaluate.grading import marked
+from mixpo.evaluate.grading import graded_row
 from mixpo.plural import amount
 from mixpo.records import Prediction
 from mixpo.report.data import ReportData
@@ -52,7 +52,7 @@ def _figures(set_name: str, name: str, models: Mapping[str, Modes], data: Report
         chosen = str(manifest.settings.get("extractor", "robust")) if manifest else "robust"
         differing = {other.extractor for row in rows for other in row.others if other.outcome != row.outcome}
         for extractor in ["", *(rule for rule in BENCHMARKS[name].rules if rule in differing)]:
-            answered = [marked(row, data.questions[row.question], extractor) for row in rows]
+            answered = [graded_row(row, data.questions[row.question], extractor) for row in rows]
             for figure in table(BENCHMARKS[name], answered):
                 yield {"model": model, "mode": mode, "by": extractor or _reader(chosen, rows), **asdict(figure)}
 
@@ -81,7 +81,7 @@ def figure_differences(
     compared = []
     for a, b in pairs:
         if a in known and b in known:
-            left, right = ([marked(row, data.questions[row.question]) for row in known[side]] for side in (a, b))
+            left, right = ([graded_row(row, data.questions[row.question]) for row in known[side]] for side in (a, b))
             compared += [
                 {"model_a": a[0], "mode_a": a[1], "model_b": b[0], "mode_b": b[1], **asdict(row)}
                 for row in differences(BENCHMARKS[name], left, right)

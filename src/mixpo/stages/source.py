@@ -79,7 +79,7 @@ def refresh(context: Context, name: str, table: EvaluationSource, *, evaluated: 
     begun = time.monotonic()
     blocks: Iterable[list[Question]] = blocks_of(context, table, skipped, evaluated=evaluated, apart=apart)
     if table.kind == "benchmark":
-        blocks = duplicates.counted(blocks, counts)
+        blocks = duplicates.count_duplicates(blocks, counts)
     index = _write(context, stage, blocks, _expected(context, table), counts)
     counts["skipped"] = len(skipped)
     if not index.shards:
@@ -90,7 +90,7 @@ def refresh(context: Context, name: str, table: EvaluationSource, *, evaluated: 
             f"{_reasons(skipped)}; correct them (`mixpo check` lists all), or set source.partial = true"
         )
     _tell(context, stage, last, index, skipped)
-    for sentence in duplicates.said(counts):
+    for sentence in duplicates.messages(counts):
         context.progress.say(f"{name}: {sentence}")
     _save(context, stage, index, skipped)
     stage.save_manifest(

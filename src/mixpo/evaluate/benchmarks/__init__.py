@@ -9,13 +9,13 @@ from pathlib import Path
 
 from mixpo.errors import SourceError
 from mixpo.evaluate.benchmarks import crpe, files, llava_bench, m3cot, mathvision, mathvista, mmhal, mmvet, pope
-from mixpo.evaluate.benchmarks.base import Benchmark, Figure, Marked, Rubric, facts_of, make
+from mixpo.evaluate.benchmarks.base import Benchmark, Figure, GradedRow, Rubric, facts_of, make
 from mixpo.recipe import BenchmarkSource
 from mixpo.sources.build import Found
 from mixpo.sources.images import Pictures
 from mixpo.types import Question, Skipped
 
-__all__ = ["BENCHMARKS", "Benchmark", "Figure", "Marked", "Rubric", "benchmark_of", "facts_of", "prompt_of", "read"]
+__all__ = ["BENCHMARKS", "Benchmark", "Figure", "GradedRow", "Rubric", "benchmark_of", "facts_of", "prompt_of", "read"]
 
 BENCHMARKS: dict[str, Benchmark] = {
     module.BENCHMARK.name: module.BENCHMARK for module in (mathvista, mathvision, m3cot, mmvet, llava_bench, pope, crpe, mmhal)
@@ -25,7 +25,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 def read(source: BenchmarkSource, base: Path, images: Path) -> Iterator[Found | Skipped]:
     """The rows of a benchmark as questions, in order; a row that cannot be used is Skipped with the reason.
 
-    A row that stands there again is a question of its own, with the fact "repeat": published scores count every row.
+    A repeated row is a question of its own, with the fact "repeat": published scores count every row.
     Raises SourceError when the benchmark as a whole cannot be read.
     """
     benchmark = BENCHMARKS[source.name]
@@ -34,11 +34,11 @@ def read(source: BenchmarkSource, base: Path, images: Path) -> Iterator[Found | 
     if not root.is_dir():
         raise SourceError(f"source.root: {root} is not a folder", code="folder-missing", path=root, key="source.root")
     splits = ((source.split,),) if source.split else benchmark.splits
-    found = files.find(path, () if source.split else benchmark.files, splits)
+    paths = files.find(path, () if source.split else benchmark.files, splits)
     answers = base / source.answers if source.answers else None
     pictures = Pictures(root, images)
     seen: Counter[str] = Counter()
-    for place in benchmark.joined(files.rows(found), files.folder_of(path), answers):
+    for place in benchmark.joined(files.rows(paths), files.folder_of(path), answers):
         if isinstance(place, Skipped):
             yield place
             continue
@@ -60,7 +60,7 @@ def benchmark_of(question: Question) -> Benchmark | None:
 
 
 def prompt_of(question: Question, mode: str) -> str | None:
-    """The user's message that the question's benchmark has for a mode, or None where the recipe's prompt is used."""
+    """The prompt that the question's benchmark has for a mode, or None where the recipe's prompt is used."""
     benchmark = benchmark_of(question)
     if benchmark is None:
         return None
@@ -70,5 +70,5 @@ def prompt_of(question: Question, mode: str) -> str | None:
     if direct is None:
         return benchmark.direct.replace("{question}", question.text)
     # The images stand first in both.
-    marks = question.text[: len(question.text) - len(question.text.removeprefix("<image>\n" * len(question.images)))]
-    return marks + str(direct)
+    tokens = question.text[: len(question.text) - len(question.text.removeprefix("<image>\n" * len(question.images)))]
+    return tokens + str(direct)

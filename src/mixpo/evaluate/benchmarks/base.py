@@ -27,14 +27,14 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
 Fields = Mapping[str, Any]
 """A row of a file, or the facts of a question."""
 Place = tuple[str, Fields]
-"""Where a row stands, and the row."""
+"""Location of a row (file:line), and the row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
     """One number of a result table. group: "" for what is published as the score, else the breakdown (task, skill, category).
 
-    unit: "%" for percentages (value 0 to 100), "" for marks. low, high: 95 % interval, or None where there is none to give.
+    unit: "%" for percentages (value 0 to 100), "" for judge scores. low, high: 95 % interval, or None where there is none to give.
     n: rows (or groups of rows) that count. excluded: rows left out because the judge's reply could not be read.
     """
 
@@ -49,16 +49,16 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Marked:
-    """An answered row as a table sees it. said: the extracted answer. reply: the judge's words, "" for rules.
+class GradedRow:
+    """An answered row as the tables of metrics read it. extracted: the final answer. reply: the judge's reply, "" for rules.
 
-    unread: the judge's reply could not be read, so that the row counts nowhere.
+    unread: the judge's reply could not be parsed; the row is excluded.
     """
 
     question: Question
     facts: Fields
     outcome: Outcome
-    said: str | None = None
+    extracted: str | None = None
     reply: str = ""
     unread: bool = False
 
@@ -76,7 +76,7 @@ class Measure:
     """
 
     name: str
-    terms: Callable[[Sequence[Marked]], tuple[list[Term], int]]
+    terms: Callable[[Sequence[GradedRow]], tuple[list[Term], int]]
     scale: float = 100.0
     unit: str = "%"
     most: float | None = 1.0
@@ -88,10 +88,10 @@ Check = Callable[[str, Question, Fields, Options], Judgement]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rubric:
-    """How a judge marks an answer. prompt: with {question}, {reference}, {answer} and {context} slots.
+    """How a judge grades an answer. prompt: with {question}, {reference}, {answer} and {context} slots.
 
-    part: what of a response is put before the judge. read: the marks in a reply, or None where it cannot be read.
-    share: the marks as a share of the best, 0 to 1. passes: whether they count as right where only that can be shown.
+    part: the part of a response that the judge sees. read: the scores in a reply, or None where it cannot be read.
+    share: the scores as a share of the maximum, 0 to 1. passes: whether they count as correct where only that can be shown.
     """
 
     prompt: str
@@ -131,7 +131,7 @@ class Benchmark:
     """A published benchmark.
 
     splits: file names to look for in a folder, alternatives in order. files: official names of its file. row: a Draft of one row.
-    joined: adds what stands in other files. direct, cot: prompts with a {question} slot; cot "" takes the recipe's.
+    joined: adds fields of other files. direct, cot: prompts with a {question} slot; cot "" takes the recipe's.
     Either checks (by extractor) or a rubric. extraction: how the authors let a judge find the answer; then checks has "judge" too.
     measures: the published figures, the main one first. breakdown: figures of parts.
     """
@@ -140,7 +140,7 @@ class Benchmark:
     title: str
     row: Callable[[Fields], Draft]
     measures: tuple[Measure, ...]
-    breakdown: Callable[[Sequence[Marked]], list[Figure]]
+    breakdown: Callable[[Sequence[GradedRow]], list[Figure]]
     splits: tuple[tuple[str, ...], ...] = ()
     files: tuple[str, ...] = ()
     joined: Join = field(default=lambda places, folder, answers: places)
@@ -158,7 +158,7 @@ class Benchmark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """A row before its images are found. images: values as they stand in the file. facts: at least "id"; JSON values only."""
+    """A row before its images are found. images: values as in the file. facts: at least "id"; JSON values only."""
 
     text: str
     images: Sequence[object]
@@ -172,7 +172,7 @@ class Draft:
 def make(draft: Draft, pictures: Pictures, name: str) -> Question:
     """A draft as a question of benchmark `name`. Raises SourceError for an image that cannot be used."""
     images = tuple(refer(value, pictures) for value in draft.images)
-    text = marked(draft.text, len(images))
+    text = with_image_tokens(draft.text, len(images))
     facts = json.dumps({"benchmark": name, **draft.facts}, ensure_ascii=False, sort_keys=True)
     return Question(
         id=content_id(text, [image.digest for image in images], draft.answer, list(draft.choices), facts),
@@ -187,8 +187,8 @@ def make(draft: Draft, pictures: Pictures, name: str) -> Question:
     )
 
 
-def marked(text: str, images: int) -> str:
-    """Images stand first, each on a line of its own, unless the text has a mark for every one of them."""
+def with_image_tokens(text: str, images: int) -> str:
+    """Images stand first, each on a line of its own, unless the text has a token for each of them."""
     text = text.strip()
     if images and text.count(IMAGE_TOKEN) == images:
         return text

@@ -1,4 +1,4 @@
-"""CRPE: does the model see existence and relations? Every question stands four times in the file, with rotated options.
+"""CRPE: does the model see existence and relations? Every question is in the file four times, with rotated options.
 
 Source of format and rules: the data card OpenGVLab/CRPE, the all-seeing project's `eval_crpe.py` (CircularEval: a question counts
 only if all its rotations are right) and VLMEvalKit's row check. The paper's column is the mean of subject, predicate and object.
@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 
 from mixpo.errors import SourceError
-from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Marked, Measure
+from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, GradedRow, Measure
 from mixpo.evaluate.benchmarks.files import choices_of, images_of, text_of
 from mixpo.evaluate.benchmarks.metrics import ACCURACY, measured
 from mixpo.evaluate.benchmarks.rules import letters, option_robust, same, with_columns
@@ -53,37 +53,37 @@ def _letter(answer: str, choices: Sequence[str]) -> str:
     return line[1].upper()
 
 
-def check_paper(said: str, question: Question, facts: Fields, options: Options) -> Judgement:
+def check_paper(extracted: str, question: Question, facts: Fields, options: Options) -> Judgement:
     """VLMEvalKit's rule: a reply of one character, or one that begins with A to D, by its first character; else the option's text
     must stand in the reply. "Based on" counts as B."""
-    answer = said.strip()
+    answer = extracted.strip()
     if len(answer) == 1 or answer[:1] in ("A", "B", "C", "D"):
         return same(answer[:1] == question.answer, "letters")
     gold = question.choices[letters(len(question.choices)).index(question.answer or "A")].lower()
     return same(bool(answer) and gold in answer.lower(), "texts")
 
 
-def check_robust(said: str, question: Question, facts: Fields, options: Options) -> Judgement:
+def check_robust(extracted: str, question: Question, facts: Fields, options: Options) -> Judgement:
     """mixpo's own reading of options."""
-    return option_robust(said, question, options)
+    return option_robust(extracted, question, options)
 
 
-def related(rows: Sequence[Marked]) -> Sequence[Marked]:
+def related(rows: Sequence[GradedRow]) -> Sequence[GradedRow]:
     """The rows about relations, which the published figures are of; all where there are none (the existence file)."""
     return [row for row in rows if row.facts["category"] in RELATION] or rows
 
 
-def circular(rows: Sequence[Marked]) -> tuple[list[Term], int]:
+def circular(rows: Sequence[GradedRow]) -> tuple[list[Term], int]:
     """A question counts as right if all its rotations are. One with a rotation missing (under --limit) cannot count."""
-    questions: dict[str, list[Marked]] = {}
+    questions: dict[str, list[GradedRow]] = {}
     for row in related(rows):
         questions.setdefault(row.facts["group"], []).append(row)
     whole = {name: part for name, part in questions.items() if len({row.question.answer for row in part}) == len(part[0].question.choices)}
-    found = [
+    terms = [
         Term(name, cluster_of(part[0].question), part[0].facts["category"], float(all(row.right for row in part)), 1.0)
         for name, part in whole.items()
     ]
-    return found, len(questions) - len(whole)
+    return terms, len(questions) - len(whole)
 
 
 CIRCULAR = Measure(name="circular accuracy (mean of categories)", terms=circular)
@@ -92,7 +92,7 @@ ROWS = dataclasses.replace(ACCURACY, name="row accuracy", terms=lambda rows: ACC
 """Of rows, whatever the other rotations, as VLMEvalKit gave it at the time of the paper."""
 
 
-def breakdown(rows: Sequence[Marked]) -> list[Figure]:
+def breakdown(rows: Sequence[GradedRow]) -> list[Figure]:
     """Both for each category."""
     parts = {name: [row for row in rows if row.facts["category"] == name] for name in (*RELATION, "exist")}
     others = sorted({row.facts["category"] for row in rows} - set(parts))

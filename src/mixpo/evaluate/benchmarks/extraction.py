@@ -36,29 +36,29 @@ Extracted answer: C
 Question: {{question}}
 Response: {{answer}}
 Extracted answer:"""
-_MARKED = re.compile(r"(?i)extracted answer\W*?:\s*(.*)")
+_ANNOUNCED = re.compile(r"(?i)extracted answer\W*?:\s*(.*)")
 _LETTER = re.compile(r"(?:.*\(([A-Za-z])\).*|([A-Za-z])[.:)]?|([A-Z])[.:)]\s.*)")
 LONGEST = 4
-"""Words of a reply that is taken for an answer without being announced as one."""
+"""Maximum words of a reply that counts as an answer without "Extracted answer:"."""
 
 
 def read(reply: str, question: Question, facts: Fields) -> str | None:
-    """The answer in a judge's reply: what it announces as "Extracted answer:", or a reply of one line that looks like an answer.
+    """The answer in a judge's reply: what it announces as "Extracted answer:", or a reply of one line in the form of an answer.
 
     "" where the judge says that there is none; None where the reply is neither, which is no answer and no mistake of the model.
     """
-    found = _MARKED.findall(reply)
+    announced = _ANNOUNCED.findall(reply)
     lines = [line for line in reply.splitlines() if line.strip()]
-    said = found[-1] if found else lines[0] if len(lines) == 1 else ""
-    said = said.strip().lstrip("*`\"' ").rstrip("*`\"' .")
-    if said.upper() == NO_ANSWER:
+    answer = announced[-1] if announced else lines[0] if len(lines) == 1 else ""
+    answer = answer.strip().lstrip("*`\"' ").rstrip("*`\"' .")
+    if answer.upper() == NO_ANSWER:
         return ""
-    return said if said and (found or _looks_right(said, question)) else None
+    return answer if answer and (announced or _has_form(answer, question)) else None
 
 
-def _looks_right(said: str, question: Question) -> bool:
+def _has_form(answer: str, question: Question) -> bool:
     if question.kind == "choice":
-        return bool(_LETTER.fullmatch(said)) or said.casefold() in {choice.casefold() for choice in question.choices}
+        return bool(_LETTER.fullmatch(answer)) or answer.casefold() in {choice.casefold() for choice in question.choices}
     if question.kind == "number":
-        return bool(re.search(r"\d", said)) and len(said.split()) <= LONGEST
-    return len(said.split()) <= LONGEST or bool(re.search(r"[\d\\=]", said) and len(said) <= 60)
+        return bool(re.search(r"\d", answer)) and len(answer.split()) <= LONGEST
+    return len(answer.split()) <= LONGEST or bool(re.search(r"[\d\\=]", answer) and len(answer) <= 60)

@@ -59,7 +59,7 @@ def find(path: Path, files: Sequence[str], splits: Sequence[Sequence[str]]) -> l
         if (path / name).is_file():
             return [path / name]
     # Beside the files of a saved data set `datasets` keeps what it made of them.
-    tables = [found for suffix in TABLES for found in sorted(path.rglob(f"*.{suffix}")) if not found.name.startswith("cache-")]
+    tables = [file for suffix in TABLES for file in sorted(path.rglob(f"*.{suffix}")) if not file.name.startswith("cache-")]
     # A saved data set has JSON files of its own, and the hub's JSON lacks the images: such files count where there is no table.
     there = tables or sorted(path.rglob("*.json"))
     for names in splits:
@@ -224,7 +224,7 @@ def text_of(row: Fields, *names: str, default: str | None = None) -> str:
 
 
 def text_at(place: Place, *names: str) -> str:
-    """`text_of` for a row whose error ends the reading, so that it says where the row stands."""
+    """`text_of` for a row whose error ends the reading, with the location of the row."""
     try:
         return text_of(place[1], *names)
     except SourceError as error:
@@ -255,8 +255,8 @@ def choices_of(row: Fields, *names: str) -> tuple[str, ...]:
     Raises SourceError where a column is left out between others, because letters would shift.
     """
     for name in names:
-        if found := list_of(row.get(name)):
-            return tuple(str(choice) for choice in found)
+        if listed := list_of(row.get(name)):
+            return tuple(str(choice) for choice in listed)
     columns = [text_of(row, letter, default="") for letter in OPTION_COLUMNS]
     given = columns[: max((number for number, text in enumerate(columns, start=1) if text), default=0)]
     if "" in given:

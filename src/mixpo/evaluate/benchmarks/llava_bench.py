@@ -1,4 +1,4 @@
-"""LLaVA-Bench in the wild (60 questions): a judge marks the model's answer beside a reference answer, both from 1 to 10.
+"""LLaVA-Bench in the wild (60 questions): a judge grades the model's answer beside a reference answer, both from 1 to 10.
 
 Source of format and score: liuhaotian/llava-bench-in-the-wild and LLaVA's review scripts. The score is a ratio of means, not a mean of
 ratios, and may exceed 100. The judge's instruction is in our own words.
@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mixpo.errors import SourceError
-from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Marked, Place, Rubric
+from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, GradedRow, Place, Rubric
 from mixpo.evaluate.benchmarks.files import images_of, text_at, text_of
-from mixpo.evaluate.benchmarks.metrics import grouped, marks
+from mixpo.evaluate.benchmarks.metrics import grouped, judge_score
 from mixpo.evaluate.benchmarks.rules import REASONING
 from mixpo.sources.jsonl import lines
 from mixpo.types import Skipped
@@ -87,19 +87,19 @@ def read(reply: str) -> tuple[float, ...] | None:
     LLaVA's review script makes the first two (-1, -1), which enter its means.
     """
     line = next((line for line in reply.strip().splitlines() if re.search(r"\d", line)), "")
-    found = _TWO.fullmatch(line)
-    marks = (float(found[1]), float(found[2])) if found else ()
-    return marks if marks and all(1 <= mark <= 10 for mark in marks) else None
+    match = _TWO.fullmatch(line)
+    scores = (float(match[1]), float(match[2])) if match else ()
+    return scores if scores and all(1 <= score <= 10 for score in scores) else None
 
 
-RELATIVE = marks("relative score", read, lambda found: found[1], lambda found: found[0], most=None)
-"""100 times the mean mark of the model over the mean mark of the reference, as LLaVA's `summarize_gpt_review.py` gives it."""
-MODEL = marks("model's mark", read, lambda found: found[1], scale=10.0, unit="", most=10.0)
-REFERENCE = marks("reference's mark", read, scale=10.0, unit="", most=10.0)
-"""Ten times the mean marks of both sides, from the same script."""
+RELATIVE = judge_score("relative score", read, lambda scores: scores[1], lambda scores: scores[0], most=None)
+"""100 times the mean score of the model over the mean score of the reference, as LLaVA's `summarize_gpt_review.py` gives it."""
+MODEL = judge_score("model score", read, lambda scores: scores[1], scale=10.0, unit="", most=10.0)
+REFERENCE = judge_score("reference score", read, scale=10.0, unit="", most=10.0)
+"""Ten times the mean scores of both sides, from the same script."""
 
 
-def breakdown(rows: Sequence[Marked]) -> list[Figure]:
+def breakdown(rows: Sequence[GradedRow]) -> list[Figure]:
     """The relative score by category, from the same script."""
     return grouped(rows, "category", lambda row: (row.facts["category"],), RELATIVE)
 
@@ -115,5 +115,7 @@ BENCHMARK = Benchmark(
     joined=joined,
     direct="{question}\nAnswer this question in detail.",
     cot=REASONING,
-    rubric=Rubric(prompt=PROMPT, system=SYSTEM, read=read, share=lambda found: found[1] / 10, passes=lambda found: found[1] >= found[0]),
+    rubric=Rubric(
+        prompt=PROMPT, system=SYSTEM, read=read, share=lambda scores: scores[1] / 10, passes=lambda scores: scores[1] >= scores[0]
+    ),
 )

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from mixpo.errors import SourceError
-from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Marked
+from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, GradedRow
 from mixpo.evaluate.benchmarks.files import choices_of, images_of, text_of
 from mixpo.evaluate.benchmarks.metrics import ACCURACY, grouped, one
 from mixpo.evaluate.benchmarks.rules import letters, option_robust, same
@@ -51,42 +51,42 @@ def _letter(answer: object, count: int) -> str:
     raise SourceError(f"answer {answer!r} is none of the {amount(count, 'option')}", code="gold-not-an-option")
 
 
-def check_paper(said: str, question: Question, facts: Fields, options: Options) -> Judgement:
+def check_paper(extracted: str, question: Question, facts: Fields, options: Options) -> Judgement:
     """InternVL's rule: a lone letter, a leading option letter, the first option whose text is contained, or `x.` and `(x)`.
 
     So "A cat" is A, "1" is found inside "10", and "b" and "**B**" are wrong. The script knows five letters; this knows all.
     """
-    return same(read_paper(said.strip(), question.choices) == question.answer, "letters")
+    return same(read_paper(extracted.strip(), question.choices) == question.answer, "letters")
 
 
-def read_paper(said: str, choices: Sequence[str]) -> str:
+def read_paper(extracted: str, choices: Sequence[str]) -> str:
     """What InternVL's script takes for the answer."""
     known = letters(len(choices))
-    if len(said) < 2:
-        return said
-    if said[0] in known:
-        return said[0]
+    if len(extracted) < 2:
+        return extracted
+    if extracted[0] in known:
+        return extracted[0]
     for letter, text in zip(known, choices, strict=True):
-        if text in said:
+        if text in extracted:
             return letter
-    if said[1] == ".":
-        return said[0]
-    return said[1] if len(said) > 2 and said[0] == "(" and said[2] == ")" else said
+    if extracted[1] == ".":
+        return extracted[0]
+    return extracted[1] if len(extracted) > 2 and extracted[0] == "(" and extracted[2] == ")" else extracted
 
 
-def check_official(said: str, question: Question, facts: Fields, options: Options) -> Judgement:
+def check_official(extracted: str, question: Question, facts: Fields, options: Options) -> Judgement:
     """The rule of the benchmark's own `metric.py`, on the whole response, or on what follows the last "[Answer]".
 
     The last "(X)"; else the last option, in the order of options, whose text is contained; else the last one whose letter stands as
     a word, upper case before lower case. So "A cat" is A unless an option's text is in it, and "a" is A.
     """
-    return same(read_official(said, question.choices) == question.answer, "letters")
+    return same(read_official(extracted, question.choices) == question.answer, "letters")
 
 
-def read_official(said: str, choices: Sequence[str]) -> str | None:
+def read_official(extracted: str, choices: Sequence[str]) -> str | None:
     """What the benchmark's own script takes for the answer; None where it finds nothing."""
-    _, marker, behind = said.rpartition("[Answer]")
-    text = re.split(r"\[Rationale\]|\[Context\]", behind, maxsplit=1)[0] if marker else said
+    _, marker, behind = extracted.rpartition("[Answer]")
+    text = re.split(r"\[Rationale\]|\[Context\]", behind, maxsplit=1)[0] if marker else extracted
     bracketed = re.findall(r"\(([A-Za-z])\)", text)
     if bracketed:
         return str(bracketed[-1]).upper()
@@ -98,18 +98,18 @@ def read_official(said: str, choices: Sequence[str]) -> str | None:
         lambda letter, choice: letter.lower() in words,
     )
     for holds in ways:
-        found = [letter for letter, choice in zip(known, choices, strict=True) if holds(letter, choice)]
-        if found:
-            return found[-1]
+        letters_held = [letter for letter, choice in zip(known, choices, strict=True) if holds(letter, choice)]
+        if letters_held:
+            return letters_held[-1]
     return None
 
 
-def check_robust(said: str, question: Question, facts: Fields, options: Options) -> Judgement:
+def check_robust(extracted: str, question: Question, facts: Fields, options: Options) -> Judgement:
     """mixpo's own reading of options."""
-    return option_robust(said, question, options)
+    return option_robust(extracted, question, options)
 
 
-def breakdown(rows: Sequence[Marked]) -> list[Figure]:
+def breakdown(rows: Sequence[GradedRow]) -> list[Figure]:
     """Accuracy by domain and by topic, as the benchmark's own `metric.py` gives it."""
     return [*grouped(rows, "domain", one("domain")), *grouped(rows, "topic", one("topic"))]
 

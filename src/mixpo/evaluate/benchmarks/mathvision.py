@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Extraction, Fields, Figure, Marked
+from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Extraction, Fields, Figure, GradedRow
 from mixpo.evaluate.benchmarks.extraction import PROMPT, read
 from mixpo.evaluate.benchmarks.files import choices_of, images_of, text_of
 from mixpo.evaluate.benchmarks.metrics import ACCURACY, grouped, one
@@ -63,27 +63,27 @@ def _letter(answer: str, choices: Sequence[str]) -> str:
     return answer
 
 
-def infer_letter(said: str, choices: Sequence[str]) -> str | None:
+def infer_letter(extracted: str, choices: Sequence[str]) -> str | None:
     """The one option letter that stands as a word of its own, else (also where several do) the one option whose text is contained.
 
     Source: VLMEvalKit's `can_infer` at the time of the paper. "A" as an article counts.
     """
     known = letters(len(choices))
-    words = said.translate(_PUNCTUATION).split()
-    found = [letter for letter in known if letter in words]
-    if len(found) == 1 or (not found and "Z" in words):
-        return found[0] if found else None
-    held = [letter for letter, text in zip(known, choices, strict=True) if text.lower() in said.lower()]
+    words = extracted.translate(_PUNCTUATION).split()
+    named = [letter for letter in known if letter in words]
+    if len(named) == 1 or (not named and "Z" in words):
+        return named[0] if named else None
+    held = [letter for letter, text in zip(known, choices, strict=True) if text.lower() in extracted.lower()]
     return held[0] if len(held) == 1 else None
 
 
-def check_paper(said: str, question: Question, facts: Fields, options: Options) -> Judgement:
+def check_paper(extracted: str, question: Question, facts: Fields, options: Options) -> Judgement:
     """VLMEvalKit's scoring: a letter by `infer_letter`; other answers by equal text, or equal value (there by `eval` and sympy)."""
     if question.choices:
-        return same(infer_letter(said, question.choices) == question.answer, "letters")
-    if said.strip().lower() == (question.answer or "").strip().lower():
+        return same(infer_letter(extracted, question.choices) == question.answer, "letters")
+    if extracted.strip().lower() == (question.answer or "").strip().lower():
         return Judgement("correct", "same text")
-    return judge(said, question.answer or "", "formula", options)
+    return judge(extracted, question.answer or "", "formula", options)
 
 
 def quick(text: str, question: Question, facts: Fields) -> str | None:
@@ -92,19 +92,19 @@ def quick(text: str, question: Question, facts: Fields) -> str | None:
     if not question.choices:
         return answer if not answer or answer.lower() == (question.answer or "").lower() else None
     words = answer.translate(_PUNCTUATION).split()
-    found = [letter for letter in letters(len(question.choices)) if letter in words]
-    at_the_end = len(found) == 1 and words.index(found[0]) >= len(words) - LAST_WORDS
-    return found[0] if at_the_end else None if answer else ""
+    named = [letter for letter in letters(len(question.choices)) if letter in words]
+    at_the_end = len(named) == 1 and words.index(named[0]) >= len(words) - LAST_WORDS
+    return named[0] if at_the_end else None if answer else ""
 
 
-def check_robust(said: str, question: Question, facts: Fields, options: Options) -> Judgement:
+def check_robust(extracted: str, question: Question, facts: Fields, options: Options) -> Judgement:
     """mixpo's own comparison: options by letter or text, other answers by value, also where the answer is none of the options."""
     if question.answer in letters(len(question.choices)):
-        return option_robust(said, question, options)
-    return judge(said, question.answer or "", "auto", options)
+        return option_robust(extracted, question, options)
+    return judge(extracted, question.answer or "", "auto", options)
 
 
-def breakdown(rows: Sequence[Marked]) -> list[Figure]:
+def breakdown(rows: Sequence[GradedRow]) -> list[Figure]:
     """Accuracy by subject and by level, as the data card's leaderboard gives it."""
     return [*grouped(rows, "subject", one("subject")), *grouped(rows, "level", one("level"))]
 

@@ -13,7 +13,7 @@ from typing import Any
 from rapidfuzz.distance import Levenshtein
 
 from mixpo.errors import SourceError
-from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Extraction, Fields, Figure, Marked
+from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Extraction, Fields, Figure, GradedRow
 from mixpo.evaluate.benchmarks.extraction import PROMPT, read
 from mixpo.evaluate.benchmarks.files import choices_of, images_of, list_of, text_of
 from mixpo.evaluate.benchmarks.metrics import ACCURACY, grouped, one
@@ -98,12 +98,12 @@ def _query(fields: Fields, choices: Sequence[str], is_choice: bool, form: str, p
     return "\n".join([*asked, *(["Choices:", lettered(choices, "({letter}) {option}")] if is_choice else [])])
 
 
-def check_paper(said: str, question: Question, facts: Fields, options: Options) -> Judgement:
+def check_paper(extracted: str, question: Question, facts: Fields, options: Options) -> Judgement:
     """The normalisation of the authors' `calculate_score.py`.
 
     A choice by its letter, else the nearest choice by edit distance, so that garbage may score.
     """
-    answer = said.strip()
+    answer = extracted.strip()
     if question.kind == "choice":
         bracketed = re.findall(r"\(([a-zA-Z])\)", answer)
         letter = bracketed[0].upper() if bracketed else answer
@@ -138,20 +138,20 @@ def quick(text: str, question: Question, facts: Fields) -> str | None:
     return None
 
 
-def check_robust(said: str, question: Question, facts: Fields, options: Options) -> Judgement:
+def check_robust(extracted: str, question: Question, facts: Fields, options: Options) -> Judgement:
     """mixpo's own comparison: choices by letter or text, 14.0 for 14, decimals at the precision of the answer, lists item by item."""
     gold = question.answer or ""
     if question.kind == "choice":
-        return option_robust(said, question, options)
+        return option_robust(extracted, question, options)
     if facts["answer_type"] == "list":
-        return _check_list(said, gold)
+        return _check_list(extracted, gold)
     if facts["answer_type"] == "float":
-        rounded = _rounded(said, facts["precision"])
+        rounded = _rounded(extracted, facts["precision"])
         if rounded is not None and rounded == _rounded(gold, facts["precision"]):
             return Judgement("correct", "numbers agree at the precision of the answer")
     if question.kind == "number":
-        return check_number(said, gold, options)
-    return check_text(said, gold, options)
+        return check_number(extracted, gold, options)
+    return check_text(extracted, gold, options)
 
 
 def _rounded(text: str, places: int) -> float | None:
@@ -161,10 +161,10 @@ def _rounded(text: str, places: int) -> float | None:
     return round(float(numbers[0].value), places)
 
 
-def _check_list(said: str, gold: str) -> Judgement:
-    answer, wanted = read_list(said), read_list(gold)
+def _check_list(extracted: str, gold: str) -> Judgement:
+    answer, wanted = read_list(extracted), read_list(gold)
     if not answer or not wanted:
-        return same(said.strip() == gold.strip(), "texts")
+        return same(extracted.strip() == gold.strip(), "texts")
     return same(len(answer) == len(wanted) and all(abs(a - b) <= 1e-6 for a, b in zip(answer, wanted, strict=True)), "lists")
 
 
@@ -174,7 +174,7 @@ def read_list(text: str) -> list[float]:
     return [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", bracketed[-1] if bracketed else text)]
 
 
-def breakdown(rows: Sequence[Marked]) -> list[Figure]:
+def breakdown(rows: Sequence[GradedRow]) -> list[Figure]:
     """The breakdowns of the benchmark's own `calculate_score.py`; a row counts in each of its skills."""
     parts = [figure for name in ("task", *(name for name in DETAILS if name != "task")) for figure in grouped(rows, name, one(name))]
     return [*parts, *grouped(rows, "skill", lambda row: row.facts["skills"])]

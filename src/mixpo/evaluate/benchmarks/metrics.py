@@ -1,52 +1,52 @@
-"""What several benchmarks share to make figures of answered rows: shares, means of marks, breakdowns."""
+"""What several benchmarks share to make figures of answered rows: shares, mean judge scores, breakdowns."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-from mixpo.evaluate.benchmarks.base import Benchmark, Figure, Marked, Measure
+from mixpo.evaluate.benchmarks.base import Benchmark, Figure, GradedRow, Measure
 from mixpo.evaluate.statistics import Difference, Term, cluster_of, estimate, interval, paired
 
 
-def counted(name: str, right: Callable[[Marked], bool] = lambda row: row.right) -> Measure:
-    """The share of rows that are `right`, of all rows asked but those whose judge could not be read."""
+def share_of(name: str, right: Callable[[GradedRow], bool] = lambda row: row.right) -> Measure:
+    """The share of rows that are `right`, of all rows asked except those whose judge reply could not be parsed."""
 
-    def terms(rows: Sequence[Marked]) -> tuple[list[Term], int]:
+    def terms(rows: Sequence[GradedRow]) -> tuple[list[Term], int]:
         kept = [row for row in rows if not row.unread]
         return [Term(row.question.id, cluster_of(row.question), "", float(right(row)), 1.0) for row in kept], len(rows) - len(kept)
 
     return Measure(name=name, terms=terms)
 
 
-ACCURACY = counted("accuracy")
+ACCURACY = share_of("accuracy")
 """Correct of all rows asked; what has no clear answer is not correct."""
 
 Read = Callable[[str], tuple[float, ...] | None]
-"""The marks in a judge's reply."""
+"""The scores in a judge's reply."""
 
 
-def marks(
+def judge_score(
     name: str,
     read: Read,
-    top: Callable[[tuple[float, ...]], float] = lambda found: found[0],
-    base: Callable[[tuple[float, ...]], float] = lambda found: 1.0,
+    top: Callable[[tuple[float, ...]], float] = lambda scores: scores[0],
+    base: Callable[[tuple[float, ...]], float] = lambda scores: 1.0,
     *,
     scale: float = 100.0,
     unit: str = "%",
     most: float | None = 1.0,
 ) -> Measure:
-    """The mean of `top` of the marks of those rows whose mark can be read, or sum(top) / sum(base)."""
+    """The mean of `top` over the rows whose score can be parsed, or sum(top) / sum(base)."""
 
-    def terms(rows: Sequence[Marked]) -> tuple[list[Term], int]:
-        found = [(row.question, read(row.reply)) for row in rows]
-        kept = [Term(question.id, cluster_of(question), "", top(mark), base(mark)) for question, mark in found if mark is not None]
+    def terms(rows: Sequence[GradedRow]) -> tuple[list[Term], int]:
+        parsed = [(row.question, read(row.reply)) for row in rows]
+        kept = [Term(question.id, cluster_of(question), "", top(scores), base(scores)) for question, scores in parsed if scores is not None]
         return kept, len(rows) - len(kept)
 
     return Measure(name=name, terms=terms, scale=scale, unit=unit, most=most)
 
 
-def measured(measure: Measure, rows: Sequence[Marked], name: str = "", group: str = "") -> Figure:
+def measured(measure: Measure, rows: Sequence[GradedRow], name: str = "", group: str = "") -> Figure:
     """A measure over rows, with its interval. name: another name, as for one part of a breakdown."""
     terms, excluded = measure.terms(rows)
     low, high = (None if end is None else measure.scale * end for end in interval(terms, measure.most))
@@ -56,17 +56,19 @@ def measured(measure: Measure, rows: Sequence[Marked], name: str = "", group: st
     )  # fmt: skip
 
 
-def grouped(rows: Sequence[Marked], group: str, names_of: Callable[[Marked], Iterable[str]], measure: Measure = ACCURACY) -> list[Figure]:
+def grouped(
+    rows: Sequence[GradedRow], group: str, names_of: Callable[[GradedRow], Iterable[str]], measure: Measure = ACCURACY
+) -> list[Figure]:
     """The measure for each name, in alphabetical order; a row counts under each of its names."""
-    found: dict[str, list[Marked]] = {}
+    groups: dict[str, list[GradedRow]] = {}
     for row in rows:
         for name in names_of(row):
             if name:
-                found.setdefault(name, []).append(row)
-    return [measured(measure, found[name], name, group) for name in sorted(found)]
+                groups.setdefault(name, []).append(row)
+    return [measured(measure, groups[name], name, group) for name in sorted(groups)]
 
 
-def one(key: str) -> Callable[[Marked], Iterable[str]]:
+def one(key: str) -> Callable[[GradedRow], Iterable[str]]:
     """Rows by one of their facts."""
     return lambda row: (str(row.facts.get(key) or ""),)
 
@@ -79,18 +81,18 @@ class FigureDifference(Difference):
     unit: str
 
 
-def table(benchmark: Benchmark, rows: Sequence[Marked]) -> list[Figure]:
+def table(benchmark: Benchmark, rows: Sequence[GradedRow]) -> list[Figure]:
     """All figures of a benchmark from its answered rows, the published one first."""
     return [*(measured(measure, rows) for measure in benchmark.measures), *benchmark.breakdown(rows)]
 
 
-def differences(benchmark: Benchmark, a: Sequence[Marked], b: Sequence[Marked]) -> list[FigureDifference]:
-    """The published figures of two models side by side; those that have no value are left out."""
-    found = []
+def differences(benchmark: Benchmark, a: Sequence[GradedRow], b: Sequence[GradedRow]) -> list[FigureDifference]:
+    """The published figures of two models side by side; undefined ones are skipped."""
+    rows = []
     for measure in benchmark.measures:
         pair = paired(measure.terms(a)[0], measure.terms(b)[0])
         if pair is not None:
             values = ("a", "b", "difference", "low", "high")
             scaled = {name: None if (value := getattr(pair, name)) is None else measure.scale * value for name in values}
-            found.append(FigureDifference(name=measure.name, unit=measure.unit, **{**asdict(pair), **scaled}))
-    return found
+            rows.append(FigureDifference(name=measure.name, unit=measure.unit, **{**asdict(pair), **scaled}))
+    return rows

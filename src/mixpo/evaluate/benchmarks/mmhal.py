@@ -1,4 +1,4 @@
-"""MMHal-Bench (96 questions of eight types): a judge marks each answer from 0 to 6; below 3 it is a hallucination.
+"""MMHal-Bench (96 questions of eight types): a judge grades each answer from 0 to 6; below 3 it is a hallucination.
 
 Source of format, scale and figures: Shengcao1006/MMHal-Bench and RLAIF-V's evaluation, which InternVL's script follows. The judge's
 instruction is in our own words. Types are read from the rows, never from their order.
@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Marked, Rubric
+from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, GradedRow, Rubric
 from mixpo.evaluate.benchmarks.files import images_of, list_of, text_of
-from mixpo.evaluate.benchmarks.metrics import grouped, marks
+from mixpo.evaluate.benchmarks.metrics import grouped, judge_score
 
 PROMPT = """\
 Judge an assistant's response to a question about an image, without favour. You cannot see the image; what it shows is listed.
@@ -62,7 +62,7 @@ def row(fields: Fields) -> Draft:
 
 
 def part(text: str, mode: str) -> str:
-    """What is judged of a response: in chain of thought what stands behind the last "Answer:", else all of it."""
+    """What is judged of a response: in chain of thought the text after the last "Answer:", else all of it."""
     return text.rpartition("Answer:")[2].strip() if mode != "direct" else text.strip()
 
 
@@ -71,19 +71,19 @@ def read(reply: str) -> tuple[float, ...] | None:
 
     InternVL's and RLAIF-V's scripts make a hallucination (0) of the last two forms and of what is None here.
     """
-    found = set(_RATING.findall(reply))
-    return (float(found.pop()),) if len(found) == 1 else None
+    ratings = set(_RATING.findall(reply))
+    return (float(ratings.pop()),) if len(ratings) == 1 else None
 
 
-RATING = marks("score (0 to 6)", read, scale=1.0, unit="", most=6.0)
+RATING = judge_score("score (0 to 6)", read, scale=1.0, unit="", most=6.0)
 """The mean rating, as MMHal-Bench gives it."""
-HALLUCINATION = marks("hallucination rate", read, lambda found: float(found[0] < 3))
+HALLUCINATION = judge_score("hallucination rate", read, lambda scores: float(scores[0] < 3))
 """The share of ratings below 3, as MMHal-Bench gives it."""
-INFORMATIVENESS = marks("informativeness", read, lambda found: (found[0] - 3 if found[0] >= 3 else found[0]) / 3)
+INFORMATIVENESS = judge_score("informativeness", read, lambda scores: (scores[0] - 3 if scores[0] >= 3 else scores[0]) / 3)
 """How much is told, whether or not it is true: RLAIF-V's addition."""
 
 
-def breakdown(rows: Sequence[Marked]) -> list[Figure]:
+def breakdown(rows: Sequence[GradedRow]) -> list[Figure]:
     """Ratings by type and by topic, as MMHal-Bench gives them."""
     types = grouped(rows, "type", lambda row: (row.facts["type"],), RATING)
     return [*types, *grouped(rows, "topic", lambda row: (row.facts["topic"],), RATING)]
@@ -98,5 +98,5 @@ BENCHMARK = Benchmark(
     splits=(("test",),),
     files=("mmhal-bench_with_image.jsonl",),
     cot=STEPS,
-    rubric=Rubric(prompt=PROMPT, part=part, read=read, share=lambda found: found[0] / 6, passes=lambda found: found[0] >= 3),
+    rubric=Rubric(prompt=PROMPT, part=part, read=read, share=lambda scores: scores[0] / 6, passes=lambda scores: scores[0] >= 3),
 )

@@ -1,6 +1,6 @@
-"""MM-Vet (218 free answers): a judge gives each a mark from 0.0 to 1.0; capabilities rec, ocr, know, gen, spat, math.
+"""MM-Vet (218 free answers): a judge gives each a score from 0.0 to 1.0; capabilities rec, ocr, know, gen, spat, math.
 
-Source of format, marks and breakdowns: the benchmark's `mm-vet.json` and evaluator. The judge's instruction is in our own words (see
+Source of format, scores and breakdowns: the benchmark's `mm-vet.json` and evaluator. The judge's instruction is in our own words (see
 `prompts` of [evaluate.judge] for other ones), so its numbers are not those of the official judge prompt.
 """
 
@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Marked, Rubric
+from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, GradedRow, Rubric
 from mixpo.evaluate.benchmarks.files import images_of, text_of
-from mixpo.evaluate.benchmarks.metrics import grouped, marks
+from mixpo.evaluate.benchmarks.metrics import grouped, judge_score
 from mixpo.evaluate.benchmarks.rules import REASONING
 
 PROMPT = """\
@@ -28,7 +28,7 @@ Reference: {reference}
 Answer: {answer}
 
 Reply with the mark alone, as a number."""
-_MARK = re.compile(r"(?<![\d.\-])(?:0(?:\.\d+)?|1(?:\.0+)?|\.\d+)(?!\.?\d)")
+_SCORE = re.compile(r"(?<![\d.\-])(?:0(?:\.\d+)?|1(?:\.0+)?|\.\d+)(?!\.?\d)")
 _PARTS = re.compile(r"\s*<(AND|OR)>\s*")
 """What joins parts of a reference; the benchmark's own evaluator sets it apart by spaces before the judge sees it."""
 _NUMBER = re.compile(r"-?\d*\.?\d+")
@@ -55,15 +55,15 @@ def read(reply: str) -> tuple[float, ...] | None:
     The benchmark's own evaluator takes the first word; VLMEvalKit makes these two replies 0.
     """
     numbers = _NUMBER.findall(reply)
-    found = _MARK.findall(reply)
-    return (float(found[0]),) if len(numbers) == 1 and len(found) == 1 else None
+    scores = _SCORE.findall(reply)
+    return (float(scores[0]),) if len(numbers) == 1 and len(scores) == 1 else None
 
 
-SCORE = marks("score", read)
-"""100 times the mean mark, as the benchmark's own evaluator gives it."""
+SCORE = judge_score("score", read)
+"""100 times the mean score, as the benchmark's own evaluator gives it."""
 
 
-def breakdown(rows: Sequence[Marked]) -> list[Figure]:
+def breakdown(rows: Sequence[GradedRow]) -> list[Figure]:
     """By capability (a row counts in each of its own) and by combination of capabilities, as the benchmark's own evaluator gives them."""
     single = grouped(rows, "capability", lambda row: row.facts["capabilities"], SCORE)
     return [*single, *grouped(rows, "combination", lambda row: ("+".join(row.facts["capabilities"]),), SCORE)]
@@ -78,5 +78,5 @@ BENCHMARK = Benchmark(
     splits=(("test",),),
     files=("mm-vet.json", "MMVet.tsv"),
     cot=REASONING,
-    rubric=Rubric(prompt=PROMPT, read=read, share=lambda found: found[0], passes=lambda found: found[0] >= 0.5),
+    rubric=Rubric(prompt=PROMPT, read=read, share=lambda scores: scores[0], passes=lambda scores: scores[0] >= 0.5),
 )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mixpo.errors import SourceError
-from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Marked, Measure, Place
+from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, GradedRow, Measure, Place
 from mixpo.evaluate.benchmarks.files import images_of, text_at, text_of
 from mixpo.evaluate.benchmarks.metrics import measured
 from mixpo.evaluate.benchmarks.rules import same
@@ -75,92 +75,92 @@ def _labels(folder: Path) -> dict[Key, Fields]:
     """The labels by category and question number. They are JSONL, whatever their name says."""
     from mixpo.sources.jsonl import lines
 
-    found: dict[Key, Fields] = {}
+    labels: dict[Key, Fields] = {}
     for category in CATEGORIES:
         for path in sorted({*folder.glob(f"**/*pope_{category}.json"), *folder.glob(f"**/*pope_{category}.jsonl")}):
             for place in lines(path):
                 if not isinstance(place, Skipped):
-                    found[category, text_at(place, "question_id")] = place[1]
-    return found
+                    labels[category, text_at(place, "question_id")] = place[1]
+    return labels
 
 
-def check_paper(said: str, question: Question, facts: Fields, options: Options) -> Judgement:
+def check_paper(extracted: str, question: Question, facts: Fields, options: Options) -> Judgement:
     """The reading of InternVL's and LLaVA's `eval_pope.py`.
 
     Up to the first full stop, the words No, not and no mean no, everything else means yes. So `**No**`, "NO", "I cannot tell" and an
     empty answer all count as yes.
     """
-    words = said.partition(".")[0].replace(",", "").split(" ")
+    words = extracted.partition(".")[0].replace(",", "").split(" ")
     answer = "no" if {"No", "not", "no"} & set(words) else "yes"
     return same(answer == question.answer, "answers")
 
 
-def check_robust(said: str, question: Question, facts: Fields, options: Options) -> Judgement:
+def check_robust(extracted: str, question: Question, facts: Fields, options: Options) -> Judgement:
     """Yes or no as words; an answer with both or neither ("two dogs") is undecided, which is no yes."""
-    if not read_yes_no(said):
+    if not read_yes_no(extracted):
         return Judgement("undecided", "neither yes nor no")
-    return check_yes_no(said, question.answer or "", options)
+    return check_yes_no(extracted, question.answer or "", options)
 
 
-def says_yes(marked: Marked) -> bool:
+def says_yes(row: GradedRow) -> bool:
     """Right about a yes, or wrong about a no."""
-    return marked.right if marked.question.answer == "yes" else marked.outcome == "wrong"
+    return row.right if row.question.answer == "yes" else row.outcome == "wrong"
 
 
-Value = Callable[[Marked], float]
+Value = Callable[[GradedRow], float]
 
 
 def over_categories(name: str, top: Value, base: Value, *, apart: bool = False) -> Measure:
     """sum(top) / sum(base) over rows, each once for every category that it belongs to; `apart`: the mean of the categories' ratios."""
 
-    def terms(rows: Sequence[Marked]) -> tuple[list[Term], int]:
-        found = [(row, category) for row in rows for category in row.facts["categories"]]
+    def terms(rows: Sequence[GradedRow]) -> tuple[list[Term], int]:
+        pairs = [(row, category) for row in rows for category in row.facts["categories"]]
         return [
             Term(f"{row.question.id} {category}", cluster_of(row.question), category if apart else "", top(row), base(row))
-            for row, category in found
+            for row, category in pairs
         ], 0  # fmt: skip
 
     return Measure(name=name, terms=terms)
 
 
-def hit(row: Marked) -> float:
-    """An object that is there and was said to be."""
+def hit(row: GradedRow) -> float:
+    """A true positive: the object is present and the answer is yes."""
     return float(row.right and row.question.answer == "yes")
 
 
-def said(row: Marked) -> float:
-    """An object that was said to be there."""
+def claimed(row: GradedRow) -> float:
+    """A positive: the answer is yes."""
     return float(says_yes(row))
 
 
-def there(row: Marked) -> float:
-    """An object that is there."""
+def present(row: GradedRow) -> float:
+    """The object is present."""
     return float(row.question.answer == "yes")
 
 
-# F1 = 2 hits / (said + there) is a ratio of sums; it has no value where nothing is there and nothing was said to be.
-MEAN_F1 = over_categories("F1 (mean of categories)", lambda row: 2 * hit(row), lambda row: said(row) + there(row), apart=True)
+# F1 = 2 hits / (claimed + present) is a ratio of sums; undefined if both are 0.
+MEAN_F1 = over_categories("F1 (mean of categories)", lambda row: 2 * hit(row), lambda row: claimed(row) + present(row), apart=True)
 """The "Overall" of InternVL's `eval_pope.py`, which is the paper's POPE."""
-POOLED_F1 = over_categories("F1 (pooled)", lambda row: 2 * hit(row), lambda row: said(row) + there(row))
+POOLED_F1 = over_categories("F1 (pooled)", lambda row: 2 * hit(row), lambda row: claimed(row) + present(row))
 """The "Overall" of VLMEvalKit."""
 RIGHT = over_categories("accuracy", lambda row: float(row.right), lambda row: 1.0)
 OF_CATEGORY = (
     dataclasses.replace(POOLED_F1, name="F1"),
     RIGHT,
-    over_categories("precision", hit, said),
-    over_categories("recall", hit, there),
-    over_categories("yes ratio", said, lambda row: 1.0),
+    over_categories("precision", hit, claimed),
+    over_categories("recall", hit, present),
+    over_categories("yes ratio", claimed, lambda row: 1.0),
 )
 """The five figures of `eval_pope.py` for each category."""
 
 
-def breakdown(rows: Sequence[Marked]) -> list[Figure]:
+def breakdown(rows: Sequence[GradedRow]) -> list[Figure]:
     """Five figures for each category."""
     parts = {name: [of_category(row, name) for row in rows if name in row.facts["categories"]] for name in CATEGORIES}
-    return [measured(measure, found, group=name) for name, found in parts.items() if found for measure in OF_CATEGORY]
+    return [measured(measure, part, group=name) for name, part in parts.items() if part for measure in OF_CATEGORY]
 
 
-def of_category(row: Marked, name: str) -> Marked:
+def of_category(row: GradedRow, name: str) -> GradedRow:
     """The row as it counts in one of its categories."""
     return dataclasses.replace(row, facts={**row.facts, "categories": [name]})
 

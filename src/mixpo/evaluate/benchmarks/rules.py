@@ -19,22 +19,22 @@ _MARKER = re.compile(r"(Final answer:|Answer:)\s*(.*)", re.IGNORECASE)
 
 
 def extract_paper(text: str, mode: str) -> str:
-    """What stands behind the first "Final answer:" or "Answer:", to the end of that line; without one, the whole text.
+    """The text after the first "Final answer:" or "Answer:", to the end of that line; without one, the whole text.
 
     Source: the extraction of InternVL's evaluation scripts and of VLMEvalKit for MPO models. Emphasis and boxes stay. A direct answer is
     taken whole.
     """
-    found = _MARKER.search(text) if mode != "direct" else None
-    return found.group(2).strip() if found else text
+    match = _MARKER.search(text) if mode != "direct" else None
+    return match.group(2).strip() if match else text
 
 
 def extract_robust(text: str, mode: str) -> str | None:
-    """The final answer behind the last marker, free of emphasis and boxes; None when there is none (mixpo's own rule).
+    """The final answer after the last marker, free of emphasis and boxes; None when there is none (mixpo's own rule).
 
     A direct answer without a marker is taken whole.
     """
-    found = extract(text, "auto")
-    return extract(text, "whole") if found is None and mode == "direct" else found
+    answer = extract(text, "auto")
+    return extract(text, "whole") if answer is None and mode == "direct" else answer
 
 
 EXTRACTORS: dict[str, Callable[[str, str], str | None]] = {
@@ -50,10 +50,10 @@ def same(equal: bool, what: str) -> Judgement:
     return Judgement("correct", f"{what} agree") if equal else Judgement("wrong", f"{what} differ")
 
 
-def option_robust(said: str, question: Question, options: Options) -> Judgement:
+def option_robust(extracted: str, question: Question, options: Options) -> Judgement:
     """mixpo's own reading of a multiple-choice answer: by letter or by text."""
     asked = Options(tolerance=options.tolerance, algebra=options.algebra, choices=question.choices)
-    return check_choice(said, question.answer or "", asked)
+    return check_choice(extracted, question.answer or "", asked)
 
 
 def letters(count: int) -> list[str]:
