@@ -124,7 +124,7 @@ def test_pope_by_both_extractors_because_they_differ(run: Path) -> None:
          "paper/F1 (mean of categories)": 80.0, "paper/F1 (pooled)": 80.0, "paper/accuracy": 75.0}
     )  # fmt: skip
     page = (run / "run" / "report.html").read_text()
-    assert "POPE (pope): its own figures" in page
+    assert "POPE (pope): published metrics" in page
     # No second F1 beside them, by other rules for what is neither yes nor no.
     assert "yes_no" not in found["models"]["base"]["direct"]  # type: ignore[index]
     assert "Yes/no questions" not in page
@@ -370,7 +370,7 @@ def test_what_cannot_be_compared_is_said_beside_what_can(tmp_path: Path, tiny_fo
     shown = capsys.readouterr().out
     assert "! vet, direct: no question counts on both sides, because the judge's replies could not be read" in shown
     (line,) = [line for line in shown.splitlines() if line.startswith("vet") and "direct" in line]
-    assert line.split() == ["vet", "direct", "Start", "none", "Start", "none", "none", "0"]
+    assert line.split() == ["vet", "direct", "Base", "model", "none", "Base", "model", "none", "none", "0"]
     others = [line.split() for line in shown.splitlines() if re.match("pope +(direct|chain of thought) +Start", line)]
     assert [cells[-1] for cells in others] == ["12", "12"]
     assert main(["compare", str(tmp_path / "run"), str(tmp_path / "run"), "--json"]) == 1
