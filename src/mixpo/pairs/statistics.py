@@ -16,7 +16,8 @@ from mixpo.pairs.provenance import REASONS, same_question, token_count
 from mixpo.records import Judged, Paired, Sampled
 from mixpo.types import Origin, Question
 
-ORIGINS: tuple[str, ...] = get_args(Origin)
+ORIGINS: tuple[str, ...] = tuple(origin for origin in get_args(Origin) if origin != "imported")
+"""Origins of pairs from sampled responses; imported pairs are counted only where there are any."""
 MAX_NAMES = 500
 """Domains, and sources, listed by name; further ones are summed as OTHER."""
 OTHER = "(other)"
@@ -53,7 +54,7 @@ class SourceStatistics:
         return {
             **_named(self.counts, ("questions", "with_pairs", "correct", "decided")),
             "accuracy": share(self.counts["correct"], self.counts["decided"]),
-            **_named(self.counts, ("pairs", *ORIGINS)),
+            **_by_origin(self.counts, ("pairs", *ORIGINS)),
             "chosen_mean": self.chosen.mean,
             "rejected_mean": self.rejected.mean,
         }
@@ -191,7 +192,7 @@ class Statistics:
         total = self.origins.total()
         return {
             "pairs": total,
-            "origins": _named(self.origins, ORIGINS),
+            "origins": _by_origin(self.origins, ORIGINS),
             "pairs_per_question": share(total, self.questions["with_pairs"]),
             "rejected": {
                 **_named(self.pairs, ("length_capped", "longer")),
@@ -239,6 +240,10 @@ def _truncated(sampled: Sampled | None) -> set[int]:
 def _reason_text(reason: str) -> str:
     known = REASONS.get(reason)
     return f"{known.text} ({known.unit})" if known else reason
+
+
+def _by_origin(counts: Counter[str], names: Sequence[str]) -> dict[str, int]:
+    return _named(counts, (*names, "imported") if counts["imported"] else names)
 
 
 def _named(counts: Counter[str], names: Sequence[str]) -> dict[str, int]:
