@@ -351,9 +351,9 @@ def test_kind_of(name: str, kind: str) -> None:
 def test_status_reads_only_the_run_directory(own_run: Path) -> None:
     shutil.rmtree(own_run / "images")
     (own_run / "questions.jsonl").unlink()
-    rows = {row["stage"]: row for row in status(open_run(own_run / "run"))}
+    rows = {row["stage"]: row for row in status(open_run(own_run / "run")).stages}
     assert {row["state"] for row in rows.values()} == {"done"}
     next((own_run / "run" / "round-1" / "sample").glob("00001-*")).unlink()
-    rows = {row["stage"]: row for row in status(open_run(own_run / "run"))}
+    rows = {row["stage"]: row for row in status(open_run(own_run / "run")).stages}
     assert rows["round-1/sample"]["state"] == "part"
     assert rows["round-1/sample"]["why"] == ["1 shard is gone"]

@@ -270,7 +270,7 @@ def test_a_recipe_without_a_source_only_evaluates(tmp_path: Path, tiny_folder: P
     recipe.write_text(recipe.read_text().replace('[source]\nkind = "digits"\ncount = 4\n', ""))
     assert main(["run", str(recipe), "--dir", str(tmp_path / "run")]) == 0
     assert list(report(tmp_path / "run")["models"]) == ["base"]  # type: ignore[call-overload]
-    stages = {row["stage"]: row["state"] for row in status(open_run(tmp_path / "run"))}
+    stages = {row["stage"]: row["state"] for row in status(open_run(tmp_path / "run")).stages}
     assert set(stages.values()) == {"done"}
     assert "source" not in stages
     assert not [name for name in stages if name.startswith("round-")]

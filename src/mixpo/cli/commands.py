@@ -96,7 +96,7 @@ def _stage_command(name: str, kinds: tuple[str, ...], summary: str) -> None:
 
 def _run_stage(name: str, context: Context, kinds: Sequence[str], force: Sequence[str]) -> None:
     from mixpo.cli import results, show
-    from mixpo.commands.status import models, status
+    from mixpo.commands.status import status
     from mixpo.pipeline import kind_of, run_stage
     from mixpo.stages.report import current_report
 
@@ -104,8 +104,8 @@ def _run_stage(name: str, context: Context, kinds: Sequence[str], force: Sequenc
     if name == "report":
         results.results(context.run.root)
         return
-    rows = [row for row in status(context) if kind_of(row["stage"]) in kinds]
-    show.status(rows, models(context) if "train" in kinds else None)
+    state = status(context)
+    show.status([row for row in state.stages if kind_of(row["stage"]) in kinds], state.models if "train" in kinds else None)
     if name == "evaluate":
         results.scores(current_report(context, plan))
 

@@ -20,18 +20,17 @@ from mixpo.plural import amount
 def status(folder: RunFolder, as_json: AsJson = False) -> None:
     """Show the state of each stage: shards done, what is stale and why, counts, times."""
     with boundary():
-        from mixpo.commands.status import models
         from mixpo.commands.status import status as read_status
         from mixpo.pipeline import open_run
 
         context = open_run(folder)
-        rows, trained = read_status(context), models(context)
+        state = read_status(context)
         if as_json:
-            document({"run": str(folder), "stages": rows, "models": trained, "problem": context.models.gone})
+            document({"run": str(folder), "stages": state.stages, "models": state.models, "problem": context.models.gone})
             return
         from mixpo.cli import show
 
-        show.status(rows, trained)
+        show.status(state.stages, state.models)
         if context.models.gone:
             line(f"! the base model of this run is missing: {context.models.gone}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from mixpo.pipeline import build_plan, known_sources
@@ -11,22 +12,25 @@ from mixpo.stages.job import Context, Planned
 from mixpo.stages.train import published
 
 
-def status(context: Context) -> list[dict[str, Any]]:
-    """One row for each stage, in order: stage, state, done, total, why, counts, seconds.
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """stages: one row for each stage, in order: stage, state, done, total, why, counts, seconds. models: folders of the trained models.
 
-    state: "done", "part" (some shards are there), "stale" (made before from something else) or "to do". The questions are
-    those of the last time that the sources were read.
+    state: "done", "part" (some shards are there), "stale" (made before from something else) or "to do".
     """
+
+    stages: list[dict[str, Any]]
+    models: dict[str, str]
+
+
+def status(context: Context) -> RunStatus:
+    """The state of a run, with the questions of the last time that the sources were read."""
     sources = known_sources(context.run, context.recipe)
+    plan = build_plan(context, sources)
     own = ("source",) if context.recipe.source else ()
     rows = [_source_row(context.run, name) for name in (*own, *(source_name(name) for name in sources.sets))]
-    return [*rows, *(_row(planned) for planned in build_plan(context, sources).planned.values())]
-
-
-def models(context: Context) -> dict[str, str]:
-    """Where the trained models of a run are, by name; those that its recipe asks for and that are finished."""
-    plan = build_plan(context, known_sources(context.run, context.recipe))
-    return {name: str(link) for name, link in published(context, plan).items()}
+    rows += [_row(planned) for planned in plan.planned.values()]
+    return RunStatus(rows, {name: str(link) for name, link in published(context, plan).items()})
 
 
 def _source_row(run: Run, name: str) -> dict[str, Any]:
