@@ -302,8 +302,8 @@ def test_sampling_uses_the_adapter(tiny_vlm: Vlm, adapted: Vlm) -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({**LORA, "rank": 4}, r"train\.lora\.rank is 4, but the adapter in model\.adapter has 3; set it to 3"),
-        ({**LORA, "alpha": 3.0}, r"train\.lora\.alpha is 3, but the adapter in model\.adapter has 6"),
+        ({**LORA, "rank": 4}, r"train\.lora\.rank is 4, but model\.adapter has 3; set it to 3"),
+        ({**LORA, "alpha": 3.0}, r"train\.lora\.alpha is 3, but model\.adapter has 6"),
         ({**LORA, "parts": ["llm"]}, r"name other layers than model\.adapter has \(\S*projector\S* is adapted there"),
         ({**LORA, "parts": ["vision", "llm", "projector"]}, r"vision_tower\S* is not adapted there, 12 such layers"),
     ],

@@ -61,7 +61,7 @@ def test_watching_changes_no_weight_and_logs_the_right_steps(prepared: Path, tmp
     report = load_report(tmp_path / "b")
     assert report is not None
     assert "watch_tokens" in report["training"]["mpo"]["curves"]
-    assert "Watched answers" in (tmp_path / "b" / "report.html").read_text()
+    assert "In-training evaluation" in (tmp_path / "b" / "report.html").read_text()
 
 
 def test_the_last_look_is_of_the_model_that_is_saved(prepared: Path, tmp_path: Path) -> None:
