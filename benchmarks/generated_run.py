@@ -65,7 +65,7 @@ def write_run(root: Path, questions: int, shard_size: int = 64, seed: int = 0) -
         {"source": {"kind": "jsonl", "path": "questions.jsonl"}, "report": {"title": f"{questions:,} generated questions"}}, "generated"
     )
     (root / "recipe.json").write_text(json.dumps(recipe.model_dump(mode="json")))
-    (root / "command.json").write_text(json.dumps({"base": str(root), "limit": None}))
+    (root / "command.json").write_text(json.dumps({"recipe_folder": str(root), "limit": None}))
     return root
 
 

@@ -21,9 +21,9 @@ from pathlib import Path
 from PIL import Image
 
 from mixpo.recipe import DigitsSource, EasyVqaSource, EvaluateTable
-from mixpo.sources import found
-from mixpo.sources.build import Found
-from mixpo.sources.image_similarity import Gallery, look_of
+from mixpo.sources import read_rows
+from mixpo.sources.build import SourceRow
+from mixpo.sources.image_similarity import Gallery, fingerprint_of
 
 SAMPLE = 200
 """Pictures of which copies are made."""
@@ -62,7 +62,9 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 def pictures(table: DigitsSource | EasyVqaSource, folder: Path) -> list[Image.Image]:
     """Every picture of a source, once."""
-    paths = {item.question.images[0].path: None for item in found(table, base=folder, images=folder) if isinstance(item, Found)}
+    paths = {
+        item.question.images[0].path: None for item in read_rows(table, recipe_folder=folder, images=folder) if isinstance(item, SourceRow)
+    }
     return [Image.open(path).convert("RGB") for path in paths]
 
 
@@ -82,16 +84,16 @@ def photographs() -> list[Image.Image]:
 
 def measure(train: Sequence[Image.Image], test: Sequence[Image.Image], bits: int) -> dict[str, object]:
     """Shares: `flat` of the test pictures have no look; `false` of the training pictures resemble one; `found` of the copies, by change."""
-    gallery, looks = Gallery(bits), [look_of(image) for image in test]
-    for number, look in enumerate(looks):
-        if look is not None:
-            gallery.add(look, str(number))
-    seen = [image for image, look in zip(test, looks, strict=True) if look is not None]
+    gallery, fingerprints = Gallery(bits), [fingerprint_of(image) for image in test]
+    for number, fingerprint in enumerate(fingerprints):
+        if fingerprint is not None:
+            gallery.add(fingerprint, str(number))
+    seen = [image for image, fingerprint in zip(test, fingerprints, strict=True) if fingerprint is not None]
     sample = random.Random(0).sample(seen, min(SAMPLE, len(seen)))
     return {
         "train": len(train),
         "test": len(test),
-        "flat": looks.count(None) / len(looks),
+        "flat": fingerprints.count(None) / len(fingerprints),
         "false": sum(resembles(gallery, image) for image in train) / len(train),
         "found": {name: sum(resembles(gallery, change(image)) for image in sample) / len(sample) for name, change in CHANGES.items()},
     }
@@ -99,8 +101,8 @@ def measure(train: Sequence[Image.Image], test: Sequence[Image.Image], bits: int
 
 def resembles(gallery: Gallery, image: Image.Image) -> bool:
     """Whether a picture would be left out."""
-    look = look_of(image)
-    return look is not None and gallery.find(look) is not None
+    fingerprint = fingerprint_of(image)
+    return fingerprint is not None and gallery.find(fingerprint) is not None
 
 
 def main(args: argparse.Namespace) -> None:

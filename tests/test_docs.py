@@ -243,7 +243,7 @@ def test_a_source_of_your_own_works(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     written_out("extending.md", tmp_path)
     monkeypatch.delitem(sys.modules, "shelf", raising=False)
     recipe = load(tmp_path / "shelf.toml")
-    found = [*read(recipe.source, base=tmp_path, images=tmp_path / "images")]
+    found = [*read(recipe.source, recipe_folder=tmp_path, images=tmp_path / "images")]
     assert len(found) == 20
     assert all(isinstance(question, Question) for question in found)
     assert {question.kind for question in found if isinstance(question, Question)} == {"number"}
@@ -256,7 +256,7 @@ ONLY_WHERE_NEEDED = (
     "sample/attempts.json",
     "audit/labels.jsonl",
     "cache/verdicts.sqlite",
-    "cache/looks.sqlite",
+    "cache/fingerprints.sqlite",
 )
 
 

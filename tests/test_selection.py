@@ -15,7 +15,7 @@ from mixpo.errors import RecordError
 from mixpo.pipeline import read_sources, run_stage
 from mixpo.progress import Silent
 from mixpo.recipe import JsonlSource
-from mixpo.sources.decontaminate import Barred
+from mixpo.sources.decontaminate import ContaminationFilter
 from mixpo.types import ImageRef, Question
 
 
@@ -53,10 +53,10 @@ def question(text: str, *images: str) -> Question:
 )
 def test_what_is_barred(asked: Question, by_image: bool, by_question: bool) -> None:
     for mode, is_barred in (("image", by_image), ("question", by_question)):
-        barred = Barred(mode=mode)
+        contamination = ContaminationFilter(mode=mode)
         for held_out in (question("<image> How many?", "a"), question("Which?", "b"), question("1 + 1")):
-            barred.add("test", held_out)
-        reason = barred.reason(asked)
+            contamination.add("test", held_out)
+        reason = contamination.reason(asked)
         assert (reason is not None) == is_barred
         assert reason is None or reason.endswith("is in the evaluation set 'test'")
 

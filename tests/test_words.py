@@ -87,23 +87,21 @@ NAMES = {
 """Part of an identifier (`late` in `is_late` and `LateFailure`) -> what to call it instead."""
 
 PROSE_LEFT: dict[str, int] = {
-    r"left out|leav(?:e|es|ing) (?:\w+ )?out": 36,
-    r"(?:go|goes|going|went|gone) on": 9,
-    r"put(?:s|ting)? before (?:it|a judge|the judge)|go(?:es)? before a judge|before the judge again": 2,
+    r"left out|leav(?:e|es|ing) (?:\w+ )?out": 34,
+    r"(?:go|goes|going|went|gone) on": 8,
+    r"put(?:s|ting)? before (?:it|a judge|the judge)|go(?:es)? before a judge|before the judge again": 1,
     r"speak(?:s|ing)? against": 4,
-    r"(?:make|makes|made|making) (?:anew|again)|anew": 12,
-    r"ask(?:s|ed|ing)? (?:\w+ )?again|tried again": 11,
-    r"taken for": 4,
-    r"beside": 26,
+    r"(?:make|makes|made|making) (?:anew|again)|anew": 11,
+    r"ask(?:s|ed|ing)? (?:\w+ )?again|tried again": 10,
+    r"taken for": 2,
+    r"beside": 25,
     r"without a word|aloud|in plain words|in words": 11,
-    r"stands? (?:in|on|above|behind|beside|there)": 24,
-    r"(?:is|are|was|were) said": 7,
+    r"stands? (?:in|on|above|behind|beside|there)": 17,
+    r"(?:is|are|was|were) said": 3,
     r"look(?:s|ed|ing)? at": 22,
-    r"ghosts?": 1,
-    r"(?:mean|best) mark|marks of (?:a|the|different) judges?": 4,
     r"the checker": 1,
     r"speaks? of": 1,
-    r"(?<!-)alike": 6,
+    r"(?<!-)alike": 5,
     r"besides": 11,
     r"till|thereof|whence|hence|ere|therein": 2,
 }
@@ -111,15 +109,9 @@ PROSE_LEFT: dict[str, int] = {
 
 NAMES_LEFT: dict[str, int] = {
     "amounts": 3,
-    "asking": 2,
-    "barred": 22,
-    "found": 321,
-    "foreign": 5,
-    "late": 13,
-    "looks": 28,
-    "marking": 2,
-    "said": 137,
-    "told": 2,
+    "found": 81,
+    "said": 19,
+    "told": 1,
 }
 """How often each part may still occur in identifiers of the source."""
 
@@ -148,7 +140,7 @@ def words_in(path: Path, parts: Iterable[tuple[int, str]]) -> Iterator[tuple[str
 def names_in(path: Path, text: str) -> Iterator[tuple[str, str]]:
     """(part, place and remedy) of every listed part of an identifier."""
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.NAME:
+        if token.type == tokenize.NAME and "NotFound" not in token.string:
             for part in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", token.string):
                 if part.lower() in NAMES:
                     yield (

@@ -54,7 +54,7 @@ def write(root: Path, questions: int = 60) -> Path:
         )
     recipe = {"source": {"kind": "jsonl", "path": "q.jsonl", "root": "pictures"}, "report": {"title": "Made by hand"}}
     (run.root / "recipe.json").write_text(json.dumps(parse(recipe, "made").model_dump(mode="json")))
-    (run.root / "command.json").write_text(json.dumps({"base": str(root), "limit": None}))
+    (run.root / "command.json").write_text(json.dumps({"recipe_folder": str(root), "limit": None}))
     return run.root
 
 

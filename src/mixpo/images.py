@@ -98,7 +98,7 @@ def _header(content: bytes, name: str) -> Image.Image:
     try:
         return Image.open(BytesIO(content), formats=_formats())
     except UnidentifiedImageError:
-        hint = "convert it to PNG or JPEG" if _looks_binary(content) else "it looks like text"
+        hint = "convert it to PNG or JPEG" if _is_binary(content) else "it looks like text"
         raise ImageError(f"{name}: not an image in a known format ({hint}); {_REPAIR}") from None
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
@@ -114,7 +114,7 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in SUFFIXES if name in Image.OPEN)
 
 
-def _looks_binary(content: bytes) -> bool:
+def _is_binary(content: bytes) -> bool:
     try:
         content[:512].decode("utf-8")
     except UnicodeDecodeError:

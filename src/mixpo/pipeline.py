@@ -23,14 +23,14 @@ from mixpo.records import write_text
 from mixpo.run import Run
 from mixpo.stages import answer, evaluate, source
 from mixpo.stages.evaluate import text_job
-from mixpo.stages.failures import Late
+from mixpo.stages.failures import DeferredFailures
 from mixpo.stages.job import Context, Plan, Planned, assist, perform
 from mixpo.stages.models import SERVED, ModelRef, Models
 from mixpo.stages.pair import pair_job, select_job
 from mixpo.stages.reference import reference_job
 from mixpo.stages.report import report_job
 from mixpo.stages.sample import continue_job, sample_job
-from mixpo.stages.source import NOTHING, Index, load_index
+from mixpo.stages.source import NOTHING, QuestionIndex, load_index
 from mixpo.stages.train import model_of, train_job, withdraw
 from mixpo.stages.verify import verify_job
 from mixpo.types import Question
@@ -40,30 +40,30 @@ from mixpo.types import Question
 class Sources:
     """The questions of a run: those to learn from, and those of each evaluation set."""
 
-    train: Index
-    sets: dict[str, Index]
+    train: QuestionIndex
+    sets: dict[str, QuestionIndex]
 
 
 def open_context(
     recipe: Recipe,
-    base: Path,
+    recipe_folder: Path,
     root: Path,
     progress: Progress,
     limit: int | None = None,
     ranks: Ranks | None = None,
     known: str = "",
 ) -> Context:
-    """What all stages share. base: the folder that paths in the recipe are relative to. known: as in `Models`."""
+    """What all stages share. recipe_folder: the folder that paths in the recipe are relative to. known: as in `Models`."""
     executor = None
     if recipe.cluster.kind == "ray":
         from mixpo.cluster.ray import RayExecutor
 
         executor = RayExecutor(recipe.cluster, reopen)
-    models = Models(recipe.model, base, recipe.image, known)
+    models = Models(recipe.model, recipe_folder, recipe.image, known)
     return Context(
         run=Run(root.absolute()),
         recipe=recipe,
-        base=base,
+        recipe_folder=recipe_folder,
         progress=progress,
         models=models,
         limit=limit,
@@ -80,7 +80,7 @@ def open_run(root: Path, overrides: tuple[str, ...] = ()) -> Context:
     try:
         recipe = json.loads((root / "recipe.json").read_text(encoding="utf-8"))
         command = json.loads((root / "command.json").read_text(encoding="utf-8"))
-        base, limit, known = Path(command["base"]), command["limit"], command.get("model", "")
+        recipe_folder, limit, known = Path(command["recipe_folder"]), command["limit"], command.get("model", "")
     except FileNotFoundError as error:
         gone = Path(error.filename).name
         raise RunError(f"{root}: no run directory (it has no {gone}); give the folder that was --dir of `mixpo run`") from None
@@ -95,7 +95,7 @@ def open_run(root: Path, overrides: tuple[str, ...] = ()) -> Context:
         if override.lstrip().startswith("model"):
             known = ""  # of another model
     loaded = parse(recipe, str(root / "recipe.json"), overrides=overrides)
-    return open_context(loaded, base, root, Silent(), limit, known=known)
+    return open_context(loaded, recipe_folder, root, Silent(), limit, known=known)
 
 
 def reopen(root: Path, job: str) -> tuple[Context, Planned]:
@@ -112,16 +112,16 @@ def run_recipe(context: Context, force: Sequence[str] = ()) -> Plan:
     """
     if not context.ranks.main:
         return _follow(context)
-    evaluate.ready(context.recipe, context.base)
+    evaluate.ready(context.recipe, context.recipe_folder)
     with _leading(context, force) as plan:
-        late = _late(context, plan)
+        deferred = _deferred(context, plan)
         answer.ready(context.recipe, plan)
         for planned in [planned for planned in plan.planned.values() if planned.job.kind != "report"]:
-            late.do(planned)
+            deferred.do(planned)
         # Planned anew: its key holds which of the others are finished.
         plan.add(report_job(context, plan))
         _perform(context, plan.planned["report"])
-    late.close()
+    deferred.close()
     return plan
 
 
@@ -134,12 +134,12 @@ def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = (),
     if not context.ranks.main:
         return _follow(context)
     if {"evaluate", "text"}.intersection(kinds):
-        evaluate.ready(context.recipe, context.base)
+        evaluate.ready(context.recipe, context.recipe_folder)
     with _leading(context, force) as plan:
         wanted = [planned for name, planned in plan.planned.items() if planned.job.kind in kinds and (names is None or name in names)]
         if "answer" in kinds:
             answer.ready(context.recipe, plan)
-        done, missing, blocked, late = 0, "", set[str](), _late(context, plan)
+        done, missing, blocked, deferred = 0, "", set[str](), _deferred(context, plan)
         for planned in wanted:
             if blocker := blocked_by(plan, planned):
                 missing = missing or f"{planned.job.title} needs {blocker}"
@@ -148,7 +148,7 @@ def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = (),
                     context.progress.say(f"{planned.job.title}: not run, {blocker}")
                 blocked.add(planned.job.name)
                 continue
-            late.do(planned)
+            deferred.do(planned)
             done += 1
         if kinds and not wanted:
             what = "evaluate" if "evaluate" in kinds else kinds[0]
@@ -157,7 +157,7 @@ def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = (),
             raise RecipeError(f"nothing to {what}: the recipe has no [source] to train on; add one")
         if wanted and not done:
             raise RunError(f"{missing}; run that stage first, or everything with `mixpo run`")
-    late.close()
+    deferred.close()
     return plan
 
 
@@ -166,7 +166,7 @@ def rescore(context: Context, sources: Sources) -> Plan:
 
     Raises RunError when there are no saved answers.
     """
-    evaluate.ready(context.recipe, context.base)
+    evaluate.ready(context.recipe, context.recipe_folder)
     with context.run.lock():
         plan = build_plan(context, sources)
         kept = [planned for planned in plan.planned.values() if planned.job.kind == "evaluate" and not blocked_by(plan, planned)]
@@ -234,13 +234,15 @@ def read_sources(context: Context) -> Sources:
     stages = {name: (answer.source_name(name), index) for name, index in sets.items()}
     if recipe.source is None:
         return Sources(train=NOTHING, sets=sets)
-    return Sources(train=source.refresh(context, "source", recipe.source, apart=source.barred_by(context, stages)), sets=sets)
+    return Sources(
+        train=source.refresh(context, "source", recipe.source, contamination=source.contamination_filter(context, stages)), sets=sets
+    )
 
 
 def known_sources(run: Run, recipe: Recipe) -> Sources:
     """The questions as they were when last read; none where a source was never read."""
 
-    def index(name: str) -> Index:
+    def index(name: str) -> QuestionIndex:
         return load_index(run.stage(name)) or NOTHING
 
     return Sources(
@@ -275,7 +277,7 @@ def build_plan(context: Context, sources: Sources) -> Plan:
     return plan
 
 
-def _add_round(context: Context, plan: Plan, index: Index, number: int, main: ModelRef) -> Iterator[ModelRef]:
+def _add_round(context: Context, plan: Plan, index: QuestionIndex, number: int, main: ModelRef) -> Iterator[ModelRef]:
     """The jobs of one round that starts from `main`; yields the trained models, the main objective's last."""
     table = context.recipe.train
     plan.add(sample_job(context, plan, index, number, main))
@@ -290,8 +292,8 @@ def _add_round(context: Context, plan: Plan, index: Index, number: int, main: Mo
         yield model_of(context, plan, number, objective)
 
 
-def _late(context: Context, plan: Plan) -> Late:
-    return Late(perform=partial(_perform, context), blocked=partial(blocked_by, plan), say=context.progress.say)
+def _deferred(context: Context, plan: Plan) -> DeferredFailures:
+    return DeferredFailures(perform=partial(_perform, context), blocked=partial(blocked_by, plan), say=context.progress.say)
 
 
 def _perform(context: Context, planned: Planned) -> None:
@@ -310,7 +312,7 @@ def _prepare(context: Context, force: Sequence[str]) -> None:
     _sweep(context.run.root)
     resolved = context.recipe.model_dump(mode="json")
     write_text(context.run.root / "recipe.json", json.dumps(resolved, indent=2, ensure_ascii=False) + "\n")
-    command = {"base": str(context.base.absolute()), "limit": context.limit, "model": base.identity}
+    command = {"recipe_folder": str(context.recipe_folder.absolute()), "limit": context.limit, "model": base.identity}
     write_text(context.run.root / "command.json", json.dumps(command) + "\n")
     if not force:
         return

@@ -134,8 +134,8 @@ _SCALARS: dict[Any, str] = {str: "string", int: "int64", float: "double", bool: 
 
 def schema_of(row: type) -> pa.Schema:
     """The Arrow schema of a dataclass: never inferred from data, so all shards of a table agree."""
-    found: pa.Schema = _schema(typing.cast(Any, row))
-    return found
+    result: pa.Schema = _schema(typing.cast(Any, row))
+    return result
 
 
 # Annotations are read once: for each small shard anew, that took a third of the time of reading it.
@@ -251,8 +251,8 @@ def read_row(path: Path, row: type[Row], number: int) -> Row:
     table = _read(path, row)
     if not 0 <= number < table.num_rows:
         raise RecordError(f"{path}: has {amount(table.num_rows, 'row')}, not row {number}; it was written again meanwhile")
-    found: Row = _decoder(typing.cast(Any, row))(table.slice(number, 1).to_pylist()[0])
-    return found
+    result: Row = _decoder(typing.cast(Any, row))(table.slice(number, 1).to_pylist()[0])
+    return result
 
 
 def read_column(path: Path, row: type, name: str) -> list[Any]:
@@ -266,13 +266,13 @@ def _read(path: Path, row: type, columns: list[str] | None = None) -> pa.Table:
 
     try:
         with pq.ParquetFile(path) as file:
-            found, table = file.schema_arrow, file.read(columns)
+            result, table = file.schema_arrow, file.read(columns)
     except FileNotFoundError:
         raise RecordError(f"{path}: missing; run the same command again to make it anew") from None
     except PermissionError as error:
         raise RecordError(str(refused(error, path))) from None
     except (pa.ArrowInvalid, OSError) as error:
         raise RecordError(f"{path}: not a readable record file ({error}); delete it and run the same command again") from None
-    if not found.equals(schema_of(row), check_metadata=False):
+    if not result.equals(schema_of(row), check_metadata=False):
         raise RecordError(f"{path}: holds other columns than {row.__name__} records; it was written by another version, use --force")
     return table

@@ -166,9 +166,9 @@ class Run:
         return self.root / "cache" / "verdicts.sqlite"
 
     @property
-    def looks(self) -> Path:
+    def fingerprints(self) -> Path:
         """What images look like, kept over runs of the same directory (see `mixpo.sources.image_similarity`)."""
-        return self.root / "cache" / "looks.sqlite"
+        return self.root / "cache" / "fingerprints.sqlite"
 
     @property
     def models(self) -> Path:
@@ -225,13 +225,13 @@ def _cut(text: str) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what decides the numbers."""
-    found = {"python": platform.python_version()}
+    names = {"python": platform.python_version()}
     for package in ("mixpo", "torch", "transformers", "accelerate", "tokenizers", "pillow", "math-verify"):
         try:
-            found[package] = metadata.version(package)
+            names[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            names[package] = "not installed"
+    return names
 
 
 def now() -> str:

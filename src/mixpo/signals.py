@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SAID = "mixpo: stopped; run the same command again (without --force) to go on"
+MESSAGE = "mixpo: stopped; run the same command again (without --force) to go on"
 SHOW_CURSOR = "\x1b[?25h"
 
 
@@ -23,7 +23,7 @@ class Stopping:
 
     def __init__(self) -> None:
         self.at_work = False
-        self.said = False
+        self.announced = False
         self.signal = signal.SIGINT
         self._owner = 0
 
@@ -61,7 +61,7 @@ class Stopping:
 
     def end(self) -> None:
         """End the process now, with the terminal as it was."""
-        end = (SHOW_CURSOR if sys.stderr.isatty() else "") + ("" if self.said else f"\n{SAID}\n")
+        end = (SHOW_CURSOR if sys.stderr.isatty() else "") + ("" if self.announced else f"\n{MESSAGE}\n")
         os.write(2, end.encode())  # not print: the signal may have come in the middle of one
         os._exit(self.status)
 

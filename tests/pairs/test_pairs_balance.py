@@ -12,7 +12,7 @@ from pair_answers import ASKED, judged, table
 
 from mixpo.pairs.balance import class_of, difficulty, lot, rates, thin
 from mixpo.pairs.build import build, rebuild
-from mixpo.pairs.correctness import Seen, overlap, word_runs
+from mixpo.pairs.correctness import NearDuplicates, overlap, word_runs
 from mixpo.records import Drop, Judged, Paired, Sampled
 from mixpo.types import Pair, Verdict
 
@@ -48,10 +48,10 @@ def test_overlap_is_symmetric(left: str, right: str) -> None:
 
 
 def test_the_first_of_similar_answers_is_admitted() -> None:
-    seen = Seen(0.5)
+    seen = NearDuplicates(0.5)
     assert [seen.admit(text) for text in ("a b c d e", "a b c d e f", "a b c d x y z", "v w x y z")] == [True, False, True, True]
-    assert Seen(1.0).admit("a")
-    assert Seen(1.0).admit("a")
+    assert NearDuplicates(1.0).admit("a")
+    assert NearDuplicates(1.0).admit("a")
 
 
 def test_near_duplicates_are_counted_on_each_side() -> None:

@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
 def collect(folder: Path) -> Callable[..., Both]:
     def run(**table: object) -> Both:
         source: Source = TypeAdapter(Source).validate_python(table)  # type: ignore[valid-type]
-        items = list(read(source, base=folder, images=folder / "run" / "images"))
+        items = list(read(source, recipe_folder=folder, images=folder / "run" / "images"))
         return [item for item in items if isinstance(item, Question)], [item for item in items if isinstance(item, Skipped)]
 
     return run

@@ -251,7 +251,7 @@ def test_only_pictures_are_shown_and_only_those_of_the_question(images: Images, 
 def test_the_roots_are_those_of_the_recipe(own: Path, source: dict[str, str], folder: str | None) -> None:
     recipe = json.loads((own / "recipe.json").read_text())
     (own / "recipe.json").write_text(json.dumps({**recipe, "source": source}))
-    base = Path(json.loads((own / "command.json").read_text())["base"])
+    base = Path(json.loads((own / "command.json").read_text())["recipe_folder"])
     expected = {(own / "images").resolve(), *([(base / folder).resolve()] if folder else [])}
     assert set(Images(open_run(own)).roots) == expected
 
@@ -262,7 +262,7 @@ def test_the_roots_are_those_of_the_recipe(own: Path, source: dict[str, str], fo
 )
 def test_the_images_of_a_benchmark_are_shown(own: Path, more: dict[str, str], folder: str) -> None:
     """Those that it has as files of their own: they lie where it says."""
-    recipe, base = json.loads((own / "recipe.json").read_text()), Path(json.loads((own / "command.json").read_text())["base"])
+    recipe, base = json.loads((own / "recipe.json").read_text()), Path(json.loads((own / "command.json").read_text())["recipe_folder"])
     (base / "vet").mkdir(exist_ok=True)
     sets = [{"name": "vet", "source": {"kind": "benchmark", "name": "mmvet", **more}}]
     evaluated = {**recipe["evaluate"], "sets": sets, "judge": {"model": "j", "url": "http://127.0.0.1:9/v1"}}

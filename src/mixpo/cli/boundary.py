@@ -17,7 +17,7 @@ from mixpo.cli.output import Lines, printable
 from mixpo.distributed import Ranks, ranks_from_env
 from mixpo.errors import MixpoError, refused
 from mixpo.progress import Progress, Silent
-from mixpo.signals import SAID, STOPPING
+from mixpo.signals import MESSAGE, STOPPING
 
 if TYPE_CHECKING:
     from mixpo.cli.bars import Bars
@@ -56,8 +56,8 @@ def boundary(together: bool = False) -> Iterator[Terminal]:
     except MixpoError as error:
         _fail(ranks, printable(f"mixpo: {error}"), error.exit_code)
     except KeyboardInterrupt:
-        STOPPING.said = True
-        _fail(ranks, f"\n{SAID}", STOPPING.status)
+        STOPPING.announced = True
+        _fail(ranks, f"\n{MESSAGE}", STOPPING.status)
     except BrokenPipeError:
         # The reader closed the pipe (`mixpo status RUN | head`); write nothing more, not even at exit.
         sys.stdout = open("/dev/null", "w")  # noqa: SIM115

@@ -46,9 +46,9 @@ def scores(report: Mapping[str, Any]) -> None:
         table(SUMMARY_COLUMNS, summary_rows(whole), title=f"\n{whole['title']} (set {whole['set']})")
         for name in whole["sets"]:
             table(SUMMARY_COLUMNS, summary_rows(whole, name), title=f"\nset {name}")
-    for name, found in {whole["set"]: whole, **whole["sets"]}.items():
-        if found.get("figures"):
-            table(FIGURE_COLUMNS, figure_rows(found, whole=False), title=f"\n{found['benchmark']} (set {name})")
+    for name, scores_of_set in {whole["set"]: whole, **whole["sets"]}.items():
+        if scores_of_set.get("figures"):
+            table(FIGURE_COLUMNS, figure_rows(scores_of_set, whole=False), title=f"\n{scores_of_set['benchmark']} (set {name})")
     if whole["models"] and (differences := main_difference_rows(whole)):
         table(MAIN_DIFFERENCE_COLUMNS, differences, title="\npublished metrics, paired comparisons")
     if whole["models"] and (yes_no := yes_no_rows(whole)):

@@ -58,8 +58,8 @@ def audit(context: Context, count: int, number: int = 1) -> Audited:
     context.progress.start("audit", sum(planned.job.sizes), "questions")
     with FormulaPool(timeout_s=context.recipe.verify.timeout_s, workers=1, cache=context.run.verdicts) as pool:
         for question, responses, verdicts in _answers(context, plan, number):
-            found = doubts(question, responses, verdicts, context.recipe.verify, pool)
-            for response, verdict, doubt in zip(responses, verdicts, found, strict=True):
+            reasons = doubts(question, responses, verdicts, context.recipe.verify, pool)
+            for response, verdict, doubt in zip(responses, verdicts, reasons, strict=True):
                 seen += 1
                 if doubt is None:
                     continue

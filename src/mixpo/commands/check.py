@@ -19,7 +19,7 @@ from mixpo.images import open_image, probe
 from mixpo.progress import Progress
 from mixpo.recipe import EvaluationSource, Recipe, ServedModel, ServerTable
 from mixpo.sources import DUPLICATE
-from mixpo.sources.decontaminate import Barred, open_barred
+from mixpo.sources.decontaminate import ContaminationFilter, open_filter
 from mixpo.stages import evaluate
 from mixpo.stages.answer import prompt_for
 from mixpo.stages.engine import script_digest, where_of
@@ -60,20 +60,20 @@ class Checked:
         self.findings.append(Finding(where=where, problem=problem))
 
 
-def check(recipe: Recipe, base: Path, progress: Progress, limit: int | None = None) -> Checked:
+def check(recipe: Recipe, recipe_folder: Path, progress: Progress, limit: int | None = None) -> Checked:
     """Look at everything; what is wrong is a finding, never an exception. limit: usable rows to look at in each source."""
     checked = Checked()
-    _check_extras(recipe, base, checked)
-    vlm = _check_model(recipe, base, checked)
-    apart = _apart(recipe)
+    _check_extras(recipe, recipe_folder, checked)
+    vlm = _check_model(recipe, recipe_folder, checked)
+    contamination = _open_filter(recipe)
     with TemporaryDirectory(prefix="mixpo-check-") as images:
         # The training source last: evaluation sets say what must not be in it.
         for name, source in (*((s.name, s.source) for s in recipe.evaluate.sets), ("", recipe.source)):
             if source is None:
                 continue
-            rows = _Rows(recipe=recipe, base=base, source=source, images=Path(images), evaluated=name, limit=limit)
+            rows = _Rows(recipe=recipe, recipe_folder=recipe_folder, source=source, images=Path(images), evaluated=name, limit=limit)
             try:
-                _check_source(rows, vlm, apart, checked, progress)
+                _check_source(rows, vlm, contamination, checked, progress)
             except MixpoError as error:
                 checked.add(rows.name, str(error))
     return checked
@@ -84,7 +84,7 @@ class _Rows:
     """The rows of one source. evaluated: the name of its evaluation set, "" for the training source. images: where copies are kept."""
 
     recipe: Recipe
-    base: Path
+    recipe_folder: Path
     source: EvaluationSource
     images: Path
     evaluated: str
@@ -96,15 +96,15 @@ class _Rows:
         return f"evaluate.sets.{self.evaluated}" if self.evaluated else "source"
 
 
-def _apart(recipe: Recipe) -> Barred | None:
+def _open_filter(recipe: Recipe) -> ContaminationFilter | None:
     """What evaluation sets will keep out of training; None where nothing, or where the library for it is missing (a finding)."""
     try:
-        return open_barred(recipe.evaluate)
+        return open_filter(recipe.evaluate)
     except MissingExtra:
         return None
 
 
-def _check_extras(recipe: Recipe, base: Path, checked: Checked) -> None:
+def _check_extras(recipe: Recipe, recipe_folder: Path, checked: Checked) -> None:
     for tracker in recipe.train.trackers:
         if importlib.util.find_spec(TRACKERS[tracker]) is None:
             checked.add("train.trackers", str(MissingExtra(f"the tracker {tracker!r}", tracker)))
@@ -119,11 +119,11 @@ def _check_extras(recipe: Recipe, base: Path, checked: Checked) -> None:
         for problem in served_problems(served):
             checked.add("evaluate.served", problem)
     try:
-        evaluate.ready(recipe, base)
+        evaluate.ready(recipe, recipe_folder)
     except MixpoError as error:
         checked.add("evaluate", str(error))
     try:
-        script_digest(recipe, base)
+        script_digest(recipe, recipe_folder)
     except MixpoError as error:
         checked.add("sample.script", str(error))
 
@@ -169,8 +169,8 @@ def _silent(table: ServerTable, where: str) -> Iterator[str]:
     yield from unavailable_servers(table.urls, where, key)
 
 
-def _check_model(recipe: Recipe, base: Path, checked: Checked) -> Vlm | None:
-    models = Models(recipe.model, base, recipe.image)
+def _check_model(recipe: Recipe, recipe_folder: Path, checked: Checked) -> Vlm | None:
+    models = Models(recipe.model, recipe_folder, recipe.image)
     try:
         vlm = models.fresh(models.base_model())
     except MixpoError as error:
@@ -196,11 +196,11 @@ def template_problems(vlm: Vlm) -> Iterator[str]:
         yield "the chat template leaves the question out; use the family's own template"
 
 
-def _check_source(rows: _Rows, vlm: Vlm | None, apart: Barred | None, checked: Checked, progress: Progress) -> None:
+def _check_source(rows: _Rows, vlm: Vlm | None, contamination: ContaminationFilter | None, checked: Checked, progress: Progress) -> None:
     name, limit = rows.name, rows.limit
     before, usable, pairable = len(checked.findings) + len(checked.left_out), 0, False
     progress.start(f"check {name}", min(getattr(rows.source, "count", 0) or limit or 0, limit or 10**12), "questions")
-    for item in rows_of(rows.source, rows.base, rows.images):
+    for item in rows_of(rows.source, rows.recipe_folder, rows.images):
         if isinstance(item, Skipped):
             if item.reason == DUPLICATE:
                 checked.notes[f"{name}: duplicate rows"] += 1
@@ -208,13 +208,13 @@ def _check_source(rows: _Rows, vlm: Vlm | None, apart: Barred | None, checked: C
                 checked.add(item.where, item.reason)
             continue
         problems = question_problems(rows.recipe, item.question, vlm, evaluated=bool(rows.evaluated))
-        if apart is not None and not rows.evaluated and not problems and (reason := apart.reason(item.question)):
+        if contamination is not None and not rows.evaluated and not problems and (reason := contamination.reason(item.question)):
             checked.left_out.append(Finding(where=item.where, problem=reason))
             continue
         for problem in problems:
             checked.add(item.where, problem)
-        if apart is not None and rows.evaluated:
-            apart.add(rows.evaluated, item.question)
+        if contamination is not None and rows.evaluated:
+            contamination.add(rows.evaluated, item.question)
         usable += 1
         pairable = pairable or _can_pair(rows.recipe, item.question)
         progress.advance(1)

@@ -74,8 +74,8 @@ def _extra(name: str, module: str, use: str) -> Line:
 
 def _vllm() -> Line:
     """vLLM brings its own torch, so it is no extra of this package."""
-    found = importlib.util.find_spec("vllm") is not None
-    return Line(topic="vllm", text=f'{"installed" if found else "not installed"}, for sample.engine = "vllm" (docs/engines.md)')
+    installed = importlib.util.find_spec("vllm") is not None
+    return Line(topic="vllm", text=f'{"installed" if installed else "not installed"}, for sample.engine = "vllm" (docs/engines.md)')
 
 
 def _space(folder: Path) -> list[Line]:

@@ -16,10 +16,10 @@ from mixpo.pipeline import Sources, build_plan
 from mixpo.plural import amount
 from mixpo.recipe import EvaluationSource
 from mixpo.run import Run
-from mixpo.sources.decontaminate import open_barred
+from mixpo.sources.decontaminate import open_filter
 from mixpo.stages.answer import source_name
 from mixpo.stages.job import Context, Planned
-from mixpo.stages.source import NOTHING, Index, blocks_of, index_of
+from mixpo.stages.source import NOTHING, QuestionIndex, blocks_of, index_of
 from mixpo.types import Skipped
 from mixpo.vlm.folder import find_model
 
@@ -121,24 +121,28 @@ def _sources(context: Context, left_out: dict[str, list[Skipped]]) -> Sources:
     """The questions as the next run would read them, with copies of images in a folder that goes away. Fills in what is left out."""
     with TemporaryDirectory(prefix="mixpo-dry-") as folder:
         elsewhere = replace(context, run=Run(Path(folder)))
-        kept = context.run.looks if context.run.looks.exists() else None
-        apart = open_barred(context.recipe.evaluate, kept)
-        if apart is not None and apart.looks is not None and kept is None:
+        kept = context.run.fingerprints if context.run.fingerprints.exists() else None
+        contamination = open_filter(context.recipe.evaluate, kept)
+        if contamination is not None and contamination.fingerprints is not None and kept is None:
             context.progress.say('decoding every image, because evaluate.decontaminate = "similar" asks what it looks like')
 
-        def held_out(name: str, source: EvaluationSource) -> Index:
+        def held_out(name: str, source: EvaluationSource) -> QuestionIndex:
             blocks = blocks_of(elsewhere, source, left_out.setdefault(source_name(name), []), evaluated=True)
-            return index_of(blocks if apart is None else apart.watch(name, blocks))
+            return index_of(blocks if contamination is None else contamination.watch(name, blocks))
 
         sets = {s.name: held_out(s.name, s.source) for s in context.recipe.evaluate.sets}
         source = context.recipe.source
-        train = index_of(blocks_of(elsewhere, source, left_out.setdefault("source", []), apart=apart)) if source is not None else NOTHING
+        train = (
+            index_of(blocks_of(elsewhere, source, left_out.setdefault("source", []), contamination=contamination))
+            if source is not None
+            else NOTHING
+        )
         return Sources(train=train, sets=sets)
 
 
 def _rates(context: Context, sources: Sources, assumed: Assumed) -> Rates:
     recipe = context.recipe
-    weights = sum(path.stat().st_size for path in find_model(recipe.model, context.base).glob("*.safetensors"))
+    weights = sum(path.stat().st_size for path in find_model(recipe.model, context.recipe_folder).glob("*.safetensors"))
     parameters = weights / (4 if recipe.model.dtype == "float32" else 2)
     sampled, paired = context.run.stage("round-1/sample").manifest, _counts(context, "pair")
     generated, basis = MULTIPLY_ADDS / (2 * max(parameters, 1)), ASSUMED
@@ -167,7 +171,7 @@ def _counts(context: Context, kind: str) -> dict[str, int]:
     return {} if manifest is None else manifest.counts
 
 
-def _estimate(context: Context, planned: Planned, rates: Rates, index: Index, scale: float) -> Estimate:
+def _estimate(context: Context, planned: Planned, rates: Rates, index: QuestionIndex, scale: float) -> Estimate:
     """scale: by how much the source will be larger than what was read; other than 1, nothing of it counts as done."""
     job, work, total = planned.job, planned.work(), sum(planned.job.sizes)
     missing = set(work.missing)
@@ -224,17 +228,17 @@ def _as_measured(context: Context, planned: Planned, estimate: Estimate, rates: 
     )
 
 
-def _instant(context: Context, estimate: Estimate, rates: Rates, index: Index, share: float) -> Estimate:
+def _instant(context: Context, estimate: Estimate, rates: Rates, index: QuestionIndex, share: float) -> Estimate:
     return replace(estimate, seconds=estimate.todo * 1e-3, bytes=estimate.todo * 500)
 
 
-def _sample(context: Context, estimate: Estimate, rates: Rates, index: Index, share: float) -> Estimate:
+def _sample(context: Context, estimate: Estimate, rates: Rates, index: QuestionIndex, share: float) -> Estimate:
     table = context.recipe.sample
     requests = math.ceil(table.n / rates.per_request) if rates.per_request else 1
     return _generated(replace(estimate, requests=estimate.todo * requests), rates, int(estimate.todo * table.n * rates.answer))
 
 
-def _continue(context: Context, estimate: Estimate, rates: Rates, index: Index, share: float) -> Estimate:
+def _continue(context: Context, estimate: Estimate, rates: Rates, index: QuestionIndex, share: float) -> Estimate:
     table = context.recipe.pairs
     answers = sum(index.open) * share * min(table.max_dropout_per_question, context.recipe.sample.n) * table.dropout_ntp
     # A server is asked for each continuation by itself.
@@ -242,7 +246,7 @@ def _continue(context: Context, estimate: Estimate, rates: Rates, index: Index, 
     return _generated(asked, rates, int(answers * rates.answer * (1 - table.dropout_ratio)))
 
 
-def _answer(context: Context, estimate: Estimate, rates: Rates, index: Index, share: float) -> Estimate:
+def _answer(context: Context, estimate: Estimate, rates: Rates, index: QuestionIndex, share: float) -> Estimate:
     count = context.recipe.evaluate.samples if estimate.stage.endswith("/sampled") else 1
     longest = 8 if estimate.stage.endswith("/direct") else rates.answer
     return _generated(replace(estimate, requests=estimate.todo), rates, int(estimate.todo * count * longest))
@@ -252,19 +256,19 @@ def _generated(estimate: Estimate, rates: Rates, tokens: int) -> Estimate:
     return replace(estimate, tokens=tokens, seconds=tokens / rates.generated, bytes=tokens * TOKEN_BYTES)
 
 
-def _verify(context: Context, estimate: Estimate, rates: Rates, index: Index, share: float) -> Estimate:
+def _verify(context: Context, estimate: Estimate, rates: Rates, index: QuestionIndex, share: float) -> Estimate:
     answers = (estimate.todo - sum(index.open) * share) * context.recipe.sample.n
     return replace(estimate, seconds=answers * VERDICT_SECONDS, bytes=int(answers * 20))
 
 
-def _reference(context: Context, estimate: Estimate, rates: Rates, index: Index, share: float) -> Estimate:
+def _reference(context: Context, estimate: Estimate, rates: Rates, index: QuestionIndex, share: float) -> Estimate:
     if context.recipe.train.reference == "online":
         return _instant(context, estimate, rates, index, share)
     tokens = int(rates.round_tokens * min(share, 1))
     return replace(estimate, tokens=tokens, seconds=tokens / (3 * rates.trained), bytes=int(rates.pairs * 2 * rates.answer * 2))
 
 
-def _train(context: Context, estimate: Estimate, rates: Rates, index: Index, share: float) -> Estimate:
+def _train(context: Context, estimate: Estimate, rates: Rates, index: QuestionIndex, share: float) -> Estimate:
     tokens = int(rates.round_tokens) * context.recipe.train.epochs
     # Weights, and a checkpoint with weights and two optimizer moments in float32 while it trains.
     size = rates.model_bytes + int(rates.parameters * 12)

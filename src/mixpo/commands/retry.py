@@ -16,10 +16,10 @@ from mixpo.records import Prediction, read_column
 from mixpo.stages.attempts import raise_attempts
 from mixpo.stages.job import Context, Plan, Planned
 
-ASKING = ("sample", "continue", "answer", "evaluate")
-"""Kinds of stages that ask a model or a judge."""
+SAMPLING_KINDS = ("sample", "continue", "answer", "evaluate")
+"""Kinds of stages that query a model or a judge."""
 SHOWN, NAMED = 5, 3
-"""Reasons that are said for a stage, and questions that are named for each."""
+"""Reasons that are logged for a stage, and questions that are named for each."""
 
 Failures = dict[int, list[tuple[str, str]]]
 """By the number of a shard, the questions of it that failed, each with its reason."""
@@ -47,9 +47,9 @@ def retry(context: Context) -> list[Retried]:
         plan = build_plan(context, read_sources(context))
         if context.models.gone:
             raise ModelError(context.models.gone)
-        before = {name: found for name, planned in plan.planned.items() if (found := _failed(planned))}
+        before = {name: failures for name, planned in plan.planned.items() if (failures := _failed(planned))}
         for name, failed in before.items():
-            context.progress.say(_said(name, failed))
+            context.progress.say(_summary(name, failed))
             stage, names = context.run.stage(name), plan.planned[name].names()
             # Where a shard is missing its attempt is on record already, and a kill came before it was made.
             raise_attempts(stage, [number for number in failed if stage.path(names[number]).exists()])
@@ -60,7 +60,7 @@ def retry(context: Context) -> list[Retried]:
             context.progress.say(f"{name}: not asked again, {blocker}; `mixpo run` does both")
             continue
         try:
-            run_stage(context, ASKING, names=(name, name.removesuffix("/sample") + "/continue"))
+            run_stage(context, SAMPLING_KINDS, names=(name, name.removesuffix("/sample") + "/continue"))
         except (EngineError, UnfinishedError) as raised:
             error = error or raised
         done.append(Retried(stage=name, asked=_count(failed), failed=_count(_failed(_plan(context).planned[name]))))
@@ -75,7 +75,7 @@ def _plan(context: Context) -> Plan:
 
 def _failed(planned: Planned) -> Failures:
     """What failed in a stage. Reads no answers."""
-    found: Failures = {}
+    failures: Failures = {}
     attempts = planned.job.attempts
     for number, shard in enumerate(planned.names() if attempts is not None else ()):
         path = planned.stage.path(shard)
@@ -83,8 +83,8 @@ def _failed(planned: Planned) -> Failures:
             path = planned.stage.path(earlier)
         if path.exists() and any(reasons := _reasons(planned.job.row, path)):
             questions = read_column(path, planned.job.row, "question")
-            found[number] = [(question, reason) for question, reason in zip(questions, reasons, strict=True) if reason]
-    return found
+            failures[number] = [(question, reason) for question, reason in zip(questions, reasons, strict=True) if reason]
+    return failures
 
 
 def _reasons(row: type, path: Path) -> list[str]:
@@ -98,7 +98,7 @@ def _count(failed: Failures) -> int:
     return sum(map(len, failed.values()))
 
 
-def _said(name: str, failed: Failures) -> str:
+def _summary(name: str, failed: Failures) -> str:
     """What failed and why, in one line: the most frequent reasons, with some of the questions."""
     by_reason: dict[str, list[str]] = {}
     for question, reason in (failure for failures in failed.values() for failure in failures):

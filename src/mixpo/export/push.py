@@ -104,7 +104,7 @@ def _read(path: Path, command: str) -> dict[str, Any]:
 
 def _base_folder(run: Path, recipe: dict[str, Any]) -> Path:
     """Where the recipe's model is, if it is a folder."""
-    base: str = _read(run / "command.json", "`mixpo run`")["base"]
+    base: str = _read(run / "command.json", "`mixpo run`")["recipe_folder"]
     return Path(base, recipe["model"]["path"])
 
 

@@ -87,7 +87,7 @@ def _beside(response: Response, verdict: Verdict) -> _Answer:
 def _sides(answers: Sequence[_Answer], table: PairsTable, drops: Counter[str]) -> tuple[list[_Answer], list[_Answer]]:
     """The answers that may be chosen and those that may be rejected, each text once per side, by index."""
     sides: tuple[dict[str, _Answer], dict[str, _Answer]] = ({}, {})
-    seen = Seen(table.max_similarity), Seen(table.max_similarity)
+    seen = NearDuplicates(table.max_similarity), NearDuplicates(table.max_similarity)
     for answer in answers:
         reason = _unfit(answer, table)
         if reason:
@@ -121,19 +121,19 @@ def _unfit(answer: _Answer, table: PairsTable) -> str:
 
 def _objections(chosen: Sequence[_Answer], rejected: Sequence[_Answer], table: PairsTable) -> dict[tuple[int, int], str]:
     """Why two answers make no pair, by their places; combinations without an objection are missing. The last reason found counts."""
-    found: dict[tuple[int, int], str] = {}
+    objections: dict[tuple[int, int], str] = {}
     if table.max_length_ratio:
         for edge in product(range(len(chosen)), range(len(rejected))):
             if length_ratio(chosen[edge[0]].response, rejected[edge[1]].response) > table.max_length_ratio:
-                found[edge] = "length_ratio"
+                objections[edge] = "length_ratio"
     if table.entailment:
         rows, columns = _places(answer.plain for answer in chosen), _places(answer.plain for answer in rejected)
         for right, wrong in product(rows, columns):
             if entails(right, wrong):
-                found.update(dict.fromkeys(product(rows[right], columns[wrong]), "entailment"))
+                objections.update(dict.fromkeys(product(rows[right], columns[wrong]), "entailment"))
     places = {answer.text: column for column, answer in enumerate(rejected)}
-    found.update({(row, places[answer.text]): "same_text" for row, answer in enumerate(chosen) if answer.text in places})
-    return found
+    objections.update({(row, places[answer.text]): "same_text" for row, answer in enumerate(chosen) if answer.text in places})
+    return objections
 
 
 def _places(answers: Iterable[str]) -> dict[str, list[int]]:
@@ -206,7 +206,7 @@ RUN = 3
 """Words in a run; an answer of fewer words is one run."""
 
 
-class Seen:
+class NearDuplicates:
     """The answers seen so far, each by its runs of words."""
 
     def __init__(self, limit: float) -> None:

@@ -74,17 +74,17 @@ def _sentence(problem: Any, path: str) -> str:
     kind, value = problem["type"], problem["input"]
     if kind in _TABLE_TYPES:
         listed = isinstance(value, (list, tuple)) and value and isinstance(value[0], dict)
-        said = f"is one table; write [{path}], not [[{path}]]" if listed else "must be a table"
+        sentence = f"is one table; write [{path}], not [[{path}]]" if listed else "must be a table"
     elif kind in ("tuple_type", "list_type") and isinstance(value, dict):
-        said = f"is a list of tables; write [[{path}]], not [{path}]"
+        sentence = f"is a list of tables; write [[{path}]], not [{path}]"
     elif kind in _SENTENCES:
-        said = _SENTENCES[kind].format(**{name: _short(limit) for name, limit in problem.get("ctx", {}).items()})
+        sentence = _SENTENCES[kind].format(**{name: _short(limit) for name, limit in problem.get("ctx", {}).items()})
     else:
-        said = problem["msg"].removeprefix("Value error, ")
+        sentence = problem["msg"].removeprefix("Value error, ")
     holds_table = isinstance(value, (dict, BaseModel)) or (isinstance(value, (list, tuple)) and any(isinstance(v, dict) for v in value))
     # A key that was put in place of its variable's name is not shown.
     secret = path.endswith("api_key_env")
-    return said if holds_table or secret else f"{said} (got {_as_toml(value)})"
+    return sentence if holds_table or secret else f"{sentence} (got {_as_toml(value)})"
 
 
 def _short(limit: Any) -> str:
@@ -122,12 +122,12 @@ def _shared(path: str, tables: list[str]) -> int:
 
 def _all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     """Every key of the recipe with its tables; of tables that depend on `kind`, the keys of all kinds."""
-    found = []
+    keys = []
     for name, field in model.model_fields.items():
-        found.append(prefix + name)
+        keys.append(prefix + name)
         for table in _tables_in(field.annotation):
-            found += [path for path in _all_keys(table, f"{prefix}{name}.") if path not in found]
-    return found
+            keys += [path for path in _all_keys(table, f"{prefix}{name}.") if path not in keys]
+    return keys
 
 
 def _tables_in(annotation: Any) -> list[type[BaseModel]]:
@@ -181,17 +181,17 @@ def _line_of(text: str, location: list[str]) -> str:
             if header[1] == "[[" and table != location:  # a table that should not be a list has no number
                 table.append(str(seen[header[2]]))
                 seen[header[2]] += 1
-            found = table
+            keys = table
         elif assignment := _ASSIGNMENT.match(line):
-            found = [*table, *assignment[1].replace('"', "").split(".")]
+            keys = [*table, *assignment[1].replace('"', "").split(".")]
         else:
             continue
-        if not location or not found or not _is_inside(found, location):
+        if not location or not keys or not _is_inside(keys, location):
             continue
-        if found[-1] == location[-1]:
+        if keys[-1] == location[-1]:
             return f":{number}"
-        if len(found) > shared:
-            nearest, shared = f":{number}", len(found)
+        if len(keys) > shared:
+            nearest, shared = f":{number}", len(keys)
     return nearest
 
 

@@ -11,20 +11,20 @@ from typing import Any
 
 from mixpo.recipe import Source
 from mixpo.sources import digits, easy_vqa, hub, jsonl, mmpr, python
-from mixpo.sources.build import Found
+from mixpo.sources.build import SourceRow
 from mixpo.types import Question, Skipped
 
-__all__ = ["DUPLICATE", "READERS", "found", "read"]
+__all__ = ["DUPLICATE", "READERS", "read", "read_rows"]
 
 DUPLICATE = "duplicate of an earlier row (same text, images, answer and choices)"
 
-Reader = Callable[[Any, Path, Path], Iterator[Found | Skipped]]
-"""From (source table, folder of the recipe, folder for image copies) to what stands in it, in order."""
+Reader = Callable[[Any, Path, Path], Iterator[SourceRow | Skipped]]
+"""From (source table, folder of the recipe, folder for image copies) to its rows, in order."""
 
 
-def _digits(source: Any, base: Path, images: Path) -> Iterator[Found | Skipped]:
+def _digits(source: Any, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped]:
     for number, question in enumerate(digits.read(source, images)):
-        yield Found(where=f"digits/{source.pool}[{number}]", question=question)
+        yield SourceRow(where=f"digits/{source.pool}[{number}]", question=question)
 
 
 READERS: dict[str, Reader] = {
@@ -37,10 +37,10 @@ READERS: dict[str, Reader] = {
 }
 
 
-def found(source: Source, *, base: Path, images: Path) -> Iterator[Found | Skipped]:
-    """As `read`, with the place of each question (file:line or row)."""
+def read_rows(source: Source, *, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped]:
+    """As `read`, with the location of each question (file:line or row)."""
     seen: set[int] = set()  # numbers, not strings: a third of the memory for millions of questions
-    for item in READERS[source.kind](source, base, images):
+    for item in READERS[source.kind](source, recipe_folder, images):
         if isinstance(item, Skipped):
             yield item
             continue
@@ -52,10 +52,10 @@ def found(source: Source, *, base: Path, images: Path) -> Iterator[Found | Skipp
         yield item
 
 
-def read(source: Source, *, base: Path, images: Path) -> Iterator[Question | Skipped]:
-    """The questions of a source in order, no two with the same id, and every row that was left out with where and why.
+def read(source: Source, *, recipe_folder: Path, images: Path) -> Iterator[Question | Skipped]:
+    """The questions of a source in order, no two with the same id, and every skipped row with its location and the reason.
 
-    base: folder of the recipe, which paths are relative to. images: folder for images that have no file of their own.
+    recipe_folder: folder of the recipe, which paths are relative to. images: folder for images that have no file of their own.
     Errors (SourceError, MissingExtra, RecipeError) come while iterating, when the source as a whole cannot be used.
     """
-    return (item if isinstance(item, Skipped) else item.question for item in found(source, base=base, images=images))
+    return (item if isinstance(item, Skipped) else item.question for item in read_rows(source, recipe_folder=recipe_folder, images=images))

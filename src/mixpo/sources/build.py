@@ -28,22 +28,22 @@ LOOKALIKES = {
     **dict.fromkeys(("answers", "label", "gt", "gt_answer", "ground_truth", "groundtruth", "solution", "target"), "answer"),
     **dict.fromkeys(("options", "choice", "candidates"), "choices"),
 }
-"""Names that other formats use. Such a field beside a missing one of ours is an error, never silently unused."""
+"""Names that other formats use. Such a field next to a missing one of ours is an error, never silently unused."""
 
 Kind = str
 """An AnswerKind, or "auto"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """A question and where it stood, for the message should it turn out to be a duplicate."""
+class SourceRow:
+    """A question with its location in the source."""
 
     where: str
     question: Question
 
 
 def check_fields(row: Mapping[str, object], known: Sequence[str] = FIELDS) -> None:
-    """Refuse a row in which something that looks like one of our fields stands under another name."""
+    """Refuse a row that seems to have one of our fields under another name."""
     for name in row:
         if name in known or row[name] in (None, "", []):
             continue
@@ -212,13 +212,13 @@ def parse_options(text: str) -> tuple[str, ...]:
 def _runs(lines: Sequence[str]) -> Iterator[list[str]]:
     run: list[str] = []
     for line in lines:
-        found = _OPTION.fullmatch(line.strip())
-        letter = found and (found[1] or found[2])
-        if found and letter == string.ascii_uppercase[len(run) % 26]:
-            run.append(found[3])
-        elif found and letter == "A":
+        match = _OPTION.fullmatch(line.strip())
+        letter = match and (match[1] or match[2])
+        if match and letter == string.ascii_uppercase[len(run) % 26]:
+            run.append(match[3])
+        elif match and letter == "A":
             yield run
-            run = [found[3]]
+            run = [match[3]]
         elif line.strip():
             yield run
             run = []
@@ -236,10 +236,10 @@ def shows(text: str, options: Sequence[str]) -> bool:
         return True
     rest = text
     for letter, option in zip(string.ascii_uppercase, options, strict=False):
-        found = re.search(rf"(?<!\w)\(?{letter}\s*[.):：、．]\s*{re.escape(option)}", rest)
-        if found is None:
+        match = re.search(rf"(?<!\w)\(?{letter}\s*[.):：、．]\s*{re.escape(option)}", rest)
+        if match is None:
             return False
-        rest = rest[found.end() :]
+        rest = rest[match.end() :]
     return True
 
 

@@ -1,4 +1,4 @@
-"""Keep what is evaluated out of what is trained on: questions that share an image with an evaluation set, look like it, or are the same."""
+"""Filters training questions that are in an evaluation set, or share an identical or similar image with it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mixpo.recipe import EvaluateTable
-from mixpo.sources.image_similarity import Gallery, Looks
+from mixpo.sources.image_similarity import FingerprintCache, Gallery
 from mixpo.types import IMAGE_TOKEN, Question, content_id
 from mixpo.verify.text import normal_text
 
@@ -15,65 +15,65 @@ Block = list[Question]
 
 
 @dataclass(kw_only=True)
-class Barred:
-    """What the evaluation sets hold, as numbers from digests: 100,000 questions take some 10 MB, their looks as much again.
+class ContaminationFilter:
+    """Digests of the evaluation sets: 100,000 questions take some 10 MB, their fingerprints as much again.
 
-    mode: "image" bars every question with an image of an evaluation set, and one without images whose text is there; "question" only
-    those of which both text and images are there; "similar" also every question with an image that looks like one of them.
-    looks, gallery: for "similar" alone.
+    mode: "image" filters questions with an image of an evaluation set, and those without images whose text is in one; "question" only
+    those of which both text and images are in one; "similar" also those with an image similar to one of them.
+    fingerprints, gallery: for "similar" alone.
     """
 
     mode: str
     images: dict[int, str] = field(default_factory=dict)
     questions: dict[int, str] = field(default_factory=dict)
-    looks: Looks | None = None
+    fingerprints: FingerprintCache | None = None
     gallery: Gallery = field(default_factory=lambda: Gallery(0))
 
     def add(self, name: str, question: Question) -> None:
-        """Take a question of an evaluation set into account."""
+        """Add a question of an evaluation set."""
         for image in question.images:
             self.images.setdefault(int(image.digest[:16], 16), name)
-            if self.looks is not None and (look := self.looks.of(image)) is not None:
-                self.gallery.add(look, name)
+            if self.fingerprints is not None and (fingerprint := self.fingerprints.of(image)) is not None:
+                self.gallery.add(fingerprint, name)
         self.questions.setdefault(_identity(question), name)
 
     def watch(self, name: str, blocks: Iterator[Block]) -> Iterator[Block]:
-        """The blocks of an evaluation set as they are, taken into account as they pass."""
+        """Pass the blocks of an evaluation set through, adding their questions."""
         for block in blocks:
             for question in block:
                 self.add(name, question)
             yield block
 
     def reason(self, question: Question) -> str | None:
-        """Why a question must not be trained on, or None."""
+        """Why a question is filtered from training, or None."""
         if (name := self.questions.get(_identity(question))) is not None:
             return f"the same question is in the evaluation set {name!r}"
         if self.mode == "question":
             return None
-        found = (self.images.get(int(image.digest[:16], 16)) for image in question.images)
-        if (name := next(filter(None, found), None)) is not None:
+        sets = (self.images.get(int(image.digest[:16], 16)) for image in question.images)
+        if (name := next(filter(None, sets), None)) is not None:
             return f"its image is in the evaluation set {name!r}"
-        return None if self.looks is None else self._resembles(question, self.looks)
+        return None if self.fingerprints is None else self._resembles(question, self.fingerprints)
 
-    def _resembles(self, question: Question, looks: Looks) -> str | None:
+    def _resembles(self, question: Question, fingerprints: FingerprintCache) -> str | None:
         for image in question.images:
-            if (look := looks.of(image)) is not None and (name := self.gallery.find(look)) is not None:
+            if (fingerprint := fingerprints.of(image)) is not None and (name := self.gallery.find(fingerprint)) is not None:
                 return f"its image looks like one of the evaluation set {name!r}"
         return None
 
     def digest(self) -> str:
-        """Names what is barred; it changes with the evaluation sets only."""
-        similar = [] if self.looks is None else [self.gallery.max_bits, self.gallery.looks()]
+        """Identifies the filter; changes with the evaluation sets only."""
+        similar = [] if self.fingerprints is None else [self.gallery.max_bits, self.gallery.fingerprints()]
         return content_id(self.mode, sorted(self.images), sorted(self.questions), *similar)
 
 
-def open_barred(table: EvaluateTable, cache: Path | None = None) -> Barred | None:
-    """What an [evaluate] table bars, still empty; None where it bars nothing. cache: where looks of images are kept, None for nowhere."""
+def open_filter(table: EvaluateTable, cache: Path | None = None) -> ContaminationFilter | None:
+    """The empty filter of an [evaluate] table, None if it filters nothing. cache: file of cached fingerprints, None for no cache."""
     if not table.sets or table.decontaminate == "off":
         return None
     if table.decontaminate != "similar":
-        return Barred(mode=table.decontaminate)
-    return Barred(mode="similar", looks=Looks(cache), gallery=Gallery(table.similar_bits))
+        return ContaminationFilter(mode=table.decontaminate)
+    return ContaminationFilter(mode="similar", fingerprints=FingerprintCache(cache), gallery=Gallery(table.similar_bits))
 
 
 def _identity(question: Question) -> int:

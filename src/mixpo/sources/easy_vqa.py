@@ -8,13 +8,13 @@ from pathlib import Path
 from mixpo.errors import MissingExtra, SourceError
 from mixpo.images import reference
 from mixpo.recipe import EasyVqaSource
-from mixpo.sources.build import Found, make_question
+from mixpo.sources.build import SourceRow, make_question
 from mixpo.types import ImageRef, Skipped
 
 SHAPES = frozenset({"circle", "rectangle", "triangle"})
 
 
-def read(source: EasyVqaSource, base: Path, images: Path) -> Iterator[Found | Skipped]:
+def read(source: EasyVqaSource, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped]:
     """`count` questions spread evenly over the split, in its order. The domain is what is asked for: shape, color or yes_no."""
     try:
         import easy_vqa
@@ -37,4 +37,4 @@ def read(source: EasyVqaSource, base: Path, images: Path) -> Iterator[Found | Sk
             known[owner] = reference(Path(paths[owner]))
         domain = "yes_no" if answer in ("yes", "no") else "shape" if answer in SHAPES else "color"
         question = make_question(text=texts[number], images=[known[owner]], answer=answer, domain=domain, source=f"easy_vqa/{source.split}")
-        yield Found(where=f"easy_vqa/{source.split}[{number}]", question=question)
+        yield SourceRow(where=f"easy_vqa/{source.split}[{number}]", question=question)

@@ -12,7 +12,7 @@ from typing import Any
 
 from mixpo.errors import MissingExtra, SourceError
 from mixpo.recipe import HubSource, did_you_mean
-from mixpo.sources.build import Found, make_question
+from mixpo.sources.build import SourceRow, make_question
 from mixpo.sources.images import Pictures
 from mixpo.types import Question, Skipped
 
@@ -20,17 +20,17 @@ ROWS_AT_ONCE = 16
 """Rows in memory together; each may hold images of some megabytes."""
 
 
-def read(source: HubSource, base: Path, images: Path) -> Iterator[Found | Skipped]:
+def read(source: HubSource, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped]:
     """The rows of a split in order, the first `count` of them. Raises SourceError when the data set or a column is not there."""
     try:
         import datasets
     except ImportError:
         raise MissingExtra('source.kind = "hub"', "hub") from None
-    folder = base / source.path
+    folder = recipe_folder / source.path
     data = _load(datasets, source, folder)
     columns = _columns(source, data.column_names)
     labels = _label_names(data, source.answer)
-    pictures = Pictures(folder if folder.is_dir() else base, images, also=(Path(datasets.config.HF_CACHE_HOME),))
+    pictures = Pictures(folder if folder.is_dir() else recipe_folder, images, also=(Path(datasets.config.HF_CACHE_HOME),))
     if source.count:
         data = data.select(range(min(source.count, len(data))))
     number = 0
@@ -42,7 +42,7 @@ def read(source: HubSource, base: Path, images: Path) -> Iterator[Found | Skippe
             if labels:
                 row["answer"] = _label(labels, row["answer"])
             try:
-                yield Found(where=where, question=_question(row, pictures, source))
+                yield SourceRow(where=where, question=_question(row, pictures, source))
             except SourceError as error:
                 yield Skipped(where=where, reason=str(error))
 

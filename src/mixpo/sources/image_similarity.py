@@ -1,8 +1,8 @@
-"""What an image looks like, in 80 bytes, so that re-encoded and resized copies of one image are found. Knows nothing about questions.
+"""Perceptual fingerprints of images (80 bytes), which find re-encoded and resized copies. Knows nothing about questions.
 
-Two images look alike when few bits of their perceptual hashes differ (pHash of 16 x 16, by imagehash) and their colours do not: the
-hash sees brightness alone, and simple drawings in other colours would be taken for copies. Not found are copies that were cropped,
-mirrored, turned or made gray. How often it errs was measured by benchmarks/similar.py.
+Two images are similar when few bits of their perceptual hashes differ (pHash of 16 x 16, by imagehash) and their colours are close: the
+hash depends on brightness alone, so simple drawings in other colours would count as copies. Cropped, mirrored, rotated and grayscale
+copies are not detected. benchmarks/similar.py measures the error rates.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from mixpo.recipe import ImageTable
 from mixpo.types import ImageRef, content_id
 
 VERSION = 1
-"""Of a look; kept ones of another version are made again."""
+"""Of a fingerprint; cached ones of another version are recomputed."""
 HASH_SIDE = 16
-"""Side of the perceptual hash: 256 bits. With the usual 64 bits a quarter of the easy-VQA images would look like another one."""
+"""Side of the perceptual hash: 256 bits. With the usual 64 bits a quarter of the easy-VQA images would match another one."""
 COLOUR_SIDE, COLOUR_LIMIT = 4, 4.0
 """Colours are means over a grid of 4 x 4; between copies they differ by less than this on average (of 255)."""
 FLAT = 4.0
-"""An image whose brightness varies less (standard deviation, of 255) is nearly of one colour: its hash is noise, so it has no look."""
+"""An image whose brightness varies less (standard deviation, of 255) is nearly uniform: its hash is noise, so it has no fingerprint."""
 MAX_PIXELS = 512 * 512
 """Larger images are scaled down first."""
 
 HASH_BYTES = HASH_SIDE * HASH_SIDE // 8
-Look = bytes
+Fingerprint = bytes
 """The bits of the hash, then the colours."""
 
 
-def look_of(image: Image.Image) -> Look | None:
-    """The look of an RGB image; None of one that is nearly of one colour."""
+def fingerprint_of(image: Image.Image) -> Fingerprint | None:
+    """The fingerprint of an RGB image; None for a nearly uniform one."""
     import imagehash
 
     gray = np.asarray(image.convert("L").resize((16, 16), Image.Resampling.BILINEAR), dtype=np.float32)
@@ -49,8 +49,8 @@ def look_of(image: Image.Image) -> Look | None:
     return bits.tobytes() + colours.tobytes()
 
 
-class Looks:
-    """Looks of image files. Kept by digest in a SQLite file where one is given: losing it costs time only."""
+class FingerprintCache:
+    """Fingerprints of image files, cached by digest in a SQLite file if one is given."""
 
     def __init__(self, path: Path | None = None) -> None:
         """Raises MissingExtra without imagehash."""
@@ -60,19 +60,19 @@ class Looks:
             raise MissingExtra('evaluate.decontaminate = "similar"', "similar") from None
         self._connection = _open(path)
 
-    def of(self, ref: ImageRef) -> Look | None:
-        """The look of a file; None where it has none, or cannot be read (whatever needs it later says so)."""
-        key = content_id("look", ref.digest, VERSION, self._version)
-        kept = self._connection.execute("SELECT look FROM looks WHERE key = ?", (key,)).fetchone()
+    def of(self, ref: ImageRef) -> Fingerprint | None:
+        """The fingerprint of a file; None if it has none or cannot be read (the stage that needs the image reports that)."""
+        key = content_id("fingerprint", ref.digest, VERSION, self._version)
+        kept = self._connection.execute("SELECT value FROM fingerprints WHERE key = ?", (key,)).fetchone()
         if kept is not None:
             return kept[0] or None
         try:
-            look = look_of(open_image(ref, ImageTable(max_pixels=MAX_PIXELS, max_side=100_000, min_side=1)))
+            fingerprint = fingerprint_of(open_image(ref, ImageTable(max_pixels=MAX_PIXELS, max_side=100_000, min_side=1)))
         except ImageError:
             return None
-        with suppress(sqlite3.OperationalError), self._connection:  # a full disk costs the look kept, not the look
-            self._connection.execute("INSERT OR REPLACE INTO looks VALUES (?, ?)", (key, look or b""))
-        return look
+        with suppress(sqlite3.OperationalError), self._connection:  # a full disk only costs the cache entry
+            self._connection.execute("INSERT OR REPLACE INTO fingerprints VALUES (?, ?)", (key, fingerprint or b""))
+        return fingerprint
 
 
 def _open(path: Path | None) -> sqlite3.Connection:
@@ -86,47 +86,47 @@ def _open(path: Path | None) -> sqlite3.Connection:
 
 
 def _tables(connection: sqlite3.Connection) -> sqlite3.Connection:
-    # A power failure may cost the newest looks, never the file.
+    # A power failure may cost the newest rows, never the file.
     connection.executescript(
         "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;"
-        "CREATE TABLE IF NOT EXISTS looks (key TEXT PRIMARY KEY, look BLOB NOT NULL) WITHOUT ROWID;"
+        "CREATE TABLE IF NOT EXISTS fingerprints (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;"
     )
     return connection
 
 
 class Gallery:
-    """Looks by name, searched for the one that an image resembles. Every search compares with all: 100,000 take 2 ms."""
+    """Named fingerprints with nearest-neighbour search. Exhaustive: 100,000 take 2 ms."""
 
     def __init__(self, max_bits: int) -> None:
-        """max_bits: so many bits of the hashes may differ."""
+        """max_bits: Hamming distance up to which two hashes match."""
         self.max_bits = max_bits
-        self._names: dict[Look, str] = {}
+        self._names: dict[Fingerprint, str] = {}
         self._hashes: np.ndarray | None = None
         self._colours: np.ndarray | None = None
 
-    def add(self, look: Look, name: str) -> None:
-        """Take a look in; of equal ones the first name stays."""
-        self._names.setdefault(look, name)
+    def add(self, fingerprint: Fingerprint, name: str) -> None:
+        """Add a fingerprint; of equal ones the first name stays."""
+        self._names.setdefault(fingerprint, name)
         self._hashes = None
 
-    def find(self, look: Look) -> str | None:
-        """The name of the nearest look that is near enough, or None."""
+    def find(self, fingerprint: Fingerprint) -> str | None:
+        """The name of the nearest fingerprint within `max_bits`, or None."""
         if not self._names:
             return None
         if self._hashes is None or self._colours is None:
             self._hashes, self._colours = _arrays(list(self._names))
-        hashes, colours = _arrays([look])
+        hashes, colours = _arrays([fingerprint])
         bits = np.bitwise_count(self._hashes ^ hashes).sum(axis=1)
         near = np.flatnonzero(bits <= self.max_bits)
         near = near[np.abs(self._colours[near] - colours).mean(axis=1) <= COLOUR_LIMIT]
         return list(self._names.values())[near[bits[near].argmin()]] if near.size else None
 
-    def looks(self) -> list[str]:
-        """All looks in order, for a digest of the whole."""
-        return sorted(look.hex() for look in self._names)
+    def fingerprints(self) -> list[str]:
+        """All fingerprints in order, for a digest of the whole."""
+        return sorted(fingerprint.hex() for fingerprint in self._names)
 
 
-def _arrays(looks: Sequence[Look]) -> tuple[np.ndarray, np.ndarray]:
+def _arrays(fingerprints: Sequence[Fingerprint]) -> tuple[np.ndarray, np.ndarray]:
     """Hashes as (N, 4) words of 64 bits, colours as (N, 48) numbers."""
-    rows = np.frombuffer(b"".join(looks), dtype=np.uint8).reshape(len(looks), -1)
+    rows = np.frombuffer(b"".join(fingerprints), dtype=np.uint8).reshape(len(fingerprints), -1)
     return np.ascontiguousarray(rows[:, :HASH_BYTES]).view(np.uint64), rows[:, HASH_BYTES:].astype(np.int16)

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from mixpo.errors import SourceError
 from mixpo.recipe import JsonlSource
-from mixpo.sources.build import FIELDS, LOOKALIKES, Found, Kind, check_fields, described, make_question
+from mixpo.sources.build import FIELDS, LOOKALIKES, Kind, SourceRow, check_fields, described, make_question
 from mixpo.sources.images import Pictures
 from mixpo.types import Question, Skipped
 
@@ -22,15 +22,15 @@ Line = tuple[str, dict[str, object]]
 Made = TypeVar("Made")
 
 
-def read(source: JsonlSource, base: Path, images: Path) -> Iterator[Found | Skipped]:
+def read(source: JsonlSource, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped]:
     """The rows of the file in order. Raises SourceError when there is no file, no row, or no root folder."""
-    path, root = base / source.path, base / source.root
+    path, root = recipe_folder / source.path, recipe_folder / source.root
     if not root.is_dir():
         raise SourceError(f"source.root: {root} is not a folder")
     pictures = Pictures(root, images)
 
-    def made(where: str, row: Mapping[str, object]) -> Found:
-        return Found(where=where, question=question_of(row, pictures, source.answer_kind, source.domain, path.stem))
+    def made(where: str, row: Mapping[str, object]) -> SourceRow:
+        return SourceRow(where=where, question=question_of(row, pictures, source.answer_kind, source.domain, path.stem))
 
     yield from each(lines(path), made)
 

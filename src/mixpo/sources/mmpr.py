@@ -18,7 +18,7 @@ from mixpo.errors import SourceError
 from mixpo.plural import amount
 from mixpo.prompts import PROMPTS
 from mixpo.recipe import MmprSource, did_you_mean
-from mixpo.sources.build import FIELDS, Found, Kind, check_fields, make_question
+from mixpo.sources.build import FIELDS, Kind, SourceRow, check_fields, make_question
 from mixpo.sources.images import Pictures
 from mixpo.sources.jsonl import Line, each, lines
 from mixpo.types import IMAGE_TOKEN, Origin, Pair, Question, Skipped, content_id
@@ -47,17 +47,17 @@ class Annotation:
 # --- questions ---------------------------------------------------------------------------------------------------------
 
 
-def read(source: MmprSource, base: Path, images: Path) -> Iterator[Found | Skipped]:
+def read(source: MmprSource, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped]:
     """The questions of a collection, data set by data set. Annotations of prompts (answer) and of pairs (answer_gt) are both read.
 
     A prompt's wrapping (the released chain-of-thought text, "Answer the question using a single word or phrase.") is taken
     off, since the recipe puts its own around. Raises SourceError when meta.json or a file that it names is unusable.
     """
-    for annotation in _annotations(base / source.path, base / source.root, source.datasets):
+    for annotation in _annotations(recipe_folder / source.path, recipe_folder / source.root, source.datasets):
         pictures = Pictures(annotation.root, images)
 
-        def made(where: str, row: Mapping[str, object], pictures: Pictures = pictures, name: str = annotation.name) -> Found:
-            return Found(where=where, question=_question(row, pictures, name, source.answer_kind, bare_question))
+        def made(where: str, row: Mapping[str, object], pictures: Pictures = pictures, name: str = annotation.name) -> SourceRow:
+            return SourceRow(where=where, question=_question(row, pictures, name, source.answer_kind, bare_question))
 
         yield from each(_kept(annotation), made)
 

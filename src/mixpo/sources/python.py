@@ -17,50 +17,50 @@ from typing import Any
 from mixpo.errors import MixpoError, SourceError
 from mixpo.plural import amount
 from mixpo.recipe import PythonSource, did_you_mean
-from mixpo.sources.build import Found, whole
+from mixpo.sources.build import SourceRow, whole
 from mixpo.sources.images import Pictures
 from mixpo.sources.jsonl import question_of
 from mixpo.types import IMAGE_TOKEN, Question, Skipped, content_id
 
 
-def read(source: PythonSource, base: Path, images: Path) -> Iterator[Found | Skipped]:
+def read(source: PythonSource, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped]:
     """What the function yields, in order. Raises SourceError when it cannot be imported or called, or fails on the way."""
-    root = base / source.root
+    root = recipe_folder / source.root
     if not root.is_dir():
         raise SourceError(f"source.root: {root} is not a folder")
-    function = _load(source.target, base)
+    function = _load(source.target, recipe_folder)
     pictures = Pictures(root, images)
     module = source.target.partition(":")[0]
-    for number, row in enumerate(_rows(source, function, base)):
+    for number, row in enumerate(_rows(source, function, recipe_folder)):
         where = f"{source.target}[{number}]"
         try:
-            yield Found(where=where, question=_question(row, pictures, module))
+            yield SourceRow(where=where, question=_question(row, pictures, module))
         except SourceError as error:
             yield Skipped(where=where, reason=str(error))
 
 
-def _load(target: str, base: Path) -> Callable[..., Any]:
+def _load(target: str, recipe_folder: Path) -> Callable[..., Any]:
     module, colon, name = target.partition(":")
     if not (module and colon and name.isidentifier()):
         raise SourceError(f'source.target = {target!r}: write it as "module:function"')
-    with _importing_from(base):
+    with _importing_from(recipe_folder):
         try:
-            found = importlib.import_module(module)
+            imported = importlib.import_module(module)
         except Exception as error:  # the user's code: importing it may raise anything
-            raise SourceError(f"source.target = {target!r}: {module} cannot be imported: {_told(error, base)}") from error
-    function = getattr(found, name, None)
+            raise SourceError(f"source.target = {target!r}: {module} cannot be imported: {_describe(error, recipe_folder)}") from error
+    function = getattr(imported, name, None)
     if function is None:
-        names = [known for known in vars(found) if not known.startswith("_")]
-        raise SourceError(f"source.target = {target!r}: {found.__file__ or module} has no {name!r}{did_you_mean(name, names)}")
+        names = [known for known in vars(imported) if not known.startswith("_")]
+        raise SourceError(f"source.target = {target!r}: {imported.__file__ or module} has no {name!r}{did_you_mean(name, names)}")
     if not callable(function):
         raise SourceError(f"source.target = {target!r}: {name} is {type(function).__name__}, not a function")
     return function  # type: ignore[no-any-return]
 
 
 @contextmanager
-def _importing_from(base: Path) -> Iterator[None]:
+def _importing_from(recipe_folder: Path) -> Iterator[None]:
     """The recipe's folder comes first on the import path while a module is imported."""
-    folder = str(base.resolve())
+    folder = str(recipe_folder.resolve())
     sys.path.insert(0, folder)
     importlib.invalidate_caches()
     try:
@@ -69,15 +69,15 @@ def _importing_from(base: Path) -> Iterator[None]:
         sys.path.remove(folder)
 
 
-def _told(error: Exception, base: Path) -> str:
+def _describe(error: Exception, recipe_folder: Path) -> str:
     """The error, and the last line of the user's own files that led to it; a SyntaxError has its line in its text."""
     frames = traceback.extract_tb(error.__traceback__)
     # Libraries may lie below the same folder, in an environment of its own.
-    own = [f for f in frames if Path(f.filename).is_relative_to(base.resolve()) and "site-packages" not in Path(f.filename).parts]
+    own = [f for f in frames if Path(f.filename).is_relative_to(recipe_folder.resolve()) and "site-packages" not in Path(f.filename).parts]
     return f"{type(error).__name__}: {error}" + (f" ({own[-1].filename}, line {own[-1].lineno})" if own else "")
 
 
-def _rows(source: PythonSource, function: Callable[..., Any], base: Path) -> Iterator[object]:
+def _rows(source: PythonSource, function: Callable[..., Any], recipe_folder: Path) -> Iterator[object]:
     done = 0
     try:
         for row in function(**source.arguments):
@@ -86,7 +86,8 @@ def _rows(source: PythonSource, function: Callable[..., Any], base: Path) -> Ite
     except MixpoError:
         raise
     except Exception as error:  # the user's code may raise anything; the traceback stays attached
-        raise SourceError(f"source.target = {source.target!r} failed after {amount(done, 'row')}: {_told(error, base)}") from error
+        why = _describe(error, recipe_folder)
+        raise SourceError(f"source.target = {source.target!r} failed after {amount(done, 'row')}: {why}") from error
 
 
 def _question(row: object, pictures: Pictures, module: str) -> Question:

@@ -19,7 +19,7 @@ from mixpo.stages.job import Context, Job, Make, Plan
 from mixpo.stages.models import ModelRef
 from mixpo.stages.sample import check_sampled, count_sampled, seed_of
 from mixpo.stages.sample import params as sampling_params
-from mixpo.stages.source import Index
+from mixpo.stages.source import QuestionIndex
 from mixpo.types import Question
 
 
@@ -53,7 +53,7 @@ def wording_of(mode: str) -> str:
     return "direct" if mode == "direct" else "cot"
 
 
-def answer_job(context: Context, plan: Plan, index: Index, name: str, table: EvaluationSource, model: ModelRef, mode: str) -> Job:
+def answer_job(context: Context, plan: Plan, index: QuestionIndex, name: str, table: EvaluationSource, model: ModelRef, mode: str) -> Job:
     """Answers of `model` to the questions of set `name` in a mode: "cot" and "direct" are greedy."""
     recipe, source = context.recipe, source_name(name)
     count = recipe.evaluate.samples if mode == "sampled" else 1

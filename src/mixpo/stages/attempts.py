@@ -19,17 +19,17 @@ FILE = "attempts.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Attempts:
-    """The attempts of one stage's shards. base: the inputs of its job as they are for the first attempt."""
+    """The attempts of one stage's shards. first: the inputs of its job as they are for the first attempt."""
 
     stage: Stage
     settings: Mapping[str, Any]
-    base: tuple[str, ...]
+    first: tuple[str, ...]
     counts: Mapping[int, int]
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """The inputs of the job."""
-        return tuple(_named(shard, self.counts.get(number, 0)) for number, shard in enumerate(self.base))
+        return tuple(_named(shard, self.counts.get(number, 0)) for number, shard in enumerate(self.first))
 
     def kept(self, number: int) -> dict[str, Sampled]:
         """By question, what the earlier attempt at a shard brought; empty for the first one."""
@@ -42,7 +42,7 @@ class Attempts:
         count = self.counts.get(number, 0)
         if not count:
             return ""
-        named = [_named(shard, count - 1) if position == number else shard for position, shard in enumerate(self.base)]
+        named = [_named(shard, count - 1) if position == number else shard for position, shard in enumerate(self.first)]
         return self.stage.plan(self.settings, named).shards[number]
 
     def merged(
@@ -53,9 +53,9 @@ class Attempts:
         return (kept[question.id] if question.id in kept else replace(next(asked), attempts=attempt) for question in questions)
 
 
-def attempts_of(stage: Stage, settings: Mapping[str, Any], base: Sequence[str]) -> Attempts:
+def attempts_of(stage: Stage, settings: Mapping[str, Any], first: Sequence[str]) -> Attempts:
     """The attempts recorded for a stage. Raises RunError when the file is broken."""
-    return Attempts(stage=stage, settings=settings, base=tuple(base), counts=_load(stage))
+    return Attempts(stage=stage, settings=settings, first=tuple(first), counts=_load(stage))
 
 
 def raise_attempts(stage: Stage, numbers: Iterable[int]) -> None:

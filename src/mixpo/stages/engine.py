@@ -35,7 +35,7 @@ def engine_settings(context: Context, model: ModelRef, stage: Literal["sample", 
         del settings["dtype"]
         return {**settings, "engine": engine, "server": model.served.deciding(stage)}
     server = {"server": recipe.sample.server.deciding(stage)} if engine == "openai" else {}
-    return {**settings, "engine": engine, **server, "script": script_digest(recipe, context.base)}
+    return {**settings, "engine": engine, **server, "script": script_digest(recipe, context.recipe_folder)}
 
 
 def engine_of(recipe: Recipe, model: ModelRef, evaluating: bool) -> str:
@@ -55,19 +55,19 @@ def window_of(recipe: Recipe, engine: str, model: ModelRef, batch_size: int) -> 
     return max(batch_size, 16 * (model.served or recipe.sample.server).in_flight) if engine == "openai" else batch_size
 
 
-def script_digest(recipe: Recipe, base: Path) -> str:
+def script_digest(recipe: Recipe, recipe_folder: Path) -> str:
     """A digest of the scripted engine's file; "" for other engines. Raises RecipeError when it is not there."""
     table = recipe.sample
     if table.engine != "scripted" or table.script is None:
         return ""
-    path = base / table.script
+    path = recipe_folder / table.script
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     except OSError as error:
         raise RecipeError(f"sample.script: {path} cannot be read ({error.strerror}); the path is relative to the recipe") from None
 
 
-class Asked:
+class ShardResponses:
     """Answers to the requests of many shards, taken shard by shard; batches are filled across shards.
 
     The engine (and with it the model) is loaded when the first request comes: a stage with nothing to ask loads nothing.
@@ -125,10 +125,10 @@ class Answering:
         self.facts: dict[str, Any] = {}
 
     @contextmanager
-    def session(self, requests_of: Callable[[int], Sequence[Request]], numbers: Sequence[int]) -> Iterator[Asked]:
+    def session(self, requests_of: Callable[[int], Sequence[Request]], numbers: Sequence[int]) -> Iterator[ShardResponses]:
         """The answers to the requests of these shards."""
         size = window_of(self._context.recipe, self._engine, self._model, self._batch_size)
-        with closing(Asked(self._open, self._how, requests_of, numbers, size)) as answers:
+        with closing(ShardResponses(self._open, self._how, requests_of, numbers, size)) as answers:
             yield answers
         add_facts(self.facts, answers.facts)
 
@@ -148,7 +148,7 @@ class Answering:
             vlm=models.load(model) if name == "transformers" else models.words(models.base_model() if model.served else model),
             image=recipe.image,
             batch_size=self._batch_size,
-            script=context.base / table.script if table.script is not None else None,
+            script=context.recipe_folder / table.script if table.script is not None else None,
             serving=Serving(
                 table=model.served.server if model.served else table.server,
                 where=where_of(model.served) if model.served else "sample.server",

@@ -20,7 +20,7 @@ from mixpo.stages.answer import answer_name, prompt_settings, source_name, wordi
 from mixpo.stages.attempts import attempts_of
 from mixpo.stages.job import Context, Job, Make, Plan
 from mixpo.stages.models import ModelRef, settings_of
-from mixpo.stages.source import Index
+from mixpo.stages.source import QuestionIndex
 from mixpo.stages.verify import judged_inputs
 from mixpo.types import Question, Response, Verdict, content_id
 
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
     from mixpo.evaluate.judge import JudgeReply
 
 
-def ready(recipe: Recipe, base: Path) -> None:
+def ready(recipe: Recipe, recipe_folder: Path) -> None:
     """Raise MissingExtra or RecipeError where a judge is needed and cannot be asked, or a text task is unknown; no model is loaded."""
     from mixpo.evaluate import judge as judging
 
-    lm_eval.ready(recipe.evaluate, base)
+    lm_eval.ready(recipe.evaluate, recipe_folder)
     judged = any(recipe.evaluate.asks_judge(s.source) for s in recipe.evaluate.sets)
     if judged and recipe.evaluate.judge is not None:
         judging.ready(recipe.evaluate.judge)
 
 
-def evaluate_job(context: Context, plan: Plan, index: Index, name: str, table: EvaluationSource, model: ModelRef, mode: str) -> Job:
+def evaluate_job(context: Context, plan: Plan, index: QuestionIndex, name: str, table: EvaluationSource, model: ModelRef, mode: str) -> Job:
     """Predictions from the answers of `model` to set `name` in a mode. Its settings are what two evaluations are compared by."""
     source, answers = source_name(name), answer_name(name, model, mode)
     answered = plan.planned[answers].job
@@ -54,7 +54,7 @@ def evaluate_job(context: Context, plan: Plan, index: Index, name: str, table: E
         **answered.settings,
         "prompt": prompt_settings(context.recipe, table, wording_of(mode)),
         "mode": mode,
-        **marking_settings(context, benchmark),
+        **grading_settings(context, benchmark),
         "data": content_id(list(index.shards)),
         "questions": index.questions,
     }
@@ -84,7 +84,7 @@ def evaluate_job(context: Context, plan: Plan, index: Index, name: str, table: E
     )
 
 
-def marking_settings(context: Context, benchmark: Benchmark | None) -> dict[str, Any]:
+def grading_settings(context: Context, benchmark: Benchmark | None) -> dict[str, Any]:
     """What decides a mark: the verifier's settings, and for benchmarks the extractor or the judge."""
     table = context.recipe.evaluate
     verify = {"verify": context.recipe.verify.deciding("evaluate")}
@@ -107,9 +107,9 @@ def wording_of_judge(context: Context, benchmark: Benchmark) -> Rubric | Extract
     if table.judge is None:
         return None
     if benchmark.rubric is not None:
-        return judging.with_own_prompt(benchmark.rubric, table.judge, context.base, benchmark.name)
+        return judging.with_own_prompt(benchmark.rubric, table.judge, context.recipe_folder, benchmark.name)
     if benchmark.extraction is not None and table.extractor_of(benchmark.name) == "judge":
-        return judging.with_own_prompt(benchmark.extraction, table.judge, context.base, benchmark.name)
+        return judging.with_own_prompt(benchmark.extraction, table.judge, context.recipe_folder, benchmark.name)
     return None
 
 
@@ -146,7 +146,7 @@ class Grader:
             return (row for question, sampled in pairs for row in self._mark(question, sampled))
         each = [(question, response) for question, sampled in pairs for response in responses_of(sampled, self._count(sampled))]
         replies = self._threads.map(lambda item: self._ask(item[0], item[1], again), each)
-        return (self._judged(question, response, said) for (question, response), said in zip(each, replies, strict=True))
+        return (self._judged(question, response, reply) for (question, response), reply in zip(each, replies, strict=True))
 
     def _count(self, sampled: Sampled) -> int:
         return self._context.recipe.evaluate.samples if self._mode == "sampled" else 1
@@ -187,19 +187,19 @@ class Grader:
         fields = {"question": str(facts.get("direct", asked)), "answer": response.text}
         return self._judge.ask(wording, fields, partial(wording.read, question=question, facts=facts), again)
 
-    def _judged(self, question: Question, response: Response, said: str | JudgeReply[Any] | None) -> Prediction:
+    def _judged(self, question: Question, response: Response, reply: str | JudgeReply[Any] | None) -> Prediction:
         from mixpo.evaluate.benchmarks.base import Rubric
         from mixpo.evaluate.grading import by_extraction, by_judge
         from mixpo.evaluate.judge import JudgeReply
 
         assert self._benchmark is not None
-        if said is None:
+        if reply is None:
             return _failed(question, self._mode, response, "sampling failed")
         if isinstance(self._wording, Rubric):
-            assert isinstance(said, JudgeReply)
-            return by_judge(self._benchmark, question, response, self._mode, said)
+            assert isinstance(reply, JudgeReply)
+            return by_judge(self._benchmark, question, response, self._mode, reply)
         options = self._verifier.options(question.choices)
-        return by_extraction(self._benchmark, question, response, self._mode, wording_of(self._mode), said, options)
+        return by_extraction(self._benchmark, question, response, self._mode, wording_of(self._mode), reply, options)
 
 
 def responses_of(sampled: Sampled, count: int) -> tuple[Response, ...]:
@@ -236,7 +236,7 @@ def text_job(context: Context, model: ModelRef) -> Job:
             from mixpo.vlm.prompt import context_limit
 
             vlm = context.models.load(model)
-            return lm_eval.run_tasks(vlm.model, vlm.processor.tokenizer, context_limit(vlm), recipe.evaluate, context.base)
+            return lm_eval.run_tasks(vlm.model, vlm.processor.tokenizer, context_limit(vlm), recipe.evaluate, context.recipe_folder)
 
         yield make
 
@@ -245,7 +245,7 @@ def text_job(context: Context, model: ModelRef) -> Job:
         name=f"text/{model.name}",
         title=f"text tasks: {model.name}",
         row=TextScore,
-        settings={**settings_of(recipe, "text", model), **lm_eval.settings(recipe.evaluate, context.base)},
+        settings={**settings_of(recipe, "text", model), **lm_eval.settings(recipe.evaluate, context.recipe_folder)},
         inputs=("all",),
         sizes=(1,),
         unit="models",

@@ -11,7 +11,7 @@ KINDS = ("answer", "evaluate", "text")
 """Kinds of stages that only the report needs."""
 
 
-class Late:
+class DeferredFailures:
     """Does stages one by one, and keeps what failed in the evaluation until the rest is done.
 
     blocked: why a stage cannot be done, or "". say: receives what the user should know.

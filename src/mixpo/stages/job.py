@@ -46,7 +46,7 @@ class Context:
 
     run: Run
     recipe: Recipe
-    base: Path
+    recipe_folder: Path
     progress: Progress
     models: Models
     limit: int | None = None

@@ -42,11 +42,11 @@ def settings_of(recipe: Recipe, stage: StageKind, model: ModelRef) -> dict[str, 
 class Models:
     """Loads the models of one command, one at a time."""
 
-    def __init__(self, table: ModelTable, base: Path, image: ImageTable, known: str = "") -> None:
+    def __init__(self, table: ModelTable, recipe_folder: Path, image: ImageTable, known: str = "") -> None:
         """known: identity of the recipe's model when the run last used it, which serves those who only look at the run once it is gone."""
         self.table = table
         self.image = image
-        self.base = base
+        self.recipe_folder = recipe_folder
         self.known = known
         self.gone = ""
         self._held: tuple[ModelRef, Vlm] | None = None
@@ -60,8 +60,8 @@ class Models:
         """
         if self._base_model is None:
             try:
-                found = digests(find_model(self.table, self.base), find_adapter(self.table, self.base))
-                identity = f"{found.weights}-{found.template}"
+                digest = digests(find_model(self.table, self.recipe_folder), find_adapter(self.table, self.recipe_folder))
+                identity = f"{digest.weights}-{digest.template}"
             except ModelError as error:
                 if not self.known:
                     raise
@@ -83,21 +83,21 @@ class Models:
         if self._words is None or self._words[0] != ref:
             from mixpo.vlm.tokenizer_only import load_tokenizer_only
 
-            self._words = (ref, self._tiled(load_tokenizer_only(self.table, self.base, ref.folder)))
+            self._words = (ref, self._tiled(load_tokenizer_only(self.table, self.recipe_folder, ref.folder)))
         return self._words[1]
 
     def folder(self, ref: ModelRef) -> Path:
         """Where the files of a model are, for engines that load it themselves. Raises ModelError when an adapter belongs to it."""
-        if ref.folder is None and find_adapter(self.table, self.base) is not None:
+        if ref.folder is None and find_adapter(self.table, self.recipe_folder) is not None:
             raise ModelError("model.adapter: servers and vLLM would load the model without it; merge the adapter into a model folder first")
-        return ref.folder or find_model(self.table, self.base)
+        return ref.folder or find_model(self.table, self.recipe_folder)
 
     def fresh(self, ref: ModelRef) -> Vlm:
         """A copy of its own for who changes the weights; nothing else stays in memory."""
         from mixpo.vlm.load import load
 
         self.release()
-        return self._tiled(load(self.table, self.base, ref.folder))
+        return self._tiled(load(self.table, self.recipe_folder, ref.folder))
 
     def _tiled(self, vlm: Vlm) -> Vlm:
         from mixpo.vlm.load import limit_tiles

@@ -19,11 +19,11 @@ from mixpo.recipe import Recipe
 from mixpo.records import Judged, Paired, read_column
 from mixpo.run import Manifest
 from mixpo.stages.job import Context, Job, Make, Plan, title
-from mixpo.stages.source import Index
+from mixpo.stages.source import QuestionIndex
 from mixpo.types import Question, content_id
 
 
-def pair_job(context: Context, plan: Plan, index: Index, number: int) -> Job:
+def pair_job(context: Context, plan: Plan, index: QuestionIndex, number: int) -> Job:
     """Round `number`: the pairs of every question, and what was left out."""
     recipe = context.recipe
     sampled, verified, continued = (f"round-{number}/{kind}" for kind in ("sample", "verify", "continue"))
@@ -113,13 +113,13 @@ def label_digests(plan: Plan, labels: Labels) -> tuple[str, ...]:
     if not labels:
         return ("",) * len(shards)
     stage = plan.run.stage("source")
-    found = []
+    digests = []
     for shard in shards:
         path = stage.path(shard)
         names = read_column(path, Question, "id") if path.exists() else []
         of_shard = [[name, *_plain(labels[name])] for name in names if name in labels]
-        found.append(content_id(of_shard) if of_shard else "")
-    return tuple(found)
+        digests.append(content_id(of_shard) if of_shard else "")
+    return tuple(digests)
 
 
 def corrected(judged: Judged, labels: Labels) -> tuple[Judged, int]:
@@ -146,7 +146,7 @@ def pairs_of(recipe: Recipe, number: int) -> str:
     return f"round-{number}/{'select' if recipe.pairs.balance else 'pair'}"
 
 
-def select_job(context: Context, plan: Plan, index: Index, number: int) -> Job:
+def select_job(context: Context, plan: Plan, index: QuestionIndex, number: int) -> Job:
     """Round `number`: the pairs that are kept of each class."""
     recipe, table = context.recipe, context.recipe.pairs
     names = ("source", f"round-{number}/verify", f"round-{number}/pair")

@@ -15,13 +15,13 @@ from mixpo.stages import prompting
 from mixpo.stages.job import Context, Job, Make, Plan, title
 from mixpo.stages.models import ModelRef, settings_of
 from mixpo.stages.pair import pairs_of
-from mixpo.stages.source import Index
+from mixpo.stages.source import QuestionIndex
 
 if TYPE_CHECKING:
     from mixpo.train.reference import ReferenceScorer
 
 
-def reference_job(context: Context, plan: Plan, index: Index, number: int, model: ModelRef) -> Job:
+def reference_job(context: Context, plan: Plan, index: QuestionIndex, number: int, model: ModelRef) -> Job:
     """Round `number`: the pairs as token ids with their log-probs under `model`."""
     recipe, upstream = context.recipe, pairs_of(context.recipe, number)
 

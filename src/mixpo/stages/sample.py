@@ -23,7 +23,7 @@ from mixpo.stages.attempts import attempts_of
 from mixpo.stages.engine import Answering, engine_settings
 from mixpo.stages.job import Context, Job, Make, Plan, title
 from mixpo.stages.models import ModelRef
-from mixpo.stages.source import Index
+from mixpo.stages.source import QuestionIndex
 from mixpo.types import Question, content_id
 
 
@@ -43,7 +43,7 @@ def params(table: SampleTable) -> SamplingParams:
     )
 
 
-def sample_job(context: Context, plan: Plan, index: Index, number: int, model: ModelRef) -> Job:
+def sample_job(context: Context, plan: Plan, index: QuestionIndex, number: int, model: ModelRef) -> Job:
     """Round `number`: n answers to each question."""
     recipe, table = context.recipe, context.recipe.sample
     answering = Answering(context, model, params(table), table.batch_size)
@@ -99,7 +99,7 @@ def request(context: Context, question: Question, number: int) -> Request:
     )
 
 
-def continue_job(context: Context, plan: Plan, index: Index, number: int, model: ModelRef) -> Job:
+def continue_job(context: Context, plan: Plan, index: QuestionIndex, number: int, model: ModelRef) -> Job:
     """Round `number`: open questions' answers cut short and finished without the image."""
     recipe = context.recipe
     answering = Answering(context, model, params(recipe.sample), recipe.sample.batch_size)

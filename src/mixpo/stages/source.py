@@ -22,8 +22,8 @@ from mixpo.stages.job import Context
 from mixpo.types import ImageRef, Question, Skipped, content_id
 
 if TYPE_CHECKING:
-    from mixpo.sources.build import Found
-    from mixpo.sources.decontaminate import Barred
+    from mixpo.sources.build import SourceRow
+    from mixpo.sources.decontaminate import ContaminationFilter
 
 FIXED = ("digits", "easy_vqa")
 """Kinds whose questions follow from their settings alone: once read, they need no second look."""
@@ -35,7 +35,7 @@ SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Index:
+class QuestionIndex:
     """What later stages must know of the questions to plan, shard by shard.
 
     open: questions without an answer. kinds / domains / sources: digests of the answer kinds, domains and sources, which the shard's
@@ -55,18 +55,20 @@ class Index:
         return sum(self.sizes)
 
 
-NOTHING = Index(shards=(), sizes=(), open=(), kinds=(), domains=(), sources=())
+NOTHING = QuestionIndex(shards=(), sizes=(), open=(), kinds=(), domains=(), sources=())
 """Where there is no source, or it was never read."""
 
 
-def refresh(context: Context, name: str, table: EvaluationSource, *, evaluated: bool = False, apart: Barred | None = None) -> Index:
+def refresh(
+    context: Context, name: str, table: EvaluationSource, *, evaluated: bool = False, contamination: ContaminationFilter | None = None
+) -> QuestionIndex:
     """Read a source into RUN/<name>, writing only what is new; `evaluated` leaves out questions without an answer.
 
-    apart: what must not be trained on, listed as left out. Raises SourceError when no row is usable.
+    contamination: what must not be trained on, listed as left out. Raises SourceError when no row is usable.
     """
     from mixpo.evaluate.benchmarks import duplicates
 
-    stage, settings = context.run.stage(name), _settings(context, table, apart)
+    stage, settings = context.run.stage(name), _settings(context, table, contamination)
     last = stage.manifest
     if table.kind in FIXED and last is not None and last.finished and last.settings == settings:
         index = load_index(stage)
@@ -77,7 +79,7 @@ def refresh(context: Context, name: str, table: EvaluationSource, *, evaluated: 
     skipped: list[Skipped] = []
     counts: Counter[str] = Counter()
     begun = time.monotonic()
-    blocks: Iterable[list[Question]] = blocks_of(context, table, skipped, evaluated=evaluated, apart=apart)
+    blocks: Iterable[list[Question]] = blocks_of(context, table, skipped, evaluated=evaluated, contamination=contamination)
     if table.kind == "benchmark":
         blocks = duplicates.count_duplicates(blocks, counts)
     index = _write(context, stage, blocks, _expected(context, table), counts)
@@ -102,11 +104,11 @@ def refresh(context: Context, name: str, table: EvaluationSource, *, evaluated: 
     return index
 
 
-def barred_by(context: Context, sets: Mapping[str, tuple[str, Index]]) -> Barred | None:
+def contamination_filter(context: Context, sets: Mapping[str, tuple[str, QuestionIndex]]) -> ContaminationFilter | None:
     """What the evaluation sets keep out of training. sets: by name, the stage that holds the questions, and its index."""
-    from mixpo.sources.decontaminate import open_barred
+    from mixpo.sources.decontaminate import open_filter
 
-    made = open_barred(context.recipe.evaluate, context.run.looks)
+    made = open_filter(context.recipe.evaluate, context.run.fingerprints)
     if made is None:
         return None
     for name, (stage, index) in sets.items():
@@ -115,11 +117,11 @@ def barred_by(context: Context, sets: Mapping[str, tuple[str, Index]]) -> Barred
     return made
 
 
-def load_index(stage: Stage) -> Index | None:
+def load_index(stage: Stage) -> QuestionIndex | None:
     """The index of the last time the source was read, or None."""
     try:
         data = json.loads((stage.folder / "index.json").read_text(encoding="utf-8"))
-        return Index(**{name: tuple(values) for name, values in data.items()})
+        return QuestionIndex(**{name: tuple(values) for name, values in data.items()})
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, AttributeError) as error:
@@ -134,14 +136,14 @@ def load_skipped(stage: Stage) -> list[Skipped]:
     return [Skipped(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
-def index_of(blocks: Iterable[Sequence[Question]]) -> Index:
+def index_of(blocks: Iterable[Sequence[Question]]) -> QuestionIndex:
     """The index of questions in blocks; memory does not grow with the blocks' content."""
     parts = [_part(number, block) for number, block in enumerate(blocks)]
-    return Index(**{name: tuple(part[column] for part in parts) for column, name in enumerate(Index.__dataclass_fields__)})
+    return QuestionIndex(**{name: tuple(part[column] for part in parts) for column, name in enumerate(QuestionIndex.__dataclass_fields__)})
 
 
 def _part(number: int, block: Sequence[Question]) -> tuple[Any, ...]:
-    """One entry of each field of Index."""
+    """One entry of each field of QuestionIndex."""
     return (
         f"{number:05d}-{content_id([question.id for question in block])}",
         len(block),
@@ -153,23 +155,33 @@ def _part(number: int, block: Sequence[Question]) -> tuple[Any, ...]:
 
 
 def blocks_of(
-    context: Context, table: EvaluationSource, skipped: list[Skipped], *, evaluated: bool = False, apart: Barred | None = None
+    context: Context,
+    table: EvaluationSource,
+    skipped: list[Skipped],
+    *,
+    evaluated: bool = False,
+    contamination: ContaminationFilter | None = None,
 ) -> Iterator[list[Question]]:
     """The usable questions of a source, `shard_size` at a time."""
-    questions = valid(context, table, skipped, evaluated=evaluated, apart=apart)
+    questions = valid(context, table, skipped, evaluated=evaluated, contamination=contamination)
     while block := list(islice(questions, context.recipe.shard_size)):
         yield block
 
 
 def valid(
-    context: Context, table: EvaluationSource, skipped: list[Skipped], *, evaluated: bool = False, apart: Barred | None = None
+    context: Context,
+    table: EvaluationSource,
+    skipped: list[Skipped],
+    *,
+    evaluated: bool = False,
+    contamination: ContaminationFilter | None = None,
 ) -> Iterator[Question]:
     """The usable questions of a source, at most `context.limit`; whatever is left out goes to `skipped` with its reason.
 
     Images are looked at (format, size) but not decoded: a truncated one is found when the model needs it, and listed there.
     """
     usable = 0
-    for item in _in_its_table(context, table, rows_of(table, context.base, context.run.images)):
+    for item in _in_its_table(context, table, rows_of(table, context.recipe_folder, context.run.images)):
         if isinstance(item, Skipped):
             skipped.append(item)
             continue
@@ -179,7 +191,7 @@ def valid(
         if evaluated and item.question.answer is None:
             skipped.append(Skipped(where=item.where, reason=NO_ANSWER))
             continue
-        if apart is not None and (reason := apart.reason(item.question)):
+        if contamination is not None and (reason := contamination.reason(item.question)):
             skipped.append(Skipped(where=item.where, reason=reason))
             continue
         usable += 1
@@ -188,7 +200,7 @@ def valid(
             return
 
 
-def _in_its_table(context: Context, table: EvaluationSource, rows: Iterator[Found | Skipped]) -> Iterator[Found | Skipped]:
+def _in_its_table(context: Context, table: EvaluationSource, rows: Iterator[SourceRow | Skipped]) -> Iterator[SourceRow | Skipped]:
     """The rows; an error says which evaluation set it is about, since all tables of sources have the same keys."""
     try:
         yield from rows
@@ -197,12 +209,16 @@ def _in_its_table(context: Context, table: EvaluationSource, rows: Iterator[Foun
         raise SourceError("".join(named) + str(error)) from None
 
 
-def rows_of(table: EvaluationSource, base: Path, images: Path) -> Iterator[Found | Skipped]:
+def rows_of(table: EvaluationSource, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped]:
     """What a source or a benchmark holds, in order."""
     from mixpo.evaluate import benchmarks
-    from mixpo.sources import found
+    from mixpo.sources import read_rows
 
-    return benchmarks.read(table, base, images) if table.kind == "benchmark" else found(table, base=base, images=images)
+    return (
+        benchmarks.read(table, recipe_folder, images)
+        if table.kind == "benchmark"
+        else read_rows(table, recipe_folder=recipe_folder, images=images)
+    )
 
 
 def unusable_image(question: Question, table: ImageTable) -> str | None:
@@ -219,7 +235,7 @@ def _probe(image: ImageRef, table: ImageTable) -> str | None:
     return probe(Path(image.path), table, decode=False)
 
 
-def _write(context: Context, stage: Stage, blocks: Iterable[list[Question]], expected: int, counts: Counter[str]) -> Index:
+def _write(context: Context, stage: Stage, blocks: Iterable[list[Question]], expected: int, counts: Counter[str]) -> QuestionIndex:
     """Write every block that is not there yet, and index all."""
 
     def written() -> Iterator[list[Question]]:
@@ -239,7 +255,7 @@ def _write(context: Context, stage: Stage, blocks: Iterable[list[Question]], exp
     return index
 
 
-def _tell(context: Context, stage: Stage, last: Manifest | None, index: Index, skipped: Sequence[Skipped]) -> None:
+def _tell(context: Context, stage: Stage, last: Manifest | None, index: QuestionIndex, skipped: Sequence[Skipped]) -> None:
     """Say what changed since the last time, and what was left out."""
     if last is not None and (fresh := len(set(index.shards) - set(last.shards))):
         context.progress.say(f"{stage.name}: {fresh} of {amount(len(index.shards), 'question shard')} {are(fresh)} new or changed")
@@ -250,7 +266,7 @@ def _tell(context: Context, stage: Stage, last: Manifest | None, index: Index, s
         )
 
 
-def _save(context: Context, stage: Stage, index: Index, skipped: Sequence[Skipped]) -> None:
+def _save(context: Context, stage: Stage, index: QuestionIndex, skipped: Sequence[Skipped]) -> None:
     lines = "".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in skipped)
     write_text(stage.folder / "skipped.jsonl", lines)
     write_text(stage.folder / "index.json", json.dumps(asdict(index)) + "\n")
@@ -258,12 +274,12 @@ def _save(context: Context, stage: Stage, index: Index, skipped: Sequence[Skippe
         stage.prune(index.shards)
 
 
-def _settings(context: Context, table: EvaluationSource, apart: Barred | None) -> dict[str, Any]:
+def _settings(context: Context, table: EvaluationSource, contamination: ContaminationFilter | None) -> dict[str, Any]:
     settings = {
         **context.recipe.deciding("source"),
         "source": table.deciding("source"),
         "limit": context.limit,
-        "apart": apart.digest() if apart is not None else "",
+        "contamination": contamination.digest() if contamination is not None else "",
     }
     return dict(json.loads(json.dumps(settings)))
 

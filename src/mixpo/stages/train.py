@@ -20,7 +20,7 @@ from mixpo.stages.answer import params, prompt_for, source_name
 from mixpo.stages.evaluate import Grader
 from mixpo.stages.job import Context, Job, Make, Plan, title
 from mixpo.stages.models import ModelRef, settings_of
-from mixpo.stages.source import Index
+from mixpo.stages.source import QuestionIndex
 from mixpo.train.metrics import StepMetrics
 from mixpo.types import Group, Question
 from mixpo.vlm.folder import is_complete
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mixpo.vlm.load import Vlm
 
 
-def train_job(context: Context, plan: Plan, index: Index, number: int, objective: str, model: ModelRef) -> Job:
+def train_job(context: Context, plan: Plan, index: QuestionIndex, number: int, objective: str, model: ModelRef) -> Job:
     """Round `number`: train `model` with one objective on the round's pairs."""
     recipe, upstream, name = context.recipe, f"round-{number}/reference", job_name(number, objective)
     folder, table = context.run.root / name, table_of(recipe.train, objective)
@@ -90,12 +90,12 @@ def groups_of(context: Context, plan: Plan, number: int) -> list[Group]:
     """Everything that round `number` trains on: the questions that have pairs, in order."""
     from mixpo.train.groups import from_record
 
-    prompts, found = context.recipe.prompt, []
+    prompts, rows = context.recipe.prompt, []
     for shard in range(len(plan.shards("source"))):
         for question, scored in zip(plan.rows("source", shard), plan.rows(f"round-{number}/reference", shard), strict=True):
             if scored.chosen:
-                found.append(from_record(question, prompting.prompt_for(prompts, question).render(question.text), scored))
-    return found
+                rows.append(from_record(question, prompting.prompt_for(prompts, question).render(question.text), scored))
+    return rows
 
 
 def model_folder(context: Context, name: str, shard: str) -> Path:
@@ -170,13 +170,13 @@ def count_steps(rows: Sequence[StepMetrics]) -> Mapping[str, int]:
 
 def curves(context: Context, plan: Plan) -> dict[str, list[dict[str, Any]]]:
     """The logged steps of every training that is done, by the public name of its model."""
-    found = {}
+    rows = {}
     for planned in plan.planned.values():
         if planned.job.kind == "train" and planned.finished():
             number, _, objective = planned.job.name.removeprefix("round-").split("/")
             public = public_name(context.recipe.train, int(number), objective)
-            found[public] = [asdict(row) for row in plan.rows(planned.job.name, 0)]
-    return found
+            rows[public] = [asdict(row) for row in plan.rows(planned.job.name, 0)]
+    return rows
 
 
 def watch_of(context: Context, plan: Plan, vlm: Vlm) -> EvaluatePolicy | None:
@@ -203,8 +203,8 @@ def watch_of(context: Context, plan: Plan, vlm: Vlm) -> EvaluatePolicy | None:
         answers = list(engine.sample(requests, how))
         engine.close()
         with Grader(context, benchmark, "cot") as marker:
-            found = score(marker.predictions(questions, answers))
-        return PolicyMetrics(accuracy=found.accuracy, tokens=found.mean_tokens, loops=found.loops / found.n, cut=found.cut / found.n)
+            rows = score(marker.predictions(questions, answers))
+        return PolicyMetrics(accuracy=rows.accuracy, tokens=rows.mean_tokens, loops=rows.loops / rows.n, cut=rows.cut / rows.n)
 
     return watch
 

@@ -12,14 +12,14 @@ from mixpo.pairs.statistics import balance_of
 from mixpo.records import Judged, Sampled, atomic
 from mixpo.stages import prompting
 from mixpo.stages.job import Context, Job, Make, Plan, title
-from mixpo.stages.source import Index
+from mixpo.stages.source import QuestionIndex
 from mixpo.types import Question
 
 if TYPE_CHECKING:
     from mixpo.verify import Verifier
 
 
-def verify_job(context: Context, plan: Plan, index: Index, number: int) -> Job:
+def verify_job(context: Context, plan: Plan, index: QuestionIndex, number: int) -> Job:
     """Round `number`: judge the sampled answers. Open questions get no verdicts."""
     recipe = context.recipe
     upstream = f"round-{number}/sample"
@@ -89,7 +89,7 @@ def _as_row(question: Question) -> dict[str, Any]:
     }
 
 
-def judged_inputs(context: Context, shards: Sequence[str], index: Index) -> tuple[str, ...]:
+def judged_inputs(context: Context, shards: Sequence[str], index: QuestionIndex) -> tuple[str, ...]:
     """What a verdict depends on besides the answer: the kinds, and where rules are named by them, sources and domains."""
     table = context.recipe.verify
     parts = [shards, index.kinds]

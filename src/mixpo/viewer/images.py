@@ -92,13 +92,13 @@ def _roots(context: Context) -> Iterator[Path]:
     own = [context.recipe.source] if context.recipe.source is not None else []
     for table in (*own, *(item.source for item in context.recipe.evaluate.sets)):
         if table.kind in ("jsonl", "mmpr", "python"):
-            yield context.base / str(getattr(table, "root", "."))
+            yield context.recipe_folder / str(getattr(table, "root", "."))
         elif table.kind == "hub":
-            folder = context.base / str(getattr(table, "path", "."))
-            yield folder if folder.is_dir() else context.base
+            folder = context.recipe_folder / str(getattr(table, "path", "."))
+            yield folder if folder.is_dir() else context.recipe_folder
             yield from _cache_of_datasets()
         elif table.kind == "benchmark":
-            yield root_of(table, context.base)
+            yield root_of(table, context.recipe_folder)
         elif table.kind == "easy_vqa":
             yield from _folder_of("easy_vqa")
 

@@ -25,7 +25,7 @@ NAME = "default"
 
 _PREFIX = "base_model.model."
 _SIDES = (".lora_A.weight", ".lora_B.weight")
-_FOREIGN = (
+_UNSUPPORTED = (
     "modules_to_save", "rank_pattern", "alpha_pattern", "use_dora", "lora_bias", "layer_replication", "trainable_token_indices",
     "target_parameters", "fan_in_fan_out",
 )  # fmt: skip
@@ -165,8 +165,8 @@ def _read(folder: Path) -> tuple[Adapter, dict[str, Tensor]]:
     try:
         config = json.loads(settings.read_text(encoding="utf-8"))
         rank, alpha, rooted = int(config["r"]), float(config["lora_alpha"]), bool(config.get("use_rslora"))
-        kind, foreign = config.get("peft_type"), [name for name in _FOREIGN if config.get(name)]
-        foreign += ["bias"] if config.get("bias", "none") != "none" else []
+        kind, unsupported = config.get("peft_type"), [name for name in _UNSUPPORTED if config.get(name)]
+        unsupported += ["bias"] if config.get("bias", "none") != "none" else []
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelError(
             f"{settings}: not the configuration of a LoRA adapter ({type(error).__name__}: {error}); save it again",
@@ -179,9 +179,9 @@ def _read(folder: Path) -> tuple[Adapter, dict[str, Tensor]]:
         raise ModelError(
             f"{weights}: cannot be read ({error}); copy or save the adapter again", code="adapter-unreadable", path=weights
         ) from None
-    if kind != "LORA" or foreign:
+    if kind != "LORA" or unsupported:
         raise ModelError(
-            f"{settings}: only plain LoRA adapters are supported, not {', '.join([str(kind), *foreign])}; merge it into its model first",
+            f"{settings}: only plain LoRA adapters are supported, not {', '.join([str(kind), *unsupported])}; merge it first",
             code="adapter-not-plain-lora",
             path=settings,
         )

@@ -48,7 +48,7 @@ class Digests:
     template: str
 
 
-def find_model(table: ModelTable, base: Path) -> Path:
+def find_model(table: ModelTable, recipe_folder: Path) -> Path:
     """The folder of `table.path`: bundled, local (relative to `base`), or downloaded from the hub.
 
     Raises ModelError when there is no such folder and no such model on the hub.
@@ -58,14 +58,14 @@ def find_model(table: ModelTable, base: Path) -> Path:
         if not folder.is_dir():
             raise ModelError(f"{folder}: the bundled model is missing; install mixpo again", code="bundled-model-missing", path=folder)
         return folder
-    return _locate("model.path", table.path, table.revision, base)
+    return _locate("model.path", table.path, table.revision, recipe_folder)
 
 
-def find_adapter(table: ModelTable, base: Path) -> Path | None:
+def find_adapter(table: ModelTable, recipe_folder: Path) -> Path | None:
     """The folder of `table.adapter`, or None without one. Raises ModelError when it is missing or not an adapter."""
     if table.adapter is None:
         return None
-    folder = _locate("model.adapter", table.adapter, None, base)
+    folder = _locate("model.adapter", table.adapter, None, recipe_folder)
     if not (folder / ADAPTER_FILES[0]).exists():
         raise ModelError(
             f"{folder}: no {ADAPTER_FILES[0]}; model.adapter is a folder that PeftModel.save_pretrained wrote",
@@ -81,8 +81,8 @@ def find_adapter(table: ModelTable, base: Path) -> Path | None:
     return folder
 
 
-def _locate(key: str, path: str, revision: str | None, base: Path) -> Path:
-    folder = base / path
+def _locate(key: str, path: str, revision: str | None, recipe_folder: Path) -> Path:
+    folder = recipe_folder / path
     if folder.is_dir():
         return folder
     if folder.exists():

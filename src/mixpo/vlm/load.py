@@ -42,14 +42,14 @@ class Vlm:
     cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
-def load(table: ModelTable, base: Path, folder: Path | None = None) -> Vlm:
+def load(table: ModelTable, recipe_folder: Path, folder: Path | None = None) -> Vlm:
     """Load the model of `table` with its adapter, or the one in `folder` (a trained one) with the settings of `table`.
 
-    base: the recipe's folder; paths in `table` are relative to it. Raises ModelError when folder, processor, chat template or weights
-    are missing or incomplete, or weights are NaN, infinite or all zero.
+    recipe_folder: what paths in `table` are relative to. Raises ModelError when folder, processor, chat template or weights are missing
+    or incomplete, or weights are NaN, infinite or all zero.
     """
-    source = folder or find_model(table, base)
-    adapter = None if folder else find_adapter(table, base)
+    source = folder or find_model(table, recipe_folder)
+    adapter = None if folder else find_adapter(table, recipe_folder)
     known = digests(source, adapter)
     processor = load_processor(source, table.trust_remote_code)
     device = pick_device(table.device)

@@ -21,15 +21,15 @@ class TokenizerOnlyModel:
     generation_config: Any
 
 
-def load_tokenizer_only(table: ModelTable, base: Path, folder: Path | None = None) -> Vlm:
+def load_tokenizer_only(table: ModelTable, recipe_folder: Path, folder: Path | None = None) -> Vlm:
     """Like `mixpo.vlm.load.load` without the weights, so fast and small for any model.
 
     The Vlm can encode and decode, but not sample or train. Raises ModelError as `load` does.
     """
     from transformers import AutoConfig, GenerationConfig
 
-    source = folder or find_model(table, base)
-    known = digests(source, None if folder else find_adapter(table, base))
+    source = folder or find_model(table, recipe_folder)
+    known = digests(source, None if folder else find_adapter(table, recipe_folder))
     processor = load_processor(source, table.trust_remote_code)
     config_class: Any = AutoConfig
     with loading_errors(source, "configuration"), quiet():

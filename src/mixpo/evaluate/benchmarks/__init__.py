@@ -11,7 +11,7 @@ from mixpo.errors import SourceError
 from mixpo.evaluate.benchmarks import crpe, files, llava_bench, m3cot, mathvision, mathvista, mmhal, mmvet, pope
 from mixpo.evaluate.benchmarks.base import Benchmark, Figure, GradedRow, Rubric, facts_of, make
 from mixpo.recipe import BenchmarkSource
-from mixpo.sources.build import Found
+from mixpo.sources.build import SourceRow
 from mixpo.sources.images import Pictures
 from mixpo.types import Question, Skipped
 
@@ -22,7 +22,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 }
 
 
-def read(source: BenchmarkSource, base: Path, images: Path) -> Iterator[Found | Skipped]:
+def read(source: BenchmarkSource, base: Path, images: Path) -> Iterator[SourceRow | Skipped]:
     """The rows of a benchmark as questions, in order; a row that cannot be used is Skipped with the reason.
 
     A repeated row is a question of its own, with the fact "repeat": published scores count every row.
@@ -49,7 +49,7 @@ def read(source: BenchmarkSource, base: Path, images: Path) -> Iterator[Found | 
             seen[question.id] += 1
             if (times := seen[question.id]) > 1:
                 question = make(replace(draft, facts={**draft.facts, "repeat": times}), pictures, benchmark.name)
-            yield Found(where=where, question=question)
+            yield SourceRow(where=where, question=question)
         except SourceError as error:
             yield Skipped(where=where, reason=str(error))
 

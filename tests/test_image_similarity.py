@@ -20,7 +20,7 @@ from mixpo.errors import MissingExtra
 from mixpo.images import reference
 from mixpo.pipeline import read_sources
 from mixpo.sources import image_similarity
-from mixpo.sources.image_similarity import HASH_BYTES, Gallery, Looks, look_of
+from mixpo.sources.image_similarity import HASH_BYTES, FingerprintCache, Gallery, fingerprint_of
 from mixpo.types import ImageRef
 
 imagehash = pytest.importorskip("imagehash", reason="needs the similar extra")
@@ -52,9 +52,9 @@ def photograph() -> Image.Image:
 
 
 def found(test: Image.Image, image: Image.Image, bits: int = 32) -> bool:
-    gallery, look, other = Gallery(bits), look_of(test), look_of(image)
-    if look is not None:
-        gallery.add(look, "test")
+    gallery, fingerprint, other = Gallery(bits), fingerprint_of(test), fingerprint_of(image)
+    if fingerprint is not None:
+        gallery.add(fingerprint, "test")
     return other is not None and gallery.find(other) == "test"
 
 
@@ -69,25 +69,25 @@ def test_pictures_of_their_own_are_not() -> None:
     pictures = [drawing(number) for number in range(40)]
     gallery = Gallery(32)
     for number, picture in enumerate(pictures[:20]):
-        look = look_of(picture)
-        assert look is not None
-        gallery.add(look, str(number))
-    named = [gallery.find(look) if (look := look_of(picture)) else None for picture in pictures]
+        fingerprint = fingerprint_of(picture)
+        assert fingerprint is not None
+        gallery.add(fingerprint, str(number))
+    named = [gallery.find(fingerprint) if (fingerprint := fingerprint_of(picture)) else None for picture in pictures]
     assert named == [*(str(number) for number in range(20)), *[None] * 20]
 
 
 def test_other_colours_are_another_picture() -> None:
     """The hash sees brightness alone: red and green of the same brightness are one to it."""
     red, green = drawing(3, colour=(190, 30, 30)), drawing(3, colour=(20, 108, 20))
-    bits = [look[:HASH_BYTES] for picture in (red, green) if (look := look_of(picture))]
+    bits = [fingerprint[:HASH_BYTES] for picture in (red, green) if (fingerprint := fingerprint_of(picture))]
     assert sum((a ^ b).bit_count() for a, b in zip(*bits, strict=True)) <= 32
     assert not found(red, green)
 
 
 def test_what_is_of_one_colour_has_no_look() -> None:
-    assert look_of(Image.new("RGB", (100, 100), (200, 30, 30))) is None
+    assert fingerprint_of(Image.new("RGB", (100, 100), (200, 30, 30))) is None
     noise = np.random.default_rng(0).integers(250, 256, (100, 100, 3), dtype=np.uint8)
-    assert look_of(Image.fromarray(noise)) is None
+    assert fingerprint_of(Image.fromarray(noise)) is None
 
 
 def test_distances_are_those_of_the_library() -> None:
@@ -95,23 +95,23 @@ def test_distances_are_those_of_the_library() -> None:
     pictures = [drawing(number, 60) for number in range(60)]
     gallery = Gallery(96)
     for number, picture in enumerate(pictures):
-        look = look_of(picture)
-        assert look is not None
-        gallery.add(look, str(number))
+        fingerprint = fingerprint_of(picture)
+        assert fingerprint is not None
+        gallery.add(fingerprint, str(number))
     hashes = [imagehash.phash(picture, hash_size=16) for picture in pictures]
     for number in (4, 17, 33):
         copy = again(pictures[number], quality=20)
-        look, own = look_of(copy), imagehash.phash(copy, hash_size=16)
-        assert look is not None
+        fingerprint, own = fingerprint_of(copy), imagehash.phash(copy, hash_size=16)
+        assert fingerprint is not None
         distances = [own - other for other in hashes]
-        assert gallery.find(look) == str(int(np.argmin(distances))) == str(number)
+        assert gallery.find(fingerprint) == str(int(np.argmin(distances))) == str(number)
         exact = Gallery(min(distances) - 1)
-        exact.add(look_of(pictures[number]) or b"", "it")
-        assert exact.find(look) is None
+        exact.add(fingerprint_of(pictures[number]) or b"", "it")
+        assert exact.find(fingerprint) is None
 
 
 def test_an_empty_gallery_finds_nothing() -> None:
-    assert Gallery(32).find(look_of(drawing(0)) or b"") is None
+    assert Gallery(32).find(fingerprint_of(drawing(0)) or b"") is None
 
 
 # --- kept looks ------------------------------------------------------------------------------------------------------------
@@ -121,23 +121,23 @@ def test_an_image_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     drawing(0).save(tmp_path / "a.png")
     Image.new("RGB", (50, 50)).save(tmp_path / "flat.png")
     refs = [reference(tmp_path / name) for name in ("a.png", "flat.png")]
-    first = [Looks(tmp_path / "looks.sqlite").of(ref) for ref in refs]
-    assert first == [look_of(drawing(0)), None]
+    first = [FingerprintCache(tmp_path / "fingerprints.sqlite").of(ref) for ref in refs]
+    assert first == [fingerprint_of(drawing(0)), None]
     monkeypatch.setattr(image_similarity, "open_image", lambda *_: pytest.fail("decoded again"))
-    assert [Looks(tmp_path / "looks.sqlite").of(ref) for ref in refs] == first
+    assert [FingerprintCache(tmp_path / "fingerprints.sqlite").of(ref) for ref in refs] == first
 
 
 def test_a_broken_cache_is_begun_anew(tmp_path: Path) -> None:
-    (tmp_path / "looks.sqlite").write_bytes(b"no database at all" * 100)
+    (tmp_path / "fingerprints.sqlite").write_bytes(b"no database at all" * 100)
     drawing(0).save(tmp_path / "a.png")
-    assert Looks(tmp_path / "looks.sqlite").of(reference(tmp_path / "a.png")) == look_of(drawing(0))
+    assert FingerprintCache(tmp_path / "fingerprints.sqlite").of(reference(tmp_path / "a.png")) == fingerprint_of(drawing(0))
 
 
 def test_an_image_that_cannot_be_read_has_no_look_and_is_looked_at_again(tmp_path: Path) -> None:
     drawing(0).save(tmp_path / "a.png")
     ref, whole = reference(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(whole[:500])
-    known = Looks(tmp_path / "looks.sqlite")
+    known = FingerprintCache(tmp_path / "fingerprints.sqlite")
     assert known.of(ref) is None
     assert known.of(ImageRef(path=str(tmp_path / "gone.png"), digest="0" * 64)) is None
     (tmp_path / "a.png").write_bytes(whole)
@@ -168,7 +168,7 @@ def test_a_copy_in_the_training_source_is_left_out_and_listed(recipe: Path) -> N
     (row,) = [json.loads(line) for line in (run / "source" / "skipped.jsonl").read_text().splitlines()]
     assert row["where"].endswith("questions.jsonl:3")
     assert row["reason"] == "its image looks like one of the evaluation set 'held-out'"
-    assert (run / "cache" / "looks.sqlite").exists()
+    assert (run / "cache" / "fingerprints.sqlite").exists()
 
 
 def test_a_dry_run_counts_the_same_and_keeps_nothing(recipe: Path) -> None:

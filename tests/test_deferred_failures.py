@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mixpo.errors import EngineError, EvaluateError, MixpoError, TrainError, UnfinishedError
-from mixpo.stages.failures import Late
+from mixpo.stages.failures import DeferredFailures
 
 
 def stage(name: str, kind: str = "", judge: bool = False, finished: bool = False) -> Any:
@@ -17,7 +17,7 @@ def stage(name: str, kind: str = "", judge: bool = False, finished: bool = False
     return SimpleNamespace(job=job, finished=lambda: finished)
 
 
-def do(stages: list[Any], failing: dict[str, MixpoError], blocked: tuple[str, ...] = ()) -> tuple[list[str], Late]:
+def do(stages: list[Any], failing: dict[str, MixpoError], blocked: tuple[str, ...] = ()) -> tuple[list[str], DeferredFailures]:
     """The stages that were tried, when those in `failing` fail and those in `blocked` need what is not there."""
     tried: list[str] = []
 
@@ -26,10 +26,12 @@ def do(stages: list[Any], failing: dict[str, MixpoError], blocked: tuple[str, ..
         if error := failing.get(planned.job.name):
             raise error
 
-    late = Late(perform=perform, blocked=lambda planned: "gone" if planned.job.name in blocked else "", say=lambda text: None)
+    deferred = DeferredFailures(
+        perform=perform, blocked=lambda planned: "gone" if planned.job.name in blocked else "", say=lambda text: None
+    )
     for one in stages:
-        late.do(one)
-    return tried, late
+        deferred.do(one)
+    return tried, deferred
 
 
 def test_a_model_that_is_away_is_asked_once() -> None:
@@ -41,26 +43,26 @@ def test_a_model_that_is_away_is_asked_once() -> None:
         "answer/b/base/cot",
         "evaluate/b/base/cot",
     ]
-    tried, late = do([stage(name) for name in names], {names[0]: EngineError("away")}, blocked=(names[1],))
+    tried, deferred = do([stage(name) for name in names], {names[0]: EngineError("away")}, blocked=(names[1],))
     assert tried == [names[0], *names[4:]]
     with pytest.raises(UnfinishedError, match=r"^answer/a/big/cot: away; everything else is done"):
-        late.close()
+        deferred.close()
 
 
 def test_a_judge_that_is_away_is_asked_once_and_rules_go_on() -> None:
     stages = [stage("evaluate/a/base/cot", judge=True), stage("evaluate/b/base/cot"), stage("evaluate/a/mpo/cot", judge=True)]
-    tried, late = do(stages, {"evaluate/a/base/cot": EvaluateError("the judge cannot be asked")})
+    tried, deferred = do(stages, {"evaluate/a/base/cot": EvaluateError("the judge cannot be asked")})
     assert tried == ["evaluate/a/base/cot", "evaluate/b/base/cot"]
     with pytest.raises(UnfinishedError, match="the judge cannot be asked"):
-        late.close()
+        deferred.close()
 
 
 def test_too_many_failed_answers_keep_no_other_stage_of_the_model_back() -> None:
     failing: dict[str, MixpoError] = {name: EngineError("6 of 6 failed") for name in ("answer/a/big/cot", "answer/a/big/direct")}
-    tried, late = do([stage(name, finished=True) for name in failing], failing)
+    tried, deferred = do([stage(name, finished=True) for name in failing], failing)
     assert tried == list(failing)
     with pytest.raises(UnfinishedError, match=r"\(and 1 more\)"):
-        late.close()
+        deferred.close()
 
 
 def test_what_others_build_on_stops_at_once() -> None:
@@ -72,6 +74,6 @@ def test_what_others_build_on_stops_at_once() -> None:
 
 
 def test_nothing_failed() -> None:
-    tried, late = do([stage("answer/a/big/cot"), stage("evaluate/a/big/cot")], {})
-    late.close()
+    tried, deferred = do([stage("answer/a/big/cot"), stage("evaluate/a/big/cot")], {})
+    deferred.close()
     assert len(tried) == 2
