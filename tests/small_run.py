@@ -8,10 +8,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from mixpo.pipeline import build_plan, kind_of, open_context, read_sources
+from mixpo.pipeline import build_plan, open_context, read_sources
 from mixpo.progress import Silent
 from mixpo.recipe import load
 from mixpo.stages.job import Context, Plan
+from mixpo.stages.names import kind_of
 
 RECIPE = """
 seed = 7

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import small_run
 import typer
+from failures import shows
 from rich.console import Console
 
 import mixpo
@@ -100,6 +101,31 @@ def test_dry_run_makes_nothing(small: tuple[Path, Path], tmp_path: Path, capsys:
     out = capsys.readouterr().out
     assert "sample.temperature: 1.0 -> 0.5" in " ".join(out.split())
     assert "measured in this run" in " ".join(out.split())
+
+
+def test_dry_run_honours_force_and_until(small: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["run", str(small[0]), "--dir", str(small[1]), "--dry-run"]
+    before = sorted(small[1].rglob("*.parquet"))
+    assert main([*arguments, "--force", "pair"]) == 0
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if "/" in line}
+    assert "--force" in rows["round-1/pair"]
+    assert "--force" in rows["round-1/train/mpo"]
+    assert "done" in rows["round-1/sample"]
+    assert main([*arguments, "--until", "verify"]) == 0
+    assert "round-1/pair" not in (out := capsys.readouterr().out)
+    assert "round-1/verify" in out
+    for option, name in (("--force", "smaple"), ("--until", "verfy")):
+        assert main([*arguments, option, name]) == 2
+        assert shows("unknown-stage", capsys.readouterr().err)[:2] == (option, name)
+    assert sorted(small[1].rglob("*.parquet")) == before
+
+
+def test_run_until_a_stage(small: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(small[0]), "--dir", str(tmp_path / "run"), "--until", "verify"]) == 0
+    out = capsys.readouterr().out
+    assert "round-1/verify" in out
+    assert "round-1/pair" not in out
+    assert not (tmp_path / "run/round-1/pair").exists()
 
 
 def test_plan_scales_what_a_small_run_measured(small: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

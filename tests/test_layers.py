@@ -31,6 +31,7 @@ LAYERS = [
     {"pipeline"},
     {"commands", "export", "viewer"},
     {"cli"},
+    {"api"},
 ]
 """From the bottom up. Files of one package may import each other; packages of one layer may not."""
 
@@ -187,7 +188,7 @@ def test_no_class_name_stands_twice() -> None:
 WITHOUT_CODE: dict[str, int] = {
     "commands": 2,
     "images": 13,
-    "pipeline": 8,
+    "pipeline": 7,
     "recipe": 8,
     "records": 5,
     "run": 4,

@@ -15,10 +15,11 @@ from mixpo.cli import main
 from mixpo.commands.plan import dry_run
 from mixpo.commands.status import status
 from mixpo.errors import EngineError, RecipeError, TrainError
-from mixpo.pipeline import kind_of, open_run, run_recipe, run_stage
+from mixpo.pipeline import open_run, run_recipe, run_stage
 from mixpo.records import Prediction, Sampled
 from mixpo.run import Manifest
 from mixpo.stages.models import Models
+from mixpo.stages.names import kind_of
 from mixpo.stages.pair import check_pairs
 from mixpo.stages.reference import check_scored
 from mixpo.stages.sample import seed_of

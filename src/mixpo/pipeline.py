@@ -18,7 +18,7 @@ from pathlib import Path
 from mixpo.distributed import Ranks
 from mixpo.errors import RecipeError, RunError, refused
 from mixpo.progress import Progress, Silent
-from mixpo.recipe import STAGES, Recipe, apply_override, did_you_mean, parse
+from mixpo.recipe import STAGES, Recipe, apply_override, parse
 from mixpo.records import write_text
 from mixpo.run import Run
 from mixpo.stages import answer, evaluate, source
@@ -26,6 +26,7 @@ from mixpo.stages.evaluate import text_job
 from mixpo.stages.failures import DeferredFailures
 from mixpo.stages.job import Context, Plan, Planned, assist, perform
 from mixpo.stages.models import SERVED, ModelRef, Models
+from mixpo.stages.names import first_forced, kind_of, kinds_until
 from mixpo.stages.pair import pair_job, select_job
 from mixpo.stages.reference import reference_job
 from mixpo.stages.report import report_job
@@ -159,6 +160,11 @@ def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = (),
             raise RunError(f"{missing}; run that stage first, or everything with `mixpo run`")
     deferred.close()
     return plan
+
+
+def run_until(context: Context, until: str, force: Sequence[str] = ()) -> Plan:
+    """Do everything up to the stage `until`, in every round that has what it needs. Raises as `run_stage`."""
+    return run_stage(context, kinds_until(until), force)
 
 
 def rescore(context: Context, sources: Sources) -> Plan:
@@ -305,9 +311,7 @@ def _perform(context: Context, planned: Planned) -> None:
 
 def _prepare(context: Context, force: Sequence[str]) -> None:
     """Write the resolved recipe, and forget the stages that are to be done again, with all after them."""
-    for name in force:
-        if name not in STAGES:
-            raise RecipeError(f"--force {name}: no such stage{did_you_mean(name, STAGES)}; known: {', '.join(STAGES)}")
+    first = first_forced(force)
     base = context.models.base_model()  # before anything is forgotten: without it nothing could take its place
     _sweep(context.run.root)
     resolved = context.recipe.model_dump(mode="json")
@@ -316,7 +320,6 @@ def _prepare(context: Context, force: Sequence[str]) -> None:
     write_text(context.run.root / "command.json", json.dumps(command) + "\n")
     if not force:
         return
-    first = min(STAGES.index(name) for name in force)
     for manifest in sorted(context.run.root.rglob("manifest.json")):
         name = manifest.parent.relative_to(context.run.root).as_posix()
         if STAGES.index(kind_of(name)) >= first:
@@ -332,11 +335,3 @@ def _sweep(root: Path) -> None:
         folders[:] = [name for name in folders if name not in left and Path(folder) != root / "images"]
         for path in (Path(folder, name) for name in left):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-
-
-def kind_of(name: str) -> str:
-    """The kind of the stage that lives in this folder of a run."""
-    parts = name.split("/")
-    if parts[-1] == "source":
-        return "source"
-    return parts[1] if parts[0].startswith("round-") else parts[0]

@@ -44,7 +44,11 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what each stage w
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
 
 EXAMPLES = {
-    "run": ("mixpo run recipe.toml --limit 64", "mixpo run recipe.toml --set train.learning_rate=1e-6 --force train"),
+    "run": (
+        "mixpo run recipe.toml --limit 64",
+        "mixpo run recipe.toml --until pair",
+        "mixpo run recipe.toml --set train.learning_rate=1e-6 --force train",
+    ),
     "demo": ("mixpo demo", "mixpo demo --dir runs/small --limit 128"),
     "sample": ("mixpo sample recipe.toml --set sample.n=16",),
     "verify": ("mixpo verify recipe.toml",),

@@ -40,11 +40,24 @@ def _run_all(context: Context, force: Sequence[str] = ()) -> None:
     results(context.run.root)
 
 
-def _dry_run(context: Context) -> None:
+def _dry_run(context: Context, force: Sequence[str], until: str = "") -> None:
     from mixpo.cli import show
     from mixpo.commands.plan import dry_run
+    from mixpo.stages.names import kind_of, kinds_until
 
-    show.estimates(dry_run(context))
+    kinds = {"source", *kinds_until(until or "report")}
+    show.estimates([row for row in dry_run(context, force=force) if kind_of(row.stage) in kinds])
+
+
+def _run_until(context: Context, until: str, force: Sequence[str]) -> None:
+    from mixpo.cli import show
+    from mixpo.commands.status import status
+    from mixpo.pipeline import run_until
+    from mixpo.stages.names import kind_of, kinds_until
+
+    run_until(context, until, force)
+    state, kinds = status(context), kinds_until(until)
+    show.status([row for row in state.stages if kind_of(row["stage"]) in kinds], state.models if "train" in kinds else None)
 
 
 @app.command("run", epilog=examples("run"), rich_help_panel=WORK)
@@ -54,13 +67,16 @@ def run_command(
     settings: Settings = None,
     limit: Limit = None,
     force: Force = None,
+    until: Annotated[str, typer.Option("--until", metavar="STAGE", help="Stop after this stage (sample, verify, pair, ...).")] = "",
     dry: DryRun = False,
 ) -> None:
     """Run all stages: sample, verify, pair, train, evaluate, report. Finished stages are reused."""
     with boundary(together=True) as terminal:
         context = _open(recipe, folder, settings, limit, terminal)
         if dry:
-            _dry_run(context)
+            _dry_run(context, force or (), until)
+        elif until:
+            _run_until(context, until, force or ())
         else:
             _run_all(context, force or ())
 
@@ -87,7 +103,7 @@ def _stage_command(name: str, kinds: tuple[str, ...], summary: str) -> None:
         with boundary(together=True) as terminal:
             context = _open(recipe, folder, settings, limit, terminal)
             if dry:
-                _dry_run(context)
+                _dry_run(context, force or ())
             else:
                 _run_stage(name, context, kinds, force or ())
 
@@ -97,7 +113,8 @@ def _stage_command(name: str, kinds: tuple[str, ...], summary: str) -> None:
 def _run_stage(name: str, context: Context, kinds: Sequence[str], force: Sequence[str]) -> None:
     from mixpo.cli import results, show
     from mixpo.commands.status import status
-    from mixpo.pipeline import kind_of, run_stage
+    from mixpo.pipeline import run_stage
+    from mixpo.stages.names import kind_of
     from mixpo.stages.report import current_report
 
     plan = run_stage(context, kinds, force)

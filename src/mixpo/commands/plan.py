@@ -14,11 +14,12 @@ from tempfile import TemporaryDirectory
 
 from mixpo.pipeline import Sources, build_plan
 from mixpo.plural import amount
-from mixpo.recipe import EvaluationSource
+from mixpo.recipe import STAGES, EvaluationSource
 from mixpo.run import Run
 from mixpo.sources.decontaminate import open_filter
 from mixpo.stages.answer import source_name
 from mixpo.stages.job import Context, Planned
+from mixpo.stages.names import first_forced
 from mixpo.stages.source import NOTHING, QuestionIndex, blocks_of, index_of
 from mixpo.types import Skipped
 from mixpo.vlm.folder import find_model
@@ -97,9 +98,9 @@ class Rates:
         return self.groups * PROMPT_TOKENS + min(2 * self.pairs, self.groups * self.each) * self.answer
 
 
-def dry_run(context: Context, assumed: Assumed | None = None) -> list[Estimate]:
-    """One estimate for each stage, in order."""
-    assumed = assumed or Assumed()
+def dry_run(context: Context, assumed: Assumed | None = None, force: Sequence[str] = ()) -> list[Estimate]:
+    """One estimate for each stage, in order. force: stages to do again, with all after them; RecipeError for an unknown one."""
+    assumed, forced = assumed or Assumed(), STAGES[first_forced(force) :]
     left_out: dict[str, list[Skipped]] = {}
     sources = _sources(context, left_out)
     plan = build_plan(context, sources)
@@ -110,7 +111,10 @@ def dry_run(context: Context, assumed: Assumed | None = None) -> list[Estimate]:
         if name in left_out
     ]
     scale = 1.0 if assumed.questions is None else assumed.questions / max(1, sources.train.questions)
-    return [*rows, *(_estimate(context, planned, rates, sources.train, scale) for planned in plan.planned.values())]
+    return [
+        *rows,
+        *(_estimate(context, planned, rates, sources.train, scale, planned.job.kind in forced) for planned in plan.planned.values()),
+    ]
 
 
 def _read(left_out: Sequence[Skipped]) -> str:
@@ -171,9 +175,14 @@ def _counts(context: Context, kind: str) -> dict[str, int]:
     return {} if manifest is None else manifest.counts
 
 
-def _estimate(context: Context, planned: Planned, rates: Rates, index: QuestionIndex, scale: float) -> Estimate:
-    """scale: by how much the source will be larger than what was read; other than 1, nothing of it counts as done."""
+def _estimate(context: Context, planned: Planned, rates: Rates, index: QuestionIndex, scale: float, forced: bool) -> Estimate:
+    """scale: by how much the source will be larger than what was read; other than 1, nothing of it counts as done.
+
+    forced: nothing of the stage counts as done.
+    """
     job, work, total = planned.job, planned.work(), sum(planned.job.sizes)
+    if forced:
+        work = replace(work, missing=work.shards, reasons=("--force",))
     missing = set(work.missing)
     todo = sum(size for shard, size in zip(work.shards, job.sizes, strict=True) if shard in missing)
     if rates.given.questions is not None:

@@ -35,6 +35,11 @@ def export(context: Context, folder: Path, form: str = "mmpr", number: int = 1) 
     if form not in FORMATS:
         message = f"--format {form}: unknown format{did_you_mean(form, FORMATS)}; known: {', '.join(FORMATS)}"
         raise RecipeError(message, code="unknown-format", key="--format")
+    return FORMATS[form](pair_rows(context, number), folder, renderer(context))
+
+
+def pair_rows(context: Context, number: int = 1) -> Rows:
+    """The pairs of round `number` with their questions, in order. Raises RunError when they are not there."""
     plan = build_plan(context, known_sources(context.run, context.recipe))
     planned = plan.planned.get(pairs_of(context.recipe, number))
     if planned is None:
@@ -45,5 +50,9 @@ def export(context: Context, folder: Path, form: str = "mmpr", number: int = 1) 
         raise RunError(message, code="pairs-unfinished", path=planned.stage.folder)
     shards = range(len(plan.shards("source")))
     blocks = (zip(plan.rows("source", shard), plan.rows(planned.job.name, shard), strict=True) for shard in shards)
-    rows = ((question, pair) for block in blocks for question, paired in block for pair in paired.pairs)
-    return FORMATS[form](rows, folder, lambda question: prompting.prompt_for(context.recipe.prompt, question).render(question.text))
+    return ((question, pair) for block in blocks for question, paired in block for pair in paired.pairs)
+
+
+def renderer(context: Context) -> Render:
+    """From a question to the message that its responses were sampled under."""
+    return lambda question: prompting.prompt_for(context.recipe.prompt, question).render(question.text)
