@@ -17,7 +17,7 @@ from PIL import Image
 
 import mixpo
 from mixpo.errors import RecipeError, RunError, SourceError
-from mixpo.recipe.toml import literal, put
+from mixpo.recipe.load import literal, put
 
 DOCS = Path(__file__).parent.parent / "docs" / "python.md"
 

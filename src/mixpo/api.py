@@ -17,7 +17,7 @@ from mixpo.distributed import ranks_from_env
 from mixpo.errors import ImageError, RunError, SourceError
 from mixpo.progress import Progress, Silent
 from mixpo.recipe import Recipe, load, parse
-from mixpo.recipe.toml import override, put
+from mixpo.recipe.load import override, put
 from mixpo.records import atomic
 from mixpo.sources.images import Pictures
 from mixpo.stages.job import Context
