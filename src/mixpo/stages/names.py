@@ -1,4 +1,7 @@
-"""Names of stages as commands take them: which kinds `--until` covers, and where `--force` begins."""
+"""Names of stages: as commands take them (`--until`, `--force`), and as they stand in a run directory.
+
+A stage lies in RUN/round-1/pair, RUN/round-1/train/mpo or RUN/evaluate/SET/MODEL/MODE; its kind is one of `mixpo.recipe.STAGES`.
+"""
 
 from __future__ import annotations
 
