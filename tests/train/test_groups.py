@@ -135,7 +135,7 @@ def test_digest_sees_everything(tiny_vlm: Vlm, tmp_path: Path) -> None:
         replace(one, pairs=((0, 1),)),
         replace(one, reference=(-1.0, -2.0, -3.5)),
         replace(one, responses=(one.responses[0][:-1], *one.responses[1:])),
-        replace(one, question=replace(one.question, images=(replace(one.question.images[0], data_digest="0"),))),
+        replace(one, question=replace(one.question, images=(replace(one.question.images[0], digest="0"),))),
     ]
     assert data_digest([one]) == data_digest([one])
     assert len({data_digest([one]), *(data_digest([other]) for other in changed)}) == 6

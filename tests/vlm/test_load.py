@@ -246,7 +246,7 @@ def test_a_save_that_does_not_come_back_equal(folder: Path, tmp_path: Path, monk
 def test_a_foreign_folder_is_not_overwritten(tiny_vlm: Vlm, tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "text").write_text("mine")
-    with pytest.raises(ModelError, match="in the way"):
+    with pytest.raises(ModelError, match="exists and is not a model folder"):
         save(tiny_vlm, tmp_path / "notes")
     assert (tmp_path / "notes" / "text").read_text() == "mine"
 
