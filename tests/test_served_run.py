@@ -67,10 +67,10 @@ def test_answers_and_continuations_come_from_the_server(tmp_path: Path, tiny_fol
 def test_evaluation_and_trained_models_stay_in_this_process(tmp_path: Path, tiny_folder: Path) -> None:
     recipe = load(make(tmp_path, tiny_folder), overrides("http://127.0.0.1:9/v1"))
     start, trained = ModelRef(name="base", identity="x"), ModelRef(name="mpo", identity="y", folder=tmp_path)
-    assert [engine_of(recipe, start, False), engine_of(recipe, start, True)] == ["openai", "transformers"]
-    assert engine_of(recipe, trained, False) == "transformers"
+    assert [engine_of(recipe, start, "sample"), engine_of(recipe, start, "answer")] == ["openai", "transformers"]
+    assert engine_of(recipe, trained, "sample") == "transformers"
     own = load(tmp_path / "recipe.toml", ('sample.engine="openai"', 'sample.server.serve="transformers"'))
-    assert engine_of(own, trained, True) == "openai"
+    assert engine_of(own, trained, "answer") == "openai"
 
 
 def test_a_server_that_does_not_start_is_said_with_its_last_words(tmp_path: Path, tiny_folder: Path) -> None:

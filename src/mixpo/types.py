@@ -55,6 +55,7 @@ class Question:
         A question of kind "choice" without them shows its options in the image only.
     rationale: a reference answer with reasoning, for questions without a correct response; may be empty.
     id: hash of text, image bytes, answers, choices and history; equal content has an equal id wherever it came from.
+    row_id: the id of its row in the source, if it has one; not part of the id.
     facts: further fields of a benchmark row, as JSON; "" for other questions. Part of the id, because a benchmark may ask the
         same thing twice.
     """
@@ -69,6 +70,7 @@ class Question:
     rationale: str = ""
     domain: str = ""
     source: str = ""
+    row_id: str = ""
     facts: str = ""
     history: tuple[Message, ...] = ()
     verbatim: bool = False

@@ -37,7 +37,7 @@ RECIPE: dict[str, Any] = {
         "judge": {"model": "judge"},
     },
 }
-NAMED_FILES = {"path", "revision", "adapter", "script", "prompts", "text_include", "decontaminate", "similar_bits"}
+NAMED_FILES = {"path", "revision", "adapter", "script", "responses", "prompts", "text_include", "decontaminate", "similar_bits"}
 """Fields that decide by the content of files, which are not there."""
 OTHERS = {"mpo": "dpo", "cdpo": "sft"}
 """Values that have only some alternatives, or none -> another one."""

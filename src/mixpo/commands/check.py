@@ -122,18 +122,19 @@ def _check_extras(recipe: Recipe, recipe_folder: Path, checked: Checked) -> None
         evaluate.ready(recipe, recipe_folder)
     except MixpoError as error:
         checked.add("evaluate", str(error))
-    try:
-        script_digest(recipe, recipe_folder)
-    except MixpoError as error:
-        checked.add("sample.script", str(error))
+    for engine in dict.fromkeys((recipe.sample.engine, recipe.evaluate.engine or "")):
+        try:
+            script_digest(recipe, recipe_folder, engine)
+        except MixpoError as error:
+            checked.add("sample.responses" if engine == "file" else "sample.script", str(error))
 
 
 def engine_problems(recipe: Recipe) -> Iterator[str]:
     """What keeps the recipe's engine from starting: a library, a key, a server that does not answer. Nothing is started."""
-    table = recipe.sample
-    if table.engine == "vllm" and importlib.util.find_spec("vllm") is None:
+    table, engines = recipe.sample, {recipe.sample.engine, recipe.evaluate.engine}
+    if "vllm" in engines and importlib.util.find_spec("vllm") is None:
         yield 'sample.engine = "vllm" needs vLLM, which brings its own torch; docs/engines.md says how to install it'
-    if table.engine != "openai":
+    if "openai" not in engines:
         return
     try:
         require_served_extra('sample.engine = "openai"')

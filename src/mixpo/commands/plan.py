@@ -243,6 +243,8 @@ def _instant(context: Context, estimate: Estimate, rates: Rates, index: Question
 
 def _sample(context: Context, estimate: Estimate, rates: Rates, index: QuestionIndex, share: float) -> Estimate:
     table = context.recipe.sample
+    if table.engine == "file":
+        return _instant(context, estimate, rates, index, share)
     requests = math.ceil(table.n / rates.per_request) if rates.per_request else 1
     return _generated(replace(estimate, requests=estimate.todo * requests), rates, int(estimate.todo * table.n * rates.answer))
 

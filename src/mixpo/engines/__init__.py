@@ -15,6 +15,7 @@ from mixpo.recipe import Endpoint, ImageTable, ServerTable, did_you_mean
 
 if TYPE_CHECKING:
     from mixpo.engines.openai.probe import ProbeCache
+    from mixpo.engines.saved import SavedResponses
     from mixpo.vlm.load import Vlm
 
 __all__ = ["ENGINES", "Engine", "Request", "SamplingParams", "Serving", "SharedResource", "api_key", "create", "require_served_extra"]
@@ -49,6 +50,7 @@ class EngineSetup:
     image: ImageTable
     batch_size: int
     script: Path | None
+    saved: SavedResponses | None
     serving: Serving
 
 
@@ -59,12 +61,14 @@ def create(
     image: ImageTable | None = None,
     batch_size: int = 32,
     script: Path | None = None,
+    saved: SavedResponses | None = None,
     serving: Serving | None = None,
 ) -> Engine:
     """The engine called `name`.
 
-    script: answers for "scripted". vlm: the model of "transformers"; other engines only tokenise with it, so it needs no weights (see
-    `mixpo.vlm.tokenizer_only`). serving: for "openai" and "vllm". Raises RecipeError for an unknown name or a missing setting.
+    script: answers for "scripted". saved: those for "file". vlm: the model of "transformers"; other engines only tokenise with it, so it
+    needs no weights (see `mixpo.vlm.tokenizer_only`). serving: for "openai" and "vllm". Raises RecipeError for an unknown name or a
+    missing setting.
     """
     if name not in ENGINES:
         raise RecipeError(
@@ -72,7 +76,9 @@ def create(
             code="engine-unknown",
             key="sample.engine",
         )
-    setup = EngineSetup(vlm=vlm, image=image or ImageTable(), batch_size=batch_size, script=script, serving=serving or Serving())
+    setup = EngineSetup(
+        vlm=vlm, image=image or ImageTable(), batch_size=batch_size, script=script, saved=saved, serving=serving or Serving()
+    )
     return ENGINES[name](setup)
 
 
@@ -93,6 +99,17 @@ def _scripted(setup: EngineSetup) -> Engine:
             'sample.engine = "scripted" needs answers; set sample.script to a JSONL file', code="engine-needs-script", key="sample.script"
         )
     return ScriptedEngine(setup.script, None if setup.vlm is None else TokenCodec(setup.vlm))
+
+
+def _file(setup: EngineSetup) -> Engine:
+    from mixpo.engines.saved import FileEngine
+    from mixpo.engines.tokens import TokenCodec
+
+    if setup.saved is None:
+        raise RecipeError(
+            'sample.engine = "file" needs saved responses; set sample.responses', code="engine-needs-responses", key="sample.responses"
+        )
+    return FileEngine(setup.saved, None if setup.vlm is None else TokenCodec(setup.vlm))
 
 
 def _openai(setup: EngineSetup) -> Engine:
@@ -176,4 +193,5 @@ ENGINES: dict[str, Callable[[EngineSetup], Engine]] = {
     "openai": _openai,
     "vllm": _vllm,
     "scripted": _scripted,
+    "file": _file,
 }

@@ -39,6 +39,14 @@ class Request:
     prefixes: tuple[tuple[int, ...], ...] = ()
 
 
+def same_images(images: Sequence[ImageRef], names: Sequence[str]) -> bool:
+    """Whether these are the images that a row of a file names: by digest, by path, or by the end of a path."""
+    return len(images) == len(names) and all(
+        name == image.digest or f"/{image.path}".endswith(f"/{name.removeprefix('./').removeprefix('/')}")
+        for image, name in zip(images, names, strict=True)
+    )
+
+
 class Engine(Protocol):
     """Samples responses. A question that fails alone is an `error` in its Sampled; an EngineError stops the stage."""
 

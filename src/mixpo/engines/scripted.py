@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixpo.engines.base import Request, SamplingParams
+from mixpo.engines.base import Request, SamplingParams, same_images
 from mixpo.engines.tokens import Codec
 from mixpo.errors import SourceError
 from mixpo.records import Sampled, storable
@@ -33,10 +33,12 @@ class ByteCodec:
 class ScriptRow:
     """One row of a script. question: an id, or text that the prompt contains; "" matches every other question.
 
+    image: paths or digests of the images that the question must have; empty matches any.
     responses: text and finish of each. error: the question fails with this reason instead.
     """
 
     question: str = ""
+    image: tuple[str, ...] = ()
     responses: tuple[tuple[str, Finish], ...] = ()
     error: str = ""
 
@@ -53,7 +55,13 @@ class ScriptedEngine:
         """script: a JSONL file, rows, or plain responses for every question. codec: the model's, so that responses can be trained on."""
         self._codec = codec or ByteCodec()
         rows = _read(script) if isinstance(script, Path) else _rows(script)
-        self._by_question = {row.question: row for row in rows if row.question}
+        self._by_question: dict[str, list[ScriptRow]] = {}
+        for row in (row for row in rows if row.question):
+            same = self._by_question.setdefault(row.question, [])
+            if any(not row.image or not other.image or row.image == other.image for other in same):
+                message = f"the script has two rows for {row.question[:60]!r}; give the image of each, or the ids of the questions"
+                raise SourceError(message, code="script-ambiguous", path=script if isinstance(script, Path) else None)
+            same.append(row)
         rest = [row for row in rows if not row.question]
         self._default = ScriptRow(
             responses=tuple(r for row in rest for r in row.responses), error=next((r.error for r in rest if r.error), "")
@@ -73,10 +81,11 @@ class ScriptedEngine:
         """Nothing to release."""
 
     def _row(self, request: Request) -> ScriptRow:
+        names = [name for name in self._by_question if name in request.prompt]
         if request.key in self._by_question:
-            return self._by_question[request.key]
-        contained = [question for question in self._by_question if question in request.prompt]
-        return self._by_question[max(contained, key=len)] if contained else self._default
+            names = [request.key]
+        fitting = [row for name in names for row in self._by_question[name] if not row.image or same_images(request.images, row.image)]
+        return max(fitting, key=lambda row: len(row.question)) if fitting else self._default
 
     def _response(self, request: Request, row: ScriptRow, slot: int, params: SamplingParams) -> Response:
         text, finish = row.responses[request.indices[slot] % len(row.responses)]
@@ -135,11 +144,15 @@ def _parse(raw: str, path: Path, line: int) -> ScriptRow:
         row = json.loads(raw)
     except ValueError as error:
         raise bad_row(f"not valid JSON ({error})") from None
-    if not isinstance(row, dict) or row.keys() - {"question", "responses", "error"}:
-        raise bad_row("a row is an object with question (optional) and responses or error")
+    if not isinstance(row, dict) or row.keys() - {"question", "image", "responses", "error"}:
+        raise bad_row("a row is an object with question and image (both optional) and responses or error")
     question, failure, responses = row.get("question", ""), row.get("error", ""), row.get("responses", [])
     if not isinstance(question, str) or not isinstance(failure, str) or not isinstance(responses, list):
         raise bad_row("question and error are texts, responses is a list")
     if bool(failure) == bool(responses):
         raise bad_row("give either responses or error")
-    return ScriptRow(question=question, responses=tuple(map(response, responses)), error=failure)
+    image = row.get("image", [])
+    images = [image] if isinstance(image, str) else image
+    if not isinstance(images, list) or not all(isinstance(name, str) for name in images):
+        raise bad_row("image is a path or a list of paths")
+    return ScriptRow(question=question, image=tuple(images), responses=tuple(map(response, responses)), error=failure)

@@ -103,13 +103,15 @@ class PromptTable(Table):
 class SampleTable(Table):
     """How responses are sampled."""
 
-    engine: Annotated[Literal["transformers", "openai", "vllm", "scripted"], Decides("sample", "answer")] = "transformers"
-    """What generates responses: the model in process, a server ([sample.server]), vLLM in process, or "scripted", which
-    reads them from a file."""
+    engine: Annotated[Literal["transformers", "openai", "vllm", "scripted", "file"], Decides("sample", "answer")] = "transformers"
+    """What generates responses: the model in process, a server ([sample.server]), vLLM in process, "scripted" (a script of responses,
+    for tests), or "file": what another tool sampled (`responses`)."""
     server: ServerTable = ServerTable()
     """The server for engine = "openai"."""
     script: Annotated[str | None, Decides("sample", "answer", by_content=True)] = None
     """JSONL file of responses for the scripted engine, relative to the recipe."""
+    responses: Annotated[str | None, Decides("sample", by_content=True)] = None
+    """JSONL file, or folder of them, with saved responses for engine = "file", relative to the recipe."""
     n: Annotated[int, Decides("sample")] = Field(default=8, ge=1)
     """Responses per question."""
     temperature: Annotated[float, DECODING] = Field(default=1.0, gt=0)
@@ -133,6 +135,11 @@ class SampleTable(Table):
             raise ValueError("stop: a text that ends an answer cannot be empty")
         if self.engine == "openai" and not (self.server.urls or self.server.starts):
             raise ValueError('engine = "openai" needs a server; set sample.server.urls, .serve or .start')
+        if (self.engine == "file") != (self.responses is not None):
+            missing = (
+                "needs saved responses; set sample.responses to a JSONL file" if self.engine == "file" else "does not read sample.responses"
+            )
+            raise ValueError(f'engine = "{self.engine}" {missing}')
         return self
 
 

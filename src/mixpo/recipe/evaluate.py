@@ -25,6 +25,9 @@ class EvaluateTable(Table):
 
     sets: tuple[EvaluationSet, ...] = ()
     """Evaluation sets; the first is the main set of the report."""
+    engine: Annotated[Literal["transformers", "openai", "vllm", "scripted"] | None, Decides("answer", by_content=True)] = None
+    """What generates responses in evaluation, and continuations of saved responses. Unset: the engine of [sample], or "transformers" if
+    that is "file"."""
     served: tuple[ServedModel, ...] = ()
     """Other models to evaluate, each behind a server."""
     decontaminate: Annotated[Literal["similar", "image", "question", "off"], Decides("source", by_content=True)] = "image"

@@ -49,6 +49,16 @@ class Recipe(Table):
         return self
 
     @model_validator(mode="after")
+    def _engines_fit(self) -> Recipe:
+        if self.sample.engine == "file" and self.train.rounds > 1:
+            raise ValueError('sample.engine = "file": saved responses serve the first round only; set train.rounds = 1')
+        if self.evaluate.engine == "openai" and not self.sample.server.starts:
+            raise ValueError(
+                'evaluate.engine = "openai" needs a server that mixpo starts with each model; set sample.server.serve or .start'
+            )
+        return self
+
+    @model_validator(mode="after")
     def _can_watch(self) -> Recipe:
         if self.train.watch is None:
             return self

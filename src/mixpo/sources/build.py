@@ -20,7 +20,7 @@ from mixpo.types import IMAGE_TOKEN, AnswerKind, ImageRef, Question, content_id
 from mixpo.verify.kinds import fits, guess_kind
 
 FIELDS = ("question", "image", "answer", "choices", "rationale", "domain", "source", "id")
-"""The fields of a row that have a meaning. `id` is accepted and not used: content is identity."""
+"""The fields of a row that have a meaning. `id` finds saved responses; identity is the content."""
 
 LOOKALIKES = {
     **dict.fromkeys(("images", "img", "imgs", "image_path", "image_paths", "image_file", "image_url", "picture", "pictures"), "image"),
@@ -69,6 +69,7 @@ def make_question(
     kind: Kind = "auto",
     domain: str = "",
     source: str = "",
+    row_id: object = None,
 ) -> Question:
     """Normalise the fields of one row.
 
@@ -102,6 +103,7 @@ def make_question(
         rationale=_rationale(rationale),
         domain=whole(domain, "domain"),
         source=whole(source, "the name of its source"),
+        row_id=whole(str(row_id), "id") if isinstance(row_id, (str, int)) else "",
     )
 
 

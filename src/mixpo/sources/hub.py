@@ -39,6 +39,7 @@ def read(source: HubSource, recipe_folder: Path, images: Path) -> Iterator[Sourc
             where = f"{source.path}/{source.split}[{number}]"
             number += 1
             row = {field: stored[column] for field, column in columns.items()}
+            row["id"] = number - 1
             if labels:
                 row["answer"] = _label(labels, row["answer"])
             try:
@@ -57,6 +58,7 @@ def _question(row: dict[str, Any], pictures: Pictures, source: HubSource) -> Que
         kind=source.answer_kind,
         domain=source.domain,
         source=source.path,
+        row_id=row["id"],
     )
 
 

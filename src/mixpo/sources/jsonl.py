@@ -60,6 +60,7 @@ def question_of(row: Mapping[str, object], pictures: Pictures, kind: Kind = "aut
         kind=kind,
         domain=_label(row, "domain") or domain,
         source=_label(row, "source") or source,
+        row_id=row.get("id"),
     )
 
 

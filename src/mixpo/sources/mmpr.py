@@ -90,6 +90,7 @@ def _question(row: Mapping[str, object], pictures: Pictures, name: str, kind: Ki
         kind=kind,
         domain=domain if isinstance(domain, str) else "",
         source=name,
+        row_id=row.get("id"),
     )
 
 

@@ -58,7 +58,7 @@ def answer_job(context: Context, plan: Plan, index: QuestionIndex, name: str, ta
     recipe, source = context.recipe, source_name(name)
     count = recipe.evaluate.samples if mode == "sampled" else 1
     how = params(recipe, mode)
-    answering = Answering(context, model, how, max(1, recipe.evaluate.batch_size // count), evaluating=True)
+    answering = Answering(context, model, how, max(1, recipe.evaluate.batch_size // count), "answer")
     settings = {
         **engine_settings(context, model, "answer"),
         "prompt": prompt_settings(recipe, table, wording_of(mode)),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,12 +15,15 @@ from mixpo.engines import Serving, create
 from mixpo.engines.base import Engine, Request, SamplingParams
 from mixpo.errors import RecipeError
 from mixpo.recipe import Recipe, ServedModel
-from mixpo.records import Sampled
+from mixpo.records import Sampled, write_text
 from mixpo.stages.job import Context, add_facts
 from mixpo.stages.models import ModelRef, settings_of
+from mixpo.types import Question, content_id
+from mixpo.vlm.hashes import sha256
 
 if TYPE_CHECKING:
     from mixpo.engines.openai.probe import ProbeCache
+    from mixpo.engines.saved import SavedResponses
 
 
 def where_of(served: ServedModel) -> str:
@@ -29,25 +33,29 @@ def where_of(served: ServedModel) -> str:
 
 def engine_settings(context: Context, model: ModelRef, stage: Literal["sample", "answer"]) -> dict[str, Any]:
     """What decides an answer besides the prompt and how tokens are drawn: engine, model, precision, pixels and seed."""
-    recipe, engine = context.recipe, engine_of(context.recipe, model, stage == "answer")
+    recipe, engine = context.recipe, engine_of(context.recipe, model, stage)
     settings = {key: value for key, value in settings_of(recipe, stage, model).items() if key not in ("sample", "evaluate")}
     if model.served is not None:
         del settings["dtype"]
         return {**settings, "engine": engine, "server": model.served.deciding(stage)}
     server = {"server": recipe.sample.server.deciding(stage)} if engine == "openai" else {}
-    return {**settings, "engine": engine, **server, "script": script_digest(recipe, context.recipe_folder)}
+    return {**settings, "engine": engine, **server, "script": script_digest(recipe, context.recipe_folder, engine)}
 
 
-def engine_of(recipe: Recipe, model: ModelRef, evaluating: bool) -> str:
-    """The engine for a model. Servers at fixed addresses hold the base model and no trained one.
+def engine_of(recipe: Recipe, model: ModelRef, stage: Literal["sample", "continue", "answer"]) -> str:
+    """The engine for a model in a stage. Servers at fixed addresses hold the base model and no trained one.
 
-    So that models are compared under one engine, such servers evaluate nothing.
+    So that models are compared under one engine, such servers evaluate nothing. Saved responses are only sampled, never continued.
     """
     table = recipe.sample
     if model.served is not None:
         return "openai"
+    if table.engine == "file" and stage != "sample":
+        return recipe.evaluate.engine or "transformers"
+    if recipe.evaluate.engine is not None and stage == "answer":
+        return recipe.evaluate.engine
     fixed = table.engine == "openai" and not table.server.starts
-    return "transformers" if fixed and (evaluating or model.folder is not None) else table.engine
+    return "transformers" if fixed and (stage == "answer" or model.folder is not None) else table.engine
 
 
 def window_of(recipe: Recipe, engine: str, model: ModelRef, batch_size: int) -> int:
@@ -55,16 +63,38 @@ def window_of(recipe: Recipe, engine: str, model: ModelRef, batch_size: int) -> 
     return max(batch_size, 16 * (model.served or recipe.sample.server).in_flight) if engine == "openai" else batch_size
 
 
-def script_digest(recipe: Recipe, recipe_folder: Path) -> str:
-    """A digest of the scripted engine's file; "" for other engines. Raises RecipeError when it is not there."""
+def script_digest(recipe: Recipe, recipe_folder: Path, engine: str) -> str:
+    """A digest of the files that an engine reads responses from; "" for other engines. Raises RecipeError when they are not there."""
     table = recipe.sample
-    if table.engine != "scripted" or table.script is None:
+    name = {"scripted": table.script, "file": table.responses}.get(engine)
+    if name is None:
         return ""
-    path = recipe_folder / table.script
+    path, key = recipe_folder / name, "script" if engine == "scripted" else "responses"
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        digests = sha256(sorted(path.glob("*.jsonl")) if path.is_dir() else [path])
+        return digests[0][:16] if len(digests) == 1 else content_id(digests)
     except OSError as error:
-        raise RecipeError(f"sample.script: {path} cannot be read ({error.strerror}); the path is relative to the recipe") from None
+        message = f"sample.{key}: {path} cannot be read ({error.strerror}); the path is relative to the recipe"
+        raise RecipeError(message, code="responses-unreadable", path=path, key=f"sample.{key}") from None
+
+
+UNMATCHED = "unmatched.jsonl"
+"""Beside the sampled responses: the rows of a file with saved responses that were not used, and why."""
+
+
+def open_saved(context: Context, stage: str, questions: Iterator[tuple[Question, str]]) -> SavedResponses:
+    """Match the recipe's saved responses with all questions of the run (with their prompts); says and lists what is left over."""
+    from mixpo.engines.saved import SavedResponses
+
+    table = context.recipe.sample
+    saved = SavedResponses(context.recipe_folder / (table.responses or ""), questions, table.n)
+    path = context.run.stage(stage).folder / UNMATCHED
+    write_text(path, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in saved.unmatched))
+    if saved.summary:
+        context.progress.say(
+            f"{stage}: {saved.summary} in {table.responses}" + (f" (rows are listed in {path})" if saved.unmatched else "")
+        )
+    return saved
 
 
 class ShardResponses:
@@ -118,9 +148,18 @@ class Answering:
     facts: what the sessions found out, for the manifest.
     """
 
-    def __init__(self, context: Context, model: ModelRef, how: SamplingParams, batch_size: int, evaluating: bool = False) -> None:
-        self._context, self._model, self._how, self._batch_size = context, model, how, batch_size
-        self._engine = engine_of(context.recipe, model, evaluating)
+    def __init__(
+        self,
+        context: Context,
+        model: ModelRef,
+        how: SamplingParams,
+        batch_size: int,
+        stage: Literal["sample", "continue", "answer"],
+        saved: Callable[[], SavedResponses] | None = None,
+    ) -> None:
+        """saved: opens the responses of the engine "file"."""
+        self._context, self._model, self._how, self._batch_size, self._saved = context, model, how, batch_size, saved
+        self._engine = engine_of(context.recipe, model, stage)
         self._probed: ProbeCache | None = None
         self.facts: dict[str, Any] = {}
 
@@ -135,7 +174,7 @@ class Answering:
     def _open(self) -> Engine:
         context, model, name = self._context, self._model, self._engine
         recipe, models, table = context.recipe, context.models, context.recipe.sample
-        if name != table.engine and model.served is None:
+        if name == "transformers" and table.engine == "openai" and recipe.evaluate.engine is None:
             context.progress.say(f"{model.name}: answered in this process, because sample.server.urls hold the base model only")
         if name == "openai" and self._probed is None:
             from mixpo.engines.openai.probe import ProbeCache
@@ -149,6 +188,7 @@ class Answering:
             image=recipe.image,
             batch_size=self._batch_size,
             script=context.recipe_folder / table.script if table.script is not None else None,
+            saved=self._saved() if name == "file" and self._saved is not None else None,
             serving=Serving(
                 table=model.served.server if model.served else table.server,
                 where=where_of(model.served) if model.served else "sample.server",

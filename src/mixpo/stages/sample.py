@@ -20,7 +20,7 @@ from mixpo.records import ANSWERED_BY, Sampled
 from mixpo.run import Manifest
 from mixpo.stages import prompting
 from mixpo.stages.attempts import attempts_of
-from mixpo.stages.engine import Answering, engine_settings
+from mixpo.stages.engine import Answering, engine_of, engine_settings, open_saved
 from mixpo.stages.job import Context, Job, Make, Plan, title
 from mixpo.stages.models import ModelRef
 from mixpo.stages.source import QuestionIndex
@@ -46,10 +46,18 @@ def params(table: SampleTable) -> SamplingParams:
 def sample_job(context: Context, plan: Plan, index: QuestionIndex, number: int, model: ModelRef) -> Job:
     """Round `number`: n answers to each question."""
     recipe, table = context.recipe, context.recipe.sample
-    answering = Answering(context, model, params(table), table.batch_size)
     name = f"round-{number}/sample"
+
+    def questions() -> Iterator[tuple[Question, str]]:
+        for shard in range(len(index.shards)):
+            for question in plan.rows("source", shard):
+                yield question, prompting.prompt_for(recipe.prompt, question).render(question.text)
+
+    answering = Answering(context, model, params(table), table.batch_size, "sample", lambda: open_saved(context, name, questions()))
     settings = {
         **engine_settings(context, model, "sample"),
+        # Which question a saved row belongs to depends on all of them.
+        **({"questions": content_id(list(index.shards))} if table.engine == "file" else {}),
         "prompt": prompting.settings(recipe.prompt),
         "round": number,
         "sample": {key: value for key, value in table.deciding("sample").items() if key not in ("engine", "server")},
@@ -102,9 +110,11 @@ def request(context: Context, question: Question, number: int) -> Request:
 def continue_job(context: Context, plan: Plan, index: QuestionIndex, number: int, model: ModelRef) -> Job:
     """Round `number`: open questions' answers cut short and finished without the image."""
     recipe = context.recipe
-    answering = Answering(context, model, params(recipe.sample), recipe.sample.batch_size)
+    answering = Answering(context, model, params(recipe.sample), recipe.sample.batch_size, "continue")
     name, upstream = f"round-{number}/continue", f"round-{number}/sample"
     settings = recipe.deciding("continue")
+    if recipe.sample.engine == "file":
+        settings["engine"] = engine_of(recipe, model, "continue")
     attempts = attempts_of(context.run.stage(name), settings, plan.shards(upstream))
 
     def requests_of(shard: int) -> list[Request]:
