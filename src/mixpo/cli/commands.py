@@ -187,7 +187,7 @@ def plan(
             return
         from mixpo.cli import show
 
-        show.planned(rows, devices)
+        show.estimates(rows, devices)
 
 
 @app.command(epilog=examples("doctor"), rich_help_panel=WORK)

@@ -42,28 +42,28 @@ def status(rows: Sequence[Mapping[str, Any]], models: Mapping[str, str] | None =
         line(f"model: {folder} ({name})")
 
 
-def estimates(rows: list[Estimate]) -> None:
-    """The dry run."""
+def estimates(rows: Sequence[Estimate], devices: int = 1) -> None:
+    """The stages of a run with their cost. devices: how many share the work; some stages cannot be shared, so the time is a lower bound."""
+    from mixpo.commands.plan import totals
+
+    all_stages = totals(rows)
     cells = [
         (
             row.stage,
-            f"{row.todo:,} of {amount(row.total, row.unit[:-1])}",
-            f"{row.tokens:,}" if row.tokens else "",
-            clock(row.seconds) if row.todo else "",
+            "" if row is all_stages else f"{row.todo:,} of {amount(row.total, row.unit[:-1])}",
+            *(f"{number:,}" if number else "" for number in (row.requests, row.tokens)),
+            f"{row.seconds / 3600:,.2f}" if row.seconds else "",
+            clock(row.seconds / devices) if row.seconds else "",
             _size(row.bytes),
             row.basis,
             row.why,
         )
-        for row in rows
+        for row in (*rows, all_stages)
     ]
-    from mixpo.commands.plan import totals
-
-    total = totals(rows)
-    cells.append(("all", "", f"{total.tokens:,}", clock(total.seconds), _size(total.bytes), "", ""))
     table(
-        ("stage", "to do", "tokens", "time", "disk", "rates", "why"),
+        ("stage", "to do", "requests", "tokens", "device hours", f"time on {amount(devices, 'device')}", "disk", "rates", "why"),
         cells,
-        title="dry run: nothing was done; tokens, time and disk are estimates",
+        title="nothing was done; requests, tokens, time and disk are estimates",
     )
 
 
@@ -77,33 +77,6 @@ def audited(result: Audited) -> None:
         table(("answer", "ground truth", "extracted", "verdict", "reason for review", "end of the response"), rows)
     doubtful, by = sum(result.doubtful.values()), ", ".join(f"{name} {count:,}" for name, count in result.doubtful.items())
     line(f"{doubtful:,} of {amount(result.verdicts, 'verdict')} {'needs' if doubtful == 1 else 'need'} review" + (f": {by}" if by else ""))
-
-
-def planned(rows: list[Estimate], devices: int) -> None:
-    """The estimate of a run. devices: how many share the work; some stages cannot be shared, so the time is a lower bound."""
-    cells = [
-        (
-            row.stage,
-            amount(row.todo, row.unit[:-1]),
-            *(f"{number:,}" if number else "" for number in (row.requests, row.tokens)),
-            f"{row.seconds / 3600:,.2f}" if row.todo else "",
-            clock(row.seconds / devices) if row.todo else "",
-            _size(row.bytes),
-            row.basis,
-        )
-        for row in rows
-    ]
-    from mixpo.commands.plan import totals
-
-    total = totals(rows)
-    hours = f"{total.seconds / 3600:,.2f}"
-    cells.append(("all", "", f"{total.requests:,}", f"{total.tokens:,}", hours, clock(total.seconds / devices), _size(total.bytes), ""))
-    on = f"on {amount(devices, 'device')}"
-    table(
-        ("stage", "to do", "requests", "tokens", "device hours", f"time {on}", "disk", "rates"),
-        cells,
-        title="plan: nothing was done; all but the counts are estimates",
-    )
 
 
 def _size(count: int) -> str:

@@ -300,7 +300,7 @@ _ESTIMATES = {
 }
 
 
-def totals(rows: list[Estimate]) -> Estimate:
+def totals(rows: Sequence[Estimate]) -> Estimate:
     """The sum of all stages."""
     return Estimate(
         stage="all",
