@@ -43,7 +43,7 @@ def test_a_model_that_is_away_is_asked_once() -> None:
         "answer/b/base/cot",
         "evaluate/b/base/cot",
     ]
-    tried, deferred = do([stage(name) for name in names], {names[0]: EngineError("away")}, blocked=(names[1],))
+    tried, deferred = do([stage(name) for name in names], {names[0]: EngineError("away", code="server-down")}, blocked=(names[1],))
     assert tried == [names[0], *names[4:]]
     with pytest.raises(UnfinishedError, match=r"^answer/a/big/cot: away; everything else is done"):
         deferred.close()
@@ -51,14 +51,16 @@ def test_a_model_that_is_away_is_asked_once() -> None:
 
 def test_a_judge_that_is_away_is_asked_once_and_rules_go_on() -> None:
     stages = [stage("evaluate/a/base/cot", judge=True), stage("evaluate/b/base/cot"), stage("evaluate/a/mpo/cot", judge=True)]
-    tried, deferred = do(stages, {"evaluate/a/base/cot": EvaluateError("the judge cannot be asked")})
+    tried, deferred = do(stages, {"evaluate/a/base/cot": EvaluateError("the judge cannot be asked", code="judge-unavailable")})
     assert tried == ["evaluate/a/base/cot", "evaluate/b/base/cot"]
     with pytest.raises(UnfinishedError, match="the judge cannot be asked"):
         deferred.close()
 
 
 def test_too_many_failed_answers_keep_no_other_stage_of_the_model_back() -> None:
-    failing: dict[str, MixpoError] = {name: EngineError("6 of 6 failed") for name in ("answer/a/big/cot", "answer/a/big/direct")}
+    failing: dict[str, MixpoError] = {
+        name: EngineError("6 of 6 failed", code="too-many-failures") for name in ("answer/a/big/cot", "answer/a/big/direct")
+    }
     tried, deferred = do([stage(name, finished=True) for name in failing], failing)
     assert tried == list(failing)
     with pytest.raises(UnfinishedError, match=r"\(and 1 more\)"):
@@ -68,9 +70,9 @@ def test_too_many_failed_answers_keep_no_other_stage_of_the_model_back() -> None
 def test_what_others_build_on_stops_at_once() -> None:
     for kind in ("sample", "train"):
         with pytest.raises(EngineError):
-            do([stage(f"round-1/{kind}", kind)], {f"round-1/{kind}": EngineError("away")})
+            do([stage(f"round-1/{kind}", kind)], {f"round-1/{kind}": EngineError("away", code="server-down")})
     with pytest.raises(TrainError):  # no trouble of engines or judges
-        do([stage("text/base")], {"text/base": TrainError("weights")})
+        do([stage("text/base")], {"text/base": TrainError("weights", code="weights-not-finite")})
 
 
 def test_nothing_failed() -> None:

@@ -20,7 +20,7 @@ SOURCE = Path(mixpo.__file__).parent
 @pytest.mark.parametrize(
     "error",
     [
-        MixpoError("plain"),
+        MixpoError("plain", code="no-place"),
         ImageError("a.png: broken", code="image-broken", path="a.png", line=3, key="image"),
         MissingExtra("LoRA", "lora"),
         refused(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/x")),
@@ -65,7 +65,7 @@ def test_fails_checks_what_it_is_given() -> None:
     with pytest.raises(pytest.fail.Exception), fails("push-without-datasets", SourceError):
         pass
     with pytest.raises(EngineError), fails("push-without-datasets", RecipeError):
-        raise EngineError("other")
+        raise EngineError("other", code="server-down")
 
 
 def test_wordings() -> None:

@@ -172,6 +172,7 @@ def plain(value: Any, root: Path) -> Any:
 
 def renamed(text: str) -> str:
     """A name, or every part of a path."""
+
     def of(part: str) -> str:
         reason, space, unit = part.rpartition(" (")  # reasons of drops carry their unit, as in "... (pairs)"
         return RENAMED.get(part) or RENAMED.get(reason, reason) + space + unit

@@ -33,9 +33,7 @@ class MixpoError(Exception):
 
     exit_code = 1
 
-    def __init__(
-        self, message: str, *, code: str = "", path: Path | str | None = None, line: int | None = None, key: str | None = None
-    ) -> None:
+    def __init__(self, message: str, *, code: str, path: Path | str | None = None, line: int | None = None, key: str | None = None) -> None:
         super().__init__(message)
         self.code, self.path, self.line, self.key = code, path, line, key
 

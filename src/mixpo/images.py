@@ -60,7 +60,9 @@ def open_image(ref: ImageRef, table: ImageTable) -> Image.Image:
     """
     content = _read(Path(ref.path))
     if hashlib.sha256(content).hexdigest() != ref.digest:
-        raise ImageError(f"{ref.path}: the image changed since the questions were read; run the source stage again")
+        raise ImageError(
+            f"{ref.path}: the image changed since the questions were read; run the source stage again", code="image-changed", path=ref.path
+        )
     return _decode(content, ref.path, table)
 
 
@@ -80,16 +82,18 @@ def probe(path: Path, table: ImageTable, *, decode: bool = True) -> str | None:
 def _read(path: Path) -> bytes:
     try:
         if not path.exists():
-            raise ImageError(f"{path}: no such image; check the path and the source's root")
+            raise ImageError(f"{path}: no such image; check the path and the source's root", code="image-missing", path=path)
         if not path.is_file():
-            raise ImageError(f"{path}: not a regular file; an image path must name a file")
+            raise ImageError(f"{path}: not a regular file; an image path must name a file", code="image-not-a-file", path=path)
         if path.stat().st_size > MAX_BYTES:
-            raise ImageError(f"{path}: larger than {MAX_BYTES >> 30} GiB; scale it down")
+            raise ImageError(f"{path}: larger than {MAX_BYTES >> 30} GiB; scale it down", code="image-file-too-large", path=path)
         content = path.read_bytes()
     except (OSError, ValueError) as error:
-        raise ImageError(f"{str(path)!r}: cannot be read ({error}); check the path and its permissions") from None
+        raise ImageError(
+            f"{str(path)!r}: cannot be read ({error}); check the path and its permissions", code="image-unreadable", path=path
+        ) from None
     if not content:
-        raise ImageError(f"{path}: the file is empty (0 bytes); {_REPAIR}")
+        raise ImageError(f"{path}: the file is empty (0 bytes); {_REPAIR}", code="image-empty", path=path)
     return content
 
 
@@ -99,12 +103,16 @@ def _header(content: bytes, name: str) -> Image.Image:
         return Image.open(BytesIO(content), formats=_formats())
     except UnidentifiedImageError:
         hint = "convert it to PNG or JPEG" if _is_binary(content) else "it looks like text"
-        raise ImageError(f"{name}: not an image in a known format ({hint}); {_REPAIR}") from None
+        raise ImageError(f"{name}: not an image in a known format ({hint}); {_REPAIR}", code="image-format-unknown", path=name) from None
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise ImageError(f"{name}: more than {limit:,} pixels, refused as a possible decompression bomb; scale it down") from None
+        raise ImageError(
+            f"{name}: more than {limit:,} pixels, refused as a possible decompression bomb; scale it down",
+            code="image-too-large",
+            path=name,
+        ) from None
     except _BROKEN as error:
-        raise ImageError(f"{name}: broken image header ({error}); {_REPAIR}") from None
+        raise ImageError(f"{name}: broken image header ({error}); {_REPAIR}", code="image-broken", path=name) from None
 
 
 @cache
@@ -126,10 +134,16 @@ def _check_limits(image: Image.Image, name: str, table: ImageTable) -> None:
     width, height = image.size
     if max(width, height) > table.max_side:
         raise ImageError(
-            f"{name}: {width} x {height} pixels, longer than image.max_side = {table.max_side}; scale it down or raise the limit"
+            f"{name}: {width} x {height} pixels, longer than image.max_side = {table.max_side}; scale it down or raise the limit",
+            code="image-too-large",
+            path=name,
         )
     if min(width, height) < table.min_side:
-        raise ImageError(f"{name}: {width} x {height} pixels, shorter than image.min_side = {table.min_side}; remove its rows")
+        raise ImageError(
+            f"{name}: {width} x {height} pixels, shorter than image.min_side = {table.min_side}; remove its rows",
+            code="image-too-small",
+            path=name,
+        )
 
 
 def _decode(content: bytes, name: str, table: ImageTable) -> Image.Image:
@@ -139,7 +153,7 @@ def _decode(content: bytes, name: str, table: ImageTable) -> Image.Image:
         image.load()
         return _scale(_rgb(_upright(image)), table)
     except _BROKEN as error:
-        raise ImageError(f"{name}: broken or truncated image ({error}); {_REPAIR}") from None
+        raise ImageError(f"{name}: broken or truncated image ({error}); {_REPAIR}", code="image-broken", path=name) from None
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -220,7 +234,7 @@ def save_bytes(content: bytes, folder: Path, name: str = "image") -> ImageRef:
     Raises ImageError when the bytes are not an image; pixels are not decoded.
     """
     if not content:
-        raise ImageError(f"{name}: the image is empty (0 bytes); {_REPAIR}")
+        raise ImageError(f"{name}: the image is empty (0 bytes); {_REPAIR}", code="image-empty", path=name)
     return _store(content, SUFFIXES[_header(content, name).format or "PNG"], folder)
 
 

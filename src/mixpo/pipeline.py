@@ -84,13 +84,17 @@ def open_run(root: Path, overrides: tuple[str, ...] = ()) -> Context:
         recipe_folder, limit, known = Path(command["recipe_folder"]), command["limit"], command.get("model", "")
     except FileNotFoundError as error:
         gone = Path(error.filename).name
-        raise RunError(f"{root}: no run directory (it has no {gone}); give the folder that was --dir of `mixpo run`") from None
+        raise RunError(
+            f"{root}: no run directory (it has no {gone}); give the folder that was --dir of `mixpo run`", code="not-a-run", path=root
+        ) from None
     except PermissionError as error:
         raise refused(error) or error from None
     except NotADirectoryError:
-        raise RunError(f"{root}: is a file; give the folder that was --dir of `mixpo run`") from None
+        raise RunError(f"{root}: is a file; give the folder that was --dir of `mixpo run`", code="not-a-run", path=root) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{root}: recipe.json or command.json is broken ({error}); run the recipe again") from None
+        raise RunError(
+            f"{root}: recipe.json or command.json is broken ({error}); run the recipe again", code="run-unreadable", path=root
+        ) from None
     for override in overrides:
         apply_override(recipe, override)
         if override.lstrip().startswith("model"):
@@ -154,10 +158,14 @@ def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = (),
         if kinds and not wanted:
             what = "evaluate" if "evaluate" in kinds else kinds[0]
             if what == "evaluate":
-                raise RecipeError("nothing to evaluate: the recipe names no evaluation set; add a table [[evaluate.sets]]")
-            raise RecipeError(f"nothing to {what}: the recipe has no [source] to train on; add one")
+                raise RecipeError(
+                    "nothing to evaluate: the recipe names no evaluation set; add a table [[evaluate.sets]]",
+                    code="no-evaluation-sets",
+                    key="evaluate.sets",
+                )
+            raise RecipeError(f"nothing to {what}: the recipe has no [source] to train on; add one", code="source-missing", key="source")
         if wanted and not done:
-            raise RunError(f"{missing}; run that stage first, or everything with `mixpo run`")
+            raise RunError(f"{missing}; run that stage first, or everything with `mixpo run`", code="stage-missing")
     deferred.close()
     return plan
 
@@ -177,7 +185,7 @@ def rescore(context: Context, sources: Sources) -> Plan:
         plan = build_plan(context, sources)
         kept = [planned for planned in plan.planned.values() if planned.job.kind == "evaluate" and not blocked_by(plan, planned)]
         if not kept:
-            raise RunError(f"{context.run.root}: {_why_nothing_to_score(plan)}")
+            raise RunError(f"{context.run.root}: {_why_nothing_to_score(plan)}", code="no-predictions", path=context.run.root)
         # Only now: a setting that is refused must not stay in the run's recipe, which the next command takes up.
         _prepare(context, ())
         for planned in kept:

@@ -250,7 +250,11 @@ def read_row(path: Path, row: type[Row], number: int) -> Row:
     """Row `number` (from 0) of one shard; the others are not decoded. Raises RecordError as `read_rows` does, or without such a row."""
     table = _read(path, row)
     if not 0 <= number < table.num_rows:
-        raise RecordError(f"{path}: has {amount(table.num_rows, 'row')}, not row {number}; it was written again meanwhile")
+        raise RecordError(
+            f"{path}: has {amount(table.num_rows, 'row')}, not row {number}; it was written again meanwhile",
+            code="record-rewritten",
+            path=path,
+        )
     result: Row = _decoder(typing.cast(Any, row))(table.slice(number, 1).to_pylist()[0])
     return result
 
@@ -268,11 +272,17 @@ def _read(path: Path, row: type, columns: list[str] | None = None) -> pa.Table:
         with pq.ParquetFile(path) as file:
             result, table = file.schema_arrow, file.read(columns)
     except FileNotFoundError:
-        raise RecordError(f"{path}: missing; run the same command again to make it anew") from None
+        raise RecordError(f"{path}: missing; run the same command again to make it anew", code="record-missing", path=path) from None
     except PermissionError as error:
-        raise RecordError(str(refused(error, path))) from None
+        raise RecordError(str(refused(error, path)), code="system-refused", path=path) from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise RecordError(f"{path}: not a readable record file ({error}); delete it and run the same command again") from None
+        raise RecordError(
+            f"{path}: not a readable record file ({error}); delete it and run the same command again", code="record-broken", path=path
+        ) from None
     if not result.equals(schema_of(row), check_metadata=False):
-        raise RecordError(f"{path}: holds other columns than {row.__name__} records; it was written by another version, use --force")
+        raise RecordError(
+            f"{path}: holds other columns than {row.__name__} records; it was written by another version, use --force",
+            code="record-schema",
+            path=path,
+        )
     return table

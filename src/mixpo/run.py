@@ -86,7 +86,9 @@ class Stage:
             raise  # no reason to delete it
         except (OSError, ValueError, TypeError) as error:
             raise RunError(
-                f"{path}: not a manifest of this version ({error}); delete this file and run again, finished shards are kept"
+                f"{path}: not a manifest of this version ({error}); delete this file and run again, finished shards are kept",
+                code="manifest-broken",
+                path=path,
             ) from None
 
     def save_manifest(self, manifest: Manifest) -> None:
@@ -127,7 +129,7 @@ class Stage:
         """All rows of the shards named in the manifest, shard by shard. Raises RunError when the stage has not finished."""
         manifest = self.manifest
         if manifest is None or not manifest.finished:
-            raise RunError(f"{self.folder}: stage {self.name} has not finished; run it first")
+            raise RunError(f"{self.folder}: stage {self.name} has not finished; run it first", code="stage-unfinished", path=self.folder)
         for shard in manifest.shards:
             yield from self.read(shard, row)
 
@@ -182,12 +184,18 @@ class Run:
             self.root.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT)
         except OSError as error:
-            raise RunError(f"{self.root}: cannot be used as a run directory ({error.strerror})") from None
+            raise RunError(
+                f"{self.root}: cannot be used as a run directory ({error.strerror})", code="run-not-writable", path=self.root
+            ) from None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(handle)
-            raise RunError(f"{self.root}: another mixpo process is working in this run; wait for it or use another directory") from None
+            raise RunError(
+                f"{self.root}: another mixpo process is working in this run; wait for it or use another directory",
+                code="run-locked",
+                path=self.root,
+            ) from None
         try:
             yield
         finally:

@@ -681,7 +681,7 @@ def test_a_server_of_our_own_that_dies_while_probed_is_said_at_once(codec: Token
 
         def check(self) -> None:
             if self.dead:
-                raise EngineError("the server ended with status -9")
+                raise EngineError("the server ended with status -9", code="server-ended")
 
         def close(self) -> None: ...
 

@@ -200,7 +200,7 @@ def test_the_prompt_can_be_rendered(rows, tmp_path):
 def test_a_failed_export_leaves_no_trace_of_itself(rows, tmp_path):
     def torn():
         yield from rows
-        raise SourceError("row 7 is broken")
+        raise SourceError("row 7 is broken", code="row-broken")
 
     folder = tmp_path / "export"
     export_mmpr(rows[:1], folder)

@@ -52,7 +52,11 @@ def audit(context: Context, count: int, number: int = 1) -> Audited:
     name = f"round-{number}/verify"
     planned = plan.planned.get(name)
     if planned is None or not planned.finished():
-        raise RunError(f"{context.run.root}: round {number} has no finished verdicts; run the recipe, or `mixpo verify`, first")
+        raise RunError(
+            f"{context.run.root}: round {number} has no finished verdicts; run the recipe, or `mixpo verify`, first",
+            code="verdicts-missing",
+            path=context.run.root,
+        )
     seen, doubtful = 0, Counter[str]()
     kept: list[tuple[str, int, Doubtful]] = []
     context.progress.start("audit", sum(planned.job.sizes), "questions")

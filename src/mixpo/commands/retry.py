@@ -46,7 +46,7 @@ def retry(context: Context) -> list[Retried]:
     with context.run.lock():
         plan = build_plan(context, read_sources(context))
         if context.models.gone:
-            raise ModelError(context.models.gone)
+            raise ModelError(context.models.gone, code="model-missing", key="model.path")
         before = {name: failures for name, planned in plan.planned.items() if (failures := _failed(planned))}
         for name, failed in before.items():
             context.progress.say(_summary(name, failed))

@@ -80,17 +80,21 @@ def load(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8-sig")  # editors on Windows put a mark in front
     except FileNotFoundError:
-        raise RecipeError(f"{path}: no such recipe") from None
+        raise RecipeError(f"{path}: no such recipe", code="recipe-missing", path=path) from None
     except IsADirectoryError:
-        raise RecipeError(f"{path}: is a folder; give the recipe, a TOML file, and name a run directory with --dir") from None
+        raise RecipeError(
+            f"{path}: is a folder; give the recipe, a TOML file, and name a run directory with --dir", code="recipe-is-folder", path=path
+        ) from None
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: not UTF-8 text (byte {error.start + 1}); save the file as UTF-8") from None
+        raise RecipeError(
+            f"{path}: not UTF-8 text (byte {error.start + 1}); save the file as UTF-8", code="recipe-encoding", path=path
+        ) from None
     except OSError as error:
-        raise RecipeError(f"{path}: cannot be read: {error}") from None
+        raise RecipeError(f"{path}: cannot be read: {error}", code="recipe-unreadable", path=path) from None
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{path}: not valid TOML: {error}") from None
+        raise RecipeError(f"{path}: not valid TOML: {error}", code="recipe-syntax", path=path) from None
     for override in overrides:
         apply_override(data, override)
     return parse(data, str(path), text, overrides)
@@ -103,14 +107,23 @@ def parse(data: dict[str, Any], name: str, text: str = "", overrides: tuple[str,
     except ValidationError as error:
         # Where text or a table may stand, a wrong table is not wrong for being no text.
         problems = [problem for problem in error.errors() if not (problem["loc"][-1:] == ("str",) and isinstance(problem["input"], dict))]
-        raise RecipeError("\n".join(describe(Recipe, name, text, overrides, problem) for problem in problems)) from None
+        raise RecipeError(
+            "\n".join(describe(Recipe, name, text, overrides, problem) for problem in problems),
+            code="recipe-invalid",
+            path=name,
+            key=".".join(str(part) for part in problems[0]["loc"]) or None,
+        ) from None
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
     """Set one key of recipe data from "table.key=value". Raises RecipeError when it is written otherwise."""
     key, equals, raw = override.partition("=")
     if not equals or not all(parts := key.strip().split(".")):
-        raise RecipeError(f"--set {override}: write it as table.key=value, for example --set train.learning_rate=1e-5")
+        raise RecipeError(
+            f"--set {override}: write it as table.key=value, for example --set train.learning_rate=1e-5",
+            code="override-syntax",
+            key=override,
+        )
     try:
         value = tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:
@@ -120,7 +133,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
             data[part] = {}
         data = data[part]
         if not isinstance(data, dict):
-            raise RecipeError(f"--set {override}: {part!r} is not a table")
+            raise RecipeError(f"--set {override}: {part!r} is not a table", code="override-not-a-table", key=part)
     data[parts[-1]] = value
 
 

@@ -49,9 +49,11 @@ def check_fields(row: Mapping[str, object], known: Sequence[str] = FIELDS) -> No
             continue
         meant = LOOKALIKES.get(name.casefold()) or _near(name)
         if meant is not None and row.get(meant) in (None, "", []):
-            raise SourceError(f"unknown field {name!r}, did you mean {meant!r}? It would not be used")
+            raise SourceError(f"unknown field {name!r}, did you mean {meant!r}? It would not be used", code="unknown-field", key=name)
     if row.get("question") is None:
-        raise SourceError(f"no field 'question'; the row has {', '.join(map(repr, row)) or 'no fields'}")
+        raise SourceError(
+            f"no field 'question'; the row has {', '.join(map(repr, row)) or 'no fields'}", code="field-missing", key="question"
+        )
 
 
 def _near(name: str) -> str | None:
@@ -91,7 +93,9 @@ def make_question(
     gold = max(golds, key=golds.count, default=None)
     several = tuple(golds) if len(set(golds)) > 1 else ()
     if kind not in ("auto", "choice", "none") and options:
-        raise SourceError(f'has choices, but answer_kind is {kind!r}; use answer_kind = "auto" or "choice"')
+        raise SourceError(
+            f'has choices, but answer_kind is {kind!r}; use answer_kind = "auto" or "choice"', code="choices-not-used", key="answer_kind"
+        )
     return Question(
         id=content_id(body, [image.digest for image in images], sorted(several) or gold, list(options)),
         text=body,
@@ -109,17 +113,17 @@ def make_question(
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise SourceError(f"question must be text, not {described(value)}")
+        raise SourceError(f"question must be text, not {described(value)}", code="field-not-text", key="question")
     body = whole(value, "question").replace("\r\n", "\n").strip()
     if not body.replace(IMAGE_TOKEN, "").strip():
-        raise SourceError("question is empty")
+        raise SourceError("question is empty", code="question-empty", key="question")
     return body
 
 
 def whole(text: str, what: str) -> str:
     """The text itself. Raises SourceError where no file can hold it."""
     if not storable(text):
-        raise SourceError(f"{what} holds half of a surrogate pair, which is not text; repair the row")
+        raise SourceError(f"{what} holds half of a surrogate pair, which is not text; repair the row", code="text-surrogate", key=what)
     return text
 
 
@@ -128,7 +132,11 @@ def _with_marks(text: str, images: int) -> str:
     if marks == 0:
         return f"{IMAGE_TOKEN}\n" * images + text
     if marks != images:
-        raise SourceError(f"question has {amount(marks, f'{IMAGE_TOKEN} mark')} but {amount(images, 'image')}")
+        raise SourceError(
+            f"question has {amount(marks, f'{IMAGE_TOKEN} mark')} but {amount(images, 'image')}",
+            code="image-count-mismatch",
+            key="question",
+        )
     return text
 
 
@@ -140,7 +148,7 @@ def _answers(value: object) -> list[str]:
 
 def _rationale(value: object) -> str:
     if value is not None and not isinstance(value, str):
-        raise SourceError(f"rationale must be text, not {described(value)}")
+        raise SourceError(f"rationale must be text, not {described(value)}", code="field-not-text", key="rationale")
     return whole(value or "", "rationale").strip()
 
 
@@ -148,13 +156,13 @@ def _answer(value: object) -> str | None:
     if value is None:
         return None
     if isinstance(value, bool):
-        raise SourceError(f'answer is {str(value).lower()}; write it as text, "yes" or "no"')
+        raise SourceError(f'answer is {str(value).lower()}; write it as text, "yes" or "no"', code="answer-is-boolean", key="answer")
     if isinstance(value, float) and not math.isfinite(value):
-        raise SourceError(f"answer is {value}, not a number that can be compared")
+        raise SourceError(f"answer is {value}, not a number that can be compared", code="answer-not-finite", key="answer")
     if isinstance(value, (int, float)):
         return str(value)
     if not isinstance(value, str):
-        raise SourceError(f"answer must be text or a number, not {described(value)}")
+        raise SourceError(f"answer must be text or a number, not {described(value)}", code="answer-type", key="answer")
     return whole(value, "answer").strip() or None
 
 
@@ -163,13 +171,15 @@ def _choices(value: object) -> tuple[str, ...]:
         return ()
     if isinstance(value, Mapping):
         if list(value) != list(string.ascii_uppercase[: len(value)]):
-            raise SourceError(f"choices must have the keys A, B, ... in order, not {', '.join(map(repr, value))}")
+            raise SourceError(
+                f"choices must have the keys A, B, ... in order, not {', '.join(map(repr, value))}", code="choices-keys", key="choices"
+            )
         value = list(value.values())
     if not isinstance(value, (list, tuple)):
-        raise SourceError(f"choices must be a list, not {described(value)}")
+        raise SourceError(f"choices must be a list, not {described(value)}", code="choices-type", key="choices")
     texts = [_answer(option) for option in value]
     if not 2 <= len(texts) <= 26 or None in texts:
-        raise SourceError(f"choices must be 2 to 26 options that are not empty (got {len(texts)})")
+        raise SourceError(f"choices must be 2 to 26 options that are not empty (got {len(texts)})", code="choices-count", key="choices")
     return tuple(text for text in texts if text is not None)
 
 
@@ -185,7 +195,11 @@ def _letter(answer: str | None, options: Sequence[str]) -> str | None:
     if len(same) == 1:
         return same[0]
     how = "equals several of" if same else "is not among"
-    raise SourceError(f"answer {_short(answer)} {how} the {amount(len(options), 'choice')}; give the letter of one (A to {letters[-1]})")
+    raise SourceError(
+        f"answer {_short(answer)} {how} the {amount(len(options), 'choice')}; give the letter of one (A to {letters[-1]})",
+        code="answer-not-a-choice",
+        key="answer",
+    )
 
 
 def _embedded(answers: list[str], text: str) -> tuple[list[str], tuple[str, ...]]:
@@ -253,7 +267,7 @@ def _kind(kind: Kind, answer: str | None, several: Sequence[str], options: Seque
         return guessed
     if not options and not fits(kind, answer):
         lacking = "there are no choices and no lettered options that fit the answer" if kind == "choice" else "the answer is"
-        raise SourceError(f'answer_kind is "{kind}", but {lacking} {_short(answer)}')
+        raise SourceError(f'answer_kind is "{kind}", but {lacking} {_short(answer)}', code="answer-kind-mismatch", key="answer_kind")
     return _KINDS[kind]
 
 

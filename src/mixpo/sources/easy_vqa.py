@@ -26,7 +26,9 @@ def read(source: EasyVqaSource, recipe_folder: Path, images: Path) -> Iterator[S
     total = len(texts)
     if source.count > total:
         raise SourceError(
-            f"source.count = {source.count}, but easy-VQA's {source.split} split has {total} questions; set count = 0 for all"
+            f"source.count = {source.count}, but easy-VQA's {source.split} split has {total} questions; set count = 0 for all",
+            code="too-few-rows",
+            key="source.count",
         )
     count = source.count or total
     known: dict[int, ImageRef] = {}

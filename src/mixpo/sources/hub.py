@@ -70,24 +70,37 @@ def _load(datasets: Any, source: HubSource, folder: Path) -> Any:
         elif folder.is_dir():
             data = datasets.load_dataset(str(folder.resolve()), name=source.name, split=source.split)
         elif folder.exists() or source.path.startswith((".", "/", "~")) or source.path.count("/") > 1:
-            raise SourceError(f"source.path: {folder} is not a folder; give a folder (parquet, images, save_to_disk) or a hub id")
+            raise SourceError(
+                f"source.path: {folder} is not a folder; give a folder (parquet, images, save_to_disk) or a hub id",
+                code="not-a-folder",
+                path=folder,
+                key="source.path",
+            )
         else:
             if not (Path(datasets.config.HF_DATASETS_CACHE) / source.path.replace("/", "___")).exists():
                 _reach(source, folder)
             data = datasets.load_dataset(source.path, name=source.name, split=source.split)
     # datasets has no common base of its errors; all of these say in their message what is wrong with the data set.
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, datasets.exceptions.DatasetsError) as error:
-        raise SourceError(f"source.path = {source.path!r} cannot be loaded by datasets: {_first_line(error)}") from error
+        raise SourceError(
+            f"source.path = {source.path!r} cannot be loaded by datasets: {_first_line(error)}", code="hub-not-loadable", key="source.path"
+        ) from error
     if isinstance(data, datasets.DatasetDict):
         if source.split not in data:
             raise SourceError(
-                f"source.split: {source.path} has no {source.split!r}{did_you_mean(source.split, data)}; it has {', '.join(data)}"
+                f"source.split: {source.path} has no {source.split!r}{did_you_mean(source.split, data)}; it has {', '.join(data)}",
+                code="split-missing",
+                key="source.split",
             )
         data = data[source.split]
     elif data.split is not None and str(data.split) != source.split:
-        raise SourceError(f"source.split: {source.path} holds the split {str(data.split)!r}, not {source.split!r}")
+        raise SourceError(
+            f"source.split: {source.path} holds the split {str(data.split)!r}, not {source.split!r}",
+            code="split-missing",
+            key="source.split",
+        )
     if len(data) == 0:
-        raise SourceError(f"{source.path}: split {source.split!r} holds no rows")
+        raise SourceError(f"{source.path}: split {source.split!r} holds no rows", code="no-rows", key="source.split")
     return data
 
 
@@ -103,7 +116,11 @@ def _reach(source: HubSource, folder: Path) -> None:
         snapshot_download(source.path, repo_type="dataset", allow_patterns=[])
     except LocalEntryNotFoundError as error:
         why = str(error).strip().splitlines()[0]
-        raise SourceError(f"source.path = {source.path!r}: no folder {folder}, and the hub does not give it ({why})") from None
+        raise SourceError(
+            f"source.path = {source.path!r}: no folder {folder}, and the hub does not give it ({why})",
+            code="hub-not-reached",
+            key="source.path",
+        ) from None
     except (HfHubHTTPError, HFValidationError):
         return  # what is wrong with a name or a permission, datasets says
 
@@ -130,7 +147,9 @@ def _columns(source: HubSource, available: list[str]) -> dict[str, str]:
         if column not in available:
             hint = f'; set source.{field} = "" if there are none' if field != "question" else ""
             known = f"{did_you_mean(column, available)}; it has {', '.join(available)}{hint}"
-            raise SourceError(f"source.{field}: {source.path} has no column {column!r}{known}")
+            raise SourceError(
+                f"source.{field}: {source.path} has no column {column!r}{known}", code="column-missing", key=f"source.{field}"
+            )
     return columns
 
 

@@ -50,7 +50,11 @@ class Pictures:
             return save_bytes(value, self.store)
         if isinstance(value, Image.Image):
             return save_content(value, self.store)
-        raise SourceError(f"image must be a path or a list of paths, not {described(value) if value != '' else 'an empty path'}")
+        raise SourceError(
+            f"image must be a path or a list of paths, not {described(value) if value != '' else 'an empty path'}",
+            code="image-path-type",
+            key="image",
+        )
 
     def find(self, name: str) -> ImageRef:
         """The image at a path relative to the root."""
@@ -58,19 +62,23 @@ class Pictures:
 
     def _find(self, name: str) -> ImageRef:
         if name.split(":", 1)[0].casefold() in ("http", "https", "data", "s3", "gs", "file"):
-            raise SourceError(f"image {name[:60]!r} is a URL; download it and give its path")
+            raise SourceError(f"image {name[:60]!r} is a URL; download it and give its path", code="image-is-url", path=name)
         try:
             path = self.root / name
             resolved = path.resolve()
         except (OSError, ValueError, RuntimeError) as error:
-            raise SourceError(f"image {name[:60]!r} is not a usable path ({error})") from None
+            raise SourceError(f"image {name[:60]!r} is not a usable path ({error})", code="image-path-invalid", path=name) from None
         if not any(resolved.is_relative_to(folder) for folder in self._allowed):
-            raise SourceError(f"image {name!r} lies outside the root {self.root}; set source.root to a folder that holds all images")
+            raise SourceError(
+                f"image {name!r} lies outside the root {self.root}; set source.root to a folder that holds all images",
+                code="image-outside-root",
+                path=name,
+            )
         try:
             there = resolved.exists()
         except (OSError, ValueError) as error:
-            raise SourceError(f"image {name[:60]!r} is not a usable path ({error})") from None
+            raise SourceError(f"image {name[:60]!r} is not a usable path ({error})", code="image-path-invalid", path=name) from None
         if not there:
             hint = "write its path with /, not \\" if "\\" in name else "check source.root"
-            raise SourceError(f"image {name!r} not found under {self.root}; {hint}")
+            raise SourceError(f"image {name!r} not found under {self.root}; {hint}", code="image-missing", path=name)
         return reference(path)

@@ -26,7 +26,7 @@ def read(source: JsonlSource, recipe_folder: Path, images: Path) -> Iterator[Sou
     """The rows of the file in order. Raises SourceError when there is no file, no row, or no root folder."""
     path, root = recipe_folder / source.path, recipe_folder / source.root
     if not root.is_dir():
-        raise SourceError(f"source.root: {root} is not a folder")
+        raise SourceError(f"source.root: {root} is not a folder", code="not-a-folder", path=root, key="source.root")
     pictures = Pictures(root, images)
 
     def made(where: str, row: Mapping[str, object]) -> SourceRow:
@@ -67,7 +67,7 @@ def question_of(row: Mapping[str, object], pictures: Pictures, kind: Kind = "aut
 def _label(row: Mapping[str, object], name: str) -> str:
     value = row.get(name)
     if value is not None and not isinstance(value, str):
-        raise SourceError(f"{name} must be text, not {described(value)}")
+        raise SourceError(f"{name} must be text, not {described(value)}", code="field-not-text", key=name)
     return value or ""
 
 
@@ -77,7 +77,12 @@ def lines(path: Path) -> Iterator[Line | Skipped]:
     Raises SourceError when the file is missing, empty, one JSON array, or of another format altogether.
     """
     if not path.is_file():
-        raise SourceError(f"{path}: {'is not a file' if path.exists() else 'no such file'}; check source.path (relative to the recipe)")
+        raise SourceError(
+            f"{path}: {'is not a file' if path.exists() else 'no such file'}; check source.path (relative to the recipe)",
+            code="file-missing",
+            path=path,
+            key="source.path",
+        )
     empty = True
     try:
         with path.open("rb") as stream:
@@ -86,13 +91,13 @@ def lines(path: Path) -> Iterator[Line | Skipped]:
                 if not content.strip():
                     continue
                 if empty and (problem := _other_format(content)):
-                    raise SourceError(f"{path}: {problem}")
+                    raise SourceError(f"{path}: {problem}", code="file-not-jsonl", path=path)
                 empty = False
                 yield _parse(f"{path}:{number}", content)
     except OSError as error:
-        raise SourceError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise SourceError(f"{path}: cannot be read ({error.strerror or error})", code="file-unreadable", path=path) from None
     if empty:
-        raise SourceError(f"{path}: holds no rows")
+        raise SourceError(f"{path}: holds no rows", code="no-rows", path=path)
 
 
 _BINARY = {

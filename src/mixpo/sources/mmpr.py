@@ -125,46 +125,67 @@ def _annotations(meta: Path, root: Path, wanted: Sequence[str] = ()) -> list[Ann
     entries = _load(meta)
     for name in wanted:
         if name not in entries:
-            raise SourceError(f"source.datasets: {meta} has no {name!r}{did_you_mean(name, entries)}; it has {', '.join(entries)}")
+            raise SourceError(
+                f"source.datasets: {meta} has no {name!r}{did_you_mean(name, entries)}; it has {', '.join(entries)}",
+                code="unknown-dataset",
+                path=meta,
+                key="source.datasets",
+            )
     return [_annotation(meta, root, name, entries[name]) for name in entries if not wanted or name in wanted]
 
 
 def _load(meta: Path) -> dict[str, object]:
     if not meta.is_file():
-        raise SourceError(f"{meta}: no such file; source.path must name the meta.json of a collection")
+        raise SourceError(
+            f"{meta}: no such file; source.path must name the meta.json of a collection", code="file-missing", path=meta, key="source.path"
+        )
     try:
         entries = json.loads(meta.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        raise SourceError(f"{meta}: not readable as JSON ({error})") from None
+        raise SourceError(f"{meta}: not readable as JSON ({error})", code="file-broken", path=meta) from None
     if not isinstance(entries, dict) or not entries:
-        raise SourceError(f'{meta}: must be an object {{"name": {{"root": .., "annotation": ..}}, ..}} with at least one data set')
+        raise SourceError(
+            f'{meta}: must be an object {{"name": {{"root": .., "annotation": ..}}, ..}} with at least one data set',
+            code="meta-invalid",
+            path=meta,
+        )
     return entries
 
 
 def _annotation(meta: Path, root: Path, name: str, entry: object) -> Annotation:
     where = f"{meta}: {name}"
     if not isinstance(entry, dict):
-        raise SourceError(f"{where}: must be an object with root and annotation")
+        raise SourceError(f"{where}: must be an object with root and annotation", code="meta-entry-invalid", path=meta, key=name)
     folder, path = (_below(root, entry, key, where) for key in ("root", "annotation"))
     if not folder.is_dir():
-        raise SourceError(f"{where}: root {folder} is not a folder; set source.root to the folder that it is relative to")
+        raise SourceError(
+            f"{where}: root {folder} is not a folder; set source.root to the folder that it is relative to",
+            code="not-a-folder",
+            path=folder,
+            key=name,
+        )
     if not path.is_file():
-        raise SourceError(f"{where}: annotation {path} not found; set source.root to the folder that it is relative to")
+        raise SourceError(
+            f"{where}: annotation {path} not found; set source.root to the folder that it is relative to",
+            code="file-missing",
+            path=path,
+            key=name,
+        )
     share, length = entry.get("repeat_time", 1), entry.get("length")
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not share > 0:
-        raise SourceError(f"{where}: repeat_time must be a number above 0 (got {share!r})")
+        raise SourceError(f"{where}: repeat_time must be a number above 0 (got {share!r})", code="meta-entry-invalid", path=meta, key=name)
     if length is not None and (isinstance(length, bool) or not isinstance(length, int)):
-        raise SourceError(f"{where}: length must be a whole number (got {length!r})")
+        raise SourceError(f"{where}: length must be a whole number (got {length!r})", code="meta-entry-invalid", path=meta, key=name)
     return Annotation(name=name, where=where, root=folder, path=path, share=float(share), length=length)
 
 
 def _below(root: Path, entry: Mapping[str, object], key: str, where: str) -> Path:
     value = entry.get(key)
     if not isinstance(value, str) or "\0" in value:
-        raise SourceError(f"{where}: {key} must be a path (got {value!r})")
+        raise SourceError(f"{where}: {key} must be a path (got {value!r})", code="meta-entry-invalid", key=key)
     path = root / value
     if not path.resolve().is_relative_to(root.resolve()):
-        raise SourceError(f"{where}: {key} {value!r} lies outside source.root {root}")
+        raise SourceError(f"{where}: {key} {value!r} lies outside source.root {root}", code="meta-path-outside-root", path=path, key=key)
     return path
 
 
@@ -192,11 +213,11 @@ def read_pairs(meta: Path, root: Path) -> Iterator[tuple[Question, Pair] | Skipp
 def _pair(row: Mapping[str, object], question: Question) -> Pair:
     chosen, rejected = _response(row, "chosen"), _response(row, "rejected")
     if chosen == rejected:
-        raise SourceError("chosen and rejected are the same text")
+        raise SourceError("chosen and rejected are the same text", code="pair-equal", key="rejected")
     good, bad = _meta(row, "chosen_meta"), _meta(row, "rejected_meta")
     origin = row.get("origin", "correctness")
     if origin not in get_args(Origin):
-        raise SourceError(f"origin must be one of {', '.join(get_args(Origin))} (got {origin!r})")
+        raise SourceError(f"origin must be one of {', '.join(get_args(Origin))} (got {origin!r})", code="pair-origin", key="origin")
     indices, cut = (_whole(good, "index", -1), _whole(bad, "index", -1)), _whole(bad, "cut", 0)
     return Pair(
         # The same parts as when pairs are built, so that an exported pair comes back with its id.
@@ -218,7 +239,9 @@ def _pair(row: Mapping[str, object], question: Question) -> Pair:
 def _response(row: Mapping[str, object], name: str) -> str:
     text = row.get(name)
     if not isinstance(text, str) or not text.strip():
-        raise SourceError(f"{name} must be text that is not empty; a row of pairs needs question, chosen and rejected")
+        raise SourceError(
+            f"{name} must be text that is not empty; a row of pairs needs question, chosen and rejected", code="pair-text-missing", key=name
+        )
     return text
 
 
@@ -230,14 +253,14 @@ def _meta(row: Mapping[str, object], name: str) -> Mapping[str, object]:
 def _ids(meta: Mapping[str, object]) -> tuple[int, ...]:
     value = meta.get("token_ids", [])
     if not isinstance(value, list) or not all(type(token) is int and token >= 0 for token in value):
-        raise SourceError("token_ids must be a list of whole numbers")
+        raise SourceError("token_ids must be a list of whole numbers", code="token-ids-invalid", key="token_ids")
     return tuple(value)
 
 
 def _whole(meta: Mapping[str, object], name: str, default: int) -> int:
     value = meta.get(name, default)
     if type(value) is not int:
-        raise SourceError(f"{name} must be a whole number (got {value!r})")
+        raise SourceError(f"{name} must be a whole number (got {value!r})", code="field-not-whole", key=name)
     return value
 
 

@@ -27,7 +27,7 @@ def read(source: PythonSource, recipe_folder: Path, images: Path) -> Iterator[So
     """What the function yields, in order. Raises SourceError when it cannot be imported or called, or fails on the way."""
     root = recipe_folder / source.root
     if not root.is_dir():
-        raise SourceError(f"source.root: {root} is not a folder")
+        raise SourceError(f"source.root: {root} is not a folder", code="not-a-folder", path=root, key="source.root")
     function = _load(source.target, recipe_folder)
     pictures = Pictures(root, images)
     module = source.target.partition(":")[0]
@@ -42,18 +42,30 @@ def read(source: PythonSource, recipe_folder: Path, images: Path) -> Iterator[So
 def _load(target: str, recipe_folder: Path) -> Callable[..., Any]:
     module, colon, name = target.partition(":")
     if not (module and colon and name.isidentifier()):
-        raise SourceError(f'source.target = {target!r}: write it as "module:function"')
+        raise SourceError(f'source.target = {target!r}: write it as "module:function"', code="target-syntax", key="source.target")
     with _importing_from(recipe_folder):
         try:
             imported = importlib.import_module(module)
         except Exception as error:  # the user's code: importing it may raise anything
-            raise SourceError(f"source.target = {target!r}: {module} cannot be imported: {_describe(error, recipe_folder)}") from error
+            raise SourceError(
+                f"source.target = {target!r}: {module} cannot be imported: {_describe(error, recipe_folder)}",
+                code="target-not-importable",
+                key="source.target",
+            ) from error
     function = getattr(imported, name, None)
     if function is None:
         names = [known for known in vars(imported) if not known.startswith("_")]
-        raise SourceError(f"source.target = {target!r}: {imported.__file__ or module} has no {name!r}{did_you_mean(name, names)}")
+        raise SourceError(
+            f"source.target = {target!r}: {imported.__file__ or module} has no {name!r}{did_you_mean(name, names)}",
+            code="target-missing",
+            key="source.target",
+        )
     if not callable(function):
-        raise SourceError(f"source.target = {target!r}: {name} is {type(function).__name__}, not a function")
+        raise SourceError(
+            f"source.target = {target!r}: {name} is {type(function).__name__}, not a function",
+            code="target-not-a-function",
+            key="source.target",
+        )
     return function  # type: ignore[no-any-return]
 
 
@@ -87,7 +99,9 @@ def _rows(source: PythonSource, function: Callable[..., Any], recipe_folder: Pat
         raise
     except Exception as error:  # the user's code may raise anything; the traceback stays attached
         why = _describe(error, recipe_folder)
-        raise SourceError(f"source.target = {source.target!r} failed after {amount(done, 'row')}: {why}") from error
+        raise SourceError(
+            f"source.target = {source.target!r} failed after {amount(done, 'row')}: {why}", code="target-failed", key="source.target"
+        ) from error
 
 
 def _question(row: object, pictures: Pictures, module: str) -> Question:
@@ -95,7 +109,7 @@ def _question(row: object, pictures: Pictures, module: str) -> Question:
         return _checked(row, pictures)
     if isinstance(row, Mapping):
         return question_of({str(key): value for key, value in row.items()}, pictures, source=module)
-    raise SourceError(f"must be a dictionary or a Question, not {type(row).__name__}")
+    raise SourceError(f"must be a dictionary or a Question, not {type(row).__name__}", code="row-type")
 
 
 def _checked(question: Question, pictures: Pictures) -> Question:
@@ -103,9 +117,17 @@ def _checked(question: Question, pictures: Pictures) -> Question:
     for text in (question.text, question.answer or "", *question.answers, *question.choices, question.rationale, question.domain):
         whole(text, "the question")
     if (marks := question.text.count(IMAGE_TOKEN)) != len(question.images):
-        raise SourceError(f"text has {amount(marks, f'{IMAGE_TOKEN} mark')} but {amount(len(question.images), 'image')}")
+        raise SourceError(
+            f"text has {amount(marks, f'{IMAGE_TOKEN} mark')} but {amount(len(question.images), 'image')}",
+            code="image-count-mismatch",
+            key="text",
+        )
     if (question.answer is None) != (question.kind == "none"):
-        raise SourceError(f'kind is {question.kind!r} with answer {question.answer!r}; open questions have kind "none" and no answer')
+        raise SourceError(
+            f'kind is {question.kind!r} with answer {question.answer!r}; open questions have kind "none" and no answer',
+            code="answer-kind-mismatch",
+            key="kind",
+        )
     images = tuple(pictures.find(image.path) for image in question.images)
     gold = sorted(question.answers) or question.answer
     identity = content_id(question.text, [image.digest for image in images], gold, list(question.choices))

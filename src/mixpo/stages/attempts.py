@@ -73,7 +73,9 @@ def _load(stage: Stage) -> dict[int, int]:
     try:
         return {int(number): int(count) for number, count in json.loads(path.read_text(encoding="utf-8")).items()}
     except (ValueError, TypeError, AttributeError) as error:
-        raise RunError(f"{path}: broken ({error}); delete it, and the failed questions count as asked once") from None
+        raise RunError(
+            f"{path}: broken ({error}); delete it, and the failed questions count as asked once", code="file-broken", path=path
+        ) from None
 
 
 def _named(shard: str, count: int) -> str:

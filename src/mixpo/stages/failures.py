@@ -42,7 +42,10 @@ class DeferredFailures:
         """Raise UnfinishedError when anything failed, naming the first of it."""
         if self._failed:
             others = f" (and {len(self._failed) - 1} more)" if len(self._failed) > 1 else ""
-            raise UnfinishedError(f"{self._failed[0]}{others}; everything else is done, the same command makes only what is missing")
+            raise UnfinishedError(
+                f"{self._failed[0]}{others}; everything else is done, the same command makes only what is missing",
+                code="evaluation-unfinished",
+            )
 
 
 def _relies_on(planned: Planned) -> tuple[str, ...]:

@@ -89,7 +89,11 @@ class Models:
     def folder(self, ref: ModelRef) -> Path:
         """Where the files of a model are, for engines that load it themselves. Raises ModelError when an adapter belongs to it."""
         if ref.folder is None and find_adapter(self.table, self.recipe_folder) is not None:
-            raise ModelError("model.adapter: servers and vLLM would load the model without it; merge the adapter into a model folder first")
+            raise ModelError(
+                "model.adapter: servers and vLLM would load the model without it; merge the adapter into a model folder first",
+                code="adapter-not-merged",
+                key="model.adapter",
+            )
         return ref.folder or find_model(self.table, self.recipe_folder)
 
     def fresh(self, ref: ModelRef) -> Vlm:

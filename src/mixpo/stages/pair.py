@@ -82,7 +82,8 @@ def check_pairs(context: Context, manifest: Manifest, number: int) -> None:
         f"{where}no pairs: of {amount(total, 'question')} {right} {'has' if right == 1 else 'have'} all answers right and {wrong} all wrong"
         + (f"; left out: {', '.join(dropped)}" if dropped else "")
         + f"; {_remedy(right, wrong)}"
-        + ("; `mixpo evaluate` still measures the base model" if context.recipe.evaluate.sets else "")
+        + ("; `mixpo evaluate` still measures the base model" if context.recipe.evaluate.sets else ""),
+        code="no-pairs",
     )
 
 

@@ -92,5 +92,7 @@ def check_scored(manifest: Manifest, max_length: int) -> None:
     dropped = [f"{count} {name.removeprefix('dropped: ')}" for name, count in manifest.counts.items() if name.startswith("dropped: ")]
     raise TrainError(
         f"{manifest.stage}: no pair can be trained on ({', '.join(dropped) or 'there are none'}); "
-        f"train.max_length is {max_length}, raise it if pairs are too long"
+        f"train.max_length is {max_length}, raise it if pairs are too long",
+        code="no-trainable-pairs",
+        key="train.max_length",
     )

@@ -192,5 +192,7 @@ def check_errors(context: Context, manifest: Manifest, reasons: Iterator[str]) -
         raise EngineError(
             f"{manifest.stage}: {failed} of {amount(total, 'question')} failed, more than max_error_rate = {allowed:g} allows "
             f"({'; '.join(islice(reasons, 3))}); the others are kept; correct the cause and ask only them again with "
-            f"`mixpo retry {context.run.root}`, or go on without them with --set max_error_rate=1"
+            f"`mixpo retry {context.run.root}`, or go on without them with --set max_error_rate=1",
+            code="too-many-failures",
+            key="max_error_rate",
         )

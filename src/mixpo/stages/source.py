@@ -85,11 +85,13 @@ def refresh(
     index = _write(context, stage, blocks, _expected(context, table), counts)
     counts["skipped"] = len(skipped)
     if not index.shards:
-        raise SourceError(_nothing(name, skipped))
+        raise SourceError(_nothing(name, skipped), code="no-usable-rows")
     if table.kind == "benchmark" and skipped and not table.partial:
         raise SourceError(
             f"{name}: {amount(len(skipped), 'row')} of the benchmark cannot be used, so its score would not be the published one: "
-            f"{_reasons(skipped)}; correct them (`mixpo check` lists all), or set source.partial = true"
+            f"{_reasons(skipped)}; correct them (`mixpo check` lists all), or set source.partial = true",
+            code="benchmark-incomplete",
+            key="source.partial",
         )
     _tell(context, stage, last, index, skipped)
     for sentence in duplicates.messages(counts):
@@ -125,7 +127,11 @@ def load_index(stage: Stage) -> QuestionIndex | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, AttributeError) as error:
-        raise RunError(f"{stage.folder / 'index.json'}: not an index of this version ({error}); delete it and run again") from None
+        raise RunError(
+            f"{stage.folder / 'index.json'}: not an index of this version ({error}); delete it and run again",
+            code="index-broken",
+            path=stage.folder / "index.json",
+        ) from None
 
 
 def load_skipped(stage: Stage) -> list[Skipped]:
@@ -206,7 +212,7 @@ def _in_its_table(context: Context, table: EvaluationSource, rows: Iterator[Sour
         yield from rows
     except SourceError as error:
         named = [f"evaluate.sets.{s.name}: " for s in context.recipe.evaluate.sets if s.source is table]
-        raise SourceError("".join(named) + str(error)) from None
+        raise SourceError("".join(named) + str(error), code=error.code, path=error.path, line=error.line, key=error.key) from None
 
 
 def rows_of(table: EvaluationSource, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped]:

@@ -7,7 +7,6 @@ from typing import Any
 from mixpo.pairs.statistics import Statistics
 from mixpo.report.build import PLACES, filtered_counts, skipped_rows
 from mixpo.stages.source import load_skipped
-from mixpo.types import Outcome
 from mixpo.viewer.index import OUTCOME, RunIndex
 
 MAY_FAIL = ("sample", "continue", "answer")
@@ -41,7 +40,7 @@ def statistics(index: RunIndex, round_: int) -> dict[str, Any]:
     for source, is_open, paired, number in groups(_QUESTIONS):
         counted.count_questions(source, with_answer=not is_open, with_pairs=paired, number=number)
     for source, domain, *counts, number in groups(_VERDICTS):
-        outcomes: dict[Outcome, int] = dict(zip(OUTCOME.values(), counts, strict=True))
+        outcomes: dict[str, int] = dict(zip(OUTCOME.values(), counts, strict=True))
         counted.count_verdicts(source, domain, outcomes, number)
     for source, origin, number in groups(_ORIGINS):
         counted.count_pairs(source, origin, number)
