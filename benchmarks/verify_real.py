@@ -123,7 +123,7 @@ def judge(answers: Iterable[Answer], dump: TextIO | None, file: str) -> Score:
     score = Score()
     for answer in answers:
         begun = time.perf_counter()
-        extracted = extract(answer.response)
+        extracted = extract(answer.response, choices=answer.choices)
         verdict = check(extracted, answer.gold, choices=answer.choices) if extracted is not None else None
         score.milliseconds.append(1000 * (time.perf_counter() - begun))
         outcome = verdict.outcome if verdict else "malformed"

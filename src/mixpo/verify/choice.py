@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -20,35 +20,55 @@ from mixpo.verify.number import Number, check_number, equal, is_bound, read_numb
 from mixpo.verify.number_words import read_whole
 from mixpo.verify.text import check_text, contains, normal_text
 from mixpo.verify.wrapping import plain_characters, unwrap
-from mixpo.verify.yes_no import check_yes_no
+from mixpo.verify.yes_no import check_yes_no, is_unsure
 
 LETTERS = "ABCDEFGHIJ"
 STEM = 6
 """Letters by which "increasing" is a form of "increase"."""
+ANOTHER = "?"
+"""Stands for a value that none of the options has."""
+ANY = frozenset(LETTERS)
+"""Named by an answer that leaves every option possible: under a negation, as a bound, or beside something that is no option."""
+BESIDE = 8
+"""Words behind a letter up to which they are its text; more are an explanation."""
 
 _LONE = re.compile(r"[\s(\[{<*\"'.【（]*([A-Ja-j])[\s)\]}>*\"'.,:;、。】）]*")
-_SEVERAL = re.compile(r"[\s(\[*]*[A-J](?:(?:[\s(\[*)\].,;、&+/和与或]|(?i:and|or)\b)*[A-J]){1,9}[\s)\].*]*")
-_LEADING = re.compile(r"[\s(\[*【]*([A-Ja-j])(?:[\])}】]\s*[.:、,-]?|[.:、,*]+(?=[\s\W]|[^\x00-\x7f])|\s+[-=]+(?=\s)|\s++)\s*+(?=\S)")
+_JOINT = r"(?:[\s(\[*)\].,;、&+/和与或]|(?i:and|or)\b)"
+_SEVERAL = re.compile(rf"[\s(\[*]*[A-J](?:{_JOINT}*[A-J]){{1,9}}[\s)\].*]*")
+_LEADING = re.compile(r"[\s(\[*【]*([A-Ja-j])(?:[\])}】][*]*\s*[.:、,-]?|[.:、,*]+(?=[\s\W]|[^\x00-\x7f])|\s+[-=]+(?=\s)|\s++)\s*+(?=\S)")
 _NAMED = re.compile(
-    r"(?i:\b(?:option|choice|answer(?:\s+(?:is|would be|should be))?|letter|select|choose|pick)|选项?|选择|答案(?:是|为|应为)?)"
+    r"(?i:\b(?:option|choice|answer(?:\s+(?:is|would be|should be|must be))?|letter|select|choose|pick)|选项?|选择|答案(?:是|为|应为)?)"
     r"[\s:*(\[\"']*(?:([A-J])(?![A-Za-z'])(?:[\s)\]]*(?:,|/|&|and\b|or\b|和|或)[\s(\[]*([A-J])(?![A-Za-z']))?|([a-j])(?=[\s)\].*\"']*$))"
 )
 _NAMED_AFTER = re.compile(
     r"(?<![A-Za-z])\(?([B-HJ]|A(?=\)|\s+is\s+(?:the\s+)?(?:correct|right)))\)?\s*(?:is\s+(?:the\s+)?(?:correct|right)|选项|项|正确)"
 )
-_NEXT_OPTION = re.compile(r"(?<![A-Za-z.])([A-J])(?:[.:、]|(?<!\(.)\))(?=\s*[^\s)])")
+_NEXT_OPTION = re.compile(r"(?:[,;，；、\n]|\band\b|\bor\b|和|或)\s*(?:\(([A-J])\)|([A-J])[.:、)])(?=\s*[^\s)])")
 """Another option of a list: "A. cat, B. dog"."""
-_BY_POSITION = re.compile(r"(?i)(?:the\s+)?(?:option|choice)\s*(?:no\.?|number|#)?\s*(\d{1,2})")
+_TEXT_LETTER = re.compile(r"\\text(?:bf|rm|it)?\s*\{\s*\(?([A-J])\)?[.:)]?\s*\\?\s*\}(?:\s|\\quad|\\[ ,;:])*")
+_BY_POSITION = re.compile(
+    r"(?i)(?:the\s+)?(?:(?:option|choice)\s*(?:no\.?|number|#)?\s*\d{1,2}|(?:first|second|third|fourth|fifth|last|former|latter)(?:\s+(?:one|option|choice))?)"
+    r"|第[一二三四五]个?(?:选项)?|最后一个"
+)
+_EQUALS = re.compile(r"[=≈]|\b(?:is|are|equals|be|approximately|about)\b|[为是]")
 _SEVERAL_VALUES = re.compile(r"[,;，；或和]|\b(?:and|or)\b")
 _PERCENT_WORD = re.compile(r"(?i)(?<=\S)\s++per\s?cent$")
 _BRACKETED = re.compile(r"[(\[]\s*([A-Ja-j])\s*[)\]]")
 _STANDALONE = re.compile(r"(?<![A-Za-z'.])(?:([B-HJ])(?![A-Za-z'+#♯♭])|([AI])(?=\s*[.,;:)\]]*\s*$|\s*(?:,|and|or|&)\s*[(\[]?[B-J]\b))")
+_LAST_LETTER = re.compile(r"(?<![A-Za-z'.])([A-J])(?=[\s.,;:)\]]*$|\s*(?:,|and\b|or\b|&)\s*[(\[]?[A-J](?![A-Za-z]))")
 _OVER_OPTIONS = re.compile(r"(?i)\b(?:all|both|none|neither)\b|以上|都")
 """Texts of options that are about other options: "all of the above", "both A and B"."""
+_NO_OPTION = re.compile(
+    r"(?i)\bnone of (?:the )?(?:(?:given|listed|provided|above|answer) )*(?:options|choices|answers|above)\b(?!\s*$)"
+    r"|\bnot (?:listed|among|(?:one of|in|any of) the (?:\w+ )?(?:options|choices))|不在选项|没有(?:正确|合适)的?选项"
+)
+_OR = re.compile(r"(?i)\bor\b|或")
+_SYMBOLS = re.compile(r"\d|[^\w\s]")
 _WORD = re.compile(r"[^\W\d_]{3,}")
+_RATIO = re.compile(r"(\d{1,9})\s*:\s*(\d{1,9})")
 _NEGATION = re.compile(
-    r"(?i)\b(?:not|no|neither|nor|except|none|rather than|instead of|cannot|\w{1,5}n't)\b"
-    r"|\b(?:is|are|was|were|do|does|did|ca|could|wo|would|should)nt\b|不|非|除"
+    r"(?i)\b(?:not|no|neither|nor|except|none|rather than|instead of|cannot|incorrect|wrong|\w{1,5}n't)\b"
+    r"|\b(?:is|are|was|were|do|does|did|ca|could|wo|would|should)nt\b|不|非|除|错"
 )
 
 
@@ -58,26 +78,30 @@ def check_choice(predicted: str, gold: str, options: Options) -> Judgement:
     wanted = _gold_letters(gold, texts)
     if not wanted:
         return check_text(predicted, gold, options)
-    answer = plain_characters(unwrap(predicted) or predicted)
+    answer = plain_characters(_TEXT_LETTER.sub(r"(\1) ", unwrap(predicted) or predicted))
     if len(wanted) > 1:
         return _compare_sets(answer, wanted)
-    if _are_yes_no(texts) and not _LONE.fullmatch(answer):
-        return check_yes_no(answer, texts[LETTERS.index(min(wanted))], options)
-    named = read_options(answer, texts)
+    are_yes_no = _are_yes_no(texts)
+    named = read_options(answer, texts, READINGS[:-1] if are_yes_no else READINGS)
     alike = _alike(wanted, texts)
     if not named:
+        if is_unsure(answer):
+            return Judgement("undecided", "says that it cannot tell")
+        if are_yes_no:
+            return check_yes_no(answer, texts[LETTERS.index(min(wanted))], options)
         return _compare_meaning(answer, alike, options) if texts else Judgement("undecided", "names no option letter")
     if named <= alike:
         return Judgement("correct", "same option")
     if named & alike or (len(named) > 1 and _is_over_options(wanted, texts)):
-        return Judgement("undecided", "names several options")
+        return Judgement("undecided", "names several options, or an option and another value")
     return Judgement("wrong", "another option")
 
 
 @functools.lru_cache(maxsize=256)
 def _alike(wanted: frozenset[str], texts: tuple[str, ...]) -> frozenset[str]:
     """The wanted option and those with the same text: whoever names one of them means the same. All responses of a question ask."""
-    return wanted | _letters_of(dict(zip(LETTERS, texts, strict=False)).get(min(wanted), ""), texts)
+    own = dict(zip(LETTERS, texts, strict=False)).get(min(wanted), "")
+    return wanted | {letter for letter, text in zip(LETTERS, texts, strict=False) if text.strip() == own.strip()}
 
 
 @functools.lru_cache(maxsize=256)
@@ -86,20 +110,20 @@ def _are_yes_no(texts: tuple[str, ...]) -> bool:
     return len(texts) == 2 and {guess_kind(text) for text in texts} == {"yes_no"}
 
 
-def read_options(answer: str, texts: tuple[str, ...] = ()) -> frozenset[str]:
-    """The letters of the options that `answer` names; empty when it names none."""
-    there = frozenset(LETTERS[: len(texts)] if texts else LETTERS)
-    for reading in READINGS:
-        if found := reading(answer, texts) & there:
-            return found
+def read_options(answer: str, texts: tuple[str, ...] = (), readings: Sequence[Reading] = ()) -> frozenset[str]:
+    """The letters of the options that `answer` names (`ANOTHER` for a value that is none of them); empty when it names none."""
+    there = frozenset((LETTERS[: len(texts)] if texts else LETTERS) + ANOTHER)
+    for reading in readings or READINGS:
+        if named := reading(answer, texts) & there:
+            return named
     return frozenset()
 
 
 def _exact(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
-    """A lone letter, or exactly an option's text. Where the texts are letters themselves, both readings count."""
+    """A lone letter, or exactly an option's text, or a list of letters. Where the texts are letters themselves, both readings count."""
     lone = _LONE.fullmatch(answer)
-    letters = frozenset(lone.group(1).upper()) if lone else _listed(answer)
-    return letters | _letters_of(answer, texts)
+    named = _letters_of(answer, texts)
+    return frozenset(lone.group(1).upper()) | named if lone else named or _listed(answer)
 
 
 def _listed(answer: str) -> frozenset[str]:
@@ -107,42 +131,76 @@ def _listed(answer: str) -> frozenset[str]:
     return frozenset(re.findall("[A-J]", re.sub(r"(?i)and|or", "", answer))) if _SEVERAL.fullmatch(answer) else frozenset()
 
 
+def _none(answer: str, _texts: tuple[str, ...]) -> frozenset[str]:
+    """ "None of the options matches": every one stays possible."""
+    return ANY if _NO_OPTION.search(answer) else frozenset()
+
+
 def _leading(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
     """ "B. 7", "(B) 7", "B) 7"; with a bare space ("B 7"), or in lower case, only when the option's text follows."""
     match = _LEADING.match(answer)
     if not match:
         return frozenset()
-    letter = match.group(1)
-    said = _letters_of(answer[match.end() :], texts)
+    letter, rest = match.group(1), answer[match.end() :]
     bare = not match.group().strip("* \t")[1:].strip() or letter.islower()
-    if bare and letter.upper() not in said:
+    if bare and letter.upper() not in _letters_of(rest, texts):
         return frozenset()
-    return frozenset(letter.upper()) | said | frozenset(_NEXT_OPTION.findall(answer, match.end()))
+    others = {letter for groups in _NEXT_OPTION.findall(answer, match.end()) for letter in groups if letter}
+    return _beside(letter.upper(), rest, texts) if not others else others | {letter.upper()}
 
 
-def _named(answer: str, _texts: tuple[str, ...]) -> frozenset[str]:
+def _named(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
     """ "option B", "the answer is B", "B is correct", "选B"."""
-    if _NEGATION.search(answer):
-        return frozenset()
-    found = {letter.upper() for match in _NAMED.finditer(answer) for letter in match.groups() if letter}
-    return frozenset(found | {match.group(1) for match in _NAMED_AFTER.finditer(answer)})
+    named: set[str] = set()
+    for match in _NAMED.finditer(answer):
+        letters = {option for letter in match.groups() if letter for option in _lettered(letter.upper(), texts)}
+        named |= _beside(min(letters), answer[match.end() :].lstrip(" )].:*"), texts) if len(letters) == 1 else letters
+    named |= {match.group(1) for match in _NAMED_AFTER.finditer(answer)}
+    return frozenset() if not named or _NEGATION.search(_without_texts(answer, texts)) else frozenset(named)
+
+
+def _beside(letter: str, rest: str, texts: tuple[str, ...]) -> frozenset[str]:
+    """The option of a letter, and what the text beside it names instead: "A. 9" is both A and the option 9."""
+    own = next((option for option in _options(texts) if option.letter == letter), None)
+    rest = rest.strip().removesuffix(")").strip("( ") if rest.startswith("(") else rest
+    if not own or not rest.strip():
+        return frozenset(letter)
+    said = _letters_of(rest, texts) or _worked_out(rest, texts)
+    if not said and len(rest.split()) <= BESIDE:
+        number = _number(rest)
+        if number and own.number and equal(number, own.number, 0.0) is False:
+            return frozenset(letter + ANOTHER)
+        said = _contained(rest, texts)
+    return frozenset(letter) if not said or letter in said else said | {letter}
 
 
 def _loose(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
-    """Letters in brackets or alone, and option texts inside a phrase. Under a negation or as a bound every option stays possible."""
-    found = {match.group(1).upper() for match in _BRACKETED.finditer(answer)}
-    found |= {match.group(1) or match.group(2) for match in _STANDALONE.finditer(answer)}
+    """Letters in brackets or alone, and option texts inside a phrase. Under a negation or as a bound every option stays possible.
+
+    Where the options are known a letter alone has to be the last word: others name points and lines.
+    """
     # Inside a formula an option's text is only a part of it: √3 in √3/2.
-    held = _contained(answer, texts)
-    if held and guess_kind(answer) != "formula":
-        found |= held
-    if found and (_NEGATION.search(rest := _without_texts(answer, texts)) or is_bound(f"{rest} 0")):
-        return frozenset(LETTERS)
-    return frozenset(found)
+    held = _contained(answer, texts) if guess_kind(answer) != "formula" else frozenset()
+    rest = _without_texts(answer, texts) if held else answer
+    named = set(held) | {match.group(1).upper() for match in _BRACKETED.finditer(rest)}
+    if not named:
+        letters = (_LAST_LETTER if texts else _STANDALONE).findall(rest)
+        named |= {option for letter in letters for option in _lettered("".join(letter), texts)}
+    if named and (_NEGATION.search(rest) or is_bound(f"{rest} 0") or (len(held) == 1 and _OR.search(rest))):
+        return ANY
+    return frozenset(named)
+
+
+def _lettered(letter: str, texts: tuple[str, ...]) -> frozenset[str]:
+    """What a letter in a phrase names: an option, or one whose text holds it ("Point A"), if those are not the same."""
+    held = {option.letter for option in _options(texts) if re.search(rf"(?<![A-Za-z]){letter}(?![A-Za-z])", option.text)}
+    return frozenset(letter) if letter in held else frozenset(held | {letter})
 
 
 def _without_texts(answer: str, texts: tuple[str, ...]) -> str:
     """Without the texts of options, which may hold a negation themselves: "does not change"."""
+    if not texts:
+        return answer
     plain = normal_text(answer)
     for option in sorted(_options(texts), key=lambda option: -len(option.plain)):
         plain = plain.replace(option.plain, " ") if contains(plain, option.plain) else plain
@@ -150,13 +208,16 @@ def _without_texts(answer: str, texts: tuple[str, ...]) -> str:
 
 
 def _worked_out(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
-    """Exactly an option's text behind an equals sign: "\\sin 60° = √3/2"."""
-    if "=" not in answer or not texts or _SEVERAL_VALUES.search(answer):
+    """Exactly an option's text behind an equals sign or a verb: "\\sin 60° = √3/2", "the length is √2"."""
+    if not texts or ("=" in answer and _SEVERAL_VALUES.search(answer)):
         return frozenset()
-    return _letters_of(answer.rpartition("=")[2].strip(), texts)
+    *_, last = _EQUALS.split(answer)
+    return _letters_of(last.strip(), texts) if last != answer and not _NEGATION.search(answer) else frozenset()
 
 
-READINGS: tuple[Callable[[str, tuple[str, ...]], frozenset[str]], ...] = (_exact, _worked_out, _leading, _named, _loose)
+Reading = Callable[[str, tuple[str, ...]], frozenset[str]]
+READINGS: tuple[Reading, ...] = (_exact, _none, _leading, _named, _worked_out, _loose)
+"""From the surest to the loosest; the first that names an option decides."""
 
 
 class _Option(NamedTuple):
@@ -173,8 +234,10 @@ class _Option(NamedTuple):
 def _options(texts: tuple[str, ...]) -> tuple[_Option, ...]:
     """The forms of one question's choices; all its responses ask for them."""
     bare = [unwrap(text) or text for text in texts]
+    are_ratios = bool(bare) and all(map(_RATIO.fullmatch, bare))  # "5/12" names 5:12, unless that may be a time of day
     return tuple(
-        _Option(letter, text, normal_text(text), _number(text), key(to_latex(text))) for letter, text in zip(LETTERS, bare, strict=False)
+        _Option(letter, text, normal_text(text), _number(text.replace(":", "/") if are_ratios else text), key(to_latex(text)))
+        for letter, text in zip(LETTERS, bare, strict=False)
     )
 
 
@@ -182,20 +245,20 @@ def _letters_of(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
     """Letters of the options whose text `answer` is."""
     if not texts:
         return frozenset()
-    number, plain = _number(answer), normal_text(answer)
-    found = set()
+    if spelled := {option.letter for option in _options(texts) if option.text == answer.strip()}:
+        return frozenset(spelled)
+    number, plain, formula = _number(answer), normal_text(answer), key(to_latex(answer))
+    named = set()
     for option in _options(texts):
         if number and option.number:
             same = equal(number, option.number, 0.0) is True
         else:
-            same = plain == option.plain and (bool(plain) or answer.strip() == option.text.strip())
+            same = bool(plain) and plain == option.plain
         if same:
-            found.add(option.letter)
-    if len(found) == 1:
-        return frozenset(found)
-    formula = key(to_latex(answer))
-    spelled = {option.letter for option in _options(texts) if formula and formula == option.formula}
-    return frozenset(spelled or found)
+            named.add(option.letter)
+    if len(named) == 1:
+        return frozenset(named)
+    return frozenset({option.letter for option in _options(texts) if formula and formula == option.formula} or named)
 
 
 def _number(text: str) -> Number | None:
@@ -217,8 +280,7 @@ def _compare_meaning(answer: str, wanted: frozenset[str], options: Options) -> J
         return check_number(answer, right, options)
     if kinds <= {"formula", "number"}:
         return check_formula(answer, right, options)
-    position = _BY_POSITION.fullmatch(answer)
-    if position and LETTERS[int(position.group(1)) - 1 : int(position.group(1))] in wanted:
+    if _BY_POSITION.fullmatch(answer):
         return Judgement("undecided", "an option by its place")
     if _hints_at(answer, wanted, options.choices) or (_OVER_OPTIONS.search(answer) and _is_over_options(wanted, options.choices)):
         return Judgement("undecided", "speaks of the option")
@@ -252,22 +314,34 @@ def _stems(plain: str) -> set[str]:
 
 def _contained(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
     """Options whose text stands in the answer, less those that only stand inside a longer one ("cat" in "black cat")."""
-    plain = normal_text(answer)
-    kept = set()
+    plain, kept = normal_text(answer), set()
     for option in sorted(_options(texts), key=lambda option: -len(option.plain)):
-        if contains(plain, option.plain):
+        if contains(plain, option.plain) and (not _SYMBOLS.search(option.text) or _stands_in(option.text, answer)):
             kept.add(option.letter)
             plain = plain.replace(option.plain, "\n")
-    return frozenset(kept)
+    spelled = {option.letter for option in _options(texts) if option.letter in kept and contains(answer, option.text)}
+    alike = {option.plain for option in _options(texts) if option.letter in kept}
+    return frozenset(spelled) if spelled and len(alike) == 1 else frozenset(kept | _same_plain(kept, texts))
+
+
+def _same_plain(letters: set[str], texts: tuple[str, ...]) -> set[str]:
+    """The options that differ from these in case or signs alone."""
+    plain = {option.plain for option in _options(texts) if option.letter in letters}
+    return {option.letter for option in _options(texts) if option.plain in plain}
+
+
+def _stands_in(text: str, answer: str) -> bool:
+    """Whether a text with digits or signs stands in an answer, and not as a part of a formula: 2 does not stand in √2."""
+    return re.search(rf"(?<![\w.√^{{\\/*+-]){re.escape(text.strip())}(?![\w^{{/√]|\.\d)", answer) is not None or text.isalnum() is False and key(to_latex(text)) in key(to_latex(answer))
 
 
 def _gold_letters(gold: str, texts: tuple[str, ...]) -> frozenset[str]:
+    by_text = _letters_of(gold, texts)
+    if by_text and not re.fullmatch("[A-J]", gold.strip()) and _alike(frozenset(min(by_text)), texts) == by_text:
+        return frozenset(min(by_text))
     lone = _LONE.fullmatch(gold)
     if lone and (not texts or lone.group(1).upper() in LETTERS[: len(texts)]):
         return frozenset(lone.group(1).upper())
-    by_text = _letters_of(gold, texts)
-    if len(by_text) == 1:
-        return by_text
     named = _listed(gold) or read_options(gold, texts)
     return named if len(named) == 1 or _SEVERAL.fullmatch(gold) else frozenset()
 

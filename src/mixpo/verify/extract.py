@@ -1,4 +1,4 @@
-"""Find the final answer that a response states. Knows nothing about whether it is right.
+"""Find the final answer that a response states: a marker, then the form of what it announces. Knows nothing about right and wrong.
 
 None means malformed: no clear final answer, an empty one, or only the placeholder of the instruction. The last marker wins, because
 reasoning that quotes the instruction or revises itself comes first. Every pattern runs in time linear in the text.
@@ -8,133 +8,179 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
+from mixpo.verify.choice import read_options
+from mixpo.verify.number import is_bound, read_numbers
+from mixpo.verify.number_words import read_whole, read_words
 from mixpo.verify.wrapping import Box, boxes, unwrap
+from mixpo.verify.yes_no import is_unsure
 
 SHORT_CHARACTERS = 60
 SHORT_WORDS = 8
 """A single line within both limits is taken as an answer without a marker, where a style allows that."""
+MAX_CONTENT = 600
+"""Characters behind a marker that may belong to the answer."""
+MAX_MARKERS = 8
+"""So many markers at the end of a response are tried; all but the last are only asked when those after them announce nothing."""
 
-# Emphasis may stand on either side of the colon: "**Final answer:** B", "**Final answer**: B", "### Final Answer: B".
-# A heading "Answer" may also stand alone on its line.
-_FINAL = re.compile(r"(?im)(?<![A-Za-z])(?:final[ \t]+)?answer[*_ \t]*[:：]|^[#*_ \t]*(?:final[ \t]+)?answer[*_ \t]*$")
-_FINAL_SENTENCE = re.compile(r"(?i)(?<![A-Za-z])(?:final[ \t]+)?answer[*_]*[ \t]+is\b[*_ \t]*[:：]?")
-_FINAL_ZH = re.compile(r"(?m)答案[*_ \t]*+(?:是|为)?[*_ \t]*[:：]|【(?:最终)?答案】|^[#*_ \t]*最终答案[*_ \t]*$")
-_FINAL_ZH_SENTENCE = re.compile(r"答案[*_ \t]*应?该?当?(?:是|为|选)[*_ \t]*[:：]?")
-_ANSWER_TAG = re.compile(r"<answer>")
+_SUBJECT = (
+    r"(?:(?:(?:final|correct|right|best|most[ \t]\w+)[*_]*[ \t]+)*(?:answer|solution)(?:[ \t]+(?:choice|option|letter))*"
+    r"|(?:correct|right|best|final|only)[ \t]+(?:answer[ \t]+)?(?:option|choice|letter)(?:[ \t]+letter)?)[*_]*(?:[ \t]+to[ \t][^.:\n]{1,120}?)?"
+)
+_VERB = r"[*_ \t,]+(?:(?:therefore|thus|then|hence)[, \t]+)?(?:is|are|would be|should be|must be|will be|has to be)(?:[ \t]+(?:therefore|thus|hence))?\b"
+MARKERS = {
+    # Emphasis may stand on either side of the colon: "**Final answer:** B", "**Final answer**: B", "### Final Answer: B".
+    # A heading "Answer" may also stand alone on its line.
+    "final": re.compile(r"(?im)(?<![A-Za-z])(?:final[ \t]+)?answer[*_ \t]*[:：]|^[#*_ \t]*(?:final[ \t]+)?answer[*_ \t]*$"),
+    "sentence": re.compile(rf"(?i)(?<![A-Za-z]){_SUBJECT}{_VERB}[*_ \t]*[:：]?"),
+    "final_zh": re.compile(r"(?m)答案[*_ \t]*+(?:是|为)?[*_ \t]*[:：]|【(?:最终)?答案】|^[#*_ \t]*最终答案[*_ \t]*$"),
+    "sentence_zh": re.compile(r"(?:答案|正确选项|正确的选项|选项)[*_ \t]*应?该?当?(?:是|为|选)[*_ \t]*[:：]?|(?:故|应|所以|因此)选择?[*_ \t:：]*(?=\(?[A-J])"),
+}
+"""Where an answer is announced, by the family that a style asks for."""
+STYLES: dict[str, tuple[str, ...]] = {
+    "final": ("final", "sentence"),
+    "final_zh": ("final_zh", "sentence_zh"),
+    "boxed": ("box",),
+    "think": (*MARKERS, "box", "tag"),
+    "whole": (),
+    "auto": (*MARKERS, "box", "tag"),
+}
+"""The families of markers that count under a style."""
+
+_HYPOTHESIS = re.compile(r"(?i)\b(?:if|whether|suppose|assum\w+|otherwise)\b[^.!?\n]*$")
+_OPTION_TEXT = re.compile(r"(?i)\(?[A-J][).:]\s*(?:the\s+)?$")
+"""In front of a marker that belongs to the text of an option: "(D) the correct choice is the last one"."""
+_NOTHING_SAID = re.compile(
+    r"(?i)(?:\W*(?:not\b|n't|neither\b|correct\W*$|incorrect\W*$|wrong\W*$|right\W*$|found\b|given\b|as follows|obtained\b|based on|calculated\b|"
+    r"determined\b|derived\b|inconclusive|unclear|unknown|missing|in the form|the same\b|simply the|an? (?:integer|number|value|decimal)\b|the (?:values?|options?|one|number) (?:that|which)|(?:either|one of|whichever)\b|to\b|(?:impossible|unable)\b|\?|;)|[^.]{0,40}\bcan(?:not|'t)\b)"
+    r"|不|正确|错误|无法|未"
+)
+"""What follows "the answer is" where no answer follows: a negation, a judgement, the way to it."""
+_QUESTION = re.compile(r"[^.!?\n]*\?")
 _PLACEHOLDER = re.compile(r"(?i)\.\.|…|[\[{<(]?(?:your |final |the )*answer[\]}>)]?\Z")
 _NEXT_BOX = re.compile(r"[\s$]{0,9}(?:[,，、&]|and\b|or\b|和|或|,\s?and\b|,\s?or\b)[\s$]{0,9}(?:[A-Za-z]\w?\s?=\s?)?")
 """What joins two boxes that are one answer."""
 _FAREWELL = re.compile(
     r"(?i)[ \t*_]*(?:i hope|hope this|let me know|feel free|please let me|if you (?:have|need)|is there anything|希望|如果您?有|请告诉)"
 )
-"""A last line that only takes leave of the reader."""
-FAREWELLS = 3
+"""A sentence that only takes leave of the reader."""
 _FENCE = re.compile(r"```[a-z]{0,12}[ \t]*\n\s*")
-_SENTENCE_END = re.compile(r"[。！？]|[.!?](?=\s)")
+_SENTENCE_END = re.compile(r"(?<![ \t(.][A-Za-z])(?<!\A[A-Za-z])(?<!\b(?:Mr|Ms|Dr|St|No|vs))(?<!\b(?:Mrs|Fig|etc|e\.g|i\.e))[.!?](?=\s+[^\sa-z=+*/-])|[。！？](?=.)")
+_FOLLOW_UP = re.compile(r"(?im)^[#*_ \t]*(?:question|hint|human|user|instruction|问题|提示)[ \t]*\d*[ \t]*[:：]")
+"""A model that goes on with a conversation of its own."""
+_END_TOKEN = re.compile(r"(?:<\|[\w ]{1,40}\|>|</s>|<eos>|<end_of_turn>)\s*\Z")
+_LETTERED = re.compile(r"[*_ \t]*(?:\(([A-Ja-j])\)|([A-J])[.):：](?=[\s*]|\Z|[^\x00-\x7f]))")
+_SENTENCE = re.compile(r"[^\n。！？]+?(?:(?<![ \t(.][A-Z])(?<!\A[A-Z])[.!?](?=\s+[^\sa-z]|\s*\n)|[。！？]|(?=\n)|\Z)")
+_SO = re.compile(r"(?i)\W*(?:(?:therefore|thus|hence|so|in (?:total|conclusion|summary)|finally|consequently|overall)\b|所以|因此|故|综上)")
+_BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*")
+_BEHIND_VERB = re.compile(r"(?i).*(?:\b(?:is|are|was|were|be|equals?|approximately|about)\b|[=≈:：是为])[ \t*$]*(?=[-+$€£¥\\√]?\d|[a-z]+[ .]*\Z|[-\\√π(])")
+_COUNT = re.compile(r"(?i)(?:.*\b(?:there (?:are|is|were|was)|ha(?:s|ve|d)|in total,?)|\W*)\s+(?:a total of |exactly |only )?((?-i:[a-z]+|[A-Z][a-z]+)(?:-\w+)?|\d+)\s")
+"""A count in front of what is counted: "There are three bars above 4"."""
 
-Found = tuple[int, str | None]
-"""Where an answer was found, and the answer (None: a marker with nothing behind it)."""
+
+_NO_CONCLUSION = re.compile(r"(?i)\b(?:not|none)\b[^.]{0,30}\b(?:options?|choices?)\b|\bmistake in the\b|please provide|不在选项")
 
 
-def extract(text: str, style: str = "auto") -> str | None:
+class _Stated(NamedTuple):
+    """Where an answer is stated, and the answer (None: a marker with nothing behind it)."""
+
+    position: int
+    answer: str | None
+
+
+def extract(text: str, style: str = "auto", choices: Sequence[str] = (), *, thinking: bool = False) -> str | None:
     """The final answer in `text`, free of emphasis, math delimiters, boxes and a trailing full stop; None when malformed.
 
-    style: a `mixpo.prompts.Style`, or "auto", which takes whichever marker stands last, or else a short single line.
+    style: a `mixpo.prompts.Style`, or "auto", which takes whichever marker stands last, or else what is plainly concluded.
+    choices: the texts of the options in letter order; a conclusion without a marker then has to name one of them.
+    thinking: the prompt opened a block of reasoning, which the response has to end before it answers.
     Raises ValueError for an unknown style.
     """
-    try:
-        find = STYLES[style]
-    except KeyError:
-        raise ValueError(f"unknown style {style!r}; known: {', '.join(STYLES)}") from None
-    return find(text)
+    if style not in STYLES:
+        raise ValueError(f"unknown style {style!r}; known: {', '.join(STYLES)}")
+    if style == "whole":
+        return _whole(text)
+    is_free = style in ("think", "auto")
+    if is_free or thinking:
+        rest = _after_thinking(text, thinking)
+        if rest is None:
+            return None
+        text = rest
+    for part in (*_before_follow_up(text), text):
+        if stated := _last_marker(part, STYLES[style]):
+            return stated.answer
+        if is_free and (answer := _concluded(part, tuple(choices))):
+            return answer
+    return None
 
 
-def _final(text: str) -> str | None:
-    return _resolve(_after(text, _FINAL) or _closing(text, _FINAL_SENTENCE))
-
-
-def _final_zh(text: str) -> str | None:
-    return _resolve(_after(text, _FINAL_ZH) or _closing(text, _FINAL_ZH_SENTENCE))
-
-
-def _boxed(text: str) -> str | None:
-    return _resolve(_last_box(text))
-
-
-def _think(text: str) -> str | None:
-    """What follows the reasoning; a reasoning block that never ends holds no final answer."""
-    answer = _after_thinking(text)
-    if answer is None:
-        return None
-    found = _last_marker(answer)
-    return found[1] if found else _short(answer)
+def _before_follow_up(text: str) -> Iterator[str]:
+    match = _FOLLOW_UP.search(text, 1)
+    if match and text[: match.start()].strip():
+        yield text[: match.start()]
 
 
 def _whole(text: str) -> str | None:
     """Everything, for direct answers; a marker is taken off only where the text starts with it."""
     plain = text.lstrip("*_# \t\r\n")
-    match = _FINAL.match(plain) or _FINAL_ZH.match(plain)
+    match = MARKERS["final"].match(plain) or MARKERS["final_zh"].match(plain)
     return _bare(plain[match.end() :].lstrip("*_ \t") if match else text)
-
-
-STYLES: dict[str, Callable[[str], str | None]] = {
-    "final": _final,
-    "final_zh": _final_zh,
-    "boxed": _boxed,
-    "think": _think,
-    "whole": _whole,
-    "auto": _think,
-}
 
 
 def _bare(text: str | None) -> str | None:
     """The unwrapped answer; None for nothing, and for the placeholder of an instruction that the response only repeats."""
-    answer = unwrap(text) if text is not None else ""
+    answer = unwrap(text) if text is not None and text.strip(" ()[]{}\"'") else ""
     return None if not answer or _PLACEHOLDER.match(answer) else answer
 
 
-def _resolve(found: Found | None) -> str | None:
-    return found[1] if found else None
+def _after_thinking(text: str, opened: bool) -> str | None:
+    """What follows the reasoning; a reasoning block that never ends holds no final answer."""
+    _, closed, rest = text.rpartition("</think>")
+    if closed:
+        return rest
+    return None if opened or "<think>" in text else text
 
 
-def _last_marker(text: str) -> Found | None:
-    """What stands behind whichever marker stands last; a closing sentence counts only where there is no marker."""
-    marked = [_after(text, _FINAL), _after(text, _FINAL_ZH), _last_box(text), _tagged(text)]
-    found = [candidate for candidate in marked if candidate]
-    if not found:
-        found = [candidate for candidate in (_closing(text, _FINAL_SENTENCE), _closing(text, _FINAL_ZH_SENTENCE)) if candidate]
-    return max(found, key=lambda candidate: candidate[0]) if found else None
+def _last_marker(text: str, families: Sequence[str]) -> _Stated | None:
+    """What is stated behind whichever marker stands last."""
+    lowered = text.lower()
+    stated = []
+    for family in families:
+        if family in MARKERS and ("答" in text or "选" in text if family.endswith("zh") else "answer" in lowered or "correct" in lowered or "choice" in lowered or "option" in lowered or "solution" in lowered):
+            stated.append(_announced(text, family))
+    if "box" in families and (inside := boxes(text)):
+        stated.append(_in_boxes(text, inside))
+    if "tag" in families:
+        stated.append(_tagged(text, families))
+    return max((one for one in stated if one), key=lambda one: one.position, default=None)
 
 
-def _after(text: str, marker: re.Pattern[str]) -> Found | None:
-    """What stands behind the last `marker`: the rest of its line, or the next line with content, or a whole display formula."""
-    found = _last_match(text, marker)
-    if found is None:
-        return None
-    start, end = found
-    rest = text[end:].lstrip(" \t\r\n*_:：")
+def _announced(text: str, family: str) -> _Stated | None:
+    """What the last marker of a family announces; of sentences, the last one that announces anything."""
+    matches = list(MARKERS[family].finditer(text))
+    is_sentence = family.startswith("sentence")
+    for match in reversed(matches[-MAX_MARKERS:]):
+        answer = _content_behind(text, match.end())
+        if not is_sentence:
+            return _Stated(match.start(), answer)
+        before = text[max(0, match.start() - 160) : match.start()]
+        if _OPTION_TEXT.search(before):
+            continue
+        if answer and not _HYPOTHESIS.search(before) and not _NOTHING_SAID.match(text[match.end() : match.end() + 80]) and not _QUESTION.match(text, match.end()):
+            return _Stated(match.start(), answer)
+    return None
+
+
+def _content_behind(text: str, end: int) -> str | None:
+    """The answer behind a marker: a display formula, or the first sentence of the line, or of the next line with content."""
+    rest = text[end : end + MAX_CONTENT].lstrip(" \t\r\n*_:：")
     if fence := _FENCE.match(rest):
         rest = rest[fence.end() :]
-    if rest.startswith("- ") and "\n" in text[end : len(text) - len(rest)]:
+    if rest.startswith("- ") and "\n" in text[end : end + MAX_CONTENT].partition("- ")[0]:
         rest = rest[1:].lstrip()  # an item of a list on a line of its own, not a sign
-    content = _display(rest) or (rest.splitlines() or [""])[0]
-    return start, _content(content)
-
-
-def _last_match(text: str, marker: re.Pattern[str]) -> tuple[int, int] | None:
-    """Where the last match begins and ends. A marker stands in one line, so lines are looked at from the end; most responses are long."""
-    end = len(text)
-    while end >= 0:
-        start = text.rfind("\n", 0, end) + 1
-        line = text[start:end]
-        if "answer" in line.lower() or "答案" in line:
-            matches = list(marker.finditer(line))
-            if matches:
-                return start + matches[-1].start(), start + matches[-1].end()
-        end = start - 1
-    return None
+    return _content(_display(rest) or (rest.splitlines() or [""])[0])
 
 
 def _display(rest: str) -> str | None:
@@ -151,67 +197,89 @@ def _content(content: str) -> str | None:
     """An answer taken from its line; a box on that line is the answer."""
     inside = boxes(content)
     if inside:
-        return _in_boxes(content, inside)[1]
-    return _bare(content.removeprefix("<answer>").split("</answer>")[0])
+        return _in_boxes(content, inside).answer
+    content = content.removeprefix("<answer>").split("</answer>")[0]
+    if (cut := _SENTENCE_END.search(content)) and content[cut.end() :].strip():
+        content = content[: cut.start()]
+    return _bare(content)
 
 
-def _closing(text: str, marker: re.Pattern[str]) -> Found | None:
-    """ "The final answer is B." as a last line: what follows, up to the end of that sentence."""
-    text = text.rstrip()
-    for _ in range(FAREWELLS):
-        cut = text.rfind("\n")
-        if cut > 0 and _FAREWELL.match(text, cut + 1):
-            text = text[:cut].rstrip()
-    lines = text.strip().splitlines()
-    if not lines:
-        return None
-    matches = list(marker.finditer(lines[-1]))
-    if not matches:
-        return None
-    rest = lines[-1][matches[-1].end() :].strip()
-    answer = _content(_SENTENCE_END.split(rest, maxsplit=1)[0])
-    return (len(text) - len(lines[-1]) + matches[-1].start(), answer) if answer else None
-
-
-def _last_box(text: str) -> Found | None:
-    found = boxes(text)
-    return _in_boxes(text, found) if found else None
-
-
-def _in_boxes(text: str, found: list[Box]) -> Found:
+def _in_boxes(text: str, inside: list[Box]) -> _Stated:
     """What stands in the last box, together with those right before it: "\\boxed{3} and \\boxed{5}" is "3, 5"."""
-    start, _, content = found[-1]
+    start, _, content = inside[-1]
     answers = [_bare(content)]
-    for box in reversed(found[:-1]):
+    for box in reversed(inside[:-1]):
         if answers[0] is None or not _NEXT_BOX.fullmatch(text, box.end, start):
             break
         start = box.start
         answers.append(_bare(box.content))
     distinct = list(dict.fromkeys(answer for answer in reversed(answers) if answer))
-    return start, ", ".join(distinct) if distinct else None
+    return _Stated(start, ", ".join(distinct) if distinct else None)
 
 
-def _tagged(text: str) -> Found | None:
+def _tagged(text: str, families: Sequence[str]) -> _Stated | None:
     """What stands inside the last `<answer>` tag."""
-    matches = list(_ANSWER_TAG.finditer(text))
-    if not matches:
+    start = text.rfind("<answer>")
+    if start < 0:
         return None
-    inside, closed, _ = text[matches[-1].end() :].partition("</answer>")
+    inside, closed, _ = text[start + len("<answer>") :].partition("</answer>")
     if not closed:
-        return matches[-1].start(), None
-    return matches[-1].start(), _resolve(_last_marker(inside)) or _bare(inside)
+        return _Stated(start, None)
+    marked = _last_marker(inside, [family for family in families if family != "tag"])
+    return _Stated(start, (marked and marked.answer) or _bare(inside))
 
 
-def _after_thinking(text: str) -> str | None:
-    _, closed, rest = text.rpartition("</think>")
-    if closed:
-        return rest
-    return None if "<think>" in text else text
-
-
-def _short(text: str) -> str | None:
-    """A single short line is an answer by itself."""
-    lines = text.strip().splitlines()
-    if len(lines) != 1 or len(lines[0]) > SHORT_CHARACTERS or len(lines[0].split()) > SHORT_WORDS:
+def _concluded(text: str, choices: tuple[str, ...]) -> str | None:
+    """What a response without a marker plainly concludes: a short line, an option, or the one number of its last sentence."""
+    text = _END_TOKEN.sub("", text).strip()
+    sentences = [match.group() for match in _SENTENCE.finditer(text) if match.group().strip()]
+    while len(sentences) > 1 and _FAREWELL.match(sentences[-1]):
+        sentences.pop()
+    if not sentences:
         return None
-    return _content(lines[0])
+    lines = text.splitlines()
+    if len(lines) == 1 and len(text) <= SHORT_CHARACTERS and len(text.split()) <= SHORT_WORDS:
+        return _content(text)
+    if is_unsure(sentences[-1]) or _NO_CONCLUSION.search(sentences[-1]):
+        return None
+    if choices:
+        return _concluded_option(lines, sentences, choices)
+    return next((answer for sentence in _conclusions(sentences) if (answer := _value(sentence))), None)
+
+
+def _conclusions(sentences: list[str]) -> list[str]:
+    """The sentences that may conclude, the likeliest first: the last one with "so", the last one, the first one."""
+    so = [sentence for sentence in sentences if _SO.match(sentence)]
+    return list(dict.fromkeys([*so[-1:], sentences[-1], sentences[0]]))
+
+
+def _concluded_option(lines: list[str], sentences: list[str], choices: tuple[str, ...]) -> str | None:
+    """A first or last line that starts with a letter, else the sentence that names exactly one option."""
+    lettered = [(match.group(1) or match.group(2), line) for line in lines if (match := _LETTERED.match(line))]
+    if len({letter for letter, _ in lettered}) > 1:
+        return None  # a list of options
+    if lettered and lettered[0][1] in (lines[0], lines[-1]):
+        return _content(lettered[0][1])
+    for sentence in _conclusions(sentences):
+        if len(read_options(_bare(sentence) or "", choices)) == 1 and not is_unsure(sentence):
+            return _content(sentence)
+    return None
+
+
+def _value(sentence: str) -> str | None:
+    """The one value that a sentence states: in bold, behind its verb or equals sign, as a count, or as its only number."""
+    bold = _BOLD.findall(sentence)
+    if len(bold) == 1 and len(read_numbers(bold[0]) or ()) == 1:
+        return _content(bold[0])
+    if is_unsure(sentence) or is_bound(sentence):
+        return None
+    count = _COUNT.match(sentence)
+    if count and (count.group(1).isdigit() or read_whole(count.group(1)) is not None) and count.group(1).lower() != "one":
+        return count.group(1)
+    numbers = read_numbers(sentence.strip())
+    if numbers is None or len(numbers) != 1 or read_words(sentence) == [1]:
+        return None
+    behind = _BEHIND_VERB.match(sentence)
+    tail = sentence[behind.end() :] if behind else ""
+    answer = _content(tail if tail and len(read_numbers(tail.strip()) or ()) == 1 else sentence)
+    return answer if answer and (answer != sentence or len(answer) <= SHORT_CHARACTERS * 2) else None

@@ -13,8 +13,9 @@ _NUMBER_WORDS = {
     word: str(value) for value, word in enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])
 } | {"none": "0", "infinity": "∞", "a°": "a"}  # fmt: skip
 _ARTICLES = frozenset({"a", "an", "the"})
-_LABEL, _LABELLED = re.compile(r"(?<=\w )A(?= [^A-Z])"), "A°"
-"""Within a sentence "A" names something, as in "Sample A is heavier"; the sign keeps it from being taken for an article. Not in titles."""
+_LABEL = re.compile(r"(?<![\w'.])[Aa](?=\s*[).,:;、，/&]|\s+(?:and|or)\b)|(?<=\band )A\b|(?<=\bor )A\b|(?<=\w )A(?= [^A-Z])")
+_LABELLED = "A°"
+"""A letter of a list, or beside a bracket or a colon, or within a sentence ("Sample A is heavier") is no article. Not in titles."""
 _APOSTROPHES = re.compile("['’‘`´]")
 _DIGIT_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 # Kept are signs that carry meaning in short answers: -5, 3:45, 1/2, C++, C#, x>5, 50%, ∞.
@@ -80,7 +81,7 @@ def _plain_subscripts(text: str) -> str:
 
 def normal_text(text: str) -> str:
     """Lower case, without articles, accents, punctuation and apostrophes ("dont" is "don't"); small numbers as digits."""
-    if " A " in text and not text.isupper():
+    if ("A" in text or "a" in text) and not (text.isupper() and " " in text and text.replace(" ", "").isalpha()):
         text = _LABEL.sub(_LABELLED, text)
     text = text.casefold() if text.isascii() else _unaccented(text)
     text = _DIGIT_COMMA.sub("", _APOSTROPHES.sub("", text))

@@ -22,11 +22,12 @@ _RIGHT_ZH = re.compile("[没不]错")
 _YES_ZH = re.compile(r"是|对|正确|有|真|可以|\A[能会]")
 _CAN_NOT = r"(?:can ?not|cant|could ?not|couldnt|(?:un|not )able to|(?:im|not )possible to|hard to|difficult to|no way to)(?: \w+){0,2}? "
 _NOT = r"(?:not|\w{1,5}nt)"
+_TELL = r"(?:know|tell|say|determine|decide|judge|answer|provide|give|solve|find|calculate|be (?:sure|certain|known|told|given|provided|solved|found|seen|calculated|made|determined|decided|judged|answered))"
 _UNSURE = re.compile(
-    rf"\b(?:{_CAN_NOT}(?:know|tell|say|determine|decide|judge|answer|be (?:sure|certain|known|told|determined|decided|judged|answered))"
-    rf"|(?:i|we) (?:do|did)(?: not|nt)(?: \w+)? know|not known|{_NOT}(?: \w+)? (?:sure|certain)|{_NOT}(?: \w+)? clear (?:if|whether)"
-    rf"|{_NOT}(?: \w+){{0,2}} enough|insufficient|no idea|no (?:\w+ )?information|unsure"
-    r"|sometimes|partly|partially|uncertain|unknown|unclear|undetermined|maybe|perhaps|possibly|depends)\b"
+    rf"\b(?:{_CAN_NOT}{_TELL}|(?:i|we) (?:do|did)(?: not|nt)(?: \w+)? know|not known|{_NOT}(?: \w+)? (?:sure|certain)|{_NOT}(?: \w+)? clear (?:if|whether)"
+    rf"|{_NOT}(?: \w+)? (?:provided|given|available|applicable|determinable|specified|stated)\b|{_NOT} (?:provide|give|have)(?: \w+){{0,3}} (?:information|data|details)"
+    rf"|{_NOT}(?: \w+){{0,2}} enough|insufficient|no idea|no (?:\w+ )?(?:information|data)|no (?:\w+ )?answer(?: \w+){{0,2}}|unsure|n/a|inconclusive"
+    r"|sometimes|partly|partially|uncertain|unknown|unclear|undetermined|maybe|perhaps|possibly|depends)\b|^(?:i|we) (?:can ?not|cant|am unable|m unable|are unable)\b|^im (?:unable|sorry)\b|^na$"
 )
 _UNSURE_ZH = re.compile(
     r"不知道|不(?:太|大|是很)?清楚|(?:不|未|没)(?:能|太)?确定|不好说|难说|说不准|不一定|说不清|看不清|未知|不详|不明(?![显亮白智])|也许|或许|(?<!不)可能|信息不足|没有足够"
