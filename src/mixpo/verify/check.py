@@ -10,18 +10,20 @@ from collections.abc import Callable, Sequence
 from mixpo.types import Verdict
 from mixpo.verify.choice import check_choice
 from mixpo.verify.dataset_metrics import RULES, judge_by
-from mixpo.verify.formula import check_formula, compare_algebra
+from mixpo.verify.formula import check_formula, compare_algebra, compare_ratios
 from mixpo.verify.judgement import Algebra, Judgement, Options
 from mixpo.verify.kinds import guess_kind
+from mixpo.verify.latex import to_latex
 from mixpo.verify.number import check_number, same_amounts, single_number
 from mixpo.verify.number_words import read_whole
 from mixpo.verify.pool import FormulaPool
 from mixpo.verify.text import check_text
 from mixpo.verify.wrapping import plain_characters
-from mixpo.verify.yes_no import check_yes_no
+from mixpo.verify.yes_no import check_yes_no, is_unsure
 
 TOLERANCE = 1e-6
 TIMEOUT_S = 5.0
+_QUOTIENT = re.compile(r"\d{1,9}\s*/\s*\d{1,9}|\\[dt]?frac\{\d{1,9}\}\{\d{1,9}\}")
 _DIGIT = re.compile(r"\d")
 _SPACE = re.compile(r"(?<!\d) | (?!\d)| (?=\d{3}(?!\d))")
 
@@ -30,6 +32,8 @@ def check_words(predicted: str, gold: str, options: Options) -> Judgement:
     """Free text; where both sides are plain numbers ("2.0" and "2"), or count the same things, they are compared as numbers."""
     if single_number(predicted) and single_number(gold):
         return check_number(predicted, gold, options)
+    if any(map(_QUOTIENT.fullmatch, (predicted, gold))) and (ratios := compare_ratios(to_latex(predicted), to_latex(gold))):
+        return ratios
     judgement = check_text(predicted, gold, options)
     digits = [_DIGIT.search(text) is not None for text in (predicted, gold)]
     if judgement.outcome != "wrong" or not any(digits):
@@ -129,6 +133,8 @@ def judge(predicted: str, gold: str, kind: str, options: Options) -> Judgement:
         return Judgement("correct", "same text")
     if not gold.strip():
         return Judgement("undecided", "no ground truth")
+    if kind in ("text", "formula") and is_unsure(predicted) and not is_unsure(gold):
+        return Judgement("undecided", "says that it cannot tell")
     return CHECKS[kind](predicted, gold, options)
 
 

@@ -35,9 +35,9 @@ BESIDE = 8
 _LONE = re.compile(r"[\s(\[{<*\"'.【（]*([A-Ja-j])[\s)\]}>*\"'.,:;、。】）]*")
 _JOINT = r"(?:[\s(\[*)\].,;、&+/和与或]|(?i:and|or)\b)"
 _SEVERAL = re.compile(rf"[\s(\[*]*[A-J](?:{_JOINT}*[A-J]){{1,9}}[\s)\].*]*")
-_LEADING = re.compile(r"[\s(\[*【]*([A-Ja-j])(?:[\])}】][*]*\s*[.:、,-]?|[.:、,*]+(?=[\s\W]|[^\x00-\x7f])|\s+[-=]+(?=\s)|\s++)\s*+(?=\S)")
+_LEADING = re.compile(r"[\s(\[*【]*([A-Ja-j])(?:[\])}】][*]*(?:\s*[.:、,]|\s*-(?=\s))?|[.:、,*]+(?=[\s\W]|[^\x00-\x7f])|\s+[-=]+(?=\s)|\s++)\s*+(?=\S)")
 _NAMED = re.compile(
-    r"(?i:\b(?:option|choice|answer(?:\s+(?:is|would be|should be|must be))?|letter|select|choose|pick)|选项?|选择|答案(?:是|为|应为)?)"
+    r"(?i:\b(?:(?:option|choice|answer|letter)(?:\s+(?:is|would be|should be|must be))?|select|choose|pick)|选项?|选择|答案(?:是|为|应为)?)"
     r"[\s:*(\[\"']*(?:([A-J])(?![A-Za-z'])(?:[\s)\]]*(?:,|/|&|and\b|or\b|和|或)[\s(\[]*([A-J])(?![A-Za-z']))?|([a-j])(?=[\s)\].*\"']*$))"
 )
 _NAMED_AFTER = re.compile(
@@ -54,8 +54,8 @@ _EQUALS = re.compile(r"[=≈]|\b(?:is|are|equals|be|approximately|about)\b|[为�
 _SEVERAL_VALUES = re.compile(r"[,;，；或和]|\b(?:and|or)\b")
 _PERCENT_WORD = re.compile(r"(?i)(?<=\S)\s++per\s?cent$")
 _BRACKETED = re.compile(r"[(\[]\s*([A-Ja-j])\s*[)\]]")
-_STANDALONE = re.compile(r"(?<![A-Za-z'.])(?:([B-HJ])(?![A-Za-z'+#♯♭])|([AI])(?=\s*[.,;:)\]]*\s*$|\s*(?:,|and|or|&)\s*[(\[]?[B-J]\b))")
-_LAST_LETTER = re.compile(r"(?<![A-Za-z'.])([A-J])(?=[\s.,;:)\]]*$|\s*(?:,|and\b|or\b|&)\s*[(\[]?[A-J](?![A-Za-z]))")
+_STANDALONE = re.compile(r"(?<![A-Za-z'./])(?:([B-HJ])(?![A-Za-z'+#♯♭])|([AI])(?=\s*[.,;:)\]]*\s*$|\s*(?:,|and|or|&)\s*[(\[]?[B-J]\b))")
+_LAST_LETTER = re.compile(r"(?<![A-Za-z'./])([A-J])(?=[\s.,;:)\]]*$|\s*(?:,|and\b|or\b|&)\s*[(\[]?[A-J](?![A-Za-z]))")
 _OVER_OPTIONS = re.compile(r"(?i)\b(?:all|both|none|neither)\b|以上|都")
 """Texts of options that are about other options: "all of the above", "both A and B"."""
 _NO_OPTION = re.compile(
@@ -131,9 +131,9 @@ def _listed(answer: str) -> frozenset[str]:
     return frozenset(re.findall("[A-J]", re.sub(r"(?i)and|or", "", answer))) if _SEVERAL.fullmatch(answer) else frozenset()
 
 
-def _none(answer: str, _texts: tuple[str, ...]) -> frozenset[str]:
-    """ "None of the options matches": every one stays possible."""
-    return ANY if _NO_OPTION.search(answer) else frozenset()
+def _none(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
+    """ "None of the options matches": every one stays possible, unless that is an option itself."""
+    return ANY if _NO_OPTION.search(answer) and not any(map(_OVER_OPTIONS.search, texts)) else frozenset()
 
 
 def _leading(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
@@ -216,7 +216,7 @@ def _worked_out(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
 
 
 Reading = Callable[[str, tuple[str, ...]], frozenset[str]]
-READINGS: tuple[Reading, ...] = (_exact, _none, _leading, _named, _worked_out, _loose)
+READINGS: tuple[Reading, ...] = (_none, _exact, _leading, _named, _worked_out, _loose)
 """From the surest to the loosest; the first that names an option decides."""
 
 
@@ -263,6 +263,8 @@ def _letters_of(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
 
 def _number(text: str) -> Number | None:
     """The number that a text is, be it "5 cm" or "x = 5"."""
+    if text.count("=") > 1 and _SEVERAL_VALUES.search(text):
+        return None  # "m = 3, n = 2" is no number
     if "=" in text:
         numbers = read_numbers(text)
         return numbers[0] if numbers and len(numbers) == 1 else None

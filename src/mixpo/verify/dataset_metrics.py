@@ -18,8 +18,9 @@ from rapidfuzz.distance import Levenshtein
 from mixpo.recipe import VerifyTable
 from mixpo.types import Question
 from mixpo.verify.judgement import Judgement
-from mixpo.verify.number import single_number
+from mixpo.verify.number import is_bound, read_numbers
 from mixpo.verify.text import normal_text
+from mixpo.verify.wrapping import unwrap
 
 RELAXED = Decimal("0.05")
 """Share of the right value by which a number may be off (Methani et al., arXiv 1909.00997; Masry et al., arXiv 2203.10244, 5.1)."""
@@ -58,9 +59,10 @@ def relaxed_accuracy(predicted: str, golds: Sequence[str]) -> float:
 def _relaxed(predicted: str, gold: str) -> bool:
     if " ".join(predicted.casefold().split()) == " ".join(gold.casefold().split()):
         return True
-    left, right = single_number(predicted), single_number(gold)
-    if left is None or right is None:
+    said, wanted = read_numbers(unwrap(predicted)) or [], read_numbers(unwrap(gold)) or []
+    if len(said) != 1 or len(wanted) != 1 or is_bound(predicted):
         return False
+    (left,), (right,) = said, wanted
     if _YEAR.fullmatch(gold.strip()) or not right.value:
         return left.value == right.value
     return abs(left.value - right.value) <= RELAXED * abs(right.value)

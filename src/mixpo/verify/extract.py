@@ -50,7 +50,7 @@ STYLES: dict[str, tuple[str, ...]] = {
 """The families of markers that count under a style."""
 
 _HYPOTHESIS = re.compile(r"(?i)\b(?:if|whether|suppose|assum\w+|otherwise)\b[^.!?\n]*$")
-_OPTION_TEXT = re.compile(r"(?i)\(?[A-J][).:]\s*(?:the\s+)?$")
+_OPTION_TEXT = re.compile(r"(?<![A-Za-z])\(?[A-J][).:][ \t]*(?:[Tt]he[ \t]+)?$")
 """In front of a marker that belongs to the text of an option: "(D) the correct choice is the last one"."""
 _NOTHING_SAID = re.compile(
     r"(?i)(?:\W*(?:not\b|n't|neither\b|correct\W*$|incorrect\W*$|wrong\W*$|right\W*$|found\b|given\b|as follows|obtained\b|based on|calculated\b|"

@@ -54,9 +54,8 @@ def check_formula(predicted: str, gold: str, options: Options) -> Judgement:
         return Judgement("correct", "same formula")
     if single_number(left) and single_number(right):
         return check_number(left, right, options)
-    ratios = _RATIO.fullmatch(left), _RATIO.fullmatch(right)
-    if ratios[0] or ratios[1]:
-        return _compare_ratios(ratios, left, right)
+    if ratios := compare_ratios(left, right):
+        return ratios
     if not _MATHEMATICS.search(_without_text(left)) and not _MATHEMATICS.search(_without_text(right)):
         if left != right and rearranged(left, right):
             return Judgement("undecided", "the same letters in another order")  # "ab" is "ba" where it is a product
@@ -108,19 +107,22 @@ def _rounding(latex: str) -> float:
     return 0.5 * 10.0 ** -len(match.group(2)) / (abs(float(match.group())) or 1.0)
 
 
-def _compare_ratios(ratios: tuple[re.Match[str] | None, re.Match[str] | None], left: str, right: str) -> Judgement:
-    """Proportional ratios are equal; what may be times of day ("3:30" and "1:10") is undecided. A quotient may stand for a ratio."""
+def compare_ratios(left: str, right: str) -> Judgement | None:
+    """Proportional ratios are equal, as is a quotient; what may be times of day ("3:30" and "1:10") is undecided. None for no ratio."""
+    ratios = _RATIO.fullmatch(left), _RATIO.fullmatch(right)
+    if ratios == (None, None):
+        return None
     values: list[list[int] | None] = []
     for ratio, text in zip(ratios, (left, right), strict=True):
-        found = ratio or _QUOTIENT.fullmatch(text.replace("}{", "/").removeprefix("\\frac{").removesuffix("}"))
-        parts = [int(part) for part in re.findall(r"\d+", found.group())] if found else [0]
+        quotient = ratio or _QUOTIENT.fullmatch(text.replace("}{", "/").removeprefix("\\frac{").removesuffix("}"))
+        parts = [int(part) for part in re.findall(r"\d+", quotient.group())] if quotient else [0]
         values.append([part // math.gcd(*parts) for part in parts] if parts[-1] else None)
     if values[0] is None or values[1] is None:
         return Judgement("undecided", "a ratio against something else")
     if values[0] != values[1]:
         return Judgement("wrong", "ratios differ")
     clocks = [ratio is not None and _CLOCK_PARTS.search(ratio.group()) is not None for ratio in ratios]
-    return Judgement("undecided", "ratios or times of day") if any(clocks) else Judgement("correct", "ratios agree")
+    return Judgement("undecided", "ratios or times of day") if all(clocks) else Judgement("correct", "ratios agree")
 
 
 def _take_unit(latex: str) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from mixpo.verify.yes_no import read_yes_no
 
 _YES_NO = frozenset({"yes", "no", "true", "false", "是", "否", "对", "错", "正确", "错误"})
 # Upper case only, unless in brackets: "b" alone may be a variable or a label, and text compares it well.
-_OPTION = re.compile(r"[A-J]|\([A-Ja-j]\)")
+_OPTION = re.compile(r"[A-J](?:\s*(?:[,;、，&]|and|和|与)\s*[A-J])*|\([A-Ja-j]\)")
 _LATEX = re.compile(r"\\[a-zA-Z{]|\$[^$]+\$|[\^_]\{")
 _EXPRESSION = re.compile(r"(?:sqrt|pi|sin|cos|tan|log|ln|[a-zA-Z](?![a-zA-Z])|[\d\s.()\[\]{},+\-−*/^=√π²³<>≤≥·×÷∞∪∩∈±])+")
 _OPERATOR = re.compile(r"[+\-−*/^=√π²³<>≤≥·×÷±(\[{]|\b(?:sqrt|pi|sin|cos|tan|log|ln)\b")

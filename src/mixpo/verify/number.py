@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from decimal import Context, Decimal
 
 from mixpo.verify.judgement import Judgement, Options, decide
-from mixpo.verify.number_words import read_words
+from mixpo.verify.number_words import read_whole, read_words
 from mixpo.verify.text import check_text, normal_text
 from mixpo.verify.units import CURRENCY_SIGNS, PATTERN, Unit, may_convert, read_unit
+from mixpo.verify.yes_no import is_unsure
 from mixpo.verify.wrapping import plain_characters, plain_latex
 
 MAX_LENGTH = 1000
@@ -47,6 +48,9 @@ _VAGUE = re.compile(
     r"|[一二两三四五六七八九十百千万](?:度|元|角|岁|分|小时|天|年|月|日|点|[厘毫分千]?米|千?克|公[里斤]|毫?升|平方|立方)"
 )
 _NOTHING = re.compile(r"(?i)\b(?:no|none|nothing|without|not any)\b|没有|无|都不")
+_GLUED = re.compile(r"(?<![A-Za-z])[A-Z](?=\d)")
+"""A letter that may be a misread sign: S24 for $24."""
+_COUNT = re.compile(r"(?i)\W*(?:(?:there|here) (?:are|is|were|was) )?(?:exactly |only )?([a-z]+(?:-[a-z]+)?)\s+(?=[a-z])")
 _FACTORIAL = re.compile(r"\d!(?!\s*=)")
 _REMARK = re.compile(r"(?:\s\([^()]*\)|(?<=\d)\s?[x×])\s*$")
 """A calculation in brackets behind a number, as in "6.2 (18.5 - 12.3)", or an "x" for times."""
@@ -95,6 +99,8 @@ def check_number(predicted: str, gold: str, options: Options) -> Judgement:
     if len(predicted) > MAX_LENGTH or len(gold) > MAX_LENGTH:
         return Judgement("undecided", "too long for a number")
     left, right = read_numbers(predicted), read_numbers(gold)
+    if is_unsure(predicted) and single_number(predicted) is None:
+        return Judgement("undecided", "says that it cannot tell")
     if left is None or right is None:
         judgement = options.algebra(predicted, gold)
         is_remark = judgement.outcome == "wrong" and _same_without_remark(predicted, gold, options.tolerance)
@@ -106,8 +112,9 @@ def check_number(predicted: str, gold: str, options: Options) -> Judgement:
     if not left or not right:
         words, numbers = (gold, left) if left else (predicted, right)
         # "There are no cubes" counts to nought.
-        vague = _VAGUE.search(words) or (_NOTHING.search(words) and not any(number.value for number in numbers))
+        vague = _VAGUE.search(words) or _GLUED.search(words) or (_NOTHING.search(words) and not any(number.value for number in numbers))
         return Judgement("undecided", "not in plain digits") if vague else Judgement("wrong", "no number")
+    left, right = _with_count(predicted, left), _with_count(gold, right)
     judgement = _compare(left, right, options.tolerance)
     if judgement.outcome == "correct" and is_bound(predicted) != is_bound(gold):
         return Judgement("undecided", "a bound or a label")
@@ -115,10 +122,20 @@ def check_number(predicted: str, gold: str, options: Options) -> Judgement:
     return Judgement("undecided", doubt) if doubt else judgement
 
 
+def _with_count(text: str, numbers: list[Number]) -> list[Number]:
+    """With the count in words in front of a sentence with digits: "Two bars are above 4" counts two."""
+    count = _COUNT.match(text) if not text.isascii() or _DIGIT.search(text) else None
+    value = read_whole(count.group(1)) if count else None
+    return numbers if value is None or value == 1 else _distinct([Number(value=Decimal(value)), *numbers])
+
+
 def _doubt(predicted: str, gold: str, left: list[Number], right: list[Number], tolerance: float) -> str:
     """Why numbers that differ may be the same all the same, or ""."""
     if ("!" in predicted or "!" in gold) and _FACTORIAL.search(f"{predicted} {gold}"):
         return "an exclamation or a factorial"
+    bare = [read_numbers(_GLUED.sub(" ", text)) for text in (predicted, gold)]
+    if (_GLUED.search(predicted) or _GLUED.search(gold)) and bare[0] and bare[1] and _compare(bare[0], bare[1], tolerance).outcome != "wrong":
+        return "a letter in front of the number"
     if (_DOWN.search(predicted) or _DOWN.search(gold)) and _same_size(left, right, tolerance):
         return "a minus in words"
     # 3M is a company, 3 million, and to careless writers 3 metres.

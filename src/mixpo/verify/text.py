@@ -35,6 +35,7 @@ _DAYS = "monday tuesday wednesday thursday friday saturday sunday"
 _ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth"
 _FULL_NAMES = {day[:3]: day for day in _DAYS.split()} | {"tues": "tuesday", "thur": "thursday", "thurs": "thursday"}
 _FULL_NAMES |= {word: str(place) for place, word in enumerate(_ORDINALS.split(), start=1)}
+_JOINTS = re.compile(r"[=,]")
 LETTERS = 4
 """So few letters in a row may be a product, or the name of a line."""
 _ENDING = re.compile(r"(?<=[a-z]{2})s$|(?<=\d)(?:st|nd|rd|th)$")
@@ -110,7 +111,7 @@ def _signs(text: str) -> list[str]:
 
 def _stems(text: str) -> list[str]:
     """The words in order of the alphabet, without the endings of plurals and of ordinals, and the small words of ranges and dates."""
-    words = [_FULL_NAMES.get(word) or _ENDING.sub("", word) for word in text.replace("=", " ").split() if word not in _SMALL_WORDS]
+    words = [_FULL_NAMES.get(word) or _ENDING.sub("", word) for word in _JOINTS.sub(" ", text).split() if word not in _SMALL_WORDS]
     return sorted(words)
 
 

@@ -1,11 +1,13 @@
 """The program inside a formula worker: one JSON request per line in, one JSON reply per line out. Run as a file, never imported.
 
-Uses math-verify's LaTeX grammar alone (its plain-expression reader evaluates Python) and a second, numeric opinion. Replies "wrong"
-only when both say so. Imports nothing of mixpo, so that it starts fast and the parent's state cannot matter.
+Parses with math-verify's LaTeX grammar alone (its plain-expression reader evaluates Python) and compares with SymPy. "correct" needs
+a proof, or decimals within the tolerance; "wrong" needs values that differ at every sample point; all else is undecided. Imports
+nothing of mixpo, so that it starts fast and the parent's state cannot matter.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -16,10 +18,11 @@ from typing import Any
 MEMORY_LIMIT = 4 << 30
 """Address space; a formula that needs more fails alone and takes nothing else with it."""
 GRACE_S = 2
-"""The parent kills a worker at the time limit; should the parent be gone, the worker ends itself this much later."""
-DIGITS = 40
-EXACT = 1e-20
-SAMPLES = ("17/13", "-31/19", "43/41", "-5/7", "101/37")
+"""The parent kills a worker at the wall-clock limit; should the parent be gone, the worker ends itself this much later."""
+DIGITS = 20
+"""Digits to which a difference is evaluated; SymPy raises its working precision until they are right, or gives up."""
+SAMPLES = ("17/13", "3/19", "43/41", "5/7", "101/37")
+"""Where letters are looked at: positive numbers, as lengths and counts are."""
 AGREEING_SAMPLES = 2
 
 _NO_LETTERS = re.compile(
@@ -33,38 +36,39 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a library prints must not look like a reply
     _limit_memory()
-    try:
-        import math_verify  # noqa: F401
-    except ImportError as error:
-        _reply(replies, "undecided", f"math-verify cannot be imported: {error}")
-        return
-    _reply(replies, "ready", "")
+    outcome, reason = judge("\\frac{x^2-1}{x-1}", "x+1", 0.0)  # imports and grammars are loaded before the clock runs
+    _reply(replies, "ready" if outcome == "correct" else "undecided", reason)
     for line in sys.stdin:
         request = json.loads(line)
-        _set_alarm(int(request["timeout_s"]) + 1 + GRACE_S)
+        _set_limits(request["timeout_s"], request["wall_s"])
         outcome, reason = judge(request["predicted"], request["gold"], request["tolerance"])
-        _set_alarm(0)
+        _set_limits(0, 0)
         _reply(replies, outcome, reason)
 
 
 def judge(predicted: str, gold: str, tolerance: float) -> tuple[str, str]:
     """(outcome, reason) of one comparison of two LaTeX formulas."""
     try:
-        left, right = _parse(predicted), _parse(gold)
+        left, right = parse(predicted), parse(gold)
         if left is None or right is None:
             return "undecided", f"cannot parse the {'answer' if left is None else 'ground truth'}"
-        return _compare(left, right, tolerance)
+        same = compare(left, right, tolerance)
     # The libraries raise whatever their own bugs raise; all of it means "could not tell", and only here is that known.
     except Exception as error:
-        return "undecided", f"formula comparison failed: {type(error).__name__}"
+        return "undecided", f"formula comparison failed: {type(error).__name__} {error}"[:200]
+    if same is None:
+        return "undecided", "neither shown to be equal nor to differ"
+    return ("correct", "formulas agree") if same else ("wrong", "formulas differ")
 
 
-def _parse(latex: str) -> Any:
-    """A sympy object, or None where only a part of the text could be read."""
-    from math_verify import LatexExtractionConfig, parse
+@functools.lru_cache(maxsize=256)
+def parse(latex: str) -> Any:
+    """A SymPy object, or None where only a part of the text could be read. All answers to a question meet the same ground truth."""
+    from math_verify import LatexExtractionConfig
+    from math_verify import parse as parse_latex
     from sympy import Basic, MatrixBase
 
-    found = parse(f"${latex}$", [LatexExtractionConfig()], parsing_timeout=None, raise_on_error=True)
+    found = parse_latex(f"${latex}$", [LatexExtractionConfig()], parsing_timeout=None, raise_on_error=True)
     if not found or not isinstance(found[0], (Basic, MatrixBase)) or _drops_letters(latex, str(found[0])):
         return None
     return found[0]
@@ -76,29 +80,15 @@ def _drops_letters(latex: str, read: str) -> bool:
     return not {letter for letter in rest if "a" <= letter <= "z" and letter != "e"} <= set(read.lower())
 
 
-def _compare(left: Any, right: Any, tolerance: float) -> tuple[str, str]:
-    from math_verify import verify
-
-    second = same_value(left, right, tolerance)
-    if second is not None and _is_decisive(left, right):
-        return ("correct", "values agree") if second else ("wrong", "values differ")
-    first = verify(right, left, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True)
-    # Of two equations that were not looked at in numbers, such as dy/dx = 2x and dy/dx = 3x, the first opinion proves nothing.
-    if first and (second or (second is None and not _are_equations(left, right))):
-        return "correct", "formulas agree"
-    if not first and second is False:
-        return "wrong", "formulas differ"
-    return "undecided", "two ways of comparing disagree"
-
-
-def same_value(left: Any, right: Any, tolerance: float) -> bool | None:
-    """The second opinion: compare values at sample points, part by part. None where there is nothing to evaluate."""
+def compare(left: Any, right: Any, tolerance: float) -> bool | None:
+    """Whether two SymPy objects are the same, part by part; None where that cannot be told."""
     from sympy import Equality, Expr, FiniteSet, Interval, MatrixBase, Tuple
 
-    left, right = _assigned(left, right), _assigned(right, left)
-    left, right = _solution_set(left), _solution_set(right)
+    left, right = _solved(_assigned(left, right)), _solved(_assigned(right, left))
+    if left == right:
+        return True
     if isinstance(left, Equality) and isinstance(right, Equality):
-        return _same_equation(left, right, tolerance)
+        return _same_equation(left, right)
     if isinstance(left, MatrixBase) and isinstance(right, MatrixBase):
         return left.shape == right.shape and _all_same(list(left), list(right), tolerance)
     if isinstance(left, FiniteSet) and isinstance(right, FiniteSet):
@@ -112,8 +102,9 @@ def same_value(left: Any, right: Any, tolerance: float) -> bool | None:
         return len(left) == len(right) and _all_same(list(left), list(right), tolerance)
     if isinstance(left, Expr) and isinstance(right, Expr):
         return _same_expression(left, right, tolerance)
-    if isinstance(left, Expr) != isinstance(right, Expr):
-        return _differs_in_size(left, right)
+    several = left if isinstance(left, FiniteSet) else right
+    if isinstance(left, Expr) != isinstance(right, Expr) and isinstance(several, FiniteSet) and len(several.args) > 1:
+        return False  # one value is not several values
     return None
 
 
@@ -136,8 +127,8 @@ def _point(one: Any, other: Any) -> Any:
     return one
 
 
-def _solution_set(value: Any) -> Any:
-    """An inequality in one symbol, or two of them at once ("1 < x < 2"), as the set that it describes, if sympy can solve it."""
+def _solved(value: Any) -> Any:
+    """An inequality in one symbol, or two of them at once ("1 < x < 2"), as the set that it describes, if SymPy can solve it."""
     from sympy import And, Equality
     from sympy.core.relational import Relational
 
@@ -149,30 +140,67 @@ def _solution_set(value: Any) -> Any:
         return value
 
 
-def _same_equation(left: Any, right: Any, tolerance: float) -> bool | None:
-    """Two equations are the same when their sides' differences are proportional: the ratio is one constant at every point."""
-    differences = (left.lhs - left.rhs, right.lhs - right.rhs)
-    values = [pair for point in _points(*differences) if (pair := _values(differences, point)) is not None]
-    values = [(one, other) for one, other in values if abs(one) > EXACT and abs(other) > EXACT]
-    if len(values) < AGREEING_SAMPLES:
-        return None
-    return all(_near(one * values[0][1], other * values[0][0], max(tolerance, EXACT)) for one, other in values)
+def _same_equation(left: Any, right: Any) -> bool | None:
+    """Two equations are the same when their sides' differences are proportional once denominators and repeated factors are gone."""
+    from sympy import PolynomialError, cancel, fraction, sqf_part, together
+
+    sides = [fraction(together(equation.lhs - equation.rhs))[0] for equation in (left, right)]
+    try:
+        return not cancel(sqf_part(sides[0]) / sqf_part(sides[1])).free_symbols
+    except PolynomialError:
+        return True if not cancel(sides[0] / sides[1]).free_symbols else None
 
 
 def _same_expression(left: Any, right: Any, tolerance: float) -> bool | None:
+    """Only rounded decimals need a tolerance; exact formulas that nearly agree are different."""
     from sympy import Float
 
-    if left == right:
-        return True
     if left.is_infinite or right.is_infinite:
         return False if left.is_extended_real and right.is_extended_real else None
-    # Only rounded decimals need a tolerance; exact formulas that nearly agree are different.
-    limit = tolerance if left.atoms(Float) or right.atoms(Float) else EXACT
     points = _points(left, right)
-    values = [pair for point in points if (pair := _values((left, right), point)) is not None]
-    if any(not _near(one, other, limit) for one, other in values):
+    if left.atoms(Float) or right.atoms(Float):
+        near = [_near(left.subs(point), right.subs(point), tolerance) for point in points]
+        told = [value for value in near if value is not None]
+        return all(told) if len(told) >= min(AGREEING_SAMPLES, len(points)) and len(set(told)) == 1 else None
+    differences = [value for point in points if (value := _differs((left - right).subs(point))) is not None]
+    if differences and all(differences):
         return False
-    return True if len(values) >= min(AGREEING_SAMPLES, len(points)) else None
+    if any(differences) or not _is_zero(left - right):
+        return None
+    # What holds for positive letters alone, as √(x²) = x does, is left to people.
+    return None if any(_differs((left - right).subs(point)) for point in _points(left, right, sign=-1)) else True
+
+
+def _differs(difference: Any) -> bool | None:
+    """Whether a constant is shown not to be zero; None where that takes more digits than SymPy tries, or it has no value."""
+    from sympy.core.evalf import PrecisionExhausted
+
+    try:
+        value = difference.evalf(DIGITS, strict=True)
+    except PrecisionExhausted:
+        return False
+    if not value.is_number or not value.is_finite:
+        return None
+    return not value.is_zero
+
+
+def _is_zero(difference: Any) -> bool:
+    """Whether a difference is shown to be zero, its letters taken to be positive."""
+    from sympy import Symbol, expand, simplify, sqrtdenest
+
+    positive = {symbol: Symbol(symbol.name, positive=True) for symbol in difference.free_symbols}
+    difference = difference.subs(positive)
+    for rewrite in (expand, simplify, lambda value: simplify(sqrtdenest(value))):
+        if rewrite(difference) == 0:
+            return True
+    return not difference.free_symbols and difference.equals(0) is True
+
+
+def _near(left: Any, right: Any, tolerance: float) -> bool | None:
+    one, other = left.evalf(DIGITS), right.evalf(DIGITS)
+    if not (one.is_number and other.is_number and one.is_finite and other.is_finite):
+        return None
+    return bool(abs(one - other) <= tolerance * max(abs(one), abs(other)))
 
 
 def _same_set(left: list[Any], right: list[Any], tolerance: float) -> bool | None:
@@ -180,7 +208,7 @@ def _same_set(left: list[Any], right: list[Any], tolerance: float) -> bool | Non
     if len(left) != len(right):
         return False
     for element in left:
-        opinions = [same_value(element, other, tolerance) for other in right]
+        opinions = [compare(element, other, tolerance) for other in right]
         if True in opinions:
             right = [other for position, other in enumerate(right) if position != opinions.index(True)]
         else:
@@ -189,21 +217,13 @@ def _same_set(left: list[Any], right: list[Any], tolerance: float) -> bool | Non
 
 
 def _all_same(left: list[Any], right: list[Any], tolerance: float) -> bool | None:
-    opinions = [same_value(one, other, tolerance) for one, other in zip(left, right, strict=False)]
+    opinions = [compare(one, other, tolerance) for one, other in zip(left, right, strict=False)]
     if False in opinions:
         return False
     return None if None in opinions else True
 
 
-def _differs_in_size(left: Any, right: Any) -> bool | None:
-    """One value is not several values."""
-    from sympy import FiniteSet
-
-    several = left if isinstance(left, FiniteSet) else right
-    return False if isinstance(several, FiniteSet) and len(several.args) > 1 else None
-
-
-def _points(*expressions: Any) -> list[dict[Any, Any]]:
+def _points(*expressions: Any, sign: int = 1) -> list[dict[Any, Any]]:
     """Values for the symbols by name, different for each symbol and point; one empty point when there are no symbols."""
     from sympy import Rational
 
@@ -212,38 +232,9 @@ def _points(*expressions: Any) -> list[dict[Any, Any]]:
         return [{}]
     names = sorted({str(symbol) for symbol in symbols})
     return [
-        {symbol: Rational(sample) + Rational(names.index(str(symbol)), 3 + number) for symbol in symbols}
+        {symbol: sign * (Rational(sample) + Rational(names.index(str(symbol)), 3 + number)) for symbol in symbols}
         for number, sample in enumerate(SAMPLES)
     ]
-
-
-def _values(expressions: tuple[Any, Any], point: dict[Any, Any]) -> tuple[complex, complex] | None:
-    """Both values at a point as high-precision numbers, or None where either is undefined."""
-    found = [expression.subs(point).evalf(DIGITS) for expression in expressions]
-    if all(value.is_number and value.is_finite and not value.free_symbols for value in found):
-        return found[0], found[1]
-    return None
-
-
-def _near(one: Any, other: Any, limit: float) -> bool:
-    return bool(abs(one - other) <= limit * max(abs(one), abs(other), EXACT))
-
-
-def _is_decisive(left: Any, right: Any) -> bool:
-    """Constants, and inequalities that were solved: there the second opinion is exact, and math-verify's rounding is not wanted."""
-    from sympy import And, Expr, Set
-    from sympy.core.relational import Relational
-
-    if isinstance(left, Expr) and isinstance(right, Expr):
-        return not left.free_symbols and not right.free_symbols
-    solved = _solution_set(left), _solution_set(right)
-    return all(isinstance(value, Set) for value in solved) and any(isinstance(value, (Relational, And)) for value in (left, right))
-
-
-def _are_equations(left: Any, right: Any) -> bool:
-    from sympy import Equality
-
-    return isinstance(left, Equality) and isinstance(right, Equality)
 
 
 def _reply(replies: Any, outcome: str, reason: str) -> None:
@@ -251,10 +242,11 @@ def _reply(replies: Any, outcome: str, reason: str) -> None:
     replies.flush()
 
 
-def _set_alarm(seconds: int) -> None:
-    """Without a handler the alarm ends the process even inside compiled code. Windows has no alarm; there the parent alone watches."""
-    if hasattr(signal, "alarm"):
-        signal.alarm(seconds)
+def _set_limits(processor_s: float, wall_s: float) -> None:
+    """Without a handler either signal ends the process even inside compiled code. Windows has neither; there the parent alone watches."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, processor_s)
+        signal.setitimer(signal.ITIMER_REAL, wall_s + GRACE_S if wall_s else 0)
 
 
 def _limit_memory() -> None:

@@ -135,7 +135,7 @@ def plain_latex(text: str) -> str:
     text = text.replace("\\%", "%").replace("\\$", "$").replace("{,}", ",")
     text = re.sub(r"\\[,!;:](?=\d{3}(?!\d))", ",", text) if re.search(r"\d\\[,!;:]\d{3}", text) else text
     text = re.sub(r"\\[,!;: ]|~", " ", text)
-    text = _TEXT_ARGUMENT.sub(r" \1 ", text)
+    text = _TEXT_ARGUMENT.sub(r" \1 ", text).replace(" ^", "^")
     text = _FRACTION.sub(_plain_fraction, text)
     text = _LATEX_WORDS.sub(lambda match: _LATEX_SIGNS.get(match.group(1), " "), text)
     return _DEGREES.sub("°", text)

@@ -27,8 +27,10 @@ _UNSURE = re.compile(
     rf"\b(?:{_CAN_NOT}{_TELL}|(?:i|we) (?:do|did)(?: not|nt)(?: \w+)? know|not known|{_NOT}(?: \w+)? (?:sure|certain)|{_NOT}(?: \w+)? clear (?:if|whether)"
     rf"|{_NOT}(?: \w+)? (?:provided|given|available|applicable|determinable|specified|stated)\b|{_NOT} (?:provide|give|have)(?: \w+){{0,3}} (?:information|data|details)"
     rf"|{_NOT}(?: \w+){{0,2}} enough|insufficient|no idea|no (?:\w+ )?(?:information|data)|no (?:\w+ )?answer(?: \w+){{0,2}}|unsure|n/a|inconclusive"
-    r"|sometimes|partly|partially|uncertain|unknown|unclear|undetermined|maybe|perhaps|possibly|depends)\b|^(?:i|we) (?:can ?not|cant|am unable|m unable|are unable)\b|^im (?:unable|sorry)\b|^na$"
+    r"|sometimes|partly|partially|uncertain|unknown|unclear|undetermined|maybe|perhaps|possibly|depends)\b|^(?:i|we) (?:can ?not|cant|am unable|m unable|are unable)\b|^im (?:unable|sorry)\b|^n a$"
 )
+_CANNOT_BE = re.compile(rf"\b(?:can ?not|cant|could ?not|couldnt) be (?:yes|no|true|false)\b|不(?:可能|会)是?[\"“「]?[是否对错]")
+"""Rules an answer out and gives none."""
 _UNSURE_ZH = re.compile(
     r"不知道|不(?:太|大|是很)?清楚|(?:不|未|没)(?:能|太)?确定|不好说|难说|说不准|不一定|说不清|看不清|未知|不详|不明(?![显亮白智])|也许|或许|(?<!不)可能|信息不足|没有足够"
     r"|(?:无法|不能|难以|没法|没办法)[^，。,. ]{0,6}(?:判断|确定|看|知道|回答|识别|辨认|得知|得出|分辨|确认)"
@@ -61,7 +63,7 @@ def check_yes_no(predicted: str, gold: str, options: Options) -> Judgement:
 def is_unsure(text: str) -> bool:
     """Whether an answer says that it does not know, or cannot tell or see; "No, I see no dog" answers all the same."""
     plain = normal_text(text)
-    if _UNSURE.search(plain) or _UNSURE_ZH.search(plain):
+    if _UNSURE.search(plain) or _UNSURE_ZH.search(plain) or _CANNOT_BE.search(plain):
         return True
     return bool(_UNSEEN.search(plain)) and not _PLAINLY.match(plain)
 
