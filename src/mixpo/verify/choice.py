@@ -35,7 +35,9 @@ BESIDE = 8
 _LONE = re.compile(r"[\s(\[{<*\"'.【（]*([A-Ja-j])[\s)\]}>*\"'.,:;、。】）]*")
 _JOINT = r"(?:[\s(\[*)\].,;、&+/和与或]|(?i:and|or)\b)"
 _SEVERAL = re.compile(rf"[\s(\[*]*[A-J](?:{_JOINT}*[A-J]){{1,9}}[\s)\].*]*")
-_LEADING = re.compile(r"[\s(\[*【]*([A-Ja-j])(?:[\])}】][*]*(?:\s*[.:、,]|\s*-(?=\s))?|[.:、,*]+(?=[\s\W]|[^\x00-\x7f])|\s+[-=]+(?=\s)|\s++)\s*+(?=\S)")
+_LEADING = re.compile(
+    r"[\s(\[*【]*([A-Ja-j])(?:[\])}】][*]*(?:\s*[.:、,]|\s*-(?=\s))?|[.:、,*]+(?=[\s\W]|[^\x00-\x7f])|\s+[-=]+(?=\s)|\s++)\s*+(?=\S)"
+)
 _NAMED = re.compile(
     r"(?i:\b(?:(?:option|choice|answer|letter)(?:\s+(?:is|would be|should be|must be))?|select|choose|pick)|选项?|选择|答案(?:是|为|应为)?)"
     r"[\s:*(\[\"']*(?:([A-J])(?![A-Za-z'])(?:[\s)\]]*(?:,|/|&|and\b|or\b|和|或)[\s(\[]*([A-J])(?![A-Za-z']))?|([a-j])(?=[\s)\].*\"']*$))"
@@ -55,7 +57,7 @@ _SEVERAL_VALUES = re.compile(r"[,;，；或和]|\b(?:and|or)\b")
 _PERCENT_WORD = re.compile(r"(?i)(?<=\S)\s++per\s?cent$")
 _BRACKETED = re.compile(r"[(\[]\s*([A-Ja-j])\s*[)\]]")
 _STANDALONE = re.compile(r"(?<![A-Za-z'./])(?:([B-HJ])(?![A-Za-z'+#♯♭])|([AI])(?=\s*[.,;:)\]]*\s*$|\s*(?:,|and|or|&)\s*[(\[]?[B-J]\b))")
-_LAST_LETTER = re.compile(r"(?<![A-Za-z'./])([A-J])(?=[\s.,;:)\]]*$|\s*(?:,|and\b|or\b|&)\s*[(\[]?[A-J](?![A-Za-z]))")
+_LAST_LETTER = re.compile(r"(?<![A-Za-z'./])([A-J])(?=[\s.,;:)\]]*$|(?:\s*(?:,|and\b|or\b|&)){1,2}\s*[(\[]?[A-J](?![A-Za-z]))")
 _OVER_OPTIONS = re.compile(r"(?i)\b(?:all|both|none|neither)\b|以上|都")
 """Texts of options that are about other options: "all of the above", "both A and B"."""
 _NO_OPTION = re.compile(
@@ -146,7 +148,7 @@ def _leading(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
     if bare and letter.upper() not in _letters_of(rest, texts):
         return frozenset()
     others = {letter for groups in _NEXT_OPTION.findall(answer, match.end()) for letter in groups if letter}
-    return _beside(letter.upper(), rest, texts) if not others else others | {letter.upper()}
+    return frozenset(others | {letter.upper()}) if others else _beside(letter.upper(), rest, texts)
 
 
 def _named(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
@@ -334,7 +336,9 @@ def _same_plain(letters: set[str], texts: tuple[str, ...]) -> set[str]:
 
 def _stands_in(text: str, answer: str) -> bool:
     """Whether a text with digits or signs stands in an answer, and not as a part of a formula: 2 does not stand in √2."""
-    return re.search(rf"(?<![\w.√^{{\\/*+-]){re.escape(text.strip())}(?![\w^{{/√]|\.\d)", answer) is not None or text.isalnum() is False and key(to_latex(text)) in key(to_latex(answer))
+    return re.search(rf"(?<![\w.√^{{\\/*+-]){re.escape(text.strip())}(?![\w^{{/√]|\.\d)", answer) is not None or (
+        text.isalnum() is False and key(to_latex(text)) in key(to_latex(answer))
+    )
 
 
 def _gold_letters(gold: str, texts: tuple[str, ...]) -> frozenset[str]:

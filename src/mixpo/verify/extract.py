@@ -7,12 +7,13 @@ reasoning that quotes the instruction or revises itself comes first. Every patte
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from mixpo.verify.choice import read_options
-from mixpo.verify.number import is_bound, read_numbers
+from mixpo.verify.number import is_bound, read_numbers, single_number
 from mixpo.verify.number_words import read_whole, read_words
 from mixpo.verify.wrapping import Box, boxes, unwrap
 from mixpo.verify.yes_no import is_unsure
@@ -20,23 +21,27 @@ from mixpo.verify.yes_no import is_unsure
 SHORT_CHARACTERS = 60
 SHORT_WORDS = 8
 """A single line within both limits is taken as an answer without a marker, where a style allows that."""
+MAX_SENTENCE = 160
+"""Characters of a sentence whose only number is its value."""
 MAX_CONTENT = 600
 """Characters behind a marker that may belong to the answer."""
 MAX_MARKERS = 8
 """So many markers at the end of a response are tried; all but the last are only asked when those after them announce nothing."""
 
 _SUBJECT = (
-    r"(?:(?:(?:final|correct|right|best|most[ \t]\w+)[*_]*[ \t]+)*(?:answer|solution)(?:[ \t]+(?:choice|option|letter))*"
-    r"|(?:correct|right|best|final|only)[ \t]+(?:answer[ \t]+)?(?:option|choice|letter)(?:[ \t]+letter)?)[*_]*(?:[ \t]+to[ \t][^.:\n]{1,120}?)?"
+    r"(?:(?:(?:final|correct|right|best|most[ \t]\w+)[*_]*+[ \t]++)*+(?:answer|(?<=The )solution)(?:[ \t]+(?:choice|option|letter))*"
+    r"|(?:correct|right|best|final|only)[ \t]+(?:answer[ \t]+)?(?:option|choice|letter)(?:[ \t]+letter)?)[*_]*+(?:[ \t]+to[ \t][^.:\n]{1,120}?)?"
 )
-_VERB = r"[*_ \t,]+(?:(?:therefore|thus|then|hence)[, \t]+)?(?:is|are|would be|should be|must be|will be|has to be)(?:[ \t]+(?:therefore|thus|hence))?\b"
+_VERB = r"[*_ \t,]++(?:(?:therefore|thus|then|hence)[, \t]+)?(?:is|are|would be|should be|must be|will be|has to be)(?:[ \t]+(?:therefore|thus|hence))?\b"
 MARKERS = {
     # Emphasis may stand on either side of the colon: "**Final answer:** B", "**Final answer**: B", "### Final Answer: B".
     # A heading "Answer" may also stand alone on its line.
     "final": re.compile(r"(?im)(?<![A-Za-z])(?:final[ \t]+)?answer[*_ \t]*[:：]|^[#*_ \t]*(?:final[ \t]+)?answer[*_ \t]*$"),
     "sentence": re.compile(rf"(?i)(?<![A-Za-z]){_SUBJECT}{_VERB}[*_ \t]*[:：]?"),
     "final_zh": re.compile(r"(?m)答案[*_ \t]*+(?:是|为)?[*_ \t]*[:：]|【(?:最终)?答案】|^[#*_ \t]*最终答案[*_ \t]*$"),
-    "sentence_zh": re.compile(r"(?:答案|正确选项|正确的选项|选项)[*_ \t]*应?该?当?(?:是|为|选)[*_ \t]*[:：]?|(?:故|应|所以|因此)选择?[*_ \t:：]*(?=\(?[A-J])"),
+    "sentence_zh": re.compile(
+        r"(?:答案|正确选项|正确的选项|选项)[*_ \t]*应?该?当?(?:是|为|选)[*_ \t]*[:：]?|(?:故|应|所以|因此)选择?[*_ \t:：]*(?=\(?[A-J])"
+    ),
 }
 """Where an answer is announced, by the family that a style asks for."""
 STYLES: dict[str, tuple[str, ...]] = {
@@ -67,7 +72,9 @@ _FAREWELL = re.compile(
 )
 """A sentence that only takes leave of the reader."""
 _FENCE = re.compile(r"```[a-z]{0,12}[ \t]*\n\s*")
-_SENTENCE_END = re.compile(r"(?<![ \t(.][A-Za-z])(?<!\A[A-Za-z])(?<!\b(?:Mr|Ms|Dr|St|No|vs))(?<!\b(?:Mrs|Fig|etc|e\.g|i\.e))[.!?](?=\s+[^\sa-z=+*/-])|[。！？](?=.)")
+_SENTENCE_END = re.compile(
+    r"(?<![ \t(.][A-Za-z])(?<!\A[A-Za-z])(?<!\b(?:Mr|Ms|Dr|St|No|vs))(?<!\b(?:Mrs|Fig|etc|e\.g|i\.e))[.!?](?=\s+[^\sa-z=+*/-])|[。！？](?=.)"
+)
 _FOLLOW_UP = re.compile(r"(?im)^[#*_ \t]*(?:question|hint|human|user|instruction|问题|提示)[ \t]*\d*[ \t]*[:：]")
 """A model that goes on with a conversation of its own."""
 _END_TOKEN = re.compile(r"(?:<\|[\w ]{1,40}\|>|</s>|<eos>|<end_of_turn>)\s*\Z")
@@ -75,9 +82,15 @@ _LETTERED = re.compile(r"[*_ \t]*(?:\(([A-Ja-j])\)|([A-J])[.):：](?=[\s*]|\Z|[^
 _SENTENCE = re.compile(r"[^\n。！？]+?(?:(?<![ \t(.][A-Z])(?<!\A[A-Z])[.!?](?=\s+[^\sa-z]|\s*\n)|[。！？]|(?=\n)|\Z)")
 _SO = re.compile(r"(?i)\W*(?:(?:therefore|thus|hence|so|in (?:total|conclusion|summary)|finally|consequently|overall)\b|所以|因此|故|综上)")
 _BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*")
-_BEHIND_VERB = re.compile(r"(?i).*(?:\b(?:is|are|was|were|be|equals?|approximately|about)\b|[=≈:：是为])[ \t*$]*(?=[-+$€£¥\\√]?\d|[a-z]+[ .]*\Z|[-\\√π(])")
-_COUNT = re.compile(r"(?i)(?:.*\b(?:there (?:are|is|were|was)|ha(?:s|ve|d)|in total,?)|\W*)\s+(?:a total of |exactly |only )?((?-i:[a-z]+|[A-Z][a-z]+)(?:-\w+)?|\d+)\s")
+_BEHIND_VERB = re.compile(
+    r"(?i).*(?:\b(?:is|are|was|were|be|equals?|approximately|about)\b|[=≈:：是为])[ \t*$]*(?=[-+$€£¥\\√]?\d|[a-z]+[ .]*\Z|[-\\√π(])"
+)
+_COUNT = re.compile(
+    r"(?i)(?:.*\b(?:there (?:are|is|were|was)|ha(?:s|ve|d)|in total,?)|\W*)\s+(?:a total of |exactly |only )?([a-z]+(?:-\w+)?|\d+)\s+(?=[a-z])"
+)
 """A count in front of what is counted: "There are three bars above 4"."""
+_COMPARED = re.compile(r"(?i)\b(?:than|above|below|over|under|least|most|of|in|from)\s+[-$]?\d[\d.,]*%?")
+_ITEM = re.compile(r"[-*•\s]*[\w -]{1,40}[:：]\s*\S+(?:\s\S+)?\s*\Z")
 
 
 _NO_CONCLUSION = re.compile(r"(?i)\b(?:not|none)\b[^.]{0,30}\b(?:options?|choices?)\b|\bmistake in the\b|please provide|不在选项")
@@ -148,7 +161,11 @@ def _last_marker(text: str, families: Sequence[str]) -> _Stated | None:
     lowered = text.lower()
     stated = []
     for family in families:
-        if family in MARKERS and ("答" in text or "选" in text if family.endswith("zh") else "answer" in lowered or "correct" in lowered or "choice" in lowered or "option" in lowered or "solution" in lowered):
+        if family in MARKERS and (
+            "答" in text or "选" in text
+            if family.endswith("zh")
+            else "answer" in lowered or "correct" in lowered or "choice" in lowered or "option" in lowered or "solution" in lowered
+        ):
             stated.append(_announced(text, family))
     if "box" in families and (inside := boxes(text)):
         stated.append(_in_boxes(text, inside))
@@ -168,7 +185,12 @@ def _announced(text: str, family: str) -> _Stated | None:
         before = text[max(0, match.start() - 160) : match.start()]
         if _OPTION_TEXT.search(before):
             continue
-        if answer and not _HYPOTHESIS.search(before) and not _NOTHING_SAID.match(text[match.end() : match.end() + 80]) and not _QUESTION.match(text, match.end()):
+        if (
+            answer
+            and not _HYPOTHESIS.search(before)
+            and not _NOTHING_SAID.match(text[match.end() : match.end() + 80])
+            and not _QUESTION.match(text, match.end())
+        ):
             return _Stated(match.start(), answer)
     return None
 
@@ -180,7 +202,9 @@ def _content_behind(text: str, end: int) -> str | None:
         rest = rest[fence.end() :]
     if rest.startswith("- ") and "\n" in text[end : end + MAX_CONTENT].partition("- ")[0]:
         rest = rest[1:].lstrip()  # an item of a list on a line of its own, not a sign
-    return _content(_display(rest) or (rest.splitlines() or [""])[0])
+    lines = rest.splitlines() or [""]
+    several = list(itertools.takewhile(_LETTERED.match, lines)) if "\n" in text[end : end + 3] else []
+    return "; ".join(several) if len(several) > 1 else _content(_display(rest) or lines[0])
 
 
 def _display(rest: str) -> str | None:
@@ -244,6 +268,10 @@ def _concluded(text: str, choices: tuple[str, ...]) -> str | None:
         return None
     if choices:
         return _concluded_option(lines, sentences, choices)
+    if len(sentences) > 1 and all(map(_ITEM.match, sentences[-2:])):
+        return None  # several values in a list
+    bold = [*dict.fromkeys(_BOLD.findall(text))]
+    sentences += [f"**{bold[0]}**"] if len(bold) == 1 else []
     return next((answer for sentence in _conclusions(sentences) if (answer := _value(sentence))), None)
 
 
@@ -271,15 +299,17 @@ def _value(sentence: str) -> str | None:
     bold = _BOLD.findall(sentence)
     if len(bold) == 1 and len(read_numbers(bold[0]) or ()) == 1:
         return _content(bold[0])
-    if is_unsure(sentence) or is_bound(sentence):
-        return None
-    count = _COUNT.match(sentence)
-    if count and (count.group(1).isdigit() or read_whole(count.group(1)) is not None) and count.group(1).lower() != "one":
-        return count.group(1)
-    numbers = read_numbers(sentence.strip())
-    if numbers is None or len(numbers) != 1 or read_words(sentence) == [1]:
+    if is_unsure(sentence):
         return None
     behind = _BEHIND_VERB.match(sentence)
-    tail = sentence[behind.end() :] if behind else ""
-    answer = _content(tail if tail and len(read_numbers(tail.strip()) or ()) == 1 else sentence)
-    return answer if answer and (answer != sentence or len(answer) <= SHORT_CHARACTERS * 2) else None
+    tail = _content(sentence[behind.end() :]) if behind else None
+    if tail and (single_number(tail) or read_whole(tail) is not None):
+        return tail
+    count = _COUNT.match(sentence)
+    if count and (count.group(1).isdigit() or (read_whole(count.group(1)) or 1) != 1):
+        rest = _COMPARED.sub("", sentence[count.end() :])
+        return None if read_words(rest) not in ([], [1]) or read_numbers(rest) not in ([], read_numbers("1")) else count.group(1)
+    numbers = read_numbers(sentence.strip())
+    if numbers is None or len(numbers) != 1 or read_words(sentence) == [1] or is_bound(sentence) or len(sentence) > MAX_SENTENCE:
+        return None
+    return _content(sentence)

@@ -13,8 +13,8 @@ from mixpo.verify.judgement import Judgement, Options, decide
 from mixpo.verify.number_words import read_whole, read_words
 from mixpo.verify.text import check_text, normal_text
 from mixpo.verify.units import CURRENCY_SIGNS, PATTERN, Unit, may_convert, read_unit
-from mixpo.verify.yes_no import is_unsure
 from mixpo.verify.wrapping import plain_characters, plain_latex
+from mixpo.verify.yes_no import is_unsure
 
 MAX_LENGTH = 1000
 """A longer text is no numeric answer."""
@@ -61,7 +61,7 @@ _DOWN = re.compile(
 _PARTS = re.compile(r"(?i)\b(?:hal(?:f|ves)|(?:quarter|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|dozen)s?)\b|半|分之")
 """Quantities in words whose number words are not their value."""
 _BOUND = re.compile(
-    r"(?i)\b(?:at (?:least|most)|(?:more|less|fewer|greater|larger|smaller|other) than|up to|over|under|not|nearly|almost)\s+[-+$]?\d"
+    r"(?i)\b(?:at (?:least|most)|(?:more|less|fewer|greater|larger|smaller|lower|higher|other) than|up to|over|under|not|nearly|almost)\s+[-+$]?\d"
     r"|[<>≤≥]\s*[-+$]?\d[\d.,]*+(?!\s*>)|\d\s?\+(?!\s*[\w(])|\d(?-i:[ADEHIO-SUX-Z])(?![\w+-])|(?<![\d.,])(?:[.,]++|\b)\d[\d.,]*+\s+or\s+(?:more|less|fewer)\b"
     r"|\b(?:half|third|quarter|twice|double|triple)\s+(?:of\s+)?\d|\d\s*(?:squared|cubed)\b|\d‰|\b(?:1[5-9]|20)\d0s\b"
     r"|超过|至少|至多|最多|最少|不到|不足|不是|大于|小于|多于|少于|以上|以下"
@@ -134,7 +134,12 @@ def _doubt(predicted: str, gold: str, left: list[Number], right: list[Number], t
     if ("!" in predicted or "!" in gold) and _FACTORIAL.search(f"{predicted} {gold}"):
         return "an exclamation or a factorial"
     bare = [read_numbers(_GLUED.sub(" ", text)) for text in (predicted, gold)]
-    if (_GLUED.search(predicted) or _GLUED.search(gold)) and bare[0] and bare[1] and _compare(bare[0], bare[1], tolerance).outcome != "wrong":
+    if (
+        (_GLUED.search(predicted) or _GLUED.search(gold))
+        and bare[0]
+        and bare[1]
+        and _compare(bare[0], bare[1], tolerance).outcome != "wrong"
+    ):
         return "a letter in front of the number"
     if (_DOWN.search(predicted) or _DOWN.search(gold)) and _same_size(left, right, tolerance):
         return "a minus in words"

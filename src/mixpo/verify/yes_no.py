@@ -29,7 +29,7 @@ _UNSURE = re.compile(
     rf"|{_NOT}(?: \w+){{0,2}} enough|insufficient|no idea|no (?:\w+ )?(?:information|data)|no (?:\w+ )?answer(?: \w+){{0,2}}|unsure|n/a|inconclusive"
     r"|sometimes|partly|partially|uncertain|unknown|unclear|undetermined|maybe|perhaps|possibly|depends)\b|^(?:i|we) (?:can ?not|cant|am unable|m unable|are unable)\b|^im (?:unable|sorry)\b|^n a$"
 )
-_CANNOT_BE = re.compile(rf"\b(?:can ?not|cant|could ?not|couldnt) be (?:yes|no|true|false)\b|不(?:可能|会)是?[\"“「]?[是否对错]")
+_CANNOT_BE = re.compile(r"\b(?:can ?not|cant|could ?not|couldnt) be (?:yes|no|true|false)\b|不(?:可能|会)是?[\"“「]?[是否对错]")
 """Rules an answer out and gives none."""
 _UNSURE_ZH = re.compile(
     r"不知道|不(?:太|大|是很)?清楚|(?:不|未|没)(?:能|太)?确定|不好说|难说|说不准|不一定|说不清|看不清|未知|不详|不明(?![显亮白智])|也许|或许|(?<!不)可能|信息不足|没有足够"
