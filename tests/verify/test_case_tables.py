@@ -31,7 +31,7 @@ ALGEBRA = [row for row in CHECK if row.get("algebra")]
 
 @pytest.mark.parametrize("row", EXTRACT, ids=label)
 def test_extract(row: dict[str, Any]) -> None:
-    assert extract(row["text"], row["style"]) == row["answer"]
+    assert extract(row["text"], row["style"], row.get("choices", ()), thinking=row.get("thinking", False)) == row["answer"]
 
 
 @pytest.mark.parametrize("row", CHEAP, ids=label)

@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 
 from mixpo.types import Verdict
 from mixpo.verify.choice import check_choice
+from mixpo.verify.compare_numbers import check_number
 from mixpo.verify.dataset_metrics import RULES, judge_by
 from mixpo.verify.formula import check_formula, compare_algebra, compare_ratios
 from mixpo.verify.judgement import Algebra, Judgement, Options
 from mixpo.verify.kinds import guess_kind
 from mixpo.verify.latex import to_latex
-from mixpo.verify.number import check_number, same_amounts, single_number
+from mixpo.verify.number import same_amounts, single_number
 from mixpo.verify.number_words import read_whole
 from mixpo.verify.pool import FormulaPool
 from mixpo.verify.text import check_text

@@ -12,9 +12,9 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from mixpo.verify.choice import read_options
 from mixpo.verify.number import is_bound, read_numbers, single_number
 from mixpo.verify.number_words import read_whole, read_words
+from mixpo.verify.options import read_options
 from mixpo.verify.wrapping import Box, boxes, unwrap
 from mixpo.verify.yes_no import is_unsure
 
@@ -30,9 +30,13 @@ MAX_MARKERS = 8
 
 _SUBJECT = (
     r"(?:(?:(?:final|correct|right|best|most[ \t]\w+)[*_]*+[ \t]++)*+(?:answer|(?<=The )solution)(?:[ \t]+(?:choice|option|letter))*"
-    r"|(?:correct|right|best|final|only)[ \t]+(?:answer[ \t]+)?(?:option|choice|letter)(?:[ \t]+letter)?)[*_]*+(?:[ \t]+to[ \t][^.:\n]{1,120}?)?"
+    r"|(?:correct|right|best|final|only)[ \t]+(?:answer[ \t]+)?(?:option|choice|letter)(?:[ \t]+letter)?)[*_]*+"
+    r"(?:[ \t]+to[ \t][^.:\n]{1,120}?)?"
 )
-_VERB = r"[*_ \t,]++(?:(?:therefore|thus|then|hence)[, \t]+)?(?:is|are|would be|should be|must be|will be|has to be)(?:[ \t]+(?:therefore|thus|hence))?\b"
+_VERB = (
+    r"[*_ \t,]++(?:(?:therefore|thus|then|hence)[, \t]+)?"
+    r"(?:is|are|would be|should be|must be|will be|has to be)(?:[ \t]+(?:therefore|thus|hence))?\b"
+)
 MARKERS = {
     # Emphasis may stand on either side of the colon: "**Final answer:** B", "**Final answer**: B", "### Final Answer: B".
     # A heading "Answer" may also stand alone on its line.
@@ -44,6 +48,9 @@ MARKERS = {
     ),
 }
 """Where an answer is announced, by the family that a style asks for."""
+_EN, _ZH = ("answer", "option", "choice", "solution"), ("答案", "选")
+_WORDS = {"final": _EN[:1], "sentence": _EN, "final_zh": _ZH[:1], "sentence_zh": _ZH}
+"""One of which a response holds where a marker of the family stands in it; most responses hold none."""
 STYLES: dict[str, tuple[str, ...]] = {
     "final": ("final", "sentence"),
     "final_zh": ("final_zh", "sentence_zh"),
@@ -58,9 +65,10 @@ _HYPOTHESIS = re.compile(r"(?i)\b(?:if|whether|suppose|assum\w+|otherwise)\b[^.!
 _OPTION_TEXT = re.compile(r"(?<![A-Za-z])\(?[A-J][).:][ \t]*(?:[Tt]he[ \t]+)?$")
 """In front of a marker that belongs to the text of an option: "(D) the correct choice is the last one"."""
 _NOTHING_SAID = re.compile(
-    r"(?i)(?:\W*(?:not\b|n't|neither\b|correct\W*$|incorrect\W*$|wrong\W*$|right\W*$|found\b|given\b|as follows|obtained\b|based on|calculated\b|"
-    r"determined\b|derived\b|inconclusive|unclear|unknown|missing|in the form|the same\b|simply the|an? (?:integer|number|value|decimal)\b|the (?:values?|options?|one|number) (?:that|which)|(?:either|one of|whichever)\b|to\b|(?:impossible|unable)\b|\?|;)|[^.]{0,40}\bcan(?:not|'t)\b)"
-    r"|不|正确|错误|无法|未"
+    r"(?i)\W*(?:(?:not|n't|neither|to|found|given|obtained|calculated|determined|derived|inconclusive|unclear|unknown|missing|impossible|unable)\b"
+    r"|(?:in)?correct\W*$|wrong\W*$|right\W*$|as follows|based on|in the form|(?:simply )?the same\b|an? (?:integer|number|value|decimal)\b"
+    r"|the (?:values?|options?|one|number) (?:that|which)|(?:either|one of|whichever)\b"
+    r"|\?|;|[^.]{0,40}\bcan(?:not|'t)\b|不|正确|错误|无法|未)"
 )
 """What follows "the answer is" where no answer follows: a negation, a judgement, the way to it."""
 _QUESTION = re.compile(r"[^.!?\n]*\?")
@@ -73,20 +81,24 @@ _FAREWELL = re.compile(
 """A sentence that only takes leave of the reader."""
 _FENCE = re.compile(r"```[a-z]{0,12}[ \t]*\n\s*")
 _SENTENCE_END = re.compile(
-    r"(?<![ \t(.][A-Za-z])(?<!\A[A-Za-z])(?<!\b(?:Mr|Ms|Dr|St|No|vs))(?<!\b(?:Mrs|Fig|etc|e\.g|i\.e))[.!?](?=\s+[^\sa-z=+*/-])|[。！？](?=.)"
+    r"(?<![ \t(.][A-Za-z])(?<!\A[A-Za-z])(?<!\b(?:Mr|Ms|Dr|St|No|vs))(?<!\b(?:Mrs|Fig|etc|e\.g|i\.e))"
+    r"[.!?](?=\s+[^\sa-z=+*/-])|[。！？](?=.)"
 )
+"""Behind a sentence, and not behind an initial, the letter of an option or an abbreviation."""
 _FOLLOW_UP = re.compile(r"(?im)^[#*_ \t]*(?:question|hint|human|user|instruction|问题|提示)[ \t]*\d*[ \t]*[:：]")
 """A model that goes on with a conversation of its own."""
 _END_TOKEN = re.compile(r"(?:<\|[\w ]{1,40}\|>|</s>|<eos>|<end_of_turn>)\s*\Z")
 _LETTERED = re.compile(r"[*_ \t]*(?:\(([A-Ja-j])\)|([A-J])[.):：](?=[\s*]|\Z|[^\x00-\x7f]))")
 _SENTENCE = re.compile(r"[^\n。！？]+?(?:(?<![ \t(.][A-Z])(?<!\A[A-Z])[.!?](?=\s+[^\sa-z]|\s*\n)|[。！？]|(?=\n)|\Z)")
 _SO = re.compile(r"(?i)\W*(?:(?:therefore|thus|hence|so|in (?:total|conclusion|summary)|finally|consequently|overall)\b|所以|因此|故|综上)")
+_DIGIT = re.compile(r"\d")
 _BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*")
 _BEHIND_VERB = re.compile(
     r"(?i).*(?:\b(?:is|are|was|were|be|equals?|approximately|about)\b|[=≈:：是为])[ \t*$]*(?=[-+$€£¥\\√]?\d|[a-z]+[ .]*\Z|[-\\√π(])"
 )
 _COUNT = re.compile(
-    r"(?i)(?:.*\b(?:there (?:are|is|were|was)|ha(?:s|ve|d)|in total,?)|\W*)\s+(?:a total of |exactly |only )?([a-z]+(?:-\w+)?|\d+)\s+(?=[a-z])"
+    r"(?i)(?:.*\b(?:there (?:are|is|were|was)|ha(?:s|ve|d)|in total,?)|\W*)\s+"
+    r"(?:a total of |exactly |only )?([a-z]+(?:-\w+)?|\d+)\s+(?=[a-z])"
 )
 """A count in front of what is counted: "There are three bars above 4"."""
 _COMPARED = re.compile(r"(?i)\b(?:than|above|below|over|under|least|most|of|in|from)\s+[-$]?\d[\d.,]*%?")
@@ -159,14 +171,7 @@ def _after_thinking(text: str, opened: bool) -> str | None:
 def _last_marker(text: str, families: Sequence[str]) -> _Stated | None:
     """What is stated behind whichever marker stands last."""
     lowered = text.lower()
-    stated = []
-    for family in families:
-        if family in MARKERS and (
-            "答" in text or "选" in text
-            if family.endswith("zh")
-            else "answer" in lowered or "correct" in lowered or "choice" in lowered or "option" in lowered or "solution" in lowered
-        ):
-            stated.append(_announced(text, family))
+    stated = [_announced(text, family) for family in families if any(word in lowered for word in _WORDS.get(family, ()))]
     if "box" in families and (inside := boxes(text)):
         stated.append(_in_boxes(text, inside))
     if "tag" in families:
@@ -223,6 +228,8 @@ def _content(content: str) -> str | None:
     if inside:
         return _in_boxes(content, inside).answer
     content = content.removeprefix("<answer>").split("</answer>")[0]
+    if content.count("**") == 1 and content.partition("**")[0].strip():
+        content = content.partition("**")[0]  # the marker took the other half
     if (cut := _SENTENCE_END.search(content)) and content[cut.end() :].strip():
         content = content[: cut.start()]
     return _bare(content)
@@ -263,7 +270,7 @@ def _concluded(text: str, choices: tuple[str, ...]) -> str | None:
         return None
     lines = text.splitlines()
     if len(lines) == 1 and len(text) <= SHORT_CHARACTERS and len(text.split()) <= SHORT_WORDS:
-        return _content(text)
+        return _content(text) if boxes(text) else _bare(text)
     if is_unsure(sentences[-1]) or _NO_CONCLUSION.search(sentences[-1]):
         return None
     if choices:
@@ -299,7 +306,7 @@ def _value(sentence: str) -> str | None:
     bold = _BOLD.findall(sentence)
     if len(bold) == 1 and len(read_numbers(bold[0]) or ()) == 1:
         return _content(bold[0])
-    if is_unsure(sentence):
+    if is_unsure(sentence) or sentence.endswith("?"):
         return None
     behind = _BEHIND_VERB.match(sentence)
     tail = _content(sentence[behind.end() :]) if behind else None
@@ -310,6 +317,6 @@ def _value(sentence: str) -> str | None:
         rest = _COMPARED.sub("", sentence[count.end() :])
         return None if read_words(rest) not in ([], [1]) or read_numbers(rest) not in ([], read_numbers("1")) else count.group(1)
     numbers = read_numbers(sentence.strip())
-    if numbers is None or len(numbers) != 1 or read_words(sentence) == [1] or is_bound(sentence) or len(sentence) > MAX_SENTENCE:
+    if numbers is None or len(numbers) != 1 or not _DIGIT.search(sentence) or is_bound(sentence) or len(sentence) > MAX_SENTENCE:
         return None
     return _content(sentence)

@@ -9,9 +9,10 @@ import itertools
 import math
 import re
 
+from mixpo.verify.compare_numbers import check_number
 from mixpo.verify.judgement import Judgement, Options
 from mixpo.verify.latex import key, take_text, to_latex
-from mixpo.verify.number import PLACES, check_number, single_number
+from mixpo.verify.number import PLACES, single_number
 from mixpo.verify.pool import FormulaPool
 from mixpo.verify.text import check_text, rearranged
 from mixpo.verify.units import PATTERN, read_unit

@@ -14,9 +14,9 @@ from typing import NamedTuple
 from mixpo.recipe import VerifyTable
 from mixpo.types import Outcome, Question, Response, Verdict
 from mixpo.verify.check import judge_any
-from mixpo.verify.choice import LETTERS
 from mixpo.verify.dataset_metrics import RULES, judge_by, rule_of, vqa_accuracy
 from mixpo.verify.judgement import Judgement, Options
+from mixpo.verify.options import LETTERS
 from mixpo.verify.pool import FormulaPool
 from mixpo.verify.text import contains, normal_text
 from mixpo.verify.verifier import golds_of

@@ -28,15 +28,24 @@ class Verifier:
     """Extracts and judges. Processes start only when a formula really needs one; close it, or use it in `with`.
 
     settings: tolerance, time limit and number of workers. style: how answers are marked where `verify` is not told.
+    thinking: the chat template opens a block of reasoning, which a response has to end before it answers; seen by itself where another
+        response to the same question ends one.
     custom: replaces the built-in checks; whatever it raises makes that one verdict undecided.
     cache: a file in which the verdicts on formulas are kept for the next time.
     """
 
     def __init__(
-        self, settings: VerifyTable | None = None, *, style: str = "auto", custom: CustomCheck | None = None, cache: Path | None = None
+        self,
+        settings: VerifyTable | None = None,
+        *,
+        style: str = "auto",
+        thinking: bool = False,
+        custom: CustomCheck | None = None,
+        cache: Path | None = None,
     ) -> None:
         settings = settings or VerifyTable()
         self._style = style
+        self._thinking = thinking
         self._custom = custom
         self._settings = settings
         self._pool = FormulaPool(timeout_s=settings.timeout_s, workers=settings.workers, cache=cache)
@@ -51,9 +60,11 @@ class Verifier:
     def verify_all(self, question: Question, responses: Sequence[Response], style: str | None = None) -> tuple[Verdict, ...]:
         """Judge all responses to a question, in order; formulas are compared on all workers at once."""
         compare = self._comparison(question)
+        # A response that closes a block of reasoning without opening one shows that the prompt opened it for all of them.
+        thinking = self._thinking or any("</think>" in one.text and "<think>" not in one.text for one in responses)
 
         def verdict_on(response: Response) -> Verdict:
-            extracted, (outcome, reason) = _judge(response, style or self._style, compare)
+            extracted, (outcome, reason) = _judge(question, response, style or self._style, thinking, compare)
             return Verdict(question=question.id, index=response.index, outcome=outcome, extracted=extracted, reason=reason)
 
         if question.kind != "formula" or self._settings.workers == 1 or len(responses) < 2:
@@ -104,13 +115,13 @@ class Verifier:
         return compare
 
 
-def _judge(response: Response, style: str, compare: Compare | None) -> tuple[str | None, Judgement]:
+def _judge(question: Question, response: Response, style: str, thinking: bool, compare: Compare | None) -> tuple[str | None, Judgement]:
     """The extracted answer and what is thought of it."""
     if response.finish == "error":
         return None, Judgement("undecided", "sampling failed")
     if compare is None:
         return None, Judgement("undecided", "no ground truth")
-    extracted = extract(response.text, style)
+    extracted = extract(response.text, style, question.choices, thinking=thinking)
     if extracted is None:
         is_cut = response.finish == "length"
         return None, Judgement("malformed", "cut at the length limit" if is_cut else "no clear final answer")

@@ -20,15 +20,19 @@ _OPPOSITE = re.compile(r"\b(?:not|isnt)(?: entirely| quite)? (true|correct|false
 _NO_ZH = re.compile("不是|不对|不正确|错误|没有|否|错|不|假|非")
 _RIGHT_ZH = re.compile("[没不]错")
 _YES_ZH = re.compile(r"是|对|正确|有|真|可以|\A[能会]")
-_CAN_NOT = r"(?:can ?not|cant|could ?not|couldnt|(?:un|not )able to|(?:im|not )possible to|hard to|difficult to|no way to)(?: \w+){0,2}? "
 _NOT = r"(?:not|\w{1,5}nt)"
-_TELL = r"(?:know|tell|say|determine|decide|judge|answer|provide|give|solve|find|calculate|be (?:sure|certain|known|told|given|provided|solved|found|seen|calculated|made|determined|decided|judged|answered))"
+_CAN_NOT = r"(?:can ?not|cant|could ?not|couldnt|(?:un|not )able to|(?:im|not )possible to|hard to|difficult to|no way to)(?: \w+){0,2}? "
+_DONE = "be (?:sure|certain|known|told|given|provided|solved|found|seen|calculated|made|determined|decided|judged|answered)"
 _UNSURE = re.compile(
-    rf"\b(?:{_CAN_NOT}{_TELL}|(?:i|we) (?:do|did)(?: not|nt)(?: \w+)? know|not known|{_NOT}(?: \w+)? (?:sure|certain)|{_NOT}(?: \w+)? clear (?:if|whether)"
-    rf"|{_NOT}(?: \w+)? (?:provided|given|available|applicable|determinable|specified|stated)\b|{_NOT} (?:provide|give|have)(?: \w+){{0,3}} (?:information|data|details)"
-    rf"|{_NOT}(?: \w+){{0,2}} enough|insufficient|no idea|no (?:\w+ )?(?:information|data)|no (?:\w+ )?answer(?: \w+){{0,2}}|unsure|n/a|inconclusive"
-    r"|sometimes|partly|partially|uncertain|unknown|unclear|undetermined|maybe|perhaps|possibly|depends)\b|^(?:i|we) (?:can ?not|cant|am unable|m unable|are unable)\b|^im (?:unable|sorry)\b|^n a$"
-)
+    r"\b(?:" + "|".join([
+        rf"{_CAN_NOT}(?:know|tell|say|determine|decide|judge|answer|provide|give|solve|find|calculate|{_DONE})",
+        r"(?:i|we) (?:do|did)(?: not|nt)(?: \w+)? know|no idea|not known|n/a",
+        rf"{_NOT}(?: \w+)? (?:sure|certain)|{_NOT}(?: \w+)? clear (?:if|whether)|{_NOT}(?: \w+){{0,2}} enough",
+        rf"{_NOT}(?: \w+)? (?:provided|given|available|applicable|determinable|specified|stated)",
+        rf"{_NOT} (?:provide|give|have)(?: \w+){{0,3}} (?:information|data|details)|no (?:\w+ )?(?:information|data|answer)",
+        r"insufficient|inconclusive|unsure|uncertain|unknown|unclear|undetermined|maybe|perhaps|possibly|depends|sometimes|part(?:ly|ially)",
+    ]) + r")\b|^(?:(?:i|we) (?:can ?not|cant|am unable|are unable)|im (?:unable|sorry))\b|^n a$"
+)  # fmt: skip
 _CANNOT_BE = re.compile(r"\b(?:can ?not|cant|could ?not|couldnt) be (?:yes|no|true|false)\b|不(?:可能|会)是?[\"“「]?[是否对错]")
 """Rules an answer out and gives none."""
 _UNSURE_ZH = re.compile(

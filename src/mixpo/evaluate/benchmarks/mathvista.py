@@ -21,8 +21,9 @@ from mixpo.evaluate.benchmarks.rules import letters, option_robust, same, with_c
 from mixpo.plural import amount
 from mixpo.sources.build import lettered
 from mixpo.types import AnswerKind, Question
+from mixpo.verify.compare_numbers import check_number
 from mixpo.verify.judgement import Judgement, Options
-from mixpo.verify.number import check_number, read_numbers
+from mixpo.verify.number import read_numbers
 from mixpo.verify.text import check_text
 
 HINTS = {

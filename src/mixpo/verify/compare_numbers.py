@@ -1,0 +1,118 @@
+"""Compare the numbers of a short answer with those of the ground truth. What may be the same in another form is undecided."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from decimal import Decimal
+
+from mixpo.verify.judgement import Judgement, Options, decide
+from mixpo.verify.number import MAX_LENGTH, Number, distinct, equal, is_bound, read_numbers, single_number
+from mixpo.verify.number_words import read_whole
+from mixpo.verify.text import check_text
+from mixpo.verify.yes_no import is_unsure
+
+_DIGIT = re.compile(r"\d")
+_VAGUE = re.compile(
+    r"(?i)\b(?:first|second|fourth|fifth|sixth|seventh|eighth|ninth|tenth|half|quarter|third|dozen|couple|pair|several|few|many|double|triple|twice|thrice|once|FY\s?\d{2,4})\b|半|几|双|分之|第|\d:\d|\b(?-i:[IVX]{2,})\b"
+    r"|[一二两三四五六七八九十百千万](?:度|元|角|岁|分|小时|天|年|月|日|点|[厘毫分千]?米|千?克|公[里斤]|毫?升|平方|立方)"
+)
+_NOTHING = re.compile(r"(?i)\b(?:no|none|nothing|without|not any)\b|没有|无|都不")
+_GLUED = re.compile(r"(?<![A-Za-z])[A-Z](?=\d)")
+"""A letter that may be a misread sign: S24 for $24."""
+_COUNT = re.compile(r"(?i)\W*(?:(?:there|here) (?:are|is|were|was) )?(?:exactly |only )?([a-z]+(?:-[a-z]+)?)\s+(?=[a-z])")
+_FACTORIAL = re.compile(r"\d!(?!\s*=)")
+_REMARK = re.compile(r"(?:\s\([^()]*\)|(?<=\d)\s?[x×])\s*$")
+"""A calculation in brackets behind a number, as in "6.2 (18.5 - 12.3)", or an "x" for times."""
+_DOWN = re.compile(
+    r"(?i)\b(?:de(?:crease|cline)[sd]?|drop(?:ped|s)?|fell|fall|loss|lost|lower|less|below|reduction|reduced|down)\b|[降减跌]"
+)
+"""Words that stand for a minus."""
+_PARTS = re.compile(r"(?i)\b(?:hal(?:f|ves)|(?:quarter|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|dozen)s?)\b|半|分之")
+"""Quantities in words whose number words are not their value."""
+
+
+def check_number(predicted: str, gold: str, options: Options) -> Judgement:
+    """Compare as numbers. Symmetric. One of several numbers matching is undecided; none matching is wrong."""
+    if len(predicted) > MAX_LENGTH or len(gold) > MAX_LENGTH:
+        return Judgement("undecided", "too long for a number")
+    left, right = read_numbers(predicted), read_numbers(gold)
+    if is_unsure(predicted) and single_number(predicted) is None:
+        return Judgement("undecided", "says that it cannot tell")
+    if left is None or right is None:
+        judgement = options.algebra(predicted, gold)
+        is_remark = judgement.outcome == "wrong" and _same_without_remark(predicted, gold, options.tolerance)
+        return Judgement("undecided", "a remark behind the number") if is_remark else judgement
+    if not left and not right:
+        return check_text(predicted, gold, options)
+    if _in_parts(predicted) or _in_parts(gold):
+        return Judgement("undecided", "not in plain digits")
+    if not left or not right:
+        words, numbers = (gold, left) if left else (predicted, right)
+        # "There are no cubes" counts to nought.
+        vague = _VAGUE.search(words) or (_NOTHING.search(words) and not any(number.value for number in numbers))
+        if vague or (
+            _GLUED.search(words) and _compare(numbers, read_numbers(_GLUED.sub(" ", words)) or [], options.tolerance).outcome != "wrong"
+        ):
+            return Judgement("undecided", "not in plain digits")
+        return Judgement("wrong", "no number")
+    left, right = _with_count(predicted, left), _with_count(gold, right)
+    judgement = _compare(left, right, options.tolerance)
+    if judgement.outcome == "correct" and is_bound(predicted) != is_bound(gold):
+        return Judgement("undecided", "a bound or a label")
+    doubt = judgement.outcome == "wrong" and _doubt(predicted, gold, left, right, options.tolerance)
+    return Judgement("undecided", doubt) if doubt else judgement
+
+
+def _with_count(text: str, numbers: list[Number]) -> list[Number]:
+    """With the count in words in front of a sentence with digits: "Two bars are above 4" counts two."""
+    count = _COUNT.match(text) if not text.isascii() or _DIGIT.search(text) else None
+    value = read_whole(count.group(1)) if count else None
+    return numbers if value is None or value == 1 else distinct([Number(value=Decimal(value)), *numbers])
+
+
+def _doubt(predicted: str, gold: str, left: list[Number], right: list[Number], tolerance: float) -> str:
+    """Why numbers that differ may be the same all the same, or ""."""
+    if ("!" in predicted or "!" in gold) and _FACTORIAL.search(f"{predicted} {gold}"):
+        return "an exclamation or a factorial"
+    bare = [read_numbers(_GLUED.sub(" ", text)) for text in (predicted, gold)]
+    if (
+        (_GLUED.search(predicted) or _GLUED.search(gold))
+        and bare[0]
+        and bare[1]
+        and _compare(bare[0], bare[1], tolerance).outcome != "wrong"
+    ):
+        return "a letter in front of the number"
+    if (_DOWN.search(predicted) or _DOWN.search(gold)) and _same_size(left, right, tolerance):
+        return "a minus in words"
+    # 3M is a company, 3 million, and to careless writers 3 metres.
+    return "upper and lower case" if predicted.casefold() == gold.casefold() else ""
+
+
+def _same_without_remark(predicted: str, gold: str, tolerance: float) -> bool:
+    left, right = single_number(_REMARK.sub("", predicted)), single_number(_REMARK.sub("", gold))
+    return left is not None and right is not None and equal(left, right, tolerance) is True
+
+
+def _in_parts(text: str) -> bool:
+    return _DIGIT.search(text) is None and _PARTS.search(text) is not None
+
+
+def _same_size(left: list[Number], right: list[Number], tolerance: float) -> bool:
+    """Whether one number on each side differs from the other by its sign alone."""
+    if len(left) != 1 or len(right) != 1:
+        return False
+    sizes = [replace(number, value=number.value.copy_abs()) for number in (left[0], right[0])]
+    return equal(sizes[0], sizes[1], tolerance) is True
+
+
+def _compare(left: list[Number], right: list[Number], tolerance: float) -> Judgement:
+    if len(left) == len(right):
+        in_order = [equal(one, other, tolerance) for one, other in zip(left, right, strict=True)]
+        if len(left) == 1:
+            return decide(in_order[0], "numbers")
+        if all(in_order):
+            return Judgement("correct", "numbers agree in order")
+    if any(equal(one, other, tolerance) is not False for one in left for other in right):
+        return Judgement("undecided", "several numbers")
+    return Judgement("wrong", "numbers differ")

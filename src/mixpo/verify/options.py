@@ -1,0 +1,250 @@
+"""One reader of options: the letters of the options that a short answer names, by letter or by text.
+
+Readings are tried from the surest to the loosest, and the first that names an option decides. The article in "A cat" names none.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from typing import NamedTuple
+
+from mixpo.verify.kinds import guess_kind
+from mixpo.verify.latex import key, to_latex
+from mixpo.verify.number import Number, equal, is_bound, read_numbers, single_number
+from mixpo.verify.number_words import read_whole
+from mixpo.verify.text import contains, normal_text
+from mixpo.verify.wrapping import unwrap
+
+LETTERS = "ABCDEFGHIJ"
+ANOTHER = "?"
+"""Stands for a value that none of the options has."""
+ANY = frozenset(LETTERS)
+"""Named by an answer that leaves every option possible: under a negation, as a bound, or beside something that is no option."""
+BESIDE = 8
+"""Words behind a letter up to which they are its text; more are an explanation."""
+
+LONE = re.compile(r"[\s(\[{<*\"'.【（]*([A-Ja-j])[\s)\]}>*\"'.,:;、。】）]*")
+_JOINT = r"(?:[\s(\[*)\].,;、&+/和与或]|(?i:and|or)\b)"
+SEVERAL = re.compile(rf"[\s(\[*]*[A-J](?:{_JOINT}*[A-J]){{1,9}}[\s)\].*]*")
+_LEADING = re.compile(
+    r"[\s(\[*【]*([A-Ja-j])(?:[\])}】][*]*(?:\s*[.:、,]|\s*-(?=\s))?|[.:、,*]+(?=[\s\W]|[^\x00-\x7f])|[:、]|\s+[-=]+(?=\s)|\s++)\s*+(?=\S)"
+)
+_NAMED = re.compile(
+    r"(?i:\b(?:(?:option|choice|answer|letter)(?:\s+(?:is|would be|should be|must be))?|select|choose|pick)"
+    r"|选项?(?:是|为)?|选择|答案(?:是|为|应为)?)[\s:*(\[\"']*"
+    r"(?:([A-J])(?![A-Za-z'])(?:[\s)\]]*(?:,|/|&|and\b|or\b|和|或)[\s(\[]*([A-J])(?![A-Za-z']))?|([a-j])(?=[\s)\].*\"']*$))"
+)
+_NAMED_AFTER = re.compile(
+    r"(?<![A-Za-z])\(?([B-HJ]|A(?=\)|\s+is\s+(?:the\s+)?(?:correct|right)))\)?\s*(?:is\s+(?:the\s+)?(?:correct|right)|选项|项|正确)"
+)
+_NEXT_OPTION = re.compile(r"(?:[,;，；、\n]|\band\b|\bor\b|和|或)\s*(?:\(([A-J])\)|([A-J])[.:、)])(?=\s*[^\s)])")
+"""Another option of a list: "A. cat, B. dog"."""
+TEXT_LETTER = re.compile(r"\\text(?:bf|rm|it)?\s*\{\s*\(?([A-J])\)?[.:)]?\s*\\?\s*\}(?:\s|\\quad|\\[ ,;:])*")
+_EQUALS = re.compile(r"[=≈]|\b(?:is|are|equals|be|approximately|about)\b|[为是]")
+_CLAUSE_END = re.compile(r"[.。;；，,](?!\d)")
+_SEVERAL_VALUES = re.compile(r"[,;，；或和]|\b(?:and|or)\b")
+_PERCENT_WORD = re.compile(r"(?i)(?<=\S)\s++per\s?cent$")
+_BRACKETED = re.compile(r"[(\[]\s*([A-Ja-j])\s*[)\]]")
+_STANDALONE = re.compile(r"(?<![A-Za-z'./])(?:([B-HJ])(?![A-Za-z'+#♯♭])|([AI])(?=\s*[.,;:)\]]*\s*$|\s*(?:,|and|or|&)\s*[(\[]?[B-J]\b))")
+_LAST_LETTER = re.compile(r"(?<![A-Za-z'./])([A-J])(?=[\s.,;:)\]]*$|(?:\s*(?:,|and\b|or\b|&)){1,2}\s*[(\[]?[A-J](?![A-Za-z]))")
+OVER_OPTIONS = re.compile(r"(?i)\b(?:all|both|none|neither)\b|以上|都")
+"""Texts of options that are about other options: "all of the above", "both A and B"."""
+_NO_OPTION = re.compile(
+    r"(?i)\bnone of (?:the )?(?:(?:given|listed|provided|above|answer) )*(?:options|choices|answers|above)\b(?!\s*$)"
+    r"|\bnot (?:listed|among|(?:one of|in|any of) the (?:\w+ )?(?:options|choices))|不在选项|没有(?:正确|合适)的?选项"
+)
+_OR = re.compile(r"(?i)\bor\b|或")
+_SYMBOLS = re.compile(r"\d|[^\w\s]")
+_RATIO = re.compile(r"(\d{1,9})\s*:\s*(\d{1,9})")
+_NEGATION = re.compile(
+    r"(?i)\b(?:not|no|neither|nor|except|none|rather than|instead of|cannot|incorrect|wrong|\w{1,5}n't)\b"
+    r"|\b(?:is|are|was|were|do|does|did|ca|could|wo|would|should)nt\b|不|非|除|错"
+)
+
+
+def read_options(answer: str, texts: tuple[str, ...] = (), readings: Sequence[Reading] = ()) -> frozenset[str]:
+    """The letters of the options that `answer` names (`ANOTHER` for a value that is none of them); empty when it names none."""
+    there = frozenset((LETTERS[: len(texts)] if texts else LETTERS) + ANOTHER)
+    for reading in readings or READINGS:
+        if named := reading(answer, texts) & there:
+            return named
+    return frozenset()
+
+
+def _exact(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
+    """A lone letter, or exactly an option's text, or a list of letters. Where the texts are letters themselves, both readings count."""
+    lone = LONE.fullmatch(answer)
+    named = letters_of(answer, texts)
+    return frozenset(lone.group(1).upper()) | named if lone else named or listed(answer)
+
+
+def listed(answer: str) -> frozenset[str]:
+    """The letters of a list that holds nothing else: "A, C", "(A) and (B)", "AC"."""
+    return frozenset(re.findall("[A-J]", re.sub(r"(?i)and|or", "", answer))) if SEVERAL.fullmatch(answer) else frozenset()
+
+
+def _none(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
+    """ "None of the options matches": every one stays possible, unless that is an option itself."""
+    return ANY if _NO_OPTION.search(answer) and not any(map(OVER_OPTIONS.search, texts)) else frozenset()
+
+
+def _leading(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
+    """ "B. 7", "(B) 7", "B) 7"; with a bare space ("B 7"), or in lower case, only when the option's text follows."""
+    match = _LEADING.match(answer)
+    if not match:
+        return frozenset()
+    letter, rest = match.group(1), answer[match.end() :]
+    bare = not match.group().strip("* \t")[1:].strip() or letter.islower()
+    if bare and letter.upper() not in letters_of(rest, texts):
+        return frozenset()
+    others = {letter for groups in _NEXT_OPTION.findall(answer, match.end()) for letter in groups if letter}
+    return frozenset(others | {letter.upper()}) if others else _beside(letter.upper(), rest, texts)
+
+
+def _named(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
+    """ "option B", "the answer is B", "B is correct", "选B"."""
+    named: set[str] = set()
+    for match in _NAMED.finditer(answer):
+        letters = {option for letter in match.groups() if letter for option in _lettered(letter.upper(), texts)}
+        named |= _beside(min(letters), answer[match.end() :].lstrip(" )].:*,;。"), texts) if len(letters) == 1 else letters
+    named |= {match.group(1) for match in _NAMED_AFTER.finditer(answer)}
+    return frozenset() if not named or _NEGATION.search(_without_texts(answer, texts)) else frozenset(named)
+
+
+def _beside(letter: str, rest: str, texts: tuple[str, ...]) -> frozenset[str]:
+    """The option of a letter, and what the text beside it names instead: "A. 9" is both A and the option 9."""
+    own = next((option for option in options_of(texts) if option.letter == letter), None)
+    rest = rest.strip().removesuffix(")").strip("( ") if rest.startswith("(") else rest
+    if not own or not rest.strip():
+        return frozenset(letter)
+    said = letters_of(rest, texts) or _worked_out(rest, texts)
+    if not said and len(rest.split()) <= BESIDE:
+        number = _number(rest)
+        if number and own.number and equal(number, own.number, 0.0) is False:
+            return frozenset(letter + ANOTHER)
+        said = _contained(rest, texts)
+    return frozenset(letter) if not said or letter in said else said | {letter}
+
+
+def _worked_out(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
+    """Exactly an option's text behind an equals sign or a verb: "\\sin 60° = √3/2", "the length is √2"."""
+    if not texts or ("=" in answer and _SEVERAL_VALUES.search(answer)):
+        return frozenset()
+    *_, last = _EQUALS.split(answer)
+    return letters_of(last.strip(), texts) if last != answer and not _NEGATION.search(answer) else frozenset()
+
+
+def _loose(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
+    """Letters in brackets or alone, and option texts inside a phrase. Under a negation or as a bound every option stays possible.
+
+    Where the options are known a letter alone has to be the last word: others name points and lines.
+    """
+    # Inside a formula an option's text is only a part of it: √3 in √3/2.
+    held = _contained(answer, texts) if guess_kind(answer) != "formula" else frozenset()
+    rest = _without_texts(answer, texts) if held else answer
+    named = set(held) | {match.group(1).upper() for match in _BRACKETED.finditer(rest)}
+    if not named:
+        letters = (_LAST_LETTER if texts else _STANDALONE).findall(rest)
+        named |= {option for letter in letters for option in _lettered("".join(letter), texts)}
+    if named and (_NEGATION.search(rest) or is_bound(f"{rest} 0") or (len(held) == 1 and _OR.search(rest))):
+        return ANY
+    return frozenset(named)
+
+
+Reading = Callable[[str, tuple[str, ...]], frozenset[str]]
+READINGS: tuple[Reading, ...] = (_none, _exact, _leading, _named, _worked_out, _loose)
+"""From the surest to the loosest; the first that names an option decides."""
+
+
+class _Option(NamedTuple):
+    """A choice's text in the forms it is compared in."""
+
+    letter: str
+    text: str
+    plain: str
+    number: Number | None
+    formula: str
+
+
+@functools.lru_cache(maxsize=256)
+def options_of(texts: tuple[str, ...]) -> tuple[_Option, ...]:
+    """The forms of one question's choices; all its responses ask for them."""
+    bare = [unwrap(text) or text for text in texts]
+    are_ratios = bool(bare) and all(map(_RATIO.fullmatch, bare))  # "5/12" names 5:12, unless that may be a time of day
+    return tuple(
+        _Option(letter, text, normal_text(text), _number(text.replace(":", "/") if are_ratios else text), key(to_latex(text)))
+        for letter, text in zip(LETTERS, bare, strict=False)
+    )
+
+
+def letters_of(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
+    """Letters of the options whose text `answer` is."""
+    if not texts:
+        return frozenset()
+    if spelled := {option.letter for option in options_of(texts) if option.text == answer.strip()}:
+        return frozenset(spelled)
+    number, plain, formula = _number(answer), normal_text(answer), key(to_latex(answer))
+    named = {
+        option.letter
+        for option in options_of(texts)
+        if (equal(number, option.number, 0.0) is True if number and option.number else plain == option.plain != "")
+    }
+    if len(named) == 1:
+        return frozenset(named)
+    return frozenset({option.letter for option in options_of(texts) if formula and formula == option.formula} or named)
+
+
+def _number(text: str) -> Number | None:
+    """The number that a text is, be it "5 cm" or "x = 5"."""
+    if (text.count("=") > 1 and _SEVERAL_VALUES.search(text)) or _CLAUSE_END.search(text.partition("=")[0]):
+        return None  # "m = 3, n = 2" is no number, nor is a calculation behind a sentence
+    if "=" in text:
+        numbers = read_numbers(text)
+        return numbers[0] if numbers and len(numbers) == 1 else None
+    words = _PERCENT_WORD.sub("", text)
+    value = read_whole(words)
+    return single_number(text) if value is None else Number(value=Decimal(value), percent=words != text)
+
+
+def _contained(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
+    """Options whose text stands in the answer, less those that only stand inside a longer one ("cat" in "black cat")."""
+    plain, kept = normal_text(answer), set()
+    for option in sorted(options_of(texts), key=lambda option: -len(option.plain)):
+        if contains(plain, option.plain) and (not _SYMBOLS.search(option.text) or _stands_in(option.text, answer)):
+            kept.add(option.letter)
+            plain = plain.replace(option.plain, "\n")
+    spelled = {option.letter for option in options_of(texts) if option.letter in kept and contains(answer, option.text)}
+    alike = {option.plain for option in options_of(texts) if option.letter in kept}
+    return frozenset(spelled) if spelled and len(alike) == 1 else frozenset(kept | _same_plain(kept, texts))
+
+
+def _same_plain(letters: set[str], texts: tuple[str, ...]) -> set[str]:
+    """The options that differ from these in case or signs alone."""
+    plain = {option.plain for option in options_of(texts) if option.letter in letters}
+    return {option.letter for option in options_of(texts) if option.plain in plain}
+
+
+def _stands_in(text: str, answer: str) -> bool:
+    """Whether a text with digits or signs stands in an answer, and not as a part of a formula: 2 does not stand in √2."""
+    return re.search(rf"(?<![\w.√^{{\\/*+-]){re.escape(text.strip())}(?![\w^{{/√]|\.\d)", answer) is not None or (
+        text.isalnum() is False and key(to_latex(text)) in key(to_latex(answer))
+    )
+
+
+def _lettered(letter: str, texts: tuple[str, ...]) -> frozenset[str]:
+    """What a letter in a phrase names: an option, or one whose text holds it ("Point A"), if those are not the same."""
+    held = {option.letter for option in options_of(texts) if re.search(rf"(?<![A-Za-z]){letter}(?![A-Za-z])", option.text)}
+    return frozenset(letter) if letter in held else frozenset(held | {letter})
+
+
+def _without_texts(answer: str, texts: tuple[str, ...]) -> str:
+    """Without the texts of options, which may hold a negation themselves: "does not change"."""
+    if not texts:
+        return answer
+    plain = normal_text(answer)
+    for option in sorted(options_of(texts), key=lambda option: -len(option.plain)):
+        plain = plain.replace(option.plain, " ") if contains(plain, option.plain) else plain
+    return plain
