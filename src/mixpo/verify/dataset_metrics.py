@@ -63,6 +63,8 @@ def _relaxed(predicted: str, gold: str) -> bool:
     if len(said) != 1 or len(wanted) != 1 or is_bound(predicted):
         return False
     (left,), (right,) = said, wanted
+    if not (left.value.is_finite() and right.value.is_finite()):
+        return False
     if _YEAR.fullmatch(gold.strip()) or not right.value:
         return left.value == right.value
     return abs(left.value - right.value) <= RELAXED * abs(right.value)
