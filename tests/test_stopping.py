@@ -91,7 +91,7 @@ def ended(how: str) -> subprocess.CompletedProcess[str]:
 def test_one_sentence_and_no_traceback(how: str, status: int, in_order: bool) -> None:
     done = ended(how)
     assert done.returncode == status
-    assert done.stderr == "\nmixpo: stopped; run the same command again (without --force) to go on\n"
+    assert done.stderr == "\nmixpo: stopped; run the same command again (without --force) to resume\n"
     assert ("in order" in done.stdout) == in_order
     assert "went on" not in done.stdout
 

@@ -7,7 +7,7 @@
     │   └── ImageError         an image that is missing, broken or outside the limits
     ├── RecordError            a record file of a run that is torn or has another schema
     ├── RunError               a run directory: locked by another process, or inconsistent
-    ├── EngineError            sampling cannot go on (the model or the server, not one question)
+    ├── EngineError            sampling cannot continue (the model or the server, not one question)
     ├── ModelError             a model folder that cannot be used, or weights that went bad
     ├── TrainError             training cannot start or had to stop
     ├── EvaluateError          predictions that cannot be scored or compared

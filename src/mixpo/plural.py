@@ -1,4 +1,4 @@
-"""How amounts stand in sentences: one answer, two answers."""
+"""Counts in sentences: one answer, two answers."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """A Progress that keeps quiet but remembers what was said."""
+    """A Progress that prints nothing and keeps the lines."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-MESSAGE = "mixpo: stopped; run the same command again (without --force) to go on"
+MESSAGE = "mixpo: stopped; run the same command again (without --force) to resume"
 SHOW_CURSOR = "\x1b[?25h"
 
 

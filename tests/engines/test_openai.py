@@ -330,7 +330,7 @@ def test_identical_answers_are_an_error_of_the_question(codec: TokenCodec) -> No
     with StubServer(codec, on("beta", changed(copies)), no_logprobs=True) as server:  # copies in a request, others when asked again
         sampled = ask(server, [asking(key, 4) for key in KEYS])
     assert not any(row.error for row in sampled)
-    assert facts(server)["counts"]["identical answers, asked again"] == 1
+    assert facts(server)["counts"]["identical answers, retried"] == 1
     with StubServer(codec, on("beta", changed(same_always)), no_logprobs=True) as server:
         sampled = ask(server, [asking(key, 4) for key in KEYS])
     assert [row.question for row in sampled if row.error] == ["beta"]
@@ -387,7 +387,7 @@ def test_a_server_whose_answers_of_one_request_are_equal_is_asked_n_times(codec:
         sampled = ask(server, [asking(key) for key in KEYS])
     assert facts(server)["server"]["n"] == 1
     assert all(len(set(texts(row))) == 3 for row in sampled)
-    assert facts(server)["counts"].get("identical answers, asked again", 0) == 0
+    assert facts(server)["counts"].get("identical answers, retried", 0) == 0
 
 
 def test_a_server_that_refuses_a_large_n_is_asked_in_parts(codec: TokenCodec) -> None:
@@ -415,7 +415,7 @@ def test_a_greedy_server_is_refused(codec: TokenCodec) -> None:
         ask(server, [asking("alpha")])
 
 
-@pytest.mark.parametrize(("lack", "message"), [("blind", "does not look at images"), ("other_tiles", "tokens there and of .* in training")])
+@pytest.mark.parametrize(("lack", "message"), [("blind", "does not see images"), ("other_tiles", "tokens there and of .* in training")])
 @pytest.mark.parametrize("logprobs", [True, False])
 def test_a_server_that_misses_images_is_refused(codec: TokenCodec, tmp_path: Path, lack: str, message: str, logprobs: bool) -> None:
     request = replace(asking("alpha"), prompt="<image>\nWhat?", images=(picture(tmp_path / "a.png"),))
@@ -559,7 +559,7 @@ def test_another_models_answers_are_taken_as_they_are(codec: TokenCodec, tmp_pat
 
 def test_another_model_that_misses_images_is_refused(codec: TokenCodec, tmp_path: Path) -> None:
     request = replace(asking("alpha", 1), prompt="<image>\nWhat?", images=(picture(tmp_path / "a.png"),))
-    with StubServer(codec, blind=True, no_logprobs=True) as server, pytest.raises(EngineError, match="does not look at images"):
+    with StubServer(codec, blind=True, no_logprobs=True) as server, pytest.raises(EngineError, match="does not see images"):
         ask(server, [request], COLD, eval_only=True)
 
 

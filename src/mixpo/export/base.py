@@ -29,7 +29,7 @@ class ExportCount(NamedTuple):
 class ExportRows:
     """Pairs to export with their prompts, counted while they are read. Raises RunError at the end if there were none.
 
-    render: without it the prompt is the bare question. placeholders: texts that no pair may contain, besides the `<image>` tokens of the
+    render: without it the prompt is the bare question. placeholders: texts that no pair may contain, other than the `<image>` tokens of the
     prompt; pairs with one are skipped.
     """
 

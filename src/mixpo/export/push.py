@@ -21,7 +21,7 @@ _REPOSITORY = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upload:
-    """What goes to the hub. files: names in `folder`, besides the card."""
+    """What goes to the hub. files: names in `folder`, without the card."""
 
     repository: str
     folder: Path

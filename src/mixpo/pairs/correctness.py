@@ -1,6 +1,6 @@
 """Pairs for questions with a known answer: a correct answer is chosen, a wrong or malformed one is rejected.
 
-Looks at verdicts only and never compares with the ground truth itself.
+Uses verdicts only; never compares with the ground truth itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mixpo.types import Origin, Pair, Question, Response, Verdict
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """A response beside its verdict. text: without spaces around. plain: the extracted answer as the entailment rule compares it, or ""."""
+    """A response with its verdict. text: without spaces around. plain: the extracted answer as the entailment rule compares it, or ""."""
 
     response: Response
     verdict: Verdict
@@ -30,7 +30,7 @@ class _Answer:
 def correctness_pairs(
     question: Question, responses: Sequence[Response], verdicts: Sequence[Verdict], table: PairsTable, seed: int
 ) -> tuple[list[Pair], Counter[str]]:
-    """At most `table.max_per_question` pairs of one question, and what was left out by reason (see `provenance.REASONS`).
+    """At most `table.max_per_question` pairs of one question, and what was dropped, by reason (see `provenance.REASONS`).
 
     Which combinations are taken is random, keyed by seed and question, and uses every answer as evenly as possible; the
     order of the inputs does not matter. An answer whose verdict is undecided or whose sampling failed is on neither side,

@@ -30,7 +30,7 @@ def continuation_request(
     """What to ask of the engine for the rejected sides of a question: no image, each answer's kept token ids, its index and a seed.
 
     prompt: the user's message without any `<image>` mark. Answers that cannot be cut (nothing or everything would be kept) are
-    left out; None when nothing remains. Which answers are continued does not depend on the order of the inputs.
+    dropped; None when nothing remains. Which answers are continued does not depend on the order of the inputs.
     """
     if IMAGE_TOKEN in prompt:
         raise ValueError(f"question {question.id}: the prompt of a continuation must hold no {IMAGE_TOKEN}")
@@ -73,7 +73,7 @@ def select(question: Question, responses: Sequence[Response], table: PairsTable,
 def dropout_pairs(
     question: Question, responses: Sequence[Response], continuations: Sequence[Response], table: PairsTable, seed: int
 ) -> tuple[list[Pair], Counter[str]]:
-    """Pairs of the continued answers, and what was left out by reason (see `provenance.REASONS`).
+    """Pairs of the continued answers, and what was dropped, by reason (see `provenance.REASONS`).
 
     continuations: whatever the engine wrote for `continuation_request`, in any order. One that hit the length limit is kept: it is
     the rejected side, and `statistics` counts it.

@@ -1,4 +1,4 @@
-"""What a pair is made of and how it is made again: identity, provenance, and the reasons for which something is left out."""
+"""Identity and provenance of a pair, how to rebuild it, and the reasons for which something is dropped."""
 
 from __future__ import annotations
 

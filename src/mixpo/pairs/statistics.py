@@ -1,4 +1,4 @@
-"""Statistics of sampled answers and preference pairs, for the report and the viewer alike, in memory that does not grow with the data.
+"""Statistics of sampled answers and preference pairs, for both report and viewer, in memory that does not grow with the data.
 
 They show whether pairs teach correctness rather than length or format: how many questions are mixed, how long both sides are, how long
 their shared prefix is, how much is duplicate or truncated.

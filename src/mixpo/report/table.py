@@ -1,4 +1,4 @@
-"""Tables of a report as text cells, for the page and for the terminal alike."""
+"""Tables of a report as text cells, for both the page and the terminal."""
 
 from __future__ import annotations
 

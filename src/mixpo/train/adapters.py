@@ -64,7 +64,7 @@ def target_layers(model: nn.Module, table: LoraTable) -> tuple[str, ...]:
     for part in table.parts:
         if not any(part_of(name) == part for name in candidates):
             raise TrainError(
-                f"train.lora.parts: {type(model).__name__} has no linear layers that mixpo knows as its {part}; leave it out",
+                f"train.lora.parts: {type(model).__name__} has no linear layers that mixpo knows as its {part}; remove it from the list",
                 code="lora-part-unknown",
                 key="train.lora.parts",
             )

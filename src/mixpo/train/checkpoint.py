@@ -111,9 +111,9 @@ def save_checkpoint(folder: Path, state: TrainState, keep: int, parallel: ModelW
             temporary.rename(target)
     except (OSError, RuntimeError, SafetensorError) as error:
         kept = _names(folder)
-        goes_on = f"it goes on from step {int(kept[-1].split('-')[1])}" if kept else "it starts again"
+        resumed = f"it resumes from step {int(kept[-1].split('-')[1])}" if kept else "it starts again"
         raise TrainError(
-            f"{target}: the checkpoint cannot be written ({error}); free some space and run the same command, {goes_on}",
+            f"{target}: the checkpoint cannot be written ({error}); free some space and run the same command, {resumed}",
             code="checkpoint-not-writable",
             path=target,
         ) from error

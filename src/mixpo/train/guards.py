@@ -20,7 +20,7 @@ ZERO_STEPS = 3
 TOO_EASY = 0.98
 """Reward accuracy above this within the first 5 % of the steps is logged: a trivial feature separates the pairs."""
 STEP_DISCARDED = (
-    "nothing of this step is saved and the last checkpoint is kept; lower train.learning_rate, or look at the data of this step"
+    "nothing of this step is saved and the last checkpoint is kept; lower train.learning_rate, or inspect the data of this step"
 )
 
 
@@ -97,7 +97,7 @@ def check_zero_loss(state: TrainState, total: float) -> None:
     state.zero_steps = state.zero_steps + 1 if total == 0 else 0
     if state.zero_steps >= ZERO_STEPS:
         raise TrainError(
-            f"step {state.step + 1}: the loss was exactly 0 in {ZERO_STEPS} steps in a row, so nothing is learned; look at the pairs, "
+            f"step {state.step + 1}: the loss was exactly 0 in {ZERO_STEPS} steps in a row, so nothing is learned; inspect the pairs, "
             f"at the chat template (does it supervise any token?) and at the weights in train.loss; {STEP_DISCARDED}",
             code="loss-zero",
         )
@@ -119,7 +119,7 @@ def check_weights(session: Session) -> None:
             what = "holds NaN or infinite values" if broken[number] else "has become nothing but zeros"
             raise TrainError(
                 f"step {session.state.step}: {name} {what}; this step is not saved and the last checkpoint is kept; "
-                "lower train.learning_rate, or look at the data of the last steps",
+                "lower train.learning_rate, or inspect the data of the last steps",
                 code="trained-weights-invalid",
             )
 
@@ -132,5 +132,5 @@ def warn_too_easy(session: Session, row: StepMetrics) -> None:
     session.state.warned = True
     session.progress.say(
         f"step {row.step}: {row.accuracy:.0%} of the pairs are told apart already; they may differ in length or format instead of "
-        "correctness, look at them in the report"
+        "correctness, inspect them in the report"
     )

@@ -63,7 +63,7 @@ def freeze(model: nn.Module, parts: Sequence[Part]) -> list[PartSize]:
             )
     if all(part in parts or size == 0 for part, size in sizes.items()):
         raise TrainError(
-            "train.freeze: every part is frozen, so there is nothing to train; leave one out", code="freeze-everything", key="train.freeze"
+            "train.freeze: every part is frozen, so there is nothing to train; remove one", code="freeze-everything", key="train.freeze"
         )
     return [PartSize(part, size, 0 if part in parts else size) for part, size in sizes.items()]
 

@@ -97,7 +97,7 @@ def render_prompt(vlm: Vlm, prompt: str, history: Sequence[Message] = ()) -> str
     for message in history:
         if message.role != "user" and message.text.strip() not in text:
             raise ModelError(
-                f"{vlm.folder}: the chat template leaves out the {message.role} message; use the template of the model's family",
+                f"{vlm.folder}: the chat template drops the {message.role} message; use the template of the model's family",
                 code="template-drops-message",
                 path=vlm.folder,
             )

@@ -78,7 +78,7 @@ class Sampler:
         turn = user_message(request.prompt, images, IMAGE_TOKEN)
         choices = await self._collect(request.seeds, partial(self._chat, turn))
         if not self.eval_only and improbably_identical(choices, params.temperature):
-            self.counts["identical answers, asked again"] += 1
+            self.counts["identical answers, retried"] += 1
             again = await self._collect([seed + SEED_STEP for seed in request.seeds], partial(self._chat, turn))
             if len({choice.text for choice in (*choices, *again)}) == 1:
                 # With log-probs it is already clear that the model is not that sure.

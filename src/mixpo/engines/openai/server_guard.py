@@ -25,7 +25,7 @@ def main(parent: int, command: list[str]) -> int:
     def end_with_guard() -> None:
         if libc is not None:
             libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != guard:  # it died before that was said
+        if os.getppid() != guard:  # it died before it was told
             os._exit(1)
 
     # A session of its own, so that what the program starts (vLLM starts several processes) ends with it.

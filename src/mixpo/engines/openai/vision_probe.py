@@ -50,7 +50,7 @@ class VisionProbe:
         try:
             for size in SHAPES if self.codec is not None else ():
                 await self._compare_length(size)
-            # Greedy first; a model that is sure of itself may respond alike to all images, and differ only when sampled with one seed.
+            # Greedy first; a model that is sure of itself may give all images the same response, and differ only when sampled with one seed.
             differ = [await self._differ(examples, 0.0)]
             if not differ[0]:
                 differ.append(await self._differ(examples, self.warm))
@@ -62,7 +62,7 @@ class VisionProbe:
             return f"no: {error}"
         if True not in differ:
             raise EngineError(
-                f"{self.url}: different images give the same answer to {examples[0].prompt[:60]!r}; the server does not look at "
+                f"{self.url}: different images give the same answer to {examples[0].prompt[:60]!r}; the server does not see "
                 "images (a text model, or a chat template that drops them)",
                 code="server-ignores-images",
             )
@@ -92,7 +92,7 @@ class VisionProbe:
         return bare.prompt_tokens >= 0 and shown.prompt_tokens > bare.prompt_tokens + MAX_PLACEHOLDER
 
     async def _compare_length(self, size: tuple[int, int]) -> None:
-        """Compare the prompt's length at the server and in training: both must resize and tile alike."""
+        """Compare the prompt's length at the server and in training: both must resize and tile in the same way."""
         image = pattern_image(size)
         prompt = f"{IMAGE_TOKEN}\nDescribe the picture."
         reply = await self.ask(prompt, [data_url(encode_png(image), "png")], 0.0)
