@@ -231,17 +231,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_rows(path: Path, row: type[Row], rows: Sequence[Row]) -> None:
-    """Write one shard of `row` records atomically (Parquet, zstd level 1)."""
+    """Write one shard of `row` records atomically (Parquet, zstd level 1, with a checksum for every page)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     table = pa.Table.from_pylist([dataclasses.asdict(r) for r in rows], schema=schema_of(row))  # type: ignore[call-overload]
     with atomic(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", compression_level=1)
+        pq.write_table(table, temporary, compression="zstd", compression_level=1, write_page_checksum=True)
 
 
 def read_rows(path: Path, row: type[Row]) -> list[Row]:
-    """Read one shard. Raises RecordError when the file is torn or holds another kind of record."""
+    """Read one shard. Raises RecordError when the file is torn, fails a page checksum or holds another kind of record."""
     decode = _decoder(typing.cast(Any, row))
     return [decode(value) for value in _read(path, row).to_pylist()]
 
@@ -269,13 +269,14 @@ def _read(path: Path, row: type, columns: list[str] | None = None) -> pa.Table:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             result, table = file.schema_arrow, file.read(columns)
     except FileNotFoundError:
         raise RecordError(f"{path}: missing; run the same command again to make it anew", code="record-missing", path=path) from None
     except PermissionError as error:
         raise RecordError(str(refused(error, path)), code="system-refused", path=path) from None
-    except (pa.ArrowInvalid, OSError) as error:
+    # A flipped bit in the footer shows as any of these.
+    except (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
         raise RecordError(
             f"{path}: not a readable record file ({error}); delete it and run the same command again", code="record-broken", path=path
         ) from None

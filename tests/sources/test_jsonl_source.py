@@ -50,6 +50,7 @@ MALFORMED: list[tuple[object, str]] = [
     (b'{"question": "\xff\xfe"}', "not UTF-8 text (byte 15 of the line)"),
     (b'"just text"', 'holds text, not an object with "question"'),
     (b"[" * 100_000, "nested too deeply"),
+    (b'{"question": "q", "answer": ' + b"9" * 5000 + b"}", "an integer has too many digits"),
     ({"image": "0.png"}, "no field 'question'; the row has 'image'"),
     ({}, "the row has no fields"),
     ({"image": "0.png", "question": 5}, "question must be text, not a number"),

@@ -135,6 +135,8 @@ def _parse(where: str, content: bytes) -> Line | Skipped:
     except json.JSONDecodeError as error:
         torn = "" if content.endswith(b"\n") else "; the file ends in this line, so its end may be missing"
         return Skipped(where=where, reason=f"not valid JSON: {error.msg.removesuffix(' at')} at column {error.colno}{torn}")
+    except ValueError:  # Python reads no integer of more than 4,300 digits
+        return Skipped(where=where, reason="not usable JSON: an integer has too many digits")
     except RecursionError:
         return Skipped(where=where, reason="not usable JSON: nested too deeply")
     if not isinstance(row, dict):
