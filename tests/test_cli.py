@@ -271,6 +271,7 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     for word in ("torch", "transformers", "cpu:", "memory", "disk", "extra wandb"):
         assert word in out
+    assert ("no GPU found" in out) != ("cuda:0" in out or "mps:" in out)
     assert main(["doctor", "--json"]) in (0, 1)
     topics = {line["topic"]: line for line in json.loads(capsys.readouterr().out)}
     assert topics["python"] == {"topic": "python", "text": platform.python_version(), "problem": False}

@@ -78,6 +78,19 @@ def test_training_keeps_off_the_evaluation_sets(recipe: Path) -> None:
     assert read_sources(open_small(recipe, run, "evaluate.decontaminate=off")).train.questions == 10
 
 
+def test_the_check_says_where_duplicates_stand(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = recipe.parent / "questions.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:3], lines[1], *lines[3:], *[lines[0]] * 21]))
+    assert main(["check", str(recipe)]) == 0
+    out = capsys.readouterr().out
+    assert "questions.jsonl:4: duplicate of an earlier row" in out
+    assert out.count("duplicate of an earlier row") == 20
+    assert "2 further duplicates; --json lists all" in out
+    assert main(["check", str(recipe), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["duplicates"]) == 22
+
+
 def test_the_check_lists_what_is_kept_out(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = recipe.parent
     rows = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]

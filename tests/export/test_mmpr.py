@@ -1,5 +1,7 @@
 import json
 import os
+import shutil
+from pathlib import Path
 
 import datasets
 import pytest
@@ -250,6 +252,17 @@ def test_names_are_safe_and_bounded(tmp_path):
 
 def load(path, cache):
     return datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=str(cache))
+
+
+def test_trl_comes_with_copies_of_its_images(rows, tmp_path):
+    """The folder is complete: what becomes of the originals does not matter."""
+    export_trl(rows, tmp_path / "trl" / "pairs.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "trl" / "pairs.jsonl").read_text().splitlines()]
+    images = [Path(image) for line in lines for image in line["images"]]
+    assert images
+    assert all(image.is_absolute() and image.is_relative_to((tmp_path / "trl" / "images").resolve()) for image in images)
+    shutil.rmtree(tmp_path / "pictures")
+    assert all(Image.open(image).size for image in images)
 
 
 def test_trl_loads_in_one_call(rows, tmp_path):

@@ -322,6 +322,19 @@ def test_trackers_call_the_training_by_its_label(vlm: Vlm, data: list[Group], tm
     ((project, settings),) = asked
     assert project == "mixpo"
     assert {settings["init_kwargs"][tracker]["name"] for tracker in ("wandb", "trackio")} == {"site mpo-round-1"}
+    wandb = settings["init_kwargs"]["wandb"]
+    assert (wandb["entity"], wandb["group"], wandb["dir"]) == (None, "site", str(tmp_path / "logs"))
+
+
+def test_wandb_files_go_where_the_recipe_says(vlm: Vlm, data: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, dict[str, dict[str, dict[str, str]]]]] = []
+    monkeypatch.setattr("accelerate.Accelerator.init_trackers", lambda self, project, **settings: asked.append((project, settings)))
+    table = {"project": "docs", "entity": "team", "group": "sweep"}
+    train(replace(job(vlm, data, tmp_path, trackers=["tensorboard"], wandb=table), wandb_folder=tmp_path / "w"), Silent())
+    ((project, settings),) = asked
+    wandb = settings["init_kwargs"]["wandb"]
+    assert (project, wandb["entity"], wandb["group"], wandb["dir"]) == ("docs", "team", "sweep", str(tmp_path / "w"))
+    assert (tmp_path / "w").is_dir()
 
 
 def test_plain_layout_trains_the_same(tiny_vlm: Vlm, data: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

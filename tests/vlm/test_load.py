@@ -201,6 +201,28 @@ def test_save_and_load(folder: Path, tmp_path: Path) -> None:
     assert [path.name for path in saved.parent.iterdir()] == ["model"]
 
 
+def test_a_processor_with_code_of_its_own_is_saved_with_it(folder: Path, tmp_path: Path) -> None:
+    """Its code runs only where the recipe trusts it; the saved model keeps code and named templates, and loads again."""
+    (folder / "processing_own.py").write_text(
+        "from transformers import InternVLProcessor\n\n\nclass OwnProcessor(InternVLProcessor):\n    own = True\n"
+    )
+    path = folder / "processor_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(
+        json.dumps({**settings, "processor_class": "OwnProcessor", "auto_map": {"AutoProcessor": "processing_own.OwnProcessor"}})
+    )
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tools.jinja").write_text((folder / "chat_template.jinja").read_text())
+    trusting = ModelTable(path=str(folder), device="cpu", trust_remote_code=True)
+    vlm = load(trusting, Path())
+    assert vlm.processor.own
+    saved = save(vlm, tmp_path / "saved")
+    again = load(ModelTable(path=str(saved), device="cpu", trust_remote_code=True), Path())
+    assert again.processor.own
+    assert again.template_digest == vlm.template_digest
+    assert (saved / "additional_chat_templates" / "tools.jinja").read_bytes() == (folder / "chat_template.jinja").read_bytes()
+
+
 def test_save_without_a_folder_of_origin(folder: Path, tmp_path: Path) -> None:
     saved = save(replace(open_folder(folder), folder=None), tmp_path / "saved")
     assert load(ModelTable(path=str(saved), device="cpu"), Path()).processor.chat_template

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from mixpo.commands.check import Checked
     from mixpo.commands.plan import Estimate
 
+DUPLICATES_SHOWN = 20
+"""Duplicate rows that `mixpo check` lists."""
 LONGEST = 200
 """Characters of an extracted answer that are shown: models may write anything after "Final answer:"."""
 
@@ -94,6 +96,10 @@ def checked(result: Checked) -> None:
         line(f"{row.where}: filtered from training: {row.problem}")
     if result.left_out:
         line(f"source: {amount(len(result.left_out), 'row')} filtered: in the evaluation sets")
+    for row in result.duplicates[:DUPLICATES_SHOWN]:
+        line(f"{row.where}: {row.problem}")
+    if len(result.duplicates) > DUPLICATES_SHOWN:
+        line(f"{len(result.duplicates) - DUPLICATES_SHOWN:,} further duplicates; --json lists all")
     for name, count in {**result.counts, **result.notes}.items():
         where, _, what = name.rpartition(": ")
         line(f"{where}: {amount(count, what.removesuffix('s'))}")

@@ -52,6 +52,7 @@ class Checked:
 
     counts: Counter[str] = field(default_factory=Counter)
     left_out: list[Finding] = field(default_factory=list)
+    duplicates: list[Finding] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
 
@@ -205,6 +206,7 @@ def _check_source(rows: _Rows, vlm: Vlm | None, contamination: ContaminationFilt
         if isinstance(item, Skipped):
             if item.reason == DUPLICATE:
                 checked.notes[f"{name}: duplicate rows"] += 1
+                checked.duplicates.append(Finding(where=item.where, problem=item.reason))
             else:
                 checked.add(item.where, item.reason)
             continue

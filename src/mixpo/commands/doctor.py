@@ -63,7 +63,8 @@ def _devices() -> list[Line]:
         return []
     from mixpo.vlm.memory import devices
 
-    return [Line(topic="device", text=device) for device in devices()]
+    listed = [Line(topic="device", text=device) for device in devices()]
+    return listed if len(listed) > 1 else [*listed, Line(topic="device", text="no GPU found (CUDA or MPS); models run on the CPU")]
 
 
 def _extra(name: str, module: str, use: str) -> Line:

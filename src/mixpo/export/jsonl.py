@@ -1,11 +1,11 @@
 """Export to the JSONL files of TRL, ms-swift and LLaMA-Factory.
 
     FOLDER/pairs.jsonl            one pair a line
-    FOLDER/images/ab/ab..ef.png   ms-swift and LLaMA-Factory: copies of the images, named by content
+    FOLDER/images/ab/ab..ef.png   copies of the images, named by content
     FOLDER/dataset_info.json      LLaMA-Factory: what the columns mean
 
-Every line has the fields of its format and "images" (absolute paths), "id", "question_id" and "origin". Pairs whose text contains a
-placeholder of the tool are skipped: processors would put an image there, LLaMA-Factory stops at the first.
+Every line has the fields of its format and "images" (absolute paths of the copies, as loaders need them), "id", "question_id" and
+"origin". Pairs whose text contains a placeholder of the tool are skipped: processors would put an image there, LLaMA-Factory stops.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from mixpo.export.base import ExportCount, ExportRows, ImageCopies, Render, image_path
+from mixpo.export.base import ExportCount, ExportRows, ImageCopies, Render
 from mixpo.records import atomic, write_text
 from mixpo.types import IMAGE_TOKEN, ImageRef, Pair, Question
 
@@ -35,7 +35,7 @@ def export_trl(rows: Iterable[tuple[Question, Pair]], path: Path, render: Render
     "prompt", "chosen" and "rejected" are lists of one message, whose content is a list of parts {"type": "image" | "text", "text"} with
     images where the question has them. To train, cast the images: `data.cast_column("images", [datasets.Image()])`.
     """
-    return _write(ExportRows(rows, render, (IMAGE_TOKEN,)), path, _trl, lambda image: str(image_path(image)))
+    return _write(ExportRows(rows, render, (IMAGE_TOKEN,)), path, _trl, _copying(path.parent))
 
 
 def export_swift(rows: Iterable[tuple[Question, Pair]], folder: Path, render: Render | None = None) -> ExportCount:

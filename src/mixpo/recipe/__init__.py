@@ -23,7 +23,7 @@ from mixpo.recipe.sources import (
     PythonSource,
     Source,
 )
-from mixpo.recipe.train import LoraTable, LossTable, Part, TrainTable, WatchTable
+from mixpo.recipe.train import LoraTable, LossTable, Part, TrainTable, WandbTable, WatchTable
 
 __all__ = [
     "BENCHMARK_NAMES",
@@ -66,6 +66,7 @@ __all__ = [
     "Table",
     "TrainTable",
     "VerifyTable",
+    "WandbTable",
     "WatchTable",
     "apply_override",
     "did_you_mean",

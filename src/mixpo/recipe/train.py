@@ -65,6 +65,19 @@ class WatchTable(Table):
     """Name of an evaluation set; empty means the first one."""
 
 
+class WandbTable(Table):
+    """Where Weights & Biases files a training, for trackers = ["wandb"]."""
+
+    project: Annotated[str, NOTHING] = Field(default="mixpo", min_length=1)
+    """Name of the project."""
+    entity: Annotated[str | None, NOTHING] = None
+    """User or team; unset uses your default one."""
+    group: Annotated[str | None, NOTHING] = None
+    """Group of runs, such as the name of an experiment; unset uses the name of the run directory."""
+    folder: Annotated[str, NOTHING] = ""
+    """Folder of its local files, relative to the recipe; empty means `logs/` in the run directory."""
+
+
 class TrainTable(Table):
     """Preference optimization of the policy."""
 
@@ -116,7 +129,8 @@ class TrainTable(Table):
     """Steps between logged metrics, on screen and in the records."""
     trackers: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], NOTHING] = ()
     """Additional experiment trackers."""
-
+    wandb: WandbTable = WandbTable()
+    """Project, entity, group and folder of Weights & Biases."""
     watch: WatchTable | None = None
     """Unset: no evaluation during training."""
 

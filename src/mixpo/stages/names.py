@@ -17,14 +17,14 @@ LAST_OF: dict[str, StageKind] = {"sample": "continue", "pair": "select", "evalua
 def kinds_until(until: str) -> tuple[StageKind, ...]:
     """The kinds of stages up to and with `until`. Raises RecipeError when there is no such stage."""
     _check(until, "--until", STAGES[1:])  # sources are read in any case
-    return STAGES[1 : STAGES.index(LAST_OF.get(until, until)) + 1]  # type: ignore[arg-type]
+    return STAGES[1 : STAGES.index(LAST_OF.get(until, until)) + 1]
 
 
 def first_forced(force: Sequence[str]) -> int:
     """Position in STAGES of the first stage to do again; beyond the last when there is none. Raises RecipeError for an unknown name."""
     for name in force:
         _check(name, "--force", STAGES)
-    return min((STAGES.index(name) for name in force), default=len(STAGES))  # type: ignore[arg-type]
+    return min((STAGES.index(name) for name in force), default=len(STAGES))
 
 
 def kind_of(name: str) -> str:

@@ -52,6 +52,7 @@ def train_job(context: Context, plan: Plan, index: QuestionIndex, number: int, o
                 folder=folder / f"work-{key}",
                 output=model_folder(context, name, key),
                 logs=context.run.root / "logs" / name,
+                wandb_folder=context.recipe_folder / table.wandb.folder if table.wandb.folder else None,
                 label=f"{context.run.root.name} {public_name(recipe.train, number, objective)}",
                 seed=recipe.seed,
                 watch=watch_of(context, plan, vlm),

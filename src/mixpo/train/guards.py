@@ -37,19 +37,26 @@ class BatchLogps(NamedTuple):
 
 def check_reference(session: Session, seen: Sequence[BatchLogps]) -> None:
     """Before the first update, policy and reference are equal: raise TrainError for a log-prob that differs from the reference."""
-    problem = next(_differences(seen, session.precision == torch.float32, session.online is not None), "")
+    remedy = _remedy(session.online is not None, str(session.job.vlm.processor.chat_template))
+    problem = next(_differences(seen, session.precision == torch.float32, session.online is not None, remedy), "")
     failed = torch.tensor(int(bool(problem)), device=session.accelerator.device)
     # All ranks raise: one that raised alone would leave the others waiting for its gradients.
     if int(session.accelerator.reduce(failed, "sum")):
         raise TrainError(problem or "reference and policy differ on another rank; see its message", code="reference-mismatch")
 
 
-def _differences(seen: Sequence[BatchLogps], exact: bool, online: bool) -> Iterator[str]:
-    remedy = (
-        "the copy of the base model differs from it; delete the checkpoints of this training and run again"
-        if online
-        else "its records are of another model, template or image setting, run the reference stage with --force"
-    )
+def _remedy(online: bool, template: str) -> str:
+    if online:
+        return "the copy of the base model differs from it; delete the checkpoints of this training and run again"
+    if "strftime_now" in template:
+        return (
+            "the chat template writes today's date into the prompt (strftime_now), and the records are of another day: "
+            "write a fixed date into the template and run the reference stage with --force"
+        )
+    return "its records are of another model, template or image setting, run the reference stage with --force"
+
+
+def _differences(seen: Sequence[BatchLogps], exact: bool, online: bool, remedy: str) -> Iterator[str]:
     for question_ids, sums, reference, lengths, _, _ in seen:
         allowed = 1e-4 * reference.abs().clamp(min=1) if exact else 0.05 * lengths
         equal = (sums - reference).abs() <= allowed  # False for NaN

@@ -38,6 +38,7 @@ class TrainJob:
 
     vlm: the policy, changed in place; must be the reference model that scored `groups`, unless `table.reference` is "online".
     objective: a key of OBJECTIVES. folder: of checkpoints and metrics. output: folder of the trained model. logs: of trackers.
+    wandb_folder: of the files of Weights & Biases; without it `logs`.
     label: run name in trackers. watch: in-training evaluation (see `mixpo.train.measure.evaluate_policy`).
     """
 
@@ -49,6 +50,7 @@ class TrainJob:
     folder: Path
     output: Path
     logs: Path
+    wandb_folder: Path | None = None
     seed: int = 0
     label: str = "train"
     watch: EvaluatePolicy | None = None
@@ -247,8 +249,15 @@ def _accelerator(job: TrainJob) -> Accelerator:
                 key=key,
             )
     if job.table.trackers:
-        names = {"wandb": {"name": job.label}, "trackio": {"name": job.label, "resume": "allow"}}
-        accelerator.init_trackers("mixpo", config=_flat({**job.settings, "pairs": job.schedule.pairs}), init_kwargs=names)
+        table, folder = job.table.wandb, job.wandb_folder or job.logs
+        folder.mkdir(parents=True, exist_ok=True)  # W&B falls back to a temporary folder where there is none
+        group = table.group or job.label.rpartition(" ")[0]
+        names = {
+            "wandb": {"name": job.label, "entity": table.entity, "group": group, "dir": str(folder)},
+            "trackio": {"name": job.label, "resume": "allow"},
+        }
+        config = _flat({**job.settings, "pairs": job.schedule.pairs})
+        accelerator.init_trackers(table.project, config=config, init_kwargs=names)
     return accelerator
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Vlm:
 
     digest: of configuration and weights. template_digest: of chat template, tokenizer and processor. end_ids: all end-of-turn tokens.
     folder: where it was loaded from. cache: derived values, computed once (see `mixpo.vlm.prompt`).
+    trust_remote_code: the folder's own Python code may run, also when the saved model is loaded again.
     """
 
     model: Any
@@ -40,6 +41,7 @@ class Vlm:
     end_ids: tuple[int, ...]
     folder: Path | None = None
     cache: dict[str, Any] = field(default_factory=dict, repr=False)
+    trust_remote_code: bool = False
 
 
 def load(table: ModelTable, recipe_folder: Path, folder: Path | None = None) -> Vlm:
@@ -58,7 +60,7 @@ def load(table: ModelTable, recipe_folder: Path, folder: Path | None = None) -> 
     check_vocabulary(model, processor.tokenizer, source)
     if adapter is not None:
         attach(model, adapter)
-    return assemble(model, processor, device, known, source)
+    return replace(assemble(model, processor, device, known, source), trust_remote_code=table.trust_remote_code)
 
 
 def assemble(model: Any, processor: Any, device: torch.device, known: Digests | None = None, folder: Path | None = None) -> Vlm:
@@ -120,6 +122,9 @@ def check_vocabulary(model: Any, tokenizer: Any, source: object) -> None:
             path=str(source),
         )
 
+
+MORE_TEMPLATES = "additional_chat_templates"
+"""Folder of named chat templates beside the default one, as `transformers` saves them."""
 
 TILE_SETTINGS = ("max_patches", "max_image_tiles")
 """Names of the tile limit in image processors."""
@@ -262,12 +267,17 @@ def _write_processor(vlm: Vlm, target: Path) -> None:
     for name in PROCESSOR_FILES:
         if (vlm.folder / name).exists():
             shutil.copyfile(vlm.folder / name, target / name)
+    if (vlm.folder / MORE_TEMPLATES).is_dir():
+        shutil.copytree(vlm.folder / MORE_TEMPLATES, target / MORE_TEMPLATES)
+    if vlm.trust_remote_code:
+        for path in vlm.folder.glob("*.py"):
+            shutil.copyfile(path, target / path.name)
 
 
 def _reload_check(vlm: Vlm, saved: Path, check: Mapping[str, Tensor] | None) -> None:
     dtype = str(next(vlm.model.parameters()).dtype).removeprefix("torch.")
-    table = ModelTable.model_validate({"dtype": dtype, "device": vlm.device.type})
-    load_processor(saved, trust=False)
+    table = ModelTable.model_validate({"dtype": dtype, "device": vlm.device.type, "trust_remote_code": vlm.trust_remote_code})
+    load_processor(saved, vlm.trust_remote_code)
     again = _load_model(saved, table, vlm.device)
     check_weights(again, saved)
     if check is None:
