@@ -371,7 +371,7 @@ def test_what_cannot_be_compared_is_said_beside_what_can(tmp_path: Path, tiny_fo
     assert "! vet, direct: no question counts on both sides, because the judge's replies could not be read" in shown
     (line,) = [line for line in shown.splitlines() if line.startswith("vet") and "direct" in line]
     assert line.split() == ["vet", "direct", "Base", "model", "none", "Base", "model", "none", "none", "0"]
-    others = [line.split() for line in shown.splitlines() if re.match("pope +(direct|chain of thought) +Start", line)]
+    others = [line.split() for line in shown.splitlines() if re.match("pope +(direct|chain of thought) +Base model", line)]
     assert [cells[-1] for cells in others] == ["12", "12"]
     assert main(["compare", str(tmp_path / "run"), str(tmp_path / "run"), "--json"]) == 1
     assert [row["p"] for row in json.loads(capsys.readouterr().out) if row["set"] == "vet"] == [None, None]
