@@ -28,6 +28,7 @@ from mixpo.stages.job import Context, Plan, Planned, assist, perform
 from mixpo.stages.models import SERVED, ModelRef, Models
 from mixpo.stages.names import first_forced, kind_of, kinds_until
 from mixpo.stages.pair import pair_job, select_job
+from mixpo.stages.predictions import prediction_models, predictions_job
 from mixpo.stages.reference import reference_job
 from mixpo.stages.report import report_job
 from mixpo.stages.sample import continue_job, sample_job
@@ -269,26 +270,34 @@ def build_plan(context: Context, sources: Sources) -> Plan:
     recipe = context.recipe
     plan = Plan(context.run)
     plan.provide("source", Question, sources.train.shards)
-    base = main = context.models.base_model()
-    compared: list[ModelRef] = [base]
-    for number in range(1, (recipe.train.rounds if recipe.source else 0) + 1):
-        arms = list(_add_round(context, plan, sources.train, number, main))
-        main = arms[-1]
-        compared += arms[:-1]
-    compared.append(main)
+    own = list(_own_models(context, plan, sources.train)) if recipe.needs_model else []
+    compared = own if recipe.evaluate.own_models else []
     compared += [ModelRef(name=s.name, identity=f"{SERVED}{s.model}", served=s) for s in recipe.evaluate.served]
+    compared += prediction_models(context)
     for name, index in sources.sets.items():
         plan.provide(answer.source_name(name), Question, index.shards)
     for model in compared:
         for table in (table for table in recipe.evaluate.sets if table.name in sources.sets):
-            for mode in answer.modes(context):
+            for mode in answer.modes(context, model, table.name):
                 where = (context, plan, sources.sets[table.name], table.name, table.source, model, mode)
-                plan.add(answer.answer_job(*where))
+                plan.add((predictions_job if model.predictions else answer.answer_job)(*where))
                 plan.add(evaluate.evaluate_job(*where))
-        if recipe.evaluate.text_tasks and model.served is None:
+        if recipe.evaluate.text_tasks and model.served is None and model.predictions is None:
             plan.add(text_job(context, model))
     plan.add(report_job(context, plan))
     return plan
+
+
+def _own_models(context: Context, plan: Plan, train: QuestionIndex) -> Iterator[ModelRef]:
+    """Adds the jobs of all rounds; yields the base model and the trained models, the last round's main objective last."""
+    recipe = context.recipe
+    base = main = context.models.base_model()
+    yield base
+    for number in range(1, (recipe.train.rounds if recipe.source else 0) + 1):
+        *others, main = _add_round(context, plan, train, number, main)
+        yield from others
+    if main != base:
+        yield main
 
 
 def _add_round(context: Context, plan: Plan, index: QuestionIndex, number: int, main: ModelRef) -> Iterator[ModelRef]:
@@ -320,11 +329,12 @@ def _perform(context: Context, planned: Planned) -> None:
 def _prepare(context: Context, force: Sequence[str]) -> None:
     """Write the resolved recipe, and forget the stages that are to be done again, with all after them."""
     first = first_forced(force)
-    base = context.models.base_model()  # before anything is forgotten: without it nothing could take its place
+    # Before anything is forgotten: without it nothing could take its place.
+    identity = context.models.base_model().identity if context.recipe.needs_model else ""
     _sweep(context.run.root)
     resolved = context.recipe.model_dump(mode="json")
     write_text(context.run.root / "recipe.json", json.dumps(resolved, indent=2, ensure_ascii=False) + "\n")
-    command = {"recipe_folder": str(context.recipe_folder.absolute()), "limit": context.limit, "model": base.identity}
+    command = {"recipe_folder": str(context.recipe_folder.absolute()), "limit": context.limit, "model": identity}
     write_text(context.run.root / "command.json", json.dumps(command) + "\n")
     if not force:
         return

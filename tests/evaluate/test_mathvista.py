@@ -46,7 +46,7 @@ ROWS = [
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     parquet(tmp_path / "data" / "testmini-00000-of-00001-7.parquet", ROWS)
-    parquet(tmp_path / "data" / "test-00000-of-00002-7.parquet", [row(9, answer="")])
+    parquet(tmp_path / "data" / "test-00000-of-00002-7.parquet", [row(9, answer="", metadata={**META, "split": "test"})])
     return tmp_path
 
 
@@ -97,7 +97,7 @@ def test_chain_of_thought(folder: Path) -> None:
         "Answer: C",
     ]
     assert outcomes("mathvista", found, said, "robust", "cot") == "cccmc"
-    assert outcomes("mathvista", found, said, "paper", "cot") == "wcwwc"
+    assert outcomes("mathvista", found, said, "paper", "cot") == "wcwmc"  # the fourth has no marker, and no judge to ask
 
 
 def test_figures_by_hand(folder: Path) -> None:
@@ -168,9 +168,9 @@ def test_other_formats_are_refused(tmp_path: Path) -> None:
     jsonl(tmp_path / "test.jsonl", [{"a": 1}])
     with pytest.raises(SourceError, match=r"nothing of the split testmini; it has test\.jsonl"):
         questions("mathvista", tmp_path)
-    (tmp_path / "x.xlsx").write_text("x")
+    (tmp_path / "x.xls").write_text("x")
     with pytest.raises(SourceError, match=r"not a format that is read here; known: \.parquet"):
-        questions("mathvista", tmp_path, "x.xlsx")
+        questions("mathvista", tmp_path, "x.xls")
     with pytest.raises(SourceError, match=r"no such file or folder; check source\.path"):
         questions("mathvista", tmp_path, "nowhere")
     with pytest.raises(SourceError, match=r"no such file or folder, did you mean 'test\.jsonl'"):

@@ -32,6 +32,7 @@ RECIPE: dict[str, Any] = {
             {"name": "own", "source": {"kind": "jsonl", "path": "held_out.jsonl"}},
             {"name": "vista", "source": {"kind": "benchmark", "name": "mathvista", "path": "vista"}},
         ],
+        "predictions": [{"name": "given", "path": "answers.jsonl"}],
         "served": [{"name": "other", "urls": ["http://127.0.0.1:1/v1"], "model": "other"}],
         "extractor": "judge",
         "judge": {"model": "judge"},
@@ -121,6 +122,8 @@ def changed(table: Any, path: Place) -> Any:
 
 def settings(recipe: Recipe, root: Path) -> dict[str, Mapping[str, Any]]:
     """Stage -> settings, without what follows from stages before."""
+    for predictions in recipe.evaluate.predictions:
+        (root / predictions.path).touch()
     context = open_context(recipe, root, root / "run", Silent())
     context.models._base_model = ModelRef(name="base", identity="x")  # read anew for each recipe it would take most of the time
     plan = build_plan(context, Sources(train=NOTHING, sets={s.name: NOTHING for s in recipe.evaluate.sets}))

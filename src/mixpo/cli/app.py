@@ -61,7 +61,10 @@ EXAMPLES = {
     "plan": ("mixpo plan recipe.toml", "mixpo plan recipe.toml --questions 3000000 --rate 20000 --devices 8"),
     "doctor": ("mixpo doctor",),
     "status": ("mixpo status runs/recipe", "mixpo status runs/recipe --json"),
-    "score": ("mixpo score runs/recipe --set evaluate.extractor=paper",),
+    "score": (
+        "mixpo score runs/recipe --set evaluate.extractor=paper",
+        "mixpo score --predictions output_gpt4.json --benchmark mathvista --extractor given",
+    ),
     "compare": ("mixpo compare runs/a runs/b", "mixpo compare runs/a/evaluate/test/base/cot runs/a/evaluate/test/mpo/cot"),
     "view": ("mixpo view runs/recipe", "mixpo view runs/recipe --port 0"),
     "retry": ("mixpo retry runs/recipe",),

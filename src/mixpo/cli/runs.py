@@ -36,14 +36,47 @@ def status(folder: RunFolder, as_json: AsJson = False) -> None:
 
 
 @app.command(epilog=examples("score"), rich_help_panel=USE)
-def score(folder: RunFolder, settings: Settings = None) -> None:
-    """Grade the saved answers again under other settings and rewrite the report. Samples nothing."""
+def score(
+    folder: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="Run directory; not with --predictions.")] = None,
+    settings: Settings = None,
+    predictions: Annotated[
+        Path | None, typer.Option("--predictions", metavar="FILE", help="Grade the responses of another tool; no model is needed.")
+    ] = None,
+    benchmark: Annotated[str | None, typer.Option("--benchmark", metavar="NAME", help="The benchmark that FILE answers.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="PATH", help="File or folder of the benchmark; default: FILE itself."),
+    ] = None,
+    extractor: Annotated[str, typer.Option("--extractor", metavar="NAME", help="robust, paper, official, judge or given.")] = "robust",
+    direct: Annotated[bool, typer.Option("--direct", help="The responses are direct answers, not chains of thought.")] = False,
+    split: Annotated[str, typer.Option("--split", metavar="NAME", help="Split of the benchmark; default: the one usually reported.")] = "",
+    partial: Annotated[bool, typer.Option("--partial", help="Grade only the questions that FILE answers.")] = False,
+    run: Annotated[Path | None, typer.Option("--dir", metavar="RUN", help="Run directory for the result; default: runs/<FILE>.")] = None,
+) -> None:
+    """Grade the saved answers of a run again under other settings, or those in a file of another tool. Samples nothing."""
     with boundary() as terminal:
         from mixpo.cli import results
-        from mixpo.pipeline import known_sources, open_run, rescore
+        from mixpo.pipeline import known_sources, open_context, open_run, rescore, run_recipe
 
-        context = replace(open_run(folder, tuple(settings or ())), progress=terminal.progress)
-        rescore(context, known_sources(context.run, context.recipe))
+        if (folder is None) == (predictions is None):
+            message = "give a run directory, or --predictions FILE with --benchmark NAME"
+            raise RecipeError(message, code="score-what", key="--predictions")
+        if folder is not None:
+            context = replace(open_run(folder, tuple(settings or ())), progress=terminal.progress)
+            rescore(context, known_sources(context.run, context.recipe))
+        elif predictions is not None:
+            from mixpo.commands.score import model_name, predictions_recipe
+
+            if benchmark is None:
+                message = "--predictions needs --benchmark NAME"
+                raise RecipeError(message, code="score-benchmark-missing", key="--benchmark")
+            recipe = predictions_recipe(
+                predictions, benchmark, data, extractor=extractor, mode="direct" if direct else "cot", split=split, partial=partial,
+                overrides=tuple(settings or ()),
+            )  # fmt: skip
+            root = run if run is not None else Path("runs") / model_name(predictions)
+            context = open_context(recipe, Path.cwd(), root, terminal.progress)
+            run_recipe(context)
         results.results(context.run.root)
 
 

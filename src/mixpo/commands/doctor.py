@@ -24,6 +24,7 @@ EXTRAS = {
     "deepspeed": ("deepspeed", "DeepSpeed launches"),
     "text": ("lm_eval", "evaluate.text_tasks"),
     "ray": ("ray", 'cluster.kind = "ray"'),
+    "xlsx": ("openpyxl", "predictions in .xlsx"),
     "viewer": ("duckdb", "mixpo view"),
 }
 """Extra -> (module that shows it is installed, what needs it)."""

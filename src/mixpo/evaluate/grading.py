@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mixpo.evaluate.benchmarks import Benchmark, GradedRow, facts_of
-from mixpo.evaluate.benchmarks.rules import EXTRACTORS
+from mixpo.evaluate.benchmarks.rules import EXTRACTORS, has_marker
 from mixpo.evaluate.judge import JudgeReply
 from mixpo.records import OtherReading, Prediction
 from mixpo.types import Outcome, Question, Response, Verdict
 from mixpo.verify.judgement import Options
 
+NEEDS_JUDGE = 'no final-answer marker, where the released scripts ask a language model; use extractor = "judge"'
+SHORT = 8
+"""Words of a one-line response that counts as a short answer, for which the released scripts need no language model."""
 UNREAD = "the judge's reply could not be read"
 
 
@@ -29,6 +32,11 @@ def read_rule(benchmark: Benchmark, question: Question, response: Response, word
     # Where the authors let a language model find the answer, of direct ones too, the scripts' marker stands in for it.
     sought = "cot" if extractor == "paper" and benchmark.extraction is not None else wording
     answer = EXTRACTORS[extractor](response.text, sought)
+    if extractor == "paper" and benchmark.extraction is not None and not has_marker(response.text) and not _is_short(response.text):
+        short = benchmark.extraction.quick(response.text, question, facts_of(question))
+        if short is None:
+            return Reading(outcome="malformed", extracted=None, reason=NEEDS_JUDGE)
+        answer = short
     if answer is None:
         return Reading(
             outcome="malformed",
@@ -37,6 +45,10 @@ def read_rule(benchmark: Benchmark, question: Question, response: Response, word
         )
     outcome, reason = benchmark.checks[extractor](answer, question, facts_of(question), options)
     return Reading(outcome=outcome, extracted=answer, reason=reason)
+
+
+def _is_short(text: str) -> bool:
+    return "\n" not in text.strip() and len(text.split()) <= SHORT
 
 
 def read_others(
@@ -59,16 +71,25 @@ def by_rule(
 
 
 def by_extraction(
-    benchmark: Benchmark, question: Question, response: Response, mode: str, wording: str, short: str | JudgeReply[str], options: Options
+    benchmark: Benchmark,
+    question: Question,
+    response: Response,
+    mode: str,
+    wording: str,
+    short: str | JudgeReply[str],
+    options: Options,
+    extractor: str = "judge",
 ) -> Prediction:
-    """A prediction from a short answer: one that needed no judge, or what a judge extracted. It is checked by the authors' own rule."""
-    others = read_others(benchmark, question, response, wording, "judge", options)
+    """A prediction from a short answer, graded by the authors' own rule: one that needed no judge, one that a judge extracted, or for
+    extractor "given" one that came with the predictions."""
+    rule = next(name for name in (extractor, "judge", "official", "paper") if name in benchmark.checks)
+    others = read_others(benchmark, question, response, wording, extractor, options)
     answer, reply, judge = (short, "", "") if isinstance(short, str) else (short.value, short.reply, short.judge)
     if answer is None:
         return prediction(question, mode, response, "undecided", None, UNREAD, others=others, reply=reply, judge=judge, unread=True)
     if not answer:
         return prediction(question, mode, response, "malformed", None, "no answer in the response", others=others, reply=reply, judge=judge)
-    outcome, reason = benchmark.checks["judge"](answer, question, facts_of(question), options)
+    outcome, reason = benchmark.checks[rule](answer, question, facts_of(question), options)
     return prediction(question, mode, response, outcome, answer, reason, others=others, reply=reply, judge=judge)
 
 

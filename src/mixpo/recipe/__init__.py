@@ -6,13 +6,14 @@ Knows nothing about how stages work. `load` reads and checks a file, `Recipe.mod
 from mixpo.recipe.base import CHOOSES_STAGES, NOTHING, STAGES, Decides, StageKind, Table
 from mixpo.recipe.data import BalanceBy, ImageTable, ModelTable, PairsTable, PromptName, PromptTable, PromptText, SampleTable, VerifyTable
 from mixpo.recipe.errors import did_you_mean
-from mixpo.recipe.evaluate import EvaluateTable, EvaluationSet, ReportTable
+from mixpo.recipe.evaluate import EvaluateTable, EvaluationSet, PredictionsTable, ReportTable
 from mixpo.recipe.load import Recipe, apply_override, load, parse
 from mixpo.recipe.server import ClusterTable, Endpoint, JudgeTable, ServedModel, ServerTable
 from mixpo.recipe.sources import (
     BENCHMARK_NAMES,
     EXTRACTED_BENCHMARKS,
     JUDGED_BENCHMARKS,
+    OFFICIAL_BENCHMARKS,
     BenchmarkSource,
     DigitsSource,
     EasyVqaSource,
@@ -31,6 +32,7 @@ __all__ = [
     "EXTRACTED_BENCHMARKS",
     "JUDGED_BENCHMARKS",
     "NOTHING",
+    "OFFICIAL_BENCHMARKS",
     "STAGES",
     "BalanceBy",
     "BenchmarkSource",
@@ -52,6 +54,7 @@ __all__ = [
     "ModelTable",
     "PairsTable",
     "Part",
+    "PredictionsTable",
     "PromptName",
     "PromptTable",
     "PromptText",

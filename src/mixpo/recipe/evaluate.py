@@ -6,9 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from mixpo.objectives import OBJECTIVES
 from mixpo.recipe.base import CHOOSES_STAGES, NOTHING, Decides, Table
+from mixpo.recipe.errors import did_you_mean
 from mixpo.recipe.server import JudgeTable, ServedModel
-from mixpo.recipe.sources import EXTRACTED_BENCHMARKS, JUDGED_BENCHMARKS, BenchmarkSource, EvaluationSource
+from mixpo.recipe.sources import EXTRACTED_BENCHMARKS, JUDGED_BENCHMARKS, OFFICIAL_BENCHMARKS, BenchmarkSource, EvaluationSource
 
 
 class EvaluationSet(Table):
@@ -18,6 +20,28 @@ class EvaluationSet(Table):
     """Its name in folders and tables."""
     source: EvaluationSource
     """Where its questions come from; open questions are skipped."""
+
+
+class PredictionsTable(Table):
+    """Responses of another tool to an evaluation set, as an additional row of the results. They are graded as they are."""
+
+    name: Annotated[str, CHOOSES_STAGES] = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    """Its name in the results."""
+    set: Annotated[str, CHOOSES_STAGES] = ""
+    """The evaluation set that was answered; empty means the first."""
+    path: Annotated[str, Decides("answer", by_content=True)]
+    """The file, relative to the recipe: an output file of MathVista or MATH-V, a result table of VLMEvalKit (xlsx, tsv), a samples file
+    of lmms-eval, or JSONL with id and response."""
+    mode: Annotated[Literal["cot", "direct"], CHOOSES_STAGES] = "cot"
+    """How the model was asked: chain of thought, or a direct answer, which may be nothing but the answer."""
+    partial: Annotated[bool, Decides("answer")] = False
+    """Grade only the questions that the file answers. The score is then not comparable with published ones."""
+
+    @model_validator(mode="after")
+    def _own_name(self) -> PredictionsTable:
+        if self.name.partition("-round-")[0] in ("base", *OBJECTIVES):
+            raise ValueError(f"{self.name!r} is the name of a model of this run; take another")
+        return self
 
 
 class EvaluateTable(Table):
@@ -30,6 +54,10 @@ class EvaluateTable(Table):
     that is "file"."""
     served: tuple[ServedModel, ...] = ()
     """Other models to evaluate, each behind a server."""
+    predictions: tuple[PredictionsTable, ...] = ()
+    """Files with responses of other tools."""
+    own_models: Annotated[bool, CHOOSES_STAGES] = True
+    """Evaluate the run's own models. If false, only `served` and `predictions` are graded; without [source] no model is then needed."""
     decontaminate: Annotated[Literal["similar", "image", "question", "off"], Decides("source", by_content=True)] = "image"
     """Training questions to filter: "image", those with an image of an evaluation set, or the same text and no image; "similar", also
     those with a near-duplicate image, such as a re-encoded or resized copy; "question", only those with the same text and images."""
@@ -43,9 +71,10 @@ class EvaluateTable(Table):
     """Responses generated together; fewer if memory is short, as in sampling."""
     samples: Annotated[int, Decides("answer")] = Field(default=0, ge=0)
     """Also sample this many chain-of-thought responses per question, for sampled accuracy."""
-    extractor: Annotated[Literal["robust", "paper", "judge"], Decides("evaluate")] = "robust"
-    """How benchmarks extract final answers: "paper" by the rules of the released scripts, "robust" without their known faults, "judge"
-    as the authors do it: the judge extracts answers for mathvista and mathvision; the others use "paper"."""
+    extractor: Annotated[Literal["robust", "paper", "official", "judge", "given"], Decides("evaluate")] = "robust"
+    """How benchmarks extract final answers: "paper" by the scripts that the paper used, "robust" without their known faults, "official"
+    by the benchmark's own script where it is another one (mathvision, m3cot), "judge" as the authors do it: the judge extracts answers
+    for mathvista and mathvision; the others use "paper". "given" takes the short answers in `predictions`, graded by the authors' rule."""
     judge: JudgeTable | None = None
     """Required by benchmarks with free-form answers (mmvet, llava_bench, mmhal), and by extractor = "judge"."""
     text_tasks: Annotated[tuple[str, ...], Decides("text")] = ()
@@ -63,6 +92,8 @@ class EvaluateTable(Table):
             raise ValueError("two evaluation sets have the same name")
         if len({s.name for s in self.served}) != len(self.served):
             raise ValueError("two served models have the same name")
+        if len({(p.name, p.set, p.mode) for p in self.predictions}) != len(self.predictions):
+            raise ValueError("two predictions have the same name, set and mode")
         if len(set(self.text_tasks)) != len(self.text_tasks):
             raise ValueError("text_tasks names a task twice")
         return self
@@ -71,7 +102,31 @@ class EvaluateTable(Table):
         """How a benchmark with rules is read."""
         if self.extractor == "judge" and benchmark not in EXTRACTED_BENCHMARKS:
             return "paper"
+        if self.extractor == "official" and benchmark not in OFFICIAL_BENCHMARKS:
+            return "paper"
         return self.extractor
+
+    def set_of(self, predictions: PredictionsTable) -> str:
+        """The name of the evaluation set that predictions answer."""
+        return predictions.set or next((s.name for s in self.sets), "")
+
+    @model_validator(mode="after")
+    def _has_answers(self) -> EvaluateTable:
+        names = [s.name for s in self.sets]
+        for predictions in self.predictions:
+            if self.set_of(predictions) not in names:
+                hint = did_you_mean(predictions.set, names) if predictions.set else "; add a table [[evaluate.sets]]"
+                raise ValueError(
+                    f"the predictions {predictions.name!r} need an evaluation set: there is no {predictions.set or 'set'!r}{hint}"
+                )
+        if not self.own_models and not self.predictions and not self.served:
+            raise ValueError("own_models = false leaves nothing to evaluate; add [[evaluate.predictions]] or [[evaluate.served]]")
+        if self.extractor == "given" and (self.own_models or self.served or not self.predictions):
+            raise ValueError('extractor = "given" grades the short answers of [[evaluate.predictions]] only; set own_models = false')
+        asked = next((s for s in self.sets if isinstance(s.source, BenchmarkSource) and s.source.images == "optional"), None)
+        if asked is not None and (self.own_models or self.served):
+            raise ValueError(f'the set {asked.name!r} has images = "optional", which is for predictions only; set own_models = false')
+        return self
 
     def asks_judge(self, source: EvaluationSource) -> bool:
         """Whether a judge is needed for a set's answers."""

@@ -48,6 +48,11 @@ class Recipe(Table):
             raise ValueError("there is nothing to do: add a table [source] with questions to train on, or [[evaluate.sets]] to evaluate on")
         return self
 
+    @property
+    def needs_model(self) -> bool:
+        """Whether [model] is used at all. Served models need its tokenizer, to count tokens."""
+        return self.source is not None or self.evaluate.own_models or bool(self.evaluate.served or self.evaluate.text_tasks)
+
     @model_validator(mode="after")
     def _engines_fit(self) -> Recipe:
         if self.sample.engine == "file" and self.train.rounds > 1:

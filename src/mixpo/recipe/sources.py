@@ -16,6 +16,9 @@ JUDGED_BENCHMARKS = ("mmvet", "llava_bench", "mmhal")
 EXTRACTED_BENCHMARKS = ("mathvista", "mathvision")
 """Those whose authors let a judge find the short answer, as extractor = "judge" does."""
 
+OFFICIAL_BENCHMARKS = ("mathvision", "m3cot")
+"""Those whose own script reads a response otherwise than the paper's, as extractor = "official" does."""
+
 
 class DigitsSource(Table):
     """Scenes of four handwritten digits (UCI) with questions that have exact answers."""
@@ -127,6 +130,8 @@ class BenchmarkSource(Table):
     """A second file, relative to the recipe, if answers are separate from the questions (POPE labels, LLaVA-Bench references)."""
     partial: Annotated[bool, Decides("source")] = False
     """Skip rows that cannot be used instead of stopping. The score is then not comparable with published ones."""
+    images: Annotated[Literal["required", "optional"], Decides("source")] = "required"
+    """"optional": image files may be missing, because only `evaluate.predictions` are graded and no model is asked."""
 
     @model_validator(mode="after")
     def _known(self) -> BenchmarkSource:

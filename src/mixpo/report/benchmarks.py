@@ -53,6 +53,8 @@ def _figures(set_name: str, name: str, models: Mapping[str, Modes], data: Report
         differing = {other.extractor for row in rows for other in row.others if other.outcome != row.outcome}
         for extractor in ["", *(rule for rule in BENCHMARKS[name].rules if rule in differing)]:
             answered = [graded_row(row, data.questions[row.question], extractor) for row in rows]
+            if extractor == "paper" and BENCHMARKS[name].extraction and any(row.outcome == "malformed" for row in answered):
+                continue  # responses that the released scripts give to a language model
             for figure in table(BENCHMARKS[name], answered):
                 yield {"model": model, "mode": mode, "by": extractor or _reader(chosen, rows), **asdict(figure)}
 

@@ -43,7 +43,7 @@ def _row(model: str, mode: str, scores: dict[str, Any], against: dict[str, Any] 
         points(against["difference"]) if against else "",
         p_cell(against["p"]) if against else "",
         *shares,
-        f"{scores['mean_tokens']:.1f}",
+        f"{scores['mean_tokens']:.1f}" if scores["mean_tokens"] else "",  # unknown for responses of other tools
         count(scores["n"]),
     )
 

@@ -42,9 +42,11 @@ def answer_name(name: str, model: ModelRef, mode: str) -> str:
     return f"answer/{name}/{model.name}/{mode}"
 
 
-def modes(context: Context) -> tuple[str, ...]:
-    """What the recipe evaluates: greedy modes, then sampled answers if any are wanted."""
+def modes(context: Context, model: ModelRef, name: str) -> tuple[str, ...]:
+    """What the recipe evaluates of a model on set `name`: greedy modes, then sampled ones if any; predictions have one mode."""
     table = context.recipe.evaluate
+    if model.predictions is not None:
+        return (model.predictions.mode,) if table.set_of(model.predictions) == name else ()
     return (*table.modes, *(("sampled",) if table.samples else ()))
 
 

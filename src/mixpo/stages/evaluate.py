@@ -9,17 +9,22 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from mixpo.errors import EvaluateError
 from mixpo.evaluate import lm_eval
 from mixpo.evaluate.lm_eval import TextScore
+from mixpo.plural import amount
 from mixpo.recipe import EvaluationSource, Recipe
 from mixpo.records import Prediction, Sampled
+from mixpo.run import Manifest
 from mixpo.stages import prompting
 from mixpo.stages.answer import answer_name, prompt_settings, source_name, wording_of
 from mixpo.stages.attempts import attempts_of
 from mixpo.stages.job import Context, Job, Make, Plan
 from mixpo.stages.models import ModelRef, settings_of
+from mixpo.stages.predictions import given_answers
 from mixpo.stages.source import QuestionIndex
 from mixpo.stages.verify import judged_inputs
 from mixpo.types import Question, Response, Verdict, content_id
@@ -52,7 +57,7 @@ def evaluate_job(context: Context, plan: Plan, index: QuestionIndex, name: str, 
     folder = f"evaluate/{name}/{model.name}/{mode}"
     settings = {
         **answered.settings,
-        "prompt": prompt_settings(context.recipe, table, wording_of(mode)),
+        "prompt": "of the other tool" if model.predictions else prompt_settings(context.recipe, table, wording_of(mode)),
         "mode": mode,
         **grading_settings(context, benchmark),
         "data": content_id(list(index.shards)),
@@ -65,7 +70,8 @@ def evaluate_job(context: Context, plan: Plan, index: QuestionIndex, name: str, 
     @contextmanager
     def session(numbers: Sequence[int]) -> Iterator[Make]:
         with ExitStack() as stack:
-            marker = stack.enter_context(Grader(context, benchmark, mode))
+            given = given_answers(context.run.stage(answers)) if settings.get("extractor") == "given" else {}
+            marker = stack.enter_context(Grader(context, benchmark, mode, given, settings.get("partial", False)))
             yield lambda shard: marker.predictions(plan.rows(source, shard), plan.rows(answers, shard), attempts.counts.get(shard, 0))
 
     return Job(
@@ -80,8 +86,20 @@ def evaluate_job(context: Context, plan: Plan, index: QuestionIndex, name: str, 
         needs=(source, answers),
         session=session,
         count=count_predictions,
+        check=check_judged,
         attempts=attempts,
     )
+
+
+def check_judged(manifest: Manifest) -> None:
+    """Raise EvaluateError where a score by "paper" would not be a published one, because its scripts ask a language model."""
+    if count := manifest.counts.get(WITHOUT_JUDGE, 0):
+        raise EvaluateError(
+            f"{manifest.stage}: {count} of {amount(manifest.counts['answers'], 'response')} have no final-answer marker, where the "
+            'released scripts ask a language model; add [evaluate.judge] and set evaluate.extractor = "judge", or use "robust"',
+            code="paper-needs-judge",
+            key="evaluate.extractor",
+        )
 
 
 def grading_settings(context: Context, benchmark: Benchmark | None) -> dict[str, Any]:
@@ -116,11 +134,19 @@ def wording_of_judge(context: Context, benchmark: Benchmark) -> Rubric | Extract
 class Grader:
     """Marks answers in one mode. Opens what it needs: the verifier's processes, or the judge's threads."""
 
-    def __init__(self, context: Context, benchmark: Benchmark | None, mode: str) -> None:
+    def __init__(
+        self,
+        context: Context,
+        benchmark: Benchmark | None,
+        mode: str,
+        given: Mapping[str, str] = MappingProxyType({}),
+        partial: bool = False,
+    ) -> None:
+        """given: short answers by question id that came with predictions. partial: questions without a response are not graded."""
         from mixpo.evaluate import judge as judging
         from mixpo.verify import Verifier
 
-        self._context, self._benchmark, self._mode = context, benchmark, mode
+        self._context, self._benchmark, self._mode, self._given, self._partial = context, benchmark, mode, given, partial
         self._verifier = Verifier(context.recipe.verify, cache=context.run.verdicts)
         self._threads: ThreadPoolExecutor | None = None
         table = context.recipe.evaluate.judge
@@ -141,7 +167,7 @@ class Grader:
 
     def predictions(self, questions: Sequence[Question], answers: Sequence[Sampled], again: int = 0) -> Iterator[Prediction]:
         """The predictions of one shard, in order. again: how often the judge is asked anew where its reply cannot be read."""
-        pairs = list(zip(questions, answers, strict=True))
+        pairs = [pair for pair in zip(questions, answers, strict=True) if not (self._partial and pair[1].error)]
         if self._threads is None:
             return (row for question, sampled in pairs for row in self._mark(question, sampled))
         each = [(question, response) for question, sampled in pairs for response in responses_of(sampled, self._count(sampled))]
@@ -152,7 +178,7 @@ class Grader:
         return self._context.recipe.evaluate.samples if self._mode == "sampled" else 1
 
     def _mark(self, question: Question, sampled: Sampled) -> Iterator[Prediction]:
-        from mixpo.evaluate.grading import by_rule, by_verdict
+        from mixpo.evaluate.grading import by_extraction, by_rule, by_verdict
 
         recipe, wording = self._context.recipe, wording_of(self._mode)
         responses = responses_of(sampled, self._count(sampled))
@@ -165,6 +191,10 @@ class Grader:
         else:
             options, extractor = self._verifier.options(question.choices), recipe.evaluate.extractor_of(self._benchmark.name)
             for response in responses:
+                if extractor == "given":
+                    short = self._given.get(question.id, "")
+                    yield by_extraction(self._benchmark, question, response, self._mode, wording, short, options, "given")
+                    continue
                 yield by_rule(self._benchmark, question, response, self._mode, wording, extractor, options)
 
     def _ask(self, question: Question, response: Response, again: int) -> str | JudgeReply[Any] | None:
@@ -215,12 +245,20 @@ def _failed(question: Question, mode: str, response: Response, reason: str) -> P
     return by_verdict(question, mode, response, Verdict(outcome="undecided", reason=reason))
 
 
+WITHOUT_JUDGE = "needing a judge"
+"""How a manifest counts responses that extractor = "paper" cannot read without a judge."""
+
+
 def count_predictions(rows: Sequence[Prediction]) -> Mapping[str, int]:
     """Answers by outcome, tokens, and how many were cut, failed, or count nowhere because the judge's reply could not be read."""
+    from mixpo.evaluate.grading import NEEDS_JUDGE
+
     counts: Counter[str] = Counter(answers=len(rows), failed=sum(row.finish == "error" for row in rows), correct=0)
     for row in rows:
         counts.update({row.outcome: 1, "tokens": row.tokens})
         counts[f"ended: {row.finish}"] += 1
+    if without := sum(row.reason == NEEDS_JUDGE for row in rows):
+        counts[WITHOUT_JUDGE] = without
     if any(row.judge for row in rows):
         counts["judge not readable"] = sum(row.unread for row in rows)
     return counts

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixpo.errors import ModelError
-from mixpo.recipe import ImageTable, ModelTable, Recipe, ServedModel, StageKind
+from mixpo.recipe import ImageTable, ModelTable, PredictionsTable, Recipe, ServedModel, StageKind
 from mixpo.vlm.folder import digests, find_adapter, find_model
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ class ModelRef:
 
     identity: what decides its weights. folder: where a trained one lies, None for the recipe's model; job: what trains it.
     served: where another model answers whose weights are not here; its identity is then its name there.
+    predictions: where another tool generated the responses; its identity is then that of the file.
     """
 
     name: str
@@ -31,6 +32,7 @@ class ModelRef:
     folder: Path | None = None
     job: str = ""
     served: ServedModel | None = None
+    predictions: PredictionsTable | None = None
 
 
 def settings_of(recipe: Recipe, stage: StageKind, model: ModelRef) -> dict[str, Any]:

@@ -191,7 +191,8 @@ def valid(
         if isinstance(item, Skipped):
             skipped.append(item)
             continue
-        if table.kind not in FIXED and (reason := unusable_image(item.question, context.recipe.image)):
+        unchecked = table.kind in FIXED or (table.kind == "benchmark" and table.images == "optional")
+        if not unchecked and (reason := unusable_image(item.question, context.recipe.image)):
             skipped.append(Skipped(where=item.where, reason=reason))
             continue
         if evaluated and item.question.answer is None:

@@ -13,7 +13,7 @@ from mixpo.evaluate.benchmarks.base import Benchmark, Figure, GradedRow, Rubric,
 from mixpo.recipe import BenchmarkSource
 from mixpo.sources.build import SourceRow
 from mixpo.sources.images import Pictures
-from mixpo.types import Question, Skipped
+from mixpo.types import ImageRef, Question, Skipped, content_id
 
 __all__ = ["BENCHMARKS", "Benchmark", "Figure", "GradedRow", "Rubric", "benchmark_of", "facts_of", "prompt_of", "read"]
 
@@ -36,7 +36,7 @@ def read(source: BenchmarkSource, base: Path, images: Path) -> Iterator[SourceRo
     splits = ((source.split,),) if source.split else benchmark.splits
     paths = files.find(path, () if source.split else benchmark.files, splits)
     answers = base / source.answers if source.answers else None
-    pictures = Pictures(root, images)
+    pictures = (Pictures if source.images == "required" else OptionalPictures)(root, images)
     seen: Counter[str] = Counter()
     for place in benchmark.joined(files.rows(paths), files.folder_of(path), answers):
         if isinstance(place, Skipped):
@@ -52,6 +52,17 @@ def read(source: BenchmarkSource, base: Path, images: Path) -> Iterator[SourceRo
             yield SourceRow(where=where, question=question)
         except SourceError as error:
             yield Skipped(where=where, reason=str(error))
+
+
+class OptionalPictures(Pictures):
+    """Images that may be missing, because no model is asked: a missing one is identified by its name."""
+
+    def find(self, name: str) -> ImageRef:
+        """The image at a path relative to the root, or its name alone."""
+        try:
+            return super().find(name)
+        except SourceError:
+            return ImageRef(path=str(self.root / name), digest=content_id("missing image", name))
 
 
 def benchmark_of(question: Question) -> Benchmark | None:

@@ -133,6 +133,7 @@ class Benchmark:
     splits: file names to look for in a folder, alternatives in order. files: official names of its file. row: a Draft of one row.
     joined: adds fields of other files. direct, cot: prompts with a {question} slot; cot "" takes the recipe's.
     Either checks (by extractor) or a rubric. extraction: how the authors let a judge find the answer; then checks has "judge" too.
+    A check "given" grades short answers of predictions where "judge" or "official" would extract once more.
     measures: the published figures, the main one first. breakdown: figures of parts.
     """
 
@@ -153,7 +154,7 @@ class Benchmark:
     @property
     def rules(self) -> tuple[str, ...]:
         """The extractors that need no judge."""
-        return tuple(name for name in self.checks if name != "judge")
+        return tuple(name for name in self.checks if name not in ("judge", "given"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from mixpo.errors import SourceError
+from mixpo.errors import MissingExtra, SourceError
 from mixpo.evaluate.benchmarks.base import Fields, Place
 from mixpo.recipe import BenchmarkSource, did_you_mean
 from mixpo.sources.jsonl import lines
@@ -182,22 +183,44 @@ def _holders(table: pa.Table) -> dict[str, int]:
     return {index: number for number, index in enumerate(table.column("index").to_pylist())}
 
 
-def _json(path: Path) -> Iterator[Place]:
-    """A list of objects, or an object of objects, whose keys become the field "key"."""
+def _sheet(path: Path) -> Iterator[Place]:
+    """The first sheet of an Excel workbook as VLMEvalKit writes results: column names in the first row. Formulas stay text."""
+    try:
+        import openpyxl
+    except ImportError:
+        raise MissingExtra("an xlsx file", "xlsx") from None
+    try:
+        lines = openpyxl.load_workbook(path, read_only=True).worksheets[0].iter_rows(values_only=True)
+        names = [str(name) for name in next(lines, ())]
+        for number, values in enumerate(lines, start=2):
+            filled = {name: value for name, value in zip(names, values, strict=False) if value is not None}
+            if filled:
+                yield f"{path}:{number}", filled
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise SourceError(f"{path}: not a readable xlsx file ({_first(error)})", code="file-unreadable", path=path) from None
+
+
+def _json(path: Path) -> Iterator[Place | Skipped]:
+    """A list of objects, or an object of objects, whose keys become the field "key"; JSON lines where there are several values (POPE)."""
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":
+            yield from lines(path)
+            return
+        raise SourceError(f"{path}: not readable JSON ({_first(error)})", code="file-unreadable", path=path) from None
     except (OSError, ValueError, RecursionError) as error:
         raise SourceError(f"{path}: not readable JSON ({_first(error)})", code="file-unreadable", path=path) from None
     pairs = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
     for key, row in pairs:
-        if not isinstance(row, dict):
+        if not isinstance(row, dict) and row is not None:
             raise SourceError(
                 f"{path}: entry {key!r} is {type(row).__name__}, not an object", code="not-an-object", path=path, key=str(key)
             )
-        yield f"{path}[{key}]", {"key": str(key), **row}
+        yield f"{path}[{key}]", {"key": str(key), **(row or {})}
 
 
-READERS = {".parquet": _parquet, ".arrow": _arrow, ".tsv": _tsv, ".json": _json, ".jsonl": lines}
+READERS = {".parquet": _parquet, ".arrow": _arrow, ".tsv": _tsv, ".xlsx": _sheet, ".json": _json, ".jsonl": lines}
 """One function for each suffix."""
 
 

@@ -26,7 +26,7 @@ def row(fields: Fields) -> Draft:
     if len(choices) < 2:
         raise SourceError(f"has {amount(len(choices), 'choice')}", code="options-missing")
     context = text_of(fields, "context", "hint", default="")
-    asked = "\n".join([*([context] if context else []), text_of(fields, "question"), lettered(choices)])
+    asked = "\n".join([*([context] if context else []), _asked(fields), lettered(choices)])
     facts = {"id": text_of(fields, "id", "question_id", "image_id", "key", default=""), "choices": list(choices)}
     facts |= {"domain": text_of(fields, "domain", default=""), "topic": text_of(fields, "topic", "category", default="")}
     return Draft(
@@ -38,6 +38,14 @@ def row(fields: Fields) -> Draft:
         domain=facts["domain"] or facts["topic"],  # type: ignore[arg-type]
         facts=facts,
     )
+
+
+def _asked(fields: Fields) -> str:
+    """The question; published answers have it in the first message of a chat, between "[Question]" and "[Choices]"."""
+    messages = fields.get("messages")
+    if isinstance(messages, list) and messages and "[Question]" in str(messages[0]):
+        return str(messages[0]).partition("[Question]")[2].partition("[Choices]")[0].strip()
+    return text_of(fields, "question")
 
 
 def _letter(answer: object, count: int) -> str:

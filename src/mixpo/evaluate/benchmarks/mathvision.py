@@ -13,6 +13,7 @@ from typing import Any
 from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Extraction, Fields, Figure, GradedRow
 from mixpo.evaluate.benchmarks.extraction import PROMPT, read
 from mixpo.evaluate.benchmarks.files import choices_of, images_of, text_of
+from mixpo.evaluate.benchmarks.mathvision_official import extract_official, same_official
 from mixpo.evaluate.benchmarks.metrics import ACCURACY, grouped, one
 from mixpo.evaluate.benchmarks.rules import letters, option_robust, same, with_columns
 from mixpo.sources.build import lettered
@@ -104,6 +105,18 @@ def check_robust(extracted: str, question: Question, facts: Fields, options: Opt
     return judge(extracted, question.answer or "", "auto", options)
 
 
+def check_official(extracted: str, question: Question, facts: Fields, options: Options) -> Judgement:
+    """MATH-V's own `evaluate.py` on the whole response."""
+    return check_given(extract_official(extracted), question, facts, options)
+
+
+def check_given(extracted: str, question: Question, facts: Fields, options: Options) -> Judgement:
+    """The comparison of MATH-V's `evaluate.py`: the gold letter or the text of its option, as text or to two decimals."""
+    known, gold = letters(len(question.choices)), question.answer or ""
+    golds = [gold, *([question.choices[known.index(gold)]] if gold in known else [])]
+    return same(any(same_official(one, extracted) for one in golds), "answers")
+
+
 def breakdown(rows: Sequence[GradedRow]) -> list[Figure]:
     """Accuracy by subject and by level, as the data card's leaderboard gives it."""
     return [*grouped(rows, "subject", one("subject")), *grouped(rows, "level", one("level"))]
@@ -117,6 +130,6 @@ BENCHMARK = Benchmark(
     breakdown=breakdown,
     splits=(("testmini",),),
     files=("MathVision_MINI.tsv",),
-    checks={"robust": check_robust, "paper": check_paper, "judge": check_paper},
+    checks={"robust": check_robust, "paper": check_paper, "official": check_official, "judge": check_paper, "given": check_given},
     extraction=Extraction(prompt=PROMPT, quick=quick, read=read),
 )

@@ -45,10 +45,17 @@ _FORMS: dict[str, AnswerKind] = {"integer": "number", "float": "number", "list":
 def row(fields: Fields) -> Draft:
     """A row of the Parquet files, of the official JSON, or of VLMEvalKit's table."""
     known = {**(fields.get("metadata") or {}), **fields}
+    if not any(fields.get(name) for name in ("question", "query")):
+        raise SourceError(
+            "has no question: annot_testmini.json holds annotations only; set source.path to testmini.json, the Parquet files of "
+            "AI4Math/MathVista, or an output file of MathVista",
+            code="questions-missing",
+        )
     choices = choices_of(fields, "choices")
     answer = text_of(fields, "answer", default="") or text_of(fields, "answer_option", default="")
     if not answer:
-        raise SourceError("no answer; the answers of the test split are not public, use testmini", code="answer-missing")
+        hidden = "; the answers of the test split are not public, use testmini" if known.get("split") != "testmini" else ""
+        raise SourceError(f"no answer{hidden}", code="answer-missing")
     is_choice = text_of(known, "question_type", default="multi_choice" if choices else "free_form") == "multi_choice"
     form = text_of(known, "answer_type", default="text")
     facts: dict[str, Any] = {name: text_of(known, name, default="") for name in DETAILS}

@@ -28,6 +28,11 @@ def extract_paper(text: str, mode: str) -> str:
     return match.group(2).strip() if match else text
 
 
+def has_marker(text: str) -> bool:
+    """Whether a response announces its final answer as `extract_paper` expects."""
+    return _MARKER.search(text) is not None
+
+
 def extract_robust(text: str, mode: str) -> str | None:
     """The final answer after the last marker, free of emphasis and boxes; None when there is none (mixpo's own rule).
 

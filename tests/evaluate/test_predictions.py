@@ -1,0 +1,295 @@
+"""Responses of other tools: every format is read and matched, faults are counted and listed, and a run without a model grades them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench_files import jsonl, questions, tsv
+
+from mixpo.cli import main
+from mixpo.commands.compare import compare_evaluations
+from mixpo.errors import EvaluateError, MixpoError, RecipeError
+from mixpo.evaluate.predictions import Matched, PredictedRow, match, read_predictions
+from mixpo.pipeline import open_run
+from mixpo.recipe import parse
+from mixpo.records import Prediction
+from mixpo.types import Question, Skipped
+from mixpo.viewer.evaluations import Evaluations
+
+ANIMALS = ("heron", "otter", "lynx", "toad")
+GOLDS = "BCAD"
+
+
+def data_rows(count: int = 4) -> list[dict[str, Any]]:
+    return [
+        {"id": f"nature-{n}", "question": f"Which animal number {n} sits by the lake?", "choices": list(ANIMALS), "answer": GOLDS[n % 4],
+         "domain": "science", "topic": "lakes"}
+        for n in range(count)
+    ]  # fmt: skip
+
+
+def asked(folder: Path, count: int = 4) -> list[Question]:
+    return questions("m3cot", folder, jsonl(folder / "test.jsonl", data_rows(count)))
+
+
+def matched(path: Path, among: list[Question]) -> Matched:
+    return match(read_predictions(path), among)
+
+
+def answers(result: Matched, among: list[Question]) -> list[str | None]:
+    return [result.rows[q.id].response if q.id in result.rows else None for q in among]
+
+
+TEXTS = ["It is (B).", "It is (C).", "It is (C).", "It is (D)."]
+
+
+def mathvista_form(folder: Path) -> Path:
+    rows = {
+        f"nature-{n}": {"question": data_rows()[n]["question"], "response": text, "extraction": text[7]} for n, text in enumerate(TEXTS)
+    }
+    path = folder / "output_x.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def mathv_form(folder: Path) -> Path:
+    return jsonl(
+        folder / "x.jsonl", [{"id": f"nature-{n}", "response": text, "model_answer": text[7].lower()} for n, text in enumerate(TEXTS)]
+    )
+
+
+def vlmeval_tsv(folder: Path) -> Path:
+    rows = [
+        {"index": f"nature-{n}", "question": data_rows()[n]["question"], "answer": GOLDS[n], "prediction": text}
+        for n, text in enumerate(TEXTS)
+    ]
+    return tsv(folder / "Model_M3CoT.tsv", rows)
+
+
+def vlmeval_xlsx(folder: Path) -> Path:
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    book.active.append(["index", "question", "prediction"])
+    for n, text in enumerate(TEXTS):
+        book.active.append([f"nature-{n}", data_rows()[n]["question"], text])
+    book.save(folder / "Model_M3CoT.xlsx")
+    return folder / "Model_M3CoT.xlsx"
+
+
+def lmms_eval(folder: Path) -> Path:
+    """The rows in another order: `doc_id` is the position in the data, and the target proves it."""
+    rows = [
+        {
+            "doc_id": n,
+            "target": ANIMALS["ABCD".index(GOLDS[n])],
+            "filtered_resps": [[TEXTS[n]]],
+            "input": f"Look.\n{data_rows()[n]['question']}",
+        }
+        for n in (2, 0, 3, 1)
+    ]
+    return jsonl(folder / "20260101_samples_m3cot.jsonl", rows)
+
+
+def lmms_eval_metric(folder: Path) -> Path:
+    """The id is inside of a metric's value."""
+    rows = [{"doc_id": 9, "resps": [TEXTS[n]], "gpt_score": {"question_id": f"nature-{n}"}} for n in range(4)]
+    return jsonl(folder / "a_samples_b.jsonl", rows)
+
+
+def plain(folder: Path) -> Path:
+    return jsonl(folder / "plain.jsonl", [{"question_id": f"nature-{n}", "response": text} for n, text in enumerate(TEXTS)])
+
+
+def chat(folder: Path) -> Path:
+    rows = [{"id": f"nature-{n}", "messages": ["[Question]\nWhich?\n[Choices]", "Let me see.", text]} for n, text in enumerate(TEXTS)]
+    return jsonl(
+        folder / "chat.jsonl", [{**row, "messages": [data_rows()[n]["question"], *row["messages"][1:]]} for n, row in enumerate(rows)]
+    )
+
+
+def text_only(folder: Path) -> Path:
+    """No id at all: the whole question identifies the row."""
+    among = asked(folder)
+    return jsonl(folder / "text.jsonl", [{"question": q.text, "response": text} for q, text in zip(among, TEXTS, strict=True)])
+
+
+FORMATS = [mathvista_form, mathv_form, vlmeval_tsv, vlmeval_xlsx, lmms_eval, lmms_eval_metric, plain, chat, text_only]
+
+
+@pytest.mark.parametrize("write", FORMATS, ids=lambda write: write.__name__)
+def test_every_format_is_read_and_matched(tmp_path: Path, write: Callable[[Path], Path]) -> None:
+    among = asked(tmp_path)
+    result = matched(write(tmp_path), among)
+    assert answers(result, among) == TEXTS
+    assert (list(result.skipped), list(result.missing)) == ([], [])
+
+
+def test_short_answers_come_along(tmp_path: Path) -> None:
+    assert [row.given for row in read_predictions(mathvista_form(tmp_path)) if isinstance(row, PredictedRow)] == list("BCCD")
+    assert [row.given for row in read_predictions(mathv_form(tmp_path)) if isinstance(row, PredictedRow)] == list("bccd")
+    assert {row.given for row in read_predictions(plain(tmp_path)) if isinstance(row, PredictedRow)} == {None}
+
+
+def test_a_formula_in_a_sheet_stays_text(tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    book.active.append(["index", "prediction"])
+    book.active.append([3, "=1+1"])
+    book.active.append([4.0, 14])
+    book.save(tmp_path / "x.xlsx")
+    rows = [row for row in read_predictions(tmp_path / "x.xlsx") if isinstance(row, PredictedRow)]
+    assert [(row.ids, row.response) for row in rows] == [(("3",), "=1+1"), (("4",), "14")]
+
+
+def test_faults_of_a_file_are_counted_and_listed(tmp_path: Path) -> None:
+    among = asked(tmp_path)
+    rows: list[dict[str, Any]] = [
+        {"id": "nature-0", "response": "first"},
+        {"id": "nature-0", "response": "second"},
+        {"id": "nature-7", "response": "of nothing"},
+        {"id": "nature-1", "question": "How many boats are on the sea?", "response": "of another question"},
+        {"id": "nature-2"},
+        {"doc_id": 3, "target": "otter", "resps": "of another position"},
+        {"response": "of whom?"},
+    ]
+    result = matched(jsonl(tmp_path / "x.jsonl", rows), among)
+    assert answers(result, among) == ["first", None, None, None]
+    assert result.counts == {"rows": 7, "duplicates": 1, "unmatched": 5, "missing": 3}
+    lines = [(item.where.rpartition(":")[2], item.reason) for item in result.skipped]
+    assert [line for line, _ in lines] == ["2", "3", "4", "5", "6", "7"]
+    reasons = [reason for _, reason in lines]
+    assert "second row for the same question" in reasons[0]
+    assert "no question with the id nature-7" in reasons[1]
+    assert "another one than that of id nature-1" in reasons[2]
+    assert "no response" in reasons[3]
+    assert "position 3 with the answer 'otter'" in reasons[4]
+    assert "no id" in reasons[5]
+
+
+def test_an_id_of_several_questions_needs_a_category(tmp_path: Path) -> None:
+    rows = [
+        {"question_id": 1, "question": f"Is there a {thing} in the image?", "answer": "yes", "category": name, "image": ""}
+        for name, thing in (("random", "kite"), ("popular", "chair"))
+    ]
+    for row in rows:
+        row["image"] = "COCO_1.jpg"
+    among = questions("pope", tmp_path, jsonl(tmp_path / "test.jsonl", rows), images="optional")
+    named = [{"question_id": 1, "category": name, "response": name} for name in ("popular", "random")]
+    result = matched(jsonl(tmp_path / "x.jsonl", named), among)
+    assert answers(result, among) == ["random", "popular"]
+    (skipped,) = matched(jsonl(tmp_path / "y.jsonl", [{"question_id": 1, "response": "yes"}]), among).skipped
+    assert "belongs to 2 questions" in skipped.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code"),
+    [
+        ("x.pkl", b"\x80\x04cos\nsystem\n", "predictions-pickle"),
+        ("x.parquet", b"no table", "predictions-unreadable"),
+        ("x.xlsx", b"no sheet", "predictions-unreadable"),
+        ("x.md", b"", "predictions-unreadable"),
+    ],
+)
+def test_other_files_are_refused(tmp_path: Path, name: str, content: bytes, code: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(MixpoError) as error:
+        list(read_predictions(tmp_path / name))
+    assert error.value.code == code
+    with pytest.raises(EvaluateError) as missing:
+        list(read_predictions(tmp_path / "nothing.jsonl"))
+    assert missing.value.code == "predictions-missing"
+
+
+# --- a run without a model ----------------------------------------------------------------------------------------------
+
+
+def score(folder: Path, path: Path, *more: str, run: str = "run") -> int:
+    jsonl(folder / "test.jsonl", data_rows())
+    args = ["score", "--predictions", str(path), "--benchmark", "m3cot", "--data", str(folder / "test.jsonl"), "--dir", str(folder / run)]
+    return main([*args, *more])
+
+
+def rows_of(folder: Path, name: str, run: str = "run") -> list[Prediction]:
+    return list(open_run(folder / run).run.stage(f"evaluate/m3cot/{name}/cot").read_all(Prediction))
+
+
+def test_a_file_is_graded_reported_compared_and_viewed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert score(tmp_path, plain(tmp_path)) == 0
+    shown = capsys.readouterr().out
+    assert "75.0" in shown
+    assert [row.outcome for row in rows_of(tmp_path, "plain")] == ["correct", "correct", "wrong", "correct"]
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert [f["value"] for f in report["figures"] if not f["group"] and f["by"] == "robust"] == [75.0]
+    assert {f["name"] for f in report["figures"] if f["group"] == "domain"} == {"science"}
+    better = jsonl(tmp_path / "better.jsonl", [{"id": f"nature-{n}", "response": f"({GOLDS[n]})"} for n in range(4)])
+    assert score(tmp_path, better, run="other") == 0
+    (compared,) = compare_evaluations(tmp_path / "run", tmp_path / "other")
+    assert (compared["a"]["name"], compared["b"]["name"], compared["difference"]) == ("plain", "better", 0.25)
+    viewed = Evaluations(open_run(tmp_path / "run").run)
+    assert viewed.columns("m3cot") == [("plain", "cot")]
+    assert viewed.answers("m3cot", "plain", "cot").scores["accuracy"] == 0.75
+    assert not list((tmp_path / "run").rglob("*.safetensors"))
+
+
+def test_the_file_is_not_needed_to_grade_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = mathv_form(tmp_path)
+    assert score(tmp_path, path) == 0
+    path.unlink()
+    assert main(["score", str(tmp_path / "run"), "--set", "evaluate.extractor=given"]) == 0
+    assert [row.extracted for row in rows_of(tmp_path, "x")] == ["b", "c", "c", "d"]
+    assert main(["score", str(tmp_path / "run"), "--set", "evaluate.extractor=official"]) == 0
+    assert [row.outcome[0] for row in rows_of(tmp_path, "x")] == list("ccwc")
+
+
+def test_half_a_file_is_refused_unless_partial(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    half = jsonl(tmp_path / "half.jsonl", [{"id": f"nature-{n}", "response": f"({GOLDS[n]})"} for n in range(2)])
+    assert score(tmp_path, half) == 1
+    assert "responses to 2 of 4 questions; missing are nature-2, nature-3" in capsys.readouterr().err
+    assert score(tmp_path, half, "--partial") == 0
+    assert [row.outcome for row in rows_of(tmp_path, "half")] == ["correct", "correct"]
+    assert "100.0" in capsys.readouterr().out
+    assert score(tmp_path, jsonl(tmp_path / "none.jsonl", [{"id": "other", "response": "x"}]), "--partial", run="none") == 1
+
+
+def test_unmatched_rows_are_listed_in_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = plain(tmp_path)
+    path.write_text(path.read_text() + '{"id": "extra", "response": "x"}\n')
+    assert score(tmp_path, path) == 0
+    assert "5 rows, 1 unmatched, 0 duplicates" in capsys.readouterr().err
+    stage = open_run(tmp_path / "run").run.stage("answer/m3cot/plain/cot")
+    listed = [Skipped(**json.loads(line)) for line in (stage.folder / "unmatched.jsonl").read_text().splitlines()]
+    assert [item.where.rpartition(":")[2] for item in listed] == ["5"]
+    assert stage.manifest is not None
+    assert stage.manifest.facts["predictions"] == {"rows": 5, "duplicates": 0, "unmatched": 1, "missing": 0}
+
+
+def test_given_needs_short_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert score(tmp_path, plain(tmp_path), "--extractor", "given") == 1
+    assert "no short answers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "message"),
+    [
+        ({"own_models": False}, "leaves nothing to evaluate"),
+        ({"extractor": "given"}, "short answers of [[evaluate.predictions]] only"),
+        ({"own_models": False, "predictions": [{"name": "a", "path": "x", "set": "m3cott"}]}, "there is no 'm3cott', did you mean 'm3cot'"),
+        ({"own_models": False, "predictions": [{"name": "base", "path": "x"}]}, "name of a model of this run"),
+        ({"own_models": False, "predictions": [{"name": "a", "path": "x"}, {"name": "a", "path": "y"}]}, "same name, set and mode"),
+    ],
+)
+def test_recipes_that_cannot_work(evaluate: dict[str, Any], message: str) -> None:
+    source = {"kind": "benchmark", "name": "m3cot", "path": "x"}
+    with pytest.raises(RecipeError, match="evaluate") as error:
+        parse({"evaluate": {"sets": [{"name": "m3cot", "source": source}], **evaluate}}, "recipe")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("args", [[], ["--predictions", "x.jsonl"], ["run", "--predictions", "x.jsonl"]])
+def test_the_command_says_what_it_needs(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["score", *args]) == 2
+    assert "--predictions" in capsys.readouterr().err
