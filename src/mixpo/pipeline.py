@@ -7,7 +7,6 @@ a trained model from what it is trained on. `run_recipe`, `run_stage`, `status` 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
@@ -271,12 +270,10 @@ def build_plan(context: Context, sources: Sources) -> Plan:
     plan = Plan(context.run)
     plan.provide("source", Question, sources.train.shards)
     own = list(_own_models(context, plan, sources.train)) if recipe.needs_model else []
-    compared = own if recipe.evaluate.own_models else []
-    compared += [ModelRef(name=s.name, identity=f"{SERVED}{s.model}", served=s) for s in recipe.evaluate.served]
-    compared += prediction_models(context)
+    served = [ModelRef(name=s.name, identity=f"{SERVED}{s.model}", served=s) for s in recipe.evaluate.served]
     for name, index in sources.sets.items():
         plan.provide(answer.source_name(name), Question, index.shards)
-    for model in compared:
+    for model in (*(own if recipe.evaluate.own_models else ()), *served, *prediction_models(context)):
         for table in (table for table in recipe.evaluate.sets if table.name in sources.sets):
             for mode in answer.modes(context, model, table.name):
                 where = (context, plan, sources.sets[table.name], table.name, table.source, model, mode)
@@ -331,7 +328,7 @@ def _prepare(context: Context, force: Sequence[str]) -> None:
     first = first_forced(force)
     # Before anything is forgotten: without it nothing could take its place.
     identity = context.models.base_model().identity if context.recipe.needs_model else ""
-    _sweep(context.run.root)
+    context.run.sweep()
     resolved = context.recipe.model_dump(mode="json")
     write_text(context.run.root / "recipe.json", json.dumps(resolved, indent=2, ensure_ascii=False) + "\n")
     command = {"recipe_folder": str(context.recipe_folder.absolute()), "limit": context.limit, "model": identity}
@@ -343,13 +340,3 @@ def _prepare(context: Context, force: Sequence[str]) -> None:
         if STAGES.index(kind_of(name)) >= first:
             shutil.rmtree(manifest.parent)
             context.progress.say(f"{name}: forgotten (--force)")
-
-
-def _sweep(root: Path) -> None:
-    """Remove what a killed process left half written. Nobody else writes here while the run is locked."""
-    for folder, folders, files in os.walk(root):
-        left = [name for name in (*folders, *files) if name.startswith(".") and name.endswith((".tmp", ".old"))]
-        # Below the top folder of images there is nothing half written, and there may be millions of them.
-        folders[:] = [name for name in folders if name not in left and Path(folder) != root / "images"]
-        for path in (Path(folder, name) for name in left):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

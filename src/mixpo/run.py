@@ -17,6 +17,7 @@ import fcntl
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -176,6 +177,15 @@ class Run:
     def models(self) -> Path:
         """Links to the trained models by name."""
         return self.root / "models"
+
+    def sweep(self) -> None:
+        """Remove what a killed process left half written. Nobody else writes here while the run is locked."""
+        for folder, folders, files in os.walk(self.root):
+            left = [name for name in (*folders, *files) if name.startswith(".") and name.endswith((".tmp", ".old"))]
+            # Below the top folder of images there is nothing half written, and there may be millions of them.
+            folders[:] = [name for name in folders if name not in left and Path(folder) != self.images]
+            for path in (Path(folder, name) for name in left):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -142,7 +142,7 @@ def _missing(side: Mapping[str, Any]) -> str:
 
 
 def _other_questions(a: set[str], b: set[str]) -> list[str]:
-    """In words how many questions only one side was asked. A question is known by its content: text, images, answer and choices."""
+    """How many questions only one side was asked. A question is known by its content: text, images, answer and choices."""
     return [f"questions: {len(a - b)} are only in the first, {len(b - a)} only in the second"] if a != b else []
 
 
@@ -169,7 +169,7 @@ def _manifest(stage: Stage) -> Manifest:
 
 
 def differing(left: Manifest, right: Manifest) -> list[str]:
-    """What differs between two evaluations besides their models, in words."""
+    """What differs between two evaluations besides their models, as text."""
     a, b = ({key: value for key, value in one.settings.items() if key not in OWN} for one in (left, right))
     return changed_settings(a, b)
 

@@ -64,7 +64,7 @@ def read_others(
 def by_rule(
     benchmark: Benchmark, question: Question, response: Response, mode: str, wording: str, extractor: str, options: Options
 ) -> Prediction:
-    """A prediction by the rules of the recipe's extractor, with the outcomes by the others beside it."""
+    """A prediction by the rules of the recipe's extractor, with the outcomes by the others as well."""
     first = read_rule(benchmark, question, response, wording, extractor, options)
     others = read_others(benchmark, question, response, wording, extractor, options)
     return prediction(question, mode, response, first.outcome, first.extracted, first.reason, others=others)

@@ -79,7 +79,7 @@ def _row(place: Place) -> PredictedRow | Skipped:
     doc = fields.get("doc") if isinstance(fields.get("doc"), Mapping) else {}
     nested = [value for value in fields.values() if isinstance(value, Mapping) and "question_id" in value]
     known: dict[str, Any] = {**(nested[0] if nested else {}), **(doc or {}), **fields}
-    # LLaVA's answer files call the response "text", beside the prompt; its question files have a text without one.
+    # LLaVA's answer files call the response "text", next to a prompt; its question files have a text without one.
     names = (*RESPONSE_FIELDS, *(("text",) if "prompt" in known else ()))
     named = [(name, known[name]) for name in names if known.get(name) is not None]
     if not named:

@@ -19,7 +19,7 @@ from mixpo.evaluate.statistics import Term, difference_interval, interval, mcnem
 from mixpo.records import Prediction
 
 LONGEST_CYCLE = 64
-"""Longest phrase, in words, that counts as a repetition."""
+"""Maximum number of words of a phrase that counts as a repetition."""
 TAIL = 600
 """Only the last words are checked: a loop does not end by itself."""
 SHORTEST_LOOP = 12

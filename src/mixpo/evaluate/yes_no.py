@@ -44,18 +44,18 @@ def yes_no(predictions: Iterable[Prediction], gold: Mapping[str, str], clusters:
 
 
 def _retrieval(rows: Sequence[Prediction], gold: Mapping[str, str], clusters: Mapping[str, str]) -> YesNo:
-    said_yes = [_says_yes(row, gold[row.question]) for row in rows]
+    positives = [_says_yes(row, gold[row.question]) for row in rows]
     wanted = [gold[row.question] == "yes" for row in rows]
-    hits = sum(answered_yes and is_yes for answered_yes, is_yes in zip(said_yes, wanted, strict=True))
-    precision = hits / sum(said_yes) if any(said_yes) else 0.0
+    hits = sum(positive and is_yes for positive, is_yes in zip(positives, wanted, strict=True))
+    precision = hits / sum(positives) if any(positives) else 0.0
     recall = hits / sum(wanted) if any(wanted) else 0.0
     f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
     terms = [
-        Term(row.question, clusters[row.question], "", 2.0 * (answered_yes and is_yes), float(answered_yes) + is_yes)
-        for row, answered_yes, is_yes in zip(rows, said_yes, wanted, strict=True)
+        Term(row.question, clusters[row.question], "", 2.0 * (positive and is_yes), float(positive) + is_yes)
+        for row, positive, is_yes in zip(rows, positives, wanted, strict=True)
     ]
     low, high = interval(terms, 1.0)
-    return YesNo(n=len(rows), precision=precision, recall=recall, f1=f1, low=low, high=high, yes_ratio=sum(said_yes) / len(rows))
+    return YesNo(n=len(rows), precision=precision, recall=recall, f1=f1, low=low, high=high, yes_ratio=sum(positives) / len(rows))
 
 
 def _says_yes(row: Prediction, gold: str) -> bool:

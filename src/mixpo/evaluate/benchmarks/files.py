@@ -59,7 +59,7 @@ def find(path: Path, files: Sequence[str], splits: Sequence[Sequence[str]]) -> l
     for name in files:
         if (path / name).is_file():
             return [path / name]
-    # Beside the files of a saved data set `datasets` keeps what it made of them.
+    # Next to the files of a saved data set `datasets` keeps what it made of them.
     tables = [file for suffix in TABLES for file in sorted(path.rglob(f"*.{suffix}")) if not file.name.startswith("cache-")]
     # A saved data set has JSON files of its own, and the hub's JSON lacks the images: such files count where there is no table.
     there = tables or sorted(path.rglob("*.json"))

@@ -1,4 +1,4 @@
-"""LLaVA-Bench in the wild (60 questions): a judge grades the model's answer beside a reference answer, both from 1 to 10.
+"""LLaVA-Bench in the wild (60 questions): a judge grades the model's answer next to a reference answer, both from 1 to 10.
 
 Source of format and score: liuhaotian/llava-bench-in-the-wild and LLaVA's review scripts. The score is a ratio of means, not a mean of
 ratios, and may exceed 100. The judge's instruction is in our own words.
@@ -70,7 +70,7 @@ def joined(places: Iterable[Place | Skipped], folder: Path, answers: Path | None
         if image not in captions or number not in references:
             missing = f"context of image {image}" if image not in captions else f"reference answer to question {number}"
             raise SourceError(
-                f"{where}: no {missing}; keep context.jsonl and answers_gpt4.jsonl beside questions.jsonl",
+                f"{where}: no {missing}; keep context.jsonl and answers_gpt4.jsonl next to questions.jsonl",
                 code="reference-missing",
                 path=where,
             )
