@@ -153,6 +153,7 @@ def _section(path: str, field: FieldInfo) -> list[str]:
     for nested_path, nested in inner.values():
         if _models_in(nested.annotation) == [models.PromptText]:
             parts += ["### A prompt of your own", "A table instead of a prompt's name.", _keys("prompt", models.PromptText)]
+            parts += ["### Several prompts", "A list of tables instead of one prompt.", _keys("prompt", models.PromptShare)]
         else:
             parts += _section(nested_path, nested)
     return parts
@@ -192,9 +193,11 @@ def _keys(path: str, model: type[BaseModel], fields: dict[str, FieldInfo] | None
 def _recipe_type(path: str, field: FieldInfo) -> str:
     """The type of a key; tables are links to their sections. TOML has no null: a key without a value is left out."""
     nested = _models_in(field.annotation)
+    if models.PromptText in nested:
+        return type_words(field.annotation)
     if len(nested) > 1:
         return "table, as [source](#source)"
-    if nested and models.PromptText not in nested:
+    if nested:
         return f"table [{path}](#{path.replace('.', '')})"
     return type_words(field.annotation).removesuffix(" or null")
 
@@ -299,7 +302,8 @@ def type_words(hint: Any) -> str:
     if origin is dict:
         return "table" if inner[1] is Any else f"table of {_plural(type_words(inner[1]))}"
     if isinstance(hint, type) and issubclass(hint, BaseModel):
-        return "[table](#a-prompt-of-your-own)" if hint is models.PromptText else "table"
+        anchors = {models.PromptText: "[table](#a-prompt-of-your-own)", models.PromptShare: "[table](#several-prompts)"}
+        return anchors.get(hint, "table")
     if dataclasses.is_dataclass(hint):
         return f"[{hint.__name__}](#{hint.__name__.lower()})"  # type: ignore[union-attr]
     raise TypeError(f"no words for {hint!r}")

@@ -84,7 +84,7 @@ class RunResult:
                 "id": pair.id,
                 "question_id": question.id,
                 "question": question.text,
-                "prompt": render(question),
+                "prompt": render(question, pair),
                 "images": [image.path for image in question.images],
                 "answer": question.answer,
                 "chosen": pair.chosen,

@@ -78,6 +78,7 @@ class Scored:
     """Unique responses of one question's pairs with their summed log-prob under the reference policy.
 
     pairs: (chosen, rejected) positions in `responses`. Everything a training group needs, pixels excepted.
+    prompts: for each response the number of the prompt it is scored under; empty where all have the first.
     """
 
     question: str
@@ -86,6 +87,7 @@ class Scored:
     chosen: tuple[int, ...] = ()
     rejected: tuple[int, ...] = ()
     dropped: tuple[Drop, ...] = ()
+    prompts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -193,10 +193,10 @@ def test_images_outside_the_root_are_copied_into_a_data_set_of_their_own(picture
 
 
 def test_the_prompt_can_be_rendered(rows, tmp_path):
-    export_mmpr(rows[:1], tmp_path / "export", render=lambda question: f"{question.text}\nThink first.")
+    export_mmpr(rows[:1], tmp_path / "export", render=lambda question, pair: f"{question.text}\nThink first.")
     assert lines(tmp_path / "export/annotations/digits_preference_correctness.jsonl")[0]["question"] == "<image>\nHow many?\nThink first."
     with fails("image-token-count", SourceError, key=rows[0][0].id):
-        export_mmpr(rows[:1], tmp_path / "export", render=lambda question: f"<image>{question.text}")
+        export_mmpr(rows[:1], tmp_path / "export", render=lambda question, pair: f"<image>{question.text}")
 
 
 def test_a_failed_export_leaves_no_trace_of_itself(rows, tmp_path):

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mixpo.errors import RunError
+from mixpo.pairs.provenance import judged_responses
 from mixpo.pipeline import build_plan, known_sources
 from mixpo.stages.job import Context, Plan
 from mixpo.types import Question, Response, Verdict, content_id
@@ -94,4 +95,4 @@ def _answers(context: Context, plan: Plan, number: int) -> Iterator[tuple[Questi
         for question, sampled, judged in zip(*(plan.rows(name, shard) for name in names), strict=True):
             context.progress.advance(1)
             if judged.verdicts:
-                yield question, sampled.responses, judged.verdicts
+                yield question, judged_responses(sampled, judged), judged.verdicts

@@ -245,15 +245,18 @@ def _sample(context: Context, estimate: Estimate, rates: Rates, index: QuestionI
     table = context.recipe.sample
     if table.engine == "file":
         return _instant(context, estimate, rates, index, share)
-    requests = math.ceil(table.n / rates.per_request) if rates.per_request else 1
-    return _generated(replace(estimate, requests=estimate.todo * requests), rates, int(estimate.todo * table.n * rates.answer))
+    pairs = context.recipe.pairs
+    n = table.n + min(table.n, pairs.max_dropout_per_question) * (pairs.dropout_ntp and pairs.dropout_from == "all")
+    requests = math.ceil(n / rates.per_request) if rates.per_request else 1
+    return _generated(replace(estimate, requests=estimate.todo * requests), rates, int(estimate.todo * n * rates.answer))
 
 
 def _continue(context: Context, estimate: Estimate, rates: Rates, index: QuestionIndex, share: float) -> Estimate:
     table = context.recipe.pairs
-    answers = sum(index.open) * share * min(table.max_dropout_per_question, context.recipe.sample.n) * table.dropout_ntp
+    questions = sum(index.sizes if table.dropout_from == "all" else index.open) * share * table.dropout_ntp
+    answers = questions * min(table.max_dropout_per_question, context.recipe.sample.n)
     # A server is asked for each continuation by itself.
-    asked = replace(estimate, requests=int(answers if rates.per_request else sum(index.open) * share * table.dropout_ntp))
+    asked = replace(estimate, requests=int(answers if rates.per_request else questions))
     return _generated(asked, rates, int(answers * rates.answer * (1 - table.dropout_ratio)))
 
 

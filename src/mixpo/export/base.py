@@ -12,8 +12,8 @@ from mixpo.images import save_bytes
 from mixpo.plural import amount
 from mixpo.types import IMAGE_TOKEN, ImageRef, Pair, Question
 
-Render = Callable[[Question], str]
-"""From a question to the user message its responses were sampled under, `<image>` tokens included."""
+Render = Callable[[Question, Pair], str]
+"""From a pair and its question to the user message its responses were sampled under, `<image>` tokens included."""
 
 REMEMBERED = 4096
 """Image locations kept in memory; the pairs of one question come together, so few are enough."""
@@ -39,7 +39,7 @@ class ExportRows:
 
     def __iter__(self) -> Iterator[tuple[Question, Pair, str]]:
         for question, pair in self._rows:
-            prompt = self._prompt(question)
+            prompt = self._prompt(question, pair)
             texts = prompt.replace(IMAGE_TOKEN, ""), pair.chosen, pair.rejected
             if any(placeholder in text for text in texts for placeholder in self._placeholders):
                 self._skipped += 1
@@ -54,8 +54,8 @@ class ExportRows:
         """What was read so far."""
         return ExportCount(self._pairs, self._skipped)
 
-    def _prompt(self, question: Question) -> str:
-        prompt = self._render(question) if self._render is not None else question.text
+    def _prompt(self, question: Question, pair: Pair) -> str:
+        prompt = self._render(question, pair) if self._render is not None else question.text
         if (tokens := prompt.count(IMAGE_TOKEN)) != len(question.images):
             raise SourceError(
                 f"question {question.id}: {amount(tokens, f'{IMAGE_TOKEN} token')} for {amount(len(question.images), 'image')}; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from mixpo.errors import RecipeError, RunError
@@ -54,5 +55,5 @@ def pair_rows(context: Context, number: int = 1) -> Rows:
 
 
 def renderer(context: Context) -> Render:
-    """From a question to the message that its responses were sampled under."""
-    return lambda question: prompting.prompt_for(context.recipe.prompt, question).render(question.text)
+    """From a pair and its question to the message that its responses were sampled under."""
+    return partial(prompting.rendered, context.recipe)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 
@@ -19,28 +19,43 @@ from mixpo.types import Origin, Pair, Question, Response, Verdict
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """A response with its verdict. text: without spaces around. plain: the extracted answer as the entailment rule compares it, or ""."""
+    """A response beside its verdict. text: without spaces around. plain: the extracted answer as the entailment rule compares it, or "".
+
+    prompt: the number of its prompt, None for one that goes with any.
+    """
 
     response: Response
     verdict: Verdict
     text: str
     plain: str
+    prompt: int | None
+
+
+def one_prompt(index: int) -> int:
+    """Every response was sampled with the same prompt."""
+    return 0
 
 
 def correctness_pairs(
-    question: Question, responses: Sequence[Response], verdicts: Sequence[Verdict], table: PairsTable, seed: int
+    question: Question,
+    responses: Sequence[Response],
+    verdicts: Sequence[Verdict],
+    table: PairsTable,
+    seed: int,
+    asked: Callable[[int], int] = one_prompt,
 ) -> tuple[list[Pair], Counter[str]]:
     """At most `table.max_per_question` pairs of one question, and what was dropped, by reason (see `provenance.REASONS`).
 
     Which combinations are taken is random, keyed by seed and question, and uses every answer as evenly as possible; the
     order of the inputs does not matter. An answer whose verdict is undecided or whose sampling failed is on neither side,
-    one that hit the length limit is never chosen. Wrong and malformed answers share the cap.
+    one that hit the length limit is never chosen. Wrong and malformed answers share the cap. Only responses to the same prompt
+    (`asked`: from their index to its number) make a pair, unless `table.across_prompts`.
     Raises ValueError when responses and verdicts do not belong together.
     """
     drops: Counter[str] = Counter()
-    chosen, rejected = _sides(_matched(question, responses, verdicts), table, drops)
+    chosen, rejected = _sides(_matched(question, responses, verdicts, one_prompt if table.across_prompts else asked), table, drops)
     if table.rationales and question.rationale and not any(verdict.outcome == "correct" for verdict in verdicts):
-        chosen = [_beside(*rationale_of(question))]
+        chosen = [_beside(*rationale_of(question), None)]
     rng = random.Random(f"{seed}/pairs/{question.id}")
     rng.shuffle(chosen)
     rng.shuffle(rejected)
@@ -70,34 +85,35 @@ def plain(answer: str) -> str:
     return " ".join(answer.casefold().split())
 
 
-def _matched(question: Question, responses: Sequence[Response], verdicts: Sequence[Verdict]) -> list[_Answer]:
+def _matched(question: Question, responses: Sequence[Response], verdicts: Sequence[Verdict], asked: Callable[[int], int]) -> list[_Answer]:
     """Responses with their verdicts, by index."""
     by_index = {verdict.index: verdict for verdict in verdicts}
     indices = {response.index for response in responses}
     if not len(responses) == len(verdicts) == len(indices) or indices != by_index.keys():
         raise ValueError(f"question {question.id}: responses {sorted(indices)} and verdicts {sorted(by_index)} do not match one to one")
     pairs = ((response, by_index[response.index]) for response in sorted(responses, key=lambda r: r.index))
-    return [_beside(response, verdict) for response, verdict in pairs]
+    return [_beside(response, verdict, asked(response.index)) for response, verdict in pairs]
 
 
-def _beside(response: Response, verdict: Verdict) -> _Answer:
-    return _Answer(response, verdict, response.text.strip(), plain(verdict.extracted or ""))
+def _beside(response: Response, verdict: Verdict, prompt: int | None) -> _Answer:
+    return _Answer(response, verdict, response.text.strip(), plain(verdict.extracted or ""), prompt)
 
 
 def _sides(answers: Sequence[_Answer], table: PairsTable, drops: Counter[str]) -> tuple[list[_Answer], list[_Answer]]:
-    """The answers that may be chosen and those that may be rejected, each text once per side, by index."""
-    sides: tuple[dict[str, _Answer], dict[str, _Answer]] = ({}, {})
-    seen = NearDuplicates(table.max_similarity), NearDuplicates(table.max_similarity)
+    """The answers that may be chosen and those that may be rejected, each text once per side and prompt, by index."""
+    sides: tuple[dict[tuple[str, int | None], _Answer], dict[tuple[str, int | None], _Answer]] = ({}, {})
+    seen: dict[tuple[bool, int | None], NearDuplicates] = {}
     for answer in answers:
         reason = _unfit(answer, table)
         if reason:
             drops[reason] += 1
             continue
         which = answer.verdict.outcome != "correct"
-        if answer.text in sides[which]:
+        key = (answer.text, answer.prompt)
+        if key in sides[which]:
             drops["duplicate"] += 1
-        elif seen[which].admit(answer.text):
-            sides[which][answer.text] = answer
+        elif seen.setdefault((which, answer.prompt), NearDuplicates(table.max_similarity)).admit(answer.text):
+            sides[which][key] = answer
         else:
             drops["near_duplicate"] += 1
     return list(sides[0].values()), list(sides[1].values())
@@ -131,8 +147,12 @@ def _objections(chosen: Sequence[_Answer], rejected: Sequence[_Answer], table: P
         for right, wrong in product(rows, columns):
             if entails(right, wrong):
                 objections.update(dict.fromkeys(product(rows[right], columns[wrong]), "entailment"))
-    places = {answer.text: column for column, answer in enumerate(rejected)}
-    objections.update({(row, places[answer.text]): "same_text" for row, answer in enumerate(chosen) if answer.text in places})
+    places = _places(answer.text for answer in rejected)
+    objections.update({(row, column): "same_text" for row, answer in enumerate(chosen) for column in places.get(answer.text, ())})
+    several = len({answer.prompt for answer in (*chosen, *rejected)} - {None}) > 1
+    for (row, right), (column, wrong) in product(enumerate(chosen), enumerate(rejected)) if several else ():
+        if right.prompt is not None and right.prompt != wrong.prompt:
+            objections[row, column] = "other_prompt"
     return objections
 
 

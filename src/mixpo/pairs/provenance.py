@@ -35,6 +35,7 @@ REASONS: dict[str, Reason] = {
     "near_duplicate": Reason(unit="answers", text="nearly the same text as another answer on its side (pairs.max_similarity)"),
     "same_text": Reason(unit="pairs", text="chosen and rejected have the same text"),
     "entailment": Reason(unit="pairs", text="the correct final answer is contained in the wrong one"),
+    "other_prompt": Reason(unit="pairs", text="the two sides were sampled with different prompts (pairs.across_prompts)"),
     "length_ratio": Reason(unit="pairs", text="one side is longer than pairs.max_length_ratio allows"),
     "balance": Reason(unit="pairs", text="its class is larger than its share (pairs.balance)"),
     "over_cap": Reason(unit="pairs", text="more than the cap per question"),
@@ -109,6 +110,12 @@ def same_question(question: str, *records: Sampled | Judged | Paired | None) -> 
     for record in records:
         if record is not None and record.question != question:
             raise ValueError(f"records of question {record.question} were given for question {question}")
+
+
+def judged_responses(sampled: Sampled, judged: Judged) -> tuple[Response, ...]:
+    """The responses that have a verdict, in the order of the verdicts: all but those for DropoutNTP."""
+    indices = {verdict.index for verdict in judged.verdicts}
+    return tuple(response for response in sampled.responses if response.index in indices)
 
 
 def token_count(response: Response) -> int:

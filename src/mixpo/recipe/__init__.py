@@ -4,7 +4,20 @@ Knows nothing about how stages work. `load` reads and checks a file, `Recipe.mod
 """
 
 from mixpo.recipe.base import CHOOSES_STAGES, NOTHING, STAGES, Decides, StageKind, Table
-from mixpo.recipe.data import BalanceBy, ImageTable, ModelTable, PairsTable, PromptName, PromptTable, PromptText, SampleTable, VerifyTable
+from mixpo.recipe.data import (
+    BalanceBy,
+    ImageTable,
+    ModelTable,
+    PairsTable,
+    PromptMix,
+    PromptName,
+    PromptShare,
+    PromptTable,
+    PromptText,
+    SampleTable,
+    VerifyTable,
+    names_in,
+)
 from mixpo.recipe.errors import did_you_mean
 from mixpo.recipe.evaluate import EvaluateTable, EvaluationSet, PredictionsTable, ReportTable
 from mixpo.recipe.load import Recipe, apply_override, load, parse
@@ -55,7 +68,9 @@ __all__ = [
     "PairsTable",
     "Part",
     "PredictionsTable",
+    "PromptMix",
     "PromptName",
+    "PromptShare",
     "PromptTable",
     "PromptText",
     "PythonSource",
@@ -74,5 +89,6 @@ __all__ = [
     "apply_override",
     "did_you_mean",
     "load",
+    "names_in",
     "parse",
 ]

@@ -78,26 +78,59 @@ class PromptText(Table):
 PromptName = str | PromptText
 
 
-class PromptTable(Table):
-    """Prompt templates: the name of a built-in prompt, or a table with template and style."""
+class PromptShare(Table):
+    """One of several prompts for the same questions."""
 
-    cot: Annotated[PromptName, ASKED] = "cot"
-    """For chain-of-thought responses."""
+    name: Annotated[PromptName, ASKED]
+    """Name of a built-in prompt, or a table with template and style."""
+    share: Annotated[float, ASKED] = Field(gt=0, le=1)
+    """Share of each question's responses that are sampled with it; all shares add up to 1."""
+
+
+PromptMix = PromptName | tuple[PromptShare, ...]
+
+
+class PromptTable(Table):
+    """Prompt templates: the name of a built-in prompt, or a table with template and style. Where it says so, also a list of them with
+    shares: `[{ name = "cot", share = 0.75 }, { name = "visual", share = 0.25 }]`."""
+
+    cot: Annotated[PromptMix, ASKED] = "cot"
+    """For chain-of-thought responses; or a list with shares."""
     direct: Annotated[PromptName, Decides("answer", "evaluate", by_content=True)] = "direct"
     """For direct responses (evaluation only)."""
     open: Annotated[PromptName, OPEN] = "plain"
     """For open questions."""
-    by_domain: Annotated[dict[str, PromptName], ASKED] = Field(default={})
-    """Chain-of-thought prompts by domain."""
-    by_source: Annotated[dict[str, PromptName], ASKED] = Field(default={})
+    by_domain: Annotated[dict[str, PromptMix], ASKED] = Field(default={})
+    """Chain-of-thought prompts, or lists with shares, by domain."""
+    by_source: Annotated[dict[str, PromptMix], ASKED] = Field(default={})
     """The same by source name (`*` matches anything); takes precedence over `by_domain`."""
+
+    @property
+    def mixed(self) -> bool:
+        """Whether any question is asked with several prompts."""
+        return any(isinstance(entry, tuple) for entry in (self.cot, *self.by_domain.values(), *self.by_source.values()))
 
     @model_validator(mode="after")
     def _known(self) -> PromptTable:
-        for name in (self.cot, self.direct, self.open, *self.by_domain.values(), *self.by_source.values()):
+        mixes = [entry for entry in (self.cot, *self.by_domain.values(), *self.by_source.values()) if isinstance(entry, tuple)]
+        for mix in mixes:
+            if abs(sum(part.share for part in mix) - 1) > 1e-6:
+                raise ValueError(f"the shares of a list of prompts must add up to 1, not {sum(part.share for part in mix):g}")
+            if any(mix.index(part) != place for place, part in enumerate(mix)):
+                raise ValueError("a list of prompts names one twice; add up its shares")
+        for name in (
+            self.direct,
+            self.open,
+            *(name for entry in (self.cot, *self.by_domain.values(), *self.by_source.values()) for name in names_in(entry)),
+        ):
             if isinstance(name, str) and name not in PROMPTS:
                 raise ValueError(f"unknown prompt {name!r}{did_you_mean(name, PROMPTS)}; built in: {', '.join(sorted(PROMPTS))}")
         return self
+
+
+def names_in(entry: PromptMix) -> list[PromptName]:
+    """The prompts of an entry of [prompt]."""
+    return [part.name for part in entry] if isinstance(entry, tuple) else [entry]
 
 
 class SampleTable(Table):
@@ -172,6 +205,8 @@ class PairsTable(Table):
     """Make pairs of a correct and a wrong response to the same question."""
     max_per_question: Annotated[int, Decides("pair")] = Field(default=15, ge=1)
     """Maximum correctness pairs per question."""
+    across_prompts: Annotated[bool, Decides("pair")] = False
+    """Also make pairs of responses that were sampled with different prompts; they are trained on with the prompt of the chosen one."""
     format_negatives: Annotated[bool, Decides("pair")] = True
     """Use responses without a clear final answer as rejected (tagged "format")."""
     entailment: Annotated[bool, Decides("pair")] = True
@@ -180,6 +215,9 @@ class PairsTable(Table):
     """Drop a pair if its longer side has more than this many times the tokens of the shorter; 0 keeps all."""
     dropout_ntp: Annotated[bool, Decides("continue", "pair")] = True
     """Make DropoutNTP pairs for open questions: the rejected side is continued without the image."""
+    dropout_from: Annotated[Literal["open", "all"], Decides("sample", "continue", "pair")] = "open"
+    """Which questions give DropoutNTP pairs: "open", those without a known answer; "all", as in the paper. Questions with an answer
+    are then also asked with prompt.open, max_dropout_per_question times."""
     dropout_ratio: Annotated[float, Decides("continue")] = Field(default=0.5, gt=0, lt=1)
     """Share of the chosen response that the rejected one keeps as its prefix."""
     max_dropout_per_question: Annotated[int, Decides("continue")] = Field(default=4, ge=1)

@@ -157,7 +157,8 @@ def _resolve(annotation: Any, part: str) -> Any:
     if type(None) in members:  # a table that may be left out
         return members[0]
     if part.isdigit() and members:
-        return members[0]
+        lists = (member for member in members if getattr(member, "__origin__", None) in (tuple, list))  # beside other forms of a value
+        return next((member.__args__[0] for member in lists), members[0])
     return annotation if members else None
 
 

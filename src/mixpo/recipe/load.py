@@ -57,6 +57,12 @@ class Recipe(Table):
     def _engines_fit(self) -> Recipe:
         if self.sample.engine == "file" and self.train.rounds > 1:
             raise ValueError('sample.engine = "file": saved responses serve the first round only; set train.rounds = 1')
+        if self.sample.engine == "file" and self.pairs.dropout_from == "all":
+            raise ValueError('pairs.dropout_from = "all" asks every question again, which saved responses cannot; set it to "open"')
+        if self.sample.engine == "file" and self.prompt.mixed:
+            raise ValueError(
+                'sample.engine = "file": which prompt a saved response was sampled with is not known; name one prompt, without shares'
+            )
         if self.evaluate.engine == "openai" and not self.sample.server.starts:
             raise ValueError(
                 'evaluate.engine = "openai" needs a server that mixpo starts with each model; set sample.server.serve or .start'
@@ -110,14 +116,21 @@ def parse(data: dict[str, Any], name: str, text: str = "", overrides: tuple[str,
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        # Where text or a table may stand, a wrong table is not wrong for being no text.
-        problems = [problem for problem in error.errors() if not (problem["loc"][-1:] == ("str",) and isinstance(problem["input"], dict))]
+        problems = [problem for problem in error.errors() if not _of_another_form(problem)]
         raise RecipeError(
             "\n".join(describe(Recipe, name, text, overrides, problem) for problem in problems),
             code="recipe-invalid",
             path=name,
             key=".".join(str(part) for part in problems[0]["loc"]) or None,
         ) from None
+
+
+def _of_another_form(problem: Any) -> bool:
+    """Where text, a table or a list may stand: a wrong table is not wrong for being no text or list, nor a list for being no table."""
+    form, value = str(problem["loc"][-1]) if problem["loc"] else "", problem["input"]
+    if isinstance(value, dict):
+        return form == "str" or form.startswith("tuple[PromptShare")
+    return isinstance(value, list) and (form == "str" or "PromptText" in form)
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:

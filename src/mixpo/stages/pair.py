@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from mixpo.errors import TrainError
@@ -18,6 +19,7 @@ from mixpo.plural import amount
 from mixpo.recipe import Recipe
 from mixpo.records import Judged, Paired, read_column
 from mixpo.run import Manifest
+from mixpo.stages import prompting
 from mixpo.stages.job import Context, Job, Make, Plan, title
 from mixpo.stages.source import QuestionIndex
 from mixpo.types import Question, content_id
@@ -35,7 +37,10 @@ def pair_job(context: Context, plan: Plan, index: QuestionIndex, number: int) ->
             rows = zip(*(plan.rows(name, shard) for name in ("source", sampled, verified, continued)), strict=True)
             for question, answers, judged, cut in rows:
                 verdicts, marked = corrected(judged, labels)
-                yield replace(build(question, answers, verdicts, cut, recipe.pairs, recipe.seed), marked=marked)
+                yield replace(
+                    build(question, answers, verdicts, cut, recipe.pairs, recipe.seed, partial(prompting.number_of, recipe, question)),
+                    marked=marked,
+                )
 
         yield make
 

@@ -1,4 +1,4 @@
-"""Which prompt a question gets in which mode. Pure lookups in the recipe."""
+"""Which prompts a question gets, and which of them a response was sampled with. Pure lookups in the recipe."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from mixpo.prompts import PROMPTS, Prompt
-from mixpo.recipe import PromptName, PromptTable
-from mixpo.types import Question
+from mixpo.recipe import PromptMix, PromptName, PromptTable, Recipe, names_in
+from mixpo.types import Pair, Question, content_id
 
 
 def resolve(name: PromptName) -> Prompt:
@@ -19,20 +19,70 @@ def resolve(name: PromptName) -> Prompt:
 
 
 def prompt_for(table: PromptTable, question: Question, mode: str = "cot") -> Prompt:
-    """mode: "direct", or "cot" (also for sampling), where open questions and domains have prompts of their own.
+    """The one prompt of a question in evaluation: mode is "direct" or "cot". Of several it is the one with the largest share.
 
     A verbatim question is the whole message: it gets no prompt around it.
     """
-    if question.verbatim:
-        return PROMPTS["plain"]
-    if mode == "direct":
+    if mode == "direct" and not question.verbatim:
         return resolve(table.direct)
+    parts = _parts(table, question)
+    return max(parts, key=lambda part: part[1])[0]
+
+
+def prompts_of(recipe: Recipe, question: Question) -> tuple[Prompt, ...]:
+    """All prompts that the responses to a question are sampled with; those of DropoutNTP for a question with an answer come last."""
+    own = tuple(prompt for prompt, _ in _parts(recipe.prompt, question))
+    return (*own, resolve(recipe.prompt.open)) if open_responses(recipe, question) else own
+
+
+def number_of(recipe: Recipe, question: Question, index: int) -> int:
+    """Which of `prompts_of` response `index` is sampled with.
+
+    Each prompt gets its share of the n responses, rounded up or down; over many questions the shares are exact, because where the
+    count begins is drawn for each question by the seed.
+    """
+    parts, n = _parts(recipe.prompt, question), recipe.sample.n
+    if index >= n and open_responses(recipe, question):
+        return len(parts)
+    if len(parts) == 1:
+        return 0
+    start = int(content_id(recipe.seed, "prompt", question.id), 16) / 2.0**64
+    place, total = ((index + start) / n) % 1.0, 0.0
+    for number, (_, share) in enumerate(parts):
+        total += share
+        if place < total:
+            return number
+    return len(parts) - 1
+
+
+def number_of_pair(recipe: Recipe, question: Question, pair: Pair) -> int:
+    """Which of `prompts_of` a pair is trained on with: that of its chosen side, of the rejected one if the chosen is a rationale."""
+    index = pair.chosen_index if pair.chosen_index >= 0 else pair.rejected_index
+    return number_of(recipe, question, max(index, 0))
+
+
+def rendered(recipe: Recipe, question: Question, pair: Pair) -> str:
+    """The user's message that a pair is trained on with."""
+    return prompts_of(recipe, question)[number_of_pair(recipe, question, pair)].render(question.text)
+
+
+def open_responses(recipe: Recipe, question: Question) -> int:
+    """How many responses a question with an answer gets to `prompt.open` besides its others, for DropoutNTP."""
+    table = recipe.pairs
+    if question.answer is None or question.verbatim or not table.dropout_ntp or table.dropout_from != "all":
+        return 0
+    return min(recipe.sample.n, table.max_dropout_per_question)
+
+
+def _parts(table: PromptTable, question: Question) -> list[tuple[Prompt, float]]:
+    """The prompts for the responses to a question, with their shares."""
+    if question.verbatim:
+        return [(PROMPTS["plain"], 1.0)]
     if question.answer is None:
-        return resolve(table.open)
-    for pattern, name in table.by_source.items():
-        if fnmatchcase(question.source, pattern):
-            return resolve(name)
-    return resolve(table.by_domain.get(question.domain, table.cot))
+        return [(resolve(table.open), 1.0)]
+    by_source = (entry for pattern, entry in table.by_source.items() if fnmatchcase(question.source, pattern))
+    entry = next(by_source, None) or table.by_domain.get(question.domain, table.cot)
+    return [(resolve(part.name), part.share) for part in entry] if isinstance(entry, tuple) else [(resolve(entry), 1.0)]
 
 
 def settings(table: PromptTable, mode: str = "cot") -> dict[str, Any]:
@@ -42,9 +92,10 @@ def settings(table: PromptTable, mode: str = "cot") -> dict[str, Any]:
     return {"open": _plain(table.open), **{name: _plain(value) for name, value in _reasoned(table).items()}}
 
 
-def styles(table: PromptTable) -> dict[str, str]:
+def styles(table: PromptTable) -> dict[str, Any]:
     """How the final answer is marked for each kind of question; all that verification needs of the prompts."""
-    return {name: resolve(value).style for name, value in _reasoned(table).items()}
+    found = {name: [resolve(one).style for one in names_in(value)] for name, value in _reasoned(table).items()}
+    return {name: each[0] if len(each) == 1 else each for name, each in found.items()}
 
 
 def chosen_by(table: PromptTable, shards: Sequence[str], domains: Sequence[str], sources: Sequence[str]) -> tuple[str, ...]:
@@ -53,12 +104,14 @@ def chosen_by(table: PromptTable, shards: Sequence[str], domains: Sequence[str],
     return tuple(" ".join(row) for row in zip(*parts, strict=True))
 
 
-def _reasoned(table: PromptTable) -> dict[str, PromptName]:
+def _reasoned(table: PromptTable) -> dict[str, PromptMix]:
     """Every chain-of-thought prompt, by what it is for. The order of sources decides which pattern comes first."""
     by_source = {f"source {number} {name}": value for number, (name, value) in enumerate(table.by_source.items())}
     return {"cot": table.cot, **{f"domain {name}": value for name, value in table.by_domain.items()}, **by_source}
 
 
-def _plain(name: PromptName) -> list[str]:
-    prompt = resolve(name)
+def _plain(entry: PromptMix) -> list[Any]:
+    if isinstance(entry, tuple):
+        return [[*_plain(part.name), part.share] for part in entry]
+    prompt = resolve(entry)
     return [prompt.template, prompt.style]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from mixpo.errors import TrainError
@@ -16,6 +17,7 @@ from mixpo.stages.job import Context, Job, Make, Plan, title
 from mixpo.stages.models import ModelRef, settings_of
 from mixpo.stages.pair import pairs_of
 from mixpo.stages.source import QuestionIndex
+from mixpo.types import Pair, Question
 
 if TYPE_CHECKING:
     from mixpo.train.reference import ReferenceScorer
@@ -38,11 +40,19 @@ def reference_job(context: Context, plan: Plan, index: QuestionIndex, number: in
                 return opened[0]
 
             def make(shard: int) -> Iterator[Scored]:
+                from mixpo.train.groups import join_records
+
                 questions, paired = plan.rows("source", shard), plan.rows(upstream, shard)
                 if not any(row.pairs for row in paired):
                     return (Scored(question=question.id) for question in questions)
-                prompts = [prompting.prompt_for(recipe.prompt, question).render(question.text) for question in questions]
-                return reference().records([*zip(questions, prompts, (row.pairs for row in paired), strict=True)])
+                by_prompt = [pairs_by_prompt(recipe, question, row.pairs) for question, row in zip(questions, paired, strict=True)]
+                rows = [
+                    (question, prompting.prompts_of(recipe, question)[number].render(question.text), pairs)
+                    for question, parts in zip(questions, by_prompt, strict=True)
+                    for number, pairs in parts.items()
+                ]
+                scored = reference().records(rows)
+                return (join_records(dict(zip(parts, islice(scored, len(parts)), strict=True))) for parts in by_prompt)
 
             yield make
             if opened and opened[0].note:
@@ -66,6 +76,14 @@ def reference_job(context: Context, plan: Plan, index: QuestionIndex, number: in
         count=count_scored,
         check=lambda manifest: check_scored(manifest, recipe.train.max_length),
     )
+
+
+def pairs_by_prompt(recipe: Recipe, question: Question, pairs: Sequence[Pair]) -> dict[int, list[Pair]]:
+    """The pairs of a question by the number of their prompt, each a training group of its own; the first one without any."""
+    parts: dict[int, list[Pair]] = {}
+    for pair in pairs:
+        parts.setdefault(prompting.number_of_pair(recipe, question, pair), []).append(pair)
+    return dict(sorted(parts.items())) or {0: []}
 
 
 def precision(recipe: Recipe) -> str:

@@ -59,6 +59,7 @@ def sample_job(context: Context, plan: Plan, index: QuestionIndex, number: int, 
         # Which question a saved row belongs to depends on all of them.
         **({"questions": content_id(list(index.shards))} if table.engine == "file" else {}),
         "prompt": prompting.settings(recipe.prompt),
+        **({"open_responses": recipe.pairs.max_dropout_per_question} if recipe.pairs.dropout_from == "all" else {}),
         "round": number,
         "sample": {key: value for key, value in table.deciding("sample").items() if key not in ("engine", "server")},
     }
@@ -67,14 +68,17 @@ def sample_job(context: Context, plan: Plan, index: QuestionIndex, number: int, 
 
     def requests_of(shard: int) -> list[Request]:
         kept = attempts.kept(shard)
-        return [request(context, question, number) for question in plan.rows("source", shard) if question.id not in kept]
+        questions = (question for question in plan.rows("source", shard) if question.id not in kept)
+        return [request for question in questions for request in requests(context, question, number)]
 
     @contextmanager
     def session(numbers: Sequence[int]) -> Iterator[Make]:
         with answering.session(requests_of, numbers) as answers:
 
             def make(shard: int) -> Iterator[Sampled]:
-                return attempts.merged(shard, plan.rows("source", shard), answers.take(shard), attempts.kept(shard))
+                questions, kept, parts = plan.rows("source", shard), attempts.kept(shard), answers.take(shard)
+                counts = [len(requests(context, question, number)) for question in questions if question.id not in kept]
+                return attempts.merged(shard, questions, (joined([*islice(parts, count)]) for count in counts), kept)
 
             yield make
 
@@ -95,16 +99,29 @@ def sample_job(context: Context, plan: Plan, index: QuestionIndex, number: int, 
     )
 
 
-def request(context: Context, question: Question, number: int) -> Request:
-    """What is asked of the engine for one question in one round."""
+def requests(context: Context, question: Question, number: int) -> list[Request]:
+    """What is asked of the engine for one question in one round: one request for each of its prompts that has responses."""
     recipe = context.recipe
-    return Request(
-        key=question.id,
-        prompt=prompting.prompt_for(recipe.prompt, question).render(question.text),
-        images=question.images,
-        seeds=tuple(seed_of(recipe.seed, "sample", number, question.id, sample) for sample in range(recipe.sample.n)),
-        indices=tuple(range(recipe.sample.n)),
-    )
+    indices: dict[int, list[int]] = {}
+    for index in range(recipe.sample.n + prompting.open_responses(recipe, question)):
+        indices.setdefault(prompting.number_of(recipe, question, index), []).append(index)
+    return [
+        Request(
+            key=question.id,
+            prompt=prompting.prompts_of(recipe, question)[prompt].render(question.text),
+            images=question.images,
+            seeds=tuple(seed_of(recipe.seed, "sample", number, question.id, sample) for sample in of_prompt),
+            indices=tuple(of_prompt),
+        )
+        for prompt, of_prompt in sorted(indices.items())
+    ]
+
+
+def joined(parts: Sequence[Sampled]) -> Sampled:
+    """The responses to one question from all its requests, by index; failed if one of them failed."""
+    error = next((part.error for part in parts if part.error), "")
+    responses = sorted((response for part in parts for response in part.responses), key=lambda response: response.index)
+    return Sampled(question=parts[0].question, responses=() if error else tuple(responses), error=error)
 
 
 def continue_job(context: Context, plan: Plan, index: QuestionIndex, number: int, model: ModelRef) -> Job:
@@ -153,15 +170,17 @@ def continue_job(context: Context, plan: Plan, index: QuestionIndex, number: int
 
 
 def _continuation(context: Context, question: Question, answers: Sampled, number: int, model: ModelRef) -> Request | None:
-    if question.answer is not None or not answers.responses or not context.recipe.pairs.dropout_ntp:
+    recipe = context.recipe
+    responses = [r for r in answers.responses if question.answer is None or r.index >= recipe.sample.n]
+    if not responses or not recipe.pairs.dropout_ntp:
         return None
     from mixpo.pairs.dropout_ntp import cut
     from mixpo.vlm.prompt import without_images
 
-    recipe, vlm = context.recipe, context.models.words(model)
-    prompt = without_images(prompting.prompt_for(recipe.prompt, question).render(question.text))
+    vlm = context.models.words(model)
+    prompt = without_images(prompting.prompts_of(recipe, question)[-1].render(question.text))
     seed = seed_of(recipe.seed, "continue", number)
-    return continuation_request(question, answers.responses, prompt, recipe.pairs, seed, lambda ids, ratio: cut(vlm, ids, ratio))
+    return continuation_request(question, responses, prompt, recipe.pairs, seed, lambda ids, ratio: cut(vlm, ids, ratio))
 
 
 def count_sampled(rows: Sequence[Sampled]) -> Mapping[str, int]:

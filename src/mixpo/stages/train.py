@@ -88,14 +88,14 @@ def train_job(context: Context, plan: Plan, index: QuestionIndex, number: int, o
 
 
 def groups_of(context: Context, plan: Plan, number: int) -> list[Group]:
-    """Everything that round `number` trains on: the questions that have pairs, in order."""
-    from mixpo.train.groups import from_record
+    """Everything that round `number` trains on: a group for each question and prompt with pairs, in order."""
+    from mixpo.train.groups import from_record, split_record
 
-    prompts, rows = context.recipe.prompt, []
+    rows = []
     for shard in range(len(plan.shards("source"))):
         for question, scored in zip(plan.rows("source", shard), plan.rows(f"round-{number}/reference", shard), strict=True):
-            if scored.chosen:
-                rows.append(from_record(question, prompting.prompt_for(prompts, question).render(question.text), scored))
+            for prompt, part in split_record(scored).items():
+                rows.append(from_record(question, prompting.prompts_of(context.recipe, question)[prompt].render(question.text), part))
     return rows
 
 

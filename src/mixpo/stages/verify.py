@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mixpo.pairs.statistics import balance_of
+from mixpo.prompts import Style
 from mixpo.records import Judged, Sampled, atomic
 from mixpo.stages import prompting
 from mixpo.stages.job import Context, Job, Make, Plan, title
 from mixpo.stages.source import QuestionIndex
-from mixpo.types import Question
+from mixpo.types import Question, Response
 
 if TYPE_CHECKING:
     from mixpo.verify import Verifier
@@ -27,8 +28,12 @@ def verify_job(context: Context, plan: Plan, index: QuestionIndex, number: int) 
     def judge(verifier: Verifier, question: Question, sampled: Sampled) -> Judged:
         if question.answer is None:
             return Judged(question=question.id)
-        style = prompting.prompt_for(recipe.prompt, question).style
-        return Judged(question=question.id, verdicts=verifier.verify_all(question, sampled.responses, style))
+        prompts, by_style = prompting.prompts_of(recipe, question), dict[Style, list[Response]]()
+        # Responses to prompt.open, for DropoutNTP, were not asked for an answer.
+        for response in (response for response in sampled.responses if response.index < recipe.sample.n):
+            by_style.setdefault(prompts[prompting.number_of(recipe, question, response.index)].style, []).append(response)
+        verdicts = [verdict for style, of_style in by_style.items() for verdict in verifier.verify_all(question, of_style, style)]
+        return Judged(question=question.id, verdicts=tuple(sorted(verdicts, key=lambda verdict: verdict.index)))
 
     @contextmanager
     def session(numbers: Sequence[int]) -> Iterator[Make]:

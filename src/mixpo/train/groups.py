@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from mixpo.errors import SourceError, TrainError
 from mixpo.records import Drop, Scored
@@ -77,6 +78,43 @@ def to_record(grouped: GroupedPairs, logps: Sequence[float]) -> Scored:
         rejected=tuple(rejected for _, rejected in group.pairs),
         dropped=grouped.dropped,
     )
+
+
+def join_records(parts: Mapping[int, Scored]) -> Scored:
+    """One record for the groups of a question, each under a prompt of its own, by the number of the prompt."""
+    if len(parts) == 1 and 0 in parts:
+        return parts[0]
+    starts = dict(zip(parts, accumulate((len(part.responses) for part in parts.values()), initial=0), strict=False))
+    dropped: Counter[str] = Counter()
+    for part in parts.values():
+        dropped.update({drop.reason: drop.count for drop in part.dropped})
+    return Scored(
+        question=next(iter(parts.values())).question,
+        responses=tuple(response for part in parts.values() for response in part.responses),
+        logps=tuple(logp for part in parts.values() for logp in part.logps),
+        chosen=tuple(starts[number] + chosen for number, part in parts.items() for chosen in part.chosen),
+        rejected=tuple(starts[number] + rejected for number, part in parts.items() for rejected in part.rejected),
+        dropped=tuple(Drop(reason=reason, count=count) for reason, count in sorted(dropped.items())),
+        prompts=tuple(number for number, part in parts.items() for _ in part.responses),
+    )
+
+
+def split_record(record: Scored) -> dict[int, Scored]:
+    """The parts that `join_records` joined and that have pairs, by the number of the prompt."""
+    prompts = record.prompts or (0,) * len(record.responses)
+    parts = {}
+    for number in dict.fromkeys(prompts):
+        places = {place: new for new, place in enumerate(place for place, of_prompt in enumerate(prompts) if of_prompt == number)}
+        pairs = [(chosen, rejected) for chosen, rejected in zip(record.chosen, record.rejected, strict=True) if chosen in places]
+        if pairs:
+            parts[number] = Scored(
+                question=record.question,
+                responses=tuple(record.responses[place] for place in places),
+                logps=tuple(record.logps[place] for place in places) if record.logps else (),
+                chosen=tuple(places[chosen] for chosen, _ in pairs),
+                rejected=tuple(places[rejected] for _, rejected in pairs),
+            )
+    return parts
 
 
 def from_record(question: Question, prompt: str, record: Scored) -> Group:

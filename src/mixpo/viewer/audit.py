@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from mixpo.evaluate.statistics import wilson
 from mixpo.human_labels import HumanLabel
+from mixpo.pairs.provenance import judged_responses
 from mixpo.recipe import VerifyTable
 from mixpo.records import Judged, Sampled, read_rows
 from mixpo.types import Outcome, Question, content_id
@@ -149,10 +150,11 @@ class AuditSamples:
             strict=False,
         )
         for row, (question, sampled, judged) in enumerate(rows):
-            if not question.id == sampled.question == judged.question or len(sampled.responses) != len(judged.verdicts):
+            responses = judged_responses(sampled, judged)
+            if not question.id == sampled.question == judged.question or len(responses) != len(judged.verdicts):
                 continue  # made from other questions than those of now
-            doubtful = doubts(question, sampled.responses, judged.verdicts, self.settings)
-            for response, verdict, doubt in zip(sampled.responses, judged.verdicts, doubtful, strict=True):
+            doubtful = doubts(question, responses, judged.verdicts, self.settings)
+            for response, verdict, doubt in zip(responses, judged.verdicts, doubtful, strict=True):
                 if doubt is not None:
                     item = AuditItem(
                         n=place(block.number, row),
