@@ -169,3 +169,31 @@ def test_a_hanging_worker_does_not_outlive_a_killed_parent() -> None:
             return
         time.sleep(0.05)
     pytest.fail(f"worker {worker} is still there")
+
+
+def test_a_busy_machine_changes_no_verdict() -> None:
+    """The limit counts the worker's processor time, so that loops beside it take longer and decide nothing."""
+    questions = [("x^2-1", "(x-1)(x+1)"), ("\\sin^2 x+\\cos^2 x", "1"), ("x^3", "x^2")]
+    with FormulaPool(timeout_s=1.5, workers=1) as own:
+        alone = [own.compare(*question, TOLERANCE) for question in questions]
+        loops = [subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) for _ in range(4 * (os.cpu_count() or 1))]
+        try:
+            busy = [own.compare(*question, TOLERANCE / 2) for question in questions]  # another tolerance, so nothing is remembered
+        finally:
+            for loop in loops:
+                loop.kill()
+                loop.wait()
+    assert busy == alone
+    assert [judgement.outcome for judgement in alone] == ["correct", "correct", "wrong"]
+
+
+def test_a_time_out_is_asked_again_alone_and_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    ask = FormulaPool._ask
+    monkeypatch.setattr(FormulaPool, "_ask", lambda pool, request: asked.append(1) or ask(pool, request))
+    path = tmp_path / "verdicts.sqlite"
+    for _ in range(2):
+        with FormulaPool(timeout_s=0.3, workers=1, cache=path) as own:
+            assert own.compare(TOWER, "1", TOLERANCE).reason == "formula check exceeded 0.3 s"
+            assert own.compare(TOWER, "1", TOLERANCE).outcome == "undecided"
+    assert len(asked) == 4, "twice in each run"
