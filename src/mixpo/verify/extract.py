@@ -92,6 +92,7 @@ _LETTERED = re.compile(r"[*_ \t]*(?:\(([A-Ja-j])\)|([A-J])[.):：](?=[\s*]|\Z|[^
 _SENTENCE = re.compile(r"[^\n。！？]+?(?:(?<![ \t(.][A-Z])(?<!\A[A-Z])[.!?](?=\s+[^\sa-z]|\s*\n)|[。！？]|(?=\n)|\Z)")
 _SO = re.compile(r"(?i)\W*(?:(?:therefore|thus|hence|so|in (?:total|conclusion|summary)|finally|consequently|overall)\b|所以|因此|故|综上)")
 _DIGIT = re.compile(r"\d")
+_YES_NO = re.compile(r"(?i)\W*(yes|no|true|false|是|否|对|错)\b(?=[,.!，。！])")
 _BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*")
 _BEHIND_VERB = re.compile(
     r"(?i).*(?:\b(?:is|are|was|were|be|equals?|approximately|about)\b|[=≈:：是为])[ \t*$]*(?=[-+$€£¥\\√]?\d|[a-z]+[ .]*\Z|[-\\√π(])"
@@ -270,7 +271,9 @@ def _concluded(text: str, choices: tuple[str, ...]) -> str | None:
         return None
     lines = text.splitlines()
     if len(lines) == 1 and len(text) <= SHORT_CHARACTERS and len(text.split()) <= SHORT_WORDS:
-        return _content(text) if boxes(text) else _bare(text)
+        if boxes(text):
+            return _content(text)
+        return (not choices and _COUNT.match(text) and _value(text)) or _bare(text)
     if is_unsure(sentences[-1]) or _NO_CONCLUSION.search(sentences[-1]):
         return None
     if choices:
@@ -295,8 +298,10 @@ def _concluded_option(lines: list[str], sentences: list[str], choices: tuple[str
         return None  # a list of options
     if lettered and lettered[0][1] in (lines[0], lines[-1]):
         return _content(lettered[0][1])
+    if (word := _YES_NO.match(sentences[0])) and word.group(1).casefold() in {choice.casefold() for choice in choices}:
+        return word.group(1)
     for sentence in _conclusions(sentences):
-        if len(read_options(_bare(sentence) or "", choices)) == 1 and not is_unsure(sentence):
+        if len(read_options(_bare(sentence) or "", choices)) == 1 and not is_unsure(sentence) and not _HYPOTHESIS.search(sentence):
             return _content(sentence)
     return None
 

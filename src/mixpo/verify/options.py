@@ -49,7 +49,7 @@ _SEVERAL_VALUES = re.compile(r"[,;，；或和]|\b(?:and|or)\b")
 _PERCENT_WORD = re.compile(r"(?i)(?<=\S)\s++per\s?cent$")
 _BRACKETED = re.compile(r"[(\[]\s*([A-Ja-j])\s*[)\]]")
 _STANDALONE = re.compile(r"(?<![A-Za-z'./])(?:([B-HJ])(?![A-Za-z'+#♯♭])|([AI])(?=\s*[.,;:)\]]*\s*$|\s*(?:,|and|or|&)\s*[(\[]?[B-J]\b))")
-_LAST_LETTER = re.compile(r"(?<![A-Za-z'./])([A-J])(?=[\s.,;:)\]]*$|(?:\s*(?:,|and\b|or\b|&)){1,2}\s*[(\[]?[A-J](?![A-Za-z]))")
+_LAST_LETTER = re.compile(r"(?<![A-Za-z'./])([A-J])(?:(?=[\s.,;:)\]]*$)|(?:\s*(?:,|and\b|or\b|&)){1,2}\s*[(\[]?([A-J])(?![A-Za-z]))")
 OVER_OPTIONS = re.compile(r"(?i)\b(?:all|both|none|neither)\b|以上|都")
 """Texts of options that are about other options: "all of the above", "both A and B"."""
 _NO_OPTION = re.compile(
@@ -148,7 +148,7 @@ def _loose(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
     named = set(held) | {match.group(1).upper() for match in _BRACKETED.finditer(rest)}
     if not named:
         letters = (_LAST_LETTER if texts else _STANDALONE).findall(rest)
-        named |= {option for letter in letters for option in _lettered("".join(letter), texts)}
+        named |= {option for groups in letters for letter in groups if letter for option in _lettered(letter, texts)}
     if named and (_NEGATION.search(rest) or is_bound(f"{rest} 0") or (len(held) == 1 and _OR.search(rest))):
         return ANY
     return frozenset(named)
