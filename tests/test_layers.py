@@ -18,7 +18,7 @@ SOURCE = Path(mixpo.__file__).parent
 LAYERS = [
     {"errors", "signals"},
     {"types"},
-    {"plural", "prompts", "objectives", "progress"},
+    {"plural", "prompts", "objectives", "progress", "cache"},
     {"recipe", "records"},
     {"run", "human_labels", "distributed"},
     {"vlm", "images"},

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from mixpo.recipe import VerifyTable
+from mixpo.types import Question, Response
+from mixpo.verify import Verifier
 from mixpo.verify import pool as pool_module
 from mixpo.verify.check import TOLERANCE, judge, make_algebra
-from mixpo.verify.judgement import Options
+from mixpo.verify.judgement import Judgement, Options
 from mixpo.verify.pool import FormulaPool
 
 TOWER = "9^{9^{9^{9}}}"
@@ -197,3 +200,54 @@ def test_a_time_out_is_asked_again_alone_and_is_not_kept(tmp_path: Path, monkeyp
             assert own.compare(TOWER, "1", TOLERANCE).reason == "formula check exceeded 0.3 s"
             assert own.compare(TOWER, "1", TOLERANCE).outcome == "undecided"
     assert len(asked) == 4, "twice in each run"
+
+
+ASKED = Question(id="q", text="?", answer="(x+1)^2", kind="formula")
+ANSWER = Response(question="q", index=0, text="Final answer: x^2+2x+1")
+
+
+def test_a_second_verifier_starts_no_worker(tmp_path: Path) -> None:
+    path = tmp_path / "cache" / "verdicts.sqlite"
+    settings = VerifyTable(workers=1, timeout_s=60)
+    with Verifier(settings, cache=path) as verifier:
+        first = verifier.verify(ASKED, ANSWER, "final")
+        assert verifier._pool.processes()
+    with Verifier(settings, cache=path) as verifier:
+        assert verifier.verify(ASKED, ANSWER, "final") == first
+        assert not verifier._pool.processes()
+    assert first.outcome == "correct"
+
+
+@pytest.mark.parametrize(("lasting", "times"), [("always", 1), ("here", 4), ("", 2)])
+def test_only_what_would_be_the_same_again_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lasting: str, times: int) -> None:
+    asked = []
+
+    def ask(_pool: FormulaPool, request: dict[str, object]) -> tuple[Judgement, str]:
+        asked.append(request)
+        return Judgement("undecided", "a reason"), lasting
+
+    monkeypatch.setattr(FormulaPool, "_ask", ask)
+    for _ in range(2):
+        with FormulaPool(cache=tmp_path / "verdicts.sqlite") as pool:
+            assert pool.compare("x", "y", 0.0) == Judgement("undecided", "a reason")
+    assert len(asked) == times  # a time-out is asked again before it counts
+
+
+def test_the_key_of_a_kept_verdict_holds_all_that_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def ask(_pool: FormulaPool, request: dict[str, object]) -> tuple[Judgement, str]:
+        asked.append(request)
+        return Judgement("wrong", "differ"), "always"
+
+    monkeypatch.setattr(FormulaPool, "_ask", ask)
+    for key in [("x", "y", 0.1), ("x", "y", 0.1), ("y", "x", 0.1), ("x", "y", 0.2), ("x y", "", 0.1)]:
+        with FormulaPool(cache=tmp_path / "verdicts.sqlite") as own:
+            assert own.compare(*key) == Judgement("wrong", "differ")
+    assert len(asked) == 4
+    pool_module._versions.cache_clear()
+    monkeypatch.setattr(pool_module, "VERSION", pool_module.VERSION + 1)
+    with FormulaPool(cache=tmp_path / "verdicts.sqlite") as own:
+        own.compare("x", "y", 0.1)
+    pool_module._versions.cache_clear()
+    assert len(asked) == 5

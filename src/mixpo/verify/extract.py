@@ -71,6 +71,7 @@ _NOTHING_SAID = re.compile(
     r"|\?|;|[^.]{0,40}\bcan(?:not|'t)\b|不|正确|错误|无法|未)"
 )
 """What follows "the answer is" where no answer follows: a negation, a judgement, the way to it."""
+_BRACKETS = ("(", "[", "{")
 _QUESTION = re.compile(r"[^.!?\n]*\?")
 _PLACEHOLDER = re.compile(r"(?i)\.\.|…|[\[{<(]?(?:your |final |the )*answer[\]}>)]?\Z")
 _NEXT_BOX = re.compile(r"[\s$]{0,9}(?:[,，、&]|and\b|or\b|和|或|,\s?and\b|,\s?or\b)[\s$]{0,9}(?:[A-Za-z]\w?\s?=\s?)?")
@@ -157,7 +158,7 @@ def _whole(text: str) -> str | None:
 
 def _bare(text: str | None) -> str | None:
     """The unwrapped answer; None for nothing, and for the placeholder of an instruction that the response only repeats."""
-    answer = unwrap(text) if text is not None and text.strip(" ()[]{}\"'") else ""
+    answer = unwrap(text) if text is not None and text.strip() not in _BRACKETS else ""
     return None if not answer or _PLACEHOLDER.match(answer) else answer
 
 

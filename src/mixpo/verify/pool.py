@@ -6,6 +6,7 @@ again, any thread may ask, and a hang or a crash costs one answer.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -14,14 +15,18 @@ import sys
 import threading
 from collections import OrderedDict
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from queue import LifoQueue
 from types import TracebackType
 from typing import Any, Self
 
-from mixpo.verify.cache import VerdictCache
+from mixpo.cache import Cache
+from mixpo.types import content_id
 from mixpo.verify.judgement import OUTCOMES, Judgement
 
+VERSION = 4
+"""Of the comparison itself; raise it when `worker.py` judges otherwise, so that verdicts kept on disk are not used again."""
 PROGRAM = Path(__file__).with_name("worker.py")
 START_LIMIT_S = 120.0
 """A worker has to load sympy; on a busy machine that takes a while. It does not count towards the limit of a comparison."""
@@ -41,7 +46,7 @@ class FormulaPool:
 
     def __init__(self, *, timeout_s: float = 5.0, workers: int = 2, cache: Path | None = None) -> None:
         self._cache_path = cache
-        self._cache: VerdictCache | None = None
+        self._cache: Cache | None = None
         self.timeout_s = timeout_s
         self.workers = workers
         self._remembered: OrderedDict[tuple[str, str, float], Judgement] = OrderedDict()
@@ -57,8 +62,10 @@ class FormulaPool:
             if key in self._remembered:
                 return self._remembered[key]
             cache = self._opened_cache()
-        if cache is not None and (known := cache.get(*key)) is not None:
-            return known
+        stored = content_id("formula", predicted, gold, tolerance, *_versions()) if cache else ""
+        if cache is not None and (known := cache.get(stored)) is not None:
+            outcome, reason = json.loads(known)
+            return Judgement(OUTCOMES[outcome], reason)
         limits = {"timeout_s": self.timeout_s, "wall_s": WALL * self.timeout_s}
         request = {"predicted": predicted, "gold": gold, "tolerance": tolerance, **limits}
         judgement, lasting = self._ask(request)
@@ -71,12 +78,12 @@ class FormulaPool:
                 if len(self._remembered) > REMEMBERED:
                     self._remembered.popitem(last=False)
         if lasting == "always" and cache is not None:
-            cache.put(*key, judgement)
+            cache.put(stored, json.dumps(judgement))
         return judgement
 
-    def _opened_cache(self) -> VerdictCache | None:
+    def _opened_cache(self) -> Cache | None:
         if self._cache is None and self._cache_path is not None and not self._closed:
-            self._cache = VerdictCache(self._cache_path)
+            self._cache = Cache(self._cache_path)
         return self._cache
 
     def close(self) -> None:
@@ -153,6 +160,12 @@ class FormulaPool:
         if worker is not None:
             worker.end()
             self._running.discard(worker)
+
+
+@functools.cache
+def _versions() -> tuple[object, ...]:
+    """What decides a comparison besides the formulas."""
+    return VERSION, metadata.version("math-verify"), metadata.version("sympy")
 
 
 _LIMITS = [-number for name in ("SIGPROF", "SIGALRM") if (number := getattr(signal, name, 0))]

@@ -1,4 +1,4 @@
-"""Verdicts of computer algebra kept on disk, by both formulas and what decides the comparison. A cache: losing it costs time only."""
+"""Results kept on disk by a key, in a SQLite file. A cache: losing it costs time only."""
 
 from __future__ import annotations
 
@@ -6,25 +6,18 @@ import sqlite3
 import threading
 import time
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
-
-from mixpo.types import content_id
-from mixpo.verify.judgement import OUTCOMES, Judgement
 
 PATIENCE_S = 60.0
 """How long to wait for another process (another rank, another worker) that writes to the same file."""
-VERSION = 3
-"""Of the comparison itself; raise it when `worker.py` judges otherwise."""
 
 
-class VerdictCache:
-    """A SQLite file. Thread-safe. A broken file is deleted and begun anew; where none can be written, verdicts are kept in memory."""
+class Cache:
+    """From text to text. Thread-safe. A broken file is deleted and begun anew; where none can be written, results are kept in memory."""
 
     def __init__(self, path: Path) -> None:
         self._path: Path | str = path
         self._lock = threading.Lock()
-        self._versions = [VERSION, metadata.version("math-verify"), metadata.version("sympy")]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = self._patiently()
@@ -37,18 +30,16 @@ class VerdictCache:
             path.unlink(missing_ok=True)
             self._connection = self._patiently()
 
-    def get(self, predicted: str, gold: str, tolerance: float) -> Judgement | None:
-        """The verdict of an earlier comparison, or None."""
-        key = (self._key(predicted, gold, tolerance),)
+    def get(self, key: str) -> str | None:
+        """What was put under this key, or None."""
         with self._lock:
-            row = self._connection.execute("SELECT outcome, reason FROM verdicts WHERE key = ?", key).fetchone()
-        return None if row is None else Judgement(OUTCOMES[row[0]], row[1])
+            row = self._connection.execute("SELECT value FROM results WHERE key = ?", (key,)).fetchone()
+        return None if row is None else row[0]
 
-    def put(self, predicted: str, gold: str, tolerance: float, judgement: Judgement) -> None:
-        """Keep a verdict that would be the same again: no time-out and no crash."""
-        row = (self._key(predicted, gold, tolerance), *judgement)
-        with self._lock, suppress(sqlite3.OperationalError), self._connection:  # a full disk costs the cache, not the verdict
-            self._connection.execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?)", row)
+    def put(self, key: str, value: str) -> None:
+        """Keep a result, in place of an earlier one."""
+        with self._lock, suppress(sqlite3.OperationalError), self._connection:  # a full disk costs the cache, not the result
+            self._connection.execute("INSERT OR REPLACE INTO results VALUES (?, ?)", (key, value))
 
     def close(self) -> None:
         """Close the file; the cache must not be used after it."""
@@ -68,15 +59,12 @@ class VerdictCache:
 
     def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, check_same_thread=False, timeout=PATIENCE_S)
-        # A power failure may cost the newest verdicts, never the file.
+        # A power failure may cost the newest results, never the file.
         connection.executescript(
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;"
-            "CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, outcome TEXT NOT NULL, reason TEXT NOT NULL) WITHOUT ROWID;"
+            "CREATE TABLE IF NOT EXISTS results (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;"
         )
         return connection
-
-    def _key(self, predicted: str, gold: str, tolerance: float) -> str:
-        return content_id("formula", predicted, gold, tolerance, *self._versions)
 
 
 def _is_held(error: Exception) -> bool:
