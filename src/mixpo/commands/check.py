@@ -24,6 +24,7 @@ from mixpo.stages import evaluate
 from mixpo.stages.answer import prompt_for
 from mixpo.stages.engine import script_digest, where_of
 from mixpo.stages.models import Models
+from mixpo.stages.pair import without_correctness
 from mixpo.stages.source import NO_ANSWER, rows_of
 from mixpo.types import Question, Skipped
 
@@ -235,7 +236,10 @@ def _can_pair(recipe: Recipe, question: Question) -> bool:
     """Whether the settings let answers to this question become a pair at all."""
     if question.answer is None:
         return recipe.pairs.dropout_ntp
-    return recipe.pairs.correctness and (recipe.sample.n > 1 or (recipe.pairs.rationales and bool(question.rationale)))
+    if recipe.pairs.dropout_from == "all" and recipe.pairs.dropout_ntp:
+        return True
+    correctness = recipe.pairs.correctness and not without_correctness(recipe.pairs, question)
+    return correctness and (recipe.sample.n > 1 or (recipe.pairs.rationales and bool(question.rationale)))
 
 
 def question_problems(recipe: Recipe, question: Question, vlm: Vlm | None, evaluated: bool) -> list[str]:

@@ -24,7 +24,9 @@ RATIONALE = -1
 
 REASONS: dict[str, Reason] = {
     "failed": Reason(unit="questions", text="sampling failed"),
-    "correctness_off": Reason(unit="questions", text="has an answer, and pairs.correctness is off"),
+    "correctness_off": Reason(
+        unit="questions", text="has an answer, and pairs.correctness is off, or off for its source (pairs.correctness_except)"
+    ),
     "dropout_ntp_off": Reason(unit="questions", text="has no answer, and pairs.dropout_ntp is off"),
     "error": Reason(unit="answers", text="the engine reported an error"),
     "empty": Reason(unit="answers", text="no text and no tokens"),

@@ -203,6 +203,9 @@ class PairsTable(Table):
 
     correctness: Annotated[bool, Decides("pair")] = True
     """Make pairs of a correct and a wrong response to the same question."""
+    correctness_except: Annotated[tuple[str, ...], Decides("pair")] = ()
+    """Sources and domains (`*` matches anything) without correctness pairs, as general VQA and documents in the paper: their short
+    ground truths make good responses look wrong. With dropout_from = "all" they still give DropoutNTP pairs."""
     max_per_question: Annotated[int, Decides("pair")] = Field(default=15, ge=1)
     """Maximum correctness pairs per question."""
     across_prompts: Annotated[bool, Decides("pair")] = False

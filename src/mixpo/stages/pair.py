@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from mixpo.pairs.balance import Class, class_of, rates, thin
 from mixpo.pairs.build import build
 from mixpo.pairs.provenance import RATIONALE
 from mixpo.plural import amount
-from mixpo.recipe import Recipe
+from mixpo.recipe import PairsTable, Recipe
 from mixpo.records import Judged, Paired, read_column
 from mixpo.run import Manifest
 from mixpo.stages import prompting
@@ -30,6 +31,10 @@ def pair_job(context: Context, plan: Plan, index: QuestionIndex, number: int) ->
     recipe = context.recipe
     sampled, verified, continued = (f"round-{number}/{kind}" for kind in ("sample", "verify", "continue"))
     labels = labels_of(context.run.root, number)
+    only_dropout = recipe.pairs.model_copy(update={"correctness": False})
+    parts = [plan.shards(verified), plan.shards(continued), label_digests(plan, labels)]
+    if recipe.pairs.correctness_except:
+        parts += [index.domains, index.sources]
 
     @contextmanager
     def session(numbers: Sequence[int]) -> Iterator[Make]:
@@ -37,10 +42,9 @@ def pair_job(context: Context, plan: Plan, index: QuestionIndex, number: int) ->
             rows = zip(*(plan.rows(name, shard) for name in ("source", sampled, verified, continued)), strict=True)
             for question, answers, judged, cut in rows:
                 verdicts, marked = corrected(judged, labels)
-                yield replace(
-                    build(question, answers, verdicts, cut, recipe.pairs, recipe.seed, partial(prompting.number_of, recipe, question)),
-                    marked=marked,
-                )
+                table = only_dropout if without_correctness(recipe.pairs, question) else recipe.pairs
+                pairs = build(question, answers, verdicts, cut, table, recipe.seed, partial(prompting.number_of, recipe, question))
+                yield replace(pairs, marked=marked)
 
         yield make
 
@@ -50,15 +54,19 @@ def pair_job(context: Context, plan: Plan, index: QuestionIndex, number: int) ->
         title=title(context, number, "pair"),
         row=Paired,
         settings=recipe.deciding("pair"),
-        inputs=tuple(
-            content_id(row) for row in zip(plan.shards(verified), plan.shards(continued), label_digests(plan, labels), strict=True)
-        ),
+        inputs=tuple(content_id(row) for row in zip(*parts, strict=True)),
         sizes=index.sizes,
         needs=("source", sampled, verified, continued),
         session=session,
         count=count_paired,
         check=lambda manifest: check_pairs(context, manifest, number),
     )
+
+
+def without_correctness(table: PairsTable, question: Question) -> bool:
+    """Whether the recipe leaves a question out of correctness pairs because of its source or domain."""
+    names = [name for name in (question.source, question.domain) if name]
+    return any(fnmatchcase(name, pattern) for pattern in table.correctness_except for name in names)
 
 
 def count_paired(rows: Sequence[Paired]) -> Mapping[str, int]:

@@ -50,7 +50,7 @@ class VisionProbe:
         try:
             for size in SHAPES if self.codec is not None else ():
                 await self._compare_length(size)
-    # Greedy first; a model that is sure of itself may respond to all images in the same way, and differ only when sampled.
+            # Greedy first; a model that is sure of itself may respond to all images in the same way, and differ only when sampled.
             differ = [await self._differ(examples, 0.0)]
             if not differ[0]:
                 differ.append(await self._differ(examples, self.warm))
