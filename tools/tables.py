@@ -295,6 +295,8 @@ def type_words(hint: Any) -> str:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
         return ", ".join(f'`"{value}"`' for value in inner)
+    if origin is typing.Annotated:
+        return type_words(inner[0])
     if origin in (types.UnionType, typing.Union):
         return " or ".join(type_words(part) for part in inner)
     if origin in (tuple, list):

@@ -27,6 +27,7 @@ from mixpo.stages.models import Models
 from mixpo.stages.pair import without_correctness
 from mixpo.stages.source import NO_ANSWER, rows_of
 from mixpo.types import Question, Skipped
+from mixpo.verify import Verifier
 
 if TYPE_CHECKING:
     from mixpo.vlm.load import Vlm
@@ -124,6 +125,11 @@ def _check_extras(recipe: Recipe, recipe_folder: Path, checked: Checked) -> None
         evaluate.ready(recipe, recipe_folder)
     except MixpoError as error:
         checked.add("evaluate", str(error))
+    try:
+        with Verifier(recipe.verify, recipe_folder=recipe_folder) as verifier:
+            verifier.start()
+    except MixpoError as error:
+        checked.add("verify.custom", str(error))
     for engine in dict.fromkeys((recipe.sample.engine, recipe.evaluate.engine or "")):
         try:
             script_digest(recipe, recipe_folder, engine)
