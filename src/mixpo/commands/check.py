@@ -17,7 +17,7 @@ from mixpo.engines import api_key, require_served_extra
 from mixpo.errors import MissingExtra, MixpoError, RecipeError
 from mixpo.images import open_image, probe
 from mixpo.progress import Progress
-from mixpo.recipe import EvaluationSource, Recipe, ServedModel, ServerTable
+from mixpo.recipe import AnySource, Recipe, ServedModel, ServerTable
 from mixpo.sources import DUPLICATE
 from mixpo.sources.decontaminate import ContaminationFilter, open_filter
 from mixpo.stages import evaluate
@@ -88,7 +88,7 @@ class _Rows:
 
     recipe: Recipe
     recipe_folder: Path
-    source: EvaluationSource
+    source: AnySource
     images: Path
     evaluated: str
     limit: int | None
