@@ -24,6 +24,7 @@ LAYERS = [
     {"vlm", "images"},
     {"engines", "verify"},
     {"sources"},
+    {"preferences"},
     {"pairs", "train", "evaluate"},
     {"report"},
     {"stages"},

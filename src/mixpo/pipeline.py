@@ -10,7 +10,6 @@ import json
 import shutil
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,31 +17,24 @@ from mixpo.distributed import Ranks
 from mixpo.errors import RecipeError, RunError, refused
 from mixpo.progress import Progress, Silent
 from mixpo.recipe import STAGES, Recipe, apply_override, parse
-from mixpo.records import write_text
+from mixpo.records import Judged, Paired, Sampled, write_text
 from mixpo.run import Run
-from mixpo.stages import answer, evaluate, source
+from mixpo.stages import answer, evaluate
 from mixpo.stages.evaluate import text_job
 from mixpo.stages.failures import DeferredFailures
+from mixpo.stages.imported import STAGE, sampled_part
 from mixpo.stages.job import Context, Plan, Planned, assist, perform
 from mixpo.stages.models import SERVED, ModelRef, Models
 from mixpo.stages.names import first_forced, kind_of, kinds_until
 from mixpo.stages.pair import pair_job, select_job
 from mixpo.stages.predictions import prediction_models, predictions_job
+from mixpo.stages.questions import Sources, known_sources, read_sources
 from mixpo.stages.reference import reference_job
 from mixpo.stages.report import report_job
 from mixpo.stages.sample import continue_job, sample_job
-from mixpo.stages.source import NOTHING, QuestionIndex, load_index
 from mixpo.stages.train import model_of, train_job, withdraw
 from mixpo.stages.verify import verify_job
 from mixpo.types import Question
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sources:
-    """The questions of a run: those to learn from, and those of each evaluation set."""
-
-    train: QuestionIndex
-    sets: dict[str, QuestionIndex]
 
 
 def open_context(
@@ -163,7 +155,8 @@ def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = (),
                     code="no-evaluation-sets",
                     key="evaluate.sets",
                 )
-            raise RecipeError(f"nothing to {what}: the recipe has no [source] to train on; add one", code="source-missing", key="source")
+            message = f"nothing to {what}: the recipe has no [source] and no [[preferences]] to train on; add one"
+            raise RecipeError(message, code="source-missing", key="source")
         if wanted and not done:
             raise RunError(f"{missing}; run that stage first, or everything with `mixpo run`", code="stage-missing")
     deferred.close()
@@ -241,35 +234,13 @@ def blocked_by(plan: Plan, planned: Planned) -> str:
     return ""
 
 
-def read_sources(context: Context) -> Sources:
-    """Read the questions of all sources that this recipe names."""
-    recipe = context.recipe
-    sets = {s.name: source.refresh(context, answer.source_name(s.name), s.source, evaluated=True) for s in recipe.evaluate.sets}
-    stages = {name: (answer.source_name(name), index) for name, index in sets.items()}
-    if recipe.source is None:
-        return Sources(train=NOTHING, sets=sets)
-    return Sources(
-        train=source.refresh(context, "source", recipe.source, contamination=source.contamination_filter(context, stages)), sets=sets
-    )
-
-
-def known_sources(run: Run, recipe: Recipe) -> Sources:
-    """The questions as they were when last read; none where a source was never read."""
-
-    def index(name: str) -> QuestionIndex:
-        return load_index(run.stage(name)) or NOTHING
-
-    return Sources(
-        train=index("source") if recipe.source else NOTHING, sets={s.name: index(answer.source_name(s.name)) for s in recipe.evaluate.sets}
-    )
-
-
 def build_plan(context: Context, sources: Sources) -> Plan:
     """Every job of the recipe, in order. Nothing is made and no model is loaded; a missing model is a ModelError."""
     recipe = context.recipe
     plan = Plan(context.run)
     plan.provide("source", Question, sources.train.shards)
-    own = list(_own_models(context, plan, sources.train)) if recipe.needs_model else []
+    plan.provide(STAGE, Paired, sources.pairs)
+    own = list(_own_models(context, plan, sources)) if recipe.needs_model else []
     served = [ModelRef(name=s.name, identity=f"{SERVED}{s.model}", served=s) for s in recipe.evaluate.served]
     for name, index in sources.sets.items():
         plan.provide(answer.source_name(name), Question, index.shards)
@@ -285,24 +256,29 @@ def build_plan(context: Context, sources: Sources) -> Plan:
     return plan
 
 
-def _own_models(context: Context, plan: Plan, train: QuestionIndex) -> Iterator[ModelRef]:
+def _own_models(context: Context, plan: Plan, sources: Sources) -> Iterator[ModelRef]:
     """Adds the jobs of all rounds; yields the base model and the trained models, the last round's main objective last."""
     recipe = context.recipe
     base = main = context.models.base_model()
     yield base
-    for number in range(1, (recipe.train.rounds if recipe.source else 0) + 1):
-        *others, main = _add_round(context, plan, train, number, main)
+    for number in range(1, (recipe.train.rounds if recipe.trains else 0) + 1):
+        *others, main = _add_round(context, plan, sources, number, main)
         yield from others
     if main != base:
         yield main
 
 
-def _add_round(context: Context, plan: Plan, index: QuestionIndex, number: int, main: ModelRef) -> Iterator[ModelRef]:
+def _add_round(context: Context, plan: Plan, sources: Sources, number: int, main: ModelRef) -> Iterator[ModelRef]:
     """The jobs of one round that starts from `main`; yields the trained models, the main objective's last."""
-    table = context.recipe.train
-    plan.add(sample_job(context, plan, index, number, main))
-    plan.add(continue_job(context, plan, index, number, main))
-    plan.add(verify_job(context, plan, index, number))
+    table, index = context.recipe.train, sources.train
+    if context.recipe.source is not None:
+        sampled = sampled_part(index, sources.pairs)
+        plan.add(sample_job(context, plan, sampled, number, main))
+        plan.add(continue_job(context, plan, sampled, number, main))
+        plan.add(verify_job(context, plan, sampled, number))
+    else:
+        for kind, row in (("sample", Sampled), ("continue", Sampled), ("verify", Judged)):
+            plan.provide(f"round-{number}/{kind}", row, ())
     plan.add(pair_job(context, plan, index, number))
     if context.recipe.pairs.balance:
         plan.add(select_job(context, plan, index, number))

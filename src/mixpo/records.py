@@ -77,7 +77,8 @@ class Paired:
 class Scored:
     """Unique responses of one question's pairs with their summed log-prob under the reference policy.
 
-    pairs: (chosen, rejected) positions in `responses`. Everything a training group needs, pixels excepted.
+    chosen, rejected: positions in `responses`, one each per pair. repeats: how often one epoch trains on each pair; empty for once.
+    Everything a training group needs, pixels excepted.
     prompts: for each response the number of the prompt it is scored under; empty where all have the first.
     """
 
@@ -86,6 +87,7 @@ class Scored:
     logps: tuple[float, ...] = ()
     chosen: tuple[int, ...] = ()
     rejected: tuple[int, ...] = ()
+    repeats: tuple[int, ...] = ()
     dropped: tuple[Drop, ...] = ()
     prompts: tuple[int, ...] = ()
 
@@ -187,6 +189,12 @@ def _decoder(hint: Any) -> Any:
         decode = _decoder(typing.get_args(hint)[0])
         return tuple if decode is None else lambda value: tuple(map(decode, value))
     return None
+
+
+def from_plain(row: type[Row], value: dict[str, Any]) -> Row:
+    """A row from its `dataclasses.asdict` form, as JSON gives it back."""
+    made: Row = _decoder(typing.cast(Any, row))(value)
+    return made
 
 
 # --- files -------------------------------------------------------------------------------------------------------------

@@ -9,13 +9,8 @@ from pathlib import Path
 import pytest
 
 from mixpo.errors import SourceError
-from mixpo.export.mmpr import export_mmpr
-from mixpo.images import reference
-from mixpo.pairs.provenance import make_pair
 from mixpo.prompts import PROMPTS
-from mixpo.sources.build import make_question
-from mixpo.sources.mmpr import bare_question, read_pairs
-from mixpo.types import Pair, Question, Response, Skipped, content_id
+from mixpo.sources.mmpr import bare_question
 
 ROW = {"image": "0.png", "question": "<image>\nWhat color?", "answer": "red"}
 
@@ -109,88 +104,3 @@ def test_a_bare_question_stays(folder: Path) -> None:
     for text in ("<image>\nWhat?", "What?", "Is <image> like <image>?", "<image>\n<image>\nWhat?"):
         assert bare_question(text) == text
     assert bare_question("What?\nAnswer with the option's letter from the given choices directly.") == "What?"
-
-
-# --- pairs ---------------------------------------------------------------------------------------------------------------
-
-PAIR = {"image": "0.png", "question": "What color?\nA. red\nB. blue", "chosen": "It is red. Final answer: A", "rejected": "Final answer: B"}
-
-
-def test_released_pairs_come_in_as_text(folder: Path) -> None:
-    found = list(read_pairs(collection(folder, {"set": [{**PAIR, "answer_gt": "A"}]}), folder))
-    assert len(found) == 1
-    assert not isinstance(found[0], Skipped)
-    question, pair = found[0]
-    assert (question.answer, question.kind, question.source) == ("A", "choice", "set")
-    assert pair == Pair(
-        id=content_id("correctness", question.id, PAIR["chosen"], PAIR["rejected"], -1, -1, 0),
-        question=question.id,
-        chosen=PAIR["chosen"],
-        rejected=PAIR["rejected"],
-        origin="correctness",
-    )
-
-
-def test_provenance_is_restored(folder: Path) -> None:
-    row = {
-        **PAIR,
-        "answer_gt": None,
-        "chosen_meta": {"index": 3, "token_ids": [1, 2, 3], "answer": "A"},
-        "rejected_meta": {"index": 5, "token_ids": [1, 4], "answer": None, "cut": 1},
-        "origin": "dropout_ntp",
-    }
-    ((question, pair),) = read_pairs(collection(folder, {"set": [row]}), folder)  # type: ignore[misc]
-    assert isinstance(question, Question)
-    assert (pair.origin, pair.cut, pair.chosen_index, pair.rejected_index) == ("dropout_ntp", 1, 3, 5)
-    assert (pair.chosen_ids, pair.rejected_ids, pair.chosen_answer, pair.rejected_answer) == ((1, 2, 3), (1, 4), "A", None)
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"chosen": None}, "chosen must be text"),
-        ({"rejected": ""}, "rejected must be text"),
-        ({"rejected": PAIR["chosen"]}, "the same text"),
-        ({"origin": "magic"}, "origin must be one of"),
-        ({"chosen_meta": {"token_ids": "1 2"}}, "token_ids must be a list of whole numbers"),
-        ({"chosen_meta": {"index": 1.5}}, "index must be a whole number"),
-        ({"image": "../x.png"}, "lies outside the root"),
-    ],
-)
-def test_bad_pairs_are_listed(folder: Path, change: dict[str, object], reason: str) -> None:
-    found = list(read_pairs(collection(folder, {"set": [{**PAIR, **change}, PAIR]}), folder))
-    assert isinstance(found[0], Skipped)
-    assert found[0].where == f"{folder / 'set.jsonl'}:1"
-    assert reason in found[0].reason
-    assert isinstance(found[1], tuple)
-
-
-def test_an_export_comes_back_whole(folder: Path) -> None:
-    images = [reference(folder / f"{n}.png") for n in range(3)]
-    questions = [
-        make_question(text="What color?", images=images[:1], answer="red", domain="color", source="s"),
-        make_question(text="Is <image> like <image>?", images=images[1:], answer="no", source="s"),
-        make_question(text="哪个？", answer="B", choices=["红", "蓝"], source="s"),
-        make_question(text="Describe it.", images=images[2:], source="s"),
-    ]
-    rows = [(q, made(q, i, origin)) for q in questions for i, origin in enumerate(("correctness", "format", "dropout_ntp"))]
-    export_mmpr(rows, folder / "out")
-    back = [item for item in read_pairs(folder / "out" / "meta.json", folder / "out") if not isinstance(item, Skipped)]
-    assert {pair.id: pair for _, pair in back} == {pair.id: pair for _, pair in rows}
-    found = {question.id: question for question, _ in back}
-    for question in questions:
-        same = found[question.id]
-        assert (same.text, same.answer, same.kind, same.choices, same.domain) == (
-            question.text,
-            question.answer,
-            question.kind,
-            question.choices,
-            question.domain,
-        )
-        assert [image.digest for image in same.images] == [image.digest for image in question.images]
-
-
-def made(question: Question, number: int, origin: str) -> Pair:
-    chosen = Response(question=question.id, index=number, text=f"Right {number}. 答案: A\n", token_ids=(1, 2, number))
-    rejected = Response(question=question.id, index=9, text="Wrong\u2028", token_ids=(3,), prefix_len=int(origin == "dropout_ntp"))
-    return make_pair(question.id, chosen, rejected, origin, "A", None)  # type: ignore[arg-type]

@@ -91,7 +91,7 @@ def audit(context: Context, count: int, number: int = 1) -> Audited:
 def _answers(context: Context, plan: Plan, number: int) -> Iterator[tuple[Question, Sequence[Response], Sequence[Verdict]]]:
     """Every question with verdicts, with its responses."""
     names = ("source", f"round-{number}/sample", f"round-{number}/verify")
-    for shard in range(len(plan.shards("source"))):
+    for shard in range(len(plan.shards(names[2]))):
         for question, sampled, judged in zip(*(plan.rows(name, shard) for name in names), strict=True):
             context.progress.advance(1)
             if judged.verdicts:

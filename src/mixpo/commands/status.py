@@ -8,6 +8,7 @@ from typing import Any
 from mixpo.pipeline import build_plan, known_sources
 from mixpo.run import Manifest, Run
 from mixpo.stages.answer import source_name
+from mixpo.stages.imported import STAGE
 from mixpo.stages.job import Context, Planned
 from mixpo.stages.train import published
 
@@ -27,7 +28,7 @@ def status(context: Context) -> RunStatus:
     """The state of a run, with the questions of the last time that the sources were read."""
     sources = known_sources(context.run, context.recipe)
     plan = build_plan(context, sources)
-    own = ("source",) if context.recipe.source else ()
+    own = ("source", *([STAGE] if context.recipe.preferences else [])) if context.recipe.trains else ()
     rows = [_source_row(context.run, name) for name in (*own, *(source_name(name) for name in sources.sets))]
     rows += [_row(planned) for planned in plan.planned.values()]
     return RunStatus(rows, {name: str(link) for name, link in published(context, plan).items()})

@@ -21,25 +21,22 @@ from mixpo.recipe.data import (
 from mixpo.recipe.errors import did_you_mean
 from mixpo.recipe.evaluate import EvaluateTable, EvaluationSet, PredictionsTable, ReportTable
 from mixpo.recipe.load import Recipe, apply_override, load, parse
+from mixpo.recipe.preferences import PreferencesTable
 from mixpo.recipe.server import ClusterTable, Endpoint, JudgeTable, ServedModel, ServerTable
 from mixpo.recipe.sources import (
     BENCHMARK_NAMES,
     EXTRACTED_BENCHMARKS,
     JUDGED_BENCHMARKS,
     OFFICIAL_BENCHMARKS,
-    AnySource,
     BenchmarkSource,
     DigitsSource,
     EasyVqaSource,
     EvaluationSource,
     HubSource,
     JsonlSource,
-    MixturePart,
-    MixtureSource,
     MmprSource,
     PythonSource,
     Source,
-    TrainingSource,
 )
 from mixpo.recipe.train import LoraTable, LossTable, Part, TrainTable, WandbTable, WatchTable
 
@@ -51,7 +48,6 @@ __all__ = [
     "NOTHING",
     "OFFICIAL_BENCHMARKS",
     "STAGES",
-    "AnySource",
     "BalanceBy",
     "BenchmarkSource",
     "ClusterTable",
@@ -68,14 +64,13 @@ __all__ = [
     "JudgeTable",
     "LoraTable",
     "LossTable",
-    "MixturePart",
-    "MixtureSource",
     "MmprSource",
     "ModelTable",
     "PairsTable",
     "Part",
     "PredictionsTable",
     "PromptMix",
+    "PreferencesTable",
     "PromptName",
     "PromptShare",
     "PromptTable",
@@ -90,7 +85,6 @@ __all__ = [
     "StageKind",
     "Table",
     "TrainTable",
-    "TrainingSource",
     "VerifyTable",
     "WandbTable",
     "WatchTable",

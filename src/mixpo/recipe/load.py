@@ -15,8 +15,9 @@ from mixpo.recipe.base import NOTHING, Decides, Table
 from mixpo.recipe.data import ImageTable, ModelTable, PairsTable, PromptTable, SampleTable, VerifyTable
 from mixpo.recipe.errors import describe, did_you_mean
 from mixpo.recipe.evaluate import EvaluateTable, ReportTable
+from mixpo.recipe.preferences import PreferencesTable
 from mixpo.recipe.server import ClusterTable
-from mixpo.recipe.sources import TrainingSource
+from mixpo.recipe.sources import Source
 from mixpo.recipe.train import TrainTable
 
 
@@ -29,8 +30,10 @@ class Recipe(Table):
     """Questions in one record file: the unit of resume."""
     max_error_rate: Annotated[float, NOTHING] = Field(default=0.05, ge=0, le=1)
     """A stage in which a larger share of questions fails ends with exit status 1 (the others are kept)."""
-    source: TrainingSource | None = None
-    """What to train on: one table [source], or several [[source]]. Left out, nothing is trained: the models are only evaluated."""
+    source: Source | None = None
+    """What to train on. Left out, nothing is trained: the models are only evaluated."""
+    preferences: Annotated[tuple[PreferencesTable, ...], Decides("source")] = ()
+    """Pairs that are there already; trained on beside those of [source], or alone."""
     model: ModelTable = ModelTable()
     image: ImageTable = ImageTable()
     prompt: PromptTable = PromptTable()
@@ -42,23 +45,24 @@ class Recipe(Table):
     report: ReportTable = ReportTable()
     cluster: ClusterTable = ClusterTable()
 
-    @model_validator(mode="before")
-    @classmethod
-    def _several_sources(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("source"), list):
-            return {**data, "source": {"kind": "mixture", "parts": data["source"]}}
-        return data
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to train on."""
+        return self.source is not None or bool(self.preferences)
 
     @model_validator(mode="after")
     def _has_work(self) -> Recipe:
-        if self.source is None and not self.evaluate.sets and not self.evaluate.text_tasks:
-            raise ValueError("there is nothing to do: add a table [source] with questions to train on, or [[evaluate.sets]] to evaluate on")
+        if not self.trains and not self.evaluate.sets and not self.evaluate.text_tasks:
+            raise ValueError(
+                "there is nothing to do: add a table [source] with questions to train on, [[preferences]] with pairs, "
+                "or [[evaluate.sets]] to evaluate on"
+            )
         return self
 
     @property
     def needs_model(self) -> bool:
         """Whether [model] is used at all. Served models need its tokenizer, to count tokens."""
-        return self.source is not None or self.evaluate.own_models or bool(self.evaluate.served or self.evaluate.text_tasks)
+        return self.trains or self.evaluate.own_models or bool(self.evaluate.served or self.evaluate.text_tasks)
 
     @model_validator(mode="after")
     def _engines_fit(self) -> Recipe:

@@ -249,7 +249,7 @@ def skipped_rows(skipped: Iterable[Skipped]) -> list[dict[str, Any]]:
 
 def _unit(stage: str) -> str:
     """What a stage filters: sources rows, others questions."""
-    if stage.rpartition("/")[2] == "source":
+    if stage.rpartition("/")[2] in ("source", "preferences"):
         return "rows"
     return "questions"
 

@@ -154,7 +154,7 @@ def share_charts(pairs: dict[str, Any]) -> list[Chart]:
             "Origin of the pairs",
             pairs.get("origins") or {},
             ORIGINS,
-            (2, 0, 4),
+            (2, 0, 4, 1),
             "In a DropoutNTP pair the rejected response was completed without the image.",
         ),
         _shares(
@@ -236,6 +236,7 @@ SOURCE_COLUMNS = (
     "correct vs. wrong",
     "correct vs. no final answer",
     "DropoutNTP",
+    "imported",
     "chosen tokens",
     "rejected tokens",
 )
@@ -250,7 +251,7 @@ def source_rows(pairs: dict[str, Any]) -> list[tuple[str, ...]]:
             name or "(none)",
             *(count(row[key]) for key in ("questions", "with_pairs")),
             percent(row["accuracy"]) if row["accuracy"] is not None else "–",
-            *(count(row[key]) for key in ("pairs", *ORIGINS)),
+            *(count(row.get(key, 0)) for key in ("pairs", *ORIGINS)),
             *(f"{row[key]:.1f}" if row[key] is not None else "–" for key in ("chosen_mean", "rejected_mean")),
         )
         for name, row in ranked

@@ -11,7 +11,7 @@ from mixpo.records import ANSWERED_BY
 
 NAMES = {"base": "Base model", "sft": "SFT", "dpo": "DPO", "mpo": "MPO"}
 MODES = {"cot": "chain of thought", "direct": "direct", "sampled": "sampled mean"}
-ORIGINS = {"correctness": "correct vs. wrong", "format": "correct vs. no final answer", "dropout_ntp": "DropoutNTP"}
+ORIGINS = {"correctness": "correct vs. wrong", "format": "correct vs. no final answer", "dropout_ntp": "DropoutNTP", "imported": "imported"}
 BALANCE = {"all_right": "all right", "mixed": "right and wrong", "all_wrong": "all wrong", "all_undecided": "all undecided"}
 REASON_TEXTS = {name: reason.text for name, reason in REASONS.items()}
 OUTCOMES = {"correct": "correct", "wrong": "wrong", "malformed": "no final answer", "undecided": "undecided"}

@@ -27,7 +27,7 @@ def read(source: HubSource, recipe_folder: Path, images: Path) -> Iterator[Sourc
     except ImportError:
         raise MissingExtra('source.kind = "hub"', "hub") from None
     folder = recipe_folder / source.path
-    data = _load(datasets, source, folder)
+    data = load_split(datasets, source.path, source.name, source.split, folder)
     columns = _columns(source, data.column_names)
     labels = _label_names(data, source.answer)
     pictures = Pictures(folder if folder.is_dir() else recipe_folder, images, also=(Path(datasets.config.HF_CACHE_HOME),))
@@ -62,49 +62,49 @@ def _question(row: dict[str, Any], pictures: Pictures, source: HubSource) -> Que
     )
 
 
-def _load(datasets: Any, source: HubSource, folder: Path) -> Any:
-    """One split as a map-style data set. What `datasets` raises is translated here."""
+def load_split(datasets: Any, path: str, name: str | None, split: str, folder: Path, table: str = "source") -> Any:
+    """One split as a map-style data set. table: the recipe's, for messages. What `datasets` raises is translated here."""
     try:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             data = datasets.load_from_disk(str(folder))
         elif folder.is_dir():
-            data = datasets.load_dataset(str(folder.resolve()), name=source.name, split=source.split)
-        elif folder.exists() or source.path.startswith((".", "/", "~")) or source.path.count("/") > 1:
+            data = datasets.load_dataset(str(folder.resolve()), name=name, split=split)
+        elif folder.exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
             raise SourceError(
-                f"source.path: {folder} is not a folder; give a folder (parquet, images, save_to_disk) or a hub id",
+                f"{table}.path: {folder} is not a folder; give a folder (parquet, images, save_to_disk) or a hub id",
                 code="not-a-folder",
                 path=folder,
-                key="source.path",
+                key=f"{table}.path",
             )
         else:
-            if not (Path(datasets.config.HF_DATASETS_CACHE) / source.path.replace("/", "___")).exists():
-                _reach(source, folder)
-            data = datasets.load_dataset(source.path, name=source.name, split=source.split)
+            if not (Path(datasets.config.HF_DATASETS_CACHE) / path.replace("/", "___")).exists():
+                _reach(path, folder, table)
+            data = datasets.load_dataset(path, name=name, split=split)
     # datasets has no common base of its errors; all of these say in their message what is wrong with the data set.
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, datasets.exceptions.DatasetsError) as error:
         raise SourceError(
-            f"source.path = {source.path!r} cannot be loaded by datasets: {_first_line(error)}", code="hub-not-loadable", key="source.path"
+            f"{table}.path = {path!r} cannot be loaded by datasets: {_first_line(error)}", code="hub-not-loadable", key=f"{table}.path"
         ) from error
     if isinstance(data, datasets.DatasetDict):
-        if source.split not in data:
+        if split not in data:
             raise SourceError(
-                f"source.split: {source.path} has no {source.split!r}{did_you_mean(source.split, data)}; it has {', '.join(data)}",
+                f"{table}.split: {path} has no {split!r}{did_you_mean(split, data)}; it has {', '.join(data)}",
                 code="split-missing",
-                key="source.split",
+                key=f"{table}.split",
             )
-        data = data[source.split]
-    elif data.split is not None and str(data.split) != source.split:
+        data = data[split]
+    elif data.split is not None and str(data.split) != split:
         raise SourceError(
-            f"source.split: {source.path} holds the split {str(data.split)!r}, not {source.split!r}",
+            f"{table}.split: {path} holds the split {str(data.split)!r}, not {split!r}",
             code="split-missing",
-            key="source.split",
+            key=f"{table}.split",
         )
     if len(data) == 0:
-        raise SourceError(f"{source.path}: split {source.split!r} holds no rows", code="no-rows", key="source.split")
+        raise SourceError(f"{path}: split {split!r} holds no rows", code="no-rows", key=f"{table}.split")
     return data
 
 
-def _reach(source: HubSource, folder: Path) -> None:
+def _reach(path: str, folder: Path, table: str) -> None:
     """Raise SourceError where the hub cannot be reached and has given nothing of the data set before. Downloads nothing.
 
     `datasets` finds that out too, after half a minute of tries.
@@ -113,13 +113,13 @@ def _reach(source: HubSource, folder: Path) -> None:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        snapshot_download(source.path, repo_type="dataset", allow_patterns=[])
+        snapshot_download(path, repo_type="dataset", allow_patterns=[])
     except LocalEntryNotFoundError as error:
         why = str(error).strip().splitlines()[0]
         raise SourceError(
-            f"source.path = {source.path!r}: no folder {folder}, and the hub does not give it ({why})",
+            f"{table}.path = {path!r}: no folder {folder}, and the hub does not give it ({why})",
             code="hub-not-reached",
-            key="source.path",
+            key=f"{table}.path",
         ) from None
     except (HfHubHTTPError, HFValidationError):
         return  # what is wrong with a name or a permission, datasets says

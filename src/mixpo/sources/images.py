@@ -25,11 +25,13 @@ class Pictures:
 
     root: folder below which every path lies; also symbolic links that lead out of it are refused.
     store: folder for images that come as bytes or pixels. also: further folders that absolute paths may lie in.
+    key: the root's key in the recipe, for messages.
     """
 
-    def __init__(self, root: Path, store: Path, also: tuple[Path, ...] = ()) -> None:
+    def __init__(self, root: Path, store: Path, also: tuple[Path, ...] = (), key: str = "source.root") -> None:
         self.root = root
         self.store = store
+        self.key = key
         self._allowed = tuple(folder.resolve() for folder in (root, *also))
         self._remembered = lru_cache(maxsize=REMEMBERED)(self._find)
 
@@ -70,7 +72,7 @@ class Pictures:
             raise SourceError(f"image {name[:60]!r} is not a usable path ({error})", code="image-path-invalid", path=name) from None
         if not any(resolved.is_relative_to(folder) for folder in self._allowed):
             raise SourceError(
-                f"image {name!r} lies outside the root {self.root}; set source.root to a folder that holds all images",
+                f"image {name!r} lies outside the root {self.root}; set {self.key} to a folder that holds all images",
                 code="image-outside-root",
                 path=name,
             )
@@ -79,6 +81,6 @@ class Pictures:
         except (OSError, ValueError) as error:
             raise SourceError(f"image {name[:60]!r} is not a usable path ({error})", code="image-path-invalid", path=name) from None
         if not there:
-            hint = "write its path with /, not \\" if "\\" in name else "check source.root"
+            hint = "write its path with /, not \\" if "\\" in name else f"check {self.key}"
             raise SourceError(f"image {name!r} not found under {self.root}; {hint}", code="image-missing", path=name)
         return reference(path)

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from mixpo.errors import SourceError
 from mixpo.recipe import JsonlSource
@@ -20,6 +20,9 @@ from mixpo.types import Question, Skipped
 Line = tuple[str, dict[str, object]]
 """Where a row stands (file:line) and its fields."""
 Made = TypeVar("Made")
+
+MAX_ROW_BYTES = 4 << 20
+"""Longer lines are skipped: no prompt and response is that long."""
 
 
 def read(source: JsonlSource, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped]:
@@ -71,22 +74,25 @@ def _label(row: Mapping[str, object], name: str) -> str:
     return value or ""
 
 
-def lines(path: Path) -> Iterator[Line | Skipped]:
+def lines(path: Path, key: str = "source.path") -> Iterator[Line | Skipped]:
     """The objects of a JSONL file with their places; blank lines are passed over. Memory does not grow with the file.
 
     Raises SourceError when the file is missing, empty, one JSON array, or of another format altogether.
     """
     if not path.is_file():
         raise SourceError(
-            f"{path}: {'is not a file' if path.exists() else 'no such file'}; check source.path (relative to the recipe)",
+            f"{path}: {'is not a file' if path.exists() else 'no such file'}; check {key} (relative to the recipe)",
             code="file-missing",
             path=path,
-            key="source.path",
+            key=key,
         )
     empty = True
     try:
         with path.open("rb") as stream:
-            for number, content in enumerate(stream, start=1):
+            for number, content in enumerate(_pieces(stream), start=1):
+                if len(content) > MAX_ROW_BYTES:
+                    yield Skipped(where=f"{path}:{number}", reason=f"the line is longer than {MAX_ROW_BYTES >> 20} MB")
+                    continue
                 content = content.removeprefix(b"\xef\xbb\xbf") if number == 1 else content
                 if not content.strip():
                     continue
@@ -98,6 +104,14 @@ def lines(path: Path) -> Iterator[Line | Skipped]:
         raise SourceError(f"{path}: cannot be read ({error.strerror or error})", code="file-unreadable", path=path) from None
     if empty:
         raise SourceError(f"{path}: holds no rows", code="no-rows", path=path)
+
+
+def _pieces(stream: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file; of one that is too long only the beginning, so that no line fills the memory."""
+    while content := stream.readline(MAX_ROW_BYTES + 1):
+        yield content
+        while len(content) > MAX_ROW_BYTES and not content.endswith(b"\n"):
+            content = stream.readline(MAX_ROW_BYTES + 1)
 
 
 _BINARY = {

@@ -1,4 +1,4 @@
-"""MMPR collections: a meta.json that names JSONL annotations, read as questions (`read`) or as preference pairs (`read_pairs`).
+"""MMPR collections: a meta.json that names JSONL annotations, read as questions. Their pairs are read by `mixpo.preferences`.
 
     {"name": {"root": "images/x", "annotation": "annotations/x.jsonl", "repeat_time": 1, "length": 1000, ...}, ...}
 
@@ -12,7 +12,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast, get_args
 
 from mixpo.errors import SourceError
 from mixpo.plural import amount
@@ -21,7 +20,7 @@ from mixpo.recipe import MmprSource, did_you_mean
 from mixpo.sources.build import FIELDS, Kind, SourceRow, check_fields, make_question
 from mixpo.sources.images import Pictures
 from mixpo.sources.jsonl import Line, each, lines
-from mixpo.types import IMAGE_TOKEN, Origin, Pair, Question, Skipped, content_id
+from mixpo.types import IMAGE_TOKEN, Question, Skipped, content_id
 
 PAIR_FIELDS = (*FIELDS, "chosen", "rejected", "answer_gt", "chosen_meta", "rejected_meta", "origin", "question_id")
 
@@ -187,83 +186,3 @@ def _below(root: Path, entry: Mapping[str, object], key: str, where: str) -> Pat
     if not path.resolve().is_relative_to(root.resolve()):
         raise SourceError(f"{where}: {key} {value!r} lies outside source.root {root}", code="meta-path-outside-root", path=path, key=key)
     return path
-
-
-# --- pairs -------------------------------------------------------------------------------------------------------------
-
-
-def read_pairs(meta: Path, root: Path) -> Iterator[tuple[Question, Pair] | Skipped]:
-    """The preference pairs of a collection, each with its question as it stands in the file (no prompt is taken off).
-
-    What mixpo exports comes back whole: `origin`, and `index`, `token_ids`, `answer`, `cut` of the objects `chosen_meta` and
-    `rejected_meta`. Without them (released data) token ids are empty, indices -1, and the origin is "correctness".
-    """
-    for annotation in _annotations(meta, root):
-        pictures = Pictures(annotation.root, annotation.root)  # JSON holds no encoded images to store
-
-        def made(
-            where: str, row: Mapping[str, object], pictures: Pictures = pictures, name: str = annotation.name
-        ) -> tuple[Question, Pair]:
-            question = _question(row, pictures, name, "auto")
-            return question, _pair(row, question)
-
-        yield from each(_kept(annotation), made)
-
-
-def _pair(row: Mapping[str, object], question: Question) -> Pair:
-    chosen, rejected = _response(row, "chosen"), _response(row, "rejected")
-    if chosen == rejected:
-        raise SourceError("chosen and rejected are the same text", code="pair-equal", key="rejected")
-    good, bad = _meta(row, "chosen_meta"), _meta(row, "rejected_meta")
-    origin = row.get("origin", "correctness")
-    if origin not in get_args(Origin):
-        raise SourceError(f"origin must be one of {', '.join(get_args(Origin))} (got {origin!r})", code="pair-origin", key="origin")
-    indices, cut = (_whole(good, "index", -1), _whole(bad, "index", -1)), _whole(bad, "cut", 0)
-    return Pair(
-        # The same parts as when pairs are built, so that an exported pair comes back with its id.
-        id=content_id(origin, question.id, chosen, rejected, *indices, cut),
-        question=question.id,
-        chosen=chosen,
-        rejected=rejected,
-        origin=cast(Origin, origin),
-        chosen_ids=_ids(good),
-        rejected_ids=_ids(bad),
-        chosen_index=indices[0],
-        rejected_index=indices[1],
-        chosen_answer=_answer(good),
-        rejected_answer=_answer(bad),
-        cut=cut,
-    )
-
-
-def _response(row: Mapping[str, object], name: str) -> str:
-    text = row.get(name)
-    if not isinstance(text, str) or not text.strip():
-        raise SourceError(
-            f"{name} must be text that is not empty; a row of pairs needs question, chosen and rejected", code="pair-text-missing", key=name
-        )
-    return text
-
-
-def _meta(row: Mapping[str, object], name: str) -> Mapping[str, object]:
-    value = row.get(name)
-    return value if isinstance(value, dict) else {}
-
-
-def _ids(meta: Mapping[str, object]) -> tuple[int, ...]:
-    value = meta.get("token_ids", [])
-    if not isinstance(value, list) or not all(type(token) is int and token >= 0 for token in value):
-        raise SourceError("token_ids must be a list of whole numbers", code="token-ids-invalid", key="token_ids")
-    return tuple(value)
-
-
-def _whole(meta: Mapping[str, object], name: str, default: int) -> int:
-    value = meta.get(name, default)
-    if type(value) is not int:
-        raise SourceError(f"{name} must be a whole number (got {value!r})", code="field-not-whole", key=name)
-    return value
-
-
-def _answer(meta: Mapping[str, object]) -> str | None:
-    value = meta.get("answer")
-    return value if isinstance(value, str) else None

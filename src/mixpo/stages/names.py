@@ -30,7 +30,7 @@ def first_forced(force: Sequence[str]) -> int:
 def kind_of(name: str) -> str:
     """The kind of the stage that lives in this folder of a run."""
     parts = name.split("/")
-    if parts[-1] == "source":
+    if parts[-1] in ("source", "preferences"):
         return "source"
     return parts[1] if parts[0].startswith("round-") else parts[0]
 

@@ -7,20 +7,21 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
+from mixpo.engines.tokens import TokenCodec
 from mixpo.errors import TrainError
 from mixpo.human_labels import HumanLabel, read_labels
 from mixpo.pairs.balance import Class, class_of, rates, thin
 from mixpo.pairs.build import build
 from mixpo.pairs.provenance import RATIONALE
 from mixpo.plural import amount
-from mixpo.recipe import PairsTable, Recipe
+from mixpo.recipe import Recipe
 from mixpo.records import Judged, Paired, read_column
 from mixpo.run import Manifest
 from mixpo.stages import prompting
+from mixpo.stages.imported import STAGE, tokenized
 from mixpo.stages.job import Context, Job, Make, Plan, title
 from mixpo.stages.source import QuestionIndex
 from mixpo.types import Question, content_id
@@ -30,21 +31,23 @@ def pair_job(context: Context, plan: Plan, index: QuestionIndex, number: int) ->
     """Round `number`: the pairs of every question, and what was left out."""
     recipe = context.recipe
     sampled, verified, continued = (f"round-{number}/{kind}" for kind in ("sample", "verify", "continue"))
-    labels = labels_of(context.run.root, number)
-    only_dropout = recipe.pairs.model_copy(update={"correctness": False})
-    parts = [plan.shards(verified), plan.shards(continued), label_digests(plan, labels)]
-    if recipe.pairs.correctness_except:
-        parts += [index.domains, index.sources]
+    labels, first_imported = labels_of(context.run.root, number), len(plan.shards(verified))
+    base = context.models.base_model()
 
     @contextmanager
     def session(numbers: Sequence[int]) -> Iterator[Make]:
         def make(shard: int) -> Iterator[Paired]:
+            if shard >= first_imported:
+                codec = TokenCodec(context.models.words(base))
+                yield from (tokenized(row, codec) for row in plan.rows(STAGE, shard - first_imported))
+                return
             rows = zip(*(plan.rows(name, shard) for name in ("source", sampled, verified, continued)), strict=True)
             for question, answers, judged, cut in rows:
                 verdicts, marked = corrected(judged, labels)
-                table = only_dropout if without_correctness(recipe.pairs, question) else recipe.pairs
-                pairs = build(question, answers, verdicts, cut, table, recipe.seed, partial(prompting.number_of, recipe, question))
-                yield replace(pairs, marked=marked)
+                yield replace(
+                    build(question, answers, verdicts, cut, recipe.pairs, recipe.seed, partial(prompting.number_of, recipe, question)),
+                    marked=marked,
+                )
 
         yield make
 
@@ -54,19 +57,19 @@ def pair_job(context: Context, plan: Plan, index: QuestionIndex, number: int) ->
         title=title(context, number, "pair"),
         row=Paired,
         settings=recipe.deciding("pair"),
-        inputs=tuple(content_id(row) for row in zip(*parts, strict=True)),
+        inputs=(
+            *(
+                content_id(row)
+                for row in zip(plan.shards(verified), plan.shards(continued), label_digests(plan, labels)[:first_imported], strict=True)
+            ),
+            *(content_id(name, base.identity) for name in plan.shards(STAGE)),
+        ),
         sizes=index.sizes,
         needs=("source", sampled, verified, continued),
         session=session,
         count=count_paired,
         check=lambda manifest: check_pairs(context, manifest, number),
     )
-
-
-def without_correctness(table: PairsTable, question: Question) -> bool:
-    """Whether the recipe leaves a question out of correctness pairs because of its source or domain."""
-    names = [name for name in (question.source, question.domain) if name]
-    return any(fnmatchcase(name, pattern) for pattern in table.correctness_except for name in names)
 
 
 def count_paired(rows: Sequence[Paired]) -> Mapping[str, int]:
@@ -86,10 +89,15 @@ def check_pairs(context: Context, manifest: Manifest, number: int) -> None:
     """Raise TrainError when there is not one pair, with what is known of why."""
     if manifest.counts.get("pairs", 0):
         return
+    dropped = [f"{name.removeprefix('dropped: ')} {count}" for name, count in manifest.counts.items() if name.startswith("dropped: ")]
+    if context.recipe.source is None:
+        raise TrainError(
+            f"no imported pair can be trained on ({', '.join(dropped)}); is [model] the model that the pairs are meant for?",
+            code="no-imported-pairs",
+        )
     judged = context.run.stage(f"round-{number}/verify").manifest
     counts = judged.counts if judged is not None else {}
     right, wrong, total = counts.get("all_right", 0), counts.get("all_wrong", 0), manifest.counts.get("questions", 0)
-    dropped = [f"{name.removeprefix('dropped: ')} {count}" for name, count in manifest.counts.items() if name.startswith("dropped: ")]
     where = f"round {number}: " if context.recipe.train.rounds > 1 else ""
     raise TrainError(
         f"{where}no pairs: of {amount(total, 'question')} {right} {'has' if right == 1 else 'have'} all answers right and {wrong} all wrong"
@@ -160,6 +168,15 @@ def pairs_of(recipe: Recipe, number: int) -> str:
     return f"round-{number}/{'select' if recipe.pairs.balance else 'pair'}"
 
 
+def _with_verdicts(plan: Plan, names: tuple[str, str, str], shard: int) -> Iterator[tuple[Question, Judged, Paired]]:
+    """Questions, verdicts and pairs of one shard; imported pairs have no verdicts."""
+    source, verified, paired = names
+    questions, pairs = plan.rows(source, shard), plan.rows(paired, shard)
+    if shard < len(plan.shards(verified)):
+        return zip(questions, plan.rows(verified, shard), pairs, strict=True)
+    return zip(questions, (Judged(question=question.id) for question in questions), pairs, strict=True)
+
+
 def select_job(context: Context, plan: Plan, index: QuestionIndex, number: int) -> Job:
     """Round `number`: the pairs that are kept of each class."""
     recipe, table = context.recipe, context.recipe.pairs
@@ -169,12 +186,12 @@ def select_job(context: Context, plan: Plan, index: QuestionIndex, number: int) 
     def session(numbers: Sequence[int]) -> Iterator[Make]:
         sizes: Counter[Class] = Counter()
         for shard in range(len(plan.shards(names[2]))):
-            for question, judged, paired in zip(*(plan.rows(name, shard) for name in names), strict=True):
+            for question, judged, paired in _with_verdicts(plan, names, shard):
                 sizes.update(class_of(question, judged, pair, table.balance) for pair in paired.pairs)
         kept = rates(sizes, table.balance_to)
 
         def make(shard: int) -> Iterator[Paired]:
-            rows = zip(*(plan.rows(name, shard) for name in names), strict=True)
+            rows = _with_verdicts(plan, names, shard)
             return (thin(question, judged, paired, table.balance, kept, recipe.seed) for question, judged, paired in rows)
 
         yield make

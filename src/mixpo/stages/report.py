@@ -14,6 +14,7 @@ from mixpo.errors import RunError
 from mixpo.pairs.statistics import Statistics
 from mixpo.records import Prediction, Sampled, write_text
 from mixpo.run import Manifest, now, versions
+from mixpo.stages import imported
 from mixpo.stages.answer import source_name
 from mixpo.stages.evaluate import text_scores
 from mixpo.stages.job import Context, Job, Make, Plan, Planned
@@ -87,7 +88,7 @@ def gather(context: Context, plan: Plan, finished: list[Planned]) -> ReportData:
     from mixpo.report.data import ReportData
 
     recipe, stages = context.recipe, {planned.job.name: planned for planned in finished}
-    sources = ["source", *(source_name(s.name) for s in recipe.evaluate.sets)]
+    sources = ["source", *([imported.STAGE] if recipe.preferences else []), *(source_name(s.name) for s in recipe.evaluate.sets)]
     return ReportData(
         title=title_of(context),
         created=now(),
@@ -141,10 +142,14 @@ def _manifests(context: Context, sources: list[str], finished: list[Planned]) ->
 def _statistics(context: Context, plan: Plan, stages: dict[str, Planned]) -> dict[str, Any]:
     """Figures of the first round's pairs, which every objective was trained on."""
     names = ("source", "round-1/sample", "round-1/verify", pairs_of(context.recipe, 1), "round-1/continue")
-    if not all(name in stages for name in names[1:]):
+    if not all(name in stages or name not in plan.planned for name in names[1:]):
         return {}
     statistics = Statistics()
     for number in range(len(plan.shards("source"))):
+        if number >= len(plan.shards(names[1])):
+            for question, paired in zip(plan.rows("source", number), plan.rows(names[3], number), strict=True):
+                statistics.add(question, Sampled(question=question.id), None, paired)
+            continue
         for question, sampled, judged, paired, continued in zip(*(plan.rows(name, number) for name in names), strict=True):
             statistics.add(question, sampled, judged, paired, continued)
     return statistics.as_dict()

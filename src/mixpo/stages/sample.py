@@ -63,7 +63,7 @@ def sample_job(context: Context, plan: Plan, index: QuestionIndex, number: int, 
         "round": number,
         "sample": {key: value for key, value in table.deciding("sample").items() if key not in ("engine", "server")},
     }
-    shards = prompting.chosen_by(recipe.prompt, plan.shards("source"), index.domains, index.sources)
+    shards = prompting.chosen_by(recipe.prompt, index.shards, index.domains, index.sources)
     attempts = attempts_of(context.run.stage(name), settings, shards)
 
     def requests_of(shard: int) -> list[Request]:

@@ -9,13 +9,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixpo.errors import RunError, SourceError
 from mixpo.plural import amount, are
-from mixpo.recipe import AnySource, ImageTable
+from mixpo.recipe import EvaluationSource, ImageTable
 from mixpo.records import write_text
 from mixpo.run import Manifest, Stage, changed_settings, now, versions
 from mixpo.stages.job import Context
@@ -60,17 +60,24 @@ NOTHING = QuestionIndex(shards=(), sizes=(), open=(), kinds=(), domains=(), sour
 
 
 def refresh(
-    context: Context, name: str, table: AnySource, *, evaluated: bool = False, contamination: ContaminationFilter | None = None
+    context: Context,
+    name: str,
+    table: EvaluationSource | None,
+    *,
+    evaluated: bool = False,
+    contamination: ContaminationFilter | None = None,
+    imported: Iterable[list[Question]] = (),
 ) -> QuestionIndex:
     """Read a source into RUN/<name>, writing only what is new; `evaluated` leaves out questions without an answer.
 
-    contamination: what must not be trained on, listed as left out. Raises SourceError when no row is usable.
+    contamination: what must not be trained on, listed as left out. imported: blocks of questions of ready-made pairs; they come after
+    those of the source, or alone. Raises SourceError when no row is usable.
     """
     from mixpo.evaluate.benchmarks import duplicates
 
     stage, settings = context.run.stage(name), _settings(context, table, contamination)
     last = stage.manifest
-    if table.kind in FIXED and last is not None and last.finished and last.settings == settings:
+    if table is not None and table.kind in FIXED and not imported and last is not None and last.finished and last.settings == settings:
         index = load_index(stage)
         if index is not None and all(stage.path(shard).exists() for shard in index.shards):
             return index
@@ -79,17 +86,15 @@ def refresh(
     skipped: list[Skipped] = []
     counts: Counter[str] = Counter()
     begun = time.monotonic()
-    blocks: Iterable[list[Question]] = blocks_of(context, table, skipped, evaluated=evaluated, contamination=contamination)
-    if table.kind == "benchmark":
+    blocks = _nonempty(name, blocks_of(context, table, skipped, evaluated=evaluated, contamination=contamination), skipped) if table else ()
+    if table is not None and table.kind == "benchmark":
         blocks = duplicates.count_duplicates(blocks, counts)
-    index = _write(context, stage, blocks, _expected(context, table), counts)
+    index = _write(context, stage, chain(blocks, imported), _expected(context, table), counts)
     counts["skipped"] = len(skipped)
-    if not index.shards:
-        raise SourceError(_nothing(name, skipped), code="no-usable-rows")
-    if table.kind == "benchmark" and skipped and not table.partial:
+    if table is not None and table.kind == "benchmark" and skipped and not table.partial:
         raise SourceError(
             f"{name}: {amount(len(skipped), 'row')} of the benchmark cannot be used, so its score would not be the published one: "
-            f"{_reasons(skipped)}; correct them (`mixpo check` lists all), or set source.partial = true",
+            f"{skip_reasons(skipped)}; correct them (`mixpo check` lists all), or set source.partial = true",
             code="benchmark-incomplete",
             key="source.partial",
         )
@@ -162,7 +167,7 @@ def _part(number: int, block: Sequence[Question]) -> tuple[Any, ...]:
 
 def blocks_of(
     context: Context,
-    table: AnySource,
+    table: EvaluationSource,
     skipped: list[Skipped],
     *,
     evaluated: bool = False,
@@ -176,7 +181,7 @@ def blocks_of(
 
 def valid(
     context: Context,
-    table: AnySource,
+    table: EvaluationSource,
     skipped: list[Skipped],
     *,
     evaluated: bool = False,
@@ -207,7 +212,7 @@ def valid(
             return
 
 
-def _in_its_table(context: Context, table: AnySource, rows: Iterator[SourceRow | Skipped]) -> Iterator[SourceRow | Skipped]:
+def _in_its_table(context: Context, table: EvaluationSource, rows: Iterator[SourceRow | Skipped]) -> Iterator[SourceRow | Skipped]:
     """The rows; an error says which evaluation set it is about, since all tables of sources have the same keys."""
     try:
         yield from rows
@@ -216,7 +221,7 @@ def _in_its_table(context: Context, table: AnySource, rows: Iterator[SourceRow |
         raise SourceError("".join(named) + str(error), code=error.code, path=error.path, line=error.line, key=error.key) from None
 
 
-def rows_of(table: AnySource, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped]:
+def rows_of(table: EvaluationSource, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped]:
     """What a source or a benchmark holds, in order."""
     from mixpo.evaluate import benchmarks
     from mixpo.sources import read_rows
@@ -240,6 +245,15 @@ def _probe(image: ImageRef, table: ImageTable) -> str | None:
     from mixpo.images import probe
 
     return probe(Path(image.path), table, decode=False)
+
+
+def _nonempty(name: str, blocks: Iterable[list[Question]], skipped: Sequence[Skipped]) -> Iterator[list[Question]]:
+    """The blocks. Raises SourceError at the end if there was none."""
+    block = None
+    for block in blocks:
+        yield block
+    if block is None:
+        raise SourceError(_nothing(name, skipped), code="no-usable-rows")
 
 
 def _write(context: Context, stage: Stage, blocks: Iterable[list[Question]], expected: int, counts: Counter[str]) -> QuestionIndex:
@@ -269,7 +283,8 @@ def _tell(context: Context, stage: Stage, last: Manifest | None, index: Question
     if skipped:
         rest = f", and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
         context.progress.say(
-            f"{stage.name}: {amount(len(skipped), 'row')} left out: {_reasons(skipped)}{rest} (all are in {stage.folder / 'skipped.jsonl'})"
+            f"{stage.name}: {amount(len(skipped), 'row')} left out: {skip_reasons(skipped)}{rest} "
+            f"(all are in {stage.folder / 'skipped.jsonl'})"
         )
 
 
@@ -281,22 +296,23 @@ def _save(context: Context, stage: Stage, index: QuestionIndex, skipped: Sequenc
         stage.prune(index.shards)
 
 
-def _settings(context: Context, table: AnySource, contamination: ContaminationFilter | None) -> dict[str, Any]:
+def _settings(context: Context, table: EvaluationSource | None, contamination: ContaminationFilter | None) -> dict[str, Any]:
     settings = {
         **context.recipe.deciding("source"),
-        "source": table.deciding("source"),
+        "source": table.deciding("source") if table is not None else {},
         "limit": context.limit,
         "contamination": contamination.digest() if contamination is not None else "",
     }
     return dict(json.loads(json.dumps(settings)))
 
 
-def _expected(context: Context, table: AnySource) -> int:
+def _expected(context: Context, table: EvaluationSource | None) -> int:
     count = getattr(table, "count", 0)
     return min(count or context.limit or 0, context.limit or count)
 
 
-def _reasons(skipped: Sequence[Skipped]) -> str:
+def skip_reasons(skipped: Sequence[Skipped]) -> str:
+    """The first skipped rows with their reasons."""
     return "; ".join(f"{item.where}: {item.reason}" for item in skipped[:SHOWN])
 
 
@@ -304,5 +320,6 @@ def _nothing(name: str, skipped: Sequence[Skipped]) -> str:
     if not skipped:
         return f"{name}: the source holds no rows; point it at a file with at least one question"
     return (
-        f"{name}: none of the rows ({len(skipped)}) is usable: {_reasons(skipped)}; correct them, or run `mixpo check` for the whole list"
+        f"{name}: none of the rows ({len(skipped)}) is usable: {skip_reasons(skipped)}; correct them, "
+        "or run `mixpo check` for the whole list"
     )

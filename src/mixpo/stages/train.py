@@ -89,13 +89,14 @@ def train_job(context: Context, plan: Plan, index: QuestionIndex, number: int, o
 
 def groups_of(context: Context, plan: Plan, number: int) -> list[Group]:
     """Everything that round `number` trains on: a group for each question and prompt with pairs, in order."""
-    from mixpo.train.groups import from_record, split_record
+    from mixpo.train.groups import from_record, repeated, split_record
 
     rows = []
     for shard in range(len(plan.shards("source"))):
         for question, scored in zip(plan.rows("source", shard), plan.rows(f"round-{number}/reference", shard), strict=True):
             for prompt, part in split_record(scored).items():
-                rows.append(from_record(question, prompting.prompts_of(context.recipe, question)[prompt].render(question.text), part))
+                text = prompting.prompts_of(context.recipe, question)[prompt].render(question.text)
+                rows.extend(repeated(from_record(question, text, part), part.repeats))
     return rows
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from mixpo.errors import SourceError, TrainError
@@ -15,6 +15,7 @@ from mixpo.types import Group, Pair, Question
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import context_limit, image_token_ids, tokenize_response
 
+PROMPT_TOO_LONG = "the prompt leaves no room for a response within the limit of tokens"
 TOO_LONG = "longer than the limit of tokens"
 SAME_TOKENS = "both sides are the same tokens"
 CONTROL_TOKEN = "a side holds a control token"
@@ -27,9 +28,10 @@ class _UnusablePairError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupedPairs:
-    """The group of one question; `group.pairs` is empty if every pair was dropped."""
+    """The group of one question; `group.pairs` is empty if every pair was dropped. repeats: as in `Scored`."""
 
     group: Group
+    repeats: tuple[int, ...] = ()
     dropped: tuple[Drop, ...] = ()
 
 
@@ -50,6 +52,7 @@ def make_group(vlm: Vlm, question: Question, prompt: str, pairs: Sequence[Pair],
         )
     responses: dict[tuple[int, ...], int] = {}
     kept: list[tuple[int, int]] = []
+    repeats: list[int] = []
     dropped: Counter[str] = Counter()
     for pair in pairs:
         try:
@@ -63,8 +66,13 @@ def make_group(vlm: Vlm, question: Question, prompt: str, pairs: Sequence[Pair],
             dropped[f"{TOO_LONG} ({limit})"] += 1
         else:
             kept.append((responses.setdefault(sides[0], len(responses)), responses.setdefault(sides[1], len(responses))))
+            repeats.append(pair.repeat)
     group = Group(question=question, prompt=prompt, responses=tuple(responses), pairs=tuple(kept))
-    return GroupedPairs(group=group, dropped=tuple(Drop(reason=reason, count=count) for reason, count in sorted(dropped.items())))
+    return GroupedPairs(
+        group=group,
+        repeats=tuple(repeats) if any(repeat > 1 for repeat in repeats) else (),
+        dropped=tuple(Drop(reason=reason, count=count) for reason, count in sorted(dropped.items())),
+    )
 
 
 def to_record(grouped: GroupedPairs, logps: Sequence[float]) -> Scored:
@@ -76,6 +84,7 @@ def to_record(grouped: GroupedPairs, logps: Sequence[float]) -> Scored:
         logps=tuple(logps),
         chosen=tuple(chosen for chosen, _ in group.pairs),
         rejected=tuple(rejected for _, rejected in group.pairs),
+        repeats=grouped.repeats,
         dropped=grouped.dropped,
     )
 
@@ -105,14 +114,15 @@ def split_record(record: Scored) -> dict[int, Scored]:
     parts = {}
     for number in dict.fromkeys(prompts):
         places = {place: new for new, place in enumerate(place for place, of_prompt in enumerate(prompts) if of_prompt == number)}
-        pairs = [(chosen, rejected) for chosen, rejected in zip(record.chosen, record.rejected, strict=True) if chosen in places]
-        if pairs:
+        kept = [place for place, chosen in enumerate(record.chosen) if chosen in places]
+        if kept:
             parts[number] = Scored(
                 question=record.question,
                 responses=tuple(record.responses[place] for place in places),
                 logps=tuple(record.logps[place] for place in places) if record.logps else (),
-                chosen=tuple(places[chosen] for chosen, _ in pairs),
-                rejected=tuple(places[rejected] for _, rejected in pairs),
+                chosen=tuple(places[record.chosen[place]] for place in kept),
+                rejected=tuple(places[record.rejected[place]] for place in kept),
+                repeats=tuple(record.repeats[place] for place in kept) if record.repeats else (),
             )
     return parts
 
@@ -127,6 +137,13 @@ def from_record(question: Question, prompt: str, record: Scored) -> Group:
         )
     pairs = tuple(zip(record.chosen, record.rejected, strict=True))
     return Group(question=question, prompt=prompt, responses=record.responses, pairs=pairs, reference=record.logps or None)
+
+
+def repeated(group: Group, repeats: Sequence[int]) -> Iterator[Group]:
+    """The group, and once more for each further time that an epoch trains on some of its pairs."""
+    yield group
+    for times in range(2, max(repeats, default=1) + 1):
+        yield replace(group, pairs=tuple(pair for pair, repeat in zip(group.pairs, repeats, strict=True) if repeat >= times))
 
 
 def data_digest(groups: Iterable[Group]) -> str:

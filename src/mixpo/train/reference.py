@@ -7,18 +7,19 @@ from contextlib import contextmanager
 
 import torch
 
-from mixpo.errors import TrainError
+from mixpo.errors import SourceError, TrainError
 from mixpo.recipe import ImageTable, TrainTable
-from mixpo.records import Scored
+from mixpo.records import Drop, Scored
 from mixpo.train.batch import Chunk, Layout, micro_batches
 from mixpo.train.collate import collate
-from mixpo.train.groups import GroupedPairs, make_group, to_record
+from mixpo.train.groups import PROMPT_TOO_LONG, GroupedPairs, make_group, to_record
 from mixpo.train.layout_check import check_sample, choose_layout
 from mixpo.train.logps import Scorer
 from mixpo.train.model import compute_dtype, restore_dtypes, use_master_weights, weight_dtypes
 from mixpo.train.prompt_cache import PromptCache
 from mixpo.types import Group, Pair, Question
 from mixpo.vlm.load import Vlm
+from mixpo.vlm.prompt import context_limit
 
 
 class ReferenceScorer:
@@ -63,9 +64,19 @@ class ReferenceScorer:
         return [tuple(logps[g.question.id, g.prompt, response] for response in range(len(g.responses))) for g in groups]
 
     def _group(self, question: Question, prompt: str, pairs: Sequence[Pair]) -> GroupedPairs:
+        empty = Group(question=question, prompt=prompt, responses=(), pairs=())
         if not pairs:
-            return GroupedPairs(group=Group(question=question, prompt=prompt, responses=(), pairs=()))
-        length = len(self.prompts.of(question, prompt))
+            return GroupedPairs(group=empty)
+        try:
+            length = len(self.prompts.of(question, prompt))
+        except SourceError as error:
+            # Nobody has seen imported prompts before: a broken image or a control token costs the question, not the run.
+            if not question.verbatim:
+                raise
+            reason = str(error).removeprefix(f"question {question.id}: ")
+            return GroupedPairs(group=empty, dropped=(Drop(reason=f"the prompt cannot be used: {reason}", count=len(pairs)),))
+        if question.verbatim and length >= min(self.table.max_length, context_limit(self.vlm)):
+            return GroupedPairs(group=empty, dropped=(Drop(reason=PROMPT_TOO_LONG, count=len(pairs)),))
         return make_group(self.vlm, question, prompt, pairs, length, self.table.max_length)
 
 

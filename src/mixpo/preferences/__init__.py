@@ -1,0 +1,8 @@
+"""Ready-made preference pairs, whatever format they come in. `read` turns one [[preferences]] table into questions and pairs.
+
+Each format is a small function in `formats.py` that gives the same value, a PreferenceRow; `build.py` checks it, once for all formats.
+"""
+
+from mixpo.preferences.read import Imported, Notice, read
+
+__all__ = ["Imported", "Notice", "read"]

@@ -1,0 +1,109 @@
+"""Conversations as other tools write them, as Messages. Raises SourceError with the reason a row is skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+from mixpo.errors import SourceError
+from mixpo.sources.build import described
+from mixpo.types import IMAGE_TOKEN, Message, Role
+
+ROLES: dict[str, str] = {
+    **dict.fromkeys(("user", "human"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "model"), "assistant"),
+    "system": "system",
+}
+"""Names of roles, in any case."""
+
+KEYS = (("role", "content"), ("from", "value"))
+"""Names of the two fields of a message."""
+
+
+def messages_of(
+    value: object,
+    what: str,
+    role: Role = "user",
+    keys: tuple[str, str] | None = None,
+    roles: Mapping[str, str] = ROLES,
+) -> tuple[list[Message], list[object]]:
+    """The messages of a field, and the images that are written inside of them.
+
+    value: text (one message of `role`), a message, or a list of messages. keys, roles: names of a file that has its own.
+    """
+    if isinstance(value, str):
+        return [Message(role=role, text=value)], []
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, list):
+        raise SourceError(f"{what} must be text or a list of messages, not {described(value)}", code="preference-wrong-type")
+    images: list[object] = []
+    return [_message(one, what, images, keys, roles) for one in value], images
+
+
+def _message(value: object, what: str, images: list[object], keys: tuple[str, str] | None, roles: Mapping[str, str]) -> Message:
+    names = keys or next((names for names in KEYS if isinstance(value, dict) and names[0] in value), KEYS[0])
+    if not isinstance(value, dict) or names[0] not in value or names[1] not in value:
+        raise SourceError(f"{what} must hold messages with {names[0]} and {names[1]}, not {described(value)}", code="preference-wrong-type")
+    role = roles.get(str(value[names[0]])) or roles.get(str(value[names[0]]).casefold())
+    if role is None:
+        raise SourceError(
+            f"{what}: the role {str(value[names[0]])[:40]!r} is not supported (system, user, assistant)", code="preference-role"
+        )
+    return Message(role=cast(Role, role), text=_text(value[names[1]], what, images))
+
+
+def _text(content: object, what: str, images: list[object]) -> str:
+    """The text of a message, with `<image>` for each part that is an image."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise SourceError(
+            f"{what}: the content of a message must be text or a list of parts, not {described(content)}", code="preference-wrong-type"
+        )
+    pieces = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(part, str):
+            pieces.append(part)
+        elif kind == "text" and isinstance(part.get("text"), str):
+            pieces.append(part["text"])
+        elif kind == "image":
+            pieces.append(f"{IMAGE_TOKEN}\n")
+            if part.get("image") is not None:
+                images.append(part["image"])
+        else:
+            raise SourceError(f"{what}: a part of type {str(kind)[:40]!r} is not supported (text, image)", code="preference-part")
+    return "".join(pieces)
+
+
+def response_text(messages: Sequence[Message], what: str) -> str:
+    """The text of the last message, which must be the assistant's."""
+    if not messages or messages[-1].role != "assistant":
+        last = f"the {messages[-1].role}'s" if messages else "nothing"
+        raise SourceError(f"{what} must end with the assistant's turn, not with {last}", code="preference-turn-order")
+    return messages[-1].text
+
+
+def common_prompt(chosen: Sequence[Message], rejected: Sequence[Message]) -> list[Message]:
+    """What two whole conversations share: all but their last turns, which alone may differ."""
+    if list(chosen[:-1]) != list(rejected[:-1]):
+        raise SourceError(
+            "chosen and rejected differ before their last turns; the preference must be about the last turn",
+            code="preference-prompts-differ",
+        )
+    return list(chosen[:-1])
+
+
+def split_last(chosen: object, rejected: object) -> tuple[str, str, str]:
+    """What two texts begin with, up to a word's end, as the prompt, and the rest of both."""
+    from rapidfuzz.distance import Prefix
+
+    if not isinstance(chosen, str) or not isinstance(rejected, str):
+        wrong = chosen if not isinstance(chosen, str) else rejected
+        raise SourceError(f"chosen and rejected must be text or lists of messages, not {described(wrong)}", code="preference-wrong-type")
+    begin = chosen[: Prefix.similarity(chosen, rejected)]
+    begin = begin[: max(begin.rfind(" "), begin.rfind("\n")) + 1]
+    if not begin.strip():
+        raise SourceError("there is no prompt, and chosen and rejected do not begin with one", code="preference-no-prompt")
+    return begin.rstrip(), chosen[len(begin) :], rejected[len(begin) :]

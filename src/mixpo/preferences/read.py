@@ -1,0 +1,139 @@
+"""A [[preferences]] table as questions and pairs, in order, with every row that was skipped and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from mixpo.errors import SourceError
+from mixpo.plural import amount
+from mixpo.preferences.build import PreferenceRow, build
+from mixpo.preferences.collections import Part, other_format, parts_of
+from mixpo.preferences.formats import FORMATS, Format, Row, recognise, renamed, supported
+from mixpo.preferences.rows import Lines, rows_of
+from mixpo.recipe import PreferencesTable
+from mixpo.sources.images import Pictures
+from mixpo.types import Pair, Question, Skipped, content_id
+
+DUPLICATE = "duplicate of an earlier pair (same prompt, images and responses)"
+
+GENERIC = ("jsonl", "hub")
+"""Kinds whose columns the recipe names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Imported:
+    """One pair with its question. where: file and line, or row."""
+
+    where: str
+    question: Question
+    pair: Pair
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """Something that the user should know and that skips no row: the format that was recognised, columns without a use."""
+
+    where: str
+    text: str
+
+
+def read(table: PreferencesTable, base: Path, images: Path) -> Iterator[Imported | Skipped | Notice]:
+    """The pairs of a table. base: folder of the recipe. images: folder for images that have no file of their own.
+
+    Raises SourceError, while iterating, when the files as a whole cannot be used: missing, or of another format than `kind` says.
+    """
+    seen: set[int] = set()  # numbers, not strings: a third of the memory for millions of pairs
+    parts = parts_of(table, base)
+    if table.kind == "auto" and parts[0].format is not None:
+        yield Notice(where=table.path, text=f"read as {parts[0].format.name}")
+    for part in parts:
+        for item in _part(part, table, base, images):
+            if isinstance(item, Imported):
+                identity = int(item.pair.id, 16)
+                if identity in seen:
+                    yield Skipped(where=item.where, reason=DUPLICATE)
+                    continue
+                seen.add(identity)
+            yield item
+
+
+def _part(part: Part, table: PreferencesTable, base: Path, images: Path) -> Iterator[Imported | Skipped | Notice]:
+    pictures = Pictures(part.root, images, also=(base / table.root,) if table.root else (), key="preferences.root")
+    rows: Lines = rows_of(part.path, table)
+    if table.count:
+        rows = islice(rows, table.count)
+    form, unknown, total, left_out = part.format, Counter[str](), 0, 0
+    for line in rows:
+        total += 1
+        if isinstance(line, Skipped):
+            yield line
+            continue
+        where, row = line[0].removeprefix(f"{base}/"), line[1]
+        if form is None or (total == 1 and part.format is not None):
+            form = _format_of(part, table, row)
+            if table.kind == "auto" and part.format is None:
+                yield Notice(where=table.path, text=f"read as {form.name}")
+        unknown.update(name for name, value in row.items() if name not in form.columns and value not in (None, "", [], {}))
+        try:
+            for parsed in form.parse(row):
+                repeat = _repeats(part, parsed)
+                left_out += not repeat
+                if repeat:
+                    question, pair = build(parsed, pictures, where=where, source=part.name, domain=table.domain, repeat=repeat)
+                    yield Imported(where=where, question=question, pair=pair)
+        except SourceError as error:
+            yield Skipped(where=where, reason=str(error))
+    if not total:
+        yield Notice(where=part.name, text="holds no rows")
+    if left_out:
+        yield Notice(where=part.name, text=f"repeat_time = {part.repeat:g} leaves out {amount(left_out, 'pair')}")
+    if part.length is not None and part.length != total and not table.count:
+        yield Notice(where=part.name, text=f"length = {part.length}, but the file has {amount(total, 'row')}; is it complete?")
+    if unknown:
+        named = ", ".join(f"{name} ({amount(count, 'row')})" for name, count in sorted(unknown.items()))
+        yield Notice(where=part.name, text=f"columns that are not used: {named}")
+
+
+def _format_of(part: Part, table: PreferencesTable, row: Row) -> Format:
+    """The format of a file by its first row. Raises SourceError where the recipe says another one, or none is recognised."""
+    if part.format is not None:
+        if part.format.fits(row):
+            return part.format
+    elif table.kind in GENERIC:
+        return _generic(part, table, row)
+    elif table.kind != "auto" and FORMATS[table.kind].fits(row):
+        return FORMATS[table.kind]
+    actual = recognise(row)
+    if actual and table.kind == "auto" and part.format is None:
+        return FORMATS[actual]
+    if actual:
+        raise other_format(part.path, actual, part.format.name if part.format else table.kind)
+    has = ", ".join(map(repr, row)) or "no columns"
+    hint = 'set kind = "jsonl" and name the columns: columns = { prompt = "..", chosen = "..", rejected = ".." }'
+    message = f"{part.path}: no preference pairs of a known format ({', '.join(supported())}); the first row has {has}; {hint}"
+    raise SourceError(message, code="preferences-unknown-format", path=part.path)
+
+
+def _generic(part: Part, table: PreferencesTable, row: Row) -> Format:
+    columns = table.columns
+    for name in ("chosen", "rejected"):
+        if (column := columns.get(name, name)) not in row:
+            message = f"{part.path}: no column {column!r} for {name}; it has {', '.join(row)}; set preferences.columns.{name}"
+            raise SourceError(message, code="preferences-no-column", path=part.path, key=f"preferences.columns.{name}")
+    return Format(
+        name=table.kind, fits=lambda row: True, parse=renamed(columns), columns=FORMATS["trl"].columns | frozenset(columns.values())
+    )
+
+
+def _repeats(part: Part, row: PreferenceRow) -> int:
+    """How often a pair is trained on in one epoch: repeat_time, its fraction drawn by the content of the pair alone."""
+    whole, fraction = int(part.repeat), part.repeat % 1
+    if not fraction:
+        return whole
+    prompt = [[message.role, message.text] for message in row.prompt]
+    lot = int(content_id("repeat_time", part.name, prompt, str(row.chosen), str(row.rejected)), 16) / 2.0**64
+    return whole + (lot < fraction)

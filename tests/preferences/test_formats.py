@@ -1,0 +1,263 @@
+"""Each format of ready-made pairs: the same two pairs written in it come in as the same records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from failures import fails
+from imported_pairs import content, imported, read_pairs
+from preference_files import jsonl, meta, parquet, picture
+
+from mixpo.errors import SourceError
+
+Q1, Q2 = "<image>\nWhat color?", "<image>\nand <image>\nalike?"
+SIDES = [("It is red.", "It is blue."), ("No.", "Yes.")]
+
+
+def mmpr(folder: Path) -> Path:
+    rows = [{"image": "0.png", "question": "What color?"}, {"image": ["1.png", "2.png"], "question": "<image>\nand <image>\nalike?"}]
+    return meta(folder, [{**row, "chosen": c, "rejected": r} for row, (c, r) in zip(rows, SIDES, strict=True)])
+
+
+def parts(text: str) -> list[dict[str, str]]:
+    first, *rest = text.split("<image>\n")
+    made = [{"type": "text", "text": first}] if first else []
+    for piece in rest:
+        made += [{"type": "image"}, {"type": "text", "text": piece}]
+    return made
+
+
+IMAGES = [["0.png"], ["1.png", "2.png"]]
+
+
+def turn(role: str, content: object) -> dict[str, object]:
+    return {"role": role, "content": content}
+
+
+def trl(folder: Path) -> Path:
+    return jsonl(folder / "trl.jsonl", [
+        {"prompt": [turn("user", parts(q))], "chosen": [turn("assistant", parts(c))], "rejected": [turn("assistant", r)], "images": i}
+        for q, (c, r), i in zip((Q1, Q2), SIDES, IMAGES, strict=True)
+    ])  # fmt: skip
+
+
+def trl_implicit(folder: Path) -> Path:
+    return jsonl(folder / "implicit.jsonl", [
+        {"chosen": [turn("user", parts(q)), turn("assistant", c)], "rejected": [turn("user", parts(q)), turn("assistant", r)], "images": i}
+        for q, (c, r), i in zip((Q1, Q2), SIDES, IMAGES, strict=True)
+    ])  # fmt: skip
+
+
+def trl_standard(folder: Path) -> Path:
+    rows = [{"prompt": q, "chosen": c, "rejected": r, "images": i} for q, (c, r), i in zip((Q1, Q2), SIDES, IMAGES, strict=True)]
+    return jsonl(folder / "standard.jsonl", rows)
+
+
+def trl_parquet(folder: Path) -> Path:
+    return parquet(folder / "data" / "train-0.parquet", [
+        {"prompt": q, "chosen": c, "rejected": r, "images": [picture(folder, n) for n in numbers]}
+        for q, (c, r), numbers in zip((Q1, Q2), SIDES, ([0], [1, 2]), strict=True)
+    ])  # fmt: skip
+
+
+def swift(folder: Path) -> Path:
+    return jsonl(folder / "swift.jsonl", [
+        {"messages": [turn("user", q), turn("assistant", c)], "rejected_response": r, "images": i}
+        for q, (c, r), i in zip((Q1, Q2), SIDES, IMAGES, strict=True)
+    ])  # fmt: skip
+
+
+def swift_messages(folder: Path) -> Path:
+    return jsonl(folder / "swift.jsonl", [
+        {"messages": [turn("user", q), turn("assistant", c)], "rejected_messages": [turn("user", q), turn("assistant", r)], "images": i}
+        for q, (c, r), i in zip((Q1, Q2), SIDES, IMAGES, strict=True)
+    ])  # fmt: skip
+
+
+def sharegpt(folder: Path) -> Path:
+    said = [{"from": "human", "value": Q1}], [{"from": "human", "value": Q2}]
+    rows = [
+        {"talk": q, "good": {"from": "gpt", "value": c}, "bad": {"from": "gpt", "value": r}, "pictures": i}
+        for q, (c, r), i in zip(said, SIDES, IMAGES, strict=True)
+    ]
+    (folder / "pairs.json").write_text(json.dumps(rows, indent=1))
+    columns = {"messages": "talk", "chosen": "good", "rejected": "bad", "images": "pictures"}
+    entries = {
+        "mine": {"file_name": "pairs.json", "formatting": "sharegpt", "ranking": True, "columns": columns},
+        "other": {"file_name": "sft.json"},
+    }
+    (folder / "dataset_info.json").write_text(json.dumps(entries))
+    return folder / "dataset_info.json"
+
+
+def alpaca(folder: Path) -> Path:
+    rows = [
+        {"instruction": q.split("\n")[0], "input": q.partition("\n")[2], "chosen": c, "rejected": r, "images": i}
+        for q, (c, r), i in zip((Q1, Q2), SIDES, IMAGES, strict=True)
+    ]
+    jsonl(folder / "pairs.jsonl", rows)
+    (folder / "dataset_info.json").write_text(json.dumps({"mine": {"file_name": "pairs.jsonl", "ranking": True}}))
+    return folder / "dataset_info.json"
+
+
+def rlaif_v(folder: Path) -> Path:
+    rows = [
+        {"ds_name": "x", "question": q, "chosen": c, "rejected": r, "image": [picture(folder, n) for n in numbers], "idx": 1}
+        for q, (c, r), numbers in zip((Q1, Q2), SIDES, ([0], [1, 2]), strict=True)
+    ]
+    return parquet(folder / "rlaif.parquet", rows)
+
+
+def rlhf_v(folder: Path) -> Path:
+    rows = [
+        {"text": json.dumps({"question": q, "chosen": c, "rejected": r}), "image": [picture(folder, n) for n in numbers]}
+        for q, (c, r), numbers in zip((Q1, Q2), SIDES, ([0], [1, 2]), strict=True)
+    ]
+    return parquet(folder / "rlhf.parquet", rows)
+
+
+def vlfeedback(folder: Path) -> Path:
+    def rated(text: str, *ratings: str) -> dict[str, object]:
+        aspects = zip(("Helpfulness", "Visual Faithfulness", "Ethical Considerations"), ratings, strict=True)
+        return {"response": text, "model": "m", "annotations": {name: {"Rating": rating, "Rationale": ""} for name, rating in aspects}}
+
+    rows = [
+        {"prompt": q, "completions": [rated(r, "2", "1", "5"), rated(c, "5", "4", "N/A")], "images": [picture(folder, n) for n in numbers]}
+        for q, (c, r), numbers in zip((Q1, Q2), SIDES, ([0], [1, 2]), strict=True)
+    ]
+    return parquet(folder / "rated.parquet", rows)
+
+
+WRITERS = {
+    "mmpr": [mmpr], "trl": [trl, trl_implicit, trl_standard, trl_parquet], "ms-swift": [swift, swift_messages],
+    "llama-factory": [sharegpt, alpaca], "rlaif-v": [rlaif_v], "rlhf-v": [rlhf_v], "vlfeedback": [vlfeedback],
+}  # fmt: skip
+EVERY = [(kind, write) for kind, writers in WRITERS.items() for write in writers]
+
+
+@pytest.mark.parametrize(("kind", "write"), EVERY, ids=lambda value: value if isinstance(value, str) else value.__name__)
+def test_the_same_pairs_in_every_format(folder: Path, kind: str, write: Callable[[Path], Path]) -> None:
+    expected = [row[1:] for row in (content(*pair) for pair in read_pairs(mmpr(folder)))]
+    assert [row[0] for row in expected] == [Q1, Q2]
+    (folder / "meta.json").unlink()
+    path = write(folder)
+    pairs, skipped, notices = imported(path)
+    assert not skipped
+    assert [content(*pair)[1:] for pair in pairs] == expected
+    assert ("read as " + kind) in [notice.text for notice in notices]
+    assert [content(*pair)[1:] for pair in read_pairs(path, kind=kind)] == expected
+    assert len({question.id for question, _ in pairs}) == 2
+    for question, pair in pairs:
+        assert (pair.origin, question.verbatim, pair.question) == ("imported", True, question.id)
+        assert pair.provenance
+        assert str(folder) not in pair.provenance
+
+
+@pytest.mark.parametrize(("kind", "write"), EVERY, ids=lambda value: value if isinstance(value, str) else value.__name__)
+def test_a_file_of_another_format_is_named(folder: Path, kind: str, write: Callable[[Path], Path]) -> None:
+    path = write(folder)
+    wrong = "ms-swift" if kind != "ms-swift" else "mmpr"
+    with fails("preferences-other-format", SourceError) as failure:
+        imported(path, kind=wrong)
+    assert failure.parts[1:3] == (kind, wrong)
+
+
+def test_any_columns_with_a_map(folder: Path) -> None:
+    rows = [
+        {"q": q, "good": c, "bad": r, "pics": i, "kind_of": "colors", "note": "x"}
+        for q, (c, r), i in zip((Q1, Q2), SIDES, IMAGES, strict=True)
+    ]
+    path = jsonl(folder / "mine.jsonl", rows)
+    columns = {"prompt": "q", "chosen": "good", "rejected": "bad", "images": "pics", "domain": "kind_of"}
+    pairs, skipped, notices = imported(path, kind="jsonl", columns=columns)
+    assert not skipped
+    assert [content(*pair)[1:] for pair in pairs] == [content(*pair)[1:] for pair in read_pairs(mmpr(folder))]
+    assert pairs[0][0].domain == "colors"
+    assert [notice.text for notice in notices] == ["columns that are not used: note (2 rows)"]
+    with fails("preferences-unknown-format", SourceError):
+        imported(path)
+    with fails("preferences-no-column", SourceError, key="preferences.columns.chosen"):
+        imported(path, kind="jsonl", columns={"prompt": "q"})
+
+
+def test_saved_datasets_are_read(folder: Path) -> None:
+    import datasets
+
+    rows = [{"prompt": q, "chosen": c, "rejected": r, "images": i} for q, (c, r), i in zip((Q1, Q2), SIDES, IMAGES, strict=True)]
+    data = datasets.Dataset.from_list([{**row, "images": [str(folder / name) for name in row["images"]]} for row in rows])
+    data = data.cast_column("images", datasets.Sequence(datasets.Image()))
+    datasets.DatasetDict({"train": data}).save_to_disk(folder / "saved")
+    assert [content(*pair) for pair in read_pairs(folder / "saved", root=str(folder))] == [
+        content(*pair) for pair in read_pairs(mmpr(folder))
+    ]
+
+
+def test_several_turns_and_a_system_message(folder: Path) -> None:
+    turns = [turn("system", "Be brief."), turn("user", "<image>\nWhat?"), turn("assistant", "A cat."), turn("user", "Which color?")]
+    swift_row = {"messages": [*turns, turn("assistant", "Red.")], "rejected_response": "Blue.", "images": ["0.png"]}
+    trl_row = {"prompt": turns, "chosen": [turn("assistant", "Red.")], "rejected": [turn("assistant", "Blue.")], "images": ["0.png"]}
+    alpaca_row = {
+        "instruction": "Which color?", "history": [["<image>\nWhat?", "A cat."]], "system": "Be brief.",
+        "chosen": "Red.", "rejected": "Blue.", "images": ["0.png"],
+    }  # fmt: skip
+    made = [read_pairs(jsonl(folder / f"{n}.jsonl", [row]))[0] for n, row in enumerate((swift_row, trl_row, alpaca_row))]
+    assert len({content(*pair) for pair in made}) == 1
+    question = made[0][0]
+    assert [(m.role, m.text) for m in question.history] == [
+        ("system", "Be brief."), ("user", "<image>\nWhat?"), ("assistant", "A cat."),
+    ]  # fmt: skip
+    assert question.text == "Which color?"
+
+
+def test_three_rated_completions_make_three_pairs(folder: Path) -> None:
+    completions = {
+        "model": ["a", "b", "c"], "response": ["best", "worst", "middle"],
+        "annotations": [{"Helpfulness": {"Rating": rating}} for rating in ("5", "1", "3")],
+    }  # fmt: skip
+    path = parquet(folder / "rated.parquet", [{"prompt": "Which?", "completions": completions}])
+    pairs = read_pairs(path)
+    assert [(pair.chosen, pair.rejected) for _, pair in pairs] == [("best", "worst"), ("best", "middle"), ("middle", "worst")]
+    assert len({question.id for question, _ in pairs}) == 1
+
+
+def test_the_layout_of_the_released_mmpr(folder: Path) -> None:
+    """Paths of meta.json begin with the name of the folder that it lies in; training is started beside that folder."""
+    release = folder / "MMPR-v1.2"
+    row = {"image": "0.png", "question": "<image>\nWhat color?", "chosen": "Red.", "rejected": "Blue."}
+    jsonl(release / "annotations" / "set.jsonl", [row])
+    (release / "images").mkdir()
+    (folder / "0.png").rename(release / "images" / "0.png")
+    entry = {
+        "root": "MMPR-v1.2/images",
+        "annotation": "MMPR-v1.2/annotations/set.jsonl",
+        "data_augment": False,
+        "repeat_time": 1,
+        "length": 1,
+    }
+    (release / "meta.json").write_text(json.dumps({"set": entry}))
+    assert len(read_pairs(release / "meta.json")) == len(read_pairs(release)) == 1
+    release.rename(folder / "elsewhere")
+    assert len(read_pairs(folder / "elsewhere")) == 1
+
+
+@pytest.mark.parametrize(("value", "reason"), [("../..", "outside"), ("gone", "not found"), (5, "must be a path")])
+def test_paths_of_meta_stay_below_its_folder(folder: Path, value: object, reason: str) -> None:
+    path = meta(folder, [{"question": "?", "chosen": "a", "rejected": "b"}], root=value)
+    with fails("mmpr-path", SourceError, key="set") as failure:
+        imported(path)
+    assert reason in failure.message
+
+
+def test_repeat_time(folder: Path) -> None:
+    rows = [{"question": f"What is {n}?", "chosen": "a", "rejected": "b"} for n in range(400)]
+    half, _, notices = imported(meta(folder, rows, repeat_time=0.25))
+    assert 70 <= len(half) <= 130  # 100 expected, standard deviation 8.7
+    assert f"repeat_time = 0.25 leaves out {400 - len(half)} pairs" in [notice.text for notice in notices]
+    assert {q.id for q, _ in half} == {q.id for q, _ in imported(meta(folder, rows[::-1], repeat_time=0.25))[0]}
+    assert {pair.repeat for _, pair in read_pairs(meta(folder, rows, repeat_time=3))} == {3}
+    assert {pair.repeat for _, pair in read_pairs(meta(folder, rows, repeat_time=1.5))} == {1, 2}
+    with fails("repeat-time", SourceError, key="set"):
+        imported(meta(folder, rows, repeat_time=0))
