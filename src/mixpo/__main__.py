@@ -2,12 +2,12 @@
 
 import sys
 
-from mixpo.signals import STOPPING
+from mixpo.signals import HANDLER
 
 
 def main() -> int:
     """Run the command of this process; returns its exit status."""
-    STOPPING.listen()
+    HANDLER.install()
     from mixpo.cli import main as command  # takes a second, in which Ctrl+C may come
 
     return command()

@@ -1,8 +1,8 @@
-"""What Ctrl+C and SIGTERM do to a command, from its first moment on. Imports nothing heavy, because it comes before everything else.
+"""Handling of Ctrl+C and SIGTERM, from a command's first moment on. Imports nothing heavy, because it comes before everything else.
 
-While a command is at work, the first signal is a KeyboardInterrupt, so that the command puts its things in order. Before that
-nothing is at stake, and after it whoever signals again does not want to wait: then the process ends at once. That loses nothing,
-because whatever a run keeps outlives a kill.
+While a command is running, the first signal raises KeyboardInterrupt, so that the command can clean up. Before that there is nothing
+to clean up, and a second signal means that the user does not want to wait: the process ends at once. No finished work is lost, because
+a run survives being killed.
 """
 
 from __future__ import annotations
@@ -18,53 +18,53 @@ MESSAGE = "mixpo: stopped; run the same command again (without --force) to resum
 SHOW_CURSOR = "\x1b[?25h"
 
 
-class Stopping:
-    """Which signal has come, whether there is something to put in order first, and whether the user was told."""
+class SignalHandler:
+    """The last signal, whether a command is running that must clean up first, and whether the message has been printed."""
 
     def __init__(self) -> None:
-        self.at_work = False
-        self.announced = False
+        self.interruptible = False
+        self.message_printed = False
         self.signal = signal.SIGINT
         self._owner = 0
 
-    def listen(self) -> None:
-        """Take over Ctrl+C and, in a process that no launcher watches, SIGTERM. For the main thread of a command's own process."""
+    def install(self) -> None:
+        """Handle SIGINT and, in a process without a launcher, SIGTERM. Call it in the main thread of a command's own process."""
         self._owner = os.getpid()
-        signal.signal(signal.SIGINT, self._heard)
-        if os.environ.get("WORLD_SIZE", "1") == "1":  # a launcher ends its ranks so, and does not wait for what they compute
-            signal.signal(signal.SIGTERM, self._heard)
+        signal.signal(signal.SIGINT, self._handle)
+        if os.environ.get("WORLD_SIZE", "1") == "1":  # a launcher ends its ranks with SIGTERM and does not wait for their work
+            signal.signal(signal.SIGTERM, self._handle)
 
     @contextmanager
-    def work(self) -> Iterator[None]:
-        """Within it the first signal is a KeyboardInterrupt."""
-        self.at_work = True
+    def interrupts(self) -> Iterator[None]:
+        """Within this context the first signal raises KeyboardInterrupt."""
+        self.interruptible = True
         try:
             yield
         finally:
-            self.at_work = False
+            self.interruptible = False
 
     @property
-    def status(self) -> int:
-        """The exit status after a signal: 130 for Ctrl+C, 143 for SIGTERM."""
+    def exit_status(self) -> int:
+        """The exit status after a signal: 130 for SIGINT, 143 for SIGTERM."""
         return 128 + self.signal
 
-    def _heard(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._owner:  # forked: the signal is meant for this process alone
+    def exit_now(self) -> None:
+        """End the process without cleaning up; prints the message unless it has been printed, and shows the cursor again."""
+        text = (SHOW_CURSOR if sys.stderr.isatty() else "") + ("" if self.message_printed else f"\n{MESSAGE}\n")
+        os.write(2, text.encode())  # not print: the signal may have come in the middle of one
+        os._exit(self.exit_status)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._owner:  # a forked child: default behaviour, for this process only
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
         self.signal = signal.Signals(number)
-        if self.at_work:
-            self.at_work = False
+        if self.interruptible:
+            self.interruptible = False
             raise KeyboardInterrupt
-        self.end()
-
-    def end(self) -> None:
-        """End the process now, with the terminal as it was."""
-        end = (SHOW_CURSOR if sys.stderr.isatty() else "") + ("" if self.announced else f"\n{MESSAGE}\n")
-        os.write(2, end.encode())  # not print: the signal may have come in the middle of one
-        os._exit(self.status)
+        self.exit_now()
 
 
-STOPPING = Stopping()
-"""Of this process."""
+HANDLER = SignalHandler()
+"""The handler of this process."""

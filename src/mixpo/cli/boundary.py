@@ -17,7 +17,7 @@ from mixpo.cli.output import Lines, printable
 from mixpo.distributed import Ranks, ranks_from_env
 from mixpo.errors import MixpoError, refused
 from mixpo.progress import Progress, Silent
-from mixpo.signals import MESSAGE, STOPPING
+from mixpo.signals import HANDLER, MESSAGE
 
 if TYPE_CHECKING:
     from mixpo.cli.bars import Bars
@@ -40,7 +40,7 @@ def boundary(together: bool = False) -> Iterator[Terminal]:
     """
     ranks = Ranks()
     try:
-        with STOPPING.work():
+        with HANDLER.interrupts():
             ranks = ranks_from_env(os.environ)
             if ranks.main:
                 with closing(open_progress()) as progress:
@@ -56,8 +56,8 @@ def boundary(together: bool = False) -> Iterator[Terminal]:
     except MixpoError as error:
         _fail(ranks, printable(f"mixpo: {error}"), error.exit_code)
     except KeyboardInterrupt:
-        STOPPING.announced = True
-        _fail(ranks, f"\n{MESSAGE}", STOPPING.status)
+        HANDLER.message_printed = True
+        _fail(ranks, f"\n{MESSAGE}", HANDLER.exit_status)
     except BrokenPipeError:
         # The reader closed the pipe (`mixpo status RUN | head`); write nothing more, not even at exit.
         sys.stdout = open("/dev/null", "w")  # noqa: SIM115
