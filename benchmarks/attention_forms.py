@@ -45,8 +45,8 @@ class Dense:
     def attend(self, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:
         """(T, H, D) each -> (T, H, D)."""
         _refuse(options)
-        parts = [part.transpose(0, 1)[None] for part in (query, key, value)]
-        out = F.scaled_dot_product_attention(*parts, attn_mask=self.mask, scale=options.scale, enable_gqa=query.shape[1] != key.shape[1])
+        q, k, v = (part.transpose(0, 1)[None] for part in (query, key, value))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, scale=options.scale, enable_gqa=query.shape[1] != key.shape[1])
         return out[0].transpose(0, 1)
 
 
@@ -90,7 +90,8 @@ def plan_flex(spans: Sequence[Span], device: torch.device) -> Flex:
         return (other <= at) & (at < until[other])
 
     mask = create_block_mask(seen, None, None, tokens, tokens, device=str(device))
-    return Flex(mask, tokens, _compiled() if device.type == "cuda" else flex_attention)
+    call: Callable[..., Any] = _compiled() if device.type == "cuda" else flex_attention
+    return Flex(mask, tokens, call)
 
 
 _COMPILED: list[Callable[..., Any]] = []

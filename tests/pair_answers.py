@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from mixpo.recipe import PairsTable
-from mixpo.types import Question, Response, Verdict
+from mixpo.types import Outcome, Question, Response, Verdict
 
 ASKED = Question(id="q1", text="How many?", answer="7", kind="number")
 OPEN = Question(id="q2", text="Describe the picture.")
@@ -23,14 +23,14 @@ def response(index: int, text: str, question: str = "q1", **changes: Any) -> Res
     return Response(**{"question": question, "index": index, "text": text, "token_ids": ids, **changes})
 
 
-def judged(*rows: tuple[str, str, str | None] | tuple[str, str, str | None, str]) -> tuple[list[Response], list[Verdict]]:
+def judged(*rows: tuple[str, Outcome, str | None] | tuple[str, Outcome, str | None, str]) -> tuple[list[Response], list[Verdict]]:
     """From (text, outcome, extracted[, finish]) to responses and verdicts."""
     responses = [response(i, row[0], finish=row[3] if len(row) > 3 else "stop") for i, row in enumerate(rows)]
     verdicts = [Verdict(question="q1", index=i, outcome=row[1], extracted=row[2]) for i, row in enumerate(rows)]
     return responses, verdicts
 
 
-OUTCOMES = ("correct", "wrong", "malformed", "undecided")
+OUTCOMES: tuple[Outcome, ...] = ("correct", "wrong", "malformed", "undecided")
 
 
 @st.composite

@@ -7,6 +7,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,7 +87,7 @@ def test_broken_exif_means_no_rotation(tmp_path: Path) -> None:
 
 def test_cmyk_jpeg(tmp_path: Path) -> None:
     Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=100)
-    red, green, blue = load(tmp_path / "a.jpg").getpixel((8, 8))
+    red, green, blue = load(tmp_path / "a.jpg").getpixel((8, 8))  # type: ignore[misc]
     assert red > 245
     assert max(green, blue) < 10
 
@@ -142,7 +143,7 @@ def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".gif", ".webp", ".png"])
 def test_animation_gives_its_first_frame(tmp_path: Path, suffix: str) -> None:
     frames = [Image.new("RGB", (8, 8), RED), Image.new("RGB", (8, 8), BLUE)]
-    options = {"lossless": True} if suffix == ".webp" else {}
+    options: dict[str, Any] = {"lossless": True} if suffix == ".webp" else {}
     frames[0].save(tmp_path / f"a{suffix}", save_all=True, append_images=frames[1:], duration=50, **options)
     assert load(tmp_path / f"a{suffix}").getpixel((4, 4)) == RED
 

@@ -14,7 +14,7 @@ from mixpo.recipe import parse
 from mixpo.records import Drop, Judged, Paired, Prediction, Sampled
 from mixpo.run import Manifest, Run, now
 from mixpo.train.metrics import StepMetrics
-from mixpo.types import ImageRef, Outcome, Question, Response, Verdict, content_id
+from mixpo.types import AnswerKind, ImageRef, Outcome, Question, Response, Verdict, content_id
 
 ATTACK = '<script>window.hacked = 1</script><img src=x onerror="window.hacked = 1">[link](javascript:window.hacked=1)'
 FORMULA = "So \\(x^2 + y^2 = z^2\\) and $$\\frac{1}{2} + \\frac{1}{3} = \\frac{5}{6}$$ which costs $5 and $6."
@@ -102,7 +102,7 @@ def _question(number: int, pictures: Sequence[ImageRef]) -> Question:
     }.get(number, f"<image>\nHow many shapes are red in puzzle {number}?")
     images = tuple(pictures[:2]) if number == 0 else (pictures[number % len(pictures)],)
     choices = ("a circle", "a square", "a triangle") if number == 4 else ()
-    kind = "choice" if number == 4 else "none" if number == 5 else "number"
+    kind: AnswerKind = "choice" if number == 4 else "none" if number == 5 else "number"
     return Question(
         id=content_id("viewer", number), text=text, images=images, choices=choices, kind=kind,
         answer={4: "B", 5: None}.get(number, str(number % 7)), domain=("count", "read", "solve")[number % 3], source="by hand",

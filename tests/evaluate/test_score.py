@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,7 +128,7 @@ def test_nothing_and_twice_are_refused(rows: list[Prediction]) -> None:
             function(rows)
 
 
-def test_scoring_saved_predictions_again_gives_the_same_numbers(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_scoring_saved_predictions_again_gives_the_same_numbers(tmp_path: Path) -> None:
     rows = [
         replace(row, domain="sum" if n % 2 else "", extracted=None if n % 5 == 0 else "7") for n, row in enumerate(answers("cwmucc" * 50))
     ]

@@ -108,7 +108,8 @@ def many(right, wrong):
 
 @pytest.mark.parametrize(("right", "wrong"), [(1, 31), (31, 1), (16, 16), (3, 29), (8, 8), (2, 4), (12, 18)])
 def test_every_answer_is_used_evenly(right, wrong):
-    pairs, drops = correctness_pairs(ASKED, *many(right, wrong), table(max_per_question=15), 0)
+    responses, verdicts = many(right, wrong)
+    pairs, drops = correctness_pairs(ASKED, responses, verdicts, table(max_per_question=15), 0)
     expected = min(15, right * wrong)
     assert len(pairs) == len({(p.chosen_index, p.rejected_index) for p in pairs}) == expected
     assert drops["over_cap"] == right * wrong - expected
@@ -178,7 +179,7 @@ def test_nothing_is_lost_uncounted(answers, settings):
 def test_diagonals_list_everything_evenly(rows, columns):
     order = list(diagonals(rows, columns))
     assert sorted(order) == [(r, c) for r in range(rows) for c in range(columns)]
-    used = Counter(), Counter()
+    used = Counter[int](), Counter[int]()
     for row, column in order:
         used[0][row] += 1
         used[1][column] += 1

@@ -6,6 +6,7 @@ import itertools
 import sys
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from mixpo.recipe import ImageTable
 pytest.importorskip("easy_vqa")
 
 
-def test_published_counts(collect: Callable[..., object]) -> None:
+def test_published_counts(collect: Callable[..., Any]) -> None:
     train, skipped = collect(kind="easy_vqa")
     test, more = collect(kind="easy_vqa", split="test")
     assert skipped == more == []
@@ -30,7 +31,7 @@ def test_published_counts(collect: Callable[..., object]) -> None:
     assert not {q.images[0].digest for q in train} & {q.images[0].digest for q in test}
 
 
-def test_count_is_spread_evenly(collect: Callable[..., object]) -> None:
+def test_count_is_spread_evenly(collect: Callable[..., Any]) -> None:
     questions, _ = collect(kind="easy_vqa", split="test", count=100)
     numbers = sorted(int(q.images[0].path.rpartition("/")[2].removesuffix(".png")) for q in questions)
     assert len(questions) == 100
@@ -41,12 +42,12 @@ def test_count_is_spread_evenly(collect: Callable[..., object]) -> None:
     assert (image.mode, image.size) == ("RGB", (64, 64))
 
 
-def test_more_than_there_are(collect: Callable[..., object]) -> None:
+def test_more_than_there_are(collect: Callable[..., Any]) -> None:
     with pytest.raises(SourceError, match="test split has 9673 questions; set count = 0 for all"):
         collect(kind="easy_vqa", split="test", count=10_000)
 
 
-def test_missing_package(collect: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package(collect: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "easy_vqa", None)
     with pytest.raises(MissingExtra, match=r"pip install 'mixpo\[easy-vqa\]'"):
         collect(kind="easy_vqa")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
@@ -16,8 +17,12 @@ from PIL import Image
 from mixpo.errors import MissingExtra, SourceError
 from mixpo.images import digest_file, open_image
 from mixpo.recipe import ImageTable
+from mixpo.types import Question, Skipped
 
-datasets = pytest.importorskip("datasets")
+if TYPE_CHECKING:
+    import datasets
+else:
+    datasets = pytest.importorskip("datasets")
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +51,7 @@ def data(folder: Path) -> datasets.Dataset:
 MAPPING = {"kind": "hub", "path": "data", "question": "query", "answer": "label", "image": "picture"}
 
 
-def check(folder: Path, questions: list, skipped: list) -> None:  # type: ignore[type-arg]
+def check(folder: Path, questions: list[Question], skipped: list[Skipped]) -> None:
     assert [(q.text, q.answer, q.kind) for q in questions] == [
         ("<image>\nWhat color?", "red", "text"),
         ("<image>\nAnd this?", "green", "text"),
@@ -58,26 +63,26 @@ def check(folder: Path, questions: list, skipped: list) -> None:  # type: ignore
     assert [(s.where, s.reason) for s in skipped] == [("data/train[3]", "question is empty")]
 
 
-def test_parquet_folder(folder: Path, data: datasets.Dataset, collect: Callable[..., object]) -> None:
+def test_parquet_folder(folder: Path, data: datasets.Dataset, collect: Callable[..., Any]) -> None:
     (folder / "data").mkdir()
     data.to_parquet(folder / "data" / "train.parquet")
     check(folder, *collect(**MAPPING))
     assert len(collect(**MAPPING, count=2)[0]) == 2
 
 
-def test_saved_to_disk(folder: Path, data: datasets.Dataset, collect: Callable[..., object]) -> None:
+def test_saved_to_disk(folder: Path, data: datasets.Dataset, collect: Callable[..., Any]) -> None:
     data.save_to_disk(folder / "data")
     check(folder, *collect(**MAPPING))
 
 
-def test_saved_to_disk_with_splits(folder: Path, data: datasets.Dataset, collect: Callable[..., object]) -> None:
+def test_saved_to_disk_with_splits(folder: Path, data: datasets.Dataset, collect: Callable[..., Any]) -> None:
     datasets.DatasetDict({"train": data, "test": data}).save_to_disk(folder / "data")
     check(folder, *collect(**MAPPING))
     with pytest.raises(SourceError, match=r"has no 'tst', did you mean 'test'.* it has train, test"):
         collect(**MAPPING, split="tst")
 
 
-def test_image_folder_with_labels(folder: Path, collect: Callable[..., object]) -> None:
+def test_image_folder_with_labels(folder: Path, collect: Callable[..., Any]) -> None:
     for number, name in enumerate(("circle", "square")):
         (folder / "data" / name).mkdir(parents=True)
         (folder / f"{number}.png").rename(folder / "data" / name / "x.png")
@@ -90,7 +95,7 @@ def test_image_folder_with_labels(folder: Path, collect: Callable[..., object]) 
     ]
 
 
-def test_lists_of_images_choices_and_class_labels(folder: Path, collect: Callable[..., object]) -> None:
+def test_lists_of_images_choices_and_class_labels(folder: Path, collect: Callable[..., Any]) -> None:
     pictures = [{"bytes": encoded(folder, n), "path": None} for n in range(2)]
     rows = {"question": ["Same?", "Text only?"], "answer": [1, 0], "image": [pictures, []], "options": [["yes", "no"], ["yes", "no"]]}
     features = datasets.Features(
@@ -110,7 +115,7 @@ def test_lists_of_images_choices_and_class_labels(folder: Path, collect: Callabl
     ]
 
 
-def test_paths_and_broken_images_are_listed(folder: Path, collect: Callable[..., object]) -> None:
+def test_paths_and_broken_images_are_listed(folder: Path, collect: Callable[..., Any]) -> None:
     (folder / "data").mkdir()
     (folder / "0.png").rename(folder / "data" / "0.png")
     rows = {"question": ["a", "b", "c"], "image": ["0.png", "../1.png", "/etc/passwd"]}
@@ -128,7 +133,7 @@ def test_paths_and_broken_images_are_listed(folder: Path, collect: Callable[...,
     assert "not an image in a known format" in skipped[0].reason
 
 
-def test_cmyk_bytes_are_kept_as_they_are(folder: Path, collect: Callable[..., object]) -> None:
+def test_cmyk_bytes_are_kept_as_they_are(folder: Path, collect: Callable[..., Any]) -> None:
     buffer = io.BytesIO()
     Image.new("CMYK", (8, 8), (0, 0, 0, 0)).save(buffer, "JPEG")
     features = datasets.Features({"question": datasets.Value("string"), "image": datasets.Image()})
@@ -139,7 +144,7 @@ def test_cmyk_bytes_are_kept_as_they_are(folder: Path, collect: Callable[..., ob
     assert question.images[0].path.endswith(".jpg")
 
 
-def test_missing_columns_are_named(folder: Path, data: datasets.Dataset, collect: Callable[..., object]) -> None:
+def test_missing_columns_are_named(folder: Path, data: datasets.Dataset, collect: Callable[..., Any]) -> None:
     data.save_to_disk(folder / "data")
     with pytest.raises(
         SourceError, match=r"source\.question: data has no column 'qery', did you mean 'query'\?; it has query, label, picture"
@@ -153,7 +158,7 @@ def test_missing_columns_are_named(folder: Path, data: datasets.Dataset, collect
     ("path", "reason"),
     [("./nowhere", "is not a folder"), ("0.png", "is not a folder"), ("void", "cannot be loaded by datasets"), ("bad", "cannot be loaded")],
 )
-def test_data_sets_that_are_not_there(folder: Path, collect: Callable[..., object], path: str, reason: str) -> None:
+def test_data_sets_that_are_not_there(folder: Path, collect: Callable[..., Any], path: str, reason: str) -> None:
     (folder / "void").mkdir()
     (folder / "bad").mkdir()
     (folder / "bad" / "train.parquet").write_bytes(b"PAR1 is not enough")
@@ -162,14 +167,14 @@ def test_data_sets_that_are_not_there(folder: Path, collect: Callable[..., objec
     assert "\n" not in str(caught.value)
 
 
-def test_unknown_split_of_a_folder(folder: Path, data: datasets.Dataset, collect: Callable[..., object]) -> None:
+def test_unknown_split_of_a_folder(folder: Path, data: datasets.Dataset, collect: Callable[..., Any]) -> None:
     (folder / "data").mkdir()
     data.to_parquet(folder / "data" / "train.parquet")
     with pytest.raises(SourceError, match="validation"):
         collect(**MAPPING, split="validation")
 
 
-def test_missing_library(folder: Path, collect: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_library(folder: Path, collect: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtra, match=r"source\.kind = \"hub\" needs the hub extra: pip install 'mixpo\[hub\]'"):
         collect(kind="hub", path="data")
@@ -192,7 +197,7 @@ def test_a_hub_that_is_away_is_said_without_half_a_minute_of_tries(tmp_path: Pat
     assert int(found[2]) < 10
 
 
-def test_what_datasets_has_kept_needs_no_hub(tmp_path: Path, collect: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_datasets_has_kept_needs_no_hub(tmp_path: Path, collect: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     (Path(datasets.config.HF_DATASETS_CACHE) / "some___where").mkdir(parents=True)
     monkeypatch.setattr(datasets, "load_dataset", lambda path, **_: datasets.Dataset.from_dict({"question": ["a"]}, split="train"))
     questions, _ = collect(kind="hub", path="some/where", answer="", image="")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from mixpo.sources.mmpr import bare_question
 ROW = {"image": "0.png", "question": "<image>\nWhat color?", "answer": "red"}
 
 
-def collection(folder: Path, entries: dict[str, list[dict[str, object]]], **extra: object) -> Path:
+def collection(folder: Path, entries: Mapping[str, Sequence[Mapping[str, object]]], **extra: object) -> Path:
     for name, rows in entries.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     meta = {name: {"root": ".", "annotation": f"{name}.jsonl", "repeat_time": 1, "data_augment": False, **extra} for name in entries}
@@ -23,7 +24,7 @@ def collection(folder: Path, entries: dict[str, list[dict[str, object]]], **extr
     return folder / "meta.json"
 
 
-def test_prompts_and_pairs_become_questions(folder: Path, collect: Callable[..., object]) -> None:
+def test_prompts_and_pairs_become_questions(folder: Path, collect: Callable[..., Any]) -> None:
     pair = {"image": ["1.png"], "question": "How many?", "chosen": "One.", "rejected": "Two.", "answer_gt": 1}
     collection(folder, {"prompts": [ROW, {**ROW, "image": "gone.png"}], "pairs": [pair, {**pair, "rejected": "Three."}]})
     questions, skipped = collect(kind="mmpr", path="meta.json")
@@ -33,14 +34,14 @@ def test_prompts_and_pairs_become_questions(folder: Path, collect: Callable[...,
     assert "duplicate" in skipped[1].reason
 
 
-def test_datasets_chooses(folder: Path, collect: Callable[..., object]) -> None:
+def test_datasets_chooses(folder: Path, collect: Callable[..., Any]) -> None:
     collection(folder, {"first": [ROW], "second": [{**ROW, "answer": "blue"}]})
     assert [q.source for q in collect(kind="mmpr", path="meta.json", datasets=["second"])[0]] == ["second"]
     with pytest.raises(SourceError, match="no 'secnd', did you mean 'second'"):
         collect(kind="mmpr", path="meta.json", datasets=["secnd"])
 
 
-def test_repeat_time_below_one_keeps_a_share_by_content(folder: Path, collect: Callable[..., object]) -> None:
+def test_repeat_time_below_one_keeps_a_share_by_content(folder: Path, collect: Callable[..., Any]) -> None:
     rows = [{"question": f"What is {n}?", "answer": n} for n in range(400)]
     collection(folder, {"set": rows}, repeat_time=0.25)
     kept, skipped = collect(kind="mmpr", path="meta.json")
@@ -55,13 +56,13 @@ def test_repeat_time_below_one_keeps_a_share_by_content(folder: Path, collect: C
     assert {q.id for q in kept} < {q.id for q in collect(kind="mmpr", path="meta.json")[0]}
 
 
-def test_repeat_time_above_one_counts_once(folder: Path, collect: Callable[..., object]) -> None:
+def test_repeat_time_above_one_counts_once(folder: Path, collect: Callable[..., Any]) -> None:
     collection(folder, {"set": [ROW]}, repeat_time=4)
     questions, skipped = collect(kind="mmpr", path="meta.json")
     assert (len(questions), skipped) == (1, [])
 
 
-def test_a_torn_annotation_is_noticed(folder: Path, collect: Callable[..., object]) -> None:
+def test_a_torn_annotation_is_noticed(folder: Path, collect: Callable[..., Any]) -> None:
     collection(folder, {"set": [ROW]}, length=90)
     questions, skipped = collect(kind="mmpr", path="meta.json")
     assert len(questions) == 1
@@ -87,7 +88,7 @@ def test_a_torn_annotation_is_noticed(folder: Path, collect: Callable[..., objec
         ('{"a": {"root": ".", "annotation": "a.jsonl", "length": "3"}}', "length must be a whole number"),
     ],
 )
-def test_unusable_meta(folder: Path, collect: Callable[..., object], meta: str | None, reason: str) -> None:
+def test_unusable_meta(folder: Path, collect: Callable[..., Any], meta: str | None, reason: str) -> None:
     (folder / "a.jsonl").write_text(json.dumps(ROW))
     if meta is not None:
         (folder / "meta.json").write_text(meta)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ NUMBERS = count()
 
 
 @pytest.fixture
-def own(folder: Path, collect: Callable[..., object]) -> Callable[..., object]:
+def own(folder: Path, collect: Callable[..., Any]) -> Callable[..., Any]:
     """Write a module with a function `rows` and read it as a source. Each has a name of its own: Python caches modules."""
 
     def run(code: str, **table: object) -> object:
@@ -26,7 +27,7 @@ def own(folder: Path, collect: Callable[..., object]) -> Callable[..., object]:
     return run
 
 
-def test_dictionaries_questions_and_pixels(own: Callable[..., object], folder: Path) -> None:
+def test_dictionaries_questions_and_pixels(own: Callable[..., Any], folder: Path) -> None:
     before = list(sys.path)
     questions, skipped = own(
         """
@@ -78,7 +79,7 @@ def rows(n, word="red"):
         ("a = 1\n1 / 0", r"cannot be imported: ZeroDivisionError: division by zero \(.*own\w*\.py, line 2\)$"),
     ],
 )
-def test_errors_of_the_users_code(own: Callable[..., object], code: str, reason: str) -> None:
+def test_errors_of_the_users_code(own: Callable[..., Any], code: str, reason: str) -> None:
     with pytest.raises(SourceError, match=reason):
         own(code)
 
@@ -92,6 +93,6 @@ def test_errors_of_the_users_code(own: Callable[..., object], code: str, reason:
         ("no_such_module_xyz:f", "cannot be imported"),
     ],
 )
-def test_bad_targets(collect: Callable[..., object], target: str, reason: str) -> None:
+def test_bad_targets(collect: Callable[..., Any], target: str, reason: str) -> None:
     with pytest.raises(SourceError, match=reason):
         collect(kind="python", target=target)

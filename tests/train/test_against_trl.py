@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def mixpo_terms(case: Case, delta: float = 0.0) -> LossTerms:
     answers, pairs = case.chosen + case.rejected, torch.arange(len(case.chosen))
     sums = torch.tensor([math.fsum(answer) for answer in answers], dtype=torch.float64)
     reference = torch.tensor(case.reference_chosen + case.reference_rejected, dtype=torch.float64)
-    smoothing = {"label_smoothing": case.label_smoothing} if case.label_smoothing else {}
+    smoothing: dict[str, Any] = {"label_smoothing": case.label_smoothing} if case.label_smoothing else {}
     # ORPO's lambda is TRL's beta and our weight of the preference term.
     table = LossTable(beta=case.beta, preference=case.beta if case.objective == "orpo" else 0.8, **smoothing)
     logps = ResponseLogps(sums, torch.tensor([len(answer) for answer in answers]))

@@ -223,8 +223,8 @@ def test_kto_never_anchors_below_zero() -> None:
 
 @pytest.mark.parametrize("loss_type", list(PREFERENCE_LOSSES))
 def test_preference_gradients_against_differences(loss_type: str) -> None:
-    def loss(*values: torch.Tensor) -> torch.Tensor:
-        return PREFERENCE_LOSSES[loss_type](PreferenceInputs(*values, BETA, 0.2, 0.1))  # type: ignore[index]
+    def loss(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+        return PREFERENCE_LOSSES[loss_type](PreferenceInputs(a, b, c, d, BETA, 0.2, 0.1))  # type: ignore[index]
 
     values = [torch.tensor([value, value - 0.7], dtype=torch.float64, requires_grad=True) for value in (0.4, -0.3, -0.9, -1.6)]
     assert torch.autograd.gradcheck(loss, values, eps=1e-6, atol=1e-6)

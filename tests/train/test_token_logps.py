@@ -72,7 +72,12 @@ def test_small_ones_are_made_at_once() -> None:
 def test_no_tensor_of_all_logits_is_kept() -> None:
     head, hidden, target, _ = setting()
     kept: list[int] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda tensor: tensor):
+
+    def save(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
         token_logps(head, LogitScaling(), hidden, target, whole=0, tile=4 * VOCABULARY * 4)
     assert max(kept) <= VOCABULARY * WIDTH
     assert sum(kept) < TOKENS * VOCABULARY

@@ -52,8 +52,9 @@ def read_table() -> list[Case]:
 
 
 def _case(row: dict[str, Any]) -> Case:
-    sides = {name: tuple(map(tuple, row.pop(name))) for name in ("chosen", "rejected")}
-    return Case(**sides, **{name: tuple(value) if isinstance(value, list) else value for name, value in row.items()})
+    sides: dict[str, Any] = {name: tuple(map(tuple, row.pop(name))) for name in ("chosen", "rejected")}
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+    return Case(**values, **sides)
 
 
 # --- what TRL says -----------------------------------------------------------------------------------------------------

@@ -61,7 +61,11 @@ def test_choices_and_open_questions() -> None:
         assert verifier.verify(question(None, "none"), response("anything"), "whole").outcome == "undecided"
 
 
-CUSTOM = {"correct": [True, "correct"], "wrong": [False, "wrong"], "undecided": ["undecided", "maybe", "malformed", None, 1]}
+CUSTOM: dict[str, list[object]] = {
+    "correct": [True, "correct"],
+    "wrong": [False, "wrong"],
+    "undecided": ["undecided", "maybe", "malformed", None, 1],
+}
 
 
 @pytest.mark.parametrize(("answer", "outcome"), [(answer, outcome) for outcome, answers in CUSTOM.items() for answer in answers])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 import viewer_run
@@ -17,7 +18,10 @@ from browsing import CHROMIUM, TOFU, Server, click, needs_chinese, press, proble
 from mixpo.human_labels import LABELS
 from mixpo.viewer.text import MAX_FORMULA
 
-api = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")
+if TYPE_CHECKING:
+    from playwright import sync_api as api
+else:
+    api = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 
 
@@ -377,8 +381,10 @@ PAGES = ("/", "/pairs", "/questions", "/statistics", "/audit", "/audit?kind=susp
 
 @pytest.mark.parametrize("width", [400, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_is_wider_than_the_window_and_text_can_be_read(browser: api.Browser, server: Server, width: int, scheme: str) -> None:
-    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)  # type: ignore[arg-type]
+def test_nothing_is_wider_than_the_window_and_text_can_be_read(
+    browser: api.Browser, server: Server, width: int, scheme: Literal["light", "dark"]
+) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
     page = context.new_page()
     page.goto(f"{server.home}/questions?text=int_0")
     formulas = page.locator(".row").first.get_attribute("href")

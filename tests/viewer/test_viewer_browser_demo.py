@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 from browsing import CHROMIUM, Server, click, press, problems
@@ -19,7 +20,10 @@ from mixpo.run import Run
 from mixpo.train.metrics import StepMetrics
 from mixpo.types import Pair, Question
 
-api = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")
+if TYPE_CHECKING:
+    from playwright import sync_api as api
+else:
+    api = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
@@ -261,8 +265,10 @@ def test_what_each_stage_left_out(page: api.Page, server: Server, records: Recor
 
 @pytest.mark.parametrize("width", [400, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_and_can_be_read(browser: api.Browser, server: Server, records: Records, width: int, scheme: str) -> None:
-    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)  # type: ignore[arg-type]
+def test_it_fits_and_can_be_read(
+    browser: api.Browser, server: Server, records: Records, width: int, scheme: Literal["light", "dark"]
+) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
     page = context.new_page()
     asked = next(iter(records.predictions("base", "cot")))
     found = {}

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import generated_run
 import pytest
 from browsing import CHROMIUM, Server, click, press
 
-api = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")
+if TYPE_CHECKING:
+    from playwright import sync_api as api
+else:
+    api = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
