@@ -24,7 +24,7 @@ from mixpo.records import Drop, Judged, OtherReading, Paired, Prediction, Sample
 from mixpo.run import Manifest
 from mixpo.stages.report import ReportFile
 from mixpo.train.metrics import StepMetrics
-from mixpo.types import ImageRef, Pair, Question, Response, Skipped, Verdict
+from mixpo.types import ImageRef, Message, Pair, Question, Response, Skipped, Verdict
 
 WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null", Any: "any value"}
 BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
@@ -46,6 +46,7 @@ COMMON = {
     "dropped": "what was dropped, by reason.",
     "Question.kind": "how its answer is compared.",
     "ImageRef.digest": "SHA-256 of the file's bytes.",
+    "Message.role": "who speaks.",
     "Sampled.responses": "the responses, by index.",
     "Sampled.error": "why the question failed; else empty.",
     "Response.text": "the generated text, without control tokens.",
@@ -85,7 +86,7 @@ COMMON = {
 """What fields are whose docstring leaves it to their name; a docstring that says it wins."""
 
 RECORDS: dict[str, tuple[type, ...]] = {
-    "Question": (Question, ImageRef),
+    "Question": (Question, ImageRef, Message),
     "Sampled": (Sampled, Response),
     "Judged": (Judged, Verdict),
     "Paired": (Paired, Pair, Drop),

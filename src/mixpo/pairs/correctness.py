@@ -150,8 +150,8 @@ def _objections(chosen: Sequence[_Answer], rejected: Sequence[_Answer], table: P
     places = _places(answer.text for answer in rejected)
     objections.update({(row, column): "same_text" for row, answer in enumerate(chosen) for column in places.get(answer.text, ())})
     several = len({answer.prompt for answer in (*chosen, *rejected)} - {None}) > 1
-    for (row, right), (column, wrong) in product(enumerate(chosen), enumerate(rejected)) if several else ():
-        if right.prompt is not None and right.prompt != wrong.prompt:
+    for (row, answer), (column, other) in product(enumerate(chosen), enumerate(rejected)) if several else ():
+        if answer.prompt is not None and answer.prompt != other.prompt:
             objections[row, column] = "other_prompt"
     return objections
 
