@@ -11,7 +11,7 @@ import typer
 
 from mixpo.cli.app import WORK, AsJson, DryRun, Folder, Force, Limit, RecipeFile, Settings, app, examples
 from mixpo.cli.boundary import Terminal, boundary
-from mixpo.cli.output import document
+from mixpo.cli.output import document, line
 from mixpo.errors import UnfinishedError
 
 if TYPE_CHECKING:
@@ -134,6 +134,19 @@ _stage_command("reference", ("reference",), "Only compute log-probs under the re
 _stage_command("train", ("train",), "Only train.")
 _stage_command("evaluate", ("answer", "evaluate", "text"), "Only evaluate the models that are available.")
 _stage_command("report", ("report",), "Only write the report of the finished stages.")
+
+
+@app.command(epilog=examples("init"), rich_help_panel=WORK)
+def init(
+    target: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="File to write; its folder is searched.")] = Path("recipe.toml"),
+) -> None:
+    """Write a commented recipe for the questions and models in a folder."""
+    with boundary():
+        from mixpo.commands.init import init as write_recipe
+
+        for text in write_recipe(target.absolute().parent, target):
+            line(text)
+        line(f"{target} written; next: mixpo check {target}")
 
 
 @app.command(epilog=examples("check"), rich_help_panel=WORK)
