@@ -22,7 +22,7 @@ from mixpo.stages.models import Models
 from mixpo.stages.names import kind_of
 from mixpo.stages.pair import check_pairs
 from mixpo.stages.reference import check_scored
-from mixpo.stages.sample import seed_of
+from mixpo.stages.responses import seed_of
 from mixpo.stages.train import published
 
 # --- a whole run ---------------------------------------------------------------------------------------------------------

@@ -125,10 +125,8 @@ def test_evaluation_is_retried_alone_and_marked_again(recipe: Path, engine: Frag
     run_stage(context, ["answer", "evaluate"])
     first = plan_of(context)
     report = current_report(context, first)
-    [alarm] = [alarm["text"] for alarm in report["alarms"] if "never came" in alarm["text"]]
-    assert alarm.startswith(
-        "2 of 6 answers never came, because the engine failed or an image is broken, and count as not correct (were they right,"
-    )
+    [alarm] = [alarm["text"] for alarm in report["alarms"] if alarm["cause"] == "failed"]
+    assert alarm.startswith("2 of 6 responses, counted as not correct")
     scores = report["models"]["base"]["cot"]
     assert (scores["n"], scores["failed"], scores["undecided"]) == (6, 2, 2)
 
@@ -152,7 +150,7 @@ def test_evaluation_is_retried_alone_and_marked_again(recipe: Path, engine: Frag
     run_stage(context, ["evaluate"])
     report = current_report(context, plan_of(context))
     assert report["models"]["base"]["cot"]["failed"] == 0
-    assert not [alarm for alarm in report["alarms"] if "never came" in alarm["text"]]
+    assert not [alarm for alarm in report["alarms"] if alarm["cause"] == "failed"]
     assert retry(open_small(recipe, run, *settings)) == []
 
 

@@ -165,7 +165,7 @@ def test_a_server_whose_answers_fail_costs_no_report(tmp_path: Path, tiny_folder
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert list(report["models"]) == ["base", "sft", "mpo", "big-1.0"]
     assert report["unfinished"] == []
-    assert [alarm["model"] for alarm in report["alarms"] if "never came" in alarm["text"]] == ["big-1.0"] * 2
+    assert [alarm["model"] for alarm in report["alarms"] if alarm["cause"] == "failed"] == ["big-1.0"] * 2
 
 
 def known_rows(root: Path, recipe: Path) -> Iterator[Sampled]:

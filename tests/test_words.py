@@ -87,14 +87,14 @@ NAMES = {
 """Part of an identifier (`late` in `is_late` and `LateFailure`) -> what to call it instead."""
 
 PROSE_LEFT: dict[str, int] = {
-    r"left out|leav(?:e|es|ing) (?:\w+ )?out": 34,
+    r"left out|leav(?:e|es|ing) (?:\w+ )?out": 28,
     r"(?:go|goes|going|went|gone) on": 8,
     r"put(?:s|ting)? before (?:it|a judge|the judge)|go(?:es)? before a judge|before the judge again": 1,
     r"speak(?:s|ing)? against": 4,
-    r"(?:make|makes|made|making) (?:anew|again)|anew": 11,
-    r"ask(?:s|ed|ing)? (?:\w+ )?again|tried again": 10,
+    r"(?:make|makes|made|making) (?:anew|again)|anew": 10,
+    r"ask(?:s|ed|ing)? (?:\w+ )?again|tried again": 8,
     r"taken for": 2,
-    r"beside": 25,
+    r"beside": 24,
     r"without a word|aloud|in plain words|in words": 11,
     r"stands? (?:in|on|above|behind|beside|there)": 17,
     r"(?:is|are|was|were) said": 3,

@@ -116,8 +116,8 @@ class SavedResponses:
             "superfluous": "rows for no question",
             "superfluous responses": "responses beyond sample.n",
         }
-        found = [amount(self.counts[key], name, plurals.get(key, f"{name}s")) for key, name in names.items() if self.counts[key]]
-        return ", ".join(found)
+        parts = [amount(self.counts[key], name, plurals.get(key, f"{name}s")) for key, name in names.items() if self.counts[key]]
+        return ", ".join(parts)
 
     def _index(self, questions: Iterable[tuple[Question, str]]) -> int:
         """Make every question findable; returns their number."""
@@ -161,16 +161,16 @@ class SavedResponses:
         named = self._by_id.get(row.id, []) if row.id else []
         if len(named) == 1:
             return named[0] if named[0].agrees(row.text) else ("ambiguous", f"id {row.id!r} is that of another question than its text")
-        found = named or (self._by_text.get(_digest(row.text), []) if row.text else [])
+        candidates = named or (self._by_text.get(_digest(row.text), []) if row.text else [])
         if named and row.text:
-            found = [one for one in named if _digest(row.text) in one.texts]
-        if row.images is not None and found:
-            found = [one for one in found if same_images(one.images, row.images)]
-        if len(found) == 1:
-            return found[0]
-        if found:
+            candidates = [one for one in named if _digest(row.text) in one.texts]
+        if row.images is not None and candidates:
+            candidates = [one for one in candidates if same_images(one.images, row.images)]
+        if len(candidates) == 1:
+            return candidates[0]
+        if candidates:
             what = f"id {row.id!r} stands" if named else "the question stands"
-            return "ambiguous", f"{what} {len(found)} times, with other images or answers; give the id of one, or question and image"
+            return "ambiguous", f"{what} {len(candidates)} times, with other images or answers; give the id of one, or question and image"
         if row.id or row.text:
             return "superfluous", f"no question of this run has {f'the id {row.id!r}' if row.id else 'this text and these images'}"
         return "ambiguous", "the row has neither id nor question"

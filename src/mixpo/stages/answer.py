@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any
 
 from mixpo.engines import api_key, require_served_extra
 from mixpo.engines.base import Request, SamplingParams
 from mixpo.recipe import EvaluationSource, Recipe
-from mixpo.records import Sampled
 from mixpo.stages import prompting
-from mixpo.stages.attempts import attempts_of
-from mixpo.stages.engine import Answering, engine_settings, where_of
-from mixpo.stages.job import Context, Job, Make, Plan
+from mixpo.stages.engine import EngineOpener, engine_settings, where_of
+from mixpo.stages.job import Context, Job, Plan
 from mixpo.stages.models import ModelRef
-from mixpo.stages.sample import check_sampled, count_sampled, seed_of
+from mixpo.stages.responses import request_of, response_job
 from mixpo.stages.sample import params as sampling_params
 from mixpo.stages.source import QuestionIndex
 from mixpo.types import Question
@@ -60,40 +56,30 @@ def answer_job(context: Context, plan: Plan, index: QuestionIndex, name: str, ta
     recipe, source = context.recipe, source_name(name)
     count = recipe.evaluate.samples if mode == "sampled" else 1
     how = params(recipe, mode)
-    answering = Answering(context, model, how, max(1, recipe.evaluate.batch_size // count), "answer")
+    engine = EngineOpener(context, model, how, max(1, recipe.evaluate.batch_size // count), "answer")
     settings = {
         **engine_settings(context, model, "answer"),
         "prompt": prompt_settings(recipe, table, wording_of(mode)),
         "decode": asdict(how),
         "answers": count,
     }
-    folder = answer_name(name, model, mode)
-    asked = prompting.chosen_by(recipe.prompt, plan.shards(source), index.domains, index.sources)
-    attempts = attempts_of(context.run.stage(folder), settings, asked)
 
-    def requests_of(shard: int) -> list[Request]:
-        kept = attempts.kept(shard)
-        return [_request(context, question, mode, count) for question in plan.rows(source, shard) if question.id not in kept]
+    def requests(shard: int) -> Iterator[Request]:
+        for question in plan.rows(source, shard):
+            yield request_of(question, prompt_for(recipe, question, wording_of(mode)), range(count), recipe.seed, "evaluate", mode)
 
-    @contextmanager
-    def session(numbers: Sequence[int]) -> Iterator[Make]:
-        with answering.session(requests_of, numbers) as answers:
-            yield lambda shard: attempts.merged(shard, plan.rows(source, shard), answers.take(shard), attempts.kept(shard))
-
-    return Job(
+    return response_job(
+        context,
+        plan,
+        engine,
+        requests,
         kind="answer",
-        name=folder,
+        name=answer_name(name, model, mode),
         title=f"answer {name}: {model.name}, {mode}",
-        row=Sampled,
         settings=settings,
-        inputs=attempts.inputs,
-        sizes=index.sizes,
+        inputs=prompting.chosen_by(recipe.prompt, plan.shards(source), index.domains, index.sources),
+        index=index,
         needs=(source, *filter(None, [model.job])),
-        session=session,
-        count=count_sampled,
-        check=partial(check_sampled, context),
-        attempts=attempts,
-        facts=answering.facts,
     )
 
 
@@ -121,13 +107,3 @@ def params(recipe: Recipe, mode: str) -> SamplingParams:
     if mode == "sampled":
         return replace(sampling_params(recipe.sample), max_new_tokens=longest)
     return SamplingParams(temperature=0.0, max_new_tokens=longest, stop=tuple(recipe.sample.stop))
-
-
-def _request(context: Context, question: Question, mode: str, count: int) -> Request:
-    return Request(
-        key=question.id,
-        prompt=prompt_for(context.recipe, question, wording_of(mode)),
-        images=question.images,
-        seeds=tuple(seed_of(context.recipe.seed, "evaluate", mode, question.id, sample) for sample in range(count)),
-        indices=tuple(range(count)),
-    )

@@ -1,5 +1,5 @@
-"""Failed questions asked again. The attempts of a shard stand beside it and are part of its key: another attempt makes a new shard, and
-with it stale whatever was made from the old one, while the answers that the old one holds are used again."""
+"""Retries of failed questions. The number of attempts is part of a shard's key: a retry makes a new shard, which makes stale what was
+computed from the old one; the responses of the old one are reused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mixpo.run import Stage
 from mixpo.types import Question
 
 FILE = "attempts.json"
-"""In the folder of a stage: from the number of a shard to how often its failed questions were asked again."""
+"""In the folder of a stage: from the number of a shard to how often its failed questions were retried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +45,19 @@ class Attempts:
         named = [_named(shard, count - 1) if position == number else shard for position, shard in enumerate(self.first)]
         return self.stage.plan(self.settings, named).shards[number]
 
-    def merged(
-        self, number: int, questions: Iterable[Question], asked: Iterator[Sampled], kept: Mapping[str, Sampled]
-    ) -> Iterator[Sampled]:
-        """One row for each question, in order: kept, or the next of those that were asked."""
-        attempt = self.counts.get(number, 0) + 1
-        return (kept[question.id] if question.id in kept else replace(next(asked), attempts=attempt) for question in questions)
+    def merged(self, number: int, questions: Iterable[Question], responses: Iterator[Sampled]) -> Iterator[Sampled]:
+        """One row for each question, in order: kept, or the next of `responses` where it is its own, or empty."""
+        attempt, kept, response = self.counts.get(number, 0) + 1, self.kept(number), None
+        for question in questions:
+            if question.id in kept:
+                yield kept[question.id]
+                continue
+            response = response or next(responses, None)
+            if response is not None and response.question == question.id:
+                yield replace(response, attempts=attempt)
+                response = None
+            else:
+                yield Sampled(question=question.id, attempts=attempt)
 
 
 def attempts_of(stage: Stage, settings: Mapping[str, Any], first: Sequence[str]) -> Attempts:

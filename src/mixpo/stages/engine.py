@@ -1,22 +1,19 @@
-"""Which engine answers for which model, how it is opened, and how the requests of many shards are handed to it."""
+"""Which engine answers for which model, and how it is opened."""
 
 from __future__ import annotations
 
 import json
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mixpo.engines import Serving, create
-from mixpo.engines.base import Engine, Request, SamplingParams
+from mixpo.engines.base import Engine, SamplingParams
 from mixpo.errors import RecipeError
 from mixpo.recipe import Recipe, ServedModel
-from mixpo.records import Sampled, write_text
-from mixpo.stages.job import Context, add_facts
+from mixpo.records import write_text
+from mixpo.stages.job import Context
 from mixpo.stages.models import ModelRef, settings_of
 from mixpo.types import Question, content_id
 from mixpo.vlm.hashes import sha256
@@ -97,81 +94,27 @@ def open_saved(context: Context, stage: str, questions: Iterator[tuple[Question,
     return saved
 
 
-class ShardResponses:
-    """Answers to the requests of many shards, taken shard by shard; batches are filled across shards.
-
-    The engine (and with it the model) is loaded when the first request comes: a stage with nothing to ask loads nothing.
-    """
-
-    def __init__(
-        self,
-        open_engine: Callable[[], Engine],
-        how: SamplingParams,
-        requests_of: Callable[[int], Sequence[Request]],
-        numbers: Sequence[int],
-        batch_size: int,
-    ) -> None:
-        self._open_engine, self._how, self._requests_of, self._batch_size = open_engine, how, requests_of, batch_size
-        self._waiting = deque(numbers)
-        self.facts: dict[str, Any] = {}
-        self._counts: dict[int, int] = {}
-        self._stream: Iterator[Sampled] = iter(())
-        self._engine: Engine | None = None
-
-    def take(self, number: int) -> Iterator[Sampled]:
-        """The answers of one shard; shards are taken in the order of `numbers`, each to its end."""
-        if number not in self._counts:
-            self._ask()
-        return islice(self._stream, self._counts[number])
-
-    def close(self) -> None:
-        """Close the engine if there is one, and keep what it has to say of itself."""
-        if self._engine is not None:
-            self.facts.update(getattr(self._engine, "facts", {}))
-            self._engine.close()
-
-    def _ask(self) -> None:
-        requests: list[Request] = []
-        while self._waiting and len(requests) < self._batch_size:
-            number = self._waiting.popleft()
-            of_shard = self._requests_of(number)
-            self._counts[number] = len(of_shard)
-            requests += of_shard
-        if requests and self._engine is None:
-            self._engine = self._open_engine()
-        self._stream = self._engine.sample(requests, self._how) if requests and self._engine is not None else iter(())
-
-
-class Answering:
-    """The recipe's engine on a model, for one job: opened anew in each session, while what it found out stays.
-
-    facts: what the sessions found out, for the manifest.
-    """
+class EngineOpener:
+    """Opens the recipe's engine on a model, for one stage. params: how it samples. window: questions it is given at a time."""
 
     def __init__(
         self,
         context: Context,
         model: ModelRef,
-        how: SamplingParams,
+        params: SamplingParams,
         batch_size: int,
         stage: Literal["sample", "continue", "answer"],
         saved: Callable[[], SavedResponses] | None = None,
     ) -> None:
         """saved: opens the responses of the engine "file"."""
-        self._context, self._model, self._how, self._batch_size, self._saved = context, model, how, batch_size, saved
+        self.params = params
+        self._context, self._model, self._batch_size, self._saved = context, model, batch_size, saved
         self._engine = engine_of(context.recipe, model, stage)
+        self.window = window_of(context.recipe, self._engine, model, batch_size)
         self._probed: ProbeCache | None = None
-        self.facts: dict[str, Any] = {}
 
-    @contextmanager
-    def session(self, requests_of: Callable[[int], Sequence[Request]], numbers: Sequence[int]) -> Iterator[ShardResponses]:
-        """The answers to the requests of these shards."""
-        size = window_of(self._context.recipe, self._engine, self._model, self._batch_size)
-        with closing(ShardResponses(self._open, self._how, requests_of, numbers, size)) as answers:
-            yield answers
-        add_facts(self.facts, answers.facts)
-
-    def _open(self) -> Engine:
+    def open(self) -> Engine:
+        """Load the model where the engine needs it."""
         context, model, name = self._context, self._model, self._engine
         recipe, models, table = context.recipe, context.models, context.recipe.sample
         if name == "transformers" and table.engine == "openai" and recipe.evaluate.engine is None:

@@ -31,15 +31,15 @@ FIXED = ("digits", "easy_vqa")
 NO_ANSWER = "a question without an answer cannot be evaluated; remove the row or give its answer"
 
 SHOWN = 3
-"""Reasons named when rows are left out."""
+"""Reasons that are logged for skipped rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuestionIndex:
     """What later stages must know of the questions to plan, shard by shard.
 
-    open: questions without an answer. kinds / domains / sources: digests of the answer kinds, domains and sources, which the shard's
-    name leaves out because they do not change what is sampled.
+    open: questions without an answer. kinds / domains / sources: digests of the answer kinds, domains and sources, which are no
+    part of the shard's name because they do not change what is sampled.
     """
 
     shards: tuple[str, ...]
@@ -68,9 +68,9 @@ def refresh(
     contamination: ContaminationFilter | None = None,
     imported: Iterable[list[Question]] = (),
 ) -> QuestionIndex:
-    """Read a source into RUN/<name>, writing only what is new; `evaluated` leaves out questions without an answer.
+    """Read a source into RUN/<name>, writing only what is new; `evaluated` skips questions without an answer.
 
-    contamination: what must not be trained on, listed as left out. imported: blocks of questions of ready-made pairs; they come after
+    contamination: what must not be trained on, listed as skipped. imported: blocks of questions of ready-made pairs; they come after
     those of the source, or alone. Raises SourceError when no row is usable.
     """
     from mixpo.evaluate.benchmarks import duplicates
@@ -140,7 +140,7 @@ def load_index(stage: Stage) -> QuestionIndex | None:
 
 
 def load_skipped(stage: Stage) -> list[Skipped]:
-    """The rows that were left out, and why."""
+    """The skipped rows, and why."""
     path = stage.folder / "skipped.jsonl"
     if not path.exists():
         return []
@@ -187,7 +187,7 @@ def valid(
     evaluated: bool = False,
     contamination: ContaminationFilter | None = None,
 ) -> Iterator[Question]:
-    """The usable questions of a source, at most `context.limit`; whatever is left out goes to `skipped` with its reason.
+    """The usable questions of a source, at most `context.limit`; skipped rows go to `skipped` with the reason.
 
     Images are looked at (format, size) but not decoded: a truncated one is found when the model needs it, and listed there.
     """
@@ -277,7 +277,7 @@ def _write(context: Context, stage: Stage, blocks: Iterable[list[Question]], exp
 
 
 def _tell(context: Context, stage: Stage, last: Manifest | None, index: QuestionIndex, skipped: Sequence[Skipped]) -> None:
-    """Say what changed since the last time, and what was left out."""
+    """Log what changed since the last time, and what was skipped."""
     if last is not None and (fresh := len(set(index.shards) - set(last.shards))):
         context.progress.say(f"{stage.name}: {fresh} of {amount(len(index.shards), 'question shard')} {are(fresh)} new or changed")
     if skipped:
