@@ -16,7 +16,8 @@ from mixpo.pipeline import run_recipe
 from mixpo.recipe import PairsTable, Recipe, parse
 from mixpo.records import Drop, Judged, Sampled, Scored
 from mixpo.stages import prompting
-from mixpo.stages.sample import joined, requests
+from mixpo.stages.responses import joined
+from mixpo.stages.sample import requests_for
 from mixpo.stages.train import groups_of
 from mixpo.train.groups import join_records, split_record
 from mixpo.types import Question, Response, Verdict
@@ -138,7 +139,7 @@ def test_a_run_with_two_prompts(tmp_path: Path, tiny_folder: Path) -> None:
         for response, verdict, style in zip(sampled.responses, verdicts.verdicts, styles, strict=True):
             marker = "boxed" if "boxed" in response.text else "final"
             assert (verdict.outcome == "malformed") == (marker != style), (response.text, style)
-        assert {prompt.prompt for prompt in requests(context, question, 1)} == {
+        assert {prompt.prompt for prompt in requests_for(context.recipe, question, 1)} == {
             p.render(question.text) for p in prompting.prompts_of(settings, question)
         }
     render = renderer(context)

@@ -54,7 +54,7 @@ def sample_job(context: Context, plan: Plan, index: QuestionIndex, number: int, 
 
     def requests(shard: int) -> Iterator[Request]:
         for question in plan.rows("source", shard):
-            yield from _requests(recipe, question, number)
+            yield from requests_for(recipe, question, number)
 
     return response_job(
         context,
@@ -71,7 +71,7 @@ def sample_job(context: Context, plan: Plan, index: QuestionIndex, number: int, 
     )
 
 
-def _requests(recipe: Recipe, question: Question, number: int) -> Iterator[Request]:
+def requests_for(recipe: Recipe, question: Question, number: int) -> Iterator[Request]:
     """One request for each prompt of a question that has responses."""
     indices: dict[int, list[int]] = {}
     for index in range(recipe.sample.n + prompting.open_responses(recipe, question)):
