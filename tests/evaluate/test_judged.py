@@ -114,7 +114,10 @@ def test_llava_other_formats(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("reply", "marks"),
-    [("8 7\nbecause", (8, 7)), ("8, 7", (8, 7)), ("8 7 ", (8, 7)), ("8.5 7\n", (8.5, 7)), ("8/10 and 7/10", (8, 7)),
+    [("8 7\nbecause", (8, 7)), ("Assistant 1: 8\nAssistant 2: 9", (8, 9)), ("<think>3 4</think> 8 9", (8, 9)),
+     ("Assistant 1: 8/10, Assistant 2: 9/10\nmore", (8, 9)), ("Assistant 1 is 3 times better", None),
+        ("Assistant 1: 80\nAssistant 2: 9", None),
+     ("<think>8 9", None), ("8, 7", (8, 7)), ("8 7 ", (8, 7)), ("8.5 7\n", (8.5, 7)), ("8/10 and 7/10", (8, 7)),
      ("\n\nScores:\n9 10", (9, 10)),
      ("", None), ("8", None), ("good and bad", None), ("0 7", None), ("8 11", None), ("1: 8, 2: 7", None)],
 )  # fmt: skip
@@ -176,7 +179,7 @@ def test_mmhal_broken_images_are_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("reply", "mark"),
     [("Fine.\nRating: 5", 5), ("**Rating: 5**", 5), ("Rating:5", 5), ("Rating: **5**", 5), ("rating: 0, no", 0), ("Rating: 3.", 3),
-     ("Rating: 4\nRating: 4", 4), ("Rating: 4\nRating: 2", None), ("5", None), ("Rating: 7", None), ("Rating: 55", None), ("", None)],
+     ("Rating: 4\nRating: 4", 4), ("Rating: 4\nRating: 2", None), ("5", None), ("Rating: 7", None), ("Rating: 55", None), ("", None), ("Rating: 2 or 3", None), ("Rating: 2-3", None), ("<think>Rating: 1</think>Rating: 4", 4)],
 )  # fmt: skip
 def test_mmhal_ratings(reply: str, mark: int | None) -> None:
     assert mmhal.read(reply) == (None if mark is None else (mark,))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from bench_files import b64, fact, figures, outcomes, parquet, png, questions, tsv, value
+from bench_files import b64, fact, figures, jsonl, outcomes, parquet, png, predictions, questions, tsv, value
 
 from mixpo.evaluate.benchmarks import prompt_of
 from mixpo.evaluate.benchmarks.mathvision import infer_letter
+from mixpo.evaluate.benchmarks.mathvision_official import extract_official, same_official
 
 
 def row(number: int, **values: object) -> dict[str, object]:
@@ -90,3 +91,50 @@ def test_figures_by_hand(folder: Path) -> None:
     assert found[0].value == pytest.approx(200 / 3)
     assert (value(found, "algebra", "subject"), value(found, "counting", "subject")) == (100.0, 0.0)
     assert (value(found, "2", "level"), value(found, "5", "level")) == (100.0, 0.0)
+
+
+OFFICIAL = [
+    # By a letter at the start or the end, or after the announcement.
+    ("I think (C).", "c"), ("B\nbecause", "b"), ("(D) D\nbecause", "d"), ("The answer is 12. More.", "12"),
+    ("So the answer is: x = 4", "4"),
+    # The last box, cut at a brace that was never opened; units, degrees, text and spaces are removed.
+    (r"\boxed{1} or \boxed{\text{7 km}}", "{7}"), (r"\boxed{30^\circ}", "30"), (r"\boxed{\dfrac{1}{2}}", r"\frac{1}{2}"),
+    ("It is 0.5", r"\frac{1}{2}"), ("3/4", r"\frac{3}{4}"), (r"\boxed{.5}", r"\frac{1}{2}"), (r"\boxed{x=3}", "3"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("response", "answer"), OFFICIAL)
+def test_what_the_own_script_extracts(response: str, answer: str) -> None:
+    assert extract_official(response) == answer
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "same"),
+    [
+        ("A", "a", True), ("8.0", "8", True), (r"$\frac{1}{2}$", r"\frac{1}{2}", True), (r"2 \pi", "6.28", True),
+        ("1:2", r"\frac{1}{2}", True), (r"\sqrt{2}", "1.41", True), ("1.414", "1.41", True), ("1.42", "1.41", False), ("", "", False),
+        ("x", "y", False), ("2x", "2y", False), ("(1, 2)", "(1.001,2)", True), ("(1,2)", "[1,2]", False), ("(1,2)", "(1,3)", False),
+        (r"\frac{1}{0}", "1", False), ("9**9**9", "1", False), (r"\frac{3}{4}}.theansweris:", "0.75", True), ("2^{9999}", "1", False),
+        ("__import__('os')", "1", False), ("3 - - 2", "5", True), (r"\sqrt[3]{8}", "2", True), ("-2^2", "-4", True), ("10%", "10", False),
+    ],
+)  # fmt: skip
+def test_the_own_comparison_rounds_to_two_decimals(gold: str, answer: str, same: bool) -> None:
+    assert same_official(gold, answer) == same
+
+
+def test_no_number_is_printed_where_the_scripts_ask_a_judge(tmp_path: Path) -> None:
+    row = {
+        "id": "1",
+        "question": "What is it?\n<image1>",
+        "options": [],
+        "answer": "60",
+        "image": "images/1.jpg",
+        "level": 2,
+        "subject": "x",
+    }
+    (asked,) = questions("mathvision", tmp_path, jsonl(tmp_path / "testmini.jsonl", [row]), images="optional")
+    long = "First I look at all of the numbers in this row.\nThen the gap is ten, so 60 it is."
+    (reading,) = predictions("mathvision", [asked], [long], "paper", "cot")
+    assert (reading.outcome, reading.extracted) == ("malformed", None)
+    assert 'extractor = "judge"' in reading.reason
+    assert outcomes("mathvision", [asked] * 3, ["60", long + "\nFinal answer: 60", "It is 60."], "paper", "cot")[:2] == "cc"

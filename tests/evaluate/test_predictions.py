@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_files import jsonl, questions, tsv
+from bench_files import jsonl, load, questions, save_png, tsv
 
 from mixpo.cli import main
 from mixpo.commands.compare import compare_evaluations
@@ -202,6 +202,38 @@ def test_other_files_are_refused(tmp_path: Path, name: str, content: bytes, code
     with pytest.raises(EvaluateError) as missing:
         list(read_predictions(tmp_path / "nothing.jsonl"))
     assert missing.value.code == "predictions-missing"
+
+
+def test_official_pope_files_are_json_lines(tmp_path: Path) -> None:
+    for name in ("random", "popular", "adversarial"):
+        row = {"question_id": 1, "image": "COCO_1.jpg", "text": f"Is there a {name} kite in the image?", "label": "yes"}
+        (tmp_path / f"coco_pope_{name}.json").write_text("".join(json.dumps({**row, "question_id": n}) + "\n" for n in (1, 2)))
+    among = questions("pope", tmp_path, images="optional")
+    assert sorted(q.domain for q in among) == ["adversarial"] * 2 + ["popular"] * 2 + ["random"] * 2
+    (tmp_path / "other.jsonl").write_text('{"question_id": 1, "image": "x.jpg", "text": "Is it?", "label": "no"}\n')
+    (skipped,) = load("pope", tmp_path, "other.jsonl", images="optional")
+    assert isinstance(skipped, Skipped)
+    assert "no category; add it, or name the file coco_pope_random.json" in skipped.reason
+
+
+def test_addresses_of_mmhal_become_files_in_images(tmp_path: Path) -> None:
+    row = {"question_type": "attribute", "image_src": "https://example.org/a/b_o.jpg", "image_content": ["Hydrant"], "question": "Colour?",
+           "gt_answer": "Red", "model_answer": ""}  # fmt: skip
+    (tmp_path / "mmhal-bench_answer_template.json").write_text(json.dumps([row]))
+    (skipped,) = load("mmhal", tmp_path)
+    assert isinstance(skipped, Skipped)
+    assert "image 'images/b_o.jpg' not found under" in skipped.reason
+    save_png(tmp_path / "images" / "b_o.jpg")
+    (asked_one,) = questions("mmhal", tmp_path)
+    assert asked_one.images[0].path.endswith("images/b_o.jpg")
+
+
+def test_annotations_are_no_questions(tmp_path: Path) -> None:
+    (tmp_path / "annot_testmini.json").write_text(json.dumps({"1": {"answer_latex": "1.2"}, "2": None}))
+    for item in load("mathvista", tmp_path):
+        assert isinstance(item, Skipped)
+        assert "holds annotations only" in item.reason
+        assert "not public" not in item.reason
 
 
 # --- a run without a model ----------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from mixpo.engines.openai.client import Client, Limits, RequestError, ServerLost
 from mixpo.engines.openai.client_thread import ClientThread
 from mixpo.engines.openai.protocol import one_line
 from mixpo.errors import EngineError, EvaluateError, RecipeError
-from mixpo.evaluate.benchmarks.base import Extraction, Rubric
+from mixpo.evaluate.benchmarks.base import Extraction, Rubric, without_reasoning
 from mixpo.recipe import EXTRACTED_BENCHMARKS, JUDGED_BENCHMARKS, JudgeTable, did_you_mean
 from mixpo.records import write_text
 from mixpo.types import content_id
@@ -224,16 +224,10 @@ def completion_text(data: object) -> tuple[str, str]:
     choices = data.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], Mapping) else {}
     message = choice.get("message")
-    text = _without_reasoning(_whole((message.get("content") if isinstance(message, Mapping) else "") or ""))
+    text = without_reasoning(_whole((message.get("content") if isinstance(message, Mapping) else "") or ""))
     # "0." at the length limit may have been 0.9.
     text = re.sub(r"[\d.]+\Z", "", text) if choice.get("finish_reason") == "length" else text
     return text, _whole(data.get("model") or "")
-
-
-def _without_reasoning(text: str) -> str:
-    """A reply without the reasoning before it, whose numbers are no grades; "" where the reasoning never ends."""
-    _, closed, rest = text.rpartition("</think>")
-    return rest.strip() if closed else "" if "<think>" in text else text
 
 
 def _whole(value: object) -> str:

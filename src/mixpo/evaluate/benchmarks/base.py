@@ -102,6 +102,12 @@ class Rubric:
     passes: Callable[[tuple[float, ...]], bool]
 
 
+def without_reasoning(reply: str) -> str:
+    """A judge's reply without the reasoning in front, whose numbers are no scores; "" if the reasoning never ends."""
+    _, closed, rest = reply.rpartition("</think>")
+    return rest.strip() if closed else "" if "<think>" in reply else reply
+
+
 class ReadShort(Protocol):
     """The short answer in a judge's reply."""
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mixpo.errors import SourceError
-from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, GradedRow, Place, Rubric
+from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, GradedRow, Place, Rubric, without_reasoning
 from mixpo.evaluate.benchmarks.files import images_of, text_at, text_of
 from mixpo.evaluate.benchmarks.metrics import grouped, judge_score
 from mixpo.evaluate.benchmarks.rules import REASONING
@@ -36,7 +36,10 @@ Question: {question}
 
 Mark both from 1 to 10 for helpfulness, relevance, accuracy and detail; higher is better. The order must not matter.
 First line: the mark of assistant 1 and the mark of assistant 2, two numbers with a space between. Then say why."""
-_TWO = re.compile(r"[^\d\n]*?(\d+(?:\.\d+)?)(?:\s*/\s*10)?[^\d\n]+?(\d+(?:\.\d+)?)(?:\s*/\s*10)?[^\d\n]*\n?")
+_TWO = re.compile(r"(?![^\d\n]*(?i:assistant)\s*\d)[^\d\n]*?(\d+(?:\.\d+)?)(?:\s*/\s*10)?[^\d\n]+?(\d+(?:\.\d+)?)(?:\s*/\s*10)?[^\d\n]*\n?")
+_SCORE = r"\s*[:=]\s*(\d+(?:\.\d+)?)(?:\s*/\s*10)?"
+_NAMED = re.compile(rf"(?i)assistant\s*1{_SCORE}\s*[,;.]?\s*assistant\s*2{_SCORE}(?![\d.]*\d)")
+"""Scores that name the assistants, on one line or two."""
 
 
 def row(fields: Fields) -> Draft:
@@ -86,8 +89,9 @@ def read(reply: str) -> tuple[float, ...] | None:
 
     LLaVA's review script makes the first two (-1, -1), which enter its means.
     """
+    reply = without_reasoning(reply)
     line = next((line for line in reply.strip().splitlines() if re.search(r"\d", line)), "")
-    match = _TWO.fullmatch(line)
+    match = _NAMED.search(reply) or _TWO.fullmatch(line)
     scores = (float(match[1]), float(match[2])) if match else ()
     return scores if scores and all(1 <= score <= 10 for score in scores) else None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, GradedRow, Rubric
+from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, GradedRow, Rubric, without_reasoning
 from mixpo.evaluate.benchmarks.files import images_of, list_of, text_of
 from mixpo.evaluate.benchmarks.metrics import grouped, judge_score
 
@@ -38,7 +38,8 @@ STEPS = (
     "{question}\n\nPlease think step by step and output in the following format:\n\nRationale:\n{rationale}\nAnswer: {answer}\n\n"
     "where rationale is the reasoning process of the given question."
 )
-_RATING = re.compile(r"(?i)rating\W{0,8}([0-6])(?![\d.]*\d)")
+_RATING = re.compile(r"(?i)rating\W{0,8}([0-6])(?![\d.]*\d)(?!\s*(?:or|to|and|-|–)\s*\d)")
+"""A range ("2 or 3") is no rating."""
 
 
 def row(fields: Fields) -> Draft:
@@ -48,7 +49,7 @@ def row(fields: Fields) -> Draft:
     listed = list_of(contents) if not isinstance(contents, str) or contents.startswith("[") else [contents]
     return Draft(
         text=text_of(fields, "question"),
-        images=images_of(fields),
+        images=_images(fields),
         answer=text_of(fields, "gt_answer", "answer"),
         kind="text",
         domain=kind,
@@ -61,6 +62,14 @@ def row(fields: Fields) -> Draft:
     )
 
 
+def _images(fields: Fields) -> list[object]:
+    """The original template has addresses instead of images: their files are expected in `images/`, below the root."""
+    address = str(fields.get("image_src") or "")
+    if address and not any(fields.get(name) for name in ("image", "image_path", "decoded_image")):
+        return [f"images/{address.rpartition('/')[2]}"]
+    return images_of(fields)
+
+
 def part(text: str, mode: str) -> str:
     """What is judged of a response: in chain of thought the text after the last "Answer:", else all of it."""
     return text.rpartition("Answer:")[2].strip() if mode != "direct" else text.strip()
@@ -71,7 +80,7 @@ def read(reply: str) -> tuple[float, ...] | None:
 
     InternVL's and RLAIF-V's scripts make a hallucination (0) of the last two forms and of what is None here.
     """
-    ratings = set(_RATING.findall(reply))
+    ratings = set(_RATING.findall(without_reasoning(reply)))
     return (float(ratings.pop()),) if len(ratings) == 1 else None
 
 
@@ -96,7 +105,7 @@ BENCHMARK = Benchmark(
     measures=(RATING, HALLUCINATION, INFORMATIVENESS),
     breakdown=breakdown,
     splits=(("test",),),
-    files=("mmhal-bench_with_image.jsonl",),
+    files=("mmhal-bench_with_image.jsonl", "response_template.json", "mmhal-bench_answer_template.json"),
     cot=STEPS,
     rubric=Rubric(prompt=PROMPT, part=part, read=read, share=lambda scores: scores[0] / 6, passes=lambda scores: scores[0] >= 3),
 )

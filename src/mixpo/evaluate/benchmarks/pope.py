@@ -7,6 +7,7 @@ the question's number, never by order.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from mixpo.verify.yes_no import check_yes_no, read_yes_no
 
 CATEGORIES = ("adversarial", "popular", "random")
 SUFFIX = "Answer the question using a single word or phrase."
+_FILE = re.compile(r"pope_(adversarial|popular|random)\.jsonl?\b")
 Key = tuple[str, str]
 """Category and question number."""
 
@@ -31,6 +33,8 @@ def row(fields: Fields) -> Draft:
     answer = text_of(fields, "answer", "label").lower()
     if answer not in ("yes", "no"):
         raise SourceError(f"answer {answer[:20]!r} is neither yes nor no", code="gold-not-yes-or-no")
+    if not fields.get("category"):
+        raise SourceError("no category; add it, or name the file coco_pope_random.json (popular, adversarial)", code="field-missing")
     categories = [name.strip() for name in text_of(fields, "category").lower().split(",")]
     if unknown := set(categories) - set(CATEGORIES):
         raise SourceError(f"category {sorted(unknown)[0]!r} is none of {', '.join(CATEGORIES)}", code="unknown-category")
@@ -45,9 +49,9 @@ def row(fields: Fields) -> Draft:
 
 
 def joined(places: Iterable[Place | Skipped], folder: Path, answers: Path | None) -> Iterator[Place | Skipped]:
-    """Adds the labels of `coco_pope_<category>.json` where the questions have none."""
+    """Adds the category that a file's name states (`coco_pope_<category>.json`), and the labels of these files where there are none."""
     labels: dict[Key, Fields] | None = None
-    for place in places:
+    for place in map(_with_category, places):
         if isinstance(place, Skipped) or {"answer", "label"} & set(place[1]) or not {"question_id", "category"} <= set(place[1]):
             yield place
             continue
@@ -69,6 +73,13 @@ def joined(places: Iterable[Place | Skipped], folder: Path, answers: Path | None
                 path=where,
             )
         yield where, {**fields, "answer": label.get("label")}
+
+
+def _with_category(place: Place | Skipped) -> Place | Skipped:
+    if isinstance(place, Skipped) or place[1].get("category"):
+        return place
+    named = _FILE.search(place[0])
+    return (place[0], {**place[1], "category": named[1]}) if named else place
 
 
 def _labels(folder: Path) -> dict[Key, Fields]:
