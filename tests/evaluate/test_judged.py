@@ -179,7 +179,8 @@ def test_mmhal_broken_images_are_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("reply", "mark"),
     [("Fine.\nRating: 5", 5), ("**Rating: 5**", 5), ("Rating:5", 5), ("Rating: **5**", 5), ("rating: 0, no", 0), ("Rating: 3.", 3),
-     ("Rating: 4\nRating: 4", 4), ("Rating: 4\nRating: 2", None), ("5", None), ("Rating: 7", None), ("Rating: 55", None), ("", None), ("Rating: 2 or 3", None), ("Rating: 2-3", None), ("<think>Rating: 1</think>Rating: 4", 4)],
+     ("Rating: 4\nRating: 4", 4), ("Rating: 4\nRating: 2", None), ("5", None), ("Rating: 7", None), ("Rating: 55", None), ("", None),
+     ("Rating: 2 or 3", None), ("Rating: 2-3", None), ("<think>Rating: 1</think>Rating: 4", 4)],
 )  # fmt: skip
 def test_mmhal_ratings(reply: str, mark: int | None) -> None:
     assert mmhal.read(reply) == (None if mark is None else (mark,))

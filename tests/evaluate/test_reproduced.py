@@ -65,4 +65,4 @@ def test_the_script_on_files_of_our_own(tmp_path: Path) -> None:
     (tmp_path / "mathvision" / "outputs" / "Own_result.json").write_text(json.dumps({"-all": "3/4=75.0%"}))
     (row,) = reproduced.measured(tmp_path)
     assert (row.n, row.published, row.given, row.official, row.agreeing) == (4, 75.0, 75.0, 75.0, 4)
-    assert "| mathvision | Own | 4 | 75.00 | 75.00 | 75.00 | 50.00 | 4 of 4 |" in reproduced.markdown([row])
+    assert "| mathvision | Own | 4 | 75.00 | 75.00 | 75.00 | 75.00 | 4 of 4 |" in reproduced.markdown([row])

@@ -37,7 +37,7 @@ def status(folder: RunFolder, as_json: AsJson = False) -> None:
 
 @app.command(epilog=examples("score"), rich_help_panel=USE)
 def score(
-    folder: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="Run directory; not with --predictions.")] = None,
+    folder: Annotated[Path | None, typer.Argument(metavar="RUN", help="Run directory; not with --predictions.")] = None,
     settings: Settings = None,
     predictions: Annotated[
         Path | None, typer.Option("--predictions", metavar="FILE", help="Grade the responses of another tool; no model is needed.")

@@ -10,13 +10,14 @@ from mixpo.recipe.base import Decides, Table
 from mixpo.recipe.errors import did_you_mean
 from mixpo.types import AnswerKind
 
-BENCHMARK_NAMES = ("mathvista", "mathvision", "m3cot", "mmvet", "llava_bench", "pope", "crpe", "mmhal")
+PAPER_BENCHMARKS = ("mathvista", "mathvision", "m3cot", "mmvet", "llava_bench", "pope", "crpe", "mmhal")
+BENCHMARK_NAMES = (*PAPER_BENCHMARKS, "mmmu", "mathverse", "we_math", "logicvista")
 JUDGED_BENCHMARKS = ("mmvet", "llava_bench", "mmhal")
 """Those whose free answers only a judge can score."""
-EXTRACTED_BENCHMARKS = ("mathvista", "mathvision")
+EXTRACTED_BENCHMARKS = ("mathvista", "mathvision", "mathverse", "logicvista")
 """Those whose authors let a judge find the short answer, as extractor = "judge" does."""
 
-OFFICIAL_BENCHMARKS = ("mathvision", "m3cot")
+OFFICIAL_BENCHMARKS = ("mathvision", "m3cot", "mmmu", "we_math")
 """Those whose own script reads a response otherwise than the paper's, as extractor = "official" does."""
 
 
@@ -119,7 +120,7 @@ class BenchmarkSource(Table):
 
     kind: Annotated[Literal["benchmark"], Decides("source")]
     name: Annotated[str, Decides("source")]
-    """One of mathvista, mathvision, m3cot, mmvet, llava_bench, pope, crpe, mmhal."""
+    """One of mathvista, mathvision, m3cot, mmvet, llava_bench, pope, crpe, mmhal, mmmu, mathverse, we_math, logicvista."""
     path: Annotated[str, Decides("source")]
     """Its file or folder, relative to the recipe: Parquet, a VLMEvalKit TSV, or the official JSON or JSONL."""
     split: Annotated[str, Decides("source")] = ""

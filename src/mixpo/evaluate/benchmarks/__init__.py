@@ -8,7 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from mixpo.errors import SourceError
-from mixpo.evaluate.benchmarks import crpe, files, llava_bench, m3cot, mathvision, mathvista, mmhal, mmvet, pope
+from mixpo.evaluate.benchmarks import (
+    crpe,
+    files,
+    llava_bench,
+    logicvista,
+    m3cot,
+    mathverse,
+    mathvision,
+    mathvista,
+    mmhal,
+    mmmu,
+    mmvet,
+    pope,
+    we_math,
+)
 from mixpo.evaluate.benchmarks.base import Benchmark, Figure, GradedRow, Rubric, facts_of, make
 from mixpo.recipe import BenchmarkSource
 from mixpo.sources.build import SourceRow
@@ -18,7 +32,21 @@ from mixpo.types import ImageRef, Question, Skipped, content_id
 __all__ = ["BENCHMARKS", "Benchmark", "Figure", "GradedRow", "Rubric", "benchmark_of", "facts_of", "prompt_of", "read"]
 
 BENCHMARKS: dict[str, Benchmark] = {
-    module.BENCHMARK.name: module.BENCHMARK for module in (mathvista, mathvision, m3cot, mmvet, llava_bench, pope, crpe, mmhal)
+    module.BENCHMARK.name: module.BENCHMARK
+    for module in (
+        mathvista,
+        mathvision,
+        m3cot,
+        mmvet,
+        llava_bench,
+        pope,
+        crpe,
+        mmhal,
+        mmmu,
+        mathverse,
+        we_math,
+        logicvista,
+    )
 }
 
 

@@ -17,6 +17,8 @@ _REMOVED = (*_LATEX, "{m}^3", "m^3", "{units}", "units", "{km}", "km", "\\!", "\
 """What is deleted from an answer, in this order, once spaces and line breaks are gone."""
 _TOKEN = re.compile(r"\d+\.?\d*|\.\d+|\\[a-z]+|.", re.DOTALL)
 _SIGNS = {"\\cdot": "*", "\\times": "*", "\\div": "/", ":": "/"}
+_BASE, _EXPONENT = 1000, 5000
+"""Powers of larger numbers are not exact, and have no value where they overflow."""
 _LONGEST = 300
 """A longer answer has no value."""
 
@@ -148,7 +150,10 @@ class _ValueReader:
         if self.peek() != "^":
             return base
         self.take()
-        return math.pow(base, self._atom())
+        exponent = self._atom()
+        if isinstance(base, int) and isinstance(exponent, int) and abs(base) <= _BASE and 0 <= exponent <= _EXPONENT:
+            return base**exponent  # exact, so that 3^1008 / 3^1009 has a value
+        return math.pow(base, exponent)
 
     def _atom(self) -> float:
         token = self.take()
@@ -161,7 +166,7 @@ class _ValueReader:
             return math.pow(self._atom(), 1 / degree)
         if token in ("(", "{"):
             return self._bracketed(")" if token == "(" else "}")
-        return float(token)
+        return int(token) if token.isdigit() else float(token)
 
     def _bracketed(self, closing: str) -> float:
         value = self.sum()
