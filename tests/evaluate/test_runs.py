@@ -24,7 +24,7 @@ from mixpo.errors import EvaluateError, MixpoError, RecipeError, RunError, Sourc
 from mixpo.evaluate.benchmarks import BENCHMARKS
 from mixpo.pipeline import known_sources, open_context, open_run, rescore, run_stage
 from mixpo.progress import Silent
-from mixpo.recipe import BENCHMARK_NAMES, EXTRACTED_BENCHMARKS, JUDGED_BENCHMARKS, load
+from mixpo.recipe import BENCHMARK_NAMES, EXTRACTED_BENCHMARKS, JUDGED_BENCHMARKS, OFFICIAL_BENCHMARKS, load
 from mixpo.records import Prediction
 from mixpo.report.table import summary_rows
 from mixpo.stages.job import Context
@@ -417,6 +417,7 @@ def test_the_recipe_and_the_table_name_the_same_benchmarks() -> None:
     assert tuple(BENCHMARKS) == BENCHMARK_NAMES
     assert tuple(name for name, benchmark in BENCHMARKS.items() if benchmark.rubric) == JUDGED_BENCHMARKS
     assert tuple(name for name, benchmark in BENCHMARKS.items() if benchmark.extraction) == EXTRACTED_BENCHMARKS
+    assert tuple(name for name, benchmark in BENCHMARKS.items() if "official" in benchmark.checks) == OFFICIAL_BENCHMARKS
     for name, benchmark in BENCHMARKS.items():
         wanted = set() if benchmark.rubric else {"robust", "paper"}
-        assert set(benchmark.checks) - {"official"} == wanted | ({"judge"} if name in EXTRACTED_BENCHMARKS else set())
+        assert set(benchmark.checks) - {"official", "given"} == wanted | ({"judge"} if name in EXTRACTED_BENCHMARKS else set())

@@ -169,7 +169,7 @@ def _manifest(stage: Stage) -> Manifest:
 
 
 def differing(left: Manifest, right: Manifest) -> list[str]:
-    """What differs between two evaluations besides their models, as text."""
+    """What differs between two evaluations other than their models, as text."""
     a, b = ({key: value for key, value in one.settings.items() if key not in OWN} for one in (left, right))
     return changed_settings(a, b)
 

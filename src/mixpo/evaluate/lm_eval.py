@@ -50,7 +50,7 @@ def ready(table: EvaluateTable, base: Path) -> None:
 
 
 def settings(table: EvaluateTable, base: Path) -> dict[str, Any]:
-    """What decides the scores besides the model and the table: its own task files, and the harness."""
+    """What decides the scores other than the model and the table: its own task files, and the harness."""
     files = sorted(path for path in (base / table.text_include).rglob("*") if path.is_file()) if table.text_include else []
     try:
         version = metadata.version("lm_eval")

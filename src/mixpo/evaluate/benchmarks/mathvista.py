@@ -38,7 +38,7 @@ HINTS = {
 }
 """Where a file has no ready `query`; the wording of the benchmark's own queries."""
 DETAILS = ("question_type", "answer_type", "language", "source", "category", "task", "context", "grade")
-"""Published breakdowns besides skills."""
+"""Published breakdowns other than skills."""
 _FORMS: dict[str, AnswerKind] = {"integer": "number", "float": "number", "list": "text", "text": "text"}
 
 
