@@ -176,3 +176,19 @@ def test_dropout_from_questions_with_an_answer(tmp_path: Path, tiny_folder: Path
     assert origins[True, "dropout_ntp"] > 0
     assert origins[False, "dropout_ntp"] > 0
     assert any(len(split_record(row)) == 2 for row in plan.rows("round-1/reference", 0))
+
+
+def test_sources_without_correctness_pairs(tmp_path: Path, tiny_folder: Path) -> None:
+    """They give DropoutNTP pairs only; the other questions of the same shard are not touched."""
+    recipe = small_run.make(tmp_path, tiny_folder, count=4)
+    rows = small_run.rows(tmp_path, 11, 4)
+    small_run.write_jsonl(
+        tmp_path / "questions.jsonl", [{**row, "domain": "general" if place < 2 else "math"} for place, row in enumerate(rows)]
+    )
+    overrides = ("pairs.dropout_from=all", 'pairs.correctness_except=["gen*"]', "train.baselines=[]")
+    context = small_run.open_small(recipe, tmp_path / "run", *overrides)
+    plan = run_recipe(context)
+    origins = {
+        (q.domain, pair.origin) for q, row in zip(plan.rows("source", 0), plan.rows("round-1/pair", 0), strict=True) for pair in row.pairs
+    }
+    assert origins == {("general", "dropout_ntp"), ("math", "dropout_ntp"), ("math", "correctness")}

@@ -132,11 +132,13 @@ def _sources(field: FieldInfo) -> list[str]:
         "## source",
         "Where questions come from. `kind` selects the keys; `[[evaluate.sets]]` has the same tables, and `benchmark`.",
     ]
-    for model in (*_models_in(field.annotation), models.BenchmarkSource):
+    kinds = [model for model in _models_in(field.annotation) if model is not models.MixtureSource]
+    for model in (*kinds, models.BenchmarkSource):
         kind = typing.get_args(model.model_fields["kind"].annotation)[0]
         rest = {name: field for name, field in model.model_fields.items() if name != "kind"}
         parts += [f"### source: {kind}", _text(model), _keys("source", model, rest)]
-    return parts
+    several = "`[[source]]` instead of `[source]`: several sources, one question of each in turn. Training shuffles all pairs."
+    return [*parts, "### Several sources", several, _keys("source", models.MixturePart)]
 
 
 def _section(path: str, field: FieldInfo) -> list[str]:
@@ -296,6 +298,8 @@ def type_words(hint: Any) -> str:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
         return ", ".join(f'`"{value}"`' for value in inner)
+    if origin is typing.Annotated:
+        return type_words(inner[0])
     if origin in (types.UnionType, typing.Union):
         return " or ".join(type_words(part) for part in inner)
     if origin in (tuple, list):

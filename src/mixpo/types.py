@@ -105,7 +105,7 @@ class Verdict:
 
     outcome: "malformed" = no clear final answer; "undecided" = could not tell (timeout, crash), never a negative.
     extracted: the final answer found in the response, or None.
-    reason: one short phrase, for people.
+    reason: one short phrase, for people. score: of a custom check that gives one, between 0 and 1.
     """
 
     question: str = ""
@@ -113,6 +113,7 @@ class Verdict:
     outcome: Outcome
     extracted: str | None = None
     reason: str = ""
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,15 +17,17 @@ from mixpo.engines import api_key, require_served_extra
 from mixpo.errors import MissingExtra, MixpoError, RecipeError
 from mixpo.images import open_image, probe
 from mixpo.progress import Progress
-from mixpo.recipe import EvaluationSource, Recipe, ServedModel, ServerTable
+from mixpo.recipe import AnySource, Recipe, ServedModel, ServerTable
 from mixpo.sources import DUPLICATE
 from mixpo.sources.decontaminate import ContaminationFilter, open_filter
 from mixpo.stages import evaluate
 from mixpo.stages.answer import prompt_for
 from mixpo.stages.engine import script_digest, where_of
 from mixpo.stages.models import Models
+from mixpo.stages.pair import without_correctness
 from mixpo.stages.source import NO_ANSWER, rows_of
 from mixpo.types import Question, Skipped
+from mixpo.verify import Verifier
 
 if TYPE_CHECKING:
     from mixpo.vlm.load import Vlm
@@ -86,7 +88,7 @@ class _Rows:
 
     recipe: Recipe
     recipe_folder: Path
-    source: EvaluationSource
+    source: AnySource
     images: Path
     evaluated: str
     limit: int | None
@@ -123,6 +125,11 @@ def _check_extras(recipe: Recipe, recipe_folder: Path, checked: Checked) -> None
         evaluate.ready(recipe, recipe_folder)
     except MixpoError as error:
         checked.add("evaluate", str(error))
+    try:
+        with Verifier(recipe.verify, recipe_folder=recipe_folder) as verifier:
+            verifier.start()
+    except MixpoError as error:
+        checked.add("verify.custom", str(error))
     for engine in dict.fromkeys((recipe.sample.engine, recipe.evaluate.engine or "")):
         try:
             script_digest(recipe, recipe_folder, engine)
@@ -235,7 +242,10 @@ def _can_pair(recipe: Recipe, question: Question) -> bool:
     """Whether the settings let answers to this question become a pair at all."""
     if question.answer is None:
         return recipe.pairs.dropout_ntp
-    return recipe.pairs.correctness and (recipe.sample.n > 1 or (recipe.pairs.rationales and bool(question.rationale)))
+    if recipe.pairs.dropout_from == "all" and recipe.pairs.dropout_ntp:
+        return True
+    correctness = recipe.pairs.correctness and not without_correctness(recipe.pairs, question)
+    return correctness and (recipe.sample.n > 1 or (recipe.pairs.rationales and bool(question.rationale)))
 
 
 def question_problems(recipe: Recipe, question: Question, vlm: Vlm | None, evaluated: bool) -> list[str]:

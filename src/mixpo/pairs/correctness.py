@@ -9,12 +9,12 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, product
 
 from mixpo.pairs.provenance import length_ratio, make_pair, rationale_of
 from mixpo.recipe import PairsTable
-from mixpo.types import Origin, Pair, Question, Response, Verdict
+from mixpo.types import Origin, Outcome, Pair, Question, Response, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +53,14 @@ def correctness_pairs(
     Raises ValueError when responses and verdicts do not belong together.
     """
     drops: Counter[str] = Counter()
-    chosen, rejected = _sides(_matched(question, responses, verdicts, one_prompt if table.across_prompts else asked), table, drops)
+    chosen, rejected = _sides(_scored(_matched(question, responses, verdicts, one_prompt if table.across_prompts else asked)), table, drops)
     if table.rationales and question.rationale and not any(verdict.outcome == "correct" for verdict in verdicts):
         chosen = [_beside(*rationale_of(question), None)]
     rng = random.Random(f"{seed}/pairs/{question.id}")
     rng.shuffle(chosen)
     rng.shuffle(rejected)
     objections, order = _objections(chosen, rejected, table), diagonals(len(chosen), len(rejected))
+    objections.update(_too_close(chosen, rejected, table.min_margin))
     drops.update(objections.values())
     if objections:
         taken = sample_balanced([edge for edge in order if edge not in objections], table.max_per_question)
@@ -97,6 +98,26 @@ def _matched(question: Question, responses: Sequence[Response], verdicts: Sequen
 
 def _beside(response: Response, verdict: Verdict, prompt: int | None) -> _Answer:
     return _Answer(response, verdict, response.text.strip(), plain(verdict.extracted or ""), prompt)
+
+
+def _scored(answers: Sequence[_Answer]) -> list[_Answer]:
+    """An answer with a score may stand on both sides: `_too_close` decides beside which others."""
+    both: tuple[Outcome, Outcome] = ("correct", "wrong")
+    return [
+        replace(answer, verdict=replace(answer.verdict, outcome=outcome))
+        for answer in answers
+        for outcome in (both if answer.verdict.score is not None else (answer.verdict.outcome,))
+    ]
+
+
+def _too_close(chosen: Sequence[_Answer], rejected: Sequence[_Answer], margin: float) -> dict[tuple[int, int], str]:
+    """Pairs of scored answers whose chosen one does not score higher by the margin, by their places."""
+    scores = [answer.verdict.score for answer in chosen], [answer.verdict.score for answer in rejected]
+    return {
+        (row, column): "margin"
+        for (row, high), (column, low) in product(enumerate(scores[0]), enumerate(scores[1]))
+        if high is not None and low is not None and (high <= low or high - low < margin - 1e-9)
+    }
 
 
 def _sides(answers: Sequence[_Answer], table: PairsTable, drops: Counter[str]) -> tuple[list[_Answer], list[_Answer]]:

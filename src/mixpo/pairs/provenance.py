@@ -24,7 +24,9 @@ RATIONALE = -1
 
 REASONS: dict[str, Reason] = {
     "failed": Reason(unit="questions", text="sampling failed"),
-    "correctness_off": Reason(unit="questions", text="has an answer, and pairs.correctness is off"),
+    "correctness_off": Reason(
+        unit="questions", text="has an answer, and pairs.correctness is off, or off for its source (pairs.correctness_except)"
+    ),
     "dropout_ntp_off": Reason(unit="questions", text="has no answer, and pairs.dropout_ntp is off"),
     "error": Reason(unit="answers", text="the engine reported an error"),
     "empty": Reason(unit="answers", text="no text and no tokens"),
@@ -36,6 +38,7 @@ REASONS: dict[str, Reason] = {
     "same_text": Reason(unit="pairs", text="chosen and rejected have the same text"),
     "entailment": Reason(unit="pairs", text="the correct final answer is contained in the wrong one"),
     "other_prompt": Reason(unit="pairs", text="the two sides were sampled with different prompts (pairs.across_prompts)"),
+    "margin": Reason(unit="pairs", text="the scores differ by less than pairs.min_margin, or the wrong way"),
     "length_ratio": Reason(unit="pairs", text="one side is longer than pairs.max_length_ratio allows"),
     "balance": Reason(unit="pairs", text="its class is larger than its share (pairs.balance)"),
     "over_cap": Reason(unit="pairs", text="more than the cap per question"),

@@ -179,6 +179,10 @@ class SampleTable(Table):
 RuleName = Literal["vqa", "relaxed", "anls", "choice", "number", "formula", "text", "yes_no"]
 
 
+Target = Annotated[str, Field(pattern=r"^([A-Za-z_][\w.]*:[A-Za-z_]\w*)?$")]
+""""module:function", or nothing."""
+
+
 class VerifyTable(Table):
     """How responses are compared with the ground truth."""
 
@@ -187,6 +191,11 @@ class VerifyTable(Table):
     mmpr_rules: Annotated[bool, VERDICTS] = False
     """Use the rules of the data sets of the released MMPR prompts, unless `rules` sets another."""
 
+    custom: Annotated[Target | dict[str, Target], VERDICTS] = ""
+    """"module:function" of your own check, or a table of them by source or domain name (`*` matches anything). Running a recipe with a
+    check runs that code, in a process of its own; the module is looked for next to the recipe first."""
+    custom_timeout_s: Annotated[float, VERDICTS] = Field(default=30.0, gt=0)
+    """Timeout of one call of a custom check, by the clock; the verdict is then undecided."""
     tolerance: Annotated[float, VERDICTS] = Field(default=1e-6, ge=0)
     """Relative difference up to which two numbers are equal."""
     timeout_s: Annotated[float, VERDICTS] = Field(default=5.0, gt=0)
@@ -203,12 +212,17 @@ class PairsTable(Table):
 
     correctness: Annotated[bool, Decides("pair")] = True
     """Make pairs of a correct and a wrong response to the same question."""
+    correctness_except: Annotated[tuple[str, ...], Decides("pair")] = ()
+    """Sources and domains (`*` matches anything) without correctness pairs, as general VQA and documents in the paper: their short
+    ground truths make good responses look wrong. With dropout_from = "all" they still give DropoutNTP pairs."""
     max_per_question: Annotated[int, Decides("pair")] = Field(default=15, ge=1)
     """Maximum correctness pairs per question."""
     across_prompts: Annotated[bool, Decides("pair")] = False
     """Also make pairs of responses that were sampled with different prompts; they are trained on with the prompt of the chosen one."""
     format_negatives: Annotated[bool, Decides("pair")] = True
     """Use responses without a clear final answer as rejected (tagged "format")."""
+    min_margin: Annotated[float, Decides("pair")] = Field(default=0.1, ge=0, le=1)
+    """Where `verify.custom` gives scores: any two responses make a pair if the chosen one scores higher by at least this much."""
     entailment: Annotated[bool, Decides("pair")] = True
     """Drop a pair if the correct final answer is contained in the wrong one."""
     max_length_ratio: Annotated[float, Decides("pair")] = Field(default=0.0, ge=0)

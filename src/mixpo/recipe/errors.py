@@ -30,7 +30,12 @@ def describe(root: type[BaseModel], name: str, text: str, overrides: Sequence[st
     tables, key = location[:-1], location[-1] if location else ""
     while key.isdigit() and tables:  # one of a list of values
         key = tables.pop()
-    where = f"{_place(name, text, overrides, [*tables, key])}: " + (".".join(tables) + ": " if tables else "")
+    written = [*tables, key]
+    if location[:3] == ["source", "mixture", "parts"]:  # which the recipe writes as [[source]]
+        written = ["source", *location[3:]]
+        tables, key = ([], "source") if location[-1].isdigit() else (tables, key)
+    shown = ".".join(tables).replace("source.mixture.parts", "source")
+    where = f"{_place(name, text, overrides, written)}: " + (f"{shown}: " if tables else "")
     if not location:
         return f"{where}{problem['msg'].removeprefix('Value error, ')}"
     if problem["type"] == "extra_forbidden":

@@ -17,7 +17,7 @@ from mixpo.recipe.errors import describe, did_you_mean
 from mixpo.recipe.evaluate import EvaluateTable, ReportTable
 from mixpo.recipe.preferences import PreferencesTable
 from mixpo.recipe.server import ClusterTable
-from mixpo.recipe.sources import Source
+from mixpo.recipe.sources import TrainingSource
 from mixpo.recipe.train import TrainTable
 
 
@@ -30,8 +30,8 @@ class Recipe(Table):
     """Questions in one record file: the unit of resume."""
     max_error_rate: Annotated[float, NOTHING] = Field(default=0.05, ge=0, le=1)
     """A stage in which a larger share of questions fails ends with exit status 1 (the others are kept)."""
-    source: Source | None = None
-    """What to train on. Left out, nothing is trained: the models are only evaluated."""
+    source: TrainingSource | None = None
+    """What to train on: one table [source], or several [[source]]. Without it and [[preferences]] the models are only evaluated."""
     preferences: Annotated[tuple[PreferencesTable, ...], Decides("source")] = ()
     """Pairs that are there already; trained on beside those of [source], or alone."""
     model: ModelTable = ModelTable()
@@ -44,6 +44,13 @@ class Recipe(Table):
     evaluate: EvaluateTable = EvaluateTable()
     report: ReportTable = ReportTable()
     cluster: ClusterTable = ClusterTable()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _several_sources(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("source"), list):
+            return {**data, "source": {"kind": "mixture", "parts": data["source"]}}
+        return data
 
     @property
     def trains(self) -> bool:

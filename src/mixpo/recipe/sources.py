@@ -147,8 +147,57 @@ Source = Annotated[
     Field(discriminator="kind"),
 ]
 
+
+class MixturePart(Table):
+    """One source of several."""
+
+    name: Annotated[str, Decides("source")] = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    """Its name in reports, statistics and rules, as the source of its questions; `mmpr` keeps the names of its data sets."""
+    source: Annotated[Source, Decides("source")]
+    """The source itself, as in [source]."""
+    weight: Annotated[float, Decides("source")] = Field(default=1.0, gt=0, le=1)
+    """Share of its questions that are used. Which ones follows from the questions alone."""
+    count: Annotated[int, Decides("source")] = Field(default=0, ge=0)
+    """Maximum number of its questions; 0 means all."""
+    domain: Annotated[str, Decides("source")] = ""
+    """Domain of its questions that have none."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_inner_table(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "kind" in data and "source" not in data:
+            example = 'name = "...", source = { kind = "...", ... }'
+            raise ValueError(f"in [[source]] the source is a table of its own: {example}; write [source] for a single one")
+        return data
+
+
+class MixtureSource(Table):
+    """Several sources in turn: what a recipe writes as [[source]]."""
+
+    kind: Annotated[Literal["mixture"], Decides("source")]
+    parts: Annotated[tuple[MixturePart, ...], Decides("source")]
+    """The sources, each with a name of its own."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> MixtureSource:
+        if not self.parts:
+            raise ValueError("[[source]] is an empty list; add a source, or leave it out")
+        if len({part.name for part in self.parts}) != len(self.parts):
+            raise ValueError("two sources have the same name")
+        return self
+
+
+TrainingSource = Annotated[
+    DigitsSource | EasyVqaSource | JsonlSource | MmprSource | HubSource | PythonSource | MixtureSource,
+    Field(discriminator="kind"),
+]
+"""What [source] may be, and [[source]] becomes."""
+
 EvaluationSource = Annotated[
     DigitsSource | EasyVqaSource | JsonlSource | MmprSource | HubSource | PythonSource | BenchmarkSource,
     Field(discriminator="kind"),
 ]
 """What an evaluation set may be: any source, or a benchmark. A benchmark is never a [source], so that nobody trains on one."""
+
+AnySource = EvaluationSource | TrainingSource
+"""Whatever questions are read from."""

@@ -5,14 +5,16 @@ Each kind is a module with one `read`; nothing after this package knows where a 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mixpo.recipe import Source
+from mixpo.recipe import MixturePart, MixtureSource, TrainingSource
 from mixpo.sources import digits, easy_vqa, hub, jsonl, mmpr, python
 from mixpo.sources.build import SourceRow
-from mixpo.types import Question, Skipped
+from mixpo.types import Question, Skipped, content_id
 
 __all__ = ["DUPLICATE", "READERS", "read", "read_rows"]
 
@@ -27,6 +29,35 @@ def _digits(source: Any, recipe_folder: Path, images: Path) -> Iterator[SourceRo
         yield SourceRow(where=f"digits/{source.pool}[{number}]", question=question)
 
 
+def _mixture(source: MixtureSource, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped]:
+    """One question of each part in turn, so that the beginning of the mixture holds all of them; a part that ends is passed over."""
+    waiting = deque(_part(part, recipe_folder, images) for part in source.parts)
+    while waiting:
+        rows = waiting.popleft()
+        for item in rows:
+            yield item
+            if isinstance(item, SourceRow):
+                waiting.append(rows)
+                break
+
+
+def _part(part: MixturePart, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped]:
+    """The rows of one part that its weight and count keep, under its name and domain."""
+    kept = 0
+    for item in READERS[part.source.kind](part.source, recipe_folder, images):
+        if isinstance(item, Skipped):
+            yield item
+            continue
+        question = item.question
+        if part.weight < 1 and int(content_id("mixture", question.id), 16) / 2.0**64 >= part.weight:
+            continue
+        name = question.source if part.source.kind == "mmpr" else part.name
+        yield replace(item, question=replace(question, source=name, domain=question.domain or part.domain))
+        kept += 1
+        if kept == part.count:
+            return
+
+
 READERS: dict[str, Reader] = {
     "digits": _digits,
     "easy_vqa": easy_vqa.read,
@@ -34,10 +65,11 @@ READERS: dict[str, Reader] = {
     "mmpr": mmpr.read,
     "hub": hub.read,
     "python": python.read,
+    "mixture": _mixture,
 }
 
 
-def read_rows(source: Source, *, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped]:
+def read_rows(source: TrainingSource, *, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped]:
     """As `read`, with the location of each question (file:line or row)."""
     seen: set[int] = set()  # numbers, not strings: a third of the memory for millions of questions
     for item in READERS[source.kind](source, recipe_folder, images):
@@ -52,7 +84,7 @@ def read_rows(source: Source, *, recipe_folder: Path, images: Path) -> Iterator[
         yield item
 
 
-def read(source: Source, *, recipe_folder: Path, images: Path) -> Iterator[Question | Skipped]:
+def read(source: TrainingSource, *, recipe_folder: Path, images: Path) -> Iterator[Question | Skipped]:
     """The questions of a source in order, no two with the same id, and every skipped row with its location and the reason.
 
     recipe_folder: folder of the recipe, which paths are relative to. images: folder for images that have no file of their own.

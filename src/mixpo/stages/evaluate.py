@@ -26,7 +26,7 @@ from mixpo.stages.job import Context, Job, Make, Plan
 from mixpo.stages.models import ModelRef, settings_of
 from mixpo.stages.predictions import given_answers
 from mixpo.stages.source import QuestionIndex
-from mixpo.stages.verify import judged_inputs
+from mixpo.stages.verify import custom_code, judged_inputs
 from mixpo.types import Question, Response, Verdict, content_id
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def check_judged(manifest: Manifest) -> None:
 def grading_settings(context: Context, benchmark: Benchmark | None) -> dict[str, Any]:
     """What decides a mark: the verifier's settings, and for benchmarks the extractor or the judge."""
     table = context.recipe.evaluate
-    verify = {"verify": context.recipe.verify.deciding("evaluate")}
+    verify = {"verify": context.recipe.verify.deciding("evaluate"), **custom_code(context)}
     if benchmark is None:
         return verify
     read = {} if benchmark.rubric else {**verify, "extractor": table.extractor_of(benchmark.name)}
@@ -147,7 +147,7 @@ class Grader:
         from mixpo.verify import Verifier
 
         self._context, self._benchmark, self._mode, self._given, self._partial = context, benchmark, mode, given, partial
-        self._verifier = Verifier(context.recipe.verify, cache=context.run.verdicts)
+        self._verifier = Verifier(context.recipe.verify, cache=context.run.verdicts, recipe_folder=context.recipe_folder)
         self._threads: ThreadPoolExecutor | None = None
         table = context.recipe.evaluate.judge
         self._wording = wording_of_judge(context, benchmark) if benchmark is not None else None

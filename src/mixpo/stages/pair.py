@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from mixpo.pairs.balance import Class, class_of, rates, thin
 from mixpo.pairs.build import build
 from mixpo.pairs.provenance import RATIONALE
 from mixpo.plural import amount
-from mixpo.recipe import Recipe
+from mixpo.recipe import PairsTable, Recipe
 from mixpo.records import Judged, Paired, read_column
 from mixpo.run import Manifest
 from mixpo.stages import prompting
@@ -31,8 +32,12 @@ def pair_job(context: Context, plan: Plan, index: QuestionIndex, number: int) ->
     """Round `number`: the pairs of every question, and what was left out."""
     recipe = context.recipe
     sampled, verified, continued = (f"round-{number}/{kind}" for kind in ("sample", "verify", "continue"))
-    labels, first_imported = labels_of(context.run.root, number), len(plan.shards(verified))
-    base = context.models.base_model()
+    labels, base = labels_of(context.run.root, number), context.models.base_model()
+    only_dropout = recipe.pairs.model_copy(update={"correctness": False})
+    first_imported = len(plan.shards(verified))
+    parts = [plan.shards(verified), plan.shards(continued), label_digests(plan, labels)[:first_imported]]
+    if recipe.pairs.correctness_except:
+        parts += [index.domains[:first_imported], index.sources[:first_imported]]
 
     @contextmanager
     def session(numbers: Sequence[int]) -> Iterator[Make]:
@@ -44,10 +49,9 @@ def pair_job(context: Context, plan: Plan, index: QuestionIndex, number: int) ->
             rows = zip(*(plan.rows(name, shard) for name in ("source", sampled, verified, continued)), strict=True)
             for question, answers, judged, cut in rows:
                 verdicts, marked = corrected(judged, labels)
-                yield replace(
-                    build(question, answers, verdicts, cut, recipe.pairs, recipe.seed, partial(prompting.number_of, recipe, question)),
-                    marked=marked,
-                )
+                table = only_dropout if without_correctness(recipe.pairs, question) else recipe.pairs
+                pairs = build(question, answers, verdicts, cut, table, recipe.seed, partial(prompting.number_of, recipe, question))
+                yield replace(pairs, marked=marked)
 
         yield make
 
@@ -58,10 +62,7 @@ def pair_job(context: Context, plan: Plan, index: QuestionIndex, number: int) ->
         row=Paired,
         settings=recipe.deciding("pair"),
         inputs=(
-            *(
-                content_id(row)
-                for row in zip(plan.shards(verified), plan.shards(continued), label_digests(plan, labels)[:first_imported], strict=True)
-            ),
+            *(content_id(row) for row in zip(*parts, strict=True)),
             *(content_id(name, base.identity) for name in plan.shards(STAGE)),
         ),
         sizes=index.sizes,
@@ -70,6 +71,12 @@ def pair_job(context: Context, plan: Plan, index: QuestionIndex, number: int) ->
         count=count_paired,
         check=lambda manifest: check_pairs(context, manifest, number),
     )
+
+
+def without_correctness(table: PairsTable, question: Question) -> bool:
+    """Whether the recipe leaves a question out of correctness pairs because of its source or domain."""
+    names = [name for name in (question.source, question.domain) if name]
+    return any(fnmatchcase(name, pattern) for pattern in table.correctness_except for name in names)
 
 
 def count_paired(rows: Sequence[Paired]) -> Mapping[str, int]:

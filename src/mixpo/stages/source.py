@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixpo.errors import RunError, SourceError
 from mixpo.plural import amount, are
-from mixpo.recipe import EvaluationSource, ImageTable
+from mixpo.recipe import AnySource, ImageTable
 from mixpo.records import write_text
 from mixpo.run import Manifest, Stage, changed_settings, now, versions
 from mixpo.stages.job import Context
@@ -62,7 +62,7 @@ NOTHING = QuestionIndex(shards=(), sizes=(), open=(), kinds=(), domains=(), sour
 def refresh(
     context: Context,
     name: str,
-    table: EvaluationSource | None,
+    table: AnySource | None,
     *,
     evaluated: bool = False,
     contamination: ContaminationFilter | None = None,
@@ -167,7 +167,7 @@ def _part(number: int, block: Sequence[Question]) -> tuple[Any, ...]:
 
 def blocks_of(
     context: Context,
-    table: EvaluationSource,
+    table: AnySource,
     skipped: list[Skipped],
     *,
     evaluated: bool = False,
@@ -181,7 +181,7 @@ def blocks_of(
 
 def valid(
     context: Context,
-    table: EvaluationSource,
+    table: AnySource,
     skipped: list[Skipped],
     *,
     evaluated: bool = False,
@@ -212,7 +212,7 @@ def valid(
             return
 
 
-def _in_its_table(context: Context, table: EvaluationSource, rows: Iterator[SourceRow | Skipped]) -> Iterator[SourceRow | Skipped]:
+def _in_its_table(context: Context, table: AnySource, rows: Iterator[SourceRow | Skipped]) -> Iterator[SourceRow | Skipped]:
     """The rows; an error says which evaluation set it is about, since all tables of sources have the same keys."""
     try:
         yield from rows
@@ -221,7 +221,7 @@ def _in_its_table(context: Context, table: EvaluationSource, rows: Iterator[Sour
         raise SourceError("".join(named) + str(error), code=error.code, path=error.path, line=error.line, key=error.key) from None
 
 
-def rows_of(table: EvaluationSource, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped]:
+def rows_of(table: AnySource, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped]:
     """What a source or a benchmark holds, in order."""
     from mixpo.evaluate import benchmarks
     from mixpo.sources import read_rows
@@ -296,7 +296,7 @@ def _save(context: Context, stage: Stage, index: QuestionIndex, skipped: Sequenc
         stage.prune(index.shards)
 
 
-def _settings(context: Context, table: EvaluationSource | None, contamination: ContaminationFilter | None) -> dict[str, Any]:
+def _settings(context: Context, table: AnySource | None, contamination: ContaminationFilter | None) -> dict[str, Any]:
     settings = {
         **context.recipe.deciding("source"),
         "source": table.deciding("source") if table is not None else {},
@@ -306,7 +306,7 @@ def _settings(context: Context, table: EvaluationSource | None, contamination: C
     return dict(json.loads(json.dumps(settings)))
 
 
-def _expected(context: Context, table: EvaluationSource | None) -> int:
+def _expected(context: Context, table: AnySource | None) -> int:
     count = getattr(table, "count", 0)
     return min(count or context.limit or 0, context.limit or count)
 

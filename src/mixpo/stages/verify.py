@@ -39,7 +39,7 @@ def verify_job(context: Context, plan: Plan, index: QuestionIndex, number: int) 
     def session(numbers: Sequence[int]) -> Iterator[Make]:
         from mixpo.verify import Verifier
 
-        with Verifier(recipe.verify, cache=context.run.verdicts) as verifier:
+        with Verifier(recipe.verify, cache=context.run.verdicts, recipe_folder=context.recipe_folder).start() as verifier:
 
             def make(shard: int) -> Iterator[Judged]:
                 pairs = zip(plan.rows("source", shard), plan.rows(upstream, shard), strict=True)
@@ -52,7 +52,7 @@ def verify_job(context: Context, plan: Plan, index: QuestionIndex, number: int) 
         name=f"round-{number}/verify",
         title=title(context, number, "verify"),
         row=Judged,
-        settings={**recipe.deciding("verify"), "styles": prompting.styles(recipe.prompt)},
+        settings={**recipe.deciding("verify"), "styles": prompting.styles(recipe.prompt), **custom_code(context)},
         inputs=judged_inputs(context, plan.shards(upstream), index),
         sizes=index.sizes,
         needs=("source", upstream),
@@ -60,6 +60,14 @@ def verify_job(context: Context, plan: Plan, index: QuestionIndex, number: int) 
         count=count_judged,
         check=lambda manifest: list_all_wrong(context, plan, f"round-{number}/verify"),
     )
+
+
+def custom_code(context: Context) -> dict[str, Any]:
+    """The settings' entry for the code of custom checks; empty without any."""
+    from mixpo.verify.custom import code_digest
+
+    digests = code_digest(context.recipe.verify, context.recipe_folder)
+    return {"custom_code": digests} if digests else {}
 
 
 ALL_WRONG = "all_wrong.jsonl"
@@ -98,7 +106,7 @@ def judged_inputs(context: Context, shards: Sequence[str], index: QuestionIndex)
     """What a verdict depends on besides the answer: the kinds, and where rules are named by them, sources and domains."""
     table = context.recipe.verify
     parts = [shards, index.kinds]
-    if table.rules or table.mmpr_rules:
+    if table.rules or table.mmpr_rules or isinstance(table.custom, dict):
         parts += [index.domains, index.sources]
     return tuple(" ".join(row) for row in zip(*parts, strict=True))
 

@@ -113,8 +113,8 @@ class FormulaPool:
         self._broken = ""
         self._lock = threading.Lock()
         self._alone = threading.Lock()
-        self._running: set[_Worker] = set()
-        self._places: LifoQueue[_Worker | None] = LifoQueue()
+        self._running: set[Worker] = set()
+        self._places: LifoQueue[Worker | None] = LifoQueue()
         for _ in range(self.workers):
             self._places.put(None)
 
@@ -141,9 +141,9 @@ class FormulaPool:
         finally:
             self._places.put(worker)
 
-    def _start(self) -> _Worker | None:
+    def _start(self) -> Worker | None:
         try:
-            worker = _Worker()
+            worker = Worker()
         except OSError as error:
             self._broken = f"formula worker cannot be started: {error}"
             return None
@@ -156,7 +156,7 @@ class FormulaPool:
             self._broken = ready["reason"]
         return None
 
-    def _drop(self, worker: _Worker | None) -> None:
+    def _drop(self, worker: Worker | None) -> None:
         if worker is not None:
             worker.end()
             self._running.discard(worker)
@@ -172,16 +172,16 @@ _LIMITS = [-number for name in ("SIGPROF", "SIGALRM") if (number := getattr(sign
 """Exit statuses of a worker that ended at its own limit of processor time, or of wall-clock time."""
 
 
-class _Worker:
+class Worker:
     """One process. `ask` returns None once the process is gone; `timed_out` tells whether a limit ended it."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: Path = PROGRAM, *arguments: str) -> None:
         self.timed_out = False
         self._tasks = 0
         # The parent's import path, so that a worker finds what its parent finds; -P keeps our own folder off it.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONIOENCODING": "utf-8"}
         self.process = subprocess.Popen(
-            [sys.executable, "-P", str(PROGRAM)],
+            [sys.executable, "-P", str(program), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -11,6 +11,7 @@ from typing import Self
 from mixpo.recipe import VerifyTable
 from mixpo.types import Question, Response, Verdict
 from mixpo.verify.check import CHECKS, judge_all, make_algebra
+from mixpo.verify.custom import CustomChecks
 from mixpo.verify.dataset_metrics import rule_of
 from mixpo.verify.extract import extract
 from mixpo.verify.judgement import OUTCOMES, Judgement, Options
@@ -31,7 +32,8 @@ class Verifier:
     thinking: the chat template opens a block of reasoning, which a response has to end before it answers; seen by itself where another
         response to the same question ends one.
     custom: replaces the built-in checks; whatever it raises makes that one verdict undecided.
-    cache: a file in which the verdicts on formulas are kept for the next time.
+    cache: a file in which the verdicts on formulas are kept for the next time. recipe_folder: where `settings.custom` is imported from;
+        RecipeError by `start` if it cannot be.
     """
 
     def __init__(
@@ -42,8 +44,10 @@ class Verifier:
         thinking: bool = False,
         custom: CustomCheck | None = None,
         cache: Path | None = None,
+        recipe_folder: Path = Path(),
     ) -> None:
         settings = settings or VerifyTable()
+        self._checks = CustomChecks(settings, recipe_folder)
         self._style = style
         self._thinking = thinking
         self._custom = custom
@@ -63,11 +67,16 @@ class Verifier:
         # A response that closes a block of reasoning without opening one shows that the prompt opened it for all of them.
         thinking = self._thinking or any("</think>" in one.text and "<think>" not in one.text for one in responses)
 
+        target = self._checks.target(question) if question.answer is not None else ""
+
         def verdict_on(response: Response) -> Verdict:
+            if target and response.finish != "error":
+                extracted = extract(response.text, style or self._style, question.choices, thinking=thinking)
+                return self._checks.verdict(target, question, response, extracted)
             extracted, (outcome, reason) = _judge(question, response, style or self._style, thinking, compare)
             return Verdict(question=question.id, index=response.index, outcome=outcome, extracted=extracted, reason=reason)
 
-        if question.kind != "formula" or self._settings.workers == 1 or len(responses) < 2:
+        if (question.kind != "formula" and not target) or self._settings.workers == 1 or len(responses) < 2:
             return tuple(map(verdict_on, responses))
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self._settings.workers, thread_name_prefix="mixpo-verify")
@@ -77,8 +86,14 @@ class Verifier:
         """What a single check is called with under these settings."""
         return Options(tolerance=self._settings.tolerance, algebra=self._algebra, choices=tuple(choices))
 
+    def start(self) -> Self:
+        """Import the custom checks of the settings now. Raises RecipeError when one cannot be imported."""
+        self._checks.start()
+        return self
+
     def close(self) -> None:
         self._pool.close()
+        self._checks.close()
         if self._threads is not None:
             self._threads.shutdown()
 

@@ -20,7 +20,7 @@ from PIL import Image
 from mixpo.errors import ImageError
 from mixpo.evaluate.benchmarks.files import root_of
 from mixpo.images import open_image, place
-from mixpo.recipe import ImageTable
+from mixpo.recipe import ImageTable, MixtureSource
 from mixpo.stages.job import Context
 from mixpo.types import ImageRef, Question
 
@@ -94,7 +94,8 @@ def _roots(context: Context) -> Iterator[Path]:
         # Files of a collection may lie beside its folder, as in the released MMPR.
         yield path if pairs.root or path.is_dir() else path.parent if path.is_file() else context.recipe_folder
         yield from _cache_of_datasets() if not path.exists() else ()
-    own = [context.recipe.source] if context.recipe.source is not None else []
+    source = context.recipe.source
+    own = [part.source for part in source.parts] if isinstance(source, MixtureSource) else [source] if source is not None else []
     for table in (*own, *(item.source for item in context.recipe.evaluate.sets)):
         if table.kind in ("jsonl", "mmpr", "python"):
             yield context.recipe_folder / str(getattr(table, "root", "."))

@@ -1,0 +1,128 @@
+"""Checks of your own: what they return, what happens when they fail, and pairs from scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import small_run
+from failures import fails
+
+import mixpo
+from mixpo.cli import main
+from mixpo.errors import RecipeError
+from mixpo.pairs.correctness import correctness_pairs
+from mixpo.recipe import PairsTable, VerifyTable
+from mixpo.types import Question, Response, Verdict
+from mixpo.verify import Verifier
+from mixpo.verify.custom import code_digest
+
+OWN = """
+import os, time
+
+def check(answer, response, ground_truth, question):
+    print("noise")
+    what = response.split(": ")[-1]
+    if what == "raise":
+        raise KeyError(what)
+    if what == "hang":
+        time.sleep(60)
+    if what == "die":
+        os._exit(1)
+    if what == "nonsense":
+        return [1]
+    if what in ("undecided", "malformed"):
+        return what
+    if what.startswith("0."):
+        return float(what)
+    return answer == ground_truth and question["domain"] == "sums" and question["images"] == []
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "own.py").write_text(OWN)
+    return tmp_path
+
+
+@pytest.fixture
+def verifier(folder: Path) -> Iterator[Verifier]:
+    with Verifier(VerifyTable(custom="own:check", custom_timeout_s=2, workers=1), recipe_folder=folder) as verifier:
+        yield verifier.start()
+
+
+def question(**other: str) -> Question:
+    return Question(id="q", text="1 + 1?", answer="2", kind="number", **{"domain": "sums", **other})  # type: ignore[arg-type]
+
+
+def verdicts(verifier: Verifier, *texts: str) -> list[Verdict]:
+    responses = [Response(question="q", index=index, text=text) for index, text in enumerate(texts)]
+    return [*verifier.verify_all(question(), responses)]
+
+
+def test_what_a_check_may_return(verifier: Verifier) -> None:
+    made = verdicts(verifier, "Final answer: 2", "Final answer: 3", "x: undecided", "x: malformed", "x: 0.75", "x: 0.25")
+    assert [verdict.outcome for verdict in made] == ["correct", "wrong", "undecided", "malformed", "correct", "wrong"]
+    assert [verdict.score for verdict in made] == [None, None, None, None, 0.75, 0.25]
+    assert made[0].extracted == "2"
+
+
+def test_a_failure_makes_one_verdict_undecided(verifier: Verifier) -> None:
+    made = verdicts(verifier, "x: raise", "x: hang", "x: die", "x: nonsense", "Final answer: 2")
+    assert [verdict.outcome for verdict in made] == ["undecided"] * 4 + ["correct"]
+    assert [verdict.reason for verdict in made[:3]] == [
+        "custom check raised KeyError",
+        "custom check exceeded 2 s",
+        "custom check ended its process",
+    ]
+    assert "returned list" in made[3].reason
+
+
+def test_by_source_or_domain(folder: Path) -> None:
+    table = VerifyTable(custom={"geo*": "own:check"}, workers=1)
+    with Verifier(table, recipe_folder=folder) as verifier:
+        half = Response(question="q", index=0, text="Final answer: 0.5")
+        assert verifier.verify(question(source="geometry"), half).score == 0.5
+        assert verifier.verify(question(source="sums"), half).score is None
+
+
+def test_a_check_that_cannot_be_imported(folder: Path) -> None:
+    for target in ("own:chek", "owm:check"):
+        verifier = Verifier(VerifyTable(custom=target), recipe_folder=folder)
+        with verifier, fails("custom-check-not-importable", RecipeError, key="verify.custom"):
+            verifier.start()
+    with pytest.raises(ValueError, match="custom"):
+        VerifyTable(custom="own.check")
+
+
+def test_a_changed_function_is_another_check(folder: Path) -> None:
+    table = VerifyTable(custom="own:check")
+    before = code_digest(table, folder)
+    (folder / "own.py").write_text(OWN + "\n")
+    assert before.keys() == code_digest(table, folder).keys() == {"own:check"}
+    assert before != code_digest(table, folder)
+
+
+def test_pairs_by_margin() -> None:
+    scores = [0.9, 0.55, 0.5, 0.1]
+    responses = [Response(question="q", index=i, text=f"response {i}", token_ids=(i,)) for i in range(4)]
+    judged = [Verdict(question="q", index=i, outcome="correct", extracted=str(i), score=score) for i, score in enumerate(scores)]
+    pairs, drops = correctness_pairs(question(), responses, judged, PairsTable(min_margin=0.35), 0)
+    assert [(pair.chosen_index, pair.rejected_index) for pair in pairs] == [(0, 1), (0, 2), (0, 3), (1, 3), (2, 3)]
+    assert drops["margin"] + drops["same_text"] == 11
+    close, _ = correctness_pairs(question(), responses, judged, PairsTable(min_margin=1), 0)
+    assert close == []
+
+
+def test_a_run_with_a_check(tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = small_run.make(tmp_path, tiny_folder)
+    (tmp_path / "own.py").write_text("def score(answer, response, truth, question):\n    return 1.0 if answer == truth else 0.2\n")
+    settings = {"verify.custom": "own:score", "pairs.min_margin": 0.5}
+    made = mixpo.run(recipe, directory=tmp_path / "run", set=settings, until="pair", quiet=True)
+    assert all(row["chosen_answer"] == row["answer"] for row in made.pairs() if row["origin"] == "correctness")
+    manifest = json.loads((tmp_path / "run/round-1/verify/manifest.json").read_text())
+    assert manifest["counts"]["correct"] == manifest["counts"]["wrong"] == 16
+    assert main(["check", str(recipe), "--set", "verify.custom=own:scoer"]) == 3
+    assert "verify.custom = 'own:scoer' cannot be imported: AttributeError" in capsys.readouterr().out
