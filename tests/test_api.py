@@ -17,6 +17,7 @@ from PIL import Image
 
 import mixpo
 from mixpo.errors import RecipeError, RunError, SourceError
+from mixpo.export.jsonl import _parts
 from mixpo.recipe.load import literal, put
 
 DOCS = Path(__file__).parent.parent / "docs" / "python.md"
@@ -129,6 +130,30 @@ def test_pairs_from_a_dataset(tmp_path: Path, tiny_folder: Path) -> None:
     columns = datasets.Features({"image": datasets.Image(), "question": datasets.Value("string"), "answer": datasets.Value("string")})
     dataset = datasets.Dataset.from_list(rows, features=columns)
     assert {row["answer"] for row in _pairs(dataset, tmp_path, tiny_folder).pairs()} == {"11", "12"}
+
+
+def test_training_on_pairs_from_rows(tmp_path: Path, tiny_folder: Path) -> None:
+    """From the pairs of a run, and from conversations as TRL has them: the same pairs give the same weights."""
+    rows = [row for row in _pairs(_rows(), tmp_path, tiny_folder).pairs() if row["images"]][:4]
+    table = {"learning_rate": 1e-3, "batch_size": 4, "max_length": 400}
+
+    def talk(role: str, text: str) -> list[dict[str, Any]]:
+        return [{"role": role, "content": _parts(text)}]
+
+    trl = [
+        {
+            "image": Image.open(row["images"][0]),
+            "prompt": talk("user", row["prompt"]),
+            **{side: talk("assistant", row[side]) for side in ("chosen", "rejected")},
+        }
+        for row in rows
+    ]
+    weights = []
+    for name, data in (("plain", rows), ("trl", trl)):
+        trained = mixpo.train(data, model=tiny_folder, directory=tmp_path / name, train=table, quiet=True)
+        assert len(trained.pairs()) == len(rows)
+        weights.append((trained.models["mpo"] / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
 
 
 def test_rows_that_cannot_be_used(tmp_path: Path, tiny_folder: Path) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mixpo import verify
-    from mixpo.api import RunResult, pairs, run, score
+    from mixpo.api import RunResult, pairs, run, score, train
     from mixpo.errors import MixpoError
     from mixpo.pipeline import open_context, run_recipe, run_stage
     from mixpo.recipe import Recipe, load
@@ -39,7 +39,7 @@ _HOMES = {
 }
 """The module of each public name."""
 
-_MODULES = ("pairs", "run", "verify")
+_MODULES = ("pairs", "run", "train", "verify")
 """Public names that are modules; those with a function of the same name in `mixpo.api` can be called."""
 
 __all__ = [
@@ -60,6 +60,7 @@ __all__ = [
     "run_recipe",
     "run_stage",
     "score",
+    "train",
     "verify",
 ]
 

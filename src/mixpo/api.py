@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -138,6 +138,25 @@ def pairs(
     return _run(_recipe({"source": source, **settings}, model), Path(), root, until="pair", quiet=quiet)
 
 
+def train(
+    pairs: Rows, *, model: Directory = "mixpo:tiny", directory: Directory = "runs/train", quiet: bool = False, **settings: Any
+) -> RunResult:
+    """Train on preference pairs that you have; with `evaluate={"sets": [...]}` also evaluate before and after.
+
+        trained = mixpo.train(made.pairs(), model="OpenGVLab/InternVL3-1B-hf", train={"learning_rate": 1e-6})
+
+    pairs: a `datasets.Dataset` or an iterable of dictionaries with "prompt", "chosen", "rejected" and "images" (or "image"): what
+    `RunResult.pairs` returns, or the rows of a format that `[[preferences]]` recognises, such as TRL's. model, settings: as for `pairs`.
+    Raises SourceError as `pairs` does, and TrainError when no pair can be used.
+    """
+    root = Path(directory)
+    path = _write_rows(pairs, root, "pairs.jsonl", _pair_fields)
+    with path.open(encoding="utf-8") as stream:
+        plain = isinstance(json.loads(stream.readline() or "{}").get("prompt"), str)
+    preferences = [{"kind": "jsonl" if plain else "auto", "path": str(path), "root": "/"}]
+    return _run(_recipe({"preferences": preferences, **settings}, model), Path(), root, quiet=quiet)
+
+
 def score(directory: Directory, *, set: Mapping[str, Any] | None = None, quiet: bool = False) -> RunResult:
     """Grade the saved answers of a run again under other settings and rewrite its report, as `mixpo score`. Samples nothing.
 
@@ -204,7 +223,20 @@ def _recipe(tables: Mapping[str, Any], model: Directory) -> Recipe:
     return parse(data, "settings")
 
 
-def _write_rows(data: Rows, root: Path, name: str) -> Path:
+def _question_fields(row: Mapping[str, Any], images: list[str]) -> dict[str, Any]:
+    return {"image": images, **row} if images else {**row}
+
+
+def _pair_fields(row: Mapping[str, Any], images: list[str]) -> dict[str, Any]:
+    """With a plain prompt only what a pair needs; other formats keep their columns."""
+    wanted = ("prompt", "chosen", "rejected", "system", "answer", "domain")
+    plain = isinstance(row.get("prompt"), str)
+    return {"images": images, **{key: value for key, value in row.items() if not plain or key in wanted}}
+
+
+def _write_rows(
+    data: Rows, root: Path, name: str, fields: Callable[[Mapping[str, Any], list[str]], dict[str, Any]] = _question_fields
+) -> Path:
     """RUN/data/<name>: the rows as JSON lines. Images without a file of their own go to RUN/images; paths become absolute."""
     path = root.absolute() / "data" / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -214,16 +246,18 @@ def _write_rows(data: Rows, root: Path, name: str) -> Path:
             if not isinstance(row, Mapping):
                 raise SourceError(f"row {number}: must be a dictionary, not {type(row).__name__}", code="row-not-a-dictionary", line=number)
             try:
-                stream.write(json.dumps(_plain_row(row, pictures), ensure_ascii=False) + "\n")
+                stream.write(json.dumps(_plain_row(row, pictures, fields), ensure_ascii=False) + "\n")
             except (ImageError, SourceError, TypeError) as error:
                 raise SourceError(f"row {number}: {error}", code="row-unusable", line=number) from error
     return path
 
 
-def _plain_row(row: Mapping[str, Any], pictures: Pictures) -> dict[str, Any]:
+def _plain_row(
+    row: Mapping[str, Any], pictures: Pictures, fields: Callable[[Mapping[str, Any], list[str]], dict[str, Any]]
+) -> dict[str, Any]:
     images = [_image_path(image, pictures) for field in ("image", "images") for image in _listed(row.get(field))]
     rest = {str(key): value for key, value in row.items() if key not in ("image", "images") and value is not None}
-    return {"image": images, **rest} if images else rest
+    return fields(rest, images)
 
 
 def _listed(value: Any) -> list[Any]:
