@@ -88,7 +88,6 @@ _SENTENCE_END = re.compile(
 """Behind a sentence, and not behind an initial, the letter of an option or an abbreviation."""
 _FOLLOW_UP = re.compile(r"(?im)^[#*_ \t]*(?:question|hint|human|user|instruction|问题|提示)[ \t]*\d*[ \t]*[:：]")
 """A model that goes on with a conversation of its own."""
-_END_TOKEN = re.compile(r"(?:<\|[\w ]{1,40}\|>|</s>|<eos>|<end_of_turn>)\s*\Z")
 _LETTERED = re.compile(r"[*_ \t]*(?:\(([A-Ja-j])\)|([A-J])[.):：](?=[\s*]|\Z|[^\x00-\x7f]))")
 _SENTENCE = re.compile(r"[^\n。！？]+?(?:(?<![ \t(.][A-Z])(?<!\A[A-Z])[.!?](?=\s+[^\sa-z]|\s*\n)|[。！？]|(?=\n)|\Z)")
 _SO = re.compile(r"(?i)\W*(?:(?:therefore|thus|hence|so|in (?:total|conclusion|summary)|finally|consequently|overall)\b|所以|因此|故|综上)")
@@ -264,7 +263,7 @@ def _tagged(text: str, families: Sequence[str]) -> _Stated | None:
 
 def _concluded(text: str, choices: tuple[str, ...]) -> str | None:
     """What a response without a marker plainly concludes: a short line, an option, or the one number of its last sentence."""
-    text = _END_TOKEN.sub("", text).strip()
+    text = text.strip()
     sentences = [match.group() for match in _SENTENCE.finditer(text) if match.group().strip()]
     while len(sentences) > 1 and _FAREWELL.match(sentences[-1]):
         sentences.pop()

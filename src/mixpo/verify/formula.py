@@ -25,7 +25,6 @@ MAX_DEPTH = 30
 _RATIO = re.compile(r"(?i)(?:(?:the )?ratio(?: is)?:? )?\d{1,9}(?:\s*(?::|to|比)\s*\d{1,9}){1,9}")
 _QUOTIENT = re.compile(r"\d{1,9}\s*/\s*\d{1,9}")
 _CLOCK_PARTS = re.compile(r"\D[0-5]\d$")
-_CLOCK = re.compile(r"\d:\d\d(?!\d)")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _LONG_WORD = re.compile(r"[A-Za-z]{3,}|[^\x00-\x7f]{2,}")
 _FUNCTION_NAMES = (
@@ -77,8 +76,6 @@ def compare_algebra(predicted: str, gold: str, pool: FormulaPool, tolerance: flo
         return Judgement("undecided", "upper and lower case")
     if max(_depth(left), _depth(right)) > MAX_DEPTH:
         return Judgement("undecided", "formula nested too deeply")
-    if _CLOCK.search(left) or _CLOCK.search(right):
-        return Judgement("undecided", "time of day")
     if _primes(left) != _primes(right):
         return Judgement("undecided", "a prime that the parser drops")
     if _words(left) or _words(right):

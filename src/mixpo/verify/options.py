@@ -46,7 +46,6 @@ TEXT_LETTER = re.compile(r"\\text(?:bf|rm|it)?\s*\{\s*\(?([A-J])\)?[.:)]?\s*\\?\
 _EQUALS = re.compile(r"[=≈]|\b(?:is|are|equals|be|approximately|about)\b|[为是]")
 _CLAUSE_END = re.compile(r"[.。;；，,](?!\d)")
 _SEVERAL_VALUES = re.compile(r"[,;，；或和]|\b(?:and|or)\b")
-_PERCENT_WORD = re.compile(r"(?i)(?<=\S)\s++per\s?cent$")
 _BRACKETED = re.compile(r"[(\[]\s*([A-Ja-j])\s*[)\]]")
 _STANDALONE = re.compile(r"(?<![A-Za-z'./])(?:([B-HJ])(?![A-Za-z'+#♯♭])|([AI])(?=\s*[.,;:)\]]*\s*$|\s*(?:,|and|or|&)\s*[(\[]?[B-J]\b))")
 _LAST_LETTER = re.compile(r"(?<![A-Za-z'./])([A-J])(?:(?=[\s.,;:)\]]*$)|(?:\s*(?:,|and\b|or\b|&)){1,2}\s*[(\[]?([A-J])(?![A-Za-z]))")
@@ -204,9 +203,8 @@ def _number(text: str) -> Number | None:
     if "=" in text:
         numbers = read_numbers(text)
         return numbers[0] if numbers and len(numbers) == 1 else None
-    words = _PERCENT_WORD.sub("", text)
-    value = read_whole(words)
-    return single_number(text) if value is None else Number(value=Decimal(value), percent=words != text)
+    value = read_whole(text)
+    return single_number(text) if value is None else Number(value=Decimal(value))
 
 
 def _contained(answer: str, texts: tuple[str, ...]) -> frozenset[str]:

@@ -17,10 +17,8 @@ _LABEL = re.compile(r"(?<![\w'.])[Aa](?=\s*[).,:;、，/&]|\s+(?:and|or)\b)|(?<=
 _LABELLED = "A°"
 """A letter of a list, or beside a bracket or a colon, or within a sentence ("Sample A is heavier") is no article. Not in titles."""
 _APOSTROPHES = re.compile("['’‘`´]")
-_DIGIT_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 # Kept are signs that carry meaning in short answers: -5, 3:45, 1/2, C++, C#, x>5, 50%, ∞.
 _PUNCTUATION = re.compile(r"\.(?!\d)|[^\w\s.:/,%$€£¥°+<>=≤≥^\-#∞]|_|(?<![^\W\d_])#|(?<!\d)[:/,]|[:/,](?!\d)|-(?![\d∞])|(?<=\w)-")
-_INITIALS = re.compile(r"(?<!\w)(?:[^\W\d_]\.){2,}")
 _RELATION = re.compile(r" ?([<>=≤≥]) ?")
 _LATEX = re.compile(r"[\\_^]")
 _SUBSCRIPT = re.compile(r"(?<=[A-Za-z)\]])\s?_(?:\{(\d{1,4})\}|(\d))\s?")
@@ -85,8 +83,7 @@ def normal_text(text: str) -> str:
     if ("A" in text or "a" in text) and not (text.isupper() and " " in text and text.replace(" ", "").isalpha()):
         text = _LABEL.sub(_LABELLED, text)
     text = text.casefold() if text.isascii() else _unaccented(text)
-    text = _DIGIT_COMMA.sub("", _APOSTROPHES.sub("", text))
-    text = _INITIALS.sub(lambda match: match.group().replace(".", ""), text)
+    text = _APOSTROPHES.sub("", text)
     # Single spaces first: a pattern that starts with \s* takes quadratic time over long runs of them.
     words = _RELATION.sub(r"\1", " ".join(_PUNCTUATION.sub(" ", text).split())).split()
     # What stands last is no article: "vitamin a".

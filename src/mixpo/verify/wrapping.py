@@ -23,8 +23,6 @@ _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "012345678
 _SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+")
 _VULGAR = re.compile("[¼-¾⅐-⅞↉]")
 _MINUS = str.maketrans({"−": "-", "﹣": "-", "－": "-", "‐": "-", "‑": "-", "⁄": "/", "∶": ":", "∕": "/", "×": "*", "·": "*", "⋅": "*"})
-_DASH_AFTER_DIGIT = re.compile(r"(?<=\d)(\s*)[–—](?=\s*\d)")
-_THOUSANDS_SPACE = re.compile("(?<=\\d)[\u00a0\u202f\u2009](?=\\d{3}(?!\\d))")
 _TEXT_ARGUMENT = re.compile(r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf|sf|it)|mbox)\s*\{([^{}]*)\}")
 _FRACTION = re.compile(r"(?:(\d)\s{0,3})?\\[dtc]?frac\s*(?:\{\s*(-?[\d.,]+)\s*\}|(\d))\s*(?:\{\s*([\d.,]+)\s*\}|(\d))")
 _LATEX_SIGN = re.compile(r"[\\{~°]")
@@ -120,12 +118,10 @@ def plain_characters(text: str) -> str:
     """Full-width forms, superscripts (as ^2), vulgar fractions (as 1/2), and minus signs in ASCII; single spaces, stripped."""
     if text.isascii():  # nothing below looks for an ASCII character
         return " ".join(text.split())
-    text = _THOUSANDS_SPACE.sub(",", text)
     text = _VULGAR.sub(lambda match: f" {unicodedata.normalize('NFKC', match.group())} ", text)
     text = _SUPERSCRIPT_RUN.sub(lambda match: "^" + match.group().translate(_SUPERSCRIPTS), text)
     text = unicodedata.normalize("NFKC", text).translate(_MINUS)
-    text = _DASH_AFTER_DIGIT.sub(" to ", text).replace("–", "-").replace("—", "-")
-    return " ".join(text.split())
+    return " ".join(text.replace("–", "-").replace("—", "-").split())
 
 
 def plain_latex(text: str) -> str:
