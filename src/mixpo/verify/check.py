@@ -76,7 +76,7 @@ def check(
 
     kind: a `mixpo.types.AnswerKind` other than "none", or "auto", which guesses from the ground truth and the choices.
     choices: the texts of the options in letter order. rule: a name from `mixpo.verify.dataset_metrics.RULES` whose say comes first.
-    tolerance: relative, for numbers. timeout_s: wall clock, for formulas.
+    tolerance: relative, for numbers. timeout_s: processor time, for formulas.
     Equal texts are always correct. Never hangs; whatever cannot be told is "undecided". Raises ValueError for an unknown kind or rule.
     """
 
