@@ -186,7 +186,7 @@ def _holders(table: pa.Table) -> dict[str, int]:
 def _sheet(path: Path) -> Iterator[Place]:
     """The first sheet of an Excel workbook as VLMEvalKit writes results: column names in the first row. Formulas stay text."""
     try:
-        import openpyxl
+        import openpyxl  # type: ignore[import-untyped]
     except ImportError:
         raise MissingExtra("an xlsx file", "xlsx") from None
     try:

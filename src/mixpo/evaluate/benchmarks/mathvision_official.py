@@ -152,7 +152,7 @@ class _ValueReader:
         self.take()
         exponent = self._atom()
         if isinstance(base, int) and isinstance(exponent, int) and abs(base) <= _BASE and 0 <= exponent <= _EXPONENT:
-            return base**exponent  # exact, so that 3^1008 / 3^1009 has a value
+            return int(base**exponent)  # exact, so that 3^1008 / 3^1009 has a value
         return math.pow(base, exponent)
 
     def _atom(self) -> float:
