@@ -12,7 +12,7 @@ from mixpo.verify.choice import check_choice
 from mixpo.verify.compare_numbers import check_number
 from mixpo.verify.dataset_metrics import RULES, judge_by
 from mixpo.verify.formula import check_formula, compare_algebra, compare_ratios
-from mixpo.verify.judgement import Algebra, Judgement, Options
+from mixpo.verify.judgement import UNSURE, Algebra, Judgement, Options
 from mixpo.verify.kinds import guess_kind
 from mixpo.verify.latex import to_latex
 from mixpo.verify.number import same_amounts, single_number
@@ -135,7 +135,7 @@ def judge(predicted: str, gold: str, kind: str, options: Options) -> Judgement:
     if not gold.strip():
         return Judgement("undecided", "no ground truth")
     if kind in ("text", "formula") and is_unsure(predicted) and not is_unsure(gold):
-        return Judgement("undecided", "says that it cannot tell")
+        return UNSURE
     return CHECKS[kind](predicted, gold, options)
 
 

@@ -10,7 +10,7 @@ import re
 
 from mixpo.verify.compare_numbers import check_number
 from mixpo.verify.formula import check_formula
-from mixpo.verify.judgement import Judgement, Options
+from mixpo.verify.judgement import UNSURE, Judgement, Options
 from mixpo.verify.kinds import guess_kind
 from mixpo.verify.number import is_bound, read_numbers
 from mixpo.verify.options import LETTERS, LONE, OVER_OPTIONS, READINGS, SEVERAL, TEXT_LETTER, letters_of, listed, options_of, read_options
@@ -41,7 +41,7 @@ def check_choice(predicted: str, gold: str, options: Options) -> Judgement:
     alike = _alike(wanted, texts)
     if not named:
         if is_unsure(answer):
-            return Judgement("undecided", "says that it cannot tell")
+            return UNSURE
         if are_yes_no:
             return check_yes_no(answer, texts[LETTERS.index(min(wanted))], options)
         return _compare_meaning(answer, alike, options) if texts else Judgement("undecided", "names no option letter")

@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from decimal import Decimal
 
-from mixpo.verify.judgement import Judgement, Options, decide
+from mixpo.verify.judgement import UNSURE, Judgement, Options, decide
 from mixpo.verify.number import MAX_LENGTH, Number, distinct, equal, is_bound, read_numbers, single_number
 from mixpo.verify.number_words import read_whole
 from mixpo.verify.text import check_text
@@ -38,7 +38,7 @@ def check_number(predicted: str, gold: str, options: Options) -> Judgement:
         return Judgement("undecided", "too long for a number")
     left, right = read_numbers(predicted), read_numbers(gold)
     if is_unsure(predicted) and single_number(predicted) is None:
-        return Judgement("undecided", "says that it cannot tell")
+        return UNSURE
     if left is None or right is None:
         judgement = options.algebra(predicted, gold)
         is_remark = judgement.outcome == "wrong" and _same_without_remark(predicted, gold, options.tolerance)

@@ -19,6 +19,8 @@ class Judgement(NamedTuple):
     reason: str
 
 
+UNSURE = Judgement("undecided", "says that it cannot tell")
+"""Of an answer that refuses, or does not know."""
 Algebra = Callable[[str, str], Judgement]
 """Compares two formulas (predicted, gold) with computer algebra; may take seconds, never raises."""
 

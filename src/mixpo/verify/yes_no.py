@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from mixpo.verify.judgement import Judgement, Options, decide
+from mixpo.verify.judgement import UNSURE, Judgement, Options, decide
 from mixpo.verify.text import check_text, normal_text
 
 _YES = frozenset({"yes", "yeah", "yep", "true", "correct"})
@@ -51,7 +51,7 @@ _FEW = 2
 def check_yes_no(predicted: str, gold: str, options: Options) -> Judgement:
     """Symmetric. Both yes and no in one answer, a sentence with neither, or one of not knowing is undecided."""
     if is_unsure(predicted) or is_unsure(gold):
-        return Judgement("undecided", "says that it cannot tell")
+        return UNSURE
     left, right = read_yes_no(predicted), read_yes_no(gold)
     if len(left) == 1 and len(right) == 1:
         return decide(left == right, "answers")
