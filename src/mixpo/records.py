@@ -202,7 +202,7 @@ def from_plain(row: type[Row], value: dict[str, Any]) -> Row:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is flushed to disk and renamed over `path`.
+    """Yield a temporary path next to `path`; on success it is flushed to disk and renamed over `path`.
 
     A process killed in between leaves `path` as it was. A full disk raises RunError and removes the temporary file.
     """

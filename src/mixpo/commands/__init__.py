@@ -1,1 +1,1 @@
-"""What the command line does beside running stages."""
+"""What the command line does in addition to running stages."""

@@ -19,7 +19,7 @@ from mixpo.types import Origin, Outcome, Pair, Question, Response, Verdict
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """A response beside its verdict. text: without spaces around. plain: the extracted answer as the entailment rule compares it, or "".
+    """A response with its verdict. text: without spaces around. plain: the extracted answer as the entailment rule compares it, or "".
 
     prompt: the number of its prompt, None for one that goes with any.
     """
@@ -101,7 +101,7 @@ def _beside(response: Response, verdict: Verdict, prompt: int | None) -> _Answer
 
 
 def _scored(answers: Sequence[_Answer]) -> list[_Answer]:
-    """An answer with a score may stand on both sides: `_too_close` decides beside which others."""
+    """An answer with a score may stand on both sides: `_too_close` decides against which others."""
     both: tuple[Outcome, Outcome] = ("correct", "wrong")
     return [
         replace(answer, verdict=replace(answer.verdict, outcome=outcome))

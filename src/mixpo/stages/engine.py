@@ -29,7 +29,7 @@ def where_of(served: ServedModel) -> str:
 
 
 def engine_settings(context: Context, model: ModelRef, stage: Literal["sample", "answer"]) -> dict[str, Any]:
-    """What decides an answer besides the prompt and how tokens are drawn: engine, model, precision, pixels and seed."""
+    """What decides an answer apart from the prompt and how tokens are drawn: engine, model, precision, pixels and seed."""
     recipe, engine = context.recipe, engine_of(context.recipe, model, stage)
     settings = {key: value for key, value in settings_of(recipe, stage, model).items() if key not in ("sample", "evaluate")}
     if model.served is not None:
@@ -76,7 +76,7 @@ def script_digest(recipe: Recipe, recipe_folder: Path, engine: str) -> str:
 
 
 UNMATCHED = "unmatched.jsonl"
-"""Beside the sampled responses: the rows of a file with saved responses that were not used, and why."""
+"""Next to the sampled responses: the rows of a file with saved responses that were not used, and why."""
 
 
 def open_saved(context: Context, stage: str, questions: Iterator[tuple[Question, str]]) -> SavedResponses:

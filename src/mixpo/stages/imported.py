@@ -181,7 +181,7 @@ def _json(row: Question | Pair) -> str:
 
 
 def settings(context: Context) -> dict[str, Any]:
-    """What decides the pairs that are imported, besides the files."""
+    """What decides the pairs that are imported, apart from the files."""
     tables = [table.deciding("source") for table in context.recipe.preferences]
     return dict(json.loads(json.dumps({"preferences": tables, "limit": context.limit})))
 

@@ -65,13 +65,13 @@ class Job:
     """One stage of one round.
 
     kind: the name that commands and `--force` use. name: the folder in the run. row: the type of its records.
-    settings: exactly what decides the output besides `inputs`, the names of the shards that feed it.
+    settings: exactly what decides the output apart from `inputs`, the names of the shards that feed it.
     sizes: units of work in each shard. needs: names of the jobs whose shards it reads.
     session: given the numbers of the shards to make, opens what the stage needs (a model, a pool) and gives the function that
         makes a shard; it is called for these numbers in order.
     count: figures of one shard, added up in the manifest. check: raises a MixpoError when the finished stage is no good.
     facts: what its sessions found out about what they work with (see `add_facts`); kept in the manifest, never part of a shard's name.
-    artifact: a file or folder that belongs to a shard besides its records; without it the shard is not done. whole: whether it can be used.
+    artifact: a file or folder that belongs to a shard in addition to its records; without it the shard is not done. whole: whether it can be used.
     ranks: who works when there are several: the main one alone, each on shards of its own, or all on every shard together (the main
         one writes its records).
     attempts: how often each shard was asked for, in stages that ask a model or a judge; None in others.
@@ -99,7 +99,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A job beside its folder: the names of its shards, in order, are known before anything is made."""
+    """A job with its folder: the names of its shards, in order, are known before anything is made."""
 
     job: Job
     stage: Stage

@@ -36,7 +36,7 @@ class ModelRef:
 
 
 def settings_of(recipe: Recipe, stage: StageKind, model: ModelRef) -> dict[str, Any]:
-    """What the recipe and a model decide in a stage; the precision of the weights beside the model's identity."""
+    """What the recipe and a model decide in a stage; the precision of the weights with the model's identity."""
     settings = recipe.deciding(stage)
     return {**settings.pop("model", {}), **settings, "model": model.identity}
 

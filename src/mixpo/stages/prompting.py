@@ -67,7 +67,7 @@ def rendered(recipe: Recipe, question: Question, pair: Pair) -> str:
 
 
 def open_responses(recipe: Recipe, question: Question) -> int:
-    """How many responses a question with an answer gets to `prompt.open` besides its others, for DropoutNTP."""
+    """How many responses a question with an answer gets to `prompt.open` in addition to its others, for DropoutNTP."""
     table = recipe.pairs
     if question.answer is None or question.verbatim or not table.dropout_ntp or table.dropout_from != "all":
         return 0

@@ -1,4 +1,4 @@
-"""Training: one job for each objective, with one shard that holds the logged steps; the trained model lies beside it."""
+"""Training: one job for each objective, with one shard that holds the logged steps; the trained model is next to it."""
 
 from __future__ import annotations
 

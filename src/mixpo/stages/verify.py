@@ -71,7 +71,7 @@ def custom_code(context: Context) -> dict[str, Any]:
 
 
 ALL_WRONG = "all_wrong.jsonl"
-"""Beside the verdicts: the questions whose decided answers are all wrong, as a source reads them."""
+"""Next to the verdicts: the questions whose decided answers are all wrong, as a source reads them."""
 
 
 def list_all_wrong(context: Context, plan: Plan, name: str) -> None:
@@ -103,7 +103,7 @@ def _as_row(question: Question) -> dict[str, Any]:
 
 
 def judged_inputs(context: Context, shards: Sequence[str], index: QuestionIndex) -> tuple[str, ...]:
-    """What a verdict depends on besides the answer: the kinds, and where rules are named by them, sources and domains."""
+    """What a verdict depends on apart from the answer: the kinds, and where rules are named by them, sources and domains."""
     table = context.recipe.verify
     parts = [shards, index.kinds]
     if table.rules or table.mmpr_rules or isinstance(table.custom, dict):

@@ -124,7 +124,7 @@ def check_vocabulary(model: Any, tokenizer: Any, source: object) -> None:
 
 
 MORE_TEMPLATES = "additional_chat_templates"
-"""Folder of named chat templates beside the default one, as `transformers` saves them."""
+"""Folder of named chat templates next to the default one, as `transformers` saves them."""
 
 TILE_SETTINGS = ("max_patches", "max_image_tiles")
 """Names of the tile limit in image processors."""
