@@ -71,7 +71,7 @@ class Job:
         makes a shard; it is called for these numbers in order.
     count: figures of one shard, added up in the manifest. check: raises a MixpoError when the finished stage is no good.
     facts: what its sessions found out about what they work with (see `add_facts`); kept in the manifest, never part of a shard's name.
-    artifact: a file or folder that belongs to a shard in addition to its records; without it the shard is not done. whole: whether it can be used.
+    artifact: a file or folder of a shard apart from its records; without it the shard is not done. whole: whether it can be used.
     ranks: who works when there are several: the main one alone, each on shards of its own, or all on every shard together (the main
         one writes its records).
     attempts: how often each shard was asked for, in stages that ask a model or a judge; None in others.
