@@ -20,7 +20,8 @@ pytest.importorskip("aiohttp")
 from stub_server import StubServer, on, status, text_of
 
 from mixpo.errors import EngineError, RecipeError
-from mixpo.pipeline import known_sources, open_context, open_run, run_stage
+from mixpo.pipeline import open_context, open_run, run_stage
+from mixpo.stages.questions import known_sources
 from mixpo.progress import Silent
 from mixpo.recipe import load
 from mixpo.records import Sampled, read_rows

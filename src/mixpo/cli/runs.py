@@ -56,7 +56,8 @@ def score(
     """Grade the saved answers of a run again under other settings, or those in a file of another tool. Samples nothing."""
     with boundary() as terminal:
         from mixpo.cli import results
-        from mixpo.pipeline import known_sources, open_context, open_run, rescore, run_recipe
+        from mixpo.pipeline import open_context, open_run, rescore, run_recipe
+        from mixpo.stages.questions import known_sources
 
         if (folder is None) == (predictions is None):
             message = "give a run directory, or --predictions FILE with --benchmark NAME"

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from mixpo.errors import RunError
 from mixpo.pairs.provenance import judged_responses
-from mixpo.pipeline import build_plan, known_sources
+from mixpo.pipeline import build_plan
 from mixpo.stages.job import Context, Plan
+from mixpo.stages.questions import known_sources
 from mixpo.types import Question, Response, Verdict, content_id
 from mixpo.verify.pool import FormulaPool
 from mixpo.verify.second_opinion import doubts

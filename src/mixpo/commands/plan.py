@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mixpo.pipeline import Sources, build_plan
+from mixpo.pipeline import build_plan
 from mixpo.plural import amount
 from mixpo.recipe import STAGES, EvaluationSource
 from mixpo.run import Run
@@ -20,6 +20,7 @@ from mixpo.sources.decontaminate import open_filter
 from mixpo.stages.answer import source_name
 from mixpo.stages.job import Context, Planned
 from mixpo.stages.names import first_forced
+from mixpo.stages.questions import Sources
 from mixpo.stages.source import NOTHING, QuestionIndex, blocks_of, index_of
 from mixpo.types import Skipped
 from mixpo.vlm.folder import find_model

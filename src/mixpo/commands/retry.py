@@ -10,11 +10,12 @@ from pathlib import Path
 
 from mixpo.errors import EngineError, ModelError, UnfinishedError
 from mixpo.evaluate.grading import UNREAD
-from mixpo.pipeline import blocked_by, build_plan, known_sources, read_sources, run_stage
+from mixpo.pipeline import blocked_by, build_plan, run_stage
 from mixpo.plural import amount
 from mixpo.records import Prediction, read_column
 from mixpo.stages.attempts import raise_attempts
 from mixpo.stages.job import Context, Plan, Planned
+from mixpo.stages.questions import known_sources, read_sources
 
 SAMPLING_KINDS = ("sample", "continue", "answer", "evaluate")
 """Kinds of stages that query a model or a judge."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mixpo.pipeline import build_plan, known_sources
+from mixpo.pipeline import build_plan
 from mixpo.run import Manifest, Run
 from mixpo.stages.answer import source_name
 from mixpo.stages.imported import STAGE
 from mixpo.stages.job import Context, Planned
+from mixpo.stages.questions import known_sources
 from mixpo.stages.train import published
 
 

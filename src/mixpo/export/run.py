@@ -11,11 +11,12 @@ from mixpo.export.base import ExportCount, Render
 from mixpo.export.datasets import export_datasets
 from mixpo.export.jsonl import export_llama_factory, export_swift, export_trl
 from mixpo.export.mmpr import export_mmpr
-from mixpo.pipeline import build_plan, known_sources
+from mixpo.pipeline import build_plan
 from mixpo.recipe import did_you_mean
 from mixpo.stages import prompting
 from mixpo.stages.job import Context
 from mixpo.stages.pair import pairs_of
+from mixpo.stages.questions import known_sources
 from mixpo.types import Pair, Question
 
 Rows = Iterator[tuple[Question, Pair]]

@@ -91,7 +91,7 @@ def groups_of(context: Context, plan: Plan, number: int) -> list[Group]:
     """Everything that round `number` trains on: a group for each question and prompt with pairs, in order."""
     from mixpo.train.groups import from_record, repeated, split_record
 
-    rows = []
+    rows: list[Group] = []
     for shard in range(len(plan.shards("source"))):
         for question, scored in zip(plan.rows("source", shard), plan.rows(f"round-{number}/reference", shard), strict=True):
             for prompt, part in split_record(scored).items():

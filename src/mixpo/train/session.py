@@ -249,15 +249,15 @@ def _accelerator(job: TrainJob) -> Accelerator:
                 key=key,
             )
     if job.table.trackers:
-        table, folder = job.table.wandb, job.wandb_folder or job.logs
+        wandb, folder = job.table.wandb, job.wandb_folder or job.logs
         folder.mkdir(parents=True, exist_ok=True)  # W&B falls back to a temporary folder where there is none
-        group = table.group or job.label.rpartition(" ")[0]
+        group = wandb.group or job.label.rpartition(" ")[0]
         names = {
-            "wandb": {"name": job.label, "entity": table.entity, "group": group, "dir": str(folder)},
+            "wandb": {"name": job.label, "entity": wandb.entity, "group": group, "dir": str(folder)},
             "trackio": {"name": job.label, "resume": "allow"},
         }
         config = _flat({**job.settings, "pairs": job.schedule.pairs})
-        accelerator.init_trackers(table.project, config=config, init_kwargs=names)
+        accelerator.init_trackers(wandb.project, config=config, init_kwargs=names)
     return accelerator
 
 
