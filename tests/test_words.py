@@ -64,7 +64,7 @@ PROSE = {
     r"at hand": "available",
     r"(?<!-)alike": "the same way, both",
     r"besides": "also, other than",
-    r"till|thereof|whence|hence|ere|therein": "plain words",
+    r"till|thereof|whence|ere|therein": "plain words",
 }
 """Pattern of whole words, in any case -> what to write instead."""
 
@@ -103,7 +103,7 @@ PROSE_LEFT: dict[str, int] = {
     r"speaks? of": 1,
     r"(?<!-)alike": 5,
     r"besides": 11,
-    r"till|thereof|whence|hence|ere|therein": 2,
+    r"till|thereof|whence|ere|therein": 2,
 }
 """How often each pattern may still occur in the source."""
 

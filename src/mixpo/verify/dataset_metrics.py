@@ -41,10 +41,10 @@ def vqa_accuracy(predicted: str, golds: Sequence[str]) -> float:
     """
     answer = normal_text(predicted)
     votes = Counter(normal_text(gold) for gold in golds)
-    said = votes[answer] if answer else 0
-    if len(golds) < PEOPLE or not said:
-        return float(said > 0)
-    without_one = said * min(1.0, (said - 1) / NAMED) + (len(golds) - said) * min(1.0, said / NAMED)
+    count = votes[answer] if answer else 0
+    if len(golds) < PEOPLE or not count:
+        return float(count > 0)
+    without_one = count * min(1.0, (count - 1) / NAMED) + (len(golds) - count) * min(1.0, count / NAMED)
     return without_one / len(golds)
 
 
@@ -59,10 +59,10 @@ def relaxed_accuracy(predicted: str, golds: Sequence[str]) -> float:
 def _relaxed(predicted: str, gold: str) -> bool:
     if " ".join(predicted.casefold().split()) == " ".join(gold.casefold().split()):
         return True
-    said, wanted = read_numbers(unwrap(predicted)) or [], read_numbers(unwrap(gold)) or []
-    if len(said) != 1 or len(wanted) != 1 or is_bound(predicted):
+    given, wanted = read_numbers(unwrap(predicted)) or [], read_numbers(unwrap(gold)) or []
+    if len(given) != 1 or len(wanted) != 1 or is_bound(predicted):
         return False
-    (left,), (right,) = said, wanted
+    (left,), (right,) = given, wanted
     if not (left.value.is_finite() and right.value.is_finite()):
         return False
     if _YEAR.fullmatch(gold.strip()) or not right.value:

@@ -64,7 +64,7 @@ STYLES: dict[str, tuple[str, ...]] = {
 _HYPOTHESIS = re.compile(r"(?i)\b(?:if|whether|suppose|assum\w+|otherwise)\b[^.!?\n]*$")
 _OPTION_TEXT = re.compile(r"(?<![A-Za-z])\(?[A-J][).:][ \t]*(?:[Tt]he[ \t]+)?$")
 """In front of a marker that belongs to the text of an option: "(D) the correct choice is the last one"."""
-_NOTHING_SAID = re.compile(
+_NO_ANSWER_GIVEN = re.compile(
     r"(?i)\W*(?:(?:not|n't|neither|to|found|given|obtained|calculated|determined|derived|inconclusive|unclear|unknown|missing|impossible|unable)\b"
     r"|(?:in)?correct\W*$|wrong\W*$|right\W*$|as follows|based on|in the form|(?:simply )?the same\b|an? (?:integer|number|value|decimal)\b"
     r"|the (?:values?|options?|one|number) (?:that|which)|(?:either|one of|whichever)\b"
@@ -194,7 +194,7 @@ def _announced(text: str, family: str) -> _Stated | None:
         if (
             answer
             and not _HYPOTHESIS.search(before)
-            and not _NOTHING_SAID.match(text[match.end() : match.end() + 80])
+            and not _NO_ANSWER_GIVEN.match(text[match.end() : match.end() + 80])
             and not _QUESTION.match(text, match.end())
         ):
             return _Stated(match.start(), answer)

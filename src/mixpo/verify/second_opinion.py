@@ -70,7 +70,7 @@ def _doubt(
     called = {"malformed": "no clear answer was found", "undecided": "the check could not decide"}.get(outcome, f"called {outcome}")
     for other in _opinions(question, text, verdict.extracted, golds, settings, pool):
         if other.outcome != "undecided" and (outcome == "undecided" or (other.outcome == "correct") != (outcome == "correct")):
-            return Doubt(other.by, other.outcome, f"{called}, but {_told(other)}")
+            return Doubt(other.by, other.outcome, f"{called}, but {_without_cause(other)}")
     if outcome == "undecided":
         return Doubt(UNDECIDED, None, called)
     if outcome == "correct" and golds and not _names(question, golds, text[-TAIL:]):
@@ -80,7 +80,7 @@ def _doubt(
     return None
 
 
-def _told(other: _Opinion) -> str:
+def _without_cause(other: _Opinion) -> str:
     if other.by == LAST_SENTENCE:
         return "its last sentence holds the right answer"
     return f"{other.by} says {other.outcome}" + (f" ({other.detail})" if other.detail else "")

@@ -165,8 +165,8 @@ def _same_expression(left: Any, right: Any, tolerance: float) -> bool | None:
     points = _points(left, right)
     if left.atoms(Float) or right.atoms(Float):
         near = [_near(left.subs(point), right.subs(point), tolerance) for point in points]
-        told = [value for value in near if value is not None]
-        return all(told) if len(told) >= min(AGREEING_SAMPLES, len(points)) and len(set(told)) == 1 else None
+        reported = [value for value in near if value is not None]
+        return all(reported) if len(reported) >= min(AGREEING_SAMPLES, len(points)) and len(set(reported)) == 1 else None
     differences = [value for point in points if (value := _differs((left - right).subs(point))) is not None]
     if differences and all(differences):
         return False
