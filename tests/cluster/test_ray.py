@@ -21,11 +21,11 @@ from stub_server import StubServer, on, status, text_of
 
 from mixpo.errors import EngineError, RecipeError
 from mixpo.pipeline import open_context, open_run, run_stage
-from mixpo.stages.questions import known_sources
 from mixpo.progress import Silent
 from mixpo.recipe import load
 from mixpo.records import Sampled, read_rows
 from mixpo.stages.job import Context
+from mixpo.stages.questions import known_sources
 
 ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

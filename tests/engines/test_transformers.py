@@ -379,7 +379,7 @@ def test_bad_questions_fail_alone(tiny_vlm: Vlm, tmp_path: Path) -> None:
     assert "none.png" in reasons["missing"]
     assert "<|im_end|>" in reasons["injected"]
     assert "<IMG_CONTEXT>" in reasons["placeholder"]
-    assert "2 <image> marks for 1 image;" in reasons["marks"]
+    assert "2 <image> placeholders for 1 image;" in reasons["marks"]
     assert "512" in reasons["long"]
 
 

@@ -42,7 +42,7 @@ def rows(tmp_path: Path) -> Rows:
     return made
 
 
-def render(question: Question) -> str:
+def render(question: Question, pair: object = None) -> str:
     return f"Think. {question.text}"
 
 

@@ -133,7 +133,7 @@ def test_full_disk_keeps_the_last_good_checkpoint(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.torch, "save", save)
-        with pytest.raises(TrainError, match=r"step-000006: the checkpoint cannot be written .*No space left.*goes on from step 4"):
+        with pytest.raises(TrainError, match=r"step-000006: the checkpoint cannot be written .*No space left.*resumes from step 4"):
             train(job(fresh(tiny_vlm), data, tmp_path, **SETTINGS), Silent())
     folder = tmp_path / "work" / "checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == ["step-000002", "step-000004"]

@@ -42,7 +42,7 @@ def test_pairs_by_mouse_and_by_keys(page: api.Page, server: Server) -> None:
     page.goto(server.home)
     click(page, page.get_by_role("link", name="Pairs", exact=True))
     assert "115 pairs" in page.locator(".pager").first.inner_text()
-    click(page, page.locator(".row").first)
+    click(page, page.locator("a.row").first)
     assert "How many shapes do the two pictures have" in page.locator("h1").inner_text()
     assert number(page) == "1"
     press(page, "j")
@@ -82,7 +82,7 @@ def test_back_in_a_list_the_keys_go_on_from_the_row_that_one_comes_from(page: ap
         press(page, "Enter")
         press(page, "j")
         press(page, "u")
-        rows = page.locator(".row, .row-link")
+        rows = page.locator("a.row, .row-link")
         assert rows.evaluate_all("rows => rows.indexOf(document.activeElement)") == 20
         assert page.evaluate("document.activeElement.getBoundingClientRect().bottom <= innerHeight")
 
@@ -124,7 +124,7 @@ def test_filters(page: api.Page, server: Server) -> None:
     page.goto(f"{server.home}/pairs")
     page.get_by_label("Origin").select_option("dropout_ntp")
     page.wait_for_url("**/pairs?origin=dropout_ntp")
-    click(page, page.locator(".row"))
+    click(page, page.locator("a.row"))
     assert "completed without the image" in page.locator("article").inner_text()
     page.goto(f"{server.home}/pairs")
     page.keyboard.press("/")
@@ -132,7 +132,7 @@ def test_filters(page: api.Page, server: Server) -> None:
     press(page, "Enter")
     page.wait_for_url("**/pairs?text=*")
     assert page.url.count("=") == 1
-    assert page.locator(".row").count() == 2
+    assert page.locator("a.row").count() == 2
     click(page, page.get_by_role("link", name="Clear"))
     page.get_by_label("at least").fill("100")
     click(page, page.get_by_role("button", name="Apply"))
@@ -141,7 +141,7 @@ def test_filters(page: api.Page, server: Server) -> None:
 
 def test_differing_words_and_provenance(page: api.Page, server: Server) -> None:
     page.goto(f"{server.home}/pairs")
-    click(page, page.locator(".row").first)
+    click(page, page.locator("a.row").first)
     assert page.locator(".good mark").first.inner_text() == "look closely at"
     assert page.locator(".bad mark").first.inner_text() == "guess from"
     left, right = (page.locator(side).bounding_box() for side in (".side.good", ".side.bad"))
@@ -156,7 +156,7 @@ def test_differing_words_and_provenance(page: api.Page, server: Server) -> None:
 
 def test_several_images_and_zoom(page: api.Page, server: Server) -> None:
     page.goto(f"{server.home}/pairs")
-    click(page, page.locator(".row").first)
+    click(page, page.locator("a.row").first)
     assert page.locator(".zoomable").count() == 2
     page.keyboard.press("z")
     picture = page.locator("#zoom img")
@@ -179,7 +179,7 @@ def test_several_images_and_zoom(page: api.Page, server: Server) -> None:
 
 def test_formulas_are_set_and_can_be_seen_as_written(page: api.Page, server: Server) -> None:
     page.goto(f"{server.home}/questions?text=int_0")
-    click(page, page.locator(".row"))
+    click(page, page.locator("a.row"))
     assert page.locator("h1 .katex").count() == 1
     assert page.locator(".katex-display").count() == 4
     assert page.locator(".response").first.inner_text().count("costs $5 and $6") == 1
@@ -205,7 +205,7 @@ def test_formulas_are_set_and_can_be_seen_as_written(page: api.Page, server: Ser
 def test_words_in_a_formula_stand_side_by_side(page: api.Page, server: Server, tex: str, least: float) -> None:
     """A text may be broken anywhere, but not inside a formula, whose boxes are as narrow as they can be."""
     page.goto(f"{server.home}/pairs")
-    click(page, page.locator(".row").first)
+    click(page, page.locator("a.row").first)
     wide = page.evaluate(
         """tex => {
           const part = document.createElement('span');
@@ -222,7 +222,7 @@ def test_words_in_a_formula_stand_side_by_side(page: api.Page, server: Server, t
 
 def test_equations_are_not_numbered_over_the_page(page: api.Page, server: Server) -> None:
     page.goto(f"{server.home}/pairs")
-    click(page, page.locator(".row").first)
+    click(page, page.locator("a.row").first)
     seen = page.evaluate(
         """() => {
           const part = document.createElement('span');
@@ -238,7 +238,7 @@ def test_equations_are_not_numbered_over_the_page(page: api.Page, server: Server
 
 def test_a_line_runs_in_the_direction_of_its_script(page: api.Page, server: Server) -> None:
     page.goto(f"{server.home}/pairs")
-    click(page, page.locator(".row").first)
+    click(page, page.locator("a.row").first)
     sides = page.evaluate(
         """() => {
           const said = document.querySelector('h1.said');
@@ -259,7 +259,7 @@ def test_a_line_runs_in_the_direction_of_its_script(page: api.Page, server: Serv
 
 def test_an_attack_is_words(page: api.Page, server: Server) -> None:
     page.goto(f"{server.home}/pairs?text=window.hacked")
-    click(page, page.locator(".row").first)
+    click(page, page.locator("a.row").first)
     assert viewer_run.ATTACK in page.locator(".side.good .text").inner_text()
     assert page.locator("article script, article a[href^=javascript], article img[src=x]").count() == 0
     assert page.evaluate("window.hacked") is None
@@ -312,10 +312,10 @@ def test_questions(page: api.Page, server: Server) -> None:
     assert page.get_by_role("img", name="Accuracy of the sampled responses by domain").is_visible()
     click(page, page.get_by_role("link", name="All right", exact=True))
     page.wait_for_url("**outcome=all_right")
-    assert "puzzle 7" in page.locator(".row").inner_text()
+    assert "puzzle 7" in page.locator("a.row").inner_text()
     page.locator("select[name=outcome]").select_option("all_wrong")
     page.wait_for_url("**outcome=all_wrong")
-    click(page, page.locator(".row"))
+    click(page, page.locator("a.row"))
     assert "0 of 4 right" in page.locator("article").inner_text()
 
 
@@ -387,11 +387,11 @@ def test_nothing_is_wider_than_the_window_and_text_can_be_read(
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
     page = context.new_page()
     page.goto(f"{server.home}/questions?text=int_0")
-    formulas = page.locator(".row").first.get_attribute("href")
+    formulas = page.locator("a.row").first.get_attribute("href")
     page.goto(f"{server.home}/questions?text=puzzle+9")
-    wide = page.locator(".row").first.get_attribute("href")
+    wide = page.locator("a.row").first.get_attribute("href")
     page.goto(f"{server.home}/pairs")
-    several = page.locator(".row").first.get_attribute("href")
+    several = page.locator("a.row").first.get_attribute("href")
     found = {}
     for path in (*PAGES, formulas, wide, several):
         page.goto(f"{server.home}{path}")
@@ -403,7 +403,7 @@ def test_nothing_is_wider_than_the_window_and_text_can_be_read(
 @needs_chinese
 def test_chinese_is_drawn(page: api.Page, server: Server) -> None:
     page.goto(f"{server.home}/pairs?text=红色的方块")
-    click(page, page.locator(".row").first)
+    click(page, page.locator("a.row").first)
     assert viewer_run.CHINESE in page.locator(".side.good .text").inner_text()
     assert not page.evaluate(TOFU)
 

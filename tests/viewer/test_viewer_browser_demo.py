@@ -96,7 +96,7 @@ def total(page: api.Page) -> int:
 def test_a_pair_is_as_recorded(page: api.Page, server: Server, records: Records) -> None:
     page.goto(server.home)
     click(page, page.get_by_role("link", name="preference pairs"))
-    click(page, page.locator(".row").first)
+    click(page, page.locator("a.row").first)
     pair = records.pairs[0]
     question, verdicts = records.questions[pair.question], records.verdicts[pair.question]
     assert page.locator("h1").inner_text() == question.text.replace("<image>", "").strip()

@@ -96,10 +96,10 @@ def test_a_text_at_the_end_of_the_run_is_found(page: api.Page, server: Server) -
     page.keyboard.press("/")
     page.keyboard.type(f"number {number:,} of")
     press(page, "Enter")
-    page.locator(".row").nth(4).wait_for(timeout=60_000)
+    page.locator("a.row").nth(4).wait_for(timeout=60_000)
     page.locator("[data-go-on]").wait_for(state="detached")
     assert total(page) == 5
-    click(page, page.locator(".row").first)
+    click(page, page.locator("a.row").first)
     page.wait_for_url("**/pairs/*")
     assert f"number {number:,} of" in page.locator("h1").inner_text()
     assert page.locator(".katex").count() > 0
@@ -112,7 +112,7 @@ def test_pages_and_pairs_by_keys(page: api.Page, server: Server) -> None:
         page.locator(".pager b", has_text=f"{first}–").first.wait_for()
     press(page, "p")
     page.locator(".pager b", has_text="51–").first.wait_for()
-    click(page, page.locator(".row").nth(20))
+    click(page, page.locator("a.row").nth(20))
     for step in range(71, 76):
         page.locator(".walker b", has_text=str(step)).wait_for()
         press(page, "j")
@@ -133,7 +133,7 @@ def test_questions_statistics_and_the_audit(page: api.Page, server: Server) -> N
         assert total(page) == QUESTIONS // 10
     page.locator("select[name=outcome]").select_option("all_wrong")
     page.wait_for_url("**outcome=all_wrong")
-    click(page, page.locator(".row").first)
+    click(page, page.locator("a.row").first)
     page.locator(".response").nth(7).wait_for()
     assert "0 of 8 right" in page.locator("article").inner_text()
     page.goto(f"{server.home}/statistics")

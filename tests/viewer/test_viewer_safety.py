@@ -265,7 +265,7 @@ def test_the_images_of_a_benchmark_are_shown(own: Path, more: dict[str, str], fo
     recipe, base = json.loads((own / "recipe.json").read_text()), Path(json.loads((own / "command.json").read_text())["recipe_folder"])
     (base / "vet").mkdir(exist_ok=True)
     sets = [{"name": "vet", "source": {"kind": "benchmark", "name": "mmvet", **more}}]
-    evaluated = {**recipe["evaluate"], "sets": sets, "judge": {"model": "j", "url": "http://127.0.0.1:9/v1"}}
+    evaluated = {**recipe["evaluate"], "sets": sets, "judge": {"model": "j", "urls": ["http://127.0.0.1:9/v1"]}}
     (own / "recipe.json").write_text(json.dumps({**recipe, "evaluate": evaluated}))
     assert (base / folder).resolve() in Images(open_run(own)).roots
 

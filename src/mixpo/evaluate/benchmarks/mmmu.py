@@ -15,6 +15,7 @@ from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, Gra
 from mixpo.evaluate.benchmarks.files import choices_of, images_of, list_of, text_of
 from mixpo.evaluate.benchmarks.metrics import ACCURACY, grouped, one
 from mixpo.evaluate.benchmarks.rules import letters, option_robust, same
+from mixpo.plural import amount
 from mixpo.sources.build import lettered
 from mixpo.types import IMAGE_TOKEN, Question
 from mixpo.verify.check import judge
@@ -52,7 +53,7 @@ def row(fields: Fields) -> Draft:
     if not golds or golds == ["?"]:
         raise SourceError("no answer; the answers of the test split are not public, use validation", code="answer-missing")
     if choices and golds[0] not in letters(len(choices)):
-        raise SourceError(f"answer {golds[0][:20]!r} is none of {len(choices)} options", code="gold-not-an-option")
+        raise SourceError(f"answer {golds[0][:20]!r} is none of {amount(len(choices), 'option')}", code="gold-not-an-option")
     number = text_of(fields, "id", "index", "key")
     subject = text_of(fields, "category", default="") or "_".join(number.split("_")[1:-1])
     text = "\n".join([text_of(fields, "question"), *([lettered(choices)] if choices else [])])

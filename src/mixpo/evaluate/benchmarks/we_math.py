@@ -15,6 +15,7 @@ from mixpo.evaluate.benchmarks.files import choices_of, images_of, text_of
 from mixpo.evaluate.benchmarks.metrics import ACCURACY, measured
 from mixpo.evaluate.benchmarks.rules import letters, option_robust, same
 from mixpo.evaluate.statistics import Term, cluster_of
+from mixpo.plural import amount
 from mixpo.sources.build import lettered
 from mixpo.types import Question
 from mixpo.verify.judgement import Judgement, Options
@@ -29,7 +30,7 @@ def row(fields: Fields) -> Draft:
     choices = tuple(part.strip(" ;") for part in re.split(r"(?:^|[;\n])\s*[A-H]\.", listed)[1:]) or choices_of(fields)
     answer = text_of(fields, "answer")
     if answer not in letters(len(choices)):
-        raise SourceError(f"answer {answer[:20]!r} is none of {len(choices)} options", code="gold-not-an-option")
+        raise SourceError(f"answer {answer[:20]!r} is none of {amount(len(choices), 'option')}", code="gold-not-an-option")
     problem, _, step = text_of(fields, "key").rpartition("_")
     image = fields.get("image_path")
     return Draft(
