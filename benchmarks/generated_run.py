@@ -114,7 +114,7 @@ class _Block:
                 "id": id_, "text": f"<image>\nWhat is number {number:,} of the {DOMAINS[number % 5]} puzzles? {self.pool[number % 997]}",
                 "images": [{"path": p.path, "digest": p.digest}], "answer": None if self._open(place) else str(self.answers[place]),
                 "kind": "none" if self._open(place) else "number", "choices": [], "domain": DOMAINS[number % 5], "source": "generated",
-                "answers": [], "rationale": "", "facts": "",
+                "answers": [], "rationale": "", "facts": "", "history": [], "row_id": "", "verbatim": False,
             }
             for place, (number, id_) in enumerate(zip(self.numbers, self.ids, strict=True))
             for p in [self.pictures[number % len(self.pictures)]]

@@ -30,7 +30,7 @@ def test_a_run_is_looked_at_without_the_model_that_it_started_from(without_start
     run = str(without_start / "run")
     assert main(["status", run]) == 0
     shown = capsys.readouterr().out
-    assert f"! the model that this run started from is gone: {without_start / 'gone'}: no such model folder" in shown
+    assert f"! the base model of this run is missing: {without_start / 'gone'}: no such model folder" in shown
     assert main(["status", run, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["problem"].startswith(str(without_start / "gone"))
