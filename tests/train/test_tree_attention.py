@@ -187,7 +187,7 @@ def test_padding_is_bounded() -> None:
         ({"dropout": 0.1}, "dropout"),
         ({"is_causal": False}, "direction"),
         ({"sliding_window": 7}, "window of 7"),
-        ({"tree": None}, "not over one row"),
+        ({"attention_plan": None}, "not over one row"),
     ],
 )
 def test_what_it_cannot_do_is_refused(options: dict[str, Any], message: str) -> None:
