@@ -14,19 +14,20 @@ from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mixpo.errors import SourceError
 from mixpo.plural import amount
-from mixpo.preferences import Imported, Notice, read
 from mixpo.recipe import Recipe
 from mixpo.records import Drop, Paired, from_plain, write_text
 from mixpo.run import Manifest, Run, now, versions
-from mixpo.sources.decontaminate import ContaminationFilter
-from mixpo.sources.mmpr import bare_question
 from mixpo.stages.job import Context
 from mixpo.stages.source import SHOWN, QuestionIndex, skip_reasons, unusable_image
 from mixpo.types import Pair, Question, Skipped, content_id
+
+if TYPE_CHECKING:
+    from mixpo.preferences import Imported, Notice
+    from mixpo.sources.decontaminate import ContaminationFilter
 
 STAGE = "preferences"
 CONTROL_TOKEN = "a side holds a control token"
@@ -69,12 +70,12 @@ class PairImport:
 
     def items(self) -> Iterator[Imported | Skipped | Notice]:
         """What stands in the tables, in order, with images looked at but not decoded, and without what evaluation sets hold."""
+        from mixpo.preferences import Imported, Notice, read
+
         context, several = self.context, len(self.context.recipe.preferences) > 1
         for table in context.recipe.preferences:
             for item in read(table, context.recipe_folder, context.run.images):
-                if (isinstance(item, Imported) and (reason := unusable_image(item.question, context.recipe.image))) or (
-                    isinstance(item, Imported) and (reason := self._contaminated(item.question))
-                ):
+                if isinstance(item, Imported) and (reason := self._unusable(item.question)):
                     yield Skipped(where=item.where, reason=reason)
                 elif isinstance(item, Notice) and several and item.where != table.path:
                     yield replace(item, where=f"{table.path}: {item.where}")
@@ -83,6 +84,8 @@ class PairImport:
 
     def _usable(self) -> Iterator[Imported]:
         """The pairs to train on, of at most `context.limit` questions; the rest is noted."""
+        from mixpo.preferences import Notice
+
         questions, limit = set[str](), self.context.limit
         for item in self.items():
             if isinstance(item, Notice):
@@ -96,9 +99,12 @@ class PairImport:
                     questions.add(item.question.id)
                 yield item
 
-    def _contaminated(self, question: Question) -> str | None:
-        if self.contamination is None:
-            return None
+    def _unusable(self, question: Question) -> str | None:
+        """Why the pairs of a question cannot be used, or None."""
+        from mixpo.sources.mmpr import bare_question
+
+        if (reason := unusable_image(question, self.context.recipe.image)) or self.contamination is None:
+            return reason
         # Released data has its prompt around the question, evaluation sets have not.
         return self.contamination.reason(replace(question, text=bare_question(question.text)))
 
