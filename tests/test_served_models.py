@@ -149,7 +149,7 @@ def test_a_server_that_is_away_at_the_end_costs_its_own_row_and_no_other(
     server.start()
     context = open_small(recipe, root)
     run_recipe(context)
-    stages = [line.partition(": ")[0] for line in said(context) if "stale" in line or "going on" in line]
+    stages = [line.partition(": ")[0] for line in said(context) if "stale" in line or "resuming" in line]
     assert stages == ["answer held-out", "report"]
     assert [line for line in said(context) if "resuming, 0 of 2 shards are done" in line]
     report = json.loads((root / "report.json").read_text())
