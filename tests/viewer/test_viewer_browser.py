@@ -95,7 +95,7 @@ def test_another_search_can_be_written_while_one_goes_on(page: api.Page, server:
         loads.append(route.request.url)
         with suppress(api.Error):  # the page has gone on to its next load, and disposed of this one
             answer = route.fetch()
-            body = answer.text().replace("</main>", '<a href="" data-go-on>search on</a></main>')
+            body = answer.text().replace("</main>", '<a href="" data-continue>continue</a></main>')
             route.fulfill(response=answer, body=body)
 
     page.route("**/pairs?text=red", not_done)
@@ -310,7 +310,7 @@ def test_a_formula_that_would_crash_the_tab_stays_as_it_was_written(page: api.Pa
 def test_questions(page: api.Page, server: Server) -> None:
     page.goto(f"{server.home}/questions")
     assert page.get_by_role("img", name="Accuracy of the sampled responses by domain").is_visible()
-    click(page, page.get_by_role("link", name="All right", exact=True))
+    click(page, page.get_by_role("link", name="all right", exact=True))
     page.wait_for_url("**outcome=all_right")
     assert "puzzle 7" in page.locator("a.row").inner_text()
     page.locator("select[name=outcome]").select_option("all_wrong")
@@ -337,15 +337,18 @@ def test_an_audit(page: api.Page, server: Server) -> None:
     page.get_by_text("4 of 59 labelled").wait_for()
     assert page.locator(".figure .big").last.inner_text().endswith("%")
     click(page, page.get_by_role("link", name="Suspicious"))
-    click(page, page.get_by_text("called wrong, but its last sentence").first)
+    assert page.get_by_text("its last sentence").count() == 0  # the suspicion stays hidden until the label
+    click(page, page.locator("a.row").first)
     press(page, "1")
     assert "kind=suspicious" in page.url
     assert len((server.root / LABELS).read_text().splitlines()) == 5
+    press(page, "u")
+    page.get_by_text("its last sentence").first.wait_for()
 
 
 def test_training_and_evaluation(page: api.Page, server: Server) -> None:
     page.goto(f"{server.home}/training")
-    for title in ("Loss and its weighted parts", "Rewards", "Reward margin", "Quality shift δ", "Reward accuracy"):
+    for title in ("Loss and weighted terms", "Rewards", "Reward margin", "Quality shift δ", "Reward accuracy"):
         assert page.get_by_role("heading", name=title).count() >= 2
     click(page, page.get_by_role("link", name="Evaluation"))
     click(page, page.get_by_role("link", name="Compare the models"))
