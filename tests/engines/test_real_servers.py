@@ -74,7 +74,7 @@ def served(tiny: Vlm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
     engine = create("openai", vlm=tiny, serving=serving)
     yield engine, said
     engine.close()
-    serving.keep.close()
+    serving.shared.close()
 
 
 def test_transformers_serve_answers_questions_with_images(served: tuple[Any, list[str]], tiny: Vlm, tmp_path: Path) -> None:

@@ -196,7 +196,7 @@ def test_statistics(page: api.Page, server: Server, records: Records) -> None:
     (cells,) = [row.split("\t") for row in page.locator("tbody tr").all_inner_texts()]
     assert cells[:2] == ["digits/preference", "32"]
     assert cells[4:8] == [str(len(records.pairs)), *map(str, origins)]
-    assert cells[8] == f"{sum(len(pair.chosen_ids) for pair in records.pairs) / len(records.pairs):.1f}"
+    assert cells[9] == f"{sum(len(pair.chosen_ids) for pair in records.pairs) / len(records.pairs):.1f}"
     assert page.get_by_role("img", name="Length of both sides").is_visible()
 
 
@@ -205,7 +205,7 @@ def test_statistics(page: api.Page, server: Server, records: Records) -> None:
 
 def test_curves_of_every_part(page: api.Page, server: Server, records: Records) -> None:
     page.goto(f"{server.home}/training")
-    titles = ["Loss and its weighted parts", "Loss terms, unweighted", "Rewards", "Reward margin", "Reward accuracy",
+    titles = ["Loss and weighted terms", "Loss terms, unweighted", "Rewards", "Reward margin", "Reward accuracy",
               "Quality shift δ", "Gradient norm", "Learning rate"]  # fmt: skip
     arm = page.locator("section.arm", has=page.locator("#mpo-1"))
     shown = {figure.locator("h3").inner_text(): figure for figure in arm.locator("figure").all()}
@@ -285,7 +285,7 @@ def test_the_report_opens_from_disk_and_prints(page: api.Page, demo: Path) -> No
     page.goto((demo / "report.html").as_uri())
     assert page.title() == "Digits demo"
     assert f"{report['headline']['after'] * 100:.1f}" in page.locator(".hero").inner_text()
-    for title in ("Reward margin", "Quality shift δ", "Length of both sides", "By source of the questions"):
+    for title in ("Reward margin", "Quality shift δ", "Length of both sides", "By source"):
         assert page.get_by_role("heading", name=title).first.is_visible()
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"

@@ -141,10 +141,10 @@ def test_questions_statistics_and_the_audit(page: api.Page, server: Server) -> N
     assert [cell.split("\t")[:2] for cell in cells] == [["generated", f"{QUESTIONS:,}"]]
     assert f"DropoutNTP {QUESTIONS // 10 * 2:,}" in page.locator(".legend").first.inner_text()
     page.goto(f"{server.home}/audit?kind=suspicious")
-    assert "drawn at random" in page.locator("main").inner_text()
+    assert "in random order" in page.locator("main").inner_text()
     page.goto(f"{server.home}/audit")
     click(page, page.get_by_role("link", name="Start"))
     press(page, "1")
     page.wait_for_url("**/audit/1?**")
     press(page, "u")
-    page.get_by_text("1 of 500 marked").wait_for()
+    page.get_by_text("1 of 500 labelled").wait_for()
