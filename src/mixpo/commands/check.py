@@ -257,9 +257,10 @@ def question_problems(recipe: Recipe, question: Question, vlm: Vlm | None, evalu
         return broken
     from mixpo.vlm.prompt import context_limit, encode
 
-    prompt = prompt_for(recipe, question, "cot")
+    prompt, limits = prompt_for(recipe, question, "cot"), recipe.image.of(question)
     try:
-        tokens = len(encode(vlm, prompt, [open_image(image, recipe.image) for image in question.images], question.history))
+        images = [open_image(image, limits) for image in question.images]
+        tokens = len(encode(vlm, prompt, images, question.history, tiles=limits.tiles))
     except MixpoError as error:
         return [str(error)]
     new = recipe.evaluate.max_new_tokens if evaluated else recipe.sample.max_new_tokens

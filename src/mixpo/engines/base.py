@@ -29,6 +29,7 @@ class Request:
 
     key: the question's id. prompt: the user's message, with one `<image>` placeholder per image. seeds: one per response.
     indices: the `Response.index` of each. prefixes: for continuations, the token ids that each response starts with; else empty.
+    source, domain: of the question; they may decide the limits of its images.
     """
 
     key: str
@@ -37,6 +38,8 @@ class Request:
     seeds: tuple[int, ...]
     indices: tuple[int, ...]
     prefixes: tuple[tuple[int, ...], ...] = ()
+    source: str = ""
+    domain: str = ""
 
 
 def same_images(images: Sequence[ImageRef], names: Sequence[str]) -> bool:

@@ -48,11 +48,17 @@ class TokenCodec:
 
         return render_prompt(self._vlm, prompt)
 
-    def prompt_ids(self, prompt: str, images: Sequence[Image] = ()) -> tuple[int, ...]:
-        """Ids of a prompt, with as many image tokens as in training."""
+    def prompt_ids(self, prompt: str, images: Sequence[Image] = (), tiles: int = 0) -> tuple[int, ...]:
+        """Ids of a prompt, with as many image tokens as in training. tiles: as for `encode`."""
         from mixpo.vlm.prompt import encode
 
-        return tuple(encode(self._vlm, prompt, images).ids.tolist())
+        return tuple(encode(self._vlm, prompt, images, tiles=tiles).ids.tolist())
+
+    def tile_arguments(self, tiles: int) -> dict[str, int]:
+        """The tile limit as a keyword argument of the processor; none for 0."""
+        from mixpo.vlm.load import tile_setting
+
+        return {tile_setting(self._vlm.processor): tiles} if tiles else {}
 
     def encode_raw(self, text: str) -> tuple[int, ...]:
         """Ids of rendered text: control tokens are parsed, the tokenizer's own first token is included."""

@@ -112,8 +112,9 @@ class VllmEngine:
         """
         if len(request.images) > MAX_IMAGES:
             raise SourceError(f"{len(request.images)} images in one question, at most {MAX_IMAGES} with vLLM", code="too-many-images")
-        images = [open_image(image, self._image) for image in request.images]
-        ids = self._codec.prompt_ids(request.prompt, images)
+        limits = self._image.of(request)
+        images = [open_image(image, limits) for image in request.images]
+        ids = self._codec.prompt_ids(request.prompt, images, limits.tiles)
         if request.prefixes:
             if not all(self._codec.control.isdisjoint(prefix) for prefix in request.prefixes):
                 raise continues_control_token()
@@ -121,6 +122,8 @@ class VllmEngine:
             lengths = [len(ids) + len(prefix) for prefix in request.prefixes]
         elif images:
             made = [{"prompt": self._codec.prompt_text(request.prompt), "multi_modal_data": {"image": images}}]
+            if tiles := self._codec.tile_arguments(limits.tiles):
+                made[0]["mm_processor_kwargs"] = tiles
             lengths = [len(ids)]
         else:
             made, lengths = [{"prompt_token_ids": list(ids)}], [len(ids)]

@@ -6,6 +6,7 @@ Knows nothing about how stages work. `load` reads and checks a file, `Recipe.mod
 from mixpo.recipe.base import CHOOSES_STAGES, NOTHING, STAGES, Decides, StageKind, Table
 from mixpo.recipe.data import (
     BalanceBy,
+    ImageLimits,
     ImageTable,
     ModelTable,
     PairsTable,
@@ -16,6 +17,7 @@ from mixpo.recipe.data import (
     PromptText,
     SampleTable,
     VerifyTable,
+    is_listed,
     names_in,
 )
 from mixpo.recipe.errors import did_you_mean
@@ -64,6 +66,7 @@ __all__ = [
     "EvaluationSet",
     "EvaluationSource",
     "HubSource",
+    "ImageLimits",
     "ImageTable",
     "JsonlSource",
     "JudgeTable",
@@ -98,6 +101,7 @@ __all__ = [
     "WatchTable",
     "apply_override",
     "did_you_mean",
+    "is_listed",
     "load",
     "names_in",
     "parse",

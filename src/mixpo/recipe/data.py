@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Annotated, Literal, Protocol
 
 from pydantic import Field, model_validator
 
@@ -39,6 +41,34 @@ class ModelTable(Table):
     """Run Python code that comes with the model. Only for sources you trust."""
 
 
+class HasOrigin(Protocol):
+    """What belongs to a source and a domain: a question, or a request for responses to one."""
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def domain(self) -> str: ...
+
+
+def is_listed(item: HasOrigin, patterns: Sequence[str]) -> bool:
+    """Whether a pattern matches the source or the domain of `item` (`*` matches anything)."""
+    return any(fnmatchcase(name, pattern) for name in (item.source, item.domain) if name for pattern in patterns)
+
+
+class ImageLimits(Table):
+    """Other limits for the images of some sources."""
+
+    sources: Annotated[tuple[str, ...], PIXELS] = Field(min_length=1)
+    """Sources and domains (`*` matches anything) that they hold for, in every stage; of several tables the first that matches counts."""
+    tiles: Annotated[int | None, PIXELS] = Field(default=None, ge=1)
+    """Maximum number of tiles per image, in place of `image.tiles`."""
+    max_pixels: Annotated[int | None, PIXELS] = Field(default=None, ge=1)
+    """In place of `image.max_pixels`."""
+    min_pixels: Annotated[int | None, PIXELS] = Field(default=None, ge=0)
+    """In place of `image.min_pixels`."""
+
+
 class ImageTable(Table):
     """Image preprocessing, applied before any engine, so that sampling, training and evaluation see the same pixels."""
 
@@ -52,12 +82,24 @@ class ImageTable(Table):
     """Images with a longer side are skipped and listed."""
     min_side: Annotated[int, PIXELS] = Field(default=2, ge=1)
     """Images with a shorter side are skipped and listed."""
+    limits: Annotated[tuple[ImageLimits, ...], PIXELS] = ()
+    """Other limits by source or domain, such as more tiles for charts and documents."""
 
     @model_validator(mode="after")
     def _ordered(self) -> ImageTable:
-        if self.min_pixels > self.max_pixels:
-            raise ValueError("min_pixels must not exceed max_pixels")
+        for table in (self, *map(self._with, self.limits)):
+            if table.min_pixels > table.max_pixels:
+                raise ValueError("min_pixels must not exceed max_pixels")
         return self
+
+    def of(self, item: HasOrigin) -> ImageTable:
+        """The table for the images of a question or request, without `limits`."""
+        limits = next((limits for limits in self.limits if is_listed(item, limits.sources)), None)
+        return self._with(limits) if limits is not None else self
+
+    def _with(self, limits: ImageLimits) -> ImageTable:
+        own = limits.model_dump(exclude={"sources"}, exclude_none=True)
+        return self.model_copy(update={**own, "limits": ()})
 
 
 class PromptText(Table):

@@ -88,6 +88,15 @@ class Recipe(Table):
         return self
 
     @model_validator(mode="after")
+    def _tiles_everywhere(self) -> Recipe:
+        if "openai" in (self.sample.engine, self.evaluate.engine) and any(limits.tiles for limits in self.image.limits):
+            raise ValueError(
+                "image.limits: a server cuts all images into tiles alike; leave tiles out and set max_pixels, or sample with "
+                '"transformers" or "vllm"'
+            )
+        return self
+
+    @model_validator(mode="after")
     def _can_watch(self) -> Recipe:
         if self.train.watch is None:
             return self

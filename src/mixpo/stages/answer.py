@@ -77,7 +77,7 @@ def answer_job(context: Context, plan: Plan, index: QuestionIndex, name: str, ta
         name=answer_name(name, model, mode),
         title=f"answer {name}: {model.name}, {mode}",
         settings=settings,
-        inputs=prompting.chosen_by(recipe.prompt, plan.shards(source), index.domains, index.sources),
+        inputs=prompting.chosen_by(recipe, plan.shards(source), index),
         index=index,
         needs=(source, *filter(None, [model.job])),
     )

@@ -106,9 +106,11 @@ class Models:
         return self._tiled(load(self.table, self.recipe_folder, ref.folder))
 
     def _tiled(self, vlm: Vlm) -> Vlm:
-        from mixpo.vlm.load import limit_tiles
+        from mixpo.vlm.load import limit_tiles, tile_setting
 
         limit_tiles(vlm.processor, self.image.tiles)
+        if any(limits.tiles for limits in self.image.limits):
+            tile_setting(vlm.processor)  # an error now, not at the first such question
         return vlm
 
     def release(self) -> None:

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from mixpo.pairs.balance import Class, class_of, rates, thin
 from mixpo.pairs.build import build
 from mixpo.pairs.provenance import RATIONALE
 from mixpo.plural import amount
-from mixpo.recipe import PairsTable, Recipe
+from mixpo.recipe import PairsTable, Recipe, is_listed
 from mixpo.records import Judged, Paired, read_column
 from mixpo.run import Manifest
 from mixpo.stages import prompting
@@ -75,8 +74,7 @@ def pair_job(context: Context, plan: Plan, index: QuestionIndex, number: int) ->
 
 def without_correctness(table: PairsTable, question: Question) -> bool:
     """Whether the recipe leaves a question out of correctness pairs because of its source or domain."""
-    names = [name for name in (question.source, question.domain) if name]
-    return any(fnmatchcase(name, pattern) for pattern in table.correctness_except for name in names)
+    return is_listed(question, table.correctness_except)
 
 
 def count_paired(rows: Sequence[Paired]) -> Mapping[str, int]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from mixpo.prompts import PROMPTS, Prompt
 from mixpo.recipe import PromptMix, PromptName, PromptTable, Recipe, names_in
+from mixpo.stages.source import QuestionIndex
 from mixpo.types import Pair, Question, content_id
 
 
@@ -98,9 +99,11 @@ def styles(table: PromptTable) -> dict[str, Any]:
     return {name: each[0] if len(each) == 1 else each for name, each in found.items()}
 
 
-def chosen_by(table: PromptTable, shards: Sequence[str], domains: Sequence[str], sources: Sequence[str]) -> tuple[str, ...]:
-    """The shards, with the digests of domains and sources where these have prompts of their own: only there do they matter."""
-    parts = [shards, *([domains] if table.by_domain else []), *([sources] if table.by_source else [])]
+def chosen_by(recipe: Recipe, shards: Sequence[str], index: QuestionIndex) -> tuple[str, ...]:
+    """The shards, with the digests of domains and sources where these have prompts or image limits of their own: only there do they
+    matter."""
+    table, limits = recipe.prompt, recipe.image.limits
+    parts = [shards, *([index.domains] if table.by_domain or limits else []), *([index.sources] if table.by_source or limits else [])]
     return tuple(" ".join(row) for row in zip(*parts, strict=True))
 
 

@@ -68,7 +68,7 @@ def reference_job(context: Context, plan: Plan, index: QuestionIndex, number: in
             "precision": precision(recipe),
             "prompt": prompting.settings(recipe.prompt),
         },
-        inputs=plan.shards(upstream),
+        inputs=prompting.chosen_by(recipe, plan.shards(upstream), index),
         sizes=index.sizes,
         needs=("source", upstream, *filter(None, [model.job])),
         session=session,

@@ -34,6 +34,8 @@ def request_of(question: Question, prompt: str, indices: Sequence[int], seed: in
         images=question.images,
         seeds=tuple(seed_of(seed, *what, question.id, index) for index in indices),
         indices=tuple(indices),
+        source=question.source,
+        domain=question.domain,
     )
 
 

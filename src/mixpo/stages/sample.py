@@ -65,7 +65,7 @@ def sample_job(context: Context, plan: Plan, index: QuestionIndex, number: int, 
         name=name,
         title=title(context, number, "sample"),
         settings=settings,
-        inputs=prompting.chosen_by(recipe.prompt, index.shards, index.domains, index.sources),
+        inputs=prompting.chosen_by(recipe, index.shards, index),
         index=index,
         needs=("source", *filter(None, [model.job])),
     )

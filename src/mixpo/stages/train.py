@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixpo.engines import create
-from mixpo.engines.base import Request
 from mixpo.objectives import OBJECTIVES
 from mixpo.recipe import LossTable, TrainTable
 from mixpo.run import Manifest
@@ -20,6 +19,7 @@ from mixpo.stages.answer import params, prompt_for, source_name
 from mixpo.stages.evaluate import Grader
 from mixpo.stages.job import Context, Job, Make, Plan, title
 from mixpo.stages.models import ModelRef, settings_of
+from mixpo.stages.responses import request_of
 from mixpo.stages.source import QuestionIndex
 from mixpo.train.metrics import StepMetrics
 from mixpo.types import Group, Question
@@ -193,9 +193,7 @@ def watch_of(context: Context, plan: Plan, vlm: Vlm) -> EvaluatePolicy | None:
     chosen = next(s for s in sets if s.name == (table.set or sets[0].name))
     benchmark = BENCHMARKS[chosen.source.name] if chosen.source.kind == "benchmark" else None
     questions = _first(plan, source_name(chosen.name), table.count)
-    requests = [
-        Request(key=q.id, prompt=prompt_for(context.recipe, q, "cot"), images=q.images, seeds=(0,), indices=(0,)) for q in questions
-    ]  # fmt: skip
+    requests = [request_of(q, prompt_for(context.recipe, q, "cot"), (0,), context.recipe.seed, "watch") for q in questions]
     how = params(context.recipe, "cot")
 
     def watch() -> PolicyMetrics:

@@ -14,21 +14,24 @@ from mixpo.vlm.prompt import EncodedPrompt, encode
 CACHE_BYTES = 512 * 2**20
 """Size limit, pixels included; the least recently used entries are evicted first."""
 
+Key = tuple[str, str, int, int, int]
+"""Question, prompt, and the limits of its images: equal questions of two sources may differ in these."""
+
 
 class PromptCache:
-    """Encodes prompts with their images, and caches them. Lengths are never evicted."""
+    """Encodes prompts with their images, and caches them. Lengths are never evicted. images: limits, also by source and domain."""
 
     def __init__(self, vlm: Vlm, images: ImageTable, max_bytes: int = CACHE_BYTES) -> None:
         self.vlm = vlm
         self.images = images
         self.max_bytes = max_bytes
-        self._kept: OrderedDict[tuple[str, str], EncodedPrompt] = OrderedDict()
+        self._kept: OrderedDict[Key, EncodedPrompt] = OrderedDict()
         self._bytes = 0
-        self._lengths: dict[tuple[str, str], int] = {}
+        self._lengths: dict[Key, int] = {}
 
     def of(self, question: Question, prompt: str) -> EncodedPrompt:
         """The prompt of a question as model input. Raises SourceError, ImageError or ModelError naming the question."""
-        key = (question.id, prompt)
+        key = self._key(question, prompt)
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
@@ -43,22 +46,26 @@ class PromptCache:
 
     def length(self, group: Group) -> int:
         """Tokens of a group's prompt, image tokens included."""
-        key = (group.question.id, group.prompt)
+        key = self._key(group.question, group.prompt)
         return self._lengths[key] if key in self._lengths else len(self.get(group))
 
+    def _key(self, question: Question, prompt: str) -> Key:
+        limits = self.images.of(question)
+        return question.id, prompt, limits.tiles, limits.min_pixels, limits.max_pixels
+
     def _encode(self, question: Question, prompt: str) -> EncodedPrompt:
-        opened = []
+        opened, limits = [], self.images.of(question)
         try:
             for image in question.images:
-                opened.append(open_image(image, self.images))
-            return encode(self.vlm, prompt, opened, question.history)
+                opened.append(open_image(image, limits))
+            return encode(self.vlm, prompt, opened, question.history, tiles=limits.tiles)
         except (SourceError, ModelError) as error:
             raise type(error)(f"question {question.id}: {error}", code=error.code, path=error.path, key=question.id) from error
         finally:
             for picture in opened:
                 picture.close()
 
-    def _keep(self, key: tuple[str, str], encoded: EncodedPrompt) -> None:
+    def _keep(self, key: Key, encoded: EncodedPrompt) -> None:
         self._kept[key] = encoded
         self._bytes += _size(encoded)
         while self._bytes > self.max_bytes and len(self._kept) > 1:

@@ -6,7 +6,6 @@ small would never hit. Features stay in the format of their family.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
@@ -35,7 +34,7 @@ class VisionCache:
         self, vlm: Vlm, images: ImageTable, prompt_of: Callable[[Group], EncodedPrompt], precision: torch.dtype, max_bytes: int = MAX_BYTES
     ) -> None:
         self.vlm = vlm
-        self.images = json.dumps(images.model_dump(mode="json"))
+        self.images = images
         self.prompt_of = prompt_of
         self.precision = precision
         self.max_bytes = max_bytes
@@ -55,7 +54,8 @@ class VisionCache:
         return replace(batch, inputs=inputs, features=_join(features))
 
     def _get(self, group: Group) -> Any:
-        key = (self.images, *(image.digest for image in group.question.images))
+        limits = self.images.of(group.question)
+        key = (limits.model_dump_json(), *(image.digest for image in group.question.images))
         if key in self._entries:
             self.hits += 1
             return self._entries[key]

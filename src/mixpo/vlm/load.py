@@ -132,8 +132,27 @@ TILE_SETTINGS = ("max_patches", "max_image_tiles")
 
 def limit_tiles(processor: Any, tiles: int) -> None:
     """Limit an image to `tiles` tiles; 0 changes nothing. Raises ModelError for a processor without a tile limit."""
+    if tiles:
+        setattr(processor.image_processor, tile_setting(processor), tiles)
+
+
+@contextmanager
+def tiles_limited(processor: Any, tiles: int) -> Iterator[None]:
+    """Limit images to `tiles` tiles inside the block; 0 changes nothing. Raises as `limit_tiles`."""
     if not tiles:
+        yield
         return
+    name = tile_setting(processor)
+    before = getattr(processor.image_processor, name)
+    setattr(processor.image_processor, name, tiles)
+    try:
+        yield
+    finally:
+        setattr(processor.image_processor, name, before)
+
+
+def tile_setting(processor: Any) -> str:
+    """The name of the processor's tile limit. Raises ModelError for a processor without one."""
     name = next((name for name in TILE_SETTINGS if getattr(processor.image_processor, name, None) is not None), None)
     if name is None:
         raise ModelError(
@@ -141,7 +160,7 @@ def limit_tiles(processor: Any, tiles: int) -> None:
             code="tiles-not-supported",
             key="image.tiles",
         )
-    setattr(processor.image_processor, name, tiles)
+    return name
 
 
 def save(vlm: Vlm, folder: Path, check: Mapping[str, Tensor] | None = None, extra: Callable[[Path], None] | None = None) -> Path:

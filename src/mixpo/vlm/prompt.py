@@ -19,7 +19,7 @@ from mixpo.errors import ModelError, SourceError
 from mixpo.plural import amount
 from mixpo.types import IMAGE_TOKEN, Message
 from mixpo.vlm.families import answer_type, image_batch_axis
-from mixpo.vlm.load import Vlm
+from mixpo.vlm.load import Vlm, tiles_limited
 
 Value = TypeVar("Value")
 
@@ -46,10 +46,11 @@ class EncodedPrompt:
         return len(self.ids)
 
 
-def encode(vlm: Vlm, prompt: str, images: Sequence[Image], history: Sequence[Message] = ()) -> EncodedPrompt:
+def encode(vlm: Vlm, prompt: str, images: Sequence[Image], history: Sequence[Message] = (), *, tiles: int = 0) -> EncodedPrompt:
     """Encode `prompt` as the last user turn of the chat template, after the messages of `history`.
 
-    Each `<image>` placeholder of history and prompt, in this order, stands for one image.
+    Each `<image>` placeholder of history and prompt, in this order, stands for one image. tiles: the most tiles of an image; 0 for the
+    setting of the processor.
 
     A newline right after a placeholder is removed, because the template adds its own. Raises SourceError when placeholders and images
     differ in number, the text contains a control token or the processor rejects an image; ModelError when the number of image tokens
@@ -69,7 +70,8 @@ def encode(vlm: Vlm, prompt: str, images: Sequence[Image], history: Sequence[Mes
             code="template-without-image-token",
             path=vlm.folder,
         )
-    inputs = _process(vlm, text, images)
+    with tiles_limited(vlm.processor, tiles if images else 0):
+        inputs = _process(vlm, text, images)
     ids = inputs.pop("input_ids")[0]
     inputs.pop("attention_mask", None)
     token_types = {name: inputs.pop(name)[0] for name in _TOKEN_TYPES if name in inputs}

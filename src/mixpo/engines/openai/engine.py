@@ -171,7 +171,7 @@ class OpenAIEngine:
             if len(request.images) != len(with_images[0].images):
                 continue
             try:
-                images = tuple(image_url(image, self._image) for image in request.images)
+                images = tuple(image_url(image, self._image.of(request)) for image in request.images)
             except SourceError:
                 continue
             examples.setdefault(images, Example(prompt=request.prompt, images=images))

@@ -74,7 +74,7 @@ class Sampler:
             )
         if self.served is not None:
             self.served.prompt_text(request.prompt)  # refuses a prompt that would end its own turn
-        images = [await asyncio.to_thread(image_url, image, self.image) for image in request.images]
+        images = [await asyncio.to_thread(image_url, image, self.image.of(request)) for image in request.images]
         turn = user_message(request.prompt, images, IMAGE_TOKEN)
         choices = await self._collect(request.seeds, partial(self._chat, turn))
         if not self.eval_only and improbably_identical(choices, params.temperature):
