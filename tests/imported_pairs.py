@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mixpo.preferences import Imported, Notice, read
+from mixpo.preferences import Imported, read
 from mixpo.recipe import PreferencesTable
-from mixpo.types import Pair, Question, Skipped
+from mixpo.types import Notice, Pair, Question, Skipped
 
 
 def imported(path: Path, **table: object) -> tuple[list[tuple[Question, Pair]], list[Skipped], list[Notice]]:
     """Everything that a table gives. The copies of images lie beside the file."""
-    items = list(read(PreferencesTable(path=path.name, **table), path.parent, path.parent / "run-images"))
+    items = list(read([PreferencesTable(path=path.name, **table)], path.parent, path.parent / "run-images"))
     pairs = [(item.question, item.pair) for item in items if isinstance(item, Imported)]
     return pairs, [i for i in items if isinstance(i, Skipped)], [i for i in items if isinstance(i, Notice)]
 

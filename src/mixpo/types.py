@@ -164,3 +164,11 @@ class Skipped:
     where: str
     reason: str
     stage: str = field(default="source")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """Something that the user should know and that skips no row: the format that was recognised, columns that are not used."""
+
+    where: str
+    text: str

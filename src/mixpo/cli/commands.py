@@ -158,7 +158,12 @@ def check(recipe: RecipeFile, settings: Settings = None, limit: Limit = None, as
 
         checked = examine(load(recipe, tuple(settings or ())), recipe.parent.absolute(), terminal.progress, limit)
         if as_json:
-            lists = {"findings": checked.findings, "left_out": checked.left_out, "duplicates": checked.duplicates}
+            lists = {
+                "findings": checked.findings,
+                "left_out": checked.left_out,
+                "duplicates": checked.duplicates,
+                "notices": checked.notices,
+            }
             rows = {name: [asdict(finding) for finding in findings] for name, findings in lists.items()}
             counts: dict[str, int] = {**checked.counts, **checked.notes}
             document({**rows, "counts": counts})

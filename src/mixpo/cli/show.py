@@ -12,11 +12,13 @@ from mixpo.report.words import describe_counts
 
 if TYPE_CHECKING:
     from mixpo.commands.audit import Audited
-    from mixpo.commands.check import Checked
+    from mixpo.commands.check import Checked, Finding
     from mixpo.commands.plan import Estimate
 
 DUPLICATES_SHOWN = 20
 """Duplicate rows that `mixpo check` lists."""
+ALIKE_SHOWN = 3
+"""Rows with the same problem that `mixpo check` lists."""
 LONGEST = 200
 """Characters of an extracted answer that are shown: models may write anything after "Final answer:"."""
 
@@ -89,19 +91,30 @@ def _size(count: int) -> str:
 
 def checked(result: Checked) -> None:
     """The findings of `mixpo check`."""
+    for notice in result.notices:
+        line(f"{notice.where}: {notice.problem}")
+    alike: dict[str, list[Finding]] = {}
     for finding in result.findings:
-        # A problem that begins with its own key already names the place.
-        line(finding.problem if finding.problem.startswith(finding.where) else f"{finding.where}: {finding.problem}")
+        alike.setdefault(finding.problem, []).append(finding)
+    for problem, findings in alike.items():
+        for finding in findings[:ALIKE_SHOWN]:
+            # A problem that begins with its own key already names the place.
+            line(problem if problem.startswith(finding.where) else f"{finding.where}: {problem}")
+        if len(findings) > ALIKE_SHOWN:
+            line(f"... and {amount(len(findings) - ALIKE_SHOWN, 'further row')} with the same problem; --json lists all")
     for row in result.left_out:
         line(f"{row.where}: filtered from training: {row.problem}")
     if result.left_out:
-        line(f"source: {amount(len(result.left_out), 'row')} filtered: in the evaluation sets")
+        line(f"{amount(len(result.left_out), 'row')} filtered: in the evaluation sets")
     for row in result.duplicates[:DUPLICATES_SHOWN]:
         line(f"{row.where}: {row.problem}")
     if len(result.duplicates) > DUPLICATES_SHOWN:
         line(f"{len(result.duplicates) - DUPLICATES_SHOWN:,} further duplicates; --json lists all")
+    counted: dict[str, list[str]] = {}
     for name, count in {**result.counts, **result.notes}.items():
         where, _, what = name.rpartition(": ")
-        line(f"{where}: {amount(count, what.removesuffix('s'))}")
+        counted.setdefault(where, []).append(amount(count, what.removesuffix("s")))
+    for where, amounts in counted.items():
+        line(f"{where}: {', '.join(amounts)}")
     count = len(result.findings)
     line(f"{amount(count, 'problem')} found" if count else "no problems found")

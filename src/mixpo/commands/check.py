@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from mixpo.commands.check_preferences import PreferencesCheck
 from mixpo.engines import api_key, require_served_extra
 from mixpo.errors import MissingExtra, MixpoError, RecipeError
 from mixpo.images import open_image, probe
@@ -50,17 +51,18 @@ class Finding:
 
 @dataclass(kw_only=True)
 class Checked:
-    """What was looked at, and what was found. `left_out`, what evaluation sets keep out of training, and `notes` need no correction."""
+    """What was checked. `left_out` (what evaluation sets keep out of training), `notices` and `notes` need no correction."""
 
     counts: Counter[str] = field(default_factory=Counter)
     left_out: list[Finding] = field(default_factory=list)
     duplicates: list[Finding] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    notices: list[Finding] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
 
-    def add(self, where: str, problem: str) -> None:
-        """Put a finding on the list."""
-        self.findings.append(Finding(where=where, problem=problem))
+    def add(self, where: str, problem: str, to: Literal["findings", "left_out", "duplicates", "notices"] = "findings") -> None:
+        """Put something on one of the lists."""
+        getattr(self, to).append(Finding(where=where, problem=problem))
 
 
 def check(recipe: Recipe, recipe_folder: Path, progress: Progress, limit: int | None = None) -> Checked:
@@ -79,6 +81,7 @@ def check(recipe: Recipe, recipe_folder: Path, progress: Progress, limit: int | 
                 _check_source(rows, vlm, contamination, checked, progress)
             except MixpoError as error:
                 checked.add(rows.name, str(error))
+        PreferencesCheck(recipe, recipe_folder, Path(images), vlm, contamination, checked).run(progress, limit)
     return checked
 
 
@@ -213,13 +216,13 @@ def _check_source(rows: _Rows, vlm: Vlm | None, contamination: ContaminationFilt
         if isinstance(item, Skipped):
             if item.reason == DUPLICATE:
                 checked.notes[f"{name}: duplicate rows"] += 1
-                checked.duplicates.append(Finding(where=item.where, problem=item.reason))
+                checked.add(item.where, item.reason, to="duplicates")
             else:
                 checked.add(item.where, item.reason)
             continue
         problems = question_problems(rows.recipe, item.question, vlm, evaluated=bool(rows.evaluated))
         if contamination is not None and not rows.evaluated and not problems and (reason := contamination.reason(item.question)):
-            checked.left_out.append(Finding(where=item.where, problem=reason))
+            checked.add(item.where, reason, to="left_out")
             continue
         for problem in problems:
             checked.add(item.where, problem)

@@ -7,22 +7,25 @@ in this directory where there are any (a small run measures a large one), otherw
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mixpo.pipeline import build_plan
 from mixpo.plural import amount
+from mixpo.progress import Silent
 from mixpo.recipe import STAGES, EvaluationSource
 from mixpo.run import Run
 from mixpo.sources.decontaminate import open_filter
 from mixpo.stages.answer import source_name
+from mixpo.stages.imported import STAGE, PairImport, sampled_part
 from mixpo.stages.job import Context, Planned
 from mixpo.stages.names import first_forced
 from mixpo.stages.questions import Sources
-from mixpo.stages.source import NOTHING, QuestionIndex, blocks_of, index_of
-from mixpo.types import Skipped
+from mixpo.stages.source import QuestionIndex, blocks_of, index_of
+from mixpo.types import Question, Skipped
 from mixpo.vlm.folder import find_model
 
 PROMPT_TOKENS = 400
@@ -103,18 +106,22 @@ def dry_run(context: Context, assumed: Assumed | None = None, force: Sequence[st
     """One estimate for each stage, in order. force: stages to do again, with all after them; RecipeError for an unknown one."""
     assumed, forced = assumed or Assumed(), STAGES[first_forced(force) :]
     left_out: dict[str, list[Skipped]] = {}
-    sources = _sources(context, left_out)
+    sources, imported = _sources(context, left_out)
     plan = build_plan(context, sources)
-    rates = _rates(context, sources, assumed)
+    sampled = sampled_part(sources.train, sources.pairs)
+    rates = _rates(context, sampled, assumed, imported.counts)
     rows = [
         Estimate(stage=name, todo=index.questions, total=index.questions, unit="questions", why=_read(left_out[name]), basis="exact count")
         for name, index in (("source", sources.train), *((source_name(n), i) for n, i in sources.sets.items()))
         if name in left_out
     ]
-    scale = 1.0 if assumed.questions is None else assumed.questions / max(1, sources.train.questions)
+    if context.recipe.preferences:
+        pairs = imported.counts["pairs"]
+        rows.append(Estimate(stage=STAGE, todo=pairs, total=pairs, unit="pairs", why=_read(imported.skipped), basis="exact count"))
+    scale = 1.0 if assumed.questions is None else assumed.questions / max(1, sampled.questions)
     return [
         *rows,
-        *(_estimate(context, planned, rates, sources.train, scale, planned.job.kind in forced) for planned in plan.planned.values()),
+        *(_estimate(context, planned, rates, sampled, scale, planned.job.kind in forced) for planned in plan.planned.values()),
     ]
 
 
@@ -122,8 +129,8 @@ def _read(left_out: Sequence[Skipped]) -> str:
     return "read at every start" + (f"; {amount(len(left_out), 'row')} left out, `mixpo check` lists them" if left_out else "")
 
 
-def _sources(context: Context, left_out: dict[str, list[Skipped]]) -> Sources:
-    """The questions as the next run would read them, with copies of images in a folder that goes away. Fills in what is left out."""
+def _sources(context: Context, left_out: dict[str, list[Skipped]]) -> tuple[Sources, PairImport]:
+    """Questions and pairs as the next run would read them, with copies of images in a folder that goes away. Fills in what is left out."""
     with TemporaryDirectory(prefix="mixpo-dry-") as folder:
         elsewhere = replace(context, run=Run(Path(folder)))
         kept = context.run.fingerprints if context.run.fingerprints.exists() else None
@@ -136,16 +143,17 @@ def _sources(context: Context, left_out: dict[str, list[Skipped]]) -> Sources:
             return index_of(blocks if contamination is None else contamination.watch(name, blocks))
 
         sets = {s.name: held_out(s.name, s.source) for s in context.recipe.evaluate.sets}
-        source = context.recipe.source
-        train = (
-            index_of(blocks_of(elsewhere, source, left_out.setdefault("source", []), contamination=contamination))
-            if source is not None
-            else NOTHING
-        )
-        return Sources(train=train, sets=sets)
+        recipe, imported = context.recipe, PairImport(replace(elsewhere, progress=Silent()), contamination)
+        blocks: Iterable[list[Question]] = ()
+        if recipe.source is not None:
+            blocks = blocks_of(elsewhere, recipe.source, left_out.setdefault("source", []), contamination=contamination)
+        train = index_of(chain(blocks, imported.blocks() if recipe.preferences else ()))
+        for notice in imported.notices:
+            context.progress.say(f"{STAGE}: {notice}")
+        return Sources(train=train, sets=sets, pairs=tuple(imported.shards)), imported
 
 
-def _rates(context: Context, sources: Sources, assumed: Assumed) -> Rates:
+def _rates(context: Context, sampled_index: QuestionIndex, assumed: Assumed, imported: Mapping[str, int]) -> Rates:
     recipe = context.recipe
     weights = sum(path.stat().st_size for path in find_model(recipe.model, context.recipe_folder).glob("*.safetensors"))
     parameters = weights / (4 if recipe.model.dtype == "float32" else 2)
@@ -157,17 +165,24 @@ def _rates(context: Context, sources: Sources, assumed: Assumed) -> Rates:
         answer = sampled.counts["tokens"] / sampled.counts["answers"]
     if assumed.rate is not None:
         generated, basis = assumed.rate, "--rate"
-    questions = assumed.questions or sources.train.questions
+    questions = assumed.questions or sampled_index.questions
     groups = questions * PAIRS_SHARE
     pairs = groups * min(recipe.pairs.max_per_question, (recipe.sample.n / 2) ** 2)
-    if paired.get("pairs"):
-        pairs, groups = (paired[name] / paired["questions"] * questions for name in ("pairs", "with_pairs"))
+    before = context.run.stage(STAGE).manifest
+    given = before.counts if before is not None else {}
+    if paired.get("pairs") and (own := paired["questions"] - given.get("questions", 0)) > 0:
+        pairs, groups = ((paired[name] - given.get(of, 0)) / own * questions for name, of in _MEASURED)
+    pairs, groups = pairs + imported.get("pairs", 0), groups + imported.get("questions", 0)
     served = (sampled.facts.get("server") or {}).get("n", recipe.sample.n) if sampled is not None else recipe.sample.n
     return Rates(
         answer=answer, generated=generated, trained=assumed.train_rate or generated * READ_FASTER / 3, parameters=parameters,
         model_bytes=weights, pairs=pairs, groups=groups, each=recipe.sample.n, basis=basis, given=assumed,
         per_request=served if recipe.sample.engine == "openai" else 0,
     )  # fmt: skip
+
+
+_MEASURED = (("pairs", "pairs"), ("with_pairs", "questions"))
+"""Counts of the pair stage, and those of the imported pairs among them."""
 
 
 def _counts(context: Context, kind: str) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,8 +15,9 @@ from mixpo.preferences.collections import Part, other_format, parts_of
 from mixpo.preferences.formats import FORMATS, Format, Row, recognise, renamed, supported
 from mixpo.preferences.rows import Lines, rows_of
 from mixpo.recipe import PreferencesTable
+from mixpo.sources.build import without_duplicates
 from mixpo.sources.images import Pictures
-from mixpo.types import Pair, Question, Skipped, content_id
+from mixpo.types import Notice, Pair, Question, Skipped, content_id
 
 DUPLICATE = "duplicate of an earlier pair (same prompt, images and responses)"
 
@@ -33,32 +34,21 @@ class Imported:
     pair: Pair
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Notice:
-    """Something that the user should know and that skips no row: the format that was recognised, columns without a use."""
-
-    where: str
-    text: str
-
-
-def read(table: PreferencesTable, base: Path, images: Path) -> Iterator[Imported | Skipped | Notice]:
-    """The pairs of a table. base: folder of the recipe. images: folder for images that have no file of their own.
+def read(tables: Iterable[PreferencesTable], base: Path, images: Path) -> Iterator[Imported | Skipped | Notice]:
+    """The pairs of all tables, none of them twice. base: folder of the recipe. images: folder for images that have no file of their own.
 
     Raises SourceError, while iterating, when the files as a whole cannot be used: missing, or of another format than `kind` says.
     """
-    seen: set[int] = set()  # numbers, not strings: a third of the memory for millions of pairs
+    items = (item for table in tables for item in _table(table, base, images))
+    return without_duplicates(items, lambda item: item.pair.id if isinstance(item, Imported) else "", DUPLICATE)
+
+
+def _table(table: PreferencesTable, base: Path, images: Path) -> Iterator[Imported | Skipped | Notice]:
     parts = parts_of(table, base)
     if table.kind == "auto" and parts[0].format is not None:
         yield Notice(where=table.path, text=f"read as {parts[0].format.name}")
     for part in parts:
-        for item in _part(part, table, base, images):
-            if isinstance(item, Imported):
-                identity = int(item.pair.id, 16)
-                if identity in seen:
-                    yield Skipped(where=item.where, reason=DUPLICATE)
-                    continue
-                seen.add(identity)
-            yield item
+        yield from _part(part, table, base, images)
 
 
 def _part(part: Part, table: PreferencesTable, base: Path, images: Path) -> Iterator[Imported | Skipped | Notice]:
@@ -67,12 +57,13 @@ def _part(part: Part, table: PreferencesTable, base: Path, images: Path) -> Iter
     if table.count:
         rows = islice(rows, table.count)
     form, unknown, total, left_out = part.format, Counter[str](), 0, 0
+    place = table.path if part.name == Path(table.path).stem else f"{table.path}: {part.name}"
     for line in rows:
         total += 1
         if isinstance(line, Skipped):
             yield line
             continue
-        where, row = line[0].removeprefix(f"{base}/"), line[1]
+        where, row = line
         if form is None or (total == 1 and part.format is not None):
             form = _format_of(part, table, row)
             if table.kind == "auto" and part.format is None:
@@ -83,19 +74,20 @@ def _part(part: Part, table: PreferencesTable, base: Path, images: Path) -> Iter
                 repeat = _repeats(part, parsed)
                 left_out += not repeat
                 if repeat:
-                    question, pair = build(parsed, pictures, where=where, source=part.name, domain=table.domain, repeat=repeat)
+                    origin = where.removeprefix(f"{base}/")
+                    question, pair = build(parsed, pictures, where=origin, source=part.name, domain=table.domain, repeat=repeat)
                     yield Imported(where=where, question=question, pair=pair)
         except SourceError as error:
             yield Skipped(where=where, reason=str(error))
     if not total:
-        yield Notice(where=part.name, text="holds no rows")
+        yield Notice(where=place, text="holds no rows")
     if left_out:
-        yield Notice(where=part.name, text=f"repeat_time = {part.repeat:g} leaves out {amount(left_out, 'pair')}")
+        yield Notice(where=place, text=f"repeat_time = {part.repeat:g} leaves out {amount(left_out, 'pair')}")
     if part.length is not None and part.length != total and not table.count:
-        yield Notice(where=part.name, text=f"length = {part.length}, but the file has {amount(total, 'row')}; is it complete?")
+        yield Notice(where=place, text=f"length = {part.length}, but the file has {amount(total, 'row')}; is it complete?")
     if unknown:
         named = ", ".join(f"{name} ({amount(count, 'row')})" for name, count in sorted(unknown.items()))
-        yield Notice(where=part.name, text=f"columns that are not used: {named}")
+        yield Notice(where=place, text=f"columns that are not used: {named}")
 
 
 def _format_of(part: Part, table: PreferencesTable, row: Row) -> Format:

@@ -13,7 +13,7 @@ from typing import Any
 
 from mixpo.recipe import MixturePart, MixtureSource, TrainingSource
 from mixpo.sources import digits, easy_vqa, hub, jsonl, mmpr, python
-from mixpo.sources.build import SourceRow
+from mixpo.sources.build import SourceRow, without_duplicates
 from mixpo.types import Question, Skipped, content_id
 
 __all__ = ["DUPLICATE", "READERS", "read", "read_rows"]
@@ -71,17 +71,8 @@ READERS: dict[str, Reader] = {
 
 def read_rows(source: TrainingSource, *, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped]:
     """As `read`, with the location of each question (file:line or row)."""
-    seen: set[int] = set()  # numbers, not strings: a third of the memory for millions of questions
-    for item in READERS[source.kind](source, recipe_folder, images):
-        if isinstance(item, Skipped):
-            yield item
-            continue
-        identity = int(item.question.id, 16)
-        if identity in seen:
-            yield Skipped(where=item.where, reason=DUPLICATE)
-            continue
-        seen.add(identity)
-        yield item
+    items = READERS[source.kind](source, recipe_folder, images)
+    return without_duplicates(items, lambda item: item.question.id if isinstance(item, SourceRow) else "", DUPLICATE)
 
 
 def read(source: TrainingSource, *, recipe_folder: Path, images: Path) -> Iterator[Question | Skipped]:

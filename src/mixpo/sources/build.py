@@ -10,13 +10,14 @@ import difflib
 import math
 import re
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from mixpo.errors import SourceError
 from mixpo.plural import amount
 from mixpo.records import storable
-from mixpo.types import IMAGE_TOKEN, AnswerKind, ImageRef, Question, content_id
+from mixpo.types import IMAGE_TOKEN, AnswerKind, ImageRef, Question, Skipped, content_id
 from mixpo.verify.kinds import fits, guess_kind
 
 FIELDS = ("question", "image", "answer", "choices", "rationale", "domain", "source", "id")
@@ -34,12 +35,35 @@ Kind = str
 """An AnswerKind, or "auto"."""
 
 
+class Placed(Protocol):
+    """What has a place in a file."""
+
+    @property
+    def where(self) -> str: ...
+
+
+Item = TypeVar("Item", bound=Placed)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceRow:
     """A question with its location in the source."""
 
     where: str
     question: Question
+
+
+def without_duplicates(items: Iterable[Item], identity: Callable[[Item], str], reason: str) -> Iterator[Item | Skipped]:
+    """The items, with a Skipped in place of one whose content came before. identity: its hexadecimal id, "" for what has none."""
+    seen: set[int] = set()  # numbers, not strings: a third of the memory for millions of rows
+    for item in items:
+        number = int(name, 16) if (name := identity(item)) else None
+        if number is not None and number in seen:
+            yield Skipped(where=item.where, reason=reason)
+            continue
+        if number is not None:
+            seen.add(number)
+        yield item
 
 
 def check_fields(row: Mapping[str, object], known: Sequence[str] = FIELDS) -> None:

@@ -23,10 +23,10 @@ from mixpo.records import Drop, Paired, from_plain, write_text
 from mixpo.run import Manifest, Run, now, versions
 from mixpo.stages.job import Context
 from mixpo.stages.source import SHOWN, QuestionIndex, skip_reasons, unusable_image
-from mixpo.types import Pair, Question, Skipped, content_id
+from mixpo.types import Notice, Pair, Question, Skipped, content_id
 
 if TYPE_CHECKING:
-    from mixpo.preferences import Imported, Notice
+    from mixpo.preferences import Imported
     from mixpo.sources.decontaminate import ContaminationFilter
 
 STAGE = "preferences"
@@ -70,22 +70,17 @@ class PairImport:
 
     def items(self) -> Iterator[Imported | Skipped | Notice]:
         """What stands in the tables, in order, with images looked at but not decoded, and without what evaluation sets hold."""
-        from mixpo.preferences import Imported, Notice, read
+        from mixpo.preferences import Imported, read
 
-        context, several = self.context, len(self.context.recipe.preferences) > 1
-        for table in context.recipe.preferences:
-            for item in read(table, context.recipe_folder, context.run.images):
-                if isinstance(item, Imported) and (reason := self._unusable(item.question)):
-                    yield Skipped(where=item.where, reason=reason)
-                elif isinstance(item, Notice) and several and item.where != table.path:
-                    yield replace(item, where=f"{table.path}: {item.where}")
-                else:
-                    yield item
+        context = self.context
+        for item in read(context.recipe.preferences, context.recipe_folder, context.run.images):
+            if isinstance(item, Imported) and (reason := self._unusable(item.question)):
+                yield Skipped(where=item.where, reason=reason)
+            else:
+                yield item
 
     def _usable(self) -> Iterator[Imported]:
         """The pairs to train on, of at most `context.limit` questions; the rest is noted."""
-        from mixpo.preferences import Notice
-
         questions, limit = set[str](), self.context.limit
         for item in self.items():
             if isinstance(item, Notice):
@@ -101,12 +96,7 @@ class PairImport:
 
     def _unusable(self, question: Question) -> str | None:
         """Why the pairs of a question cannot be used, or None."""
-        from mixpo.sources.mmpr import bare_question
-
-        if (reason := unusable_image(question, self.context.recipe.image)) or self.contamination is None:
-            return reason
-        # Released data has its prompt around the question, evaluation sets have not.
-        return self.contamination.reason(replace(question, text=bare_question(question.text)))
+        return unusable_image(question, self.context.recipe.image) or contaminated(self.contamination, question)
 
     def _write(self, rows: Sequence[Paired]) -> None:
         stage = self.context.run.stage(STAGE)
@@ -184,6 +174,14 @@ class _Groups:
 
 def _json(row: Question | Pair) -> str:
     return json.dumps(asdict(row), ensure_ascii=False)
+
+
+def contaminated(contamination: ContaminationFilter | None, question: Question) -> str | None:
+    """Why evaluation sets keep the pairs of a question out of training, or None."""
+    from mixpo.sources.mmpr import bare_question
+
+    # Released data has its prompt around the question, evaluation sets have not.
+    return contamination.reason(replace(question, text=bare_question(question.text))) if contamination is not None else None
 
 
 def settings(context: Context) -> dict[str, Any]:

@@ -1,0 +1,130 @@
+"""`mixpo check` of [[preferences]]: every row read, every image decoded, every pair as long as training would see it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mixpo.errors import MixpoError
+from mixpo.images import open_image, probe
+from mixpo.preferences import DUPLICATE, Imported, read
+from mixpo.progress import Progress
+from mixpo.recipe import PreferencesTable, Recipe
+from mixpo.sources.decontaminate import ContaminationFilter
+from mixpo.stages.imported import contaminated
+from mixpo.types import Notice, Pair, Question, Skipped
+
+if TYPE_CHECKING:
+    from mixpo.commands.check import Checked
+    from mixpo.vlm.load import Vlm
+
+REMEMBERED = 4096
+"""Questions whose length is remembered: pairs of one question usually stand together."""
+
+
+class PreferencesCheck:
+    """Checks the tables of a recipe; findings, notices and counts go to a `Checked`. images: folder for copies of images."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        recipe_folder: Path,
+        images: Path,
+        vlm: Vlm | None,
+        contamination: ContaminationFilter | None,
+        checked: Checked,
+    ) -> None:
+        self.recipe, self.recipe_folder, self.images = recipe, recipe_folder, images
+        self.vlm, self.contamination, self.checked = vlm, contamination, checked
+        self._measured = lru_cache(maxsize=REMEMBERED)(self._measure)
+
+    def run(self, progress: Progress, limit: int | None = None) -> None:
+        """Check every table. limit: usable pairs to look at in each."""
+        for table in self.recipe.preferences:
+            name = f"preferences {table.path}"
+            progress.start(f"check {name}", min(table.count or limit or 0, limit or table.count), "pairs")
+            try:
+                self._table(name, table, progress, limit)
+            except MixpoError as error:
+                self.checked.add(name, str(error))
+            progress.finish()
+
+    def _table(self, name: str, table: PreferencesTable, progress: Progress, limit: int | None) -> None:
+        checked, last = self.checked, ""
+        counts = dict.fromkeys(("rows", "pairs", "usable pairs", "skipped rows"), 0)
+        for item in read([table], self.recipe_folder, self.images):
+            if isinstance(item, Notice):
+                checked.add(item.where, item.text, to="notices")
+                continue
+            counts["rows"] += item.where != last
+            last = item.where
+            if isinstance(item, Skipped):
+                counts["skipped rows"] += 1
+                if item.reason == DUPLICATE:
+                    checked.add(item.where, item.reason, to="duplicates")
+                else:
+                    checked.add(item.where, item.reason)
+                continue
+            counts["pairs"] += 1
+            usable = self._pair(item)
+            counts["usable pairs"] += usable
+            progress.advance(usable)
+            if counts["usable pairs"] == limit:
+                break
+        checked.counts.update({f"{name}: {what}": count for what, count in counts.items()})
+        if not counts["usable pairs"]:
+            checked.add(name, "no pair is usable" if counts["rows"] else "the files hold no rows")
+
+    def _pair(self, item: Imported) -> bool:
+        """Whether a pair can be trained on; if not, it is on a list."""
+        problems = self._problems(item.question, item.pair)
+        for problem in problems:
+            self.checked.add(item.where, problem)
+        if problems:
+            return False
+        if reason := contaminated(self.contamination, item.question):
+            self.checked.add(item.where, reason, to="left_out")
+            return False
+        return True
+
+    def _problems(self, question: Question, pair: Pair) -> list[str]:
+        problems, length = self._measured(question)
+        return problems or (list(pair_problems(self.recipe, self.vlm, pair, length)) if self.vlm is not None else [])
+
+    def _measure(self, question: Question) -> tuple[list[str], int]:
+        """What is wrong with a question, and the tokens of its prompt."""
+        broken = [problem for image in question.images if (problem := probe(Path(image.path), self.recipe.image))]
+        if broken or self.vlm is None:
+            return broken, 0
+        from mixpo.vlm.prompt import encode
+
+        try:
+            opened = [open_image(image, self.recipe.image) for image in question.images]
+            return [], len(encode(self.vlm, question.text, opened, question.history))
+        except MixpoError as error:
+            return [str(error)], 0
+
+
+def pair_problems(recipe: Recipe, vlm: Vlm, pair: Pair, prompt: int) -> Iterator[str]:
+    """What keeps a pair from being trained on. prompt: tokens of its prompt."""
+    from mixpo.vlm.prompt import context_limit, tokenize_response
+
+    limit = min(recipe.train.max_length, context_limit(vlm))
+    if prompt >= limit:
+        yield f"over-long: a prompt of {prompt} tokens leaves no room for a response in {limit}; raise train.max_length or shorten it"
+        return
+    sides = {}
+    for side, text in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+        try:
+            sides[side] = tokenize_response(vlm, text)
+        except MixpoError as error:
+            yield f"{side}: {error}"
+            continue
+        if set(sides[side]) <= set(vlm.end_ids):
+            yield f"{side}: the tokenizer makes no token of {text[:40]!r}, so training would supervise nothing"
+        elif prompt + len(sides[side]) > limit:
+            yield f"over-long: prompt and {side} have {prompt + len(sides[side])} tokens, more than {limit}; raise train.max_length"
+    if len(sides) == 2 and sides["chosen"] == sides["rejected"]:
+        yield "chosen and rejected become the same tokens"
