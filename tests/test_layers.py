@@ -16,6 +16,7 @@ from mixpo import errors
 SOURCE = Path(mixpo.__file__).parent
 
 LAYERS = [
+    {"masking"},
     {"errors", "signals"},
     {"types"},
     {"plural", "prompts", "objectives", "progress", "cache"},

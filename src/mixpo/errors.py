@@ -23,18 +23,21 @@ import os
 from pathlib import Path
 from typing import Any
 
+from mixpo.masking import masked
+
 
 class MixpoError(Exception):
     """Base of all errors meant for the user; the message says what is wrong, where, and what to do.
 
     code: stable name of the kind of error in kebab-case ("image-missing"), for programs and tests; the wording may change.
+    Secrets in the message are masked.
     path, line, key: the place as fields, where there is one: a file, its line (from 1), a recipe key, column or row id.
     """
 
     exit_code = 1
 
     def __init__(self, message: str, *, code: str, path: Path | str | None = None, line: int | None = None, key: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(masked(message))
         self.code, self.path, self.line, self.key = code, path, line, key
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -97,6 +100,12 @@ class EvaluateError(MixpoError):
 
 class UnfinishedError(MixpoError):
     """A part of the evaluation failed; what does not need it was done all the same."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's error, at most 300 characters; its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
 
 
 _FULL = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space")

@@ -109,7 +109,7 @@ def test_a_server_that_refuses_stops_the_evaluation(start: Start, tmp_path: Path
 @pytest.mark.parametrize(
     ("mode", "said"),
     [("moved", "HTTP 307, redirects to .*evaluate.judge.urls"), ("poor", "pay for the account"),
-     ("tells", r"wrong key: Bearer \[key\]")],
+     ("tells", r"wrong key: Bearer \[secret\]")],
 )  # fmt: skip
 def test_what_no_retry_helps_is_asked_once(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, said: str) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")

@@ -8,6 +8,7 @@ import time
 from typing import TextIO
 from unicodedata import category
 
+from mixpo.masking import masked
 from mixpo.plural import amount
 
 LOG_SECONDS = 10.0
@@ -26,7 +27,8 @@ def document(value: object) -> None:
 
 
 def printable(text: str) -> str:
-    """The text with control characters replaced: file names and responses must not control the terminal."""
+    """The text with control characters replaced, because file names and responses must not control the terminal; secrets are masked."""
+    text = masked(text)
     return "".join(letter if letter in "\n\t" or category(letter) not in ("Cc", "Cs") else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 

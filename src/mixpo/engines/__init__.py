@@ -136,7 +136,7 @@ def _openai(setup: EngineSetup) -> Engine:
         log = serving.logs / "server.log"
         identity = ("server", folder, table.serve, *table.start)
         process = serving.shared.get(
-            identity, lambda: start(table, folder, serving.device, log, serving.notify), lambda server: server.close()
+            identity, lambda: start(table, folder, serving.device, log, serving.notify, key), lambda server: server.close()
         )  # fmt: skip
     return OpenAIEngine(
         [process.url] if process is not None else table.urls,

@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mixpo.errors import MissingExtra, RunError
+from mixpo.errors import MissingExtra, RunError, first_line
 from mixpo.export.base import ExportCount, ExportRows, Render, image_path
 from mixpo.plural import amount
 from mixpo.records import atomic, write_text
@@ -87,7 +87,7 @@ def push(folder: Path, name: str, *, private: bool = True) -> str:
         api.create_repo(name, repo_type="dataset", private=private, exist_ok=True)
         api.upload_folder(repo_id=name, repo_type="dataset", folder_path=str(folder), commit_message="Preference pairs of mixpo")
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        message = f"{name}: the Hub refused the upload ({str(error).splitlines()[0]}); check the name and `hf auth whoami`"
+        message = f"{name}: the Hub refused the upload ({first_line(error)}); check the name and `hf auth whoami`"
         raise RunError(message, code="hub-refused", key=name) from error
     return f"https://huggingface.co/datasets/{name}"
 

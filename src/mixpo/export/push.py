@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixpo.errors import RunError
+from mixpo.errors import RunError, first_line
+from mixpo.masking import masked
 from mixpo.report.model_card import CardSubject, card, is_hub_id
 from mixpo.vlm.folder import is_complete
 
@@ -83,7 +84,7 @@ def push(upload: Upload, private: bool, api: Any = None) -> str:
         )
         api.upload_file(repo_id=upload.repository, path_or_fileobj=upload.card.encode(), path_in_repo=CARD, commit_message="Model card")
     except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = masked(first_line(error), str(getattr(api, "token", None) or ""))
         raise RunError(
             f"{upload.repository}: the Hub refused the upload or cannot be reached ({reason}); log in with `hf auth login`",
             code="hub-refused",

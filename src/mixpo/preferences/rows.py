@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mixpo.errors import MissingExtra, SourceError
+from mixpo.errors import MissingExtra, SourceError, first_line
 from mixpo.recipe import PreferencesTable
 from mixpo.sources.build import described
 from mixpo.sources.hub import load_split
@@ -68,7 +68,7 @@ def _parquet(path: Path) -> Lines:
                     yield _sized(f"{path}[{number}]", row)
                     number += 1
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise SourceError(
             f"{path}: not a readable Parquet file ({reason}), after {number} rows", code="file-unreadable", path=path
         ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
@@ -12,6 +13,8 @@ from mixpo.recipe.base import CHOOSES_STAGES, NOTHING, Decides, Table
 
 VARIABLE = r"^([A-Za-z_][A-Za-z0-9_]*)?$"
 """Name of an environment variable, or nothing. A key itself seldom fits, so that none gets into a recipe by mistake."""
+
+_KEY_ARGUMENT = re.compile(r"(?i)--?(?:[\w-]*[_-])?(?:api[_-]?key|token|password|secret)(?:=|$)")
 
 
 class Endpoint(Table):
@@ -61,6 +64,8 @@ class ServerTable(Endpoint):
     def _one_way(self) -> ServerTable:
         if len([way for way in (self.urls, self.serve, self.start) if way]) > 1:
             raise ValueError("give only one of urls, serve and start")
+        if any(_KEY_ARGUMENT.match(word) for word in self.start):
+            raise ValueError("start must hold no key: a server that mixpo starts listens on this machine only and needs none")
         if self.start and not any("{port}" in word for word in self.start):
             raise ValueError("start must hold {port}: mixpo chooses a free one")
         return self

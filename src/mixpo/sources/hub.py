@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mixpo.errors import MissingExtra, SourceError
+from mixpo.errors import MissingExtra, SourceError, first_line
 from mixpo.recipe import HubSource, did_you_mean
 from mixpo.sources.build import SourceRow, make_question
 from mixpo.sources.images import Pictures
@@ -115,7 +115,7 @@ def _reach(path: str, folder: Path, table: str) -> None:
     try:
         snapshot_download(path, repo_type="dataset", allow_patterns=[])
     except LocalEntryNotFoundError as error:
-        why = str(error).strip().splitlines()[0]
+        why = first_line(error)
         raise SourceError(
             f"{table}.path = {path!r}: no folder {folder}, and the hub does not give it ({why})",
             code="hub-not-reached",
@@ -127,10 +127,7 @@ def _reach(path: str, folder: Path, table: str) -> None:
 
 def _first_line(error: BaseException) -> str:
     """The first line of an error, and of its cause where there is one (datasets says little at the top)."""
-    lines = [
-        f"{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else 'no details'}" for e in (error, error.__cause__) if e
-    ]
-    return ", because ".join(lines)
+    return ", because ".join(f"{type(one).__name__}: {first_line(one)}" for one in (error, error.__cause__) if one)
 
 
 def _columns(source: HubSource, available: list[str]) -> dict[str, str]:

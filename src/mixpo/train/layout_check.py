@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from mixpo.errors import first_line
 from mixpo.plural import amount
 from mixpo.train.batch import PACKED, Batch, Chunk, Layout
 from mixpo.train.collate import collate, row_layout
@@ -72,7 +73,7 @@ def _problem(vlm: Vlm, sample: Sequence[Chunk], prompt_of: PromptOf, layout: Lay
         if layout in PACKED and (leak := _leakage(vlm, sample, prompt_of, layout, precision, logps.sums)):
             return f"a response would notice the others' tokens (by {leak:.2g})"
     except MODEL_ERRORS as error:
-        return f"the {layout} layout fails with {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        return f"the {layout} layout fails with {type(error).__name__}: {first_line(error)}"
     return ""
 
 

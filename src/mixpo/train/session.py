@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from mixpo.errors import MissingExtra, TrainError
+from mixpo.masking import masked
 from mixpo.progress import Progress, Silent
 from mixpo.recipe import ImageTable, TrainTable
 from mixpo.train.adapters import prepare_trainable
@@ -273,5 +274,5 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value if isinstance(value, (int, float, str, bool)) else str(value)
+            flat[prefix + key] = value if isinstance(value, (int, float, bool)) else masked(str(value))
     return flat

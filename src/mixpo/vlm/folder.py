@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from mixpo.errors import ModelError
+from mixpo.errors import ModelError, first_line
 from mixpo.recipe import ModelTable
 from mixpo.vlm.hashes import sha256
 
@@ -154,7 +154,7 @@ def _download(key: str, path: str, revision: str | None, folder: Path) -> Path:
     try:
         return Path(snapshot_download(path, revision=revision, allow_patterns=_WANTED))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise ModelError(
             f"{key} = {path!r}: no folder {folder}, and the hub does not give it ({reason})", code="model-download-failed", key=key
         ) from None

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixpo.errors import ModelError
+from mixpo.errors import ModelError, first_line
 from mixpo.recipe import ModelTable
 from mixpo.vlm.adapter import attach
 from mixpo.vlm.folder import PROCESSOR_FILES, Digests, digests, find_adapter, find_model
@@ -208,7 +208,7 @@ def loading_errors(source: Path, what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, AttributeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise ModelError(f"{source}: the {what} cannot be loaded: {reason}", code="model-not-loadable", path=source) from error
 
 

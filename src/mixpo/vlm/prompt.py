@@ -15,7 +15,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from mixpo.errors import ModelError, SourceError
+from mixpo.errors import ModelError, SourceError, first_line
 from mixpo.plural import amount
 from mixpo.types import IMAGE_TOKEN, Message
 from mixpo.vlm.families import answer_type, image_batch_axis
@@ -293,9 +293,7 @@ def _process(vlm: Vlm, text: str, images: Sequence[Image]) -> dict[str, Tensor]:
     try:
         batch = vlm.processor(text=[text], images=[list(images)] if images else None, return_tensors="pt", **extra)
     except ValueError as error:
-        raise SourceError(
-            f"the model's processor refuses this question: {str(error).strip().splitlines()[0]}", code="processor-refuses-question"
-        ) from error
+        raise SourceError(f"the model's processor refuses this question: {first_line(error)}", code="processor-refuses-question") from error
     for name, value in batch.items():
         if not isinstance(value, Tensor):
             raise ModelError(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from mixpo.engines.openai import health
 from mixpo.engines.openai.protocol import InvalidReplyError, error_reason
 from mixpo.errors import EngineError, MissingExtra
+from mixpo.masking import masked, masked_body, masked_reply
 from mixpo.plural import amount
 from mixpo.recipe import Endpoint
 
@@ -182,7 +183,7 @@ class Client:
     async def unavailable(self, replica: Replica) -> str:
         """See `health.unavailable`."""
         assert self._session is not None
-        return await health.unavailable(self._session, replica.url, self.where)
+        return await health.unavailable(self._session, replica.url, self.where, self.key)
 
     async def models(self, replica: Replica) -> list[str]:
         """See `health.models`. Raises ServerLostError when the connection is lost."""
@@ -190,7 +191,7 @@ class Client:
 
         assert self._session is not None
         try:
-            return await health.models(self._session, replica.url, self.where)
+            return await health.models(self._session, replica.url, self.where, self.key)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ServerLostError(f"the connection was lost ({type(error).__name__})") from None
 
@@ -205,10 +206,10 @@ class Client:
         try:
             async with self._session.post(replica.url + path, data=data, allow_redirects=False) as reply:
                 if reply.status != 200:
-                    health.refuse_redirect(replica.url, reply, self.where)
+                    health.refuse_redirect(replica.url, reply, self.where, self.key)
                     return self._refused(replica, reply.status, await reply.content.read(4096), reply.headers.get("Retry-After", ""))
                 content = await health.read_body(reply)
-            return Attempt(reply=read(self.loads(content)))
+            return Attempt(reply=read(masked_reply(content, self.loads(content), self.key)))
         except aiohttp.ClientConnectorError as error:
             self._take_down(replica, health.connection_problem(replica.url, error, self.where))
             return Attempt(kind="unreachable", reason=f"{replica.url} cannot be reached")
@@ -219,17 +220,15 @@ class Client:
             self._count_failure(replica, "closes connections")
             return Attempt(kind="connection lost", reason=f"the connection was lost ({type(error).__name__})")
         except InvalidReplyError as error:
-            return Attempt(kind="invalid reply", reason=str(error))
-        except ValueError:
-            other = "" if reply.content_type == "application/json" else f" but {reply.content_type}"
+            return Attempt(kind="invalid reply", reason=masked(str(error), self.key))
+        except (ValueError, RecursionError):
+            other = "" if reply.content_type == "application/json" else f" but {masked(reply.content_type, self.key)}"
             return Attempt(kind="invalid reply", reason=f"the reply is not valid JSON{other}")
         finally:
             replica.busy -= 1
 
     def _refused(self, replica: Replica, status: int, content: bytes, retry_after: str) -> Attempt[Any]:
-        reason = error_reason(status, content)
-        if self.key:  # some endpoints repeat it
-            reason = reason.replace(self.key, "[key]")
+        reason = error_reason(status, masked_body(content, self.key))
         if status in REFUSALS or (status == 429 and NO_QUOTA in content):
             remedy = REFUSALS.get(status, REFUSALS[402])
             raise EngineError(f"{replica.url}: {reason}; {remedy} in {self.where}", code="server-refused", key=self.where)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from mixpo.engines.openai.protocol import InvalidReplyError
 from mixpo.errors import EngineError
+from mixpo.masking import masked, masked_values
 
 if TYPE_CHECKING:
     import aiohttp
@@ -18,10 +19,10 @@ MAX_REPLY = 64 * 2**20
 """Bytes of a reply that are read."""
 
 
-async def unavailable(session: aiohttp.ClientSession, url: str, where: str) -> str:
+async def unavailable(session: aiohttp.ClientSession, url: str, where: str, key: str = "") -> str:
     """Why the server at `url` is not ready now; "" when it is. Raises EngineError when waiting is pointless.
 
-    where: the recipe table that names the server.
+    where: the recipe table that names the server. key: of the session, masked in what the server says.
     """
     import aiohttp
 
@@ -32,7 +33,7 @@ async def unavailable(session: aiohttp.ClientSession, url: str, where: str) -> s
         try:
             async with session.get(address, timeout=limit, allow_redirects=False) as reply:
                 if own:
-                    refuse_redirect(url, reply, where)
+                    refuse_redirect(url, reply, where, key)
         except TimeoutError:
             return f"does not answer within {HEALTH_TIMEOUT:g} s"
         except (aiohttp.ClientError, OSError) as error:
@@ -47,25 +48,26 @@ async def unavailable(session: aiohttp.ClientSession, url: str, where: str) -> s
     return reason
 
 
-async def models(session: aiohttp.ClientSession, url: str, where: str) -> list[str]:
+async def models(session: aiohttp.ClientSession, url: str, where: str, key: str = "") -> list[str]:
     """The models that the server lists. Raises EngineError for anything but a list, and aiohttp's errors when the connection is lost."""
     import orjson
 
     async with session.get(f"{url}/models", allow_redirects=False) as reply:
-        refuse_redirect(url, reply, where)
+        refuse_redirect(url, reply, where, key)
         try:
             listed = orjson.loads(await read_body(reply)) if reply.status == 200 else None
         except (ValueError, InvalidReplyError):
             listed = None
     data = listed.get("data") if isinstance(listed, dict) else None
     if not isinstance(data, list):
-        what = f"HTTP {reply.status}" if reply.status != 200 else f"{reply.content_type} that is no list of models"
+        what = f"HTTP {reply.status}" if reply.status != 200 else f"{masked(reply.content_type, key)} that is no list of models"
         raise EngineError(
             f"{url}: /models answers with {what}; check {where}.urls (most end in /v1) and .api_key_env, or set {where}.model",
             code="server-no-model-list",
             key=f"{where}.urls",
         )
-    return [entry["id"] for entry in data if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
+    names = (entry["id"] for entry in data if isinstance(entry, dict) and isinstance(entry.get("id"), str))
+    return [masked_values(name, key) for name in names]
 
 
 async def read_body(reply: aiohttp.ClientResponse) -> bytes:
@@ -80,12 +82,12 @@ async def read_body(reply: aiohttp.ClientResponse) -> bytes:
     return b"".join(parts)
 
 
-def refuse_redirect(url: str, reply: aiohttp.ClientResponse, where: str) -> None:
+def refuse_redirect(url: str, reply: aiohttp.ClientResponse, where: str, key: str = "") -> None:
     """Raise EngineError for a redirect: images and keys are sent only to addresses in the recipe."""
     if 300 <= reply.status < 400:
+        target = masked(reply.headers.get("Location", "nowhere"), key)[:200]
         raise EngineError(
-            f"{url}: HTTP {reply.status}, redirects to {reply.headers.get('Location', 'nowhere')[:200]!r}, which is not followed; put "
-            f"the final address into {where}.urls",
+            f"{url}: HTTP {reply.status}, redirects to {target!r}, which is not followed; put the final address into {where}.urls",
             code="server-redirects",
             key=f"{where}.urls",
         )

@@ -227,7 +227,7 @@ def one_line(value: object) -> str:
     return " ".join(text.split())[:300]
 
 
-def error_reason(status: int, body: bytes) -> str:
+def error_reason(status: int, body: str) -> str:
     """Status and body of an error as one short line."""
-    text = one_line(body[:2000].decode(errors="replace"))
+    text = one_line(body[:2000])
     return f"HTTP {status}: {text}" if text else f"HTTP {status}"
