@@ -65,7 +65,10 @@ def test_evaluation_uses_the_largest_share() -> None:
         ({"cot": [{"name": "brief", "share": 0.5}] * 2}, "names one twice"),
         ({"cot": [{"name": "brief"}]}, "missing key 'share'"),
         ({"cot": [{"nmae": "brief", "share": 1}]}, "unknown key 'nmae', did you mean 'name'?"),
-        ({"by_domain": {"chart": {"template": "{question}"}}}, "prompt.by_domain.chart: missing key 'style'"),
+        (
+            {"by_domain": {"chart": {"template": "{question}"}}},
+            "prompt.by_domain: chart: say how the final answer is marked with one of style, marker and pattern",
+        ),
     ],
 )
 def test_a_wrong_mix_is_refused(prompt: dict[str, object], message: str) -> None:

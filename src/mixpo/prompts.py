@@ -6,10 +6,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Style = Literal["final", "final_zh", "boxed", "think", "whole"]
 """final: `Final answer: ..`; final_zh: `答案: ..`; boxed: `\\boxed{..}`; think: after `</think>`; whole: the entire response."""
+
+
+class OwnStyle(NamedTuple):
+    """A style of a user's own prompt. marker: text in front of the final answer. pattern: regular expression, if not a marker."""
+
+    marker: str = ""
+    pattern: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +24,7 @@ class Prompt:
     """A template with one `{question}` slot, and the style in which the answer is then marked."""
 
     template: str
-    style: Style
+    style: Style | OwnStyle
 
     def render(self, question: str) -> str:
         """The user's message. Plain replacement: braces inside a question are left alone."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal, Protocol
 
+import regex
 from pydantic import Field, model_validator
 
 from mixpo.prompts import PROMPTS, Style
@@ -107,13 +108,28 @@ class PromptText(Table):
 
     template: Annotated[str, ASKED]
     """Text with one `{question}`."""
-    style: Annotated[Style, ASKED]
-    """How the final answer is marked in the response."""
+    style: Annotated[Style | None, ASKED] = None
+    """How the final answer is marked in the response; or give `marker` or `pattern`."""
+    marker: Annotated[str, ASKED] = ""
+    """Your own text in front of the final answer, such as "Result:"; the last one in a response counts, in upper or lower case."""
+    pattern: Annotated[str, ASKED] = ""
+    """Regular expression whose last match is the final answer, or its first group if it has one. May take 1 s per response; the verdict is
+    then undecided."""
 
     @model_validator(mode="after")
     def _has_slot(self) -> PromptText:
         if self.template.count("{question}") != 1:
             raise ValueError("template must contain {question} exactly once")
+        return self
+
+    @model_validator(mode="after")
+    def _one_style(self) -> PromptText:
+        if sum(map(bool, (self.style, self.marker.strip(), self.pattern))) != 1:
+            raise ValueError("say how the final answer is marked with one of style, marker and pattern")
+        try:
+            regex.compile(self.pattern)
+        except regex.error as error:
+            raise ValueError(f"pattern is not a regular expression: {error}") from None
         return self
 
 

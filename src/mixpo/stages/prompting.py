@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from mixpo.prompts import PROMPTS, Prompt
+from mixpo.prompts import PROMPTS, OwnStyle, Prompt
 from mixpo.recipe import PromptMix, PromptName, PromptTable, Recipe, names_in
 from mixpo.stages.source import QuestionIndex
 from mixpo.types import Pair, Question, content_id
@@ -16,7 +16,7 @@ def resolve(name: PromptName) -> Prompt:
     """The prompt behind a recipe's entry: a built-in one by name, or the recipe's own text."""
     if isinstance(name, str):
         return PROMPTS[name]
-    return Prompt(template=name.template, style=name.style)
+    return Prompt(template=name.template, style=name.style or OwnStyle(marker=name.marker, pattern=name.pattern))
 
 
 def prompt_for(table: PromptTable, question: Question, mode: str = "cot") -> Prompt:

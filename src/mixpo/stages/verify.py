@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mixpo.pairs.statistics import balance_of
-from mixpo.prompts import Style
+from mixpo.prompts import OwnStyle, Style
 from mixpo.records import Judged, Sampled, atomic
 from mixpo.stages import prompting
 from mixpo.stages.job import Context, Job, Make, Plan, title
@@ -28,7 +28,7 @@ def verify_job(context: Context, plan: Plan, index: QuestionIndex, number: int) 
     def judge(verifier: Verifier, question: Question, sampled: Sampled) -> Judged:
         if question.answer is None:
             return Judged(question=question.id)
-        prompts, by_style = prompting.prompts_of(recipe, question), dict[Style, list[Response]]()
+        prompts, by_style = prompting.prompts_of(recipe, question), dict[Style | OwnStyle, list[Response]]()
         # Responses to prompt.open, for DropoutNTP, were not asked for an answer.
         for response in (response for response in sampled.responses if response.index < recipe.sample.n):
             by_style.setdefault(prompts[prompting.number_of(recipe, question, response.index)].style, []).append(response)

@@ -12,12 +12,17 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import regex
+
+from mixpo.prompts import OwnStyle
 from mixpo.verify.number import is_bound, read_numbers, single_number
 from mixpo.verify.number_words import read_whole, read_words
 from mixpo.verify.options import read_options
 from mixpo.verify.wrapping import Box, boxes, unwrap
 from mixpo.verify.yes_no import is_unsure
 
+PATTERN_S = 1.0
+"""Time limit of a user's pattern on one response; the built-in ones are linear in the text."""
 SHORT_CHARACTERS = 60
 SHORT_WORDS = 8
 """A single line within both limits is taken as an answer without a marker, where a style allows that."""
@@ -116,14 +121,17 @@ class _Stated(NamedTuple):
     answer: str | None
 
 
-def extract(text: str, style: str = "auto", choices: Sequence[str] = (), *, thinking: bool = False) -> str | None:
+def extract(text: str, style: str | OwnStyle = "auto", choices: Sequence[str] = (), *, thinking: bool = False) -> str | None:
     """The final answer in `text`, free of emphasis, math delimiters, boxes and a trailing full stop; None when malformed.
 
-    style: a `mixpo.prompts.Style`, or "auto", which takes whichever marker stands last, or else what is plainly concluded.
+    style: a `mixpo.prompts.Style`, an `OwnStyle`, or "auto", which takes whichever marker stands last, or else what is plainly concluded.
     choices: the texts of the options in letter order; a conclusion without a marker then has to name one of them.
     thinking: the prompt opened a block of reasoning, which the response has to end before it answers.
-    Raises ValueError for an unknown style.
+    Raises ValueError for an unknown style, TimeoutError when the pattern of an own style takes longer than `PATTERN_S`.
     """
+    if isinstance(style, OwnStyle):
+        rest = _after_thinking(text, thinking)
+        return None if rest is None else _behind_own(rest, style)
     if style not in STYLES:
         raise ValueError(f"unknown style {style!r}; known: {', '.join(STYLES)}")
     if style == "whole":
@@ -140,6 +148,18 @@ def extract(text: str, style: str = "auto", choices: Sequence[str] = (), *, thin
         if is_free and (answer := _concluded(part, tuple(choices))):
             return answer
     return None
+
+
+def _behind_own(text: str, style: OwnStyle) -> str | None:
+    """The answer behind the last marker, or in the last match of the pattern."""
+    expression, flags = (style.pattern, 0) if style.pattern else (regex.escape(style.marker.strip()), regex.IGNORECASE)
+    try:
+        matches = list(regex.finditer(expression, text, flags, timeout=PATTERN_S, concurrent=True))
+    except TimeoutError:
+        raise TimeoutError(f"the pattern of the final answer took longer than {PATTERN_S:g} s") from None
+    if not matches or style.marker:
+        return _content_behind(text, matches[-1].end()) if matches else None
+    return _bare(matches[-1].group(1) if matches[-1].re.groups else matches[-1].group())
 
 
 def _before_follow_up(text: str) -> Iterator[str]:

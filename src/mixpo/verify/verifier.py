@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from mixpo.prompts import OwnStyle
 from mixpo.recipe import VerifyTable
 from mixpo.types import Question, Response, Verdict
 from mixpo.verify.check import CHECKS, judge_all, make_algebra
@@ -40,7 +41,7 @@ class Verifier:
         self,
         settings: VerifyTable | None = None,
         *,
-        style: str = "auto",
+        style: str | OwnStyle = "auto",
         thinking: bool = False,
         custom: CustomCheck | None = None,
         cache: Path | None = None,
@@ -57,11 +58,11 @@ class Verifier:
         self._threads: ThreadPoolExecutor | None = None
         self._decided: dict[tuple[object, ...], Judgement] = {}
 
-    def verify(self, question: Question, response: Response, style: str | None = None) -> Verdict:
+    def verify(self, question: Question, response: Response, style: str | OwnStyle | None = None) -> Verdict:
         """Judge one response; safe to call from several threads. A question without an answer gets "undecided"."""
         return self.verify_all(question, (response,), style)[0]
 
-    def verify_all(self, question: Question, responses: Sequence[Response], style: str | None = None) -> tuple[Verdict, ...]:
+    def verify_all(self, question: Question, responses: Sequence[Response], style: str | OwnStyle | None = None) -> tuple[Verdict, ...]:
         """Judge all responses to a question, in order; formulas are compared on all workers at once."""
         compare = self._comparison(question)
         # A response that closes a block of reasoning without opening one shows that the prompt opened it for all of them.
@@ -70,10 +71,13 @@ class Verifier:
         target = self._checks.target(question) if question.answer is not None else ""
 
         def verdict_on(response: Response) -> Verdict:
-            if target and response.finish != "error":
-                extracted = extract(response.text, style or self._style, question.choices, thinking=thinking)
-                return self._checks.verdict(target, question, response, extracted)
-            extracted, (outcome, reason) = _judge(question, response, style or self._style, thinking, compare)
+            try:
+                if target and response.finish != "error":
+                    extracted = extract(response.text, style or self._style, question.choices, thinking=thinking)
+                    return self._checks.verdict(target, question, response, extracted)
+                extracted, (outcome, reason) = _judge(question, response, style or self._style, thinking, compare)
+            except TimeoutError as error:
+                extracted, outcome, reason = None, "undecided", str(error)
             return Verdict(question=question.id, index=response.index, outcome=outcome, extracted=extracted, reason=reason)
 
         if (question.kind != "formula" and not target) or self._settings.workers == 1 or len(responses) < 2:
@@ -130,8 +134,10 @@ class Verifier:
         return compare
 
 
-def _judge(question: Question, response: Response, style: str, thinking: bool, compare: Compare | None) -> tuple[str | None, Judgement]:
-    """The extracted answer and what is thought of it."""
+def _judge(
+    question: Question, response: Response, style: str | OwnStyle, thinking: bool, compare: Compare | None
+) -> tuple[str | None, Judgement]:
+    """The extracted answer and what is thought of it. Raises TimeoutError as `extract`."""
     if response.finish == "error":
         return None, Judgement("undecided", "sampling failed")
     if compare is None:
