@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import small_run
+from failures import fails
+from PIL import Image
 from small_run import kinds, make, open_small, plan_of, said, unfinished
+from torch import Tensor
 
 from mixpo.cli import main
 from mixpo.commands.plan import dry_run
 from mixpo.commands.status import status
-from mixpo.errors import EngineError, RecipeError, TrainError
+from mixpo.errors import EngineError, RecipeError, SourceError, TrainError
 from mixpo.pipeline import open_run, run_recipe, run_stage
 from mixpo.records import Prediction, Sampled
 from mixpo.run import Manifest
@@ -24,6 +28,8 @@ from mixpo.stages.pair import check_pairs
 from mixpo.stages.reference import check_scored
 from mixpo.stages.responses import seed_of
 from mixpo.stages.train import published
+from mixpo.vlm import prompt
+from mixpo.vlm.load import Vlm
 
 # --- a whole run ---------------------------------------------------------------------------------------------------------
 
@@ -290,11 +296,36 @@ def test_a_prompt_longer_than_the_limit_is_named(own_run: Path) -> None:
         run_recipe(context)
 
 
-def test_pairs_longer_than_the_limit_are_named() -> None:
+def test_pairs_longer_than_the_limit_are_named(own_run: Path) -> None:
     counts = {"pairs": 0, "dropped: longer than the limit of tokens (20)": 5}
     manifest = Manifest(stage="reference", settings={}, inputs=[], shards=[], counts=counts)
+    context = open_small(own_run / "recipe.toml", own_run / "run", "train.max_length=20")
     with pytest.raises(TrainError, match=r"no pair can be trained on \(5 longer than the limit.*train\.max_length is 20"):
-        check_scored(manifest, 20)
+        check_scored(context, manifest)
+
+
+def test_an_image_that_the_model_refuses_costs_its_question(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script has answered it all the same; only the reference stage shows it to the model."""
+    process = prompt._process
+
+    def refusing(vlm: Vlm, text: str, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+        if any(image.height > 200 * image.width for image in images):
+            raise SourceError("the model's processor refuses this question: too narrow", code="processor-refuses-question")
+        return process(vlm, text, images)
+
+    monkeypatch.setattr(prompt, "_process", refusing)
+    recipe, steps = make(tmp_path, tiny_folder), ("sample", "continue", "verify", "pair", "reference")
+    Image.new("RGB", (2, 900)).save(tmp_path / "images" / "13.png")
+    with fails("too-many-refused", TrainError, key="max_error_rate") as failure:
+        run_stage(open_small(recipe, tmp_path / "run"), steps)
+    assert failure.parts[1:4] == ("1", "10 questions", "0.05")
+    assert str(tmp_path / "images" / "13.png") in failure.parts[-1]
+    context = open_small(recipe, tmp_path / "run", "max_error_rate=0.2")
+    plan = run_stage(context, steps)
+    assert plan.planned["round-1/reference"].finished()
+    counts = context.run.stage("round-1/reference").manifest.counts
+    assert (counts["questions"], counts["refused"], counts["dropped: the prompt cannot be used"]) == (9, 1, 4)
+    assert any("dropped 1 question whose prompt cannot be used" in line and "13.png" in line for line in said(context))
 
 
 # --- the transformers engine in the pipeline -------------------------------------------------------------------------------

@@ -63,6 +63,10 @@ class Drop:
     count: int
 
 
+PROMPT_REFUSED = "the prompt cannot be used"
+"""Drop reason of the reference stage, followed by ": ", the location of the question and why its model refuses it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paired:
     """The pairs of one question, and what was dropped. marked: responses whose verdict was set by a person."""

@@ -17,7 +17,7 @@ from mixpo.errors import RunError
 from mixpo.export import datasets as export_module
 from mixpo.export.base import ExportCount
 from mixpo.export.datasets import export_datasets, push
-from mixpo.export.jsonl import export_llama_factory, export_swift
+from mixpo.export.jsonl import export_llama_factory, export_swift, export_trl
 from mixpo.images import reference
 from mixpo.pairs.provenance import make_pair
 from mixpo.sources.build import make_question
@@ -110,6 +110,20 @@ def test_answers_that_spell_out_a_placeholder_are_left_out(
     for line in (tmp_path / "out" / "pairs.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         assert line.count("<image>") == len(row["images"])
+
+
+@pytest.mark.parametrize("export", [export_swift, export_llama_factory, export_trl])
+def test_many_text_only_pairs_first_load_all_the_same(rows: Rows, tmp_path: Path, export: Callable[..., ExportCount]) -> None:
+    """`datasets` fixes the types of the columns by its first block: 10 MB, or as many bytes as it is told."""
+    with_images = [row for row in rows if row[0].images]
+    ((question, pair),) = (row for row in rows if not row[0].images)
+    many = [(question, replace(pair, id=f"{number:032}")) for number in range(200)]
+    path = tmp_path / "out" / "pairs.jsonl"
+    assert export([*many, *with_images], path if export is export_trl else path.parent) == (202, 0)
+    settings = {"data_files": str(path), "cache_dir": str(tmp_path / "cache"), "split": "train", "chunksize": 1 << 12}
+    data = datasets.load_dataset("json", **settings)
+    assert path.stat().st_size > 8 * settings["chunksize"]
+    assert sorted(len(images) for images in data["images"]) == [0] * 200 + sorted(len(row[0].images) for row in with_images)
 
 
 def test_datasets_in_one_call(rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,6 +115,23 @@ def test_lists_of_images_choices_and_class_labels(folder: Path, collect: Callabl
     ]
 
 
+def test_lists_of_class_labels_have_names(folder: Path, collect: Callable[..., Any]) -> None:
+    """A label stores a number, which is no answer: in the column of answers and of choices, alone or in lists."""
+    names = datasets.ClassLabel(names=["red", "blue", "green"])
+    rows = {"question": ["Which?", "And now?"], "answer": [[1, 1, 2], [-1]], "options": [[2, 1], [0, 1]]}
+    features = {"question": datasets.Value("string"), "answer": datasets.List(names), "options": datasets.List(names)}
+    datasets.Dataset.from_dict(rows, features=datasets.Features(features)).save_to_disk(folder / "data")
+    questions, skipped = collect(kind="hub", path="data", image="")
+    assert skipped == []
+    assert [(q.answer, q.answers) for q in questions] == [("blue", ("blue", "blue", "green")), (None, ())]
+    questions, skipped = collect(kind="hub", path="data", image="", choices="options")
+    assert skipped == []
+    assert [(q.answer, q.answers, q.choices) for q in questions] == [
+        ("B", ("B", "B", "A"), ("green", "blue")),
+        (None, (), ("red", "blue")),
+    ]
+
+
 def test_paths_and_broken_images_are_listed(folder: Path, collect: Callable[..., Any]) -> None:
     (folder / "data").mkdir()
     (folder / "0.png").rename(folder / "data" / "0.png")

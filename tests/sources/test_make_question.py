@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from failures import fails
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -233,6 +234,18 @@ def test_answer_of_embedded_options(answer: str, letter: str) -> None:
 def test_lines_that_do_not_fit_the_answer_are_not_options() -> None:
     question = make_question(text="Which is right?\nA. red\nB. blue", answer="C")
     assert (question.answer, question.kind, question.choices) == ("C", "choice", ())
+
+
+@pytest.mark.parametrize(("answer", "choices"), [(1, ["1", "2", "3"]), (2, ["2", "3", "5"]), (0, ["1", "0"]), ([3, 1], ["3", "1", "2"])])
+def test_a_number_that_may_be_a_code_is_refused(answer: object, choices: list[str]) -> None:
+    """1 may be the choice "1", or the second one of a list that is counted from 0."""
+    with fails("answer-is-a-code", SourceError, key="answer"):
+        make_question(text="Which?", answer=answer, choices=choices)
+
+
+@pytest.mark.parametrize(("answer", "choices", "letter"), [("1", ["1", "2", "3"], "A"), (10, ["5", "10"], "B"), (4, ["2", "3", "4"], "C")])
+def test_a_number_that_is_no_code_is_a_choice(answer: object, choices: list[str], letter: str) -> None:
+    assert make_question(text="Which?", answer=answer, choices=choices).answer == letter
 
 
 def test_choices_are_added_to_a_text_that_lacks_them() -> None:

@@ -110,6 +110,7 @@ def make_question(
     golds = [] if kind == "none" else _answers(answer)
     options = _choices(choices)
     if options:
+        _refuse_codes(answer, options)
         body = body if shows(body, options) else f"{body}\n{lettered(options)}"
         golds = [letter for gold in golds if (letter := _letter(gold, options)) is not None]
     elif kind in ("auto", "choice") and golds:
@@ -205,6 +206,22 @@ def _choices(value: object) -> tuple[str, ...]:
     if not 2 <= len(texts) <= 26 or None in texts:
         raise SourceError(f"choices must be 2 to 26 options that are not empty (got {len(texts)})", code="choices-count", key="choices")
     return tuple(text for text in texts if text is not None)
+
+
+def _refuse_codes(value: object, options: Sequence[str]) -> None:
+    """Raise SourceError for a number that may be an option's text or the position of another one, counted from 0 or from 1."""
+    for number in value if isinstance(value, (list, tuple)) else (value,):
+        if (
+            isinstance(number, int)
+            and str(number) in options
+            and {options.index(str(number))}
+            != {place for place in (number, number - 1, options.index(str(number))) if 0 <= place < len(options)}
+        ):
+            raise SourceError(
+                f"answer is the number {number}, which may be a choice or the position of one; write the choice as text, or its letter",
+                code="answer-is-a-code",
+                key="answer",
+            )
 
 
 def _letter(answer: str | None, options: Sequence[str]) -> str | None:

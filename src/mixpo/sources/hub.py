@@ -29,7 +29,7 @@ def read(source: HubSource, recipe_folder: Path, images: Path) -> Iterator[Sourc
     folder = recipe_folder / source.path
     data = load_split(datasets, source.path, source.name, source.split, folder)
     columns = _columns(source, data.column_names)
-    labels = _label_names(data, source.answer)
+    features = {field: data.features[columns[field]] for field in ("answer", "choices") if field in columns}
     pictures = Pictures(folder if folder.is_dir() else recipe_folder, images, also=(Path(datasets.config.HF_CACHE_HOME),))
     if source.count:
         data = data.select(range(min(source.count, len(data))))
@@ -40,8 +40,7 @@ def read(source: HubSource, recipe_folder: Path, images: Path) -> Iterator[Sourc
             number += 1
             row = {field: stored[column] for field, column in columns.items()}
             row["id"] = number - 1
-            if labels:
-                row["answer"] = _label(labels, row["answer"])
+            row |= {field: _named(feature, row[field]) for field, feature in features.items()}
             try:
                 yield SourceRow(where=where, question=_question(row, pictures, source))
             except SourceError as error:
@@ -150,10 +149,10 @@ def _columns(source: HubSource, available: list[str]) -> dict[str, str]:
     return columns
 
 
-def _label_names(data: Any, column: str | None) -> list[str]:
-    """The names of a ClassLabel column, which stores numbers; [] for other columns."""
-    return list(getattr(data.features.get(column), "names", None) or [])
-
-
-def _label(names: list[str], value: object) -> str | None:
-    return names[value] if isinstance(value, int) and 0 <= value < len(names) else None
+def _named(feature: Any, value: Any) -> Any:
+    """The value with the names of a ClassLabel, which stores numbers, or of a list of them; None for a number without a name."""
+    if (names := getattr(feature, "names", None)) is not None:
+        return names[value] if isinstance(value, int) and 0 <= value < len(names) else None
+    if isinstance(value, list) and (inner := getattr(feature, "feature", None)) is not None:
+        return [_named(inner, item) for item in value]
+    return value

@@ -9,8 +9,9 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from mixpo.errors import TrainError
+from mixpo.plural import amount
 from mixpo.recipe import Recipe
-from mixpo.records import Scored
+from mixpo.records import PROMPT_REFUSED, Scored
 from mixpo.run import Manifest
 from mixpo.stages import prompting
 from mixpo.stages.job import Context, Job, Make, Plan, title
@@ -74,7 +75,7 @@ def reference_job(context: Context, plan: Plan, index: QuestionIndex, number: in
         session=session,
         ranks="each",
         count=count_scored,
-        check=lambda manifest: check_scored(manifest, recipe.train.max_length),
+        check=lambda manifest: check_scored(context, manifest),
     )
 
 
@@ -94,17 +95,41 @@ def precision(recipe: Recipe) -> str:
 
 
 def count_scored(rows: Sequence[Scored]) -> Mapping[str, int]:
-    """Questions that can be trained on, pairs, unique responses and their tokens, and what was dropped by reason."""
+    """Questions that can be trained on or whose prompt is refused, pairs, unique responses, their tokens, and drops by reason."""
     counts: Counter[str] = Counter(questions=sum(bool(row.chosen) for row in rows), pairs=0, responses=0, tokens=0)
     for row in rows:
         counts.update(pairs=len(row.chosen), responses=len(row.responses), tokens=sum(map(len, row.responses)))
         for drop in row.dropped:
-            counts[f"dropped: {drop.reason}"] += drop.count
+            counts[f"dropped: {drop.reason.partition(': ')[0]}"] += drop.count
+        if any(refused(row)):
+            counts["refused"] += 1
     return counts
 
 
-def check_scored(manifest: Manifest, max_length: int) -> None:
-    """Raise TrainError when no pair can be trained on."""
+def refused(row: Scored) -> Iterator[str]:
+    """Location and reason of each prompt of a question that the model's processor refuses."""
+    start = f"{PROMPT_REFUSED}: "
+    return (drop.reason.removeprefix(start) for drop in row.dropped if drop.reason.startswith(start))
+
+
+def check_scored(context: Context, manifest: Manifest) -> None:
+    """Log which questions were dropped because their prompt is refused.
+
+    Raises TrainError when they are a larger share than `max_error_rate`, or when no pair can be trained on.
+    """
+    failed, max_length = manifest.counts.get("refused", 0), context.recipe.train.max_length
+    if failed:
+        rows = context.run.stage(manifest.stage).read_all(Scored)
+        reasons = "; ".join(islice((reason for row in rows for reason in refused(row)), 3))
+        total, allowed = failed + manifest.counts["questions"], context.recipe.max_error_rate
+        if failed > allowed * total:
+            raise TrainError(
+                f"{manifest.stage}: the prompts of {failed} of {amount(total, 'question')} cannot be used, more than max_error_rate = "
+                f"{allowed:g} allows ({reasons}); correct them, or drop them with --set max_error_rate=1",
+                code="too-many-refused",
+                key="max_error_rate",
+            )
+        context.progress.say(f"{manifest.stage}: dropped {amount(failed, 'question')} whose prompt cannot be used ({reasons})")
     if manifest.counts.get("pairs"):
         return
     dropped = [f"{count} {name.removeprefix('dropped: ')}" for name, count in manifest.counts.items() if name.startswith("dropped: ")]

@@ -9,7 +9,7 @@ import torch
 
 from mixpo.errors import SourceError, TrainError
 from mixpo.recipe import ImageTable, TrainTable
-from mixpo.records import Drop, Scored
+from mixpo.records import PROMPT_REFUSED, Drop, Scored
 from mixpo.train.batch import Chunk, Layout, micro_batches
 from mixpo.train.collate import collate
 from mixpo.train.groups import PROMPT_TOO_LONG, GroupedPairs, make_group, to_record
@@ -70,11 +70,9 @@ class ReferenceScorer:
         try:
             length = len(self.prompts.of(question, prompt))
         except SourceError as error:
-            # Nobody has seen imported prompts before: a broken image or a control token costs the question, not the run.
-            if not question.verbatim:
-                raise
-            reason = str(error).removeprefix(f"question {question.id}: ")
-            return GroupedPairs(group=empty, dropped=(Drop(reason=f"the prompt cannot be used: {reason}", count=len(pairs)),))
+            # Another model may have answered it: an image that this one's processor refuses costs the question, not the run.
+            reason = f"{PROMPT_REFUSED}: {_location(question, pairs[0])}: {str(error).removeprefix(f'question {question.id}: ')}"
+            return GroupedPairs(group=empty, dropped=(Drop(reason=reason, count=len(pairs)),))
         if question.verbatim and length >= min(self.table.max_length, context_limit(self.vlm)):
             return GroupedPairs(group=empty, dropped=(Drop(reason=PROMPT_TOO_LONG, count=len(pairs)),))
         return make_group(self.vlm, question, prompt, pairs, length, self.table.max_length)
@@ -89,6 +87,12 @@ def open_reference(vlm: Vlm, images: ImageTable, table: TrainTable) -> Iterator[
         yield ReferenceScorer(vlm, images, table, compute_dtype(dtypes))
     finally:
         restore_dtypes(vlm.model, dtypes)
+
+
+def _location(question: Question, pair: Pair) -> str:
+    """Where the question comes from: file and line of an imported pair, else its row in the source; and its images."""
+    row = ", row ".join(filter(None, (question.source, question.row_id))) if question.row_id else f"question {question.id}"
+    return " ".join([pair.provenance or row, *(f"({image.path})" for image in question.images)])
 
 
 def _finite(value: float, group: Group) -> float:
