@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
@@ -10,6 +11,13 @@ from pathlib import Path
 
 PATIENCE_S = 60.0
 """How long to wait for another process (another rank, another worker) that writes to the same file."""
+
+
+def user_cache() -> Path | None:
+    """The user's cache folder for mixpo, which may not exist yet; None for a user without a home."""
+    with suppress(RuntimeError):
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mixpo"
+    return None
 
 
 class Cache:

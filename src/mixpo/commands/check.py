@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from mixpo.commands.check_preferences import PreferencesCheck
+from mixpo.commands.checked_model import CheckedModel
 from mixpo.engines import api_key, require_served_extra
 from mixpo.errors import MissingExtra, MixpoError, RecipeError
-from mixpo.images import open_image, probe
+from mixpo.images import probe
 from mixpo.progress import Progress
 from mixpo.recipe import AnySource, Recipe, ServedModel, ServerTable
 from mixpo.sources import DUPLICATE
@@ -24,14 +25,10 @@ from mixpo.sources.decontaminate import ContaminationFilter, open_filter
 from mixpo.stages import evaluate
 from mixpo.stages.answer import prompt_for
 from mixpo.stages.engine import script_digest, where_of
-from mixpo.stages.models import Models
 from mixpo.stages.pair import without_correctness
 from mixpo.stages.source import NO_ANSWER, rows_of
 from mixpo.types import Question, Skipped
 from mixpo.verify import Verifier
-
-if TYPE_CHECKING:
-    from mixpo.vlm.load import Vlm
 
 NO_PAIR = (
     "no question can give a pair: one with an answer needs pairs.correctness and sample.n of 2 or more, to be both right and wrong; "
@@ -69,7 +66,7 @@ def check(recipe: Recipe, recipe_folder: Path, progress: Progress, limit: int | 
     """Look at everything; what is wrong is a finding, never an exception. limit: usable rows to look at in each source."""
     checked = Checked()
     _check_extras(recipe, recipe_folder, checked)
-    vlm = _check_model(recipe, recipe_folder, checked)
+    model = _check_model(recipe, recipe_folder, checked)
     contamination = _open_filter(recipe)
     with TemporaryDirectory(prefix="mixpo-check-") as images:
         # The training source last: evaluation sets say what must not be in it.
@@ -78,10 +75,12 @@ def check(recipe: Recipe, recipe_folder: Path, progress: Progress, limit: int | 
                 continue
             rows = _Rows(recipe=recipe, recipe_folder=recipe_folder, source=source, images=Path(images), evaluated=name, limit=limit)
             try:
-                _check_source(rows, vlm, contamination, checked, progress)
+                _check_source(rows, model, contamination, checked, progress)
             except MixpoError as error:
                 checked.add(rows.name, str(error))
-        PreferencesCheck(recipe, recipe_folder, Path(images), vlm, contamination, checked).run(progress, limit)
+        PreferencesCheck(recipe, recipe_folder, Path(images), model, contamination, checked).run(progress, limit)
+    if model is not None:
+        model.close()
     return checked
 
 
@@ -181,34 +180,20 @@ def _silent(table: ServerTable, where: str) -> Iterator[str]:
     yield from unavailable_servers(table.urls, where, key)
 
 
-def _check_model(recipe: Recipe, recipe_folder: Path, checked: Checked) -> Vlm | None:
-    models = Models(recipe.model, recipe_folder, recipe.image)
+def _check_model(recipe: Recipe, recipe_folder: Path, checked: Checked) -> CheckedModel | None:
     try:
-        vlm = models.fresh(models.base_model())
+        model = CheckedModel(recipe, recipe_folder)
     except MixpoError as error:
         checked.add("model.path", str(error))
         return None
-    for problem in template_problems(vlm):
-        checked.add(f"model.path: {vlm.folder}", problem)
-    return vlm
+    for problem in model.problems:
+        checked.add(f"model.path: {model.folder}", problem)
+    return model
 
 
-def template_problems(vlm: Vlm) -> Iterator[str]:
-    """What would keep training from seeing an answer: a template that drops it, or that begins differently with it."""
-    mark = "the answer of the check"
-    user = {"role": "user", "content": [{"type": "text", "text": "a question"}]}
-    answer = {"role": "assistant", "content": [{"type": "text", "text": mark}]}
-    prompt = vlm.processor.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
-    whole = vlm.processor.apply_chat_template([user, answer], tokenize=False)
-    if mark not in whole:
-        yield "the chat template leaves the answer out, so that training would supervise no token; use the family's own template"
-    elif not whole.startswith(prompt):
-        yield "the chat template writes a conversation otherwise than the prompt that sampling uses; use the family's own template"
-    elif "a question" not in prompt:
-        yield "the chat template leaves the question out; use the family's own template"
-
-
-def _check_source(rows: _Rows, vlm: Vlm | None, contamination: ContaminationFilter | None, checked: Checked, progress: Progress) -> None:
+def _check_source(
+    rows: _Rows, model: CheckedModel | None, contamination: ContaminationFilter | None, checked: Checked, progress: Progress
+) -> None:
     name, limit = rows.name, rows.limit
     before, usable, pairable = len(checked.findings) + len(checked.left_out), 0, False
     progress.start(f"check {name}", min(getattr(rows.source, "count", 0) or limit or 0, limit or 10**12), "questions")
@@ -220,7 +205,7 @@ def _check_source(rows: _Rows, vlm: Vlm | None, contamination: ContaminationFilt
             else:
                 checked.add(item.where, item.reason)
             continue
-        problems = question_problems(rows.recipe, item.question, vlm, evaluated=bool(rows.evaluated))
+        problems = question_problems(rows.recipe, item.question, model, evaluated=bool(rows.evaluated))
         if contamination is not None and not rows.evaluated and not problems and (reason := contamination.reason(item.question)):
             checked.add(item.where, reason, to="left_out")
             continue
@@ -251,24 +236,20 @@ def _can_pair(recipe: Recipe, question: Question) -> bool:
     return correctness and (recipe.sample.n > 1 or (recipe.pairs.rationales and bool(question.rationale)))
 
 
-def question_problems(recipe: Recipe, question: Question, vlm: Vlm | None, evaluated: bool) -> list[str]:
+def question_problems(recipe: Recipe, question: Question, model: CheckedModel | None, evaluated: bool) -> list[str]:
     """Everything wrong with one question: broken images, control tokens, image tokens, length, a missing answer."""
     broken = [problem for image in question.images if (problem := probe(Path(image.path), recipe.image))]
     if evaluated and question.answer is None:
         broken.append(NO_ANSWER)
-    if broken or vlm is None:
+    if broken or model is None:
         return broken
-    from mixpo.vlm.prompt import context_limit, encode
-
-    prompt, limits = prompt_for(recipe, question, "cot"), recipe.image.of(question)
     try:
-        images = [open_image(image, limits) for image in question.images]
-        tokens = len(encode(vlm, prompt, images, question.history, tiles=limits.tiles))
+        tokens = model.tokens(prompt_for(recipe, question, "cot"), question)
     except MixpoError as error:
         return [str(error)]
     new = recipe.evaluate.max_new_tokens if evaluated else recipe.sample.max_new_tokens
-    if tokens + new > context_limit(vlm):
-        return [f"over-long: a prompt of {tokens} tokens and {new} new ones do not fit into the model's {context_limit(vlm)}; shorten it"]
+    if tokens + new > model.context:
+        return [f"over-long: a prompt of {tokens} tokens and {new} new ones do not fit into the model's {model.context}; shorten it"]
     if not evaluated and tokens >= recipe.train.max_length:
         return [
             f"over-long: a prompt of {tokens} tokens leaves no room for an answer in train.max_length = {recipe.train.max_length}; raise it"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mixpo.errors import MixpoError
-from mixpo.images import open_image, probe
+from mixpo.images import probe
 from mixpo.preferences import DUPLICATE, Imported, read
 from mixpo.progress import Progress
 from mixpo.recipe import PreferencesTable, Recipe
@@ -18,7 +18,7 @@ from mixpo.types import Notice, Pair, Question, Skipped
 
 if TYPE_CHECKING:
     from mixpo.commands.check import Checked
-    from mixpo.vlm.load import Vlm
+    from mixpo.commands.checked_model import CheckedModel
 
 REMEMBERED = 4096
 """Questions whose length is remembered: pairs of one question usually stand together."""
@@ -32,12 +32,12 @@ class PreferencesCheck:
         recipe: Recipe,
         recipe_folder: Path,
         images: Path,
-        vlm: Vlm | None,
+        model: CheckedModel | None,
         contamination: ContaminationFilter | None,
         checked: Checked,
     ) -> None:
         self.recipe, self.recipe_folder, self.images = recipe, recipe_folder, images
-        self.vlm, self.contamination, self.checked = vlm, contamination, checked
+        self.model, self.contamination, self.checked = model, contamination, checked
         self._measured = lru_cache(maxsize=REMEMBERED)(self._measure)
 
     def run(self, progress: Progress, limit: int | None = None) -> None:
@@ -91,40 +91,35 @@ class PreferencesCheck:
 
     def _problems(self, question: Question, pair: Pair) -> list[str]:
         problems, length = self._measured(question)
-        return problems or (list(pair_problems(self.recipe, self.vlm, pair, length)) if self.vlm is not None else [])
+        return problems or (list(pair_problems(self.recipe, self.model, pair, length)) if self.model is not None else [])
 
     def _measure(self, question: Question) -> tuple[list[str], int]:
         """What is wrong with a question, and the tokens of its prompt."""
         broken = [problem for image in question.images if (problem := probe(Path(image.path), self.recipe.image))]
-        if broken or self.vlm is None:
+        if broken or self.model is None:
             return broken, 0
-        from mixpo.vlm.prompt import encode
-
         try:
-            opened = [open_image(image, self.recipe.image) for image in question.images]
-            return [], len(encode(self.vlm, question.text, opened, question.history))
+            return [], self.model.tokens(question.text, question)
         except MixpoError as error:
             return [str(error)], 0
 
 
-def pair_problems(recipe: Recipe, vlm: Vlm, pair: Pair, prompt: int) -> Iterator[str]:
+def pair_problems(recipe: Recipe, model: CheckedModel, pair: Pair, prompt: int) -> Iterator[str]:
     """What keeps a pair from being trained on. prompt: tokens of its prompt."""
-    from mixpo.vlm.prompt import context_limit, tokenize_response
-
-    limit = min(recipe.train.max_length, context_limit(vlm))
+    limit = min(recipe.train.max_length, model.context)
     if prompt >= limit:
         yield f"over-long: a prompt of {prompt} tokens leaves no room for a response in {limit}; raise train.max_length or shorten it"
         return
     sides = {}
     for side, text in (("chosen", pair.chosen), ("rejected", pair.rejected)):
         try:
-            sides[side] = tokenize_response(vlm, text)
+            sides[side] = model.response(text)
         except MixpoError as error:
             yield f"{side}: {error}"
             continue
-        if set(sides[side]) <= set(vlm.end_ids):
+        if sides[side].empty:
             yield f"{side}: the tokenizer makes no token of {text[:40]!r}, so training would supervise nothing"
-        elif prompt + len(sides[side]) > limit:
-            yield f"over-long: prompt and {side} have {prompt + len(sides[side])} tokens, more than {limit}; raise train.max_length"
+        elif prompt + sides[side].count > limit:
+            yield f"over-long: prompt and {side} have {prompt + sides[side].count} tokens, more than {limit}; raise train.max_length"
     if len(sides) == 2 and sides["chosen"] == sides["rejected"]:
         yield "chosen and rejected become the same tokens"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from mixpo.cache import user_cache
 from mixpo.errors import RunError
 from mixpo.records import write_text
 
@@ -67,9 +67,7 @@ def _is_cacheable(file: FileHash) -> bool:
 
 def _cache_path() -> Path | None:
     """Path of the cache; None for a user without a home."""
-    with suppress(RuntimeError):
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mixpo" / "digests.json"
-    return None
+    return folder / "digests.json" if (folder := user_cache()) else None
 
 
 def _read() -> dict[str, FileHash]:

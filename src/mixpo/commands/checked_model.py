@@ -1,0 +1,158 @@
+"""The base model as `mixpo check` needs it: template, context length, and the tokens of each prompt, cached between commands.
+
+Loading torch, transformers and a model takes most of the time of a check. A second check after rows were corrected needs none of them:
+what is known of a model and a prompt stays true as long as files, settings and libraries are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mixpo.cache import Cache, user_cache
+from mixpo.images import open_image
+from mixpo.recipe import Recipe
+from mixpo.stages.models import Models
+from mixpo.types import Question
+
+if TYPE_CHECKING:
+    from mixpo.vlm.load import Vlm
+
+LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "pillow")
+"""Libraries that decide how a prompt becomes tokens."""
+
+LARGEST = 256 << 20
+"""Bytes of a cache that is deleted and begun anew."""
+
+
+class ResponseTokens(NamedTuple):
+    """How a response is tokenized. count: with the end-of-turn token; digest: of the ids; empty: nothing but end-of-turn tokens."""
+
+    count: int
+    digest: str
+    empty: bool
+
+
+class CheckedModel:
+    """The recipe's base model, loaded when something about it is not cached. Close it.
+
+    problems: of its chat template. context: its context length in tokens.
+    """
+
+    def __init__(self, recipe: Recipe, recipe_folder: Path) -> None:
+        """Raises ModelError when the model cannot be loaded."""
+        self._models = Models(recipe.model, recipe_folder, recipe.image)
+        self._ref = self._models.base_model()
+        self._image = recipe.image
+        self._key = json.dumps([self._ref.identity, recipe.model.dtype, recipe.image.model_dump(mode="json"), _code(), _versions()])
+        # Code of the model's folder is in no digest, and a wanted device must be there.
+        cached = not recipe.model.trust_remote_code and recipe.model.device in ("auto", "cpu")
+        self._cache = _open_cache() if cached else None
+        known = self._cached("model")
+        if known is None:
+            from mixpo.vlm.prompt import context_limit
+
+            known = {"problems": list(template_problems(self._vlm)), "context": context_limit(self._vlm)}
+            self._keep("model", known)
+        self.problems: list[str] = known["problems"]
+        self.context: int = known["context"]
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where the model lies."""
+        from mixpo.vlm.folder import find_model
+
+        return find_model(self._models.table, self._models.recipe_folder)
+
+    def tokens(self, prompt: str, question: Question) -> int:
+        """Tokens of a prompt with the images and history of its question. Raises SourceError and ModelError as `encode` does."""
+        limits = self._image.of(question)
+        pixels = [limits.model_dump(mode="json"), *(image.digest for image in question.images)] if question.images else []
+        entry = json.dumps([prompt, *((m.role, m.text) for m in question.history), *pixels])
+        count = self._cached(entry)
+        if count is None:
+            from mixpo.vlm.prompt import encode
+
+            images = [open_image(image, limits) for image in question.images]
+            count = len(encode(self._vlm, prompt, images, question.history, tiles=limits.tiles))
+            self._keep(entry, count)
+        return int(count)
+
+    def response(self, text: str) -> ResponseTokens:
+        """The tokens of a response given as text. Raises SourceError for control tokens in it."""
+        entry = json.dumps({"response": text})
+        known = self._cached(entry)
+        if known is None:
+            from mixpo.vlm.prompt import tokenize_response
+
+            ids = tokenize_response(self._vlm, text)
+            known = [len(ids), hashlib.sha256(repr(ids).encode()).hexdigest(), set(ids) <= set(self._vlm.end_ids)]
+            self._keep(entry, known)
+        return ResponseTokens(*known)
+
+    def close(self) -> None:
+        """Close the cache."""
+        if self._cache is not None:
+            self._cache.close()
+
+    @cached_property
+    def _vlm(self) -> Vlm:
+        return self._models.fresh(self._ref)
+
+    def _digest(self, entry: str) -> str:
+        return hashlib.sha256(f"{self._key}\0{entry}".encode()).hexdigest()
+
+    def _cached(self, entry: str) -> Any:
+        text = self._cache.get(self._digest(entry)) if self._cache is not None else None
+        return None if text is None else json.loads(text)
+
+    def _keep(self, entry: str, value: Any) -> None:
+        if self._cache is not None:
+            self._cache.put(self._digest(entry), json.dumps(value))
+
+
+def template_problems(vlm: Vlm) -> Iterator[str]:
+    """What would keep training from seeing an answer: a template that drops it, or that begins differently with it."""
+    mark = "the answer of the check"
+    user = {"role": "user", "content": [{"type": "text", "text": "a question"}]}
+    answer = {"role": "assistant", "content": [{"type": "text", "text": mark}]}
+    prompt = vlm.processor.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
+    whole = vlm.processor.apply_chat_template([user, answer], tokenize=False)
+    if mark not in whole:
+        yield "the chat template leaves the answer out, so that training would supervise no token; use the family's own template"
+    elif not whole.startswith(prompt):
+        yield "the chat template writes a conversation otherwise than the prompt that sampling uses; use the family's own template"
+    elif "a question" not in prompt:
+        yield "the chat template leaves the question out; use the family's own template"
+
+
+def _versions() -> dict[str, str]:
+    """Versions of the libraries, also of those that were installed under another name."""
+    versions = {}
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
+
+
+def _code() -> str:
+    """Digest of the modules that load models, encode prompts and read templates."""
+    root = Path(__file__).parent.parent
+    files = [Path(__file__), root / "images.py", *sorted((root / "vlm").glob("*.py"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _open_cache() -> Cache | None:
+    folder = user_cache()
+    if folder is None:
+        return None
+    path = folder / "check.sqlite"
+    if path.exists() and path.stat().st_size > LARGEST:
+        path.unlink()
+    return Cache(path)
