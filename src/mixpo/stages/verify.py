@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mixpo.pairs.statistics import balance_of
+from mixpo.plural import amount
 from mixpo.prompts import OwnStyle, Style
 from mixpo.records import Judged, Sampled, atomic
 from mixpo.stages import prompting
@@ -46,6 +47,12 @@ def verify_job(context: Context, plan: Plan, index: QuestionIndex, number: int) 
                 return (judge(verifier, question, sampled) for question, sampled in pairs)
 
             yield make
+            if verifier.timeouts:
+                what = amount(verifier.timeouts, "formula comparison")
+                context.progress.say(
+                    f"round-{number}/verify: {what} reached verify.timeout_s = {recipe.verify.timeout_s:g} twice, the second time alone; "
+                    "these are undecided"
+                )
 
     return Job(
         kind="verify",

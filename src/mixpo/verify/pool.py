@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections import OrderedDict
+from concurrent.futures import Future
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -28,7 +29,7 @@ from mixpo.verify.judgement import OUTCOMES, Judgement
 VERSION = 4
 """Of the comparison itself; raise it when `worker.py` judges otherwise, so that verdicts kept on disk are not used again."""
 PROGRAM = Path(__file__).with_name("worker.py")
-START_LIMIT_S = 120.0
+START_LIMIT_S = 600.0
 """A worker has to load sympy; on a busy machine that takes a while. It does not count towards the limit of a comparison."""
 WALL = 20
 """Wall-clock seconds for each second of processor time: a busy machine changes no verdict."""
@@ -36,12 +37,21 @@ TASKS_PER_WORKER = 2000
 """Then it is replaced: sympy's caches only grow."""
 REMEMBERED = 10_000
 """Comparisons kept in memory; the samples of one question mostly repeat the same few answers."""
+TIMED_OUT, DIED = "formula check exceeded", "formula worker died"
+"""Reasons of judgements that say something about a worker. Both are tried once more, alone, before they count."""
+
+
+def is_timeout(judgement: Judgement) -> bool:
+    """Whether a comparison is undecided because it reached the time limit."""
+    return judgement.reason.startswith(TIMED_OUT)
 
 
 class FormulaPool:
     """At most `workers` processes, started when first needed. Thread-safe; usable as a context manager.
 
     timeout_s: processor time of a comparison, on a worker that has loaded everything. cache: a file in which verdicts outlive the pool.
+    timeouts: distinct comparisons that reached the limit twice, the second time alone. Each ends two workers and is then remembered until
+    the pool is closed, never in the cache.
     """
 
     def __init__(self, *, timeout_s: float = 5.0, workers: int = 2, cache: Path | None = None) -> None:
@@ -49,6 +59,7 @@ class FormulaPool:
         self._cache: Cache | None = None
         self.timeout_s = timeout_s
         self.workers = workers
+        self.timeouts = 0
         self._remembered: OrderedDict[tuple[str, str, float], Judgement] = OrderedDict()
         self._lock = threading.Lock()
         self._reset()
@@ -61,6 +72,25 @@ class FormulaPool:
         with self._lock:
             if key in self._remembered:
                 return self._remembered[key]
+            running = self._running_comparisons.get(key)
+            if running is None:
+                own = self._running_comparisons[key] = Future[Judgement]()
+        if running is not None:  # a bomb must not hold two workers at once
+            return running.result()
+        try:
+            own.set_result(self._decide(key))
+        except BaseException as error:
+            own.set_exception(error)
+            raise
+        finally:
+            with self._lock:
+                self._running_comparisons.pop(key, None)
+        return own.result()
+
+    def _decide(self, key: tuple[str, str, float]) -> Judgement:
+        """The judgement from the cache or a worker."""
+        predicted, gold, tolerance = key
+        with self._lock:
             cache = self._opened_cache()
         stored = content_id("formula", predicted, gold, tolerance, *_versions()) if cache else ""
         if cache is not None and (known := cache.get(stored)) is not None:
@@ -72,6 +102,7 @@ class FormulaPool:
         if lasting == "here":  # once more, one at a time, before it counts: others may have slowed it down
             with self._alone:
                 judgement, lasting = self._ask(request)
+            self.timeouts += is_timeout(judgement)
         if lasting:
             with self._lock:
                 self._remembered[key] = judgement
@@ -113,13 +144,14 @@ class FormulaPool:
         self._broken = ""
         self._lock = threading.Lock()
         self._alone = threading.Lock()
+        self._running_comparisons: dict[tuple[str, str, float], Future[Judgement]] = {}
         self._running: set[Worker] = set()
         self._places: LifoQueue[Worker | None] = LifoQueue()
         for _ in range(self.workers):
             self._places.put(None)
 
     def _ask(self, request: dict[str, Any]) -> tuple[Judgement, str]:
-        """The judgement, and whether asking again would give the same: "always", "here" (a time-out on this machine) or ""."""
+        """The judgement, and whether asking again would give the same: "always", "here" (a time-out or a crash on this machine) or ""."""
         worker = self._places.get()
         try:
             if self._closed or self._broken:
@@ -136,8 +168,8 @@ class FormulaPool:
             self._drop(worker)
             worker = None
             if timed_out:
-                return Judgement("undecided", f"formula check exceeded {self.timeout_s:g} s"), "here"
-            return Judgement("undecided", "formula worker died"), ""
+                return Judgement("undecided", f"{TIMED_OUT} {self.timeout_s:g} s"), "here"
+            return Judgement("undecided", DIED), "here"
         finally:
             self._places.put(worker)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,8 +16,8 @@ from mixpo.verify.check import CHECKS, judge_all, make_algebra
 from mixpo.verify.custom import CustomChecks
 from mixpo.verify.dataset_metrics import rule_of
 from mixpo.verify.extract import extract
-from mixpo.verify.judgement import OUTCOMES, Judgement, Options
-from mixpo.verify.pool import FormulaPool
+from mixpo.verify.judgement import OUTCOMES, Algebra, Judgement, Options
+from mixpo.verify.pool import TIMED_OUT, FormulaPool
 
 Compare = Callable[[str], Judgement]
 CustomCheck = Callable[[str, str], str | bool]
@@ -24,6 +25,10 @@ CustomCheck = Callable[[str, str], str | bool]
 
 REMEMBERED = 1024
 """Decided comparisons kept in memory: samples, and questions with options, mostly end in the same few answers."""
+BATCH = 8
+"""Responses of one question that are judged at a time; fixed, so that neither load nor the number of workers decides what is compared."""
+MAX_TIMEOUTS = 4
+"""Time-outs among the responses to one question after which its other formulas are not compared."""
 
 
 class Verifier:
@@ -64,13 +69,13 @@ class Verifier:
 
     def verify_all(self, question: Question, responses: Sequence[Response], style: str | OwnStyle | None = None) -> tuple[Verdict, ...]:
         """Judge all responses to a question, in order; formulas are compared on all workers at once."""
-        compare = self._comparison(question)
+        compare = self._comparison(question, self._algebra)
         # A response that closes a block of reasoning without opening one shows that the prompt opened it for all of them.
         thinking = self._thinking or any("</think>" in one.text and "<think>" not in one.text for one in responses)
 
         target = self._checks.target(question) if question.answer is not None else ""
 
-        def verdict_on(response: Response) -> Verdict:
+        def verdict_on(response: Response, compare: Compare | None = compare) -> Verdict:
             try:
                 if target and response.finish != "error":
                     extracted = extract(response.text, style or self._style, question.choices, thinking=thinking)
@@ -80,11 +85,25 @@ class Verifier:
                 extracted, outcome, reason = None, "undecided", str(error)
             return Verdict(question=question.id, index=response.index, outcome=outcome, extracted=extracted, reason=reason)
 
-        if (question.kind != "formula" and not target) or self._settings.workers == 1 or len(responses) < 2:
-            return tuple(map(verdict_on, responses))
+        verdicts: list[Verdict] = []
+        for start in range(0, len(responses), BATCH):
+            capped = sum(verdict.reason.startswith(TIMED_OUT) for verdict in verdicts) >= MAX_TIMEOUTS
+            judge_one = partial(verdict_on, compare=self._comparison(question, _not_compared)) if capped else verdict_on
+            verdicts += self._map(judge_one, responses[start : start + BATCH], question.kind == "formula" or bool(target))
+        return tuple(verdicts)
+
+    def _map(self, verdict_on: Callable[[Response], Verdict], responses: Sequence[Response], slow: bool) -> Iterable[Verdict]:
+        """The verdicts in order; on all workers at once where they are `slow`."""
+        if not slow or self._settings.workers == 1 or len(responses) < 2:
+            return map(verdict_on, responses)
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self._settings.workers, thread_name_prefix="mixpo-verify")
-        return tuple(self._threads.map(verdict_on, responses))
+        return self._threads.map(verdict_on, responses)
+
+    @property
+    def timeouts(self) -> int:
+        """Distinct formula comparisons so far that reached the time limit twice."""
+        return self._pool.timeouts
 
     def options(self, choices: Sequence[str] = ()) -> Options:
         """What a single check is called with under these settings."""
@@ -107,14 +126,15 @@ class Verifier:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _comparison(self, question: Question) -> Compare | None:
+    def _comparison(self, question: Question, algebra: Algebra) -> Compare | None:
         """How an extracted answer to this question is judged; None without a ground truth."""
         if question.answer is None:
             return None
         gold = question.answer
         if custom := self._custom:
             return lambda extracted: _ask_custom(custom, extracted, gold)
-        golds, options, rule = golds_of(question), self.options(question.choices), rule_of(question, self._settings)
+        golds, rule = golds_of(question), rule_of(question, self._settings)
+        options = Options(tolerance=self._settings.tolerance, algebra=algebra, choices=question.choices)
         kind: str = "auto" if question.kind == "none" else question.kind
         if rule in CHECKS:
             kind, rule = rule, ""
@@ -147,6 +167,10 @@ def _judge(
         is_cut = response.finish == "length"
         return None, Judgement("malformed", "cut at the length limit" if is_cut else "no clear final answer")
     return extracted, compare(extracted)
+
+
+def _not_compared(_predicted: str, _gold: str) -> Judgement:
+    return Judgement("undecided", f"not compared after {MAX_TIMEOUTS} time-outs for this question")
 
 
 def golds_of(question: Question) -> tuple[str, ...]:
