@@ -755,3 +755,25 @@ def test_logprobs_in_every_known_form() -> None:
         assert parse_completion({"choices": [{**openai, name: [5, 6]}]}).choices[0].ids == (5, 6)
     broken = {**base, "logprobs": {"content": [{"logprob": "x"}]}}
     assert parse_completion({"choices": [broken]}).choices[0].logprobs == ()
+
+
+@pytest.mark.parametrize("stalls", ["Hello.", "Write a random sentence.", "models"])
+def test_patience_bounds_the_whole_probe(codec: TokenCodec, monkeypatch: pytest.MonkeyPatch, stalls: str) -> None:
+    """By timeouts and tries alone it would take timeout_s * tries * probes."""
+    monkeypatch.setattr("mixpo.engines.openai.engine.SAY_SECONDS", 0.3)
+    lines: list[str] = []
+
+    class Stalling(StubServer):
+        async def _models(self, request: web.Request) -> web.Response:
+            await hang(self, request, {}) if stalls == "models" else None
+            return web.json_response({"data": [{"id": "stub"}]})
+
+    with Stalling(codec, on(stalls, hang)) as server:
+        begun = time.monotonic()
+        with pytest.raises(EngineError) as caught:
+            ask(server, [asking("alpha")], limits=Limits(timeout_s=600, retries=4, patience_s=1.5), notify=lines.append)
+        assert time.monotonic() - begun < 15
+    assert (caught.value.code, caught.value.key) == ("server-stalls", "sample.server.patience_s")
+    waited = {"Hello.": "a first reply", "models": "its models"}.get(stalls, "several responses to one request")
+    assert waited in str(caught.value)
+    assert any(f"waiting for {waited} (" in line for line in lines)

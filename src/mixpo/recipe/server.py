@@ -33,7 +33,7 @@ class Endpoint(Table):
     retries: Annotated[int, NOTHING] = Field(default=4, ge=0)
     """Retries before a question fails. An unreachable or busy server does not count."""
     patience_s: Annotated[float, NOTHING] = Field(default=600.0, gt=0)
-    """How long to wait for a server that is unreachable, busy or still loading its model."""
+    """How long to wait for a server that is unreachable, busy or still loading its model, and for its replies to all test requests."""
 
     @model_validator(mode="after")
     def _addresses(self) -> Self:

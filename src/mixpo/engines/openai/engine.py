@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from mixpo.engines.base import Request, SamplingParams
 from mixpo.engines.openai.client import HEALTH_SECONDS, BusyError, Client, Limits, Replica, RequestError, ServerLostError
@@ -25,10 +25,14 @@ from mixpo.errors import EngineError, SourceError
 from mixpo.recipe import ImageTable
 from mixpo.records import Sampled
 
+Value = TypeVar("Value")
+
 CANDIDATES, EXAMPLES = 16, 4
 """Questions considered for the probe, and examples taken from them."""
 PROBE_TRIES = 5
 """Probes of a server whose connection is lost meanwhile."""
+SAY_SECONDS = 20.0
+"""How often the user is told what a probe waits for."""
 NAMED = 5
 """Models that an error message names."""
 
@@ -147,10 +151,14 @@ class OpenAIEngine:
     async def _probe_replica(
         self, client: Client, replica: Replica, make: Callable[..., Probe], examples: Sequence[Example]
     ) -> Capabilities:
+        deadline = 0.0
         for trial in range(1, PROBE_TRIES + 1):
             await self._wait_until_ready(client, replica)
+            deadline = deadline or time.monotonic() + self._limits.patience_s
             try:
-                return await make(replica=replica, model=self._model or await self._only_model(client, replica)).run(examples)
+                model = self._model or await self._patiently(self._only_model(client, replica), replica, deadline, lambda: "its models")
+                probe = make(replica=replica, model=model)
+                return await self._patiently(probe.run(examples), replica, deadline, lambda: probe.step)  # noqa: B023
             except BusyError as error:
                 raise EngineError(f"{replica.url}: {error}", code="server-busy", key=self._where) from None
             except ServerLostError as error:
@@ -162,6 +170,26 @@ class OpenAIEngine:
                 message = f"{replica.url}: the server fails while it is probed: {error}"
                 raise EngineError(message, code="server-probe-failed", key=self._where) from None
         raise AssertionError("the last trial returns or raises")
+
+    async def _patiently(self, work: Coroutine[Any, Any, Value], replica: Replica, deadline: float, step: Callable[[], str]) -> Value:
+        """The result of a part of the probe. Says what it waits for; raises EngineError at the deadline."""
+        begun, task = time.monotonic(), asyncio.ensure_future(work)
+        try:
+            while True:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise EngineError(
+                        f"{replica.url}: the server stalls: the test requests were not answered within patience_s = "
+                        f"{self._limits.patience_s:g} (waiting for {step()}); restart the server, or raise {self._where}.patience_s",
+                        code="server-stalls",
+                        key=f"{self._where}.patience_s",
+                    )
+                if (await asyncio.wait({task}, timeout=min(SAY_SECONDS, left)))[0]:
+                    return task.result()
+                waited = f"{time.monotonic() - begun:.0f} s, patience_s = {self._limits.patience_s:g}"
+                self._notify(f"{replica.url}: waiting for {step()} ({waited})")
+        finally:
+            task.cancel()
 
     def _examples(self, requests: Sequence[Request]) -> list[Example]:
         """The first few questions with readable images, the same number of images in each."""

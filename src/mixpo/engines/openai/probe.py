@@ -95,7 +95,7 @@ class ProbeCache:
 class Probe:
     """Test requests to one server. codec: tokens of the model that it should hold, or None. wanted: responses per question.
 
-    eval_only: see `Sampler`. What only matters for sampling is not probed for greedy responses.
+    eval_only: see `Sampler`. What only matters for sampling is not probed for greedy responses. step: what is waited for now.
     """
 
     client: Client
@@ -108,6 +108,7 @@ class Probe:
     dialect: Dialect = "plain"
     logprobs: bool = True
     notes: list[str] = field(default_factory=list)
+    step: str = "a first reply"
 
     async def run(self, examples: Sequence[Example]) -> Capabilities:
         """examples: some of the run's own questions with images, since a model may ignore unusual prompts.
@@ -121,6 +122,7 @@ class Probe:
         if self.dialect == "bare":
             self.notes.append("it takes no temperature and uses its own")
         sampled = self.params.temperature > 0
+        self.step = "several responses to one request"
         n, answers = await self._probe_n() if sampled else (1, [])
         if sampled and not self.eval_only and len({answer.text for answer in answers}) == 1:
             raise EngineError(
@@ -146,6 +148,8 @@ class Probe:
         )
 
     async def _probe_images(self, examples: Sequence[Example]) -> str:
+        self.step = "replies about images"
+
         async def ask(prompt: str, images: Sequence[str], temperature: float) -> Completion:
             return await self.ask(prompt, images, temperature=temperature)
 
@@ -218,11 +222,13 @@ class Probe:
         return 1, [choice for reply in replies for choice in reply.choices]
 
     async def _probe_seed(self) -> bool:
+        self.step = "replies with one seed"
         same = await asyncio.gather(*(self.ask(RANDOM, seed=7) for _ in range(4)))
         return len({reply.choices[0].text for reply in same if reply.choices}) == 1
 
     async def _probe_bias(self) -> Mapping[int, float]:
         """The bias that bans control tokens, if the server applies biases: the test forces an ordinary token."""
+        self.step = "a reply with logit_bias"
         if self.codec is None:
             return {}
         banned = dict.fromkeys(self.codec.banned[:MAX_BIASED], -BIAS)
@@ -237,6 +243,7 @@ class Probe:
 
     async def _probe_continuation(self, bias: Mapping[int, float]) -> Route:
         """The first route for which the server reports the expected number of prompt tokens."""
+        self.step = "the continuation of a prefix"
         if self.codec is None:
             return ""
         routes: tuple[Route, ...] = ("ids", "prefix", "text")
