@@ -1,11 +1,12 @@
 # make demo: all stages on real images.   make test: the fast tests.   make test-all: all tests.   make check: format, lint, types, layers.
+# make docs: the documentation site, in build/site.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= runs/demo
 DEMO_ARGS ?=
 
-.PHONY: install demo test test-all check format clean
+.PHONY: install demo test test-all check docs format clean
 
 install: $(VENV)/.installed
 
@@ -32,9 +33,12 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/pytest tests/test_layers.py
 
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs build dist

@@ -19,6 +19,8 @@ from collections.abc import Awaitable, Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+from history import emit
+
 from mixpo.engines.base import SamplingParams
 from mixpo.engines.openai.client import Client, Limits
 from mixpo.engines.openai.protocol import data_url, parse_completion, sampling_body, user_message
@@ -130,8 +132,7 @@ def main() -> None:
     ]
     for r in results:
         print(f"{r['name']}: {r['requests_per_s']:.0f} requests/s, {r['requests_per_cpu_s']:.0f} for each second of the client's CPU")
-    if args.json:
-        print(json.dumps({"cases": results}))
+    emit("client", {"cases": results}, show=args.json)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from history import emit
 from synthetic import SIZES, Data, Size, model_of
 
 from mixpo.train import prefix_tree
@@ -124,8 +125,7 @@ def main() -> None:
         for row in compare(ways, args.rounds):
             rows.append({**about, **row})
             print(json.dumps(rows[-1]), flush=True)
-    if args.json:
-        print(json.dumps({"rows": rows}))
+    emit("layouts", {"rows": rows}, show=args.json)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import orjson
+from history import emit
 
 from mixpo.pairs.build import build
 from mixpo.recipe import PairsTable, VerifyTable
@@ -251,10 +252,10 @@ def main() -> None:
     print(*examples, sep="\n")
     disagreements = counts["correct, peer not right"] + counts["wrong, peer right"] + counts["malformed, peer right"]
     rates = statistics.median(mine), statistics.median(other)
-    if args.json:
-        result = {"cpu_ratio": statistics.median(cpu), "undecided": sum(n for name, n in counts.items() if name.startswith("undecided"))}
-        result |= {"ratio": rates[0] / rates[1], "ours_per_s": rates[0], "peer_per_s": rates[1], "disagreements": disagreements}
-        print(json.dumps(result))
+    undecided = sum(n for name, n in counts.items() if name.startswith("undecided"))
+    result = {"cpu_ratio": statistics.median(cpu), "undecided": undecided}
+    result |= {"ratio": rates[0] / rates[1], "ours_per_s": rates[0], "peer_per_s": rates[1], "disagreements": disagreements}
+    emit("pairs", result, show=args.json)
 
 
 if __name__ == "__main__":

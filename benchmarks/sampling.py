@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 import tempfile
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from history import emit
 from transformers import InternVLForConditionalGeneration
 
 from mixpo.engines.base import Request, SamplingParams
@@ -147,8 +147,7 @@ def main() -> None:
     for r in results:
         print(f"{r['name']}: generate / mixpo = {r['ratio']:.2f} (rounds {r['lowest']:.2f} to {r['highest']:.2f})", end="")
         print(f"; {r['prompt_tokens']} prompt tokens, answers of {r['median_length']:g} tokens in the median, up to {r['longest']}")
-    if args.json:
-        print(json.dumps({"cases": results}))
+    emit("sampling", {"cases": results}, show=args.json)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from history import emit
+
 from mixpo.engines.scripted import ScriptedEngine
 from mixpo.pipeline import open_context, run_stage
 from mixpo.progress import Silent
@@ -92,8 +94,7 @@ def main() -> None:
     for kind, stage in found.items():
         print(f"{kind}: {stage['cpu_s_per_million']:,.0f} s of a processor and {stage['gb_per_million']:.2f} GB for a million answers")
     print(f"{args.questions:,} questions; peak memory {peak:,.0f} MB")
-    if args.json:
-        print(json.dumps({"questions": args.questions, "peak_mb": peak, "stages": found}))
+    emit("scale", {"questions": args.questions, "peak_mb": peak, "stages": found}, show=args.json)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import random
 import tempfile
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from history import emit
 from PIL import Image
 
 from mixpo.recipe import DigitsSource, EasyVqaSource, EvaluateTable
@@ -116,8 +116,7 @@ def main(args: argparse.Namespace) -> None:
     for name, row in results.items():
         print(f"{name}: {row['train']} pictures against {row['test']}, false alarms {row['false']:.2%}, no look {row['flat']:.1%}")
         print("  found: " + ", ".join(f"{change} {share:.1%}" for change, share in row["found"].items()))  # type: ignore[attr-defined]
-    if args.json:
-        print(json.dumps({"bits": args.bits, **results}))
+    emit("similar", {"bits": args.bits, **results}, show=args.json)
 
 
 if __name__ == "__main__":

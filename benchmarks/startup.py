@@ -10,13 +10,14 @@ the model; a later one reads what it needs from the user's cache, which is an em
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+from history import emit
 
 LIMITS = {"help": 0.3, "status": 0.6, "check": 6.0}
 """Seconds that each should stay below on one core of a current server that does nothing else."""
@@ -68,11 +69,9 @@ def main() -> None:
         (Path(folder) / "mixpo" / "check.sqlite").unlink()
         times = {"first check": seconds(commands["check"], 1)}
         times |= {name: seconds(arguments, args.repeats) for name, arguments in commands.items()}
-    if args.json:
-        print(json.dumps({name: round(value, 3) for name, value in times.items()}))
-        return
     for name, value in times.items():
         print(f"{name:<12} {value:6.2f} s", f"  (limit {LIMITS[name]:.1f} s)" if name in LIMITS else "")
+    emit("startup", {name: round(value, 3) for name, value in times.items()}, show=args.json)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from attention_forms import plan_dense, plan_flex
+from history import emit
 from memory import peak
 from synthetic import SIZES, Data, Size, model_of
 from torch import nn
@@ -174,8 +175,7 @@ def main(arguments: list[str] | None = None) -> None:
         rows += measure(vlm, CASES[number], SIZES[args.size], args.rounds, precision, best)
         for row in rows[-len(FORMS) :]:
             print(json.dumps(row), flush=True)
-    if args.json:
-        print(json.dumps({**about, "rows": rows}))
+    emit("train_gpu", {**about, "rows": rows}, show=args.json)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ the tokens of a batch in place of the mean over responses.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -25,6 +24,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from history import emit
 from memory import peak
 from synthetic import IMAGE, SIZES, Data, Size, model_of
 from torch import Tensor
@@ -307,8 +307,7 @@ def main() -> None:
         row, more = measure(CASES[number], SIZES[args.size], args.rounds)
         found.append(row)
         print("  ".join(f"{name} {value}" for name, value in row.items()), more, sep="\n", flush=True)
-    if args.json:
-        print(json.dumps({"cases": found}))
+    emit("train_vs_trl", {"cases": found}, show=args.json)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,12 @@ math-verify is made for formulas; it is what people use for all of these all the
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import time
 from collections.abc import Callable
 
+from history import emit
 from math_verify import parse, verify
 
 from mixpo.verify import check
@@ -63,8 +63,7 @@ def main() -> None:
         f"mixpo / math-verify, answers per CPU second: {ratio:.0f} ({ratios[0]:.0f} to {ratios[-1]:.0f} in {args.rounds} rounds); "
         f"same verdict on {agree:.0%} of the number answers"
     )
-    if args.json:
-        print(json.dumps({"ratio": ratio, "agree": agree}))
+    emit("verify", {"ratio": ratio, "agree": agree}, show=args.json)
 
 
 if __name__ == "__main__":

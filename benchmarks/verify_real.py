@@ -23,6 +23,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from history import emit
+
 from mixpo.evaluate.benchmarks.m3cot import read_official
 from mixpo.verify import check, extract
 
@@ -197,8 +199,7 @@ def main() -> None:
         print(show(f"{name}, all files", totals[name]))
     if dump:
         dump.close()
-    if args.json:
-        print(json.dumps(summary(merged(totals.values()))))
+    emit("verify_real", summary(merged(totals.values())), show=args.json)
 
 
 if __name__ == "__main__":

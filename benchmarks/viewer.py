@@ -9,7 +9,6 @@ python benchmarks/viewer.py [--pairs 300000] [--shard-size 64] [--rounds 5] [--r
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -20,6 +19,7 @@ import time
 from pathlib import Path
 
 from generated_run import DOMAINS, questions_for, write_run
+from history import emit
 
 LIMIT = 1.0
 """Seconds that a page may take."""
@@ -127,26 +127,21 @@ def main(args: argparse.Namespace) -> int:
     print(f"processor time of the server for a page and its images: {used:.3f} s; load of the machine: {os.getloadavg()[0]:.1f}")
     slowest = max(statistics.median(values) for values in pages.values())
     print(f"slowest median {slowest:.3f} s, limit {LIMIT} s: {'kept' if slowest < LIMIT else 'NOT kept'}")
-    if args.json:
-        cases = [
-            {"name": name, "median": statistics.median(v), "low": min(v), "high": max(v), "first": colds[name]} for name, v in pages.items()
-        ]
-        print(
-            json.dumps(
-                {
-                    "pairs": args.pairs,
-                    "shard_size": args.shard_size,
-                    "first_open": first,
-                    "open_again": again,
-                    "index_bytes": size,
-                    "memory": memory,
-                    "server_cpu": used,
-                    "load": os.getloadavg()[0],
-                    "cases": cases,
-                }
-            )
-        )
-
+    cases = [
+        {"name": name, "median": statistics.median(v), "low": min(v), "high": max(v), "first": colds[name]} for name, v in pages.items()
+    ]
+    figures = {
+        "pairs": args.pairs,
+        "shard_size": args.shard_size,
+        "first_open": first,
+        "open_again": again,
+        "index_bytes": size,
+        "memory": memory,
+        "server_cpu": used,
+        "load": os.getloadavg()[0],
+        "cases": cases,
+    }
+    emit("viewer", figures, show=args.json)
     return 0 if slowest < LIMIT else 1
 
 

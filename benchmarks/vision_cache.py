@@ -11,7 +11,6 @@ multiplications by weights alone: vision forward, language model forward and bac
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from history import emit
 from synthetic import SIZES, Data, Size, model_of
 
 from mixpo.recipe import ImageTable, TrainTable
@@ -55,8 +55,7 @@ def main() -> None:
         row = {"name": name, **measure(size, table, Data(size, 2, prompt, lengths, pairs), args.rounds)}
         found.append(row)
         print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-    if args.json:
-        print(json.dumps({"cases": found}))
+    emit("vision_cache", {"cases": found}, show=args.json)
 
 
 def measure(size: Size, table: dict[str, Any], data: Data, rounds: int) -> dict[str, float]:

@@ -10,15 +10,20 @@ the records are in `tables.py` beside this file. Text around the markers is writ
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+import typer
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from tables import cell, recipe_sections, record_sections, table
 
+from mixpo.cli.app import EXAMPLES, app
 from mixpo.objectives import OBJECTIVES
 from mixpo.pairs.provenance import REASONS
 from mixpo.prompts import PROMPTS
@@ -128,6 +133,25 @@ def _constant(path: Path, name: str) -> dict[str, tuple[float, ...]]:
     raise SystemExit(f"{path}: has no constant {name}; docs/demo.md is made from it")
 
 
+def commands() -> str:
+    """Every command with its arguments and options, from the application itself."""
+    group: Any = typer.main.get_command(app)
+    parts = []
+    for name, command in sorted(group.commands.items()):
+        usage = " ".join(["mixpo", name, "[OPTIONS]", *(p.metavar or p.name.upper() for p in _arguments(command))])
+        examples = "\n".join(EXAMPLES[name])
+        rows = [(code(", ".join(p.opts)), cell(getattr(p, "help", "") or "")) for p in command.params if p not in _arguments(command)]
+        text = inspect.cleandoc(command.help or "").partition("\f")[0].strip()
+        parts.append(
+            f"## mixpo {name}\n\n{text}\n\n```text\n{usage}\n```\n\n```bash\n{examples}\n```\n\n{table(('option', 'meaning'), rows)}"
+        )
+    return "\n\n".join(parts)
+
+
+def _arguments(command: Any) -> list[Any]:
+    return [param for param in command.params if param.param_type_name == "argument"]
+
+
 def code(text: str) -> str:
     """Text as code inside a table cell."""
     return f"`{cell(text, breaks=' ')}`"
@@ -136,6 +160,7 @@ def code(text: str) -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "recipe": recipe_sections,
     "records": record_sections,
+    "commands": commands,
     "prompts": prompts,
     "objectives": objectives,
     "reasons": reasons,
