@@ -143,7 +143,7 @@ def commands() -> str:
         rows = [(code(", ".join(p.opts)), cell(getattr(p, "help", "") or "")) for p in command.params if p not in _arguments(command)]
         text = inspect.cleandoc(command.help or "").partition("\f")[0].strip()
         parts.append(
-            f"## mixpo {name}\n\n{text}\n\n```text\n{usage}\n```\n\n```bash\n{examples}\n```\n\n{table(('option', 'meaning'), rows)}"
+            f"## mixpo {name}\n\n{text}\n\n`{usage}`\n\n```bash\n{examples}\n```\n\n{table(('option', 'meaning'), rows)}"
         )
     return "\n\n".join(parts)
 
