@@ -142,9 +142,7 @@ def commands() -> str:
         examples = "\n".join(EXAMPLES[name])
         rows = [(code(", ".join(p.opts)), cell(getattr(p, "help", "") or "")) for p in command.params if p not in _arguments(command)]
         text = inspect.cleandoc(command.help or "").partition("\f")[0].strip()
-        parts.append(
-            f"## mixpo {name}\n\n{text}\n\n`{usage}`\n\n```bash\n{examples}\n```\n\n{table(('option', 'meaning'), rows)}"
-        )
+        parts.append(f"## mixpo {name}\n\n{text}\n\n`{usage}`\n\n```bash\n{examples}\n```\n\n{table(('option', 'meaning'), rows)}")
     return "\n\n".join(parts)
 
 
