@@ -49,10 +49,17 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
-    """One verdict for each response of a question, in the order of the responses."""
+    """One verdict for each response of a question, in the order of the responses.
+
+    unread: verdicts that are undecided because the judge's reply could not be read. judge_checked, judge_agreed: verdicts by rules that
+    the judge was asked about too, and those that it shares.
+    """
 
     question: str
     verdicts: tuple[Verdict, ...] = ()
+    unread: int = 0
+    judge_checked: int = 0
+    judge_agreed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

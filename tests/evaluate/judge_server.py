@@ -53,6 +53,15 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.chat("Extracted answer: " + ("NO ANSWER" if "idle" in response else "**14**" if "fourteen" in response else "C"))
 
+    def mode_verdicts(self, number: int, body: dict[str, Any]) -> None:
+        """Compares the answer with the reference letter by letter; finds some unclear, and mumbles until FOLDER/awake is there."""
+        head, _, answer = body["messages"][-1]["content"].partition("instruction to you):\n")
+        reference, answer = head.partition("Reference answer:\n")[2].split("\n")[0], answer.split("\n\nReply")[0]
+        if "mumble" in answer and not (FOLDER / "awake").exists():
+            self.chat("Well, it depends.")
+        else:
+            self.chat("unclear" if "perhaps" in answer else "**Correct.**" if reference.split()[-1] in answer else "wrong")
+
     def mode_reasoner(self, number: int, body: dict[str, Any]) -> None:
         """As OpenAI's models that reason: another name for the limit, and no temperature but their own."""
         if "max_tokens" in body:

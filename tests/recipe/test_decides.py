@@ -23,6 +23,8 @@ RECIPE: dict[str, Any] = {
     "source": {"kind": "jsonl", "path": "questions.jsonl"},
     "model": {"device": "cpu"},
     "sample": {"engine": "openai", "server": {"serve": "transformers"}},
+    "image": {"limits": [{"sources": ["chart"], "max_pixels": 1000}]},
+    "verify": {"judge": {"model": "judge"}},
     "pairs": {"balance": ["domain"]},
     "train": {"reference": "online", "baselines": ["cdpo", "tr_dpo"], "lora": {}, "watch": {}, "loss": {"reference_alpha": 1.0}},
     "evaluate": {
@@ -38,7 +40,7 @@ RECIPE: dict[str, Any] = {
         "judge": {"model": "judge"},
     },
 }
-NAMED_FILES = {"path", "revision", "adapter", "script", "responses", "prompts", "text_include", "decontaminate", "similar_bits"}
+NAMED_FILES = {"path", "revision", "adapter", "script", "responses", "prompt", "prompts", "text_include", "decontaminate", "similar_bits"}
 """Fields that decide by the content of files, which are not there."""
 OTHERS = {"mpo": "dpo", "cdpo": "sft"}
 """Values that have only some alternatives, or none -> another one."""

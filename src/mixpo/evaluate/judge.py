@@ -24,7 +24,7 @@ from mixpo.engines.openai.client_thread import ClientThread
 from mixpo.engines.openai.protocol import one_line
 from mixpo.errors import EngineError, EvaluateError, RecipeError
 from mixpo.evaluate.benchmarks.base import Extraction, Rubric, without_reasoning
-from mixpo.recipe import EXTRACTED_BENCHMARKS, JUDGED_BENCHMARKS, JudgeTable, did_you_mean
+from mixpo.recipe import EXTRACTED_BENCHMARKS, JUDGED_BENCHMARKS, JudgeEndpoint, JudgeTable, did_you_mean
 from mixpo.records import write_text
 from mixpo.types import content_id
 
@@ -58,10 +58,10 @@ class CachedReply(NamedTuple):
     again: int
 
 
-def ready(table: JudgeTable) -> str:
-    """The key of the endpoint. Raises MissingExtra or RecipeError where the judge cannot be asked; nothing is sent."""
-    require_served_extra(WHERE)
-    return api_key(table, WHERE, required=not all(_is_local(urlsplit(url).hostname or "") for url in table.urls))
+def ready(table: JudgeEndpoint, where: str = WHERE) -> str:
+    """The key of the endpoint. Raises MissingExtra or RecipeError where the judge cannot be asked; nothing is sent. where: its table."""
+    require_served_extra(where)
+    return api_key(table, where, required=not all(_is_local(urlsplit(url).hostname or "") for url in table.urls))
 
 
 def _is_local(host: str) -> bool:
@@ -89,11 +89,12 @@ def with_own_prompt(wording: Wording, table: JudgeTable, base: Path, name: str) 
             raise RecipeError(message, code="judge-prompt-unknown", path=path)
     prompt, system = folder / f"{name}.txt", folder / f"{name}.system.txt"
     if prompt.is_file():
-        wording = dataclasses.replace(wording, prompt=_prompt(prompt))
+        wording = dataclasses.replace(wording, prompt=read_prompt(prompt))
     return dataclasses.replace(wording, system=_text(system).strip()) if system.is_file() else wording
 
 
-def _prompt(path: Path) -> str:
+def read_prompt(path: Path) -> str:
+    """A judge prompt of the user's own. Raises RecipeError when it cannot be read, or lacks a slot."""
     text = _text(path)
     missing = [slot for slot in ("question", "answer") if f"{{{slot}}}" not in text]
     if missing:
@@ -118,17 +119,20 @@ def digest(wording: Rubric | Extraction) -> str:
     return content_id(wording.system, wording.prompt)[:8]
 
 
-def settings(wording: Rubric | Extraction, table: JudgeTable) -> dict[str, Any]:
+def settings(wording: Rubric | Extraction, table: JudgeEndpoint) -> dict[str, Any]:
     """What decides a reply besides the response; the address of the endpoint does not."""
     return {**table.deciding("evaluate"), "prompt": digest(wording)}
 
 
 class Judge:
-    """Asks the endpoint; may be used from several threads. cache: folder of the replies. notify: receives messages for the user."""
+    """Asks the endpoint; may be used from several threads.
 
-    def __init__(self, table: JudgeTable, cache: Path, notify: Callable[[str], None] = lambda text: None) -> None:
-        self._table, self._cache, self._notify = table, cache, notify
-        self._key = ready(table)
+    cache: folder of the replies. notify: receives messages for the user. where: its table in the recipe.
+    """
+
+    def __init__(self, table: JudgeEndpoint, cache: Path, notify: Callable[[str], None] = lambda text: None, where: str = WHERE) -> None:
+        self._table, self._cache, self._notify, self._where = table, cache, notify, where
+        self._key = ready(table, where)
         self._thread: ClientThread | None = None
         self._lock = threading.Lock()
         self._names: dict[str, str] = {}
@@ -189,10 +193,10 @@ class Judge:
                 refused = next((field for field in RENAMED_FIELDS if field in body and field in str(error)), None)
                 if error.status != 400 or refused is None or "support" not in str(error):
                     message = f"the judge at {self._table.urls[0]} refused ({one_line(str(error))}); {_CACHED}"
-                    raise EvaluateError(message, code="judge-refused", key=WHERE) from None
+                    raise EvaluateError(message, code="judge-refused", key=self._where) from None
                 self._names[refused] = RENAMED_FIELDS[refused]
             except (EngineError, ServerLostError) as error:
-                raise EvaluateError(f"the judge cannot be asked: {error}; {_CACHED}", code="judge-unavailable", key=WHERE) from None
+                raise EvaluateError(f"the judge cannot be asked: {error}; {_CACHED}", code="judge-unavailable", key=self._where) from None
 
     def _open(self) -> ClientThread:
         with self._lock:
@@ -200,7 +204,9 @@ class Judge:
                 table = self._table
                 self._thread = ClientThread(
                     # Unlike orjson, json reads half of a surrogate pair, which `_whole` then replaces.
-                    Client(urls=table.urls, key=self._key, limits=Limits.of(table), where=WHERE, notify=self._notify, loads=json.loads)
+                    Client(
+                        urls=table.urls, key=self._key, limits=Limits.of(table), where=self._where, notify=self._notify, loads=json.loads
+                    )
                 )
             return self._thread
 

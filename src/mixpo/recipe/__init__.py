@@ -24,7 +24,7 @@ from mixpo.recipe.errors import did_you_mean
 from mixpo.recipe.evaluate import EvaluateTable, EvaluationSet, PredictionsTable, ReportTable
 from mixpo.recipe.load import Recipe, apply_override, load, parse
 from mixpo.recipe.preferences import PreferencesTable
-from mixpo.recipe.server import ClusterTable, Endpoint, JudgeTable, ServedModel, ServerTable
+from mixpo.recipe.server import ClusterTable, Endpoint, JudgeEndpoint, JudgeTable, ServedModel, ServerTable, VerdictJudgeTable
 from mixpo.recipe.sources import (
     BENCHMARK_NAMES,
     EXTRACTED_BENCHMARKS,
@@ -69,6 +69,7 @@ __all__ = [
     "ImageLimits",
     "ImageTable",
     "JsonlSource",
+    "JudgeEndpoint",
     "JudgeTable",
     "LoraTable",
     "LossTable",
@@ -96,6 +97,7 @@ __all__ = [
     "Table",
     "TrainTable",
     "TrainingSource",
+    "VerdictJudgeTable",
     "VerifyTable",
     "WandbTable",
     "WatchTable",

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from mixpo.prompts import PROMPTS, Style
 from mixpo.recipe.base import NOTHING, Decides, Table
 from mixpo.recipe.errors import did_you_mean
-from mixpo.recipe.server import ServerTable
+from mixpo.recipe.server import VERDICTS, ServerTable, VerdictJudgeTable
 
 MODEL = Decides("sample", "reference", "train", "answer", "text", by_content=True)
 """Stages know a model by the digest of its files."""
@@ -22,7 +22,6 @@ ASKED = Decides("sample", "verify", "reference", "train", "answer", "evaluate", 
 OPEN = Decides("sample", "reference", "train", "answer", "evaluate", by_content=True)
 """Responses to open questions get no verdicts."""
 DECODING = Decides("sample", "answer")
-VERDICTS = Decides("verify", "evaluate")
 
 
 class ModelTable(Table):
@@ -254,6 +253,8 @@ class VerifyTable(Table):
     check runs that code, in a process of its own; the module is looked for next to the recipe first."""
     custom_timeout_s: Annotated[float, VERDICTS] = Field(default=30.0, gt=0)
     """Timeout of one call of a custom check, by the clock; the verdict is then undecided."""
+    judge: VerdictJudgeTable | None = None
+    """A language model that decides what the rules leave undecided."""
     tolerance: Annotated[float, VERDICTS] = Field(default=1e-6, ge=0)
     """Relative difference up to which two numbers are equal."""
     timeout_s: Annotated[float, VERDICTS] = Field(default=5.0, gt=0)

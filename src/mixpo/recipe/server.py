@@ -17,6 +17,9 @@ VARIABLE = r"^([A-Za-z_][A-Za-z0-9_]*)?$"
 _KEY_ARGUMENT = re.compile(r"(?i)--?(?:[\w-]*[_-])?(?:api[_-]?key|token|password|secret)(?:=|$)")
 
 
+VERDICTS = Decides("verify", "evaluate")
+
+
 class Endpoint(Table):
     """An OpenAI-compatible endpoint and the limits of its client."""
 
@@ -98,8 +101,8 @@ class ServedModel(Endpoint):
         return ServerTable(**self.model_dump(exclude={"name"}), same_model=False)
 
 
-class JudgeTable(Endpoint):
-    """A language model behind an OpenAI-compatible endpoint that grades free-form responses."""
+class JudgeEndpoint(Endpoint):
+    """A language model behind an OpenAI-compatible endpoint that grades responses."""
 
     urls: Annotated[list[str], NOTHING] = Field(default=["https://api.openai.com/v1"], min_length=1)
     """Base URLs such as "http://127.0.0.1:8000/v1". Load is balanced over several."""
@@ -113,15 +116,40 @@ class JudgeTable(Endpoint):
     """Timeout of one request, from start to end."""
     retries: Annotated[int, NOTHING] = Field(default=6, ge=0)
     """Retries before the judge counts as failed. An unreachable or busy server does not count."""
-    prompts: Annotated[str, Decides("evaluate", by_content=True)] = ""
-    """Folder, relative to the recipe, with your own judge prompts (mmvet.txt, llava_bench.txt, mmhal.txt, and for extractor = "judge"
-    mathvista.txt, mathvision.txt); a system message in a file such as llava_bench.system.txt."""
     temperature: Annotated[float, Decides("evaluate")] = Field(default=0.0, ge=0)
     """Temperature of the judge; 0 makes it repeatable."""
     max_tokens: Annotated[int, Decides("evaluate")] = Field(default=1024, ge=1)
     """Maximum tokens of a reply."""
     attempts: Annotated[int, Decides("evaluate")] = Field(default=3, ge=1)
     """Maximum requests per response until the reply can be parsed; the temperature rises by 0.5 each time."""
+
+
+class JudgeTable(JudgeEndpoint):
+    """A language model behind an OpenAI-compatible endpoint that grades free-form responses."""
+
+    prompts: Annotated[str, Decides("evaluate", by_content=True)] = ""
+    """Folder, relative to the recipe, with your own judge prompts (mmvet.txt, llava_bench.txt, mmhal.txt, and for extractor = "judge"
+    mathvista.txt, mathvision.txt); a system message in a file such as llava_bench.system.txt."""
+
+
+class VerdictJudgeTable(JudgeEndpoint):
+    """A language model that decides verdicts which the rules leave undecided. Each request holds question, reference answer and answer."""
+
+    sources: Annotated[tuple[str, ...], VERDICTS] = ()
+    """Sources and domains (`*` matches anything) whose verdicts it decides all, as for reference answers in sentences."""
+    agreement: Annotated[float, Decides("verify")] = Field(default=0.02, ge=0, le=1)
+    """Share of the verdicts by rules that it is asked about too; how often it agrees is printed, and the rules decide."""
+    prompt: Annotated[str, Decides("verify", "evaluate", by_content=True)] = ""
+    """File, relative to the recipe, with your own judge prompt: {question}, {reference} and {answer} are filled in, and the reply must be
+    "correct", "wrong" or "unclear"."""
+    model: Annotated[str, VERDICTS] = Field(min_length=1)
+    """Name of the model at the endpoint, with its date if it has one."""
+    temperature: Annotated[float, VERDICTS] = Field(default=0.0, ge=0)
+    """Temperature of the judge; 0 makes it repeatable."""
+    max_tokens: Annotated[int, VERDICTS] = Field(default=1024, ge=1)
+    """Maximum tokens of a reply."""
+    attempts: Annotated[int, VERDICTS] = Field(default=3, ge=1)
+    """Maximum requests per answer until the reply can be parsed; the temperature rises by 0.5 each time."""
 
 
 class ClusterTable(Table):

@@ -19,13 +19,14 @@ from mixpo.plural import amount
 from mixpo.recipe import EvaluationSource, Recipe
 from mixpo.records import Prediction, Sampled
 from mixpo.run import Manifest
-from mixpo.stages import prompting
+from mixpo.stages import prompting, verdict_judge
 from mixpo.stages.answer import answer_name, prompt_settings, source_name, wording_of
 from mixpo.stages.attempts import attempts_of
 from mixpo.stages.job import Context, Job, Make, Plan
 from mixpo.stages.models import ModelRef, settings_of
 from mixpo.stages.predictions import given_answers
 from mixpo.stages.source import QuestionIndex
+from mixpo.stages.verdict_judge import Ruled, VerdictJudge
 from mixpo.stages.verify import custom_code, judged_inputs
 from mixpo.types import Question, Response, Verdict, content_id
 
@@ -43,6 +44,8 @@ def ready(recipe: Recipe, recipe_folder: Path) -> None:
     judged = any(recipe.evaluate.asks_judge(s.source) for s in recipe.evaluate.sets)
     if judged and recipe.evaluate.judge is not None:
         judging.ready(recipe.evaluate.judge)
+    if recipe.verify.judge is not None:
+        judging.ready(recipe.verify.judge, verdict_judge.WHERE)
 
 
 def evaluate_job(context: Context, plan: Plan, index: QuestionIndex, name: str, table: EvaluationSource, model: ModelRef, mode: str) -> Job:
@@ -107,7 +110,7 @@ def grading_settings(context: Context, benchmark: Benchmark | None) -> dict[str,
     table = context.recipe.evaluate
     verify = {"verify": context.recipe.verify.deciding("evaluate"), **custom_code(context)}
     if benchmark is None:
-        return verify
+        return {**verify, **verdict_judge.settings(context)}
     read = {} if benchmark.rubric else {**verify, "extractor": table.extractor_of(benchmark.name)}
     wording = wording_of_judge(context, benchmark)
     if wording is None or table.judge is None:
@@ -149,6 +152,8 @@ class Grader:
         self._context, self._benchmark, self._mode, self._given, self._partial = context, benchmark, mode, given, partial
         self._verifier = Verifier(context.recipe.verify, cache=context.run.verdicts, recipe_folder=context.recipe_folder)
         self._threads: ThreadPoolExecutor | None = None
+        by_judge = context.recipe.verify.judge if benchmark is None else None
+        self._verdict_judge = VerdictJudge(context, by_judge) if by_judge is not None else None
         table = context.recipe.evaluate.judge
         self._wording = wording_of_judge(context, benchmark) if benchmark is not None else None
         if self._wording is not None and table is not None:
@@ -160,6 +165,8 @@ class Grader:
 
     def __exit__(self, *raised: object) -> None:
         self._verifier.close()
+        if self._verdict_judge is not None:
+            self._verdict_judge.close()
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
             self._judge.close()
@@ -168,6 +175,8 @@ class Grader:
     def predictions(self, questions: Sequence[Question], answers: Sequence[Sampled], again: int = 0) -> Iterator[Prediction]:
         """The predictions of one shard, in order. again: how often the judge is asked anew where its reply cannot be read."""
         pairs = [pair for pair in zip(questions, answers, strict=True) if not (self._partial and pair[1].error)]
+        if self._verdict_judge is not None:
+            return self._decided(self._verdict_judge, pairs, again)
         if self._threads is None:
             return (row for question, sampled in pairs for row in self._mark(question, sampled))
         each = [(question, response) for question, sampled in pairs for response in responses_of(sampled, self._count(sampled))]
@@ -185,8 +194,7 @@ class Grader:
         if sampled.error:
             yield from (_failed(question, self._mode, response, sampled.error) for response in responses)
         elif self._benchmark is None:
-            style = prompting.prompt_for(recipe.prompt, question, wording).style
-            for response, verdict in zip(responses, self._verifier.verify_all(question, responses, style), strict=True):
+            for response, verdict in zip(responses, self._verdicts(question, responses), strict=True):
                 yield by_verdict(question, self._mode, response, verdict)
         else:
             options, extractor = self._verifier.options(question.choices), recipe.evaluate.extractor_of(self._benchmark.name)
@@ -196,6 +204,25 @@ class Grader:
                     yield by_extraction(self._benchmark, question, response, self._mode, wording, short, options, "given")
                     continue
                 yield by_rule(self._benchmark, question, response, self._mode, wording, extractor, options)
+
+    def _verdicts(self, question: Question, responses: Sequence[Response]) -> tuple[Verdict, ...]:
+        style = prompting.prompt_for(self._context.recipe.prompt, question, wording_of(self._mode)).style
+        return self._verifier.verify_all(question, responses, style)
+
+    def _decided(self, judge: VerdictJudge, pairs: Sequence[tuple[Question, Sampled]], again: int) -> Iterator[Prediction]:
+        """Predictions by rules, and by the judge of [verify.judge] where they leave a verdict to it."""
+        from mixpo.evaluate.grading import by_verdict
+
+        rows = []
+        for question, sampled in pairs:
+            responses = responses_of(sampled, self._count(sampled))
+            rows.append(Ruled(question=question, responses=responses, verdicts=self._verdicts(question, responses)))
+        for row, (_, sampled), decided in zip(rows, pairs, judge.decide(rows, again), strict=True):
+            for response, one in zip(row.responses, decided, strict=True):
+                if sampled.error:
+                    yield _failed(row.question, self._mode, response, sampled.error)
+                else:
+                    yield by_verdict(row.question, self._mode, response, one.verdict, one.reply)
 
     def _ask(self, question: Question, response: Response, again: int) -> str | JudgeReply[Any] | None:
         """What the judge says of one answer; a short answer that needs no judge; None where there is no answer to judge."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from mixpo.stages.job import Context, Job, Make, Plan, title
 from mixpo.stages.models import ModelRef, settings_of
 from mixpo.stages.responses import request_of
 from mixpo.stages.source import QuestionIndex
+from mixpo.stages.verdict_judge import without_judge
 from mixpo.train.metrics import StepMetrics
 from mixpo.types import Group, Question
 from mixpo.vlm.folder import is_complete
@@ -189,6 +190,7 @@ def watch_of(context: Context, plan: Plan, vlm: Vlm) -> EvaluatePolicy | None:
     table = context.recipe.train.watch
     if table is None:
         return None
+    context = replace(context, recipe=without_judge(context.recipe))  # too slow to be asked while training
     sets = context.recipe.evaluate.sets
     chosen = next(s for s in sets if s.name == (table.set or sets[0].name))
     benchmark = BENCHMARKS[chosen.source.name] if chosen.source.kind == "benchmark" else None

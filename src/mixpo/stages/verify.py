@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from mixpo.evaluate.grading import UNREAD
 from mixpo.pairs.statistics import balance_of
 from mixpo.plural import amount
 from mixpo.prompts import OwnStyle, Style
 from mixpo.records import Judged, Sampled, atomic
-from mixpo.stages import prompting
+from mixpo.run import Manifest
+from mixpo.stages import prompting, verdict_judge
+from mixpo.stages.attempts import attempts_of
 from mixpo.stages.job import Context, Job, Make, Plan, title
 from mixpo.stages.source import QuestionIndex
+from mixpo.stages.verdict_judge import Decided, Ruled, VerdictJudge
 from mixpo.types import Question, Response
 
 if TYPE_CHECKING:
@@ -26,25 +30,35 @@ def verify_job(context: Context, plan: Plan, index: QuestionIndex, number: int) 
     recipe = context.recipe
     upstream = f"round-{number}/sample"
 
-    def judge(verifier: Verifier, question: Question, sampled: Sampled) -> Judged:
+    def ruled(verifier: Verifier, question: Question, sampled: Sampled) -> Ruled:
         if question.answer is None:
-            return Judged(question=question.id)
+            return Ruled(question=question, responses=(), verdicts=())
         prompts, by_style = prompting.prompts_of(recipe, question), dict[Style | OwnStyle, list[Response]]()
         # Responses to prompt.open, for DropoutNTP, were not asked for an answer.
         for response in (response for response in sampled.responses if response.index < recipe.sample.n):
             by_style.setdefault(prompts[prompting.number_of(recipe, question, response.index)].style, []).append(response)
         verdicts = [verdict for style, of_style in by_style.items() for verdict in verifier.verify_all(question, of_style, style)]
-        return Judged(question=question.id, verdicts=tuple(sorted(verdicts, key=lambda verdict: verdict.index)))
+        responses = {response.index: response for of_style in by_style.values() for response in of_style}
+        verdicts.sort(key=lambda verdict: verdict.index)
+        return Ruled(question=question, responses=[responses[verdict.index] for verdict in verdicts], verdicts=verdicts)
 
     @contextmanager
     def session(numbers: Sequence[int]) -> Iterator[Make]:
         from mixpo.verify import Verifier
 
-        with Verifier(recipe.verify, cache=context.run.verdicts, recipe_folder=context.recipe_folder).start() as verifier:
+        with ExitStack() as stack:
+            verifier = Verifier(recipe.verify, cache=context.run.verdicts, recipe_folder=context.recipe_folder).start()
+            stack.enter_context(verifier)
+            judge = stack.enter_context(closing(VerdictJudge(context, recipe.verify.judge))) if recipe.verify.judge else None
 
             def make(shard: int) -> Iterator[Judged]:
                 pairs = zip(plan.rows("source", shard), plan.rows(upstream, shard), strict=True)
-                return (judge(verifier, question, sampled) for question, sampled in pairs)
+                rows = (ruled(verifier, question, sampled) for question, sampled in pairs)
+                if judge is None:
+                    return (Judged(question=row.question.id, verdicts=tuple(row.verdicts)) for row in rows)
+                kept = list(rows)
+                decided = judge.decide(kept, attempts.counts.get(shard, 0), compare=True)
+                return (judged_row(row.question, of_row) for row, of_row in zip(kept, decided, strict=True))
 
             yield make
             if verifier.timeouts:
@@ -54,19 +68,44 @@ def verify_job(context: Context, plan: Plan, index: QuestionIndex, number: int) 
                     "these are undecided"
                 )
 
+    settings = {
+        **recipe.deciding("verify"), "styles": prompting.styles(recipe.prompt), **custom_code(context), **verdict_judge.settings(context)
+    }  # fmt: skip
+    name = f"round-{number}/verify"
+    attempts = attempts_of(context.run.stage(name), settings, judged_inputs(context, plan.shards(upstream), index))
     return Job(
         kind="verify",
-        name=f"round-{number}/verify",
+        name=name,
         title=title(context, number, "verify"),
         row=Judged,
-        settings={**recipe.deciding("verify"), "styles": prompting.styles(recipe.prompt), **custom_code(context)},
-        inputs=judged_inputs(context, plan.shards(upstream), index),
+        settings=settings,
+        inputs=attempts.inputs,
         sizes=index.sizes,
         needs=("source", upstream),
         session=session,
         count=count_judged,
-        check=lambda manifest: list_all_wrong(context, plan, f"round-{number}/verify"),
+        check=lambda manifest: check_verdicts(context, plan, manifest),
+        attempts=attempts if recipe.verify.judge else None,
     )
+
+
+def judged_row(question: Question, decided: Sequence[Decided]) -> Judged:
+    """The record of a question that a judge was asked about."""
+    compared = [one for one in decided if one.sampled and one.reply is not None and one.reply.value is not None]
+    return Judged(
+        question=question.id,
+        verdicts=tuple(one.verdict for one in decided),
+        unread=sum(one.verdict.reason == UNREAD for one in decided),
+        judge_checked=len(compared),
+        judge_agreed=sum(one.reply is not None and one.reply.value == one.verdict.outcome for one in compared),
+    )
+
+
+def check_verdicts(context: Context, plan: Plan, manifest: Manifest) -> None:
+    """After new verdicts: list the questions that are all wrong, and say how often a judge agrees with the rules."""
+    if list_all_wrong(context, plan, manifest.stage) and (checked := manifest.counts.get(CHECKED, 0)):
+        agreed, of = manifest.counts.get(AGREED, 0), amount(checked, "sampled verdict")
+        context.progress.say(f"{manifest.stage}: the judge agrees with the rules on {agreed} of {of} ({agreed / checked:.0%})")
 
 
 def custom_code(context: Context) -> dict[str, Any]:
@@ -79,24 +118,29 @@ def custom_code(context: Context) -> dict[str, Any]:
     return {"custom_code": digests} if digests else {}
 
 
+JUDGED_BY = "judge "
+"""How the reason of a verdict begins that a judge decided."""
+CHECKED, AGREED = "verdicts compared with the judge", "verdicts that the judge shares"
+"""Counts of the verdicts by rules that the judge was asked about too."""
 ALL_WRONG = "all_wrong.jsonl"
 """Next to the verdicts: the questions whose decided answers are all wrong, as a source reads them."""
 
 
-def list_all_wrong(context: Context, plan: Plan, name: str) -> None:
-    """Write the questions whose decided answers are all wrong or malformed, unless the list is as new as the verdicts.
+def list_all_wrong(context: Context, plan: Plan, name: str) -> bool:
+    """Write the questions whose decided answers are all wrong or malformed; False where the list is as new as the verdicts.
 
     They are rows of a JSONL source: give them a `rationale`, or sample them again with other settings.
     """
     folder = context.run.stage(name).folder
     path, manifest = folder / ALL_WRONG, folder / "manifest.json"
     if path.exists() and path.stat().st_mtime_ns >= manifest.stat().st_mtime_ns:
-        return
+        return False
     with atomic(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
         for shard in range(len(plan.shards(name))):
             for question, judged in zip(plan.rows("source", shard), plan.rows(name, shard), strict=True):
                 if balance_of(judged) == "all_wrong":
                     stream.write(json.dumps(_as_row(question), ensure_ascii=False) + "\n")
+    return True
 
 
 def _as_row(question: Question) -> dict[str, Any]:
@@ -115,7 +159,7 @@ def judged_inputs(context: Context, shards: Sequence[str], index: QuestionIndex)
     """What a verdict depends on apart from the answer: the kinds, and where rules are named by them, sources and domains."""
     table = context.recipe.verify
     parts = [shards, index.kinds]
-    if table.rules or table.mmpr_rules or isinstance(table.custom, dict):
+    if table.rules or table.mmpr_rules or isinstance(table.custom, dict) or (table.judge and table.judge.sources):
         parts += [index.domains, index.sources]
     return tuple(" ".join(row) for row in zip(*parts, strict=True))
 
@@ -132,4 +176,6 @@ def count_judged(rows: Sequence[Judged]) -> Mapping[str, int]:
             counts["judged"] += 1
             counts["all_right"] += balance_of(row) == "all_right"
             counts["all_wrong"] += balance_of(row) == "all_wrong"
+        counts.update(f"decided by {verdict.reason}" for verdict in row.verdicts if verdict.reason.startswith(JUDGED_BY))
+        counts.update({name: count for name, count in ((CHECKED, row.judge_checked), (AGREED, row.judge_agreed)) if count})
     return counts
