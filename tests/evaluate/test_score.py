@@ -12,7 +12,8 @@ import pytest
 from scipy import stats
 
 from mixpo.errors import EvaluateError
-from mixpo.evaluate.score import compare, loops, score, score_samples
+from mixpo.evaluate.sampled import score_samples
+from mixpo.evaluate.score import compare, loops, score
 from mixpo.evaluate.statistics import difference_interval, wilson
 from mixpo.evaluate.yes_no import gold_of, yes_no
 from mixpo.records import Prediction, read_rows, write_rows

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from mixpo.commands.compare import compare_evaluations
-from mixpo.evaluate.score import score, score_samples
+from mixpo.evaluate.sampled import score_samples
+from mixpo.evaluate.score import score
 from mixpo.records import Prediction, write_rows
 from mixpo.report.benchmarks import CAUSES, alarms
 from mixpo.report.build import _scores
@@ -26,7 +27,7 @@ def never(question: str, **more: object) -> Prediction:
 
 def texts(mode: str, rows: list[Prediction]) -> list[tuple[str, str]]:
     """(cause, text) of each alarm."""
-    return [(alarm["cause"], alarm["text"]) for alarm in alarms({"set": {"base": {mode: _scores(mode, rows, {}, {})}}})]
+    return [(alarm["cause"], alarm["text"]) for alarm in alarms({"set": {"base": {mode: _scores(mode, rows, {}, {}, {})}}})]
 
 
 def test_failed_answers_are_not_silent_zeros() -> None:

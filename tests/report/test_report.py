@@ -83,16 +83,19 @@ def test_report_is_strict_json(report: dict[str, Any]) -> None:
     assert set(report) == {
         *("version", "title", "created", "seed", "set", "models", "comparisons", "gaps", "sets", "headline", "counts", "timings"),
         *("pairs", "trained", "training", "dropped", "examples", "changes", "settings", "versions"),
-        *("benchmark", "figures", "figure_differences", "alarms", "unfinished", "served", "text"),
+        *("benchmark", "figures", "figure_differences", "sampled_differences", "alarms", "unfinished", "served", "text"),
     }
 
 
 def test_every_key_is_documented(report: dict[str, Any]) -> None:
     document = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
-    scores = report["models"]["mpo"]["cot"]
+    scores, sampled = (report["models"]["mpo"][mode] for mode in ("cot", "sampled"))
     keys = {
         *report,
         *scores,
+        *sampled,
+        *sampled["figures"][0],
+        *report["sampled_differences"][0],
         *report["comparisons"][0],
         *report["gaps"][0],
         *report["headline"],
@@ -110,7 +113,10 @@ def test_scores_are_those_of_the_predictions(data: ReportData, report: dict[str,
     }
     assert found["domains"]["sum"]["accuracy"] == expected.domains["sum"].accuracy
     assert "domains" not in found["domains"]["sum"]
-    assert report["models"]["mpo"]["sampled"]["n"] == 60
+    sampled = report["models"]["mpo"]["sampled"]
+    assert (sampled["n"], sampled["samples"], sampled["per_question"]) == (60, 240, 4)
+    assert [figure["name"] for figure in sampled["figures"]] == ["pass@2", "pass@4", "maj@2", "maj@4"]
+    assert found["no_answer"] == found["malformed"] / found["n"]
     assert found["yes_no"]["n"] == expected.domains["compare"].n
 
 

@@ -12,10 +12,12 @@ from mixpo.cli.tables import table
 from mixpo.report.benchmarks import CAUSES, FIGURE_COLUMNS, MAIN_DIFFERENCE_COLUMNS, figure_rows, main_difference_rows
 from mixpo.report.table import (
     GAP_COLUMNS,
+    SAMPLED_COLUMNS,
     SUMMARY_COLUMNS,
     TEXT_COLUMNS,
     YES_NO_COLUMNS,
     gap_rows,
+    sampled_rows,
     summary_rows,
     text_rows,
     yes_no_rows,
@@ -51,6 +53,8 @@ def scores(report: Mapping[str, Any]) -> None:
             table(FIGURE_COLUMNS, figure_rows(scores_of_set, whole=False), title=f"\n{scores_of_set['benchmark']} (set {name})")
     if whole["models"] and (differences := main_difference_rows(whole)):
         table(MAIN_DIFFERENCE_COLUMNS, differences, title="\npublished metrics, paired comparisons")
+    if whole["models"] and (sampled := sampled_rows(whole)):
+        table(SAMPLED_COLUMNS, sampled, title="\nsampled responses")
     if whole["models"] and (yes_no := yes_no_rows(whole)):
         table(YES_NO_COLUMNS, yes_no, title="\nyes/no questions")
     if whole["models"] and (gaps := gap_rows(whole)):

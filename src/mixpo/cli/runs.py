@@ -26,11 +26,12 @@ def status(folder: RunFolder, as_json: AsJson = False) -> None:
         context = open_run(folder)
         state = read_status(context)
         if as_json:
-            document({"run": str(folder), "stages": state.stages, "models": state.models, "problem": context.models.gone})
+            scores = {key: state.report[key] for key in ("created", "set", "models", "sets")} if state.report else None
+            document({"run": str(folder), "stages": state.stages, "models": state.models, "scores": scores, "problem": context.models.gone})
             return
         from mixpo.cli import show
 
-        show.status(state.stages, state.models)
+        show.status(state.stages, state.models, state.report)
         if context.models.gone:
             line(f"! the base model of this run is missing: {context.models.gone}")
 

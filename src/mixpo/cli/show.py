@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from mixpo.cli.output import clock, line
 from mixpo.cli.tables import table
 from mixpo.plural import amount
-from mixpo.report.words import describe_counts
+from mixpo.report.table import SAMPLED_COLUMNS, SUMMARY_COLUMNS, sampled_rows, summary_rows
+from mixpo.report.words import describe_counts, moment
 
 if TYPE_CHECKING:
     from mixpo.commands.audit import Audited
@@ -28,8 +29,8 @@ def shortened(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
-def status(rows: Sequence[Mapping[str, Any]], models: Mapping[str, str] | None = None) -> None:
-    """The state of each stage of a run, and where its trained models are."""
+def status(rows: Sequence[Mapping[str, Any]], models: Mapping[str, str] | None = None, report: dict[str, Any] | None = None) -> None:
+    """The state of each stage of a run, where its trained models are, and the scores of the last report."""
     cells = [
         (
             row["stage"],
@@ -44,6 +45,13 @@ def status(rows: Sequence[Mapping[str, Any]], models: Mapping[str, str] | None =
     table(("stage", "state", "shards", "time", "made", "why"), cells)
     for name, folder in (models or {}).items():
         line(f"model: {folder} ({name})")
+    if report and report["models"]:
+        current = any(row["stage"] == "report" and row["state"] == "done" for row in rows)
+        line(f"\nreport of {moment(report['created'])}{'' if current else ', older than the stages above'}")
+        for name in (None, *report["sets"]):
+            table(SUMMARY_COLUMNS, summary_rows(report, name), title=f"set {name or report['set']}")
+        if sampled := sampled_rows(report):
+            table(SAMPLED_COLUMNS, sampled, title="sampled responses")
 
 
 def estimates(rows: Sequence[Estimate], devices: int = 1) -> None:

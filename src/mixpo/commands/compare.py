@@ -12,12 +12,13 @@ from mixpo.evaluate.benchmarks import BENCHMARKS
 from mixpo.evaluate.benchmarks.metrics import FigureDifference
 from mixpo.evaluate.benchmarks.metrics import differences as figure_differences
 from mixpo.evaluate.grading import graded_row
-from mixpo.evaluate.score import UNREADABLE, Comparison, comparable, compare, score
+from mixpo.evaluate.sampled import SampledDifference, compare_samples, sample_differences, score_samples
+from mixpo.evaluate.score import UNREADABLE, Clusters, Comparison, comparable, compare, score
 from mixpo.evaluate.statistics import cluster_of
 from mixpo.plural import amount
 from mixpo.records import Prediction
 from mixpo.report.benchmarks import difference_cells, value_cell
-from mixpo.report.words import MODES, accuracy, model_name, p_cell, points
+from mixpo.report.words import MODES, UNIT, accuracy, model_name, p_cell, points
 from mixpo.run import Manifest, Run, Stage, changed_settings
 from mixpo.stages.answer import source_name
 from mixpo.stages.models import SERVED
@@ -26,7 +27,10 @@ from mixpo.types import Question
 OWN = ("model", "seed", "data", "questions")
 """What may differ: the model is what is compared, and greedy answers do not use the seed. The data are compared question by question,
 because their digest also tells how they lie in files."""
-COLUMNS = ("set", "answers", "A", "accuracy", "B", "accuracy", "points", "95 % interval", "p", "only A right", "only B right", "n")
+COLUMNS = (
+    "set", "answers", "A", "accuracy", "B", "accuracy", "points", "95 % interval", "p", "only A right", "only B right",
+    "no answer, A / B", "n",
+)  # fmt: skip
 
 
 def compare_evaluations(first: Path, second: Path, anyway: bool = False) -> list[dict[str, Any]]:
@@ -83,8 +87,6 @@ def _rank(stage: Stage, manifest: Manifest) -> int:
 def _compared(key: tuple[str, str], left: Stage, right: Stage, anyway: bool) -> dict[str, Any]:
     differences = differing(_manifest(left), _manifest(right))
     a, b = list(left.read_all(Prediction)), list(right.read_all(Prediction))
-    if key[1] == "sampled":
-        a, b = [row for row in a if row.index == 0], [row for row in b if row.index == 0]
     differences += _other_questions({row.question for row in a}, {row.question for row in b})
     if differences and not anyway:
         raise EvaluateError(
@@ -100,20 +102,23 @@ def _compared(key: tuple[str, str], left: Stage, right: Stage, anyway: bool) -> 
             raise EvaluateError(f"{left.folder} and {right.folder} have no question in common", code="no-common-question")
     known = [_questions(stage) for stage in (left, right)]
     clusters = {question.id: cluster_of(question) for questions in known for question in questions.values()}
+    sampled = key[1] == "sampled"
     sides = {
-        side: asdict(score(rows, clusters)) | {"model": stage.name.split("/")[2], "name": name}
+        side: asdict(score_samples(rows, clusters, known[0]) if sampled else score(rows, clusters))
+        | {"model": stage.name.split("/")[2], "name": name}
         for side, rows, stage, name in zip("ab", (a, b), (left, right), _names(left, right), strict=True)
     }
     for side in sides.values():
-        del side["domains"]
+        side.pop("domains", None)
     sure = comparable(a, b)
+    test = compare_samples if sampled else compare
     return {
         "set": key[0],
         "mode": key[1],
         **sides,
-        **(asdict(compare(a, b, clusters)) if sure else dict.fromkeys(field.name for field in fields(Comparison)) | {"n": 0}),
+        **(asdict(test(a, b, clusters)) if sure else dict.fromkeys(field.name for field in fields(Comparison)) | {"n": 0}),
         "problem": "" if sure else UNREADABLE,
-        "figures": [asdict(figure) for figure in figures_of((left, right), (a, b), known)],
+        "figures": [asdict(figure) for figure in figures_of((left, right), (a, b), known, clusters)],
         "differences": differences,
         "notes": [_missing(side) for side in sides.values() if side["failed"]],
     }
@@ -135,7 +140,7 @@ def _questions(stage: Stage) -> dict[str, Question]:
 
 
 def _missing(side: Mapping[str, Any]) -> str:
-    never = f"{side['failed']} of {amount(side['n'], 'answer')} of {side['name']} never came"
+    never = f"{side['failed']} of {amount(side.get('samples', side['n']), 'answer')} of {side['name']} never came"
     how = "nowhere" if side["excluded"] > side["unread"] else "as not correct"
     counts = "counts" if side["failed"] == 1 else "count"
     return f"{never} and {counts} {how}; `mixpo retry` asks again"
@@ -147,11 +152,16 @@ def _other_questions(a: set[str], b: set[str]) -> list[str]:
 
 
 def figures_of(
-    stages: Sequence[Stage], answers: Sequence[Sequence[Prediction]], known: Sequence[Mapping[str, Question]]
-) -> list[FigureDifference]:
-    """The published figures of a benchmark for the answers of both; none for other sets, and where questions are missing."""
+    stages: Sequence[Stage], answers: Sequence[Sequence[Prediction]], known: Sequence[Mapping[str, Question]], clusters: Clusters
+) -> Sequence[FigureDifference | SampledDifference]:
+    """The published figures of a benchmark for the answers of both; none for other sets, and where questions are missing.
+
+    Of sampled responses of any set: mean@n, pass@k and maj@k.
+    """
+    if stages[0].name.endswith("/sampled"):
+        return sample_differences(answers[0], answers[1], clusters, known[0])
     names = {_manifest(stage).settings.get("benchmark") for stage in stages}
-    if len(names) != 1 or (name := names.pop()) is None or stages[0].name.endswith("/sampled"):
+    if len(names) != 1 or (name := names.pop()) is None:
         return []
     if any(questions.keys() != {row.question for row in rows} for rows, questions in zip(answers, known, strict=True)):
         return []  # figures over a part of a benchmark would not be its figures
@@ -194,7 +204,10 @@ def _named(row: Mapping[str, Any]) -> tuple[str, str]:
 
 def _test_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     interval = f"{points(row['low'])} to {points(row['high'])}"
-    return points(row["difference"]), interval, p_cell(row["p"]), *(f"{row[name]:,}" for name in ("only_a", "only_b", "n"))
+    shares = [row[side]["no_answer"] for side in "ab"]
+    unparsed = "" if None in shares else " / ".join(f"{100 * share:.1f}" for share in shares) + UNIT
+    counts = [f"{row[name]:,}" for name in ("only_a", "only_b")]
+    return points(row["difference"]), interval, p_cell(row["p"]), *counts, unparsed, f"{row['n']:,}"
 
 
 def cells(comparisons: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
@@ -202,5 +215,5 @@ def cells(comparisons: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     rows = []
     for row in comparisons:
         sides = [cell for side in (row["a"], row["b"]) for cell in (model_name(side["name"]), accuracy(side))]
-        rows.append((*_named(row), *sides, *(("none", "", "", "", "", "0") if row["problem"] else _test_cells(row))))
+        rows.append((*_named(row), *sides, *(("none", "", "", "", "", "", "0") if row["problem"] else _test_cells(row))))
     return rows

@@ -11,6 +11,7 @@ from mixpo.stages.answer import source_name
 from mixpo.stages.imported import STAGE
 from mixpo.stages.job import Context, Planned
 from mixpo.stages.questions import known_sources
+from mixpo.stages.report import load_report
 from mixpo.stages.train import published
 
 
@@ -18,11 +19,13 @@ from mixpo.stages.train import published
 class RunStatus:
     """stages: one row for each stage, in order: stage, state, done, total, why, counts, seconds. models: folders of the trained models.
 
-    state: "done", "part" (some shards are there), "stale" (made before from something else) or "to do".
+    state: "done", "part" (some shards are there), "stale" (made before from something else) or "to do". report: the last report, as in
+    report.json, or None without one.
     """
 
     stages: list[dict[str, Any]]
     models: dict[str, str]
+    report: dict[str, Any] | None = None
 
 
 def status(context: Context) -> RunStatus:
@@ -32,7 +35,7 @@ def status(context: Context) -> RunStatus:
     own = ("source", *([STAGE] if context.recipe.preferences else [])) if context.recipe.trains else ()
     rows = [_source_row(context.run, name) for name in (*own, *(source_name(name) for name in sources.sets))]
     rows += [_row(planned) for planned in plan.planned.values()]
-    return RunStatus(rows, {name: str(link) for name, link in published(context, plan).items()})
+    return RunStatus(rows, {name: str(link) for name, link in published(context, plan).items()}, load_report(context.run.root))
 
 
 def _source_row(run: Run, name: str) -> dict[str, Any]:

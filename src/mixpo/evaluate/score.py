@@ -41,7 +41,8 @@ class Score:
     cut: answers that ended at the length limit. failed: answers that an engine error prevented. loops: answers that end in a phrase
     repeated over and over. All overlap the outcomes. Where a judge graded the answers, accuracy is the mean score as a share of the
     maximum, over the answers with a score. unread: answers whose judge could not be read. excluded: those, and failed ones where there
-    are scores; they count nowhere.
+    are scores; they count nowhere. no_answer: the share of received responses without a final answer that can be parsed, None where a
+    judge grades whole responses.
     domains: the same for the questions of each domain, in alphabetical order, "" for those without one; empty inside a domain, and
     where no question has a domain.
     """
@@ -57,28 +58,11 @@ class Score:
     low: float
     high: float
     mean_tokens: float
+    no_answer: float | None = None
     loops: int = 0
     unread: int = 0
     excluded: int = 0
     domains: Mapping[str, Score] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SampledScore:
-    """Mean accuracy of sampled answers: the mean over `n` questions of each question's share of correct samples.
-
-    failed, unread, excluded: answers, as in `Score`.
-    """
-
-    n: int
-    samples: int
-    accuracy: float
-    low: float
-    high: float
-    mean_tokens: float
-    failed: int = 0
-    unread: int = 0
-    excluded: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +119,7 @@ def _tally(rows: Sequence[Prediction], clusters: Clusters, domains: Mapping[str,
         low=low,
         high=high,
         mean_tokens=sum(row.tokens for row in rows) / len(rows),
+        no_answer=no_answer_share(rows),
         loops=sum(loops(row.text) for row in rows),
         unread=sum(row.unread for row in rows),
         excluded=len(rows) - len(credits),
@@ -159,36 +144,18 @@ def _terms(credits: Mapping[str, float], clusters: Clusters) -> list[Term]:
     return [Term(question, clusters.get(question, question), "", value, 1.0) for question, value in credits.items()]
 
 
-def score_samples(predictions: Iterable[Prediction], clusters: Clusters = MappingProxyType({})) -> SampledScore:
-    """Mean accuracy of several sampled answers per question.
+def mean_of(values: Mapping[str, float], clusters: Clusters) -> tuple[float, float, float]:
+    """The mean of one value in [0, 1] per question, and its interval: Student's t, or the bootstrap where questions share images."""
+    low, high = mean_interval(list(values.values())) if _are_distinct(values, clusters) else _drawn(values, clusters)
+    return math.fsum(values.values()) / len(values) if values else 0.0, low, high
 
-    The interval is over the questions' means, because samples of one question are not independent.
-    """
-    shares: dict[str, list[Prediction]] = defaultdict(list)
-    seen: set[tuple[str, int]] = set()
-    tokens = failed = unread = 0
-    for row in predictions:
-        if (row.question, row.index) in seen:
-            raise EvaluateError(
-                f"question {row.question}: sample {row.index} is there twice; evaluate again with --force evaluate",
-                code="answered-twice",
-                key=row.question,
-            )
-        seen.add((row.question, row.index))
-        shares[row.question].append(row)
-        tokens += row.tokens
-        failed += row.finish == "error"
-        unread += row.unread
-    if not seen:
-        raise EvaluateError("there are no sampled predictions to score; set evaluate.samples and evaluate again", code="no-predictions")
-    judged = is_judged(row for rows in shares.values() for row in rows)
-    credits = {name: [value for row in rows if (value := credit(row, judged)) is not None] for name, rows in shares.items()}
-    means = {name: sum(values) / len(values) for name, values in credits.items() if values}
-    low, high = mean_interval(list(means.values())) if _are_distinct(means, clusters) else _drawn(means, clusters)
-    return SampledScore(
-        n=len(means), samples=len(seen), accuracy=math.fsum(means.values()) / len(means) if means else 0.0, low=low, high=high,
-        mean_tokens=tokens / len(seen), failed=failed, unread=unread, excluded=len(seen) - sum(map(len, credits.values())),
-    )  # fmt: skip
+
+def no_answer_share(rows: Iterable[Prediction]) -> float | None:
+    """The share of received responses without a final answer that can be parsed; None where a judge grades whole responses."""
+    received = [row for row in rows if row.finish != "error"]
+    if is_judged(received):
+        return None
+    return sum(row.outcome == "malformed" for row in received) / len(received) if received else 0.0
 
 
 def comparable(a: Iterable[Prediction], b: Iterable[Prediction]) -> bool:
@@ -206,21 +173,26 @@ def compare(a: Iterable[Prediction], b: Iterable[Prediction], clusters: Clusters
     all their questions, and the test swaps the two sides within images.
     """
     left, right = by_question(a), by_question(b)
-    if left.keys() != right.keys():
+    judged = is_judged([*left.values(), *right.values()])
+    of_a, of_b = ({name: credit(row, judged) for name, row in side.items()} for side in (left, right))
+    return compare_credits(of_a, of_b, clusters, resample=judged)
+
+
+def compare_credits(a: Mapping[str, float | None], b: Mapping[str, float | None], clusters: Clusters, *, resample: bool) -> Comparison:
+    """Compare what each question counts on both sides; None counts nowhere. resample: the values are not 0 and 1."""
+    if a.keys() != b.keys():
         raise EvaluateError(
-            f"the answers are about different questions ({len(left.keys() - right.keys())} only in the first, "
-            f"{len(right.keys() - left.keys())} only in the second); evaluate both on the same set",
+            f"the answers are about different questions ({len(a.keys() - b.keys())} only in the first, "
+            f"{len(b.keys() - a.keys())} only in the second); evaluate both on the same set",
             code="questions-differ",
         )
-    judged = is_judged([*left.values(), *right.values()])
-    pairs = {name: (credit(left[name], judged), credit(right[name], judged)) for name in left}
-    of_a = {name: x for name, (x, y) in pairs.items() if x is not None and y is not None}
-    of_b = {name: y for name, (x, y) in pairs.items() if x is not None and y is not None}
-    if not of_a:
+    both = {name: (x, y) for name, x in a.items() if x is not None and (y := b[name]) is not None}
+    if not both:
         raise EvaluateError(UNREADABLE, code="nothing-graded")
+    of_a, of_b = ({name: pair[side] for name, pair in both.items()} for side in (0, 1))
     gains = [of_b[name] - of_a[name] for name in of_a]
     only_a, only_b = sum(gain < 0 for gain in gains), sum(gain > 0 for gain in gains)
-    if judged or not _are_distinct(of_a, clusters):
+    if resample or not _are_distinct(of_a, clusters):
         low, high, p = _resampled(of_a, of_b, clusters)
     else:
         low, high, p = *difference_interval(only_a, only_b, len(gains)), mcnemar(only_a, only_b)

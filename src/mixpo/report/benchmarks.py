@@ -113,10 +113,10 @@ def alarms(sets: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]) ->
 
 
 def _alarms(scores: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    n, failed, unread, answers = scores["n"], scores["failed"], scores.get("unread", 0), scores.get("samples", scores["n"])
+    failed, unread, answers = scores["failed"], scores.get("unread", 0), scores.get("samples", scores["n"])
     for cause, key, limit in (("truncated", "cut", CUT_SHARE), ("repetition", "loops", LOOP_SHARE)):
-        if scores.get(key, 0) > limit * n:
-            yield cause, f"{percent(scores[key] / n)} ({count(scores[key])} of {count(n)})"
+        if scores[key] > limit * answers:
+            yield cause, f"{percent(scores[key] / answers)} ({count(scores[key])} of {count(answers)})"
     if failed:
         best = min(1.0, scores["accuracy"] + failed / answers)
         counted = f"counted as not correct; accuracy would be at most {percent(best)} with {'it' if failed == 1 else 'them'}"
@@ -153,8 +153,8 @@ def main_difference_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
-def difference_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Text cells under DIFFERENCE_COLUMNS."""
+def difference_rows(results: Mapping[str, Any], key: str = "figure_differences") -> list[tuple[str, ...]]:
+    """Text cells under DIFFERENCE_COLUMNS; key "sampled_differences": of the sampled responses."""
     return [
         (
             row["name"],
@@ -162,7 +162,7 @@ def difference_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
             *(value_cell(row[side], row["unit"]) for side in ("a", "b")),
             *difference_cells(row),
         )
-        for row in results["figure_differences"]
+        for row in results[key]
     ]
 
 

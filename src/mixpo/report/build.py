@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from mixpo.evaluate.score import Clusters, comparable, compare, score, score_samples
+from mixpo.evaluate.sampled import Questions, sample_differences, score_samples
+from mixpo.evaluate.score import Clusters, comparable, compare, score
 from mixpo.evaluate.statistics import cluster_of
 from mixpo.evaluate.yes_no import gold_of, yes_no
 from mixpo.records import ANSWERED_BY, Prediction
@@ -50,7 +51,7 @@ def build(data: ReportData) -> dict[str, Any]:
         "created": data.created,
         "seed": data.seed,
         "set": first,
-        **built.pop(first, {"models": {}, "comparisons": [], "gaps": [], "benchmark": "", "figures": [], "figure_differences": []}),
+        **built.pop(first, _set({}, "", data, {}) | benchmark_part("", {}, [], data)),
         "sets": built,
         "headline": _headline(sets.get(first, {}), main, clusters),
         "alarms": alarms(report_sets),
@@ -89,17 +90,25 @@ def _set(models: Mapping[str, Modes], main: str, data: ReportData, clusters: Clu
     own = [question for question in data.questions.values() if not question.facts]
     gold = {question.id: answer for question in own if (answer := gold_of(question)) is not None}
     return {
-        "models": {name: {mode: _scores(mode, rows, gold, clusters) for mode, rows in modes.items()} for name, modes in models.items()},
+        "models": {
+            name: {mode: _scores(mode, rows, gold, clusters, data.questions) for mode, rows in modes.items()}
+            for name, modes in models.items()
+        },
         "comparisons": [
             {"a": a, "b": b, "mode": mode, **_compared(models[a][mode], models[b][mode], clusters)}
             for (a, mode), (b, _) in _pairs(models, main)
         ],
         "gaps": [{"model": name, **_compared(models[name]["direct"], models[name]["cot"], clusters)} for (name, _), _ in _gaps(models)],
+        "sampled_differences": [
+            {"model_a": a, "mode_a": mode, "model_b": b, "mode_b": mode, **asdict(row)}
+            for (a, mode), (b, _) in _pairs(models, main, ("sampled",))
+            for row in sample_differences(models[a][mode], models[b][mode], clusters, data.questions)
+        ],
     }
 
 
-def _scores(mode: str, rows: Sequence[Prediction], gold: Mapping[str, str], clusters: Clusters) -> dict[str, Any]:
-    result = asdict(score_samples(rows, clusters) if mode == "sampled" else score(rows, clusters))
+def _scores(mode: str, rows: Sequence[Prediction], gold: Mapping[str, str], clusters: Clusters, questions: Questions) -> dict[str, Any]:
+    result = asdict(score_samples(rows, clusters, questions) if mode == "sampled" else score(rows, clusters))
     for domain in result.get("domains", {}).values():
         del domain["domains"], domain["excluded"], domain["unread"]
     if not any(row.judge for row in rows):
@@ -129,13 +138,13 @@ def _gaps(models: Mapping[str, Modes]) -> Iterator[tuple[Side, Side]]:
             yield (name, "direct"), (name, "cot")
 
 
-def _pairs(models: Mapping[str, Modes], main: str) -> Iterator[tuple[Side, Side]]:
-    """The base model and every other one, then every other model and the main one, in each greedy mode."""
+def _pairs(models: Mapping[str, Modes], main: str, modes: Sequence[str] = ("cot", "direct")) -> Iterator[tuple[Side, Side]]:
+    """The base model and every other one, then every other model and the main one, in each mode."""
     others = [name for name in models if name != "base"]
     pairs = [("base", name) for name in others if "base" in models]
     pairs += [(name, main) for name in others if name != main and main in others]
     for a, b in pairs:
-        for mode in ("cot", "direct"):
+        for mode in modes:
             if mode in models[a] and mode in models[b] and comparable(models[a][mode], models[b][mode]):
                 yield (a, mode), (b, mode)
 

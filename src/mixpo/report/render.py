@@ -13,9 +13,28 @@ from markupsafe import Markup
 
 from mixpo.plural import amount
 from mixpo.report import sections, words
-from mixpo.report.benchmarks import BREAKDOWN_COLUMNS, CAUSES, DIFFERENCE_COLUMNS, FIGURE_COLUMNS, difference_rows, figure_rows
+from mixpo.report.benchmarks import (
+    BREAKDOWN_COLUMNS,
+    CAUSES,
+    DIFFERENCE_COLUMNS,
+    FIGURE_COLUMNS,
+    MAIN_DIFFERENCE_COLUMNS,
+    difference_rows,
+    figure_rows,
+)
 from mixpo.report.images import EmbeddedImage, picture
-from mixpo.report.table import GAP_COLUMNS, SUMMARY_COLUMNS, TEXT_COLUMNS, YES_NO_COLUMNS, gap_rows, summary_rows, text_rows, yes_no_rows
+from mixpo.report.table import (
+    GAP_COLUMNS,
+    SAMPLED_COLUMNS,
+    SUMMARY_COLUMNS,
+    TEXT_COLUMNS,
+    YES_NO_COLUMNS,
+    gap_rows,
+    sampled_rows,
+    summary_rows,
+    text_rows,
+    yes_no_rows,
+)
 from mixpo.report.text_diff import difference
 from mixpo.types import IMAGE_TOKEN, ImageRef
 
@@ -72,7 +91,15 @@ def _context(report: dict[str, Any]) -> dict[str, Any]:
         "figure_columns": FIGURE_COLUMNS,
         "breakdown_columns": BREAKDOWN_COLUMNS,
         "difference_columns": DIFFERENCE_COLUMNS,
+        "set_difference_columns": MAIN_DIFFERENCE_COLUMNS,
         "figures": _figures(report),
+        "sampled_columns": SAMPLED_COLUMNS,
+        "sampled_rows": sampled_rows(report),
+        "sampled_differences": [
+            (name, *cells)
+            for name, results in {report["set"]: report, **report["sets"]}.items()
+            for cells in difference_rows(results, "sampled_differences")
+        ],
         "yes_no_columns": YES_NO_COLUMNS,
         "yes_no": yes_no_rows(report),
         "text_columns": TEXT_COLUMNS,

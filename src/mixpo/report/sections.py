@@ -141,7 +141,7 @@ def _dot(scores: dict[str, Any], tip: str, shape: str, shade: int) -> Dot:
 
 def _tip(scores: dict[str, Any]) -> str:
     text = f"{accuracy(scores)}, 95 % interval {scores['low'] * 100:.1f} to {scores['high'] * 100:.1f}"
-    return f"{text} ({count(scores['correct'])} of {count(scores['n'])})" if "correct" in scores else text
+    return f"{text} ({count(scores['correct'])} of {count(scores.get('samples', scores['n']))})" if "correct" in scores else text
 
 
 # --- pairs ---------------------------------------------------------------------------------------------------------------

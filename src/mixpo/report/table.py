@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mixpo.report.words import MODES, accuracy, count, interval, model_name, p_cell, percent, points
+from mixpo.report.words import MODES, UNIT, accuracy, count, interval, model_name, no_answer, p_cell, percent, points
 
 SUMMARY_COLUMNS = (
     "model",
@@ -34,7 +34,6 @@ def summary_rows(report: dict[str, Any], name: str | None = None) -> list[tuple[
 
 
 def _row(model: str, mode: str, scores: dict[str, Any], against: dict[str, Any] | None) -> tuple[str, ...]:
-    shares = [count(scores[key]) if key in scores else "" for key in ("malformed", "undecided", "cut")]
     return (
         model_name(model),
         MODES.get(mode, mode),
@@ -42,10 +41,30 @@ def _row(model: str, mode: str, scores: dict[str, Any], against: dict[str, Any] 
         interval(scores),
         points(against["difference"]) if against else "",
         p_cell(against["p"]) if against else "",
-        *shares,
+        no_answer(scores),
+        *(count(scores[key]) if key in scores else "" for key in ("undecided", "cut")),
         f"{scores['mean_tokens']:.1f}" if scores["mean_tokens"] else "",  # unknown for responses of other tools
         count(scores["n"]),
     )
+
+
+SAMPLED_COLUMNS = ("set", "model", "metric", "value", "95 % interval", "questions")
+
+
+def sampled_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """mean@k, pass@k and maj@k of sampled responses as text cells, under SAMPLED_COLUMNS, for every set and model."""
+    return [
+        (name, model_name(model), row["name"], accuracy(scores) if row is mean else percent(row["value"]), _ends(row), count(row["n"]))
+        for name, chosen in {report["set"]: report, **report["sets"]}.items()
+        for model, modes in chosen["models"].items()
+        if (scores := modes.get("sampled")) and scores.get("figures")
+        for mean in [{**scores, "name": f"mean@{scores['per_question']}"}]
+        for row in (mean, *scores["figures"])
+    ]
+
+
+def _ends(row: dict[str, Any]) -> str:
+    return "" if row["low"] is None else interval(row).replace(UNIT, "")
 
 
 TEXT_COLUMNS = ("model", "task", "metric", "value", "standard error", "questions")

@@ -57,7 +57,7 @@ def p_cell(p: float) -> str:
 
 def accuracy(scores: dict[str, Any]) -> str:
     """The accuracy; "none" where no reply of the judge could be read, which is not zero."""
-    return "none" if scores.get("excluded") == scores["n"] else percent(scores["accuracy"])
+    return "none" if scores.get("excluded") == scores.get("samples", scores["n"]) else percent(scores["accuracy"])
 
 
 def interval(scores: dict[str, Any]) -> str:
@@ -154,7 +154,20 @@ def count_label(name: str, number: int) -> str:
     return name.replace("dropped: ", "filtered: ").replace("_", " ")
 
 
+def no_answer(scores: Mapping[str, Any]) -> str:
+    """Responses without a final answer, with their share: 12 (4.0 %); "" where a judge grades whole responses."""
+    share = scores.get("no_answer")
+    return "" if share is None else f"{count(scores['malformed'])} ({percent(share)})" if share else "0"
+
+
 def describe_counts(counts: Mapping[str, int]) -> list[str]:
-    """The counts that are not zero: "40 answers", "1 truncated at the length limit"; undecided verdicts by their reasons."""
+    """The counts that are not zero: "40 answers", "1 truncated at the length limit"; undecided verdicts by their reasons.
+
+    Of graded responses also the share without a final answer.
+    """
     implied = {"ended: stop", *(["undecided"] if any(name.startswith("undecided: ") for name in counts) else [])}
-    return [f"{number:,} {count_label(name, number)}" for name, number in counts.items() if number and name not in implied]
+    received = counts.get("answers", 0) - counts.get("failed", 0)
+    shares = {"malformed": f" ({percent(counts['malformed'] / received)})"} if counts.get("malformed") and received > 0 else {}
+    return [
+        f"{number:,} {count_label(name, number)}{shares.get(name, '')}" for name, number in counts.items() if number and name not in implied
+    ]

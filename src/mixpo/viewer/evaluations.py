@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mixpo.evaluate.score import Clusters, score, score_samples
+from mixpo.evaluate.sampled import score_samples
+from mixpo.evaluate.score import score
 from mixpo.evaluate.statistics import cluster_of
 from mixpo.records import Prediction, read_row, read_rows
 from mixpo.run import Run
@@ -72,7 +73,7 @@ class Evaluations:
         """Answers of one model in one mode."""
 
         def read(shards: Sequence[Path]) -> ModelAnswers:
-            return _answers(shards, mode, {question.id: cluster_of(question) for question in self.questions(name).values()})
+            return _answers(shards, mode, self.questions(name))
 
         result: ModelAnswers = self._keep(f"evaluate/{name}/{model}/{mode}", read)
         return result
@@ -112,7 +113,8 @@ class Evaluations:
         return self._kept[stage][1]
 
 
-def _answers(shards: Sequence[Path], mode: str, clusters: Clusters) -> ModelAnswers:
+def _answers(shards: Sequence[Path], mode: str, questions: Mapping[str, Question]) -> ModelAnswers:
+    clusters = {question.id: cluster_of(question) for question in questions.values()}
     rows: list[Prediction] = []
     outcomes: dict[str, list[str]] = {}
     where: dict[str, tuple[Path, int]] = {}
@@ -121,7 +123,7 @@ def _answers(shards: Sequence[Path], mode: str, clusters: Clusters) -> ModelAnsw
             where.setdefault(row.question, (shard, number))
             outcomes.setdefault(row.question, []).append(row.outcome)
             rows.append(row)
-    scores = (asdict(score_samples(rows, clusters)) if mode == "sampled" else asdict(score(rows, clusters))) if rows else {}
+    scores = (asdict(score_samples(rows, clusters, questions)) if mode == "sampled" else asdict(score(rows, clusters))) if rows else {}
     return ModelAnswers(scores=scores, outcomes={question: tuple(of_question) for question, of_question in outcomes.items()}, where=where)
 
 

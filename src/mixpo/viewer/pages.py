@@ -63,7 +63,7 @@ def environment() -> Environment:
     made = Environment(
         loader=PackageLoader("mixpo.viewer", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    for name in ("percent", "points", "p_value", "interval", "count", "duration", "model_name", "title_case"):
+    for name in ("percent", "points", "p_value", "interval", "no_answer", "count", "duration", "model_name", "title_case"):
         made.filters[name] = getattr(words, name)
     made.filters |= {
         "amount": amount,
