@@ -70,7 +70,7 @@ class EvaluateTable(Table):
     batch_size: Annotated[int, NOTHING] = Field(default=128, ge=1)
     """Responses generated together; fewer if memory is short, as in sampling."""
     samples: Annotated[int, Decides("answer")] = Field(default=0, ge=0)
-    """Also sample this many chain-of-thought responses per question, for sampled accuracy."""
+    """Also sample this many chain-of-thought responses per question, for mean@k, pass@k and maj@k."""
     extractor: Annotated[Literal["robust", "paper", "official", "judge", "given"], Decides("evaluate")] = "robust"
     """How benchmarks extract final answers: "paper" by the scripts that the paper used, "robust" without their known faults, "official"
     by the benchmark's own script where it is another one (mathvision, m3cot), "judge" as the authors do it: the judge extracts answers
