@@ -168,7 +168,11 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
-    """Something that the user should know and that skips no row: the format that was recognised, columns that are not used."""
+    """Something that the user should know and that skips no row: the format that was recognised, columns that are not used.
+
+    code: of the error that it is, unless the rest of the recipe makes it right.
+    """
 
     where: str
     text: str
+    code: str = ""

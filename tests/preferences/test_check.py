@@ -91,7 +91,7 @@ def test_a_dry_run_counts_the_pairs(recipe: Path, capsys: pytest.CaptureFixture[
     command = ["run", str(recipe), "--dir", str(recipe.parent / "run"), "--dry-run"]
     assert main(command) == 0
     shown = capsys.readouterr()
-    assert "preferences: pairs.jsonl: read as mmpr" in shown.err
+    assert "pairs.jsonl: read as mmpr" in shown.err
     lines = {words[0]: words[1:] for line in shown.out.splitlines() if (words := line.split())}
     assert lines["preferences"][:4] == ["3", "of", "3", "pairs"]
     assert lines["round-1/pair"][:4] == ["1", "of", "1", "question"]

@@ -11,8 +11,8 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from mixpo.recipe import Source
-from mixpo.sources import read
-from mixpo.types import Question, Skipped
+from mixpo.sources import read, read_rows
+from mixpo.types import Notice, Question, Skipped
 
 Both = tuple[list[Question], list[Skipped]]
 
@@ -30,6 +30,18 @@ def collect(folder: Path) -> Callable[..., Both]:
         source: Source = TypeAdapter(Source).validate_python(table)  # type: ignore[valid-type]
         items = list(read(source, recipe_folder=folder, images=folder / "run" / "images"))
         return [item for item in items if isinstance(item, Question)], [item for item in items if isinstance(item, Skipped)]
+
+    return run
+
+
+@pytest.fixture
+def noticed(folder: Path) -> Callable[..., list[Notice]]:
+    """What the reader of a source has to say, apart from its rows."""
+
+    def run(**table: object) -> list[Notice]:
+        source: Source = TypeAdapter(Source).validate_python(table)  # type: ignore[valid-type]
+        items = read_rows(source, recipe_folder=folder, images=folder / "run" / "images")
+        return [item for item in items if isinstance(item, Notice)]
 
     return run
 

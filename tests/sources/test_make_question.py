@@ -103,9 +103,9 @@ def test_images_go_first_when_nothing_is_marked() -> None:
 @pytest.mark.parametrize(
     ("text", "images", "reason"),
     [
-        ("<image> What?", (), "1 <image> mark but 0 images"),
-        ("<image><image> What?", ONE, "2 <image> marks but 1 image"),
-        ("<image> What?", TWO, "1 <image> mark but 2 images"),
+        ("<image> What?", (), "1 <image> token but 0 images"),
+        ("<image><image> What?", ONE, "2 <image> tokens but 1 image"),
+        ("<image> What?", TWO, "1 <image> token but 2 images"),
         ("<image>\n ", ONE, "question is empty"),
         ("  ", (), "question is empty"),
         ("\ud83d", (), "surrogate"),

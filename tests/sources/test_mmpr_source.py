@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from failures import fails
 
 from mixpo.errors import SourceError
 from mixpo.prompts import PROMPTS
@@ -24,14 +25,21 @@ def collection(folder: Path, entries: Mapping[str, Sequence[Mapping[str, object]
     return folder / "meta.json"
 
 
-def test_prompts_and_pairs_become_questions(folder: Path, collect: Callable[..., Any]) -> None:
-    pair = {"image": ["1.png"], "question": "How many?", "chosen": "One.", "rejected": "Two.", "answer_gt": 1}
-    collection(folder, {"prompts": [ROW, {**ROW, "image": "gone.png"}], "pairs": [pair, {**pair, "rejected": "Three."}]})
+def test_prompts_become_questions(folder: Path, collect: Callable[..., Any]) -> None:
+    other = {"image": ["1.png"], "question": "How many?", "answer_gt": 1}
+    collection(folder, {"prompts": [ROW, {**ROW, "image": "gone.png"}], "others": [other, other]})
     questions, skipped = collect(kind="mmpr", path="meta.json")
-    assert [(q.source, q.answer, q.kind, len(q.images)) for q in questions] == [("prompts", "red", "text", 1), ("pairs", "1", "number", 1)]
-    assert [s.where for s in skipped] == [f"{folder / 'prompts.jsonl'}:2", f"{folder / 'pairs.jsonl'}:2"]
+    assert [(q.source, q.answer, q.kind, len(q.images)) for q in questions] == [("prompts", "red", "text", 1), ("others", "1", "number", 1)]
+    assert [s.where for s in skipped] == [f"{folder / 'prompts.jsonl'}:2", f"{folder / 'others.jsonl'}:2"]
     assert "not found" in skipped[0].reason
     assert "duplicate" in skipped[1].reason
+
+
+def test_pairs_are_refused(folder: Path, collect: Callable[..., Any]) -> None:
+    collection(folder, {"prompts": [ROW], "pairs": [{**ROW, "chosen": "Red.", "rejected": "Blue."}]})
+    with fails("source-holds-pairs", SourceError, path=folder / "pairs.jsonl", key="chosen") as failure:
+        collect(kind="mmpr", path="meta.json")
+    assert failure.parts[1:] == ("chosen, rejected", "mmpr", "mmpr")
 
 
 def test_datasets_chooses(folder: Path, collect: Callable[..., Any]) -> None:
@@ -41,12 +49,13 @@ def test_datasets_chooses(folder: Path, collect: Callable[..., Any]) -> None:
         collect(kind="mmpr", path="meta.json", datasets=["secnd"])
 
 
-def test_repeat_time_below_one_keeps_a_share_by_content(folder: Path, collect: Callable[..., Any]) -> None:
+def test_repeat_time_below_one_keeps_a_share_by_content(folder: Path, collect: Callable[..., Any], noticed: Callable[..., Any]) -> None:
     rows = [{"question": f"What is {n}?", "answer": n} for n in range(400)]
     collection(folder, {"set": rows}, repeat_time=0.25)
     kept, skipped = collect(kind="mmpr", path="meta.json")
+    assert skipped == []
     assert 70 <= len(kept) <= 130  # 100 expected, standard deviation 8.7
-    assert [(s.where, s.reason) for s in skipped] == [
+    assert [(n.where, n.text) for n in noticed(kind="mmpr", path="meta.json")] == [
         (f"{folder / 'meta.json'}: set", f"repeat_time = 0.25 leaves out {400 - len(kept)} of 400 rows")
     ]
     collection(folder, {"set": list(reversed(rows[:200]))}, repeat_time=0.25)
@@ -62,12 +71,12 @@ def test_repeat_time_above_one_counts_once(folder: Path, collect: Callable[..., 
     assert (len(questions), skipped) == (1, [])
 
 
-def test_a_torn_annotation_is_noticed(folder: Path, collect: Callable[..., Any]) -> None:
+def test_a_torn_annotation_is_noticed(folder: Path, collect: Callable[..., Any], noticed: Callable[..., Any]) -> None:
     collection(folder, {"set": [ROW]}, length=90)
     questions, skipped = collect(kind="mmpr", path="meta.json")
-    assert len(questions) == 1
-    assert "length = 90, but" in skipped[0].reason
-    assert "has 1 row;" in skipped[0].reason
+    assert (len(questions), skipped) == (1, [])
+    assert "length = 90, but" in noticed(kind="mmpr", path="meta.json")[0].text
+    assert "has 1 row;" in noticed(kind="mmpr", path="meta.json")[0].text
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def rows(n, word="red"):
     assert questions[3].images == questions[0].images
     assert Path(questions[2].images[0].path).is_relative_to(folder / "run" / "images")
     assert [s.where.partition("[")[2] for s in skipped] == ["4]", "5]", "6]", "7]"]
-    for row, reason in zip(skipped, ["0 <image> marks but 1 image", "open questions", "lies outside", "not int"], strict=True):
+    for row, reason in zip(skipped, ["no <image> for its images", "open questions", "lies outside", "not int"], strict=True):
         assert reason in row.reason
     assert sys.path == before
 

@@ -26,8 +26,9 @@ from mixpo.stages import evaluate
 from mixpo.stages.answer import prompt_for
 from mixpo.stages.engine import script_digest, where_of
 from mixpo.stages.pair import without_correctness
-from mixpo.stages.source import NO_ANSWER, rows_of
-from mixpo.types import Question, Skipped
+from mixpo.stages.prompting import with_system
+from mixpo.stages.source import NO_ANSWER, accepted, rows_of
+from mixpo.types import Notice, Question, Skipped
 from mixpo.verify import Verifier
 
 NO_PAIR = (
@@ -198,6 +199,10 @@ def _check_source(
     before, usable, pairable = len(checked.findings) + len(checked.left_out), 0, False
     progress.start(f"check {name}", min(getattr(rows.source, "count", 0) or limit or 0, limit or 10**12), "questions")
     for item in rows_of(rows.source, rows.recipe_folder, rows.images):
+        if isinstance(item, Notice):
+            accepted(rows.recipe, item)
+            checked.add(item.where, item.text, to="notices")
+            continue
         if isinstance(item, Skipped):
             if item.reason == DUPLICATE:
                 checked.notes[f"{name}: duplicate rows"] += 1
@@ -244,7 +249,7 @@ def question_problems(recipe: Recipe, question: Question, model: CheckedModel | 
     if broken or model is None:
         return broken
     try:
-        tokens = model.tokens(prompt_for(recipe, question, "cot"), question)
+        tokens = model.tokens(prompt_for(recipe, question, "cot"), with_system(recipe.prompt, question))
     except MixpoError as error:
         return [str(error)]
     new = recipe.evaluate.max_new_tokens if evaluated else recipe.sample.max_new_tokens

@@ -14,6 +14,7 @@ from mixpo.progress import Progress
 from mixpo.recipe import PreferencesTable, Recipe
 from mixpo.sources.decontaminate import ContaminationFilter
 from mixpo.stages.imported import contaminated
+from mixpo.stages.prompting import with_system
 from mixpo.types import Notice, Pair, Question, Skipped
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class PreferencesCheck:
         if broken or self.model is None:
             return broken, 0
         try:
-            return [], self.model.tokens(question.text, question)
+            return [], self.model.tokens(question.text, with_system(self.recipe.prompt, question))
         except MixpoError as error:
             return [str(error)], 0
 

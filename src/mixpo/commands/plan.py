@@ -132,24 +132,24 @@ def _read(left_out: Sequence[Skipped]) -> str:
 def _sources(context: Context, left_out: dict[str, list[Skipped]]) -> tuple[Sources, PairImport]:
     """Questions and pairs as the next run would read them, with copies of images in a folder that goes away. Fills in what is left out."""
     with TemporaryDirectory(prefix="mixpo-dry-") as folder:
-        elsewhere = replace(context, run=Run(Path(folder)))
+        elsewhere, notices = replace(context, run=Run(Path(folder))), list[str]()
         kept = context.run.fingerprints if context.run.fingerprints.exists() else None
         contamination = open_filter(context.recipe.evaluate, kept)
         if contamination is not None and contamination.fingerprints is not None and kept is None:
             context.progress.say('decoding every image, because evaluate.decontaminate = "similar" asks what it looks like')
 
         def held_out(name: str, source: EvaluationSource) -> QuestionIndex:
-            blocks = blocks_of(elsewhere, source, left_out.setdefault(source_name(name), []), evaluated=True)
+            blocks = blocks_of(elsewhere, source, left_out.setdefault(source_name(name), []), notices, evaluated=True)
             return index_of(blocks if contamination is None else contamination.watch(name, blocks))
 
         sets = {s.name: held_out(s.name, s.source) for s in context.recipe.evaluate.sets}
         recipe, imported = context.recipe, PairImport(replace(elsewhere, progress=Silent()), contamination)
         blocks: Iterable[list[Question]] = ()
         if recipe.source is not None:
-            blocks = blocks_of(elsewhere, recipe.source, left_out.setdefault("source", []), contamination=contamination)
+            blocks = blocks_of(elsewhere, recipe.source, left_out.setdefault("source", []), notices, contamination=contamination)
         train = index_of(chain(blocks, imported.blocks() if recipe.preferences else ()))
-        for notice in imported.notices:
-            context.progress.say(f"{STAGE}: {notice}")
+        for notice in (*notices, *imported.notices):
+            context.progress.say(notice)
         return Sources(train=train, sets=sets, pairs=tuple(imported.shards)), imported
 
 

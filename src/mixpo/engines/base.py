@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from mixpo.records import Sampled
-from mixpo.types import ImageRef
+from mixpo.types import ImageRef, Message
 
 Value = TypeVar("Value")
 
@@ -29,7 +29,8 @@ class Request:
 
     key: the question's id. prompt: the user's message, with one `<image>` placeholder per image. seeds: one per response.
     indices: the `Response.index` of each. prefixes: for continuations, the token ids that each response starts with; else empty.
-    source, domain: of the question; they may decide the limits of its images.
+    source, domain: of the question; they may decide the limits of its images. history: the messages before the prompt; `images` are in the
+    order of the placeholders of both.
     """
 
     key: str
@@ -40,6 +41,7 @@ class Request:
     prefixes: tuple[tuple[int, ...], ...] = ()
     source: str = ""
     domain: str = ""
+    history: tuple[Message, ...] = ()
 
 
 def same_images(images: Sequence[ImageRef], names: Sequence[str]) -> bool:

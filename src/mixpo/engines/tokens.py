@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from mixpo.errors import SourceError
-from mixpo.types import Response
+from mixpo.types import Message, Response
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,17 +42,17 @@ class TokenCodec:
 
         return decode(self._vlm, ids)
 
-    def prompt_text(self, prompt: str) -> str:
-        """A prompt in the chat template, with one placeholder per image, up to where the response begins."""
+    def prompt_text(self, prompt: str, history: Sequence[Message] = ()) -> str:
+        """A prompt after its history in the chat template, with one placeholder per image, up to where the response begins."""
         from mixpo.vlm.prompt import render_prompt
 
-        return render_prompt(self._vlm, prompt)
+        return render_prompt(self._vlm, prompt, history)
 
-    def prompt_ids(self, prompt: str, images: Sequence[Image] = (), tiles: int = 0) -> tuple[int, ...]:
-        """Ids of a prompt, with as many image tokens as in training. tiles: as for `encode`."""
+    def prompt_ids(self, prompt: str, images: Sequence[Image] = (), tiles: int = 0, history: Sequence[Message] = ()) -> tuple[int, ...]:
+        """Ids of a prompt after its history, with as many image tokens as in training. tiles: as for `encode`."""
         from mixpo.vlm.prompt import encode
 
-        return tuple(encode(self._vlm, prompt, images, tiles=tiles).ids.tolist())
+        return tuple(encode(self._vlm, prompt, images, history, tiles=tiles).ids.tolist())
 
     def tile_arguments(self, tiles: int) -> dict[str, int]:
         """The tile limit as a keyword argument of the processor; none for 0."""

@@ -81,7 +81,8 @@ class TransformersEngine:
     def _jobs(self, number: int, request: Request, params: SamplingParams) -> list[_Job]:
         """Raises SourceError for a problem with this question alone."""
         limits = self._image.of(request)
-        prompt = encode(self._vlm, request.prompt, [open_image(image, limits) for image in request.images], tiles=limits.tiles)
+        images = [open_image(image, limits) for image in request.images]
+        prompt = encode(self._vlm, request.prompt, images, request.history, tiles=limits.tiles)
         slots = tuple(range(len(request.seeds)))
         if request.prefixes:
             pairs = zip(slots, request.prefixes, strict=True)

@@ -114,14 +114,14 @@ class VllmEngine:
             raise SourceError(f"{len(request.images)} images in one question, at most {MAX_IMAGES} with vLLM", code="too-many-images")
         limits = self._image.of(request)
         images = [open_image(image, limits) for image in request.images]
-        ids = self._codec.prompt_ids(request.prompt, images, limits.tiles)
+        ids = self._codec.prompt_ids(request.prompt, images, limits.tiles, request.history)
         if request.prefixes:
             if not all(self._codec.control.isdisjoint(prefix) for prefix in request.prefixes):
                 raise continues_control_token()
             made: list[dict[str, Any]] = [{"prompt_token_ids": [*ids, *prefix]} for prefix in request.prefixes]
             lengths = [len(ids) + len(prefix) for prefix in request.prefixes]
         elif images:
-            made = [{"prompt": self._codec.prompt_text(request.prompt), "multi_modal_data": {"image": images}}]
+            made = [{"prompt": self._codec.prompt_text(request.prompt, request.history), "multi_modal_data": {"image": images}}]
             if tiles := self._codec.tile_arguments(limits.tiles):
                 made[0]["mm_processor_kwargs"] = tiles
             lengths = [len(ids)]

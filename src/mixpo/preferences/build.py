@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mixpo.errors import SourceError
-from mixpo.plural import amount
-from mixpo.sources.build import described, whole
+from mixpo.sources.build import described, whole, with_tokens
 from mixpo.sources.images import Pictures
+from mixpo.sources.messages import checked_turns
 from mixpo.types import IMAGE_TOKEN, ImageRef, Message, Pair, Question, content_id
 from mixpo.verify.kinds import guess_kind
 
@@ -36,7 +36,7 @@ def build(row: PreferenceRow, pictures: Pictures, *, where: str, source: str, do
     if chosen.strip() == rejected.strip():
         raise SourceError("chosen and rejected are the same text", code="preference-equal-sides")
     images = pictures.all(row.images)
-    messages = _with_tokens(_checked(row.prompt), len(images))
+    messages = _canonical(checked_turns(row.prompt), len(images))
     answer = whole(row.answer, "answer").strip() if isinstance(row.answer, str) else ""
     question = Question(
         id=question_id(messages, images),
@@ -75,32 +75,10 @@ def response_of(value: object, what: str) -> str:
     return whole(value, what)
 
 
-def _checked(prompt: Sequence[Message]) -> list[Message]:
-    """The prompt as user and assistant turns in turn, after at most one system message; it ends with the user."""
-    roles = [message.role for message in prompt]
-    turns = roles[1:] if roles[:1] == ["system"] else roles
-    if not turns:
-        raise SourceError("the prompt has no user turn", code="preference-no-prompt")
-    if turns[-1] != "user":
-        raise SourceError("the prompt must end with a user turn, not with the assistant's", code="preference-turn-order")
-    if turns != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
-        raise SourceError(f"user and assistant turns must alternate, not {', '.join(roles)}", code="preference-turn-order")
-    for message in prompt:
-        whole(message.text, f"the {message.role} message")
-    if not prompt[-1].text.replace(IMAGE_TOKEN, "").strip() and IMAGE_TOKEN not in prompt[-1].text:
-        raise SourceError("the last user turn is empty", code="preference-no-prompt")
-    return list(prompt)
-
-
-def _with_tokens(messages: list[Message], images: int) -> list[Message]:
-    """The messages with one `<image>` per image, each with one line break after it, as templates and other tools differ in it."""
-    tokens = sum(message.text.count(IMAGE_TOKEN) for message in messages if message.role == "user")
-    if tokens == 0 and images:
-        first = next(number for number, message in enumerate(messages) if message.role == "user")
-        messages[first] = replace(messages[first], text=f"{IMAGE_TOKEN}\n" * images + messages[first].text)
-    elif tokens != images:
-        raise SourceError(
-            f"the prompt has {amount(tokens, f'{IMAGE_TOKEN} token')} but {amount(images, 'image')}", code="preference-image-count"
-        )
+def _canonical(messages: Sequence[Message], images: int) -> list[Message]:
+    """The messages with one `<image>` per image and one line break after each, as templates and other tools differ in it."""
     # The line break belongs to the token: formats that write images as parts do not have it.
-    return [replace(m, text=re.sub(rf"{IMAGE_TOKEN}\n?", f"{IMAGE_TOKEN}\n", m.text)) if m.role == "user" else m for m in messages]
+    return [
+        replace(m, text=re.sub(rf"{IMAGE_TOKEN}\n?", f"{IMAGE_TOKEN}\n", m.text)) if m.role == "user" else m
+        for m in with_tokens(messages, images)
+    ]

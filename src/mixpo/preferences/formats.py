@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from mixpo.errors import SourceError
 from mixpo.preferences.build import PreferenceRow
-from mixpo.preferences.messages import common_prompt, messages_of, response_text, split_last
+from mixpo.sources.messages import common_prompt, messages_of, response_text, split_last
 from mixpo.types import Message
 
 Row = Mapping[str, Any]

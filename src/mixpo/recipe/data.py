@@ -102,6 +102,10 @@ class ImageTable(Table):
         return self.model_copy(update={**own, "limits": ()})
 
 
+_SLOT = regex.compile(r"(?:(?<![\w\\}\])^$])|(?<=\{question\}))\{([A-Za-z_]\w+)\}")
+"""A word in braces of its own. After a letter, a sub- or superscript or another group it is text, as in LaTeX: \\boxed{answer}."""
+
+
 class PromptText(Table):
     """A prompt of your own."""
 
@@ -117,6 +121,10 @@ class PromptText(Table):
 
     @model_validator(mode="after")
     def _has_slot(self) -> PromptText:
+        if stray := [name for name in _SLOT.findall(self.template) if name != "question"]:
+            hint = did_you_mean(stray[0], ("question",))
+            literal = f"for literal braces write {{ {stray[0]} }}; \\boxed{{{stray[0]}}} is text as it is"
+            raise ValueError(f"template: unknown slot {{{stray[0]}}}{hint}; known: {{question}}; {literal}")
         if self.template.count("{question}") != 1:
             raise ValueError("template must contain {question} exactly once")
         return self
@@ -151,6 +159,8 @@ class PromptTable(Table):
     """Prompt templates: the name of a built-in prompt, or a table with template and style. Where it says so, also a list of them with
     shares: `[{ name = "cot", share = 0.75 }, { name = "visual", share = 0.25 }]`."""
 
+    system: Annotated[str, Decides("sample", "reference", "train", "answer", by_content=True)] = ""
+    """System message of every conversation that has none of its own."""
     cot: Annotated[PromptMix, ASKED] = "cot"
     """For chain-of-thought responses; or a list with shares."""
     direct: Annotated[PromptName, Decides("answer", "evaluate", by_content=True)] = "direct"

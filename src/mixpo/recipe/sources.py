@@ -87,6 +87,8 @@ class HubSource(Table):
     """Split of the dataset."""
     question: Annotated[str, Decides("source")] = "question"
     """Column of the question."""
+    messages: Annotated[str | None, Decides("source")] = None
+    """Column of a conversation (a list of messages) whose last user turn is the question, or that stands before the question."""
     answer: Annotated[str | None, Decides("source")] = "answer"
     """Column of the answer; "" for open questions."""
     image: Annotated[str | None, Decides("source")] = "image"

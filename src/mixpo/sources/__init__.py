@@ -14,22 +14,22 @@ from typing import Any
 from mixpo.recipe import MixturePart, MixtureSource, TrainingSource
 from mixpo.sources import digits, easy_vqa, hub, jsonl, mmpr, python
 from mixpo.sources.build import SourceRow, without_duplicates
-from mixpo.types import Question, Skipped, content_id
+from mixpo.types import Notice, Question, Skipped, content_id
 
 __all__ = ["DUPLICATE", "READERS", "read", "read_rows"]
 
 DUPLICATE = "duplicate of an earlier row (same text, images, answer and choices)"
 
-Reader = Callable[[Any, Path, Path], Iterator[SourceRow | Skipped]]
+Reader = Callable[[Any, Path, Path], Iterator[SourceRow | Skipped | Notice]]
 """From (source table, folder of the recipe, folder for image copies) to its rows, in order."""
 
 
-def _digits(source: Any, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped]:
+def _digits(source: Any, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped | Notice]:
     for number, question in enumerate(digits.read(source, images)):
         yield SourceRow(where=f"digits/{source.pool}[{number}]", question=question)
 
 
-def _mixture(source: MixtureSource, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped]:
+def _mixture(source: MixtureSource, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped | Notice]:
     """One question of each part in turn, so that the beginning of the mixture holds all of them; a part that ends is passed over."""
     waiting = deque(_part(part, recipe_folder, images) for part in source.parts)
     while waiting:
@@ -41,11 +41,11 @@ def _mixture(source: MixtureSource, recipe_folder: Path, images: Path) -> Iterat
                 break
 
 
-def _part(part: MixturePart, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped]:
+def _part(part: MixturePart, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped | Notice]:
     """The rows of one part that its weight and count keep, under its name and domain."""
     kept = 0
     for item in READERS[part.source.kind](part.source, recipe_folder, images):
-        if isinstance(item, Skipped):
+        if not isinstance(item, SourceRow):
             yield item
             continue
         question = item.question
@@ -69,7 +69,7 @@ READERS: dict[str, Reader] = {
 }
 
 
-def read_rows(source: TrainingSource, *, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped]:
+def read_rows(source: TrainingSource, *, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped | Notice]:
     """As `read`, with the location of each question (file:line or row)."""
     items = READERS[source.kind](source, recipe_folder, images)
     return without_duplicates(items, lambda item: item.question.id if isinstance(item, SourceRow) else "", DUPLICATE)
@@ -81,4 +81,5 @@ def read(source: TrainingSource, *, recipe_folder: Path, images: Path) -> Iterat
     recipe_folder: folder of the recipe, which paths are relative to. images: folder for images that have no file of their own.
     Errors (SourceError, MissingExtra, RecipeError) come while iterating, when the source as a whole cannot be used.
     """
-    return (item if isinstance(item, Skipped) else item.question for item in read_rows(source, recipe_folder=recipe_folder, images=images))
+    items = read_rows(source, recipe_folder=recipe_folder, images=images)
+    return (item.question if isinstance(item, SourceRow) else item for item in items if not isinstance(item, Notice))

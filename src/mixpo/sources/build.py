@@ -6,30 +6,18 @@ Knows nothing about files; images arrive as references.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import string
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from mixpo.errors import SourceError
 from mixpo.plural import amount
 from mixpo.records import storable
-from mixpo.types import IMAGE_TOKEN, AnswerKind, ImageRef, Question, Skipped, content_id
+from mixpo.types import IMAGE_TOKEN, AnswerKind, ImageRef, Message, Question, Skipped, content_id
 from mixpo.verify.kinds import fits, guess_kind
-
-FIELDS = ("question", "image", "answer", "choices", "rationale", "domain", "source", "id")
-"""The fields of a row that have a meaning. `id` finds saved responses; identity is the content."""
-
-LOOKALIKES = {
-    **dict.fromkeys(("images", "img", "imgs", "image_path", "image_paths", "image_file", "image_url", "picture", "pictures"), "image"),
-    **dict.fromkeys(("prompt", "query", "instruction", "text", "problem", "conversations", "messages"), "question"),
-    **dict.fromkeys(("answers", "label", "gt", "gt_answer", "ground_truth", "groundtruth", "solution", "target"), "answer"),
-    **dict.fromkeys(("options", "choice", "candidates"), "choices"),
-}
-"""Names that other formats use. Such a field next to a missing one of ours is an error, never silently unused."""
 
 Kind = str
 """An AnswerKind, or "auto"."""
@@ -66,25 +54,6 @@ def without_duplicates(items: Iterable[Item], identity: Callable[[Item], str], r
         yield item
 
 
-def check_fields(row: Mapping[str, object], known: Sequence[str] = FIELDS) -> None:
-    """Refuse a row that seems to have one of our fields under another name."""
-    for name in row:
-        if name in known or row[name] in (None, "", []):
-            continue
-        meant = LOOKALIKES.get(name.casefold()) or _near(name)
-        if meant is not None and row.get(meant) in (None, "", []):
-            raise SourceError(f"unknown field {name!r}, did you mean {meant!r}? It would not be used", code="unknown-field", key=name)
-    if row.get("question") is None:
-        raise SourceError(
-            f"no field 'question'; the row has {', '.join(map(repr, row)) or 'no fields'}", code="field-missing", key="question"
-        )
-
-
-def _near(name: str) -> str | None:
-    # Close enough for a slip of the pen (imge, anwser), not for a field of its own (image_id, answer_type).
-    return next(iter(difflib.get_close_matches(name.casefold(), ("image", "question", "answer", "choices"), n=1, cutoff=0.8)), None)
-
-
 def make_question(
     *,
     text: object,
@@ -96,6 +65,7 @@ def make_question(
     domain: str = "",
     source: str = "",
     row_id: object = None,
+    history: Sequence[Message] = (),
 ) -> Question:
     """Normalise the fields of one row.
 
@@ -104,9 +74,11 @@ def make_question(
         blank text mean that the question is open. rationale: a reference answer with its reasoning.
     choices: options in letter order (list, or object with keys A, B, ...); added to a text that does not show them. Without
         it, lettered lines in the text are the options, provided that the answer is one of their letters or equals one of them.
+    history: the messages before the question; its user turns may hold `<image>` marks too.
     kind: "auto" guesses; "none" makes the question open; another kind must fit the answer.
     """
-    body = _with_marks(_text(text), len(images))
+    *history, last = with_tokens([*history, Message(role="user", text=_text(text))], len(images))
+    body = last.text
     golds = [] if kind == "none" else _answers(answer)
     options = _choices(choices)
     if options:
@@ -122,7 +94,7 @@ def make_question(
             f'has choices, but answer_kind is {kind!r}; use answer_kind = "auto" or "choice"', code="choices-not-used", key="answer_kind"
         )
     return Question(
-        id=content_id(body, [image.digest for image in images], sorted(several) or gold, list(options)),
+        id=identity(body, images, sorted(several) or gold, options, history),
         text=body,
         images=tuple(images),
         answer=gold,
@@ -133,6 +105,7 @@ def make_question(
         domain=whole(domain, "domain"),
         source=whole(source, "the name of its source"),
         row_id=whole(str(row_id), "id") if isinstance(row_id, (str, int)) else "",
+        history=tuple(history),
     )
 
 
@@ -152,17 +125,28 @@ def whole(text: str, what: str) -> str:
     return text
 
 
-def _with_marks(text: str, images: int) -> str:
-    marks = text.count(IMAGE_TOKEN)
-    if marks == 0:
-        return f"{IMAGE_TOKEN}\n" * images + text
-    if marks != images:
+def identity(
+    text: str, images: Sequence[ImageRef], gold: list[str] | str | None, options: Sequence[str], history: Sequence[Message] = ()
+) -> str:
+    """The id of a question: a hash of its content. gold: the answer, or all of several in order."""
+    turns = [[message.role, message.text] for message in history]
+    return content_id(text, [image.digest for image in images], gold, list(options), *([turns] if turns else []))
+
+
+def with_tokens(messages: Sequence[Message], images: int) -> list[Message]:
+    """The messages with one `<image>` per image: without any, in front of the first user turn. Raises SourceError for other counts."""
+    tokens = sum(message.text.count(IMAGE_TOKEN) for message in messages if message.role == "user")
+    made = list(messages)
+    if tokens == 0 and images:
+        first = next(number for number, message in enumerate(made) if message.role == "user")
+        made[first] = replace(made[first], text=f"{IMAGE_TOKEN}\n" * images + made[first].text)
+    elif tokens != images:
         raise SourceError(
-            f"question has {amount(marks, f'{IMAGE_TOKEN} mark')} but {amount(images, 'image')}",
+            f"the prompt has {amount(tokens, f'{IMAGE_TOKEN} token')} but {amount(images, 'image')}",
             code="image-count-mismatch",
-            key="question",
+            key="image",
         )
-    return text
+    return made
 
 
 def _answers(value: object) -> list[str]:

@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from mixpo.errors import MissingExtra, SourceError, first_line
+from mixpo.plural import amount
 from mixpo.recipe import HubSource, did_you_mean
 from mixpo.sources.build import SourceRow, make_question
+from mixpo.sources.columns import ColumnUse
 from mixpo.sources.images import Pictures
-from mixpo.types import Question, Skipped
+from mixpo.sources.messages import turns_of
+from mixpo.types import Notice, Question, Skipped
 
 ROWS_AT_ONCE = 16
 """Rows in memory together; each may hold images of some megabytes."""
 
 
-def read(source: HubSource, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped]:
+def read(source: HubSource, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped | Notice]:
     """The rows of a split in order, the first `count` of them. Raises SourceError when the data set or a column is not there."""
     try:
         import datasets
@@ -29,6 +32,8 @@ def read(source: HubSource, recipe_folder: Path, images: Path) -> Iterator[Sourc
     folder = recipe_folder / source.path
     data = load_split(datasets, source.path, source.name, source.split, folder)
     columns = _columns(source, data.column_names)
+    unused = [name for name in data.column_names if name not in columns.values()]
+    ColumnUse(source.path, source.kind).refuse_pairs(unused, data.column_names)
     features = {field: data.features[columns[field]] for field in ("answer", "choices") if field in columns}
     pictures = Pictures(folder if folder.is_dir() else recipe_folder, images, also=(Path(datasets.config.HF_CACHE_HOME),))
     if source.count:
@@ -45,12 +50,15 @@ def read(source: HubSource, recipe_folder: Path, images: Path) -> Iterator[Sourc
                 yield SourceRow(where=where, question=_question(row, pictures, source))
             except SourceError as error:
                 yield Skipped(where=where, reason=str(error))
+    if unused:
+        yield Notice(where=source.path, text=f"columns that are not used: {', '.join(unused)} ({amount(number, 'row')})")
 
 
 def _question(row: dict[str, Any], pictures: Pictures, source: HubSource) -> Question:
+    text, history, inline = turns_of(row)
     return make_question(
-        text=row["question"],
-        images=pictures.all(row.get("image")),
+        text=text,
+        images=pictures.all(inline or row.get("image")),
         answer=row.get("answer"),
         choices=row.get("choices"),
         rationale=row.get("rationale"),
@@ -58,6 +66,7 @@ def _question(row: dict[str, Any], pictures: Pictures, source: HubSource) -> Que
         domain=source.domain,
         source=source.path,
         row_id=row["id"],
+        history=history,
     )
 
 
@@ -132,7 +141,8 @@ def _first_line(error: BaseException) -> str:
 def _columns(source: HubSource, available: list[str]) -> dict[str, str]:
     """From our fields to the columns of the recipe; all must be there. An empty name means that there is no such column."""
     wanted = {
-        "question": source.question,
+        "messages": source.messages,
+        "question": source.question if not source.messages or source.question in available else "",
         "answer": source.answer,
         "image": source.image,
         "choices": source.choices,

@@ -1,6 +1,7 @@
 """JSONL files in the MMPR prompt format: one object a line with question, image (path, list or absent), answer (or none).
 
-Optional: choices, domain, source. A line that cannot be used is skipped with file:line and the reason.
+Optional: choices, domain, source; messages, of which the last one is then the question, or which stand before it. A line that cannot be
+used is skipped with file:line and the reason.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from typing import BinaryIO, TypeVar
 
 from mixpo.errors import SourceError
 from mixpo.recipe import JsonlSource
-from mixpo.sources.build import FIELDS, LOOKALIKES, Kind, SourceRow, check_fields, described, make_question
+from mixpo.sources.build import Kind, SourceRow, described, make_question
+from mixpo.sources.columns import FIELDS, LOOKALIKES, ColumnUse, check_fields
 from mixpo.sources.images import Pictures
-from mixpo.types import Question, Skipped
+from mixpo.sources.messages import turns_of
+from mixpo.types import Notice, Question, Skipped
 
 Line = tuple[str, dict[str, object]]
 """Where a row stands (file:line) and its fields."""
@@ -25,7 +28,7 @@ MAX_ROW_BYTES = 4 << 20
 """Longer lines are skipped: no prompt and response is that long."""
 
 
-def read(source: JsonlSource, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped]:
+def read(source: JsonlSource, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped | Notice]:
     """The rows of the file in order. Raises SourceError when there is no file, no row, or no root folder."""
     path, root = recipe_folder / source.path, recipe_folder / source.root
     if not root.is_dir():
@@ -35,28 +38,36 @@ def read(source: JsonlSource, recipe_folder: Path, images: Path) -> Iterator[Sou
     def made(where: str, row: Mapping[str, object]) -> SourceRow:
         return SourceRow(where=where, question=question_of(row, pictures, source.answer_kind, source.domain, path.stem))
 
-    yield from each(lines(path), made)
+    yield from each(lines(path), made, ColumnUse(path, source.kind))
 
 
-def each(rows: Iterable[Line | Skipped], make: Callable[[str, Mapping[str, object]], Made]) -> Iterator[Made | Skipped]:
-    """`make` of every row with its file:line; a row that it refuses with a SourceError, like one that was no row, is Skipped."""
+def each(
+    rows: Iterable[Line | Skipped | Notice], make: Callable[[str, Mapping[str, object]], Made], columns: ColumnUse
+) -> Iterator[Made | Skipped | Notice]:
+    """`make` of every row with its file:line; a row that it refuses with a SourceError, like one that was no row, is Skipped.
+
+    columns: are told of all rows, and what they have to say comes at the end.
+    """
     for line in rows:
-        if isinstance(line, Skipped):
+        if isinstance(line, (Skipped, Notice)):
             yield line
             continue
         where, row = line
+        columns.see(row)
         try:
             yield make(where, row)
         except SourceError as error:
             yield Skipped(where=where, reason=str(error))
+    yield from columns.notices()
 
 
 def question_of(row: Mapping[str, object], pictures: Pictures, kind: Kind = "auto", domain: str = "", source: str = "") -> Question:
     """A row as a Question; `domain` and `source` stand in where the row has none. Raises SourceError with the reason."""
     check_fields(row)
+    text, history, inline = turns_of(row)
     return make_question(
-        text=row["question"],
-        images=pictures.all(row.get("image")),
+        text=text,
+        images=pictures.all(inline or row.get("image")),
         answer=row.get("answer"),
         choices=row.get("choices"),
         rationale=row.get("rationale"),
@@ -64,6 +75,7 @@ def question_of(row: Mapping[str, object], pictures: Pictures, kind: Kind = "aut
         domain=_label(row, "domain") or domain,
         source=_label(row, "source") or source,
         row_id=row.get("id"),
+        history=history,
     )
 
 

@@ -17,12 +17,14 @@ from mixpo.errors import SourceError
 from mixpo.plural import amount
 from mixpo.prompts import PROMPTS
 from mixpo.recipe import MmprSource, did_you_mean
-from mixpo.sources.build import FIELDS, Kind, SourceRow, check_fields, make_question
+from mixpo.sources.build import Kind, SourceRow, make_question
+from mixpo.sources.columns import FIELDS, ColumnUse, check_fields
 from mixpo.sources.images import Pictures
 from mixpo.sources.jsonl import Line, each, lines
-from mixpo.types import IMAGE_TOKEN, Question, Skipped, content_id
+from mixpo.sources.messages import turns_of
+from mixpo.types import IMAGE_TOKEN, Notice, Question, Skipped, content_id
 
-PAIR_FIELDS = (*FIELDS, "chosen", "rejected", "answer_gt", "chosen_meta", "rejected_meta", "origin", "question_id")
+PROMPT_FIELDS = (*FIELDS, "answer_gt", "origin", "question_id")
 
 _DIRECT_ENDINGS = (
     "Answer the question using a single word or phrase.",
@@ -46,8 +48,8 @@ class Annotation:
 # --- questions ---------------------------------------------------------------------------------------------------------
 
 
-def read(source: MmprSource, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped]:
-    """The questions of a collection, data set by data set. Annotations of prompts (answer) and of pairs (answer_gt) are both read.
+def read(source: MmprSource, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped | Notice]:
+    """The questions of a collection of prompts, data set by data set; a collection of pairs is refused.
 
     A prompt's wrapping (the released chain-of-thought text, "Answer the question using a single word or phrase.") is taken
     off, since the recipe puts its own around. Raises SourceError when meta.json or a file that it names is unusable.
@@ -58,7 +60,7 @@ def read(source: MmprSource, recipe_folder: Path, images: Path) -> Iterator[Sour
         def made(where: str, row: Mapping[str, object], pictures: Pictures = pictures, name: str = annotation.name) -> SourceRow:
             return SourceRow(where=where, question=_question(row, pictures, name, source.answer_kind, bare_question))
 
-        yield from each(_kept(annotation), made)
+        yield from each(_kept(annotation), made, ColumnUse(annotation.path, source.kind, PROMPT_FIELDS))
 
 
 def bare_question(text: str) -> str:
@@ -77,12 +79,12 @@ def bare_question(text: str) -> str:
 
 
 def _question(row: Mapping[str, object], pictures: Pictures, name: str, kind: Kind, clean: object = None) -> Question:
-    check_fields(row, PAIR_FIELDS)
-    text, answer = row["question"], row.get("answer")
+    check_fields(row, PROMPT_FIELDS)
+    (text, history, inline), answer = turns_of(row), row.get("answer")
     domain = row.get("domain")
     return make_question(
         text=clean(text) if callable(clean) and isinstance(text, str) else text,
-        images=pictures.all(row.get("image")),
+        images=pictures.all(inline or row.get("image")),
         answer=row.get("answer_gt") if answer is None else answer,
         choices=row.get("choices"),
         rationale=row.get("rationale"),
@@ -90,10 +92,11 @@ def _question(row: Mapping[str, object], pictures: Pictures, name: str, kind: Ki
         domain=domain if isinstance(domain, str) else "",
         source=name,
         row_id=row.get("id"),
+        history=history,
     )
 
 
-def _kept(annotation: Annotation) -> Iterator[Line | Skipped]:
+def _kept(annotation: Annotation) -> Iterator[Line | Skipped | Notice]:
     """The rows that `repeat_time` keeps; what it leaves out, and a wrong `length`, are reported once each."""
     total = left_out = 0
     for line in lines(annotation.path):
@@ -103,11 +106,11 @@ def _kept(annotation: Annotation) -> Iterator[Line | Skipped]:
         else:
             left_out += 1
     if left_out:
-        yield Skipped(where=annotation.where, reason=f"repeat_time = {annotation.share} leaves out {left_out} of {amount(total, 'row')}")
+        yield Notice(where=annotation.where, text=f"repeat_time = {annotation.share} leaves out {left_out} of {amount(total, 'row')}")
     if annotation.length is not None and annotation.length != total:
-        yield Skipped(
+        yield Notice(
             where=annotation.where,
-            reason=f"length = {annotation.length}, but {annotation.path} has {amount(total, 'row')}; is it complete?",
+            text=f"length = {annotation.length}, but {annotation.path} has {amount(total, 'row')}; is it complete?",
         )
 
 

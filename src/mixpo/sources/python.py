@@ -17,13 +17,14 @@ from typing import Any
 from mixpo.errors import MixpoError, SourceError
 from mixpo.plural import amount
 from mixpo.recipe import PythonSource, did_you_mean
-from mixpo.sources.build import SourceRow, whole
+from mixpo.sources.build import SourceRow, identity, whole, with_tokens
+from mixpo.sources.columns import ColumnUse
 from mixpo.sources.images import Pictures
 from mixpo.sources.jsonl import question_of
-from mixpo.types import IMAGE_TOKEN, Question, Skipped, content_id
+from mixpo.types import IMAGE_TOKEN, Message, Notice, Question, Skipped
 
 
-def read(source: PythonSource, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped]:
+def read(source: PythonSource, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped | Notice]:
     """What the function yields, in order. Raises SourceError when it cannot be imported or called, or fails on the way."""
     root = recipe_folder / source.root
     if not root.is_dir():
@@ -31,12 +32,16 @@ def read(source: PythonSource, recipe_folder: Path, images: Path) -> Iterator[So
     function = _load(source.target, recipe_folder)
     pictures = Pictures(root, images)
     module = source.target.partition(":")[0]
+    columns = ColumnUse(source.target, source.kind)
     for number, row in enumerate(_rows(source, function, recipe_folder)):
         where = f"{source.target}[{number}]"
+        if isinstance(row, Mapping):
+            columns.see({str(key): value for key, value in row.items()})
         try:
             yield SourceRow(where=where, question=_question(row, pictures, module))
         except SourceError as error:
             yield Skipped(where=where, reason=str(error))
+    yield from columns.notices()
 
 
 def _load(target: str, recipe_folder: Path) -> Callable[..., Any]:
@@ -114,14 +119,12 @@ def _question(row: object, pictures: Pictures, module: str) -> Question:
 
 def _checked(question: Question, pictures: Pictures) -> Question:
     """The question with images found below the root and the id that its content gives."""
-    for text in (question.text, question.answer or "", *question.answers, *question.choices, question.rationale, question.domain):
+    earlier = (message.text for message in question.history)
+    for text in (question.text, question.answer or "", *question.answers, *question.choices, question.rationale, question.domain, *earlier):
         whole(text, "the question")
-    if (marks := question.text.count(IMAGE_TOKEN)) != len(question.images):
-        raise SourceError(
-            f"text has {amount(marks, f'{IMAGE_TOKEN} mark')} but {amount(len(question.images), 'image')}",
-            code="image-count-mismatch",
-            key="text",
-        )
+    turns = [*question.history, Message(role="user", text=question.text)]
+    if with_tokens(turns, len(question.images)) != turns:
+        raise SourceError(f"text has no {IMAGE_TOKEN} for its images", code="image-count-mismatch", key="text")
     if (question.answer is None) != (question.kind == "none"):
         raise SourceError(
             f'kind is {question.kind!r} with answer {question.answer!r}; open questions have kind "none" and no answer',
@@ -129,6 +132,5 @@ def _checked(question: Question, pictures: Pictures) -> Question:
             key="kind",
         )
     images = tuple(pictures.find(image.path) for image in question.images)
-    gold = sorted(question.answers) or question.answer
-    identity = content_id(question.text, [image.digest for image in images], gold, list(question.choices))
-    return dataclasses.replace(question, id=identity, images=images)
+    name = identity(question.text, images, sorted(question.answers) or question.answer, question.choices, question.history)
+    return dataclasses.replace(question, id=name, images=images)

@@ -66,7 +66,8 @@ def answer_job(context: Context, plan: Plan, index: QuestionIndex, name: str, ta
 
     def requests(shard: int) -> Iterator[Request]:
         for question in plan.rows(source, shard):
-            yield request_of(question, prompt_for(recipe, question, wording_of(mode)), range(count), recipe.seed, "evaluate", mode)
+            text = prompt_for(recipe, question, wording_of(mode))
+            yield request_of(prompting.with_system(recipe.prompt, question), text, range(count), recipe.seed, "evaluate", mode)
 
     return response_job(
         context,
@@ -91,7 +92,9 @@ def prompt_settings(recipe: Recipe, table: EvaluationSource, wording: str) -> di
 
     benchmark = BENCHMARKS[table.name]
     own = benchmark.direct if wording == "direct" else benchmark.cot
-    return {"benchmark": table.name, "template": own} if own else prompting.settings(recipe.prompt, wording)
+    if not own:
+        return prompting.settings(recipe.prompt, wording)
+    return {"benchmark": table.name, "template": own, **({"system": recipe.prompt.system} if recipe.prompt.system else {})}
 
 
 def prompt_for(recipe: Recipe, question: Question, wording: str) -> str:

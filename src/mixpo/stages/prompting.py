@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 from mixpo.prompts import PROMPTS, OwnStyle, Prompt
 from mixpo.recipe import PromptMix, PromptName, PromptTable, Recipe, names_in
 from mixpo.stages.source import QuestionIndex
-from mixpo.types import Pair, Question, content_id
+from mixpo.types import Message, Pair, Question, content_id
 
 
 def resolve(name: PromptName) -> Prompt:
@@ -67,6 +68,13 @@ def rendered(recipe: Recipe, question: Question, pair: Pair) -> str:
     return prompts_of(recipe, question)[number_of_pair(recipe, question, pair)].render(question.text)
 
 
+def with_system(table: PromptTable, question: Question) -> Question:
+    """The question with `prompt.system` in front of its conversation, unless that has a system message of its own."""
+    if not table.system or any(message.role == "system" for message in question.history):
+        return question
+    return replace(question, history=(Message(role="system", text=table.system), *question.history))
+
+
 def open_responses(recipe: Recipe, question: Question) -> int:
     """How many responses a question with an answer gets to `prompt.open` in addition to its others, for DropoutNTP."""
     table = recipe.pairs
@@ -88,9 +96,10 @@ def _parts(table: PromptTable, question: Question) -> list[tuple[Prompt, float]]
 
 def settings(table: PromptTable, mode: str = "cot") -> dict[str, Any]:
     """The resolved templates and styles that decide what a model is asked in this mode."""
+    system = {"system": table.system} if table.system else {}
     if mode == "direct":
-        return {"direct": _plain(table.direct)}
-    return {"open": _plain(table.open), **{name: _plain(value) for name, value in _reasoned(table).items()}}
+        return {**system, "direct": _plain(table.direct)}
+    return {**system, "open": _plain(table.open), **{name: _plain(value) for name, value in _reasoned(table).items()}}
 
 
 def styles(table: PromptTable) -> dict[str, Any]:

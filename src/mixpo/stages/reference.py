@@ -17,6 +17,7 @@ from mixpo.stages import prompting
 from mixpo.stages.job import Context, Job, Make, Plan, title
 from mixpo.stages.models import ModelRef, settings_of
 from mixpo.stages.pair import pairs_of
+from mixpo.stages.prompting import with_system
 from mixpo.stages.source import QuestionIndex
 from mixpo.types import Pair, Question
 
@@ -48,7 +49,11 @@ def reference_job(context: Context, plan: Plan, index: QuestionIndex, number: in
                     return (Scored(question=question.id) for question in questions)
                 by_prompt = [pairs_by_prompt(recipe, question, row.pairs) for question, row in zip(questions, paired, strict=True)]
                 rows = [
-                    (question, prompting.prompts_of(recipe, question)[number].render(question.text), pairs)
+                    (
+                        with_system(recipe.prompt, question),
+                        prompting.prompts_of(recipe, question)[number].render(question.text),
+                        pairs,
+                    )
                     for question, parts in zip(questions, by_prompt, strict=True)
                     for number, pairs in parts.items()
                 ]

@@ -36,6 +36,7 @@ def request_of(question: Question, prompt: str, indices: Sequence[int], seed: in
         indices=tuple(indices),
         source=question.source,
         domain=question.domain,
+        history=question.history,
     )
 
 

@@ -6,6 +6,7 @@ The two are separate jobs, so that another cut of the continuations samples noth
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from mixpo.engines.base import Request, SamplingParams
 from mixpo.pairs.dropout_ntp import continuation_request
@@ -78,7 +79,7 @@ def requests_for(recipe: Recipe, question: Question, number: int) -> Iterator[Re
         indices.setdefault(prompting.number_of(recipe, question, index), []).append(index)
     for prompt, of_prompt in sorted(indices.items()):
         text = prompting.prompts_of(recipe, question)[prompt].render(question.text)
-        yield request_of(question, text, of_prompt, recipe.seed, "sample", number)
+        yield request_of(prompting.with_system(recipe.prompt, question), text, of_prompt, recipe.seed, "sample", number)
 
 
 def continue_job(context: Context, plan: Plan, index: QuestionIndex, number: int, model: ModelRef) -> Job:
@@ -120,4 +121,6 @@ def _continuation(context: Context, question: Question, answers: Sampled, number
     vlm = context.models.words(model)
     prompt = without_images(prompting.prompts_of(recipe, question)[-1].render(question.text))
     seed = seed_of(recipe.seed, "continue", number)
-    return continuation_request(question, responses, prompt, recipe.pairs, seed, lambda ids, ratio: cut(vlm, ids, ratio))
+    request = continuation_request(question, responses, prompt, recipe.pairs, seed, lambda ids, ratio: cut(vlm, ids, ratio))
+    history = prompting.with_system(recipe.prompt, question).history
+    return request and replace(request, history=tuple(replace(turn, text=without_images(turn.text)) for turn in history))

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from mixpo.errors import RunError, SourceError
 from mixpo.plural import amount, are
-from mixpo.recipe import AnySource, ImageTable
+from mixpo.recipe import AnySource, ImageTable, Recipe
 from mixpo.records import write_text
 from mixpo.run import Manifest, Stage, changed_settings, now, versions
 from mixpo.stages.job import Context
-from mixpo.types import ImageRef, Question, Skipped, content_id
+from mixpo.types import ImageRef, Notice, Question, Skipped, content_id
 
 if TYPE_CHECKING:
     from mixpo.sources.build import SourceRow
@@ -86,7 +86,9 @@ def refresh(
     skipped: list[Skipped] = []
     counts: Counter[str] = Counter()
     begun = time.monotonic()
-    blocks = _nonempty(name, blocks_of(context, table, skipped, evaluated=evaluated, contamination=contamination), skipped) if table else ()
+    notices: list[str] = []
+    usable = blocks_of(context, table, skipped, notices, evaluated=evaluated, contamination=contamination) if table else ()
+    blocks = _nonempty(name, usable, skipped) if table else ()
     if table is not None and table.kind == "benchmark":
         blocks = duplicates.count_duplicates(blocks, counts)
     index = _write(context, stage, chain(blocks, imported), _expected(context, table), counts)
@@ -99,13 +101,15 @@ def refresh(
             key="source.partial",
         )
     _tell(context, stage, last, index, skipped)
+    for notice in notices:
+        context.progress.say(f"{name}: {notice}")
     for sentence in duplicates.messages(counts):
         context.progress.say(f"{name}: {sentence}")
     _save(context, stage, index, skipped)
     stage.save_manifest(
         Manifest(
             stage=name, settings=settings, inputs=[], shards=list(index.shards), finished=True, counts=dict(counts),
-            seconds=time.monotonic() - begun, started=now(), versions=versions(),
+            seconds=time.monotonic() - begun, started=now(), versions=versions(), facts={"notices": notices} if notices else {},
         )
     )  # fmt: skip
     return index
@@ -169,12 +173,13 @@ def blocks_of(
     context: Context,
     table: AnySource,
     skipped: list[Skipped],
+    notices: list[str],
     *,
     evaluated: bool = False,
     contamination: ContaminationFilter | None = None,
 ) -> Iterator[list[Question]]:
     """The usable questions of a source, `shard_size` at a time."""
-    questions = valid(context, table, skipped, evaluated=evaluated, contamination=contamination)
+    questions = valid(context, table, skipped, notices, evaluated=evaluated, contamination=contamination)
     while block := list(islice(questions, context.recipe.shard_size)):
         yield block
 
@@ -183,16 +188,20 @@ def valid(
     context: Context,
     table: AnySource,
     skipped: list[Skipped],
+    notices: list[str],
     *,
     evaluated: bool = False,
     contamination: ContaminationFilter | None = None,
 ) -> Iterator[Question]:
-    """The usable questions of a source, at most `context.limit`; skipped rows go to `skipped` with the reason.
+    """The usable questions of a source, at most `context.limit`; skipped rows go to `skipped` with the reason, and notices to `notices`.
 
     Images are looked at (format, size) but not decoded: a truncated one is found when the model needs it, and listed there.
     """
     usable = 0
     for item in _in_its_table(context, table, rows_of(table, context.recipe_folder, context.run.images)):
+        if isinstance(item, Notice):
+            notices.append(accepted(context.recipe, item))
+            continue
         if isinstance(item, Skipped):
             skipped.append(item)
             continue
@@ -212,7 +221,17 @@ def valid(
             return
 
 
-def _in_its_table(context: Context, table: AnySource, rows: Iterator[SourceRow | Skipped]) -> Iterator[SourceRow | Skipped]:
+def accepted(recipe: Recipe, notice: Notice) -> str:
+    """A notice as text. Raises SourceError where it is about responses that no engine of the recipe reads."""
+    if notice.code and recipe.sample.engine != "file":
+        raise SourceError(f"{notice.where}: {notice.text}", code="source-holds-responses", path=notice.where, key="sample.responses")
+    return f"{notice.where}: {notice.text}"
+
+
+Rows = Iterator["SourceRow | Skipped | Notice"]
+
+
+def _in_its_table(context: Context, table: AnySource, rows: Rows) -> Rows:
     """The rows; an error says which evaluation set it is about, since all tables of sources have the same keys."""
     try:
         yield from rows
@@ -221,7 +240,7 @@ def _in_its_table(context: Context, table: AnySource, rows: Iterator[SourceRow |
         raise SourceError("".join(named) + str(error), code=error.code, path=error.path, line=error.line, key=error.key) from None
 
 
-def rows_of(table: AnySource, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped]:
+def rows_of(table: AnySource, recipe_folder: Path, images: Path) -> Rows:
     """What a source or a benchmark holds, in order."""
     from mixpo.evaluate import benchmarks
     from mixpo.sources import read_rows

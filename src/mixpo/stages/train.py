@@ -97,7 +97,8 @@ def groups_of(context: Context, plan: Plan, number: int) -> list[Group]:
         for question, scored in zip(plan.rows("source", shard), plan.rows(f"round-{number}/reference", shard), strict=True):
             for prompt, part in split_record(scored).items():
                 text = prompting.prompts_of(context.recipe, question)[prompt].render(question.text)
-                rows.extend(repeated(from_record(question, text, part), part.repeats))
+                asked = prompting.with_system(context.recipe.prompt, question)
+                rows.extend(repeated(from_record(asked, text, part), part.repeats))
     return rows
 
 
@@ -187,7 +188,7 @@ def watch_of(context: Context, plan: Plan, vlm: Vlm) -> EvaluatePolicy | None:
     from mixpo.evaluate.benchmarks import BENCHMARKS
     from mixpo.evaluate.score import score
 
-    table = context.recipe.train.watch
+    recipe, table = context.recipe, context.recipe.train.watch
     if table is None:
         return None
     context = replace(context, recipe=without_judge(context.recipe))  # too slow to be asked while training
@@ -195,7 +196,9 @@ def watch_of(context: Context, plan: Plan, vlm: Vlm) -> EvaluatePolicy | None:
     chosen = next(s for s in sets if s.name == (table.set or sets[0].name))
     benchmark = BENCHMARKS[chosen.source.name] if chosen.source.kind == "benchmark" else None
     questions = _first(plan, source_name(chosen.name), table.count)
-    requests = [request_of(q, prompt_for(context.recipe, q, "cot"), (0,), context.recipe.seed, "watch") for q in questions]
+    requests = [
+        request_of(prompting.with_system(recipe.prompt, q), prompt_for(recipe, q, "cot"), (0,), recipe.seed, "watch") for q in questions
+    ]
     how = params(context.recipe, "cot")
 
     def watch() -> PolicyMetrics:

@@ -24,6 +24,7 @@ from mixpo.engines.tokens import TokenCodec
 from mixpo.errors import EngineError, SourceError
 from mixpo.recipe import ImageTable
 from mixpo.records import Sampled
+from mixpo.types import IMAGE_TOKEN
 
 Value = TypeVar("Value")
 
@@ -196,8 +197,8 @@ class OpenAIEngine:
         examples: dict[tuple[str, ...], Example] = {}
         with_images = [request for request in requests if request.images]
         for request in with_images[:CANDIDATES]:
-            if len(request.images) != len(with_images[0].images):
-                continue
+            if len(request.images) != len(with_images[0].images) or request.prompt.count(IMAGE_TOKEN) != len(request.images):
+                continue  # images in earlier turns say nothing about those of one message
             try:
                 images = tuple(image_url(image, self._image.of(request)) for image in request.images)
             except SourceError:

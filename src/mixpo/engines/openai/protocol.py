@@ -20,7 +20,7 @@ from mixpo.engines.responses import Choice
 from mixpo.engines.tokens import TokenCodec
 from mixpo.images import open_image
 from mixpo.recipe import ImageTable
-from mixpo.types import ImageRef
+from mixpo.types import IMAGE_TOKEN, ImageRef, Message
 
 Dialect = Literal["negative", "zero", "generation_config", "plain", "bare"]
 """How a server takes sampling fields beyond OpenAI's protocol: top_k off as -1 or as 0, inside transformers' `generation_config`, or
@@ -109,16 +109,31 @@ def user_message(prompt: str, images: Sequence[str], placeholder: str) -> dict[s
     return {"role": "user", "content": content if images else prompt}
 
 
-def continuation_body(codec: TokenCodec, route: Route, prompt: str, prefix: Sequence[int]) -> tuple[str, dict[str, Any], int]:
+def conversation(history: Sequence[Message], prompt: str, images: Sequence[str], placeholder: str) -> list[dict[str, Any]]:
+    """The messages of `history` and the prompt, with `images` (data URLs) at the placeholders of the user's messages, in order."""
+    turns, rest = [], list(images)
+    for message in (*history, Message(role="user", text=prompt)):
+        if message.role != "user":
+            turns.append({"role": message.role, "content": message.text})
+            continue
+        count = message.text.count(placeholder)
+        turns.append(user_message(message.text, rest[:count], placeholder))
+        del rest[:count]
+    return turns
+
+
+def continuation_body(
+    codec: TokenCodec, route: Route, prompt: str, prefix: Sequence[int], history: Sequence[Message] = ()
+) -> tuple[str, dict[str, Any], int]:
     """Path and body that continue `prefix`, and the prompt tokens that the server must report if it received all of it."""
     if route == "ids":
-        ids = [*codec.prompt_ids(prompt), *prefix]
+        ids = [*codec.prompt_ids(prompt, history=history), *prefix]
         return "/completions", {"prompt": ids}, len(ids)
     begun = codec.decode(prefix)
-    rendered = codec.prompt_text(prompt) + begun
+    rendered = codec.prompt_text(prompt, history) + begun
     if route == "text":
         return "/completions", {"prompt": rendered}, len(codec.encode_raw(rendered))
-    turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": begun}]
+    turns = [*conversation(history, prompt, (), IMAGE_TOKEN), {"role": "assistant", "content": begun}]
     body = {"messages": turns, "add_generation_prompt": False, "continue_final_message": True}
     return "/chat/completions", body, len(codec.encode_raw(rendered))
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from mixpo.engines.base import Request, SamplingParams
 from mixpo.engines.openai.client import Client, RequestError, ServerLostError
 from mixpo.engines.openai.probe import HOT, RANDOM, SHORT, Capabilities
-from mixpo.engines.openai.protocol import Completion, continuation_body, image_url, parse_completion, sampling_body, user_message
+from mixpo.engines.openai.protocol import Completion, continuation_body, conversation, image_url, parse_completion, sampling_body
 from mixpo.engines.responses import FEW, Choice, improbably_identical, response_of
 from mixpo.engines.tokens import TokenCodec, continues_control_token
 from mixpo.errors import SourceError
@@ -65,7 +65,8 @@ class Sampler:
         return Sampled(question=request.key, responses=tuple(made))
 
     async def _sampled(self, request: Request) -> list[Choice]:
-        placeholders, params = request.prompt.count(IMAGE_TOKEN), self.params
+        texts, params = [request.prompt, *(message.text for message in request.history if message.role == "user")], self.params
+        placeholders = sum(text.count(IMAGE_TOKEN) for text in texts)
         if placeholders != len(request.images):
             raise SourceError(
                 f"the prompt has {amount(placeholders, f'{IMAGE_TOKEN} placeholder')} for {amount(len(request.images), 'image')}; "
@@ -73,13 +74,13 @@ class Sampler:
                 code="image-placeholders",
             )
         if self.served is not None:
-            self.served.prompt_text(request.prompt)  # refuses a prompt that would end its own turn
+            self.served.prompt_text(request.prompt, request.history)  # refuses a prompt that would end its own turn
         images = [await asyncio.to_thread(image_url, image, self.image.of(request)) for image in request.images]
-        turn = user_message(request.prompt, images, IMAGE_TOKEN)
-        choices = await self._collect(request.seeds, partial(self._chat, turn))
+        turns = conversation(request.history, request.prompt, images, IMAGE_TOKEN)
+        choices = await self._collect(request.seeds, partial(self._chat, turns))
         if not self.eval_only and improbably_identical(choices, params.temperature):
             self.counts["identical answers, retried"] += 1
-            again = await self._collect([seed + SEED_STEP for seed in request.seeds], partial(self._chat, turn))
+            again = await self._collect([seed + SEED_STEP for seed in request.seeds], partial(self._chat, turns))
             if len({choice.text for choice in (*choices, *again)}) == 1:
                 # With log-probs it is already clear that the model is not that sure.
                 if choices[0].logprobs or not await self._server_samples(request, images):
@@ -92,9 +93,9 @@ class Sampler:
 
     async def _server_samples(self, request: Request, images: Sequence[str]) -> bool:
         """Whether the server samples another prompt with these images: then the model is sure of its answer and nothing is wrong."""
-        turn = user_message(f"{request.prompt}\n{RANDOM}", images, IMAGE_TOKEN)
+        turns = conversation(request.history, f"{request.prompt}\n{RANDOM}", images, IMAGE_TOKEN)
         hot = replace(self.params, temperature=HOT, max_new_tokens=SHORT, stop=())
-        replies = await _all([self._chat(turn, 1, seed + 2 * SEED_STEP, hot) for seed in request.seeds[:FEW]])
+        replies = await _all([self._chat(turns, 1, seed + 2 * SEED_STEP, hot) for seed in request.seeds[:FEW]])
         return len({choice.text for reply in replies for choice in reply.choices}) > 1
 
     async def _continued(self, request: Request) -> list[Choice]:
@@ -139,10 +140,10 @@ class Sampler:
             return True
         return not self.codec.holds_control(choice.text, choice.ids)
 
-    async def _chat(self, turn: Mapping[str, Any], n: int, seed: int, params: SamplingParams | None = None) -> Completion:
+    async def _chat(self, turns: Sequence[Mapping[str, Any]], n: int, seed: int, params: SamplingParams | None = None) -> Completion:
         known = self.known
         body = sampling_body(known.model, params or self.params, n, seed, known.dialect, self._ends, known.bias)
-        body["messages"] = [turn]
+        body["messages"] = list(turns)
         if known.logprobs:
             body |= {"logprobs": True, "top_logprobs": 1}
         return await self.client.post("/chat/completions", body, partial(parse_completion, eval_only=self.eval_only))
@@ -151,7 +152,7 @@ class Sampler:
         """Raises RequestError when the server reports another number of prompt tokens than prompt and prefix have."""
         assert self.served is not None
         known = self.known
-        path, body, expected = continuation_body(self.served, known.continuation, request.prompt, request.prefixes[slot])
+        path, body, expected = continuation_body(self.served, known.continuation, request.prompt, request.prefixes[slot], request.history)
         whole = sampling_body(known.model, self.params, n, seed, known.dialect, self._ends, known.bias) | body
         if known.logprobs:
             whole |= {"logprobs": 1} if path == "/completions" else {"logprobs": True, "top_logprobs": 1}

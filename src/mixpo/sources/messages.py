@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from mixpo.errors import SourceError
-from mixpo.sources.build import described
+from mixpo.sources.build import described, whole
 from mixpo.types import IMAGE_TOKEN, Message, Role
 
 ROLES: dict[str, str] = {
@@ -75,6 +75,40 @@ def _text(content: object, what: str, images: list[object]) -> str:
         else:
             raise SourceError(f"{what}: a part of type {str(kind)[:40]!r} is not supported (text, image)", code="preference-part")
     return "".join(pieces)
+
+
+def checked_turns(prompt: Sequence[Message]) -> list[Message]:
+    """The prompt as user and assistant turns in turn, after at most one system message; it ends with the user."""
+    roles = [message.role for message in prompt]
+    turns = roles[1:] if roles[:1] == ["system"] else roles
+    if not turns:
+        raise SourceError("the prompt has no user turn", code="preference-no-prompt")
+    if turns[-1] != "user":
+        raise SourceError("the prompt must end with a user turn, not with the assistant's", code="preference-turn-order")
+    if turns != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
+        raise SourceError(f"user and assistant turns must alternate, not {', '.join(roles)}", code="preference-turn-order")
+    for message in prompt:
+        whole(message.text, f"the {message.role} message")
+    if not prompt[-1].text.replace(IMAGE_TOKEN, "").strip() and IMAGE_TOKEN not in prompt[-1].text:
+        raise SourceError("the last user turn is empty", code="preference-no-prompt")
+    return list(prompt)
+
+
+def turns_of(row: Mapping[str, object]) -> tuple[object, tuple[Message, ...], list[object]]:
+    """The question of a source's row, the messages before it, and the images written inside of them.
+
+    `messages` (or `conversations`) end with the last user turn, or stand before a `question` of its own.
+    """
+    value = row.get("messages") or row.get("conversations")
+    if not value:
+        return row.get("question"), (), []
+    messages, inline = messages_of(value, "messages")
+    question = row.get("question")
+    if question is None:
+        *history, last = checked_turns(messages)
+        return last.text, tuple(history), inline
+    checked_turns([*messages, Message(role="user", text=str(question))])
+    return question, tuple(messages), inline
 
 
 def response_text(messages: Sequence[Message], what: str) -> str:
