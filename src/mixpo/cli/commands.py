@@ -114,9 +114,11 @@ def _run_stage(name: str, context: Context, kinds: Sequence[str], force: Sequenc
     from mixpo.cli import results, show
     from mixpo.commands.status import status
     from mixpo.pipeline import run_stage
-    from mixpo.stages.names import kind_of
+    from mixpo.stages.names import kind_of, kinds_until
     from mixpo.stages.report import current_report
 
+    if name == "train" and context.recipe.source is None:
+        kinds = kinds_until(name)  # ready-made pairs need no command of their own before
     plan = run_stage(context, kinds, force)
     if name == "report":
         results.results(context.run.root)
@@ -131,7 +133,7 @@ _stage_command("sample", ("sample", "continue"), "Only sample answers, and conti
 _stage_command("verify", ("verify",), "Only verify the sampled answers.")
 _stage_command("pair", ("pair", "select"), "Only build preference pairs.")
 _stage_command("reference", ("reference",), "Only compute log-probs under the reference policy.")
-_stage_command("train", ("train",), "Only train.")
+_stage_command("train", ("train",), "Only train; with [[preferences]] alone, also what training needs.")
 _stage_command("evaluate", ("answer", "evaluate", "text"), "Only evaluate the models that are available.")
 _stage_command("report", ("report",), "Only write the report of the finished stages.")
 

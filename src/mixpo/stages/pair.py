@@ -83,7 +83,7 @@ def count_paired(rows: Sequence[Paired]) -> Mapping[str, int]:
     for row in rows:
         counts["pairs"] += len(row.pairs)
         counts["marked"] += row.marked
-        counts["with_rationale"] += sum(pair.chosen_index == RATIONALE for pair in row.pairs)
+        counts["with_rationale"] += sum(pair.chosen_index == RATIONALE and pair.origin != "imported" for pair in row.pairs)
         counts.update(f"origin: {pair.origin}" for pair in row.pairs)
         for drop in row.dropped:
             counts[f"dropped: {drop.reason}"] += drop.count
