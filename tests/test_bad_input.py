@@ -63,7 +63,7 @@ def test_unusable_images_are_listed_skips(recipe: Path, capsys: pytest.CaptureFi
     assert "empty" in reasons["questions.jsonl:3"]
     assert "longer than image.max_side" in reasons["questions.jsonl:4"]
     err = capsys.readouterr().err
-    assert "source: 4 rows left out: " in err
+    assert "source: 4 rows skipped: " in err
     assert "and 1 more" in err
     manifest = json.loads((recipe.parent / "run" / "source" / "manifest.json").read_text())
     assert manifest["counts"]["skipped"] == 4

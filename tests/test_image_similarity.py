@@ -176,7 +176,7 @@ def test_a_dry_run_counts_the_same_and_keeps_nothing(recipe: Path) -> None:
     context = open_small(recipe, run, "evaluate.decontaminate=similar")
     estimates = {row.stage: row for row in dry_run(context)}
     assert estimates["source"].todo == 9
-    assert "1 row left out" in estimates["source"].why
+    assert "1 row skipped" in estimates["source"].why
     assert not (run / "cache").exists()
     assert any("decoding every image" in line for line in said(context))
 

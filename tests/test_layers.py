@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 import mixpo
 from mixpo import errors
@@ -45,43 +44,38 @@ TORCH_HOMES = ("vlm/", "train/", "engines/transformers.py", "distributed.py")
 FILES = sorted(SOURCE.rglob("*.py"))
 
 
-def imports(tree: ast.AST) -> Iterator[str]:
-    """Dotted names of everything that is imported anywhere in a file, inside functions and for type checkers too."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "relative imports hide the layer"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    """The parsed file; shared, so leave it as it is."""
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def without_type_checking(tree: ast.Module) -> ast.Module:
-    """The tree without its `if TYPE_CHECKING:` blocks."""
-
-    class Remover(ast.NodeTransformer):
-        def visit_If(self, node: ast.If) -> ast.AST | None:
-            return None if ast.unparse(node.test) == "TYPE_CHECKING" else self.generic_visit(node)
-
-    return Remover().visit(tree)
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(SOURCE).as_posix())
-def test_imports_go_downward_only(path: Path) -> None:
-    own = path.relative_to(SOURCE).with_suffix("").parts[0]
-    if own in ("__init__", "__main__"):
-        return
-    for name in imports(ast.parse(path.read_text(encoding="utf-8"))):
-        if name.startswith("mixpo.") and (other := name.split(".")[1]) != own:
-            assert RANK[other] < RANK[own], f"{path}: {own} must not import {name}"
+def imports(tree: ast.AST, type_checking: bool = True) -> Iterator[str]:
+    """Dotted names of everything that is imported anywhere in a file, inside functions too; those of `if TYPE_CHECKING:` if wanted."""
+    if isinstance(tree, ast.Import):
+        yield from (alias.name for alias in tree.names)
+    elif isinstance(tree, ast.ImportFrom):
+        assert tree.level == 0, "relative imports hide the layer"
+        yield from (f"{tree.module}.{alias.name}" for alias in tree.names)
+    elif type_checking or not (isinstance(tree, ast.If) and ast.unparse(tree.test) == "TYPE_CHECKING"):
+        for node in ast.iter_child_nodes(tree):
+            yield from imports(node, type_checking)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(SOURCE).as_posix())
-def test_torch_stays_in_its_places(path: Path) -> None:
-    relative = path.relative_to(SOURCE).as_posix()
-    if relative.startswith(TORCH_HOMES):
-        return
-    found = {name.split(".")[0] for name in imports(without_type_checking(ast.parse(path.read_text(encoding="utf-8"))))}
-    assert not found & TORCH
+def test_imports_go_downward_only() -> None:
+    upward = []
+    for path in FILES:
+        own = path.relative_to(SOURCE).with_suffix("").parts[0]
+        if own not in ("__init__", "__main__"):
+            others = ((name.split(".")[1], name) for name in imports(tree_of(path)) if name.startswith("mixpo."))
+            upward += [f"{path}: {own} must not import {name}" for other, name in others if other != own and RANK[other] >= RANK[own]]
+    assert not upward, "\n".join(upward)
+
+
+def test_torch_stays_in_its_places() -> None:
+    others = [path for path in FILES if not relative(path).startswith(TORCH_HOMES)]
+    heavy = {relative(path): {name.split(".")[0] for name in imports(tree_of(path), type_checking=False)} & TORCH for path in others}
+    assert not {path: names for path, names in heavy.items() if names}
 
 
 def test_every_module_has_a_layer() -> None:
@@ -89,9 +83,12 @@ def test_every_module_has_a_layer() -> None:
     assert modules - {"__init__", "__main__", "assets"} <= set(RANK)
 
 
-def test_the_check_would_notice(tmp_path: Path) -> None:
+def test_the_check_would_notice() -> None:
     tree = ast.parse("def f():\n    from mixpo.cli import commands\n    import torch.nn\n")
     assert set(imports(tree)) == {"mixpo.cli.commands", "torch.nn"}
+    tree = ast.parse("if TYPE_CHECKING:\n    import torch\nelse:\n    import json")
+    assert set(imports(tree)) == {"torch", "json"}
+    assert set(imports(tree, type_checking=False)) == set()
 
 
 def test_public_names() -> None:
@@ -114,7 +111,7 @@ def edges() -> dict[str, set[str]]:
     modules = {module_of(path) for path in FILES}
     graph = {}
     for path in FILES:
-        names = list(imports(without_type_checking(ast.parse(path.read_text(encoding="utf-8")))))
+        names = list(imports(tree_of(path), type_checking=False))
         targets = {name if name in modules else name.rpartition(".")[0] for name in names}
         graph[module_of(path)] = (targets & modules) - {module_of(path)}
     return graph
@@ -179,9 +176,7 @@ def test_no_file_is_long() -> None:
 
 
 def test_no_class_name_stands_twice() -> None:
-    names = Counter(
-        node.name for path in FILES for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.ClassDef)
-    )
+    names = Counter(node.name for path in FILES for node in ast.walk(tree_of(path)) if isinstance(node, ast.ClassDef))
     assert {name for name, count in names.items() if count > 1} <= DUPLICATES
 
 
@@ -208,7 +203,7 @@ def codes(tree: ast.AST) -> Iterator[tuple[int, str]]:
 def test_errors_have_codes() -> None:
     """Each place that makes a MixpoError passes a literal code in kebab-case, or the code of the error that it translates."""
     for path in FILES:
-        for number, code in codes(ast.parse(path.read_text(encoding="utf-8"))):
+        for number, code in codes(tree_of(path)):
             assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)+", code), f"{path}:{number}: {code}"
 
 

@@ -271,7 +271,7 @@ def test_the_dry_run_counts_what_would_be_left_out(tmp_path: Path, tiny_folder: 
     with (tmp_path / "held_out.jsonl").open("a") as file:
         file.write('{"question": "Describe it.", "image": "images/501.png"}\n')
     (row,) = [row for row in dry_run(open_small(recipe, tmp_path / "run")) if row.stage == "evaluate/held-out/source"]
-    assert (row.total, row.why) == (6, "read at every start; 1 row left out, `mixpo check` lists them")
+    assert (row.total, row.why) == (6, "read at every start; 1 row skipped, `mixpo check` lists them")
 
 
 def test_nothing_to_evaluate_is_said(own_run: Path) -> None:

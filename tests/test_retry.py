@@ -178,7 +178,7 @@ def test_answers_of_a_model_that_is_stale_are_left_to_the_run(recipe: Path, engi
     engine.broken, engine.asked = set(), []
     done = retry(context)
     assert [row.stage for row in done] == ["round-1/sample", "answer/held-out/base/cot"]
-    assert [line for line in said(context) if "not asked again" in line]
+    assert [line for line in said(context) if "not retried" in line]
     run_recipe(context)
     assert retry(context) == []
 

@@ -69,7 +69,7 @@ def test_training_keeps_off_the_evaluation_sets(recipe: Path) -> None:
     context = open_small(recipe, run)
     assert read_sources(context).train.questions == 9
     assert left_out(run) == [("questions.jsonl:3", "its image is in the evaluation set 'held-out'")]
-    assert any("1 row left out" in line for line in said(context))
+    assert any("1 row skipped" in line for line in said(context))
     checked = check(context.recipe, folder, Silent())
     assert [(Path(row.where).name, row.problem) for row in checked.left_out] == left_out(run)
     assert not checked.findings

@@ -144,7 +144,7 @@ def test_a_server_that_is_away_at_the_end_costs_its_own_row_and_no_other(
     assert missing[0] in (root / "report.html").read_text()
     # It is waited for once, not once for each mode.
     assert shown.err.count("waiting for it up to patience_s") == 1
-    assert "answer held-out: big-1.0, direct: left out, what it needs failed" in shown.err
+    assert "answer held-out: big-1.0, direct: skipped, what it needs failed" in shown.err
     # When it is back, only its row is made.
     server.start()
     context = open_small(recipe, root)

@@ -7,6 +7,7 @@ may only shrink.
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import re
 import tokenize
@@ -87,40 +88,40 @@ NAMES = {
 """Part of an identifier (`late` in `is_late` and `LateFailure`) -> what to call it instead."""
 
 PROSE_LEFT: dict[str, int] = {
-    r"left out|leav(?:e|es|ing) (?:\w+ )?out": 28,
-    r"(?:go|goes|going|went|gone) on": 8,
-    r"put(?:s|ting)? before (?:it|a judge|the judge)|go(?:es)? before a judge|before the judge again": 1,
-    r"speak(?:s|ing)? against": 4,
-    r"(?:make|makes|made|making) (?:anew|again)|anew": 10,
-    r"ask(?:s|ed|ing)? (?:\w+ )?again|tried again": 8,
-    r"taken for": 2,
-    r"beside": 24,
-    r"without a word|aloud|in plain words|in words": 11,
-    r"stands? (?:in|on|above|behind|beside|there)": 17,
-    r"(?:is|are|was|were) said": 3,
-    r"look(?:s|ed|ing)? at": 22,
-    r"the checker": 1,
+    r"look(?:s|ed|ing)? at": 6,
+    r"without a word|aloud|in plain words|in words": 9,
+    r"beside": 15,
     r"speaks? of": 1,
-    r"(?<!-)alike": 5,
-    r"besides": 11,
-    r"till|thereof|whence|ere|therein": 2,
+    r"besides": 2,
+    r"left out|leav(?:e|es|ing) (?:\w+ )?out": 2,
+    r"stands? (?:in|on|above|behind|beside|there)": 10,
+    r"(?:go|goes|going|went|gone) on": 2,
+    r"ask(?:s|ed|ing)? (?:\w+ )?again|tried again": 1,
+    r"speak(?:s|ing)? against": 2,
+    r"(?<!-)alike": 1,
+    r"till|thereof|whence|ere|therein": 1,
 }
-"""How often each pattern may still occur in the source."""
+"""How often each pattern may still occur in the source: patterns that search for a response's own words, one judge prompt, and verify/."""
 
 NAMES_LEFT: dict[str, int] = {
     "amounts": 3,
-    "found": 81,
-    "said": 19,
-    "told": 1,
+    "found": 32,
+    "said": 9,
 }
 """How often each part may still occur in identifiers of the source."""
 
 SEARCH = {pattern: re.compile(rf"\b(?:{pattern})\b".replace(" ", r"[\s#]+"), re.IGNORECASE) for pattern in PROSE}
 
 
+@functools.cache
+def tokens_of(text: str) -> list[tokenize.TokenInfo]:
+    """The tokens of a module; two tests read them."""
+    return list(tokenize.generate_tokens(io.StringIO(text).readline))
+
+
 def prose_of(text: str) -> Iterator[tuple[int, str]]:
     """(first line, text) of the comments and strings of a module."""
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+    for token in tokens_of(text):
         if token.type == tokenize.COMMENT:
             yield token.start[0], token.string
     for node in ast.walk(ast.parse(text)):
@@ -130,8 +131,11 @@ def prose_of(text: str) -> Iterator[tuple[int, str]]:
 
 def words_in(path: Path, parts: Iterable[tuple[int, str]]) -> Iterator[tuple[str, str]]:
     """(pattern, place and remedy) of every listed word. A space matches a line break too."""
+    parts = [*parts]
+    whole = "\0".join(text for _, text in parts)
+    present = {pattern: search for pattern, search in SEARCH.items() if search.search(whole)}
     for line, text in parts:
-        for pattern, search in SEARCH.items():
+        for pattern, search in present.items():
             for match in search.finditer(text):
                 number = line + text.count("\n", 0, match.start())
                 yield pattern, f"{path.relative_to(ROOT).as_posix()}:{number}: {' '.join(match[0].split())!r}; write: {PROSE[pattern]}"
@@ -139,7 +143,7 @@ def words_in(path: Path, parts: Iterable[tuple[int, str]]) -> Iterator[tuple[str
 
 def names_in(path: Path, text: str) -> Iterator[tuple[str, str]]:
     """(part, place and remedy) of every listed part of an identifier."""
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+    for token in tokens_of(text):
         if token.type == tokenize.NAME and "NotFound" not in token.string:
             for part in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", token.string):
                 if part.lower() in NAMES:

@@ -128,7 +128,7 @@ def pairs(
         made = mixpo.pairs(rows, model="OpenGVLab/InternVL3-1B-hf", sample={"n": 8})
 
     data: a `datasets.Dataset` or an iterable of dictionaries with the fields of a JSONL source: "question", "image" (a path, Pillow image,
-    encoded bytes, or a list of them), "answer" (leave it out for open questions), "choices", "rationale", "domain".
+    encoded bytes, or a list of them), "answer" (none for open questions), "choices", "rationale", "domain".
     model: folder or Hub id. settings: tables of the recipe, such as `sample={"n": 8}` or `seed=1`; `source={"answer_kind": "number"}`
     adds to how rows are read. Raises SourceError, naming the row, for a row that is no dictionary or whose image cannot be used.
     """

@@ -21,7 +21,7 @@ def user_cache() -> Path | None:
 
 
 class Cache:
-    """From text to text. Thread-safe. A broken file is deleted and begun anew; where none can be written, results are kept in memory."""
+    """From text to text. Thread-safe. A broken file is deleted and replaced; where none can be written, results are kept in memory."""
 
     def __init__(self, path: Path) -> None:
         self._path: Path | str = path

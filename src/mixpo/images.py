@@ -38,7 +38,7 @@ SUFFIXES = {
     "ICO": ".ico",
 }
 """Formats that are read, with the suffix of a stored copy. MPO is what some cameras write as .jpg. Vector and document formats are
-left out on purpose: reading them runs other programs."""
+excluded on purpose: reading them runs other programs."""
 
 MAX_BYTES = 1 << 30
 """A larger file is refused unread."""
@@ -67,7 +67,7 @@ def open_image(ref: ImageRef, table: ImageTable) -> Image.Image:
 
 
 def probe(path: Path, table: ImageTable, *, decode: bool = True) -> str | None:
-    """What is wrong with an image file, or None. `decode=False` looks at the header only, which misses truncated files."""
+    """What is wrong with an image file, or None. `decode=False` reads the header only, which misses truncated files."""
     try:
         content = _read(path)
         if decode:

@@ -17,7 +17,7 @@ from urllib.parse import quote
 MASKED = "[secret]"
 SHORTEST = 8
 """Characters of the shortest value of an environment variable that is masked: a shorter one, such as the "EMPTY" that local servers
-take for a key, also stands in ordinary text."""
+take for a key, also occurs in ordinary text."""
 
 _NAMES = re.compile(r"(?i)(?:^|_)(?:api_?key|access_key|secret_key|token|secret|password|passwd)$")
 """Environment variables that hold a secret: HF_TOKEN, WANDB_API_KEY, OPENAI_API_KEY, AWS_SECRET_ACCESS_KEY, ..."""

@@ -1,4 +1,4 @@
-"""The ordered stages of a run: what is planned, what is done, what is made again. Each stage's own work is in `mixpo.stages`.
+"""The ordered stages of a run: what is planned, what is done, what is stale. Each stage's own work is in `mixpo.stages`.
 
 The whole plan is known before anything is made, because a shard's name follows from settings and inputs and the identity of
 a trained model from what it is trained on. `run_recipe`, `run_stage`, `status` and the dry run all walk the same plan.
@@ -104,7 +104,7 @@ def reopen(root: Path, job: str) -> tuple[Context, Planned]:
 def run_recipe(context: Context, force: Sequence[str] = ()) -> Plan:
     """Do everything that is not done. `force` names stages to do again, with all that follow them.
 
-    Raises a MixpoError when a stage cannot go on; what was finished before it is kept. Where a stage of the evaluation fails, everything
+    Raises a MixpoError when a stage cannot continue; what was finished before it is kept. Where a stage of the evaluation fails, everything
     else is done, the report too, before an UnfinishedError.
     """
     if not context.ranks.main:
@@ -115,7 +115,7 @@ def run_recipe(context: Context, force: Sequence[str] = ()) -> Plan:
         answer.ready(context.recipe, plan)
         for planned in [planned for planned in plan.planned.values() if planned.job.kind != "report"]:
             deferred.do(planned)
-        # Planned anew: its key holds which of the others are finished.
+        # Planned again: its key holds which of the others are finished.
         plan.add(report_job(context, plan))
         _perform(context, plan.planned["report"])
     deferred.close()
@@ -193,9 +193,7 @@ def _why_nothing_to_score(plan: Plan) -> str:
     reasons = dict.fromkeys(reason for planned in answers for reason in planned.work().reasons)
     if not reasons:
         return "there are no saved answers to score; run `mixpo evaluate` first"
-    return (
-        f"the saved answers were made in another way ({'; '.join(reasons)}); marking again cannot change that, `mixpo evaluate` asks anew"
-    )
+    return f"the saved answers were made in another way ({'; '.join(reasons)}); `mixpo evaluate` samples them again"
 
 
 @contextmanager

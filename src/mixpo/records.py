@@ -153,7 +153,7 @@ def schema_of(row: type) -> pa.Schema:
     return result
 
 
-# Annotations are read once: for each small shard anew, that took a third of the time of reading it.
+# Annotations are read once: once per small shard, that took a third of the time of reading it.
 @cache
 def _schema(row: Any) -> pa.Schema:
     import pyarrow as pa
@@ -293,7 +293,7 @@ def _read(path: Path, row: type, columns: list[str] | None = None) -> pa.Table:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             result, table = file.schema_arrow, file.read(columns)
     except FileNotFoundError:
-        raise RecordError(f"{path}: missing; run the same command again to make it anew", code="record-missing", path=path) from None
+        raise RecordError(f"{path}: missing; run the same command again to write it", code="record-missing", path=path) from None
     except PermissionError as error:
         raise RecordError(str(refused(error, path)), code="system-refused", path=path) from None
     # A flipped bit in the footer shows as any of these.

@@ -176,7 +176,7 @@ def test_settings_that_are_refused_do_not_stay(run: Path, tmp_path: Path, capsys
     assert "is not a folder" in capsys.readouterr().err
     assert main(["score", str(root), "--set", "evaluate.max_new_tokens=10"]) == 1
     said = " ".join(capsys.readouterr().err.split())
-    assert "the saved answers were made in another way (decode.max_new_tokens: 400 -> 10); marking again cannot change that" in said
+    assert "the saved answers were made in another way (decode.max_new_tokens: 400 -> 10); `mixpo evaluate` samples them again" in said
     assert (root / "recipe.json").read_text() == before
     assert main(["score", str(root)]) == 0
 
@@ -314,7 +314,7 @@ def test_a_benchmark_with_unusable_rows_is_refused_unless_told(tmp_path: Path, t
     context = opened(recipe, tmp_path / "run")
     with pytest.raises(MixpoError, match="the script has no answer"):
         run_stage(context, ("answer", "evaluate"))
-    assert any("1 row left out" in line for line in said(context))
+    assert any("1 row skipped" in line for line in said(context))
 
 
 def test_a_judge_that_could_not_be_read_is_asked_again(tmp_path: Path, tiny_folder: Path) -> None:

@@ -99,5 +99,5 @@ def test_a_dry_run_counts_the_pairs(recipe: Path, capsys: pytest.CaptureFixture[
     assert main(["plan", str(recipe), "--json"]) == 0
     stages = {row["stage"]: row for row in json.loads(capsys.readouterr().out)["stages"]}
     assert stages["preferences"]["total"] == 3
-    assert "4 rows left out" in stages["preferences"]["why"]
+    assert "4 rows skipped" in stages["preferences"]["why"]
     assert stages["round-1/train/mpo"]["tokens"] > 0

@@ -255,7 +255,7 @@ def test_repeat_time(folder: Path) -> None:
     rows = [{"question": f"What is {n}?", "chosen": "a", "rejected": "b"} for n in range(400)]
     half, _, notices = imported(meta(folder, rows, repeat_time=0.25))
     assert 70 <= len(half) <= 130  # 100 expected, standard deviation 8.7
-    assert f"repeat_time = 0.25 leaves out {400 - len(half)} pairs" in [notice.text for notice in notices]
+    assert f"repeat_time = 0.25 drops {400 - len(half)} pairs" in [notice.text for notice in notices]
     assert {q.id for q, _ in half} == {q.id for q, _ in imported(meta(folder, rows[::-1], repeat_time=0.25))[0]}
     assert {pair.repeat for _, pair in read_pairs(meta(folder, rows, repeat_time=3))} == {3}
     assert {pair.repeat for _, pair in read_pairs(meta(folder, rows, repeat_time=1.5))} == {1, 2}

@@ -77,7 +77,7 @@ def test_a_comparison_says_which_side_lacks_answers(tmp_path: Path, missing: int
         write_rows(stage.path("00000-x"), Prediction, rows)
         stage.save_manifest(Manifest(stage=stage.name, settings={"model": name}, inputs=[], shards=["00000-x"], finished=True))
     [found] = compare_evaluations(tmp_path / "a", tmp_path / "b")
-    said = "1 of 2 answers of b/base never came and counts as not correct; `mixpo retry` asks again"
+    said = "1 of 2 answers of b/base never came and counts as not correct; `mixpo retry` retries them"
     assert found["notes"] == [said] * missing
     assert found["b"]["failed"] == asdict(score([row("x"), never("y")]))["failed"] * missing
 
@@ -90,4 +90,4 @@ def test_with_a_judge_a_comparison_leaves_them_out(tmp_path: Path) -> None:
         stage.save_manifest(Manifest(stage=stage.name, settings={"model": name}, inputs=[], shards=["00000-x"], finished=True))
     [found] = compare_evaluations(tmp_path / "a", tmp_path / "b")
     assert found["n"] == 1
-    assert found["notes"] == ["1 of 2 answers of b/base never came and counts nowhere; `mixpo retry` asks again"]
+    assert found["notes"] == ["1 of 2 answers of b/base never came and counts nowhere; `mixpo retry` retries them"]

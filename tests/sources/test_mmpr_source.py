@@ -56,7 +56,7 @@ def test_repeat_time_below_one_keeps_a_share_by_content(folder: Path, collect: C
     assert skipped == []
     assert 70 <= len(kept) <= 130  # 100 expected, standard deviation 8.7
     assert [(n.where, n.text) for n in noticed(kind="mmpr", path="meta.json")] == [
-        (f"{folder / 'meta.json'}: set", f"repeat_time = 0.25 leaves out {400 - len(kept)} of 400 rows")
+        (f"{folder / 'meta.json'}: set", f"repeat_time = 0.25 drops {400 - len(kept)} of 400 rows")
     ]
     collection(folder, {"set": list(reversed(rows[:200]))}, repeat_time=0.25)
     half = collect(kind="mmpr", path="meta.json")[0]

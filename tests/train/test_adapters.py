@@ -338,7 +338,7 @@ def test_targets(tiny_vlm: Vlm) -> None:
         ({"lora": {"parts": ["lmm"]}}, "r.toml: train.lora: parts: must be 'vision', 'projector' or 'llm' (got 'lmm')"),
         ({"lora": {"parts": []}}, "lora: parts is empty, so there is nothing to train"),
         ({"lora": {"rnk": 3}}, "train.lora: unknown key 'rnk', did you mean 'rank'?"),
-        ({"lora": {}, "freeze": ["vision"]}, "freeze has no meaning beside train.lora"),
+        ({"lora": {}, "freeze": ["vision"]}, "freeze has no meaning with train.lora"),
         ({"cache_vision": True}, "cache_vision needs frozen vision"),
         ({"cache_vision": True, "freeze": ["vision"]}, "cache_vision needs frozen vision"),
         ({"cache_vision": True, "lora": {"parts": ["llm", "vision"]}}, "cache_vision needs frozen vision"),

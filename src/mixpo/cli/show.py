@@ -122,7 +122,7 @@ def checked(result: Checked) -> None:
     for name, count in {**result.counts, **result.notes}.items():
         where, _, what = name.rpartition(": ")
         counted.setdefault(where, []).append(amount(count, what.removesuffix("s")))
-    for where, amounts in counted.items():
-        line(f"{where}: {', '.join(amounts)}")
+    for where, counts in counted.items():
+        line(f"{where}: {', '.join(counts)}")
     count = len(result.findings)
     line(f"{amount(count, 'problem')} found" if count else "no problems found")

@@ -1,4 +1,4 @@
-"""Doubtful verdicts of a run: where the checker, the extraction or the ground truth may be wrong. What is doubtful says `verify.second`."""
+"""Doubtful verdicts of a run: where the verifier, the extraction or the ground truth may be wrong. See `verify.second_opinion`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ENDING = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Doubtful:
-    """One verdict and what speaks against it. gold: the right answers. by: the check. ending: the last characters of the response."""
+    """One verdict and why it is doubtful. gold: the right answers. by: the check. ending: the last characters of the response."""
 
     question: str
     index: int
@@ -38,7 +38,7 @@ class Doubtful:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audited:
-    """verdicts: looked at. doubtful: how many of them deserve a look, by the check that speaks against them. rows: some of these."""
+    """verdicts: how many were checked. doubtful: how many of them to read, by the check that disagrees. rows: some of these."""
 
     verdicts: int
     doubtful: Mapping[str, int]

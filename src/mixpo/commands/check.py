@@ -64,7 +64,7 @@ class Checked:
 
 
 def check(recipe: Recipe, recipe_folder: Path, progress: Progress, limit: int | None = None) -> Checked:
-    """Look at everything; what is wrong is a finding, never an exception. limit: usable rows to look at in each source."""
+    """Check everything; what is wrong is a finding, never an exception. limit: usable rows to check in each source."""
     checked = Checked()
     _check_extras(recipe, recipe_folder, checked)
     model = _check_model(recipe, recipe_folder, checked)

@@ -42,7 +42,7 @@ class PreferencesCheck:
         self._measured = lru_cache(maxsize=REMEMBERED)(self._measure)
 
     def run(self, progress: Progress, limit: int | None = None) -> None:
-        """Check every table. limit: usable pairs to look at in each."""
+        """Check every table. limit: usable pairs to check in each."""
         for table in self.recipe.preferences:
             name = f"preferences {table.path}"
             progress.start(f"check {name}", min(table.count or limit or 0, limit or table.count), "pairs")

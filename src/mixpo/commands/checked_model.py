@@ -28,7 +28,7 @@ LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "pillow")
 """Libraries that decide how a prompt becomes tokens."""
 
 LARGEST = 256 << 20
-"""Bytes of a cache that is deleted and begun anew."""
+"""Size in bytes above which the cache is deleted."""
 
 
 class ResponseTokens(NamedTuple):

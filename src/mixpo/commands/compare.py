@@ -143,7 +143,7 @@ def _missing(side: Mapping[str, Any]) -> str:
     never = f"{side['failed']} of {amount(side.get('samples', side['n']), 'answer')} of {side['name']} never came"
     how = "nowhere" if side["excluded"] > side["unread"] else "as not correct"
     counts = "counts" if side["failed"] == 1 else "count"
-    return f"{never} and {counts} {how}; `mixpo retry` asks again"
+    return f"{never} and {counts} {how}; `mixpo retry` retries them"
 
 
 def _other_questions(a: set[str], b: set[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""A first recipe for the files of a folder: `mixpo init` looks at them and writes what it recognises, with comments."""
+"""A first recipe for the files of a folder: `mixpo init` reads them and writes what it recognises, with comments."""
 
 from __future__ import annotations
 

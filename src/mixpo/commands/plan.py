@@ -126,11 +126,11 @@ def dry_run(context: Context, assumed: Assumed | None = None, force: Sequence[st
 
 
 def _read(left_out: Sequence[Skipped]) -> str:
-    return "read at every start" + (f"; {amount(len(left_out), 'row')} left out, `mixpo check` lists them" if left_out else "")
+    return "read at every start" + (f"; {amount(len(left_out), 'row')} skipped, `mixpo check` lists them" if left_out else "")
 
 
 def _sources(context: Context, left_out: dict[str, list[Skipped]]) -> tuple[Sources, PairImport]:
-    """Questions and pairs as the next run would read them, with copies of images in a folder that goes away. Fills in what is left out."""
+    """Questions and pairs as the next run would read them, with copies of images in a folder that goes away. Counts the skipped rows."""
     with TemporaryDirectory(prefix="mixpo-dry-") as folder:
         elsewhere, notices = replace(context, run=Run(Path(folder))), list[str]()
         kept = context.run.fingerprints if context.run.fingerprints.exists() else None

@@ -1,4 +1,4 @@
-"""Ask again only what failed in a run: questions that a model did not answer, and answers whose judge could not be read.
+"""Retry only what failed in a run: questions that a model did not answer, and answers whose judge could not be read.
 
 What follows from them is then stale, and `mixpo run` does it."""
 
@@ -28,7 +28,7 @@ Failures = dict[int, list[tuple[str, str]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retried:
-    """How many questions were asked again, by stage, and how many of them failed once more."""
+    """How many questions were retried, by stage, and how many of them failed once more."""
 
     stage: str
     asked: int
@@ -38,7 +38,7 @@ class Retried:
 def retry(context: Context) -> list[Retried]:
     """Ask the failed questions of every stage of sampling and evaluation again, and the judge where its reply could not be read.
 
-    Why they had failed is said before.
+    Why they had failed is reported first.
 
     A round's continuations, which follow from its answers, are made with them. Raises EngineError, for answers of the evaluation
     UnfinishedError, when a larger share than `max_error_rate` still fails; the answers that came are kept all the same, and the other
@@ -58,7 +58,7 @@ def retry(context: Context) -> list[Retried]:
     for name, failed in before.items():
         plan = _plan(context)
         if blocker := blocked_by(plan, plan.planned[name]):
-            context.progress.say(f"{name}: not asked again, {blocker}; `mixpo run` does both")
+            context.progress.say(f"{name}: not retried, {blocker}; `mixpo run` does both")
             continue
         try:
             run_stage(context, SAMPLING_KINDS, names=(name, name.removesuffix("/sample") + "/continue"))

@@ -29,7 +29,7 @@ class Reading:
 
 def read_rule(benchmark: Benchmark, question: Question, response: Response, wording: str, extractor: str, options: Options) -> Reading:
     """By the rules of `extractor`. wording: "direct" or "cot", which decides what a marker-less answer means."""
-    # Where the authors let a language model find the answer, of direct ones too, the scripts' marker stands in for it.
+    # Where the authors let a language model find the answer, of direct ones too, the scripts' marker replaces it.
     sought = "cot" if extractor == "paper" and benchmark.extraction is not None else wording
     answer = EXTRACTORS[extractor](response.text, sought)
     if extractor == "paper" and benchmark.extraction is not None and not has_marker(response.text) and not _is_short(response.text):

@@ -1,7 +1,7 @@
 """A language model as a judge: grades free answers, or finds the short answer in a long one, at any OpenAI-compatible endpoint.
 
 Replies are cached on disk by a digest of the request, so that grading again costs nothing and gives the same. A reply that cannot be read
-is asked for again, in the end excluded and counted; it never becomes a grade. Knows nothing about particular benchmarks.
+is requested again, in the end excluded and counted; it never becomes a grade. Knows nothing about particular benchmarks.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def digest(wording: Rubric | Extraction) -> str:
 
 
 def settings(wording: Rubric | Extraction, table: JudgeEndpoint) -> dict[str, Any]:
-    """What decides a reply besides the response; the address of the endpoint does not."""
+    """What decides a reply other than the response; the address of the endpoint does not."""
     return {**table.deciding("evaluate"), "prompt": digest(wording)}
 
 
@@ -149,7 +149,7 @@ class Judge:
     ) -> JudgeReply[Value]:
         """The first reply that `read` can read, or the last one.
 
-        fields: question, reference, answer, context. again: cached replies of earlier retries that cannot be read are asked for again.
+        fields: question, reference, answer, context. again: cached replies of earlier retries that cannot be read are requested again.
         Raises EvaluateError when the endpoint cannot be used.
         """
         prompt = _SLOT.sub(lambda slot: fields.get(slot.group(1), ""), wording.prompt)

@@ -82,7 +82,7 @@ def _manager(table: EvaluateTable, base: Path) -> Any:
 
 
 def run_tasks(model: Any, tokenizer: Any, max_length: int, table: EvaluateTable, base: Path) -> list[TextScore]:
-    """Run all tasks on a model of transformers; images are never given. Raises EvaluateError when the harness cannot go on."""
+    """Run all tasks on a model of transformers; images are never given. Raises EvaluateError when the harness fails."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 

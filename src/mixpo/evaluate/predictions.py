@@ -121,14 +121,14 @@ def _given(fields: Fields, response: str) -> str | None:
 # --- matching -----------------------------------------------------------------------------------------------------------
 
 
-def match(found: Iterable[PredictedRow | Skipped], questions: Sequence[Question]) -> Matched:
+def match(rows: Iterable[PredictedRow | Skipped], questions: Sequence[Question]) -> Matched:
     """Assign each row to a question: by id, verified by the question's text where the row has it; by position and gold answer (lmms-eval);
     else by a text that only one question has. The first row of a question counts; further ones are skipped as duplicates."""
     index = _Index(questions)
     assigned: dict[str, PredictedRow] = {}
     skipped: list[Skipped] = []
     counts = dict.fromkeys(("rows", "duplicates", "unmatched"), 0)
-    for row in found:
+    for row in rows:
         counts["rows"] += 1
         if isinstance(row, Skipped):
             skipped.append(row)

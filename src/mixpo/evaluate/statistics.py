@@ -118,7 +118,7 @@ def cluster_of(question: Question) -> str:
 
 
 def estimate(terms: Sequence[Term]) -> float:
-    """The mean over parts of sum(top) / sum(base); a part whose base is 0 has no value and is left out. NaN where none has one."""
+    """The mean over parts of sum(top) / sum(base); a part whose base is 0 has no value and is skipped. NaN where none has one."""
     return float(_values(_table(terms, _clusters(terms), _parts(terms)).sum(axis=0)[None])[0])
 
 

@@ -101,7 +101,7 @@ def _beside(response: Response, verdict: Verdict, prompt: int | None) -> _Answer
 
 
 def _scored(answers: Sequence[_Answer]) -> list[_Answer]:
-    """An answer with a score may stand on both sides: `_too_close` decides against which others."""
+    """An answer with a score may be on either side: `_too_close` decides against which others."""
     both: tuple[Outcome, Outcome] = ("correct", "wrong")
     return [
         replace(answer, verdict=replace(answer.verdict, outcome=outcome))

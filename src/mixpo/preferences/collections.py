@@ -106,14 +106,14 @@ def _located(meta: Path, root: Path, name: str, key: str, value: object) -> Path
         raise SourceError(f"{meta}: {name}: {key} must be a path (got {value!r})", code="mmpr-path", path=meta, key=name)
     inner = Path(*Path(value).parts[1:]) if len(Path(value).parts) > 1 else Path(value)
     candidates = (root / value, root.parent / value, root / inner)
-    found = next((path for path in candidates if (path.is_dir() if key == "root" else path.is_file())), None)
-    if found is None:
+    located = next((path for path in candidates if (path.is_dir() if key == "root" else path.is_file())), None)
+    if located is None:
         message = f"{meta}: {name}: {key} {value!r} not found under {root}; set preferences.root to the folder that it is relative to"
         raise SourceError(message, code="mmpr-path", path=meta, key=name)
-    if not found.resolve().is_relative_to(root.parent.resolve()):
+    if not located.resolve().is_relative_to(root.parent.resolve()):
         message = f"{meta}: {name}: {key} {value!r} lies outside {root}; set preferences.root to a folder that holds everything"
         raise SourceError(message, code="mmpr-path", path=meta, key=name)
-    return found
+    return located
 
 
 # --- LLaMA-Factory ---------------------------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ def _llama_part(index: Path, root: Path, name: str, entry: Mapping[str, Any]) ->
     value = entry.get("file_name")
     path = index.parent / value if isinstance(value, str) and "\0" not in value else None
     if path is None or not path.exists() or not path.resolve().is_relative_to(index.parent.resolve()):
-        message = f"{index}: {name}: file_name {value!r} is not a file beside it; download the data first"
+        message = f"{index}: {name}: file_name {value!r} is not a file next to it; download the data first"
         raise SourceError(message, code="file-missing", path=index, key=name)
     columns = llama_factory_columns(entry)
     used = {column for column in columns.names.values() if column}

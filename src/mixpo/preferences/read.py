@@ -82,7 +82,7 @@ def _part(part: Part, table: PreferencesTable, base: Path, images: Path) -> Iter
     if not total:
         yield Notice(where=place, text="holds no rows")
     if left_out:
-        yield Notice(where=place, text=f"repeat_time = {part.repeat:g} leaves out {amount(left_out, 'pair')}")
+        yield Notice(where=place, text=f"repeat_time = {part.repeat:g} drops {amount(left_out, 'pair')}")
     if part.length is not None and part.length != total and not table.count:
         yield Notice(where=place, text=f"length = {part.length}, but the file has {amount(total, 'row')}; is it complete?")
     if unknown:

@@ -102,7 +102,7 @@ def _array(path: Path) -> Lines:
                     end, problem = 0, error.msg
                 else:
                     problem = "the array is not closed"
-                # A number may go on in the next piece; only objects are rows, and those end with a brace.
+                # A number may continue in the next piece; only objects are rows, and those end with a brace.
                 if not end:
                     more = stream.read(max(CHUNK, len(text))) if len(text) < 2 * MAX_ROW_BYTES else ""
                     if not more:

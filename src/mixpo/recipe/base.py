@@ -60,7 +60,7 @@ class Table(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _true_is_no_number(cls, data: Any) -> Any:
-        """Python takes true for 1; as the text that stands in the recipe it is refused like any other text."""
+        """Python takes true for 1; as text in the recipe it is refused like any other text."""
         if not isinstance(data, dict):
             return data
         return {key: str(value).lower() if isinstance(value, bool) and cls._is_number(key) else value for key, value in data.items()}

@@ -159,10 +159,10 @@ def _resolve(annotation: Any, part: str) -> Any:
         kind = getattr(member, "model_fields", {}).get("kind")
         if kind is not None and part in kind.annotation.__args__:
             return member
-    if type(None) in members:  # a table that may be left out
+    if type(None) in members:  # an optional table
         return members[0]
     if part.isdigit() and members:
-        lists = (member for member in members if getattr(member, "__origin__", None) in (tuple, list))  # beside other forms of a value
+        lists = (member for member in members if getattr(member, "__origin__", None) in (tuple, list))  # among other forms of a value
         return next((member.__args__[0] for member in lists), members[0])
     return annotation if members else None
 

@@ -33,7 +33,7 @@ class Recipe(Table):
     source: TrainingSource | None = None
     """What to train on: one table [source], or several [[source]]. Without it and [[preferences]] the models are only evaluated."""
     preferences: Annotated[tuple[PreferencesTable, ...], Decides("source")] = ()
-    """Pairs that are there already; trained on beside those of [source], or alone."""
+    """Pairs that exist already; trained on with those of [source], or alone."""
     model: ModelTable = ModelTable()
     image: ImageTable = ImageTable()
     prompt: PromptTable = PromptTable()
@@ -91,7 +91,7 @@ class Recipe(Table):
     def _tiles_everywhere(self) -> Recipe:
         if "openai" in (self.sample.engine, self.evaluate.engine) and any(limits.tiles for limits in self.image.limits):
             raise ValueError(
-                "image.limits: a server cuts all images into tiles alike; leave tiles out and set max_pixels, or sample with "
+                "image.limits: a server cuts all images into tiles the same way; remove tiles and set max_pixels, or sample with "
                 '"transformers" or "vllm"'
             )
         return self
@@ -174,7 +174,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     except tomllib.TOMLDecodeError:
         value = raw
     for part in parts[:-1]:
-        if data.get(part) is None:  # left out, or null in a resolved recipe
+        if data.get(part) is None:  # missing, or null in a resolved recipe
             data[part] = {}
         data = data[part]
         if not isinstance(data, dict):

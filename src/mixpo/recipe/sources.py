@@ -183,7 +183,7 @@ class MixtureSource(Table):
     @model_validator(mode="after")
     def _distinct(self) -> MixtureSource:
         if not self.parts:
-            raise ValueError("[[source]] is an empty list; add a source, or leave it out")
+            raise ValueError("[[source]] is an empty list; add a source, or remove it")
         if len({part.name for part in self.parts}) != len(self.parts):
             raise ValueError("two sources have the same name")
         return self

@@ -155,18 +155,18 @@ class TrainTable(Table):
     def _consistent(self) -> TrainTable:
         if self.lora and self.freeze:
             raise ValueError(
-                "freeze has no meaning beside train.lora, which trains the adapter only; name the adapted parts in train.lora.parts"
+                "freeze has no meaning with train.lora, which trains the adapter only; name the adapted parts in train.lora.parts"
             )
         if self.cache_vision and not self.sees_the_same:
             raise ValueError(
-                'cache_vision needs frozen vision: set train.freeze = ["vision", "projector"], or leave both out of train.lora.parts'
+                'cache_vision needs frozen vision: set train.freeze = ["vision", "projector"], or remove both from train.lora.parts'
             )
         return self
 
     @model_validator(mode="after")
     def _trains_something(self) -> TrainTable:
         if {"vision", "projector", "llm"} <= set(self.freeze):
-            raise ValueError("freeze names every part, so there is nothing to train; leave one out")
+            raise ValueError("freeze names every part, so there is nothing to train; remove one")
         for name in (self.objective, *self.baselines):
             terms = [term for term in ("preference", "quality", "generation") if getattr(OBJECTIVES[name], term)]
             if not OBJECTIVES[name].single and not any(getattr(self.loss, term) for term in terms):

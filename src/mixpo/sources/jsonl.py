@@ -62,7 +62,7 @@ def each(
 
 
 def question_of(row: Mapping[str, object], pictures: Pictures, kind: Kind = "auto", domain: str = "", source: str = "") -> Question:
-    """A row as a Question; `domain` and `source` stand in where the row has none. Raises SourceError with the reason."""
+    """A row as a Question; `domain` and `source` are the defaults of the row's. Raises SourceError with the reason."""
     check_fields(row)
     text, history, inline = turns_of(row)
     return make_question(

@@ -97,7 +97,7 @@ def _question(row: Mapping[str, object], pictures: Pictures, name: str, kind: Ki
 
 
 def _kept(annotation: Annotation) -> Iterator[Line | Skipped | Notice]:
-    """The rows that `repeat_time` keeps; what it leaves out, and a wrong `length`, are reported once each."""
+    """The rows that `repeat_time` keeps; what it drops, and a wrong `length`, are reported once each."""
     total = left_out = 0
     for line in lines(annotation.path):
         total += 1
@@ -106,7 +106,7 @@ def _kept(annotation: Annotation) -> Iterator[Line | Skipped | Notice]:
         else:
             left_out += 1
     if left_out:
-        yield Notice(where=annotation.where, text=f"repeat_time = {annotation.share} leaves out {left_out} of {amount(total, 'row')}")
+        yield Notice(where=annotation.where, text=f"repeat_time = {annotation.share} drops {left_out} of {amount(total, 'row')}")
     if annotation.length is not None and annotation.length != total:
         yield Notice(
             where=annotation.where,

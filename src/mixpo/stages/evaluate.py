@@ -121,7 +121,7 @@ def grading_settings(context: Context, benchmark: Benchmark | None) -> dict[str,
 
 
 def wording_of_judge(context: Context, benchmark: Benchmark) -> Rubric | Extraction | None:
-    """What is put before the judge, with the user's own wording if there is one; None where no judge is asked."""
+    """What the judge receives, with the user's own wording if there is one; None where no judge is asked."""
     from mixpo.evaluate import judge as judging
 
     table = context.recipe.evaluate
@@ -173,7 +173,7 @@ class Grader:
             self._threads.shutdown()
 
     def predictions(self, questions: Sequence[Question], answers: Sequence[Sampled], again: int = 0) -> Iterator[Prediction]:
-        """The predictions of one shard, in order. again: how often the judge is asked anew where its reply cannot be read."""
+        """The predictions of one shard, in order. again: retries of the judge where its reply cannot be read."""
         pairs = [pair for pair in zip(questions, answers, strict=True) if not (self._partial and pair[1].error)]
         if self._verdict_judge is not None:
             return self._decided(self._verdict_judge, pairs, again)

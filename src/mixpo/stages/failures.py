@@ -28,13 +28,13 @@ class DeferredFailures:
             self._perform(planned)
             return
         if self._failed and (_relies_on(planned) in self._gone or self._blocked(planned)):
-            self._say(f"{planned.job.title}: left out, what it needs failed")
+            self._say(f"{planned.job.title}: skipped, what it needs failed")
             return
         try:
             self._perform(planned)
         except (EngineError, EvaluateError) as error:
             self._failed.append(f"{planned.job.title}: {error}")
-            self._say(f"{planned.job.title}: failed; the rest goes on")
+            self._say(f"{planned.job.title}: failed; continuing with the rest")
             if not planned.finished():
                 self._gone.add(_relies_on(planned))
 

@@ -69,7 +69,7 @@ class PairImport:
         self._save(time.monotonic() - begun)
 
     def items(self) -> Iterator[Imported | Skipped | Notice]:
-        """What stands in the tables, in order, with images looked at but not decoded, and without what evaluation sets hold."""
+        """What the tables hold, in order, with images checked but not decoded, and without what evaluation sets hold."""
         from mixpo.preferences import Imported, read
 
         context = self.context

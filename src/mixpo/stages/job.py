@@ -196,7 +196,7 @@ def _open(job: Job, work: Work, last: Manifest | None) -> Manifest:
         settings=dict(job.settings),
         inputs=list(job.inputs),
         shards=list(work.shards),
-        # A resumed stage adds to the seconds it has used; a changed one starts anew.
+        # A resumed stage adds to the seconds it has used; a changed one starts at zero.
         seconds=last.seconds if same and last is not None else 0.0,
         started=last.started if same and last is not None else now(),
         versions=versions(),

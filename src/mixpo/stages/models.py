@@ -45,7 +45,7 @@ class Models:
     """Loads the models of one command, one at a time."""
 
     def __init__(self, table: ModelTable, recipe_folder: Path, image: ImageTable, known: str = "") -> None:
-        """known: identity of the recipe's model when the run last used it, which serves those who only look at the run once it is gone."""
+        """known: identity of the recipe's model when the run last used it, for commands that only read the run once it is gone."""
         self.table = table
         self.image = image
         self.recipe_folder = recipe_folder

@@ -1,4 +1,4 @@
-"""Names of stages: as commands take them (`--until`, `--force`), and as they stand in a run directory.
+"""Names of stages: as commands take them (`--until`, `--force`), and as a run directory has them.
 
 A stage lies in RUN/round-1/pair, RUN/round-1/train/mpo or RUN/evaluate/SET/MODEL/MODE; its kind is one of `mixpo.recipe.STAGES`.
 """

@@ -28,7 +28,7 @@ from mixpo.types import Question, content_id
 
 
 def pair_job(context: Context, plan: Plan, index: QuestionIndex, number: int) -> Job:
-    """Round `number`: the pairs of every question, and what was left out."""
+    """Round `number`: the pairs of every question, and what was filtered."""
     recipe = context.recipe
     sampled, verified, continued = (f"round-{number}/{kind}" for kind in ("sample", "verify", "continue"))
     labels, base = labels_of(context.run.root, number), context.models.base_model()
@@ -106,7 +106,7 @@ def check_pairs(context: Context, manifest: Manifest, number: int) -> None:
     where = f"round {number}: " if context.recipe.train.rounds > 1 else ""
     raise TrainError(
         f"{where}no pairs: of {amount(total, 'question')} {right} {'has' if right == 1 else 'have'} all answers right and {wrong} all wrong"
-        + (f"; left out: {', '.join(dropped)}" if dropped else "")
+        + (f"; filtered: {', '.join(dropped)}" if dropped else "")
         + f"; {_remedy(right, wrong)}"
         + ("; `mixpo evaluate` still measures the base model" if context.recipe.evaluate.sets else ""),
         code="no-pairs",
@@ -117,7 +117,7 @@ def _remedy(right: int, wrong: int) -> str:
     if right > wrong:
         return "take harder questions, or raise sample.temperature or sample.n"
     if wrong > right:
-        return "take easier questions or a stronger model, and look at the answers with `mixpo view`: do they end as the prompt asks?"
+        return "take easier questions or a stronger model, and read the answers with `mixpo view`: do they end as the prompt asks?"
     return "take more questions, or raise sample.n"
 
 

@@ -104,8 +104,8 @@ def settings(table: PromptTable, mode: str = "cot") -> dict[str, Any]:
 
 def styles(table: PromptTable) -> dict[str, Any]:
     """How the final answer is marked for each kind of question; all that verification needs of the prompts."""
-    found = {name: [resolve(one).style for one in names_in(value)] for name, value in _reasoned(table).items()}
-    return {name: each[0] if len(each) == 1 else each for name, each in found.items()}
+    by_name = {name: [resolve(one).style for one in names_in(value)] for name, value in _reasoned(table).items()}
+    return {name: each[0] if len(each) == 1 else each for name, each in by_name.items()}
 
 
 def chosen_by(recipe: Recipe, shards: Sequence[str], index: QuestionIndex) -> tuple[str, ...]:

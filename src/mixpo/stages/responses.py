@@ -160,8 +160,8 @@ def check_sampled(context: Context, manifest: Manifest) -> None:
         reasons = (f"{row.question}: {row.error}" for row in rows if row.error)
         raise EngineError(
             f"{manifest.stage}: {failed} of {amount(total, 'question')} failed, more than max_error_rate = {allowed:g} allows "
-            f"({'; '.join(islice(reasons, 3))}); the others are kept; correct the cause and ask only them again with "
-            f"`mixpo retry {context.run.root}`, or go on without them with --set max_error_rate=1",
+            f"({'; '.join(islice(reasons, 3))}); the others are kept; correct the cause and retry only them with "
+            f"`mixpo retry {context.run.root}`, or continue without them with --set max_error_rate=1",
             code="too-many-failures",
             key="max_error_rate",
         )

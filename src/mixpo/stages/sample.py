@@ -1,6 +1,6 @@
 """Answers from the model to every question, and for open questions the continuations without the image (DropoutNTP).
 
-The two are separate jobs, so that another cut of the continuations samples nothing anew.
+The two are separate jobs, so that another cut of the continuations samples nothing again.
 """
 
 from __future__ import annotations

@@ -195,7 +195,7 @@ def valid(
 ) -> Iterator[Question]:
     """The usable questions of a source, at most `context.limit`; skipped rows go to `skipped` with the reason, and notices to `notices`.
 
-    Images are looked at (format, size) but not decoded: a truncated one is found when the model needs it, and listed there.
+    Images are checked (format, size) but not decoded: a truncated one is found when the model needs it, and listed there.
     """
     usable = 0
     for item in _in_its_table(context, table, rows_of(table, context.recipe_folder, context.run.images)):
@@ -302,7 +302,7 @@ def _tell(context: Context, stage: Stage, last: Manifest | None, index: Question
     if skipped:
         rest = f", and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
         context.progress.say(
-            f"{stage.name}: {amount(len(skipped), 'row')} left out: {skip_reasons(skipped)}{rest} "
+            f"{stage.name}: {amount(len(skipped), 'row')} skipped: {skip_reasons(skipped)}{rest} "
             f"(all are in {stage.folder / 'skipped.jsonl'})"
         )
 

@@ -103,7 +103,7 @@ def groups_of(context: Context, plan: Plan, number: int) -> list[Group]:
 
 
 def model_folder(context: Context, name: str, shard: str) -> Path:
-    """Where a training puts its model. The shard's name is part of it, so that no stale model can be taken for a fresh one."""
+    """Where a training puts its model. The shard's name is part of it, so that no stale model can pass as a fresh one."""
     return context.run.root / name / f"model-{shard}"
 
 

@@ -91,7 +91,7 @@ def _roots(context: Context) -> Iterator[Path]:
     yield context.run.images
     for pairs in context.recipe.preferences:
         path = context.recipe_folder / (pairs.root or pairs.path)
-        # Files of a collection may lie beside its folder, as in the released MMPR.
+        # Files of a collection may lie next to its folder, as in the released MMPR.
         yield path if pairs.root or path.is_dir() else path.parent if path.is_file() else context.recipe_folder
         yield from _cache_of_datasets() if not path.exists() else ()
     source = context.recipe.source

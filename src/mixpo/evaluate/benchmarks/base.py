@@ -35,7 +35,7 @@ class Figure:
     """One number of a result table. group: "" for what is published as the score, else the breakdown (task, skill, category).
 
     unit: "%" for percentages (value 0 to 100), "" for judge scores. low, high: 95 % interval, or None where there is none to give.
-    n: rows (or groups of rows) that count. excluded: rows left out because the judge's reply could not be read.
+    n: rows (or groups of rows) that count. excluded: rows excluded because the judge's reply could not be read.
     """
 
     name: str

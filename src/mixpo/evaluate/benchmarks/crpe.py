@@ -55,7 +55,7 @@ def _letter(answer: str, choices: Sequence[str]) -> str:
 
 def check_paper(extracted: str, question: Question, facts: Fields, options: Options) -> Judgement:
     """VLMEvalKit's rule: a reply of one character, or one that begins with A to D, by its first character; else the option's text
-    must stand in the reply. "Based on" counts as B."""
+    must occur in the reply. "Based on" counts as B."""
     answer = extracted.strip()
     if len(answer) == 1 or answer[:1] in ("A", "B", "C", "D"):
         return same(answer[:1] == question.answer, "letters")

@@ -147,7 +147,7 @@ def _arrow(path: Path) -> Iterator[Place]:
 
 
 def _tsv(path: Path) -> Iterator[Place]:
-    """A VLMEvalKit table. All columns are text; empty ones are left out; an image given by index is looked up."""
+    """A VLMEvalKit table. All columns are text; empty ones are dropped; an image given by index is looked up."""
     table = _read_tsv(path)
     holders = _holders(table)
     number = 0
@@ -275,7 +275,7 @@ def list_of(value: object) -> list[Any]:
 def choices_of(row: Fields, *names: str) -> tuple[str, ...]:
     """The options of a row: the list in the first of some fields that has one, else the columns A, B, C, ... of a table.
 
-    Raises SourceError where a column is left out between others, because letters would shift.
+    Raises SourceError where a column between others is missing, because letters would shift.
     """
     for name in names:
         if listed := list_of(row.get(name)):

@@ -159,7 +159,7 @@ def check_robust(extracted: str, question: Question, facts: Fields, options: Opt
     if question.choices:
         return option_robust(extracted, question, options)
     judgements = [judge(extracted, gold, "auto", options) for gold in facts["golds"]]
-    return next((found for outcome in ("correct", "undecided") for found in judgements if found[0] == outcome), judgements[0])
+    return next((judged for outcome in ("correct", "undecided") for judged in judgements if judged[0] == outcome), judgements[0])
 
 
 def breakdown(rows: Sequence[GradedRow]) -> list[Figure]:

@@ -47,7 +47,7 @@ EXTRACTORS: dict[str, Callable[[str, str], str | None]] = {
     "paper": extract_paper,
     "official": lambda text, mode: text,
 }
-"""(response, mode) -> extracted answer, by name. "official": a benchmark's own script, which looks at the whole response."""
+"""(response, mode) -> extracted answer, by name. "official": a benchmark's own script, which reads the whole response."""
 
 
 def same(equal: bool, what: str) -> Judgement:

@@ -87,8 +87,8 @@ def over_problems(name: str, credit: Callable[[Parts], float]) -> Measure:
 
     def terms(rows: Sequence[GradedRow]) -> tuple[list[Term], int]:
         complete = problems(rows)
-        found = [Term(name, cluster_of(row.question), "", credit(parts), 1.0) for name, row, parts in complete]
-        return found, len({row.facts["problem"] for row in rows}) - len(complete)
+        measured = [Term(name, cluster_of(row.question), "", credit(parts), 1.0) for name, row, parts in complete]
+        return measured, len({row.facts["problem"] for row in rows}) - len(complete)
 
     return Measure(name=name, terms=terms)
 
