@@ -46,7 +46,7 @@ PROSE = {
     r"(?:make|makes|made|making) (?:anew|again)|anew": "redo, recompute, retry",
     r"ask(?:s|ed|ing)? (?:\w+ )?again|tried again": "retry",
     r"taken for": "treated as",
-    r"beside": "next to, with",
+    r"beside(?! the point)": "next to, with",
     r"without a word|aloud|in plain words|in words": "silently; as text",
     r"stands? (?:in|on|above|behind|beside|there)": "is in",
     r"(?:is|are|was|were) said": "is logged, is reported",
@@ -90,7 +90,7 @@ NAMES = {
 PROSE_LEFT: dict[str, int] = {
     r"look(?:s|ed|ing)? at": 6,
     r"without a word|aloud|in plain words|in words": 9,
-    r"beside": 15,
+    r"beside(?! the point)": 15,
     r"speaks? of": 1,
     r"besides": 2,
     r"left out|leav(?:e|es|ing) (?:\w+ )?out": 2,

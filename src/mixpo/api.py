@@ -111,8 +111,8 @@ def run(
 
         result = mixpo.run("recipe.toml", set={"train.learning_rate": 1e-6})
 
-    directory: of the run; default: `runs/<name of the recipe>`. set: recipe keys to override, "table.key" to value. limit: use only the first
-    questions of each source. force: stages to do again, with all after them. until: the last stage to run, such as "pair".
+    directory: of the run; default: `runs/<name of the recipe>`. set: recipe keys to override, "table.key" to value. limit: use only
+    the first questions of each source. force: stages to do again, with all after them. until: the last stage to run, such as "pair".
     quiet: print no progress. Raises a subclass of MixpoError as the command would print it.
     """
     path = Path(recipe)

@@ -108,8 +108,8 @@ def by_verdict(
     question: Question, mode: str, response: Response, verdict: Verdict, judged: JudgeReply[Outcome] | None = None
 ) -> Prediction:
     """A prediction from a verdict of mixpo's verifier, or of a response that failed. judged: where a judge was asked for the verdict."""
-    told = {} if judged is None else {"reply": judged.reply, "judge": judged.judge, "unread": judged.value is None}
-    return prediction(question, mode, response, verdict.outcome, verdict.extracted, verdict.reason, **told)  # type: ignore[arg-type]
+    logged = {} if judged is None else {"reply": judged.reply, "judge": judged.judge, "unread": judged.value is None}
+    return prediction(question, mode, response, verdict.outcome, verdict.extracted, verdict.reason, **logged)  # type: ignore[arg-type]
 
 
 def prediction(

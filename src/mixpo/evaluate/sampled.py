@@ -153,7 +153,7 @@ def _by_question(predictions: Iterable[Prediction]) -> dict[str, list[Prediction
 
 
 def _credits(by_question: Mapping[str, Sequence[Prediction]], judged: bool) -> dict[str, list[float]]:
-    """What the responses of each question count; those whose judge could not be read are left out."""
+    """What the responses of each question count; those whose judge could not be read are excluded."""
     return {name: [value for row in rows if (value := credit(row, judged)) is not None] for name, rows in by_question.items()}
 
 
@@ -207,7 +207,7 @@ def vote(extracted: str | None, question: Question | None = None) -> str:
     """What a short answer votes for: option letters, yes or no, a number without its unit, else the normalized text; "" for no answer, and
     for one that says that it cannot tell.
 
-    The ground truth is not used, so that right and wrong answers are grouped alike.
+    The ground truth is not used, so that right and wrong answers are grouped the same way.
     """
     plain = plain_characters(unwrap(extracted or ""))
     if is_unsure(plain):
