@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bench_files import jsonl, load, questions, save_png, tsv
+from judges import asked as asked_judge
+from judges import serving
 
 from mixpo.cli import main
+from mixpo.commands.check import Checked, check
 from mixpo.commands.compare import compare_evaluations
 from mixpo.errors import EvaluateError, MixpoError, RecipeError
 from mixpo.evaluate.predictions import Matched, PredictedRow, match, read_predictions
 from mixpo.pipeline import open_run
+from mixpo.progress import Silent
+from mixpo.recipe import load as load_recipe
 from mixpo.recipe import parse
 from mixpo.records import Prediction
 from mixpo.types import Question, Skipped
@@ -325,3 +330,151 @@ def test_recipes_that_cannot_work(evaluate: dict[str, Any], message: str) -> Non
 def test_the_command_says_what_it_needs(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["score", *args]) == 2
     assert "--predictions" in capsys.readouterr().err
+
+
+# --- beside a model of one's own, with a judge, checked beforehand, and viewed ------------------------------------------------
+
+TOGETHER = """
+[model]
+path = "{model}"
+device = "cpu"
+[sample]
+engine = "scripted"
+script = "script.jsonl"
+[evaluate]
+modes = ["cot"]
+[evaluate.judge]
+model = "judge-7b"
+urls = ["{url}"]
+attempts = 1
+[[evaluate.sets]]
+name = "lakes"
+source = {{ kind = "benchmark", name = "m3cot", path = "test.jsonl" }}
+[[evaluate.sets]]
+name = "vet"
+source = {{ kind = "benchmark", name = "mmvet", path = "vet" }}
+[[evaluate.predictions]]
+name = "other"
+set = "lakes"
+path = "other.jsonl"
+[[evaluate.predictions]]
+name = "other"
+set = "vet"
+path = "vet.tsv"
+"""
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Iterator[Path]:
+    """A run with a scripted model and predictions on two sets, one of which needs a judge; and the judge's requests in judge/log."""
+    pytest.importorskip("openai")
+    folder = tmp_path_factory.mktemp("together")
+    jsonl(folder / "test.jsonl", data_rows())
+    for n in range(3):
+        save_png(folder / "vet" / "images" / f"v{n}.png", n)
+    vet = {f"v1_{n}": {"imagename": f"v{n}.png", "question": f"Free {n}?", "answer": "a", "capability": ["ocr"]} for n in range(3)}
+    (folder / "vet" / "mm-vet.json").write_text(json.dumps(vet))
+    tsv(
+        folder / "vet.tsv",
+        [{"index": f"v1_{n}", "question": f"Free {n}?", "prediction": "<b>clear</b>" if n else "vague"} for n in range(3)],
+    )
+    jsonl(folder / "other.jsonl", [{"id": f"nature-{n}", "response": f"<script>1</script> The answer is ({GOLDS[n]})."} for n in range(4)])
+    jsonl(folder / "script.jsonl", [{"question": "", "responses": ["The answer is (B)."]}])
+    with serving("words", folder / "judge") as url:
+        (folder / "recipe.toml").write_text(TOGETHER.format(model=tiny_folder, url=url))
+        assert main(["run", str(folder / "recipe.toml"), "--dir", str(folder / "run")]) == 0
+        yield folder
+
+
+def test_predictions_beside_a_model(together: Path) -> None:
+    report = json.loads((together / "run" / "report.json").read_text())
+    assert list(report["models"]) == ["base", "other"]
+    assert [report["models"][name]["cot"]["accuracy"] for name in ("base", "other")] == [0.25, 1.0]
+    (compared,) = [row for row in report["comparisons"] if row["b"] == "other"]
+    assert (compared["a"], compared["difference"], compared["only_b"]) == ("base", 0.75, 3)
+    (figure,) = [row for row in report["figure_differences"] if row["name"] == "accuracy"]
+    assert (figure["model_a"], figure["model_b"], figure["a"], figure["b"]) == ("base", "other", 25.0, 100.0)
+
+
+def test_a_judge_grades_predictions(together: Path) -> None:
+    rows = list(open_run(together / "run").run.stage("evaluate/vet/other/cot").read_all(Prediction))
+    assert [(row.score, row.unread) for row in rows] == [(None, True), (0.9, False), (0.9, False)]
+    assert all(row.judge.startswith("judge-7b") for row in rows)
+    report = json.loads((together / "run" / "report.json").read_text())["sets"]["vet"]
+    (figure,) = [row for row in report["figures"] if row["model"] == "other" and not row["group"]]
+    assert (figure["name"], figure["value"], figure["n"], figure["excluded"]) == ("score", pytest.approx(90.0), 2, 1)
+    prompts = [request["messages"][-1]["content"] for request in asked_judge(together / "judge")]
+    assert sum("<b>clear</b>" in prompt for prompt in prompts) == 2
+
+
+def test_pages_of_scored_predictions(together: Path) -> None:
+    pytest.importorskip("duckdb")
+    pytest.importorskip("fastapi")
+    from starlette.testclient import TestClient
+
+    from mixpo.viewer.app import create_app
+    from mixpo.viewer.views import Views
+
+    views = Views(open_run(together / "run"))
+    client = TestClient(create_app(views, "token"), base_url="http://127.0.0.1:8765")
+    sets = client.get("/evaluation").text
+    assert sets.count('<th scope="row">other</th>') == 2
+    listed = client.get("/evaluation/lakes").text
+    assert "Which animal number 3 sits by the lake?" in listed
+    assert '<th scope="col" class="middle">other</th>' in listed
+    (stage,) = [open_run(together / "run").run.stage("evaluate/lakes/other/cot")]
+    first = next(iter(stage.read_all(Prediction)))
+    page = client.get(f"/evaluation/lakes/{first.question}").text
+    for text in ("&lt;script&gt;1&lt;/script&gt; The answer is (B).", "answer <b>B</b>", 'aria-label="other, chain of thought"', "correct"):
+        assert text in page
+    assert "<script>1" not in page
+    assert client.get("/evaluation/lakes", params={"change": "gained"}).text.count('class="row-link brief"') == 3
+    vet = next(iter(open_run(together / "run").run.stage("evaluate/vet/other/cot").read_all(Prediction)))
+    judged = client.get(f"/evaluation/vet/{vet.question}").text
+    assert "Reply of judge judge-7b" in judged
+    assert "I would say it is rather good." in judged
+    assert client.get("/report").status_code == 200
+    views.index.close()
+
+
+def checked(folder: Path, predictions: str, more: str = "") -> Checked:
+    """The check of a recipe whose only models are predictions; the folder holds no image and no model."""
+    jsonl(folder / "test.jsonl", [{**row, "image": f"nowhere/{n}.png"} for n, row in enumerate(data_rows())])
+    (folder / "recipe.toml").write_text(
+        f'[evaluate]\nown_models = false\n{more}[[evaluate.sets]]\nname = "lakes"\n'
+        'source = { kind = "benchmark", name = "m3cot", path = "test.jsonl", images = "optional" }\n'
+        f'[[evaluate.predictions]]\nname = "other"\npath = "{predictions}"\n'
+    )
+    return check(load_recipe(folder / "recipe.toml"), folder, Silent())
+
+
+def test_check_reads_predictions_and_needs_no_model(tmp_path: Path) -> None:
+    path = plain(tmp_path)
+    path.write_text(path.read_text() + '{"id": "extra", "response": "x"}\n' + '{"id": "nature-0", "response": "again"}\n')
+    result = checked(tmp_path, path.name)
+    assert result.findings == []
+    assert {name: number for name, number in result.counts.items() if name.startswith("predictions")} == {
+        "predictions other: rows": 6, "predictions other: duplicate rows": 1, "predictions other: unmatched rows": 1,
+    }  # fmt: skip
+    assert [notice.where.rpartition(":")[2] for notice in result.notices] == ["5", "6"]
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "problem"),
+    [
+        ("none.jsonl", "", "no such predictions file"),
+        ("half.jsonl", "", "has responses to 2 of 4 questions; missing are nature-2, nature-3"),
+        ("x.pkl", "", "pickle files are not opened"),
+        ("plain.jsonl", 'extractor = "given"\n', "no short answers"),
+    ],
+)
+def test_check_names_what_is_wrong_with_predictions(tmp_path: Path, name: str, more: str, problem: str) -> None:
+    plain(tmp_path)
+    jsonl(tmp_path / "half.jsonl", [{"id": f"nature-{n}", "response": "(A)"} for n in range(2)])
+    (tmp_path / "x.pkl").write_bytes(b"\x80\x04cos\nsystem\n")
+    (found,) = checked(tmp_path, name, more).findings
+    assert found.where == "predictions other"
+    assert problem in found.problem
+    partial = tmp_path / "recipe.toml"
+    partial.write_text(partial.read_text() + "partial = true\n")
+    assert len(check(load_recipe(partial), tmp_path, Silent()).findings) == (name != "half.jsonl")

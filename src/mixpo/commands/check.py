@@ -13,13 +13,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
+from mixpo.commands.check_predictions import check_predictions
 from mixpo.commands.check_preferences import PreferencesCheck
 from mixpo.commands.checked_model import CheckedModel
 from mixpo.engines import api_key, require_served_extra
 from mixpo.errors import MissingExtra, MixpoError, RecipeError
 from mixpo.images import probe
 from mixpo.progress import Progress
-from mixpo.recipe import AnySource, Recipe, ServedModel, ServerTable
+from mixpo.recipe import AnySource, BenchmarkSource, Recipe, ServedModel, ServerTable
 from mixpo.sources import DUPLICATE
 from mixpo.sources.decontaminate import ContaminationFilter, open_filter
 from mixpo.stages import evaluate
@@ -67,7 +68,8 @@ def check(recipe: Recipe, recipe_folder: Path, progress: Progress, limit: int | 
     """Check everything; what is wrong is a finding, never an exception. limit: usable rows to check in each source."""
     checked = Checked()
     _check_extras(recipe, recipe_folder, checked)
-    model = _check_model(recipe, recipe_folder, checked)
+    model = _check_model(recipe, recipe_folder, checked) if recipe.needs_model else None
+    questions: dict[str, list[Question]] = {}
     contamination = _open_filter(recipe)
     with TemporaryDirectory(prefix="mixpo-check-") as images:
         # The training source last: evaluation sets say what must not be in it.
@@ -76,9 +78,13 @@ def check(recipe: Recipe, recipe_folder: Path, progress: Progress, limit: int | 
                 continue
             rows = _Rows(recipe=recipe, recipe_folder=recipe_folder, source=source, images=Path(images), evaluated=name, limit=limit)
             try:
-                _check_source(rows, model, contamination, checked, progress)
+                asked = _check_source(rows, model, contamination, checked, progress)
             except MixpoError as error:
                 checked.add(rows.name, str(error))
+            else:
+                if name and (limit is None or len(asked) < limit):
+                    questions[name] = asked
+        check_predictions(recipe, recipe_folder, questions, checked)
         PreferencesCheck(recipe, recipe_folder, Path(images), model, contamination, checked).run(progress, limit)
     if model is not None:
         model.close()
@@ -194,8 +200,11 @@ def _check_model(recipe: Recipe, recipe_folder: Path, checked: Checked) -> Check
 
 def _check_source(
     rows: _Rows, model: CheckedModel | None, contamination: ContaminationFilter | None, checked: Checked, progress: Progress
-) -> None:
-    name, limit = rows.name, rows.limit
+) -> list[Question]:
+    """The questions of an evaluation set that has predictions; none of other sources, which may be large."""
+    name, limit, table = rows.name, rows.limit, rows.recipe.evaluate
+    asked: list[Question] = []
+    kept = any(rows.evaluated == table.set_of(predictions) for predictions in table.predictions)
     before, usable, pairable = len(checked.findings) + len(checked.left_out), 0, False
     progress.start(f"check {name}", min(getattr(rows.source, "count", 0) or limit or 0, limit or 10**12), "questions")
     for item in rows_of(rows.source, rows.recipe_folder, rows.images):
@@ -210,7 +219,10 @@ def _check_source(
             else:
                 checked.add(item.where, item.reason)
             continue
-        problems = question_problems(rows.recipe, item.question, model, evaluated=bool(rows.evaluated))
+        if kept:
+            asked.append(item.question)
+        unseen = isinstance(rows.source, BenchmarkSource) and rows.source.images == "optional"
+        problems = [] if unseen else question_problems(rows.recipe, item.question, model, evaluated=bool(rows.evaluated))
         if contamination is not None and not rows.evaluated and not problems and (reason := contamination.reason(item.question)):
             checked.add(item.where, reason, to="left_out")
             continue
@@ -229,6 +241,7 @@ def _check_source(
         checked.add(name, NO_PAIR)
     if not usable:
         checked.add(name, "no row is usable" if len(checked.findings) + len(checked.left_out) > before else "the source holds no rows")
+    return asked
 
 
 def _can_pair(recipe: Recipe, question: Question) -> bool:
