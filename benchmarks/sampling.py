@@ -29,8 +29,9 @@ from mixpo.prompts import PROMPTS
 from mixpo.recipe import DigitsSource, ImageTable, ModelTable
 from mixpo.sources.digits import read
 from mixpo.types import Question
+from mixpo.vlm.inputs import batch_inputs
 from mixpo.vlm.load import Vlm, load
-from mixpo.vlm.prompt import batch_inputs, encode
+from mixpo.vlm.prompt import encode
 from mixpo.vlm.tokenizer_only import load_tokenizer_only
 
 N = 8

@@ -34,8 +34,9 @@ from mixpo.records import Sampled
 from mixpo.sources.digits import read
 from mixpo.types import Response
 from mixpo.vlm.folder import find_model
+from mixpo.vlm.inputs import batch_inputs
 from mixpo.vlm.load import Vlm, load
-from mixpo.vlm.prompt import batch_inputs, decode, encode, tokenize_response, without_images
+from mixpo.vlm.prompt import decode, encode, tokenize_response, without_images
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

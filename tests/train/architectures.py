@@ -332,6 +332,44 @@ FAMILIES = {
 }
 
 
+# --- a model whose images index into the whole batch ---------------------------------------------------------------------
+
+
+def _molmo2() -> Any:
+    return tf.Molmo2ForConditionalGeneration(
+        tf.Molmo2Config(
+            text_config={**TEXT, "additional_vocab_size": 8},
+            vision_config={**VIT, "num_key_value_heads": 2, "head_dim": 16, "image_size": [28, 28]},
+            adapter_config={
+                "vision_feature_layer": [-1],
+                "hidden_size": 32,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 2,
+                "head_dim": 16,
+                "intermediate_size": 48,
+                "text_hidden_size": 48,
+            },
+            image_patch_id=IMAGE,
+            **dict.fromkeys(("image_start_token_id", "low_res_image_start_token_id", "frame_start_token_id"), START),
+            **dict.fromkeys(("image_end_token_id", "frame_end_token_id"), END),
+        )
+    )
+
+
+def _pooled(rng: torch.Generator, number: int) -> Picture:
+    """One crop of 2 x 2 patches, pooled into two tokens; the indices count the patches of all crops of a prompt."""
+    features = {
+        "pixel_values": _noise(rng, 1, 4, 3 * 14 * 14),
+        "image_token_pooling": torch.tensor([[0, 1], [2, 3]]) + 4 * number,
+        "image_grids": torch.tensor([[1, 2, 0, 0]]),
+        "image_num_crops": torch.tensor([1]),
+    }
+    return Picture([START, IMAGE, IMAGE, END], features)
+
+
+POOLED = Family(_molmo2, _pooled, ("mm_token_type_ids",)) if hasattr(tf, "Molmo2Config") else None
+
+
 # --- models whose state runs through the row -----------------------------------------------------------------------------
 
 

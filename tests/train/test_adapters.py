@@ -122,7 +122,7 @@ def test_however_a_step_is_computed(
     settings = {"lora": LORA, "batch_size": 6, "epochs": 2}
     whole = train(job(fresh(tiny_vlm), data, tmp_path / "a", **{**settings, "tokens_per_batch": 100_000}), Silent())
     if other.pop("layout", ""):
-        monkeypatch.setattr("mixpo.train.session.choose_layout", lambda *_: ("plain", "slow"))
+        monkeypatch.setattr("mixpo.train.session.choose_layout", lambda *_, **__: ("plain", "slow"))
     parts = train(job(fresh(tiny_vlm), data, tmp_path / "b", **{**settings, **other}), Silent())
     for one, two in zip(whole.steps, parts.steps, strict=True):
         assert (two.loss, two.grad_norm) == pytest.approx((one.loss, one.grad_norm), rel=1e-4)

@@ -10,15 +10,17 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from train.architectures import FAMILIES, HYBRIDS, vlm
+from train.architectures import FAMILIES, HYBRIDS, POOLED, vlm
 from train.kernels import slow_varlen
 from train.slow import Data, slow
 
 from mixpo.train.collate import collate
-from mixpo.train.layout_check import TOLERANCE, _why_no_varlen, check_sample, choose_layout
+from mixpo.train.layout_check import TOLERANCE, _why_no_varlen, agree, check_sample, choose_layout
 from mixpo.train.logps import Scorer
 from mixpo.train.tree_attention import PaddedPlan
 from mixpo.vlm.families import LogitScaling, Visibility, logit_scaling, why_not_packed
+from mixpo.vlm.load import Vlm
+from mixpo.vlm.sampling_check import why_not_joined
 
 
 @pytest.mark.parametrize("name", list(HYBRIDS))
@@ -37,12 +39,67 @@ def test_hybrids_fall_back(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "would change log-probs" in note
 
 
+@pytest.mark.skipif(POOLED is None, reason="an older transformers")
+def test_images_that_cannot_be_joined_are_scored_one_by_one() -> None:
+    """Molmo2: indices into the patches of the whole batch. Two prompts in one batch are wrong in the plain layout too."""
+    assert POOLED is not None
+    one, data = vlm(POOLED), Data(POOLED)
+    with torch.no_grad():
+        expected = slow(one.model, data)
+        plain = Scorer(one.model, "plain")(collate(one, data.chunks, data.get, "plain")).sums
+    assert (plain - expected).abs().max() > 0.3
+    layout, note = choose_layout(one, check_sample(chunk.group for chunk in data.chunks), data.get, torch.float32)
+    assert layout == "single"
+    assert "the plain layout would change log-probs" in note
+    with torch.no_grad():
+        found = Scorer(one.model, layout)(collate(one, data.chunks, data.get, layout)).sums
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert "change by" in why_not_joined(sampled(one), [data.prompts["q0"], data.prompts["q3"]])
+    assert why_not_joined(sampled(one), [data.prompts["q0"]]) == ""
+
+
+def sampled(one: Vlm) -> Vlm:
+    """The model with a vocabulary of which everything may be sampled."""
+    return replace(one, cache={"banned_ids": torch.zeros(one.model.get_output_embeddings().weight.shape[0], dtype=torch.bool)})
+
+
+def test_the_whole_data_set_is_sampled() -> None:
+    """No image, one, most, the longest and every source, wherever they stand."""
+    data = Data(FAMILIES["internvl"])
+    groups = [
+        replace(chunk.group, question=replace(chunk.group.question, source=name)) for chunk, name in zip(data.chunks, "aaab", strict=True)
+    ]
+    for turn in range(4):
+        chosen = [chunk.group.question.id for chunk in check_sample(groups[turn:] + groups[:turn])]
+        assert sorted(chosen) == ["q0", "q1", "q2", "q3"]
+        assert chosen[:3] == ["q2", "q3", "q1"], "two with images and one without in the first batch"
+
+
+def test_a_layout_without_gradients_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, data = vlm(FAMILIES["internvl"]), Data(FAMILIES["internvl"])
+    attend = PaddedPlan.attend
+    sample = check_sample(chunk.group for chunk in data.chunks)
+    monkeypatch.setattr(PaddedPlan, "attend", lambda plan, query, *rest: attend(plan, query.detach(), *rest))
+    assert choose_layout(one, sample, data.get, torch.float32)[0] == "tree"
+    layout, note = choose_layout(one, sample, data.get, torch.float32, gradients=True)
+    assert layout == "shared"
+    assert "the tree layout would change gradients by" in note
+    assert all(parameter.grad is None for parameter in one.model.parameters())
+
+
+def test_the_reference_stage_and_training_agree() -> None:
+    assert agree("tree", "packed", "") == ("tree", "packed")
+    assert agree("varlen", "packed", "tree") == ("varlen", "packed")
+    assert agree("plain", "padded", "tree") == ("plain", "padded")
+    assert agree("tree", "packed", "shared") == ("shared", "rows as in the reference stage (shared), which refused the tree layout")
+
+
 def test_routed_experts_are_packed() -> None:
     """How many tokens an expert gets changes how its sums are rounded, which is not a leak."""
     family = FAMILIES["qwen3_moe"]
     one, data = vlm(family), Data(family)
     one.model.set_experts_implementation("eager")
-    assert choose_layout(one, check_sample(data.chunks[:3]), data.get, torch.float32)[0] == "tree"
+    assert choose_layout(one, check_sample([chunk.group for chunk in data.chunks[:3]]), data.get, torch.float32)[0] == "tree"
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "text"])
@@ -58,7 +115,7 @@ def test_a_leak_is_noticed(name: str, faint: float, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(PaddedPlan, "attend", leaking)
     monkeypatch.setitem(TOLERANCE, torch.float32, 1e9)
-    layout, note = choose_layout(one, check_sample(data.chunks[:3]), data.get, torch.float32)
+    layout, note = choose_layout(one, check_sample([chunk.group for chunk in data.chunks[:3]]), data.get, torch.float32)
     assert layout != "tree"
     assert "would notice the others' tokens" in note
 
@@ -88,7 +145,7 @@ def test_the_kernel_is_chosen_and_left(monkeypatch: pytest.MonkeyPatch) -> None:
     one, data = vlm(FAMILIES["internvl"]), Data(FAMILIES["internvl"])
 
     def check() -> tuple[str, str]:
-        return choose_layout(one, check_sample(data.chunks[:3]), data.get, torch.float32)
+        return choose_layout(one, check_sample([chunk.group for chunk in data.chunks[:3]]), data.get, torch.float32)
 
     layout, note = check()
     assert (layout, note.endswith("attention: length-bucketed SDPA (the varlen kernel needs an NVIDIA GPU)")) == ("tree", True)

@@ -127,14 +127,15 @@ def test_the_head_sees_answer_tokens_only(vlm: Vlm, tmp_path: Path, layout: Layo
 def test_layout_check(vlm: Vlm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each layout is used where it is right, and only there; what was found is said."""
     found, prompts = chunks(groups(vlm, tmp_path)), PromptCache(vlm, IMAGES)
-    sample = check_sample(found)
-    assert [len(chunk.group.question.images) for chunk in sample] == [0, 2]
+    sample = check_sample(chunk.group for chunk in found)
+    assert [len(chunk.group.question.images) for chunk in sample][:3] == [2, 2, 0]
 
     def check() -> tuple[Layout, str]:
         return choose_layout(vlm, sample, prompts.get, torch.float32)
 
+    responses = sum(len(chunk.responses) for chunk in sample)
     form = "attention: length-bucketed SDPA (the varlen kernel needs an NVIDIA GPU)"
-    assert check() == ("tree", f"packed rows, every prompt computed once (checked on 4 responses); {form}")
+    assert check() == ("tree", f"packed rows, every prompt computed once (checked on {responses} responses); {form}")
     with monkeypatch.context() as patch:
         patch.setattr("mixpo.train.layout_check.why_not_packed", lambda _: "layer 1 is odd")
         assert check() == ("shared", "padded rows, one per response, images computed once: layer 1 is odd")
@@ -151,9 +152,13 @@ def test_layout_check(vlm: Vlm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert (layout, "a window of None in a layer that the configuration gives 3" in note) == ("shared", True)
     with monkeypatch.context() as patch:
         patch.delattr(type(vlm.model.base_model), "get_image_features")
+        patch.setattr("mixpo.train.logps._single", lambda model, batch: torch.zeros(len(batch.target)))
         patch.setattr("mixpo.train.logps._plain", lambda model, batch: torch.zeros(len(batch.target)))
         layout, note = check()
         assert (layout, note.count("AttributeError")) == ("plain", 2)
+        patch.setattr("mixpo.train.logps._plain", lambda model, batch: torch.ones(len(batch.target)))
+        layout, note = check()
+        assert (layout, "the plain layout would change log-probs by" in note) == ("single", True)
 
 
 def _with_siblings(spans: Sequence[Span]) -> Iterator[QueryKeys]:
@@ -215,6 +220,7 @@ def test_sums_of_many_tokens_keep_their_digits(monkeypatch: pytest.MonkeyPatch) 
         target=torch.zeros(4000, dtype=torch.long),
         response_index=torch.arange(4000) // 2000,
         lengths=torch.tensor([2000, 2000]),
+        singles=(),
     )
     found = Scorer(torch.nn.Identity(), "tree")(batch).sums
     assert (found - token_a.double().reshape(2, 2000).sum(1)).abs().max() < 1e-6

@@ -341,7 +341,7 @@ def test_plain_layout_trains_the_same(tiny_vlm: Vlm, data: list[Group], tmp_path
     first = replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model), cache={})
     second = replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model), cache={})
     fast = train(job(first, data, tmp_path / "a"), Silent())
-    monkeypatch.setattr("mixpo.train.session.choose_layout", lambda *_: ("plain", "slow"))
+    monkeypatch.setattr("mixpo.train.session.choose_layout", lambda *_, **__: ("plain", "slow"))
     said = Silent()
     slow = train(job(second, data, tmp_path / "b"), said)
     assert any("slow" in line for line in said.lines)

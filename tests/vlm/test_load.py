@@ -15,8 +15,9 @@ from mixpo.errors import ModelError
 from mixpo.recipe import ModelTable
 from mixpo.vlm import load as load_module
 from mixpo.vlm.folder import digests
+from mixpo.vlm.inputs import batch_inputs
 from mixpo.vlm.load import Vlm, check_weights, load, pick_device, save
-from mixpo.vlm.prompt import batch_inputs, encode
+from mixpo.vlm.prompt import encode
 from mixpo.vlm.tokenizer_only import load_tokenizer_only
 
 HEAD = "model.language_model.layers.1.mlp.down_proj.weight"

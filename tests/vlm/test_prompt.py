@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,16 +16,15 @@ from PIL import Image
 from mixpo.errors import ModelError, SourceError
 from mixpo.prompts import PROMPTS
 from mixpo.types import Message
+from mixpo.vlm.inputs import batch_inputs, join_features
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import (
     EncodedPrompt,
     banned_ids,
-    batch_inputs,
     control_ids,
     decode,
     encode,
     image_token_ids,
-    join_features,
     tokenize_response,
     turn_end_id,
     without_images,
@@ -202,3 +204,47 @@ def test_images_of_history_and_prompt_are_counted_together(vlm: Vlm) -> None:
 def test_history_cannot_hold_control_tokens(tiny_vlm: Vlm) -> None:
     with fails("control-token-in-text", SourceError):
         encode(tiny_vlm, "x", [], [Message(role="assistant", text="fine<|im_end|>")])
+
+
+class WithTypes:
+    """A processor that gives one more input."""
+
+    def __init__(self, processor: Any, name: str, values: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self._processor, self._name, self._values = processor, name, values
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._processor, name)
+
+    def __call__(self, **inputs: Any) -> Any:
+        batch = self._processor(**inputs)
+        return batch | {self._name: self._values(batch["input_ids"])}
+
+
+def test_an_unknown_input_per_token_is_extended_with_its_value_for_text(tiny_vlm: Vlm) -> None:
+    """Padded on the side of the text, like the ids; it used to be taken for pixels."""
+    of_text = WithTypes(
+        tiny_vlm.processor, "moe_types", lambda ids: 3 + torch.isin(ids, torch.tensor(sorted(image_token_ids(tiny_vlm)))).long()
+    )
+    vlm = replace(tiny_vlm, processor=of_text)
+    long, short = encode(vlm, "<image>\nHow many are there?", [noise(28, 28)]), encode(vlm, "Why?", [])
+    assert set(long.features) == {"pixel_values"}
+    inputs = batch_inputs(vlm, [long, short], "left", [(40, 41), (42,)])
+    assert inputs["moe_types"].shape == inputs["input_ids"].shape
+    assert inputs["moe_types"][0, -3:].tolist() == [3, 3, 3]
+    padding = len(long) + 2 - len(short) - 1
+    assert inputs["moe_types"][1].tolist() == [0] * padding + [3] * (len(short) + 1)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        lambda ids: torch.arange(ids.shape[1])[None],
+        lambda ids: torch.ones(ids.shape),
+        lambda ids: torch.ones(1, ids.shape[1], 1, 4, dtype=torch.long),
+    ],
+    ids=["differs in text", "floats", "a mask of images"],
+)
+def test_an_input_per_token_that_is_not_understood_is_refused_by_name(tiny_vlm: Vlm, values: Any) -> None:
+    vlm = replace(tiny_vlm, processor=WithTypes(tiny_vlm.processor, "cross_attention_mask", values))
+    with fails("token-input-unknown", ModelError, key="cross_attention_mask"):
+        encode(vlm, "<image>\nHow many?", [noise(28, 28)])

@@ -20,6 +20,7 @@ from mixpo.vlm.generate import Generation, TokenSampling, generate, uniforms
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.memory import batch_bytes, free_bytes
 from mixpo.vlm.prompt import EncodedPrompt, context_limit, control_ids, decode, encode
+from mixpo.vlm.sampling_check import why_not_joined
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,8 @@ class TransformersEngine:
         self._image = image
         self._batch_size = batch_size
         self._memory = memory
+        self._checked: dict[int, list[EncodedPrompt]] = {}
+        self._alone = False
 
     def sample(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Sampled]:
         """See `Engine.sample`. logprobs are those of the generated tokens, without the prefix.
@@ -69,6 +72,7 @@ class TransformersEngine:
                 jobs += self._jobs(number, request, params)
             except SourceError as error:
                 errors[number] = str(error)
+        self._check_joined(jobs)
         answers: dict[tuple[int, int], Response] = {}
         for part in self._parts(jobs, params):
             answers |= self._run(part, requests, params)
@@ -77,6 +81,17 @@ class TransformersEngine:
                 yield Sampled(question=request.key, error=errors[number])
             else:
                 yield Sampled(question=request.key, responses=tuple(answers[number, slot] for slot in range(len(request.seeds))))
+
+    def _check_joined(self, jobs: Sequence[_Job]) -> None:
+        """Check sampling on two prompts each with no image, one and several, once; where a batch is inexact, sample one by one."""
+        new: dict[int, list[EncodedPrompt]] = {}
+        for job in jobs:
+            known = new.setdefault(min(job.prompt.images, 2), [])
+            if len(known) < 2 and all(job.prompt is not prompt for prompt in known):
+                known.append(job.prompt)
+        if any(len(prompts) > len(self._checked.get(images, [])) for images, prompts in new.items()):
+            self._checked |= {images: prompts for images, prompts in new.items() if len(prompts) > len(self._checked.get(images, []))}
+            self._alone |= bool(why_not_joined(self._vlm, [prompt for prompts in self._checked.values() for prompt in prompts]))
 
     def _jobs(self, number: int, request: Request, params: SamplingParams) -> list[_Job]:
         """Raises SourceError for a problem with this question alone."""
@@ -122,6 +137,8 @@ class TransformersEngine:
     def _fits(self, part: Sequence[_Job], params: SamplingParams, memory: int) -> bool:
         rows = sum(len(job.slots) for job in part)
         prompts = [job.prompt for job in part]
+        if self._alone and len(part) > 1:
+            return False
         return batch_bytes(self._vlm, prompts, max(map(len, part)), rows, params.max_new_tokens) <= memory
 
     def _most(self, job: _Job, params: SamplingParams, memory: int) -> int:

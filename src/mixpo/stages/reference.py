@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mixpo.errors import TrainError
 from mixpo.plural import amount
@@ -22,12 +22,15 @@ from mixpo.stages.source import QuestionIndex
 from mixpo.types import Pair, Question
 
 if TYPE_CHECKING:
-    from mixpo.train.reference import ReferenceScorer
+    from mixpo.train.reference import ReferenceScorer, Row
+
+CHECKED_SHARDS = 16
+"""Shards from which the questions of the layout check are taken."""
 
 
 def reference_job(context: Context, plan: Plan, index: QuestionIndex, number: int, model: ModelRef) -> Job:
     """Round `number`: the pairs as token ids with their log-probs under `model`."""
-    recipe, upstream = context.recipe, pairs_of(context.recipe, number)
+    recipe, upstream, facts = context.recipe, pairs_of(context.recipe, number), dict[str, Any]()
 
     @contextmanager
     def session(numbers: Sequence[int]) -> Iterator[Make]:
@@ -39,30 +42,31 @@ def reference_job(context: Context, plan: Plan, index: QuestionIndex, number: in
                     from mixpo.train.reference import open_reference
 
                     opened.append(stack.enter_context(open_reference(context.models.load(model), recipe.image, recipe.train)))
+                    shards = spread(len(plan.shards("source")), CHECKED_SHARDS)
+                    opened[0].choose(row for shard in shards for part in rows_of(shard) for row in part.values())
                 return opened[0]
+
+            def rows_of(shard: int) -> Iterator[dict[int, Row]]:
+                """The rows of each question by the number of its prompt."""
+                for question, row in zip(plan.rows("source", shard), plan.rows(upstream, shard), strict=True):
+                    prompts = prompting.prompts_of(recipe, question)
+                    parts = pairs_by_prompt(recipe, question, row.pairs)
+                    asked = with_system(recipe.prompt, question)
+                    yield {number: (asked, prompts[number].render(question.text), pairs) for number, pairs in parts.items()}
 
             def make(shard: int) -> Iterator[Scored]:
                 from mixpo.train.groups import join_records
 
-                questions, paired = plan.rows("source", shard), plan.rows(upstream, shard)
-                if not any(row.pairs for row in paired):
-                    return (Scored(question=question.id) for question in questions)
-                by_prompt = [pairs_by_prompt(recipe, question, row.pairs) for question, row in zip(questions, paired, strict=True)]
-                rows = [
-                    (
-                        with_system(recipe.prompt, question),
-                        prompting.prompts_of(recipe, question)[number].render(question.text),
-                        pairs,
-                    )
-                    for question, parts in zip(questions, by_prompt, strict=True)
-                    for number, pairs in parts.items()
-                ]
-                scored = reference().records(rows)
-                return (join_records(dict(zip(parts, islice(scored, len(parts)), strict=True))) for parts in by_prompt)
+                if not any(row.pairs for row in plan.rows(upstream, shard)):
+                    return (Scored(question=question.id) for question in plan.rows("source", shard))
+                parts = list(rows_of(shard))
+                scored = reference().records([row for part in parts for row in part.values()])
+                return (join_records(dict(zip(part, islice(scored, len(part)), strict=True))) for part in parts)
 
             yield make
-            if opened and opened[0].note:
+            if opened and opened[0].layout:
                 context.progress.say(opened[0].note)
+                facts["layout"] = opened[0].layout
 
     return Job(
         kind="reference",
@@ -79,9 +83,15 @@ def reference_job(context: Context, plan: Plan, index: QuestionIndex, number: in
         needs=("source", upstream, *filter(None, [model.job])),
         session=session,
         ranks="each",
+        facts=facts,
         count=count_scored,
         check=lambda manifest: check_scored(context, manifest),
     )
+
+
+def spread(count: int, most: int) -> list[int]:
+    """Up to `most` of `count` numbers, evenly spaced, the first and the last included."""
+    return list(range(count)) if count <= most else sorted({round(place * (count - 1) / (most - 1)) for place in range(most)})
 
 
 def pairs_by_prompt(recipe: Recipe, question: Question, pairs: Sequence[Pair]) -> dict[int, list[Pair]]:

@@ -56,6 +56,8 @@ def train_job(context: Context, plan: Plan, index: QuestionIndex, number: int, o
                 wandb_folder=context.recipe_folder / table.wandb.folder if table.wandb.folder else None,
                 label=f"{context.run.root.name} {public_name(recipe.train, number, objective)}",
                 seed=recipe.seed,
+                round=number,
+                reference_layout=reference_layout(context, number),
                 watch=watch_of(context, plan, vlm),
             )
             return train(job, context.progress).steps
@@ -86,6 +88,12 @@ def train_job(context: Context, plan: Plan, index: QuestionIndex, number: int, o
         artifact=lambda shard: model_folder(context, name, shard),
         whole=is_complete,
     )
+
+
+def reference_layout(context: Context, number: int) -> str:
+    """The layout in which the reference log-probs of a round were computed; "" where a training computes them."""
+    manifest = context.run.stage(f"round-{number}/reference").manifest
+    return str(manifest.facts.get("layout", "")) if manifest else ""
 
 
 def groups_of(context: Context, plan: Plan, number: int) -> list[Group]:

@@ -85,7 +85,7 @@ def target_layers(model: nn.Module, table: LoraTable) -> tuple[str, ...]:
 def merge_checked(vlm: Vlm, batch: Batch, precision: torch.dtype) -> Callable[[Path], None]:
     """Merge the trained adapter into the weights; returns a function that writes the adapter into the merged model's folder.
 
-    batch: real responses in the plain layout. Raises TrainError if merging changes their log-probs.
+    batch: real responses in the single layout. Raises TrainError if merging changes their log-probs.
     """
     trained, values, before = lora.adapter_of(vlm.model), lora.tensors(vlm.model), _mean_logps(vlm, batch, precision)
     assert trained is not None
@@ -104,7 +104,7 @@ def merge_checked(vlm: Vlm, batch: Batch, precision: torch.dtype) -> Callable[[P
 @torch.no_grad()
 def _mean_logps(vlm: Vlm, batch: Batch, precision: torch.dtype) -> torch.Tensor:
     """(R,) mean log-prob per token."""
-    logps: ResponseLogps = Scorer(vlm.model, "plain", precision)(batch)
+    logps: ResponseLogps = Scorer(vlm.model, "single", precision)(batch)
     return logps.sums / logps.lengths
 
 

@@ -18,12 +18,13 @@ from mixpo.train.schedule import Step
 from mixpo.train.tree_attention import AttentionPlan
 from mixpo.types import Group
 
-Layout = Literal["varlen", "tree", "shared", "plain"]
+Layout = Literal["varlen", "tree", "shared", "plain", "single"]
 """How a micro-batch is laid out; all layouts give the same log-probs where supported.
 
 tree: one row [prompt | response 1 | ... | response R]; prompts and shared prefixes are computed once.
 varlen: the same row through the varlen kernel (see `mixpo.train.tree_attention`). shared: one padded row per response, images
-computed once. plain: one padded row per response with its images, through the model's own forward pass.
+computed once. plain: one padded row per response with its images, through the model's own forward pass. single: the same without
+padding, one forward pass per response; all others are compared with it.
 """
 PACKED: tuple[Layout, ...] = ("varlen", "tree")
 """Layouts with one row of groups, the fastest first."""
@@ -167,7 +168,7 @@ class Batch:
     """A micro-batch on the model's device.
 
     inputs: of the language model, (1, T) or padded (R, longest); with pixels where `vision` is None. attention_plan: of a packed
-    layout. vision: images of the shared layout.
+    layout. vision: images of the shared layout. singles: (R) inputs of each response in the single layout, which has no others.
     row, position: (U,) of the hidden state that predicts each token. target: (U,) that token. Tokens of a shared prefix occur once:
     token_index: (A,) index into the U for each token of each response. response_index: (A,) its response, 0 .. R-1.
     lengths: (R,) tokens of each response. chosen, rejected: (K,) indices into the R responses.
@@ -191,6 +192,7 @@ class Batch:
     question_ids: tuple[str, ...]
     tokens: int
     features: Any | None = None
+    singles: tuple[dict[str, Tensor], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

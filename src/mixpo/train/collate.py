@@ -13,9 +13,10 @@ from mixpo.train.batch import PACKED, Batch, Chunk, Layout, ResponseTensors, Vis
 from mixpo.train.prefix_tree import PrefixTree, build_prefix_tree
 from mixpo.train.tree_attention import AttentionPlan, Span, plan_padded, plan_varlen
 from mixpo.types import Group
-from mixpo.vlm.families import Visibility, answer_type, visibility_of
+from mixpo.vlm.families import Visibility, visibility_of
+from mixpo.vlm.inputs import batch_inputs, extend_token_type, join_features, next_token_type, positions_of, single_inputs
 from mixpo.vlm.load import Vlm
-from mixpo.vlm.prompt import EncodedPrompt, batch_inputs, join_features, positions_of
+from mixpo.vlm.prompt import EncodedPrompt
 
 
 class PredictedTokens(NamedTuple):
@@ -31,6 +32,8 @@ def collate(vlm: Vlm, chunks: Sequence[Chunk], prompt_of: Callable[[Group], Enco
     """The batch of some chunks in a layout; their order sets the order of responses only."""
     prompts = [prompt_of(chunk.group) for chunk in chunks]
     responses = response_tensors(chunks)
+    if layout == "single":
+        return _single(vlm, chunks, prompts, responses)
     return _packed(vlm, chunks, prompts, responses, layout) if layout in PACKED else _padded(vlm, chunks, prompts, responses, layout)
 
 
@@ -54,9 +57,9 @@ def _packed(vlm: Vlm, chunks: Sequence[Chunk], prompts: Sequence[EncodedPrompt],
     words = [torch.tensor(branch.tokens) for span in spans for branch in span.branches]
     inputs = {"input_ids": _interleave(spans, [prompt.ids for prompt in prompts], words)}
     for name in dict.fromkeys(name for prompt in prompts for name in prompt.token_types):
-        kinds = [prompt.token_types.get(name, torch.zeros_like(prompt.ids)) for prompt in prompts]
-        value = answer_type(vlm.model) if name == "token_type_ids" else 0
-        inputs[name] = _interleave(spans, kinds, [torch.full_like(word, value) for word in words])
+        kinds = [extend_token_type(vlm, prompt, name, 0) for prompt in prompts]
+        values = [next_token_type(vlm, prompt, name) for span, prompt in zip(spans, prompts, strict=True) for _ in span.branches]
+        inputs[name] = _interleave(spans, kinds, [torch.full_like(word, value) for word, value in zip(words, values, strict=True)])
     inputs["position_ids"] = _positions(vlm, spans, prompts)
     inputs |= pixel_inputs(vlm, prompts)
     attention_plan = plan_varlen(spans, vlm.device) if layout == "varlen" else plan_padded(spans, visibility_of(vlm.model), vlm.device)
@@ -78,7 +81,7 @@ def _predicting(spans: Sequence[Span], trees: Sequence[PrefixTree]) -> tuple[Ten
 
 
 def _interleave(spans: Sequence[Span], prompts: Sequence[Tensor], tails: Sequence[Tensor]) -> Tensor:
-    """Prompts and branches in row order: (1, T), or (3, 1, T) for position ids on three axes."""
+    """Prompts and branches in row order: (1, T), or (axes, 1, T) for position ids on several axes."""
     parts, number = [], 0
     for span, prompt in zip(spans, prompts, strict=True):
         parts += [prompt, *tails[number : number + len(span.branches)]]
@@ -87,7 +90,7 @@ def _interleave(spans: Sequence[Span], prompts: Sequence[Tensor], tails: Sequenc
 
 
 def _positions(vlm: Vlm, spans: Sequence[Span], prompts: Sequence[EncodedPrompt]) -> Tensor:
-    """Position ids, (1, T) or (3, 1, T); a response starts one after the largest position of its prompt."""
+    """Position ids, (1, T) or (axes, 1, T); a response starts one after the largest position of its prompt."""
     prompt_positions, tails = [], []
     for span, prompt in zip(spans, prompts, strict=True):
         of_prompt = positions_of(vlm, prompt)
@@ -118,7 +121,7 @@ def pixel_inputs(vlm: Vlm, prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor
     return {name: value.to(dtype) if value.is_floating_point() else value for name, value in joined.items()}
 
 
-# --- padded rows -------------------------------------------------------------------------------------------------------
+# --- rows of responses -------------------------------------------------------------------------------------------------
 
 
 def _padded(vlm: Vlm, chunks: Sequence[Chunk], prompts: Sequence[EncodedPrompt], responses: ResponseTensors, layout: Layout) -> Batch:
@@ -128,11 +131,31 @@ def _padded(vlm: Vlm, chunks: Sequence[Chunk], prompts: Sequence[EncodedPrompt],
     encoded = [_without_pixels(prompt) for prompt in prompts] if vision else prompts
     inputs = batch_inputs(vlm, [encoded[number] for number in rows], "right", responses.tails)
     starts = torch.tensor([len(prompts[number]) for number in rows])
+    return _rows(vlm, responses, starts, inputs, vision=vision)
+
+
+def _single(vlm: Vlm, chunks: Sequence[Chunk], prompts: Sequence[EncodedPrompt], responses: ResponseTensors) -> Batch:
+    """One forward pass per response."""
+    owners = [prompt for prompt, chunk in zip(prompts, chunks, strict=True) for _ in chunk.responses]
+    singles = tuple(single_inputs(vlm, prompt, tail) for prompt, tail in zip(owners, responses.tails, strict=True))
+    return _rows(vlm, responses, torch.tensor([len(prompt) for prompt in owners]), {}, singles=singles)
+
+
+def _rows(
+    vlm: Vlm,
+    responses: ResponseTensors,
+    starts: Tensor,
+    inputs: dict[str, Tensor],
+    vision: VisionInputs | None = None,
+    singles: tuple[dict[str, Tensor], ...] = (),
+) -> Batch:
+    """A batch with one row per response. starts: (R,) length of each prompt."""
     position = starts[responses.response_index] + responses.offset - 1
     predicted = PredictedTokens(
         row=responses.response_index, position=position, target=responses.target, token_index=torch.arange(len(position))
     )
-    return _batch(vlm, responses, inputs, predicted, vision=vision, tokens=int(starts.sum() + responses.lengths.sum()))
+    tokens = int(starts.sum() + responses.lengths.sum())
+    return _batch(vlm, responses, inputs, predicted, vision=vision, singles=singles, tokens=tokens)
 
 
 def _vision(vlm: Vlm, chunks: Sequence[Chunk], prompts: Sequence[EncodedPrompt], rows: Sequence[int]) -> VisionInputs | None:
@@ -158,12 +181,14 @@ def _batch(
     tokens: int,
     attention_plan: AttentionPlan | None = None,
     vision: VisionInputs | None = None,
+    singles: tuple[dict[str, Tensor], ...] = (),
 ) -> Batch:
     device = vlm.device
     return Batch(
         inputs={name: value.to(device) for name, value in inputs.items()},
         attention_plan=attention_plan,
         vision=vision,
+        singles=singles,
         row=predicted.row.to(device),
         position=predicted.position.to(device),
         target=predicted.target.to(device),

@@ -1,59 +1,94 @@
-"""Chooses the layout of micro-batches: the fastest one whose log-probs equal those of the plain layout on real data."""
+"""Chooses the layout of micro-batches: the fastest one whose log-probs equal those of each response alone on real data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mixpo.errors import first_line
+from mixpo.errors import TrainError
 from mixpo.plural import amount
 from mixpo.train.batch import PACKED, Batch, Chunk, Layout
 from mixpo.train.collate import collate, row_layout
 from mixpo.train.logps import Scorer
 from mixpo.train.losses import ResponseLogps
 from mixpo.train.prefix_tree import PrefixTree, build_prefix_tree
-from mixpo.types import Group
+from mixpo.types import Group, Question
 from mixpo.vlm.families import why_not_packed, why_not_varlen
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import EncodedPrompt
+from mixpo.vlm.sampling_check import MODEL_ERRORS, described
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
-"""Largest difference of a response's mean log-prob per token from the plain layout. A wrong layout differs by far more than 0.1."""
+"""Largest difference of a response's mean log-prob per token from that of the response alone. A wrong layout differs by more than 0.1."""
+GRADIENT_TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 0.3}
+"""Largest difference of gradients in parts of their norm."""
+MOST_CHECKED = 9
+"""Questions that the check scores."""
 
 NOISE_FACTOR = 8.0
 """Changes above this multiple of the rounding error count as leakage."""
 ROUNDING = {torch.float32: 1e-6, torch.bfloat16: 5e-4}
 """Upper bound of the relative rounding error of a log-prob."""
 
-MODEL_ERRORS = (AssertionError, AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
-"""What an unknown architecture may raise in a layout that does not suit it."""
-
 PromptOf = Callable[[Group], EncodedPrompt]
 
+TOGETHER = 3
+"""Chunks in one forward pass of the check."""
 
-def choose_layout(vlm: Vlm, sample: Sequence[Chunk], prompt_of: PromptOf, precision: torch.dtype) -> tuple[Layout, str]:
+
+def choose_layout(
+    vlm: Vlm, sample: Sequence[Chunk], prompt_of: PromptOf, precision: torch.dtype, gradients: bool = False
+) -> tuple[Layout, str]:
     """The layout to use, and a sentence for the log with the reason.
 
-    sample: from `check_sample`. A layout must reproduce the log-probs of the plain one, and in a packed layout changing the tokens of
-    one response must not change the log-prob of another.
+    sample: from `check_sample`. A layout must reproduce the log-probs of every response alone, as the family's own forward pass gives
+    them, and in a packed layout changing the tokens of one response must not change the log-prob of another. gradients: a layout must
+    also give the gradients of a response alone. Raises TrainError for a family whose forward pass fails.
     """
-    plain = _score(vlm, sample, prompt_of, "plain", precision)
+    parts = [sample[first : first + TOGETHER] for first in range(0, len(sample), TOGETHER)]
+    alone = _alone(vlm, parts, prompt_of, precision)
+    check = _Check(vlm=vlm, parts=parts, prompt_of=prompt_of, precision=precision, alone=alone, gradients=gradients)
     reason = why_not_packed(vlm.model)
     no_kernel = _why_no_varlen(vlm, precision)
     for layout in () if reason else PACKED:
         reason = no_kernel if layout == "varlen" else ""
-        reason = reason or _problem(vlm, sample, prompt_of, layout, precision, plain)
+        reason = reason or check.problem(layout)
         if not reason:
             form = "varlen kernel" if layout == "varlen" else f"length-bucketed SDPA ({no_kernel})"
-            checked = f"(checked on {amount(len(plain.sums), 'response')})"
+            checked = f"(checked on {amount(sum(len(part.sums) for part in alone), 'response')})"
             return layout, f"packed rows, every prompt computed once {checked}; attention: {form}"
         no_kernel = reason
-    shared = _problem(vlm, sample, prompt_of, "shared", precision, plain)
-    if not shared:
+    if not (shared := check.problem("shared")):
         return "shared", f"padded rows, one per response, images computed once: {reason}"
-    return "plain", f"padded rows, one per response, each with its own images: {reason}; {shared}"
+    if not (plain := check.problem("plain")):
+        return "plain", f"padded rows, one per response, each with its own images: {reason}; {shared}"
+    return "single", f"one forward pass per response, which is slow: {reason}; {shared}; {plain}"
+
+
+def agree(layout: Layout, note: str, reference: str) -> tuple[Layout, str]:
+    """The training's layout given that of the reference stage: no faster one, because the reference stage refused it."""
+    order = get_args(Layout)
+    if reference not in order or (layout in PACKED and reference in PACKED) or order.index(layout) >= order.index(reference):
+        return layout, note
+    return cast(Layout, reference), f"rows as in the reference stage ({reference}), which refused the {layout} layout"
+
+
+def _alone(vlm: Vlm, parts: Sequence[Sequence[Chunk]], prompt_of: PromptOf, precision: torch.dtype) -> list[ResponseLogps]:
+    """The log-probs of every response alone. Raises TrainError where the family's own forward pass fails."""
+    try:
+        return [_score(vlm, part, prompt_of, "single", precision) for part in parts]
+    except torch.OutOfMemoryError:
+        raise
+    except MODEL_ERRORS as error:
+        raise TrainError(
+            f"{vlm.model.config.model_type}: the forward pass of a prompt and its response fails with {described(error)}; "
+            "this family cannot be trained, choose one of docs/families.md",
+            code="family-forward-fails",
+        ) from error
 
 
 def _why_no_varlen(vlm: Vlm, precision: torch.dtype) -> str:
@@ -63,18 +98,52 @@ def _why_no_varlen(vlm: Vlm, precision: torch.dtype) -> str:
     return "the varlen kernel has no float32" if precision == torch.float32 else why_not_varlen(vlm.model)
 
 
-def _problem(vlm: Vlm, sample: Sequence[Chunk], prompt_of: PromptOf, layout: Layout, precision: torch.dtype, plain: ResponseLogps) -> str:
-    """Why a layout cannot be used; "" if it can."""
-    try:
-        logps = _score(vlm, sample, prompt_of, layout, precision)
-        gap = float(((logps.sums - plain.sums).abs() / plain.lengths).max())
-        if not gap <= TOLERANCE[precision]:  # true for NaN
-            return f"the {layout} layout would change log-probs by {gap:.2g} per token"
-        if layout in PACKED and (leak := _leakage(vlm, sample, prompt_of, layout, precision, logps.sums)):
-            return f"a response would notice the others' tokens (by {leak:.2g})"
-    except MODEL_ERRORS as error:
-        return f"the {layout} layout fails with {type(error).__name__}: {first_line(error)}"
-    return ""
+@dataclass(frozen=True, kw_only=True)
+class _Check:
+    """What a layout is compared with. parts: chunks that are scored together. alone: the log-probs of their responses alone."""
+
+    vlm: Vlm
+    parts: Sequence[Sequence[Chunk]]
+    prompt_of: PromptOf
+    precision: torch.dtype
+    alone: Sequence[ResponseLogps]
+    gradients: bool
+
+    def problem(self, layout: Layout) -> str:
+        """Why a layout cannot be used; "" if it can."""
+        try:
+            for part, alone in zip(self.parts, self.alone, strict=True):
+                logps = _score(self.vlm, part, self.prompt_of, layout, self.precision)
+                gap = float(((logps.sums - alone.sums).abs() / alone.lengths).max())
+                if not gap <= TOLERANCE[self.precision]:  # true for NaN
+                    return f"the {layout} layout would change log-probs by {gap:.2g} per token"
+                if layout in PACKED and (leak := _leakage(self.vlm, part, self.prompt_of, layout, self.precision, logps.sums)):
+                    return f"a response would notice the others' tokens (by {leak:.2g})"
+            return self._gradient_problem(layout) if self.gradients else ""
+        except MODEL_ERRORS as error:
+            return f"the {layout} layout fails with {described(error)}"
+
+    def _gradient_problem(self, layout: Layout) -> str:
+        """Compare gradients of the smallest chunk's responses, in some parameters."""
+        chunk = min((chunk for part in self.parts for chunk in part), key=lambda chunk: sum(map(len, chunk.group.responses)))
+        parameters = _watched(self.vlm.model)
+        ours, alone = (self._gradient(chunk, which, parameters) for which in (layout, "single"))
+        gap = float((ours - alone).norm() / alone.norm().clamp(min=torch.finfo(torch.float32).tiny))
+        return "" if gap <= GRADIENT_TOLERANCE[self.precision] else f"the {layout} layout would change gradients by {gap:.2g} of their norm"
+
+    def _gradient(self, chunk: Chunk, layout: Layout, parameters: Sequence[nn.Parameter]) -> Tensor:
+        with torch.enable_grad():
+            sums = Scorer(self.vlm.model, layout, self.precision)(collate(self.vlm, [chunk], self.prompt_of, layout)).sums
+            found = torch.autograd.grad((sums * torch.linspace(1, 2, len(sums)).to(sums)).sum(), parameters, allow_unused=True)
+        known = [torch.zeros_like(p) if value is None else value for p, value in zip(parameters, found, strict=True)]
+        return torch.cat([value.flatten().float() for value in known])
+
+
+def _watched(model: nn.Module) -> list[nn.Parameter]:
+    """Trained parameters whose gradients the check compares: all vectors, or the smallest matrix of each shape where none are trained."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    vectors = [parameter for parameter in trained if parameter.ndim < 2]
+    return vectors or sorted(trained, key=lambda parameter: parameter.numel())[:8]
 
 
 def _leakage(vlm: Vlm, sample: Sequence[Chunk], prompt_of: PromptOf, layout: Layout, precision: torch.dtype, before: Tensor) -> float:
@@ -126,11 +195,27 @@ def _forward(vlm: Vlm, batch: Batch, layout: Layout, precision: torch.dtype) -> 
     return scores
 
 
-def check_sample(chunks: Sequence[Chunk]) -> list[Chunk]:
-    """Up to two small chunks for the layout check: of the questions with the fewest and the most images."""
-    ordered = sorted(chunks, key=lambda chunk: len(chunk.group.question.images))
-    chosen = [*(chunk for chunk in ordered[:1] if chunk.group.question.id != ordered[-1].group.question.id), ordered[-1]]
-    return [_informative(chunk) for chunk in chosen]
+def check_sample(groups: Iterable[Group]) -> list[Chunk]:
+    """Small chunks of groups that differ in what a layout may get wrong (see `different`)."""
+    chosen = different(groups, lambda group: group.question, lambda group: max(map(len, group.responses)))
+    return [_informative(Chunk(group, tuple(range(len(group.responses))), ())) for group in chosen]
+
+
+Item = TypeVar("Item")
+
+
+def different(items: Iterable[Item], question_of: Callable[[Item], Question], length_of: Callable[[Item], int]) -> list[Item]:
+    """Up to `MOST_CHECKED` items of a data set: two with the most images, the fewest, one image, the longest, the first of each source."""
+    best: dict[str, list[tuple[Any, Item]]] = {"most": [], "fewest": [], "one": [], "longest": []}
+    for item in items:
+        question = question_of(item)
+        images = len(question.images)
+        ranks = {"most": -images, "fewest": images, "one": abs(images - 1), "longest": -length_of(item)}
+        for name, rank in ranks.items():
+            best[name] = sorted([*best[name], ((rank, question.id), item)], key=lambda pair: pair[0])[: 2 if name == "most" else 1]
+        best.setdefault(f"source {question.source}", [(None, item)])
+    unique = {id(item): item for ranked in best.values() for _, item in ranked}
+    return list(unique.values())[:MOST_CHECKED]
 
 
 def _informative(chunk: Chunk) -> Chunk:

@@ -36,11 +36,17 @@ class Scorer(nn.Module):
         at 0.
         """
         with torch.autocast(batch.target.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
-            token_u = _plain(self.model, batch) if self.layout == "plain" else _from_states(self.model, batch)
+            token_u = self._tokens(batch)
         precise = accumulation_dtype(token_u.device)
         token_a = token_u[batch.token_index].to(precise)
         sums = torch.zeros(len(batch.lengths), dtype=precise, device=token_u.device).index_add(0, batch.response_index, token_a)
         return ResponseLogps(sums=sums, lengths=batch.lengths)
+
+    def _tokens(self, batch: Batch) -> Tensor:
+        """(U,) log-probs. A batch of the single layout is scored as such whatever the layout of the others."""
+        if batch.singles:
+            return _single(self.model, batch)
+        return _plain(self.model, batch) if self.layout == "plain" else _from_states(self.model, batch)
 
 
 def _from_states(model: Any, batch: Batch) -> Tensor:
@@ -67,6 +73,14 @@ def _plain(model: Any, batch: Batch) -> Tensor:
     """(U,) log-probs from the model's own logits."""
     logits: Tensor = model(**batch.inputs, use_cache=False).logits[batch.row, batch.position]
     return -F.cross_entropy(logits.float(), batch.target, reduction="none")
+
+
+def _single(model: Any, batch: Batch) -> Tensor:
+    """(U,) log-probs from the model's own logits, one forward pass per response."""
+    logits = []
+    for number, inputs in enumerate(batch.singles):
+        logits.append(model(**inputs, use_cache=False).logits[0, batch.position[batch.row == number]])
+    return -F.cross_entropy(torch.cat(logits).float(), batch.target, reduction="none")
 
 
 def _features(model: Any, vision: VisionInputs, known: Any | None) -> Any:

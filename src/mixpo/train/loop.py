@@ -186,9 +186,9 @@ def _finish(session: Session) -> TrainResult:
             restore_dtypes(model, dict(session.dtypes))
         vlm = replace(job.vlm, model=model, device=next(model.parameters()).device)
         group = next(group for group in job.groups if group.pairs)
-        batch = collate(vlm, [make_chunk(group, group.pairs[:1])], session.prompts.get, "plain")
+        batch = collate(vlm, [make_chunk(group, group.pairs[:1])], session.prompts.get, "single")
         write_adapter = None if job.table.lora is None else merge_checked(vlm, batch, session.precision)
-        save(vlm, job.output, batch.inputs, write_adapter)
+        save(vlm, job.output, batch.singles[0], write_adapter)
     session.parallel.wait()
     for tracker in session.accelerator.trackers:
         tracker.finish()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -13,13 +13,16 @@ from mixpo.records import PROMPT_REFUSED, Drop, Scored
 from mixpo.train.batch import Chunk, Layout, micro_batches
 from mixpo.train.collate import collate
 from mixpo.train.groups import PROMPT_TOO_LONG, GroupedPairs, make_group, to_record
-from mixpo.train.layout_check import check_sample, choose_layout
+from mixpo.train.layout_check import check_sample, choose_layout, different
 from mixpo.train.logps import Scorer
 from mixpo.train.model import compute_dtype, restore_dtypes, use_master_weights, weight_dtypes
 from mixpo.train.prompt_cache import PromptCache
 from mixpo.types import Group, Pair, Question
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import context_limit
+
+Row = tuple[Question, str, Sequence[Pair]]
+"""A question, its rendered prompt and its pairs."""
 
 
 class ReferenceScorer:
@@ -33,7 +36,17 @@ class ReferenceScorer:
         self.layout: Layout | None = None
         self.note = ""
 
-    def records(self, rows: Sequence[tuple[Question, str, Sequence[Pair]]]) -> Iterator[Scored]:
+    def choose(self, rows: Iterable[Row]) -> None:
+        """Choose the layout on questions of the whole data set; without this, it is chosen on the first groups to score."""
+        usable = (row for row in rows if row[2] and self.table.reference == "stage")
+        chosen = different(usable, lambda row: row[0], lambda row: max(len(pair.chosen) + len(pair.rejected) for pair in row[2]))
+        self._choose(self._group(*row).group for row in chosen)
+
+    def _choose(self, groups: Iterable[Group]) -> None:
+        if sample := check_sample(group for group in groups if group.responses):
+            self.layout, self.note = choose_layout(self.vlm, sample, self.prompts.get, self.precision)
+
+    def records(self, rows: Sequence[Row]) -> Iterator[Scored]:
         """Yield a record per (question, rendered prompt, pairs), in order; its fields are empty if no pair is usable.
 
         With an online reference there are no log-probs, and no forward pass.
@@ -51,7 +64,8 @@ class ReferenceScorer:
         if not chunks:
             return [() for _ in groups]
         if self.layout is None:
-            self.layout, self.note = choose_layout(self.vlm, check_sample(chunks), self.prompts.get, self.precision)
+            self._choose(groups)
+        assert self.layout is not None
         scorer = Scorer(self.vlm.model, self.layout, self.precision)
         logps: dict[tuple[str, str, int], float] = {}
         for batch_chunks in micro_batches(chunks, self.prompts.length, self.table.tokens_per_batch, self.layout):

@@ -16,10 +16,10 @@ from mixpo.masking import masked
 from mixpo.progress import Progress, Silent
 from mixpo.recipe import ImageTable, TrainTable
 from mixpo.train.adapters import prepare_trainable
-from mixpo.train.batch import Batch, Chunk, Layout, find_dummy, step_chunks
+from mixpo.train.batch import Batch, Chunk, Layout, find_dummy
 from mixpo.train.checkpoint import Checkpoint, TrainState, apply_checkpoint, find_checkpoint
 from mixpo.train.groups import data_digest
-from mixpo.train.layout_check import check_sample, choose_layout
+from mixpo.train.layout_check import TOGETHER, agree, check_sample, choose_layout
 from mixpo.train.logps import Scorer
 from mixpo.train.losses import LossWeights, loss_weights
 from mixpo.train.metrics import EvaluatePolicy, MetricsFile
@@ -39,7 +39,8 @@ class TrainJob:
 
     vlm: the policy, changed in place; must be the reference model that scored `groups`, unless `table.reference` is "online".
     objective: a key of OBJECTIVES. folder: of checkpoints and metrics. output: folder of the trained model. logs: of trackers.
-    wandb_folder: of the files of Weights & Biases; without it `logs`.
+    wandb_folder: of the files of Weights & Biases; without it `logs`. round: of the recipe, a key of random numbers.
+    reference_layout: of the reference stage's log-probs, "" where unknown.
     label: run name in trackers. watch: in-training evaluation (see `mixpo.train.measure.evaluate_policy`).
     """
 
@@ -53,6 +54,8 @@ class TrainJob:
     logs: Path
     wandb_folder: Path | None = None
     seed: int = 0
+    round: int = 1
+    reference_layout: str = ""
     label: str = "train"
     watch: EvaluatePolicy | None = None
 
@@ -137,12 +140,13 @@ def open_session(job: TrainJob, progress: Progress) -> Session:
     progress.say(f"{job.objective}: {'; '.join(str(part) for part in parts)}")
     online = OnlineReference(model, job.objective, job.table.loss) if job.table.reference == "online" else None
     prompts = PromptCache(vlm, job.images)
-    sample = check_sample(step_chunks(next(job.schedule.steps(0)), job.groups))
-    layout, note = choose_layout(vlm, sample, prompts.get, compute_dtype(dtypes))
+    sample = check_sample(group for group in job.groups if group.pairs)
+    layout, note = choose_layout(vlm, sample, prompts.get, compute_dtype(dtypes), gradients=True)
+    layout, note = agree(layout, note, job.reference_layout)
     progress.say(f"{job.objective}: {note}")
-    vision_cache, note = (
-        open_vision_cache(vlm, job.images, prompts.get, layout, compute_dtype(dtypes), sample) if job.table.cache_vision else (None, "")
-    )
+    vision_cache, note = None, ""
+    if job.table.cache_vision:
+        vision_cache, note = open_vision_cache(vlm, job.images, prompts.get, layout, compute_dtype(dtypes), sample[:TOGETHER])
     if note:
         progress.say(f"{job.objective}: {note}")
     if job.table.gradient_checkpointing:

@@ -17,11 +17,12 @@ from torch import Tensor
 from mixpo.recipe import ImageTable
 from mixpo.train.batch import Batch, Chunk, Layout
 from mixpo.train.collate import collate, pixel_inputs
-from mixpo.train.layout_check import MODEL_ERRORS, TOLERANCE
+from mixpo.train.layout_check import TOLERANCE
 from mixpo.train.logps import Scorer
 from mixpo.types import Group
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import EncodedPrompt
+from mixpo.vlm.sampling_check import MODEL_ERRORS, described
 
 MAX_BYTES = 4 * 2**30
 """Size limit of the cache, on the model's device; entries are never evicted."""
@@ -88,7 +89,7 @@ def open_vision_cache(
 ) -> tuple[VisionCache | None, str]:
     """The cache for this layout, or None where cached features would change log-probs; and a sentence for the log."""
     vision_cache = VisionCache(vlm, images, prompt_of, precision)
-    reason = "the plain layout computes them in every row" if layout == "plain" else _problem(vision_cache, layout, sample)
+    reason = f"the {layout} layout computes them in every row" if layout in ("plain", "single") else _problem(vision_cache, layout, sample)
     if reason:
         return None, f"vision features are not kept: {reason}"
     return VisionCache(vlm, images, prompt_of, precision), f"vision features are kept, up to {MAX_BYTES / 2**30:.0f} GiB"
@@ -103,7 +104,7 @@ def _problem(vision_cache: VisionCache, layout: Layout, sample: Sequence[Chunk])
     try:
         actual = scorer(vision_cache.fill(batch, sample))
     except MODEL_ERRORS as error:
-        return f"handing them in fails with {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        return f"handing them in fails with {described(error)}"
     gap = float(((actual.sums - expected.sums).abs() / expected.lengths).max())
     return "" if gap <= TOLERANCE[vision_cache.precision] else f"handing them in would change log-probs by {gap:.2g} per token"
 

@@ -18,8 +18,9 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from mixpo.errors import EngineError
+from mixpo.vlm.inputs import batch_inputs
 from mixpo.vlm.load import Vlm
-from mixpo.vlm.prompt import EncodedPrompt, banned_ids, batch_inputs
+from mixpo.vlm.prompt import EncodedPrompt, banned_ids
 
 COMPACT_AT = 0.75
 """Finished rows are removed once at most this share is alive; removing each one at once would copy the cache too often."""

@@ -6,10 +6,10 @@ User text is untrusted: it can never produce control tokens of the model. T toke
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from PIL.Image import Image
@@ -18,7 +18,6 @@ from torch import Tensor
 from mixpo.errors import ModelError, SourceError, first_line
 from mixpo.plural import amount
 from mixpo.types import IMAGE_TOKEN, Message
-from mixpo.vlm.families import answer_type, image_batch_axis
 from mixpo.vlm.load import Vlm, tiles_limited
 
 Value = TypeVar("Value")
@@ -26,7 +25,6 @@ Value = TypeVar("Value")
 _WORDS_OF_ANSWERS = re.compile(r"(?<![a-z])(ref|box|quad|point|think|answer)(?![a-z])")
 """Special tokens with these names (such as `<ref>`, `<|box_start|>`) are response text, not chat format."""
 
-_TOKEN_TYPES: tuple[str, ...] = ("mm_token_type_ids", "token_type_ids")
 _TOKEN_NAMES = ("image_token", "start_image_token", "end_image_token", "context_image_token", "boi_token", "eoi_token", "video_token")
 
 
@@ -35,12 +33,14 @@ class EncodedPrompt:
     """A prompt as model input, on the CPU. ids: (T,) int64, up to where the response begins.
 
     features: inputs of the vision tower (pixel_values, image_grid_thw, ...); empty without images.
-    token_types: further per-token inputs of some families (mm_token_type_ids, token_type_ids), each (T,).
+    token_types: further per-token inputs of some families (mm_token_type_ids, token_type_ids, ...), each (T,); see `next_token_type`.
+    images: how many the prompt has.
     """
 
     ids: Tensor
     features: dict[str, Tensor] = field(default_factory=dict)
     token_types: dict[str, Tensor] = field(default_factory=dict)
+    images: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -74,9 +74,11 @@ def encode(vlm: Vlm, prompt: str, images: Sequence[Image], history: Sequence[Mes
         inputs = _process(vlm, text, images)
     ids = inputs.pop("input_ids")[0]
     inputs.pop("attention_mask", None)
-    token_types = {name: inputs.pop(name)[0] for name in _TOKEN_TYPES if name in inputs}
+    token_types = {name: inputs.pop(name)[0] for name in list(inputs) if _is_per_token(name, inputs[name], len(ids))}
+    for name, values in token_types.items():
+        _check_token_type(vlm, name, values, ids)
     _check_image_tokens(vlm, ids, inputs, len(images))
-    return EncodedPrompt(ids, inputs, token_types)
+    return EncodedPrompt(ids, inputs, token_types, len(images))
 
 
 def without_images(prompt: str) -> str:
@@ -179,76 +181,6 @@ def context_limit(vlm: Vlm) -> int:
     return int(getattr(vlm.model.config.get_text_config(), "max_position_embeddings", None) or 2**31)
 
 
-# --- batches ----------------------------------------------------------------------------------------------------------
-
-
-def batch_inputs(
-    vlm: Vlm, prompts: Sequence[EncodedPrompt], pad: Literal["left", "right"], tails: Sequence[Sequence[int]] = ()
-) -> dict[str, Tensor]:
-    """Model inputs for several prompts, each followed by its tail (response ids) if `tails` are given; on the model's device.
-
-    input_ids, attention_mask: (B, L). position_ids: (B, L), or (3, B, L) for models with positions on three axes; padding
-    gets position 0. Plus the vision features of all prompts in order, and token types.
-    """
-    rows = [torch.cat([p.ids, torch.tensor(tail, dtype=torch.long)]) for p, tail in zip(prompts, tails or [()] * len(prompts), strict=True)]
-    inputs = {
-        "input_ids": _pad(rows, pad, vlm.processor.tokenizer.pad_token_id or 0),
-        "attention_mask": _pad([torch.ones_like(row) for row in rows], pad, 0),
-    }
-    for name in dict.fromkeys(name for p in prompts for name in p.token_types):
-        kinds = [p.token_types.get(name, torch.zeros_like(p.ids)) for p in prompts]
-        value = answer_type(vlm.model) if name == "token_type_ids" else 0
-        inputs[name] = _pad([torch.cat([k, k.new_full((len(row) - len(k),), value)]) for k, row in zip(kinds, rows, strict=True)], pad, 0)
-    inputs |= join_features(vlm, [p.features for p in prompts])
-    inputs = {name: value.to(vlm.device) for name, value in inputs.items()}
-    dtype = next(vlm.model.parameters()).dtype
-    inputs = {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
-    inputs["position_ids"] = _positions(vlm, inputs)
-    return inputs
-
-
-def join_features(vlm: Vlm, features: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Vision features of several prompts as one batch: concatenated along images, other axes zero-padded."""
-    axis = image_batch_axis(vlm.model)
-    present = [f for f in features if f]
-    return {name: _join([f[name] for f in present if name in f], axis) for name in dict.fromkeys(name for f in present for name in f)}
-
-
-def positions_of(vlm: Vlm, prompt: EncodedPrompt) -> Tensor:
-    """Position ids of one prompt on the CPU: (T,), or (3, T) for models with three axes (mrope)."""
-    inputs = {"input_ids": prompt.ids, "attention_mask": torch.ones_like(prompt.ids), **prompt.token_types}
-    grid = {name: value for name, value in prompt.features.items() if name == "image_grid_thw"}
-    return _positions(vlm, {name: value[None] for name, value in inputs.items()} | grid)[..., 0, :]
-
-
-def _join(values: list[Tensor], axis: int) -> Tensor:
-    sizes = [max(value.shape[d] for value in values) for d in range(values[0].ndim)]
-    padded = []
-    for value in values:
-        missing = [0 if d == axis else sizes[d] - value.shape[d] for d in range(value.ndim)]
-        widths = [width for size in reversed(missing) for width in (0, size)]
-        padded.append(torch.nn.functional.pad(value, widths) if any(missing) else value)
-    return torch.cat(padded, dim=axis)
-
-
-def _pad(rows: Sequence[Tensor], side: Literal["left", "right"], value: int) -> Tensor:
-    """(B, L) from rows of different lengths."""
-    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side=side)
-
-
-def _positions(vlm: Vlm, inputs: dict[str, Tensor]) -> Tensor:
-    mask = inputs["attention_mask"]
-    plain = (mask.cumsum(-1) - 1).clamp(min=0)
-    owner = next((m for m in (vlm.model, getattr(vlm.model, "model", None)) if hasattr(m, "get_rope_index")), None)
-    if owner is None:
-        return plain
-    if "image_grid_thw" not in inputs:
-        return plain.expand(3, *plain.shape)
-    names = ("mm_token_type_ids", "image_grid_thw", "attention_mask")
-    positions: Tensor = owner.get_rope_index(inputs["input_ids"], **{n: inputs[n] for n in names if n in inputs})[0]
-    return positions.masked_fill(mask == 0, 0)
-
-
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
@@ -301,6 +233,25 @@ def _process(vlm: Vlm, text: str, images: Sequence[Image]) -> dict[str, Tensor]:
                 code="processor-output-unknown",
             )
     return dict(batch)
+
+
+def _is_per_token(name: str, value: Tensor, length: int) -> bool:
+    """Whether an input has a value for each of `length` tokens. Pixels have four axes or more; a grid or size has few entries."""
+    return "pixel" not in name and length in value.shape[1:] and (value.shape[0] == 1 or name == "position_ids")
+
+
+def _check_token_type(vlm: Vlm, name: str, values: Tensor, ids: Tensor) -> None:
+    """Raise ModelError for a per-token input that cannot be extended to a response: only one that is equal for all text tokens can be."""
+    if values.shape == ids.shape and not values.is_floating_point():
+        text = values[~torch.isin(ids, torch.tensor(sorted(image_token_ids(vlm)), dtype=ids.dtype))]
+        if len(text) == 0 or bool((text == text[-1]).all()):
+            return
+    raise ModelError(
+        f"{vlm.model.config.model_type}: the processor gives {name}, which mixpo cannot extend from a prompt to its response; "
+        "this family is not supported",
+        code="token-input-unknown",
+        key=name,
+    )
 
 
 def _check_image_tokens(vlm: Vlm, ids: Tensor, features: dict[str, Tensor], images: int) -> None:
