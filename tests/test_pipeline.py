@@ -47,6 +47,7 @@ def test_everything_is_made(finished_run: Path) -> None:
         for mode in ("cot", "direct")
         for kind in ("answer", "evaluate")
     ]
+    assert json.loads((finished_run / "run" / "round-1" / "reference" / "manifest.json").read_text())["facts"] == {"layout": "tree"}
     report = json.loads((finished_run / "run" / "report.json").read_text())
     assert report["models"]["base"]["cot"]["n"] == 6
     assert report["counts"]["round-1/pair"]["pairs"] == 40
