@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mixpo import images
 from mixpo.errors import ImageError, RunError
 from mixpo.images import digest_file, open_image, probe, reference, save_bytes, save_content
 from mixpo.recipe import ImageTable
@@ -333,3 +335,55 @@ def test_small_images_are_scaled_up_between_the_limits(tmp_path: Path, size: tup
 def test_limits_in_the_wrong_order_are_refused() -> None:
     with pytest.raises(ValueError, match="min_pixels must not exceed max_pixels"):
         ImageTable(min_pixels=101, max_pixels=100)
+
+
+def test_a_large_jpeg_is_decoded_at_a_fraction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    halves(2400, 1600).save(tmp_path / "a.jpg", quality=95)
+    table, sizes = ImageTable(max_pixels=60_000), []
+    plain = halves(2400, 1600).resize((300, 200), Image.Resampling.BICUBIC)
+    scale = images._scale
+    monkeypatch.setattr(images, "_scale", lambda image, table: sizes.append(image.size) or scale(image, table))
+    drafted = load(tmp_path / "a.jpg", table)
+    assert sizes == [(600, 400)]
+    assert drafted.size == plain.size == (300, 200)
+    difference = np.abs(np.asarray(drafted).astype(int) - np.asarray(plain).astype(int))
+    assert difference.mean() < 2
+    assert load(tmp_path / "a.jpg", ImageTable(max_pixels=2_000_000)).size == (1732, 1154), "a draft would be too small"
+
+
+def test_pixels_are_bounded_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MAX_DECODED", 10_000)
+    halves(200, 100).save(tmp_path / "a.png")
+    halves(200, 100).save(tmp_path / "a.jpg")
+    monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("decoded"))
+    assert "20,000 pixels, more than the 10,000 that are decoded; scale it down" in message(tmp_path / "a.png")
+    monkeypatch.undo()
+    monkeypatch.setattr(images, "MAX_DECODED", 10_000)
+    assert load(tmp_path / "a.jpg", ImageTable(max_pixels=1_000)).size == (44, 22)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "I;16", "LA", "P"])
+def test_strips_change_no_pixel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 65536, (70, 50), dtype=np.uint16) if mode == "I;16" else rng.integers(0, 256, (70, 50, 4), dtype=np.uint8)
+    image = Image.fromarray(values) if mode == "I;16" else Image.fromarray(values).convert(mode)
+    image.save(tmp_path / "a.png", **({"transparency": 3} if mode == "P" else {}))
+    whole = load(tmp_path / "a.png")
+    monkeypatch.setattr(images, "STRIP", 16)
+    assert load(tmp_path / "a.png").tobytes() == whole.tobytes()
+
+
+def test_pillow_prints_no_warning_of_its_own(tmp_path: Path) -> None:
+    Image.new("1", (10_000, 9_000)).save(tmp_path / "a.png")
+    with warnings.catch_warnings(record=True) as caught:
+        images._formats.cache_clear()
+        assert load(tmp_path / "a.png", ImageTable(max_pixels=10_000)).size == (105, 94)
+    assert not caught
+
+
+@pytest.mark.slow
+def test_memory_of_large_images(tmp_path: Path) -> None:
+    from large_images import measure
+
+    assert measure(tmp_path, "jpeg", 6000)["peak_mb"] < 150
+    assert measure(tmp_path, "transparent", 6000)["peak_mb"] < 500

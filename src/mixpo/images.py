@@ -11,6 +11,7 @@ import math
 import os
 import struct
 import tempfile
+import warnings
 import zlib
 from functools import cache
 from io import BytesIO
@@ -42,6 +43,15 @@ excluded on purpose: reading them runs other programs."""
 
 MAX_BYTES = 1 << 30
 """A larger file is refused unread."""
+MAX_DECODED = 100_000_000
+"""Pixels that are decoded at most, four bytes each. JPEG files are decoded at a fraction of their size where `image.max_pixels` allows."""
+DRAFT_GAP = 2
+"""A draft is at least so many times longer and wider than the final image, so that resizing decides how it looks."""
+STRIP = 256
+"""Rows of a deep or transparent image that are converted at a time, to bound memory."""
+
+ORIENTATION = 0x0112
+"""Tag of EXIF."""
 
 _REPAIR = "replace the file or remove its rows"
 _SMOOTH = Image.Resampling.BICUBIC
@@ -119,6 +129,7 @@ def _header(content: bytes, name: str) -> Image.Image:
 def _formats() -> tuple[str, ...]:
     """The formats of `SUFFIXES` that this Pillow was built with. MPO is opened by way of JPEG."""
     Image.init()
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters is an ImageError; MAX_DECODED bounds what is decoded
     return tuple(name for name in SUFFIXES if name in Image.OPEN)
 
 
@@ -149,41 +160,61 @@ def _check_limits(image: Image.Image, name: str, table: ImageTable) -> None:
 def _decode(content: bytes, name: str, table: ImageTable) -> Image.Image:
     image = _header(content, name)
     _check_limits(image, name, table)
+    _draft(image, table)
+    if (pixels := image.width * image.height) > MAX_DECODED:
+        raise ImageError(
+            f"{name}: {pixels:,} pixels, more than the {MAX_DECODED:,} that are decoded; scale it down", code="image-too-large", path=name
+        )
     try:
         image.load()
-        return _scale(_rgb(_upright(image)), table)
+        decoded = _scale(_rgb(_upright(image)), table)
+        return decoded.copy() if decoded is image else decoded  # without the file that it came from
     except _BROKEN as error:
         raise ImageError(f"{name}: broken or truncated image ({error}); {_REPAIR}", code="image-broken", path=name) from None
 
 
+def _draft(image: Image.Image, table: ImageTable) -> None:
+    """Let a JPEG file be decoded at 1/2, 1/4 or 1/8 of its size, if that still is DRAFT_GAP times as long as needed."""
+    if image.format in ("JPEG", "MPO") and image.width * image.height > DRAFT_GAP**2 * table.max_pixels:
+        width, height = _below(*image.size, table.max_pixels)
+        image.draft(None, (DRAFT_GAP * width, DRAFT_GAP * height))
+
+
 def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF orientation says."""
+    """The image turned as its EXIF orientation says; the same object where it says nothing."""
     try:
-        image.getexif()
+        turned = image.getexif().get(ORIENTATION, 1) != 1
     except _BROKEN:
         # Unreadable EXIF says nothing about rotation, and the pixels are good: show them as they are stored, as browsers do.
         return image
-    return ImageOps.exif_transpose(image)
+    return ImageOps.exif_transpose(image) if turned else image
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB; the same object where it is that already."""
     if image.mode.startswith("I") or image.mode == "F":
         image = _from_deep(image)
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
+    if not image.has_transparency_data:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    opaque = Image.new("RGB", image.size)
+    for top in range(0, image.height, STRIP):
+        layer = image.crop((0, top, image.width, min(top + STRIP, image.height))).convert("RGBA")
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, layer).convert("RGB")
-    return image.convert("RGB")
+        opaque.paste(Image.alpha_composite(white, layer).convert("RGB"), (0, top))
+    return opaque
 
 
 def _from_deep(image: Image.Image) -> Image.Image:
     """16-bit gray as 8-bit gray. Pillow's own conversion clips at 255 instead of scaling."""
     if image.mode == "F":
         raise ValueError("floating-point pixels have no defined brightness; convert it to 8-bit PNG")
-    values = np.asarray(image.convert("I"))
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError("pixel values outside 0 to 65535 have no defined brightness; convert it to 8-bit PNG")
-    return Image.fromarray((values / 257).round().astype(np.uint8))
+    gray = Image.new("L", image.size)
+    for top in range(0, image.height, STRIP):
+        values = np.asarray(image.crop((0, top, image.width, min(top + STRIP, image.height))).convert("I"))
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("pixel values outside 0 to 65535 have no defined brightness; convert it to 8-bit PNG")
+        gray.paste(Image.fromarray((values / 257).round().astype(np.uint8)), (0, top))
+    return gray
 
 
 def _scale(image: Image.Image, table: ImageTable) -> Image.Image:

@@ -256,7 +256,9 @@ def _can_pair(recipe: Recipe, question: Question) -> bool:
 
 def question_problems(recipe: Recipe, question: Question, model: CheckedModel | None, evaluated: bool) -> list[str]:
     """Everything wrong with one question: broken images, control tokens, image tokens, length, a missing answer."""
-    broken = [problem for image in question.images if (problem := probe(Path(image.path), recipe.image))]
+    limits = recipe.image.of(question)
+    # With a model each image is decoded once, when its prompt is encoded.
+    broken = [problem for image in question.images if (problem := probe(Path(image.path), limits, decode=model is None))]
     if evaluated and question.answer is None:
         broken.append(NO_ANSWER)
     if broken or model is None:

@@ -96,7 +96,11 @@ class PreferencesCheck:
 
     def _measure(self, question: Question) -> tuple[list[str], int]:
         """What is wrong with a question, and the tokens of its prompt."""
-        broken = [problem for image in question.images if (problem := probe(Path(image.path), self.recipe.image))]
+        broken = [
+            problem
+            for image in question.images
+            if (problem := probe(Path(image.path), self.recipe.image.of(question), decode=self.model is None))
+        ]
         if broken or self.model is None:
             return broken, 0
         try:

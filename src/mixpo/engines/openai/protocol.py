@@ -18,7 +18,7 @@ from PIL import Image
 from mixpo.engines.base import SamplingParams
 from mixpo.engines.responses import Choice
 from mixpo.engines.tokens import TokenCodec
-from mixpo.images import open_image
+from mixpo.images import ORIENTATION, open_image
 from mixpo.recipe import ImageTable
 from mixpo.types import IMAGE_TOKEN, ImageRef, Message
 
@@ -143,7 +143,7 @@ def image_url(ref: ImageRef, table: ImageTable) -> str:
     image = open_image(ref, table)
     content = Path(ref.path).read_bytes()
     with Image.open(BytesIO(content)) as header:
-        upright = header.getexif().get(0x0112, 1) == 1
+        upright = header.getexif().get(ORIENTATION, 1) == 1
         plain = header.mode in ("RGB", "L") and header.size == image.size and upright and not header.has_transparency_data
         kind = SENT_UNCHANGED.get(header.format or "")
     return data_url(content, kind) if plain and kind else data_url(encode_png(image), "png")
