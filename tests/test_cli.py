@@ -21,7 +21,7 @@ from rich.console import Console
 import mixpo
 from mixpo.cli import main
 from mixpo.cli.app import EXAMPLES, INSPECT, USE, WORK, app
-from mixpo.cli.output import Lines, clock, printable
+from mixpo.cli.output import Lines, printable
 from mixpo.cli.tables import table
 
 SETS = (("digits", '"digits", pool = "test"'), ("mine", '"jsonl", path = "none.jsonl"'))
@@ -447,11 +447,6 @@ def test_nothing_is_told_of_a_training_that_is_done(
 def test_nothing_steers_the_terminal() -> None:
     assert printable("a\x1b[31mred\x07 \ud800") == "a\ufffd[31mred\ufffd \ufffd"
     assert printable("4.5\u202f% \u2212 中\n\t") == "4.5\u202f% \u2212 中\n\t"
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0.04, "0.0 s"), (12.4, "12 s"), (185, "3 min 05 s"), (7620, "2 h 07 min")])
-def test_clock(seconds: float, text: str) -> None:
-    assert clock(seconds) == text
 
 
 def test_bars_in_a_terminal_are_taken_down(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 
 from mixpo import recipe as models
 from mixpo.evaluate.lm_eval import TextScore
+from mixpo.recipe.base import CHOOSES_STAGES, Decides
 from mixpo.records import Drop, Judged, OtherReading, Paired, Prediction, Sampled, Scored
 from mixpo.run import Manifest
 from mixpo.stages.report import ReportFile
@@ -187,10 +188,17 @@ def _keys(path: str, model: type[BaseModel], fields: dict[str, FieldInfo] | None
                 f"`{name}`",
                 cell(f"{kind}, {bounds}" if bounds else kind, " "),
                 _default(field),
+                _decides(field),
                 cell(field.description or texts.get(name, ""), " "),
             )
         )
-    return table(("key", "type", "default", "meaning"), rows)
+    return table(("key", "type", "default", "decides", "meaning"), rows)
+
+
+def _decides(field: FieldInfo) -> str:
+    """The stages that become stale with a key; empty for one that decides no record, and for a table."""
+    marker = next((item for item in field.metadata if isinstance(item, Decides)), None)
+    return "which stages there are" if marker is CHOOSES_STAGES else ", ".join(marker.stages) if marker else ""
 
 
 def _recipe_type(path: str, field: FieldInfo) -> str:

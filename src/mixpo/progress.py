@@ -1,4 +1,4 @@
-"""How a stage says how far it is. Stages only know this protocol; the command line draws the bars."""
+"""Progress of a stage, and durations as text. Stages only know this protocol; the command line draws the bars."""
 
 from __future__ import annotations
 
@@ -19,6 +19,18 @@ class Progress(Protocol):
 
     def say(self, text: str) -> None:
         """One line for the user."""
+
+
+def duration(seconds: float) -> str:
+    """ "0.4 s", "12 s", "3 min 05 s", "2 h 07 min"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if (whole := round(seconds)) < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 class Silent:

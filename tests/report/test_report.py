@@ -16,6 +16,7 @@ from PIL import Image
 from mixpo.errors import EvaluateError
 from mixpo.evaluate.score import compare, score
 from mixpo.images import reference
+from mixpo.progress import duration
 from mixpo.records import Prediction
 from mixpo.report.benchmarks import CAUSES
 from mixpo.report.build import build
@@ -23,7 +24,7 @@ from mixpo.report.data import ReportData
 from mixpo.report.images import picture
 from mixpo.report.render import asked, render
 from mixpo.report.table import GAP_COLUMNS, SUMMARY_COLUMNS, YES_NO_COLUMNS, gap_rows, summary_rows, yes_no_rows
-from mixpo.report.words import duration, moment, percent, points, sides
+from mixpo.report.words import moment, percent, points, sides
 from mixpo.types import ImageRef, Pair, Question, Skipped
 
 EMPTY = ReportData(title="Nothing", created="2025-01-01T00:00:00Z", seed=0)
@@ -426,7 +427,17 @@ def test_text_of_questions() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.04, "0.0 s"), (9.96, "10.0 s"), (59.6, "1 min 0 s"), (75.2, "1 min 15 s"), (3599.7, "1 h 0 min"), (7380, "2 h 3 min")],
+    [
+        (0.04, "0.0 s"),
+        (9.96, "10.0 s"),
+        (12.4, "12 s"),
+        (59.6, "1 min 00 s"),
+        (75.2, "1 min 15 s"),
+        (185, "3 min 05 s"),
+        (3599.7, "1 h 00 min"),
+        (7380, "2 h 03 min"),
+        (7620, "2 h 07 min"),
+    ],
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text

@@ -10,6 +10,7 @@ from unicodedata import category
 
 from mixpo.masking import masked
 from mixpo.plural import amount
+from mixpo.progress import duration
 
 LOG_SECONDS = 10.0
 """Without a terminal, each progress bar logs a line at most this often."""
@@ -30,18 +31,6 @@ def printable(text: str) -> str:
     """The text with control characters replaced, because file names and responses must not control the terminal; secrets are masked."""
     text = masked(text)
     return "".join(letter if letter in "\n\t" or category(letter) not in ("Cc", "Cs") else "\N{REPLACEMENT CHARACTER}" for letter in text)
-
-
-def clock(seconds: float) -> str:
-    """A duration for people: "0.4 s", "12 s", "3 min 05 s", "2 h 07 min"."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 class Lines:
@@ -71,7 +60,7 @@ class Lines:
     def finish(self) -> None:
         if self._done < self._total:
             self._total = 0  # the total was a limit, and there were fewer
-        self._line(f"done in {clock(time.monotonic() - self._started)}")
+        self._line(f"done in {duration(time.monotonic() - self._started)}")
 
     def say(self, text: str) -> None:
         print(printable(text), file=self.stream, flush=True)
@@ -83,7 +72,7 @@ class Lines:
         processed = self._done - self._first_done
         if not processed or self._total <= self._done:
             return "working"
-        return f"about {clock((now - self._first) / processed * (self._total - self._done))} left"
+        return f"about {duration((now - self._first) / processed * (self._total - self._done))} left"
 
     def _line(self, tail: str) -> None:
         done = f"{self._done:,} of " if self._total else ""

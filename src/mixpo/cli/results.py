@@ -7,8 +7,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from mixpo.cli.output import clock, line
+from mixpo.cli.output import line
 from mixpo.cli.tables import table
+from mixpo.progress import duration
 from mixpo.report.benchmarks import CAUSES, FIGURE_COLUMNS, MAIN_DIFFERENCE_COLUMNS, figure_rows, main_difference_rows
 from mixpo.report.table import (
     GAP_COLUMNS,
@@ -72,5 +73,5 @@ def scores(report: Mapping[str, Any]) -> None:
 
 def timings(seconds: Mapping[str, float]) -> None:
     """How long each stage took."""
-    shown = [(name, clock(value)) for name, value in seconds.items() if value >= 0.05]
-    table(("stage", "time"), [*shown, ("all", clock(sum(seconds.values())))], title="\ntime")
+    shown = [(name, duration(value)) for name, value in seconds.items() if value >= 0.05]
+    table(("stage", "time"), [*shown, ("all", duration(sum(seconds.values())))], title="\ntime")

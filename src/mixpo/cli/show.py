@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mixpo.cli.output import clock, line
+from mixpo.cli.output import line
 from mixpo.cli.tables import table
 from mixpo.plural import amount
+from mixpo.progress import duration
 from mixpo.report.table import SAMPLED_COLUMNS, SUMMARY_COLUMNS, sampled_rows, summary_rows
 from mixpo.report.words import describe_counts, moment
 
@@ -36,7 +37,7 @@ def status(rows: Sequence[Mapping[str, Any]], models: Mapping[str, str] | None =
             row["stage"],
             row["state"],
             f"{row['done']}/{row['total']}",
-            clock(row["seconds"]) if row["seconds"] else "",
+            duration(row["seconds"]) if row["seconds"] else "",
             ", ".join(describe_counts(row["counts"])),
             "; ".join(row["why"]),
         )
@@ -65,7 +66,7 @@ def estimates(rows: Sequence[Estimate], devices: int = 1) -> None:
             "" if row is all_stages else f"{row.todo:,} of {amount(row.total, row.unit[:-1])}",
             *(f"{number:,}" if number else "" for number in (row.requests, row.tokens)),
             f"{row.seconds / 3600:,.2f}" if row.seconds else "",
-            clock(row.seconds / devices) if row.seconds else "",
+            duration(row.seconds / devices) if row.seconds else "",
             _size(row.bytes),
             row.basis,
             row.why,

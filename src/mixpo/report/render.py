@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mixpo.plural import amount
+from mixpo.progress import duration
 from mixpo.report import sections, words
 from mixpo.report.benchmarks import (
     BREAKDOWN_COLUMNS,
@@ -46,7 +47,7 @@ MAX_ALARMS = 4
 
 
 FILTERS = (
-    "percent", "points", "p_value", "p_cell", "interval", "count", "duration", "moment", "model_name", "title_case", "domain_name", "sides",
+    "percent", "points", "p_value", "p_cell", "interval", "count", "moment", "model_name", "title_case", "domain_name", "sides",
 )  # fmt: skip
 """Functions of `mixpo.report.words` that the page uses."""
 
@@ -59,7 +60,7 @@ def render(report: dict[str, Any]) -> str:
     for name in FILTERS:
         environment.filters[name] = getattr(words, name)
     environment.filters["groups"] = _groups
-    environment.filters["amount"] = amount
+    environment.filters |= {"amount": amount, "duration": duration}
     style = Markup(environment.loader.get_source(environment, "page.css")[0]) if environment.loader else Markup("")
     return environment.get_template("page.html").render(report=report, style=style, words=words, **_context(report))
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from mixpo.progress import duration
 from mixpo.report.build import DROPPED
 from mixpo.report.charts import Dot, Lane, bars, curves, histogram, lanes, stack
 from mixpo.report.words import (
@@ -18,7 +19,6 @@ from mixpo.report.words import (
     count,
     count_label,
     domain_name,
-    duration,
     model_name,
     percent,
     points,

@@ -81,19 +81,6 @@ def count(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def duration(seconds: float) -> str:
-    """75.2 -> 1 min 15 s"""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min"
-
-
 def title_case(name: str) -> str:
     """length_ratio -> Length ratio"""
     text = name.replace("_", " ").replace("/", " / ")

@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mixpo.errors import MixpoError
 from mixpo.plural import amount
+from mixpo.progress import duration
 from mixpo.report import words
 from mixpo.report.benchmarks import CAUSES
 from mixpo.report.render import asked, unlisted
@@ -63,10 +64,11 @@ def environment() -> Environment:
     made = Environment(
         loader=PackageLoader("mixpo.viewer", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    for name in ("percent", "points", "p_value", "interval", "no_answer", "count", "duration", "model_name", "title_case"):
+    for name in ("percent", "points", "p_value", "interval", "no_answer", "count", "model_name", "title_case"):
         made.filters[name] = getattr(words, name)
     made.filters |= {
         "amount": amount,
+        "duration": duration,
         "asked": asked,
         "moment": words.moment,
         "unlisted": unlisted,
