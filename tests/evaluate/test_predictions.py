@@ -227,7 +227,8 @@ def test_addresses_of_mmhal_become_files_in_images(tmp_path: Path) -> None:
     (tmp_path / "mmhal-bench_answer_template.json").write_text(json.dumps([row]))
     (skipped,) = load("mmhal", tmp_path)
     assert isinstance(skipped, Skipped)
-    assert "image 'images/b_o.jpg' not found under" in skipped.reason
+    assert f"image 'images/b_o.jpg' not found under {tmp_path}" in skipped.reason
+    assert skipped.reason.endswith("; save https://example.org/a/b_o.jpg there")
     save_png(tmp_path / "images" / "b_o.jpg")
     (asked_one,) = questions("mmhal", tmp_path)
     assert asked_one.images[0].path.endswith("images/b_o.jpg")
@@ -239,6 +240,34 @@ def test_annotations_are_no_questions(tmp_path: Path) -> None:
         assert isinstance(item, Skipped)
         assert "holds annotations only" in item.reason
         assert "not public" not in item.reason
+
+
+def test_mathvista_from_its_repository(tmp_path: Path) -> None:
+    """The folder also holds annotations, and the test split without answers."""
+    row = {"question": "How many boats?", "answer": "3", "question_type": "free_form", "answer_type": "integer", "image": "images/1.png",
+           "query": "Question: How many boats?", "metadata": {}}  # fmt: skip
+    (tmp_path / "testmini.json").write_text(json.dumps({"1": {"pid": "1", **row}}))
+    (tmp_path / "annot_testmini.json").write_text(json.dumps({"1": {"answer_latex": "3"}}))
+    (tmp_path / "test.json").write_text(json.dumps({"2": {"pid": "2", **row, "answer": ""}}))
+    (tmp_path / "source.json").write_text(json.dumps({"boats": {"total": 1}}))
+    save_png(tmp_path / "images" / "1.png")
+    (only,) = questions("mathvista", tmp_path)
+    assert only.answer == "3"
+
+
+def test_paper_without_a_judge_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A chain of thought without a marker goes to a language model in the released scripts: no score of anything else is printed."""
+    row = {"question": "How many boats?", "answer": "3", "question_type": "free_form", "answer_type": "integer", "image": "1.png",
+           "query": "Question: How many boats?", "metadata": {"split": "testmini"},
+           "response": "There is one at the pier.\nTwo more are on the water, so I see three."}  # fmt: skip
+    path = tmp_path / "output_x.json"
+    path.write_text(json.dumps({"1": {"pid": "1", **row}}))
+    args = ["score", "--predictions", str(path), "--benchmark", "mathvista", "--dir", str(tmp_path / "run"), "--extractor", "paper"]
+    assert main(args) == 1
+    shown = capsys.readouterr()
+    assert "1 of 1 response without a final-answer marker" in shown.err
+    assert "add [evaluate.judge]" in shown.err
+    assert "%" not in shown.out
 
 
 # --- a run without a model ----------------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ def check_judged(manifest: Manifest) -> None:
     """Raise EvaluateError where a score by "paper" would not be a published one, because its scripts ask a language model."""
     if count := manifest.counts.get(WITHOUT_JUDGE, 0):
         raise EvaluateError(
-            f"{manifest.stage}: {count} of {amount(manifest.counts['answers'], 'response')} have no final-answer marker, where the "
+            f"{manifest.stage}: {count} of {amount(manifest.counts['answers'], 'response')} without a final-answer marker, where the "
             'released scripts ask a language model; add [evaluate.judge] and set evaluate.extractor = "judge", or use "robust"',
             code="paper-needs-judge",
             key="evaluate.extractor",

@@ -165,7 +165,10 @@ class Benchmark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """A row before its images are found. images: values as in the file. facts: at least "id"; JSON values only."""
+    """A row before its images are found. images: values as in the file. facts: at least "id"; JSON values only.
+
+    image_hint: how to get an image that is missing, for the reason of a skipped row.
+    """
 
     text: str
     images: Sequence[object]
@@ -174,11 +177,17 @@ class Draft:
     facts: Mapping[str, Any]
     choices: tuple[str, ...] = ()
     domain: str = ""
+    image_hint: str = ""
 
 
 def make(draft: Draft, pictures: Pictures, name: str) -> Question:
     """A draft as a question of benchmark `name`. Raises SourceError for an image that cannot be used."""
-    images = tuple(refer(value, pictures) for value in draft.images)
+    try:
+        images = tuple(refer(value, pictures) for value in draft.images)
+    except SourceError as error:
+        if error.code != "image-missing" or not draft.image_hint:
+            raise
+        raise SourceError(f"{error}; {draft.image_hint}", code="image-missing", path=error.path) from None
     text = with_image_tokens(draft.text, len(images))
     facts = json.dumps({"benchmark": name, **draft.facts}, ensure_ascii=False, sort_keys=True)
     return Question(

@@ -64,7 +64,7 @@ def find(path: Path, files: Sequence[str], splits: Sequence[Sequence[str]]) -> l
     # A saved data set has JSON files of its own, and the hub's JSON lacks the images: such files count where there is no table.
     there = tables or sorted(path.rglob("*.json"))
     for names in splits:
-        by_name = [[file for file in there if _names(file.relative_to(path), name)] for name in names]
+        by_name = [_questions([file for file in there if _names(file.relative_to(path), name)]) for name in names]
         if chosen := sorted({file for files_of_name in by_name for file in files_of_name}, key=there.index):
             for files_of_name in by_name:
                 _check_one(path, files_of_name)
@@ -79,6 +79,11 @@ def find(path: Path, files: Sequence[str], splits: Sequence[Sequence[str]]) -> l
         path=path,
         key="source.split",
     )
+
+
+def _questions(files: Sequence[Path]) -> Sequence[Path]:
+    """Without files of annotations, which MathVista's repository keeps beside its questions, unless there is nothing else."""
+    return [file for file in files if not file.name.startswith("annot_")] or files
 
 
 def _check_one(path: Path, files: Sequence[Path]) -> None:

@@ -47,8 +47,10 @@ def row(fields: Fields) -> Draft:
     kind = text_of(fields, "question_type").lower()
     contents = fields.get("image_content")
     listed = list_of(contents) if not isinstance(contents, str) or contents.startswith("[") else [contents]
+    address = str(fields.get("image_src") or "")
     return Draft(
         text=text_of(fields, "question"),
+        image_hint=f"save {address} there" if address else "",
         images=_images(fields),
         answer=text_of(fields, "gt_answer", "answer"),
         kind="text",
