@@ -179,7 +179,11 @@ def export(
         count, skipped = export_pairs(context, to, form, number)
         line(f"{amount(count, 'pair')} written to {to}")
         if skipped:
-            line(f"{skipped:,} skipped: their text contains a placeholder such as <image>, which {form} would replace with an image")
+            turns = "they have earlier turns or a system message, which the format cannot hold"
+            reason = (
+                turns if form == "mmpr" else f"their text contains a placeholder such as <image>, which {form} would replace with an image"
+            )
+            line(f"{skipped:,} skipped: {reason}")
         if hub is not None:
             line(f"uploaded to {push_dataset(to, hub, private=not public)}")
 

@@ -20,7 +20,7 @@ REMEMBERED = 4096
 
 
 class ExportCount(NamedTuple):
-    """skipped: pairs whose text contains a placeholder of the other tool, which it would take for an image that does not exist."""
+    """skipped: pairs that the other tool would take for something else: with its placeholders in a text, or with turns it cannot hold."""
 
     pairs: int
     skipped: int = 0
@@ -30,24 +30,33 @@ class ExportRows:
     """Pairs to export with their prompts, counted while they are read. Raises RunError at the end if there were none.
 
     render: without it the prompt is the bare question. placeholders: texts that no pair may contain, other than the `<image>` tokens of the
-    prompt; pairs with one are skipped.
+    prompt; pairs with one are skipped. single: skip pairs with earlier turns or a system message.
     """
 
-    def __init__(self, rows: Iterable[tuple[Question, Pair]], render: Render | None = None, placeholders: tuple[str, ...] = ()) -> None:
-        self._rows, self._render, self._placeholders = rows, render, placeholders
+    def __init__(
+        self,
+        rows: Iterable[tuple[Question, Pair]],
+        render: Render | None = None,
+        placeholders: tuple[str, ...] = (),
+        *,
+        single: bool = False,
+    ) -> None:
+        self._rows, self._render, self._placeholders, self._single = rows, render, placeholders, single
         self._pairs = self._skipped = 0
 
     def __iter__(self) -> Iterator[tuple[Question, Pair, str]]:
         for question, pair in self._rows:
             prompt = self._prompt(question, pair)
-            texts = prompt.replace(IMAGE_TOKEN, ""), pair.chosen, pair.rejected
-            if any(placeholder in text for text in texts for placeholder in self._placeholders):
+            earlier = (m.text.replace(IMAGE_TOKEN, "") if m.role == "user" else m.text for m in question.history)
+            texts = (prompt.replace(IMAGE_TOKEN, ""), pair.chosen, pair.rejected, *earlier)
+            if any(placeholder in text for text in texts for placeholder in self._placeholders) or (self._single and question.history):
                 self._skipped += 1
                 continue
             self._pairs += 1
             yield question, pair, prompt
         if not self._pairs:
-            raise RunError("there are no pairs to export; `mixpo status` shows how many each stage produced", code="no-pairs")
+            skipped = f" ({amount(self._skipped, 'pair')} cannot be written in this format)" if self._skipped else ""
+            raise RunError(f"there are no pairs to export{skipped}; `mixpo status` shows how many each stage produced", code="no-pairs")
 
     @property
     def count(self) -> ExportCount:
@@ -56,7 +65,8 @@ class ExportRows:
 
     def _prompt(self, question: Question, pair: Pair) -> str:
         prompt = self._render(question, pair) if self._render is not None else question.text
-        if (tokens := prompt.count(IMAGE_TOKEN)) != len(question.images):
+        texts = [prompt, *(message.text for message in question.history if message.role == "user")]
+        if (tokens := sum(text.count(IMAGE_TOKEN) for text in texts)) != len(question.images):
             raise SourceError(
                 f"question {question.id}: {amount(tokens, f'{IMAGE_TOKEN} token')} for {amount(len(question.images), 'image')}; "
                 "remove the tokens from the prompt template",

@@ -46,8 +46,14 @@ TEXTS = (
     "question_id",
 )
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-_FEATURES = {"images": {"feature": {"_type": "Image"}, "_type": "List"}, **{name: {"dtype": "string", "_type": "Value"} for name in TEXTS}}
-SCHEMA = pa.schema([("images", pa.list_(_IMAGE)), *((name, pa.string()) for name in TEXTS)]).with_metadata(
+_TURN = pa.struct([("role", pa.string()), ("content", pa.string())])
+_VALUE = {"dtype": "string", "_type": "Value"}
+_FEATURES = {
+    "images": {"feature": {"_type": "Image"}, "_type": "List"},
+    "history": {"feature": {"role": _VALUE, "content": _VALUE}, "_type": "List"},
+    **dict.fromkeys(TEXTS, _VALUE),
+}
+SCHEMA = pa.schema([("images", pa.list_(_IMAGE)), ("history", pa.list_(_TURN)), *((name, pa.string()) for name in TEXTS)]).with_metadata(
     {"huggingface": json.dumps({"info": {"features": _FEATURES}})}
 )
 """Fixed: a column of texts is one also where all are missing. The metadata says that `images` are images."""
@@ -96,6 +102,7 @@ def _row(question: Question, pair: Pair, prompt: str) -> dict[str, Any]:
     paths = [image_path(image) for image in question.images]
     return {
         "images": [{"bytes": path.read_bytes(), "path": path.name} for path in paths],
+        "history": [{"role": turn.role, "content": turn.text} for turn in question.history],
         "question": question.text,
         "prompt": prompt,
         "chosen": pair.chosen,

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
 from mixpo.export.base import ExportCount, ExportRows, ImageCopies, Render
 from mixpo.records import atomic, write_text
-from mixpo.types import IMAGE_TOKEN, ImageRef, Pair, Question
+from mixpo.types import IMAGE_TOKEN, ImageRef, Message, Pair, Question
 
 PAIRS = "pairs.jsonl"
 
@@ -32,8 +32,8 @@ SWIFT = (*MEDIA, "<bbox>", "<ref-object>", "<cot-process>", "<start-image>")
 def export_trl(rows: Iterable[tuple[Question, Pair]], path: Path, render: Render | None = None) -> ExportCount:
     """TRL's conversational preference format, which `datasets.load_dataset("json", data_files=...)` reads in one call.
 
-    "prompt", "chosen" and "rejected" are lists of one message, whose content is a list of parts {"type": "image" | "text", "text"} with
-    images where the question has them. To train, cast the images: `data.cast_column("images", [datasets.Image()])`.
+    "prompt", "chosen" and "rejected" are lists of messages, whose content is a list of parts {"type": "image" | "text", "text"} with
+    images where the question has them; both sides have one. To train, cast the images: `data.cast_column("images", [datasets.Image()])`.
     """
     return _write(ExportRows(rows, render, (IMAGE_TOKEN,)), path, _trl, _copying(path.parent))
 
@@ -46,21 +46,25 @@ def export_swift(rows: Iterable[tuple[Question, Pair]], folder: Path, render: Re
 def export_llama_factory(rows: Iterable[tuple[Question, Pair]], folder: Path, render: Render | None = None) -> ExportCount:
     """For LLaMA-Factory with `dataset_dir: FOLDER` and `dataset: mixpo`."""
     count = _write(ExportRows(rows, render, MEDIA), folder / PAIRS, _llama_factory, _copying(folder))
-    columns = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected", "images": "images"}
+    columns = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected", "system": "system", "images": "images"}
     entry = {"file_name": PAIRS, "formatting": "sharegpt", "ranking": True, "columns": columns}
     write_text(folder / "dataset_info.json", json.dumps({"mixpo": entry}, indent=2) + "\n")
     return count
 
 
-def _write(rows: ExportRows, path: Path, fields: Callable[[str, Pair], dict[str, Any]], locate: Callable[[ImageRef], str]) -> ExportCount:
+Fields = Callable[[Sequence[Message], Pair], dict[str, Any]]
+
+
+def _write(rows: ExportRows, path: Path, fields: Fields, locate: Callable[[ImageRef], str]) -> ExportCount:
     """Write atomically and in constant memory. Text-only questions come last: `datasets` infers column types from the first rows.
 
-    fields: from the prompt and the pair to the fields of the format. Raises RunError when there are no pairs.
+    fields: from the messages up to the prompt and the pair to the fields of the format. Raises RunError when there are no pairs.
     """
     with atomic(path) as temporary, TemporaryFile(dir=path.parent) as text_only, temporary.open("wb") as main:
         for question, pair, prompt in rows:
             images = [locate(image) for image in question.images]
-            line = {"images": images, **fields(prompt, pair), "id": pair.id, "question_id": question.id, "origin": pair.origin}
+            turns = (*question.history, Message(role="user", text=prompt))
+            line = {"images": images, **fields(turns, pair), "id": pair.id, "question_id": question.id, "origin": pair.origin}
             (main if images else text_only).write(json.dumps(line).encode() + b"\n")
         text_only.seek(0)
         shutil.copyfileobj(text_only, main)
@@ -72,24 +76,24 @@ def _copying(folder: Path) -> Callable[[ImageRef], str]:
     return lambda image: str((copies.folder / copies.copy(image)).resolve())
 
 
-def _swift(prompt: str, pair: Pair) -> dict[str, Any]:
-    return {
-        "messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": pair.chosen}],
-        "rejected_response": pair.rejected,
-    }
+def _swift(turns: Sequence[Message], pair: Pair) -> dict[str, Any]:
+    messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+    return {"messages": [*messages, {"role": "assistant", "content": pair.chosen}], "rejected_response": pair.rejected}
 
 
-def _llama_factory(prompt: str, pair: Pair) -> dict[str, Any]:
+def _llama_factory(turns: Sequence[Message], pair: Pair) -> dict[str, Any]:
+    names = {"user": "human", "assistant": "gpt"}
     return {
-        "conversations": [{"from": "human", "value": prompt}],
+        "system": "".join(turn.text for turn in turns if turn.role == "system"),
+        "conversations": [{"from": names[turn.role], "value": turn.text} for turn in turns if turn.role != "system"],
         "chosen": {"from": "gpt", "value": pair.chosen},
         "rejected": {"from": "gpt", "value": pair.rejected},
     }
 
 
-def _trl(prompt: str, pair: Pair) -> dict[str, Any]:
+def _trl(turns: Sequence[Message], pair: Pair) -> dict[str, Any]:
     return {
-        "prompt": [{"role": "user", "content": _parts(prompt)}],
+        "prompt": [{"role": turn.role, "content": _parts(turn.text) if turn.role == "user" else [_text(turn.text)]} for turn in turns],
         "chosen": [{"role": "assistant", "content": [_text(pair.chosen)]}],
         "rejected": [{"role": "assistant", "content": [_text(pair.rejected)]}],
     }

@@ -35,10 +35,11 @@ MAX_SOURCES = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """What was written: pairs by data set name, and how many images were newly copied."""
+    """What was written: pairs by data set name, and how many images were newly copied. skipped: pairs with earlier turns."""
 
     pairs: dict[str, int]
     images_copied: int
+    skipped: int = 0
 
 
 def export_mmpr(
@@ -57,8 +58,10 @@ def export_mmpr(
     roots: dict[str, Path] = {}
     counts: Counter[str] = Counter()
     sources: dict[str, str] = {}
+    # MMPR has one question a row: a pair with earlier turns or a system message would be trained on without them.
+    exported = ExportRows(rows, render, single=True)
     with ExitStack() as stack:
-        for question, pair, prompt in ExportRows(rows, render):
+        for question, pair, prompt in exported:
             images, copied = _located(question, copies, root)
             name = _name(sources, question, pair) + ("_copied" if copied and image_root is not None else "")
             if name not in files:
@@ -73,7 +76,7 @@ def export_mmpr(
     base = None if outside else folder.resolve()
     meta = {name: _entry(roots[name], folder / _annotation(name), counts[name], base) for name in sorted(counts)}
     write_text(folder / "meta.json", json.dumps(meta, indent=2) + "\n")
-    return Exported(pairs=dict(sorted(counts.items())), images_copied=copies.copied)
+    return Exported(pairs=dict(sorted(counts.items())), images_copied=copies.copied, skipped=exported.count.skipped)
 
 
 def _located(question: Question, copies: ImageCopies, root: Path | None) -> tuple[tuple[str, ...], bool]:

@@ -22,8 +22,13 @@ from mixpo.types import Pair, Question
 Rows = Iterator[tuple[Question, Pair]]
 
 
+def _mmpr(rows: Rows, folder: Path, render: Render) -> ExportCount:
+    exported = export_mmpr(rows, folder, render=render)
+    return ExportCount(sum(exported.pairs.values()), exported.skipped)
+
+
 FORMATS: dict[str, Callable[[Rows, Path, Render], ExportCount]] = {
-    "mmpr": lambda rows, folder, render: ExportCount(sum(export_mmpr(rows, folder, render=render).pairs.values())),
+    "mmpr": _mmpr,
     "trl": lambda rows, folder, render: export_trl(rows, folder / "pairs.jsonl", render),
     "ms-swift": export_swift,
     "llama-factory": export_llama_factory,
@@ -52,7 +57,8 @@ def pair_rows(context: Context, number: int = 1) -> Rows:
         raise RunError(message, code="pairs-unfinished", path=planned.stage.folder)
     shards = range(len(plan.shards("source")))
     blocks = (zip(plan.rows("source", shard), plan.rows(planned.job.name, shard), strict=True) for shard in shards)
-    return ((question, pair) for block in blocks for question, paired in block for pair in paired.pairs)
+    asked = partial(prompting.with_system, context.recipe.prompt)
+    return ((asked(question), pair) for block in blocks for question, paired in block for pair in paired.pairs)
 
 
 def renderer(context: Context) -> Render:

@@ -92,6 +92,8 @@ def trl_row(row: Row) -> Iterator[PreferenceRow]:
     else:
         begin, chosen, rejected = split_last(chosen, rejected)
         prompt = [Message(role="user", text=begin)]
+    if row.get("history"):  # of mixpo's own `datasets` export, whose prompt is one message
+        prompt = [*messages_of(row["history"], "history")[0], *prompt]
     system = row.get("system")
     if isinstance(system, str) and system:
         prompt = [Message(role="system", text=system), *prompt]
@@ -187,7 +189,7 @@ def vlfeedback_row(row: Row) -> Iterator[PreferenceRow]:
     images = row.get("images") if row.get("images") not in (None, []) else row.get("image")
     pairs = [(a, b) if a[0] > b[0] else (b, a) for a, b in combinations(rated, 2) if a[0] != b[0] and a[1] != b[1]]
     if not pairs:
-        raise SourceError("all completions have the same rating", code="preference-equal-ratings")
+        raise SourceError("no two completions differ in both text and rating", code="preference-equal-ratings")
     for better, worse in pairs:
         yield PreferenceRow(prompt=prompt, chosen=better[1], rejected=worse[1], images=images)
 
@@ -277,7 +279,7 @@ FORMATS: dict[str, Format] = {
             name="trl",
             fits=lambda row: has(row, "chosen", "rejected") and (has(row, "prompt") or "question" not in row),
             parse=trl_row,
-            columns=_columns("prompt", "chosen", "rejected", "images", "image", "system", "question", *_META),
+            columns=_columns("prompt", "chosen", "rejected", "images", "image", "system", "history", "question", *_META),
         ),
         Format(
             name="rlaif-v", fits=_rlaif_v, parse=question_row,

@@ -21,6 +21,9 @@ from mixpo.types import Notice, Pair, Question, Skipped, content_id
 
 DUPLICATE = "duplicate of an earlier pair (same prompt, images and responses)"
 
+FIRST_ROWS = 100
+"""So many rows may be of no known format before one is, and the file is still read."""
+
 GENERIC = ("jsonl", "hub")
 """Kinds whose columns the recipe names."""
 
@@ -56,38 +59,53 @@ def _part(part: Part, table: PreferencesTable, base: Path, images: Path) -> Iter
     rows: Lines = rows_of(part.path, table)
     if table.count:
         rows = islice(rows, table.count)
-    form, unknown, total, left_out = part.format, Counter[str](), 0, 0
-    place = table.path if part.name == Path(table.path).stem else f"{table.path}: {part.name}"
+    form, counts, unknown = part.format, Counter[str](), Counter[str]()
+    unrecognised: SourceError | None = None
     for line in rows:
-        total += 1
+        counts["rows"] += 1
         if isinstance(line, Skipped):
             yield line
             continue
         where, row = line
-        if form is None or (total == 1 and part.format is not None):
-            form = _format_of(part, table, row)
+        if form is None or (counts["rows"] == 1 and part.format is not None):
+            try:
+                form = _format_of(part, table, row)
+            except SourceError as error:
+                if error.code != "preferences-unknown-format" or counts["rows"] >= FIRST_ROWS:
+                    raise
+                unrecognised = error
+                yield Skipped(where=where, reason=str(error).removeprefix(f"{part.path}: "))
+                continue
             if table.kind == "auto" and part.format is None:
                 yield Notice(where=table.path, text=f"read as {form.name}")
         unknown.update(name for name, value in row.items() if name not in form.columns and value not in (None, "", [], {}))
         try:
             for parsed in form.parse(row):
                 repeat = _repeats(part, parsed)
-                left_out += not repeat
+                counts["dropped"] += not repeat
                 if repeat:
                     origin = where.removeprefix(f"{base}/")
                     question, pair = build(parsed, pictures, where=origin, source=part.name, domain=table.domain, repeat=repeat)
                     yield Imported(where=where, question=question, pair=pair)
         except SourceError as error:
             yield Skipped(where=where, reason=str(error))
-    if not total:
-        yield Notice(where=place, text="holds no rows")
-    if left_out:
-        yield Notice(where=place, text=f"repeat_time = {part.repeat:g} drops {amount(left_out, 'pair')}")
-    if part.length is not None and part.length != total and not table.count:
-        yield Notice(where=place, text=f"length = {part.length}, but the file has {amount(total, 'row')}; is it complete?")
+    if form is None and unrecognised is not None:
+        raise unrecognised
+    yield from _notices(part, table, counts, unknown)
+
+
+def _notices(part: Part, table: PreferencesTable, counts: Counter[str], unknown: Counter[str]) -> Iterator[Notice]:
+    """What to tell about a file after its last row."""
+    where, rows = table.path if part.name == Path(table.path).stem else f"{table.path}: {part.name}", counts["rows"]
+    if not rows:
+        yield Notice(where=where, text="holds no rows")
+    if counts["dropped"]:
+        yield Notice(where=where, text=f"repeat_time = {part.repeat:g} drops {amount(counts['dropped'], 'pair')}")
+    if part.length is not None and part.length != rows and not table.count:
+        yield Notice(where=where, text=f"length = {part.length}, but the file has {amount(rows, 'row')}; is it complete?")
     if unknown:
         named = ", ".join(f"{name} ({amount(count, 'row')})" for name, count in sorted(unknown.items()))
-        yield Notice(where=place, text=f"columns that are not used: {named}")
+        yield Notice(where=where, text=f"columns that are not used: {named}")
 
 
 def _format_of(part: Part, table: PreferencesTable, row: Row) -> Format:
