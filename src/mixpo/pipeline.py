@@ -32,6 +32,7 @@ from mixpo.stages.questions import Sources, known_sources, read_sources
 from mixpo.stages.reference import reference_job
 from mixpo.stages.report import report_job
 from mixpo.stages.sample import continue_job, sample_job
+from mixpo.stages.source import REPLAY
 from mixpo.stages.train import model_of, train_job, withdraw
 from mixpo.stages.verify import verify_job
 from mixpo.types import Question
@@ -238,6 +239,7 @@ def build_plan(context: Context, sources: Sources) -> Plan:
     plan = Plan(context.run)
     plan.provide("source", Question, sources.train.shards)
     plan.provide(STAGE, Paired, sources.pairs)
+    plan.provide(REPLAY, Question, sources.replay.shards)
     own = list(_own_models(context, plan, sources)) if recipe.needs_model else []
     served = [ModelRef(name=s.name, identity=f"{SERVED}{s.model}", served=s) for s in recipe.evaluate.served]
     for name, index in sources.sets.items():

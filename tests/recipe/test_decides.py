@@ -26,7 +26,14 @@ RECIPE: dict[str, Any] = {
     "image": {"limits": [{"sources": ["chart"], "max_pixels": 1000}]},
     "verify": {"judge": {"model": "judge"}},
     "pairs": {"balance": ["domain"]},
-    "train": {"reference": "online", "baselines": ["cdpo", "tr_dpo"], "lora": {}, "watch": {}, "loss": {"reference_alpha": 1.0}},
+    "train": {
+        "reference": "online",
+        "baselines": ["cdpo", "tr_dpo"],
+        "lora": {},
+        "watch": {},
+        "replay": {"source": {"kind": "jsonl", "path": "chat.jsonl"}},
+        "loss": {"reference_alpha": 1.0},
+    },
     "evaluate": {
         "samples": 1,
         "text_tasks": ["gsm8k"],
@@ -131,6 +138,8 @@ def settings(recipe: Recipe, root: Path) -> dict[str, Mapping[str, Any]]:
     plan = build_plan(context, Sources(train=NOTHING, sets={s.name: NOTHING for s in recipe.evaluate.sets}))
     found = {name: planned.job.settings for name, planned in plan.planned.items() if planned.job.kind != "report"}
     found |= {f"source/{s.name}": source._settings(context, s.source, None) for s in recipe.evaluate.sets}
+    assert recipe.train.replay is not None
+    found["source/replay"] = source._settings(context, recipe.train.replay.source, None)
     found |= {"source": source._settings(context, recipe.source, None), "report": recipe.deciding("report")}  # type: ignore[arg-type]
     return {name: {key: value for key, value in of_stage.items() if key not in FOLLOWS} for name, of_stage in found.items()}
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 from torch.distributed.tensor import DTensor
-from train.cases import group, groups, job, scored
+from train.cases import group, groups, job, question, scored
 
 from mixpo.errors import TrainError
 from mixpo.progress import Silent
 from mixpo.recipe import ModelTable
 from mixpo.train import loop
 from mixpo.train.loop import train
+from mixpo.train.replay import replay_group
+from mixpo.types import Group
 from mixpo.vlm.load import Vlm, load
 
 SETTINGS = {"epochs": 2, "batch_size": 3, "tokens_per_batch": 150, "learning_rate": 1e-4}
 CUT = {**SETTINGS, "save_every": 3}
+REPLAY = {**SETTINGS, "replay": {"source": {"kind": "digits"}, "share": 0.5, "weight": 0.7}}
 ADAPTER = {**SETTINGS, "learning_rate": 1e-3, "lora": {"rank": 3}}
 STOP = 4
 """The cut-off training fails in its step after this one, so that it goes on from step 3."""
@@ -30,6 +34,12 @@ class StopError(Exception):
 def mixed(vlm: Vlm, images: Path) -> list[object]:
     """Two questions with an image and two without; with two of them in a step, the share of a rank may be text only."""
     return scored(vlm, [group(vlm, images, number, images=number % 2, responses=2) for number in range(4)])
+
+
+def sft_rows(vlm: Vlm, images: Path) -> list[Group]:
+    """Rows with an image, without one, and one that cannot be used, as many as `REPLAY` needs."""
+    texts = ("the sum is 12", "left and right", "stop <|im_end|>", "7")
+    return 4 * [replay_group(vlm, replace(question(images, 50 + n, n % 2), answer=text)) for n, text in enumerate(texts)]
 
 
 def main(model: Path, images: Path, work: Path, kind: str) -> None:
@@ -49,6 +59,7 @@ def main(model: Path, images: Path, work: Path, kind: str) -> None:
     for name in ("mpo", "aot"):
         train(job(vlm(), data, work / name, name, **SETTINGS), Silent())
     train(job(vlm(), data, work / "recomputed", gradient_checkpointing=True, **SETTINGS), Silent())
+    train(replace(job(vlm(), data, work / "replay", **REPLAY), replay=sft_rows(vlm(), images)), Silent())
     if find_spec("peft"):
         train(job(vlm(), data, work / "adapter", **ADAPTER), Silent())
     refused = ""

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from train.cases import groups, job, scored
-from train.ranks_program import ADAPTER, CUT, SETTINGS, mixed
+from train.ranks_program import ADAPTER, CUT, REPLAY, SETTINGS, mixed, sft_rows
 
 from mixpo.progress import Silent
 from mixpo.recipe import ModelTable
@@ -38,6 +38,7 @@ def images(tiny_vlm: Vlm, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
     groups(tiny_vlm, folder)
     mixed(tiny_vlm, folder)
+    sft_rows(tiny_vlm, folder)
     return folder
 
 
@@ -100,6 +101,15 @@ def test_two_ranks_are_one(two: Path, tiny_vlm: Vlm, data: list[Group], tmp_path
 
 def test_recomputed_activations(two: Path) -> None:
     same(rows(two / "recomputed"), rows(two / "mpo"))
+
+
+def test_replay_rows_are_shared(two: Path, tiny_vlm: Vlm, images: Path, data: list[Group], tmp_path: Path) -> None:
+    alone = train(replace(job(fresh(tiny_vlm), data, tmp_path, **REPLAY), replay=sft_rows(tiny_vlm, images)), Silent()).steps
+    same(rows(two / "replay"), alone)
+    assert [(row.replay, row.replay_rows, row.replay_skipped) for row in rows(two / "replay")] == [
+        (pytest.approx(row.replay, rel=1e-3), row.replay_rows, row.replay_skipped) for row in alone
+    ]
+    assert alone[-1].replay_skipped > 0
 
 
 def test_an_adapter(two: Path, tiny_vlm: Vlm, data: list[Group], tmp_path: Path) -> None:

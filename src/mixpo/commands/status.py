@@ -12,6 +12,7 @@ from mixpo.stages.imported import STAGE
 from mixpo.stages.job import Context, Planned
 from mixpo.stages.questions import known_sources
 from mixpo.stages.report import load_report
+from mixpo.stages.source import REPLAY
 from mixpo.stages.train import published
 
 
@@ -32,8 +33,10 @@ def status(context: Context) -> RunStatus:
     """The state of a run, with the questions of the last time that the sources were read."""
     sources = known_sources(context.run, context.recipe)
     plan = build_plan(context, sources)
-    own = ("source", *([STAGE] if context.recipe.preferences else [])) if context.recipe.trains else ()
-    rows = [_source_row(context.run, name) for name in (*own, *(source_name(name) for name in sources.sets))]
+    own = ("source", *([STAGE] if context.recipe.preferences else []), *([REPLAY] if context.recipe.train.replay else []))
+    rows = [
+        _source_row(context.run, name) for name in (*(own if context.recipe.trains else ()), *(source_name(name) for name in sources.sets))
+    ]
     rows += [_row(planned) for planned in plan.planned.values()]
     return RunStatus(rows, {name: str(link) for name, link in published(context, plan).items()}, load_report(context.run.root))
 

@@ -44,7 +44,7 @@ from mixpo.recipe.sources import (
     Source,
     TrainingSource,
 )
-from mixpo.recipe.train import LoraTable, LossTable, Part, TrainTable, WandbTable, WatchTable
+from mixpo.recipe.train import LoraTable, LossTable, Part, ReplayTable, TrainTable, WandbTable, WatchTable
 
 __all__ = [
     "BENCHMARK_NAMES",
@@ -88,6 +88,7 @@ __all__ = [
     "PromptText",
     "PythonSource",
     "Recipe",
+    "ReplayTable",
     "ReportTable",
     "SampleTable",
     "ServedModel",

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from mixpo.objectives import OBJECTIVES
 from mixpo.recipe.base import CHOOSES_STAGES, NOTHING, Decides, Table
 from mixpo.recipe.errors import did_you_mean
+from mixpo.recipe.sources import Source
 
 
 class LossTable(Table):
@@ -78,6 +79,17 @@ class WandbTable(Table):
     """Folder of its local files, relative to the recipe; empty means `logs/` in the run directory."""
 
 
+class ReplayTable(Table):
+    """Plain SFT rows, with or without images, that are mixed into the steps with the generation loss only, against forgetting."""
+
+    source: Source
+    """Where they come from, as in [source]. A row's response is its `rationale`, or else its `answer`; the question gets no prompt."""
+    share: Annotated[float, Decides("train")] = Field(default=0.1, gt=0)
+    """Rows per pair: 0.1 adds one row to every ten pairs of a step. They are shuffled, and start again when all have been used."""
+    weight: Annotated[float, Decides("train")] = Field(default=1.0, gt=0)
+    """Weight of their mean NLL per token in the loss of a step."""
+
+
 class TrainTable(Table):
     """Preference optimization of the policy."""
 
@@ -105,6 +117,8 @@ class TrainTable(Table):
     """Maximum tokens per forward pass, padding included; larger steps accumulate gradients."""
     pairs_per_group: Annotated[int, Decides("train")] = Field(default=0, ge=0)
     """How many pairs of a question stay together when pairs are shuffled; 0 keeps all together, which is fastest."""
+    replay: ReplayTable | None = None
+    """Unset: the steps hold pairs only."""
     max_length: Annotated[int, Decides("reference")] = Field(default=6144, ge=1)
     """Pairs with a longer prompt + response are dropped and counted; nothing is truncated."""
     max_grad_norm: Annotated[float, Decides("train")] = Field(default=1.0, gt=0)

@@ -33,7 +33,7 @@ CURVES = (2, 5, 3, 4, 0, 1)
 SHAPES = {"cot": "full", "direct": "hollow", "sampled": "diamond"}
 METRICS = (
     ("Loss and weighted terms", re.compile("^(loss$|weighted_)")),
-    ("Loss terms, unweighted", re.compile("^(preference|quality|generation)$")),
+    ("Loss terms, unweighted", re.compile("^(preference|quality|generation|replay)$")),
     ("Rewards", re.compile("^reward")),
     ("Reward margin", re.compile("margin")),
     ("In-training evaluation", re.compile("^watch_(accuracy|loops|cut)$")),
@@ -46,7 +46,7 @@ METRICS = (
     ("Memory (GB)", re.compile("^memory$")),
 )
 """Training metrics that share a chart, by the first matching pattern and in this order; others have a chart of their own."""
-UNDRAWN = {"epoch", "pairs", "tokens", "seconds", "pairs_per_second", "seconds_left"}
+UNDRAWN = {"epoch", "pairs", "tokens", "seconds", "pairs_per_second", "seconds_left", "replay_rows", "replay_skipped"}
 """Metrics without a chart; report.json has them."""
 SCALES = {"memory": 1e-9}
 """Factors of drawn values."""

@@ -9,19 +9,20 @@ from mixpo.run import Run
 from mixpo.stages import answer, source
 from mixpo.stages.imported import PairImport, imported_shards
 from mixpo.stages.job import Context
-from mixpo.stages.source import NOTHING, QuestionIndex, load_index
+from mixpo.stages.source import NOTHING, REPLAY, QuestionIndex, load_index
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
     """The questions of a run: those to learn from, and those of each evaluation set.
 
-    pairs: shards of imported pairs; the last so many shards of `train` are their questions.
+    pairs: shards of imported pairs; the last so many shards of `train` are their questions. replay: SFT rows.
     """
 
     train: QuestionIndex
     sets: dict[str, QuestionIndex]
     pairs: tuple[str, ...] = ()
+    replay: QuestionIndex = NOTHING
 
 
 def read_sources(context: Context) -> Sources:
@@ -35,7 +36,9 @@ def read_sources(context: Context) -> Sources:
     pairs = PairImport(context, contamination)
     blocks = pairs.blocks() if recipe.preferences else ()
     train = source.refresh(context, "source", recipe.source, contamination=contamination, imported=blocks)
-    return Sources(train=train, sets=sets, pairs=tuple(pairs.shards))
+    table = recipe.train.replay
+    replay = source.refresh(context, REPLAY, table.source, contamination=contamination) if table else NOTHING
+    return Sources(train=train, sets=sets, pairs=tuple(pairs.shards), replay=replay)
 
 
 def known_sources(run: Run, recipe: Recipe) -> Sources:
@@ -48,4 +51,5 @@ def known_sources(run: Run, recipe: Recipe) -> Sources:
         train=index("source") if recipe.trains else NOTHING,
         sets={s.name: index(answer.source_name(s.name)) for s in recipe.evaluate.sets},
         pairs=imported_shards(run, recipe),
+        replay=index(REPLAY) if recipe.train.replay else NOTHING,
     )

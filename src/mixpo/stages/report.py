@@ -19,7 +19,7 @@ from mixpo.stages.answer import source_name
 from mixpo.stages.evaluate import text_scores
 from mixpo.stages.job import Context, Job, Make, Plan, Planned
 from mixpo.stages.pair import pairs_of
-from mixpo.stages.source import load_skipped
+from mixpo.stages.source import REPLAY, load_skipped
 from mixpo.stages.train import curves, published
 from mixpo.types import Pair, Question, Skipped, content_id
 
@@ -88,7 +88,12 @@ def gather(context: Context, plan: Plan, finished: list[Planned]) -> ReportData:
     from mixpo.report.data import ReportData
 
     recipe, stages = context.recipe, {planned.job.name: planned for planned in finished}
-    sources = ["source", *([imported.STAGE] if recipe.preferences else []), *(source_name(s.name) for s in recipe.evaluate.sets)]
+    sources = [
+        "source",
+        *([imported.STAGE] if recipe.preferences else []),
+        *([REPLAY] if recipe.train.replay else []),
+        *(source_name(s.name) for s in recipe.evaluate.sets),
+    ]
     return ReportData(
         title=title_of(context),
         created=now(),

@@ -30,6 +30,9 @@ FIXED = ("digits", "easy_vqa")
 
 NO_ANSWER = "a question without an answer cannot be evaluated; remove the row or give its answer"
 
+REPLAY = "replay/source"
+"""The folder with the SFT rows of [train.replay]."""
+
 SHOWN = 3
 """Reasons that are logged for skipped rows."""
 
@@ -317,7 +320,7 @@ def _save(context: Context, stage: Stage, index: QuestionIndex, skipped: Sequenc
 
 def _settings(context: Context, table: AnySource | None, contamination: ContaminationFilter | None) -> dict[str, Any]:
     settings = {
-        **context.recipe.deciding("source"),
+        **{name: value for name, value in context.recipe.deciding("source").items() if name != "train"},  # another source
         "source": table.deciding("source") if table is not None else {},
         "limit": context.limit,
         "contamination": contamination.digest() if contamination is not None else "",

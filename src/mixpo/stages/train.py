@@ -20,10 +20,10 @@ from mixpo.stages.evaluate import Grader
 from mixpo.stages.job import Context, Job, Make, Plan, title
 from mixpo.stages.models import ModelRef, settings_of
 from mixpo.stages.responses import request_of
-from mixpo.stages.source import QuestionIndex
+from mixpo.stages.source import REPLAY, QuestionIndex
 from mixpo.stages.verdict_judge import without_judge
 from mixpo.train.metrics import StepMetrics
-from mixpo.types import Group, Question
+from mixpo.types import Group, Question, content_id
 from mixpo.vlm.folder import is_complete
 
 if TYPE_CHECKING:
@@ -43,10 +43,11 @@ def train_job(context: Context, plan: Plan, index: QuestionIndex, number: int, o
             from mixpo.train.session import TrainJob
 
             key = plan.shards(name)[shard]
-            vlm = context.models.fresh(model)
+            vlm, groups = context.models.fresh(model), groups_of(context, plan, number)
             job = TrainJob(
                 vlm=vlm,
-                groups=groups_of(context, plan, number),
+                groups=groups,
+                replay=replay_of(context, plan, sum(len(group.pairs) for group in groups), vlm),
                 table=table,
                 objective=objective,
                 images=recipe.image,
@@ -76,7 +77,7 @@ def train_job(context: Context, plan: Plan, index: QuestionIndex, number: int, o
             "prompt": prompting.settings(recipe.prompt),
             "round": number,
         },
-        inputs=(plan.digest(upstream),),
+        inputs=(content_id(plan.digest(upstream), plan.digest(REPLAY)) if table.replay else plan.digest(upstream),),
         sizes=(1,),
         unit="models",
         needs=("source", upstream, *filter(None, [model.job])),
@@ -108,6 +109,24 @@ def groups_of(context: Context, plan: Plan, number: int) -> list[Group]:
                 asked = prompting.with_system(context.recipe.prompt, question)
                 rows.extend(repeated(from_record(asked, text, part), part.repeats))
     return rows
+
+
+def replay_of(context: Context, plan: Plan, pairs: int, vlm: Vlm) -> list[Group]:
+    """The SFT rows of a whole training on so many pairs, in the order of their use; only rows that are used are kept in memory."""
+    from mixpo.train.replay import replay_group, replay_order
+
+    table = context.recipe.train.replay
+    if table is None:
+        return []
+    sizes = [len(plan.rows(REPLAY, shard)) for shard in range(len(plan.shards(REPLAY)))]
+    order = list(replay_order(sum(sizes), int(table.share * pairs * context.recipe.train.epochs + 1e-9), context.recipe.seed))
+    wanted, groups, number = {*order}, dict[int, Group](), 0
+    for shard in range(len(sizes)):
+        for question in plan.rows(REPLAY, shard):
+            if number in wanted:
+                groups[number] = replay_group(vlm, question)
+            number += 1
+    return [groups[row] for row in order]
 
 
 def model_folder(context: Context, name: str, shard: str) -> Path:
@@ -176,8 +195,10 @@ def table_of(table: TrainTable, objective: str) -> TrainTable:
 
 
 def count_steps(rows: Sequence[StepMetrics]) -> Mapping[str, int]:
-    """Optimizer steps that were logged, and the tokens that passed through the model in them."""
-    return {"steps": rows[-1].step if rows else 0, "tokens": sum(row.tokens for row in rows)}
+    """Optimizer steps that were logged, the tokens that passed through the model in them, and SFT rows of [train.replay]."""
+    counts = {"steps": rows[-1].step if rows else 0, "tokens": sum(row.tokens for row in rows)}
+    replay = {"replay rows": rows[-1].replay_rows, "replay rows not usable": rows[-1].replay_skipped} if rows else {}
+    return {**counts, **{name: count for name, count in replay.items() if count}}
 
 
 def curves(context: Context, plan: Plan) -> dict[str, list[dict[str, Any]]]:

@@ -31,11 +31,12 @@ PACKED: tuple[Layout, ...] = ("varlen", "tree")
 
 
 class Chunk(NamedTuple):
-    """Some responses of a group and pairs among them, both as indices into `group.responses`."""
+    """Some responses of a group and pairs among them, both as indices into `group.responses`. replay: an SFT row instead of pairs."""
 
     group: Group
     responses: tuple[int, ...]
     pairs: tuple[tuple[int, int], ...]
+    replay: bool = False
 
 
 def make_chunk(group: Group, pairs: Sequence[tuple[int, int]]) -> Chunk:
@@ -129,7 +130,7 @@ def find_dummy(groups: Sequence[Group], prompt_length: Callable[[Group], int]) -
     Ranks that shard a model must run the same modules equally often: without it, a rank whose micro-batch has no images would skip the
     vision tower and block the collectives of the others. It has no pairs, so its gradient is exactly 0.
     """
-    usable = [group for group in groups if group.pairs]
+    usable = [group for group in groups if group.responses]
     pictured = [group for group in usable if group.question.images] or usable
     fewest = sorted(pictured, key=lambda group: len(group.question.images))[:TRIED]
     shortest = [Chunk(group, (min(range(len(group.responses)), key=lambda number: len(group.responses[number])),), ()) for group in fewest]
@@ -171,7 +172,7 @@ class Batch:
     layout. vision: images of the shared layout. singles: (R) inputs of each response in the single layout, which has no others.
     row, position: (U,) of the hidden state that predicts each token. target: (U,) that token. Tokens of a shared prefix occur once:
     token_index: (A,) index into the U for each token of each response. response_index: (A,) its response, 0 .. R-1.
-    lengths: (R,) tokens of each response. chosen, rejected: (K,) indices into the R responses.
+    lengths: (R,) tokens of each response. chosen, rejected: (K,) indices into the R responses. replayed: (M,) those of SFT rows.
     features: of all images in order, in the model's own format, where cached (see `mixpo.train.vision_cache`).
     reference: (R,) summed log-probs under the reference, in `accumulation_dtype`, NaN where unknown. question_ids: (R).
     tokens: that pass through the model, without padding.
@@ -188,6 +189,7 @@ class Batch:
     lengths: Tensor
     chosen: Tensor
     rejected: Tensor
+    replayed: Tensor
     reference: Tensor
     question_ids: tuple[str, ...]
     tokens: int
@@ -206,6 +208,7 @@ class ResponseTensors:
     lengths: Tensor
     chosen: Tensor
     rejected: Tensor
+    replayed: Tensor
     reference: Tensor
     question_ids: tuple[str, ...]
 
@@ -224,6 +227,7 @@ def response_tensors(chunks: Sequence[Chunk]) -> ResponseTensors:
         lengths=lengths,
         chosen=chosen,
         rejected=rejected,
+        replayed=torch.tensor([chunk.replay for chunk in chunks for _ in chunk.responses]).nonzero()[:, 0],
         reference=torch.tensor([_reference(chunk, response) for chunk in chunks for response in chunk.responses], dtype=torch.float64),
         question_ids=tuple(chunk.group.question.id for chunk in chunks for _ in chunk.responses),
     )

@@ -39,6 +39,7 @@ class TrainState:
     """Counters of a training. step: optimizer steps done.
 
     reward_sum, reward_count: over all rewards so far, chosen and rejected; their quotient is the reward shift.
+    replay_rows, replay_skipped: SFT rows trained on so far, and those that could not be used.
     zero_steps: consecutive steps with a loss of exactly 0. seconds: of training. warned: the accuracy warning was logged.
     data, settings: digest of the data, and the settings that decide the result; other checkpoints are refused.
     """
@@ -48,6 +49,8 @@ class TrainState:
     step: int = 0
     reward_sum: float = 0.0
     reward_count: int = 0
+    replay_rows: int = 0
+    replay_skipped: int = 0
     zero_steps: int = 0
     seconds: float = 0.0
     warned: bool = False

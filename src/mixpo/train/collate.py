@@ -197,6 +197,7 @@ def _batch(
         lengths=responses.lengths.to(device),
         chosen=responses.chosen.to(device),
         rejected=responses.rejected.to(device),
+        replayed=responses.replayed.to(device),
         reference=responses.reference.to(device, accumulation_dtype(device)),
         question_ids=responses.question_ids,
         tokens=tokens,

@@ -10,16 +10,18 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from mixpo.errors import TrainError
 from mixpo.progress import Progress
 from mixpo.train.adapters import merge_checked
 from mixpo.train.aot_shift import step_shifts
-from mixpo.train.batch import Chunk, make_chunk, micro_batches, step_chunks, with_dummy
+from mixpo.train.batch import Batch, Chunk, make_chunk, micro_batches, step_chunks, with_dummy
 from mixpo.train.checkpoint import save_checkpoint
 from mixpo.train.collate import collate
 from mixpo.train.guards import (
@@ -36,6 +38,7 @@ from mixpo.train.losses import ResponseLogps, combine
 from mixpo.train.measure import StepSums, batch_sums, evaluate_policy, live_line, measure, minimum_tokens, zero_sums
 from mixpo.train.metrics import StepMetrics
 from mixpo.train.model import PartSize, checkpoint_activations, learning_rate, restore_dtypes
+from mixpo.train.replay import replay_losses, step_replay
 from mixpo.train.schedule import Step, rank_share
 from mixpo.train.session import Session, TrainJob, open_session
 from mixpo.vlm.adapter import set_dropout
@@ -91,9 +94,10 @@ def _forward_backward(session: Session, step: Step) -> StepSums:
     """Accumulate the gradients of the step's mean loss. Raises TrainError before the update if a guard fails."""
     accelerator, state = session.accelerator, session.state
     pairs = sum(len(part.pairs) for part in step)
-    # Gradients are averaged over ranks; the factor of the world size turns that into the sum over all pairs.
+    replay = step_replay(session)
+    # Gradients are averaged over ranks; the factor of the world size turns that into the sum over all pairs, and over all replay rows.
     scale = accelerator.num_processes / pairs
-    batches = _batches(session, step)
+    batches = _batches(session, step, replay.chunks)
     seen: list[BatchLogps] = []
     sums = zero_sums(minimum_tokens(session, batches), accelerator.device)
     shifts = step_shifts(session, batches)
@@ -103,26 +107,38 @@ def _forward_backward(session: Session, step: Step) -> StepSums:
             logps: ResponseLogps = session.parallel.scorer(batch)
             beta, places = session.job.table.loss.beta, (batch.reference, batch.chosen, batch.rejected)
             terms = combine(session.weights, beta, logps, *places, state.delta, next(shifts))
-            session.parallel.backward(terms.total.sum() * scale)
-        sums += batch_sums(session, terms, chunks, batch)
-        seen.append(BatchLogps(batch.question_ids, logps.sums.detach(), batch.reference, batch.lengths, batch.chosen, batch.rejected))
+            replayed = replay_losses(logps, batch)
+            session.parallel.backward(terms.total.sum() * scale + replayed.sum() * replay.scale)
+        sums += batch_sums(session, terms, replayed, chunks, batch)
+        seen.append(_seen(batch, logps.sums.detach()))
     if state.step == 0:
         check_reference(session, seen)
     reduced = StepSums(*accelerator.reduce(sums, "sum").tolist())
-    if not math.isfinite(reduced.total):
+    if not math.isfinite(reduced.total + reduced.replay):
         raise TrainError(
-            f"step {state.step + 1}: the loss is {reduced.total}{first_nonfinite(seen)}; {STEP_DISCARDED}", code="loss-not-finite"
+            f"step {state.step + 1}: the loss is {reduced.total + reduced.replay}{first_nonfinite(seen)}; {STEP_DISCARDED}",
+            code="loss-not-finite",
         )
     if state.step == 0:
         check_first_loss(session, seen, reduced.total / pairs)
+    state.replay_rows, state.replay_skipped = state.replay_rows + replay.used, state.replay_skipped + replay.skipped
     return reduced
 
 
-def _batches(session: Session, step: Step) -> list[tuple[Chunk, ...]]:
-    """This rank's micro-batches. With several ranks: the same number on each, all with images if any data has some."""
+def _seen(batch: Batch, sums: Tensor) -> BatchLogps:
+    """What the guards compare. Replay rows have no reference, so theirs is what the policy gives."""
+    reference = batch.reference.index_copy(0, batch.replayed, sums[batch.replayed])
+    return BatchLogps(batch.question_ids, sums, reference, batch.lengths, batch.chosen, batch.rejected)
+
+
+def _batches(session: Session, step: Step, replay: Sequence[Chunk]) -> list[tuple[Chunk, ...]]:
+    """This rank's micro-batches, with its replay rows.
+
+    With several ranks: the same number on each, all with images if any data has some.
+    """
     accelerator, job = session.accelerator, session.job
     mine = rank_share(step, accelerator.process_index, accelerator.num_processes, lambda group: sum(map(len, job.groups[group].responses)))
-    batches = micro_batches(step_chunks(mine, job.groups), session.prompts.length, job.table.tokens_per_batch, session.layout)
+    batches = micro_batches([*step_chunks(mine, job.groups), *replay], session.prompts.length, job.table.tokens_per_batch, session.layout)
     if accelerator.num_processes == 1:
         return batches
     most = int(accelerator.gather(torch.tensor([len(batches)], device=accelerator.device)).max())

@@ -23,9 +23,10 @@ REPETITION_WARNING = 0.1
 
 @dataclass(frozen=True, slots=True)
 class StepSums:
-    """StepSums over the pairs of one optimizer step on all ranks.
+    """Sums over the pairs, and the replay rows, of one optimizer step on all ranks.
 
-    tokens: without padding. computed: with padding and dummy chunks. minimum: see `minimum_tokens`.
+    total: of the pairs. replay: NLL per token of the rows. tokens: without padding. computed: with padding and dummy chunks.
+    minimum: see `minimum_tokens`.
     """
 
     total: float
@@ -37,6 +38,8 @@ class StepSums:
     logp_chosen: float
     logp_rejected: float
     wins: float
+    replay: float
+    replay_rows: float
     tokens: float
     computed: float
     minimum: float
@@ -49,20 +52,25 @@ def zero_sums(minimum: int, device: torch.device) -> Tensor:
     return sums
 
 
-def batch_sums(session: Session, terms: LossTerms, chunks: Sequence[Chunk], batch: Batch) -> Tensor:
-    """(fields of StepSums,) of one micro-batch."""
+def batch_sums(session: Session, terms: LossTerms, replay: Tensor, chunks: Sequence[Chunk], batch: Batch) -> Tensor:
+    """(fields of StepSums,) of one micro-batch. replay: (M,) losses of its replay rows."""
     wins = (terms.reward_chosen > terms.reward_rejected).float()
     columns = [getattr(terms, field.name) for field in dataclasses.fields(StepSums)[:8]]
     pair_sums = torch.stack([column.detach().to(accumulation_dtype(wins.device)) for column in [*columns, wins]]).sum(-1)
-    unpaired = sum(footprint(chunk, session.prompts.length(chunk.group)).tokens for chunk in chunks if not chunk.pairs)
-    return torch.cat([pair_sums, pair_sums.new_tensor([batch.tokens - unpaired, batch.inputs["input_ids"].numel(), 0])])
+    unpaired = sum(footprint(chunk, session.prompts.length(chunk.group)).tokens for chunk in chunks if _is_dummy(chunk))
+    rows = [float(replay.detach().sum()), len(replay)]
+    return torch.cat([pair_sums, pair_sums.new_tensor([*rows, batch.tokens - unpaired, batch.inputs["input_ids"].numel(), 0])])
+
+
+def _is_dummy(chunk: Chunk) -> bool:
+    return not chunk.pairs and not chunk.replay
 
 
 def minimum_tokens(session: Session, batches: Sequence[Sequence[Chunk]]) -> int:
     """Tokens of these micro-batches if every prompt and shared prefix were computed once."""
-    whole: dict[tuple[str, str], Chunk] = {}
-    for chunk in (chunk for chunks in batches for chunk in chunks if chunk.pairs):
-        key = chunk.group.question.id, chunk.group.prompt
+    whole: dict[tuple[str, str, bool], Chunk] = {}
+    for chunk in (chunk for chunks in batches for chunk in chunks if not _is_dummy(chunk)):
+        key = chunk.group.question.id, chunk.group.prompt, chunk.replay
         known = whole[key].responses if key in whole else ()
         whole[key] = Chunk(chunk.group, tuple(sorted({*known, *chunk.responses})), ())
     return sum(footprint(chunk, session.prompts.length(chunk.group)).tokens for chunk in whole.values())
@@ -75,11 +83,13 @@ def measure(session: Session, step: Step, sums: StepSums, grad_norm: float, rate
     done = session.state.step + 1
     epoch, within = divmod(done - 1, session.schedule.steps_per_epoch)
     spent = session.state.seconds + seconds
+    replay = sums.replay / sums.replay_rows if sums.replay_rows else 0.0
+    weighted_replay = session.job.table.replay.weight * replay if session.job.table.replay else 0.0
     seen = min((within + 1) * session.schedule.batch_size, session.schedule.pairs)
     return StepMetrics(
         step=done,
         epoch=epoch + seen / session.schedule.pairs,
-        loss=sums.total / pairs,
+        loss=sums.total / pairs + weighted_replay,
         preference=sums.preference / pairs,
         quality=sums.quality / pairs,
         generation=sums.generation / pairs,
@@ -103,6 +113,10 @@ def measure(session: Session, step: Step, sums: StepSums, grad_norm: float, rate
         token_efficiency=sums.minimum / sums.computed,
         memory=peak_memory(session.accelerator.device),
         seconds_left=spent / done * (session.schedule.total - done),
+        replay=replay,
+        weighted_replay=weighted_replay,
+        replay_rows=session.state.replay_rows,
+        replay_skipped=session.state.replay_skipped,
     )
 
 
@@ -134,7 +148,10 @@ def evaluate_policy(session: Session, row: StepMetrics) -> StepMetrics:
 
 def live_line(row: StepMetrics) -> str:
     """A step in one line for the progress display, which adds its number and the time left."""
-    parts = ((row.weighted_preference, "preference"), (row.weighted_quality, "quality"), (row.weighted_generation, "generation"))
+    parts = (
+        (row.weighted_preference, "preference"), (row.weighted_quality, "quality"), (row.weighted_generation, "generation"),
+        (row.weighted_replay, "replay"),
+    )  # fmt: skip
     terms = " + ".join(f"{name} {value:.3f}" for value, name in parts if value)
     return (
         f"loss {row.loss:.3f}{f' ({terms})' if terms else ''}, margin {row.margin:.3f}, accuracy {row.accuracy:.2f}, "

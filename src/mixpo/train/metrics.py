@@ -20,6 +20,7 @@ class StepMetrics:
     step: from 1. epoch: passes over the data so far, 1.0 after the first. loss: the weighted total.
     preference, quality, generation: the raw terms; weighted_*: times their weight, which add up to `loss`.
     reward_*: beta times the log-ratio to the reference. margin: chosen minus rejected. accuracy: share of pairs with margin > 0.
+    replay: mean NLL per token of the step's SFT rows (train.replay). replay_rows, replay_skipped: rows used, and not usable, so far.
     delta: the reward shift this step used. logp_*: summed log-probs. grad_norm: before clipping. tokens: without padding.
     token_efficiency: minimum tokens to compute (every prompt and shared prefix once) over tokens computed, padding included.
     memory: peak bytes so far on the main rank's GPU, or of its process without one.
@@ -53,6 +54,10 @@ class StepMetrics:
     token_efficiency: float
     memory: int
     seconds_left: float
+    replay: float = 0.0
+    weighted_replay: float = 0.0
+    replay_rows: int = 0
+    replay_skipped: int = 0
     watch_accuracy: float | None = None
     watch_tokens: float | None = None
     watch_loops: float | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ class TrainJob:
     objective: a key of OBJECTIVES. folder: of checkpoints and metrics. output: folder of the trained model. logs: of trackers.
     wandb_folder: of the files of Weights & Biases; without it `logs`. round: of the recipe, a key of random numbers.
     reference_layout: of the reference stage's log-probs, "" where unknown.
+    replay: SFT rows in the order in which the steps use them (see `mixpo.train.replay`).
     label: run name in trackers. watch: in-training evaluation (see `mixpo.train.measure.evaluate_policy`).
     """
 
@@ -53,6 +55,7 @@ class TrainJob:
     output: Path
     logs: Path
     wandb_folder: Path | None = None
+    replay: Sequence[Group] = ()
     seed: int = 0
     round: int = 1
     reference_layout: str = ""
@@ -166,13 +169,21 @@ def open_session(job: TrainJob, progress: Progress) -> Session:
         precision=compute_dtype(dtypes),
         dtypes=dtypes,
         parts=parts,
-        dummy=find_dummy(job.groups, prompts.length),
+        dummy=find_dummy(_groups_for_dummy(job), prompts.length),
         zero_matrices=zero_matrices,
         state=state,
         metrics=_metrics(job, accelerator, state),
         online=online,
         vision_cache=vision_cache,
     )
+
+
+def _groups_for_dummy(job: TrainJob) -> list[Group]:
+    """The groups with pairs; where none of them has an image, replay rows that have one too."""
+    paired = [group for group in job.groups if group.pairs]
+    if any(group.question.images for group in paired):
+        return paired
+    return [*paired, *(group for group in job.replay if group.question.images and group.responses)]
 
 
 def _check(job: TrainJob) -> LossWeights:
@@ -223,7 +234,7 @@ def _find_state(
     job: TrainJob, accelerator: Accelerator, progress: Progress, moving_reference: bool
 ) -> tuple[TrainState, Checkpoint | None]:
     """The state to resume from and its checkpoint. Raises TrainError for one of another training or launch strategy."""
-    expected = TrainState(data=data_digest(job.groups), settings=job.settings)
+    expected = TrainState(data=data_digest(chain(job.groups, job.replay)), settings=job.settings)
     checkpoint = find_checkpoint(job.folder / "checkpoints", expected, progress.say, moving_reference)
     if checkpoint is None:
         return expected, None
