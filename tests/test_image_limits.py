@@ -66,7 +66,7 @@ def test_wrong_limits_are_refused() -> None:
     with pytest.raises(RecipeError, match="min_pixels must not exceed max_pixels"):
         parse({**base, "image": {"min_pixels": 100, "limits": [{"sources": ["a"], "max_pixels": 10}]}}, "r.toml")
     served = {"engine": "openai", "server": {"urls": ["http://127.0.0.1:1/v1"]}}
-    with pytest.raises(RecipeError, match="a server cuts all images into tiles alike"):
+    with pytest.raises(RecipeError, match="a server cuts all images into tiles the same way"):
         parse({**base, "sample": served, "image": {"limits": [{"sources": ["a"], "tiles": 2}]}}, "r.toml")
     parse({**base, "sample": served, "image": {"limits": [{"sources": ["a"], "max_pixels": 100}]}}, "r.toml")
 
