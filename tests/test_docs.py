@@ -20,9 +20,11 @@ import typer
 
 from mixpo.cli import app, main
 from mixpo.pipeline import STAGES, build_plan, read_sources
+from mixpo.preferences import Imported
+from mixpo.preferences import read as read_preferences
 from mixpo.recipe import load, parse
 from mixpo.sources import read
-from mixpo.types import Question
+from mixpo.types import Notice, Question, Skipped
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -47,7 +49,7 @@ def fences_of(page: Path) -> Iterator[Fence]:
     text = page.read_text(encoding="utf-8")
     for found in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
         before = text[: found.start()].strip().rpartition("\n")[2]
-        named = re.match(r"`([\w.]+)`", before)
+        named = re.match(r"`([\w./]+)`", before)
         yield Fence(page, text.count("\n", 0, found.start()) + 1, found[1], found[2], named[1] if named else "")
 
 
@@ -204,6 +206,7 @@ def written_out(page: str, folder: Path) -> None:
     """Put every block that has a file name above it into `folder`, with a picture for each path that it mentions."""
     for fence in fences_of(ROOT / "docs" / page):
         if fence.name and not (folder / fence.name).exists():
+            (folder / fence.name).parent.mkdir(parents=True, exist_ok=True)
             (folder / fence.name).write_text(fence.text, encoding="utf-8")
             for number, name in enumerate(sorted(set(re.findall(r"photos/\d+\.jpg", fence.text)))):
                 small_run.picture(folder / name, number + 1)
@@ -237,6 +240,31 @@ def text_blocks(page: str, holding: str) -> list[str]:
     """The lines of the one text block that holds some words."""
     (block,) = [f for f in fences_of(ROOT / "docs" / page) if f.language == "text" and holding in f.text]
     return block.text.splitlines()
+
+
+DOORS = re.split(r"^## ", (ROOT / "docs" / "preferences.md").read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+
+
+@pytest.mark.parametrize("section", [s for s in DOORS if "```toml" in s], ids=lambda section: section.partition("\n")[0])
+def test_every_format_of_pairs_is_read_as_shown(section: str, tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text(section)
+    rows = 0
+    for fence in fences_of(tmp_path / "page.md"):
+        (tmp_path / fence.name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / fence.name).write_text(fence.text, encoding="utf-8")
+        rows += fence.text.count("\n") * fence.name.endswith(".jsonl")
+        for number, name in enumerate(sorted(set(re.findall(r"photos/\d+\.jpg", fence.text)))):
+            small_run.picture(tmp_path / name, number + 1)
+    recipe = load(tmp_path / "recipe.toml")
+    items = [*read_preferences(recipe.preferences, tmp_path, tmp_path / "images")]
+    assert not [item for item in items if isinstance(item, Skipped)]
+    assert sum(isinstance(item, Imported) for item in items) == (3 if "VLFeedback" in section else rows)
+    (table,) = recipe.preferences
+    kinds = re.findall(r'^`kind = "([\w-]+)"', section, re.MULTILINE)
+    assert kinds == ([table.kind] if table.kind != "auto" else kinds)
+    assert [item.text for item in items if isinstance(item, Notice)] == ([f"read as {kind}" for kind in kinds] or ["read as ms-swift"]) * (
+        table.kind == "auto"
+    )
 
 
 def test_a_source_of_your_own_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
