@@ -196,7 +196,7 @@ def test_statistics(page: api.Page, server: Server, records: Records) -> None:
     (cells,) = [row.split("\t") for row in page.locator("tbody tr").all_inner_texts()]
     assert cells[:2] == ["digits/preference", "32"]
     assert cells[4:8] == [str(len(records.pairs)), *map(str, origins)]
-    assert cells[9] == f"{sum(len(pair.chosen_ids) for pair in records.pairs) / len(records.pairs):.1f}"
+    assert cells[8] == f"{sum(len(pair.chosen_ids) for pair in records.pairs) / len(records.pairs):.1f}"
     assert page.get_by_role("img", name="Length of both sides").is_visible()
 
 
@@ -335,4 +335,4 @@ def test_a_mark_flows_into_the_next_pairs(page: api.Page, server: Server, record
     page.locator("summary", has_text="Provenance").click()
     shown = page.locator(".provenance dd", has_text=" vs. ").all_inner_texts()
     assert len(shown) == sum(pair.question == question for pair in after.pairs)
-    assert not any(text.endswith(f" over {index}") for text in shown)
+    assert not any(text.endswith(f" vs. {index}") for text in shown)

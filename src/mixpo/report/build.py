@@ -189,6 +189,7 @@ def _example(question: Question, pair: Pair) -> dict[str, Any]:
         "id": pair.id,
         "origin": pair.origin,
         "cut": pair.cut,
+        "provenance": pair.provenance,
         "chosen": _side(pair.chosen, pair.chosen_answer, pair.chosen_index, len(pair.chosen_ids)),
         "rejected": _side(pair.rejected, pair.rejected_answer, pair.rejected_index, len(pair.rejected_ids)),
     }

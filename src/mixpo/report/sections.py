@@ -152,7 +152,7 @@ def share_charts(pairs: dict[str, Any]) -> list[Chart]:
     charts = (
         _shares(
             "Origin of the pairs",
-            pairs.get("origins") or {},
+            {origin: number for origin, number in (pairs.get("origins") or {}).items() if number},
             ORIGINS,
             (2, 0, 4, 1),
             "In a DropoutNTP pair the rejected response was completed without the image.",
@@ -178,7 +178,8 @@ def balance_chart(pairs: dict[str, Any]) -> Chart | None:
 def _shares(title: str, counts: dict[str, Any], names: dict[str, str], colours: tuple[int, ...], note: str) -> Chart | None:
     if not any(counts.get(key) for key in names):
         return None
-    return Chart(title, stack([(names[key], counts.get(key, 0), c) for key, c in zip(names, colours, strict=True)], title), note)
+    parts = [(names[key], counts[key], c) for key, c in zip(names, colours, strict=True) if key in counts]
+    return Chart(title, stack(parts, title), note)
 
 
 def histograms(pairs: dict[str, Any]) -> list[Chart]:
@@ -227,35 +228,31 @@ def drop_chart(pairs: dict[str, Any]) -> Markup | None:
     return bars([(reason, number, count(number)) for reason, number in ranked], "Filtered, by reason", colour=5) if ranked else None
 
 
-SOURCE_COLUMNS = (
-    "source",
-    "questions",
-    "with pairs",
-    "accuracy",
-    "pairs",
-    "correct vs. wrong",
-    "correct vs. no final answer",
-    "DropoutNTP",
-    "imported",
-    "chosen tokens",
-    "rejected tokens",
-)
-"""Headings of `source_rows`: after `pairs`, their number by origin."""
-
-
-def source_rows(pairs: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Statistics of each source as text, those with most pairs first."""
+def source_table(pairs: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings and rows of the statistics of each source, those with most pairs first. Origins without any pair have no column."""
     ranked = sorted((pairs.get("sources") or {}).items(), key=lambda item: (-item[1]["pairs"], item[0]))
-    return [
+    origins = [origin for origin in ORIGINS if any(row.get(origin) for _, row in ranked)]
+    columns = ("source", "questions", "with pairs", "accuracy", "pairs", *(ORIGINS[o] for o in origins), "chosen tokens", "rejected tokens")
+    rows = [
         (
             name or "(none)",
             *(count(row[key]) for key in ("questions", "with_pairs")),
             percent(row["accuracy"]) if row["accuracy"] is not None else "–",
-            *(count(row.get(key, 0)) for key in ("pairs", *ORIGINS)),
+            *(count(row.get(key, 0)) for key in ("pairs", *origins)),
             *(f"{row[key]:.1f}" if row[key] is not None else "–" for key in ("chosen_mean", "rejected_mean")),
         )
         for name, row in ranked
     ]
+    return columns, rows
+
+
+def pairs_lead(pairs: dict[str, Any]) -> str:
+    """Where the pairs come from, in one sentence."""
+    origins = {origin for origin, number in (pairs.get("origins") or {}).items() if number}
+    if origins == {"imported"}:
+        return "Imported as they are; the model that is trained did not sample them, and nothing verified them here."
+    made = "Made from sampled responses of the model itself, without human ranking"
+    return f"{made}, and beside them pairs that were imported as they are." if "imported" in origins else f"{made}."
 
 
 def pair_facts(pairs: dict[str, Any]) -> list[tuple[str, str]]:

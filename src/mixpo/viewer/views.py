@@ -199,12 +199,13 @@ class Views:
         """The figures of a round's pairs."""
         round_ = ListFilter.read("pair", asked).round
         figures = self._statistics(round_)
+        columns, rows = sections.source_table(figures)
         return {
             "round": round_,
             "facts": sections.pair_facts(figures),
             "charts": [*sections.share_charts(figures), *sections.histograms(figures)],
-            "columns": sections.SOURCE_COLUMNS,
-            "rows": sections.source_rows(figures),
+            "columns": columns,
+            "rows": rows,
         }
 
     # --- audit -----------------------------------------------------------------------------------------------------------------
