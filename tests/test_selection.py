@@ -84,11 +84,22 @@ def test_the_check_says_where_duplicates_stand(recipe: Path, capsys: pytest.Capt
     path.write_text("".join([*lines[:3], lines[1], *lines[3:], *[lines[0]] * 21]))
     assert main(["check", str(recipe)]) == 0
     out = capsys.readouterr().out
-    assert "questions.jsonl:4: duplicate of an earlier row" in out
+    (fourth,) = [line for line in out.splitlines() if "questions.jsonl:4: duplicate of an earlier row" in line]
+    assert fourth.endswith("questions.jsonl:2")
     assert out.count("duplicate of an earlier row") == 20
     assert "2 further duplicates; --json lists all" in out
     assert main(["check", str(recipe), "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["duplicates"]) == 22
+
+
+def test_the_check_says_where_a_question_has_another_answer(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = recipe.parent / "questions.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    small_run.write_jsonl(path, [*rows, {**rows[1], "answer": "another"}, {**rows[2], "image": rows[1]["image"]}])
+    assert main(["check", str(recipe)]) == 3
+    (found,) = [line for line in capsys.readouterr().out.splitlines() if "another answer" in line]
+    assert f"questions.jsonl:{len(rows) + 1}: the same question, with the same images, has another answer" in found
+    assert found.endswith("questions.jsonl:2")
 
 
 def test_the_check_lists_what_is_kept_out(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

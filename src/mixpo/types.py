@@ -159,11 +159,12 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skipped:
-    """A row that was skipped, and why. `where` is file:line or a row id."""
+    """A row that was skipped, and why. `where` is file:line or a row id; `repeats` the row that a duplicate repeats."""
 
     where: str
     reason: str
     stage: str = field(default="source")
+    repeats: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ from mixpo.images import probe
 from mixpo.progress import Progress
 from mixpo.recipe import AnySource, BenchmarkSource, Recipe, ServedModel, ServerTable
 from mixpo.sources import DUPLICATE
+from mixpo.sources.build import FirstPlaces
 from mixpo.sources.decontaminate import ContaminationFilter, open_filter
 from mixpo.stages import evaluate
 from mixpo.stages.answer import prompt_for
@@ -29,9 +30,10 @@ from mixpo.stages.engine import script_digest, where_of
 from mixpo.stages.pair import without_correctness
 from mixpo.stages.prompting import with_system
 from mixpo.stages.source import NO_ANSWER, accepted, rows_of
-from mixpo.types import Notice, Question, Skipped
+from mixpo.types import Notice, Question, Skipped, content_id
 from mixpo.verify import Verifier
 
+OTHER_ANSWER = "the same question, with the same images, has another answer; keep one, or give a list of right answers. The other row:"
 NO_PAIR = (
     "no question can give a pair: one with an answer needs pairs.correctness and sample.n of 2 or more, to be both right and wrong; "
     "one without needs pairs.dropout_ntp"
@@ -205,6 +207,7 @@ def _check_source(
     name, limit, table = rows.name, rows.limit, rows.recipe.evaluate
     asked: list[Question] = []
     kept = any(rows.evaluated == table.set_of(predictions) for predictions in table.predictions)
+    answers = FirstPlaces()
     before, usable, pairable = len(checked.findings) + len(checked.left_out), 0, False
     progress.start(f"check {name}", min(getattr(rows.source, "count", 0) or limit or 0, limit or 10**12), "questions")
     for item in rows_of(rows.source, rows.recipe_folder, rows.images):
@@ -215,13 +218,15 @@ def _check_source(
         if isinstance(item, Skipped):
             if item.reason == DUPLICATE:
                 checked.notes[f"{name}: duplicate rows"] += 1
-                checked.add(item.where, item.reason, to="duplicates")
+                checked.add(item.where, f"{item.reason}: {item.repeats}", to="duplicates")
             else:
                 checked.add(item.where, item.reason)
             continue
         if kept:
             asked.append(item.question)
         unseen = isinstance(rows.source, BenchmarkSource) and rows.source.images == "optional"
+        if other := answers.add(asked_id(item.question), item.where):
+            checked.add(item.where, f"{OTHER_ANSWER} {other}")
         problems = [] if unseen else question_problems(rows.recipe, item.question, model, evaluated=bool(rows.evaluated))
         if contamination is not None and not rows.evaluated and not problems and (reason := contamination.reason(item.question)):
             checked.add(item.where, reason, to="left_out")
@@ -242,6 +247,12 @@ def _check_source(
     if not usable:
         checked.add(name, "no row is usable" if len(checked.findings) + len(checked.left_out) > before else "the source holds no rows")
     return asked
+
+
+def asked_id(question: Question) -> str:
+    """An id of what is asked, whatever the answer; a benchmark may ask the same thing twice, so its facts belong to it."""
+    history = [[message.role, message.text] for message in question.history]
+    return content_id(question.text, [image.digest for image in question.images], list(question.choices), history, question.facts)
 
 
 def _can_pair(recipe: Recipe, question: Question) -> bool:

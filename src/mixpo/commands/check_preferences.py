@@ -64,7 +64,7 @@ class PreferencesCheck:
             if isinstance(item, Skipped):
                 counts["skipped rows"] += 1
                 if item.reason == DUPLICATE:
-                    checked.add(item.where, item.reason, to="duplicates")
+                    checked.add(item.where, f"{item.reason}: {item.repeats}", to="duplicates")
                 else:
                     checked.add(item.where, item.reason)
                 continue

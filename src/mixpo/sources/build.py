@@ -43,15 +43,33 @@ class SourceRow:
 
 def without_duplicates(items: Iterable[Item], identity: Callable[[Item], str], reason: str) -> Iterator[Item | Skipped]:
     """The items, with a Skipped in place of one whose content came before. identity: its hexadecimal id, "" for what has none."""
-    seen: set[int] = set()  # numbers, not strings: a third of the memory for millions of rows
+    seen = FirstPlaces()
     for item in items:
-        number = int(name, 16) if (name := identity(item)) else None
-        if number is not None and number in seen:
-            yield Skipped(where=item.where, reason=reason)
-            continue
-        if number is not None:
-            seen.add(number)
-        yield item
+        name = identity(item)
+        first = seen.add(name, item.where) if name else ""
+        yield Skipped(where=item.where, reason=reason, repeats=first) if first else item
+
+
+class FirstPlaces:
+    """Where each id came first. Numbers, not strings: a third of the memory for millions of rows."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, int] = {}
+        self._names: list[str] = []
+        self._seen: dict[int, int] = {}
+
+    def add(self, name: str, where: str) -> str:
+        """The place of the row that had this hexadecimal id first; "" when it is this one."""
+        file, _, line = where.rpartition(":")
+        file, position = (file, int(line)) if file and line.isascii() and line.isdigit() else (where, -1)
+        number = self._files.setdefault(file, len(self._files))
+        if number == len(self._names):
+            self._names.append(file)
+        first = self._seen.setdefault(int(name, 16), packed := (number << 40) + position + 1)
+        if first == packed:
+            return ""
+        file, position = self._names[first >> 40], (first & ((1 << 40) - 1)) - 1
+        return f"{file}:{position}" if position >= 0 else file
 
 
 def make_question(
