@@ -44,7 +44,7 @@ from mixpo.recipe.sources import (
     Source,
     TrainingSource,
 )
-from mixpo.recipe.train import LoraTable, LossTable, Part, ReplayTable, TrainTable, WandbTable, WatchTable
+from mixpo.recipe.train import GuardTable, LoraTable, LossTable, Part, ReplayTable, TrainTable, WandbTable, WatchTable
 
 __all__ = [
     "BENCHMARK_NAMES",
@@ -65,6 +65,7 @@ __all__ = [
     "EvaluateTable",
     "EvaluationSet",
     "EvaluationSource",
+    "GuardTable",
     "HubSource",
     "ImageLimits",
     "ImageTable",

@@ -98,15 +98,16 @@ class Recipe(Table):
 
     @model_validator(mode="after")
     def _can_watch(self) -> Recipe:
-        if self.train.watch is None:
-            return self
         named = {s.name: s.source for s in self.evaluate.sets}
-        chosen = self.train.watch.set or next(iter(named), "")
-        if chosen not in named:
-            hint = did_you_mean(chosen, named) if chosen else "; add a table [[evaluate.sets]]"
-            raise ValueError(f"train.watch needs an evaluation set: there is no {chosen or 'set'!r}{hint}")
-        if self.evaluate.asks_judge(named[chosen]):
-            raise ValueError(f"train.watch: the set {chosen!r} needs a judge, too slow to be asked while training; name another")
+        for key, table in (("watch", self.train.watch), ("guard", self.train.guard)):
+            chosen = table.set or next(iter(named), "") if table is not None else ""
+            if table is None or (key == "guard" and not chosen and self.source is not None):
+                continue
+            if chosen not in named:
+                hint = did_you_mean(chosen, named) if chosen else "; add a table [[evaluate.sets]]"
+                raise ValueError(f"train.{key} needs an evaluation set: there is no {chosen or 'set'!r}{hint}")
+            if self.evaluate.asks_judge(named[chosen]):
+                raise ValueError(f"train.{key}: the set {chosen!r} needs a judge, too slow to be asked while training; name another")
         return self
 
 

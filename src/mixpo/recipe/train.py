@@ -66,6 +66,21 @@ class WatchTable(Table):
     """Name of an evaluation set; empty means the first one."""
 
 
+class GuardTable(Table):
+    """Stops a training whose model degenerates, by greedy responses to a fixed set of questions."""
+
+    every: Annotated[int, NOTHING] = Field(default=50, ge=1)
+    """Steps between checks. The base model is checked before the first step, and the policy before every checkpoint."""
+    count: Annotated[int, NOTHING] = Field(default=64, ge=1)
+    """Number of questions, from the beginning of the set."""
+    max_unparsable: Annotated[float, NOTHING] = Field(default=0.05, ge=0, le=1)
+    """Largest share of responses without a final answer, truncated ones included."""
+    max_loops: Annotated[float, NOTHING] = Field(default=0.02, ge=0, le=1)
+    """Largest share of responses that end in a repeated phrase."""
+    set: Annotated[str, NOTHING] = ""
+    """Name of an evaluation set; empty means the first one, or the questions of [source] if there is none."""
+
+
 class WandbTable(Table):
     """Where Weights & Biases files a training, for trackers = ["wandb"]."""
 
@@ -145,6 +160,8 @@ class TrainTable(Table):
     """Additional experiment trackers."""
     wandb: WandbTable = WandbTable()
     """Project, entity, group and folder of Weights & Biases."""
+    guard: GuardTable | None = None
+    """Unset: no check for degeneration."""
     watch: WatchTable | None = None
     """Unset: no evaluation during training."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from markupsafe import Markup, escape
 
@@ -222,11 +223,21 @@ def _bin(edges: Sequence[float], number: int) -> str:
     )
 
 
-def curves(steps: Sequence[float], series: Mapping[str, Sequence[float | None]], summary: str, colours: Sequence[int]) -> Markup:
-    """Curves over steps; a missing value is a gap. Long curves are drawn as the means of equal stretches."""
+def curves(
+    steps: Sequence[float],
+    series: Mapping[str, Sequence[float | None]],
+    summary: str,
+    colours: Sequence[int],
+    limits: Mapping[str, float] = MappingProxyType({}),
+) -> Markup:
+    """Curves over steps; a missing value is a gap. Long curves are drawn as the means of equal stretches.
+
+    limits: warning thresholds by name, drawn as dashed lines.
+    """
     known = [v for values in series.values() for v in values if v is not None]
     if not known:
         return element("p", "no finite values", class_="quiet")
+    known += limits.values()
     low, high = min(known), max(known)
     ticked = [low] if low == high else None
     pad = (high - low) * 0.06 or abs(high) * 0.05 or 1.0
@@ -236,6 +247,9 @@ def curves(steps: Sequence[float], series: Mapping[str, Sequence[float | None]],
     drawn = []
     if low < 0 < high:
         drawn.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=at_y(0), y2=at_y(0), class_="zero"))
+    for name, limit in limits.items():
+        tip = element("title", f"{name}: {limit:g}")
+        drawn.append(element("line", tip, x1=LEFT, x2=WIDTH - RIGHT, y1=at_y(limit), y2=at_y(limit), class_="limit"))
     for (name, values), colour, dash in zip(series.items(), colours, range(len(series)), strict=True):
         points = thin(steps, values)
         path, pen = "", "M"

@@ -75,6 +75,7 @@ def _groups(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[Any, list
 
 def _context(report: dict[str, Any]) -> dict[str, Any]:
     models, headline = report["models"], report["headline"]
+    guard = (report["settings"].get("train") or {}).get("guard")
     return {
         "columns": SUMMARY_COLUMNS,
         "tables": {name: summary_rows(report, name) for name in report["sets"]},
@@ -114,7 +115,7 @@ def _context(report: dict[str, Any]) -> dict[str, Any]:
         "sources": sections.source_table(report["pairs"]),
         "drop_chart": sections.drop_chart(report["pairs"]),
         "examples": [_example(example) for example in report["examples"]],
-        "training": {arm: (run, sections.training_charts(run)) for arm, run in report["training"].items()},
+        "training": {arm: (run, sections.training_charts(run, guard)) for arm, run in report["training"].items()},
         "time_chart": sections.time_chart(report["timings"]),
         "counts": sections.shown_counts(report["counts"]),
         "total_time": sum(report["timings"].values()),

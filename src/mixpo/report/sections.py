@@ -24,6 +24,7 @@ from mixpo.report.words import (
     points,
     title_case,
 )
+from mixpo.train.metrics import KL_LIMIT
 
 COLOURS = {"base": 0, "sft": 1, "dpo": 2, "mpo": 3}
 MAX_BARS = 24
@@ -31,11 +32,14 @@ MAX_BARS = 24
 CURVES = (2, 5, 3, 4, 0, 1)
 """Palette of the curves in one chart."""
 SHAPES = {"cot": "full", "direct": "hollow", "sampled": "diamond"}
+DIVERGENCE = "Divergence from the reference, nats per token"
 METRICS = (
     ("Loss and weighted terms", re.compile("^(loss$|weighted_)")),
     ("Loss terms, unweighted", re.compile("^(preference|quality|generation|replay)$")),
     ("Rewards", re.compile("^reward")),
     ("Reward margin", re.compile("margin")),
+    (DIVERGENCE, re.compile("^kl$")),
+    ("Degeneration guard", re.compile("^guard_")),
     ("In-training evaluation", re.compile("^watch_(accuracy|loops|cut)$")),
     ("Response length in in-training evaluation", re.compile("^watch_tokens$")),
     ("Reward accuracy", re.compile("accuracy")),
@@ -48,6 +52,18 @@ METRICS = (
 """Training metrics that share a chart, by the first matching pattern and in this order; others have a chart of their own."""
 UNDRAWN = {"epoch", "pairs", "tokens", "seconds", "pairs_per_second", "seconds_left", "replay_rows", "replay_skipped"}
 """Metrics without a chart; report.json has them."""
+LIMITS = {
+    DIVERGENCE: {"warning threshold": KL_LIMIT},
+    "Rewards": {"log-prob of the reference": 0.0},
+}
+"""Lines drawn into the charts of training metrics, by title."""
+NOTES = {
+    DIVERGENCE: "Above the dashed line the policy is far from the model whose responses it learns from.",
+    "Rewards": "Below 0 a response is less likely than under the reference. If both curves fall below it, which is the known failure of "
+    "preference training, raise train.loss.generation or lower train.learning_rate.",
+    "Degeneration guard": "Training stops above the dashed lines (train.guard).",
+}
+"""A sentence below a chart of training metrics, by title."""
 SCALES = {"memory": 1e-9}
 """Factors of drawn values."""
 
@@ -272,8 +288,13 @@ def pair_facts(pairs: dict[str, Any]) -> list[tuple[str, str]]:
 # --- training and time -----------------------------------------------------------------------------------------------------
 
 
-def training_charts(run: dict[str, Any]) -> list[Chart]:
-    """The curves of one trained model, related metrics in one chart. Terms that an objective does not have (always 0) are omitted."""
+def training_charts(run: dict[str, Any], guard: dict[str, Any] | None = None) -> list[Chart]:
+    """The curves of one trained model, related metrics in one chart. Terms that an objective does not have (always 0) are omitted.
+
+    guard: the settings of `train.guard`, for its limits.
+    """
+    guarded = {key: guard[key] for key in ("max_unparsable", "max_loops")} if guard else {}
+    limits = {**LIMITS, "Degeneration guard": guarded}
     groups: dict[str, dict[str, Any]] = {}
     for name, values in run["curves"].items():
         if name in UNDRAWN or not any(values):
@@ -284,10 +305,14 @@ def training_charts(run: dict[str, Any]) -> list[Chart]:
     order = [title for title, _ in METRICS]
     ranked = sorted(groups.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
     return [
-        Chart(title, curves(*_known(run["steps"], series), f"{title} by step", [CURVES[n % len(CURVES)] for n in range(len(series))]))
+        Chart(title, _curves(run["steps"], series, title, limits.get(title, {})), NOTES.get(title, ""))
         for title, series in ranked
         if run["steps"]
     ]
+
+
+def _curves(steps: list[float], series: dict[str, Any], title: str, limits: dict[str, float]) -> Markup:
+    return curves(*_known(steps, series), f"{title} by step", [CURVES[n % len(CURVES)] for n in range(len(series))], limits)
 
 
 def _known(steps: list[float], series: dict[str, Any]) -> tuple[list[float], dict[str, Any]]:

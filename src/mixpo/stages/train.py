@@ -60,6 +60,7 @@ def train_job(context: Context, plan: Plan, index: QuestionIndex, number: int, o
                 round=number,
                 reference_layout=reference_layout(context, number),
                 watch=watch_of(context, plan, vlm),
+                guard=guard_of(context, plan, vlm),
             )
             return train(job, context.progress).steps
 
@@ -213,24 +214,35 @@ def curves(context: Context, plan: Plan) -> dict[str, list[dict[str, Any]]]:
 
 
 def watch_of(context: Context, plan: Plan, vlm: Vlm) -> EvaluatePolicy | None:
-    """The watch that the recipe asks for, on a policy that changes in place; None without [train.watch]."""
+    """The in-training evaluation that the recipe asks for, on a policy that changes in place; None without [train.watch]."""
+    table = context.recipe.train.watch
+    return _evaluation(context, plan, vlm, table.set, table.count, "watch") if table is not None else None
+
+
+def guard_of(context: Context, plan: Plan, vlm: Vlm) -> EvaluatePolicy | None:
+    """The same for [train.guard]; on the training questions where there is no evaluation set."""
+    table = context.recipe.train.guard
+    return _evaluation(context, plan, vlm, table.set, table.count, "guard") if table is not None else None
+
+
+def _evaluation(context: Context, plan: Plan, vlm: Vlm, name: str, count: int, purpose: str) -> EvaluatePolicy:
+    """Greedy responses to the first questions of an evaluation set, or of [source] if there is none, graded without a judge."""
     from mixpo.evaluate.benchmarks import BENCHMARKS
     from mixpo.evaluate.score import score
 
-    recipe, table = context.recipe, context.recipe.train.watch
-    if table is None:
-        return None
-    context = replace(context, recipe=without_judge(context.recipe))  # too slow to be asked while training
-    sets = context.recipe.evaluate.sets
-    chosen = next(s for s in sets if s.name == (table.set or sets[0].name))
-    benchmark = BENCHMARKS[chosen.source.name] if chosen.source.kind == "benchmark" else None
-    questions = _first(plan, source_name(chosen.name), table.count)
+    recipe, benchmark, stage = context.recipe, None, "source"
+    context = replace(context, recipe=without_judge(recipe))  # too slow to be asked while training
+    if sets := context.recipe.evaluate.sets:
+        chosen = next(s for s in sets if s.name == (name or sets[0].name))
+        benchmark = BENCHMARKS[chosen.source.name] if chosen.source.kind == "benchmark" else None
+        stage = source_name(chosen.name)
+    questions = _first(plan, stage, count)
     requests = [
-        request_of(prompting.with_system(recipe.prompt, q), prompt_for(recipe, q, "cot"), (0,), recipe.seed, "watch") for q in questions
+        request_of(prompting.with_system(recipe.prompt, q), prompt_for(recipe, q, "cot"), (0,), recipe.seed, purpose) for q in questions
     ]
     how = params(context.recipe, "cot")
 
-    def watch() -> PolicyMetrics:
+    def evaluate() -> PolicyMetrics:
         from mixpo.train.metrics import PolicyMetrics
 
         engine = create("transformers", vlm=vlm, image=context.recipe.image, batch_size=context.recipe.evaluate.batch_size)
@@ -238,15 +250,22 @@ def watch_of(context: Context, plan: Plan, vlm: Vlm) -> EvaluatePolicy | None:
         engine.close()
         with Grader(context, benchmark, "cot") as marker:
             rows = score(marker.predictions(questions, answers))
-        return PolicyMetrics(accuracy=rows.accuracy, tokens=rows.mean_tokens, loops=rows.loops / rows.n, cut=rows.cut / rows.n)
+        return PolicyMetrics(
+            accuracy=rows.accuracy,
+            tokens=rows.mean_tokens,
+            loops=rows.loops / rows.n,
+            cut=rows.cut / rows.n,
+            unparsable=rows.no_answer or 0.0,
+        )
 
-    return watch
+    return evaluate
 
 
 def _first(plan: Plan, name: str, count: int) -> list[Question]:
+    """The first questions of a stage that have an answer."""
     questions: list[Question] = []
     for number in range(len(plan.shards(name))):
-        questions += plan.rows(name, number)
+        questions += [question for question in plan.rows(name, number) if question.answer is not None]
         if len(questions) >= count:
             break
     return questions[:count]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from mixpo.errors import TrainError
 from mixpo.train.checkpoint import TrainState
 from mixpo.train.losses import ResponseLogps, generation_loss, initial_loss
-from mixpo.train.metrics import StepMetrics
+from mixpo.train.metrics import EvaluatePolicy, PolicyMetrics, StepMetrics
 from mixpo.train.parallel import local_shard
 from mixpo.train.session import Session
 
@@ -129,6 +130,73 @@ def check_weights(session: Session) -> None:
                 "lower train.learning_rate, or inspect the data of the last steps",
                 code="trained-weights-invalid",
             )
+
+
+def check_base_model(session: Session) -> None:
+    """Before the first step: raise TrainError where the base model itself does not pass `train.guard`."""
+    if session.job.guard is None or session.state.step:
+        return
+    figures, problem = _degeneration(session, session.job.guard)
+    if problem:
+        raise TrainError(
+            f"the base model itself gives {problem}: raise the limits of train.guard, or evaluate.max_new_tokens "
+            f"({figures.cut:.1%} of the responses are truncated)",
+            code="guard-base-model",
+            key="train.guard",
+        )
+
+
+def check_degeneration(session: Session, row: StepMetrics, *, saving: bool) -> StepMetrics:
+    """The row with the figures of `train.guard` where it is due: every few steps, and before a checkpoint.
+
+    Raises TrainError for too many responses without a final answer or with repetition. As nothing is saved before a check passes, every
+    checkpoint is of a model that did.
+    """
+    table, guard = session.job.table.guard, session.job.guard
+    if table is None or guard is None or (row.step % table.every and not saving):
+        return row
+    figures, problem = _degeneration(session, guard)
+    row = dataclasses.replace(row, guard_unparsable=figures.unparsable, guard_loops=figures.loops, guard_cut=figures.cut)
+    if problem:
+        session.metrics.append(row)
+        raise TrainError(
+            f"step {row.step}: the model degenerates: {problem}; this step is not saved, and the last checkpoint, which passed this check, "
+            "is kept: lower train.learning_rate, raise train.loss.generation or train.loss.beta, or train fewer epochs",
+            code="model-degenerates",
+            key="train.guard",
+        )
+    session.progress.say(
+        f"step {row.step}: guard: {figures.unparsable:.1%} without a final answer, {figures.loops:.1%} with repetition, "
+        f"{figures.cut:.1%} truncated"
+    )
+    return row
+
+
+def _degeneration(session: Session, guard: EvaluatePolicy) -> tuple[PolicyMetrics, str]:
+    """Figures of the policy now, and what is above a limit on any rank, "" if nothing."""
+    table = session.job.table.guard
+    assert table is not None
+    figures = policy_metrics(session, guard)
+    limits = (
+        ("without a final answer", figures.unparsable, table.max_unparsable, "max_unparsable"),
+        ("with repetition", figures.loops, table.max_loops, "max_loops"),
+    )
+    problems = [f"{share:.1%} of responses {what} (train.guard.{key} = {most:g})" for what, share, most, key in limits if share > most]
+    failed = torch.tensor(int(bool(problems)), device=session.accelerator.device)
+    # All ranks raise: one that raised alone would leave the others waiting.
+    if not int(session.accelerator.reduce(failed, "sum")):
+        return figures, ""
+    return figures, " and ".join(problems) or "too many broken responses on another rank; see its message"
+
+
+def policy_metrics(session: Session, evaluate: EvaluatePolicy) -> PolicyMetrics:
+    """An evaluation of the policy in evaluation mode. On every rank: a sharded model needs all of them for a forward pass."""
+    model = session.job.vlm.model
+    model.eval()
+    try:
+        return evaluate()
+    finally:
+        model.train()
 
 
 def warn_too_easy(session: Session, row: StepMetrics) -> None:

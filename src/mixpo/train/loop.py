@@ -27,6 +27,8 @@ from mixpo.train.collate import collate
 from mixpo.train.guards import (
     STEP_DISCARDED,
     BatchLogps,
+    check_base_model,
+    check_degeneration,
     check_first_loss,
     check_reference,
     check_weights,
@@ -63,6 +65,7 @@ def train(job: TrainJob, progress: Progress) -> TrainResult:
     session = open_session(job, progress)
     state, total = session.state, session.schedule.total
     session.progress.start(f"train {job.objective}", total, "steps", state.step)
+    check_base_model(session)
     for step in session.schedule.steps(state.step):
         begun = time.monotonic()
         _set_dropout(session)
@@ -70,9 +73,11 @@ def train(job: TrainJob, progress: Progress) -> TrainResult:
         sums = _forward_backward(session, step)
         grad_norm = _optimise(session, sums, rate)
         row = evaluate_policy(session, measure(session, step, sums, grad_norm, rate, time.monotonic() - begun))
+        saving = row.step % job.table.save_every == 0 or row.step == total
+        row = check_degeneration(session, row, saving=saving)
         _advance(session, row)
         _log(session, row)
-        if state.step % job.table.save_every == 0 or state.step == total:
+        if saving:
             _save(session)
     session.progress.finish()
     if session.vision_cache is not None:
@@ -109,7 +114,7 @@ def _forward_backward(session: Session, step: Step) -> StepSums:
             terms = combine(session.weights, beta, logps, *places, state.delta, next(shifts))
             replayed = replay_losses(logps, batch)
             session.parallel.backward(terms.total.sum() * scale + replayed.sum() * replay.scale)
-        sums += batch_sums(session, terms, replayed, chunks, batch)
+        sums += batch_sums(session, terms, logps.sums, replayed, chunks, batch)
         seen.append(_seen(batch, logps.sums.detach()))
     if state.step == 0:
         check_reference(session, seen)
@@ -171,7 +176,8 @@ def _advance(session: Session, row: StepMetrics) -> None:
 
 
 def _log(session: Session, row: StepMetrics) -> None:
-    if row.step % session.job.table.log_every and row.step not in (1, session.schedule.total) and row.watch_accuracy is None:
+    checked = (row.watch_accuracy, row.guard_loops) != (None, None)
+    if row.step % session.job.table.log_every and row.step not in (1, session.schedule.total) and not checked:
         session.progress.advance(1)
         return
     session.progress.advance(1, live_line(row))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mixpo.train.batch import Batch, Chunk, accumulation_dtype, footprint
+from mixpo.train.guards import policy_metrics
 from mixpo.train.losses import LossTerms
 from mixpo.train.metrics import StepMetrics
 from mixpo.train.schedule import Step
@@ -25,8 +26,8 @@ REPETITION_WARNING = 0.1
 class StepSums:
     """Sums over the pairs, and the replay rows, of one optimizer step on all ranks.
 
-    total: of the pairs. replay: NLL per token of the rows. tokens: without padding. computed: with padding and dummy chunks.
-    minimum: see `minimum_tokens`.
+    total: of the pairs. drift: (reference - policy) log-prob per token, mean of both sides. replay: NLL per token of the rows.
+    tokens: without padding. computed: with padding and dummy chunks. minimum: see `minimum_tokens`.
     """
 
     total: float
@@ -38,6 +39,7 @@ class StepSums:
     logp_chosen: float
     logp_rejected: float
     wins: float
+    drift: float
     replay: float
     replay_rows: float
     tokens: float
@@ -52,11 +54,13 @@ def zero_sums(minimum: int, device: torch.device) -> Tensor:
     return sums
 
 
-def batch_sums(session: Session, terms: LossTerms, replay: Tensor, chunks: Sequence[Chunk], batch: Batch) -> Tensor:
-    """(fields of StepSums,) of one micro-batch. replay: (M,) losses of its replay rows."""
+def batch_sums(session: Session, terms: LossTerms, logps: Tensor, replay: Tensor, chunks: Sequence[Chunk], batch: Batch) -> Tensor:
+    """(fields of StepSums,) of one micro-batch. logps: (R,) summed log-probs. replay: (M,) losses of its replay rows."""
     wins = (terms.reward_chosen > terms.reward_rejected).float()
     columns = [getattr(terms, field.name) for field in dataclasses.fields(StepSums)[:8]]
-    pair_sums = torch.stack([column.detach().to(accumulation_dtype(wins.device)) for column in [*columns, wins]]).sum(-1)
+    drifts = (batch.reference - logps.detach()) / batch.lengths.clamp(min=1)
+    drift = (drifts[batch.chosen] + drifts[batch.rejected]) / 2
+    pair_sums = torch.stack([column.detach().to(accumulation_dtype(wins.device)) for column in [*columns, wins, drift]]).sum(-1)
     unpaired = sum(footprint(chunk, session.prompts.length(chunk.group)).tokens for chunk in chunks if _is_dummy(chunk))
     rows = [float(replay.detach().sum()), len(replay)]
     return torch.cat([pair_sums, pair_sums.new_tensor([*rows, batch.tokens - unpaired, batch.inputs["input_ids"].numel(), 0])])
@@ -117,6 +121,7 @@ def measure(session: Session, step: Step, sums: StepSums, grad_norm: float, rate
         weighted_replay=weighted_replay,
         replay_rows=session.state.replay_rows,
         replay_skipped=session.state.replay_skipped,
+        kl=sums.drift / pairs,
     )
 
 
@@ -125,13 +130,7 @@ def evaluate_policy(session: Session, row: StepMetrics) -> StepMetrics:
     table, watch = session.job.table.watch, session.job.watch
     if table is None or watch is None or (row.step % table.every and row.step != session.schedule.total):
         return row
-    model = session.job.vlm.model
-    model.eval()
-    try:
-        # On every rank: a sharded model needs all of them for a forward pass.
-        metrics = watch()
-    finally:
-        model.train()
+    metrics = policy_metrics(session, watch)
     figures = (
         f"{metrics.accuracy:.1%} correct, {metrics.tokens:.0f} tokens, {metrics.cut:.0%} truncated, {metrics.loops:.0%} with repetition"
     )

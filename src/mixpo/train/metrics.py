@@ -12,6 +12,9 @@ from typing import Any
 from mixpo.errors import TrainError
 from mixpo.records import write_text
 
+KL_LIMIT = 0.1
+"""Nats per token from the reference that reports draw as a warning threshold: a rule of thumb, not a result."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepMetrics:
@@ -26,6 +29,9 @@ class StepMetrics:
     memory: peak bytes so far on the main rank's GPU, or of its process without one.
     seconds_left: until the end.
     watch_*: in-training evaluation (train.watch) after this step, or None: accuracy, mean tokens, repetition rate, truncation rate.
+    kl: mean over both sides of (reference - policy) log-prob per token, which estimates the KL divergence of the reference from the policy
+    where the reference sampled the responses; None in steps logged before it existed.
+    guard_*: check for degeneration (train.guard) after this step, or None: share without a final answer, repetition rate, truncation rate.
     """
 
     step: int
@@ -62,16 +68,24 @@ class StepMetrics:
     watch_tokens: float | None = None
     watch_loops: float | None = None
     watch_cut: float | None = None
+    kl: float | None = None
+    guard_unparsable: float | None = None
+    guard_loops: float | None = None
+    guard_cut: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyMetrics:
-    """In-training evaluation of the policy. tokens: mean length. loops: share with repetition. cut: share truncated at the limit."""
+    """In-training evaluation of the policy. tokens: mean length. loops: share with repetition. cut: share truncated at the limit.
+
+    unparsable: share without a final answer.
+    """
 
     accuracy: float
     tokens: float
     loops: float
     cut: float
+    unparsable: float = 0.0
 
 
 EvaluatePolicy = Callable[[], PolicyMetrics]

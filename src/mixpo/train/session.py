@@ -44,6 +44,7 @@ class TrainJob:
     reference_layout: of the reference stage's log-probs, "" where unknown.
     replay: SFT rows in the order in which the steps use them (see `mixpo.train.replay`).
     label: run name in trackers. watch: in-training evaluation (see `mixpo.train.measure.evaluate_policy`).
+    guard: the same on the questions of `table.guard` (see `mixpo.train.guards.check_degeneration`).
     """
 
     vlm: Vlm
@@ -61,6 +62,7 @@ class TrainJob:
     reference_layout: str = ""
     label: str = "train"
     watch: EvaluatePolicy | None = None
+    guard: EvaluatePolicy | None = None
 
     @property
     def schedule(self) -> Schedule:
@@ -257,6 +259,7 @@ def _accelerator(job: TrainJob) -> Accelerator:
             'train.reference = "online"': table.reference == "online",
             "train.cache_vision": table.cache_vision,
             "train.watch": table.watch,
+            "train.guard": table.guard,
         }
         for key in (key for key, asked in whole.items() if asked):
             raise TrainError(
