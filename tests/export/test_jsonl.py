@@ -150,7 +150,8 @@ def test_the_card_shows_images_and_nothing_of_it_is_markup(rows: Rows, tmp_path:
     shown = [line.split("(")[1].rstrip(")") for line in card.splitlines() if line.startswith("![")]
     assert len(shown) == 2
     for name in shown:
-        assert Image.open(tmp_path / "out" / name).size == (4, 5)
+        with Image.open(tmp_path / "out" / name) as image:
+            assert image.size == (4, 5)
     assert "    7 <b>" in card.splitlines()
     assert not any(line.startswith("7 <b>") for line in card.splitlines())
 

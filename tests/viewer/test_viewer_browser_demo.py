@@ -115,7 +115,8 @@ def test_a_pair_is_as_recorded(page: api.Page, server: Server, records: Records)
     assert picture["x"] + picture["width"] <= told["x"]
     assert picture["y"] == pytest.approx(told["y"], abs=30)
     page.keyboard.press("z")
-    width, height = Image.open(question.images[0].path).size
+    with Image.open(question.images[0].path) as image:
+        width, height = image.size
     page.locator(".zoom-of", has_text=f"{width} × {height}").wait_for()
 
 

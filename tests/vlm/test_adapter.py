@@ -92,6 +92,7 @@ def test_merged_weights_by_hand(vlm: Vlm) -> None:
     assert torch.allclose(logits(vlm.model), adapted, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")  # advice of peft for merging
 def test_peft_reads_what_we_write(vlm: Vlm, saved: Path) -> None:
     base = AutoModelForImageTextToText.from_pretrained(vlm.folder, local_files_only=True)
     theirs = peft.PeftModel.from_pretrained(base, saved).eval()
