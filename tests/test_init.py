@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import small_run
 from failures import shows
 
 from mixpo.cli import main
+from mixpo.commands.init import copy_shipped
+from mixpo.errors import RecipeError
 from mixpo.recipe import load
 
 
@@ -40,3 +43,32 @@ def test_an_empty_folder_gets_a_template(tmp_path: Path, monkeypatch: pytest.Mon
     recipe = load(Path("recipe.toml"))
     assert recipe.model.path == "mixpo:tiny"
     assert "# No questions were recognised here" in Path("recipe.toml").read_text()
+
+
+def test_preference_files_become_tables_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = Path(__file__).parents[1] / "recipes" / "preferences"
+    shutil.copytree(root, tmp_path / "preferences")
+    small_run.write_jsonl(tmp_path / "pairs.jsonl", [{"prompt": "One?", "chosen": "Yes.", "rejected": "No."}])
+    small_run.write_jsonl(tmp_path / "test.jsonl", small_run.rows(tmp_path, 6, 2))
+    assert main(["init", str(tmp_path / "recipe.toml")]) == 0
+    assert "pairs.jsonl: preference pairs (trl)" in capsys.readouterr().out
+    recipe = load(tmp_path / "recipe.toml")
+    assert recipe.source is None
+    assert [(table.kind, table.path) for table in recipe.preferences] == [("trl", "pairs.jsonl"), ("auto", "preferences/meta.json")]
+    assert [s.name for s in recipe.evaluate.sets] == ["test"]
+
+
+def test_shipped_recipes_are_listed_and_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "--list"]) == 0
+    out = capsys.readouterr().out
+    assert {path.stem for path in (Path(__file__).parents[1] / "recipes").glob("*.toml")} <= set(out.split())
+    assert main(["init", "preferences"]) == 0
+    assert load(Path("preferences.toml")).preferences
+    assert Path("preferences/meta.json").is_file()
+    assert main(["init", "preferences"]) == 2
+    assert main(["init", "internvl"]) == 2
+    assert "did you mean 'internvl3'" in capsys.readouterr().err
+    with pytest.raises(RecipeError) as caught:
+        copy_shipped("none", tmp_path)
+    assert caught.value.code == "recipe-unknown"

@@ -159,7 +159,10 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skipped:
-    """A row that was skipped, and why. `where` is file:line or a row id; `repeats` the row that a duplicate repeats."""
+    """A row that was skipped, and why. `where` is file:line or a row id.
+
+    repeats: the row that a duplicate repeats, or empty.
+    """
 
     where: str
     reason: str

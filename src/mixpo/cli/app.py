@@ -57,7 +57,7 @@ EXAMPLES = {
     "train": ("mixpo train recipe.toml", "torchrun --nproc_per_node 8 -m mixpo train recipe.toml"),
     "evaluate": ("mixpo evaluate recipe.toml",),
     "report": ("mixpo report recipe.toml",),
-    "init": ("mixpo init", "mixpo init data/recipe.toml"),
+    "init": ("mixpo init", "mixpo init data/recipe.toml", "mixpo init --list", "mixpo init internvl3"),
     "check": ("mixpo check recipe.toml", "mixpo check recipe.toml --limit 100"),
     "plan": ("mixpo plan recipe.toml", "mixpo plan recipe.toml --questions 3000000 --rate 20000 --devices 8"),
     "doctor": ("mixpo doctor",),

@@ -1,14 +1,18 @@
-"""A first recipe for the files of a folder: `mixpo init` reads them and writes what it recognises, with comments."""
+"""A first recipe: one for the files of a folder, with comments, or a copy of one that comes with mixpo (`mixpo init --list`)."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from mixpo.errors import RecipeError, SourceError
+from mixpo.recipe import did_you_mean
 from mixpo.recipe.load import literal
 from mixpo.records import write_text
 
@@ -59,11 +63,12 @@ NO_SET = """\
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """A file of questions. kind: of its source. text: what was seen in it."""
+    """A file of questions, or of preference pairs. kind: of its source. text: what was seen in it. pairs: ready-made ones."""
 
     path: str
     kind: str
     text: str
+    pairs: bool = False
 
     @property
     def held_out(self) -> bool:
@@ -76,11 +81,12 @@ def init(folder: Path, target: Path) -> list[str]:
         raise RecipeError(f"{target}: exists; remove it or name another file", code="recipe-exists", path=target)
     data = sorted(_data(folder), key=lambda file: file.path)
     models = sorted({path.parent.relative_to(folder).as_posix() for depth in DEPTH for path in folder.glob(f"{depth}/config.json")})
-    train = next((file for file in data if not file.held_out), None)
-    held_out = [file for file in data if file.held_out]
+    train = next((file for file in data if not file.held_out and not file.pairs), None)
+    held_out = [file for file in data if file.held_out and not file.pairs]
+    tables = [*([_source(train)] if train else []), *(_preferences(file) for file in data if file.pairs and not file.held_out)]
     recipe = TEMPLATE.format(
         name=target.name,
-        source=_source(train) if train else NO_SOURCE,
+        source="\n".join(tables) or NO_SOURCE,
         model=literal(models[0] if models else "mixpo:tiny")
         + ("" if models else '  # the bundled model; name yours, such as "OpenGVLab/InternVL3-1B-hf"'),
         evaluation="\n".join(map(_set, held_out)) or NO_SET,
@@ -89,27 +95,85 @@ def init(folder: Path, target: Path) -> list[str]:
     return [*(f"{file.path}: {file.text}" for file in data), *(f"{model}: a model" for model in models)]
 
 
+def shipped() -> dict[str, Path]:
+    """The recipes that come with mixpo, by name: inside the installed package, or in a checkout next to it."""
+    package = Path(str(resources.files("mixpo")))
+    installed = package / "assets" / "recipes"
+    folder = installed if installed.is_dir() else package.parents[1] / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def describe(recipe: Path) -> str:
+    """The first sentence of a recipe's first comment."""
+    comment = " ".join(line.removeprefix("#").strip() for line in recipe.read_text(encoding="utf-8").split("\n\n")[0].split("\n")[:2])
+    return re.split(r"(?<=[a-z)])[.:] ", comment)[0].rstrip(".:")
+
+
+def copy_shipped(name: str, folder: Path) -> Path:
+    """Copy a recipe that comes with mixpo, with the data of its own if any; returns the file. Raises RecipeError when it exists."""
+    recipes = shipped()
+    if name not in recipes:
+        message = f"{name}: no such recipe{did_you_mean(name, recipes)}; `mixpo init --list` names all, and a file to write ends in .toml"
+        raise RecipeError(message, code="recipe-unknown", key=name)
+    source, target = recipes[name], folder / f"{name}.toml"
+    own_data = source.with_suffix("")
+    for path in (target, *([folder / name] if own_data.is_dir() else [])):
+        if path.exists():
+            raise RecipeError(f"{path}: exists; remove it or name another file", code="recipe-exists", path=path)
+    if own_data.is_dir():
+        shutil.copytree(own_data, folder / name)
+    write_text(target, source.read_text(encoding="utf-8"))
+    return target
+
+
 def _data(folder: Path) -> Iterator[DataFile]:
     for depth in DEPTH:
         for path in folder.glob(f"{depth}.jsonl"):
-            if fields := _fields(path):
-                yield DataFile(path.relative_to(folder).as_posix(), "jsonl", f"rows with {', '.join(fields)}")
+            row, name = _first_row(path), path.relative_to(folder).as_posix()
+            if known := _format(row):
+                yield DataFile(name, known, f"preference pairs ({known})", pairs=True)
+            elif "question" in row:
+                yield DataFile(name, "jsonl", f"rows with {', '.join(row)}")
         for path in folder.glob(f"{depth}.json"):
-            if path.name == "meta.json" and "annotation" in path.read_text(encoding="utf-8", errors="replace"):
-                yield DataFile(path.relative_to(folder).as_posix(), "mmpr", "an MMPR collection")
+            if path.name == "meta.json" and (annotated := _annotations(path)) is not None:
+                pairs = any(_format(_first_row(file)) for file in annotated)
+                text = "an MMPR collection of preference pairs" if pairs else "an MMPR collection"
+                yield DataFile(path.relative_to(folder).as_posix(), "mmpr", text, pairs=pairs)
         for parent in {path.parent for path in folder.glob(f"{depth}.parquet")} - {folder}:
             yield DataFile(parent.relative_to(folder).as_posix(), "hub", "a dataset in Parquet files")
 
 
-def _fields(path: Path) -> list[str]:
-    """The fields of the first usable row of a JSONL file of questions; none for another file."""
+def _annotations(path: Path) -> list[Path] | None:
+    """The annotation files that exist of an MMPR meta.json; None for another file."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8")).values()
+        listed = [root / str(entry["annotation"]) for entry in entries for root in (path.parent, path.parent.parent)]
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return None
+    return [file for file in listed if file.is_file()]
+
+
+def _format(row: dict[str, Any]) -> str:
+    """The format of preference pairs that a row is of, or ""."""
+    from mixpo.preferences.formats import recognise
+
+    return recognise(row) if row else ""
+
+
+def _first_row(path: Path) -> dict[str, Any]:
+    """The first usable row of a JSONL file; empty for another file."""
     from mixpo.sources.jsonl import lines
 
     try:
         row = next((line[1] for line in lines(path) if isinstance(line, tuple)), {})
     except SourceError:
-        return []
-    return [str(name) for name in row] if isinstance(row, dict) and "question" in row else []
+        return {}
+    return row if isinstance(row, dict) else {}
+
+
+def _preferences(file: DataFile) -> str:
+    kind = "" if file.kind == "mmpr" else f"kind = {json.dumps(file.kind)}\n"
+    return f"[[preferences]]             # {file.text}\n{kind}path = {literal(file.path)}\n"
 
 
 def _source(file: DataFile) -> str:
