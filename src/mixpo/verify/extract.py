@@ -67,6 +67,10 @@ STYLES: dict[str, tuple[str, ...]] = {
 """The families of markers that count under a style."""
 
 _HYPOTHESIS = re.compile(r"(?i)\b(?:if|whether|suppose|assum\w+|otherwise)\b[^.!?\n]*$")
+_ASSUMED = re.compile(r"(?i)\b(?:if|whether|suppose|assum\w+|otherwise)\b,? (?:that )?(?:the )?(?:\w+ )?(?:answer|option|choice)\b")
+"""An option that is only considered."""
+_STEP = re.compile(r"(?i)\W*(?:first\b|let\b|let's|to\b|we (?:need|want|have to|are given)\b|given\b|in order\b|step\b|首先|设|已知|根据)")
+"""A first sentence that only sets out."""
 _OPTION_TEXT = re.compile(r"(?<![A-Za-z])\(?[A-J][).:][ \t]*(?:[Tt]he[ \t]+)?$")
 """In front of a marker that belongs to the text of an option: "(D) the correct choice is the last one"."""
 _NO_ANSWER_GIVEN = re.compile(
@@ -100,14 +104,17 @@ _DIGIT = re.compile(r"\d")
 _YES_NO = re.compile(r"(?i)\W*(yes|no|true|false|是|否|对|错)\b(?=[,.!，。！])")
 _BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*")
 _BEHIND_VERB = re.compile(
-    r"(?i).*(?:\b(?:is|are|was|were|be|equals?|approximately|about)\b|[=≈:：是为])[ \t*$]*(?=[-+$€£¥\\√]?\d|[a-z]+[ .]*\Z|[-\\√π(])"
+    r"(?i).*(?:\b(?:is|are|was|were|be|equals?|approximately|about)\b|[=≈是为]|(?<!\d)[:：])[ \t*$]*(?=[-+$€£¥\\√]?\d|[a-z]+[ .]*\Z|[-\\√π(])"
 )
+_DIMENSION = re.compile(r"[ \t]+(?:long|wide|tall|high|deep|thick|old|away|apart|in (?:length|width|height|total|all))\.?\s*$")
+"""What is measured, behind a number and its unit: "2 inches long"."""
 _COUNT = re.compile(
     r"(?i)(?:.*\b(?:there (?:are|is|were|was)|ha(?:s|ve|d)|in total,?)|\W*)\s+"
     r"(?:a total of |exactly |only )?([a-z]+(?:-\w+)?|\d+)\s+(?=[a-z])"
 )
 """A count in front of what is counted: "There are three bars above 4"."""
 _COMPARED = re.compile(r"(?i)\b(?:than|above|below|over|under|least|most|of|in|from)\s+[-$]?\d[\d.,]*%?")
+_RATIO = re.compile(r"\d[\d.]*\s?:\s?\d[\d.]*")
 _ITEM = re.compile(r"[-*•\s]*[\w -]{1,40}[:：]\s*\S+(?:\s\S+)?\s*\Z")
 
 
@@ -308,7 +315,8 @@ def _concluded(text: str, choices: tuple[str, ...]) -> str | None:
 def _conclusions(sentences: list[str]) -> list[str]:
     """The sentences that may conclude, the likeliest first: the last one with "so", the last one, the first one."""
     so = [sentence for sentence in sentences if _SO.match(sentence)]
-    return list(dict.fromkeys([*so[-1:], sentences[-1], sentences[0]]))
+    first = [sentences[0]] if not _STEP.match(sentences[0]) else []
+    return list(dict.fromkeys([*so[-1:], sentences[-1], *first]))
 
 
 def _concluded_option(lines: list[str], sentences: list[str], choices: tuple[str, ...]) -> str | None:
@@ -321,7 +329,8 @@ def _concluded_option(lines: list[str], sentences: list[str], choices: tuple[str
     if (word := _YES_NO.match(sentences[0])) and word.group(1).casefold() in {choice.casefold() for choice in choices}:
         return word.group(1)
     for sentence in _conclusions(sentences):
-        if len(read_options(_bare(sentence) or "", choices)) == 1 and not is_unsure(sentence) and not _HYPOTHESIS.search(sentence):
+        answer = _bare(sentence) or ""
+        if len(read_options(answer, choices)) == 1 and not is_unsure(answer) and not _ASSUMED.search(answer):
             return _content(sentence)
     return None
 
@@ -334,8 +343,8 @@ def _value(sentence: str) -> str | None:
     if is_unsure(sentence) or sentence.endswith("?"):
         return None
     behind = _BEHIND_VERB.match(sentence)
-    tail = _content(sentence[behind.end() :]) if behind else None
-    if tail and (single_number(tail) or read_whole(tail) is not None):
+    tail = _content(_DIMENSION.sub("", sentence[behind.end() :])) if behind else None
+    if tail and (single_number(tail) or read_whole(tail) is not None or _RATIO.fullmatch(tail)):
         return tail
     count = _COUNT.match(sentence)
     if count and (count.group(1).isdigit() or (read_whole(count.group(1)) or 1) != 1):

@@ -15,7 +15,7 @@ from mixpo.verify.kinds import guess_kind
 from mixpo.verify.latex import key, to_latex
 from mixpo.verify.number import Number, equal, is_bound, read_numbers, single_number
 from mixpo.verify.number_words import read_whole
-from mixpo.verify.text import contains, normal_text
+from mixpo.verify.text import contains, normal_text, whole_words
 from mixpo.verify.wrapping import unwrap
 
 LETTERS = "ABCDEFGHIJ"
@@ -35,7 +35,7 @@ _LEADING = re.compile(
 _NAMED = re.compile(
     r"(?i:\b(?:(?:option|choice|answer|letter)(?:\s+(?:is|would be|should be|must be))?|select|choose|pick)"
     r"|选项?(?:是|为)?|选择|答案(?:是|为|应为)?)[\s:*(\[\"']*"
-    r"(?:([A-J])(?![A-Za-z'])(?:[\s)\]]*(?:,|/|&|and\b|or\b|和|或)[\s(\[]*([A-J])(?![A-Za-z']))?|([a-j])(?=[\s)\].*\"']*$))"
+    r"(?:([A-J])(?![A-Za-z']|[*+^]\w)(?:[\s)\]]*(?:,|/|&|and\b|or\b|和|或)[\s(\[]*([A-J])(?![A-Za-z']))?|([a-j])(?=[\s)\].*\"']*$))"
 )
 _NAMED_AFTER = re.compile(
     r"(?<![A-Za-z])\(?([B-HJ]|A(?=\)|\s+is\s+(?:the\s+)?(?:correct|right)))\)?\s*(?:is\s+(?:the\s+)?(?:correct|right)|选项|项|正确)"
@@ -55,6 +55,7 @@ _NO_OPTION = re.compile(
     r"(?i)\bnone of (?:the )?(?:(?:given|listed|provided|above|answer) )*(?:options|choices|answers|above)\b(?!\s*$)"
     r"|\bnot (?:listed|among|(?:one of|in|any of) the (?:\w+ )?(?:options|choices))|不在选项|没有(?:正确|合适)的?选项"
 )
+_NONE = re.compile(r"(?i)\b(?:none|neither)\b|都不|没有")
 _OR = re.compile(r"(?i)\bor\b|或")
 _SYMBOLS = re.compile(r"\d|[^\w\s]")
 _RATIO = re.compile(r"(\d{1,9})\s*:\s*(\d{1,9})")
@@ -75,9 +76,14 @@ def read_options(answer: str, texts: tuple[str, ...] = (), readings: Sequence[Re
 
 def _exact(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
     """A lone letter, or exactly an option's text, or a list of letters. Where the texts are letters themselves, both readings count."""
-    lone = LONE.fullmatch(answer)
     named = letters_of(answer, texts)
-    return frozenset(lone.group(1).upper()) | named if lone else named or listed(answer)
+    return lone_letter(answer) | named or listed(answer)
+
+
+def lone_letter(answer: str) -> frozenset[str]:
+    """The letter that an answer is, with nothing but brackets and punctuation around it."""
+    lone = LONE.fullmatch(answer)
+    return frozenset(lone.group(1).upper()) if lone else frozenset()
 
 
 def listed(answer: str) -> frozenset[str]:
@@ -87,7 +93,7 @@ def listed(answer: str) -> frozenset[str]:
 
 def _none(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
     """ "None of the options matches": every one stays possible, unless that is an option itself."""
-    return ANY if _NO_OPTION.search(answer) and not any(map(OVER_OPTIONS.search, texts)) else frozenset()
+    return ANY if _NO_OPTION.search(answer) and not any(map(_NONE.search, texts)) else frozenset()
 
 
 def _leading(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
@@ -99,7 +105,7 @@ def _leading(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
     bare = not match.group().strip("* \t")[1:].strip() or letter.islower()
     if bare and letter.upper() not in letters_of(rest, texts):
         return frozenset()
-    others = {letter for groups in _NEXT_OPTION.findall(answer, match.end()) for letter in groups if letter}
+    others = {letter for groups in _NEXT_OPTION.findall(answer, match.end()) for letter in groups if letter} | lone_letter(rest)
     return frozenset(others | {letter.upper()}) if others else _beside(letter.upper(), rest, texts)
 
 
@@ -129,11 +135,14 @@ def _beside(letter: str, rest: str, texts: tuple[str, ...]) -> frozenset[str]:
 
 
 def _worked_out(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
-    """Exactly an option's text behind an equals sign or a verb: "\\sin 60° = √3/2", "the length is √2"."""
+    """Exactly an option behind an equals sign or a verb: "\\sin 60° = √3/2", "the length is √2", "her genotype is (B) Ff"."""
     if not texts or ("=" in answer and _SEVERAL_VALUES.search(answer)):
         return frozenset()
     *_, last = _EQUALS.split(answer)
-    return letters_of(last.strip(), texts) if last != answer and not _NEGATION.search(answer) else frozenset()
+    if last == answer or _NEGATION.search(answer):
+        return frozenset()
+    last = last.strip()
+    return letters_of(last, texts) or (_leading(last, texts) if last.startswith("(") else frozenset())
 
 
 def _loose(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
@@ -141,8 +150,8 @@ def _loose(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
 
     Where the options are known a letter alone has to be the last word: others name points and lines.
     """
-    # Inside a formula an option's text is only a part of it: √3 in √3/2.
-    held = _contained(answer, texts) if guess_kind(answer) != "formula" else frozenset()
+    # Inside a formula an option's text is only a part of it: √3 in √3/2. A sentence may hold formulas.
+    held = _contained(answer, texts) if guess_kind(answer) != "formula" or len(answer.split()) > BESIDE else frozenset()
     rest = _without_texts(answer, texts) if held else answer
     named = set(held) | {match.group(1).upper() for match in _BRACKETED.finditer(rest)}
     if not named:
@@ -244,5 +253,5 @@ def _without_texts(answer: str, texts: tuple[str, ...]) -> str:
         return answer
     plain = normal_text(answer)
     for option in sorted(options_of(texts), key=lambda option: -len(option.plain)):
-        plain = plain.replace(option.plain, " ") if contains(plain, option.plain) else plain
+        plain = re.sub(whole_words(option.plain), " ", plain) if option.plain else plain
     return plain

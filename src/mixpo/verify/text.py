@@ -118,9 +118,10 @@ def _same_letters(left: str, right: str) -> bool:
 
 
 def contains(text: str, part: str) -> bool:
-    """Whether `part` stands in `text` as whole words; "1" does not stand in "10" or "1.5". Chinese has no word borders."""
-    if not part:
-        return False
-    if not part.isascii():
-        return part in text
-    return re.search(rf"(?<![\w.-]){re.escape(part)}(?![\w^]|\.\d)", text, re.ASCII) is not None
+    """Whether `part` is in `text` as whole words; "1" is not in "10" or "1.5"."""
+    return part != "" and re.search(whole_words(part), text, re.ASCII) is not None
+
+
+def whole_words(part: str) -> str:
+    """A pattern of `part` as whole words. Chinese has no word borders."""
+    return rf"(?<![\w.-]){re.escape(part)}(?![\w^]|\.\d)" if part.isascii() else re.escape(part)
