@@ -15,7 +15,7 @@ from mixpo.verify.formula import check_formula, compare_algebra, compare_ratios
 from mixpo.verify.judgement import UNSURE, Algebra, Judgement, Options
 from mixpo.verify.kinds import guess_kind
 from mixpo.verify.latex import to_latex
-from mixpo.verify.number import same_amounts, single_number
+from mixpo.verify.number import same_quantity, single_number
 from mixpo.verify.number_words import read_whole
 from mixpo.verify.pool import FormulaPool
 from mixpo.verify.text import check_text
@@ -31,19 +31,18 @@ _SPACE = re.compile(r"(?<!\d) | (?!\d)| (?=\d{3}(?!\d))")
 
 def check_words(predicted: str, gold: str, options: Options) -> Judgement:
     """Free text; where both sides are plain numbers ("2.0" and "2"), or count the same things, they are compared as numbers."""
-    if single_number(predicted) and single_number(gold):
-        return check_number(predicted, gold, options)
     if any(map(_QUOTIENT.fullmatch, (predicted, gold))) and (ratios := compare_ratios(to_latex(predicted), to_latex(gold))):
         return ratios
     judgement = check_text(predicted, gold, options)
-    digits = [_DIGIT.search(text) is not None for text in (predicted, gold)]
-    if judgement.outcome != "wrong" or not any(digits):
+    if judgement.outcome != "wrong":
         return judgement
-    if same_amounts(predicted, gold, options.tolerance):
-        return Judgement("correct", "the same amount")
-    # One side in words: "eleven" for 11, "一半" for 0.5.
-    numbers = 0 if all(digits) else _is_number(predicted) + _is_number(gold)
-    by_number = check_number(predicted, gold, options) if numbers else judgement
+    if same_quantity(predicted, gold, options.tolerance):
+        return Judgement("correct", "the same quantity")
+    # "2.0" for 2; one side may be spelled out: "eleven" for 11, "一半" for 0.5.
+    numbers = _is_number(predicted) + _is_number(gold)
+    if numbers == 0 or (numbers == 1 and _DIGIT.search(predicted) and _DIGIT.search(gold)):
+        return judgement
+    by_number = check_number(predicted, gold, options)
     return by_number if numbers == 2 or by_number.outcome == "undecided" else judgement
 
 

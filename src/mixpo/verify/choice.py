@@ -13,7 +13,18 @@ from mixpo.verify.formula import check_formula
 from mixpo.verify.judgement import UNSURE, Judgement, Options
 from mixpo.verify.kinds import guess_kind
 from mixpo.verify.number import is_bound, read_numbers
-from mixpo.verify.options import LETTERS, LONE, OVER_OPTIONS, READINGS, SEVERAL, TEXT_LETTER, letters_of, listed, options_of, read_options
+from mixpo.verify.options import (
+    LETTERS,
+    OVER_OPTIONS,
+    READINGS,
+    SEVERAL,
+    TEXT_LETTER,
+    letters_of,
+    listed,
+    lone_letter,
+    options_of,
+    read_options,
+)
 from mixpo.verify.text import check_text, contains, normal_text
 from mixpo.verify.wrapping import plain_characters, unwrap
 from mixpo.verify.yes_no import check_yes_no, is_unsure
@@ -69,10 +80,7 @@ def _compare_meaning(answer: str, wanted: frozenset[str], options: Options) -> J
     """An answer that names no option may still be the right one in another form: "y = 1 + 2x" for "y = 2x + 1"."""
     right = next(option.text for option in options_of(options.choices) if option.letter in wanted)
     kind = guess_kind(right)
-    kinds = {kind, guess_kind(answer)}
-    if kinds == {"number"}:
-        return check_number(answer, right, options)
-    if kinds <= {"formula", "number"}:
+    if {kind, guess_kind(answer)} <= {"formula", "number"}:
         return check_formula(answer, right, options)
     if _BY_POSITION.fullmatch(answer):
         return Judgement("undecided", "an option by its place")
@@ -110,17 +118,14 @@ def _gold_letters(gold: str, texts: tuple[str, ...]) -> frozenset[str]:
     by_text = letters_of(gold, texts)
     if by_text and not re.fullmatch("[A-J]", gold.strip()) and _alike(frozenset(min(by_text)), texts) == by_text:
         return frozenset(min(by_text))
-    lone = LONE.fullmatch(gold)
-    if lone and (not texts or lone.group(1).upper() in LETTERS[: len(texts)]):
-        return frozenset(lone.group(1).upper())
+    if (lone := lone_letter(gold)) and (not texts or lone <= set(LETTERS[: len(texts)])):
+        return lone
     named = listed(gold) or read_options(gold, texts)
     return named if len(named) == 1 or SEVERAL.fullmatch(gold) else frozenset()
 
 
 def _compare_sets(answer: str, wanted: frozenset[str]) -> Judgement:
     """Questions with several right options: the same letters, in any order."""
-    lone = LONE.fullmatch(answer)
-    named = frozenset(lone.group(1).upper()) if lone else listed(answer)
-    if named:
+    if named := lone_letter(answer) or listed(answer):
         return Judgement("correct", "same options") if named == wanted else Judgement("wrong", "other options")
     return Judgement("undecided", "names options in a phrase")

@@ -34,30 +34,22 @@ _PARTS = re.compile(r"(?i)\b(?:hal(?:f|ves)|(?:quarter|third|fourth|fifth|sixth|
 
 def check_number(predicted: str, gold: str, options: Options) -> Judgement:
     """Compare as numbers. Symmetric. One of several numbers matching is undecided; none matching is wrong."""
-    if len(predicted) > MAX_LENGTH or len(gold) > MAX_LENGTH:
+    if max(len(predicted), len(gold)) > MAX_LENGTH:
         return Judgement("undecided", "too long for a number")
-    left, right = read_numbers(predicted), read_numbers(gold)
     if is_unsure(predicted) and single_number(predicted) is None:
         return UNSURE
+    left, right = read_numbers(predicted), read_numbers(gold)
     if left is None or right is None:
         judgement = options.algebra(predicted, gold)
-        is_remark = judgement.outcome == "wrong" and _same_without_remark(predicted, gold, options.tolerance)
+        plain = single_number(_REMARK.sub("", predicted)), single_number(_REMARK.sub("", gold))
+        is_remark = judgement.outcome == "wrong" and all(plain) and equal(plain[0], plain[1], options.tolerance)
         return Judgement("undecided", "a remark behind the number") if is_remark else judgement
     if not left and not right:
         return check_text(predicted, gold, options)
-    if _in_parts(predicted) or _in_parts(gold):
+    if any(_PARTS.search(text) and not _DIGIT.search(text) for text in (predicted, gold)):
         return Judgement("undecided", "not in plain digits")
-    if not left or not right:
-        words, numbers = (gold, left) if left else (predicted, right)
-        # "There are no cubes" counts to nought.
-        vague = _VAGUE.search(words) or (_NOTHING.search(words) and not any(number.value for number in numbers))
-        if vague or (
-            _GLUED.search(words) and _compare(numbers, read_numbers(_GLUED.sub(" ", words)) or [], options.tolerance).outcome != "wrong"
-        ):
-            return Judgement("undecided", "not in plain digits")
-        return Judgement("wrong", "no number")
     left, right = _with_count(predicted, left), _with_count(gold, right)
-    judgement = _compare(left, right, options.tolerance)
+    judgement = _compare(left, right, options.tolerance) if left and right else Judgement("wrong", "no number")
     if judgement.outcome == "correct" and is_bound(predicted) != is_bound(gold):
         return Judgement("undecided", "a bound or a label")
     doubt = judgement.outcome == "wrong" and _doubt(predicted, gold, left, right, options.tolerance)
@@ -66,44 +58,29 @@ def check_number(predicted: str, gold: str, options: Options) -> Judgement:
 
 def _with_count(text: str, numbers: list[Number]) -> list[Number]:
     """With the count in words in front of a sentence with digits: "Two bars are above 4" counts two."""
-    count = _COUNT.match(text) if not text.isascii() or _DIGIT.search(text) else None
+    count = _COUNT.match(text) if _DIGIT.search(text) else None
     value = read_whole(count.group(1)) if count else None
-    return numbers if value is None or value == 1 else distinct([Number(value=Decimal(value)), *numbers])
+    return numbers if value in (None, 1) else distinct([Number(value=Decimal(value or 0)), *numbers])
 
 
 def _doubt(predicted: str, gold: str, left: list[Number], right: list[Number], tolerance: float) -> str:
     """Why numbers that differ may be the same all the same, or ""."""
-    if ("!" in predicted or "!" in gold) and _FACTORIAL.search(f"{predicted} {gold}"):
+    if _FACTORIAL.search(f"{predicted} {gold}"):
         return "an exclamation or a factorial"
-    bare = [read_numbers(_GLUED.sub(" ", text)) for text in (predicted, gold)]
-    if (
-        (_GLUED.search(predicted) or _GLUED.search(gold))
-        and bare[0]
-        and bare[1]
-        and _compare(bare[0], bare[1], tolerance).outcome != "wrong"
-    ):
-        return "a letter in front of the number"
-    if (_DOWN.search(predicted) or _DOWN.search(gold)) and _same_size(left, right, tolerance):
+    if _GLUED.search(f"{predicted} {gold}"):
+        bare = [read_numbers(_GLUED.sub(" ", text)) or [] for text in (predicted, gold)]
+        if all(bare) and _compare(*bare, tolerance).outcome != "wrong":
+            return "a letter in front of the number"
+    if not left or not right:
+        words = gold if left else predicted
+        # "There are no cubes" counts to nought.
+        is_vague = _VAGUE.search(words) or (_NOTHING.search(words) and not any(number.value for number in left or right))
+        return "not in plain digits" if is_vague else ""
+    sizes = [[replace(number, value=number.value.copy_abs()) for number in numbers] for numbers in (left, right)]
+    if _DOWN.search(f"{predicted} {gold}") and len(left) == len(right) == 1 and equal(sizes[0][0], sizes[1][0], tolerance):
         return "a minus in words"
     # 3M is a company, 3 million, and to careless writers 3 metres.
     return "upper and lower case" if predicted.casefold() == gold.casefold() else ""
-
-
-def _same_without_remark(predicted: str, gold: str, tolerance: float) -> bool:
-    left, right = single_number(_REMARK.sub("", predicted)), single_number(_REMARK.sub("", gold))
-    return left is not None and right is not None and equal(left, right, tolerance) is True
-
-
-def _in_parts(text: str) -> bool:
-    return _DIGIT.search(text) is None and _PARTS.search(text) is not None
-
-
-def _same_size(left: list[Number], right: list[Number], tolerance: float) -> bool:
-    """Whether one number on each side differs from the other by its sign alone."""
-    if len(left) != 1 or len(right) != 1:
-        return False
-    sizes = [replace(number, value=number.value.copy_abs()) for number in (left[0], right[0])]
-    return equal(sizes[0], sizes[1], tolerance) is True
 
 
 def _compare(left: list[Number], right: list[Number], tolerance: float) -> Judgement:

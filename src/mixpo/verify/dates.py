@@ -26,10 +26,8 @@ def is_same_date(left: str, right: str) -> bool:
 
     Both are texts that went through `text.normal_text`.
     """
-    if max(len(left), len(right)) > _MAX_LENGTH or not (_DIGIT.search(left) and _DIGIT.search(right)):
-        return False
-    numbers, others = _numbers(left), _numbers(right)
-    if numbers is None or others is None or len(numbers) != len(others):
+    numbers, others = (_numbers(text) if len(text) <= _MAX_LENGTH and _DIGIT.search(text) else None for text in (left, right))
+    if numbers is None or others is None:
         return False
     is_date = len(numbers) == 3 or any(word in _MONTH for word in _TOKEN.findall(f"{left} {right}"))
     return numbers == others or (is_date and sorted(numbers) == sorted(others))
@@ -59,12 +57,14 @@ class Time(NamedTuple):
 def read_time(plain: str) -> Time | None:
     """The time that a text is, and nothing beside it; None for everything else."""
     match = _TIME.fullmatch(plain) if ":" in plain or plain.endswith("m") else None
-    if match is None or int(match.group(3)) > 2 * _NOON or int(match.group(4) or 0) >= _MINUTES:
+    if match is None:
         return None
-    hour, half = int(match.group(3)) % (2 * _NOON), match.group(1) or match.group(2) or match.group(5)
-    minute = int(match.group(4) or 0)
+    front, front_zh, hours, minutes, behind = match.groups()
+    hour, minute, half = int(hours), int(minutes or 0), front or front_zh or behind
+    if hour > 2 * _NOON or minute >= _MINUTES or not (half or minutes):
+        return None
     if half is None:
-        return Time(hour, minute, hour > _NOON or match.group(3) == "00") if match.group(4) else None
+        return Time(hour % (2 * _NOON), minute, hour > _NOON or hours == "00")
     return Time(hour % _NOON + _NOON * (half in ("p", "下")), minute, True)
 
 
@@ -72,9 +72,7 @@ def compare_times(left: Time, right: Time) -> Judgement:
     """One that leaves out which half of the day it means may be either. "5:10" may also be the ratio 1 to 2, as "6:12" is."""
     if (left.hour, left.minute) != (right.hour, right.minute) and left.hour * right.minute == right.hour * left.minute != 0:
         return Judgement("undecided", "ratios or times of day")
-    if left.minute != right.minute or left.hour % _NOON != right.hour % _NOON:
-        return Judgement("wrong", "times differ")
-    if left.sure and right.sure:
-        return Judgement("correct", "times agree") if left.hour == right.hour else Judgement("wrong", "times differ")
-    same = left.hour == right.hour and left.sure == right.sure
-    return Judgement("correct", "times agree") if same else Judgement("undecided", "morning or afternoon")
+    if left == right:
+        return Judgement("correct", "times agree")
+    may_agree = not (left.sure and right.sure) and (left.hour % _NOON, left.minute) == (right.hour % _NOON, right.minute)
+    return Judgement("undecided", "morning or afternoon") if may_agree else Judgement("wrong", "times differ")

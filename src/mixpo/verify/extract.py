@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import regex
@@ -89,6 +89,8 @@ _FAREWELL = re.compile(
     r"(?i)[ \t*_]*(?:i hope|hope this|let me know|feel free|please let me|if you (?:have|need)|is there anything|希望|如果您?有|请告诉)"
 )
 """A sentence that only takes leave of the reader."""
+_DISPLAY = re.compile(r"(?s)\$\$.*?\$\$|\\\[.*?\\\]")
+"""A display formula, which may run over several lines."""
 _FENCE = re.compile(r"```[a-z]{0,12}[ \t]*\n\s*")
 _SENTENCE_END = re.compile(
     r"(?<![ \t(.][A-Za-z])(?<!\A[A-Za-z])(?<!\b(?:Mr|Ms|Dr|St|No|vs))(?<!\b(?:Mrs|Fig|etc|e\.g|i\.e))"
@@ -104,9 +106,10 @@ _DIGIT = re.compile(r"\d")
 _YES_NO = re.compile(r"(?i)\W*(yes|no|true|false|是|否|对|错)\b(?=[,.!，。！])")
 _BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*")
 _BEHIND_VERB = re.compile(
-    r"(?i).*(?:\b(?:is|are|was|were|be|equals?|approximately|about)\b|[=≈是为]|(?<!\d)[:：])[ \t*$]*(?=[-+$€£¥\\√]?\d|[a-z]+[ .]*\Z|[-\\√π(])"
+    r"(?i).*(?:\b(?:is|are|was|were|be|equals?|approximately|about)\b|[=≈是为]|(?<!\d)[:：])[ \t*$]*"
+    r"(?=[-+$€£¥\\√]?\d|[a-z]+[ .]*\Z|[-\\√π(])"
 )
-_DIMENSION = re.compile(r"[ \t]+(?:long|wide|tall|high|deep|thick|old|away|apart|in (?:length|width|height|total|all))\.?\s*$")
+_DIMENSION = re.compile(r"[ \t]+(?:long|wide|tall|high|deep|old|away|apart|in (?:length|width|height|total|all))\.?\s*$")
 """What is measured, behind a number and its unit: "2 inches long"."""
 _COUNT = re.compile(
     r"(?i)(?:.*\b(?:there (?:are|is|were|was)|ha(?:s|ve|d)|in total,?)|\W*)\s+"
@@ -149,7 +152,8 @@ def extract(text: str, style: str | OwnStyle = "auto", choices: Sequence[str] = 
         if rest is None:
             return None
         text = rest
-    for part in (*_before_follow_up(text), text):
+    follow_up = _FOLLOW_UP.search(text, 1)
+    for part in (text[: follow_up.start()], text) if follow_up else (text,):
         if stated := _last_marker(part, STYLES[style]):
             return stated.answer
         if is_free and (answer := _concluded(part, tuple(choices))):
@@ -169,12 +173,6 @@ def _behind_own(text: str, style: OwnStyle) -> str | None:
     return _bare(matches[-1].group(1) if matches[-1].re.groups else matches[-1].group())
 
 
-def _before_follow_up(text: str) -> Iterator[str]:
-    match = _FOLLOW_UP.search(text, 1)
-    if match and text[: match.start()].strip():
-        yield text[: match.start()]
-
-
 def _whole(text: str) -> str | None:
     """Everything, for direct answers; a marker is taken off only where the text starts with it."""
     plain = text.lstrip("*_# \t\r\n")
@@ -191,9 +189,7 @@ def _bare(text: str | None) -> str | None:
 def _after_thinking(text: str, opened: bool) -> str | None:
     """What follows the reasoning; a reasoning block that never ends holds no final answer."""
     _, closed, rest = text.rpartition("</think>")
-    if closed:
-        return rest
-    return None if opened or "<think>" in text else text
+    return rest if closed or not (opened or "<think>" in text) else None
 
 
 def _last_marker(text: str, families: Sequence[str]) -> _Stated | None:
@@ -216,14 +212,8 @@ def _announced(text: str, family: str) -> _Stated | None:
         if not is_sentence:
             return _Stated(match.start(), answer)
         before = text[max(0, match.start() - 160) : match.start()]
-        if _OPTION_TEXT.search(before):
-            continue
-        if (
-            answer
-            and not _HYPOTHESIS.search(before)
-            and not _NO_ANSWER_GIVEN.match(text[match.end() : match.end() + 80])
-            and not _QUESTION.match(text, match.end())
-        ):
+        is_statement = not _OPTION_TEXT.search(before) and not _HYPOTHESIS.search(before) and not _QUESTION.match(text, match.end())
+        if answer and is_statement and not _NO_ANSWER_GIVEN.match(text[match.end() : match.end() + 80]):
             return _Stated(match.start(), answer)
     return None
 
@@ -237,16 +227,8 @@ def _content_behind(text: str, end: int) -> str | None:
         rest = rest[1:].lstrip()  # an item of a list on a line of its own, not a sign
     lines = rest.splitlines() or [""]
     several = list(itertools.takewhile(_LETTERED.match, lines)) if "\n" in text[end : end + 3] else []
-    return "; ".join(several) if len(several) > 1 else _content(_display(rest) or lines[0])
-
-
-def _display(rest: str) -> str | None:
-    """A display formula, which may run over several lines."""
-    for opening, closing in (("$$", "$$"), ("\\[", "\\]")):
-        end = rest.find(closing, len(opening)) if rest.startswith(opening) else -1
-        if end >= 0:
-            return rest[: end + len(closing)]
-    return None
+    display = _DISPLAY.match(rest)
+    return "; ".join(several) if len(several) > 1 else _content(display.group() if display else lines[0])
 
 
 @functools.lru_cache(maxsize=1024)
@@ -256,11 +238,10 @@ def _content(content: str) -> str | None:
     if inside:
         return _in_boxes(content, inside).answer
     content = content.removeprefix("<answer>").split("</answer>")[0]
-    if content.count("**") == 1 and content.partition("**")[0].strip():
+    if content.count("**") == 1:
         content = content.partition("**")[0]  # the marker took the other half
-    if (cut := _SENTENCE_END.search(content)) and content[cut.end() :].strip():
-        content = content[: cut.start()]
-    return _bare(content)
+    cut = _SENTENCE_END.search(content)
+    return _bare(content[: cut.start()] if cut else content)
 
 
 def _in_boxes(text: str, inside: list[Box]) -> _Stated:
@@ -298,14 +279,12 @@ def _concluded(text: str, choices: tuple[str, ...]) -> str | None:
         return None
     lines = text.splitlines()
     if len(lines) == 1 and len(text) <= SHORT_CHARACTERS and len(text.split()) <= SHORT_WORDS:
-        if boxes(text):
-            return _content(text)
-        return (not choices and _COUNT.match(text) and _value(text)) or _bare(text)
+        return (_COUNT.match(text) and _value(text)) or _bare(text)
     if is_unsure(sentences[-1]) or _NO_CONCLUSION.search(sentences[-1]):
         return None
     if choices:
         return _concluded_option(lines, sentences, choices)
-    if len(sentences) > 1 and all(map(_ITEM.match, sentences[-2:])):
+    if all(map(_ITEM.match, sentences[-2:])):
         return None  # several values in a list
     bold = [*dict.fromkeys(_BOLD.findall(text))]
     sentences += [f"**{bold[0]}**"] if len(bold) == 1 else []
@@ -340,7 +319,7 @@ def _value(sentence: str) -> str | None:
     bold = _BOLD.findall(sentence)
     if len(bold) == 1 and len(read_numbers(bold[0]) or ()) == 1:
         return _content(bold[0])
-    if is_unsure(sentence) or sentence.endswith("?"):
+    if sentence.endswith("?"):
         return None
     behind = _BEHIND_VERB.match(sentence)
     tail = _content(_DIMENSION.sub("", sentence[behind.end() :])) if behind else None
@@ -350,7 +329,5 @@ def _value(sentence: str) -> str | None:
     if count and (count.group(1).isdigit() or (read_whole(count.group(1)) or 1) != 1):
         rest = _COMPARED.sub("", sentence[count.end() :])
         return None if read_words(rest) not in ([], [1]) or read_numbers(rest) not in ([], read_numbers("1")) else count.group(1)
-    numbers = read_numbers(sentence.strip())
-    if numbers is None or len(numbers) != 1 or not _DIGIT.search(sentence) or is_bound(sentence) or len(sentence) > MAX_SENTENCE:
-        return None
-    return _content(sentence)
+    is_value = len(sentence) <= MAX_SENTENCE and _DIGIT.search(sentence) and not is_bound(sentence)
+    return _content(sentence) if is_value and len(read_numbers(sentence.strip()) or ()) == 1 else None

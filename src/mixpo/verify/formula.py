@@ -41,22 +41,21 @@ _UNIT = re.compile(rf"(?i){PATTERN}")
 _DEGREES = re.compile(r"\\circ|°|\\degree")
 _QUOTIENT_OF_PRODUCT = re.compile(r"\\frac\{\d+\}\{\d+\}(?=[A-Za-z(\\])")
 _NAMED_ROOT = re.compile(r"[A-Za-z]_?\{?\d\}?\s*=")
+_TEXT = re.compile(r"\\(?:text(?:bf|it|rm)?|mathrm|mbox)\s*\{[^{}]*\}")
 _DECIMAL = re.compile(r"-?(\d+)\.(\d+)")
 _NATURAL, _COMMON = re.compile(r"\\?ln(?![a-z])"), re.compile(r"\\?log(?![a-z_])")
 
 
 def check_formula(predicted: str, gold: str, options: Options) -> Judgement:
     """Compare as formulas; a time-out, a crash, or one side that cannot be parsed is undecided."""
-    if len(predicted) > MAX_LENGTH or len(gold) > MAX_LENGTH:
+    if max(len(predicted), len(gold)) > MAX_LENGTH:
         return Judgement("undecided", "formula too long")
     left, right = to_latex(predicted), to_latex(gold)
-    if key(left) == key(right) != "":
-        return Judgement("correct", "same formula")
     if single_number(left) and single_number(right):
         return check_number(left, right, options)
     if ratios := compare_ratios(left, right):
         return ratios
-    if not _MATHEMATICS.search(_without_text(left)) and not _MATHEMATICS.search(_without_text(right)):
+    if not any(_MATHEMATICS.search(_TEXT.sub(" ", one)) for one in (left, right)):
         if left != right and rearranged(left, right):
             return Judgement("undecided", "the same letters in another order")  # "ab" is "ba" where it is a product
         return check_text(" ".join(take_text(left)) or left, " ".join(take_text(right)) or right, options)
@@ -65,7 +64,7 @@ def check_formula(predicted: str, gold: str, options: Options) -> Judgement:
 
 def compare_algebra(predicted: str, gold: str, pool: FormulaPool, tolerance: float) -> Judgement:
     """Parse both and compare with computer algebra, unless there are words or units beside the formulas that it would misread."""
-    if len(predicted) > MAX_LENGTH or len(gold) > MAX_LENGTH:
+    if max(len(predicted), len(gold)) > MAX_LENGTH:
         return Judgement("undecided", "formula too long")
     (left, left_unit), (right, right_unit) = _take_unit(to_latex(predicted)), _take_unit(to_latex(gold))
     if left_unit and right_unit and read_unit(left_unit) != read_unit(right_unit):
@@ -81,8 +80,6 @@ def compare_algebra(predicted: str, gold: str, pool: FormulaPool, tolerance: flo
     if _words(left) or _words(right):
         return Judgement("undecided", "words beside the formula")
     judgement = _compare_values(left, right, pool, tolerance)
-    if judgement.outcome == "correct" and any("\\{" in one and other.startswith("(") for one, other in ((left, right), (right, left))):
-        return Judgement("undecided", "a set beside a point or an interval")
     if judgement.outcome != "wrong":
         return judgement
     if convention := _conventions(to_latex(predicted), to_latex(gold)):
@@ -150,10 +147,6 @@ def _primes(latex: str) -> int:
 def _words(latex: str) -> list[str]:
     """Words that are no function names: an algebra system takes them for products of letters."""
     return [word for word in _LONG_WORD.findall(_COMMAND.sub(" ", latex)) if word.lower() not in _FUNCTIONS]
-
-
-def _without_text(latex: str) -> str:
-    return re.sub(r"\\(?:text(?:bf|it|rm)?|mathrm|mbox)\s*\{[^{}]*\}", " ", latex)
 
 
 def _conventions(left: str, right: str) -> str:

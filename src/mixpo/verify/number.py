@@ -75,7 +75,7 @@ class Number:
     scale: int = 0
 
 
-def same_amounts(left: str, right: str, tolerance: float) -> bool:
+def same_quantity(left: str, right: str, tolerance: float) -> bool:
     """Whether both texts hold one number, the same, beside the same words: "1 1/2 cups" and "1.5 cups"."""
     if not (_DIGIT.search(left) and _DIGIT.search(right)) or max(len(left), len(right)) > MAX_LENGTH:
         return False

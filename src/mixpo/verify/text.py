@@ -45,8 +45,7 @@ def check_text(predicted: str, gold: str, _options: Options) -> Judgement:
         predicted, gold = _plain_subscripts(predicted), _plain_subscripts(gold)
     left, right = normal_text(predicted), normal_text(gold)
     if not left or not right:
-        same = "".join(predicted.split()) == "".join(gold.split())
-        return Judgement("correct", "same text") if same else Judgement("wrong", "nothing but punctuation")
+        return Judgement("wrong", "nothing but punctuation")
     if left == right or _LEAD_IN.sub("", left, count=1) == right or _same_letters(left, right):
         # A lone symbol is what its signs say: -x is not x, a_{n+1} not a_n+1, 2R not 2r.
         if _is_symbol(left) and _signs(predicted) != _signs(gold):
@@ -57,7 +56,7 @@ def check_text(predicted: str, gold: str, _options: Options) -> Judgement:
     if contains(left, right) or contains(right, left):
         return Judgement("undecided", "one text contains the other")
     words, others = _stems(left) or [left], _stems(right) or [right]
-    if left.replace(" ", "") == right.replace(" ", "") or words == others or is_same_date(left, right):
+    if words == others or is_same_date(left, right):
         return Judgement("undecided", "the same words in another form")
     if predicted.isupper() and rearranged(predicted, gold):
         return Judgement("undecided", "the same letters in another order")  # AB and BA are one line

@@ -94,7 +94,7 @@ def _unwrap_once(text: str) -> str:
     text = _SPECIAL_TOKEN.sub("", text.strip()).strip()
     for opening, closing in _PAIRS:
         inside = text[len(opening) : -len(closing)]
-        if text.startswith(opening) and text.endswith(closing) and inside and closing not in inside and opening not in inside:
+        if text.startswith(opening) and text.endswith(closing) and inside and closing not in inside:
             return inside
     match = _TEXT_COMMAND.match(text)
     if match and closing_brace(text, match.end() - 1) == len(text) - 1:
@@ -129,8 +129,7 @@ def plain_latex(text: str) -> str:
     if not _LATEX_SIGN.search(text):  # each line below looks for one of these
         return text
     text = text.replace("\\%", "%").replace("\\$", "$").replace("{,}", ",")
-    text = re.sub(r"\\[,!;:](?=\d{3}(?!\d))", ",", text) if re.search(r"\d\\[,!;:]\d{3}", text) else text
-    text = re.sub(r"\\[,!;: ]|~", " ", text)
+    text = re.sub(r"\\[,!;: ]|~", " ", re.sub(r"(?<=\d)\\[,!;:](?=\d{3}(?!\d))", ",", text))
     text = _TEXT_ARGUMENT.sub(r" \1 ", text).replace(" ^", "^")
     text = _FRACTION.sub(_plain_fraction, text)
     text = _LATEX_WORDS.sub(lambda match: _LATEX_SIGNS.get(match.group(1), " "), text)
