@@ -1,6 +1,6 @@
 """Multiple choice: the option that an answer names against the right one.
 
-Two options named at once, or an option beside a value that is not its own, are undecided where one of them is right.
+Two options named at once, or an option with a value that is not its own, are undecided where one of them is right.
 """
 
 from __future__ import annotations
@@ -80,12 +80,15 @@ def _compare_meaning(answer: str, wanted: frozenset[str], options: Options) -> J
     """An answer that names no option may still be the right one in another form: "y = 1 + 2x" for "y = 2x + 1"."""
     right = next(option.text for option in options_of(options.choices) if option.letter in wanted)
     kind = guess_kind(right)
-    if {kind, guess_kind(answer)} <= {"formula", "number"}:
+    kinds = {kind, guess_kind(answer)}
+    if kinds == {"number"}:
+        return check_number(answer, right, options)
+    if kinds <= {"formula", "number"}:
         return check_formula(answer, right, options)
     if _BY_POSITION.fullmatch(answer):
         return Judgement("undecided", "an option by its place")
     if _hints_at(answer, wanted, options.choices) or (OVER_OPTIONS.search(answer) and _is_over_options(wanted, options.choices)):
-        return Judgement("undecided", "speaks of the option")
+        return Judgement("undecided", "mentions the option")
     if is_bound(right) and read_numbers(answer):
         return Judgement("undecided", "a number for a bound")  # 5 for "more than 4"
     judgement = (check_number if kind == "number" else check_text)(answer, right, options)
@@ -93,7 +96,7 @@ def _compare_meaning(answer: str, wanted: frozenset[str], options: Options) -> J
 
 
 def _is_over_options(wanted: frozenset[str], texts: tuple[str, ...]) -> bool:
-    """Whether the right option is about others: "all of the above", or "Alice and Bob" beside "Alice" and "Bob"."""
+    """Whether the right option is about others: "all of the above", or "Alice and Bob" next to "Alice" and "Bob"."""
     options = options_of(texts)
     return any(
         OVER_OPTIONS.search(option.text) or sum(contains(option.plain, other.plain) for other in options if other is not option) > 1

@@ -29,7 +29,7 @@ _DOWN = re.compile(
 )
 """Words that stand for a minus."""
 _PARTS = re.compile(r"(?i)\b(?:hal(?:f|ves)|(?:quarter|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|dozen)s?)\b|半|分之")
-"""Quantities in words whose number words are not their value."""
+"""Quantities whose number words are not their value."""
 
 
 def check_number(predicted: str, gold: str, options: Options) -> Judgement:
@@ -57,7 +57,7 @@ def check_number(predicted: str, gold: str, options: Options) -> Judgement:
 
 
 def _with_count(text: str, numbers: list[Number]) -> list[Number]:
-    """With the count in words in front of a sentence with digits: "Two bars are above 4" counts two."""
+    """With the spelled-out count in front of a sentence with digits: "Two bars are above 4" counts two."""
     count = _COUNT.match(text) if _DIGIT.search(text) else None
     value = read_whole(count.group(1)) if count else None
     return numbers if value in (None, 1) else distinct([Number(value=Decimal(value or 0)), *numbers])
@@ -78,7 +78,7 @@ def _doubt(predicted: str, gold: str, left: list[Number], right: list[Number], t
         return "not in plain digits" if is_vague else ""
     sizes = [[replace(number, value=number.value.copy_abs()) for number in numbers] for numbers in (left, right)]
     if _DOWN.search(f"{predicted} {gold}") and len(left) == len(right) == 1 and equal(sizes[0][0], sizes[1][0], tolerance):
-        return "a minus in words"
+        return "a spelled-out minus"
     # 3M is a company, 3 million, and to careless writers 3 metres.
     return "upper and lower case" if predicted.casefold() == gold.casefold() else ""
 

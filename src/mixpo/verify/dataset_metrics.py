@@ -96,7 +96,7 @@ RULES: dict[str, Rule] = {
     # Half of the letters is enough for the metric, but "12" for "13" is no answer to learn from.
     "anls": Rule(score=anls, right=0.9, name="ANLS"),
 }
-"""The rules by the names that a recipe uses, besides the answer kinds."""
+"""The rules by the names that a recipe uses, in addition to the answer kinds."""
 
 MMPR_RULES = {
     "*chartqa*": "relaxed",

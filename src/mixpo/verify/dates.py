@@ -1,4 +1,4 @@
-"""Dates, ranges and times of day in short answers: "Dec 5, 2010" beside "2010-12-05", "3:45 pm" beside "15:45"."""
+"""Dates, ranges and times of day in short answers: "Dec 5, 2010" and "2010-12-05", "3:45 pm" and "15:45"."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Time(NamedTuple):
 
 
 def read_time(plain: str) -> Time | None:
-    """The time that a text is, and nothing beside it; None for everything else."""
+    """The time that a text is, and nothing else; None for everything else."""
     match = _TIME.fullmatch(plain) if ":" in plain or plain.endswith("m") else None
     if match is None:
         return None
@@ -69,7 +69,7 @@ def read_time(plain: str) -> Time | None:
 
 
 def compare_times(left: Time, right: Time) -> Judgement:
-    """One that leaves out which half of the day it means may be either. "5:10" may also be the ratio 1 to 2, as "6:12" is."""
+    """One that omits which half of the day it means may be either. "5:10" may also be the ratio 1 to 2, as "6:12" is."""
     if (left.hour, left.minute) != (right.hour, right.minute) and left.hour * right.minute == right.hour * left.minute != 0:
         return Judgement("undecided", "ratios or times of day")
     if left == right:

@@ -43,7 +43,7 @@ _VERB = (
     r"(?:is|are|would be|should be|must be|will be|has to be)(?:[ \t]+(?:therefore|thus|hence))?\b"
 )
 MARKERS = {
-    # Emphasis may stand on either side of the colon: "**Final answer:** B", "**Final answer**: B", "### Final Answer: B".
+    # Emphasis may be on either side of the colon: "**Final answer:** B", "**Final answer**: B", "### Final Answer: B".
     # A heading "Answer" may also stand alone on its line.
     "final": re.compile(r"(?im)(?<![A-Za-z])(?:final[ \t]+)?answer[*_ \t]*[:：]|^[#*_ \t]*(?:final[ \t]+)?answer[*_ \t]*$"),
     "sentence": re.compile(rf"(?i)(?<![A-Za-z]){_SUBJECT}{_VERB}[*_ \t]*[:：]?"),
@@ -55,7 +55,7 @@ MARKERS = {
 """Where an answer is announced, by the family that a style asks for."""
 _EN, _ZH = ("answer", "option", "choice", "solution"), ("答案", "选")
 _WORDS = {"final": _EN[:1], "sentence": _EN, "final_zh": _ZH[:1], "sentence_zh": _ZH}
-"""One of which a response holds where a marker of the family stands in it; most responses hold none."""
+"""Each marker of the family holds one of these; most responses hold none."""
 STYLES: dict[str, tuple[str, ...]] = {
     "final": ("final", "sentence"),
     "final_zh": ("final_zh", "sentence_zh"),
@@ -98,7 +98,7 @@ _SENTENCE_END = re.compile(
 )
 """Behind a sentence, and not behind an initial, the letter of an option or an abbreviation."""
 _FOLLOW_UP = re.compile(r"(?im)^[#*_ \t]*(?:question|hint|human|user|instruction|问题|提示)[ \t]*\d*[ \t]*[:：]")
-"""A model that goes on with a conversation of its own."""
+"""A model that continues with a conversation of its own."""
 _LETTERED = re.compile(r"[*_ \t]*(?:\(([A-Ja-j])\)|([A-J])[.):：](?=[\s*]|\Z|[^\x00-\x7f]))")
 _SENTENCE = re.compile(r"[^\n。！？]+?(?:(?<![ \t(.][A-Z])(?<!\A[A-Z])[.!?](?=\s+[^\sa-z]|\s*\n)|[。！？]|(?=\n)|\Z)")
 _SO = re.compile(r"(?i)\W*(?:(?:therefore|thus|hence|so|in (?:total|conclusion|summary)|finally|consequently|overall)\b|所以|因此|故|综上)")
@@ -245,7 +245,7 @@ def _content(content: str) -> str | None:
 
 
 def _in_boxes(text: str, inside: list[Box]) -> _Stated:
-    """What stands in the last box, together with those right before it: "\\boxed{3} and \\boxed{5}" is "3, 5"."""
+    """What is in the last box, together with those right before it: "\\boxed{3} and \\boxed{5}" is "3, 5"."""
     start, _, content = inside[-1]
     answers = [_bare(content)]
     for box in reversed(inside[:-1]):

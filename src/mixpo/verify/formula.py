@@ -51,6 +51,8 @@ def check_formula(predicted: str, gold: str, options: Options) -> Judgement:
     if max(len(predicted), len(gold)) > MAX_LENGTH:
         return Judgement("undecided", "formula too long")
     left, right = to_latex(predicted), to_latex(gold)
+    if key(left) == key(right) != "":
+        return Judgement("correct", "same formula")
     if single_number(left) and single_number(right):
         return check_number(left, right, options)
     if ratios := compare_ratios(left, right):
@@ -63,7 +65,7 @@ def check_formula(predicted: str, gold: str, options: Options) -> Judgement:
 
 
 def compare_algebra(predicted: str, gold: str, pool: FormulaPool, tolerance: float) -> Judgement:
-    """Parse both and compare with computer algebra, unless there are words or units beside the formulas that it would misread."""
+    """Parse both and compare with computer algebra, unless there are words or units with the formulas that it would misread."""
     if max(len(predicted), len(gold)) > MAX_LENGTH:
         return Judgement("undecided", "formula too long")
     (left, left_unit), (right, right_unit) = _take_unit(to_latex(predicted)), _take_unit(to_latex(gold))
@@ -78,7 +80,7 @@ def compare_algebra(predicted: str, gold: str, pool: FormulaPool, tolerance: flo
     if _primes(left) != _primes(right):
         return Judgement("undecided", "a prime that the parser drops")
     if _words(left) or _words(right):
-        return Judgement("undecided", "words beside the formula")
+        return Judgement("undecided", "words with the formula")
     judgement = _compare_values(left, right, pool, tolerance)
     if judgement.outcome != "wrong":
         return judgement

@@ -78,8 +78,8 @@ def _closing_parenthesis(text: str, opening: int) -> int | None:
 
 def take_text(latex: str) -> list[str]:
     """The contents of every \\text-like command."""
-    found = []
+    texts = []
     for match in re.finditer(r"\\(?:text(?:bf|it|rm)?|mathrm|mbox|operatorname)\s*\{", latex):
         end = closing_brace(latex, match.end() - 1)
-        found.append(latex[match.end() : end].strip())
-    return found
+        texts.append(latex[match.end() : end].strip())
+    return texts

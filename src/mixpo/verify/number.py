@@ -63,7 +63,7 @@ _CONTEXT = Context(prec=60, Emax=10**6, Emin=-(10**6), traps=[])
 class Number:
     """One number as written. whole: no point, fraction or exponent. percent: value counts hundredths.
 
-    places: how many digits stand behind the point of a plain decimal; None for everything else.
+    places: how many digits follow the point of a plain decimal; None for everything else.
     scale: the power of ten that a word such as "million" stands for; it is in the value.
     """
 
@@ -76,17 +76,17 @@ class Number:
 
 
 def same_quantity(left: str, right: str, tolerance: float) -> bool:
-    """Whether both texts hold one number, the same, beside the same words: "1 1/2 cups" and "1.5 cups"."""
+    """Whether both texts hold one number, the same, with the same words: "1 1/2 cups" and "1.5 cups"."""
     if not (_DIGIT.search(left) and _DIGIT.search(right)) or max(len(left), len(right)) > MAX_LENGTH:
         return False
     numbers = []
     rests = []
     for text in (_prepare(left), _prepare(right)):
-        found = list(_NUMBER.finditer(text))
-        if len(found) != 1:
+        matches = list(_NUMBER.finditer(text))
+        if len(matches) != 1:
             return False
-        numbers.append(_number(found[0]))
-        rests.append(normal_text(f"{text[: found[0].start()]} # {text[found[0].end() :]}"))
+        numbers.append(_number(matches[0]))
+        rests.append(normal_text(f"{text[: matches[0].start()]} # {text[matches[0].end() :]}"))
     return rests[0] == rests[1] and equal(numbers[0], numbers[1], tolerance) is True
 
 
@@ -96,7 +96,7 @@ def is_bound(text: str) -> bool:
 
 
 def single_number(text: str) -> Number | None:
-    """The number that `text` is, with nothing but a unit, sign or currency beside it; else None."""
+    """The number that `text` is, with nothing but a unit, sign or currency; else None."""
     if len(text) > MAX_LENGTH:
         return None
     if text.isdecimal():
@@ -122,8 +122,8 @@ def read_numbers(text: str) -> list[Number] | None:
     text = _prepare(text)
     clauses = _CLAUSE.split(text) if text.count("=") > 1 else []
     if len(clauses) > 1 and all(map(_ASSIGNMENT.match, clauses)):
-        found = [read_numbers(clause) for clause in clauses]
-        return None if None in found else distinct([number for numbers in found for number in numbers or ()])
+        matches = [read_numbers(clause) for clause in clauses]
+        return None if None in matches else distinct([number for numbers in matches for number in numbers or ()])
     sides = [_read_side(side) for side in _EQUATION.split(text)]
     if len(sides) > 1:
         worked_out = [side for side in sides if side is not None and len(side) == 1]
@@ -146,7 +146,7 @@ def equal(left: Number, right: Number, tolerance: float) -> bool | None:
         part = replace(rate, value=rate.value.scaleb(-2, _CONTEXT), whole=False, places=places)
         if _close(part, bare, tolerance):
             return True
-        # "50%" for 50 leaves out the sign of a question about percent; "0.5%" for 0.5 may as well mean a half.
+        # "50%" for 50 omits the sign of a question about percent; "0.5%" for 0.5 may as well mean a half.
         if _close(rate, bare, tolerance):
             return True if abs(bare.value) >= 1 and not bare.unit else None
         return None if _is_rounded(part, bare) or _is_rounded(bare, part) else False

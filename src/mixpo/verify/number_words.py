@@ -1,4 +1,4 @@
-"""Numbers written in words: English up to the trillions, Chinese up to 99,999,999. Knows nothing about digits."""
+"""Number words: English up to the trillions, Chinese up to 99,999,999. Knows nothing about digits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NONE = frozenset({"none", "没有"})
 
 
 def read_words(text: str) -> list[int]:
-    """Every number in words: "twenty-five apples" is [25], "two or three" is [2, 3], "没有" is []."""
+    """Every number word: "twenty-five apples" is [25], "two or three" is [2, 3], "没有" is []."""
     chinese = _CHINESE_NUMBER.fullmatch(text.strip(" .。"))
     if chinese:
         value = _read_chinese(chinese.group(2))
@@ -44,7 +44,7 @@ def read_words(text: str) -> list[int]:
 
 
 def read_whole(text: str) -> int | None:
-    """The number that a text is, in words and nothing else; None for all others."""
+    """The number that a text of number words is; None for all others."""
     tokens = _TOKEN.findall(text.lower())
     tokens = tokens[1:] if tokens[:1] in (["minus"], ["negative"]) else tokens
     if not _CHINESE_NUMBER.fullmatch(text.strip(" .。")) and not (tokens and all(token in _WORDS for token in tokens)):
@@ -90,7 +90,7 @@ def _read_run(words: list[str], sign: int) -> list[int]:
 
 
 def _composes(last: str, word: str) -> bool:
-    """Whether `word` goes on with the number that ends in `last`: "twenty five", "hundred ten", "thousand two"."""
+    """Whether `word` continues the number that ends in `last`: "twenty five", "hundred ten", "thousand two"."""
     if last in _SCALES or last == "hundred":
         return True
     return last in _TENS and 1 <= _SMALL.get(word, 0) <= 9

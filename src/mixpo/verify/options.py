@@ -22,7 +22,7 @@ LETTERS = "ABCDEFGHIJ"
 ANOTHER = "?"
 """Stands for a value that none of the options has."""
 ANY = frozenset(LETTERS)
-"""Named by an answer that leaves every option possible: under a negation, as a bound, or beside something that is no option."""
+"""Named by an answer that leaves every option possible: under a negation, as a bound, or next to something that is no option."""
 BESIDE = 8
 """Words behind a letter up to which they are its text; more are an explanation."""
 
@@ -120,18 +120,18 @@ def _named(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
 
 
 def _beside(letter: str, rest: str, texts: tuple[str, ...]) -> frozenset[str]:
-    """The option of a letter, and what the text beside it names instead: "A. 9" is both A and the option 9."""
+    """The option of a letter, and what the text next to it names instead: "A. 9" is both A and the option 9."""
     own = next((option for option in options_of(texts) if option.letter == letter), None)
     rest = rest.strip().removesuffix(")").strip("( ") if rest.startswith("(") else rest
     if not own or not rest.strip():
         return frozenset(letter)
-    said = letters_of(rest, texts) or _worked_out(rest, texts)
-    if not said and len(rest.split()) <= BESIDE:
+    named = letters_of(rest, texts) or _worked_out(rest, texts)
+    if not named and len(rest.split()) <= BESIDE:
         number = _number(rest)
         if number and own.number and equal(number, own.number, 0.0) is False:
             return frozenset(letter + ANOTHER)
-        said = _contained(rest, texts)
-    return frozenset(letter) if not said or letter in said else said | {letter}
+        named = _contained(rest, texts)
+    return frozenset(letter) if not named or letter in named else named | {letter}
 
 
 def _worked_out(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
@@ -217,7 +217,7 @@ def _number(text: str) -> Number | None:
 
 
 def _contained(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
-    """Options whose text stands in the answer, less those that only stand inside a longer one ("cat" in "black cat")."""
+    """Options whose text is in the answer, less those that only stand inside a longer one ("cat" in "black cat")."""
     plain, kept = normal_text(answer), set()
     for option in sorted(options_of(texts), key=lambda option: -len(option.plain)):
         if contains(plain, option.plain) and (not _SYMBOLS.search(option.text) or _stands_in(option.text, answer)):
@@ -235,7 +235,7 @@ def _same_plain(letters: set[str], texts: tuple[str, ...]) -> set[str]:
 
 
 def _stands_in(text: str, answer: str) -> bool:
-    """Whether a text with digits or signs stands in an answer, and not as a part of a formula: 2 does not stand in √2."""
+    """Whether a text with digits or signs is in an answer, and not as a part of a formula: 2 is not in √2."""
     return re.search(rf"(?<![\w.√^{{\\/*+-]){re.escape(text.strip())}(?![\w^{{/√]|\.\d)", answer) is not None or (
         text.isalnum() is False and key(to_latex(text)) in key(to_latex(answer))
     )

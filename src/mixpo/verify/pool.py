@@ -151,7 +151,7 @@ class FormulaPool:
             self._places.put(None)
 
     def _ask(self, request: dict[str, Any]) -> tuple[Judgement, str]:
-        """The judgement, and whether asking again would give the same: "always", "here" (a time-out or a crash on this machine) or ""."""
+        """The judgement, and whether a retry would give the same: "always", "here" (a time-out or a crash on this machine) or ""."""
         worker = self._places.get()
         try:
             if self._closed or self._broken:
@@ -196,7 +196,7 @@ class FormulaPool:
 
 @functools.cache
 def _versions() -> tuple[object, ...]:
-    """What decides a comparison besides the formulas."""
+    """What decides a comparison other than the formulas."""
     return VERSION, metadata.version("math-verify"), metadata.version("sympy")
 
 

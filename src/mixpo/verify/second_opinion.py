@@ -1,6 +1,6 @@
-"""Which verdicts deserve a look by a person: those that a check which shares nothing with the one that made them speaks against.
+"""Which verdicts a person should review: those that a check which shares nothing with the one that made them disagrees with.
 
-Serves `mixpo audit` and the viewer alike. For people to look at, never for pairs.
+Serves `mixpo audit` and the viewer. For people to review, never for pairs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _DIGIT = re.compile(r"\d")
 
 
 class Doubt(NamedTuple):
-    """by: the check that speaks against a verdict. says: what it holds the answer for; None where it only wonders. why: for people."""
+    """by: the check that disagrees with a verdict. says: what it holds the answer for; None where it only wonders. why: for people."""
 
     by: str
     says: Outcome | None
@@ -67,7 +67,7 @@ def _doubt(
     question: Question, text: str, verdict: Verdict, golds: tuple[str, ...], common: str, settings: VerifyTable, pool: FormulaPool | None
 ) -> Doubt | None:
     outcome = verdict.outcome
-    called = {"malformed": "no clear answer was found", "undecided": "the check could not decide"}.get(outcome, f"called {outcome}")
+    called = {"malformed": "no clear answer was opinions", "undecided": "the check could not decide"}.get(outcome, f"called {outcome}")
     for other in _opinions(question, text, verdict.extracted, golds, settings, pool):
         if other.outcome != "undecided" and (outcome == "undecided" or (other.outcome == "correct") != (outcome == "correct")):
             return Doubt(other.by, other.outcome, f"{called}, but {_without_cause(other)}")
@@ -95,35 +95,35 @@ def _opinions(
     other decided; VQA's plain comparison of words; computer algebra for short answers with digits.
     """
     last = _SENTENCES.split(text.rstrip())[-1]
-    found = [_Opinion(LAST_SENTENCE, "correct")] if _names(question, golds, last, at_end=True) else []
+    opinions = [_Opinion(LAST_SENTENCE, "correct")] if _names(question, golds, last, at_end=True) else []
     if extracted is None or not golds:
-        return found
+        return opinions
     rule = rule_of(question, settings)
     if rule in RULES:
-        found.append(_Opinion("comparison by kind", *judge_any(extracted, golds, question.kind, _without_algebra(question, settings))))
-        found.append(_Opinion(RULES[rule].name, judge_by(RULES[rule], extracted, golds).outcome))
+        opinions.append(_Opinion("comparison by kind", *judge_any(extracted, golds, question.kind, _without_algebra(question, settings))))
+        opinions.append(_Opinion(RULES[rule].name, judge_by(RULES[rule], extracted, golds).outcome))
     elif question.kind != "choice" and vqa_accuracy(extracted, golds) == 1:
-        found.append(_Opinion("comparison of words", "correct"))
+        opinions.append(_Opinion("comparison of words", "correct"))
     if pool is not None and question.kind in ("number", "text") and _is_for_algebra(extracted, question.answer or ""):
-        found.append(_Opinion("computer algebra", *pool.compare(extracted, question.answer or "", settings.tolerance)))
-    return found
+        opinions.append(_Opinion("computer algebra", *pool.compare(extracted, question.answer or "", settings.tolerance)))
+    return opinions
 
 
 def _names(question: Question, golds: tuple[str, ...], text: str, *, at_end: bool = False) -> bool:
     """Whether a text names a right answer as whole words; of an option its letter (`at_end`: as the last thing) or its text."""
     if not golds:
         return False
-    said = normal_text(text)
+    plain = normal_text(text)
     if question.kind != "choice":
-        return any(contains(said, _normal(gold)) for gold in golds)
+        return any(contains(plain, _normal(gold)) for gold in golds)
     if re.search(rf"(?<![A-Za-z])(?:{'|'.join(map(re.escape, golds))}){r'[^A-Za-z0-9]*$' if at_end else r'(?![A-Za-z])'}", text):
         return True
     options = (option for letter, option in zip(LETTERS, question.choices, strict=False) if letter in golds)
-    return any(contains(said, _normal(option)) for option in options)
+    return any(contains(plain, _normal(option)) for option in options)
 
 
 def _majority(verdicts: Sequence[Verdict]) -> str:
-    """The answer that more than two thirds of all verdicts found, as normal text; "" where there is none."""
+    """The answer that more than two thirds of all verdicts opinions, as normal text; "" where there is none."""
     if len(verdicts) < LEAST:
         return ""
     ((answer, count),) = Counter(normal_text(verdict.extracted or "") for verdict in verdicts).most_common(1)

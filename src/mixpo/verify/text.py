@@ -1,4 +1,4 @@
-"""Short free-text answers, compared the way VQA does. Of numbers it knows only the first ten in words."""
+"""Short free-text answers, compared the way VQA does. Of number words it knows only the first ten."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NUMBER_WORDS = {
 _ARTICLES = frozenset({"a", "an", "the"})
 _LABEL = re.compile(r"(?<![\w'.])[Aa](?=\s*[).,:;、，/&]|\s+(?:and|or)\b)|(?<=\band )A\b|(?<=\bor )A\b|(?<=\w )A(?= [^A-Z])")
 _LABELLED = "A°"
-"""A letter of a list, or beside a bracket or a colon, or within a sentence ("Sample A is heavier") is no article. Not in titles."""
+"""A letter of a list, or next to a bracket or a colon, or within a sentence ("Sample A is heavier") is no article. Not in titles."""
 _APOSTROPHES = re.compile("['’‘`´]")
 # Kept are signs that carry meaning in short answers: -5, 3:45, 1/2, C++, C#, x>5, 50%, ∞.
 _PUNCTUATION = re.compile(r"\.(?!\d)|[^\w\s.:/,%$€£¥°+<>=≤≥^\-#∞]|_|(?<![^\W\d_])#|(?<!\d)[:/,]|[:/,](?!\d)|-(?![\d∞])|(?<=\w)-")

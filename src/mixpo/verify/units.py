@@ -99,7 +99,7 @@ _NO_LABEL = r"(?:(?<!\d)|(?-i:(?![AK](?![A-Za-z]))))"
 # "25 degrees Celsius" is 25 °C.
 _TERM = rf"(?:(?:degrees?\s+(?=celsius|fahrenheit)|(?:square|cubic)\s+|sq\.?\s+|平方|立方)?(?:{_WORD})(?:\^?[23](?!\d))?)"
 PATTERN = rf"[{CURRENCY_SIGNS}](?![\d.])|{_NO_LABEL}{_TERM}(?:\s*(?:/|\*|per\b)\s*{_TERM}){{0,3}}(?![a-zA-Z])"
-"""A unit as it stands behind a number, in text that went through NFKC and has superscripts as ^2."""
+"""A unit as it follows a number, in text that went through NFKC and has superscripts as ^2."""
 
 _TERM_PARTS = re.compile(rf"(?i)(?:degrees?\s+(?=celsius|fahrenheit))?(square|cubic|sq|平方|立方)?\.?\s*({_WORD})\^?([23])?")
 _PER = re.compile(r"\s*(?:/|\bper\b)\s*")

@@ -16,7 +16,7 @@ FAR = 1e-6
 CANCELLED = 1e6
 """A sum that is smaller than a part of it by more than this factor may be rounding, and has no value."""
 LETTERS = {letter: 1 + 0.6180339887498949 * number % 1 for number, letter in enumerate("abcdfghjklmnopqrstuvwxyz", start=1)}
-"""Where letters are looked at: between 1 and 2, far from each other. Case is left to the parser. Not e and i, which are numbers to some."""
+"""Values of letters: between 1 and 2, far from each other. Case is left to the parser. Not e and i, which are numbers to some."""
 
 _TOKEN = re.compile(r"\s*(?:([0-9]+(?:\.[0-9]+)?|\.[0-9]+)|(\\[a-zA-Z]+)|([-+^/(){}\[\]]|[a-zA-Z]))")
 _IGNORED = re.compile(r"\\(?:left|right|displaystyle)(?![a-zA-Z])|\\[,;! ]|~")

@@ -22,7 +22,7 @@ GRACE_S = 2
 DIGITS = 20
 """Digits to which a difference is evaluated; SymPy raises its working precision until they are right, or gives up."""
 SAMPLES = ("17/13", "3/19", "43/41", "5/7", "101/37")
-"""Where letters are looked at: positive numbers, as lengths and counts are."""
+"""Values of letters: positive numbers, as lengths and counts are."""
 AGREEING_SAMPLES = 2
 
 _NO_LETTERS = re.compile(
@@ -73,10 +73,10 @@ def parse(latex: str) -> Any:
     from math_verify import parse as parse_latex
     from sympy import Basic, MatrixBase
 
-    found = parse_latex(f"${latex}$", [LatexExtractionConfig()], parsing_timeout=None, raise_on_error=True)
-    if not found or not isinstance(found[0], (Basic, MatrixBase)) or _drops_letters(latex, str(found[0])):
+    parsed = parse_latex(f"${latex}$", [LatexExtractionConfig()], parsing_timeout=None, raise_on_error=True)
+    if not parsed or not isinstance(parsed[0], (Basic, MatrixBase)) or _drops_letters(latex, str(parsed[0])):
         return None
-    return found[0]
+    return parsed[0]
 
 
 def _drops_letters(latex: str, read: str) -> bool:
@@ -114,7 +114,7 @@ def compare(left: Any, right: Any, tolerance: float) -> bool | None:
 
 
 def _assigned(one: Any, other: Any) -> Any:
-    """ "x = 5" and "f(x) = x^2" stand for their right-hand side, beside something that is no equation."""
+    """ "x = 5" and "f(x) = x^2" stand for their right-hand side, next to something that is no equation."""
     from sympy import Equality, Symbol
     from sympy.core.function import AppliedUndef
 
@@ -124,7 +124,7 @@ def _assigned(one: Any, other: Any) -> Any:
 
 
 def _point(one: Any, other: Any) -> Any:
-    """ "(2, 3)" is read as an interval and "(3, 2)" as a point; beside a point both are points."""
+    """ "(2, 3)" is read as an interval and "(3, 2)" as a point; next to a point both are points."""
     from sympy import Interval, Tuple
 
     if isinstance(one, Interval) and isinstance(other, Tuple) and one.left_open and one.right_open:

@@ -43,20 +43,20 @@ class Box(NamedTuple):
 
 def boxes(text: str) -> list[Box]:
     """Every outermost box, in order."""
-    found: list[Box] = []
+    result: list[Box] = []
     position = 0
     while match := _BOX.search(text, position):
         if match.group(2):
-            found.append(Box(match.start(), match.end(), match.group(2)))
+            result.append(Box(match.start(), match.end(), match.group(2)))
             position = match.end()
             continue
         end = closing_brace(text, match.end() - 1)
         if end is None:
-            found.append(Box(match.start(), len(text), None))
+            result.append(Box(match.start(), len(text), None))
             break
         position = end + 1
-        found.append(Box(match.start(), position, text[match.end() : end]))
-    return found
+        result.append(Box(match.start(), position, text[match.end() : end]))
+    return result
 
 
 def closing_brace(text: str, opening: int) -> int | None:

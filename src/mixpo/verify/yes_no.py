@@ -13,7 +13,7 @@ _ALONE = dict.fromkeys(["y", "t", "right", "thats right", "definitely", "certain
 _ALONE |= dict.fromkeys(["it is", "it does", "they are", "they do", "there is", "there are", "he is", "she is"], "yes")
 _ALONE |= dict.fromkeys(["of course", "sure", "surely", "without doubt", "no doubt"], "yes")
 _ALONE |= dict.fromkeys(["n", "f", "wrong", "thats wrong", "never"], "no")
-"""Whole answers that say yes or no without a word for it; inside a sentence these words mean something else."""
+"""Whole answers that mean yes or no; inside a sentence these words mean something else."""
 _AUXILIARIES = frozenset(["is", "are", "was", "were", "do", "does", "did", "ca", "has", "have", "had", "wo", "would", "could", "should"])
 _OPPOSITES = {"true": "false", "correct": "false", "false": "true", "incorrect": "true"}
 _OPPOSITE = re.compile(r"\b(?:not|isnt)(?: entirely| quite)? (true|correct|false|incorrect)\b")
@@ -22,7 +22,7 @@ _RIGHT_ZH = re.compile("[没不]错")
 _YES_ZH = re.compile(r"是|对|正确|有|真|可以|\A[能会]")
 _NOT = r"(?:not|\w{1,5}nt)"
 _CAN_NOT = r"(?:can ?not|cant|could ?not|couldnt|(?:un|not )able to|(?:im|not )possible to|hard to|difficult to|no way to)(?: \w+){0,2}? "
-_DONE = "be (?:sure|certain|known|told|given|provided|solved|found|seen|calculated|made|determined|decided|judged|answered)"
+_DONE = "be (?:sure|certain|known|told|given|provided|solved|values|seen|calculated|made|determined|decided|judged|answered)"
 _UNSURE = re.compile(
     r"\b(?:" + "|".join([
         rf"{_CAN_NOT}(?:know|tell|say|determine|decide|judge|answer|provide|give|solve|find|calculate|{_DONE})",
@@ -76,16 +76,16 @@ def read_yes_no(text: str) -> frozenset[bool]:
     """{True} for yes, {False} for no, both for a contradiction, empty for neither."""
     plain = _RIGHT_ZH.sub("对", normal_text(text))
     plain = _OPPOSITE.sub(lambda match: _OPPOSITES[match.group(1)], _ALONE.get(plain, plain))
-    found: set[bool] = set()
+    values: set[bool] = set()
     for word in plain.split():
         if word in _YES:
-            found.add(True)
+            values.add(True)
         elif word in _NO or (word.endswith("nt") and word[:-2] in _AUXILIARIES):
-            found.add(False)
+            values.add(False)
     without_no = _NO_ZH.sub("", plain)
     if without_no != plain:
-        found.add(False)
+        values.add(False)
     # Behind a negation ("它是不对的") a yes word is only grammar; in front of it, it contradicts.
     if _YES_ZH.search(without_no) and (without_no == plain or _YES_ZH.match(plain)):
-        found.add(True)
-    return frozenset(found)
+        values.add(True)
+    return frozenset(values)
