@@ -71,8 +71,8 @@ class RunResult:
         """The preference pairs of a round, one dictionary each; `datasets.Dataset.from_list` and pandas take the list as it is.
 
         question: as in the source, with `<image>` where an image goes. prompt: the message that was sampled, instruction included.
-        images: paths. chosen, rejected: the responses; chosen_answer, rejected_answer: their final answers. origin: "correctness",
-        "format" or "dropout_ntp". answer: the ground truth or None. id, question_id: stable names.
+        history: the messages before it, where there are any. images: paths. chosen, rejected: the responses; chosen_answer, rejected_answer:
+        their final answers. origin: "correctness", "format", "dropout_ntp" or "imported". answer: the ground truth or None. id, question_id: stable names.
         Raises RunError when the round has no finished pairs.
         """
         from mixpo.export.run import pair_rows, renderer
@@ -92,6 +92,7 @@ class RunResult:
                 "chosen_answer": pair.chosen_answer,
                 "rejected_answer": pair.rejected_answer,
                 "origin": pair.origin,
+                **({"history": [{"role": turn.role, "content": turn.text} for turn in question.history]} if question.history else {}),
             }
             for question, pair in pair_rows(context, round)
         ]
@@ -230,7 +231,7 @@ def _question_fields(row: Mapping[str, Any], images: list[str]) -> dict[str, Any
 
 def _pair_fields(row: Mapping[str, Any], images: list[str]) -> dict[str, Any]:
     """With a plain prompt only what a pair needs; other formats keep their columns."""
-    wanted = ("prompt", "chosen", "rejected", "system", "answer", "domain")
+    wanted = ("prompt", "chosen", "rejected", "system", "history", "answer", "domain")
     plain = isinstance(row.get("prompt"), str)
     return {"images": images, **{key: value for key, value in row.items() if not plain or key in wanted}}
 

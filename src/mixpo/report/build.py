@@ -201,7 +201,8 @@ def _side(text: str, answer: str | None, index: int, tokens: int) -> dict[str, A
 
 def _question(question: Question) -> dict[str, Any]:
     kept = ("id", "text", "answer", "choices", "kind", "domain", "source")
-    return {**{key: getattr(question, key) for key in kept}, "images": [asdict(image) for image in question.images]}
+    history = {"history": [asdict(turn) for turn in question.history]} if question.history else {}
+    return {**{key: getattr(question, key) for key in kept}, "images": [asdict(image) for image in question.images], **history}
 
 
 def _changes(models: Mapping[str, Modes], main: str, questions: Mapping[str, Question]) -> list[dict[str, Any]]:

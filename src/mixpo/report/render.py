@@ -159,15 +159,26 @@ def _change(change: dict[str, Any]) -> dict[str, Any]:
 
 def _shown(question: dict[str, Any]) -> dict[str, Any]:
     pictures: list[EmbeddedImage] = [picture(ImageRef(**image)) for image in question["images"]]
-    return {"pictures": pictures, "asked": asked(question["text"]), "choices": unlisted(question["choices"], question["text"])}
+    history = question.get("history", ())
+    texts = [turn["text"] for turn in history]
+    return {
+        "pictures": pictures,
+        "turns": [{"role": turn["role"], "asked": asked(turn["text"], texts[:number])} for number, turn in enumerate(history)],
+        "asked": asked(question["text"], texts),
+        "choices": unlisted(question["choices"], question["text"]),
+    }
 
 
-def asked(text: str) -> str:
-    """The text of a question without the token of a single image; several tokens become "[image 1]" and so on."""
-    if text.count(IMAGE_TOKEN) == 1:
+def asked(text: str, earlier: Sequence[str] = ()) -> str:
+    """The text of a question without the token of a single image; several tokens become "[image 1]" and so on.
+
+    earlier: the texts before it in its conversation, whose images come first.
+    """
+    before = sum(other.count(IMAGE_TOKEN) for other in earlier)
+    if text.count(IMAGE_TOKEN) == 1 and not before:
         return text.replace(IMAGE_TOKEN, "").strip()
     parts = text.split(IMAGE_TOKEN)
-    return parts[0] + "".join(f"[image {number}]{part}" for number, part in enumerate(parts[1:], start=1))
+    return parts[0] + "".join(f"[image {number}]{part}" for number, part in enumerate(parts[1:], start=before + 1))
 
 
 def unlisted(choices: Sequence[str], text: str) -> Sequence[str]:
