@@ -71,8 +71,9 @@ class RunResult:
         """The preference pairs of a round, one dictionary each; `datasets.Dataset.from_list` and pandas take the list as it is.
 
         question: as in the source, with `<image>` where an image goes. prompt: the message that was sampled, instruction included.
-        history: the messages before it, where there are any. images: paths. chosen, rejected: the responses; chosen_answer, rejected_answer:
-        their final answers. origin: "correctness", "format", "dropout_ntp" or "imported". answer: the ground truth or None. id, question_id: stable names.
+        history: the messages before it, where there are any. images: paths. chosen, rejected: the responses; chosen_answer,
+        rejected_answer: their final answers. origin: "correctness", "format", "dropout_ntp" or "imported". answer: the ground truth or
+        None. id, question_id: stable names.
         Raises RunError when the round has no finished pairs.
         """
         from mixpo.export.run import pair_rows, renderer
