@@ -206,7 +206,7 @@ def _run(
 
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Progress]:
-    """Bars in a terminal, lines elsewhere (also in a notebook), as the commands print them to standard error."""
+    """Bars in a terminal or notebook, lines elsewhere, as the commands print them to standard error."""
     if quiet:
         yield Silent()
         return

@@ -1,8 +1,10 @@
-"""Live progress bars in a terminal, drawn by rich."""
+"""Live progress bars: in a terminal drawn by rich, in a notebook by tqdm."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
+from typing import Any, TextIO
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -56,6 +58,41 @@ class Bars:
         if self._progress is not None:
             self._progress.stop()
         self._progress = None
+
+
+class NotebookBars:
+    """One bar at a time below a cell; it stays when it is complete, as those of tqdm do."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        """stream: of the bars, by default standard error."""
+        self._stream = stream or sys.stderr
+        self._bar: Any = None
+
+    def start(self, title: str, total: int, unit: str, done: int = 0) -> None:
+        from tqdm import tqdm
+
+        self.close()
+        self._bar = tqdm(total=total or None, initial=done, desc=printable(title), unit=f" {unit}", file=self._stream, dynamic_ncols=True)
+
+    def advance(self, count: int, note: str = "") -> None:
+        if self._bar is not None:
+            if note:
+                self._bar.set_postfix_str(printable(note), refresh=False)
+            self._bar.update(count)
+
+    def finish(self) -> None:
+        self.close()
+
+    def say(self, text: str) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(printable(text), file=self._stream)
+
+    def close(self) -> None:
+        """End the bar; also in the middle of a stage."""
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = None
 
 
 class _WithNote(Progress):

@@ -20,7 +20,7 @@ from mixpo.progress import Progress, Silent
 from mixpo.signals import HANDLER, MESSAGE
 
 if TYPE_CHECKING:
-    from mixpo.cli.bars import Bars
+    from mixpo.cli.bars import Bars, NotebookBars
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,12 @@ def boundary(together: bool = False) -> Iterator[Terminal]:
         _fail(ranks, traceback.format_exc(), 1)
 
 
-def open_progress() -> Bars | Lines:
-    """Bars in a terminal, log lines elsewhere. Close it, or the terminal keeps a half-drawn bar."""
+def open_progress() -> Bars | NotebookBars | Lines:
+    """Bars in a terminal or notebook, log lines elsewhere. Close it, or the terminal keeps a half-drawn bar."""
+    if "ipykernel" in sys.modules:
+        from mixpo.cli.bars import NotebookBars
+
+        return NotebookBars()
     if not sys.stderr.isatty():
         return Lines(sys.stderr)
     from mixpo.cli.bars import Bars
