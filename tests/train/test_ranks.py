@@ -131,7 +131,13 @@ def test_text_only_on_one_rank(two: Path, tiny_vlm: Vlm, images: Path, tmp_path:
 
     shares = [{pictured(step, rank) for rank in (0, 1)} for step in a_job.schedule.steps(0)]
     assert {(True,), (False,)} in shares, "no step has images on one rank and text on the other"
+    assert any(not any(map(any, share)) for share in shares), "no step is without images"
     same(rows(two / "mixed"), train(a_job, Silent()).steps)
+    trained = load(ModelTable(path=str(two / "mixed" / "model"), device="cpu"), Path())
+    expected, before = dict(a_job.vlm.model.named_parameters()), dict(tiny_vlm.model.named_parameters())
+    for key, value in trained.model.named_parameters():
+        # Weights, not losses: a gradient of 0 where there should be none moves them, and no loss of the same step shows it.
+        assert torch.allclose(value, expected[key], atol=2e-5), (key, float((expected[key] - before[key]).abs().max()))
 
 
 def test_going_on(two: Path) -> None:

@@ -109,7 +109,7 @@ class EngineOpener:
         """saved: opens the responses of the engine "file"."""
         self.params = params
         self._context, self._model, self._batch_size, self._saved = context, model, batch_size, saved
-        self._engine = engine_of(context.recipe, model, stage)
+        self._stage, self._engine = stage, engine_of(context.recipe, model, stage)
         self.window = window_of(context.recipe, self._engine, model, batch_size)
         self._probed: ProbeCache | None = None
 
@@ -123,11 +123,16 @@ class EngineOpener:
             from mixpo.engines.openai.probe import ProbeCache
 
             self._probed = ProbeCache()
+        # Another model's answers are counted in tokens of the base model.
+        vlm = models.load(model) if name == "transformers" else models.words(models.base_model() if model.served else model)
+        if name == "transformers" and self._stage == "sample":
+            from mixpo.train.model import refuse_dropout
+
+            refuse_dropout(vlm.model)  # training would refuse it too, after hours of sampling
         loads_itself = name == "vllm" or (name == "openai" and table.server.starts and model.served is None)
         return create(
             name,
-            # Another model's answers are counted in tokens of the base model.
-            vlm=models.load(model) if name == "transformers" else models.words(models.base_model() if model.served else model),
+            vlm=vlm,
             image=recipe.image,
             batch_size=self._batch_size,
             script=context.recipe_folder / table.script if table.script is not None else None,

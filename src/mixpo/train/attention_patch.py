@@ -22,7 +22,7 @@ def tree_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: None,
+    attention_mask: Tensor | None,
     *,
     attention_plan: AttentionPlan | None = None,
     **options: Any,
@@ -32,6 +32,8 @@ def tree_attention(
     Raises NotImplementedError for any option that is not supported; none is ignored.
     """
     layer_options = _options_of(module, options)
+    if attention_mask is not None:
+        raise NotImplementedError("attention with a mask of the model's own")
     if attention_plan is None or query.shape[0] != 1 or query.shape[2] != len(attention_plan) or key.shape[2] != len(attention_plan):
         raise NotImplementedError("a forward pass that is not over one row of groups")
     query_thd, key_thd, value_thd = (part[0].transpose(0, 1) for part in (query, key, value))

@@ -3,7 +3,7 @@
 FOLDER/step-000100/state.json           counters, reward shift, digests
 FOLDER/step-000100/model.safetensors    trained parameters
 FOLDER/step-000100/reference.safetensors  a moving reference
-FOLDER/step-000100/optimizer.pt         optimizer and random generators (read with weights_only)
+FOLDER/step-000100/optimizer.pt         optimizer (read with weights_only)
 FOLDER/step-000100/deepspeed/           instead of the last two, the files of DeepSpeed
 
 Weights and optimizer are saved unsharded, so that training can resume on another number of ranks (except with DeepSpeed).
@@ -63,7 +63,7 @@ class TrainState:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A loaded checkpoint. tensors: trained weights. training_state: optimizer and random generators. moving_values: a moving reference.
+    """A loaded checkpoint. tensors: trained weights. training_state: of the optimizer. moving_values: a moving reference.
 
     All three are empty for one of DeepSpeed, which only its own engine can read.
     """
@@ -162,7 +162,7 @@ def _read(path: Path, moving_reference: bool) -> Checkpoint:
     training_state = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True, mmap=True)
     tensors = load_file(path / "model.safetensors")
     moving_values = load_file(path / "reference.safetensors") if moving_reference else {}
-    parts = {"optimizer": training_state["optimizer"], "random": training_state["random"]}
+    parts = {"optimizer": training_state["optimizer"]}
     return Checkpoint(path=path, state=state, tensors=tensors, training_state=parts, moving_values=moving_values)
 
 
@@ -184,7 +184,7 @@ def _refuse_other(path: Path, state: TrainState, expected: TrainState) -> None:
 
 
 def apply_checkpoint(checkpoint: Checkpoint, model: nn.Module) -> None:
-    """Load weights into an unsharded model, and the random state. Raises TrainError for another model."""
+    """Load weights into an unsharded model. Raises TrainError for another model."""
     if checkpoint.is_deepspeed:
         return
     path, tensors = checkpoint.path, checkpoint.tensors
@@ -198,17 +198,6 @@ def apply_checkpoint(checkpoint: Checkpoint, model: nn.Module) -> None:
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(tensors[name])
-    torch.set_rng_state(checkpoint.training_state["random"]["cpu"].clone())
-    if torch.cuda.is_available() and "cuda" in checkpoint.training_state["random"]:
-        torch.cuda.set_rng_state(checkpoint.training_state["random"]["cuda"].clone())
-
-
-def random_state() -> dict[str, Tensor]:
-    """State of the random generators of this process."""
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
 
 
 def _names(folder: Path) -> list[str]:

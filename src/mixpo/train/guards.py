@@ -10,11 +10,15 @@ import torch
 from torch import Tensor
 
 from mixpo.errors import TrainError
+from mixpo.train.batch import Chunk
 from mixpo.train.checkpoint import TrainState
+from mixpo.train.collate import collate
+from mixpo.train.layout_check import TOLERANCE
 from mixpo.train.losses import ResponseLogps, generation_loss, initial_loss
 from mixpo.train.metrics import EvaluatePolicy, PolicyMetrics, StepMetrics
 from mixpo.train.parallel import local_shard
 from mixpo.train.session import Session
+from mixpo.vlm.adapter import set_dropout
 
 ZERO_STEPS = 3
 """Consecutive steps with a loss of exactly 0 that stop training."""
@@ -23,6 +27,10 @@ TOO_EASY = 0.98
 STEP_DISCARDED = (
     "nothing of this step is saved and the last checkpoint is kept; lower train.learning_rate, or inspect the data of this step"
 )
+
+
+SENTINEL_EVERY = 200
+"""Steps between two checks of the layout during training."""
 
 
 class BatchLogps(NamedTuple):
@@ -98,6 +106,33 @@ def first_nonfinite(seen: Sequence[BatchLogps]) -> str:
         for number in (~sums.isfinite()).nonzero()[:1, 0].tolist():
             return f" (question {question_ids[number]}: log-probability {sums[number].item()})"
     return ""
+
+
+@torch.no_grad()
+def check_layout(session: Session, chunks: Sequence[Chunk]) -> None:
+    """Score one response of a micro-batch alone; raise TrainError when its log-prob differs from that in the micro-batch.
+
+    The check before training sees few questions, and the weights of that time only.
+    """
+    job, scorer = session.job, session.parallel.scorer
+    # The one with most images, so that all ranks run the vision tower or none does.
+    number = max(range(len(chunks)), key=lambda number: len(chunks[number].group.question.images))
+    place = sum(len(chunk.responses) for chunk in chunks[:number])
+    alone = chunks[number]._replace(responses=chunks[number].responses[:1], pairs=())
+    set_dropout(job.vlm.model, 0.0)
+    together = scorer(session.complete(collate(job.vlm, chunks, session.prompts.get, session.layout), chunks)).sums[place]
+    single: ResponseLogps = scorer(collate(job.vlm, [alone], session.prompts.get, "single"))
+    set_dropout(job.vlm.model, job.table.lora.dropout if job.table.lora else 0.0)
+    gap = float((together - single.sums[0]).abs() / single.lengths[0])
+    failed = torch.tensor(int(not gap <= TOLERANCE[session.precision]), device=session.accelerator.device)  # not: true for NaN
+    if int(session.accelerator.reduce(failed, "sum")):
+        raise TrainError(
+            f"step {session.state.step + 1}: question {alone.group.question.id}: a response in its micro-batch has another log-prob than "
+            f"alone (by {gap:.2g} per token), so the {session.layout} layout is not exact for this data; the last checkpoint is kept; "
+            "please report the model family",
+            code="layout-not-exact",
+            key=alone.group.question.id,
+        )
 
 
 def check_zero_loss(state: TrainState, total: float) -> None:

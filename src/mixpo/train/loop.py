@@ -8,6 +8,7 @@ first step and constant within a step, so that splitting a step into micro-batch
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import time
 from collections.abc import Sequence
@@ -21,15 +22,17 @@ from mixpo.errors import TrainError
 from mixpo.progress import Progress
 from mixpo.train.adapters import merge_checked
 from mixpo.train.aot_shift import step_shifts
-from mixpo.train.batch import Batch, Chunk, make_chunk, micro_batches, step_chunks, with_dummy
+from mixpo.train.batch import Batch, Chunk, find_dummy, make_chunk, micro_batches, step_chunks, with_dummy
 from mixpo.train.checkpoint import save_checkpoint
 from mixpo.train.collate import collate
 from mixpo.train.guards import (
+    SENTINEL_EVERY,
     STEP_DISCARDED,
     BatchLogps,
     check_base_model,
     check_degeneration,
     check_first_loss,
+    check_layout,
     check_reference,
     check_weights,
     check_zero_loss,
@@ -41,7 +44,7 @@ from mixpo.train.measure import StepSums, batch_sums, evaluate_policy, live_line
 from mixpo.train.metrics import StepMetrics
 from mixpo.train.model import PartSize, checkpoint_activations, learning_rate, restore_dtypes
 from mixpo.train.replay import replay_losses, step_replay
-from mixpo.train.schedule import Step, rank_share
+from mixpo.train.schedule import Step, rank_share, share_of_batch
 from mixpo.train.session import Session, TrainJob, open_session
 from mixpo.vlm.adapter import set_dropout
 from mixpo.vlm.load import save
@@ -68,8 +71,8 @@ def train(job: TrainJob, progress: Progress) -> TrainResult:
     check_base_model(session)
     for step in session.schedule.steps(state.step):
         begun = time.monotonic()
-        _set_dropout(session)
-        rate = learning_rate(job.table, state.step, total)
+        _set_random(session)
+        rate = learning_rate(job.table, state.step, total) * share_of_batch(step, job.table.batch_size)
         sums = _forward_backward(session, step)
         grad_norm = _optimise(session, sums, rate)
         row = evaluate_policy(session, measure(session, step, sums, grad_norm, rate, time.monotonic() - begun))
@@ -85,8 +88,14 @@ def train(job: TrainJob, progress: Progress) -> TrainResult:
     return _finish(session)
 
 
-def _set_dropout(session: Session) -> None:
-    """Disable adapter dropout in the first step, which compares policy and reference."""
+def _set_random(session: Session) -> None:
+    """Key the step's random numbers by what decides them, so that no earlier training, evaluation or resuming can change them.
+
+    Only adapter dropout uses any; it is disabled in the first step, which compares policy and reference.
+    """
+    job, step = session.job, session.state.step
+    key = f"{job.seed}/{job.objective}/{job.round}/{session.accelerator.process_index}/{step}"
+    torch.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big"))
     table = session.job.table.lora
     if table is not None and table.dropout:
         set_dropout(session.job.vlm.model, table.dropout if session.state.step else 0.0)
@@ -103,6 +112,8 @@ def _forward_backward(session: Session, step: Step) -> StepSums:
     # Gradients are averaged over ranks; the factor of the world size turns that into the sum over all pairs, and over all replay rows.
     scale = accelerator.num_processes / pairs
     batches = _batches(session, step, replay.chunks)
+    if state.step and state.step % SENTINEL_EVERY == 0:
+        check_layout(session, batches[0])
     seen: list[BatchLogps] = []
     sums = zero_sums(minimum_tokens(session, batches), accelerator.device)
     shifts = step_shifts(session, batches)
@@ -139,15 +150,20 @@ def _seen(batch: Batch, sums: Tensor) -> BatchLogps:
 def _batches(session: Session, step: Step, replay: Sequence[Chunk]) -> list[tuple[Chunk, ...]]:
     """This rank's micro-batches, with its replay rows.
 
-    With several ranks: the same number on each, all with images if any data has some.
+    With several ranks: the same number on each, all with images if any rank has some.
+
+    A step without images has no dummy with one: with a gradient of 0 the optimizer would move the vision tower by its momentum.
     """
     accelerator, job = session.accelerator, session.job
     mine = rank_share(step, accelerator.process_index, accelerator.num_processes, lambda group: sum(map(len, job.groups[group].responses)))
     batches = micro_batches([*step_chunks(mine, job.groups), *replay], session.prompts.length, job.table.tokens_per_batch, session.layout)
     if accelerator.num_processes == 1:
         return batches
-    most = int(accelerator.gather(torch.tensor([len(batches)], device=accelerator.device)).max())
-    return [with_dummy(chunks, session.dummy) for chunks in [*batches, *[()] * (most - len(batches))]]
+    pictured = any(chunk.group.question.images for chunks in batches for chunk in chunks)
+    counts = accelerator.gather(torch.tensor([[len(batches), int(pictured)]], device=accelerator.device))
+    most, anywhere = counts.amax(0).tolist()
+    dummy = session.dummy if anywhere else find_dummy([job.groups[part.group] for part in step], session.prompts.length)
+    return [with_dummy(chunks, dummy) for chunks in [*batches, *[()] * (most - len(batches))]]
 
 
 def _optimise(session: Session, sums: StepSums, rate: float) -> float:

@@ -29,7 +29,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mixpo.errors import TrainError
-from mixpo.train.checkpoint import DEEPSPEED, Checkpoint, random_state, write_tensors
+from mixpo.train.checkpoint import DEEPSPEED, Checkpoint, write_tensors
 
 Strategy = Literal["ddp", "fsdp2", "deepspeed"]
 
@@ -134,7 +134,7 @@ class Parallel:
     # --- saving --------------------------------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
-        """*Collective.* Write weights, optimizer and random state of a checkpoint."""
+        """*Collective.* Write weights and optimizer of a checkpoint."""
         if self.strategy == "deepspeed":
             self.scorer.save_checkpoint(str(folder), tag=DEEPSPEED)
             return
@@ -143,7 +143,7 @@ class Parallel:
         for number, values in state["state"].items():
             state["state"][number] = dict(self._gather(values.items()))
         if self.main:
-            write_tensors(folder, weights, {"optimizer": state, "random": random_state()})
+            write_tensors(folder, weights, {"optimizer": state})
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """*Collective.* Load the optimizer state; with DeepSpeed also the weights."""

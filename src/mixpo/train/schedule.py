@@ -78,6 +78,14 @@ class Schedule:
             yield from epoch_steps(self.pair_counts, self.batch_size, self.seed, epoch, self.pairs_per_group)[max(0, skip) :]
 
 
+def share_of_batch(step: Step, batch_size: int) -> float:
+    """The pairs of a step as a share of a full batch: the last step of an epoch may be short.
+
+    Its learning rate is scaled by this share, because the mean over its few pairs would otherwise give each of them the weight of many.
+    """
+    return sum(len(part.pairs) for part in step) / batch_size
+
+
 def rank_share(step: Step, rank: int, ranks: int, weight: Callable[[int], int]) -> Step:
     """One rank's share of a step: greedy, the heaviest part to the least loaded rank. weight: cost of a pair of a group."""
     if ranks == 1:

@@ -149,6 +149,11 @@ def open_session(job: TrainJob, progress: Progress) -> Session:
     layout, note = choose_layout(vlm, sample, prompts.get, compute_dtype(dtypes), gradients=True)
     layout, note = agree(layout, note, job.reference_layout)
     progress.say(f"{job.objective}: {note}")
+    if layout == "single" and strategy_of(accelerator) != "ddp":
+        raise TrainError(
+            f"{vlm.model.config.model_type}: {note}; ranks that share a model cannot run these, launch it as plain data parallel",
+            code="layout-needs-whole-model",
+        )
     vision_cache, note = None, ""
     if job.table.cache_vision:
         vision_cache, note = open_vision_cache(vlm, job.images, prompts.get, layout, compute_dtype(dtypes), sample[:TOGETHER])

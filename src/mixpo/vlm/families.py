@@ -58,7 +58,9 @@ def why_not_packed(model: Any) -> str:
         # PaliGemma's configuration says so of its prompts; see `visibility_of`.
         if getattr(text, name, None) and not (name == "use_bidirectional_attention" and model.config.model_type == "paligemma"):
             return f"the model has {what} ({name})"
-    if not getattr(model, "_supports_attention_backend", True):
+    text = model.get_decoder() if hasattr(model, "get_decoder") else None
+    # Some wrappers say no although their text model, the only one to be replaced, can.
+    if not getattr(text if hasattr(text, "_supports_attention_backend") else model, "_supports_attention_backend", True):
         return "its attention cannot be replaced"
     return ""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,21 +26,55 @@ def batch_bytes(vlm: Vlm, prompts: Sequence[EncodedPrompt], longest: int, rows: 
 
 def row_bytes(vlm: Vlm, length: int) -> int:
     """Bytes of one response with `length` tokens, prompt included."""
-    config = vlm.model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    size = next(vlm.model.parameters()).element_size()
+    shape = _shape(vlm)
     # Twice, because removing rows copies the cache; 32 bytes per vocabulary entry for logits, log-probs and float64 probabilities.
-    return int(2 * 2 * config.num_hidden_layers * heads * width * size * length + 32 * config.vocab_size)
+    return int(2 * 2 * shape.layers * shape.cache_width * shape.element * length + 32 * shape.vocabulary)
 
 
 def prompt_bytes(vlm: Vlm, length: int) -> int:
     """Bytes of the prefill of one prompt of `length` tokens, without images: activations, and the attention mask or (eager) scores."""
+    shape = _shape(vlm)
+    widths = TEXT_WIDTHS * shape.width + INNER_WIDTHS * shape.inner
+    return int(length * widths * shape.element + length * length * (shape.element + shape.score_bytes))
+
+
+class _Shape(NamedTuple):
+    """Sizes of a text model. cache_width: keys of one token in one layer. score_bytes: of eager scores for one query and key."""
+
+    layers: int
+    width: int
+    inner: int
+    cache_width: int
+    vocabulary: int
+    element: int
+    score_bytes: int
+
+
+def _shape(vlm: Vlm) -> _Shape:
+    """From the configuration, whatever its family calls things: an estimate never stops a run."""
     config = vlm.model.config.get_text_config()
-    size = next(vlm.model.parameters()).element_size()
-    scores = 8 * config.num_attention_heads if config._attn_implementation == "eager" else 0
-    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    return int(length * (TEXT_WIDTHS * config.hidden_size + INNER_WIDTHS * inner) * size + length * length * (size + scores))
+    width, heads = _number(config, "hidden_size", 4096), _number(config, "num_attention_heads", 32)
+    keys = _number(config, "num_key_value_heads", heads) * _number(config, "head_dim", max(1, width // heads))
+    return _Shape(
+        layers=_number(config, "num_hidden_layers", 32),
+        width=width,
+        inner=_number(config, "intermediate_size", 4 * width),
+        cache_width=keys,
+        vocabulary=_number(config, "vocab_size", 2**18),
+        element=next(vlm.model.parameters()).element_size(),
+        score_bytes=8 * heads if getattr(config, "_attn_implementation", "") == "eager" else 0,
+    )
+
+
+def _number(config: Any, name: str, default: int) -> int:
+    """A size in a configuration; the largest where layers differ, `default` where it has none or it cannot be read."""
+    try:
+        value = getattr(config, name)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+        layers = getattr(config, "per_layer_config", None) or ()
+        value = [getattr(layer, name, 0) for layer in (layers.values() if isinstance(layers, dict) else layers)]
+    sizes = value if isinstance(value, (list, tuple)) else [value]
+    return max((int(size) for size in sizes if isinstance(size, (int, float))), default=0) or default
 
 
 def free_bytes(device: torch.device) -> int:
