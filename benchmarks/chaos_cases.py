@@ -91,10 +91,75 @@ SUMS = '[source]\nkind = "jsonl"\npath = "questions.jsonl"\n'
 TEXT = '[sample]\nengine = "openai"\nn = 2\nmax_new_tokens = 4\n[sample.server]\nsame_model = false\nin_flight = 1\npatience_s = 120\n'
 
 
+EVERY_STAGE = """seed = 7
+shard_size = 4
+[model]
+path = "mixpo:tiny"
+device = "cpu"
+[prompt]
+cot = "brief"
+[source]
+kind = "jsonl"
+path = "questions.jsonl"
+[[preferences]]
+kind = "jsonl"
+path = "pairs.jsonl"
+[sample]
+engine = "scripted"
+script = "script.jsonl"
+n = 4
+max_new_tokens = 32
+[verify]
+workers = 1
+[train]
+baselines = ["sft"]
+learning_rate = 1e-4
+batch_size = 8
+tokens_per_batch = 2048
+save_every = 2
+[evaluate]
+max_new_tokens = 8
+batch_size = 4
+[[evaluate.sets]]
+name = "held-out"
+source = { kind = "jsonl", path = "held_out.jsonl" }
+[report]
+examples = 2
+"""
+
+
 def sums(folder: Path, count: int) -> None:
     """Questions without an image, for a language model."""
     rows = ({"question": f"{number} + {number % 7}?", "answer": str(number + number % 7)} for number in range(count))
     (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def stages(folder: Path, count: int) -> Case:
+    """Every stage: pictures, scripted responses with formulas, continuations, ready-made pairs, two trainings, an evaluation."""
+    from PIL import Image
+
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    questions, held_out, script, pairs = [], [], [], []
+    for number in range(count):
+        picture = f"images/{number}.png"
+        Image.new("RGB", (28, 28), ((number * 37) % 256, (number * 91) % 256, (number * 17) % 256)).save(folder / picture)
+        text, answer = f"What is {number} times (x + 1)?", f"{number}x + {number}"
+        row = {"image": picture, "question": text, "answer": answer}
+        if number % 5 == 4:
+            held_out.append(row)
+        else:
+            questions.append(row if number % 4 else {"image": picture, "question": text})
+        said = f"${answer}$", "$88$", rf"${number}\left(x + 1\right)$", f"${number}(x - 3)$"
+        responses = [f"I look, way {way}. Final answer: {one}" for way, one in enumerate(said)]
+        script.append({"question": text, "responses": responses})
+        if number % 3 == 0:
+            prompt = f"Describe picture {number}."
+            pairs.append({"prompt": prompt, "chosen": f"One colour, number {number}.", "rejected": "A dog.", "images": [picture]})
+    for name, rows in (("questions", questions), ("held_out", held_out), ("script", script), ("pairs", pairs)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = folder / "recipe.toml"
+    recipe.write_text(EVERY_STAGE)
+    return Case(name="stages", recipe=recipe, command="run")
 
 
 def llama(folder: Path, count: int) -> Case:
@@ -143,6 +208,7 @@ CASES: dict[str, tuple[Callable[[Path, int], Case], int]] = {
     "own": (own, 2),
     "served": (served, 4),
     "transformers": (transformers, 12),
+    "stages": (stages, 0),
 }
 """By name: what makes it, and how many questions it takes for each kill so that one run lasts."""
 

@@ -19,6 +19,7 @@ from failures import shows
 from rich.console import Console
 
 import mixpo
+from mixpo import sealed
 from mixpo.cli import main
 from mixpo.cli.app import EXAMPLES, INSPECT, USE, WORK, app
 from mixpo.cli.output import Lines, printable
@@ -157,7 +158,7 @@ def test_plan_says_what_was_not_measured(small: tuple[Path, Path], tmp_path: Pat
     shutil.copytree(small[1], folder, ignore=shutil.ignore_patterns("train", "reference", "pair", "verify"))
     manifest = folder / "round-1/sample/manifest.json"
     facts = json.loads(manifest.read_text()) | {"facts": {"server": {"n": 3}}}
-    manifest.write_text(json.dumps(facts))
+    manifest.write_text(sealed.dumps(facts))
     engine = ["--set", 'sample.engine="openai"', "--set", 'sample.server.urls=["http://127.0.0.1:9/v1"]']
     assert main(["plan", str(small[0]), "--dir", str(folder), *engine, "--json", "--questions", "100"]) == 0
     stages = {row["stage"]: row for row in json.loads(capsys.readouterr().out)["stages"]}

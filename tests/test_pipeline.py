@@ -26,6 +26,7 @@ from mixpo.stages.models import Models
 from mixpo.stages.names import kind_of
 from mixpo.stages.pair import check_pairs
 from mixpo.stages.reference import check_scored
+from mixpo.stages.report import load_report
 from mixpo.stages.responses import seed_of
 from mixpo.stages.train import published
 from mixpo.vlm import prompt
@@ -196,12 +197,11 @@ def test_a_lost_report_is_written_again(own_run: Path, name: str, command: str) 
     assert (own_run / "run" / name).exists()
 
 
-def test_a_broken_report_is_an_error_that_says_what_to_do(own_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (own_run / "run" / "report.json").write_text('{"models": ')
-    assert main(["report", str(own_run / "recipe.toml"), "--dir", str(own_run / "run")]) == 1
-    assert "report.json: cannot be read" in capsys.readouterr().err
-    (own_run / "run" / "report.json").unlink()
+def test_a_broken_report_is_written_again(own_run: Path) -> None:
+    whole = (own_run / "run" / "report.json").read_text()
+    (own_run / "run" / "report.json").write_text(whole.replace("0", "1", 1))
     assert main(["report", str(own_run / "recipe.toml"), "--dir", str(own_run / "run")]) == 0
+    assert load_report(own_run / "run")
 
 
 def test_a_look_at_a_few_rows_loses_nothing(own_run: Path) -> None:

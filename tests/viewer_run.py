@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from mixpo import sealed
 from mixpo.images import reference
 from mixpo.pairs.provenance import make_pair
 from mixpo.recipe import parse
@@ -53,8 +53,8 @@ def write(root: Path, questions: int = 60) -> Path:
             run, f"evaluate/held-out/{model}/cot", Prediction, [_prediction(q, n, skill) for n, q in enumerate(held_out)], {"answers": 30}
         )
     recipe = {"source": {"kind": "jsonl", "path": "q.jsonl", "root": "pictures"}, "report": {"title": "Made by hand"}}
-    (run.root / "recipe.json").write_text(json.dumps(parse(recipe, "made").model_dump(mode="json")))
-    (run.root / "command.json").write_text(json.dumps({"recipe_folder": str(root), "limit": None}))
+    (run.root / "recipe.json").write_text(sealed.dumps(parse(recipe, "made").model_dump(mode="json")))
+    (run.root / "command.json").write_text(sealed.dumps({"recipe_folder": str(root), "limit": None}))
     return run.root
 
 

@@ -8,9 +8,15 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import quote
+
+from mixpo.plural import amount
+from mixpo.sealed import checksum
 
 PATIENCE_S = 60.0
 """How long to wait for another process (another rank, another worker) that writes to the same file."""
+MEMORY = Path(":memory:")
+"""The path of a cache that has no file."""
 
 
 def user_cache() -> Path | None:
@@ -21,10 +27,13 @@ def user_cache() -> Path | None:
 
 
 class Cache:
-    """From text to text. Thread-safe. A broken file is deleted and replaced; where none can be written, results are kept in memory."""
+    """From text to text. Thread-safe. A broken file is deleted and replaced; where none can be written, results are kept in memory.
 
-    def __init__(self, path: Path) -> None:
-        self._path: Path | str = path
+    Each result has a checksum with its key; one that is damaged counts as missing.
+    """
+
+    def __init__(self, path: Path = MEMORY) -> None:
+        self._path = path
         self._lock = threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,8 +41,7 @@ class Cache:
         except (OSError, sqlite3.OperationalError) as error:
             if _is_held(error):
                 raise  # by another process: deleting it under that one would break both
-            self._path = ":memory:"  # a full disk, or the run of somebody else
-            self._connection = self._open()
+            self._connection = self._in_memory()  # a full disk, or the run of somebody else
         except sqlite3.DatabaseError:
             path.unlink(missing_ok=True)
             self._connection = self._patiently()
@@ -41,18 +49,41 @@ class Cache:
     def get(self, key: str) -> str | None:
         """What was put under this key, or None."""
         with self._lock:
-            row = self._connection.execute("SELECT value FROM results WHERE key = ?", (key,)).fetchone()
-        return None if row is None else row[0]
+            try:
+                row = self._connection.execute("SELECT value FROM results WHERE key = ?", (key,)).fetchone()
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+                self._drop(error)
+                return None
+        found, _, value = str(row[0]).partition(" ") if row is not None else ("", "", "")
+        return value if row is not None and found == checksum(key, value) else None
 
     def put(self, key: str, value: str) -> None:
         """Keep a result, in place of an earlier one."""
-        with self._lock, suppress(sqlite3.OperationalError), self._connection:  # a full disk costs the cache, not the result
-            self._connection.execute("INSERT OR REPLACE INTO results VALUES (?, ?)", (key, value))
+        with self._lock:
+            try:
+                with self._connection:
+                    self._connection.execute("INSERT OR REPLACE INTO results VALUES (?, ?)", (key, f"{checksum(key, value)} {value}"))
+            except sqlite3.DatabaseError as error:
+                self._drop(error)
 
     def close(self) -> None:
         """Close the file; the cache must not be used after it."""
-        with self._lock:
+        with self._lock, suppress(sqlite3.DatabaseError):
             self._connection.close()
+
+    def _drop(self, error: Exception) -> None:
+        """Go on in memory where the file is damaged. A full disk costs the result alone."""
+        if isinstance(error, sqlite3.OperationalError) or self._path == MEMORY:
+            return
+        with suppress(sqlite3.DatabaseError):
+            self._connection.close()
+        for path in (self._path, *(self._path.with_name(self._path.name + end) for end in ("-wal", "-shm"))):
+            path.unlink(missing_ok=True)
+        self._connection = self._in_memory()
+
+    def _in_memory(self) -> sqlite3.Connection:
+        self._path = MEMORY
+        return self._open()
 
     def _patiently(self) -> sqlite3.Connection:
         """Open the file, while another process may be making it: SQLite does not wait by itself for a change of the journal's mode."""
@@ -73,6 +104,20 @@ class Cache:
             "CREATE TABLE IF NOT EXISTS results (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;"
         )
         return connection
+
+
+def damaged_rows(path: Path) -> str:
+    """What is wrong with the file of a cache, or ""; nothing is changed."""
+    try:
+        connection = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True)
+        try:
+            rows = connection.execute("SELECT key, value FROM results")
+            damaged = sum(str(value) != f"{checksum(str(key), text)} {text}" for key, value in rows for text in [str(value)[17:]])
+        finally:
+            connection.close()
+    except sqlite3.DatabaseError as error:
+        return str(error)
+    return f"{amount(damaged, 'entry', 'entries')} with a wrong checksum" if damaged else ""
 
 
 def _is_held(error: Exception) -> bool:

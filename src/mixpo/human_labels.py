@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from mixpo import sealed
 from mixpo.errors import RecordError, RunError
 from mixpo.types import Outcome
 
@@ -45,7 +46,7 @@ def append_label(root: Path, label: HumanLabel) -> None:
             content = os.pread(handle, os.fstat(handle).st_size, 0)
             if not content.endswith(b"\n"):
                 os.ftruncate(handle, content.rfind(b"\n") + 1)
-            os.write(handle, json.dumps(asdict(label), ensure_ascii=False).encode() + b"\n")
+            os.write(handle, sealed.dumps(asdict(label)).encode())
             os.fsync(handle)
         finally:
             os.close(handle)
@@ -57,7 +58,7 @@ def append_label(root: Path, label: HumanLabel) -> None:
 def read_labels(root: Path) -> dict[tuple[int, str, int], HumanLabel]:
     """The last label of each response, by (round, question, index). A last line without its end is still being written.
 
-    Lines written by hand may omit by, time and round. Raises RecordError for a complete line that is not a label.
+    Lines written by hand may omit by, time and round, and have no checksum. Raises RecordError for a complete line that is not a label.
     """
     path = root / LABELS
     labels: dict[tuple[int, str, int], HumanLabel] = {}
@@ -75,8 +76,12 @@ def _parse(text: str, path: Path, line: int) -> HumanLabel:
 
     try:
         row: Any = json.loads(text)
-    except ValueError as error:
-        raise invalid(f"not valid JSON ({error})") from None
+        if isinstance(row, dict) and sealed.CHECKSUM in row:
+            row = sealed.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise invalid(f"not valid JSON, or damaged ({error})") from None
+    if isinstance(row, dict) and (unknown := sorted(row.keys() - HumanLabel.__dataclass_fields__.keys())):
+        raise invalid(f"a label has no {unknown[0]!r}", unknown[0])
     if not isinstance(row, dict) or not isinstance(row.get("question"), str) or row.get("outcome") not in OUTCOMES:
         raise invalid(f"a label has question (an id), index and outcome ({', '.join(OUTCOMES)})")
     index: Any = row.get("index")

@@ -6,13 +6,13 @@ a trained model from what it is trained on. `run_recipe`, `run_stage`, `status` 
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from mixpo import sealed
 from mixpo.distributed import Ranks
 from mixpo.errors import RecipeError, RunError, refused
 from mixpo.progress import Progress, Silent
@@ -23,13 +23,15 @@ from mixpo.stages import answer, evaluate
 from mixpo.stages.evaluate import text_job
 from mixpo.stages.failures import DeferredFailures
 from mixpo.stages.imported import STAGE, sampled_part
-from mixpo.stages.job import Context, Plan, Planned, assist, perform
+from mixpo.stages.job import Context, Plan, Planned
 from mixpo.stages.models import SERVED, ModelRef, Models
 from mixpo.stages.names import first_forced, kind_of, kinds_until
 from mixpo.stages.pair import pair_job, select_job
+from mixpo.stages.perform import assist, perform
 from mixpo.stages.predictions import prediction_models, predictions_job
 from mixpo.stages.questions import Sources, known_sources, read_sources
 from mixpo.stages.reference import reference_job
+from mixpo.stages.repair import drop_damaged_manifests, until_whole
 from mixpo.stages.report import report_job
 from mixpo.stages.sample import continue_job, sample_job
 from mixpo.stages.source import REPLAY
@@ -72,8 +74,7 @@ def open_run(root: Path, overrides: tuple[str, ...] = ()) -> Context:
     Raises RunError when it is no run.
     """
     try:
-        recipe = json.loads((root / "recipe.json").read_text(encoding="utf-8"))
-        command = json.loads((root / "command.json").read_text(encoding="utf-8"))
+        recipe, command = sealed.load(root / "recipe.json"), sealed.load(root / "command.json")
         recipe_folder, limit, known = Path(command["recipe_folder"]), command["limit"], command.get("model", "")
     except FileNotFoundError as error:
         gone = Path(error.filename).name
@@ -112,14 +113,18 @@ def run_recipe(context: Context, force: Sequence[str] = ()) -> Plan:
         return _follow(context)
     evaluate.ready(context.recipe, context.recipe_folder)
     with _leading(context, force) as plan:
-        deferred = _deferred(context, plan)
         answer.ready(context.recipe, plan)
-        for planned in [planned for planned in plan.planned.values() if planned.job.kind != "report"]:
-            deferred.do(planned)
-        # Planned again: its key holds which of the others are finished.
-        plan.add(report_job(context, plan))
-        _perform(context, plan.planned["report"])
-    deferred.close()
+
+        def work() -> None:
+            deferred = _deferred(context, plan)
+            for planned in [planned for planned in plan.planned.values() if planned.job.kind != "report"]:
+                deferred.do(planned)
+            # Planned again: its key holds which of the others are finished.
+            plan.add(report_job(context, plan))
+            _perform(context, plan, plan.planned["report"])
+            deferred.close()
+
+        until_whole(context, plan, STAGES, work)
     return plan
 
 
@@ -137,17 +142,6 @@ def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = (),
         wanted = [planned for name, planned in plan.planned.items() if planned.job.kind in kinds and (names is None or name in names)]
         if "answer" in kinds:
             answer.ready(context.recipe, plan)
-        done, missing, blocked, deferred = 0, "", set[str](), _deferred(context, plan)
-        for planned in wanted:
-            if blocker := blocked_by(plan, planned):
-                missing = missing or f"{planned.job.title} needs {blocker}"
-                # What waits for another stage that was not run either needs no line of its own.
-                if not blocked.intersection(planned.job.needs):
-                    context.progress.say(f"{planned.job.title}: not run, {blocker}")
-                blocked.add(planned.job.name)
-                continue
-            deferred.do(planned)
-            done += 1
         if kinds and not wanted:
             what = "evaluate" if "evaluate" in kinds else kinds[0]
             if what == "evaluate":
@@ -158,10 +152,26 @@ def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = (),
                 )
             message = f"nothing to {what}: the recipe has no [source] and no [[preferences]] to train on; add one"
             raise RecipeError(message, code="source-missing", key="source")
-        if wanted and not done:
-            raise RunError(f"{missing}; run that stage first, or everything with `mixpo run`", code="stage-missing")
-    deferred.close()
+        until_whole(context, plan, kinds, lambda: _do_wanted(context, plan, wanted))
     return plan
+
+
+def _do_wanted(context: Context, plan: Plan, wanted: Sequence[Planned]) -> None:
+    """Do these jobs, except those that wait for others. Raises RunError when all do."""
+    done, missing, blocked, deferred = 0, "", set[str](), _deferred(context, plan)
+    for planned in wanted:
+        if blocker := blocked_by(plan, planned):
+            missing = missing or f"{planned.job.title} needs {blocker}"
+            # What waits for another stage that was not run either needs no line of its own.
+            if not blocked.intersection(planned.job.needs):
+                context.progress.say(f"{planned.job.title}: not run, {blocker}")
+            blocked.add(planned.job.name)
+            continue
+        deferred.do(planned)
+        done += 1
+    if wanted and not done:
+        raise RunError(f"{missing}; run that stage first, or everything with `mixpo run`", code="stage-missing")
+    deferred.close()
 
 
 def run_until(context: Context, until: str, force: Sequence[str] = ()) -> Plan:
@@ -183,9 +193,9 @@ def rescore(context: Context, sources: Sources) -> Plan:
         # Only now: a setting that is refused must not stay in the run's recipe, which the next command takes up.
         _prepare(context, ())
         for planned in kept:
-            _perform(context, planned)
+            _perform(context, plan, planned)
         plan.add(report_job(context, plan))
-        _perform(context, plan.planned["report"])
+        _perform(context, plan, plan.planned["report"])
     return plan
 
 
@@ -289,14 +299,14 @@ def _add_round(context: Context, plan: Plan, sources: Sources, number: int, main
 
 
 def _deferred(context: Context, plan: Plan) -> DeferredFailures:
-    return DeferredFailures(perform=partial(_perform, context), blocked=partial(blocked_by, plan), say=context.progress.say)
+    return DeferredFailures(perform=partial(_perform, context, plan), blocked=partial(blocked_by, plan), say=context.progress.say)
 
 
-def _perform(context: Context, planned: Planned) -> None:
+def _perform(context: Context, plan: Plan, planned: Planned) -> None:
     if planned.job.kind in ("reference", "train", "text"):
         # They load a model themselves; a server would still hold another one in the device's memory.
         context.shared.close()
-    perform(context, planned)
+    perform(context, planned, [other for other in plan.planned.values() if planned.job.name in other.job.needs])
 
 
 def _prepare(context: Context, force: Sequence[str]) -> None:
@@ -305,13 +315,14 @@ def _prepare(context: Context, force: Sequence[str]) -> None:
     # Before anything is forgotten: without it nothing could take its place.
     identity = context.models.base_model().identity if context.recipe.needs_model else ""
     context.run.sweep()
+    drop_damaged_manifests(context.run, context.progress.say)
     resolved = context.recipe.model_dump(mode="json")
-    write_text(context.run.root / "recipe.json", json.dumps(resolved, indent=2, ensure_ascii=False) + "\n")
+    write_text(context.run.root / "recipe.json", sealed.dumps(resolved, indent=2))
     command = {"recipe_folder": str(context.recipe_folder.absolute()), "limit": context.limit, "model": identity}
-    write_text(context.run.root / "command.json", json.dumps(command) + "\n")
+    write_text(context.run.root / "command.json", sealed.dumps(command))
     if not force:
         return
-    for manifest in sorted(context.run.root.rglob("manifest.json")):
+    for manifest in [*context.run.manifests()]:
         name = manifest.parent.relative_to(context.run.root).as_posix()
         if STAGES.index(kind_of(name)) >= first:
             shutil.rmtree(manifest.parent)

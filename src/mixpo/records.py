@@ -6,6 +6,7 @@ One shard holds the rows of one block of questions, in order. Knows nothing abou
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import secrets
 import types
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 Row = TypeVar("Row")
 
+
+SEAL, UNSEALED = b"mixpo-sha256", b"0" * 64
+"""Key of the digest in a shard's metadata, and its value while the digest is computed."""
 
 ANSWERED_BY = "answered by: "
 """How answers of a model behind a server are counted in a manifest, by what the server calls itself."""
@@ -252,17 +256,61 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_rows(path: Path, row: type[Row], rows: Sequence[Row]) -> None:
-    """Write one shard of `row` records atomically (Parquet, zstd level 1, with a checksum for every page)."""
+    """Write one shard of `row` records atomically (Parquet, zstd level 1), sealed by a digest of the whole file and its name.
+
+    Every page has a checksum as well, which other readers of Parquet can verify.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     table = pa.Table.from_pylist([dataclasses.asdict(r) for r in rows], schema=schema_of(row))  # type: ignore[call-overload]
+    sink, how = pa.BufferOutputStream(), {"compression": "zstd", "compression_level": 1, "write_page_checksum": True, "store_schema": False}
+    with pq.ParquetWriter(sink, table.schema, **how) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({SEAL: UNSEALED})
+    content = sink.getvalue().to_pybytes()
+    before, after = _around_seal(content)
     with atomic(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", compression_level=1, write_page_checksum=True)
+        temporary.write_bytes(before + _seal(path, before, after) + after)
+
+
+def _around_seal(content: bytes) -> tuple[bytes, bytes]:
+    """A shard without its digest. Raises ValueError where it has none."""
+    # The metadata of the file stands behind all values; key and digest are each preceded by their type and length.
+    place = content.rfind(SEAL) + len(SEAL) + 2
+    if place < len(SEAL) + 2:
+        raise ValueError("it has no checksum")
+    return content[:place], content[place + len(UNSEALED) :]
+
+
+def _seal(path: Path, before: bytes, after: bytes) -> bytes:
+    """The digest of a shard. With its name, so that one shard cannot stand in for another."""
+    digest = hashlib.sha256(path.stem.encode() + b"\0")
+    digest.update(before)
+    digest.update(after)
+    return digest.hexdigest().encode()
+
+
+def seal_damage(path: Path) -> str:
+    """What is wrong with the file of a shard, or ""; its rows are not decoded."""
+    try:
+        _unsealed(path)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+def _unsealed(path: Path) -> bytes:
+    """The content of a shard. Raises ValueError where it fails its checksum, and OSError."""
+    content = path.read_bytes()
+    before, after = _around_seal(content)
+    if content != before + _seal(path, before, after) + after:
+        raise ValueError("it fails its checksum")
+    return content
 
 
 def read_rows(path: Path, row: type[Row]) -> list[Row]:
-    """Read one shard. Raises RecordError when the file is torn, fails a page checksum or holds another kind of record."""
+    """Read one shard. Raises RecordError when the file is torn, fails its checksum or holds another kind of record."""
     decode = _decoder(typing.cast(Any, row))
     return [decode(value) for value in _read(path, row).to_pylist()]
 
@@ -281,7 +329,7 @@ def read_row(path: Path, row: type[Row], number: int) -> Row:
 
 
 def read_column(path: Path, row: type, name: str) -> list[Any]:
-    """One column of a shard, without reading the others. Raises as `read_rows`."""
+    """One column of a shard, without decoding the others. Raises as `read_rows`."""
     return list(_read(path, row, [name]).column(name).to_pylist())
 
 
@@ -290,13 +338,13 @@ def _read(path: Path, row: type, columns: list[str] | None = None) -> pa.Table:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with pq.ParquetFile(pa.BufferReader(_unsealed(path))) as file:
             result, table = file.schema_arrow, file.read(columns)
     except FileNotFoundError:
         raise RecordError(f"{path}: missing; run the same command again to write it", code="record-missing", path=path) from None
     except PermissionError as error:
         raise RecordError(str(refused(error, path)), code="system-refused", path=path) from None
-    # A flipped bit in the footer shows as any of these.
+    # The last four where the seal is right and the file is not one of ours.
     except (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
         raise RecordError(
             f"{path}: not a readable record file ({error}); delete it and run the same command again", code="record-broken", path=path

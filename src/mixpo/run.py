@@ -3,12 +3,12 @@
     RUN/recipe.json                     the resolved recipe of the last command
     RUN/models/<name>                   link to a trained model, under a name that does not change
     RUN/images/                         content-addressed copies of images that have no file of their own
-    RUN/<stage>/manifest.json           settings, inputs, versions, counts, timings
-    RUN/<stage>/00012-<key>.parquet     one shard; it is done when the file is there
+    RUN/<stage>/manifest.json           settings, inputs, versions, counts, timings; size and digest of every file
+    RUN/<stage>/00012-<key>.parquet     one shard; it is done when the file is there and has the recorded size
 
 A shard's key is a digest of the stage's settings and of the shard it was made from. So "done" needs no bookkeeping that a
 kill could tear, a changed setting or changed input makes exactly the shards that depend on it stale, and everything
-else is used again.
+else is used again. Shards and JSON records hold a checksum of themselves, which every reader compares.
 """
 
 from __future__ import annotations
@@ -19,22 +19,28 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mixpo.errors import RunError
+from mixpo import sealed
+from mixpo.errors import RecordError, RunError
+from mixpo.integrity import FileRecord, Records, records_of
 from mixpo.plural import amount, are
 from mixpo.records import read_rows, write_rows, write_text
 from mixpo.types import content_id
 
 Row = TypeVar("Row")
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout of a run directory."""
+ATTEMPTS = "attempts.json"
+"""In the folder of a stage: from the number of a shard to how often its failed questions were retried."""
+MADE_AGAIN = "{path}: damaged, so it is made again"
 CHANGE = 160
 """Characters of a changed setting that are told; the manifest has all of it."""
 
@@ -43,7 +49,8 @@ CHANGE = 160
 class Manifest:
     """What a stage did. `settings` holds everything that decides its output; `counts` what was made or dropped.
 
-    facts: what is known about a server: what it supports, what was retried.
+    facts: what is known about a server: what it supports, what was retried. files: size and digest of each file, see `mixpo.integrity`.
+    replaced: of files that are being made again, what they were; what was made from them is stale if they come out different.
     """
 
     stage: str
@@ -56,6 +63,8 @@ class Manifest:
     started: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    replaced: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
 
@@ -77,12 +86,13 @@ class Stage:
 
     @property
     def manifest(self) -> Manifest | None:
-        """The last manifest, or None."""
+        """The last manifest, or None; not to be changed. Raises RunError for a damaged one."""
         path = self.folder / "manifest.json"
-        if not path.exists():
-            return None
         try:
-            return Manifest(**json.loads(path.read_text(encoding="utf-8")))
+            stat = path.stat()
+            return _load(path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        except FileNotFoundError:
+            return None
         except PermissionError:
             raise  # no reason to delete it
         except (OSError, ValueError, TypeError) as error:
@@ -94,13 +104,29 @@ class Stage:
 
     def save_manifest(self, manifest: Manifest) -> None:
         """Write the manifest atomically."""
-        write_text(self.folder / "manifest.json", json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n")
+        write_text(self.folder / "manifest.json", sealed.dumps(asdict(manifest), indent=2))
+
+    def names(self, settings: Mapping[str, Any], inputs: Sequence[str]) -> tuple[str, ...]:
+        """The names of the shards that these settings make of these inputs."""
+        return tuple(f"{number:05d}-{content_id(settings, shard)}" for number, shard in enumerate(inputs))
 
     def plan(self, settings: Mapping[str, Any], inputs: Sequence[str]) -> Work:
         """Compare what should be there with what is there. `inputs` are the names of the shards that feed this stage."""
-        shards = tuple(f"{number:05d}-{content_id(settings, shard)}" for number, shard in enumerate(inputs))
-        missing = tuple(shard for shard in shards if not self.path(shard).exists())
+        shards = self.names(settings, inputs)
+        records = {} if (last := self.manifest) is None else last.files
+        missing = tuple(shard for shard in shards if not self.has(shard, records))
         return Work(shards=shards, missing=missing, reasons=self._reasons(settings, inputs, missing))
+
+    def has(self, shard: str, records: Records) -> bool:
+        """Whether a shard is there, with the size that `records` give it."""
+        path = self.path(shard)
+        record = records.get(path.name)
+        return path.exists() if record is None else not FileRecord.parse(record).damage(path, read=False)
+
+    def kept(self, records: Records, shards: Sequence[str]) -> dict[str, str]:
+        """Those of `records` that are of these shards."""
+        names = (self.path(shard).name for shard in shards)
+        return {name: records[name] for name in names if name in records}
 
     def _reasons(self, settings: Mapping[str, Any], inputs: Sequence[str], missing: Sequence[str]) -> tuple[str, ...]:
         if not missing:
@@ -112,15 +138,33 @@ class Stage:
         fresh = len(set(inputs) - set(last.inputs))
         if fresh:
             reasons.append(f"{fresh} of {amount(len(inputs), 'input shard')} {are(fresh)} new or changed")
-        return tuple(reasons) or (f"{amount(len(missing), 'shard is', 'shards are')} {'gone' if last.finished else 'not finished'}",)
+        if reasons:
+            return tuple(reasons)
+        damaged = sum(self.path(shard).exists() for shard in missing)
+        gone = len(missing) - damaged
+        return (
+            *([f"{amount(damaged, 'shard has', 'shards have')} another size than was written"] if damaged else []),
+            *([f"{amount(gone, 'shard is', 'shards are')} {'gone' if last.finished else 'not finished'}"] if gone else []),
+        )
 
     def path(self, shard: str) -> Path:
         """File of a shard."""
         return self.folder / f"{shard}.parquet"
 
     def write(self, shard: str, row: type[Row], rows: Sequence[Row]) -> None:
-        """Write one shard; from then on it is done."""
+        """Write one shard; from then on it is done. What the manifest records of it is brought up to date by who makes the stage."""
         write_rows(self.path(shard), row, rows)
+
+    def rewrite(self, shard: str, row: type[Row], rows: Sequence[Row], records: Records, say: Callable[[str], None]) -> dict[str, str]:
+        """Write a shard of what was read from outside, unless it holds these rows; returns its record. `say` is told of a damaged one."""
+        path, same = self.path(shard), False
+        try:
+            same = path.exists() and self.read(shard, row) == list(rows)
+        except RecordError:
+            say(MADE_AGAIN.format(path=path))
+        if not same:
+            self.write(shard, row, rows)
+        return {path.name: records[path.name]} if same and path.name in records else records_of(self.folder, [path])
 
     def read(self, shard: str, row: type[Row]) -> list[Row]:
         """Read one shard."""
@@ -133,6 +177,12 @@ class Stage:
             raise RunError(f"{self.folder}: stage {self.name} has not finished; run it first", code="stage-unfinished", path=self.folder)
         for shard in manifest.shards:
             yield from self.read(shard, row)
+
+    def lists(self) -> list[Path]:
+        """The files beside the shards that tell people or later stages something, such as the rows that were skipped."""
+        others = ("manifest.json", ATTEMPTS)
+        files = (path for path in self.folder.iterdir() if path.is_file() and path.suffix != ".parquet" and not path.name.startswith("."))
+        return sorted(path for path in files if path.name not in others)
 
     def prune(self, keep: Sequence[str]) -> int:
         """Delete shards that no longer belong (stale ones) and left-over temporary files; returns how many shards went."""
@@ -178,6 +228,15 @@ class Run:
         """Links to the trained models by name."""
         return self.root / "models"
 
+    def manifests(self) -> Iterator[Path]:
+        """The manifests of all stages, in order."""
+        for folder, folders, files in os.walk(self.root):
+            # Not into folders of models, nor into that of images, which may hold millions.
+            into = (name for name in folders if not name.startswith((".", "work-", "model-")) and Path(folder, name) != self.images)
+            folders[:] = sorted(into)
+            if "manifest.json" in files:
+                yield Path(folder, "manifest.json")
+
     def sweep(self) -> None:
         """Remove what a killed process left half written. Nobody else writes here while the run is locked."""
         for folder, folders, files in os.walk(self.root):
@@ -210,6 +269,12 @@ class Run:
             yield
         finally:
             os.close(handle)
+
+
+@lru_cache(maxsize=32)
+def _load(path: Path, *stamp: int) -> Manifest:
+    """The manifest in a file; read once for every `stamp`."""
+    return Manifest(**sealed.load(path))
 
 
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -12,6 +12,7 @@ import pytest
 import viewer_run
 from starlette.testclient import TestClient
 
+from mixpo import sealed
 from mixpo.human_labels import HumanLabel, append_label, read_labels
 from mixpo.pipeline import open_run
 from mixpo.records import Drop, OtherReading, Paired, Prediction, Sampled
@@ -219,7 +220,7 @@ def test_the_overview_starts_with_the_headline_of_the_report(own: Path, own_clie
                 "p": 0.016, "only_a": 1, "only_b": 8, "verdict": "gain"}  # fmt: skip
     alarm = {"set": "held-out", "model": "mpo", "mode": "cot", "cause": "truncated", "text": "10 %"}
     report = {"headline": headline, "set": "held-out", "created": "2026-11-27T15:35:59Z", "alarms": [alarm, alarm]}
-    (own / "report.json").write_text(json.dumps(report))
+    (own / "report.json").write_text(sealed.dumps(report))
     page = body(own_client, "/")
     assert "Base model → MPO" in page
     assert "<b>+25.0 points</b>, 95 % interval +10.0 to +40.0 (p = 0.016), on 30 held-out questions" in page
@@ -298,13 +299,13 @@ def test_a_training_that_runs_shows_its_steps(own: Path, own_client: TestClient)
     work = stage.folder / f"work-{shard.stem}"
     work.mkdir()
     rows = [viewer_run.step(step, 0.1) for step in range(1, 8)]
-    (work / "metrics.jsonl").write_text("".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows) + '{"step": 8, "ep')
+    (work / "metrics.jsonl").write_text("".join(sealed.dumps(dataclasses.asdict(row)) for row in rows) + '{"step": 8, "ep')
     shard.unlink()
     text = body(own_client, "/training")
     assert "running or stopped" in text
     assert "<b>7</b> steps" in text
     with (work / "metrics.jsonl").open("a") as log:
-        log.write(json.dumps(dataclasses.asdict(viewer_run.step(8, 0.1))).removeprefix('{"step": 8, "ep') + "\n")
+        log.write(sealed.dumps(dataclasses.asdict(viewer_run.step(8, 0.1))).removeprefix('{"step": 8, "ep'))
     assert "<b>8</b> steps" in body(own_client, "/training")
 
 
@@ -405,7 +406,7 @@ def test_balanced_pairs_are_those_that_were_kept(own: Path) -> None:
     viewer_run.stage(run, "round-1/select", Paired, rows, {"dropped: balance": 57})
     recipe = json.loads((own / "recipe.json").read_text())
     recipe["pairs"]["balance"] = ["origin"]
-    for text, count in ((json.dumps({**recipe, "pairs": {**recipe["pairs"], "balance": []}}), 115), (json.dumps(recipe), 58)):
+    for text, count in ((sealed.dumps({**recipe, "pairs": {**recipe["pairs"], "balance": []}}), 115), (sealed.dumps(recipe), 58)):
         (own / "recipe.json").write_text(text)
         views = Views(open_run(own))
         try:

@@ -18,6 +18,7 @@ from failures import fails
 from PIL import Image
 from starlette.testclient import TestClient
 
+from mixpo import sealed
 from mixpo.errors import ImageError, MissingExtra, RunError
 from mixpo.human_labels import LABELS, read_labels
 from mixpo.images import open_image, reference, save_content
@@ -250,7 +251,7 @@ def test_only_pictures_are_shown_and_only_those_of_the_question(images: Images, 
 )
 def test_the_roots_are_those_of_the_recipe(own: Path, source: dict[str, str], folder: str | None) -> None:
     recipe = json.loads((own / "recipe.json").read_text())
-    (own / "recipe.json").write_text(json.dumps({**recipe, "source": source}))
+    (own / "recipe.json").write_text(sealed.dumps({**recipe, "source": source}))
     base = Path(json.loads((own / "command.json").read_text())["recipe_folder"])
     expected = {(own / "images").resolve(), *([(base / folder).resolve()] if folder else [])}
     assert set(Images(open_run(own)).roots) == expected
@@ -266,7 +267,7 @@ def test_the_images_of_a_benchmark_are_shown(own: Path, more: dict[str, str], fo
     (base / "vet").mkdir(exist_ok=True)
     sets = [{"name": "vet", "source": {"kind": "benchmark", "name": "mmvet", **more}}]
     evaluated = {**recipe["evaluate"], "sets": sets, "judge": {"model": "j", "urls": ["http://127.0.0.1:9/v1"]}}
-    (own / "recipe.json").write_text(json.dumps({**recipe, "evaluate": evaluated}))
+    (own / "recipe.json").write_text(sealed.dumps({**recipe, "evaluate": evaluated}))
     assert (base / folder).resolve() in Images(open_run(own)).roots
 
 

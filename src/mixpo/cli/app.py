@@ -68,6 +68,7 @@ EXAMPLES = {
     ),
     "compare": ("mixpo compare runs/a runs/b", "mixpo compare runs/a/evaluate/test/base/cot runs/a/evaluate/test/mpo/cot"),
     "view": ("mixpo view runs/recipe", "mixpo view runs/recipe --port 0"),
+    "verify-run": ("mixpo verify-run runs/recipe", "mixpo verify-run runs/recipe --repair"),
     "retry": ("mixpo retry runs/recipe",),
     "audit": ("mixpo audit runs/recipe --count 50",),
     "export": ("mixpo export runs/recipe --to pairs", "mixpo export runs/recipe --to pairs --format trl"),

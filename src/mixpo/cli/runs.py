@@ -36,6 +36,32 @@ def status(folder: RunFolder, as_json: AsJson = False) -> None:
             line(f"! the base model of this run is missing: {context.models.gone}")
 
 
+@app.command("verify-run", epilog=examples("verify-run"), rich_help_panel=INSPECT)
+def verify_run(
+    folder: RunFolder,
+    fix: Annotated[bool, typer.Option("--repair", help="Remove damaged files that `mixpo run` makes again.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check every file of a run against its recorded size and digest. Exit status 3 if one is damaged."""
+    with boundary() as terminal:
+        from mixpo.commands.verify_run import repair
+        from mixpo.commands.verify_run import verify_run as verify_files
+
+        parts = verify_files(folder, terminal.progress)
+        damaged = [damage for part in parts for damage in part.damaged]
+        left = repair(parts, folder) if fix else damaged
+        if as_json:
+            document({"run": str(folder), "parts": [asdict(part) for part in parts], "left": [asdict(damage) for damage in left]})
+        else:
+            from mixpo.cli import show
+
+            show.verified(parts)
+            if fix and len(left) < len(damaged):
+                line(f"{amount(len(damaged) - len(left), 'damaged file')} removed; `mixpo run` makes what is missing")
+        if left:
+            raise typer.Exit(3)
+
+
 @app.command(epilog=examples("score"), rich_help_panel=USE)
 def score(
     folder: Annotated[Path | None, typer.Argument(metavar="RUN", help="Run directory; not with --predictions.")] = None,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mixpo.commands.audit import Audited
     from mixpo.commands.check import Checked, Finding
     from mixpo.commands.plan import Estimate
+    from mixpo.commands.verify_run import Part
 
 DUPLICATES_SHOWN = 20
 """Duplicate rows that `mixpo check` lists."""
@@ -53,6 +54,18 @@ def status(rows: Sequence[Mapping[str, Any]], models: Mapping[str, str] | None =
             table(SUMMARY_COLUMNS, summary_rows(report, name), title=f"set {name or report['set']}")
         if sampled := sampled_rows(report):
             table(SAMPLED_COLUMNS, sampled, title="sampled responses")
+
+
+def verified(parts: Sequence[Part]) -> None:
+    """The parts of a run with their files, and every damaged one with its remedy."""
+    rows = [(part.part, f"{part.files:,}", _size(part.bytes), str(len(part.damaged)) if part.damaged else "") for part in parts]
+    total = sum(len(part.damaged) for part in parts)
+    whole = (f"{sum(part.files for part in parts):,}", _size(sum(part.bytes for part in parts)), str(total) if total else "")
+    table(("part", "files", "size", "damaged"), [*rows, ("all", *whole)])
+    for damage in (damage for part in parts for damage in part.damaged):
+        line(f"! {damage.path}: {damage.problem}; {damage.remedy}")
+    if not total:
+        line("every file is as it was written")
 
 
 def estimates(rows: Sequence[Estimate], devices: int = 1) -> None:

@@ -17,7 +17,8 @@ from mixpo import errors
 from mixpo.errors import EngineError, MissingExtra, MixpoError, RecipeError
 from mixpo.plural import amount
 from mixpo.recipe import ClusterTable
-from mixpo.stages.job import Context, Made, Planned, add_facts, make_here
+from mixpo.stages.job import Context, Made, Planned, add_facts
+from mixpo.stages.perform import make_here
 
 Reopen = Callable[[Path, str], tuple[Context, Planned]]
 """From a run directory and a job's name to both objects, in another process."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
+from mixpo import sealed
 from mixpo.engines import api_key, require_served_extra
 from mixpo.engines.openai.client import Client, Limits, RequestError, ServerLostError
 from mixpo.engines.openai.client_thread import ClientThread
@@ -176,7 +177,7 @@ class Judge:
         if cached is None or (cached.again < again and not readable(cached.reply)):
             reply, model = self._send(request)
             cached = CachedReply(reply=reply, model=model or self._table.model, again=again)
-            write_text(path, json.dumps(cached._asdict(), ensure_ascii=False) + "\n")
+            write_text(path, sealed.dumps(cached._asdict()))
         return cached
 
     def _send(self, request: Mapping[str, Any]) -> tuple[str, str]:
@@ -217,7 +218,7 @@ _CACHED = "replies so far are cached, run the same command again when it is up"
 def _load(path: Path) -> CachedReply | None:
     """A reply from the cache; None where the file is missing, torn or something else."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = sealed.load(path)
         return CachedReply(reply=str(data["reply"]), model=str(data["model"]), again=int(data.get("again", 0)))
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mixpo import sealed
 from mixpo.errors import RunError, first_line
 from mixpo.masking import masked
 from mixpo.report.model_card import CardSubject, card, is_hub_id
+from mixpo.stages.models import check_trained
 from mixpo.vlm.folder import is_complete
 
 CARD = "README.md"
@@ -46,6 +47,7 @@ def prepare(model: Path, repository: str, licence: str = "") -> Upload:
         )
     if not is_complete(model):
         raise RunError(f"{model}: the model folder is incomplete; `mixpo run` trains it again", code="model-incomplete", path=model)
+    check_trained(model.resolve())
     report, recipe = _read(run / "report.json", "`mixpo report`"), _read(run / "recipe.json", "`mixpo run`")
     if model.name not in report["trained"]:
         raise RunError(
@@ -95,12 +97,11 @@ def push(upload: Upload, private: bool, api: Any = None) -> str:
 
 def _read(path: Path, command: str) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return sealed.load(path)
     except FileNotFoundError:
         raise RunError(f"{path}: is missing; make it with {command}", code="file-missing", path=path) from None
     except ValueError as error:
         raise RunError(f"{path}: is broken ({error}); make it again with {command}", code="file-broken", path=path) from None
-    return content
 
 
 def _base_folder(run: Path, recipe: dict[str, Any]) -> Path:

@@ -7,15 +7,14 @@ copies are not detected. benchmarks/similar.py measures the error rates.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from mixpo.cache import Cache
 from mixpo.errors import ImageError, MissingExtra
 from mixpo.images import open_image
 from mixpo.recipe import ImageTable
@@ -58,40 +57,19 @@ class FingerprintCache:
             self._version = metadata.version("imagehash")
         except metadata.PackageNotFoundError:
             raise MissingExtra('evaluate.decontaminate = "similar"', "similar") from None
-        self._connection = _open(path)
+        self._cache = Cache(path) if path is not None else Cache()
 
     def of(self, ref: ImageRef) -> Fingerprint | None:
         """The fingerprint of a file; None if it has none or cannot be read (the stage that needs the image reports that)."""
         key = content_id("fingerprint", ref.digest, VERSION, self._version)
-        kept = self._connection.execute("SELECT value FROM fingerprints WHERE key = ?", (key,)).fetchone()
-        if kept is not None:
-            return kept[0] or None
+        if (kept := self._cache.get(key)) is not None:
+            return bytes.fromhex(kept) or None
         try:
             fingerprint = fingerprint_of(open_image(ref, ImageTable(max_pixels=MAX_PIXELS, max_side=100_000, min_side=1)))
         except ImageError:
             return None
-        with suppress(sqlite3.OperationalError), self._connection:  # a full disk only costs the cache entry
-            self._connection.execute("INSERT OR REPLACE INTO fingerprints VALUES (?, ?)", (key, fingerprint or b""))
+        self._cache.put(key, (fingerprint or b"").hex())
         return fingerprint
-
-
-def _open(path: Path | None) -> sqlite3.Connection:
-    if path is None:
-        return _tables(sqlite3.connect(":memory:"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(sqlite3.DatabaseError):
-        return _tables(sqlite3.connect(path))
-    path.unlink(missing_ok=True)
-    return _tables(sqlite3.connect(path))
-
-
-def _tables(connection: sqlite3.Connection) -> sqlite3.Connection:
-    # A power failure may cost the newest rows, never the file.
-    connection.executescript(
-        "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;"
-        "CREATE TABLE IF NOT EXISTS fingerprints (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;"
-    )
-    return connection
 
 
 class Gallery:

@@ -3,18 +3,15 @@ computed from the old one; the responses of the old one are reused."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mixpo import sealed
 from mixpo.errors import RunError
 from mixpo.records import Sampled, write_text
-from mixpo.run import Stage
+from mixpo.run import ATTEMPTS, Stage
 from mixpo.types import Question
-
-FILE = "attempts.json"
-"""In the folder of a stage: from the number of a shard to how often its failed questions were retried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,15 +67,15 @@ def raise_attempts(stage: Stage, numbers: Iterable[int]) -> None:
     counts = _load(stage)
     for number in numbers:
         counts[number] = counts.get(number, 0) + 1
-    write_text(stage.folder / FILE, json.dumps({str(number): count for number, count in sorted(counts.items())}) + "\n")
+    write_text(stage.folder / ATTEMPTS, sealed.dumps({str(number): count for number, count in sorted(counts.items())}))
 
 
 def _load(stage: Stage) -> dict[int, int]:
-    path = stage.folder / FILE
+    path = stage.folder / ATTEMPTS
     if not path.exists():
         return {}
     try:
-        return {int(number): int(count) for number, count in json.loads(path.read_text(encoding="utf-8")).items()}
+        return {int(number): int(count) for number, count in sealed.load(path).items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise RunError(
             f"{path}: broken ({error}); delete it, and the failed questions count as asked once", code="file-broken", path=path

@@ -16,13 +16,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from mixpo import sealed
 from mixpo.errors import SourceError
+from mixpo.integrity import records_of
 from mixpo.plural import amount
 from mixpo.recipe import Recipe
 from mixpo.records import Drop, Paired, from_plain, write_text
 from mixpo.run import Manifest, Run, now, versions
 from mixpo.stages.job import Context
-from mixpo.stages.source import SHOWN, QuestionIndex, skip_reasons, unusable_image
+from mixpo.stages.source import SHOWN, SKIPPED, QuestionIndex, skip_reasons, unusable_image
 from mixpo.types import Notice, Pair, Question, Skipped, content_id
 
 if TYPE_CHECKING:
@@ -44,6 +46,8 @@ class PairImport:
         self.notices: list[str] = []
         self.shards: list[str] = []
         self.counts: Counter[str] = Counter()
+        last = context.run.stage(STAGE).manifest
+        self.files = dict(last.files) if last is not None else {}
 
     def blocks(self) -> Iterator[list[Question]]:
         """The questions with pairs, `shard_size` at a time, in the order of their first row; the pairs of each block are written.
@@ -101,21 +105,20 @@ class PairImport:
     def _write(self, rows: Sequence[Paired]) -> None:
         stage = self.context.run.stage(STAGE)
         shard = f"{len(self.shards):05d}-{content_id([[pair.id, pair.repeat] for row in rows for pair in row.pairs])}"
-        if not stage.path(shard).exists() or stage.read(shard, Paired) != list(rows):
-            stage.write(shard, Paired, rows)
+        self.files |= stage.rewrite(shard, Paired, rows, self.files, self.context.progress.say)
         self.shards.append(shard)
         self.counts.update(questions=len(rows), pairs=sum(len(row.pairs) for row in rows))
 
     def _save(self, seconds: float) -> None:
         """Write the manifest and what was skipped, and say so."""
         context, stage = self.context, self.context.run.stage(STAGE)
-        lines = "".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in self.skipped)
-        write_text(stage.folder / "skipped.jsonl", lines)
+        write_text(stage.folder / SKIPPED, "".join(sealed.dumps(asdict(item)) for item in self.skipped))
         self.counts["skipped"] = len(self.skipped)
         stage.save_manifest(
             Manifest(
                 stage=STAGE, settings=settings(context), inputs=[], shards=list(self.shards), finished=True, counts=dict(self.counts),
                 seconds=seconds, started=now(), versions=versions(), facts={"notices": self.notices},
+                files=stage.kept(self.files, self.shards) | records_of(stage.folder, stage.lists()),
             )
         )  # fmt: skip
         if context.limit is None:
@@ -124,7 +127,7 @@ class PairImport:
             context.progress.say(f"{STAGE}: {notice}")
         if self.skipped:
             rest = f", and {len(self.skipped) - SHOWN} more" if len(self.skipped) > SHOWN else ""
-            listed = f"(all are in {stage.folder / 'skipped.jsonl'})"
+            listed = f"(all are in {stage.folder / SKIPPED})"
             context.progress.say(f"{STAGE}: {amount(len(self.skipped), 'row')} skipped: {skip_reasons(self.skipped)}{rest} {listed}")
 
     def _nothing(self) -> SourceError:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixpo.errors import ModelError
+from mixpo.integrity import damages, recorded_below
 from mixpo.recipe import ImageTable, ModelTable, PredictionsTable, Recipe, ServedModel, StageKind
+from mixpo.run import Stage
 from mixpo.vlm.folder import digests, find_adapter, find_model
 
 if TYPE_CHECKING:
@@ -39,6 +41,15 @@ def settings_of(recipe: Recipe, stage: StageKind, model: ModelRef) -> dict[str, 
     """What the recipe and a model decide in a stage; the precision of the weights with the model's identity."""
     settings = recipe.deciding(stage)
     return {**settings.pop("model", {}), **settings, "model": model.identity}
+
+
+def check_trained(folder: Path) -> None:
+    """Compare all files of a trained model with the digests that its training recorded. Raises ModelError naming the first damaged one."""
+    stage = Stage(folder.parent, folder.parent.name)
+    records = recorded_below(stage.folder, manifest.files, folder) if (manifest := stage.manifest) is not None else {}
+    for name, damage in damages(stage.folder, records).items():
+        path = stage.folder / name
+        raise ModelError(f"{path}: {damage}; `mixpo run` trains the model again", code="model-damaged", path=path)
 
 
 class Models:
@@ -96,6 +107,8 @@ class Models:
                 code="adapter-not-merged",
                 key="model.adapter",
             )
+        if ref.folder is not None:
+            check_trained(ref.folder)
         return ref.folder or find_model(self.table, self.recipe_folder)
 
     def fresh(self, ref: ModelRef) -> Vlm:
@@ -103,6 +116,8 @@ class Models:
         from mixpo.vlm.load import load
 
         self.release()
+        if ref.folder is not None:
+            check_trained(ref.folder)
         return self._tiled(load(self.table, self.recipe_folder, ref.folder))
 
     def _tiled(self, vlm: Vlm) -> Vlm:

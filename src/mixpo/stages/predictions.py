@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mixpo import sealed
 from mixpo.errors import EvaluateError
 from mixpo.plural import amount
 from mixpo.recipe import EvaluationSource, PredictionsTable
@@ -81,6 +82,7 @@ def predictions_job(
         session=session,
         count=count_sampled,
         check=(lambda manifest: None) if predictions.partial else (lambda manifest: check_sampled(context, manifest)),
+        artifacts=lambda shard: (stage.folder / GIVEN,),
         facts=facts,
     )
 
@@ -96,7 +98,7 @@ def _responses(
     check_complete(path, matched, len(questions), 1.0 if table.partial and matched.rows else context.recipe.max_error_rate)
     write_text(stage.folder / UNMATCHED, "".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in matched.skipped))
     given = {question: row.given for question, row in matched.rows.items() if row.given is not None}
-    write_text(stage.folder / GIVEN, json.dumps(given, ensure_ascii=False) + "\n")
+    write_text(stage.folder / GIVEN, sealed.dumps(given))
     facts["predictions"] = dict(matched.counts)
     counts = matched.counts
     if counts["unmatched"] or counts["duplicates"] or counts["missing"]:
@@ -117,7 +119,11 @@ def _answer(question: Question, responses: Mapping[str, str]) -> Sampled:
 def given_answers(stage: Stage) -> Mapping[str, str]:
     """Short answers by question id that came with the predictions. Raises EvaluateError when there are none."""
     path = stage.folder / GIVEN
-    given: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        given = sealed.load(path) if path.is_file() else {}
+    except ValueError as error:
+        message = f"{path}: not readable ({error}); delete it and run the same command again"
+        raise EvaluateError(message, code="given-broken", path=path) from None
     if not given:
         message = f'{stage.folder}: the predictions have no short answers; use another evaluate.extractor than "given"'
         raise EvaluateError(message, code="given-missing", path=stage.folder)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixpo import sealed
 from mixpo.errors import RunError
+from mixpo.integrity import damages, recorded_below
 from mixpo.pairs.statistics import Statistics
 from mixpo.records import Prediction, Sampled, write_text
-from mixpo.run import Manifest, now, versions
+from mixpo.run import Manifest, Stage, now, versions
 from mixpo.stages import imported
 from mixpo.stages.answer import source_name
 from mixpo.stages.evaluate import text_scores
@@ -51,7 +53,7 @@ def report_job(context: Context, plan: Plan) -> Job:
 
         def make(shard: int) -> Iterator[ReportFile]:
             data = build(gather(context, plan, [planned for planned in others if planned.finished()]))
-            write_text(root / DATA, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+            write_text(root / DATA, sealed.dumps(data, indent=2))
             write_text(root / PAGE, render(data))
             return (ReportFile(path=name, bytes=(root / name).stat().st_size) for name in (DATA, PAGE))
 
@@ -67,8 +69,16 @@ def report_job(context: Context, plan: Plan) -> Job:
         sizes=(2,),
         unit="files",
         session=session,
-        artifact=lambda shard: root / (PAGE if (root / DATA).exists() else DATA),
+        artifacts=lambda shard: (root / DATA, root / PAGE),
+        whole=partial(_is_intact, context.run.stage("report")),
     )
+
+
+def _is_intact(stage: Stage, path: Path) -> bool:
+    """Whether a file of the report is as it was written: small enough to be read every time, and made again at once."""
+    manifest = stage.manifest
+    records = recorded_below(stage.folder, manifest.files, path) if manifest is not None else {}
+    return path.exists() and not damages(stage.folder, records)
 
 
 def current_report(context: Context, plan: Plan) -> dict[str, Any]:
@@ -196,7 +206,7 @@ def load_report(root: Path) -> dict[str, Any] | None:
     """The report of a run as data, or None while there is none. Raises RunError when it is broken."""
     path = root / DATA
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return sealed.load(path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:

@@ -13,7 +13,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixpo.errors import RunError, SourceError
+from mixpo import sealed
+from mixpo.errors import RecordError, RunError, SourceError
+from mixpo.integrity import records_of
 from mixpo.plural import amount, are
 from mixpo.recipe import AnySource, ImageTable, Recipe
 from mixpo.records import write_text
@@ -32,6 +34,8 @@ NO_ANSWER = "a question without an answer cannot be evaluated; remove the row or
 
 REPLAY = "replay/source"
 """The folder with the SFT rows of [train.replay]."""
+INDEX, SKIPPED = "index.json", "skipped.jsonl"
+"""Files beside the shards: what later stages must know to plan, and the rows that cannot be used."""
 
 SHOWN = 3
 """Reasons that are logged for skipped rows."""
@@ -82,7 +86,7 @@ def refresh(
     last = stage.manifest
     if table is not None and table.kind in FIXED and not imported and last is not None and last.finished and last.settings == settings:
         index = load_index(stage)
-        if index is not None and all(stage.path(shard).exists() for shard in index.shards):
+        if index is not None and all(stage.has(shard, last.files) for shard in index.shards):
             return index
     if last is not None and last.finished and (changes := changed_settings(last.settings, settings)):
         context.progress.say(f"{name}: stale, read again ({'; '.join(changes)})")
@@ -94,7 +98,8 @@ def refresh(
     blocks = _nonempty(name, usable, skipped) if table else ()
     if table is not None and table.kind == "benchmark":
         blocks = duplicates.count_duplicates(blocks, counts)
-    index = _write(context, stage, chain(blocks, imported), _expected(context, table), counts)
+    files = dict(last.files) if last is not None else {}
+    index = _write(context, stage, chain(blocks, imported), _expected(context, table), counts, files)
     counts["skipped"] = len(skipped)
     if table is not None and table.kind == "benchmark" and skipped and not table.partial:
         raise SourceError(
@@ -113,6 +118,7 @@ def refresh(
         Manifest(
             stage=name, settings=settings, inputs=[], shards=list(index.shards), finished=True, counts=dict(counts),
             seconds=time.monotonic() - begun, started=now(), versions=versions(), facts={"notices": notices} if notices else {},
+            files=stage.kept(files, index.shards) | records_of(stage.folder, stage.lists()),
         )
     )  # fmt: skip
     return index
@@ -134,24 +140,28 @@ def contamination_filter(context: Context, sets: Mapping[str, tuple[str, Questio
 def load_index(stage: Stage) -> QuestionIndex | None:
     """The index of the last time the source was read, or None."""
     try:
-        data = json.loads((stage.folder / "index.json").read_text(encoding="utf-8"))
+        data = sealed.load(stage.folder / INDEX)
         return QuestionIndex(**{name: tuple(values) for name, values in data.items()})
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, AttributeError) as error:
         raise RunError(
-            f"{stage.folder / 'index.json'}: not an index of this version ({error}); delete it and run again",
+            f"{stage.folder / INDEX}: not an index of this version ({error}); delete it and run again",
             code="index-broken",
-            path=stage.folder / "index.json",
+            path=stage.folder / INDEX,
         ) from None
 
 
 def load_skipped(stage: Stage) -> list[Skipped]:
     """The skipped rows, and why."""
-    path = stage.folder / "skipped.jsonl"
+    path = stage.folder / SKIPPED
     if not path.exists():
         return []
-    return [Skipped(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    try:
+        return [Skipped(**sealed.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except (ValueError, TypeError) as error:
+        message = f"{path}: not readable ({error}); delete it and run the same command again"
+        raise RecordError(message, code="record-broken", path=path) from None
 
 
 def index_of(blocks: Iterable[Sequence[Question]]) -> QuestionIndex:
@@ -278,15 +288,16 @@ def _nonempty(name: str, blocks: Iterable[list[Question]], skipped: Sequence[Ski
         raise SourceError(_nothing(name, skipped), code="no-usable-rows")
 
 
-def _write(context: Context, stage: Stage, blocks: Iterable[list[Question]], expected: int, counts: Counter[str]) -> QuestionIndex:
-    """Write every block that is not there yet, and index all."""
+def _write(
+    context: Context, stage: Stage, blocks: Iterable[list[Question]], expected: int, counts: Counter[str], files: dict[str, str]
+) -> QuestionIndex:
+    """Write every block that is not there yet, and index all. files: records of the shards, brought up to date."""
 
     def written() -> Iterator[list[Question]]:
         for number, block in enumerate(blocks):
             shard = _part(number, block)[0]
             # Equal questions may lie elsewhere now (a moved folder): the name stays, the record is written again.
-            if not stage.path(shard).exists() or stage.read(shard, Question) != block:
-                stage.write(shard, Question, block)
+            files.update(stage.rewrite(shard, Question, block, files, context.progress.say))
             counts.update(images=sum(len(question.images) for question in block))
             context.progress.advance(len(block))
             yield block
@@ -305,15 +316,13 @@ def _tell(context: Context, stage: Stage, last: Manifest | None, index: Question
     if skipped:
         rest = f", and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
         context.progress.say(
-            f"{stage.name}: {amount(len(skipped), 'row')} skipped: {skip_reasons(skipped)}{rest} "
-            f"(all are in {stage.folder / 'skipped.jsonl'})"
+            f"{stage.name}: {amount(len(skipped), 'row')} skipped: {skip_reasons(skipped)}{rest} (all are in {stage.folder / SKIPPED})"
         )
 
 
 def _save(context: Context, stage: Stage, index: QuestionIndex, skipped: Sequence[Skipped]) -> None:
-    lines = "".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in skipped)
-    write_text(stage.folder / "skipped.jsonl", lines)
-    write_text(stage.folder / "index.json", json.dumps(asdict(index)) + "\n")
+    write_text(stage.folder / SKIPPED, "".join(sealed.dumps(asdict(item)) for item in skipped))
+    write_text(stage.folder / INDEX, sealed.dumps(asdict(index)))
     if context.limit is None:
         stage.prune(index.shards)
 

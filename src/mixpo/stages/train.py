@@ -87,7 +87,7 @@ def train_job(context: Context, plan: Plan, index: QuestionIndex, number: int, o
         own_bar=True,
         count=count_steps,
         check=partial(publish, context, name, public_name(recipe.train, number, objective)),
-        artifact=lambda shard: model_folder(context, name, shard),
+        artifacts=lambda shard: (model_folder(context, name, shard),),
         whole=is_complete,
     )
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mixpo.evaluate.grading import UNREAD
+from mixpo.integrity import FileRecord
 from mixpo.pairs.statistics import balance_of
 from mixpo.plural import amount
 from mixpo.prompts import OwnStyle, Style
@@ -126,20 +127,20 @@ ALL_WRONG = "all_wrong.jsonl"
 """Next to the verdicts: the questions whose decided answers are all wrong, as a source reads them."""
 
 
-def list_all_wrong(context: Context, plan: Plan, name: str) -> bool:
-    """Write the questions whose decided answers are all wrong or malformed; False where the list is as new as the verdicts.
+def list_all_wrong(context: Context, plan: Plan, name: str, manifest: Manifest) -> bool:
+    """Write the questions whose decided answers are all wrong or malformed; False where the manifest knows the list already.
 
     They are rows of a JSONL source: give them a `rationale`, or sample them again with other settings.
     """
-    folder = context.run.stage(name).folder
-    path, manifest = folder / ALL_WRONG, folder / "manifest.json"
-    if path.exists() and path.stat().st_mtime_ns >= manifest.stat().st_mtime_ns:
+    path = context.run.stage(name).folder / ALL_WRONG
+    if ALL_WRONG in manifest.files and not FileRecord.parse(manifest.files[ALL_WRONG]).damage(path):
         return False
     with atomic(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
         for shard in range(len(plan.shards(name))):
             for question, judged in zip(plan.rows("source", shard), plan.rows(name, shard), strict=True):
                 if balance_of(judged) == "all_wrong":
                     stream.write(json.dumps(_as_row(question), ensure_ascii=False) + "\n")
+    manifest.files[ALL_WRONG] = str(FileRecord.of(path))
     return True
 
 

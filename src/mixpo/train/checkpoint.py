@@ -1,6 +1,6 @@
 """Checkpoints: the complete training state in one folder, written atomically.
 
-FOLDER/step-000100/state.json           counters, reward shift, digests
+FOLDER/step-000100/state.json           counters, reward shift, digests; size and digest of the other files
 FOLDER/step-000100/model.safetensors    trained parameters
 FOLDER/step-000100/reference.safetensors  a moving reference
 FOLDER/step-000100/optimizer.pt         optimizer (read with weights_only)
@@ -25,7 +25,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mixpo import sealed
 from mixpo.errors import TrainError
+from mixpo.integrity import damages, records_of
 from mixpo.run import changed_settings
 
 DEEPSPEED = "deepspeed"
@@ -108,7 +110,8 @@ def save_checkpoint(folder: Path, state: TrainState, keep: int, parallel: ModelW
         if parallel.main:
             if moving_values:
                 save_file(dict(moving_values), temporary / "reference.safetensors")
-            (temporary / "state.json").write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
+            record = {**asdict(state), "files": records_of(temporary, [temporary])}
+            (temporary / "state.json").write_text(sealed.dumps(record, indent=2), encoding="utf-8")
             _sync(temporary)
             shutil.rmtree(target, ignore_errors=True)
             temporary.rename(target)
@@ -155,7 +158,10 @@ def find_checkpoint(folder: Path, expected: TrainState, say: Callable[[str], Non
 
 
 def _read(path: Path, moving_reference: bool) -> Checkpoint:
-    state = TrainState(**json.loads((path / "state.json").read_text(encoding="utf-8")))
+    record = sealed.load(path / "state.json")
+    for name, damage in damages(path, record.pop("files")).items():
+        raise ValueError(f"{name} {damage}")
+    state = TrainState(**record)
     if (path / DEEPSPEED).is_dir():
         return Checkpoint(path=path, state=state, tensors={}, training_state={}, moving_values={})
     # Memory-mapped: ranks of one machine share the pages.

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from mixpo import sealed
 from mixpo.errors import TrainError
 from mixpo.records import write_text
 
@@ -120,11 +119,10 @@ def read_metrics(path: Path) -> list[StepMetrics]:
     if not path.exists():
         return []
     rows: list[StepMetrics] = []
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            values: dict[str, Any] = json.loads(line)
-            rows.append(StepMetrics(**values))
+            rows.append(StepMetrics(**sealed.loads(line)))
         except (ValueError, TypeError):
             raise TrainError(
                 f"{path}:{number}: not a line of training metrics; delete the file and train again",
@@ -136,4 +134,4 @@ def read_metrics(path: Path) -> list[StepMetrics]:
 
 
 def _line(row: StepMetrics) -> str:
-    return json.dumps(dataclasses.asdict(row)) + "\n"
+    return sealed.dumps(dataclasses.asdict(row))

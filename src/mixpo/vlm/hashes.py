@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from mixpo import sealed
 from mixpo.cache import user_cache
 from mixpo.errors import RunError
 from mixpo.records import write_text
@@ -73,7 +73,7 @@ def _cache_path() -> Path | None:
 def _read() -> dict[str, FileHash]:
     with suppress(OSError, ValueError, TypeError, AttributeError):
         if path := _cache_path():
-            return {path: FileHash(*file) for path, file in json.loads(path.read_text(encoding="utf-8")).items()}
+            return {path: FileHash(*file) for path, file in sealed.load(path).items()}
     return {}
 
 
@@ -81,4 +81,4 @@ def _write(known: Mapping[str, FileHash]) -> None:
     newest = dict(list(known.items())[-MOST:])
     with suppress(OSError, RunError):
         if path := _cache_path():
-            write_text(path, json.dumps(newest, indent=1) + "\n")
+            write_text(path, sealed.dumps(newest, indent=1))
