@@ -3,7 +3,7 @@
 python benchmarks/chaos_flips.py [--flips 20000] [--commands 100] [--seed 0] [--dir FOLDER] [--json]
 
 Most flips are read back in this process by the functions that the commands use; --commands more go through whole commands on a copy of
-the run. Each flip is one of: refused (one sentence), made again (said, or a cache's miss), no effect, SILENT (other values, records,
+the run. Each flip is one of: refused (one sentence), rebuilt (logged, or a cache's miss), no effect, SILENT (other values, records,
 weights or scores, exit status 0), TRACEBACK. Exit status 1 if any is one of the last two. Linux only.
 """
 
@@ -106,12 +106,12 @@ def outcome_of(read: Callable[[], Any], whole: Any, same: Callable[[Any, Any], b
     try:
         value = read()
     except MixpoError as error:
-        return "made again" if error.code in REMADE else "refused"
+        return "rebuilt" if error.code in REMADE else "refused"
     except Changed:
-        return "made again"
+        return "rebuilt"
     except Exception as error:  # what would be a traceback
         return f"TRACEBACK {type(error).__name__}: {str(error)[:100]}"
-    return "no effect" if value == whole else "made again" if same(value, whole) else "SILENT"
+    return "no effect" if value == whole else "rebuilt" if same(value, whole) else "SILENT"
 
 
 def in_process(roots: tuple[Path, ...], flips: int, rng: random.Random, told: list[str]) -> dict[str, Counter[str]]:
@@ -200,7 +200,7 @@ def _judge(name: str, status: int, output: str, same: Callable[[], bool]) -> str
         return "refused"
     if not same():
         return "SILENT"
-    return "made again" if any(word in output for word in ("made again", "redone", "taking the one before")) else "no effect"
+    return "rebuilt" if any(word in output for word in ("rebuilding", "redone", "rebuilt", "taking the one before")) else "no effect"
 
 
 CLOCKS = {"seconds", "tokens_per_second", "pairs_per_second", "memory", "seconds_left", "bytes"}

@@ -32,7 +32,7 @@ from mixpo.vlm.hashes import _read as read_digests
 
 
 class Changed(Exception):  # noqa: N818
-    """A derived file is not as it was written, so that it is made again."""
+    """A derived file is not as it was written, so that it is rebuilt."""
 
 
 def never(value: Any, whole: Any) -> bool:

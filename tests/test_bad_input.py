@@ -263,10 +263,10 @@ def test_a_broken_manifest(recipe: Path, capsys: pytest.CaptureFixture[str]) -> 
     (recipe.parent / "run" / "round-1" / "sample" / "manifest.json").write_text("{")
     assert main(["status", str(recipe.parent / "run")]) == 1
     assert "delete this file and run again" in one_sentence(capsys)
-    # It is made again, which costs no answer.
+    # It is rebuilt, which costs no answer.
     assert run(recipe, command="sample") == 0
     said = capsys.readouterr().err
-    assert "manifest.json: damaged, so it is made again" in said
+    assert "manifest.json: damaged, rebuilding it" in said
     assert "redone" not in said
 
 

@@ -6,7 +6,6 @@ One shard holds the rows of one block of questions, in order. Knows nothing abou
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import secrets
 import types
@@ -18,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mixpo import sealed
 from mixpo.errors import RecordError, refused, unwritable
 from mixpo.plural import amount
 from mixpo.types import Finish, Outcome, Pair, Response, Verdict
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 
 Row = TypeVar("Row")
 
-
-SEAL, UNSEALED = b"mixpo-sha256", b"0" * 64
-"""Key of the digest in a shard's metadata, and its value while the digest is computed."""
 
 ANSWERED_BY = "answered by: "
 """How answers of a model behind a server are counted in a manifest, by what the server calls itself."""
@@ -267,46 +264,10 @@ def write_rows(path: Path, row: type[Row], rows: Sequence[Row]) -> None:
     sink, how = pa.BufferOutputStream(), {"compression": "zstd", "compression_level": 1, "write_page_checksum": True, "store_schema": False}
     with pq.ParquetWriter(sink, table.schema, **how) as writer:
         writer.write_table(table)
-        writer.add_key_value_metadata({SEAL: UNSEALED})
-    content = sink.getvalue().to_pybytes()
-    before, after = _around_seal(content)
+        writer.add_key_value_metadata({sealed.SEAL: sealed.UNSEALED})
+    content = sealed.seal(path, sink.getvalue().to_pybytes())
     with atomic(path) as temporary:
-        temporary.write_bytes(before + _seal(path, before, after) + after)
-
-
-def _around_seal(content: bytes) -> tuple[bytes, bytes]:
-    """A shard without its digest. Raises ValueError where it has none."""
-    # The metadata of the file stands behind all values; key and digest are each preceded by their type and length.
-    place = content.rfind(SEAL) + len(SEAL) + 2
-    if place < len(SEAL) + 2:
-        raise ValueError("it has no checksum")
-    return content[:place], content[place + len(UNSEALED) :]
-
-
-def _seal(path: Path, before: bytes, after: bytes) -> bytes:
-    """The digest of a shard. With its name, so that one shard cannot stand in for another."""
-    digest = hashlib.sha256(path.stem.encode() + b"\0")
-    digest.update(before)
-    digest.update(after)
-    return digest.hexdigest().encode()
-
-
-def seal_damage(path: Path) -> str:
-    """What is wrong with the file of a shard, or ""; its rows are not decoded."""
-    try:
-        _unsealed(path)
-    except (OSError, ValueError) as error:
-        return str(error)
-    return ""
-
-
-def _unsealed(path: Path) -> bytes:
-    """The content of a shard. Raises ValueError where it fails its checksum, and OSError."""
-    content = path.read_bytes()
-    before, after = _around_seal(content)
-    if content != before + _seal(path, before, after) + after:
-        raise ValueError("it fails its checksum")
-    return content
+        temporary.write_bytes(content)
 
 
 def read_rows(path: Path, row: type[Row]) -> list[Row]:
@@ -338,7 +299,7 @@ def _read(path: Path, row: type, columns: list[str] | None = None) -> pa.Table:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(pa.BufferReader(_unsealed(path))) as file:
+        with pq.ParquetFile(pa.BufferReader(sealed.verified(path))) as file:
             result, table = file.schema_arrow, file.read(columns)
     except FileNotFoundError:
         raise RecordError(f"{path}: missing; run the same command again to write it", code="record-missing", path=path) from None

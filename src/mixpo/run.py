@@ -40,7 +40,7 @@ FORMAT = 2
 """Version of the layout of a run directory."""
 ATTEMPTS = "attempts.json"
 """In the folder of a stage: from the number of a shard to how often its failed questions were retried."""
-MADE_AGAIN = "{path}: damaged, so it is made again"
+REBUILD = "{path}: damaged, rebuilding it"
 CHANGE = 160
 """Characters of a changed setting that are told; the manifest has all of it."""
 
@@ -50,7 +50,7 @@ class Manifest:
     """What a stage did. `settings` holds everything that decides its output; `counts` what was made or dropped.
 
     facts: what is known about a server: what it supports, what was retried. files: size and digest of each file, see `mixpo.integrity`.
-    replaced: of files that are being made again, what they were; what was made from them is stale if they come out different.
+    replaced: of files that are being rebuilt, what they were; what was made from them is stale if they come out different.
     """
 
     stage: str
@@ -161,7 +161,7 @@ class Stage:
         try:
             same = path.exists() and self.read(shard, row) == list(rows)
         except RecordError:
-            say(MADE_AGAIN.format(path=path))
+            say(REBUILD.format(path=path))
         if not same:
             self.write(shard, row, rows)
         return {path.name: records[path.name]} if same and path.name in records else records_of(self.folder, [path])
@@ -179,7 +179,7 @@ class Stage:
             yield from self.read(shard, row)
 
     def lists(self) -> list[Path]:
-        """The files beside the shards that tell people or later stages something, such as the rows that were skipped."""
+        """The files next to the shards that tell people or later stages something, such as the rows that were skipped."""
         others = ("manifest.json", ATTEMPTS)
         files = (path for path in self.folder.iterdir() if path.is_file() and path.suffix != ".parquet" and not path.name.startswith("."))
         return sorted(path for path in files if path.name not in others)

@@ -1,6 +1,7 @@
-"""JSON records with a checksum of their content, so that a flipped bit on the disk is never read as other values.
+"""JSON records and Parquet shards with a checksum, so that a flipped bit on the disk is never read as other values.
 
-The checksum covers the values, not their formatting: a file that another tool reformatted is still intact.
+The checksum of a JSON record covers the values, not their formatting: a file that another tool reformatted is still intact. That of a shard
+covers every byte and the name of the file.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 CHECKSUM = "checksum"
-"""The key added to every record; its last one."""
+"""The key added to every JSON record; its last one."""
+SEAL, UNSEALED = b"mixpo-sha256", b"0" * 64
+"""Key of the digest in a shard's metadata, and its value while the digest is computed."""
 
 
 def checksum(*parts: str) -> str:
@@ -50,3 +53,46 @@ def load(path: Path) -> dict[str, Any]:
 
 def _sum(plain: Mapping[str, Any]) -> str:
     return checksum(json.dumps(plain, sort_keys=True, separators=(",", ":")))
+
+
+# --- shards ------------------------------------------------------------------------------------------------------------
+
+
+def seal(path: Path, content: bytes) -> bytes:
+    """The content of a shard with its digest; it holds UNSEALED under SEAL in its metadata. path: where it will be."""
+    before, after = _around_seal(content)
+    return before + _digest(path, before, after) + after
+
+
+def verified(path: Path) -> bytes:
+    """The content of a shard. Raises ValueError where it fails its checksum, and OSError."""
+    whole = path.read_bytes()
+    if whole != seal(path, whole):
+        raise ValueError("it fails its checksum")
+    return whole
+
+
+def damage(path: Path) -> str:
+    """What is wrong with the file of a shard, or ""; its rows are not decoded."""
+    try:
+        verified(path)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+def _around_seal(content: bytes) -> tuple[bytes, bytes]:
+    """A shard without its digest. Raises ValueError where it has none."""
+    # The metadata of the file follows all values; key and digest are each preceded by their type and length.
+    place = content.rfind(SEAL) + len(SEAL) + 2
+    if place < len(SEAL) + 2:
+        raise ValueError("it has no checksum")
+    return content[:place], content[place + len(UNSEALED) :]
+
+
+def _digest(path: Path, before: bytes, after: bytes) -> bytes:
+    # With the name, so that one shard cannot pass as another.
+    digest = hashlib.sha256(path.stem.encode() + b"\0")
+    digest.update(before)
+    digest.update(after)
+    return digest.hexdigest().encode()

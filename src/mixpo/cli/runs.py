@@ -39,7 +39,7 @@ def status(folder: RunFolder, as_json: AsJson = False) -> None:
 @app.command("verify-run", epilog=examples("verify-run"), rich_help_panel=INSPECT)
 def verify_run(
     folder: RunFolder,
-    fix: Annotated[bool, typer.Option("--repair", help="Remove damaged files that `mixpo run` makes again.")] = False,
+    fix: Annotated[bool, typer.Option("--repair", help="Remove damaged files that `mixpo run` rebuilds.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check every file of a run against its recorded size and digest. Exit status 3 if one is damaged."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mixpo.commands.audit import Audited
     from mixpo.commands.check import Checked, Finding
     from mixpo.commands.plan import Estimate
-    from mixpo.commands.verify_run import Part
+    from mixpo.commands.verify_run import RunPart
 
 DUPLICATES_SHOWN = 20
 """Duplicate rows that `mixpo check` lists."""
@@ -56,7 +56,7 @@ def status(rows: Sequence[Mapping[str, Any]], models: Mapping[str, str] | None =
             table(SAMPLED_COLUMNS, sampled, title="sampled responses")
 
 
-def verified(parts: Sequence[Part]) -> None:
+def verified(parts: Sequence[RunPart]) -> None:
     """The parts of a run with their files, and every damaged one with its remedy."""
     rows = [(part.part, f"{part.files:,}", _size(part.bytes), str(len(part.damaged)) if part.damaged else "") for part in parts]
     total = sum(len(part.damaged) for part in parts)

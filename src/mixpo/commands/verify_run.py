@@ -16,18 +16,17 @@ from mixpo.errors import MixpoError, RunError
 from mixpo.human_labels import LABELS, read_labels
 from mixpo.integrity import damages, files_below
 from mixpo.progress import Progress
-from mixpo.records import seal_damage
 from mixpo.run import ATTEMPTS, Manifest, Run, Stage
 from mixpo.stages.source import INDEX
 from mixpo.train.metrics import read_metrics
 
-MADE_AGAIN = "`mixpo run` makes it again"
-COMPUTED_AGAIN = "what it held is computed again"
+REBUILD = "`mixpo run` rebuilds it"
+COMPUTED_AGAIN = "what it held is recomputed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Damage:
-    """A damaged file. remedy: what to do. removable: `mixpo run` makes it again once it is removed."""
+    """A damaged file. remedy: what to do. removable: `mixpo run` rebuilds it once it is removed."""
 
     path: str
     problem: str
@@ -36,7 +35,7 @@ class Damage:
 
 
 @dataclass(slots=True, kw_only=True)
-class Part:
+class RunPart:
     """The files of a stage, or of another part of a run. bytes: of those that are there."""
 
     part: str
@@ -44,7 +43,7 @@ class Part:
     bytes: int = 0
     damaged: list[Damage] = field(default_factory=list)
 
-    def add(self, path: Path, problem: str, remedy: str = MADE_AGAIN, *, removable: bool = True) -> None:
+    def add(self, path: Path, problem: str, remedy: str = REBUILD, *, removable: bool = True) -> None:
         """Count a file, and note it where it has a problem."""
         self.files += 1
         with suppress(OSError):
@@ -53,7 +52,7 @@ class Part:
             self.damaged.append(Damage(path=str(path), problem=problem, remedy=remedy, removable=removable))
 
 
-def verify_run(root: Path, progress: Progress) -> list[Part]:
+def verify_run(root: Path, progress: Progress) -> list[RunPart]:
     """All parts of a run that have files, damaged ones named. Changes nothing; reads every byte. Raises RunError where there is no run."""
     if not any((root / name).is_file() for name in ("recipe.json", "command.json")):
         raise RunError(f"{root}: no run directory; give the folder that was --dir of `mixpo run`", code="not-a-run", path=root)
@@ -70,8 +69,8 @@ def verify_run(root: Path, progress: Progress) -> list[Part]:
     return [part for part in parts if part.files]
 
 
-def repair(parts: list[Part], root: Path) -> list[Damage]:
-    """Remove what `mixpo run` makes again; returns the damages that remain. Raises RunError while another process works in the run."""
+def repair(parts: list[RunPart], root: Path) -> list[Damage]:
+    """Remove what `mixpo run` rebuilds; returns the damages that remain. Raises RunError while another process works in the run."""
     run = Run(root)
     with run.lock():
         for path in (Path(damage.path) for part in parts for damage in part.damaged if damage.removable):
@@ -90,16 +89,16 @@ def _problem(read: Callable[[Path], object], path: Path) -> str:
     return ""
 
 
-def _stage(stage: Stage) -> Part:
-    part, path = Part(part=stage.name), stage.folder / "manifest.json"
-    part.add(path, problem := _problem(lambda _: stage.manifest, path), "`mixpo run` makes it again from the shards")
+def _stage(stage: Stage) -> RunPart:
+    part, path = RunPart(part=stage.name), stage.folder / "manifest.json"
+    part.add(path, problem := _problem(lambda _: stage.manifest, path), "`mixpo run` rebuilds it from the shards")
     manifest = stage.manifest if not problem else None
     if manifest is not None:
         broken = damages(stage.folder, manifest.files)
         for name in sorted(manifest.files):
             part.add(Path(os.path.normpath(stage.folder / name)), broken.get(name, ""))
     for file in _unrecorded(stage, manifest):
-        part.add(file, seal_damage(file))
+        part.add(file, sealed.damage(file))
     if (stage.folder / ATTEMPTS).exists():
         remedy = "delete it, and failed questions count as tried once"
         part.add(stage.folder / ATTEMPTS, _problem(sealed.load, stage.folder / ATTEMPTS), remedy, removable=False)
@@ -112,8 +111,8 @@ def _unrecorded(stage: Stage, manifest: Manifest | None) -> Iterator[Path]:
     yield from (path for path in sorted(stage.folder.glob("*.parquet")) if path.name not in known)
 
 
-def _records(root: Path) -> Part:
-    part = Part(part="settings and labels")
+def _records(root: Path) -> RunPart:
+    part = RunPart(part="settings and labels")
     for path in (root / "recipe.json", root / "command.json"):
         part.add(path, _problem(sealed.load, path), "run the recipe again", removable=False)
     if (root / LABELS).exists():
@@ -121,9 +120,9 @@ def _records(root: Path) -> Part:
     return part
 
 
-def _checkpoints(root: Path) -> Part:
+def _checkpoints(root: Path) -> RunPart:
     """The state of trainings that have not finished."""
-    part = Part(part="checkpoints")
+    part = RunPart(part="checkpoints")
     for work in sorted(root.glob("round-*/train/*/work-*")):
         for metrics in work.glob("metrics*.jsonl"):
             part.add(metrics, _problem(read_metrics, metrics), "delete it, or use --force train", removable=False)
@@ -140,19 +139,19 @@ def _checkpoints(root: Path) -> Part:
     return part
 
 
-def _images(run: Run) -> Part:
+def _images(run: Run) -> RunPart:
     """Images that have no file of their own; each is named by its digest."""
-    part = Part(part="images")
+    part = RunPart(part="images")
     for path in run.images.glob("??/*") if run.images.is_dir() else ():
         same = hashlib.sha256(path.read_bytes()).hexdigest() == path.stem
         part.add(path, "" if same else "fails its checksum")
     return part
 
 
-def _caches(root: Path) -> Part:
-    part = Part(part="caches")
+def _caches(root: Path) -> RunPart:
+    part = RunPart(part="caches")
     for path in sorted((root / "cache").glob("*.sqlite")):
         part.add(path, damaged_rows(path), COMPUTED_AGAIN)
     for path in sorted((root / "judged").glob("??/*.json")):
-        part.add(path, _problem(sealed.load, path), "the judge is asked again")
+        part.add(path, _problem(sealed.load, path), "the judge is queried when needed")
     return part

@@ -105,7 +105,7 @@ class Planned:
     stage: Stage
 
     def work(self) -> Work:
-        """What is left to do now. Of files only the sizes are looked at."""
+        """What is left to do now. Of files only the sizes are compared."""
         work = self.stage.plan(self.job.settings, self.job.inputs)
         gone = tuple(shard for shard in work.shards if shard in work.missing or not self._has_artifacts(shard))
         reasons = work.reasons or (("its files are gone or have another size, or some of them",) if gone else ())

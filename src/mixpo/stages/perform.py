@@ -48,7 +48,7 @@ def perform(context: Context, planned: Planned, dependents: Sequence[Planned] = 
 
 
 def _checked(planned: Planned, last: Manifest) -> Manifest:
-    """The manifest of a finished stage, after its check. What the stage wrote beside its shards is added to it."""
+    """The manifest of a finished stage, after its check. What the stage wrote next to its shards is added to it."""
     manifest = replace(last, files=dict(last.files))
     planned.job.check(manifest)
     manifest.files |= records_of(planned.stage.folder, [path for path in planned.stage.lists() if path.name not in manifest.files])

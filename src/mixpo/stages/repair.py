@@ -1,4 +1,4 @@
-"""Damaged files of a run: what can be made again is removed, and said, so that the stage it belongs to makes it again."""
+"""Damaged files of a run: what its stage can rebuild is removed, and logged."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mixpo import sealed
 from mixpo.errors import EvaluateError, MixpoError, ModelError, RecordError, SourceError
-from mixpo.run import MADE_AGAIN, Run
+from mixpo.run import REBUILD, Run
 from mixpo.stages import imported
 from mixpo.stages.answer import source_name
 from mixpo.stages.job import Context, Plan
@@ -18,11 +18,11 @@ from mixpo.stages.source import INDEX
 IMAGES = ("image-changed", "image-missing", "image-empty", "image-format-unknown", "image-broken", "image-unreadable")
 """Codes of errors about an image, which sources write again where it has no file of its own."""
 REMADE = (*IMAGES, "record-broken", "record-missing", "index-broken", "model-damaged", "given-broken")
-"""Codes of errors about a file that its stage can make again."""
+"""Codes of errors about a file that its stage can rebuild."""
 
 
 def drop_damaged_manifests(run: Run, say: Callable[[str], None]) -> None:
-    """Remove manifests and indices that cannot be read; they are made again from the shards and the sources."""
+    """Remove manifests and indices that cannot be read; they are rebuilt from the shards and the sources."""
     for path in [*run.manifests()]:
         for file in (path, path.with_name(INDEX)):
             try:
@@ -31,13 +31,13 @@ def drop_damaged_manifests(run: Run, say: Callable[[str], None]) -> None:
                 continue
             except ValueError:
                 file.unlink()
-                say(MADE_AGAIN.format(path=file))
+                say(REBUILD.format(path=file))
 
 
 def until_whole(context: Context, plan: Plan, kinds: Container[str], work: Callable[[], None]) -> None:
     """Do some work on the stages of these kinds; where it meets a damaged file that they or a source made, remove it and start over.
 
-    What is finished costs nothing the second time. Other errors are raised, as is one about a file that was made again already.
+    What is finished costs nothing the second time. Other errors are raised, as is one about a file that was rebuilt already.
     """
     removed: set[Path] = set()
     while True:
@@ -48,13 +48,13 @@ def until_whole(context: Context, plan: Plan, kinds: Container[str], work: Calla
             if path is None or path in removed:
                 raise
             removed.add(path)
-            context.progress.say(MADE_AGAIN.format(path=path))
+            context.progress.say(REBUILD.format(path=path))
             if path.parent in source_folders(context) or context.run.images in path.parents:
                 read_sources(context)
 
 
 def _remake(context: Context, plan: Plan, kinds: Container[str], error: MixpoError) -> Path | None:
-    """Remove the damaged file that an error is about; None where it cannot be made again here."""
+    """Remove the damaged file that an error is about; None where it cannot be rebuilt here."""
     if error.code not in REMADE or error.path is None or context.ranks.world_size > 1:
         return None
     path = Path(error.path)

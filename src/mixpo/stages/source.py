@@ -35,7 +35,7 @@ NO_ANSWER = "a question without an answer cannot be evaluated; remove the row or
 REPLAY = "replay/source"
 """The folder with the SFT rows of [train.replay]."""
 INDEX, SKIPPED = "index.json", "skipped.jsonl"
-"""Files beside the shards: what later stages must know to plan, and the rows that cannot be used."""
+"""Files next to the shards: what later stages must know to plan, and the rows that cannot be used."""
 
 SHOWN = 3
 """Reasons that are logged for skipped rows."""
@@ -139,17 +139,14 @@ def contamination_filter(context: Context, sets: Mapping[str, tuple[str, Questio
 
 def load_index(stage: Stage) -> QuestionIndex | None:
     """The index of the last time the source was read, or None."""
+    path = stage.folder / INDEX
     try:
-        data = sealed.load(stage.folder / INDEX)
-        return QuestionIndex(**{name: tuple(values) for name, values in data.items()})
+        return QuestionIndex(**{name: tuple(values) for name, values in sealed.load(path).items()})
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, AttributeError) as error:
-        raise RunError(
-            f"{stage.folder / INDEX}: not an index of this version ({error}); delete it and run again",
-            code="index-broken",
-            path=stage.folder / INDEX,
-        ) from None
+        message = f"{path}: not an index of this version ({error}); delete it and run again"
+        raise RunError(message, code="index-broken", path=path) from None
 
 
 def load_skipped(stage: Stage) -> list[Skipped]:
@@ -160,8 +157,7 @@ def load_skipped(stage: Stage) -> list[Skipped]:
     try:
         return [Skipped(**sealed.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
     except (ValueError, TypeError) as error:
-        message = f"{path}: not readable ({error}); delete it and run the same command again"
-        raise RecordError(message, code="record-broken", path=path) from None
+        raise RecordError(f"{path}: not readable ({error}); delete it and run again", code="record-broken", path=path) from None
 
 
 def index_of(blocks: Iterable[Sequence[Question]]) -> QuestionIndex:

@@ -104,7 +104,7 @@ def judged_row(question: Question, decided: Sequence[Decided]) -> Judged:
 
 def check_verdicts(context: Context, plan: Plan, manifest: Manifest) -> None:
     """After new verdicts: list the questions that are all wrong, and say how often a judge agrees with the rules."""
-    if list_all_wrong(context, plan, manifest.stage) and (checked := manifest.counts.get(CHECKED, 0)):
+    if list_all_wrong(context, plan, manifest.stage, manifest) and (checked := manifest.counts.get(CHECKED, 0)):
         agreed, of = manifest.counts.get(AGREED, 0), amount(checked, "sampled verdict")
         context.progress.say(f"{manifest.stage}: the judge agrees with the rules on {agreed} of {of} ({agreed / checked:.0%})")
 
