@@ -23,8 +23,9 @@ from mixpo.recipe import ImageTable
 from mixpo.run import ATTEMPTS, Run, Stage
 from mixpo.stages.attempts import _load as load_attempts
 from mixpo.stages.models import check_trained
+from mixpo.stages.question_index import INDEX, load_index
 from mixpo.stages.report import DATA, PAGE, load_report
-from mixpo.stages.source import INDEX, SKIPPED, load_index, load_skipped
+from mixpo.stages.source import SKIPPED, load_skipped
 from mixpo.train.checkpoint import TrainState, find_checkpoint
 from mixpo.train.metrics import read_metrics
 from mixpo.types import ImageRef

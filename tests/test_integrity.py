@@ -24,8 +24,9 @@ from mixpo.pipeline import open_run, run_recipe
 from mixpo.records import Sampled, read_rows, write_rows
 from mixpo.run import Run
 from mixpo.stages.models import check_trained
+from mixpo.stages.question_index import load_index
 from mixpo.stages.report import load_report
-from mixpo.stages.source import load_index, load_skipped
+from mixpo.stages.source import load_skipped
 from mixpo.train.metrics import MetricsFile, read_metrics
 
 

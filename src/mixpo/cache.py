@@ -54,8 +54,8 @@ class Cache:
             except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 self._drop(error)
                 return None
-        found, _, value = str(row[0]).partition(" ") if row is not None else ("", "", "")
-        return value if row is not None and found == checksum(key, value) else None
+        stored, _, value = str(row[0]).partition(" ") if row is not None else ("", "", "")
+        return value if row is not None and stored == checksum(key, value) else None
 
     def put(self, key: str, value: str) -> None:
         """Keep a result, in place of an earlier one."""
@@ -72,7 +72,7 @@ class Cache:
             self._connection.close()
 
     def _drop(self, error: Exception) -> None:
-        """Go on in memory where the file is damaged. A full disk costs the result alone."""
+        """Continue in memory where the file is damaged. A full disk costs the result alone."""
         if isinstance(error, sqlite3.OperationalError) or self._path == MEMORY:
             return
         with suppress(sqlite3.DatabaseError):

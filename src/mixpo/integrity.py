@@ -63,17 +63,17 @@ def records_of(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
 
 def recorded_below(folder: Path, records: Records, *paths: Path) -> dict[str, str]:
     """Those of `records` that are of one of `paths` or lie in it."""
-    found = {}
+    result = {}
     for path in paths:
         name = Path(os.path.relpath(path, folder)).as_posix()
         if path.suffix:  # a file: folders of models have none
-            found |= {name: records[name]} if name in records else {}
+            result |= {name: records[name]} if name in records else {}
         else:
-            found |= {file: record for file, record in records.items() if file.startswith(f"{name}/")}
-    return found
+            result |= {file: record for file, record in records.items() if file.startswith(f"{name}/")}
+    return result
 
 
 def damages(folder: Path, records: Records, *, read: bool = True) -> dict[str, str]:
     """What is wrong with recorded files, by name; those that are intact are not in it."""
-    found = ((name, FileRecord.parse(record).damage(folder / name, read=read)) for name, record in records.items())
-    return {name: damage for name, damage in found if damage}
+    result = ((name, FileRecord.parse(record).damage(folder / name, read=read)) for name, record in records.items())
+    return {name: damage for name, damage in result if damage}

@@ -16,7 +16,7 @@ from mixpo.progress import Silent
 from mixpo.recipe import STAGES, Decides, Recipe, Table, parse
 from mixpo.stages import source
 from mixpo.stages.models import ModelRef
-from mixpo.stages.source import NOTHING
+from mixpo.stages.question_index import NOTHING
 
 Place = tuple[str | int, ...]
 RECIPE: dict[str, Any] = {

@@ -17,7 +17,7 @@ from mixpo.human_labels import LABELS, read_labels
 from mixpo.integrity import damages, files_below
 from mixpo.progress import Progress
 from mixpo.run import ATTEMPTS, Manifest, Run, Stage
-from mixpo.stages.source import INDEX
+from mixpo.stages.question_index import INDEX
 from mixpo.train.metrics import read_metrics
 
 REBUILD = "`mixpo run` rebuilds it"

@@ -13,9 +13,9 @@ from mixpo.stages import prompting
 from mixpo.stages.engine import EngineOpener, engine_settings, where_of
 from mixpo.stages.job import Context, Job, Plan
 from mixpo.stages.models import ModelRef
+from mixpo.stages.question_index import QuestionIndex
 from mixpo.stages.responses import request_of, response_job
 from mixpo.stages.sample import params as sampling_params
-from mixpo.stages.source import QuestionIndex
 from mixpo.types import Question
 
 

@@ -25,7 +25,7 @@ from mixpo.stages.attempts import attempts_of
 from mixpo.stages.job import Context, Job, Make, Plan
 from mixpo.stages.models import ModelRef, settings_of
 from mixpo.stages.predictions import given_answers
-from mixpo.stages.source import QuestionIndex
+from mixpo.stages.question_index import QuestionIndex
 from mixpo.stages.verdict_judge import Ruled, VerdictJudge
 from mixpo.stages.verify import custom_code, judged_inputs
 from mixpo.types import Question, Response, Verdict, content_id

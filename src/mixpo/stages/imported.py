@@ -24,7 +24,8 @@ from mixpo.recipe import Recipe
 from mixpo.records import Drop, Paired, from_plain, write_text
 from mixpo.run import Manifest, Run, now, versions
 from mixpo.stages.job import Context
-from mixpo.stages.source import SHOWN, SKIPPED, QuestionIndex, skip_reasons, unusable_image
+from mixpo.stages.question_index import QuestionIndex
+from mixpo.stages.source import SHOWN, SKIPPED, skip_reasons, unusable_image
 from mixpo.types import Notice, Pair, Question, Skipped, content_id
 
 if TYPE_CHECKING:

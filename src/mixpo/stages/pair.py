@@ -23,7 +23,7 @@ from mixpo.run import Manifest
 from mixpo.stages import prompting
 from mixpo.stages.imported import STAGE, tokenized
 from mixpo.stages.job import Context, Job, Make, Plan, title
-from mixpo.stages.source import QuestionIndex
+from mixpo.stages.question_index import QuestionIndex
 from mixpo.types import Question, content_id
 
 

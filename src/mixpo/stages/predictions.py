@@ -23,8 +23,8 @@ from mixpo.run import Stage
 from mixpo.stages.answer import answer_name, source_name
 from mixpo.stages.job import Context, Job, Make, Plan
 from mixpo.stages.models import ModelRef
+from mixpo.stages.question_index import QuestionIndex
 from mixpo.stages.responses import check_sampled, count_sampled
-from mixpo.stages.source import QuestionIndex
 from mixpo.types import Question, Response
 
 PREDICTIONS = "predictions "

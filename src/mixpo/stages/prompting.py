@@ -9,7 +9,7 @@ from typing import Any
 
 from mixpo.prompts import PROMPTS, OwnStyle, Prompt
 from mixpo.recipe import PromptMix, PromptName, PromptTable, Recipe, names_in
-from mixpo.stages.source import QuestionIndex
+from mixpo.stages.question_index import QuestionIndex
 from mixpo.types import Message, Pair, Question, content_id
 
 

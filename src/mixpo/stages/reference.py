@@ -18,7 +18,7 @@ from mixpo.stages.job import Context, Job, Make, Plan, title
 from mixpo.stages.models import ModelRef, settings_of
 from mixpo.stages.pair import pairs_of
 from mixpo.stages.prompting import with_system
-from mixpo.stages.source import QuestionIndex
+from mixpo.stages.question_index import QuestionIndex
 from mixpo.types import Pair, Question
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from mixpo.run import REBUILD, Run
 from mixpo.stages import imported
 from mixpo.stages.answer import source_name
 from mixpo.stages.job import Context, Plan
+from mixpo.stages.question_index import INDEX
 from mixpo.stages.questions import read_sources
-from mixpo.stages.source import INDEX
+from mixpo.stages.source import REPLAY
 
 IMAGES = ("image-changed", "image-missing", "image-empty", "image-format-unknown", "image-broken", "image-unreadable")
 """Codes of errors about an image, which sources write again where it has no file of its own."""
@@ -78,5 +79,5 @@ def _remake(context: Context, plan: Plan, kinds: Container[str], error: MixpoErr
 
 def source_folders(context: Context) -> list[Path]:
     """The folders of questions and ready-made pairs."""
-    names = ("source", imported.STAGE, *(source_name(s.name) for s in context.recipe.evaluate.sets))
+    names = ("source", imported.STAGE, REPLAY, *(source_name(s.name) for s in context.recipe.evaluate.sets))
     return [context.run.stage(name).folder for name in names]

@@ -75,7 +75,7 @@ def report_job(context: Context, plan: Plan) -> Job:
 
 
 def _is_intact(stage: Stage, path: Path) -> bool:
-    """Whether a file of the report is as it was written: small enough to be read every time, and made again at once."""
+    """Whether a file of the report is as it was written: small enough to be read every time."""
     manifest = stage.manifest
     records = recorded_below(stage.folder, manifest.files, path) if manifest is not None else {}
     return path.exists() and not damages(stage.folder, records)

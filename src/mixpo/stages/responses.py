@@ -17,7 +17,7 @@ from mixpo.run import Manifest
 from mixpo.stages.attempts import attempts_of
 from mixpo.stages.engine import EngineOpener
 from mixpo.stages.job import Context, Job, Make, Plan, add_facts
-from mixpo.stages.source import QuestionIndex
+from mixpo.stages.question_index import QuestionIndex
 from mixpo.types import Question, content_id
 
 

@@ -16,8 +16,8 @@ from mixpo.stages import prompting
 from mixpo.stages.engine import EngineOpener, engine_of, engine_settings, open_saved
 from mixpo.stages.job import Context, Job, Plan, title
 from mixpo.stages.models import ModelRef
+from mixpo.stages.question_index import QuestionIndex
 from mixpo.stages.responses import request_of, response_job, seed_of
-from mixpo.stages.source import QuestionIndex
 from mixpo.types import Question, content_id
 
 

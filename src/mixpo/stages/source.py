@@ -7,21 +7,22 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixpo import sealed
-from mixpo.errors import RecordError, RunError, SourceError
+from mixpo.errors import RecordError, SourceError
 from mixpo.integrity import records_of
 from mixpo.plural import amount, are
 from mixpo.recipe import AnySource, ImageTable, Recipe
 from mixpo.records import write_text
 from mixpo.run import Manifest, Stage, changed_settings, now, versions
 from mixpo.stages.job import Context
-from mixpo.types import ImageRef, Notice, Question, Skipped, content_id
+from mixpo.stages.question_index import INDEX, QuestionIndex, index_of, load_index, shard_name
+from mixpo.types import ImageRef, Notice, Question, Skipped
 
 if TYPE_CHECKING:
     from mixpo.sources.build import SourceRow
@@ -34,36 +35,11 @@ NO_ANSWER = "a question without an answer cannot be evaluated; remove the row or
 
 REPLAY = "replay/source"
 """The folder with the SFT rows of [train.replay]."""
-INDEX, SKIPPED = "index.json", "skipped.jsonl"
-"""Files next to the shards: what later stages must know to plan, and the rows that cannot be used."""
+SKIPPED = "skipped.jsonl"
+"""Next to the shards: the rows that cannot be used, and why."""
 
 SHOWN = 3
 """Reasons that are logged for skipped rows."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuestionIndex:
-    """What later stages must know of the questions to plan, shard by shard.
-
-    open: questions without an answer. kinds / domains / sources: digests of the answer kinds, domains and sources, which are no
-    part of the shard's name because they do not change what is sampled.
-    """
-
-    shards: tuple[str, ...]
-    sizes: tuple[int, ...]
-    open: tuple[int, ...]
-    kinds: tuple[str, ...]
-    domains: tuple[str, ...]
-    sources: tuple[str, ...]
-
-    @property
-    def questions(self) -> int:
-        """How many questions there are."""
-        return sum(self.sizes)
-
-
-NOTHING = QuestionIndex(shards=(), sizes=(), open=(), kinds=(), domains=(), sources=())
-"""Where there is no source, or it was never read."""
 
 
 def refresh(
@@ -137,18 +113,6 @@ def contamination_filter(context: Context, sets: Mapping[str, tuple[str, Questio
     return made
 
 
-def load_index(stage: Stage) -> QuestionIndex | None:
-    """The index of the last time the source was read, or None."""
-    path = stage.folder / INDEX
-    try:
-        return QuestionIndex(**{name: tuple(values) for name, values in sealed.load(path).items()})
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError, AttributeError) as error:
-        message = f"{path}: not an index of this version ({error}); delete it and run again"
-        raise RunError(message, code="index-broken", path=path) from None
-
-
 def load_skipped(stage: Stage) -> list[Skipped]:
     """The skipped rows, and why."""
     path = stage.folder / SKIPPED
@@ -158,24 +122,6 @@ def load_skipped(stage: Stage) -> list[Skipped]:
         return [Skipped(**sealed.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
     except (ValueError, TypeError) as error:
         raise RecordError(f"{path}: not readable ({error}); delete it and run again", code="record-broken", path=path) from None
-
-
-def index_of(blocks: Iterable[Sequence[Question]]) -> QuestionIndex:
-    """The index of questions in blocks; memory does not grow with the blocks' content."""
-    parts = [_part(number, block) for number, block in enumerate(blocks)]
-    return QuestionIndex(**{name: tuple(part[column] for part in parts) for column, name in enumerate(QuestionIndex.__dataclass_fields__)})
-
-
-def _part(number: int, block: Sequence[Question]) -> tuple[Any, ...]:
-    """One entry of each field of QuestionIndex."""
-    return (
-        f"{number:05d}-{content_id([question.id for question in block])}",
-        len(block),
-        sum(question.answer is None for question in block),
-        content_id([question.kind for question in block]),
-        content_id([question.domain for question in block]),
-        content_id([question.source for question in block]),
-    )
 
 
 def blocks_of(
@@ -291,7 +237,7 @@ def _write(
 
     def written() -> Iterator[list[Question]]:
         for number, block in enumerate(blocks):
-            shard = _part(number, block)[0]
+            shard = shard_name(number, block)
             # Equal questions may lie elsewhere now (a moved folder): the name stays, the record is written again.
             files.update(stage.rewrite(shard, Question, block, files, context.progress.say))
             counts.update(images=sum(len(question.images) for question in block))

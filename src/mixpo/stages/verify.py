@@ -18,7 +18,7 @@ from mixpo.run import Manifest
 from mixpo.stages import prompting, verdict_judge
 from mixpo.stages.attempts import attempts_of
 from mixpo.stages.job import Context, Job, Make, Plan, title
-from mixpo.stages.source import QuestionIndex
+from mixpo.stages.question_index import QuestionIndex
 from mixpo.stages.verdict_judge import Decided, Ruled, VerdictJudge
 from mixpo.types import Question, Response
 
