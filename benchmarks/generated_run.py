@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import random
 import typing
 from collections.abc import Sequence
@@ -11,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
+from mixpo import sealed
 from mixpo.images import save_content
 from mixpo.recipe import parse
-from mixpo.records import Judged, Paired, Sampled, schema_of
+from mixpo.records import Judged, Paired, Sampled, schema_of, write_table
 from mixpo.run import Manifest, Run, now
 from mixpo.types import ImageRef, Question, content_id
 
@@ -48,7 +47,7 @@ def write_run(root: Path, questions: int, shard_size: int = 64, seed: int = 0) -
     for number in range(shards):
         block = _Block(range(number * shard_size, min((number + 1) * shard_size, questions)), pool, pictures, tokens, seed)
         for stage, table in block.tables().items():
-            pq.write_table(table, run.stage(stage).path(names[stage][number]), compression="zstd", compression_level=1)
+            write_table(run.stage(stage).path(names[stage][number]), table)
     for stage, written in names.items():
         run.stage(stage).save_manifest(
             Manifest(
@@ -64,8 +63,8 @@ def write_run(root: Path, questions: int, shard_size: int = 64, seed: int = 0) -
     recipe = parse(
         {"source": {"kind": "jsonl", "path": "questions.jsonl"}, "report": {"title": f"{questions:,} generated questions"}}, "generated"
     )
-    (root / "recipe.json").write_text(json.dumps(recipe.model_dump(mode="json")))
-    (root / "command.json").write_text(json.dumps({"recipe_folder": str(root), "limit": None}))
+    (root / "recipe.json").write_text(sealed.dumps(recipe.model_dump(mode="json")))
+    (root / "command.json").write_text(sealed.dumps({"recipe_folder": str(root), "limit": None}))
     return root
 
 

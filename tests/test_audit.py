@@ -13,8 +13,10 @@ from small_run import open_small, plan_of
 from mixpo.cli import main
 from mixpo.commands.audit import audit
 from mixpo.errors import RunError
+from mixpo.integrity import records_of
 from mixpo.pipeline import run_stage
 from mixpo.records import Judged
+from mixpo.run import Stage
 
 
 @pytest.fixture
@@ -23,6 +25,14 @@ def recipe(tmp_path: Path, tiny_folder: Path) -> Path:
     for kinds in (["sample"], ["verify"]):
         run_stage(open_small(made, tmp_path / "run"), kinds)
     return made
+
+
+def rewrite(stage: Stage, shard: str, rows: list[Judged]) -> None:
+    """Write a shard as if the stage had."""
+    stage.write(shard, Judged, rows)
+    manifest = stage.manifest
+    assert manifest is not None
+    stage.save_manifest(replace(manifest, files={**manifest.files, **records_of(stage.folder, [stage.path(shard)])}))
 
 
 def test_a_planted_verdict_is_found(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,7 +44,7 @@ def test_a_planted_verdict_is_found(recipe: Path, capsys: pytest.CaptureFixture[
     rows: list[Judged] = plan.rows("round-1/verify", 0)
     wrong = replace(rows[1].verdicts[2], outcome="wrong")
     rows[1] = replace(rows[1], verdicts=(*rows[1].verdicts[:2], wrong, rows[1].verdicts[3]))
-    stage.write(shard, Judged, rows)
+    rewrite(stage, shard, rows)
     found = audit(open_small(recipe, run), 5)
     assert (found.verdicts, found.doubtful) == (32, {"last sentence": 1})
     [row] = found.rows
@@ -46,7 +56,7 @@ def test_a_planted_verdict_is_found(recipe: Path, capsys: pytest.CaptureFixture[
     assert main(["audit", str(run), "-n", "1"]) == 0
     assert "1 of 32 verdicts needs review: last sentence 1" in capsys.readouterr().out
     rows[1] = replace(rows[1], verdicts=(*rows[1].verdicts[:2], replace(wrong, extracted="that " * 900), rows[1].verdicts[3]))
-    stage.write(shard, Judged, rows)
+    rewrite(stage, shard, rows)
     assert main(["audit", str(run)]) == 0
     assert "\N{HORIZONTAL ELLIPSIS}" in (shown := capsys.readouterr().out)
     assert shown.count("that") < 100  # an answer without an end does not fill the screen

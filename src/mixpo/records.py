@@ -253,14 +253,20 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_rows(path: Path, row: type[Row], rows: Sequence[Row]) -> None:
-    """Write one shard of `row` records atomically (Parquet, zstd level 1), sealed by a digest of the whole file and its name.
+    """Write one shard of `row` records, see `write_table`."""
+    import pyarrow as pa
+
+    write_table(path, pa.Table.from_pylist([dataclasses.asdict(r) for r in rows], schema=schema_of(row)))  # type: ignore[call-overload]
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write one shard atomically (Parquet, zstd level 1), sealed by a digest of the whole file and its name.
 
     Every page has a checksum as well, which other readers of Parquet can verify.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.Table.from_pylist([dataclasses.asdict(r) for r in rows], schema=schema_of(row))  # type: ignore[call-overload]
     sink, how = pa.BufferOutputStream(), {"compression": "zstd", "compression_level": 1, "write_page_checksum": True, "store_schema": False}
     with pq.ParquetWriter(sink, table.schema, **how) as writer:
         writer.write_table(table)
