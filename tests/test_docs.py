@@ -19,6 +19,7 @@ import small_run
 import typer
 
 from mixpo.cli import app, main
+from mixpo.engines.saved import parse_row
 from mixpo.pipeline import STAGES, build_plan, read_sources
 from mixpo.preferences import Imported
 from mixpo.preferences import read as read_preferences
@@ -265,6 +266,14 @@ def test_every_format_of_pairs_is_read_as_shown(section: str, tmp_path: Path) ->
     assert [item.text for item in items if isinstance(item, Notice)] == ([f"read as {kind}" for kind in kinds] or ["read as ms-swift"]) * (
         table.kind == "auto"
     )
+
+
+def test_rows_of_saved_responses_are_read_as_shown() -> None:
+    page = (ROOT / "docs" / "engines.md").read_text(encoding="utf-8").partition("## Saved responses")[2]
+    rows = re.findall(r"^\| .* \| `(\{.*?\})`", page, re.MULTILINE)
+    assert len(rows) == 4
+    assert [parse_row(row.encode()).id for row in rows] == ["q7", "q7", "q7", "7"]
+    assert all(parse_row(row.encode()).choices[0].text == "..." for row in rows)
 
 
 def test_a_source_of_your_own_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
