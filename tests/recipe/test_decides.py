@@ -31,6 +31,7 @@ RECIPE: dict[str, Any] = {
         "baselines": ["cdpo", "tr_dpo"],
         "lora": {},
         "watch": {},
+        "guard": {},
         "replay": {"source": {"kind": "jsonl", "path": "chat.jsonl"}},
         "loss": {"reference_alpha": 1.0},
     },
