@@ -158,6 +158,8 @@ def extract(text: str, style: str | OwnStyle = "auto", choices: Sequence[str] = 
             return stated.answer
         if is_free and (answer := _concluded(part, tuple(choices))):
             return answer
+        if is_unsure(part) or _NO_CONCLUSION.search(part):
+            return None  # a refusal; what follows answers a question of its own
     return None
 
 
