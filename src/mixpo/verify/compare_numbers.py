@@ -41,8 +41,8 @@ def check_number(predicted: str, gold: str, options: Options) -> Judgement:
     left, right = read_numbers(predicted), read_numbers(gold)
     if left is None or right is None:
         judgement = options.algebra(predicted, gold)
-        plain = single_number(_REMARK.sub("", predicted)), single_number(_REMARK.sub("", gold))
-        is_remark = judgement.outcome == "wrong" and all(plain) and equal(plain[0], plain[1], options.tolerance)
+        one, other = single_number(_REMARK.sub("", predicted)), single_number(_REMARK.sub("", gold))
+        is_remark = judgement.outcome == "wrong" and one is not None and other is not None and equal(one, other, options.tolerance)
         return Judgement("undecided", "a remark behind the number") if is_remark else judgement
     if not left and not right:
         return check_text(predicted, gold, options)
@@ -68,8 +68,8 @@ def _doubt(predicted: str, gold: str, left: list[Number], right: list[Number], t
     if _FACTORIAL.search(f"{predicted} {gold}"):
         return "an exclamation or a factorial"
     if _GLUED.search(f"{predicted} {gold}"):
-        bare = [read_numbers(_GLUED.sub(" ", text)) or [] for text in (predicted, gold)]
-        if all(bare) and _compare(*bare, tolerance).outcome != "wrong":
+        one, other = (read_numbers(_GLUED.sub(" ", text)) or [] for text in (predicted, gold))
+        if one and other and _compare(one, other, tolerance).outcome != "wrong":
             return "a letter in front of the number"
     if not left or not right:
         words = gold if left else predicted
