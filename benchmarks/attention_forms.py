@@ -90,7 +90,7 @@ def plan_flex(spans: Sequence[Span], device: torch.device) -> Flex:
         return (other <= at) & (at < until[other])
 
     mask = create_block_mask(seen, None, None, tokens, tokens, device=str(device))
-    call: Callable[..., Any] = _compiled() if device.type == "cuda" else flex_attention
+    call: Any = _compiled() if device.type == "cuda" else flex_attention
     return Flex(mask, tokens, call)
 
 

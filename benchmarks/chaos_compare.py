@@ -7,8 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mixpo.pipeline import build_plan, known_sources, open_run
+from mixpo.pipeline import build_plan, open_run
 from mixpo.stages.job import Plan
+from mixpo.stages.questions import known_sources
 
 ROUNDING = 1e-4
 """Log-probs of one answer may differ by this much: what is computed beside it is not the same after a kill."""

@@ -42,7 +42,8 @@ def make(folder: Path, kind: str, side: int) -> Path:
     image = Image.new(mode, (side, side))
     for x in range(0, side, 256):
         image.paste(tile, (x, x % 3))
-    image.save(path, **({"compress_level": 1} if suffix == ".png" else {"quality": 80}))
+    options: dict[str, Any] = {"compress_level": 1} if suffix == ".png" else {"quality": 80}
+    image.save(path, **options)
     return path
 
 

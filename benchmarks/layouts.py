@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -89,7 +90,7 @@ def compare(ways: dict[str, Way], rounds: int) -> Iterator[dict[str, Any]]:
 def ways_of_layouts(vlm: Vlm, size: Size, args: argparse.Namespace) -> dict[str, Way]:
     prompt, lengths, pairs, spread = SHAPES[args.size]
     data = Data(size, args.questions, prompt, lengths, pairs, spread)
-    return {layout: lambda layout=layout: step(vlm, data, layout, args.budget) for layout in LAYOUTS}
+    return {layout: partial(step, vlm, data, layout, args.budget) for layout in LAYOUTS}
 
 
 def ways_of_sharing(vlm: Vlm, size: Size, args: argparse.Namespace, alike: int) -> dict[str, Way]:

@@ -65,7 +65,7 @@ def measure(count: int) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as name:
         recipe, run = parse(write_inputs(Path(name), count), "scale"), Path(name) / "run"
-        engine.create = lambda *_unused, **_settings: ScriptedEngine(Path(name) / "script.jsonl")
+        vars(engine)["create"] = lambda *_unused, **_settings: ScriptedEngine(Path(name) / "script.jsonl")
         for kind in STAGES:
             progress, begun, before = Watching(), time.process_time(), disk_bytes(run)
             run_stage(open_context(recipe, Path(name), run, progress), [kind])

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -89,9 +90,9 @@ def multiplications(vlm: Vlm, loss: Callable[[], torch.Tensor], predicted: int) 
     """Operations of the linear layers and the head in one forward and backward pass."""
     counted = 0
 
-    def count(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    def count(layer: nn.Linear, inputs: tuple[torch.Tensor, ...]) -> None:
         nonlocal counted
-        counted += 2 * inputs[0].numel() * layer.weight.shape[0]
+        counted += 2 * inputs[0].numel() * layer.out_features
 
     head = vlm.model.get_output_embeddings()
     layers = [layer for layer in vlm.model.modules() if isinstance(layer, nn.Linear) and layer is not head]
@@ -100,7 +101,7 @@ def multiplications(vlm: Vlm, loss: Callable[[], torch.Tensor], predicted: int) 
         loss()
     for handle in handles:
         handle.remove()
-    return 3 * (counted + 2 * predicted * head.weight.numel())
+    return int(3 * (counted + 2 * predicted * head.weight.numel()))
 
 
 def memory_of(work: Callable[[], torch.Tensor], device: torch.device) -> float:
@@ -111,6 +112,10 @@ def memory_of(work: Callable[[], torch.Tensor], device: torch.device) -> float:
     torch.cuda.reset_peak_memory_stats(device)
     work().backward()
     return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+
+
+def _backward(loss: Callable[[], torch.Tensor]) -> None:
+    loss().backward()
 
 
 def measure(vlm: Vlm, case: Case, size: Size, rounds: int, precision: torch.dtype, best: float) -> list[dict[str, Any]]:
@@ -128,7 +133,7 @@ def measure(vlm: Vlm, case: Case, size: Size, rounds: int, precision: torch.dtyp
     for _ in range(rounds):
         for form, loss in losses.items():
             vlm.model.zero_grad()
-            seconds[form].append(seconds_of(lambda loss=loss: loss().backward(), vlm.device))
+            seconds[form].append(seconds_of(partial(_backward, loss), vlm.device))
     predicted = case.questions * case.responses * case.length
     for form, loss in losses.items():
         vlm.model.zero_grad()

@@ -277,7 +277,7 @@ def measure(case: Case, size: Size, rounds: int) -> tuple[dict[str, Any], str]:
     def ratio(slow: str, fast: str, clock: int = 0) -> float:
         return round(statistics.median(s[clock] / f[clock] for s, f in zip(seconds[slow], seconds[fast], strict=True)), 2)
 
-    row = {
+    row: dict[str, Any] = {
         "name": case.name,
         "analytic": round(case.analytic, 1),
         "as_shipped": ratio("as_shipped", "mixpo"),

@@ -68,7 +68,7 @@ def _pair(rng: random.Random) -> Pair:
 def verdicts(pairs: Sequence[Pair], timeout_s: float, cache: Path | None = None) -> tuple[list[list[str]], int]:
     """[outcome, reason] of each pair, and how many comparisons timed out."""
     with FormulaPool(timeout_s=timeout_s, workers=2, cache=cache) as pool, ThreadPoolExecutor(2) as threads:
-        return [list(made) for made in threads.map(lambda pair: pool.compare(*pair, TOLERANCE), pairs)], pool.timeouts
+        return [list(made) for made in threads.map(lambda pair: pool.compare(pair[0], pair[1], TOLERANCE), pairs)], pool.timeouts
 
 
 @contextmanager

@@ -134,7 +134,8 @@ def _sources(field: FieldInfo) -> list[str]:
         "Where questions come from. `kind` selects the keys; `[[evaluate.sets]]` has the same tables, and `benchmark`.",
     ]
     kinds = [model for model in _models_in(field.annotation) if model is not models.MixtureSource]
-    for model in (*kinds, models.BenchmarkSource):
+    kinds.append(models.BenchmarkSource)
+    for model in kinds:
         kind = typing.get_args(model.model_fields["kind"].annotation)[0]
         rest = {name: field for name, field in model.model_fields.items() if name != "kind"}
         parts += [f"### source: {kind}", _text(model), _keys("source", model, rest)]
@@ -174,7 +175,7 @@ def _docstrings(model: type[BaseModel]) -> dict[str, str]:
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
         for field, below in itertools.pairwise(body):
             if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-                texts[ast.unparse(field.target)] = inspect.cleandoc(below.value.value)
+                texts[ast.unparse(field.target)] = inspect.cleandoc(str(below.value.value))
     return texts
 
 

@@ -143,7 +143,7 @@ def make_processor(tokenizer: PreTrainedTokenizerFast) -> InternVLProcessor:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> InternVLForConditionalGeneration:
-    end, pad = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    end, pad, image = (int(tokenizer.get_vocab()[name]) for name in ("<|im_end|>", "<|endoftext|>", "<IMG_CONTEXT>"))
     config = InternVLConfig(
         vision_config={
             "hidden_size": 96,
@@ -168,7 +168,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> InternVLForConditionalGene
             "eos_token_id": end,
             "pad_token_id": pad,
         },
-        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_token_id=image,
         image_seq_length=IMAGE_TOKENS,
         tie_word_embeddings=True,
     )
@@ -246,7 +246,7 @@ def run(model: Any, processor: InternVLProcessor, rows: list[tuple[Scene, str, s
         batch = rows[step * size : (step + 1) * size]
         encoded = []
         for _, message, answer in batch:
-            messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": message}]}]
+            messages: list[dict[str, Any]] = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": message}]}]
             text = processor.apply_chat_template(messages, add_generation_prompt=True).replace("<IMG_CONTEXT>", image)
             encoded.append((tokenizer(text)["input_ids"], tokenizer(answer + "<|im_end|>")["input_ids"]))
         inputs = tensors(encoded, tokenizer.pad_token_id)

@@ -95,7 +95,7 @@ def responses() -> str:
 
 def prompts() -> str:
     """The built-in prompts, whole."""
-    return table(("name", "style", "text"), [(code(name), code(p.style), cell(p.template)) for name, p in PROMPTS.items()])
+    return table(("name", "style", "text"), [(code(name), code(str(p.style)), cell(p.template)) for name, p in PROMPTS.items()])
 
 
 def objectives() -> str:
