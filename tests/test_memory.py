@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARK = Path(__file__).parent.parent / "benchmarks" / "scale.py"
 
 
@@ -16,6 +18,7 @@ def peak(questions: int) -> float:
     return float(json.loads(done.stdout.splitlines()[-1])["peak_mb"])
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_questions() -> None:
     small, large = peak(256), peak(1536)
     # What grows is the index of the shards and the identities seen, some hundred bytes a question: 1,280 more are below 1 MB.

@@ -17,6 +17,7 @@ from mixpo.recipe import ImageTable
 pytest.importorskip("easy_vqa")
 
 
+@pytest.mark.slow
 def test_published_counts(collect: Callable[..., Any]) -> None:
     train, skipped = collect(kind="easy_vqa")
     test, more = collect(kind="easy_vqa", split="test")
