@@ -124,7 +124,7 @@ def pair_problems(recipe: Recipe, model: CheckedModel, pair: Pair, prompt: int) 
             continue
         if sides[side].empty:
             yield f"{side}: the tokenizer makes no token of {text[:40]!r}, so training would supervise nothing"
-        elif prompt + sides[side].count > limit:
-            yield f"over-long: prompt and {side} have {prompt + sides[side].count} tokens, more than {limit}; raise train.max_length"
+        elif prompt + sides[side].length > limit:
+            yield f"over-long: prompt and {side} have {prompt + sides[side].length} tokens, more than {limit}; raise train.max_length"
     if len(sides) == 2 and sides["chosen"] == sides["rejected"]:
         yield "chosen and rejected become the same tokens"

@@ -32,9 +32,9 @@ LARGEST = 256 << 20
 
 
 class ResponseTokens(NamedTuple):
-    """How a response is tokenized. count: with the end-of-turn token; digest: of the ids; empty: nothing but end-of-turn tokens."""
+    """How a response is tokenized. length: with the end-of-turn token; digest: of the ids; empty: nothing but end-of-turn tokens."""
 
-    count: int
+    length: int
     digest: str
     empty: bool
 

@@ -77,7 +77,8 @@ def _gap(vlm: Vlm, prompts: Sequence[EncodedPrompt]) -> float:
 def single_logps(vlm: Vlm, prompt: EncodedPrompt, tail: Sequence[int]) -> Tensor:
     """(tokens of `tail`,) log-probs from the family's own forward pass over one prompt and its response."""
     logits = vlm.model(**single_inputs(vlm, prompt, tail)).logits[0, len(prompt) - 1 : -1].float()
-    return logits.log_softmax(-1).gather(-1, torch.tensor(tail, device=logits.device)[:, None])[:, 0]
+    logps: Tensor = logits.log_softmax(-1).gather(-1, torch.tensor(tail, device=logits.device)[:, None])[:, 0]
+    return logps
 
 
 def described(error: Exception) -> str:
