@@ -135,7 +135,7 @@ def _training(work: Path) -> Iterator[Reader]:
             if checkpoint is None or checkpoint.state.step < step:
                 raise Changed
             tensors = {name: value.numpy().tobytes() for name, value in checkpoint.tensors.items()}
-            return checkpoint.state, tensors, checkpoint.training_state["random"]["cpu"].numpy().tobytes()
+            return checkpoint.state, tensors
 
         if folder == sorted(work.glob("checkpoints/step-*"))[-1]:  # older ones are not looked at
             for path in files_below(folder):

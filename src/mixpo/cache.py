@@ -42,7 +42,7 @@ class Cache:
             if _is_held(error):
                 raise  # by another process: deleting it under that one would break both
             self._connection = self._in_memory()  # a full disk, or the run of somebody else
-        except sqlite3.DatabaseError:
+        except (sqlite3.DatabaseError, UnicodeDecodeError):  # the latter of a message that quotes a damaged schema
             path.unlink(missing_ok=True)
             self._connection = self._patiently()
 
@@ -63,7 +63,7 @@ class Cache:
             try:
                 with self._connection:
                     self._connection.execute("INSERT OR REPLACE INTO results VALUES (?, ?)", (key, f"{checksum(key, value)} {value}"))
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 self._drop(error)
 
     def close(self) -> None:
@@ -115,7 +115,7 @@ def damaged_rows(path: Path) -> str:
             damaged = sum(str(value) != f"{checksum(str(key), text)} {text}" for key, value in rows for text in [str(value)[17:]])
         finally:
             connection.close()
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         return str(error)
     return f"{amount(damaged, 'entry', 'entries')} with a wrong checksum" if damaged else ""
 

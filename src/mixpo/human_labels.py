@@ -64,7 +64,7 @@ def read_labels(root: Path) -> dict[tuple[int, str, int], HumanLabel]:
     labels: dict[tuple[int, str, int], HumanLabel] = {}
     if not path.exists():
         return labels
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1], start=1):
+    for number, line in enumerate(sealed.complete_lines(path.read_text(encoding="utf-8", errors="replace")), start=1):
         label = _parse(line, path, number)
         labels[label.round, label.question, label.index] = label
     return labels

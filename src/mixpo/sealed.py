@@ -46,6 +46,16 @@ def loads(text: str) -> dict[str, Any]:
     return record
 
 
+def complete_lines(text: str) -> list[str]:
+    """The lines of a file that is appended to. A last line without its end is still being written, unless only that end is damaged."""
+    *lines, last = text.split("\n")
+    try:
+        loads(last[:-1])
+    except ValueError:
+        return lines
+    return [*lines, last]
+
+
 def load(path: Path) -> dict[str, Any]:
     """The record in a file. Raises OSError where the file cannot be read, ValueError as `loads`."""
     return loads(path.read_text(encoding="utf-8"))

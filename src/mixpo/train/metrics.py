@@ -119,8 +119,7 @@ def read_metrics(path: Path) -> list[StepMetrics]:
     if not path.exists():
         return []
     rows: list[StepMetrics] = []
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    for number, line in enumerate(lines[:-1], start=1):
+    for number, line in enumerate(sealed.complete_lines(path.read_text(encoding="utf-8", errors="replace")), start=1):
         try:
             rows.append(StepMetrics(**sealed.loads(line)))
         except (ValueError, TypeError):
