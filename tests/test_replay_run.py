@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 import small_run
 
+from mixpo.commands.check import NO_RESPONSE, check
+from mixpo.commands.plan import dry_run
 from mixpo.commands.status import status
 from mixpo.pipeline import run_recipe
+from mixpo.progress import Silent
 from mixpo.stages.source import REPLAY
 
 REPLAY_TABLE = """
@@ -63,3 +66,11 @@ def test_a_change_makes_the_training_stale_and_nothing_else(finished: Path) -> N
     assert small_run.kinds(small_run.unfinished(small_run.plan_of(changed))) == {"train", "answer", "evaluate", "report"}
     assert not [line for line in small_run.said(changed) if line.startswith("source: stale")]
     (folder / "chat.jsonl").write_text(rows)
+
+
+def test_a_dry_run_and_the_check_read_the_rows(finished: Path) -> None:
+    context = small_run.open_small(finished, finished.parent / "run")
+    assert [row.todo for row in dry_run(context) if row.stage == "round-1/train/mpo"] == [0]
+    result = check(context.recipe, finished.parent, Silent())
+    assert result.counts["train.replay: questions"] == 4
+    assert [finding.problem for finding in result.findings if finding.where.endswith("chat.jsonl:3")] == [NO_RESPONSE]

@@ -34,6 +34,7 @@ from mixpo.types import Notice, Question, Skipped, content_id
 from mixpo.verify import Verifier
 
 OTHER_ANSWER = "the same question, with the same images, has another answer; keep one, or give a list of right answers. The other row:"
+NO_RESPONSE = "a row of train.replay without an answer is not trained on; remove it or give its answer"
 NO_PAIR = (
     "no question can give a pair: one with an answer needs pairs.correctness and sample.n of 2 or more, to be both right and wrong; "
     "one without needs pairs.dropout_ntp"
@@ -75,7 +76,8 @@ def check(recipe: Recipe, recipe_folder: Path, progress: Progress, limit: int | 
     contamination = _open_filter(recipe)
     with TemporaryDirectory(prefix="mixpo-check-") as images:
         # The training source last: evaluation sets say what must not be in it.
-        for name, source in (*((s.name, s.source) for s in recipe.evaluate.sets), ("", recipe.source)):
+        replay = recipe.train.replay.source if recipe.train.replay else None
+        for name, source in (*((s.name, s.source) for s in recipe.evaluate.sets), ("", recipe.source), ("", replay)):
             if source is None:
                 continue
             rows = _Rows(recipe=recipe, recipe_folder=recipe_folder, source=source, images=Path(images), evaluated=name, limit=limit)
@@ -107,7 +109,9 @@ class _Rows:
     @property
     def name(self) -> str:
         """As the recipe calls it."""
-        return f"evaluate.sets.{self.evaluated}" if self.evaluated else "source"
+        if self.evaluated:
+            return f"evaluate.sets.{self.evaluated}"
+        return "source" if self.source is self.recipe.source else "train.replay"
 
 
 def _open_filter(recipe: Recipe) -> ContaminationFilter | None:
@@ -231,6 +235,8 @@ def _check_source(
         if contamination is not None and not rows.evaluated and not problems and (reason := contamination.reason(item.question)):
             checked.add(item.where, reason, to="left_out")
             continue
+        if name == "train.replay" and not (item.question.rationale or item.question.answer):
+            problems.append(NO_RESPONSE)
         for problem in problems:
             checked.add(item.where, problem)
         if contamination is not None and rows.evaluated:
@@ -242,7 +248,7 @@ def _check_source(
             break
     progress.finish()
     checked.counts[f"{name}: questions"] = usable
-    if usable and not pairable and not rows.evaluated:
+    if usable and not pairable and name == "source":
         checked.add(name, NO_PAIR)
     if not usable:
         checked.add(name, "no row is usable" if len(checked.findings) + len(checked.left_out) > before else "the source holds no rows")

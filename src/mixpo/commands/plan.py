@@ -25,7 +25,7 @@ from mixpo.stages.job import Context, Planned
 from mixpo.stages.names import first_forced
 from mixpo.stages.question_index import QuestionIndex, index_of
 from mixpo.stages.questions import Sources
-from mixpo.stages.source import blocks_of
+from mixpo.stages.source import REPLAY, blocks_of
 from mixpo.types import Question, Skipped
 from mixpo.vlm.folder import find_model
 
@@ -151,7 +151,9 @@ def _sources(context: Context, left_out: dict[str, list[Skipped]]) -> tuple[Sour
         train = index_of(chain(blocks, imported.blocks() if recipe.preferences else ()))
         for notice in (*notices, *imported.notices):
             context.progress.say(notice)
-        return Sources(train=train, sets=sets, pairs=tuple(imported.shards)), imported
+        table = recipe.train.replay
+        rows = blocks_of(elsewhere, table.source, left_out.setdefault(REPLAY, []), notices, contamination=contamination) if table else ()
+        return Sources(train=train, sets=sets, pairs=tuple(imported.shards), replay=index_of(rows)), imported
 
 
 def _rates(context: Context, sampled_index: QuestionIndex, assumed: Assumed, imported: Mapping[str, int]) -> Rates:
