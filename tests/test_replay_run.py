@@ -13,7 +13,7 @@ from mixpo.commands.plan import dry_run
 from mixpo.commands.status import status
 from mixpo.pipeline import run_recipe
 from mixpo.progress import Silent
-from mixpo.stages.source import REPLAY
+from mixpo.stages.question_index import REPLAY
 
 REPLAY_TABLE = """
 [train.replay]

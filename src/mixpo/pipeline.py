@@ -29,12 +29,12 @@ from mixpo.stages.names import first_forced, kind_of, kinds_until
 from mixpo.stages.pair import pair_job, select_job
 from mixpo.stages.perform import assist, perform
 from mixpo.stages.predictions import prediction_models, predictions_job
+from mixpo.stages.question_index import REPLAY
 from mixpo.stages.questions import Sources, known_sources, read_sources
 from mixpo.stages.reference import reference_job
 from mixpo.stages.repair import drop_damaged_manifests, until_whole
 from mixpo.stages.report import report_job
 from mixpo.stages.sample import continue_job, sample_job
-from mixpo.stages.source import REPLAY
 from mixpo.stages.train import model_of, train_job, withdraw
 from mixpo.stages.verify import verify_job
 from mixpo.types import Question

@@ -23,9 +23,9 @@ from mixpo.stages.answer import source_name
 from mixpo.stages.imported import STAGE, PairImport, sampled_part
 from mixpo.stages.job import Context, Planned
 from mixpo.stages.names import first_forced
-from mixpo.stages.question_index import QuestionIndex, index_of
+from mixpo.stages.question_index import REPLAY, QuestionIndex, index_of
 from mixpo.stages.questions import Sources
-from mixpo.stages.source import REPLAY, blocks_of
+from mixpo.stages.source import blocks_of
 from mixpo.types import Question, Skipped
 from mixpo.vlm.folder import find_model
 

@@ -10,9 +10,9 @@ from mixpo.run import Manifest, Run
 from mixpo.stages.answer import source_name
 from mixpo.stages.imported import STAGE
 from mixpo.stages.job import Context, Planned
+from mixpo.stages.question_index import REPLAY
 from mixpo.stages.questions import known_sources
 from mixpo.stages.report import load_report
-from mixpo.stages.source import REPLAY
 from mixpo.stages.train import published
 
 

@@ -13,6 +13,9 @@ from mixpo.types import Question, content_id
 
 INDEX = "index.json"
 
+REPLAY = "replay/source"
+"""The folder with the SFT rows of [train.replay]."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuestionIndex:

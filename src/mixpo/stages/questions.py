@@ -9,8 +9,7 @@ from mixpo.run import Run
 from mixpo.stages import answer, source
 from mixpo.stages.imported import PairImport, imported_shards
 from mixpo.stages.job import Context
-from mixpo.stages.question_index import NOTHING, QuestionIndex, load_index
-from mixpo.stages.source import REPLAY
+from mixpo.stages.question_index import NOTHING, REPLAY, QuestionIndex, load_index
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,8 @@ from mixpo.run import REBUILD, Run
 from mixpo.stages import imported
 from mixpo.stages.answer import source_name
 from mixpo.stages.job import Context, Plan
-from mixpo.stages.question_index import INDEX
+from mixpo.stages.question_index import INDEX, REPLAY
 from mixpo.stages.questions import read_sources
-from mixpo.stages.source import REPLAY
 
 IMAGES = ("image-changed", "image-missing", "image-empty", "image-format-unknown", "image-broken", "image-unreadable")
 """Codes of errors about an image, which sources write again where it has no file of its own."""

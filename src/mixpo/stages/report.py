@@ -21,7 +21,8 @@ from mixpo.stages.answer import source_name
 from mixpo.stages.evaluate import text_scores
 from mixpo.stages.job import Context, Job, Make, Plan, Planned
 from mixpo.stages.pair import pairs_of
-from mixpo.stages.source import REPLAY, load_skipped
+from mixpo.stages.question_index import REPLAY
+from mixpo.stages.source import load_skipped
 from mixpo.stages.train import curves, published
 from mixpo.types import Pair, Question, Skipped, content_id
 

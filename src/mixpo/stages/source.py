@@ -33,8 +33,6 @@ FIXED = ("digits", "easy_vqa")
 
 NO_ANSWER = "a question without an answer cannot be evaluated; remove the row or give its answer"
 
-REPLAY = "replay/source"
-"""The folder with the SFT rows of [train.replay]."""
 SKIPPED = "skipped.jsonl"
 """Next to the shards: the rows that cannot be used, and why."""
 

@@ -19,9 +19,8 @@ from mixpo.stages.answer import params, prompt_for, source_name
 from mixpo.stages.evaluate import Grader
 from mixpo.stages.job import Context, Job, Make, Plan, title
 from mixpo.stages.models import ModelRef, settings_of
-from mixpo.stages.question_index import QuestionIndex
+from mixpo.stages.question_index import REPLAY, QuestionIndex
 from mixpo.stages.responses import request_of
-from mixpo.stages.source import REPLAY
 from mixpo.stages.verdict_judge import without_judge
 from mixpo.train.metrics import StepMetrics
 from mixpo.types import Group, Question, content_id

@@ -10,15 +10,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mixpo.evaluate.benchmarks.base import Rubric, without_reasoning
-from mixpo.evaluate.grading import UNREAD
-from mixpo.evaluate.judge import Judge, JudgeReply, digest, read_prompt
 from mixpo.recipe import Recipe, VerdictJudgeTable, is_listed
 from mixpo.stages.job import Context
 from mixpo.types import IMAGE_TOKEN, Outcome, Question, Response, Verdict, content_id
-from mixpo.verify.verifier import golds_of
+
+if TYPE_CHECKING:
+    from mixpo.evaluate.benchmarks.base import Rubric
+    from mixpo.evaluate.judge import JudgeReply
 
 WHERE = "verify.judge"
 OUTCOMES: dict[str, Outcome] = {"correct": "correct", "wrong": "wrong", "incorrect": "wrong", "unclear": "undecided"}
@@ -65,6 +65,9 @@ def wording_of(context: Context) -> Rubric | None:
     table = context.recipe.verify.judge
     if table is None:
         return None
+    from mixpo.evaluate.benchmarks.base import Rubric
+    from mixpo.evaluate.judge import read_prompt
+
     text = read_prompt(context.recipe_folder / table.prompt) if table.prompt else PROMPT
     return Rubric(prompt=text, read=lambda reply: None, share=lambda scores: 0.0, passes=lambda scores: False)
 
@@ -72,7 +75,11 @@ def wording_of(context: Context) -> Rubric | None:
 def settings(context: Context) -> dict[str, Any]:
     """The settings' entry for the judge's prompt; empty without a judge."""
     wording = wording_of(context)
-    return {"judge_prompt": digest(wording)} if wording is not None else {}
+    if wording is None:
+        return {}
+    from mixpo.evaluate.judge import digest
+
+    return {"judge_prompt": digest(wording)}
 
 
 def without_judge(recipe: Recipe) -> Recipe:
@@ -91,6 +98,8 @@ class VerdictJudge:
     """Decides verdicts with the judge of a recipe, several at a time. Close it."""
 
     def __init__(self, context: Context, table: VerdictJudgeTable) -> None:
+        from mixpo.evaluate.judge import Judge
+
         wording = wording_of(context)
         assert wording is not None
         self._table, self._wording, self._seed = table, wording, context.recipe.seed
@@ -126,6 +135,8 @@ class VerdictJudge:
     def _decided(
         self, question: Question, response: Response, verdict: Verdict, replies: dict[str, Future[JudgeReply[Outcome]]]
     ) -> Decided:
+        from mixpo.evaluate.grading import UNREAD
+
         answer = self._answer(question, response, verdict)
         if answer not in replies:
             return Decided(verdict=verdict)
@@ -148,6 +159,8 @@ class VerdictJudge:
 
     def _answer(self, question: Question, response: Response, verdict: Verdict) -> str:
         """What the judge sees of a response: its final answer, or for a source of its own all of it; "" where there is none."""
+        from mixpo.evaluate.benchmarks.base import without_reasoning
+
         if response.finish == "error" or question.answer is None:
             return ""
         if verdict.extracted is not None:
@@ -156,6 +169,8 @@ class VerdictJudge:
         return without_reasoning(response.text).strip() if whole else ""
 
     def _ask(self, question: Question, answer: str, again: int) -> JudgeReply[Outcome]:
+        from mixpo.verify.verifier import golds_of
+
         options = "".join(f"\n{chr(65 + number)}. {choice}" for number, choice in enumerate(question.choices))
         fields = {
             "question": question.text.replace(IMAGE_TOKEN, "").strip() + (f"\nOptions:{options}" if options else ""),

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from mixpo.evaluate.grading import UNREAD
 from mixpo.integrity import FileRecord
 from mixpo.pairs.statistics import balance_of
 from mixpo.plural import amount
@@ -92,6 +91,8 @@ def verify_job(context: Context, plan: Plan, index: QuestionIndex, number: int) 
 
 def judged_row(question: Question, decided: Sequence[Decided]) -> Judged:
     """The record of a question that a judge was asked about."""
+    from mixpo.evaluate.grading import UNREAD
+
     compared = [one for one in decided if one.sampled and one.reply is not None and one.reply.value is not None]
     return Judged(
         question=question.id,
