@@ -145,7 +145,7 @@ def test_bad_weights(folder: Path, change: object, message: str) -> None:
 def test_torn_weights(folder: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    with pytest.raises(ModelError, match="model cannot be loaded"):
+    with pytest.raises(ModelError, match=r"model\.safetensors: not a complete safetensors file"):
         open_folder(folder)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mixpo.cache import Cache, user_cache
+from mixpo.errors import MixpoError, first_line
 from mixpo.images import open_image
 from mixpo.recipe import Recipe
 from mixpo.stages.models import Models
@@ -56,9 +57,11 @@ class CheckedModel:
         self._cache = _open_cache() if cached else None
         known = self._cached("model")
         if known is None:
+            from mixpo.vlm.load import loading_errors
             from mixpo.vlm.prompt import context_limit
 
-            known = {"problems": list(template_problems(self._vlm)), "context": context_limit(self._vlm)}
+            with loading_errors(self.folder, "model"):
+                known = {"problems": [*template_problems(self._vlm), *forward_problems(self._vlm)], "context": context_limit(self._vlm)}
             self._keep("model", known)
         self.problems: list[str] = known["problems"]
         self.context: int = known["context"]
@@ -122,14 +125,36 @@ def template_problems(vlm: Vlm) -> Iterator[str]:
     mark = "the answer of the check"
     user = {"role": "user", "content": [{"type": "text", "text": "a question"}]}
     answer = {"role": "assistant", "content": [{"type": "text", "text": mark}]}
-    prompt = vlm.processor.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
-    whole = vlm.processor.apply_chat_template([user, answer], tokenize=False)
+    from mixpo.vlm.prompt import render_turns
+
+    prompt, whole = render_turns(vlm, [user], answer_follows=True), render_turns(vlm, [user, answer], answer_follows=False)
     if mark not in whole:
         yield "the chat template leaves the answer out, so that training would supervise no token; use the family's own template"
     elif not whole.startswith(prompt):
         yield "the chat template writes a conversation otherwise than the prompt that sampling uses; use the family's own template"
     elif "a question" not in prompt:
         yield "the chat template leaves the question out; use the family's own template"
+
+
+def forward_problems(vlm: Vlm) -> Iterator[str]:
+    """What numbers in config.json (a rope_theta or eps of 0, a wrong scale) make of a prompt with an image: logits that are not finite."""
+    import torch
+    from PIL import Image
+
+    from mixpo.vlm.prompt import batch_inputs, encode
+
+    try:
+        prompt = encode(vlm, "<image>\nWhat is it?", [Image.effect_noise((224, 224), 60).convert("RGB")])
+        with torch.inference_mode():
+            logits = vlm.model(**batch_inputs(vlm, [prompt], "left")).logits
+        finite = bool(torch.isfinite(logits).all())
+    except MixpoError as error:
+        yield str(error)
+    except Exception as error:  # numbers of a stranger's config.json make the model raise anything
+        yield f"the model cannot be run on a prompt with an image: {type(error).__name__}: {first_line(error)}"
+    else:
+        if not finite:
+            yield "the model gives NaN or infinite logits for a prompt with an image; check the numbers in config.json, or model.dtype"
 
 
 def _versions() -> dict[str, str]:

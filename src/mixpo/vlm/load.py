@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixpo.errors import ModelError, first_line
+from mixpo.errors import MixpoError, ModelError, first_line
 from mixpo.recipe import ModelTable
 from mixpo.vlm.adapter import attach
 from mixpo.vlm.folder import PROCESSOR_FILES, Digests, digests, find_adapter, find_model
 from mixpo.vlm.transformers_fixes import apply_fixes
+from mixpo.vlm.vetting import vet_sizes, vet_text
 
 VERY_LONG = 10**30
 """`model_max_length` of tokenizers without a limit in `transformers`."""
@@ -56,11 +57,12 @@ def load(table: ModelTable, recipe_folder: Path, folder: Path | None = None) -> 
     processor = load_processor(source, table.trust_remote_code)
     device = pick_device(table.device)
     model = _load_model(source, table, device)
-    check_weights(model, source)
-    check_vocabulary(model, processor.tokenizer, source)
-    if adapter is not None:
-        attach(model, adapter)
-    return replace(assemble(model, processor, device, known, source), trust_remote_code=table.trust_remote_code)
+    with loading_errors(source, "model"):
+        check_weights(model, source)
+        check_vocabulary(model, processor.tokenizer, source)
+        if adapter is not None:
+            attach(model, adapter)
+        return replace(assemble(model, processor, device, known, source), trust_remote_code=table.trust_remote_code)
 
 
 def assemble(model: Any, processor: Any, device: torch.device, known: Digests | None = None, folder: Path | None = None) -> Vlm:
@@ -203,12 +205,15 @@ def save(vlm: Vlm, folder: Path, check: Mapping[str, Tensor] | None = None, extr
 @contextmanager
 def loading_errors(source: Path, what: str) -> Iterator[None]:
     """Translate errors of `transformers` about a broken folder into a ModelError that names the folder."""
-    from safetensors import SafetensorError
-
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, AttributeError, SafetensorError) as error:
-        reason = first_line(error)
+    except MixpoError:
+        raise
+    # The files of strangers make the libraries raise whatever they raise; a panic of the tokenizers library is not even an Exception.
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise ModelError(f"{source}: the {what} cannot be loaded: {reason}", code="model-not-loadable", path=source) from error
 
 
@@ -216,6 +221,7 @@ def load_processor(source: Path, trust: bool) -> Any:
     from transformers import AutoProcessor
 
     loader: Any = AutoProcessor
+    vet_sizes(source)
     with loading_errors(source, "processor"), quiet():
         processor = loader.from_pretrained(source, trust_remote_code=trust, local_files_only=True)
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
@@ -233,6 +239,9 @@ def load_processor(source: Path, trust: bool) -> Any:
             code="chat-template-missing",
             path=source,
         )
+    with loading_errors(source, "tokenizer"):
+        tokens = {name: token for name, token in processor.tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    vet_text(source, processor.chat_template, tokens)
     return processor
 
 

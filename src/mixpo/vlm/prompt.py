@@ -19,6 +19,7 @@ from mixpo.errors import ModelError, SourceError, first_line
 from mixpo.plural import amount
 from mixpo.types import IMAGE_TOKEN, Message
 from mixpo.vlm.load import Vlm, tiles_limited
+from mixpo.vlm.vetting_worker import MAX_CHARACTERS
 
 Value = TypeVar("Value")
 
@@ -97,7 +98,7 @@ def render_prompt(vlm: Vlm, prompt: str, history: Sequence[Message] = ()) -> str
         for part in parts:
             _refuse_control(vlm, part)
         turns.append({"role": message.role, "content": _content(parts)})
-    text = _render(vlm, turns, answer_follows=True)
+    text = render_turns(vlm, turns, answer_follows=True)
     for message in history:
         if message.role != "user" and message.text.strip() not in text:
             raise ModelError(
@@ -172,7 +173,7 @@ def banned_ids(vlm: Vlm) -> Tensor:
 def turn_end_id(vlm: Vlm) -> int:
     """The end-of-turn id that the chat template adds to a response."""
     turns = [{"role": role, "content": _content(["x"])} for role in ("user", "assistant")]
-    ids = vlm.processor.tokenizer(_render(vlm, turns, answer_follows=False), add_special_tokens=False)["input_ids"]
+    ids = vlm.processor.tokenizer(render_turns(vlm, turns, answer_follows=False), add_special_tokens=False)["input_ids"]
     return int(next((token for token in reversed(ids) if token in vlm.end_ids), vlm.end_ids[0]))
 
 
@@ -206,17 +207,23 @@ def _content(parts: Sequence[str]) -> list[dict[str, str]]:
     return content
 
 
-def _render(vlm: Vlm, turns: list[dict[str, Any]], answer_follows: bool) -> str:
-    from jinja2 import TemplateError
-
+def render_turns(vlm: Vlm, turns: list[dict[str, Any]], answer_follows: bool) -> str:
+    """A conversation in the chat template. Raises ModelError when the template refuses it or writes far more than it was given."""
     try:
-        return str(vlm.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer_follows))
-    except TemplateError as error:
+        text = str(vlm.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer_follows))
+    except Exception as error:  # a template raises whatever its expressions raise
         raise ModelError(
-            f"{vlm.folder}: the chat template refuses the conversation ({error}); use the template of the model's family",
+            f"{vlm.folder}: the chat template refuses the conversation ({first_line(error)}); use the template of the model's family",
             code="template-refuses-turn",
             path=vlm.folder,
         ) from None
+    if len(text) > MAX_CHARACTERS + 10 * sum(len(str(turn)) for turn in turns):
+        raise ModelError(
+            f"{vlm.folder}: the chat template writes {len(text):,} characters for a short conversation; use that of the model's family",
+            code="template-too-long",
+            path=vlm.folder,
+        )
+    return text
 
 
 def _process(vlm: Vlm, text: str, images: Sequence[Image]) -> dict[str, Tensor]:
@@ -231,6 +238,13 @@ def _process(vlm: Vlm, text: str, images: Sequence[Image]) -> dict[str, Tensor]:
             raise ModelError(
                 f"{type(vlm.processor).__name__} gives {name} in an unknown form; this family is not supported",
                 code="processor-output-unknown",
+            )
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ModelError(
+                f"{vlm.folder}: the processor makes {name} NaN or infinite; check image_mean, image_std and rescale_factor in its "
+                "preprocessor_config.json",
+                code="processor-output-not-finite",
+                path=vlm.folder,
             )
     return dict(batch)
 

@@ -37,6 +37,6 @@ def load_tokenizer_only(table: ModelTable, recipe_folder: Path, folder: Path | N
         settings: Any = GenerationConfig()  # type: ignore[no-untyped-call]
         if (source / "generation_config.json").exists():
             settings = GenerationConfig.from_pretrained(source, local_files_only=True)
-    model = TokenizerOnlyModel(config, settings)
-    ends = end_ids(model, processor.tokenizer)
+        model = TokenizerOnlyModel(config, settings)
+        ends = end_ids(model, processor.tokenizer)
     return Vlm(model, processor, torch.device("cpu"), known.weights, known.template, ends, source)
