@@ -17,11 +17,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 CONSTRAINTS, LOCK = ROOT / "constraints.txt", ROOT / "requirements.lock"
+LOCAL, BUILDS = "# without hash, its builds differ between machines: ", ("torch", "torchvision")
+"""Packages whose file may be a build for this machine only, such as one without CUDA."""
 
 
 def pins(text: str) -> dict[str, str]:
     """Version by normalized name."""
-    lines = (line.split(" --hash")[0].strip() for line in text.splitlines())
+    lines = (line.removeprefix(LOCAL).split(" --hash")[0].strip() for line in text.splitlines())
     return {normal(name): version for name, _, version in (line.partition("==") for line in lines if line and not line.startswith("#"))}
 
 
@@ -35,8 +37,8 @@ def lock() -> str:
     report = subprocess.run([*command, "-r", str(CONSTRAINTS)], check=True, stdout=subprocess.PIPE, text=True).stdout
     lines, local = [], []
     for entry in json.loads(report)["install"]:
-        if entry["download_info"]["url"].startswith("file:"):  # a build of this machine, not that of the index
-            local.append(f"# without hash, from a local folder: {normal(entry['metadata']['name'])}=={entry['metadata']['version']}")
+        if normal(entry["metadata"]["name"]) in BUILDS:
+            local.append(f"{LOCAL}{normal(entry['metadata']['name'])}=={entry['metadata']['version']}")
             continue
         digest = entry["download_info"]["archive_info"]["hashes"]["sha256"]
         lines.append(f"{normal(entry['metadata']['name'])}=={entry['metadata']['version']} --hash=sha256:{digest}")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mixpo import sealed
-from mixpo.errors import RecordError, refused, unwritable
+from mixpo.errors import RecordError, first_line, refused, unwritable
 from mixpo.plural import amount
 from mixpo.types import Finish, Outcome, Pair, Response, Verdict
 
@@ -314,7 +314,9 @@ def _read(path: Path, row: type, columns: list[str] | None = None) -> pa.Table:
     # The last four where the seal is right and the file is not one of ours.
     except (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
         raise RecordError(
-            f"{path}: not a readable record file ({error}); delete it and run the same command again", code="record-broken", path=path
+            f"{path}: not a readable record file ({first_line(error)}); delete it and run the same command again",
+            code="record-broken",
+            path=path,
         ) from None
     if not result.equals(schema_of(row), check_metadata=False):
         raise RecordError(

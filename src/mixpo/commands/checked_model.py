@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mixpo.cache import Cache, user_cache
-from mixpo.errors import MixpoError, first_line
 from mixpo.images import open_image
 from mixpo.recipe import Recipe
 from mixpo.stages.models import Models
@@ -57,6 +56,7 @@ class CheckedModel:
         self._cache = _open_cache() if cached else None
         known = self._cached("model")
         if known is None:
+            from mixpo.vlm.generate import forward_problems
             from mixpo.vlm.load import loading_errors
             from mixpo.vlm.prompt import context_limit
 
@@ -134,27 +134,6 @@ def template_problems(vlm: Vlm) -> Iterator[str]:
         yield "the chat template writes a conversation otherwise than the prompt that sampling uses; use the family's own template"
     elif "a question" not in prompt:
         yield "the chat template leaves the question out; use the family's own template"
-
-
-def forward_problems(vlm: Vlm) -> Iterator[str]:
-    """What numbers in config.json (a rope_theta or eps of 0, a wrong scale) make of a prompt with an image: logits that are not finite."""
-    import torch
-    from PIL import Image
-
-    from mixpo.vlm.prompt import batch_inputs, encode
-
-    try:
-        prompt = encode(vlm, "<image>\nWhat is it?", [Image.effect_noise((224, 224), 60).convert("RGB")])
-        with torch.inference_mode():
-            logits = vlm.model(**batch_inputs(vlm, [prompt], "left")).logits
-        finite = bool(torch.isfinite(logits).all())
-    except MixpoError as error:
-        yield str(error)
-    except Exception as error:  # numbers of a stranger's config.json make the model raise anything
-        yield f"the model cannot be run on a prompt with an image: {type(error).__name__}: {first_line(error)}"
-    else:
-        if not finite:
-            yield "the model gives NaN or infinite logits for a prompt with an image; check the numbers in config.json, or model.dtype"
 
 
 def _versions() -> dict[str, str]:
