@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers as tf
+from failures import fails
 from safetensors.torch import load_file, save_file
 
 from mixpo.errors import ModelError
@@ -314,3 +316,10 @@ def test_without_weights_prompts_and_answers_are_the_same(tiny_folder: Path, tin
     assert tokenize_response(light, "3 + 4") == tokenize_response(tiny_vlm, "3 + 4")
     rendered = render_prompt(light, "Sum?")
     assert light.processor.tokenizer(rendered)["input_ids"] == encode(tiny_vlm, "Sum?", []).ids.tolist()
+
+
+def test_an_encoder_decoder_is_refused_by_its_configuration(folder: Path) -> None:
+    tf.Florence2Config().save_pretrained(folder)
+    for loader in (load, load_tokenizer_only):
+        with fails("encoder-decoder", ModelError, path=folder):
+            loader(ModelTable(path=str(folder), device="cpu"), Path())

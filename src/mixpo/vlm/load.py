@@ -54,6 +54,7 @@ def load(table: ModelTable, recipe_folder: Path, folder: Path | None = None) -> 
     source = folder or find_model(table, recipe_folder)
     adapter = None if folder else find_adapter(table, recipe_folder)
     known = digests(source, adapter)
+    load_config(source, table.trust_remote_code)
     processor = load_processor(source, table.trust_remote_code)
     device = pick_device(table.device)
     model = _load_model(source, table, device)
@@ -215,6 +216,23 @@ def loading_errors(source: Path, what: str) -> Iterator[None]:
             raise
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise ModelError(f"{source}: the {what} cannot be loaded: {reason}", code="model-not-loadable", path=source) from error
+
+
+def load_config(source: Path, trust: bool) -> Any:
+    """The configuration of the model in a folder. Raises ModelError for an encoder-decoder model."""
+    from transformers import AutoConfig
+
+    loader: Any = AutoConfig
+    with loading_errors(source, "configuration"), quiet():
+        config = loader.from_pretrained(source, trust_remote_code=trust, local_files_only=True)
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"{source}: {config.model_type} is an encoder-decoder model, whose prompt and response are not one sequence; "
+            "choose a decoder-only family of docs/families.md",
+            code="encoder-decoder",
+            path=source,
+        )
+    return config
 
 
 def load_processor(source: Path, trust: bool) -> Any:

@@ -10,7 +10,7 @@ import torch
 
 from mixpo.recipe import ModelTable
 from mixpo.vlm.folder import digests, find_adapter, find_model
-from mixpo.vlm.load import Vlm, end_ids, load_processor, loading_errors, quiet
+from mixpo.vlm.load import Vlm, end_ids, load_config, load_processor, loading_errors, quiet
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,13 @@ def load_tokenizer_only(table: ModelTable, recipe_folder: Path, folder: Path | N
 
     The Vlm can encode and decode, but not sample or train. Raises ModelError as `load` does.
     """
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
     source = folder or find_model(table, recipe_folder)
     known = digests(source, None if folder else find_adapter(table, recipe_folder))
+    config = load_config(source, table.trust_remote_code)
     processor = load_processor(source, table.trust_remote_code)
-    config_class: Any = AutoConfig
     with loading_errors(source, "configuration"), quiet():
-        config = config_class.from_pretrained(source, trust_remote_code=table.trust_remote_code, local_files_only=True)
         settings: Any = GenerationConfig()  # type: ignore[no-untyped-call]
         if (source / "generation_config.json").exists():
             settings = GenerationConfig.from_pretrained(source, local_files_only=True)
