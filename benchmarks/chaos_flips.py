@@ -275,7 +275,7 @@ def main() -> int:
     else:
         for name, value in figures.items():
             print(f"{name}: {value}")
-    return int(any(figures["must be 0"].values()))  # type: ignore[attr-defined]
+    return int(any(figures["must be 0"].values()))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,8 @@ def _stage(stage: Stage) -> Iterator[Reader]:
     manifest = stage.manifest
     assert manifest is not None
     for shard in manifest.shards if rows is not None else ():
-        if stage.path(shard).exists():
-            yield Reader(kind=f"shard of {rows.__name__}", path=stage.path(shard), read=lambda shard=shard: stage.read(shard, rows))  # type: ignore[misc]
+        if rows is not None and stage.path(shard).exists():
+            yield Reader(kind=f"shard of {rows.__name__}", path=stage.path(shard), read=partial(stage.read, shard, rows))
     for name, read in ((INDEX, load_index), (SKIPPED, load_skipped), (ATTEMPTS, load_attempts)):
         if (stage.folder / name).exists() and (stage.folder / name).stat().st_size:
             yield Reader(kind=name, path=stage.folder / name, read=lambda read=read: read(stage))  # type: ignore[misc]

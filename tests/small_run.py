@@ -8,11 +8,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from mixpo.pipeline import build_plan, open_context, read_sources
+from mixpo.pipeline import build_plan, open_context
 from mixpo.progress import Silent
 from mixpo.recipe import load
 from mixpo.stages.job import Context, Plan
 from mixpo.stages.names import kind_of
+from mixpo.stages.questions import read_sources
 
 RECIPE = """
 seed = 7

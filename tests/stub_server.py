@@ -92,10 +92,10 @@ class StubServer:
             before = self.asked.get(message, 0)
             self.asked[message] = before + 1
             if self.fault is not None:
-                instead = self.fault(self, request, body, before)
+                instead: Any = self.fault(self, request, body, before)
                 if asyncio.iscoroutine(instead):
                     instead = await instead
-                if instead is not None:
+                if isinstance(instead, web.StreamResponse):
                     return instead
             if "top_k" in body and self.lacks.get("strict"):
                 return web.json_response({"detail": "unexpected keys"}, status=422)

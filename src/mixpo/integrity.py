@@ -63,7 +63,7 @@ def records_of(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
 
 def recorded_below(folder: Path, records: Records, *paths: Path) -> dict[str, str]:
     """Those of `records` that are of one of `paths` or lie in it."""
-    result = {}
+    result: dict[str, str] = {}
     for path in paths:
         name = Path(os.path.relpath(path, folder)).as_posix()
         if path.suffix:  # a file: folders of models have none

@@ -63,8 +63,8 @@ def _forget_dependents(context: Context, planned: Planned, manifest: Manifest, d
     for number, shard in enumerate(manifest.shards):
         # Rows of a training hold times; what others use of it is the model.
         read = planned.job.artifacts(shard) if planned.job.kind == "train" else planned.files(shard)
-        names = recorded_below(planned.stage.folder, manifest.replaced, *read)
-        if any(manifest.files.get(name) != manifest.replaced[name] for name in names):
+        damaged = recorded_below(planned.stage.folder, manifest.replaced, *read)
+        if any(manifest.files.get(name) != manifest.replaced[name] for name in damaged):
             shards.append(number)
     for dependent in dependents if shards else ():
         names = dependent.names()
