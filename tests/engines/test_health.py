@@ -82,14 +82,14 @@ def test_an_address_without_v1_is_said_to_lack_it(codec: TokenCodec) -> None:
     with StubServer(codec) as server:
         bare = server.url.removesuffix("/v1")
         assert r"/models answers with HTTP 404; check sample.server.urls (most end in /v1)" in ask([bare])[0]
-        assert "check urls (most end in /v1)" in ask([bare], model="stub")[0]
-        assert ask([server.url + "/"])[0] == ""
+        assert "check urls (most end in /v1)" in ask([bare], model="stub", patience_s=30)[0]
+        assert ask([server.url + "/"], patience_s=30)[0] == ""
 
 
 def test_a_page_for_people_is_no_list_of_models() -> None:
     with Other(html) as server:
         assert "/models answers with text/html that is no list of models" in ask([server.url])[0]
-        assert "not valid JSON but text/html" in ask([server.url], model="x")[0]
+        assert "not valid JSON but text/html" in ask([server.url], model="x", patience_s=30)[0]
 
 
 def test_several_models_are_named(codec: TokenCodec) -> None:
