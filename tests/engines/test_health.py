@@ -37,7 +37,7 @@ def codec(tiny_vlm: Vlm) -> TokenCodec:
     return TokenCodec(tiny_vlm)
 
 
-def ask(urls: list[str], model: str = "", patience_s: float = 0.3) -> tuple[str, list[str]]:
+def ask(urls: list[str], model: str = "", patience_s: float = 30.0) -> tuple[str, list[str]]:
     """The error of sampling from servers at `urls`, and what was said before."""
     said: list[str] = []
     limits = Limits(in_flight=2, timeout_s=2.0, retries=0, patience_s=patience_s)
@@ -82,14 +82,14 @@ def test_an_address_without_v1_is_said_to_lack_it(codec: TokenCodec) -> None:
     with StubServer(codec) as server:
         bare = server.url.removesuffix("/v1")
         assert r"/models answers with HTTP 404; check sample.server.urls (most end in /v1)" in ask([bare])[0]
-        assert "check urls (most end in /v1)" in ask([bare], model="stub", patience_s=30)[0]
-        assert ask([server.url + "/"], patience_s=30)[0] == ""
+        assert "check urls (most end in /v1)" in ask([bare], model="stub")[0]
+        assert ask([server.url + "/"])[0] == ""
 
 
 def test_a_page_for_people_is_no_list_of_models() -> None:
     with Other(html) as server:
         assert "/models answers with text/html that is no list of models" in ask([server.url])[0]
-        assert "not valid JSON but text/html" in ask([server.url], model="x", patience_s=30)[0]
+        assert "not valid JSON but text/html" in ask([server.url], model="x")[0]
 
 
 def test_several_models_are_named(codec: TokenCodec) -> None:
@@ -127,14 +127,14 @@ def test_a_redirect_is_named_and_not_followed() -> None:
 
 def test_what_is_waited_for_is_said_and_why() -> None:
     url = "http://127.0.0.1:9/v1"
-    error, said = ask([url])
+    error, said = ask([url], patience_s=0.3)
     assert said == [f"{url} cannot be reached (connection refused); waiting for it up to patience_s = 0.3"]
     assert error == f"{url} cannot be reached (connection refused), after patience_s = 0.3; start the server, or correct sample.server.urls"
 
 
 def test_https_where_there_is_none_is_said(codec: TokenCodec) -> None:
     with StubServer(codec) as server:
-        assert "SSL" in ask([server.url.replace("http:", "https:")])[0]
+        assert "SSL" in ask([server.url.replace("http:", "https:")], patience_s=0.3)[0]
 
 
 @pytest.fixture(scope="module")
