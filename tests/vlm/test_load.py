@@ -161,7 +161,7 @@ def test_a_model_without_images(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["config.json", "processor_config.json", "tokenizer.json"])
 def test_a_file_that_is_no_json(folder: Path, name: str) -> None:
     (folder / name).write_text("{")
-    with pytest.raises(ModelError, match=f"{name}: not readable JSON|tokenizer cannot be loaded|processor cannot be loaded"):
+    with pytest.raises(ModelError, match=f"{name}: not readable JSON|cannot be loaded: .*"):
         open_folder(folder)
 
 

@@ -132,7 +132,7 @@ def load(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         raise RecipeError(f"{path}: cannot be read: {error}", code="recipe-unreadable", path=path) from None
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # besides TOML's own errors: numbers of thousands of digits, thousands of brackets
         raise RecipeError(f"{path}: not valid TOML: {error}", code="recipe-syntax", path=path) from None
     for override in overrides:
         apply_override(data, override)
@@ -172,7 +172,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         )
     try:
         value = tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = raw
     for part in parts[:-1]:
         if data.get(part) is None:  # missing, or null in a resolved recipe
