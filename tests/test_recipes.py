@@ -72,7 +72,10 @@ def test_a_dumped_recipe_reads_back() -> None:
             {"source": {"kind": "jsonl", "path": "x", "seed": 1}},
             "unknown key 'seed', did you mean 'seed' at the top, above the first [table]?",
         ),
-        ({"prompt": {"by_domain": {"chart": {"template": "{question}"}}}}, "prompt.by_domain.chart: missing key 'style'"),
+        (
+            {"prompt": {"by_domain": {"chart": {"template": "{question}"}}}},
+            "prompt.by_domain: chart: say how the final answer is marked with one of style, marker and pattern",
+        ),
         ({"source": None}, "r.toml: there is nothing to do: add a table [source]"),
         ({"prompt": {"cot": {"template": "?", "style": "final"}}}, "prompt: cot: template must contain {question} exactly once"),
         ({"model": {"trust_remote_code": "maybe"}}, "model: trust_remote_code: must be true or false (got 'maybe')"),

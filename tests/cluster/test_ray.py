@@ -19,6 +19,7 @@ pytest.importorskip("aiohttp")
 
 from stub_server import StubServer, on, status, text_of
 
+from mixpo import sealed
 from mixpo.errors import EngineError, RecipeError
 from mixpo.pipeline import open_context, open_run, run_stage
 from mixpo.progress import Silent
@@ -174,7 +175,7 @@ def test_an_error_of_an_actor_is_the_drivers(tmp_path: Path, nodes: Nodes) -> No
     def changed(context: Context, planned: Any, numbers: Any) -> Any:
         (tmp_path / "run/command.json").write_text(json.dumps({"recipe_folder": str(tmp_path), "limit": None}))
         recipe = json.loads((tmp_path / "run/recipe.json").read_text())
-        (tmp_path / "run/recipe.json").write_text(json.dumps({**recipe, "seed": 99}))
+        (tmp_path / "run/recipe.json").write_text(sealed.dumps({**recipe, "seed": 99}))
         return real(context, planned, numbers)
 
     context.executor = changed

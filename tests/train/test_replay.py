@@ -68,12 +68,12 @@ def test_the_loss_is_that_of_plain_forward_passes(tiny_vlm: Vlm, data: list[Grou
                 loss_weights("mpo", LossTable()), 0.1, scorer(batch), batch.reference, batch.chosen, batch.rejected, delta=0.0
             )  # fmt: skip
             (terms.total.sum() / pairs).backward()
-            total += float(terms.total.sum()) / pairs
+            total += terms.total.sum().item() / pairs
     losses = []
     for row in rows:
         loss = -naive(slow.model, prompts.get(row), row.responses[0]) / len(row.responses[0])
         (0.5 * loss / len(rows)).backward()
-        losses.append(float(loss))
+        losses.append(loss.item())
     norm = math.sqrt(sum(float(p.grad.square().sum()) for p in slow.model.parameters() if p.grad is not None))
 
     replay = {"source": SOURCE, "share": len(rows) / pairs, "weight": 0.5}

@@ -99,7 +99,7 @@ def test_a_mark_is_kept(own: Path, own_client: TestClient) -> None:
     assert answer.headers["location"] == "/audit/1?kind=random&round=1"
     (line,) = (own / LABELS).read_text().splitlines()
     row = json.loads(line)
-    assert row.keys() == {"question", "round", "index", "outcome", "by", "time"}
+    assert row.keys() == {"question", "round", "index", "outcome", "by", "time", "checksum"}
     assert (row["question"], row["round"], row["index"], row["outcome"]) == (content_id("viewer", 6), 1, 1, "correct")
 
 

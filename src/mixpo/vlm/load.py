@@ -16,7 +16,7 @@ from mixpo.errors import MixpoError, ModelError, first_line
 from mixpo.recipe import ModelTable
 from mixpo.vlm.adapter import attach
 from mixpo.vlm.folder import PROCESSOR_FILES, Digests, digests, find_adapter, find_model
-from mixpo.vlm.transformers_fixes import apply_fixes
+from mixpo.vlm.transformers_fixes import apply_fixes, quiet
 from mixpo.vlm.vetting import vet_sizes, vet_text
 
 VERY_LONG = 10**30
@@ -287,23 +287,6 @@ def _load_model(source: Path, table: ModelTable, device: torch.device) -> Any:
             )
     apply_fixes(model)
     return model.to(device).eval()
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence `transformers` while it loads or saves a model; its load report is checked instead of printed."""
-    from transformers.utils import logging as module
-
-    logging: Any = module
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _write_processor(vlm: Vlm, target: Path) -> None:

@@ -10,7 +10,8 @@ import torch
 
 from mixpo.recipe import ModelTable
 from mixpo.vlm.folder import digests, find_adapter, find_model
-from mixpo.vlm.load import Vlm, end_ids, load_config, load_processor, loading_errors, quiet
+from mixpo.vlm.load import Vlm, end_ids, load_config, load_processor, loading_errors
+from mixpo.vlm.transformers_fixes import quiet
 
 
 @dataclass(frozen=True)

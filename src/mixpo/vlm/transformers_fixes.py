@@ -1,7 +1,9 @@
-"""Workarounds for bugs of supported `transformers` releases, applied when a model is loaded; files are not changed."""
+"""Workarounds for bugs of supported `transformers` releases, applied when a model is loaded, and its output; files are not changed."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import transformers
@@ -35,3 +37,20 @@ def apply_fixes(model: Any) -> None:
 
 def _cast_to_weights(module: nn.Module, inputs: Any, features: Tensor) -> Tensor:
     return features.to(next(module.parameters()).dtype)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence `transformers` while it loads or saves a model; its load report is checked instead of printed."""
+    from transformers.utils import logging as module
+
+    logging: Any = module
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
