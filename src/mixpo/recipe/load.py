@@ -132,7 +132,7 @@ def load(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         raise RecipeError(f"{path}: cannot be read: {error}", code="recipe-unreadable", path=path) from None
     try:
         data = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # besides TOML's own errors: numbers of thousands of digits, thousands of brackets
+    except (ValueError, RecursionError) as error:  # also TOML's own errors: numbers of thousands of digits, thousands of brackets
         raise RecipeError(f"{path}: not valid TOML: {error}", code="recipe-syntax", path=path) from None
     for override in overrides:
         apply_override(data, override)
