@@ -19,9 +19,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mixpo.cli import main
+from mixpo.commands.check import check
 from mixpo.engines.openai.protocol import InvalidReplyError, parse_completion
 from mixpo.errors import MixpoError
 from mixpo.evaluate.judge import completion_text
+from mixpo.progress import Silent
 from mixpo.recipe import load
 from mixpo.records import Judged, Paired, Sampled, read_rows
 
@@ -128,6 +130,34 @@ def test_recipes(tmp_path: Path, content: bytes, key: str, value: str) -> None:
         path.write_bytes(written)
         with suppress(MixpoError):
             load(path, overrides)
+
+
+# --- model folders ----------------------------------------------------------------------------------------------------------
+
+
+def leaves(value: object, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    """The paths of all values of a JSON document."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(leaf for key, one in inner for leaf in leaves(one, (*path, key)))]
+
+
+@pytest.mark.slow
+@given(data=st.data(), name=st.sampled_from(["config.json", "processor_config.json", "tokenizer_config.json", "generation_config.json"]))
+@fuzz(20)
+def test_model_configs(recipe: Path, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, name: str) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path_factory.mktemp("spoiled") / "model"))
+    document = json.loads((folder / name).read_text())
+    *outer, last = data.draw(st.sampled_from([path for path in leaves(document) if path]))
+    target = document
+    for key in outer:
+        target = target[key]
+    target[last] = data.draw(VALUES)
+    (folder / name).write_bytes(dumped(document).encode("utf-8", errors="surrogatepass"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(recipe.parent / "cache"))
+        checked = check(load(recipe, (f'model.path="{folder}"',)), recipe.parent, Silent(), 1)
+    assert all("\n" not in finding.problem for finding in checked.findings)
+    shutil.rmtree(folder)
 
 
 # --- records, server replies ------------------------------------------------------------------------------------------------
