@@ -108,6 +108,7 @@ FOLDERS: dict[str, tuple[Change, str]] = {
     "no heads": (edit("config.json", text_config__num_attention_heads=0), ""),
     "eps of NaN": (edit("config.json", text_config__rms_norm_eps=float("nan")), "logits"),
     "rope_theta of 0": (edit("config.json", text_config__rope_parameters={"rope_type": "default", "rope_theta": 0.0}), ""),
+    "the language model of a default configuration": (edit("config.json", text_config=None), "config.json: describes"),
     "unknown activation": (edit("config.json", text_config__hidden_act="no-such"), ""),
     "image_std of zeros": (edit("processor_config.json", image_processor__image_std=[0.0, 0.0, 0.0]), "image_std = 0"),
     "rescale_factor of infinity": (edit("processor_config.json", image_processor__rescale_factor=float("inf")), "rescale_factor"),

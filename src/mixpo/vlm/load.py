@@ -17,7 +17,7 @@ from mixpo.recipe import ModelTable
 from mixpo.vlm.adapter import attach
 from mixpo.vlm.folder import PROCESSOR_FILES, Digests, digests, find_adapter, find_model
 from mixpo.vlm.transformers_fixes import apply_fixes, quiet
-from mixpo.vlm.vetting import vet_sizes, vet_text
+from mixpo.vlm.vetting import PACKED, stored_parameters, vet_sizes, vet_text
 
 VERY_LONG = 10**30
 """`model_max_length` of tokenizers without a limit in `transformers`."""
@@ -214,8 +214,8 @@ def loading_errors(source: Path, what: str) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise ModelError(f"{source}: the {what} cannot be loaded: {reason}", code="model-not-loadable", path=source) from error
+        message = f"{source}: the {what} cannot be loaded: {type(error).__name__}: {first_line(error)}"
+        raise ModelError(message, code="model-not-loadable", path=source) from error
 
 
 def load_config(source: Path, trust: bool) -> Any:
@@ -263,11 +263,24 @@ def load_processor(source: Path, trust: bool) -> Any:
     return processor
 
 
+def _check_size(loader: Any, source: Path, trust: bool) -> None:
+    """Refuse a configuration of a far larger model than the weights, before what they lack is allocated. Allocates nothing."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trust, local_files_only=True)
+    with torch.device("meta"):
+        wanted = sum(parameter.numel() for parameter in loader.from_config(config, trust_remote_code=trust).parameters())
+    if wanted > PACKED * (stored := stored_parameters(source)) + 1_000_000:
+        message = f"{source / 'config.json'}: describes {wanted:,} parameters, and the weights hold {stored:,}; they do not belong together"
+        raise ModelError(message, code="weights-mismatch", path=source / "config.json")
+
+
 def _load_model(source: Path, table: ModelTable, device: torch.device) -> Any:
     from transformers import AutoModelForImageTextToText
 
     loader: Any = AutoModelForImageTextToText
     with loading_errors(source, "model"), quiet():
+        _check_size(loader, source, table.trust_remote_code)
         model, report = loader.from_pretrained(
             source,
             dtype=DTYPES[table.dtype],

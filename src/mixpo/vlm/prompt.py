@@ -231,7 +231,7 @@ def _process(vlm: Vlm, text: str, images: Sequence[Image]) -> dict[str, Tensor]:
     extra = {"add_special_tokens": False} if bos and text.startswith(bos) else {}
     try:
         batch = vlm.processor(text=[text], images=[list(images)] if images else None, return_tensors="pt", **extra)
-    except ValueError as error:
+    except Exception as error:  # the processor's settings come from the model folder and make it raise anything
         raise SourceError(f"the model's processor refuses this question: {first_line(error)}", code="processor-refuses-question") from error
     for name, value in batch.items():
         if not isinstance(value, Tensor):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import struct
 import subprocess
@@ -70,6 +71,11 @@ def vet_text(folder: Path, template: str | Mapping[str, str], tokens: Mapping[st
             path = template_file(folder) if what == "chat template" else tokenizer
             raise ModelError(f"{path}: the {what} {_sentence(rest)}", code="model-text-unusable", path=path)
         _passed(key, put=True)
+
+
+def stored_parameters(folder: Path) -> int:
+    """Numbers in all weights of a folder, from their headers. Raises ModelError for a file that is not complete."""
+    return sum(math.prod(shape) for file in sorted(folder.glob("*.safetensors")) for shape in _shapes(file))
 
 
 def template_file(folder: Path) -> Path:
