@@ -173,7 +173,7 @@ def test_an_error_of_an_actor_is_the_drivers(tmp_path: Path, nodes: Nodes) -> No
     assert real is not None
 
     def changed(context: Context, planned: Any, numbers: Any) -> Any:
-        (tmp_path / "run/command.json").write_text(json.dumps({"recipe_folder": str(tmp_path), "limit": None}))
+        (tmp_path / "run/command.json").write_text(sealed.dumps({"recipe_folder": str(tmp_path), "limit": None}))
         recipe = json.loads((tmp_path / "run/recipe.json").read_text())
         (tmp_path / "run/recipe.json").write_text(sealed.dumps({**recipe, "seed": 99}))
         return real(context, planned, numbers)

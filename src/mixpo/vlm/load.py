@@ -223,6 +223,7 @@ def load_config(source: Path, trust: bool) -> Any:
     from transformers import AutoConfig
 
     loader: Any = AutoConfig
+    vet_sizes(source)
     with loading_errors(source, "configuration"), quiet():
         config = loader.from_pretrained(source, trust_remote_code=trust, local_files_only=True)
     if getattr(config, "is_encoder_decoder", False):
