@@ -57,8 +57,8 @@ class CheckedModel:
         known = self._cached("model")
         if known is None:
             from mixpo.vlm.generate import forward_problems
-            from mixpo.vlm.load import loading_errors
             from mixpo.vlm.prompt import context_limit
+            from mixpo.vlm.transformers_fixes import loading_errors
 
             with loading_errors(self.folder, "model"):
                 known = {"problems": [*template_problems(self._vlm), *forward_problems(self._vlm)], "context": context_limit(self._vlm)}

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixpo.errors import MixpoError, ModelError, first_line
+from mixpo.errors import ModelError
 from mixpo.recipe import ModelTable
 from mixpo.vlm.adapter import attach
 from mixpo.vlm.folder import PROCESSOR_FILES, Digests, digests, find_adapter, find_model
-from mixpo.vlm.transformers_fixes import apply_fixes, quiet
+from mixpo.vlm.transformers_fixes import apply_fixes, loading_errors, quiet
 from mixpo.vlm.vetting import PACKED, stored_parameters, vet_sizes, vet_text
 
 VERY_LONG = 10**30
@@ -203,29 +203,17 @@ def save(vlm: Vlm, folder: Path, check: Mapping[str, Tensor] | None = None, extr
 # --- parts -----------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def loading_errors(source: Path, what: str) -> Iterator[None]:
-    """Translate errors of `transformers` about a broken folder into a ModelError that names the folder."""
-    try:
-        yield
-    except MixpoError:
-        raise
-    # The files of strangers make the libraries raise whatever they raise; a panic of the tokenizers library is not even an Exception.
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        message = f"{source}: the {what} cannot be loaded: {type(error).__name__}: {first_line(error)}"
-        raise ModelError(message, code="model-not-loadable", path=source) from error
-
-
 def load_config(source: Path, trust: bool) -> Any:
     """The configuration of the model in a folder. Raises ModelError for an encoder-decoder model."""
     from transformers import AutoConfig
 
     loader: Any = AutoConfig
-    vet_sizes(source)
-    with loading_errors(source, "configuration"), quiet():
-        config = loader.from_pretrained(source, trust_remote_code=trust, local_files_only=True)
+    try:
+        with loading_errors(source, "configuration"), quiet():
+            config = loader.from_pretrained(source, trust_remote_code=trust, local_files_only=True)
+    except ModelError:
+        vet_sizes(source)  # names the key, where it is one of sizes
+        raise
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(
             f"{source}: {config.model_type} is an encoder-decoder model, whose prompt and response are not one sequence; "

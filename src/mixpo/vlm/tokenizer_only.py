@@ -10,8 +10,8 @@ import torch
 
 from mixpo.recipe import ModelTable
 from mixpo.vlm.folder import digests, find_adapter, find_model
-from mixpo.vlm.load import Vlm, end_ids, load_config, load_processor, loading_errors
-from mixpo.vlm.transformers_fixes import quiet
+from mixpo.vlm.load import Vlm, end_ids, load_config, load_processor
+from mixpo.vlm.transformers_fixes import loading_errors, quiet
 
 
 @dataclass(frozen=True)

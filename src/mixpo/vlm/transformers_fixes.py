@@ -1,16 +1,17 @@
-"""Workarounds for bugs of supported `transformers` releases, applied when a model is loaded, and its output; files are not changed."""
+"""Workarounds for bugs of supported `transformers` releases, applied when a model loads; its output and errors. No file is changed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import transformers
 from packaging.version import Version
 from torch import Tensor, nn
 
-from mixpo.errors import ModelError
+from mixpo.errors import MixpoError, ModelError, first_line
 
 _CAPS_LOGITS = {"paligemma": "5.23"}
 """Model types whose logit soft-cap is ignored before this release."""
@@ -54,3 +55,18 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def loading_errors(source: Path, what: str) -> Iterator[None]:
+    """Translate errors of `transformers` about a broken folder into a ModelError that names the folder."""
+    try:
+        yield
+    except MixpoError:
+        raise
+    # The files of strangers make the libraries raise whatever they raise; a panic of the tokenizers library is not even an Exception.
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        message = f"{source}: the {what} cannot be loaded: {type(error).__name__}: {first_line(error)}"
+        raise ModelError(message, code="model-not-loadable", path=source) from error
