@@ -79,6 +79,22 @@ def test_who_doubts(question: Question, text: str, extracted: str | None, outcom
     assert by(question, text, extracted, outcome) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "extracted", "outcome", "why"),
+    [
+        ("It must be 7.", None, "malformed", "no clear answer was found, but its last sentence holds the right answer"),
+        ("It is 7", "7 or so", "undecided", "the check could not decide, but its last sentence holds the right answer"),
+        ("Final answer: 7", "7", "wrong", "called wrong, but its last sentence holds the right answer"),
+        ("that makes eight", "eight", "correct", "called correct, but the right answer is not written near the end"),
+    ],
+)
+def test_the_reason_is_a_sentence(text: str, extracted: str | None, outcome: Outcome, why: str) -> None:
+    response, verdict = Response(question="q", index=0, text=text), Verdict(question="q", outcome=outcome, extracted=extracted)
+    (doubt,) = doubts(asked("7"), [response], [verdict], VerifyTable())
+    assert doubt is not None
+    assert doubt.why == why
+
+
 def test_rules_and_kinds_watch_each_other() -> None:
     chart = asked("100", domain="chart")
     assert by(chart, "so 103", "103", "correct", chart="relaxed") == "comparison by kind"

@@ -67,7 +67,7 @@ def _doubt(
     question: Question, text: str, verdict: Verdict, golds: tuple[str, ...], common: str, settings: VerifyTable, pool: FormulaPool | None
 ) -> Doubt | None:
     outcome = verdict.outcome
-    called = {"malformed": "no clear answer was opinions", "undecided": "the check could not decide"}.get(outcome, f"called {outcome}")
+    called = {"malformed": "no clear answer was found", "undecided": "the check could not decide"}.get(outcome, f"called {outcome}")
     for other in _opinions(question, text, verdict.extracted, golds, settings, pool):
         if other.outcome != "undecided" and (outcome == "undecided" or (other.outcome == "correct") != (outcome == "correct")):
             return Doubt(other.by, other.outcome, f"{called}, but {_without_cause(other)}")
@@ -123,7 +123,7 @@ def _names(question: Question, golds: tuple[str, ...], text: str, *, at_end: boo
 
 
 def _majority(verdicts: Sequence[Verdict]) -> str:
-    """The answer that more than two thirds of all verdicts opinions, as normal text; "" where there is none."""
+    """The answer that more than two thirds of all verdicts share, as normal text; "" where there is none."""
     if len(verdicts) < LEAST:
         return ""
     ((answer, count),) = Counter(normal_text(verdict.extracted or "") for verdict in verdicts).most_common(1)

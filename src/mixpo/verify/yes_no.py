@@ -22,7 +22,7 @@ _RIGHT_ZH = re.compile("[没不]错")
 _YES_ZH = re.compile(r"是|对|正确|有|真|可以|\A[能会]")
 _NOT = r"(?:not|\w{1,5}nt)"
 _CAN_NOT = r"(?:can ?not|cant|could ?not|couldnt|(?:un|not )able to|(?:im|not )possible to|hard to|difficult to|no way to)(?: \w+){0,2}? "
-_DONE = "be (?:sure|certain|known|told|given|provided|solved|values|seen|calculated|made|determined|decided|judged|answered)"
+_DONE = "be (?:sure|certain|known|told|given|provided|solved|found|seen|calculated|made|determined|decided|judged|answered)"
 _UNSURE = re.compile(
     r"\b(?:" + "|".join([
         rf"{_CAN_NOT}(?:know|tell|say|determine|decide|judge|answer|provide|give|solve|find|calculate|{_DONE})",
