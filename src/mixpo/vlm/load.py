@@ -54,10 +54,10 @@ def load(table: ModelTable, recipe_folder: Path, folder: Path | None = None) -> 
     source = folder or find_model(table, recipe_folder)
     adapter = None if folder else find_adapter(table, recipe_folder)
     known = digests(source, adapter)
-    load_config(source, table.trust_remote_code)
+    config = load_config(source, table.trust_remote_code)
     processor = load_processor(source, table.trust_remote_code)
     device = pick_device(table.device)
-    model = _load_model(source, table, device)
+    model = _load_model(source, config, table, device)
     with loading_errors(source, "model"):
         check_weights(model, source)
         check_vocabulary(model, processor.tokenizer, source)
@@ -252,11 +252,8 @@ def load_processor(source: Path, trust: bool) -> Any:
     return processor
 
 
-def _check_size(loader: Any, source: Path, trust: bool) -> None:
+def _check_size(loader: Any, source: Path, config: Any, trust: bool) -> None:
     """Refuse a configuration of a far larger model than the weights, before what they lack is allocated. Allocates nothing."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(source, trust_remote_code=trust, local_files_only=True)
     with torch.device("meta"):
         wanted = sum(parameter.numel() for parameter in loader.from_config(config, trust_remote_code=trust).parameters())
     if wanted > PACKED * (stored := stored_parameters(source)) + 1_000_000:
@@ -264,12 +261,12 @@ def _check_size(loader: Any, source: Path, trust: bool) -> None:
         raise ModelError(message, code="weights-mismatch", path=source / "config.json")
 
 
-def _load_model(source: Path, table: ModelTable, device: torch.device) -> Any:
+def _load_model(source: Path, config: Any, table: ModelTable, device: torch.device) -> Any:
     from transformers import AutoModelForImageTextToText
 
     loader: Any = AutoModelForImageTextToText
     with loading_errors(source, "model"), quiet():
-        _check_size(loader, source, table.trust_remote_code)
+        _check_size(loader, source, config, table.trust_remote_code)
         model, report = loader.from_pretrained(
             source,
             dtype=DTYPES[table.dtype],
@@ -308,8 +305,9 @@ def _write_processor(vlm: Vlm, target: Path) -> None:
 def _reload_check(vlm: Vlm, saved: Path, check: Mapping[str, Tensor] | None) -> None:
     dtype = str(next(vlm.model.parameters()).dtype).removeprefix("torch.")
     table = ModelTable.model_validate({"dtype": dtype, "device": vlm.device.type, "trust_remote_code": vlm.trust_remote_code})
+    config = load_config(saved, vlm.trust_remote_code)
     load_processor(saved, vlm.trust_remote_code)
-    again = _load_model(saved, table, vlm.device)
+    again = _load_model(saved, config, table, vlm.device)
     check_weights(again, saved)
     if check is None:
         return
