@@ -50,11 +50,11 @@ def masked_reply(content: bytes, value: Any, *secrets: str) -> Any:
 
     Secrets shorter than SHORTEST are not masked: the text is a response, and training data must not change.
     """
-    secrets = tuple(secret for secret in secrets if len(secret) >= SHORTEST)
-    known = (*secrets, *environment_secrets())
+    known = (*(secret for secret in secrets if len(secret) >= SHORTEST), *environment_secrets())
     escaped = b"\\u00" in content or b"\\/" in content
-    if known and (escaped or any(form.encode(errors="replace") in content for form in _forms(known))):
-        return _walk(value, secrets)
+    pattern = _pattern(known)
+    if pattern and (escaped or any(form.encode(errors="replace") in content for form in _forms(known))):
+        return _walk(value, pattern)
     return value
 
 
@@ -74,12 +74,12 @@ def _stored_token(path: str) -> str:
         return ""
 
 
-def _walk(value: Any, secrets: tuple[str, ...]) -> Any:
+def _walk(value: Any, pattern: re.Pattern[str]) -> Any:
     if isinstance(value, str):
-        return masked_values(value, *secrets)
+        return pattern.sub(MASKED, value)
     if isinstance(value, dict):
-        return {_walk(key, secrets): _walk(inner, secrets) for key, inner in value.items()}
-    return [_walk(inner, secrets) for inner in value] if isinstance(value, list) else value
+        return {_walk(key, pattern): _walk(inner, pattern) for key, inner in value.items()}
+    return [_walk(inner, pattern) for inner in value] if isinstance(value, list) else value
 
 
 @lru_cache(maxsize=64)
