@@ -294,7 +294,7 @@ def _add_round(context: Context, plan: Plan, sources: Sources, number: int, main
         plan.add(select_job(context, plan, index, number))
     plan.add(reference_job(context, plan, index, number, main))
     for objective in (*(table.baselines if number == 1 else ()), table.objective):
-        plan.add(train_job(context, plan, index, number, objective, main))
+        plan.add(train_job(context, plan, sources.replay, number, objective, main))
         yield model_of(context, plan, number, objective)
 
 

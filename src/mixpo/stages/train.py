@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from mixpo.vlm.load import Vlm
 
 
-def train_job(context: Context, plan: Plan, index: QuestionIndex, number: int, objective: str, model: ModelRef) -> Job:
-    """Round `number`: train `model` with one objective on the round's pairs."""
+def train_job(context: Context, plan: Plan, replay: QuestionIndex, number: int, objective: str, model: ModelRef) -> Job:
+    """Round `number`: train `model` with one objective on the round's pairs and a share of the SFT rows in `replay`."""
     recipe, upstream, name = context.recipe, f"round-{number}/reference", job_name(number, objective)
     folder, table = context.run.root / name, table_of(recipe.train, objective)
 
@@ -47,7 +47,7 @@ def train_job(context: Context, plan: Plan, index: QuestionIndex, number: int, o
             job = TrainJob(
                 vlm=vlm,
                 groups=groups,
-                replay=replay_of(context, plan, sum(len(group.pairs) for group in groups), vlm),
+                replay=replay_of(context, plan, replay, sum(len(group.pairs) for group in groups), vlm),
                 table=table,
                 objective=objective,
                 images=recipe.image,
@@ -112,17 +112,16 @@ def groups_of(context: Context, plan: Plan, number: int) -> list[Group]:
     return rows
 
 
-def replay_of(context: Context, plan: Plan, pairs: int, vlm: Vlm) -> list[Group]:
+def replay_of(context: Context, plan: Plan, index: QuestionIndex, pairs: int, vlm: Vlm) -> list[Group]:
     """The SFT rows of a whole training on so many pairs, in the order of their use; only rows that are used are kept in memory."""
     from mixpo.train.replay import replay_group, replay_order
 
     table = context.recipe.train.replay
     if table is None:
         return []
-    sizes = [len(plan.rows(REPLAY, shard)) for shard in range(len(plan.shards(REPLAY)))]
-    order = list(replay_order(sum(sizes), int(table.share * pairs * context.recipe.train.epochs + 1e-9), context.recipe.seed))
+    order = list(replay_order(index.questions, int(table.share * pairs * context.recipe.train.epochs + 1e-9), context.recipe.seed))
     wanted, groups, number = {*order}, dict[int, Group](), 0
-    for shard in range(len(sizes)):
+    for shard in range(len(index.shards)):
         for question in plan.rows(REPLAY, shard):
             if number in wanted:
                 groups[number] = replay_group(vlm, question)
