@@ -15,10 +15,9 @@ from typing import Literal
 
 from mixpo.commands.check_predictions import check_predictions
 from mixpo.commands.check_preferences import PreferencesCheck
-from mixpo.commands.checked_model import CheckedModel
+from mixpo.commands.checked_model import CheckedModel, image_problems, measured
 from mixpo.engines import api_key, require_served_extra
 from mixpo.errors import MissingExtra, MixpoError, RecipeError
-from mixpo.images import probe
 from mixpo.progress import Progress
 from mixpo.recipe import AnySource, BenchmarkSource, Recipe, ServedModel, ServerTable
 from mixpo.sources import DUPLICATE
@@ -28,7 +27,6 @@ from mixpo.stages import evaluate
 from mixpo.stages.answer import prompt_for
 from mixpo.stages.engine import script_digest, where_of
 from mixpo.stages.pair import without_correctness
-from mixpo.stages.prompting import with_system
 from mixpo.stages.source import NO_ANSWER, accepted, rows_of
 from mixpo.types import Notice, Question, Skipped, content_id
 from mixpo.verify import Verifier
@@ -273,17 +271,11 @@ def _can_pair(recipe: Recipe, question: Question) -> bool:
 
 def question_problems(recipe: Recipe, question: Question, model: CheckedModel | None, evaluated: bool) -> list[str]:
     """Everything wrong with one question: broken images, control tokens, image tokens, length, a missing answer."""
-    limits = recipe.image.of(question)
-    # With a model each image is decoded once, when its prompt is encoded.
-    broken = [problem for image in question.images if (problem := probe(Path(image.path), limits, decode=model is None))]
     if evaluated and question.answer is None:
-        broken.append(NO_ANSWER)
-    if broken or model is None:
-        return broken
-    try:
-        tokens = model.tokens(prompt_for(recipe, question, "cot"), with_system(recipe.prompt, question))
-    except MixpoError as error:
-        return [str(error)]
+        return [*image_problems(recipe, model, question), NO_ANSWER]
+    problems, tokens = measured(recipe, model, question, prompt_for(recipe, question, "cot"))
+    if problems or model is None:
+        return problems
     new = recipe.evaluate.max_new_tokens if evaluated else recipe.sample.max_new_tokens
     if tokens + new > model.context:
         return [f"over-long: a prompt of {tokens} tokens and {new} new ones do not fit into the model's {model.context}; shorten it"]

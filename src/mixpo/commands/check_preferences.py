@@ -7,14 +7,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mixpo.commands.checked_model import measured
 from mixpo.errors import MixpoError
-from mixpo.images import probe
 from mixpo.preferences import DUPLICATE, Imported, read
 from mixpo.progress import Progress
 from mixpo.recipe import PreferencesTable, Recipe
 from mixpo.sources.decontaminate import ContaminationFilter
 from mixpo.stages.imported import contaminated
-from mixpo.stages.prompting import with_system
 from mixpo.types import Notice, Pair, Question, Skipped
 
 if TYPE_CHECKING:
@@ -96,17 +95,7 @@ class PreferencesCheck:
 
     def _measure(self, question: Question) -> tuple[list[str], int]:
         """What is wrong with a question, and the tokens of its prompt."""
-        broken = [
-            problem
-            for image in question.images
-            if (problem := probe(Path(image.path), self.recipe.image.of(question), decode=self.model is None))
-        ]
-        if broken or self.model is None:
-            return broken, 0
-        try:
-            return [], self.model.tokens(question.text, with_system(self.recipe.prompt, question))
-        except MixpoError as error:
-            return [str(error)], 0
+        return measured(self.recipe, self.model, question, question.text)
 
 
 def pair_problems(recipe: Recipe, model: CheckedModel, pair: Pair, prompt: int) -> Iterator[str]:

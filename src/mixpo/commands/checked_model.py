@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mixpo.cache import Cache, user_cache
-from mixpo.images import open_image
+from mixpo.errors import MixpoError
+from mixpo.images import open_image, probe
 from mixpo.recipe import Recipe
 from mixpo.stages.models import Models
+from mixpo.stages.prompting import with_system
 from mixpo.types import Question
 
 if TYPE_CHECKING:
@@ -150,6 +152,23 @@ def _code() -> str:
     root = Path(__file__).parent.parent
     files = [Path(__file__), root / "images.py", *sorted((root / "vlm").glob("*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def image_problems(recipe: Recipe, model: CheckedModel | None, question: Question) -> list[str]:
+    """What is wrong with the images of a question. With a model each is decoded later and once, when its prompt is encoded."""
+    limits = recipe.image.of(question)
+    return [problem for image in question.images if (problem := probe(Path(image.path), limits, decode=model is None))]
+
+
+def measured(recipe: Recipe, model: CheckedModel | None, question: Question, prompt: str) -> tuple[list[str], int]:
+    """What is wrong with the images and the prompt of a question, and the prompt's tokens: 0 without a model or where it is wrong."""
+    broken = image_problems(recipe, model, question)
+    if broken or model is None:
+        return broken, 0
+    try:
+        return [], model.tokens(prompt, with_system(recipe.prompt, question))
+    except MixpoError as error:
+        return [str(error)], 0
 
 
 def _open_cache() -> Cache | None:

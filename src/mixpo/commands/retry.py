@@ -90,9 +90,7 @@ def _failed(planned: Planned) -> Failures:
 
 def _reasons(row: type, path: Path) -> list[str]:
     """Why each row of a shard failed; "" for those that did not."""
-    if row is Prediction:
-        return [UNREAD if unread else "" for unread in read_column(path, row, "unread")]
-    if row is Judged:
+    if row in (Prediction, Judged):
         return [UNREAD if unread else "" for unread in read_column(path, row, "unread")]
     return read_column(path, row, "error")
 
