@@ -16,6 +16,7 @@ from mixpo.preferences.formats import FORMATS, Format, Row, recognise, renamed, 
 from mixpo.preferences.rows import Lines, rows_of
 from mixpo.recipe import PreferencesTable
 from mixpo.sources.build import without_duplicates
+from mixpo.sources.columns import unused_columns
 from mixpo.sources.images import Pictures
 from mixpo.types import Notice, Pair, Question, Skipped, content_id
 
@@ -103,9 +104,7 @@ def _notices(part: Part, table: PreferencesTable, counts: Counter[str], unknown:
         yield Notice(where=where, text=f"repeat_time = {part.repeat:g} drops {amount(counts['dropped'], 'pair')}")
     if part.length is not None and part.length != rows and not table.count:
         yield Notice(where=where, text=f"length = {part.length}, but the file has {amount(rows, 'row')}; is it complete?")
-    if unknown:
-        named = ", ".join(f"{name} ({amount(count, 'row')})" for name, count in sorted(unknown.items()))
-        yield Notice(where=where, text=f"columns that are not used: {named}")
+    yield from unused_columns(where, unknown)
 
 
 def _format_of(part: Part, table: PreferencesTable, row: Row) -> Format:

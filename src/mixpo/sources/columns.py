@@ -54,12 +54,17 @@ class ColumnUse:
 
     def notices(self) -> Iterator[Notice]:
         """What to tell at the end: the columns that nothing used, once. Saved responses are an error where no engine reads them."""
-        if self._unknown:
-            named = ", ".join(f"{name} ({amount(count, 'row')})" for name, count in sorted(self._unknown.items()))
-            yield Notice(where=self.where, text=f"columns that are not used: {named}")
+        yield from unused_columns(self.where, self._unknown)
         if held := [name for name in SAMPLED if name in self._unknown]:
             text = f'holds sampled responses ({held[0]}), which nothing uses; read them with [sample] engine = "file" and sample.responses'
             yield Notice(where=self.where, text=text, code=RESPONSES_UNUSED)
+
+
+def unused_columns(where: str, rows: Mapping[str, int]) -> Iterator[Notice]:
+    """A notice with the columns that nothing used and the number of rows that hold them, where there are any."""
+    if rows:
+        named = ", ".join(f"{name} ({amount(count, 'row')})" for name, count in sorted(rows.items()))
+        yield Notice(where=where, text=f"columns that are not used: {named}")
 
 
 def pair_kind(columns: Collection[str]) -> str:

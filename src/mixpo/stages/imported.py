@@ -16,16 +16,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from mixpo import sealed
 from mixpo.errors import SourceError
 from mixpo.integrity import records_of
-from mixpo.plural import amount
 from mixpo.recipe import Recipe
-from mixpo.records import Drop, Paired, from_plain, write_text
+from mixpo.records import Drop, Paired, from_plain
 from mixpo.run import Manifest, Run, now, versions
 from mixpo.stages.job import Context
 from mixpo.stages.question_index import QuestionIndex
-from mixpo.stages.source import SHOWN, SKIPPED, skip_reasons, unusable_image
+from mixpo.stages.source import save_skipped, say_skipped, skip_reasons, unusable_image
 from mixpo.types import Notice, Pair, Question, Skipped, content_id
 
 if TYPE_CHECKING:
@@ -113,7 +111,7 @@ class PairImport:
     def _save(self, seconds: float) -> None:
         """Write the manifest and what was skipped, and say so."""
         context, stage = self.context, self.context.run.stage(STAGE)
-        write_text(stage.folder / SKIPPED, "".join(sealed.dumps(asdict(item)) for item in self.skipped))
+        save_skipped(stage, self.skipped)
         self.counts["skipped"] = len(self.skipped)
         stage.save_manifest(
             Manifest(
@@ -126,10 +124,7 @@ class PairImport:
             stage.prune(self.shards)
         for notice in self.notices:
             context.progress.say(f"{STAGE}: {notice}")
-        if self.skipped:
-            rest = f", and {len(self.skipped) - SHOWN} more" if len(self.skipped) > SHOWN else ""
-            listed = f"(all are in {stage.folder / SKIPPED})"
-            context.progress.say(f"{STAGE}: {amount(len(self.skipped), 'row')} skipped: {skip_reasons(self.skipped)}{rest} {listed}")
+        say_skipped(context, stage, self.skipped)
 
     def _nothing(self) -> SourceError:
         if not self.skipped:

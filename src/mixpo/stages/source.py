@@ -111,6 +111,19 @@ def contamination_filter(context: Context, sets: Mapping[str, tuple[str, Questio
     return made
 
 
+def save_skipped(stage: Stage, skipped: Sequence[Skipped]) -> None:
+    """Write the list of the rows that cannot be used."""
+    write_text(stage.folder / SKIPPED, "".join(sealed.dumps(asdict(item)) for item in skipped))
+
+
+def say_skipped(context: Context, stage: Stage, skipped: Sequence[Skipped]) -> None:
+    """Log how many rows were skipped, the first reasons, and where all are listed."""
+    if skipped:
+        rest = f", and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
+        listed = f"(all are in {stage.folder / SKIPPED})"
+        context.progress.say(f"{stage.name}: {amount(len(skipped), 'row')} skipped: {skip_reasons(skipped)}{rest} {listed}")
+
+
 def load_skipped(stage: Stage) -> list[Skipped]:
     """The skipped rows, and why."""
     path = stage.folder / SKIPPED
@@ -253,15 +266,11 @@ def _tell(context: Context, stage: Stage, last: Manifest | None, index: Question
     """Log what changed since the last time, and what was skipped."""
     if last is not None and (fresh := len(set(index.shards) - set(last.shards))):
         context.progress.say(f"{stage.name}: {fresh} of {amount(len(index.shards), 'question shard')} {are(fresh)} new or changed")
-    if skipped:
-        rest = f", and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
-        context.progress.say(
-            f"{stage.name}: {amount(len(skipped), 'row')} skipped: {skip_reasons(skipped)}{rest} (all are in {stage.folder / SKIPPED})"
-        )
+    say_skipped(context, stage, skipped)
 
 
 def _save(context: Context, stage: Stage, index: QuestionIndex, skipped: Sequence[Skipped]) -> None:
-    write_text(stage.folder / SKIPPED, "".join(sealed.dumps(asdict(item)) for item in skipped))
+    save_skipped(stage, skipped)
     write_text(stage.folder / INDEX, sealed.dumps(asdict(index)))
     if context.limit is None:
         stage.prune(index.shards)
