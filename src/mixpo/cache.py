@@ -54,15 +54,14 @@ class Cache:
             except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 self._drop(error)
                 return None
-        stored, _, value = str(row[0]).partition(" ") if row is not None else ("", "", "")
-        return value if row is not None and stored == checksum(key, value) else None
+        return _intact(key, str(row[0])) if row is not None else None
 
     def put(self, key: str, value: str) -> None:
         """Keep a result, in place of an earlier one."""
         with self._lock:
             try:
                 with self._connection:
-                    self._connection.execute("INSERT OR REPLACE INTO results VALUES (?, ?)", (key, f"{checksum(key, value)} {value}"))
+                    self._connection.execute("INSERT OR REPLACE INTO results VALUES (?, ?)", (key, _with_checksum(key, value)))
             except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 self._drop(error)
 
@@ -112,12 +111,22 @@ def damaged_rows(path: Path) -> str:
         connection = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True)
         try:
             rows = connection.execute("SELECT key, value FROM results")
-            damaged = sum(str(value) != f"{checksum(str(key), text)} {text}" for key, value in rows for text in [str(value)[17:]])
+            damaged = sum(_intact(str(key), str(stored)) is None for key, stored in rows)
         finally:
             connection.close()
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         return str(error)
     return f"{amount(damaged, 'entry', 'entries')} with a wrong checksum" if damaged else ""
+
+
+def _with_checksum(key: str, value: str) -> str:
+    return f"{checksum(key, value)} {value}"
+
+
+def _intact(key: str, stored: str) -> str | None:
+    """The value that was stored under a key, or None where it is damaged."""
+    _, _, value = stored.partition(" ")
+    return value if stored == _with_checksum(key, value) else None
 
 
 def _is_held(error: Exception) -> bool:
