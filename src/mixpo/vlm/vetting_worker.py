@@ -1,8 +1,8 @@
-"""The program that tries a chat template and a tokenizer before they run in mixpo's own process. Run as a file, never imported.
+"""The program that tries a chat template and a tokenizer before they run in mixpo's own process. Run as a file.
 
 Standard input: a JSON object with `template`, `tokens` (special tokens by name) and `tokenizer` (path of tokenizer.json, or "").
 Standard output: a line for each trial that begins, then what is wrong as a JSON string, "" for nothing. A limit ends the process. Imports
-nothing of mixpo.
+nothing of mixpo, which imports MAX_CHARACTERS alone from here.
 """
 
 from __future__ import annotations
