@@ -38,7 +38,7 @@ def launch(launcher: str, *arguments: str) -> tuple[int, str, str]:
     """Exit status, standard output, standard error."""
     process = start(launcher, arguments)
     try:
-        out, error = process.communicate(timeout=200)
+        out, error = process.communicate(timeout=800)
     finally:
         process.kill()
     return process.returncode, out, error
@@ -134,7 +134,7 @@ def test_killing_one_rank_ends_the_launch_and_the_next_one_goes_on(own_run: Path
             time.sleep(0.05)
         assert found, "no checkpoint was written"
         os.kill(second_rank(process.pid), signal.SIGKILL)
-        assert process.wait(timeout=60) != 0
+        assert process.wait(timeout=300) != 0
     finally:
         process.kill()
     status, _, error = launch("torchrun", *arguments)

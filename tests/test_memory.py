@@ -14,7 +14,7 @@ BENCHMARK = Path(__file__).parent.parent / "benchmarks" / "scale.py"
 
 def peak(questions: int) -> float:
     command = [sys.executable, str(BENCHMARK), "--questions", str(questions), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=800)
     return float(json.loads(done.stdout.splitlines()[-1])["peak_mb"])
 
 

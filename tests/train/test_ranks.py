@@ -57,7 +57,7 @@ def two(request: pytest.FixtureRequest, tiny_folder: Path, images: Path, tmp_pat
         },
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=800,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
