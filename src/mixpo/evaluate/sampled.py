@@ -25,7 +25,8 @@ from mixpo.verify.number import single_number
 from mixpo.verify.options import ANOTHER, read_options
 from mixpo.verify.text import normal_text
 from mixpo.verify.wrapping import plain_characters, unwrap
-from mixpo.verify.yes_no import is_unsure, read_yes_no
+from mixpo.verify.refusals import is_refusal
+from mixpo.verify.yes_no import read_yes_no
 
 _EXACT = Context(prec=100)
 """More digits than a number that was read has: different numbers never have the same text."""
@@ -210,7 +211,7 @@ def vote(extracted: str | None, question: Question | None = None) -> str:
     The ground truth is not used, so that right and wrong answers are grouped the same way.
     """
     plain = plain_characters(unwrap(extracted or ""))
-    if is_unsure(plain):
+    if is_refusal(plain):
         return ""
     kind, choices = (question.kind, question.choices) if question is not None else ("", ())
     if choices or kind == "choice":

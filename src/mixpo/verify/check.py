@@ -17,14 +17,18 @@ from mixpo.verify.kinds import guess_kind
 from mixpo.verify.latex import to_latex
 from mixpo.verify.number import same_quantity, single_number
 from mixpo.verify.number_words import read_whole
+from mixpo.verify.options import listed
 from mixpo.verify.pool import FormulaPool
-from mixpo.verify.text import check_text
+from mixpo.verify.text import LETTERS, check_text
 from mixpo.verify.wrapping import plain_characters
-from mixpo.verify.yes_no import check_yes_no, is_unsure
+from mixpo.verify.refusals import is_refusal
+from mixpo.verify.yes_no import check_yes_no
 
 TOLERANCE = 1e-6
 TIMEOUT_S = 5.0
 _QUOTIENT = re.compile(r"\d{1,9}\s*/\s*\d{1,9}|\\[dt]?frac\{\d{1,9}\}\{\d{1,9}\}")
+_NAME = re.compile("[A-Za-z]{1,3}")
+_JOINT = re.compile(r"(?i)[,&、，和与]|and")
 _DIGIT = re.compile(r"\d")
 _SPACE = re.compile(r"(?<!\d) | (?!\d)| (?=\d{3}(?!\d))")
 
@@ -36,6 +40,10 @@ def check_words(predicted: str, gold: str, options: Options) -> Judgement:
     judgement = check_text(predicted, gold, options)
     if judgement.outcome != "wrong":
         return judgement
+    if (letters := listed(predicted)) and letters == listed(gold) and len(gold) <= LETTERS:
+        return Judgement("correct" if _JOINT.search(predicted) else "undecided", "the same letters")  # "A and C" for AC
+    if _NAME.fullmatch(gold) and guess_kind(predicted) == "formula":
+        return check_formula(predicted, gold, options)  # √(x²) for x
     if same_quantity(predicted, gold, options.tolerance):
         return Judgement("correct", "the same quantity")
     # "2.0" for 2; one side may be spelled out: "eleven" for 11, "一半" for 0.5.
@@ -133,7 +141,7 @@ def judge(predicted: str, gold: str, kind: str, options: Options) -> Judgement:
         return Judgement("correct", "same text")
     if not gold.strip():
         return Judgement("undecided", "no ground truth")
-    if kind in ("text", "formula") and is_unsure(predicted) and not is_unsure(gold):
+    if kind in ("text", "formula") and is_refusal(predicted) and not is_refusal(gold):
         return UNSURE
     return CHECKS[kind](predicted, gold, options)
 

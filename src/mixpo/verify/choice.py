@@ -27,13 +27,16 @@ from mixpo.verify.options import (
 )
 from mixpo.verify.text import check_text, contains, normal_text
 from mixpo.verify.wrapping import plain_characters, unwrap
-from mixpo.verify.yes_no import check_yes_no, is_unsure
+from mixpo.verify.refusals import is_refusal
+from mixpo.verify.yes_no import check_yes_no, read_yes_no
 
 STEM = 6
 """Letters by which "increasing" is a form of "increase"."""
 _BY_POSITION = re.compile(
-    r"(?i)(?:the\s+)?(?:(?:option|choice)\s*(?:no\.?|number|#)?\s*\d{1,2}|(?:first|second|third|fourth|fifth|last|former|latter)(?:\s+(?:one|option|choice))?)"
-    r"|第[一二三四五]个?(?:选项)?|最后一个"
+    r"(?i)(?:it(?:'s| is)\s+)?(?:the\s+)?(?:(?:option|choice|no\.?|number|#)\s*(?:no\.?|number|#)?\s*\d{1,2}"
+    r"|(?:\d(?:st|nd|rd|th)|first|second|third|fourth|fifth|last|former|latter)(?:\s+(?:one|option|choice|answer|item))?"
+    r"|(?:middle|left|right|top|bottom)\s+(?:one|option|choice)|one\s+(?:on|at|in)\s+the\s+(?:middle|left|right|top|bottom))"
+    r"|(?:是|选)?(?:第[一二三四五1-5][个项]?|最后一?个|中间的?|左边的?|右边的?|前者|后者)(?:那?个)?(?:选项)?"
 )
 _WORD = re.compile(r"[^\W\d_]{3,}")
 
@@ -48,10 +51,10 @@ def check_choice(predicted: str, gold: str, options: Options) -> Judgement:
     if len(wanted) > 1:
         return _compare_sets(answer, wanted)
     are_yes_no = _are_yes_no(texts)
-    named = read_options(answer, texts, READINGS[:-1] if are_yes_no else READINGS)
+    named = read_options(answer, texts, READINGS[:-1] if are_yes_no and read_yes_no(answer) else READINGS)
     alike = _alike(wanted, texts)
     if not named:
-        if is_unsure(answer):
+        if is_refusal(answer):
             return UNSURE
         if are_yes_no:
             return check_yes_no(answer, texts[LETTERS.index(min(wanted))], options)

@@ -67,6 +67,9 @@ def _relaxed(predicted: str, gold: str) -> bool:
         return False
     if _YEAR.fullmatch(gold.strip()) or not right.value:
         return left.value == right.value
+    if left.percent != right.percent:  # "31%" may be meant for 0.3 as well as for 30
+        scaled = left.value.scaleb(-2 if left.percent else 2)
+        return any(abs(value - right.value) <= RELAXED * abs(right.value) for value in (left.value, scaled))
     return abs(left.value - right.value) <= RELAXED * abs(right.value)
 
 

@@ -19,7 +19,7 @@ from mixpo.verify.number import is_bound, read_numbers, single_number
 from mixpo.verify.number_words import read_whole, read_words
 from mixpo.verify.options import read_options
 from mixpo.verify.wrapping import Box, boxes, unwrap
-from mixpo.verify.yes_no import is_unsure
+from mixpo.verify.refusals import is_refusal
 
 PATTERN_S = 1.0
 """Time limit of a user's pattern on one response; the built-in ones are linear in the text."""
@@ -47,13 +47,13 @@ MARKERS = {
     # A heading "Answer" may also stand alone on its line.
     "final": re.compile(r"(?im)(?<![A-Za-z])(?:final[ \t]+)?answer[*_ \t]*[:：]|^[#*_ \t]*(?:final[ \t]+)?answer[*_ \t]*$"),
     "sentence": re.compile(rf"(?i)(?<![A-Za-z]){_SUBJECT}{_VERB}[*_ \t]*[:：]?"),
-    "final_zh": re.compile(r"(?m)答案[*_ \t]*+(?:是|为)?[*_ \t]*[:：]|【(?:最终)?答案】|^[#*_ \t]*最终答案[*_ \t]*$"),
+    "final_zh": re.compile(r"(?m)答案[*_ \t]*+(?:是|为)?[*_ \t]*[:：]|(?<![回问解])答[:：]|【(?:最终)?答案】|^[#*_ \t]*最终答案[*_ \t]*$"),
     "sentence_zh": re.compile(
         r"(?:答案|正确选项|正确的选项|选项)[*_ \t]*应?该?当?(?:是|为|选)[*_ \t]*[:：]?|(?:故|应|所以|因此)选择?[*_ \t:：]*(?=\(?[A-J])"
     ),
 }
 """Where an answer is announced, by the family that a style asks for."""
-_EN, _ZH = ("answer", "option", "choice", "solution"), ("答案", "选")
+_EN, _ZH = ("answer", "option", "choice", "solution"), ("答", "选")
 _WORDS = {"final": _EN[:1], "sentence": _EN, "final_zh": _ZH[:1], "sentence_zh": _ZH}
 """Each marker of the family holds one of these; most responses hold none."""
 STYLES: dict[str, tuple[str, ...]] = {
@@ -105,6 +105,8 @@ _SO = re.compile(r"(?i)\W*(?:(?:therefore|thus|hence|so|in (?:total|conclusion|s
 _DIGIT = re.compile(r"\d")
 _YES_NO = re.compile(r"(?i)\W*(yes|no|true|false|是|否|对|错)\b(?=[,.!，。！])")
 _BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*")
+_LAST_BOLD = re.compile(r"\n[ \t]*\*\*([^*\n]{1,80})\*\*[.\s]*\Z")
+"""A last line that is bold and nothing else."""
 _BEHIND_VERB = re.compile(
     r"(?i).*(?:\b(?:is|are|was|were|be|equals?|approximately|about)\b|[=≈是为]|(?<!\d)[:：])[ \t*$]*"
     r"(?=[-+$€£¥\\√]?\d|[a-z]+[ .]*\Z|[-\\√π(])"
@@ -158,7 +160,7 @@ def extract(text: str, style: str | OwnStyle = "auto", choices: Sequence[str] = 
             return stated.answer
         if is_free and (answer := _concluded(part, tuple(choices))):
             return answer
-        if is_unsure(part) or _NO_CONCLUSION.search(part):
+        if is_refusal(part) or _NO_CONCLUSION.search(part):
             return None  # a refusal; what follows answers a question of its own
     return None
 
@@ -191,7 +193,7 @@ def _bare(text: str | None) -> str | None:
 def _after_thinking(text: str, opened: bool) -> str | None:
     """What follows the reasoning; a reasoning block that never ends holds no final answer."""
     _, closed, rest = text.rpartition("</think>")
-    return rest if closed or not (opened or "<think>" in text) else None
+    return rest if "<think>" not in rest and (closed or not opened) else None
 
 
 def _last_marker(text: str, families: Sequence[str]) -> _Stated | None:
@@ -211,6 +213,12 @@ def _announced(text: str, family: str) -> _Stated | None:
     is_sentence = family.startswith("sentence")
     for match in reversed(matches[-MAX_MARKERS:]):
         answer = _content_behind(text, match.end())
+        if (
+            is_sentence
+            and (bold := _LAST_BOLD.search(text, match.end()))
+            and not text[match.end() : match.end() + 40].partition("\n")[0].strip(" *_:：")
+        ):
+            answer = _content(bold.group(1))  # "The answer is:", an explanation, and the answer in bold
         if not is_sentence:
             return _Stated(match.start(), answer)
         before = text[max(0, match.start() - 160) : match.start()]
@@ -281,8 +289,10 @@ def _concluded(text: str, choices: tuple[str, ...]) -> str | None:
         return None
     lines = text.splitlines()
     if len(lines) == 1 and len(text) <= SHORT_CHARACTERS and len(text.split()) <= SHORT_WORDS:
-        return (_COUNT.match(text) and _value(text)) or _bare(text)
-    if is_unsure(sentences[-1]) or _NO_CONCLUSION.search(sentences[-1]):
+        if text.endswith(("?", "？")):
+            return None
+        return ((_COUNT.match(text) or (_SO.match(text) and not choices)) and _value(text)) or _bare(text)
+    if is_refusal(sentences[-1]) or _NO_CONCLUSION.search(sentences[-1]):
         return None
     if choices:
         return _concluded_option(lines, sentences, choices)
@@ -311,7 +321,7 @@ def _concluded_option(lines: list[str], sentences: list[str], choices: tuple[str
         return word.group(1)
     for sentence in _conclusions(sentences):
         answer = _bare(sentence) or ""
-        if len(read_options(answer, choices)) == 1 and not is_unsure(answer) and not _ASSUMED.search(answer):
+        if len(read_options(answer, choices)) == 1 and not is_refusal(answer) and not _ASSUMED.search(answer):
             return _content(sentence)
     return None
 

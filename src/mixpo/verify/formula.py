@@ -38,6 +38,8 @@ _UNIT_TEXT = re.compile(
 )
 _BARE_UNITS = re.compile(r"(?i)(?:square |cubic |sq\.? )?units?")
 _UNIT = re.compile(rf"(?i){PATTERN}")
+_NAME = re.compile(r"^(?:\\(?:angle|overline|triangle)\s*\{?|∠)?[A-Z]{2,3}\}?\s*=(?!.*=)")
+"""A line or an angle in front of its value: "CD = 3", which is no product."""
 _DEGREES = re.compile(r"\\circ|°|\\degree")
 _QUOTIENT_OF_PRODUCT = re.compile(r"\\frac\{\d+\}\{\d+\}(?=[A-Za-z(\\])")
 _NAMED_ROOT = re.compile(r"[A-Za-z]_?\{?\d\}?\s*=")
@@ -68,7 +70,10 @@ def compare_algebra(predicted: str, gold: str, pool: FormulaPool, tolerance: flo
     """Parse both and compare with computer algebra, unless there are words or units with the formulas that it would misread."""
     if max(len(predicted), len(gold)) > MAX_LENGTH:
         return Judgement("undecided", "formula too long")
-    (left, left_unit), (right, right_unit) = _take_unit(to_latex(predicted)), _take_unit(to_latex(gold))
+    formulas = [to_latex(text) for text in (predicted, gold)]
+    if "=" not in formulas[0] or "=" not in formulas[1]:
+        formulas = [_NAME.sub("", formula) for formula in formulas]
+    (left, left_unit), (right, right_unit) = map(_take_unit, formulas)
     if left_unit and right_unit and read_unit(left_unit) != read_unit(right_unit):
         return Judgement("undecided", "units differ")
     if key(left) == key(right) != "":

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, replace
 from decimal import Context, Decimal
 
-from mixpo.verify.number_words import read_words
+from mixpo.verify.number_words import NUMBER_WORD, read_words
 from mixpo.verify.text import normal_text
 from mixpo.verify.units import CURRENCY_SIGNS, PATTERN, Unit, may_convert, read_unit
 from mixpo.verify.wrapping import plain_characters, plain_latex
@@ -43,14 +43,16 @@ _ALGEBRA = re.compile(
 )
 _BOUND = re.compile(
     r"(?i)\b(?:at (?:least|most)|(?:more|less|fewer|greater|larger|smaller|lower|higher|other) than|up to|over|under|not|nearly|almost)"
-    r"\s+[-+$]?\d|[<>≤≥]\s*[-+$]?\d[\d.,]*+(?!\s*>)|\d\s?\+(?!\s*[\w(])|\d(?-i:[ADEHIO-SUX-Z])(?![\w+-])|(?<![\d.,])(?:[.,]++|\b)\d[\d.,]*+\s+or\s+(?:more|less|fewer)\b"
-    r"|\b(?:half|third|quarter|twice|double|triple)\s+(?:of\s+)?\d|\d\s*(?:squared|cubed)\b|\d‰|\b(?:1[5-9]|20)\d0s\b"
+    rf"\s+(?:[-+$]?\d|(?:{NUMBER_WORD})\b)|[<>≤≥]\s*[-+$]?\d[\d.,]*+(?!\s*>)|\d\s?\+(?!\s*[\w(])|\d(?-i:[ADEHIO-SUX-Z])(?![\w+-])|(?<![\d.,])(?:[.,]++|\b)\d[\d.,]*+\s+or\s+(?:more|less|fewer)\b"
+    r"|\b(?:half|third|quarter|twice|double|triple)\s+(?:of\s+)?(?:the\s+)?\d|\d\s*(?:squared|cubed)\b|\d‰|\b(?:1[5-9]|20)\d0s\b"
     r"|超过|至少|至多|最多|最少|不到|不足|不是|大于|小于|多于|少于|以上|以下"
 )
 """Not the number itself but a bound of it, another number than it, or a label ("12A")."""
 _EQUATION = re.compile(r"[=≈]")
 _CLAUSE = re.compile(r"[;；，或和]\s*|,\s+|,(?=[A-Za-z])|\s+(?:and|or)\s+")
 _ASSIGNMENT = re.compile(r"\s*\\?[A-Za-z]\w{0,2}\s*=")
+_AND_PART = re.compile(r"(?i)(?<![\d.,/])(\d{1,9}) and (?:a|one) (half|third|quarter)\b")
+_PART = {"half": "1/2", "third": "1/3", "quarter": "1/4"}
 _GAP = re.compile(r"\s*(?:and\s+)?")
 _DIGIT = re.compile(r"\d")
 _FEET_SIGN = re.compile(r"\d ?['′’]")
@@ -186,6 +188,7 @@ def _prepare(text: str) -> str:
         text = text.replace("\\$", "¤").replace("$", " ").replace("¤", "\\$")
     if _FEET_SIGN.search(text) and "°" not in text:
         text = _FEET.sub(r"\1 ft \2 in", text)
+    text = _AND_PART.sub(lambda match: f"{match.group(1)} {_PART[match.group(2).lower()]}", text)
     return _NEGATIVE_WORD.sub("-", plain_characters(plain_latex(text)))
 
 

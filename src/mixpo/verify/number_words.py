@@ -11,6 +11,7 @@ _TENS_WORDS = "twenty thirty forty fifty sixty seventy eighty ninety"
 _TENS = {word: 10 * value for value, word in enumerate(_TENS_WORDS.split(), start=2)}
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _WORDS = frozenset({*_SMALL, *_TENS, *_SCALES, "hundred"})
+NUMBER_WORD = "|".join(_WORDS)
 _TOKEN = re.compile(r"[a-z]+")
 _CHINESE = {character: value for value, character in enumerate("零一二三四五六七八九")} | {"两": 2, "〇": 0}
 _CHINESE_SCALES = {"十": 10, "百": 100, "千": 1000}
@@ -26,9 +27,8 @@ def read_words(text: str) -> list[int]:
     if chinese:
         value = _read_chinese(chinese.group(2))
         return [-value if chinese.group(1) else value]
-    counted = _CHINESE_COUNT.findall(text)
-    if counted:
-        return [_read_chinese(digits) for digits in counted]
+    if counts := read_counts(text):
+        return counts
     lowered = text.lower()
     if lowered.strip(" .。") in _NONE:
         return [0]
@@ -41,6 +41,11 @@ def read_words(text: str) -> list[int]:
             runs.append([])
             signs.append(-1 if token in ("minus", "negative") else 1)
     return [number for run, sign in zip(runs, signs, strict=True) if run for number in _read_run(run, sign)]
+
+
+def read_counts(text: str) -> list[int]:
+    """The Chinese numbers in front of a measure word: "有三个" is [3]."""
+    return [_read_chinese(digits) for digits in _CHINESE_COUNT.findall(text)]
 
 
 def read_whole(text: str) -> int | None:

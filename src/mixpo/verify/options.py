@@ -30,35 +30,45 @@ LONE = re.compile(r"[\s(\[{<*\"'.【（]*([A-Ja-j])[\s)\]}>*\"'.,:;、。】）]
 _JOINT = r"(?:[\s(\[*)\].,;、&+/和与或]|(?i:and|or)\b)"
 SEVERAL = re.compile(rf"[\s(\[*]*[A-J](?:{_JOINT}*[A-J]){{1,9}}[\s)\].*]*")
 _LEADING = re.compile(
-    r"[\s(\[*【]*([A-Ja-j])(?:[\])}】][*]*(?:\s*[.:、,]|\s*-(?=\s))?|[.:、,*]+(?=[\s\W]|[^\x00-\x7f])|[:、]|\s+[-=]+(?=\s)|\s++)\s*+(?=\S)"
+    r"[\s(\[*【\"']*([A-Ja-j])(?:(?:[\])}】]|[\"'](?=[\s.:,]))[*]*(?:\s*[.:、,]|\s*-(?=\s))?|[.:、,*。]+(?=[\s\W\d]|[^\x00-\x7f])|[:、]|\s+[-=]+(?=\s)|\s++|(?=[\u4e00-\u9fff]))\s*+(?=\S)"
 )
+_ARTICLE = re.compile(r"[\s*]*(?:[Aa]\s+[A-Za-z]|[a-j](?:\s|\Z))")
+"""An "a" in front of a word, or a letter in lower case with nothing behind it: no label."""
+_REASON = re.compile(r"(?i)(?:\A|[\s,(]+)(?:since|because)\b|[，,]?(?:因为|由于)")
 _NAMED = re.compile(
     r"(?i:\b(?:(?:option|choice|answer|letter)(?:\s+(?:is|would be|should be|must be))?|select|choose|pick)"
-    r"|选项?(?:是|为)?|选择|答案(?:是|为|应为)?)[\s:*(\[\"']*"
+    r"|选项?(?:是|为)?|选择|答案(?:是|为|应为)?|正确的(?:是|为)?)[\s:*(\[\"']*"
     r"(?:([A-J])(?![A-Za-z']|[*+^]\w)(?:[\s)\]]*(?:,|/|&|and\b|or\b|和|或)[\s(\[]*([A-J])(?![A-Za-z']))?|([a-j])(?=[\s)\].*\"']*$))"
 )
 _NAMED_AFTER = re.compile(
-    r"(?<![A-Za-z])\(?([B-HJ]|A(?=\)|\s+is\s+(?:the\s+)?(?:correct|right)))\)?\s*(?:is\s+(?:the\s+)?(?:correct|right)|选项|项|正确)"
+    r"(?<![A-Za-z])\(?([A-HJ])\)?\s*(?:(?:is|are)\s+(?:the\s+)?(?:most\s+\w+\s+|best\s+|only\s+)?(?:correct|right|true|best|answer|choice|option)\b|选项|项|是?正确|是(?:最佳)?答案)"
 )
 _NEXT_OPTION = re.compile(r"(?:[,;，；、\n]|\band\b|\bor\b|和|或)\s*(?:\(([A-J])\)|([A-J])[.:、)])(?=\s*[^\s)])")
 """Another option of a list: "A. cat, B. dog"."""
+_NEXT_TEXT = re.compile(r"\s\(?([A-J])[.:、)]\s*(?=\S)")
+"""The same without a separator: "A) cat B) dog", where the option's text follows."""
+_JUDGED = re.compile(r"(?i)(?:is|as|was)\s+(?:the\s+)?(?:correct|right|true|best)\b")
+"""Words behind a letter that are no text of an option."""
 TEXT_LETTER = re.compile(r"\\text(?:bf|rm|it)?\s*\{\s*\(?([A-J])\)?[.:)]?\s*\\?\s*\}(?:\s|\\quad|\\[ ,;:])*")
 _EQUALS = re.compile(r"[=≈]|\b(?:is|are|equals|be|approximately|about)\b|[为是]")
 _CLAUSE_END = re.compile(r"[.。;；，,](?!\d)")
 _SEVERAL_VALUES = re.compile(r"[,;，；或和]|\b(?:and|or)\b")
 _BRACKETED = re.compile(r"[(\[]\s*([A-Ja-j])\s*[)\]]")
-_STANDALONE = re.compile(r"(?<![A-Za-z'./])(?:([B-HJ])(?![A-Za-z'+#♯♭])|([AI])(?=\s*[.,;:)\]]*\s*$|\s*(?:,|and|or|&)\s*[(\[]?[B-J]\b))")
+_STANDALONE = re.compile(
+    r"(?<![A-Za-z'./])(?:([B-HJ])(?![A-Za-z'+#♯♭])|([AI])(?=\s*[.,;:)\]]*\s*$|\s*(?:[,&→⇒<>=-]|->|and|or)\s*[(\[]?[B-J]\b))"
+)
 _LAST_LETTER = re.compile(r"(?<![A-Za-z'./])([A-J])(?:(?=[\s.,;:)\]]*$)|(?:\s*(?:,|and\b|or\b|&)){1,2}\s*[(\[]?([A-J])(?![A-Za-z]))")
 OVER_OPTIONS = re.compile(r"(?i)\b(?:all|both|none|neither)\b|以上|都")
 """Texts of options that are about other options: "all of the above", "both A and B"."""
 _NO_OPTION = re.compile(
-    r"(?i)\bnone of (?:the )?(?:(?:given|listed|provided|above|answer) )*(?:options|choices|answers|above)\b(?!\s*$)"
-    r"|\bnot (?:listed|among|(?:one of|in|any of) the (?:\w+ )?(?:options|choices))|不在选项|没有(?:正确|合适)的?选项"
+    r"(?i)\bnone of (?:the |these )?(?:(?:given|listed|provided|above|answer) )*(?:options|choices|answers|above)\b(?!\s*$)"
+    r"|\w\W+(?:\w+ ){0,3}none of (?:the |these )?(?:\w+ )?(?:options|choices|answers)\b|\bno (?:\w+ )?(?:option|choice)s? (?:match|fit|equal|correspond)"
+    r"|\bnot (?:listed|among|(?:one of|in|any of) the (?:\w+ )?(?:options|choices))|不在(?:所?给的?)?选项|选项[中里]?(?:都|均)?没有|没有(?:一个|正确|合适|符合|匹配)的?选项"
 )
 _NONE = re.compile(r"(?i)\b(?:none|neither)\b|都不|没有")
 _OR = re.compile(r"(?i)\bor\b|或")
 _SYMBOLS = re.compile(r"\d|[^\w\s]")
-_RATIO = re.compile(r"(\d{1,9})\s*:\s*(\d{1,9})")
+_RATIO = re.compile(r"\d{1,9}\s*[:比]\s*\d{1,9}")
 _NEGATION = re.compile(
     r"(?i)\b(?:not|no|neither|nor|except|none|rather than|instead of|cannot|incorrect|wrong|\w{1,5}n't)\b"
     r"|\b(?:is|are|was|were|do|does|did|ca|could|wo|would|should)nt\b|不|非|除|错"
@@ -76,8 +86,18 @@ def read_options(answer: str, texts: tuple[str, ...] = (), readings: Sequence[Re
 
 def _exact(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
     """A lone letter, or exactly an option's text, or a list of letters. Where the texts are letters themselves, both readings count."""
-    named = letters_of(answer, texts)
-    return lone_letter(answer) | named or listed(answer)
+    named, leading = letters_of(answer, texts), _LEADING.match(answer)
+    if leading and (named or SEVERAL.fullmatch(answer)) and letters_of(answer[leading.end() :], texts) == {leading.group(1).upper()}:
+        return frozenset(leading.group(1).upper())
+    return lone_letter(answer) | named | _label(answer, named, texts) or listed(answer)
+
+
+def _label(answer: str, named: frozenset[str], texts: tuple[str, ...]) -> frozenset[str]:
+    """The letter in front of the text of another option, as in "A 9"; in front of a word an "A" is an article."""
+    match = _LEADING.match(answer) if named and not _ARTICLE.match(answer) else None
+    if not match or any(option.text.startswith(match.group(1)) for option in options_of(texts) if option.letter in named):
+        return frozenset()
+    return frozenset(match.group(1).upper())
 
 
 def lone_letter(answer: str) -> frozenset[str]:
@@ -101,12 +121,19 @@ def _leading(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
     match = _LEADING.match(answer)
     if not match:
         return frozenset()
-    letter, rest = match.group(1), answer[match.end() :]
-    bare = not match.group().strip("* \t")[1:].strip() or letter.islower()
-    if bare and letter.upper() not in letters_of(rest, texts):
-        return frozenset()
-    others = {letter for groups in _NEXT_OPTION.findall(answer, match.end()) for letter in groups if letter} | lone_letter(rest)
-    return frozenset(others | {letter.upper()}) if others else _beside(letter.upper(), rest, texts)
+    letter, rest = match.group(1).upper(), _REASON.split(answer[match.end() :], maxsplit=1)[0]
+    is_bare = not match.group().strip("* \t(")[1:].strip() or (match.group(1).islower() and "=" in match.group())
+    if is_bare and letter not in letters_of(rest, texts):
+        is_value = not _ARTICLE.match(answer) and (letters_of(rest, texts) or _number(rest.strip("()")))
+        return _beside(letter, rest, texts) if is_value else frozenset()  # "B 9", but not "A tiger"
+    others = {letter for groups in _NEXT_OPTION.findall(rest) for letter in groups if letter} | lone_letter(rest)
+    others |= {
+        option.letter
+        for next_option in _NEXT_TEXT.finditer(f" {rest}")
+        for option in options_of(texts)
+        if option.letter == next_option.group(1) and option.plain and normal_text(rest[next_option.end() - 1 :]).startswith(option.plain)
+    }
+    return frozenset(others | {letter}) if others else _beside(letter, rest, texts)
 
 
 def _named(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
@@ -115,7 +142,8 @@ def _named(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
     for match in _NAMED.finditer(answer):
         letters = {option for letter in match.groups() if letter for option in _lettered(letter.upper(), texts)}
         named |= _beside(min(letters), answer[match.end() :].lstrip(" )].:*,;。"), texts) if len(letters) == 1 else letters
-    named |= {match.group(1) for match in _NAMED_AFTER.finditer(answer)}
+    for match in _NAMED_AFTER.finditer(answer):
+        named |= _beside(match.group(1), answer[match.end() :].lstrip(" ,:;。.)"), texts)
     return frozenset() if not named or _NEGATION.search(_without_texts(answer, texts)) else frozenset(named)
 
 
@@ -123,7 +151,7 @@ def _beside(letter: str, rest: str, texts: tuple[str, ...]) -> frozenset[str]:
     """The option of a letter, and what the text next to it names instead: "A. 9" is both A and the option 9."""
     own = next((option for option in options_of(texts) if option.letter == letter), None)
     rest = rest.strip().removesuffix(")").strip("( ") if rest.startswith("(") else rest
-    if not own or not rest.strip():
+    if not own or not rest.strip() or _JUDGED.match(rest):
         return frozenset(letter)
     named = letters_of(rest, texts) or _worked_out(rest, texts)
     if not named and len(rest.split()) <= BESIDE:
@@ -142,7 +170,8 @@ def _worked_out(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
     if last == answer or _NEGATION.search(answer):
         return frozenset()
     last = last.strip()
-    return letters_of(last, texts) or (_leading(last, texts) if last.startswith("(") else frozenset())
+    named = letters_of(last, texts) or (_leading(last, texts) if last.startswith("(") else frozenset())
+    return named | lone_letter(answer.removesuffix(last).rstrip("=≈ ").removesuffix("is")) if named else named  # "A is 9" names two
 
 
 def _loose(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
@@ -154,8 +183,9 @@ def _loose(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
     held = _contained(answer, texts) if guess_kind(answer) != "formula" or len(answer.split()) > BESIDE else frozenset()
     rest = _without_texts(answer, texts) if held else answer
     named = set(held) | {match.group(1).upper() for match in _BRACKETED.finditer(rest)}
-    if not named:
-        letters = (_LAST_LETTER if texts else _STANDALONE).findall(rest)
+    ends_in_text = any(option.letter in held and normal_text(answer).endswith(option.plain) for option in options_of(texts))
+    if not named or not ends_in_text:
+        letters = (_LAST_LETTER if texts else _STANDALONE).findall(answer if held else rest)
         named |= {option for groups in letters for letter in groups if letter for option in _lettered(letter, texts)}
     if named and (_NEGATION.search(rest) or is_bound(f"{rest} 0") or (len(held) == 1 and _OR.search(rest))):
         return ANY
@@ -183,7 +213,7 @@ def options_of(texts: tuple[str, ...]) -> tuple[_Option, ...]:
     bare = [unwrap(text) or text for text in texts]
     are_ratios = bool(bare) and all(map(_RATIO.fullmatch, bare))  # "5/12" names 5:12, unless that may be a time of day
     return tuple(
-        _Option(letter, text, normal_text(text), _number(text.replace(":", "/") if are_ratios else text), key(to_latex(text)))
+        _Option(letter, text, normal_text(text), _number(_as_quotient(text) if are_ratios else text), key(to_latex(text)))
         for letter, text in zip(LETTERS, bare, strict=False)
     )
 
@@ -194,7 +224,7 @@ def letters_of(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
         return frozenset()
     if spelled := {option.letter for option in options_of(texts) if option.text == answer.strip()}:
         return frozenset(spelled)
-    number, plain, formula = _number(answer), normal_text(answer), key(to_latex(answer))
+    number, plain, formula = _number(_as_quotient(answer)), normal_text(answer), key(to_latex(answer))
     named = {
         option.letter
         for option in options_of(texts)
@@ -203,6 +233,10 @@ def letters_of(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
     if len(named) == 1:
         return frozenset(named)
     return frozenset({option.letter for option in options_of(texts) if formula and formula == option.formula} or named)
+
+
+def _as_quotient(text: str) -> str:
+    return re.sub("[:比]", "/", text) if _RATIO.fullmatch(text.strip()) else text
 
 
 def _number(text: str) -> Number | None:
@@ -223,9 +257,9 @@ def _contained(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
         if contains(plain, option.plain) and (not _SYMBOLS.search(option.text) or _stands_in(option.text, answer)):
             kept.add(option.letter)
             plain = plain.replace(option.plain, "\n")
-    spelled = {option.letter for option in options_of(texts) if option.letter in kept and contains(answer, option.text)}
-    alike = {option.plain for option in options_of(texts) if option.letter in kept}
-    return frozenset(spelled) if spelled and len(alike) == 1 else frozenset(kept | _same_plain(kept, texts))
+    alike = kept | _same_plain(kept, texts)
+    spelled = {option.letter for option in options_of(texts) if option.letter in alike and contains(answer, option.text)}
+    return frozenset(spelled if spelled and len({option.plain for option in options_of(texts) if option.letter in alike}) == 1 else alike)
 
 
 def _same_plain(letters: set[str], texts: tuple[str, ...]) -> set[str]:
@@ -236,7 +270,7 @@ def _same_plain(letters: set[str], texts: tuple[str, ...]) -> set[str]:
 
 def _stands_in(text: str, answer: str) -> bool:
     """Whether a text with digits or signs is in an answer, and not as a part of a formula: 2 is not in √2."""
-    return re.search(rf"(?<![\w.√^{{\\/*+-]){re.escape(text.strip())}(?![\w^{{/√]|\.\d)", answer) is not None or (
+    return re.search(rf"(?<![\w.√^{{\\/*+-]){re.escape(text.strip())}(?![\w^{{/√]|\.\d)", answer, re.ASCII) is not None or (
         text.isalnum() is False and key(to_latex(text)) in key(to_latex(answer))
     )
 

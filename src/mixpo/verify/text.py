@@ -13,12 +13,13 @@ _NUMBER_WORDS = {
     word: str(value) for value, word in enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])
 } | {"none": "0", "infinity": "∞", "a°": "a"}  # fmt: skip
 _ARTICLES = frozenset({"a", "an", "the"})
-_LABEL = re.compile(r"(?<![\w'.])[Aa](?=\s*[).,:;、，/&]|\s+(?:and|or)\b)|(?<=\band )A\b|(?<=\bor )A\b|(?<=\w )A(?= [^A-Z])")
+_LABEL = re.compile(r"(?<![\w'.])[Aa](?=\s*[).,:;、，/&→⇒=<>~-]|\s+(?:and|or)\b)|(?<=\band )A\b|(?<=\bor )A\b|(?<=\w )A(?= [^A-Z])")
 _LABELLED = "A°"
 """A letter of a list, or next to a bracket or a colon, or within a sentence ("Sample A is heavier") is no article. Not in titles."""
 _APOSTROPHES = re.compile("['’‘`´]")
 # Kept are signs that carry meaning in short answers: -5, 3:45, 1/2, C++, C#, x>5, 50%, ∞.
 _PUNCTUATION = re.compile(r"\.(?!\d)|[^\w\s.:/,%$€£¥°+<>=≤≥^\-#∞]|_|(?<![^\W\d_])#|(?<!\d)[:/,]|[:/,](?!\d)|-(?![\d∞])|(?<=\w)-")
+_CLOCK_WORDS = re.compile(r"\b(?:half|quarter|past|oclock|noon|midnight)\b|点(?:半|[一二三四五]|整)")
 _RELATION = re.compile(r" ?([<>=≤≥]) ?")
 _LATEX = re.compile(r"[\\_^]")
 _SUBSCRIPT = re.compile(r"(?<=[A-Za-z)\]])\s?_(?:\{(\d{1,4})\}|(\d))\s?")
@@ -51,6 +52,8 @@ def check_text(predicted: str, gold: str, _options: Options) -> Judgement:
         if _is_symbol(left) and _signs(predicted) != _signs(gold):
             return Judgement("undecided", "signs differ")
         return Judgement("correct", "same text")
+    if any(_CLOCK_WORDS.search(one) and ":" in other for one, other in ((left, right), (right, left))):
+        return Judgement("undecided", "a spelled-out time")
     if (time := read_time(left)) and (other := read_time(right)):
         return compare_times(time, other)
     if contains(left, right) or contains(right, left):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from mixpo.verify.judgement import UNSURE, Judgement, Options, decide
+from mixpo.verify.refusals import is_refusal
 from mixpo.verify.text import check_text, normal_text
 
 _YES = frozenset({"yes", "yeah", "yep", "true", "correct"})
@@ -20,37 +21,13 @@ _OPPOSITE = re.compile(r"\b(?:not|isnt)(?: entirely| quite)? (true|correct|false
 _NO_ZH = re.compile("不是|不对|不正确|错误|没有|否|错|不|假|非")
 _RIGHT_ZH = re.compile("[没不]错")
 _YES_ZH = re.compile(r"是|对|正确|有|真|可以|\A[能会]")
-_NOT = r"(?:not|\w{1,5}nt)"
-_CAN_NOT = r"(?:can ?not|cant|could ?not|couldnt|(?:un|not )able to|(?:im|not )possible to|hard to|difficult to|no way to)(?: \w+){0,2}? "
-_DONE = "be (?:sure|certain|known|told|given|provided|solved|found|seen|calculated|made|determined|decided|judged|answered)"
-_UNSURE = re.compile(
-    r"\b(?:" + "|".join([
-        rf"{_CAN_NOT}(?:know|tell|say|determine|decide|judge|answer|provide|give|solve|find|calculate|{_DONE})",
-        r"(?:i|we) (?:do|did)(?: not|nt)(?: \w+)? know|no idea|not known|n/a",
-        rf"{_NOT}(?: \w+)? (?:sure|certain)|{_NOT}(?: \w+)? clear (?:if|whether)|{_NOT}(?: \w+){{0,2}} enough",
-        rf"{_NOT}(?: \w+)? (?:provided|given|available|applicable|determinable|specified|stated)",
-        rf"{_NOT} (?:provide|give|have)(?: \w+){{0,3}} (?:information|data|details)|no (?:\w+ )?(?:information|data|answer)",
-        r"insufficient|inconclusive|unsure|uncertain|unknown|unclear|undetermined|maybe|perhaps|possibly|depends|sometimes|part(?:ly|ially)",
-    ]) + r")\b|^(?:(?:i|we) (?:can ?not|cant|am unable|are unable)|im (?:unable|sorry))\b|^n a$"
-)  # fmt: skip
-_CANNOT_BE = re.compile(r"\b(?:can ?not|cant|could ?not|couldnt) be (?:yes|no|true|false)\b|不(?:可能|会)是?[\"“「]?[是否对错]")
-"""Rules an answer out and gives none."""
-_UNSURE_ZH = re.compile(
-    r"不知道|不(?:太|大|是很)?清楚|(?:不|未|没)(?:能|太)?确定|不好说|难说|说不准|不一定|说不清|看不清|未知|不详|不明(?![显亮白智])|也许|或许|(?<!不)可能|信息不足|没有足够"
-    r"|(?:无法|不能|难以|没法|没办法)[^，。,. ]{0,6}(?:判断|确定|看|知道|回答|识别|辨认|得知|得出|分辨|确认)"
-)
-_UNSEEN = re.compile(
-    rf"\b(?:i|we) (?:{_CAN_NOT}|(?:do|did)(?: not|nt)(?: \w+)? )(?:see|view|access|read|recogni[sz]e|identify|make out)\b"
-    "|看不[到见出]|没看[到见]"
-)
-_PLAINLY = re.compile(r"(?:yes|no)\b|是的|不是|否|没有|有|对")
 _FEW = 2
 """An answer of at most this many words without yes or no in it is plainly another answer; a longer one cannot be told."""
 
 
 def check_yes_no(predicted: str, gold: str, options: Options) -> Judgement:
     """Symmetric. Both yes and no in one answer, a sentence with neither, or one of not knowing is undecided."""
-    if is_unsure(predicted) or is_unsure(gold):
+    if is_refusal(predicted) or is_refusal(gold):
         return UNSURE
     left, right = read_yes_no(predicted), read_yes_no(gold)
     if len(left) == 1 and len(right) == 1:
@@ -62,14 +39,6 @@ def check_yes_no(predicted: str, gold: str, options: Options) -> Judgement:
     other = normal_text(gold if left else predicted)
     is_short = 0 < len(other.split() if other.isascii() else other) <= _FEW
     return Judgement("wrong" if is_short else "undecided", "neither yes nor no")
-
-
-def is_unsure(text: str) -> bool:
-    """Whether an answer says that it does not know, or cannot tell or see; "No, I see no dog" answers all the same."""
-    plain = normal_text(text)
-    if _UNSURE.search(plain) or _UNSURE_ZH.search(plain) or _CANNOT_BE.search(plain):
-        return True
-    return bool(_UNSEEN.search(plain)) and not _PLAINLY.match(plain)
 
 
 def read_yes_no(text: str) -> frozenset[bool]:
