@@ -23,9 +23,9 @@ from mixpo.verify.kinds import guess_kind
 from mixpo.verify.latex import key, to_latex
 from mixpo.verify.number import single_number
 from mixpo.verify.options import ANOTHER, read_options
+from mixpo.verify.refusals import is_refusal
 from mixpo.verify.text import normal_text
 from mixpo.verify.wrapping import plain_characters, unwrap
-from mixpo.verify.refusals import is_refusal
 from mixpo.verify.yes_no import read_yes_no
 
 _EXACT = Context(prec=100)

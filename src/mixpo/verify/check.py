@@ -19,9 +19,9 @@ from mixpo.verify.number import same_quantity, single_number
 from mixpo.verify.number_words import read_whole
 from mixpo.verify.options import listed
 from mixpo.verify.pool import FormulaPool
+from mixpo.verify.refusals import is_refusal
 from mixpo.verify.text import LETTERS, check_text
 from mixpo.verify.wrapping import plain_characters
-from mixpo.verify.refusals import is_refusal
 from mixpo.verify.yes_no import check_yes_no
 
 TOLERANCE = 1e-6

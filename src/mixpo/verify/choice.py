@@ -25,9 +25,9 @@ from mixpo.verify.options import (
     options_of,
     read_options,
 )
+from mixpo.verify.refusals import is_refusal
 from mixpo.verify.text import check_text, contains, normal_text
 from mixpo.verify.wrapping import plain_characters, unwrap
-from mixpo.verify.refusals import is_refusal
 from mixpo.verify.yes_no import check_yes_no, read_yes_no
 
 STEM = 6

@@ -9,8 +9,8 @@ from decimal import Decimal
 from mixpo.verify.judgement import UNSURE, Judgement, Options, decide
 from mixpo.verify.number import MAX_LENGTH, Number, distinct, equal, is_bound, read_numbers, single_number
 from mixpo.verify.number_words import read_counts, read_whole
-from mixpo.verify.text import check_text
 from mixpo.verify.refusals import UNSEEN, is_refusal
+from mixpo.verify.text import check_text
 
 _DIGIT = re.compile(r"\d")
 _VAGUE = re.compile(

@@ -18,8 +18,8 @@ from mixpo.prompts import OwnStyle
 from mixpo.verify.number import is_bound, read_numbers, single_number
 from mixpo.verify.number_words import read_whole, read_words
 from mixpo.verify.options import read_options
-from mixpo.verify.wrapping import Box, boxes, unwrap
 from mixpo.verify.refusals import is_refusal
+from mixpo.verify.wrapping import Box, boxes, unwrap
 
 PATTERN_S = 1.0
 """Time limit of a user's pattern on one response; the built-in ones are linear in the text."""

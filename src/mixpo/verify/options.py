@@ -62,8 +62,10 @@ OVER_OPTIONS = re.compile(r"(?i)\b(?:all|both|none|neither)\b|以上|都")
 """Texts of options that are about other options: "all of the above", "both A and B"."""
 _NO_OPTION = re.compile(
     r"(?i)\bnone of (?:the |these )?(?:(?:given|listed|provided|above|answer) )*(?:options|choices|answers|above)\b(?!\s*$)"
-    r"|\w\W+(?:\w+ ){0,3}none of (?:the |these )?(?:\w+ )?(?:options|choices|answers)\b|\bno (?:\w+ )?(?:option|choice)s? (?:match|fit|equal|correspond)"
-    r"|\bnot (?:listed|among|(?:one of|in|any of) the (?:\w+ )?(?:options|choices))|不在(?:所?给的?)?选项|选项[中里]?(?:都|均)?没有|没有(?:一个|正确|合适|符合|匹配)的?选项"
+    r"|\w\W+(?:\w+ ){0,3}none of (?:the |these )?(?:\w+ )?(?:options|choices|answers)\b"
+    r"|\bno (?:\w+ )?(?:option|choice)s? (?:match|fit|equal|correspond)"
+    r"|\bnot (?:listed|among|(?:one of|in|any of) the (?:\w+ )?(?:options|choices))"
+    r"|不在(?:所?给的?)?选项|选项[中里]?(?:都|均)?没有|没有(?:一个|正确|合适|符合|匹配)的?选项"
 )
 _NONE = re.compile(r"(?i)\b(?:none|neither)\b|都不|没有")
 _OR = re.compile(r"(?i)\bor\b|或")

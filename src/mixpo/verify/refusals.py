@@ -14,32 +14,36 @@ _SOLVED = "sure|certain|known|told|given|provided|solved|found|seen|calculated|m
 _INPUT = r"(?:image|picture|photo|figure|diagram|attachment|screenshot)s?"
 _FACTS = r"(?:information|data|details|context|answer|clue)s?"
 _GIVEN = "provided|given|available|applicable|determinable|specified|stated|mentioned|attached|included|uploaded|supplied|disclosed"
-_ABSENT = rf"missing|unavailable|blank|unreadable|illegible|{_NOT}(?: \w+)? (?:visible|shown|displayed|loaded|clear|legible)"
-ENGLISH = {
+_MISSING = "missing|unavailable|blank|unreadable|illegible"
+_SOLVE_ZH = "判断|确定|看|知道|回答|作答|解答|识别|辨认|得知|得出|分辨|确认|查看|访问|打开|处理|提供|给出|计算"
+_ASK = "what|which|who|how|where|when|why|whether|if"
+FORMS = {
     "cannot tell": rf"\b{_CAN_NOT} (?:{_SOLVE}|be (?:{_SOLVED}))\b",
-    "does not know": rf"\b(?:i|we) (?:do|did)(?: not|nt)(?: \w+)? know\b|\bno (?:idea|clue)\b|\bnot known\b",
+    "does not know": r"\b(?:i|we) (?:do|did)(?: not|nt)(?: \w+)? know\b|\bno (?:idea|clue)\b|\bnot known\b",
     "not sure": rf"\b{_NOT}(?: \w+)? (?:sure|certain)\b|\b{_NOT}(?: \w+)? clear (?:if|whether)\b|\b{_NOT}(?: \w+){{0,2}} enough\b",
-    "in doubt": r"\b(?:insufficient|inconclusive|unsure|uncertain|unknown|unclear|undetermined|maybe|perhaps|possibly|depends|sometimes|part(?:ly|ially))\b",
+    "unsure": r"\b(?:unsure|uncertain|unclear|undetermined|unknown|insufficient|inconclusive)\b",
+    "perhaps": r"\b(?:maybe|perhaps|possibly|depends|sometimes|part(?:ly|ially))\b",
     "not given": rf"\b(?:{_NOT}|0|nothing)(?: \w+)? (?:{_GIVEN})\b|^{_NOT} (?:visible|shown|seen|clear|found)$",
-    "does not say": rf"\b{_NOT}(?: \w+)? (?:say|specify|mention|state|tell|indicate)(?: (?:what|which|who|how|where|when|why|whether|if)\b|$)",
+    "does not say": rf"\b{_NOT}(?: \w+)? (?:say|specify|mention|state|tell|indicate)(?: (?:{_ASK})\b|$)",
     "no facts": rf"\bno (?:\w+ )?{_FACTS}\b|\b{_NOT} (?:provide|give|have|contain|see|find)(?: \w+){{0,3}} {_FACTS}\b",
-    "no image": rf"\b(?:no|any|without)(?: \w+)? {_INPUT}(?: (?:(?:is|are|was|were|has been|have been|to) )?\w+)?$|\b{_INPUT} (?:is|are|was|were|seems? to be) (?:{_ABSENT})\b",
+    "no image": rf"\b(?:no|any|without)(?: \w+)? {_INPUT}(?: (?:(?:is|are|was|were|has been|have been|to) )?\w+)?$",
+    "image missing": rf"\b{_INPUT} (?:is|are|was|were|seems? to be) (?:{_MISSING}|{_NOT}(?: \w+)? (?:visible|shown|loaded|clear))\b",
+    "fact missing": rf"^(?:\w+ ){{0,2}}(?:{_FACTS}|value|number|label|question|text) (?:is|are) (?:{_MISSING})$",
     "no access": rf"\b(?:no|{_NOT} have)(?: \w+){{0,2}} access\b",
-    "value missing": rf"^(?:\w+ ){{0,2}}(?:{_FACTS}|value|number|label|question|text) (?:is|are) (?:missing|unavailable|unreadable|illegible)$",
-    "apologises": rf"^(?:i|we) (?:can ?not|cant|am unable|are unable)\b|^im unable\b|^(?:i am |im )?(?:so |very )?sorry(?: but)? (?:\w+ )*?(?:{_NOT}|no|unable|cannot)\b|^im sorry\b",
+    "apologises": rf"^(?:i am |im )?(?:so |very )?sorry(?: but)? (?:\w+ )*?(?:{_NOT}|no|unable|cannot)\b|^im sorry\b",
+    "refuses": r"^(?:i|we) (?:can ?not|cant|am unable|are unable)\b|^im unable\b",
     "not applicable": r"\bn/a\b|^n ?a$",
-}  # fmt: skip
-"""Forms of refusal in text that went through `normal_text` (which makes a nought of "none"), by what they say."""
-CHINESE = {
-    "不知道": r"不知道|不(?:太|大|是很)?清楚|(?:不|未|没)(?:能|太)?确定|不好说|难说|说不准|不一定|说不清|看不清|未知|不详|不明(?![显亮白智])|也许|或许|(?<!不)可能",
-    "无法判断": r"(?:无法|不能|难以|没法|没办法|无从)[^，。,. ]{0,6}(?:判断|确定|看|知道|回答|作答|解答|识别|辨认|得知|得出|分辨|确认|查看|访问|打开|处理|提供|给出|计算)",
-    "没有提供": r"(?:没有?|未)(?:被|能)?(?:提供|提到|提及|给出|给定|说明|指明|标明|指出|上传|附[上带图])",
+    "不知道": r"不知道|不(?:太|大|是很)?清楚|(?:不|未|没)(?:能|太)?确定|未知|不详|不明(?![显亮白智])",
+    "不好说": r"不好说|难说|说不准|不一定|说不清|看不清|也许|或许|(?<!不)可能",
+    "无法": rf"(?:无法|不能|难以|没法|没办法|无从)[^，。,. ]{{0,6}}(?:{_SOLVE_ZH})",
+    "未提供": r"(?:没有?|未)(?:被|能)?(?:提供|提到|提及|给出|给定|说明|指明|标明|指出|上传|附[上带图])",
     "信息不足": r"信息不足|(?:没有|缺少|缺乏)(?:足够|相关|任何|具体|更多)?的?(?:信息|数据|条件|图(?!形|案|书|表|中|上)|照片|附件)",
 }
-"""The same in Chinese."""
-_REFUSAL = re.compile("|".join([*ENGLISH.values(), *CHINESE.values()]))
+"""Forms of refusal in text that went through `normal_text` (which makes a nought of "none"), by what they say."""
+_REFUSAL = re.compile("|".join(FORMS.values()))
 _RULED_OUT = re.compile(
-    rf"\b(?:can ?not|cant|could ?not|couldnt|not) (?:\w+ )?be (?:yes|no|true|false)\b|\b{_NOT} (?:yes|no)\b|不(?:可能|会|应该?)?是?[\"“「](?:是|否|对|错)|不(?:可能|会|应该?)是?(?:是|否|对|错)"
+    rf"\b(?:can ?not|cant|could ?not|couldnt|not) (?:\w+ )?be (?:yes|no|true|false)\b|\b{_NOT} (?:yes|no)\b"
+    r"|不(?:可能|会|应该?)?是?[\"“「][是否对错]|不(?:可能|会|应该?)是?[是否对错]"
 )
 """Rules an answer out and gives none: "The answer cannot be no"."""
 _UNSEEN = re.compile(
@@ -48,7 +52,8 @@ _UNSEEN = re.compile(
 )
 """Sees nothing, unless it plainly says yes or no first: "No, I do not see a dog"."""
 UNSEEN = re.compile(
-    r"(?i)\b(?:are|is|were|was)(?: not|n't) (?:\w+ )?(?:visible|shown|legible|readable|included|in the (?:image|picture))\b|不可见|看不[见到清]|未显示"
+    r"(?i)\b(?:are|is|were|was)(?: not|n't) (?:\w+ )?(?:visible|shown|legible|readable|included|in the (?:image|picture))\b"
+    r"|不可见|看不[见到清]|未显示"
 )
 """What is counted cannot be seen. Of a yes/no question it may be the answer: "The dog is not visible"."""
 _PLAINLY = re.compile(r"(?:yes|no)\b|是的|不是|否|没有|有|对")
