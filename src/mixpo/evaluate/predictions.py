@@ -212,6 +212,6 @@ def check_complete(path: Path, matched: Matched, total: int, allowed: float) -> 
     reasons = "".join(f"; {item.where}: {item.reason}" for item in matched.skipped[:NAMED])
     message = (
         f"{path}: has responses to {len(matched.rows)} of {amount(total, 'question')}; missing are {', '.join(names)}"
-        f"{' and others' if len(matched.missing) > NAMED else ''}{reasons}; grade only these with partial = true"
+        f"{' and others' if len(matched.missing) > NAMED else ''}{reasons}; grade only these with --partial (in a recipe: partial = true)"
     )
     raise EvaluateError(message, code="predictions-incomplete", path=path)
