@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import small_run
 from failures import fails
 from judges import asked, serving
 
+from mixpo.commands.plan import dry_run
 from mixpo.commands.retry import retry
 from mixpo.errors import EvaluateError, RecipeError
 from mixpo.evaluate.grading import UNREAD
@@ -98,6 +100,22 @@ def test_it_decides_what_the_rules_leave_undecided(recipe: Path, server: tuple[s
     again = opened(recipe, "http://127.0.0.1:9/v1")
     run_until(again, "verify", force=("verify",))
     assert (verdicts(again), len(asked(folder))) == (rows, 4 * COUNT)
+
+
+def test_a_plan_counts_its_requests(recipe: Path, server: tuple[str, Path]) -> None:
+    """Assumed before the run, then the measured share: two of four undecided, and the others for the agreement."""
+    url, folder = server
+    more = ("verify.judge.agreement=0", "evaluate.modes=['cot']")
+
+    def requests(*settings: str) -> dict[str, int]:
+        rows = dry_run(opened(recipe, url, *more, *settings), force=("verify",))
+        return {row.stage: row.requests for row in rows if row.stage in (VERIFY, "evaluate/held-out/base/cot")}
+
+    assert requests() == {VERIFY: math.ceil(0.1 * 4 * COUNT), "evaluate/held-out/base/cot": 1}
+    assert requests('verify.judge.sources=["questions"]')[VERIFY] == 4 * COUNT
+    assert requests("verify.judge.agreement=1")[VERIFY] == 4 * COUNT
+    run_until(opened(recipe, url, *more), "verify")
+    assert requests() == {VERIFY: len(asked(folder)), "evaluate/held-out/base/cot": 3}
 
 
 def test_a_source_of_its_own(recipe: Path, server: tuple[str, Path]) -> None:

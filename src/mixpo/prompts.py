@@ -97,3 +97,10 @@ PROMPTS: dict[str, Prompt] = {
     ),
 }
 """The built-in prompts by name. `brief`, `direct` and `plain` suit small models."""
+
+DIRECT_ENDINGS = (
+    "Answer the question using a single word or phrase.",
+    "Answer with the option's letter from the given choices directly.",
+    "请用一个词或短语回答。",
+)
+"""Requests for a short answer that data sets and other tools append to a question."""

@@ -62,6 +62,63 @@ def test_every_format_is_read(tmp_path: Path) -> None:
     assert found.summary == ""
 
 
+def test_sample_files_of_lmms_eval(tmp_path: Path) -> None:
+    """As they are written now: no row of the data set, and no `resps` where the filters changed nothing."""
+    common = {"target": "1", "token_counts": [None], "doc_hash": "ab12", "exact_match": 1.0}
+    short = "\nAnswer the question using a single word or phrase."
+    found = saved(
+        tmp_path,
+        [
+            {"doc_id": 7, **common, "filtered_resps": "one", "input": f"How many?{short}"},
+            {"doc_id": 0, **common, "filtered_resps": "Three", "resps": ["three", "3"], "input": "How many?"},
+            {"doc_id": 1, **common, "filtered_resps": "two", "resps": "<think>2</think> two", "input": f"How many?{short}"},
+            {"doc_id": 2, **common, "filtered_resps": [["a"], ["b"]], "input": f"Which digit is shown?{short}"},
+            {"doc_id": 3, **common, "filtered_resps": [], "input": "How many?"},
+        ],
+        wanted=9,
+    )
+    assert texts(found, "q3") == ["one"]
+    assert (found.counts["repeated"], found.counts["ambiguous"], found.counts["broken"]) == (2, 1, 1)
+
+
+def test_output_files_of_vllm(tmp_path: Path) -> None:
+    """RequestOutput of `LLM.generate`, and lines of `vllm run-batch`, failed ones among them."""
+    output = {"cumulative_logprob": None, "logprobs": None, "routed_experts": None, "stop_reason": None, "lora_request": None}
+    request = {"prompt_token_ids": [1, 2], "prompt_logprobs": None, "finished": True, "metrics": None, "num_cached_tokens": 0}
+    usage = {"prompt_tokens": 1, "total_tokens": 2, "completion_tokens": 1}
+    message = {"role": "assistant", "reasoning": None, "content": "w", "tool_calls": []}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "length", "stop_reason": None, "token_ids": [8]}
+    body = {"id": "chatcmpl-1", "object": "chat.completion", "model": "m", "choices": [choice], "usage": usage, "prompt_logprobs": None}
+    failed = {"id": "vllm-2", "custom_id": "a", "response": {"status_code": 400, "request_id": "r", "body": None}, "error": {"code": 400}}
+    found = saved(
+        tmp_path,
+        [
+            {
+                "request_id": "0",
+                "prompt": "<|im_start|>user\n<image>Answer this: How many?<|im_end|>",
+                "outputs": [{"index": 0, "text": "x", "token_ids": [5], "finish_reason": "stop", **output}],
+                **request,
+            },
+            {
+                "request_id": "7",
+                "prompt": "<|im_start|>user\nAnswer this: How many?<|im_end|>",
+                "outputs": [{"index": n, "text": t, "token_ids": [n], "finish_reason": "stop", **output} for n, t in enumerate("yz")],
+                **request,
+            },
+            {"id": "vllm-1", "custom_id": "b", "response": {"status_code": 200, "request_id": "r", "body": body}, "error": None},
+            failed,
+            {**failed, "response": None, "error": "timed out"},
+        ],
+    )
+    assert [texts(found, name) for name in ("q1", "q2", "q3")] == [[], ["w"], ["y", "z"]]
+    assert [(c.stopped, c.ids) for c in found.choices("q2")] == [(False, (8,))]
+    assert [row.reason for row in found.unmatched] == [
+        "no question of this run has the id '0'",
+        "the request failed or has no choices ({'code': 400})",
+        "the request failed (timed out)",
+    ]
+
+
 @pytest.mark.parametrize(
     "row", [{"id": "q1"}, {"question": "Which digit\nis shown?", "image": "images/one.png"}, {"id": "a", "question": "other"}]
 )

@@ -151,6 +151,10 @@ def test_bytes_that_are_no_image(folder: Path) -> None:
     )
     _, skipped = import_all(recipe_of(folder, Path("model"), "pairs.parquet"))
     assert list(skipped) == ["pairs.parquet[1]", "pairs.parquet[2]"]
+    talk = {"messages": [turn("user", "?"), turn("assistant", "a")], "rejected_response": "b"}
+    parquet(folder / "talk.parquet", [talk, {**talk, "messages": [turn("user", "y" * (10 << 20)), turn("assistant", "a")]}])
+    _, of_talk = import_all(recipe_of(folder, Path("model"), "talk.parquet"))
+    assert ["10 MB of text" in reason for reason in of_talk.values()] == [True]
     assert "not an image" in skipped["pairs.parquet[1]"]
     assert "10 MB of text" in skipped["pairs.parquet[2]"]
 

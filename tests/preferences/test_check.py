@@ -66,7 +66,7 @@ def test_the_list_for_people(recipe: Path, capsys: pytest.CaptureFixture[str]) -
     jsonl(recipe.parent / "pairs.jsonl", [*({**row, "question": f"What is {n}?"} for n in range(9)), {**row, "chosen": "a"}])
     assert main(["check", str(recipe)]) == 3
     shown = capsys.readouterr().out
-    assert "pairs.jsonl: read as rlaif-v" in shown
+    assert "pairs.jsonl: read as mmpr" in shown
     assert "pairs.jsonl:3: chosen is empty\n... and 6 further rows with the same problem; --json lists all\n" in shown
     assert "preferences pairs.jsonl: 10 rows, 1 pair, 1 usable pair, 9 skipped rows" in shown
 

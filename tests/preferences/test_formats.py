@@ -59,6 +59,67 @@ def test_any_columns_with_a_map(folder: Path) -> None:
         imported(path, kind="jsonl", columns={"prompt": "q"})
 
 
+def test_a_mapped_column_must_be_there(folder: Path) -> None:
+    """Neither a prompt is guessed nor an image lost because a name is wrong."""
+    rows = [{"q": "What color?", "good": "It is red.", "bad": "It is blue.", "pics": ["0.png"]}]
+    path, sides = jsonl(folder / "mine.jsonl", rows), {"chosen": "good", "rejected": "bad"}
+    for columns, key in (
+        (sides, "prompt"),
+        ({**sides, "prompt": "question"}, "prompt"),
+        ({**sides, "prompt": "q", "images": "pictures"}, "images"),
+    ):
+        with fails("preferences-no-column", SourceError, key=f"preferences.columns.{key}"):
+            imported(path, kind="jsonl", columns=columns)
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ({"question": "?", "chosen": "a", "rejected": "b"}, "mmpr"),
+        ({"question": "?", "chosen": "a", "rejected": "b", "image": ["0.png"]}, "mmpr"),
+        ({"question": "?", "chosen": "a", "rejected": "b", "image": "0.png", "ds_name": "x"}, "rlaif-v"),
+        ({"question": "?", "chosen": "a", "rejected": "b", "image": {"path": "0.png", "bytes": None}}, "rlaif-v"),
+        ({"instruction": "?", "chosen": "It is a", "rejected": "It is b"}, "llama-factory"),
+        ({"conversations": [{"from": "human", "value": "?"}], "chosen": "It is a", "rejected": "It is b"}, "llama-factory"),
+    ],
+)
+def test_formats_that_are_alike(folder: Path, row: dict[str, object], kind: str) -> None:
+    path = jsonl(folder / "pairs.jsonl", [row])
+    assert f"read as {kind}" in [notice.text for notice in imported(path)[2]]
+    with fails("preferences-other-format", SourceError) as failure:
+        imported(path, kind="trl")
+    assert failure.parts[1:3] == (kind, "trl")
+
+
+@pytest.mark.parametrize(
+    ("row", "reader"),
+    [
+        ({"id": 1, "responses": ["a"]}, 'engine = "file"'),
+        ({"question": "?", "answer": "a"}, "[source]"),
+        ({"messages": [turn("user", "?"), turn("assistant", "a")]}, "[train.replay]"),
+    ],
+)
+def test_a_file_without_pairs_is_named_for_what_it_is(folder: Path, row: dict[str, object], reader: str) -> None:
+    with fails("preferences-unknown-format", SourceError) as failure:
+        imported(jsonl(folder / "rows.jsonl", [row]))
+    assert reader in failure.message
+
+
+def test_images_under_another_name(folder: Path) -> None:
+    """Under either name they are read in every format; a row with one of another tool's names is no text-only pair."""
+    sides = {"chosen": "a", "rejected": "b"}
+    for row in ({"question": "1?", "images": ["0.png"], **sides}, {"instruction": "2?", "image": "0.png", **sides}):
+        ((question, _),) = read_pairs(jsonl(folder / "pairs.jsonl", [row]))
+        assert len(question.images) == 1
+    rows = [{"question": "1?", "img": "0.png", **sides}, {"question": "2?", "image": "0.png", "images": ["1.png"], **sides}]
+    pairs, skipped, _ = imported(jsonl(folder / "pairs.jsonl", rows))
+    assert not pairs
+    assert [row.reason.partition(";")[0] for row in skipped] == [
+        "has no image, but a column 'img'",
+        "has both image and images, which differ",
+    ]
+
+
 def test_saved_datasets_are_read(folder: Path) -> None:
     import datasets
 
@@ -97,6 +158,9 @@ def test_three_rated_completions_make_three_pairs(folder: Path) -> None:
     pairs = read_pairs(path)
     assert [(pair.chosen, pair.rejected) for _, pair in pairs] == [("best", "worst"), ("best", "middle"), ("middle", "worst")]
     assert len({question.id for question, _ in pairs}) == 1
+    unrated = [{"response": "a", "rating": "nan"}, {"response": "b", "rating": 1}, {"response": "c", "rating": 2}]
+    pairs = read_pairs(jsonl(folder / "rated.jsonl", [{"prompt": "Which?", "completions": unrated}]))
+    assert [(pair.chosen, pair.rejected) for _, pair in pairs] == [("c", "b")]
 
 
 def test_the_layout_of_the_released_mmpr(folder: Path) -> None:

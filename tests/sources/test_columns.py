@@ -122,6 +122,18 @@ def test_a_conversation_is_a_question(folder: Path, collect: Callable[..., Any])
     assert collect(kind="jsonl", path="data.jsonl")[0][0].id != first.id
 
 
+def test_a_conversation_with_a_response(folder: Path, collect: Callable[..., Any]) -> None:
+    """Chat data as SFT uses it: the last assistant turn is the response."""
+    turns = [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "A cat."}, {"from": "human", "value": "Which color?"}]
+    write(folder, [
+        {"conversations": [*turns, {"from": "gpt", "value": "It is red."}], "image": "0.png"},
+        {"messages": [{"role": "assistant", "content": "Hello."}]},
+    ])  # fmt: skip
+    ((question,), skipped) = collect(kind="jsonl", path="data.jsonl")
+    assert (question.text, question.rationale, question.answer, len(question.history)) == ("Which color?", "It is red.", None, 2)
+    assert [row.reason for row in skipped] == ["the prompt must end with a user turn, not with the assistant's"]
+
+
 def test_a_column_of_conversations(folder: Path, collect: Callable[..., Any]) -> None:
     import datasets
 

@@ -48,7 +48,7 @@ MALFORMED: list[tuple[object, str]] = [
     (b'{"question": "a", }', "not valid JSON: "),
     (b'{"question": "a"', "not valid JSON: "),
     (b'{"question": "\xff\xfe"}', "not UTF-8 text (byte 15 of the line)"),
-    (b'"just text"', 'holds text, not an object with "question"'),
+    (b'"just text"', "holds text, not an object"),
     (b"[" * 100_000, "nested too deeply"),
     (b'{"question": "q", "answer": ' + b"9" * 5000 + b"}", "an integer has too many digits"),
     ({"image": "0.png"}, "no field 'question'; the row has 'image'"),
@@ -77,7 +77,7 @@ MALFORMED: list[tuple[object, str]] = [
     ({"image": None, "image_path": "0.png", "question": "a"}, "unknown field 'image_path', did you mean 'image'?"),
     ({"prompt": "a", "answer": "b"}, "unknown field 'prompt', did you mean 'question'?"),
     (
-        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}, {"from": "gpt", "value": "c"}]},
         "must end with a user turn, not with the assistant's",
     ),
     ({"messages": [{"role": "user", "content": "a"}], "question": "b"}, "must alternate, not user, user"),

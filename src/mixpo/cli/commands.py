@@ -211,7 +211,8 @@ def plan(
     Rates are those measured by a small run in the same directory (`mixpo run RECIPE --limit 64`), or given, or assumed.
     """
     with boundary() as terminal:
-        from mixpo.commands.plan import Assumed, dry_run
+        from mixpo.commands.plan import dry_run
+        from mixpo.commands.rates import Assumed
 
         context = _open(recipe, folder, settings, limit, terminal)
         rows = dry_run(context, Assumed(questions=questions, rate=rate, train_rate=train_rate))

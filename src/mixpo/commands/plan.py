@@ -7,40 +7,30 @@ in this directory where there are any (a small run measures a large one), otherw
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from mixpo.commands.rates import ASSUMED, Assumed, Rates, counts_of, rates_of
 from mixpo.pipeline import build_plan
 from mixpo.plural import amount
 from mixpo.progress import Silent
-from mixpo.recipe import STAGES, EvaluationSource
+from mixpo.recipe import STAGES, EvaluationSource, is_listed
 from mixpo.run import Run
 from mixpo.sources.decontaminate import open_filter
 from mixpo.stages.answer import source_name
 from mixpo.stages.imported import STAGE, PairImport, sampled_part
-from mixpo.stages.job import Context, Planned
+from mixpo.stages.job import Context, Job, Planned
 from mixpo.stages.names import first_forced
 from mixpo.stages.question_index import REPLAY, QuestionIndex, index_of
 from mixpo.stages.questions import Sources
 from mixpo.stages.source import blocks_of
 from mixpo.types import Question, Skipped
-from mixpo.vlm.folder import find_model
 
-PROMPT_TOKENS = 400
-"""Tokens of a question with its picture and instruction, where none was measured."""
-ANSWER_SHARE = 0.5
-"""Length of an answer as a share of max_new_tokens, where none was measured."""
-MULTIPLY_ADDS = 2e10
-"""Floating-point operations each second that two CPU cores reach in practice; a GPU reaches some hundred times that."""
-READ_FASTER = 5
-"""So many times faster than it writes tokens a model reads them; training reads forward once and backward for twice the work."""
 VERDICT_SECONDS = 5e-4
-PAIRS_SHARE = 0.5
-"""Share of questions that give pairs, where none was measured."""
-ASSUMED = "assumed: 2 CPU cores"
 TOKEN_BYTES = 9
 """Bytes of one sampled token on disk: its text, id and log-prob, compressed."""
 
@@ -64,53 +54,15 @@ class Estimate:
     basis: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Assumed:
-    """What the user says instead of what was measured. questions: of the source, all of them still to do.
-
-    rate, train_rate: tokens each second of one device, written while sampling and read in training.
-    """
-
-    questions: int | None = None
-    rate: float | None = None
-    train_rate: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rates:
-    """What the estimates are made with.
-
-    answer: tokens of one answer. generated: tokens each second while sampling. trained: tokens each second forward and backward.
-    pairs: preference pairs of one round, of `groups` questions with at most `each` answers, whose prompt is computed once. given: what
-    the user says. per_request: answers that one request to a server gives; 0 where the engine gives all.
-    """
-
-    answer: float
-    generated: float
-    trained: float
-    parameters: float
-    model_bytes: int
-    pairs: float
-    groups: float
-    each: int
-    per_request: int
-    basis: str
-    given: Assumed
-
-    @property
-    def round_tokens(self) -> float:
-        """Tokens that one pass over the pairs of a round reads."""
-        return self.groups * PROMPT_TOKENS + min(2 * self.pairs, self.groups * self.each) * self.answer
-
-
 def dry_run(context: Context, assumed: Assumed | None = None, force: Sequence[str] = ()) -> list[Estimate]:
     """One estimate for each stage, in order. force: stages to do again, with all after them; RecipeError for an unknown one."""
     assumed, forced = assumed or Assumed(), STAGES[first_forced(force) :]
     left_out: dict[str, list[Skipped]] = {}
-    sources, imported = _sources(context, left_out)
+    listed: dict[str, Counter[bool]] = {}
+    sources, imported = _sources(context, left_out, listed)
     plan = build_plan(context, sources)
     sampled = sampled_part(sources.train, sources.pairs)
-    rates = _rates(context, sampled, assumed, imported.counts)
+    rates = rates_of(context, sampled, assumed, imported.counts)
     rows = [
         Estimate(stage=name, todo=index.questions, total=index.questions, unit="questions", why=_read(left_out[name]), basis="exact count")
         for name, index in (("source", sources.train), *((source_name(n), i) for n, i in sources.sets.items()))
@@ -122,7 +74,11 @@ def dry_run(context: Context, assumed: Assumed | None = None, force: Sequence[st
     scale = 1.0 if assumed.questions is None else assumed.questions / max(1, sampled.questions)
     return [
         *rows,
-        *(_estimate(context, planned, rates, sampled, scale, planned.job.kind in forced) for planned in plan.planned.values()),
+        *(
+            _with_judge(context, planned.job, estimate, rates, listed, sampled)
+            for planned in plan.planned.values()
+            for estimate in [_estimate(context, planned, rates, sampled, scale, planned.job.kind in forced)]
+        ),
     ]
 
 
@@ -130,8 +86,20 @@ def _read(left_out: Sequence[Skipped]) -> str:
     return "read at every start" + (f"; {amount(len(left_out), 'row')} skipped, `mixpo check` lists them" if left_out else "")
 
 
-def _sources(context: Context, left_out: dict[str, list[Skipped]]) -> tuple[Sources, PairImport]:
-    """Questions and pairs as the next run would read them, with copies of images in a folder that goes away. Counts the skipped rows."""
+def _sources(context: Context, left_out: dict[str, list[Skipped]], listed: dict[str, Counter[bool]]) -> tuple[Sources, PairImport]:
+    """Questions and pairs as the next run would read them, with copies of images in a folder that goes away.
+
+    left_out: gets the skipped rows. listed: gets the number of questions with an answer, by whether verify.judge decides all of their
+    verdicts; both by the stage that holds the questions.
+    """
+    judge = context.recipe.verify.judge
+
+    def counted(stage: str, blocks: Iterable[list[Question]]) -> Iterator[list[Question]]:
+        counts = listed.setdefault(stage, Counter())
+        for block in blocks:
+            counts.update(judge is not None and is_listed(question, judge.sources) for question in block if question.answer is not None)
+            yield block
+
     with TemporaryDirectory(prefix="mixpo-dry-") as folder:
         elsewhere, notices = replace(context, run=Run(Path(folder))), list[str]()
         kept = context.run.fingerprints if context.run.fingerprints.exists() else None
@@ -141,6 +109,7 @@ def _sources(context: Context, left_out: dict[str, list[Skipped]]) -> tuple[Sour
 
         def held_out(name: str, source: EvaluationSource) -> QuestionIndex:
             blocks = blocks_of(elsewhere, source, left_out.setdefault(source_name(name), []), notices, evaluated=True)
+            blocks = counted(source_name(name), blocks)
             return index_of(blocks if contamination is None else contamination.watch(name, blocks))
 
         sets = {s.name: held_out(s.name, s.source) for s in context.recipe.evaluate.sets}
@@ -148,50 +117,13 @@ def _sources(context: Context, left_out: dict[str, list[Skipped]]) -> tuple[Sour
         blocks: Iterable[list[Question]] = ()
         if recipe.source is not None:
             blocks = blocks_of(elsewhere, recipe.source, left_out.setdefault("source", []), notices, contamination=contamination)
+            blocks = counted("source", blocks)
         train = index_of(chain(blocks, imported.blocks() if recipe.preferences else ()))
         for notice in (*notices, *imported.notices):
             context.progress.say(notice)
         table = recipe.train.replay
         rows = blocks_of(elsewhere, table.source, left_out.setdefault(REPLAY, []), notices, contamination=contamination) if table else ()
         return Sources(train=train, sets=sets, pairs=tuple(imported.shards), replay=index_of(rows)), imported
-
-
-def _rates(context: Context, sampled_index: QuestionIndex, assumed: Assumed, imported: Mapping[str, int]) -> Rates:
-    recipe = context.recipe
-    weights = sum(path.stat().st_size for path in find_model(recipe.model, context.recipe_folder).glob("*.safetensors"))
-    parameters = weights / (4 if recipe.model.dtype == "float32" else 2)
-    sampled, paired = context.run.stage("round-1/sample").manifest, _counts(context, "pair")
-    generated, basis = MULTIPLY_ADDS / (2 * max(parameters, 1)), ASSUMED
-    answer = recipe.sample.max_new_tokens * ANSWER_SHARE
-    if sampled is not None and sampled.counts.get("tokens") and sampled.seconds:
-        generated, basis = sampled.counts["tokens"] / sampled.seconds, "measured in this run"
-        answer = sampled.counts["tokens"] / sampled.counts["answers"]
-    if assumed.rate is not None:
-        generated, basis = assumed.rate, "--rate"
-    questions = assumed.questions or sampled_index.questions
-    groups = questions * PAIRS_SHARE
-    pairs = groups * min(recipe.pairs.max_per_question, (recipe.sample.n / 2) ** 2)
-    before = context.run.stage(STAGE).manifest
-    given = before.counts if before is not None else {}
-    if paired.get("pairs") and (own := paired["questions"] - given.get("questions", 0)) > 0:
-        pairs, groups = ((paired[name] - given.get(of, 0)) / own * questions for name, of in _MEASURED)
-    pairs, groups = pairs + imported.get("pairs", 0), groups + imported.get("questions", 0)
-    served = (sampled.facts.get("server") or {}).get("n", recipe.sample.n) if sampled is not None else recipe.sample.n
-    return Rates(
-        answer=answer, generated=generated, trained=assumed.train_rate or generated * READ_FASTER / 3, parameters=parameters,
-        model_bytes=weights, pairs=pairs, groups=groups, each=recipe.sample.n, basis=basis, given=assumed,
-        per_request=served if recipe.sample.engine == "openai" else 0,
-    )  # fmt: skip
-
-
-_MEASURED = (("pairs", "pairs"), ("with_pairs", "questions"))
-"""Counts of the pair stage, and those of the imported pairs among them."""
-
-
-def _counts(context: Context, kind: str) -> dict[str, int]:
-    """What a stage of the first round counted, if it has run."""
-    manifest = context.run.stage(f"round-1/{kind}").manifest
-    return {} if manifest is None else manifest.counts
 
 
 def _estimate(context: Context, planned: Planned, rates: Rates, index: QuestionIndex, scale: float, forced: bool) -> Estimate:
@@ -218,9 +150,30 @@ def _estimate(context: Context, planned: Planned, rates: Rates, index: QuestionI
     if not todo:
         return replace(estimate, basis="")
     estimate = _ESTIMATES.get(job.kind, _instant)(context, estimate, rates, index, todo / max(1, sum(job.sizes)))
-    if judge := job.settings.get("judge"):
-        return replace(estimate, requests=todo, basis=f"asked of judge {judge['model']}")
     return _as_measured(context, planned, estimate, rates)
+
+
+def _with_judge(
+    context: Context, job: Job, estimate: Estimate, rates: Rates, listed: Mapping[str, Counter[bool]], index: QuestionIndex
+) -> Estimate:
+    """With the requests that a stage sends to a judge; equal answers to a question are one request, so there may be fewer.
+
+    listed: questions with an answer by whether verify.judge decides all of their verdicts, for each stage that holds questions.
+    """
+    recipe, answers = context.recipe, estimate.todo
+    if judge := job.settings.get("judge"):
+        return replace(estimate, requests=answers, basis=f"asked of judge {judge['model']}") if answers else estimate
+    judge = recipe.verify.judge
+    if judge is None or "judge_prompt" not in job.settings or not answers:
+        return estimate
+    counts, agreement = listed[job.needs[0]], 0.0
+    share = counts[True] / max(1, counts.total())
+    if job.kind == "verify":
+        answers = round(answers * (1 - sum(index.open) / index.questions)) * recipe.sample.n
+        agreement = judge.agreement
+    undecided = max(share, rates.undecided) if rates.judged else share + (1 - share) * rates.undecided
+    asked = undecided + (1 - undecided) * agreement
+    return replace(estimate, requests=math.ceil(answers * asked), basis=f"{asked:.0%} of the verdicts asked of judge {judge.model}")
 
 
 def _basis(kind: str, rates: Rates) -> str:
@@ -239,12 +192,12 @@ def _as_measured(context: Context, planned: Planned, estimate: Estimate, rates: 
         return replace(estimate, basis="--train-rate" if training else "--rate")
     done = 0 if last is None or not last.finished else last.counts.get("tokens" if job.kind == "train" else "questions", 0)
     if job.kind == "reference":  # which counts only questions with pairs
-        done = _counts(context, "pair").get("questions", 0) if done else 0
+        done = counts_of(context, "pair").get("questions", 0) if done else 0
     if last is None or not done:
         return estimate
     if job.kind == "train":
         # Its work grows with the pairs, and a group's tokens are known only once it is made.
-        grown = rates.pairs / max(1, _counts(context, "pair").get("pairs", 0))
+        grown = rates.pairs / max(1, counts_of(context, "pair").get("pairs", 0))
         return replace(estimate, tokens=int(done * grown), seconds=last.seconds * grown, basis="measured in this run")
     size = sum(path.stat().st_size for shard in last.shards if (path := planned.stage.path(shard)).exists())
     return replace(

@@ -1,7 +1,7 @@
 """Responses that another tool sampled, matched to questions by id, or by text and images. Needs no torch.
 
 One JSON object per line, recognised by its keys: `responses` (plain), `outputs` (vLLM's RequestOutput), `response.body.choices`
-(`vllm run-batch`, OpenAI batches) and `resps` (lmms-eval's samples).
+(`vllm run-batch`, OpenAI batches), and `resps` or `filtered_resps` (lmms-eval's samples).
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from mixpo.engines.responses import Choice, response_of
 from mixpo.engines.tokens import TokenCodec
 from mixpo.errors import SourceError
 from mixpo.plural import amount
+from mixpo.prompts import DIRECT_ENDINGS
 from mixpo.records import Sampled, storable
 from mixpo.types import IMAGE_TOKEN, ImageRef, Question, Skipped
 
-KEYS = ("responses", "outputs", "response", "resps")
-"""What a row may hold its responses under."""
+KEYS = ("responses", "outputs", "response", "resps", "filtered_resps")
+"""What a row may hold its responses under. lmms-eval writes no `resps` where its filters changed nothing."""
 
 
 class _RowError(Exception):
@@ -161,7 +162,7 @@ class SavedResponses:
         named = self._by_id.get(row.id, []) if row.id else []
         if len(named) == 1:
             return named[0] if named[0].agrees(row.text) else ("ambiguous", f"id {row.id!r} is that of another question than its text")
-        candidates = named or (self._by_text.get(_digest(row.text), []) if row.text else [])
+        candidates = named or self._with_text(row.text)
         if named and row.text:
             candidates = [one for one in named if _digest(row.text) in one.texts]
         if row.images is not None and candidates:
@@ -174,6 +175,11 @@ class SavedResponses:
         if row.id or row.text:
             return "superfluous", f"no question of this run has {f'the id {row.id!r}' if row.id else 'this text and these images'}"
         return "ambiguous", "the row has neither id nor question"
+
+    def _with_text(self, text: str) -> list[_Candidate]:
+        """The questions with a text, or with what precedes a request for a short answer in it, which other tools append."""
+        texts = (text, *(text.rstrip().removesuffix(ending) for ending in DIRECT_ENDINGS if text.rstrip().endswith(ending)))
+        return next((candidates for one in texts if one.strip() and (candidates := self._by_text.get(_digest(one)))), [])
 
     def _skip(self, kind: str, path: Path, line: int, reason: str) -> None:
         self.counts[kind] += 1
@@ -256,7 +262,8 @@ def parse_row(content: bytes) -> SavedRow:
         raise _RowError("not an object; write one JSON object per line")
     key = next((key for key in KEYS if row.get(key) is not None), "")
     if not key:
-        raise _RowError(f"has none of {', '.join(KEYS)}; its keys are {', '.join(map(repr, row))}")
+        failed = f"the request failed ({str(row['error'])[:80]})" if row.get("error") else ""
+        raise _RowError(failed or f"has none of {', '.join(KEYS)}; its keys are {', '.join(map(repr, row))}")
     return _FORMATS[key](row)
 
 
@@ -283,23 +290,27 @@ def _batch(row: Mapping[str, Any]) -> SavedRow:
     for choice in choices:
         message = choice.get("message") if isinstance(choice, dict) else None
         text = message.get("content") if isinstance(message, dict) else choice.get("text") if isinstance(choice, dict) else None
-        made.append(_choice({"text": text, "finish_reason": choice.get("finish_reason") if isinstance(choice, dict) else None}))
+        given = choice if isinstance(choice, dict) else {}
+        made.append(_choice({"text": text, "finish_reason": given.get("finish_reason"), "token_ids": given.get("token_ids")}))
     return SavedRow(id=_id(row, "custom_id"), text="", images=_images(row), choices=tuple(made))
 
 
 def _lmms_eval(row: Mapping[str, Any]) -> SavedRow:
+    """A line of `*_samples_*.jsonl`: `input` is the prompt; earlier versions wrote `doc`, the row of the data set, instead."""
     doc = row["doc"] if isinstance(row.get("doc"), dict) else {}
-    responses = row["resps"]
-    if not isinstance(responses, list):
-        raise _RowError("resps must be a list")
-    flat = [text for part in responses for text in (part if isinstance(part, list) else [part])]
+    responses = row["resps"] if row.get("resps") is not None else row["filtered_resps"]
+    if not isinstance(responses, (str, list)):
+        raise _RowError("resps must be text or a list")
+    parts = responses if isinstance(responses, list) else [responses]
+    flat = [text for part in parts for text in (part if isinstance(part, list) else [part])]
     if not flat:
         raise _RowError("resps is empty")
     own = _id(doc, "id", "question_id") or _id(row, "doc_id")
-    return SavedRow(id=own, text=_text(doc, "question"), images=_images(doc), choices=tuple(map(_choice, flat)), repeats=True)
+    text = _text(doc, "question") or _text(row, "input")
+    return SavedRow(id=own, text=text, images=_images(doc), choices=tuple(map(_choice, flat)), repeats=True)
 
 
-_FORMATS = {"responses": _plain, "outputs": _vllm, "response": _batch, "resps": _lmms_eval}
+_FORMATS = {"responses": _plain, "outputs": _vllm, "response": _batch, "resps": _lmms_eval, "filtered_resps": _lmms_eval}
 
 
 def _id(row: Mapping[str, Any], *names: str) -> str:

@@ -6,6 +6,7 @@ A format is an entry of FORMATS. Its function raises SourceError with the reason
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -38,18 +39,26 @@ def has(row: Row, *names: str) -> bool:
     return all(name in row for name in names)
 
 
+def images_of(row: Row) -> object:
+    """The image field of a row, under either of its names. Raises SourceError where both hold something else."""
+    image, images = (row.get(name) if row.get(name) not in ("", [], {}) else None for name in ("image", "images"))
+    if image is not None and images is not None and images not in (image, [image]):
+        raise SourceError("has both image and images, which differ; remove one", code="preference-two-image-fields", key="images")
+    return image if images is None else images
+
+
 # --- one question, two texts ---------------------------------------------------------------------------------------------
 
 
 def question_row(row: Row) -> Iterator[PreferenceRow]:
-    """MMPR annotations and RLAIF-V: question, chosen, rejected, and image (path, list, bytes or absent)."""
+    """MMPR annotations and RLAIF-V: question, chosen, rejected, and image or images (path, list, bytes or absent)."""
     prompt = messages_of(row.get("question"), "question")[0]
     answer = row.get("answer_gt") if row.get("answer_gt") is not None else row.get("answer")
     yield PreferenceRow(
         prompt=prompt,
         chosen=row.get("chosen"),
         rejected=row.get("rejected"),
-        images=row.get("image"),
+        images=images_of(row),
         answer=answer,
         domain=row.get("domain"),
     )
@@ -60,7 +69,7 @@ def rlhf_v_row(row: Row) -> Iterator[PreferenceRow]:
     text = _rlhf_v_text(row)
     if text is None:
         raise SourceError("text is no JSON object with question, chosen and rejected", code="preference-wrong-type")
-    yield from question_row({**text, "image": row.get("image")})
+    yield from question_row({**text, "image": images_of(row)})
 
 
 def _rlhf_v_text(row: Row) -> dict[str, Any] | None:
@@ -97,8 +106,7 @@ def trl_row(row: Row) -> Iterator[PreferenceRow]:
     system = row.get("system")
     if isinstance(system, str) and system:
         prompt = [Message(role="system", text=system), *prompt]
-    given_images = row.get("images") if row.get("images") not in (None, []) else row.get("image")
-    images = inline or given_images
+    images = inline or images_of(row)
     yield PreferenceRow(prompt=prompt, chosen=chosen, rejected=rejected, images=images, answer=row.get("answer"), domain=row.get("domain"))
 
 
@@ -118,7 +126,8 @@ def swift_row(row: Row) -> Iterator[PreferenceRow]:
     system = row.get("system")
     if isinstance(system, str) and system:
         prompt = [Message(role="system", text=system), *prompt]
-    yield PreferenceRow(prompt=prompt, chosen=chosen, rejected=rejected if rejected is not None else "", images=inline or row.get("images"))
+    rejected = "" if rejected is None else rejected
+    yield PreferenceRow(prompt=prompt, chosen=chosen, rejected=rejected, images=inline or images_of(row))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +183,8 @@ def llama_factory_row(columns: LlamaFactoryColumns, row: Row) -> Iterator[Prefer
         value = columns.get(row, name)
         side = messages_of(value, name, "assistant", keys, roles)[0] if isinstance(value, (list, dict)) else None
         sides.append(value if side is None else response_text(side, name))
-    yield PreferenceRow(prompt=prompt, chosen=sides[0], rejected=sides[1], images=inline or columns.get(row, "images"))
+    images = inline or columns.get(row, "images") or row.get("image")
+    yield PreferenceRow(prompt=prompt, chosen=sides[0], rejected=sides[1], images=images)
 
 
 # --- ratings -------------------------------------------------------------------------------------------------------------
@@ -186,7 +196,7 @@ def vlfeedback_row(row: Row) -> Iterator[PreferenceRow]:
     rated = [(rating, text) for text, rating in _rated(row.get("completions")) if rating is not None]
     if len(rated) < 2:
         raise SourceError("completions must hold at least two responses with ratings", code="preference-wrong-type")
-    images = row.get("images") if row.get("images") not in (None, []) else row.get("image")
+    images = images_of(row)
     pairs = [(a, b) if a[0] > b[0] else (b, a) for a, b in combinations(rated, 2) if a[0] != b[0] and a[1] != b[1]]
     if not pairs:
         raise SourceError("no two completions differ in both text and rating", code="preference-equal-ratings")
@@ -212,7 +222,8 @@ def _mean_rating(completion: Row) -> float | None:
         ratings = [float(cast(Any, value)) for value in values if value not in (None, "N/A", "")]
     except (TypeError, ValueError):
         return None
-    return sum(ratings) / len(ratings) if ratings else None
+    mean = sum(ratings) / len(ratings) if ratings else None
+    return mean if mean is not None and math.isfinite(mean) else None
 
 
 # --- the table -------------------------------------------------------------------------------------------------------------
@@ -233,7 +244,14 @@ def renamed(columns: Mapping[str, str]) -> Parse:
 
 
 def _rlaif_v(row: Row) -> bool:
-    return has(row, "question", "chosen", "rejected") and not isinstance(row.get("image"), str)
+    image = row.get("image")
+    stored = isinstance(image[0] if isinstance(image, list) and image else image, (bytes, dict))
+    return has(row, "question", "chosen", "rejected") and (stored or "ds_name" in row)
+
+
+def _trl(row: Row) -> bool:
+    other = any(name in row for name in ("question", "instruction", "conversations", "messages"))
+    return has(row, "chosen", "rejected") and (has(row, "prompt") or not other)
 
 
 def _alpaca(row: Row) -> bool:
@@ -263,31 +281,34 @@ FORMATS: dict[str, Format] = {
             columns=_columns("prompt", "completions", "image", "images", "models", "critique"),
         ),
         Format(
-            name="rlhf-v", fits=lambda row: _rlhf_v_text(row) is not None, parse=rlhf_v_row, columns=_columns("text", "image", *_RLAIF),
+            name="rlhf-v", fits=lambda row: _rlhf_v_text(row) is not None, parse=rlhf_v_row,
+            columns=_columns("text", "image", "images", *_RLAIF),
         ),
         Format(
             name="ms-swift",
             fits=lambda row: has(row, "messages") and any(has(row, n) for n in ("rejected_response", "rejected_messages", "rejected")),
             parse=swift_row,
-            columns=_columns("messages", "rejected_response", "rejected_messages", "rejected", "images", "rejected_images", "system"),
+            columns=_columns(
+                "messages", "rejected_response", "rejected_messages", "rejected", "image", "images", "rejected_images", "system"
+            ),
         ),
         Format(
             name="llama-factory", fits=lambda row: _sharegpt(row) or _alpaca(row), parse=_llama_factory,
-            columns=_columns("conversations", "instruction", "input", "history", "system", "chosen", "rejected", "images"),
+            columns=_columns("conversations", "instruction", "input", "history", "system", "chosen", "rejected", "image", "images"),
         ),
         Format(
             name="trl",
-            fits=lambda row: has(row, "chosen", "rejected") and (has(row, "prompt") or "question" not in row),
+            fits=_trl,
             parse=trl_row,
             columns=_columns("prompt", "chosen", "rejected", "images", "image", "system", "history", "question", *_META),
         ),
         Format(
             name="rlaif-v", fits=_rlaif_v, parse=question_row,
-            columns=_columns("question", "chosen", "rejected", "image", *_META, *_RLAIF),
+            columns=_columns("question", "chosen", "rejected", "image", "images", *_META, *_RLAIF),
         ),
         Format(
             name="mmpr", fits=lambda row: has(row, "question", "chosen", "rejected"), parse=question_row,
-            columns=_columns("question", "chosen", "rejected", "image", *_META),
+            columns=_columns("question", "chosen", "rejected", "image", "images", *_META),
         ),
     )
 }  # fmt: skip

@@ -16,7 +16,7 @@ from mixpo.preferences.formats import FORMATS, Format, Row, recognise, renamed, 
 from mixpo.preferences.rows import Lines, rows_of
 from mixpo.recipe import PreferencesTable
 from mixpo.sources.build import without_duplicates
-from mixpo.sources.columns import unused_columns
+from mixpo.sources.columns import LOOKALIKES, SAMPLED, unused_columns
 from mixpo.sources.images import Pictures
 from mixpo.types import Notice, Pair, Question, Skipped, content_id
 
@@ -24,6 +24,13 @@ DUPLICATE = "duplicate of an earlier pair (same prompt, images and responses)"
 
 FIRST_ROWS = 100
 """So many rows may be of no known format before one is, and the file is still read."""
+
+_ELSEWHERE = (
+    (SAMPLED, 'saved responses are read by [sample] engine = "file"'),
+    (("answer", "solution"), "questions with answers are read by [source]"),
+    (("messages", "conversations"), "conversations with one response are SFT rows, which [train.replay] reads"),
+)
+"""Columns of rows that another table reads, and which."""
 
 GENERIC = ("jsonl", "hub")
 """Kinds whose columns the recipe names."""
@@ -61,6 +68,7 @@ def _part(part: Part, table: PreferencesTable, base: Path, images: Path) -> Iter
     if table.count:
         rows = islice(rows, table.count)
     form, counts, unknown = part.format, Counter[str](), Counter[str]()
+    unseen = dict(table.columns)
     unrecognised: SourceError | None = None
     for line in rows:
         counts["rows"] += 1
@@ -80,8 +88,10 @@ def _part(part: Part, table: PreferencesTable, base: Path, images: Path) -> Iter
             if table.kind == "auto" and part.format is None:
                 yield Notice(where=table.path, text=f"read as {form.name}")
         unknown.update(name for name, value in row.items() if name not in form.columns and value not in (None, "", [], {}))
+        unseen = {ours: column for ours, column in unseen.items() if column not in row} if unseen else unseen
         try:
             for parsed in form.parse(row):
+                _refuse_lost_images(row, parsed)
                 repeat = _repeats(part, parsed)
                 counts["dropped"] += not repeat
                 if repeat:
@@ -92,6 +102,8 @@ def _part(part: Part, table: PreferencesTable, base: Path, images: Path) -> Iter
             yield Skipped(where=where, reason=str(error))
     if form is None and unrecognised is not None:
         raise unrecognised
+    for ours, column in unseen.items():
+        raise _no_column(part, table, ours, column, unknown)
     yield from _notices(part, table, counts, unknown)
 
 
@@ -122,20 +134,42 @@ def _format_of(part: Part, table: PreferencesTable, row: Row) -> Format:
     if actual:
         raise other_format(part.path, actual, part.format.name if part.format else table.kind)
     has = ", ".join(map(repr, row)) or "no columns"
-    hint = 'set kind = "jsonl" and name the columns: columns = { prompt = "..", chosen = "..", rejected = ".." }'
+    hint = next(
+        (hint for names, hint in _ELSEWHERE if any(name in row for name in names)),
+        'set kind = "jsonl" and name the columns: columns = { prompt = "..", chosen = "..", rejected = ".." }',
+    )
     message = f"{part.path}: no preference pairs of a known format ({', '.join(supported())}); the first row has {has}; {hint}"
     raise SourceError(message, code="preferences-unknown-format", path=part.path)
 
 
 def _generic(part: Part, table: PreferencesTable, row: Row) -> Format:
+    """The format of rows whose columns the recipe names, or that have our names."""
     columns = table.columns
     for name in ("chosen", "rejected"):
         if (column := columns.get(name, name)) not in row:
-            message = f"{part.path}: no column {column!r} for {name}; it has {', '.join(row)}; set preferences.columns.{name}"
-            raise SourceError(message, code="preferences-no-column", path=part.path, key=f"preferences.columns.{name}")
+            raise _no_column(part, table, name, column, row)
+    turns = all(isinstance(row[columns.get(name, name)], list) for name in ("chosen", "rejected"))
+    # Conversations hold their prompt; of two texts it would be guessed.
+    if (column := columns.get("prompt", "prompt")) not in row and (column != "prompt" or not ("question" in row or turns)):
+        raise _no_column(part, table, "prompt", column, row)
     return Format(
         name=table.kind, fits=lambda row: True, parse=renamed(columns), columns=FORMATS["trl"].columns | frozenset(columns.values())
     )
+
+
+def _no_column(part: Part, table: PreferencesTable, name: str, column: str, has: Iterable[str]) -> SourceError:
+    key = f"preferences.columns.{name}"
+    message = f"{part.path}: no column {column!r} for {name}; it has {', '.join(has)}; set {key}"
+    return SourceError(message, code="preferences-no-column", path=part.path, key=key)
+
+
+def _refuse_lost_images(row: Row, parsed: PreferenceRow) -> None:
+    """Raise SourceError for a row without images that has a column like ours for them: its question may be about an image."""
+    if parsed.images in (None, "", []):
+        name = next((name for name, value in row.items() if LOOKALIKES.get(name.casefold()) == "image" and value not in (None, "", [])), "")
+        if name:
+            hint = f'call it "images", or set kind = "jsonl" and columns = {{ images = "{name}", .. }}'
+            raise SourceError(f"has no image, but a column {name!r}; {hint}", code="preference-unknown-images", key=name)
 
 
 def _repeats(part: Part, row: PreferenceRow) -> int:

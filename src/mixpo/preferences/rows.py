@@ -76,8 +76,16 @@ def _parquet(path: Path) -> Lines:
 
 def _sized(where: str, row: dict[str, Any]) -> Line | Skipped:
     """The row, unless its texts are longer than any prompt and response can be."""
-    size = sum(len(value) for value in row.values() if isinstance(value, str))
+    size = _text_size(row)
     return Skipped(where=where, reason=too_large(size)) if size > MAX_ROW_BYTES else (where, row)
+
+
+def _text_size(value: object) -> int:
+    """Characters of all texts in a row; bytes of images do not count."""
+    if isinstance(value, str):
+        return len(value)
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(map(_text_size, inner))
 
 
 def too_large(size: int) -> str:

@@ -55,18 +55,18 @@ def read(source: HubSource, recipe_folder: Path, images: Path) -> Iterator[Sourc
 
 
 def _question(row: dict[str, Any], pictures: Pictures, source: HubSource) -> Question:
-    text, history, inline = turns_of(row)
+    turns = turns_of(row)
     return make_question(
-        text=text,
-        images=pictures.all(inline or row.get("image")),
+        text=turns.question,
+        images=pictures.all(turns.images or row.get("image")),
         answer=row.get("answer"),
         choices=row.get("choices"),
-        rationale=row.get("rationale"),
+        rationale=row.get("rationale") or turns.response,
         kind=source.answer_kind,
         domain=source.domain,
         source=source.path,
         row_id=row["id"],
-        history=history,
+        history=turns.history,
     )
 
 

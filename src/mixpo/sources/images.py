@@ -69,7 +69,7 @@ class Pictures:
             path = self.root / name
             resolved = path.resolve()
         except (OSError, ValueError, RuntimeError) as error:
-            raise SourceError(f"image {name[:60]!r} is not a usable path ({error})", code="image-path-invalid", path=name) from None
+            raise _invalid(name, error) from None
         if not any(resolved.is_relative_to(folder) for folder in self._allowed):
             raise SourceError(
                 f"image {name!r} lies outside the root {self.root}; set {self.key} to a folder that holds all images",
@@ -79,8 +79,13 @@ class Pictures:
         try:
             there = resolved.exists()
         except (OSError, ValueError) as error:
-            raise SourceError(f"image {name[:60]!r} is not a usable path ({error})", code="image-path-invalid", path=name) from None
+            raise _invalid(name, error) from None
         if not there:
             hint = "write its path with /, not \\" if "\\" in name else f"check {self.key}"
             raise SourceError(f"image {name!r} not found under {self.root}; {hint}", code="image-missing", path=name)
         return reference(path)
+
+
+def _invalid(name: str, error: Exception) -> SourceError:
+    reason = getattr(error, "strerror", None) or error
+    return SourceError(f"image {name[:60]!r} is not a usable path ({reason})", code="image-path-invalid", path=name)

@@ -64,18 +64,18 @@ def each(
 def question_of(row: Mapping[str, object], pictures: Pictures, kind: Kind = "auto", domain: str = "", source: str = "") -> Question:
     """A row as a Question; `domain` and `source` are the defaults of the row's. Raises SourceError with the reason."""
     check_fields(row)
-    text, history, inline = turns_of(row)
+    turns = turns_of(row)
     return make_question(
-        text=text,
-        images=pictures.all(inline or row.get("image")),
+        text=turns.question,
+        images=pictures.all(turns.images or row.get("image")),
         answer=row.get("answer"),
         choices=row.get("choices"),
-        rationale=row.get("rationale"),
+        rationale=row.get("rationale") or turns.response,
         kind=kind,
         domain=_label(row, "domain") or domain,
         source=_label(row, "source") or source,
         row_id=row.get("id"),
-        history=history,
+        history=turns.history,
     )
 
 
@@ -166,5 +166,5 @@ def _parse(where: str, content: bytes) -> Line | Skipped:
     except RecursionError:
         return Skipped(where=where, reason="not usable JSON: nested too deeply")
     if not isinstance(row, dict):
-        return Skipped(where=where, reason=f'holds {described(row)}, not an object with "question"')
+        return Skipped(where=where, reason=f"holds {described(row)}, not an object")
     return where, row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 from mixpo.errors import SourceError
@@ -94,21 +95,32 @@ def checked_turns(prompt: Sequence[Message]) -> list[Message]:
     return list(prompt)
 
 
-def turns_of(row: Mapping[str, object]) -> tuple[object, tuple[Message, ...], list[object]]:
-    """The question of a source's row, the messages before it, and the images written inside of them.
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """The conversation of a source's row. images: those written inside of it. response: the assistant's turn that it ends with, or ""."""
 
-    `messages` (or `conversations`) end with the last user turn, or stand before a `question` of its own.
+    question: object
+    history: tuple[Message, ...] = ()
+    images: Sequence[object] = ()
+    response: str = ""
+
+
+def turns_of(row: Mapping[str, object]) -> Turns:
+    """The question of a source's row with the messages before it.
+
+    `messages` (or `conversations`) end with the user turn that is the question, with a response to it, or stand before a `question`.
     """
     value = row.get("messages") or row.get("conversations")
     if not value:
-        return row.get("question"), (), []
+        return Turns(row.get("question"))
     messages, inline = messages_of(value, "messages")
     question = row.get("question")
     if question is None:
+        response = messages.pop().text if len(messages) > 1 and messages[-1].role == "assistant" else ""
         *history, last = checked_turns(messages)
-        return last.text, tuple(history), inline
+        return Turns(last.text, tuple(history), inline, response)
     checked_turns([*messages, Message(role="user", text=str(question))])
-    return question, tuple(messages), inline
+    return Turns(question, tuple(messages), inline)
 
 
 def response_text(messages: Sequence[Message], what: str) -> str:

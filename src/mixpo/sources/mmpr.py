@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mixpo.errors import SourceError
 from mixpo.plural import amount
-from mixpo.prompts import PROMPTS
+from mixpo.prompts import DIRECT_ENDINGS, PROMPTS
 from mixpo.recipe import MmprSource, did_you_mean
 from mixpo.sources.build import Kind, SourceRow, make_question
 from mixpo.sources.columns import FIELDS, ColumnUse, check_fields
@@ -25,12 +25,6 @@ from mixpo.sources.messages import turns_of
 from mixpo.types import IMAGE_TOKEN, Notice, Question, Skipped, content_id
 
 PROMPT_FIELDS = (*FIELDS, "answer_gt", "origin", "question_id")
-
-_DIRECT_ENDINGS = (
-    "Answer the question using a single word or phrase.",
-    "Answer with the option's letter from the given choices directly.",
-    "请用一个词或短语回答。",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,26 +67,27 @@ def bare_question(text: str) -> str:
         before, after = PROMPTS[name].template.split("{question}")
         if body.startswith(before) and body.endswith(after):
             body = body[len(before) : len(body) - len(after)]
-    for ending in _DIRECT_ENDINGS:
+    for ending in DIRECT_ENDINGS:
         body = body.removesuffix(ending).rstrip()
     return marks + body.strip()
 
 
 def _question(row: Mapping[str, object], pictures: Pictures, name: str, kind: Kind, clean: object = None) -> Question:
     check_fields(row, PROMPT_FIELDS)
-    (text, history, inline), answer = turns_of(row), row.get("answer")
+    turns, answer = turns_of(row), row.get("answer")
+    text = turns.question
     domain = row.get("domain")
     return make_question(
         text=clean(text) if callable(clean) and isinstance(text, str) else text,
-        images=pictures.all(inline or row.get("image")),
+        images=pictures.all(turns.images or row.get("image")),
         answer=row.get("answer_gt") if answer is None else answer,
         choices=row.get("choices"),
-        rationale=row.get("rationale"),
+        rationale=row.get("rationale") or turns.response,
         kind=kind,
         domain=domain if isinstance(domain, str) else "",
         source=name,
         row_id=row.get("id"),
-        history=history,
+        history=turns.history,
     )
 
 
