@@ -183,6 +183,7 @@ def test_a_damaged_model_is_trained_again(own_run: Path, damage: Callable[[Path]
     weights = own_run / "run" / "models" / "mpo" / "model.safetensors"
     whole = weights.read_bytes()
     damage(weights)
+    flip(own_run / "run" / "round-1" / "reference" / "groups.rows")
     with fails("model-damaged", ModelError):
         check_trained(weights.parent.resolve())
     with fails("model-damaged", ModelError):
@@ -191,6 +192,7 @@ def test_a_damaged_model_is_trained_again(own_run: Path, damage: Callable[[Path]
         assert main(["verify-run", str(own_run / "run"), "--repair"]) == 0
     again(own_run)
     assert (own_run / "run" / "models" / "mpo" / "model.safetensors").read_bytes() == whole
+    assert main(["verify-run", str(own_run / "run")]) == 0
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "chat_template.jinja"])
@@ -255,6 +257,7 @@ def test_verify_run_finds_one_bit_anywhere_and_repairs(own_run: Path, capsys: py
     assert "every file is as it was written" in capsys.readouterr().out
     damaged = [shard_of(own_run, stage) for stage in STAGES] + [
         run / "models/mpo/model.safetensors", run / "report.json", run / "round-1/verify/all_wrong.jsonl", run / "source/index.json",
+        run / "round-1/reference/groups.rows",
     ]  # fmt: skip
     for path in damaged:
         flip(path)

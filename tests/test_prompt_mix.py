@@ -16,9 +16,10 @@ from mixpo.pipeline import run_recipe
 from mixpo.recipe import PairsTable, Recipe, parse
 from mixpo.records import Drop, Judged, Sampled, Scored
 from mixpo.stages import prompting
+from mixpo.stages.reference import groups_file
 from mixpo.stages.responses import joined
 from mixpo.stages.sample import requests_for
-from mixpo.stages.train import groups_of
+from mixpo.train.group_data import open_groups
 from mixpo.train.groups import join_records, split_record
 from mixpo.types import Question, Response, Verdict
 
@@ -147,7 +148,7 @@ def test_a_run_with_two_prompts(tmp_path: Path, tiny_folder: Path) -> None:
         }
     render = renderer(context)
     texts = {(question.id, pair.id): render(question, pair) for question, pair in pair_rows(context)}
-    groups = groups_of(context, plan, 1)
+    groups = open_groups(groups_file(context, 1))
     for group in groups:
         pairs += len(group.pairs)
         assert group.reference is not None

@@ -92,6 +92,7 @@ class Scored:
     chosen, rejected: positions in `responses`, one each per pair. repeats: how often one epoch trains on each pair; empty for once.
     Everything a training group needs, pixels excepted.
     prompts: for each response the number of the prompt it is scored under; empty where all have the first.
+    prompt_tokens: length of each of these prompts with template and images, in the order of their first response.
     """
 
     question: str
@@ -102,6 +103,7 @@ class Scored:
     repeats: tuple[int, ...] = ()
     dropped: tuple[Drop, ...] = ()
     prompts: tuple[int, ...] = ()
+    prompt_tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -148,6 +148,7 @@ class Group:
 
     prompt: the last user message as rendered for sampling, `<image>` marks included.
     reference: summed log-prob of each response under the reference policy, in the order of `responses`, or None.
+    prompt_tokens: length of the prompt with template and images, 0 where unknown.
     """
 
     question: Question
@@ -155,6 +156,7 @@ class Group:
     responses: tuple[tuple[int, ...], ...]
     pairs: tuple[tuple[int, int], ...]
     reference: tuple[float, ...] | None = None
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

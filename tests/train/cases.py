@@ -10,6 +10,7 @@ from PIL import Image
 
 from mixpo.images import reference
 from mixpo.recipe import ImageTable, TrainTable
+from mixpo.train.group_data import in_memory
 from mixpo.train.metrics import StepMetrics
 from mixpo.train.reference import open_reference
 from mixpo.train.session import TrainJob
@@ -74,7 +75,7 @@ def job(vlm: Vlm, found: list[Group], folder: Path, objective: str = "mpo", **ta
     settings = {"batch_size": 4, "learning_rate": 1e-3, "tokens_per_batch": 400, "warmup": 0.0, **table}
     return TrainJob(
         vlm=vlm,
-        groups=found,
+        groups=in_memory(found),
         table=TrainTable.model_validate(settings),
         objective=objective,
         images=ImageTable(),

@@ -14,6 +14,7 @@ from mixpo.errors import TrainError
 from mixpo.progress import Silent
 from mixpo.recipe import ModelTable
 from mixpo.train import loop
+from mixpo.train.group_data import in_memory
 from mixpo.train.loop import train
 from mixpo.train.replay import replay_group
 from mixpo.types import Group
@@ -59,7 +60,7 @@ def main(model: Path, images: Path, work: Path, kind: str) -> None:
     for name in ("mpo", "aot"):
         train(job(vlm(), data, work / name, name, **SETTINGS), Silent())
     train(job(vlm(), data, work / "recomputed", gradient_checkpointing=True, **SETTINGS), Silent())
-    train(replace(job(vlm(), data, work / "replay", **REPLAY), replay=sft_rows(vlm(), images)), Silent())
+    train(replace(job(vlm(), data, work / "replay", **REPLAY), replay=in_memory(sft_rows(vlm(), images))), Silent())
     if find_spec("peft"):
         train(job(vlm(), data, work / "adapter", **ADAPTER), Silent())
     refused = ""

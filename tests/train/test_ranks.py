@@ -17,6 +17,7 @@ from train.ranks_program import ADAPTER, CUT, REPLAY, SETTINGS, mixed, sft_rows
 
 from mixpo.progress import Silent
 from mixpo.recipe import ModelTable
+from mixpo.train.group_data import in_memory
 from mixpo.train.loop import train
 from mixpo.train.metrics import StepMetrics, read_metrics
 from mixpo.train.schedule import Step, rank_share
@@ -104,7 +105,7 @@ def test_recomputed_activations(two: Path) -> None:
 
 
 def test_replay_rows_are_shared(two: Path, tiny_vlm: Vlm, images: Path, data: list[Group], tmp_path: Path) -> None:
-    alone = train(replace(job(fresh(tiny_vlm), data, tmp_path, **REPLAY), replay=sft_rows(tiny_vlm, images)), Silent()).steps
+    alone = train(replace(job(fresh(tiny_vlm), data, tmp_path, **REPLAY), replay=in_memory(sft_rows(tiny_vlm, images))), Silent()).steps
     same(rows(two / "replay"), alone)
     assert [(row.replay, row.replay_rows, row.replay_skipped) for row in rows(two / "replay")] == [
         (pytest.approx(row.replay, rel=1e-3), row.replay_rows, row.replay_skipped) for row in alone

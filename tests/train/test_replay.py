@@ -19,11 +19,12 @@ from mixpo.recipe import ImageTable, LossTable
 from mixpo.train import loop
 from mixpo.train.batch import make_chunk
 from mixpo.train.collate import collate
+from mixpo.train.group_data import in_memory
 from mixpo.train.logps import Scorer
 from mixpo.train.loop import train
 from mixpo.train.losses import combine, loss_weights
 from mixpo.train.prompt_cache import PromptCache
-from mixpo.train.replay import replay_group, replay_order, rows_before
+from mixpo.train.replay import pictured_dummy, replay_group, replay_order, rows_before
 from mixpo.train.schedule import Schedule
 from mixpo.types import Group, ImageRef
 from mixpo.vlm.load import Vlm
@@ -78,7 +79,9 @@ def test_the_loss_is_that_of_plain_forward_passes(tiny_vlm: Vlm, data: list[Grou
 
     replay = {"source": SOURCE, "share": len(rows) / pairs, "weight": 0.5}
     fast, said = own(tiny_vlm), Silent()
-    (step,) = train(replace(job(fast, data, tmp_path, batch_size=pairs, tokens_per_batch=budget, replay=replay), replay=rows), said).steps
+    (step,) = train(
+        replace(job(fast, data, tmp_path, batch_size=pairs, tokens_per_batch=budget, replay=replay), replay=in_memory(rows)), said
+    ).steps
     assert step.replay == pytest.approx(sum(losses) / len(rows), rel=1e-5)
     assert step.weighted_replay == pytest.approx(0.5 * step.replay)
     assert step.loss == pytest.approx(total + 0.5 * step.replay, rel=1e-5)
@@ -118,10 +121,10 @@ def test_rows_that_cannot_be_used_are_skipped_and_counted(
     pairs = sum(len(g.pairs) for g in data)
     given = [bad[0], rows[0], *bad[1:3], rows[1], bad[3]]
     table = {"batch_size": pairs, "max_length": 150, "replay": {"source": SOURCE, "share": len(given) / pairs}}
-    (with_bad,) = train(replace(job(own(tiny_vlm), data, tmp_path / "a", **table), replay=given), Silent()).steps
+    (with_bad,) = train(replace(job(own(tiny_vlm), data, tmp_path / "a", **table), replay=in_memory(given)), Silent()).steps
     assert (with_bad.replay_rows, with_bad.replay_skipped) == (2, 4)
     table["replay"] = {"source": SOURCE, "share": 2 / pairs}
-    (without,) = train(replace(job(own(tiny_vlm), data, tmp_path / "b", **table), replay=rows[:2]), Silent()).steps
+    (without,) = train(replace(job(own(tiny_vlm), data, tmp_path / "b", **table), replay=in_memory(rows[:2])), Silent()).steps
     assert (with_bad.loss, with_bad.grad_norm) == pytest.approx((without.loss, without.grad_norm), rel=1e-6)
 
 
@@ -135,7 +138,7 @@ def test_a_resumed_training_uses_the_same_rows(
 ) -> None:
     table = {"batch_size": 3, "epochs": 2, "save_every": 2, "replay": {"source": SOURCE, "share": 0.5}}
     given = rows * 4
-    whole = train(replace(job(own(tiny_vlm), data, tmp_path / "whole", **table), replay=given), Silent())
+    whole = train(replace(job(own(tiny_vlm), data, tmp_path / "whole", **table), replay=in_memory(given)), Silent())
     real = loop._advance
 
     def stop(session: loop.Session, row: loop.StepMetrics) -> None:
@@ -145,15 +148,19 @@ def test_a_resumed_training_uses_the_same_rows(
 
     monkeypatch.setattr(loop, "_advance", stop)
     with pytest.raises(KeyboardInterrupt):
-        train(replace(job(own(tiny_vlm), data, tmp_path / "cut", **table), replay=given), Silent())
+        train(replace(job(own(tiny_vlm), data, tmp_path / "cut", **table), replay=in_memory(given)), Silent())
     monkeypatch.setattr(loop, "_advance", real)
-    resumed = train(replace(job(own(tiny_vlm), data, tmp_path / "cut", **table), replay=given), Silent())
+    resumed = train(replace(job(own(tiny_vlm), data, tmp_path / "cut", **table), replay=in_memory(given)), Silent())
     assert [timeless(row) for row in resumed.steps] == [timeless(row) for row in whole.steps]
     assert whole.steps[-1].replay_rows == math.floor(0.5 * 2 * sum(len(g.pairs) for g in data))
 
 
 def test_text_pairs_with_pictured_rows_have_a_pictured_dummy(tiny_vlm: Vlm, rows: list[Group], folder: Path, tmp_path: Path) -> None:
     texts = scored(tiny_vlm, [group(tiny_vlm, folder, 90, images=0)])
-    opened = loop.open_session(replace(job(own(tiny_vlm), texts, tmp_path, replay={"source": SOURCE}), replay=rows), Silent())
-    assert opened.dummy.group.question.images
-    assert torch.is_tensor(opened.prompts.get(opened.dummy.group).ids)
+    opened = loop.open_session(
+        replace(job(own(tiny_vlm), texts, tmp_path, replay={"source": SOURCE, "share": len(rows)}), replay=in_memory(rows)), Silent()
+    )
+    assert not opened.dummy.group.question.images
+    dummy = pictured_dummy(opened)
+    assert dummy.group.question.images
+    assert torch.is_tensor(opened.prompts.get(dummy.group).ids)

@@ -6,24 +6,29 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixpo.errors import TrainError
+from mixpo.integrity import FileRecord
 from mixpo.plural import amount
 from mixpo.recipe import Recipe
 from mixpo.records import PROMPT_REFUSED, Scored
-from mixpo.run import Manifest
+from mixpo.run import Manifest, Stage
 from mixpo.stages import prompting
 from mixpo.stages.job import Context, Job, Make, Plan, title
 from mixpo.stages.models import ModelRef, settings_of
 from mixpo.stages.pair import pairs_of
 from mixpo.stages.prompting import with_system
 from mixpo.stages.question_index import QuestionIndex
-from mixpo.types import Pair, Question
+from mixpo.types import Pair, Question, content_id
 
 if TYPE_CHECKING:
+    from mixpo.train.group_data import GroupRow
     from mixpo.train.reference import ReferenceScorer, Row
 
+GROUPS = "groups.rows"
+"""The training groups of a round, in the folder of its stage."""
 CHECKED_SHARDS = 16
 """Shards from which the questions of the layout check are taken."""
 
@@ -68,6 +73,10 @@ def reference_job(context: Context, plan: Plan, index: QuestionIndex, number: in
                 context.progress.say(opened[0].note)
                 facts["layout"] = opened[0].layout
 
+    def finished(manifest: Manifest) -> None:
+        check_scored(context, manifest)
+        update_groups(context, plan, number, manifest)
+
     return Job(
         kind="reference",
         name=f"round-{number}/reference",
@@ -85,8 +94,51 @@ def reference_job(context: Context, plan: Plan, index: QuestionIndex, number: in
         ranks="each",
         facts=facts,
         count=count_scored,
-        check=lambda manifest: check_scored(context, manifest),
+        check=finished,
     )
+
+
+# --- training groups ---------------------------------------------------------------------------------------------------
+
+
+def groups_file(context: Context, number: int) -> Path:
+    """The training groups of round `number`, next to the records that they are made from. Rebuilt when missing, damaged or stale."""
+    return context.run.stage(f"round-{number}/reference").folder / GROUPS
+
+
+def file_digest(stage: Stage, shards: Sequence[str], manifest: Manifest | None) -> str:
+    """Digest of the records of a stage, from the digests of their files in its manifest."""
+    known = manifest.files if manifest is not None else {}
+    paths = map(stage.path, shards)
+    return content_id([(path.name, known.get(path.name) or str(FileRecord.of(path))) for path in paths])
+
+
+def update_groups(context: Context, plan: Plan, number: int, manifest: Manifest) -> None:
+    """Write the training groups of a round, unless the file is of these records."""
+    from mixpo.train.group_data import stored_digest, write_groups
+
+    path, source, reference = groups_file(context, number), context.run.stage("source"), context.run.stage(manifest.stage)
+    digest = content_id(
+        file_digest(source, plan.shards("source"), source.manifest),
+        file_digest(reference, manifest.shards, manifest),
+        prompting.settings(context.recipe.prompt),
+    )
+    if stored_digest(path) != digest:
+        write_groups(path, group_rows(context, plan, number), digest)
+        manifest.files.pop(path.name, None)  # recorded again after the check
+
+
+def group_rows(context: Context, plan: Plan, number: int) -> Iterator[GroupRow]:
+    """Everything that round `number` trains on: a group for each question and prompt with pairs, in order."""
+    from mixpo.train.group_data import GroupRow
+    from mixpo.train.groups import from_record, split_record
+
+    for shard in range(len(plan.shards("source"))):
+        for question, scored in zip(plan.rows("source", shard), plan.rows(f"round-{number}/reference", shard), strict=True):
+            for prompt, part in split_record(scored).items():
+                text = prompting.prompts_of(context.recipe, question)[prompt].render(question.text)
+                asked = prompting.with_system(context.recipe.prompt, question)
+                yield GroupRow(from_record(asked, text, part), part.repeats)
 
 
 def spread(count: int, most: int) -> list[int]:

@@ -14,6 +14,7 @@ from mixpo.stages.answer import source_name
 from mixpo.stages.job import Context, Plan
 from mixpo.stages.question_index import INDEX, REPLAY
 from mixpo.stages.questions import read_sources
+from mixpo.stages.reference import GROUPS
 
 IMAGES = ("image-changed", "image-missing", "image-empty", "image-format-unknown", "image-broken", "image-unreadable")
 """Codes of errors about an image, which sources write again where it has no file of its own."""
@@ -68,8 +69,8 @@ def _remake(context: Context, plan: Plan, kinds: Container[str], error: MixpoErr
     if path.parent in source_folders(context):
         path.unlink(missing_ok=True)
         return path
-    for planned in plan.planned.values():
-        for file in (file for shard in planned.names() for file in planned.files(shard)) if planned.job.kind in kinds else ():
+    for planned in (planned for planned in plan.planned.values() if planned.job.kind in kinds):
+        for file in (planned.stage.folder / GROUPS, *(file for shard in planned.names() for file in planned.files(shard))):
             if file == path or file in path.parents:
                 shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
                 return path

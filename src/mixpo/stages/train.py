@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+from array import array
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixpo.engines import create
 from mixpo.objectives import OBJECTIVES
 from mixpo.recipe import LossTable, TrainTable
+from mixpo.records import read_row
 from mixpo.run import Manifest
 from mixpo.stages import prompting
 from mixpo.stages.answer import params, prompt_for, source_name
@@ -20,6 +24,7 @@ from mixpo.stages.evaluate import Grader
 from mixpo.stages.job import Context, Job, Make, Plan, title
 from mixpo.stages.models import ModelRef, settings_of
 from mixpo.stages.question_index import REPLAY, QuestionIndex
+from mixpo.stages.reference import file_digest, groups_file
 from mixpo.stages.responses import request_of
 from mixpo.stages.verdict_judge import without_judge
 from mixpo.train.metrics import StepMetrics
@@ -27,6 +32,7 @@ from mixpo.types import Group, Question, content_id
 from mixpo.vlm.folder import is_complete
 
 if TYPE_CHECKING:
+    from mixpo.train.group_data import Groups
     from mixpo.train.metrics import EvaluatePolicy, PolicyMetrics
     from mixpo.vlm.load import Vlm
 
@@ -39,15 +45,16 @@ def train_job(context: Context, plan: Plan, replay: QuestionIndex, number: int, 
     @contextmanager
     def session(numbers: Sequence[int]) -> Iterator[Make]:
         def make(shard: int) -> Sequence[StepMetrics]:
+            from mixpo.train.group_data import open_groups
             from mixpo.train.loop import train
             from mixpo.train.session import TrainJob
 
             key = plan.shards(name)[shard]
-            vlm, groups = context.models.fresh(model), groups_of(context, plan, number)
+            vlm, groups = context.models.fresh(model), open_groups(groups_file(context, number))
             job = TrainJob(
                 vlm=vlm,
                 groups=groups,
-                replay=replay_of(context, plan, replay, sum(len(group.pairs) for group in groups), vlm),
+                replay=replay_of(context, plan, replay, int(groups.sizes["pairs"].sum()), vlm),
                 table=table,
                 objective=objective,
                 images=recipe.image,
@@ -98,35 +105,23 @@ def reference_layout(context: Context, number: int) -> str:
     return str(manifest.facts.get("layout", "")) if manifest else ""
 
 
-def groups_of(context: Context, plan: Plan, number: int) -> list[Group]:
-    """Everything that round `number` trains on: a group for each question and prompt with pairs, in order."""
-    from mixpo.train.groups import from_record, repeated, split_record
-
-    rows: list[Group] = []
-    for shard in range(len(plan.shards("source"))):
-        for question, scored in zip(plan.rows("source", shard), plan.rows(f"round-{number}/reference", shard), strict=True):
-            for prompt, part in split_record(scored).items():
-                text = prompting.prompts_of(context.recipe, question)[prompt].render(question.text)
-                asked = prompting.with_system(context.recipe.prompt, question)
-                rows.extend(repeated(from_record(asked, text, part), part.repeats))
-    return rows
-
-
-def replay_of(context: Context, plan: Plan, index: QuestionIndex, pairs: int, vlm: Vlm) -> list[Group]:
-    """The SFT rows of a whole training on so many pairs, in the order of their use; only rows that are used are kept in memory."""
+def replay_of(context: Context, plan: Plan, index: QuestionIndex, pairs: int, vlm: Vlm) -> Groups:
+    """The SFT rows of a whole training on so many pairs, in the order of their use; each is read when a step needs it."""
+    from mixpo.train.group_data import NO_GROUPS, Groups
     from mixpo.train.replay import replay_group, replay_order
 
     table = context.recipe.train.replay
     if table is None:
-        return []
-    order = list(replay_order(index.questions, int(table.share * pairs * context.recipe.train.epochs + 1e-9), context.recipe.seed))
-    wanted, groups, number = {*order}, dict[int, Group](), 0
-    for shard in range(len(index.shards)):
-        for question in plan.rows(REPLAY, shard):
-            if number in wanted:
-                groups[number] = replay_group(vlm, question)
-            number += 1
-    return [groups[row] for row in order]
+        return NO_GROUPS
+    order = array("I", replay_order(index.questions, int(table.share * pairs * context.recipe.train.epochs + 1e-9), context.recipe.seed))
+    ends, stage = [*accumulate(index.sizes)], context.run.stage(REPLAY)
+
+    def get(place: int) -> Group:
+        row = order[place]
+        shard = bisect_right(ends, row)
+        return replay_group(vlm, read_row(stage.path(index.shards[shard]), Question, row - ends[shard] + index.sizes[shard]))
+
+    return Groups(len(order), get, file_digest(stage, index.shards, stage.manifest))
 
 
 def model_folder(context: Context, name: str, shard: str) -> Path:

@@ -45,11 +45,12 @@ def make_chunk(group: Group, pairs: Sequence[tuple[int, int]]) -> Chunk:
 
 
 def step_chunks(step: Step, groups: Sequence[Group]) -> list[Chunk]:
-    """The chunks of a step, one per group."""
+    """The chunks of a step, one per group, each of which is read once."""
     pairs: dict[int, list[int]] = {}
     for part in step:
         pairs.setdefault(part.group, []).extend(part.pairs)
-    return [make_chunk(groups[group], [groups[group].pairs[pair] for pair in numbers]) for group, numbers in pairs.items()]
+    read = ((groups[number], pairs[number]) for number in pairs)
+    return [make_chunk(group, [group.pairs[pair] for pair in numbers]) for group, numbers in read]
 
 
 # --- how much fits -----------------------------------------------------------------------------------------------------

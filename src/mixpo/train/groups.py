@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, repeat
 
 from mixpo.errors import SourceError, TrainError
 from mixpo.records import Drop, Scored
@@ -67,7 +67,7 @@ def make_group(vlm: Vlm, question: Question, prompt: str, pairs: Sequence[Pair],
         else:
             kept.append((responses.setdefault(sides[0], len(responses)), responses.setdefault(sides[1], len(responses))))
             repeats.append(pair.repeat)
-    group = Group(question=question, prompt=prompt, responses=tuple(responses), pairs=tuple(kept))
+    group = Group(question=question, prompt=prompt, responses=tuple(responses), pairs=tuple(kept), prompt_tokens=prompt_length)
     return GroupedPairs(
         group=group,
         repeats=tuple(repeats) if any(repeat > 1 for repeat in repeats) else (),
@@ -86,6 +86,7 @@ def to_record(grouped: GroupedPairs, logps: Sequence[float]) -> Scored:
         rejected=tuple(rejected for _, rejected in group.pairs),
         repeats=grouped.repeats,
         dropped=grouped.dropped,
+        prompt_tokens=(group.prompt_tokens,) if group.responses else (),
     )
 
 
@@ -105,6 +106,7 @@ def join_records(parts: Mapping[int, Scored]) -> Scored:
         rejected=tuple(starts[number] + rejected for number, part in parts.items() for rejected in part.rejected),
         dropped=tuple(Drop(reason=reason, count=count) for reason, count in sorted(dropped.items())),
         prompts=tuple(number for number, part in parts.items() for _ in part.responses),
+        prompt_tokens=tuple(length for part in parts.values() for length in part.prompt_tokens),
     )
 
 
@@ -112,7 +114,7 @@ def split_record(record: Scored) -> dict[int, Scored]:
     """The parts that `join_records` joined and that have pairs, by the number of the prompt."""
     prompts = record.prompts or (0,) * len(record.responses)
     parts = {}
-    for number in dict.fromkeys(prompts):
+    for number, length in zip(dict.fromkeys(prompts), record.prompt_tokens or repeat(0), strict=False):
         places = {place: new for new, place in enumerate(place for place, of_prompt in enumerate(prompts) if of_prompt == number)}
         kept = [place for place, chosen in enumerate(record.chosen) if chosen in places]
         if kept:
@@ -123,6 +125,7 @@ def split_record(record: Scored) -> dict[int, Scored]:
                 chosen=tuple(places[record.chosen[place]] for place in kept),
                 rejected=tuple(places[record.rejected[place]] for place in kept),
                 repeats=tuple(record.repeats[place] for place in kept) if record.repeats else (),
+                prompt_tokens=(length,) if length else (),
             )
     return parts
 
@@ -136,7 +139,14 @@ def from_record(question: Question, prompt: str, record: Scored) -> Group:
             key=question.id,
         )
     pairs = tuple(zip(record.chosen, record.rejected, strict=True))
-    return Group(question=question, prompt=prompt, responses=record.responses, pairs=pairs, reference=record.logps or None)
+    return Group(
+        question=question,
+        prompt=prompt,
+        responses=record.responses,
+        pairs=pairs,
+        reference=record.logps or None,
+        prompt_tokens=next(iter(record.prompt_tokens), 0),
+    )
 
 
 def repeated(group: Group, repeats: Sequence[int]) -> Iterator[Group]:

@@ -43,7 +43,7 @@ from mixpo.train.losses import ResponseLogps, combine
 from mixpo.train.measure import StepSums, batch_sums, evaluate_policy, live_line, measure, minimum_tokens, zero_sums
 from mixpo.train.metrics import StepMetrics
 from mixpo.train.model import PartSize, checkpoint_activations, learning_rate, restore_dtypes
-from mixpo.train.replay import replay_losses, step_replay
+from mixpo.train.replay import pictured_dummy, replay_losses, step_replay
 from mixpo.train.schedule import Step, rank_share, share_of_batch
 from mixpo.train.session import Session, TrainJob, open_session
 from mixpo.vlm.adapter import set_dropout
@@ -155,14 +155,17 @@ def _batches(session: Session, step: Step, replay: Sequence[Chunk]) -> list[tupl
     A step without images has no dummy with one: with a gradient of 0 the optimizer would move the vision tower by its momentum.
     """
     accelerator, job = session.accelerator, session.job
-    mine = rank_share(step, accelerator.process_index, accelerator.num_processes, lambda group: sum(map(len, job.groups[group].responses)))
+    mine = rank_share(step, accelerator.process_index, accelerator.num_processes, lambda group: int(job.groups.sizes["tokens"][group]))
     batches = micro_batches([*step_chunks(mine, job.groups), *replay], session.prompts.length, job.table.tokens_per_batch, session.layout)
     if accelerator.num_processes == 1:
         return batches
     pictured = any(chunk.group.question.images for chunks in batches for chunk in chunks)
     counts = accelerator.gather(torch.tensor([[len(batches), int(pictured)]], device=accelerator.device))
     most, anywhere = counts.amax(0).tolist()
-    dummy = session.dummy if anywhere else find_dummy([job.groups[part.group] for part in step], session.prompts.length)
+    if not anywhere:
+        dummy = find_dummy([job.groups[part.group] for part in step], session.prompts.length)
+    else:
+        dummy = session.dummy if session.dummy.group.question.images else pictured_dummy(session)
     return [with_dummy(chunks, dummy) for chunks in [*batches, *[()] * (most - len(batches))]]
 
 
@@ -223,7 +226,7 @@ def _finish(session: Session) -> TrainResult:
         if job.table.lora is None:
             restore_dtypes(model, dict(session.dtypes))
         vlm = replace(job.vlm, model=model, device=next(model.parameters()).device)
-        group = next(group for group in job.groups if group.pairs)
+        group = job.groups[int(job.groups.sizes["pairs"].nonzero()[0][0])]
         batch = collate(vlm, [make_chunk(group, group.pairs[:1])], session.prompts.get, "single")
         write_adapter = None if job.table.lora is None else merge_checked(vlm, batch, session.precision)
         save(vlm, job.output, batch.singles[0], write_adapter)

@@ -11,15 +11,17 @@ from mixpo.types import Group, Question
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import EncodedPrompt, encode
 
-CACHE_BYTES = 512 * 2**20
+CACHE_BYTES = 256 * 2**20
 """Size limit, pixels included; the least recently used entries are evicted first."""
+MOST_LENGTHS = 8192
+"""Lengths that are remembered, of prompts whose group does not say it."""
 
 Key = tuple[str, str, int, int, int]
 """Question, prompt, and the limits of its images: equal questions of two sources may differ in these."""
 
 
 class PromptCache:
-    """Encodes prompts with their images, and caches them. Lengths are never evicted. images: limits, also by source and domain."""
+    """Encodes prompts with their images, and caches them. images: limits, also by source and domain."""
 
     def __init__(self, vlm: Vlm, images: ImageTable, max_bytes: int = CACHE_BYTES) -> None:
         self.vlm = vlm
@@ -36,6 +38,8 @@ class PromptCache:
             self._kept.move_to_end(key)
             return self._kept[key]
         encoded = self._encode(question, prompt)
+        if len(self._lengths) >= MOST_LENGTHS:
+            del self._lengths[next(iter(self._lengths))]
         self._lengths[key] = len(encoded)
         self._keep(key, encoded)
         return encoded
@@ -45,7 +49,9 @@ class PromptCache:
         return self.of(group.question, group.prompt)
 
     def length(self, group: Group) -> int:
-        """Tokens of a group's prompt, image tokens included."""
+        """Tokens of a group's prompt, image tokens included; encoded only where the group does not say it."""
+        if group.prompt_tokens:
+            return group.prompt_tokens
         key = self._key(group.question, group.prompt)
         return self._lengths[key] if key in self._lengths else len(self.get(group))
 

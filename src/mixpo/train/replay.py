@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mixpo.errors import SourceError
-from mixpo.train.batch import Batch, Chunk
+from mixpo.train.batch import Batch, Chunk, find_dummy
 from mixpo.train.losses import ResponseLogps, generation_loss
 from mixpo.train.schedule import Schedule
 from mixpo.train.session import Session
@@ -59,16 +59,30 @@ class StepReplay(NamedTuple):
 
 def step_replay(session: Session) -> StepReplay:
     """*Collective.* The rows of the next step. Too long ones, and those with an unreadable image or a control token, are skipped."""
-    table, rows, accelerator = session.job.table.replay, session.job.replay, session.accelerator
-    if table is None or not rows:
+    table, accelerator = session.job.table.replay, session.accelerator
+    if table is None or not session.job.replay:
         return StepReplay([])
-    first, end = (rows_before(session.schedule, table.share, session.state.step + further) for further in (0, 1))
-    mine = rows[first:end][accelerator.process_index :: accelerator.num_processes]
+    mine = [session.job.replay[row] for row in _step_rows(session)[accelerator.process_index :: accelerator.num_processes]]
     chunks = [Chunk(group, (0,), (), replay=True) for group in mine if _is_usable(session, group)]
     counts = torch.tensor([len(chunks), len(mine) - len(chunks)], device=accelerator.device)
     used, skipped = accelerator.reduce(counts, "sum").tolist()
     # As for pairs: gradients are averaged over ranks.
     return StepReplay(chunks, used, skipped, accelerator.num_processes * table.weight / used if used else 0.0)
+
+
+def pictured_dummy(session: Session) -> Chunk:
+    """A dummy with an image for the next step, where only replay rows have images; the same on every rank."""
+    return find_dummy(
+        [group for row in _step_rows(session) if _is_usable(session, group := session.job.replay[row])], session.prompts.length
+    )
+
+
+def _step_rows(session: Session) -> range:
+    """The numbers of the rows of the next step."""
+    assert session.job.table.replay is not None
+    share, step = session.job.table.replay.share, session.state.step
+    end = min(rows_before(session.schedule, share, step + 1), len(session.job.replay))
+    return range(rows_before(session.schedule, share, step), end)
 
 
 def replay_losses(logps: ResponseLogps, batch: Batch) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ from mixpo.masking import masked
 from mixpo.progress import Progress, Silent
 from mixpo.recipe import ImageTable, TrainTable
 from mixpo.train.adapters import prepare_trainable
-from mixpo.train.batch import Batch, Chunk, Layout, find_dummy
+from mixpo.train.batch import TRIED, Batch, Chunk, Layout, find_dummy
 from mixpo.train.checkpoint import Checkpoint, TrainState, apply_checkpoint, find_checkpoint
-from mixpo.train.groups import data_digest
+from mixpo.train.group_data import NO_GROUPS, Groups, PairedGroups
 from mixpo.train.layout_check import TOGETHER, agree, check_sample, choose_layout
 from mixpo.train.logps import Scorer
 from mixpo.train.losses import LossWeights, loss_weights
@@ -30,7 +29,7 @@ from mixpo.train.parallel import Parallel, open_accelerator, strategy_of, wrap_m
 from mixpo.train.prompt_cache import PromptCache
 from mixpo.train.schedule import Schedule
 from mixpo.train.vision_cache import VisionCache, open_vision_cache
-from mixpo.types import Group
+from mixpo.types import content_id
 from mixpo.vlm.load import Vlm
 
 
@@ -48,7 +47,7 @@ class TrainJob:
     """
 
     vlm: Vlm
-    groups: Sequence[Group]
+    groups: PairedGroups
     table: TrainTable
     objective: str
     images: ImageTable
@@ -56,7 +55,7 @@ class TrainJob:
     output: Path
     logs: Path
     wandb_folder: Path | None = None
-    replay: Sequence[Group] = ()
+    replay: Groups = NO_GROUPS
     seed: int = 0
     round: int = 1
     reference_layout: str = ""
@@ -68,7 +67,7 @@ class TrainJob:
     def schedule(self) -> Schedule:
         """The optimizer steps."""
         return Schedule(
-            pair_counts=tuple(len(group.pairs) for group in self.groups),
+            pair_counts=self.groups.sizes["pairs"],
             batch_size=self.table.batch_size,
             epochs=self.table.epochs,
             seed=self.seed,
@@ -145,7 +144,7 @@ def open_session(job: TrainJob, progress: Progress) -> Session:
     progress.say(f"{job.objective}: {'; '.join(str(part) for part in parts)}")
     online = OnlineReference(model, job.objective, job.table.loss) if job.table.reference == "online" else None
     prompts = PromptCache(vlm, job.images)
-    sample = check_sample(group for group in job.groups if group.pairs)
+    sample = check_sample(job.groups[number] for number in job.groups.sample)
     layout, note = choose_layout(vlm, sample, prompts.get, compute_dtype(dtypes), gradients=True)
     layout, note = agree(layout, note, job.reference_layout)
     progress.say(f"{job.objective}: {note}")
@@ -176,21 +175,13 @@ def open_session(job: TrainJob, progress: Progress) -> Session:
         precision=compute_dtype(dtypes),
         dtypes=dtypes,
         parts=parts,
-        dummy=find_dummy(_groups_for_dummy(job), prompts.length),
+        dummy=find_dummy([job.groups[number] for number in job.groups.smallest_prompts(TRIED)], prompts.length),
         zero_matrices=zero_matrices,
         state=state,
         metrics=_metrics(job, accelerator, state),
         online=online,
         vision_cache=vision_cache,
     )
-
-
-def _groups_for_dummy(job: TrainJob) -> list[Group]:
-    """The groups with pairs; where none of them has an image, replay rows that have one too."""
-    paired = [group for group in job.groups if group.pairs]
-    if any(group.question.images for group in paired):
-        return paired
-    return [*paired, *(group for group in job.replay if group.question.images and group.responses)]
 
 
 def _check(job: TrainJob) -> LossWeights:
@@ -200,21 +191,21 @@ def _check(job: TrainJob) -> LossWeights:
             f"no pairs to train {job.objective} on; see in the pair stage why, or add questions that the model gets right at times",
             code="no-pairs",
         )
-    for group in job.groups:
-        known = job.table.reference == "stage"
-        if known and group.pairs and (group.reference is None or len(group.reference) != len(group.responses)):
+    index = job.groups.sizes
+    unscored = index["unscored"] & (index["pairs"] > 0) & (job.table.reference == "stage")
+    for number in (unscored | index["empty"]).nonzero()[0][:1]:
+        question = job.groups[int(number)].question.id
+        if unscored[number]:
             raise TrainError(
-                f"question {group.question.id}: no reference log-probs for its responses; run the reference stage",
+                f"question {question}: no reference log-probs for its responses; run the reference stage",
                 code="reference-logprobs-missing",
-                key=group.question.id,
+                key=question,
             )
-        for response in group.responses:
-            if not response:
-                raise TrainError(
-                    f"question {group.question.id}: a response has no tokens, so nothing of it would be trained; pair again",
-                    code="response-empty",
-                    key=group.question.id,
-                )
+        raise TrainError(
+            f"question {question}: a response has no tokens, so nothing of it would be trained; pair again",
+            code="response-empty",
+            key=question,
+        )
     for tracker in job.table.trackers:
         if find_spec(tracker) is None:
             raise MissingExtra(f"the tracker {tracker!r}", tracker)
@@ -241,7 +232,7 @@ def _find_state(
     job: TrainJob, accelerator: Accelerator, progress: Progress, moving_reference: bool
 ) -> tuple[TrainState, Checkpoint | None]:
     """The state to resume from and its checkpoint. Raises TrainError for one of another training or launch strategy."""
-    expected = TrainState(data=data_digest(chain(job.groups, job.replay)), settings=job.settings)
+    expected = TrainState(data=content_id(job.groups.digest, job.replay.digest), settings=job.settings)
     checkpoint = find_checkpoint(job.folder / "checkpoints", expected, progress.say, moving_reference)
     if checkpoint is None:
         return expected, None
