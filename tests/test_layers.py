@@ -16,7 +16,7 @@ SOURCE = Path(mixpo.__file__).parent
 
 LAYERS = [
     {"masking"},
-    {"errors", "signals"},
+    {"errors", "signals", "prefetch"},
     {"types"},
     {"plural", "prompts", "objectives", "progress", "sealed"},
     {"recipe", "records", "cache", "integrity"},

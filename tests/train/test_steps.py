@@ -15,6 +15,7 @@ from train.cases import group, job, scored
 from mixpo.errors import TrainError
 from mixpo.progress import Silent
 from mixpo.train import loop
+from mixpo.train.inputs import plan_step
 from mixpo.train.loop import train
 from mixpo.train.schedule import share_of_batch
 from mixpo.train.session import open_session
@@ -67,7 +68,7 @@ def test_a_step_without_images_has_no_dummy_with_one(tiny_vlm: Vlm, data: list[G
         shown = int(pictured)
         for rank in (0, 1):
             monkeypatch.setattr(type(session.accelerator), "process_index", rank)
-            batches = loop._batches(session, step, ())
+            batches = loop._batches(session, plan_step(session, 0, step))
             assert [any(chunk.group.question.images for chunk in chunks) for chunks in batches] == [pictured] * 2
 
 

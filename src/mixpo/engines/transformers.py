@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from mixpo.engines.base import Request, SamplingParams
 from mixpo.engines.tokens import TokenCodec, continues_control_token, prompt_too_long, stop_test, truncate_at_stop
 from mixpo.errors import EngineError, SourceError
 from mixpo.images import open_image
+from mixpo.prefetch import Prefetch, workers
 from mixpo.recipe import ImageTable
 from mixpo.records import Sampled
 from mixpo.types import Response
@@ -52,26 +54,32 @@ class TransformersEngine:
         self._alone = False
 
     def sample(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Sampled]:
-        """See `Engine.sample`. logprobs are those of the generated tokens, without the prefix.
+        """See `Engine.sample`. logprobs are those of the generated tokens, without the prefix. The next batch is prepared meanwhile.
 
         Raises EngineError when a single response does not fit into memory or the model's output is not finite.
         """
-        for start in range(0, len(requests), self._batch_size):
-            yield from self._batch(requests[start : start + self._batch_size], params)
+
+        def prepare(item: tuple[int, Request]) -> list[_Job] | SourceError:
+            try:
+                return self._jobs(item[0] % self._batch_size, item[1], params)
+            except SourceError as error:
+                return error
+
+        with Prefetch(enumerate(requests), prepare, self._batch_size, workers()) as prepared:
+            for start in range(0, len(requests), self._batch_size):
+                batch = requests[start : start + self._batch_size]
+                yield from self._batch(batch, [*islice(prepared, len(batch))], params)
 
     def close(self) -> None:
         """Give the memory of past batches back; the model belongs to the caller."""
         if self._vlm.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _batch(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Sampled]:
-        jobs: list[_Job] = []
-        errors: dict[int, str] = {}
-        for number, request in enumerate(requests):
-            try:
-                jobs += self._jobs(number, request, params)
-            except SourceError as error:
-                errors[number] = str(error)
+    def _batch(
+        self, requests: Sequence[Request], prepared: Sequence[list[_Job] | SourceError], params: SamplingParams
+    ) -> Iterator[Sampled]:
+        jobs = [job for one in prepared if not isinstance(one, SourceError) for job in one]
+        errors = {number: str(one) for number, one in enumerate(prepared) if isinstance(one, SourceError)}
         self._check_joined(jobs)
         answers: dict[tuple[int, int], Response] = {}
         for part in self._parts(jobs, params):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from mixpo.vlm.families import Visibility, visibility_of
 from mixpo.vlm.inputs import batch_inputs, extend_token_type, join_features, next_token_type, positions_of, single_inputs
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import EncodedPrompt
+
+AHEAD = 4
+"""Micro-batches that are laid out while the model computes an earlier one."""
 
 
 class PredictedTokens(NamedTuple):
@@ -35,6 +38,36 @@ def collate(vlm: Vlm, chunks: Sequence[Chunk], prompt_of: Callable[[Group], Enco
     if layout == "single":
         return _single(vlm, chunks, prompts, responses)
     return _packed(vlm, chunks, prompts, responses, layout) if layout in PACKED else _padded(vlm, chunks, prompts, responses, layout)
+
+
+def collate_ahead(vlm: Vlm, chunks: Sequence[Chunk], prompt_of: Callable[[Group], EncodedPrompt], layout: Layout) -> Batch:
+    """The batch for `on_device`, made in another thread: on the CPU, in pinned memory where the model is on an NVIDIA GPU."""
+    batch = collate(replace(vlm, device=torch.device("cpu")), chunks, prompt_of, layout)
+    return _mapped(batch, Tensor.pin_memory) if vlm.device.type == "cuda" else batch
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with all its tensors on a device; copies from pinned memory do not wait for it."""
+
+    def move(tensor: Tensor) -> Tensor:
+        dtype = accumulation_dtype(device) if tensor.dtype == torch.float64 else tensor.dtype
+        return tensor.to(device, dtype, non_blocking=True)
+
+    return batch if device.type == "cpu" else _mapped(batch, move)
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A value with `change` applied to all tensors in it."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {name: _mapped(part, change) for name, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        parts = [_mapped(part, change) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    if is_dataclass(value):
+        return replace(value, **{field.name: _mapped(getattr(value, field.name), change) for field in fields(value)})  # type: ignore[type-var]
+    return value
 
 
 # --- one row -----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from mixpo.errors import TrainError
 from mixpo.progress import Progress
 from mixpo.train.adapters import merge_checked
 from mixpo.train.aot_shift import step_shifts
-from mixpo.train.batch import Batch, Chunk, find_dummy, make_chunk, micro_batches, step_chunks, with_dummy
+from mixpo.train.batch import Batch, Chunk, find_dummy, make_chunk, with_dummy
 from mixpo.train.checkpoint import save_checkpoint
 from mixpo.train.collate import collate
 from mixpo.train.guards import (
@@ -39,12 +38,13 @@ from mixpo.train.guards import (
     first_nonfinite,
     warn_too_easy,
 )
+from mixpo.train.inputs import PlannedStep, StepInputs
 from mixpo.train.losses import ResponseLogps, combine
 from mixpo.train.measure import StepSums, batch_sums, evaluate_policy, live_line, measure, minimum_tokens, zero_sums
 from mixpo.train.metrics import StepMetrics
 from mixpo.train.model import PartSize, checkpoint_activations, learning_rate, restore_dtypes
 from mixpo.train.replay import pictured_dummy, replay_losses, step_replay
-from mixpo.train.schedule import Step, rank_share, share_of_batch
+from mixpo.train.schedule import share_of_batch
 from mixpo.train.session import Session, TrainJob, open_session
 from mixpo.vlm.adapter import set_dropout
 from mixpo.vlm.load import save
@@ -69,19 +69,21 @@ def train(job: TrainJob, progress: Progress) -> TrainResult:
     state, total = session.state, session.schedule.total
     session.progress.start(f"train {job.objective}", total, "steps", state.step)
     check_base_model(session)
-    for step in session.schedule.steps(state.step):
-        begun = time.monotonic()
-        _set_random(session)
-        rate = learning_rate(job.table, state.step, total) * share_of_batch(step, job.table.batch_size)
-        sums = _forward_backward(session, step)
-        grad_norm = _optimise(session, sums, rate)
-        row = evaluate_policy(session, measure(session, step, sums, grad_norm, rate, time.monotonic() - begun))
-        saving = row.step % job.table.save_every == 0 or row.step == total
-        row = check_degeneration(session, row, saving=saving)
-        _advance(session, row)
-        _log(session, row)
-        if saving:
-            _save(session)
+    begun = time.monotonic()
+    with StepInputs(session) as inputs:
+        for plan in inputs:
+            _set_random(session)
+            rate = learning_rate(job.table, state.step, total) * share_of_batch(plan.step, job.table.batch_size)
+            sums = _forward_backward(session, plan, inputs)
+            grad_norm = _optimise(session, sums, rate)
+            row = evaluate_policy(session, measure(session, plan.step, sums, grad_norm, rate, time.monotonic() - begun))
+            saving = row.step % job.table.save_every == 0 or row.step == total
+            row = check_degeneration(session, row, saving=saving)
+            _advance(session, row)
+            _log(session, row)
+            if saving:
+                _save(session)
+            begun = time.monotonic()
     session.progress.finish()
     if session.vision_cache is not None:
         session.progress.say(f"{job.objective}: {session.vision_cache}")
@@ -104,22 +106,22 @@ def _set_random(session: Session) -> None:
 # --- one step ----------------------------------------------------------------------------------------------------------
 
 
-def _forward_backward(session: Session, step: Step) -> StepSums:
+def _forward_backward(session: Session, plan: PlannedStep, inputs: StepInputs) -> StepSums:
     """Accumulate the gradients of the step's mean loss. Raises TrainError before the update if a guard fails."""
     accelerator, state = session.accelerator, session.state
-    pairs = sum(len(part.pairs) for part in step)
-    replay = step_replay(session)
+    pairs = sum(len(part.pairs) for part in plan.step)
+    replay = step_replay(session, plan.replay, plan.skipped)
     # Gradients are averaged over ranks; the factor of the world size turns that into the sum over all pairs, and over all replay rows.
     scale = accelerator.num_processes / pairs
-    batches = _batches(session, step, replay.chunks)
+    batches = _batches(session, plan)
     if state.step and state.step % SENTINEL_EVERY == 0:
         check_layout(session, batches[0])
     seen: list[BatchLogps] = []
     sums = zero_sums(minimum_tokens(session, batches), accelerator.device)
     shifts = step_shifts(session, batches)
-    for number, chunks in enumerate(batches, start=1):
-        batch = session.complete(collate(session.job.vlm, chunks, session.prompts.get, session.layout), chunks)
-        with session.parallel.accumulate(last=number == len(batches)):
+    for number, chunks in enumerate(batches):
+        batch = session.complete(inputs.batch(plan, number, chunks), chunks)
+        with session.parallel.accumulate(last=number == len(batches) - 1):
             logps: ResponseLogps = session.parallel.scorer(batch)
             beta, places = session.job.table.loss.beta, (batch.reference, batch.chosen, batch.rejected)
             terms = combine(session.weights, beta, logps, *places, state.delta, next(shifts))
@@ -147,23 +149,19 @@ def _seen(batch: Batch, sums: Tensor) -> BatchLogps:
     return BatchLogps(batch.question_ids, sums, reference, batch.lengths, batch.chosen, batch.rejected)
 
 
-def _batches(session: Session, step: Step, replay: Sequence[Chunk]) -> list[tuple[Chunk, ...]]:
-    """This rank's micro-batches, with its replay rows.
-
-    With several ranks: the same number on each, all with images if any rank has some.
+def _batches(session: Session, plan: PlannedStep) -> list[tuple[Chunk, ...]]:
+    """This rank's micro-batches. With several ranks: the same number on each, all with images if any rank has some.
 
     A step without images has no dummy with one: with a gradient of 0 the optimizer would move the vision tower by its momentum.
     """
-    accelerator, job = session.accelerator, session.job
-    mine = rank_share(step, accelerator.process_index, accelerator.num_processes, lambda group: int(job.groups.sizes["tokens"][group]))
-    batches = micro_batches([*step_chunks(mine, job.groups), *replay], session.prompts.length, job.table.tokens_per_batch, session.layout)
+    accelerator, batches = session.accelerator, plan.batches
     if accelerator.num_processes == 1:
         return batches
     pictured = any(chunk.group.question.images for chunks in batches for chunk in chunks)
     counts = accelerator.gather(torch.tensor([[len(batches), int(pictured)]], device=accelerator.device))
     most, anywhere = counts.amax(0).tolist()
     if not anywhere:
-        dummy = find_dummy([job.groups[part.group] for part in step], session.prompts.length)
+        dummy = find_dummy([session.job.groups[part.group] for part in plan.step], session.prompts.length)
     else:
         dummy = session.dummy if session.dummy.group.question.images else pictured_dummy(session)
     return [with_dummy(chunks, dummy) for chunks in [*batches, *[()] * (most - len(batches))]]

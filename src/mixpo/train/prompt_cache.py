@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from concurrent.futures import Future
+from threading import Lock
 
 from mixpo.errors import ModelError, SourceError
 from mixpo.images import open_image
@@ -21,7 +23,10 @@ Key = tuple[str, str, int, int, int]
 
 
 class PromptCache:
-    """Encodes prompts with their images, and caches them. images: limits, also by source and domain."""
+    """Encodes prompts with their images, and caches them. images: limits, also by source and domain.
+
+    Threads that ask for the same prompt wait for one of them to encode it.
+    """
 
     def __init__(self, vlm: Vlm, images: ImageTable, max_bytes: int = CACHE_BYTES) -> None:
         self.vlm = vlm
@@ -30,19 +35,29 @@ class PromptCache:
         self._kept: OrderedDict[Key, EncodedPrompt] = OrderedDict()
         self._bytes = 0
         self._lengths: dict[Key, int] = {}
+        self._lock, self._encoding = Lock(), dict[Key, Future[EncodedPrompt]]()
 
     def of(self, question: Question, prompt: str) -> EncodedPrompt:
         """The prompt of a question as model input. Raises SourceError, ImageError or ModelError naming the question."""
         key = self._key(question, prompt)
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
-        encoded = self._encode(question, prompt)
-        if len(self._lengths) >= MOST_LENGTHS:
-            del self._lengths[next(iter(self._lengths))]
-        self._lengths[key] = len(encoded)
-        self._keep(key, encoded)
-        return encoded
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+            other = self._encoding.get(key)
+            if other is None:
+                own = self._encoding[key] = Future()
+        if other is not None:
+            return other.result()
+        try:
+            own.set_result(self._encode(question, prompt))
+        except BaseException as error:
+            own.set_exception(error)
+        with self._lock:
+            del self._encoding[key]
+            if own.exception() is None:
+                self._keep(key, own.result())
+        return own.result()
 
     def get(self, group: Group) -> EncodedPrompt:
         """The prompt of a group."""
@@ -53,7 +68,8 @@ class PromptCache:
         if group.prompt_tokens:
             return group.prompt_tokens
         key = self._key(group.question, group.prompt)
-        return self._lengths[key] if key in self._lengths else len(self.get(group))
+        known = self._lengths.get(key)
+        return len(self.get(group)) if known is None else known
 
     def _key(self, question: Question, prompt: str) -> Key:
         limits = self.images.of(question)
@@ -72,6 +88,9 @@ class PromptCache:
                 picture.close()
 
     def _keep(self, key: Key, encoded: EncodedPrompt) -> None:
+        if len(self._lengths) >= MOST_LENGTHS:
+            del self._lengths[next(iter(self._lengths))]
+        self._lengths[key] = len(encoded)
         self._kept[key] = encoded
         self._bytes += _size(encoded)
         while self._bytes > self.max_bytes and len(self._kept) > 1:

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 import torch
 
 from mixpo.errors import SourceError, TrainError
+from mixpo.prefetch import Prefetch, workers
 from mixpo.recipe import ImageTable, TrainTable
 from mixpo.records import PROMPT_REFUSED, Drop, Scored
 from mixpo.train.batch import Chunk, Layout, micro_batches
-from mixpo.train.collate import collate
+from mixpo.train.collate import AHEAD, collate_ahead, on_device
 from mixpo.train.groups import PROMPT_TOO_LONG, GroupedPairs, make_group, to_record
 from mixpo.train.layout_check import check_sample, choose_layout, different
 from mixpo.train.logps import Scorer
@@ -51,7 +52,8 @@ class ReferenceScorer:
 
         With an online reference there are no log-probs, and no forward pass.
         """
-        grouped = [self._group(*row) for row in rows]
+        with Prefetch(rows, lambda row: self._group(*row), len(rows), workers()) as prepared:
+            grouped = [*prepared]
         if self.table.reference == "online":
             yield from (to_record(one, ()) for one in grouped)
             return
@@ -68,13 +70,15 @@ class ReferenceScorer:
         assert self.layout is not None
         scorer = Scorer(self.vlm.model, self.layout, self.precision)
         logps: dict[tuple[str, str, int], float] = {}
-        for batch_chunks in micro_batches(chunks, self.prompts.length, self.table.tokens_per_batch, self.layout):
-            batch = collate(self.vlm, batch_chunks, self.prompts.get, self.layout)
-            with torch.no_grad():
-                sums = scorer(batch).sums.tolist()
-            owners = [(chunk, response) for chunk in batch_chunks for response in chunk.responses]
-            for (chunk, response), value in zip(owners, sums, strict=True):
-                logps[chunk.group.question.id, chunk.group.prompt, response] = _finite(value, chunk.group)
+        batches = micro_batches(chunks, self.prompts.length, self.table.tokens_per_batch, self.layout)
+        layout = self.layout
+        with Prefetch(batches, lambda one: collate_ahead(self.vlm, one, self.prompts.get, layout), AHEAD, workers()) as prepared:
+            for batch_chunks, batch in zip(batches, prepared, strict=True):
+                with torch.no_grad():
+                    sums = scorer(on_device(batch, self.vlm.device)).sums.tolist()
+                owners = [(chunk, response) for chunk in batch_chunks for response in chunk.responses]
+                for (chunk, response), value in zip(owners, sums, strict=True):
+                    logps[chunk.group.question.id, chunk.group.prompt, response] = _finite(value, chunk.group)
         return [tuple(logps[g.question.id, g.prompt, response] for response in range(len(g.responses))) for g in groups]
 
     def _group(self, question: Question, prompt: str, pairs: Sequence[Pair]) -> GroupedPairs:

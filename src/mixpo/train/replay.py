@@ -49,40 +49,43 @@ def replay_group(vlm: Vlm, question: Question) -> Group:
 
 
 class StepReplay(NamedTuple):
-    """The rows of one step. chunks: of this rank. used, skipped: on all ranks. scale: of each row's loss in the loss of the step."""
+    """The rows of one step. used, skipped: on all ranks. scale: of each row's loss in the loss of the step."""
 
-    chunks: list[Chunk]
     used: int = 0
     skipped: int = 0
     scale: float = 0.0
 
 
-def step_replay(session: Session) -> StepReplay:
-    """*Collective.* The rows of the next step. Too long ones, and those with an unreadable image or a control token, are skipped."""
+def step_replay(session: Session, used: int, skipped: int) -> StepReplay:
+    """*Collective.* The rows of a step on all ranks, given how many this rank uses and skips."""
     table, accelerator = session.job.table.replay, session.accelerator
     if table is None or not session.job.replay:
-        return StepReplay([])
-    mine = [session.job.replay[row] for row in _step_rows(session)[accelerator.process_index :: accelerator.num_processes]]
-    chunks = [Chunk(group, (0,), (), replay=True) for group in mine if _is_usable(session, group)]
-    counts = torch.tensor([len(chunks), len(mine) - len(chunks)], device=accelerator.device)
-    used, skipped = accelerator.reduce(counts, "sum").tolist()
+        return StepReplay()
+    used, skipped = accelerator.reduce(torch.tensor([used, skipped], device=accelerator.device), "sum").tolist()
     # As for pairs: gradients are averaged over ranks.
-    return StepReplay(chunks, used, skipped, accelerator.num_processes * table.weight / used if used else 0.0)
+    return StepReplay(used, skipped, accelerator.num_processes * table.weight / used if used else 0.0)
+
+
+def usable_rows(session: Session, step: int) -> tuple[list[Group], int]:
+    """This rank's rows of a step, and how many are skipped: too long ones, and those with an unreadable image or a control token."""
+    accelerator = session.accelerator
+    mine = [session.job.replay[row] for row in _step_rows(session, step)[accelerator.process_index :: accelerator.num_processes]]
+    usable = [group for group in mine if _is_usable(session, group)]
+    return usable, len(mine) - len(usable)
 
 
 def pictured_dummy(session: Session) -> Chunk:
     """A dummy with an image for the next step, where only replay rows have images; the same on every rank."""
-    return find_dummy(
-        [group for row in _step_rows(session) if _is_usable(session, group := session.job.replay[row])], session.prompts.length
-    )
+    rows = [session.job.replay[row] for row in _step_rows(session, session.state.step)]
+    return find_dummy([group for group in rows if _is_usable(session, group)], session.prompts.length)
 
 
-def _step_rows(session: Session) -> range:
-    """The numbers of the rows of the next step."""
-    assert session.job.table.replay is not None
-    share, step = session.job.table.replay.share, session.state.step
-    end = min(rows_before(session.schedule, share, step + 1), len(session.job.replay))
-    return range(rows_before(session.schedule, share, step), end)
+def _step_rows(session: Session, step: int) -> range:
+    """The numbers of the rows of a step."""
+    if session.job.table.replay is None:
+        return range(0)
+    first, end = (rows_before(session.schedule, session.job.table.replay.share, step + further) for further in (0, 1))
+    return range(first, min(end, len(session.job.replay)))
 
 
 def replay_losses(logps: ResponseLogps, batch: Batch) -> Tensor:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
+from threading import Lock
 from typing import Any, TypeVar
 
 import torch
@@ -23,6 +24,8 @@ from mixpo.vlm.vetting_worker import MAX_CHARACTERS
 
 Value = TypeVar("Value")
 
+_PROCESSING = Lock()
+"""Held while a processor works: inputs are prepared in several threads, and a processor has settings that its calls change."""
 _WORDS_OF_ANSWERS = re.compile(r"(?<![a-z])(ref|box|quad|point|think|answer)(?![a-z])")
 """Special tokens with these names (such as `<ref>`, `<|box_start|>`) are response text, not chat format."""
 
@@ -71,7 +74,7 @@ def encode(vlm: Vlm, prompt: str, images: Sequence[Image], history: Sequence[Mes
             code="template-without-image-token",
             path=vlm.folder,
         )
-    with tiles_limited(vlm.processor, tiles if images else 0):
+    with _PROCESSING, tiles_limited(vlm.processor, tiles if images else 0):
         inputs = _process(vlm, text, images)
     ids = inputs.pop("input_ids")[0]
     inputs.pop("attention_mask", None)
