@@ -54,7 +54,7 @@ def train_job(context: Context, plan: Plan, replay: QuestionIndex, number: int, 
             job = TrainJob(
                 vlm=vlm,
                 groups=groups,
-                replay=replay_of(context, plan, replay, int(groups.sizes["pairs"].sum()), vlm),
+                replay=replay_of(context, replay, int(groups.sizes["pairs"].sum()), vlm),
                 table=table,
                 objective=objective,
                 images=recipe.image,
@@ -105,7 +105,7 @@ def reference_layout(context: Context, number: int) -> str:
     return str(manifest.facts.get("layout", "")) if manifest else ""
 
 
-def replay_of(context: Context, plan: Plan, index: QuestionIndex, pairs: int, vlm: Vlm) -> Groups:
+def replay_of(context: Context, index: QuestionIndex, pairs: int, vlm: Vlm) -> Groups:
     """The SFT rows of a whole training on so many pairs, in the order of their use; each is read when a step needs it."""
     from mixpo.train.group_data import NO_GROUPS, Groups
     from mixpo.train.replay import replay_group, replay_order
