@@ -33,15 +33,15 @@ RESPONSES, TOKENS = 4, 200
 """Of each group."""
 
 
-def rows(count: int) -> Iterator[GroupRow]:
-    """Groups without images. Tokens are random; few are trained on, so that only their number matters."""
+def rows(count: int, again: int) -> Iterator[GroupRow]:
+    """Groups without images, each of them `again` times. Tokens are random; few are trained on, so that only their number matters."""
     rng = random.Random(0)
     pool = [tuple(rng.randrange(300) for _ in range(TOKENS)) for _ in range(1000)]
-    for number in range(count):
+    for number in range(count // again):
         asked = Question(id=f"{number:016x}", text=f"What is number {number} of all? " * 4, source=f"source {number % 5}")
         responses = tuple(rng.sample(pool, RESPONSES))
         pairs = tuple((0, other) for other in range(1, RESPONSES))
-        yield GroupRow(Group(question=asked, prompt=asked.text, responses=responses, pairs=pairs, prompt_tokens=100))
+        yield GroupRow(Group(question=asked, prompt=asked.text, responses=responses, pairs=pairs, prompt_tokens=100), (again,) * len(pairs))
 
 
 def own_mb() -> float:
@@ -56,10 +56,10 @@ class Stopped(Exception):  # noqa: N818
     """The step that is measured is done."""
 
 
-def write(path: Path, count: int) -> dict[str, float]:
+def write(path: Path, count: int, again: int) -> dict[str, float]:
     """Seconds and megabytes of the file with so many groups."""
     begun = time.monotonic()
-    write_groups(path, rows(count), "generated")
+    write_groups(path, rows(count, again), "generated")
     return {"seconds": time.monotonic() - begun, "processor": time.process_time(), "megabytes": path.stat().st_size / 1e6}
 
 
@@ -69,7 +69,7 @@ def train(path: Path) -> dict[str, float]:
     from mixpo.recipe import ImageTable, ModelTable, TrainTable
     from mixpo.train import loop
     from mixpo.train.group_data import open_groups
-    from mixpo.train.session import TrainJob
+    from mixpo.train.session import Session, TrainJob
     from mixpo.vlm.load import load
 
     vlm = load(ModelTable(path="mixpo:tiny", device="cpu"), path.parent)
@@ -85,7 +85,7 @@ def train(path: Path) -> dict[str, float]:
         def say(self, message: str) -> None:
             figures["megabytes"] = max(own_mb() - before, figures.get("megabytes", 0.0))
 
-    def save(session: loop.Session) -> None:
+    def save(session: Session) -> None:
         real_save(session)
         raise Stopped
 
@@ -102,9 +102,9 @@ def train(path: Path) -> dict[str, float]:
     return figures
 
 
-def measured(action: str, path: Path, count: int) -> dict[str, float]:
+def measured(action: str, path: Path, count: int, again: int) -> dict[str, float]:
     """The figures that this program prints in a process of its own."""
-    command = [sys.executable, __file__, "--action", action, "--path", str(path), "--groups", str(count)]
+    command = [sys.executable, __file__, "--action", action, "--path", str(path), "--groups", str(count), "--repeat", str(again)]
     return dict(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]))
 
 
@@ -112,12 +112,13 @@ def main() -> None:
     """Measure every size and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--groups", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--repeat", type=int, default=1, help="repetitions of a group, which makes the file smaller and not the index")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--action", choices=("write", "train"), help=argparse.SUPPRESS)
     parser.add_argument("--path", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.action:
-        print(json.dumps(write(args.path, args.groups[0]) if args.action == "write" else train(args.path)))
+        print(json.dumps(write(args.path, args.groups[0], args.repeat) if args.action == "write" else train(args.path)))
         return
     figures = {}
     print(f"{'groups':>10} {'':8} {'seconds':>9} {'processor':>10} {'MB':>8}")
@@ -125,7 +126,7 @@ def main() -> None:
         with TemporaryDirectory() as folder:
             path = Path(folder) / "groups.rows"
             for name, action in (("written", "write"), ("started", "train"), ("resumed", "train")):
-                one = figures[f"{name} {count}"] = measured(action, path, count)
+                one = figures[f"{name} {count}"] = measured(action, path, count, args.repeat)
                 print(f"{count:10,} {name:8} {one['seconds']:9.1f} {one['processor']:10.1f} {one['megabytes']:8.0f}", flush=True)
     last = [one for name, one in figures.items() if not name.startswith("written")][-2:]
     for name, target, unit in (("seconds", SECONDS, "s"), ("megabytes", MEGABYTES, "MB")):

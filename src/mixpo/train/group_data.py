@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import zlib
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate, chain, islice, pairwise
@@ -146,13 +147,12 @@ def _encoded(row: GroupRow) -> bytes:
         "reference": group.reference,
         "repeats": row.repeats,
     }
-    tokens = np.fromiter(chain.from_iterable(group.responses), "<i4", sum(header["lengths"]))
-    return json.dumps(header, ensure_ascii=False).encode() + b"\n" + tokens.tobytes()
+    return json.dumps(header, ensure_ascii=False).encode() + b"\n" + array("i", chain.from_iterable(group.responses)).tobytes()
 
 
 def _decoded(content: bytes) -> GroupRow:
     line, _, tail = content.partition(b"\n")
-    header, tokens = json.loads(line), np.frombuffer(tail, "<i4").tolist()
+    header, tokens = json.loads(line), array("i", tail)
     ends = accumulate(header["lengths"], initial=0)
     group = Group(
         question=from_plain(Question, header["question"]),
