@@ -107,9 +107,10 @@ def test_recomputed_activations(two: Path) -> None:
 def test_replay_rows_are_shared(two: Path, tiny_vlm: Vlm, images: Path, data: list[Group], tmp_path: Path) -> None:
     alone = train(replace(job(fresh(tiny_vlm), data, tmp_path, **REPLAY), replay=in_memory(sft_rows(tiny_vlm, images))), Silent()).steps
     same(rows(two / "replay"), alone)
-    assert [(row.replay, row.replay_rows, row.replay_skipped) for row in rows(two / "replay")] == [
-        (pytest.approx(row.replay, rel=1e-3), row.replay_rows, row.replay_skipped) for row in alone
-    ]
+    for row, other in zip(rows(two / "replay"), alone, strict=True):
+        assert (row.replay_rows, row.replay_skipped) == (other.replay_rows, other.replay_skipped)
+        # The same rows with the same weight; what differs is the order of float32 sums, 1e-6 after eight steps.
+        assert (row.replay, row.loss, row.grad_norm) == pytest.approx((other.replay, other.loss, other.grad_norm), rel=1e-5)
     assert alone[-1].replay_skipped > 0
 
 
