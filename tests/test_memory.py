@@ -23,13 +23,3 @@ def test_memory_does_not_grow_with_the_questions() -> None:
     small, large = peak(256), peak(1536)
     # What grows is the index of the shards and the identities seen, some hundred bytes a question: 1,280 more are below 1 MB.
     assert large - small < 10, f"{small:.0f} MB for 256 questions, {large:.0f} MB for 1,536"
-
-
-@pytest.mark.slow
-def test_memory_of_training_does_not_grow_with_the_groups() -> None:
-    command = [sys.executable, str(BENCHMARK.with_name("train_scale.py")), "--groups", "200", "8000", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=280)
-    figures = json.loads(done.stdout.splitlines()[-1])
-    small, large = (figures[f"started {groups}"]["megabytes"] for groups in (200, 8000))
-    # The groups themselves are about 60 MB as Python values.
-    assert large - small < 15, f"{small:.0f} MB for 200 groups, {large:.0f} MB for 8,000"

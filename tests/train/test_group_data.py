@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixpo.errors import RecordError
+from mixpo.train.batch import step_chunks
 from mixpo.train.group_data import INDEX, GroupRow, in_memory, open_groups, stored_digest, write_groups
 from mixpo.train.groups import repeated
 from mixpo.train.layout_check import check_sample
+from mixpo.train.schedule import Schedule
 from mixpo.types import Group, ImageRef, Message, Question
 
 TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
@@ -108,3 +111,17 @@ def test_groups_are_read_when_asked_for(written: Path) -> None:
         groups[3]
     with pytest.raises(IndexError):
         groups[5]
+
+
+def test_memory_hardly_grows_with_the_groups(tmp_path: Path) -> None:
+    """A start reads the index and one step of groups, each of which is 15 KB as Python values."""
+    held, group = [], replace(GROUP, responses=(tuple(range(1000, 1200)), tuple(range(2000, 2200))))
+    for count in (200, 4200):
+        write_groups(tmp_path / "groups.rows", (GroupRow(group) for _ in range(count)), "x")
+        tracemalloc.start()
+        groups = open_groups(tmp_path / "groups.rows")
+        step = next(Schedule(pair_counts=groups.sizes["pairs"], batch_size=8, epochs=1, seed=0).steps(0))
+        assert len(step_chunks(step, groups)) == 8
+        held.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert held[1] - held[0] < 4000 * 100
