@@ -41,7 +41,7 @@ class Server:
     def stop(self) -> None:
         """End it."""
         self.process.terminate()
-        self.process.wait(30)
+        self.process.wait(120)
 
 
 def press(page: Page, key: str) -> None:

@@ -18,7 +18,7 @@ def serving(mode: str, folder: Path) -> Iterator[str]:
     folder.mkdir(exist_ok=True)
     process = subprocess.Popen([sys.executable, str(Path(__file__).parent / "evaluate" / "judge_server.py"), mode, str(folder)])
     try:
-        limit = time.monotonic() + 20
+        limit = time.monotonic() + 120
         while not (folder / "port").exists():
             assert time.monotonic() < limit
             time.sleep(0.02)

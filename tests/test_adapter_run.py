@@ -39,6 +39,7 @@ def make_adapter(vlm: Vlm, folder: Path, scale: float = 0.2) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_two_rounds(tmp_path: Path, tiny_folder: Path, tiny_vlm: Vlm) -> None:
     """Starts from an adapter and goes on with it; the second round starts from the merged model of the first, with a new adapter."""
     start = make_adapter(tiny_vlm, tmp_path / "start")

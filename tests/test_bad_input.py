@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import small_run
 from PIL import Image
+from slow_rows import slow_except
 
 from mixpo import sealed
 from mixpo.cli import main
@@ -220,7 +221,7 @@ def test_weights_that_are_not_numbers(recipe: Path, tiny_folder: Path, capsys: p
 # --- disk ------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("after", [0, 3, 9, 20])
+@pytest.mark.parametrize("after", slow_except([0, 3, 9, 20], 9))
 def test_a_full_disk_stops_the_run_and_the_next_one_goes_on(
     recipe: Path, after: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

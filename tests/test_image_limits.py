@@ -100,6 +100,7 @@ def test_caches_keep_equal_questions_of_two_sources_apart(tiny_vlm: Vlm, tmp_pat
     assert (vision.hits, vision.misses) == (2, 2)
 
 
+@pytest.mark.slow
 def test_equal_image_tokens_in_all_stages(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_run.make(tmp_path, tiny_folder)
     domains = [*EXPECTED, *EXPECTED]

@@ -78,6 +78,7 @@ def test_trained_models_have_a_name_that_stays(own_run: Path) -> None:
     assert links["mpo"].resolve() != before
 
 
+@pytest.mark.slow
 def test_each_round_has_its_model(tmp_path: Path, tiny_folder: Path) -> None:
     recipe = make(tmp_path, tiny_folder)
     context = open_small(recipe, tmp_path / "run", "train.rounds=2", "train.baselines=[]", "evaluate.sets=[]")
@@ -144,6 +145,7 @@ def test_a_second_run_does_nothing_and_loads_no_model(finished_run: Path, monkey
     assert said(context) == []
 
 
+@pytest.mark.slow
 def test_one_model_at_a_time(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stages of a round share one load; each training has one of its own."""
     loads: list[str] = []
@@ -224,6 +226,7 @@ def test_finished_stages_leave_no_stale_shards(own_run: Path) -> None:
     assert len(list((own_run / "run" / "round-1" / "train" / "mpo").glob("model-*"))) == 1
 
 
+@pytest.mark.slow
 def test_force_forgets_the_stage_and_what_follows(own_run: Path) -> None:
     context = open_small(own_run / "recipe.toml", own_run / "run")
     run_recipe(context, ["pair"])

@@ -18,6 +18,7 @@ ROWS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_is_read_as_other_rows(tmp_path: Path) -> None:
     path = tmp_path / "shard.parquet"
     write_rows(path, Question, ROWS)

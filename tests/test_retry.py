@@ -101,6 +101,7 @@ def test_a_kill_between_the_record_and_the_asking_loses_nothing(
     assert [row.attempts for row in plan_of(context).rows("round-1/sample", 0)] == [1, 2, 1, 1]
 
 
+@pytest.mark.slow
 def test_too_many_failures_are_an_error_that_names_the_command(recipe: Path, engine: Fragile, capsys: pytest.CaptureFixture[str]) -> None:
     run = recipe.parent / "run"
     context = open_small(recipe, run)
@@ -168,6 +169,7 @@ def test_a_stage_that_fails_too_often_keeps_no_other_from_being_asked(recipe: Pa
     assert engine.asked == [*(question.id for question in sampled[:3]), held_out[0].id]
 
 
+@pytest.mark.slow
 def test_answers_of_a_model_that_is_stale_are_left_to_the_run(recipe: Path, engine: Fragile) -> None:
     """Its training follows from answers that are asked for again."""
     context = open_small(recipe, recipe.parent / "run", "max_error_rate=1", 'evaluate.modes=["cot"]')

@@ -73,7 +73,7 @@ def ended(how: str) -> subprocess.CompletedProcess[str]:
     """`mixpo doctor` in a process in which something is different."""
     program = f"{START}{how}\nsys.argv = ['mixpo', 'doctor']\nsys.exit(main())\n"
     environment = {"PYTHONPATH": str(Path(mixpo.__file__).parents[1]), "PATH": ""}
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=120)
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=240)
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,7 @@ def recipe_with(folder: Path, model: Path, rows: Sequence[object]) -> Path:
     return recipe
 
 
+@pytest.mark.slow
 def test_saved_responses_give_the_pairs_of_a_sampled_run(tmp_path: Path, tiny_folder: Path) -> None:
     """The same responses by both doors: equal pairs, continuations included; evaluation asks its own engine."""
     numbers = range(11, 17)

@@ -114,6 +114,7 @@ def test_ending_the_guard_takes_no_longer_than_ending_the_server(tmp_path: Path,
     assert gone(family)
 
 
+@pytest.mark.slow
 def test_one_that_will_not_end_is_killed(tmp_path: Path, families: list[Family]) -> None:
     families.append(family := Family(tmp_path / "log", STUBBORN))
     family.parent.kill()

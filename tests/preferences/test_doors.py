@@ -10,6 +10,7 @@ import pytest
 import small_run
 from PIL import Image
 from preference_files import EVERY, IMAGES, Q1, Q2, SIDES, jsonl, mmpr
+from slow_rows import slow_except
 
 from mixpo.pipeline import run_until
 
@@ -71,7 +72,7 @@ WRITERS = [write for _, write in EVERY if write is not mmpr]
 
 @pytest.mark.parametrize(
     "write",
-    [any_columns, *(write if write.__name__ in FAST else pytest.param(write, marks=pytest.mark.slow) for write in WRITERS)],
+    slow_except([any_columns, *WRITERS], any_columns, *(write for write in WRITERS if write.__name__ in FAST)),
     ids=lambda write: write.__name__,
 )
 def test_the_same_weights(folder: Path, tiny_folder: Path, write: Write, expected: tuple[str, list[str]]) -> None:

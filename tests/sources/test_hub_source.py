@@ -206,12 +206,12 @@ def test_a_hub_that_is_away_is_said_without_half_a_minute_of_tries(tmp_path: Pat
         "except Exception as error:\n    print(type(error).__name__, error, f'[{time.monotonic() - begun:.0f}]')\n"
     )
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=240)
     found = re.fullmatch(r"SourceError (.*) \[(\d+)\]\n", done.stdout)
     assert found is not None, done.stdout + done.stderr
     assert found[1].startswith("source.path = 'some/where': no folder")
     assert "the hub does not give it" in found[1]
-    assert int(found[2]) < 10
+    assert int(found[2]) < 25
 
 
 def test_what_datasets_has_kept_needs_no_hub(tmp_path: Path, collect: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -387,4 +387,7 @@ CANNOT = {"hyperclovax": not hasattr(tf, "HyperCLOVAXConfig"), "paligemma2": Ver
 """What the installed transformers lacks, or refuses (see `mixpo.vlm.transformers_fixes`)."""
 FAMILIES = {name: family for name, family in FAMILIES.items() if not CANNOT.get(name)}
 
+TYPICAL = tuple(FAMILIES.keys() & {"internvl", "qwen2_5_vl", "qwen3_vl", "gemma3", "paligemma2", "smolvlm"})
+"""Tiles, axes of positions, features at several depths, masks that look ahead, caps, pixel masks; the others are slow rows."""
+
 HYBRIDS = {"lfm2": Family(_lfm2, None), "qwen3_5": Family(_qwen3_5, None)}

@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from train.architectures import FAMILIES
+from slow_rows import slow_except
+from train.architectures import FAMILIES, TYPICAL
 from train.architectures import vlm as family_vlm
 from train.cases import groups, job, timeless
 from train.slow import Data, gradients, same_gradients, slow
@@ -47,11 +49,6 @@ def rescored(vlm: Vlm, found: list[Group], **table: Any) -> list[Group]:
         return [replace(group, reference=logps) for group, logps in zip(found, reference.score(found), strict=True)]
 
 
-@pytest.fixture
-def data(tiny_vlm: Vlm, tmp_path: Path) -> list[Group]:
-    return rescored(tiny_vlm, groups(tiny_vlm, tmp_path / "images"))
-
-
 def disturb(model: torch.nn.Module) -> None:
     """Make A and B something that is far from a new adapter."""
     rng = torch.Generator().manual_seed(3)
@@ -63,7 +60,7 @@ def disturb(model: torch.nn.Module) -> None:
 # --- exactness -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", list(FAMILIES))
+@pytest.mark.parametrize("name", slow_except(FAMILIES, *TYPICAL))
 def test_packed_is_one_at_a_time_in_every_family(name: str) -> None:
     """Log-probs and gradients of A and B of all parts and the head, also recomputed; and the merged model is the same."""
     family = FAMILIES[name]
@@ -186,7 +183,7 @@ def test_a_wrong_merge_is_found_and_nothing_is_saved(
     assert not (tmp_path / "model").exists()
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("dropout", slow_except([0.0, 0.3], 0.3))
 def test_resume_is_bit_equal(tiny_vlm: Vlm, data: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dropout: float) -> None:
     settings = {"epochs": 2, "batch_size": 4, "save_every": 2, "lora": {**LORA, "dropout": dropout}}
     torch.manual_seed(5)
@@ -265,8 +262,12 @@ def adapted(tiny_vlm: Vlm, tmp_path: Path) -> Vlm:
     return load(ModelTable(path=str(tiny_vlm.folder), device="cpu", adapter=str(tmp_path / "start")), Path())
 
 
-@pytest.mark.parametrize("table", [{"lora": LORA}, {"lora": {**LORA, "dropout": 0.2}}, {}])
-@pytest.mark.parametrize("reference", ["stage", "online"])
+@pytest.mark.parametrize(
+    ("table", "reference"),
+    slow_except(
+        product(({"lora": LORA}, {"lora": {**LORA, "dropout": 0.2}}, {}), ("stage", "online")), ({"lora": LORA}, "stage"), ({}, "online")
+    ),
+)
 def test_the_reference_is_the_policy_at_step_0(tiny_vlm: Vlm, adapted: Vlm, tmp_path: Path, table: dict[str, Any], reference: str) -> None:
     """Not the model without its adapter. Training goes on with the adapter, or with all weights and the adapter in them."""
     found = groups(adapted, tmp_path / "images")

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from train.cases import groups, job, scored, timeless
+from slow_rows import slow_except
+from train.cases import job, timeless
 
 from mixpo.errors import ModelError, TrainError
 from mixpo.progress import Silent
@@ -31,11 +32,6 @@ SETTINGS = {"epochs": 3, "batch_size": 4, "save_every": 2}
 
 def fresh(vlm: Vlm) -> Vlm:
     return replace(vlm, model=copy.deepcopy(vlm.model), cache={})
-
-
-@pytest.fixture
-def data(tiny_vlm: Vlm, tmp_path: Path) -> list[Group]:
-    return scored(tiny_vlm, groups(tiny_vlm, tmp_path / "images"))
 
 
 def numbers(rows: list[StepMetrics] | tuple[StepMetrics, ...]) -> list[StepMetrics]:
@@ -62,7 +58,7 @@ def train_until(step: int, monkeypatch: pytest.MonkeyPatch, a_job: TrainJob) -> 
             train(a_job, Silent())
 
 
-@pytest.mark.parametrize("stop", [1, 2, 5, 8])
+@pytest.mark.parametrize("stop", slow_except([1, 2, 5, 8], 5))
 def test_resume_is_bit_equal(tiny_vlm: Vlm, data: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
     first, second = fresh(tiny_vlm), fresh(tiny_vlm)
     whole = train(job(first, data, tmp_path / "whole", **SETTINGS), Silent())
@@ -182,10 +178,16 @@ train(job(vlm, scored(vlm, groups(vlm, images)), work, epochs=12, batch_size=4, 
 def test_killed_with_sigkill(tiny_vlm: Vlm, tiny_folder: Path, data: list[Group], tmp_path: Path) -> None:
     """A process is killed at a moment of its own; the rest is done here, to the same end as an uninterrupted training."""
     path = [str(Path(__file__).parents[1]), *sys.path]
-    command = [sys.executable, "-c", f"import sys; sys.path[:0] = {path!r}\n{KILLED}", str(tiny_folder), str(tmp_path / "images")]
+    command = [
+        sys.executable,
+        "-c",
+        f"import sys; sys.path[:0] = {path!r}\n{KILLED}",
+        str(tiny_folder),
+        str(Path(data[0].question.images[0].path).parent),
+    ]
     process = subprocess.Popen([*command, str(tmp_path / "cut")], stderr=subprocess.DEVNULL)
     metrics = tmp_path / "cut" / "work" / "metrics.jsonl"
-    end = time.monotonic() + 120
+    end = time.monotonic() + 240
     while process.poll() is None and time.monotonic() < end and not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 7):
         time.sleep(0.003)
     process.send_signal(signal.SIGKILL)

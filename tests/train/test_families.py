@@ -10,7 +10,8 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from train.architectures import FAMILIES, vlm
+from slow_rows import slow_except
+from train.architectures import FAMILIES, TYPICAL, vlm
 from train.kernels import slow_varlen
 from train.slow import Data, gradients, naive, same_gradients, slow
 from transformers import InternVLModel
@@ -25,7 +26,7 @@ from mixpo.train.tree_attention import QueryKeys, Span, sequences
 from mixpo.vlm.families import why_not_varlen
 from mixpo.vlm.load import Vlm
 
-NAMES = list(FAMILIES)
+NAMES = slow_except(FAMILIES, *TYPICAL)
 
 
 @pytest.fixture(scope="module", params=NAMES)

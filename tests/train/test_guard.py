@@ -81,6 +81,7 @@ def test_the_real_guard_logs_and_changes_no_weight(prepared: Path, tmp_path: Pat
         (PolicyMetrics(accuracy=0.1, tokens=9.0, loops=0.03, cut=0.0), "3.0% of responses with repetition (train.guard.max_loops = 0.02)"),
     ],
 )
+@pytest.mark.slow
 def test_a_degenerating_model_stops_and_the_last_good_checkpoint_stays(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: PolicyMetrics, named: str
 ) -> None:

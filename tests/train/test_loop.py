@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from slow_rows import slow_except
 from torch import nn
 from train.cases import groups, job, scored
 
@@ -30,12 +31,6 @@ from mixpo.vlm.load import Vlm, load
 @pytest.fixture
 def vlm(tiny_vlm: Vlm) -> Vlm:
     return replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model), cache={})
-
-
-@pytest.fixture
-def data(tiny_vlm: Vlm, tmp_path: Path) -> list[Group]:
-    """12 pairs of 6 questions."""
-    return scored(tiny_vlm, groups(tiny_vlm, tmp_path / "images"))
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -261,7 +256,10 @@ def test_loss_of_exactly_zero_stops(vlm: Vlm, data: list[Group], tmp_path: Path,
         train(job(vlm, data, tmp_path, epochs=2), Silent())
 
 
-@pytest.mark.parametrize("objective", ["cdpo", "robust_dpo+sft", "ipo", "rso", "sppo", "kto_pair", "bco", "orpo", "aot"])
+OBJECTIVES = ("cdpo", "robust_dpo+sft", "ipo", "rso", "sppo", "kto_pair", "bco", "orpo", "aot")
+
+
+@pytest.mark.parametrize("objective", slow_except(OBJECTIVES, "robust_dpo+sft", "kto_pair", "orpo"))
 def test_every_objective_starts_as_expected_and_learns(tiny_vlm: Vlm, data: list[Group], tmp_path: Path, objective: str) -> None:
     """The first loss is checked on the way; chosen responses gain on rejected ones."""
     own = replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model), cache={})
@@ -272,7 +270,7 @@ def test_every_objective_starts_as_expected_and_learns(tiny_vlm: Vlm, data: list
     assert all(math.isfinite(row.loss) for row in result.steps)
 
 
-@pytest.mark.parametrize("budget", [60, 200])
+@pytest.mark.parametrize("budget", slow_except([60, 200], 60))
 def test_aot_sorts_over_the_whole_step(tiny_vlm: Vlm, data: list[Group], tmp_path: Path, budget: int) -> None:
     """However a step is divided, margins are sorted over all of its pairs."""
     found = []
@@ -292,6 +290,7 @@ def test_first_loss_far_from_expected_is_refused(vlm: Vlm, data: list[Group], tm
         train(job(vlm, data, tmp_path), Silent())
 
 
+@pytest.mark.slow
 def test_pairs_that_are_too_easy_are_reported_once(vlm: Vlm, data: list[Group], tmp_path: Path) -> None:
     said = Silent()
     train(job(vlm, data[:2], tmp_path, epochs=41, batch_size=3, learning_rate=3e-3, schedule="constant"), said)

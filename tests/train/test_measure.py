@@ -47,6 +47,7 @@ def trained(prepared: Path, root: Path, *settings: str) -> Context:
     return context
 
 
+@pytest.mark.slow
 def test_watching_changes_no_weight_and_logs_the_right_steps(prepared: Path, tmp_path: Path) -> None:
     plain, looked = trained(prepared, tmp_path / "a"), trained(prepared, tmp_path / "b", "train.watch.every=2", "train.watch.count=4")
     weights = [(context.run.models / "mpo" / "model.safetensors").read_bytes() for context in (plain, looked)]

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from train.cases import groups, job, scored
+from train.cases import job, scored
 
 from mixpo.errors import MissingExtra, TrainError
 from mixpo.progress import Silent
@@ -34,11 +34,6 @@ CONFIGS = sorted((Path(__file__).parents[2] / "recipes" / "accelerate").glob("*.
 @pytest.fixture
 def vlm(tiny_vlm: Vlm) -> Vlm:
     return replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model), cache={})
-
-
-@pytest.fixture
-def data(tiny_vlm: Vlm, tmp_path: Path) -> list[Group]:
-    return scored(tiny_vlm, groups(tiny_vlm, tmp_path / "images"))
 
 
 # --- launches ------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from train.architectures import FAMILIES
+from slow_rows import slow_except
+from train.architectures import FAMILIES, TYPICAL
 from train.architectures import vlm as family_vlm
 from train.cases import groups, job, scored
 from train.slow import Data
@@ -37,7 +38,7 @@ def fresh(vlm: Vlm) -> Vlm:
 
 @SHARED
 @pytest.mark.parametrize("layout", ["tree", "shared"])
-@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.picture])
+@pytest.mark.parametrize("name", slow_except([name for name, family in FAMILIES.items() if family.picture], *TYPICAL))
 def test_every_family(name: str, layout: Layout) -> None:
     """Twice the same log-probs as without, from what was computed for one question at a time."""
     one, data = family_vlm(FAMILIES[name]), Data(FAMILIES[name])

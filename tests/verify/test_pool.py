@@ -31,10 +31,10 @@ def test_a_hanging_formula_is_undecided_within_the_budget_and_the_pool_goes_on()
         assert time.monotonic() - start < 30
         assert judgement == ("undecided", "formula check exceeded 3 s")
         assert own.compare("x+2", "2+x", TOLERANCE).outcome == "correct"
-        assert victim not in own.processes()
-        start = time.monotonic()
+        survivors = own.processes()
+        assert victim not in survivors
         assert own.compare(TOWER, "1", TOLERANCE) == judgement
-        assert time.monotonic() - start < 2, "a formula that hung once is remembered"
+        assert own.processes() == survivors, "a formula that hung once is remembered"
 
 
 def test_a_killed_worker_is_replaced_and_asked_again() -> None:
@@ -83,7 +83,7 @@ def test_two_workers_run_at_once() -> None:
         assert len(own.processes()) == 2
         own.close()
         for thread in threads:
-            thread.join(timeout=10)
+            thread.join(timeout=60)
             assert not thread.is_alive(), "closing ends a comparison that is under way"
         assert own.processes() == []
 
@@ -136,7 +136,7 @@ def test_a_script_without_a_main_guard_works_and_ends(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("from mixpo.verify import check\nprint(check('x+1', '1+x', 'formula').outcome)\n")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, env=environment)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=240, env=environment)
     assert (done.stdout, done.stderr, done.returncode) == ("correct\n", "", 0)
 
 
@@ -163,7 +163,7 @@ def test_a_hanging_worker_does_not_outlive_a_killed_parent() -> None:
     time.sleep(0.3)
     parent.kill()
     parent.communicate()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
             os.kill(worker, 0)

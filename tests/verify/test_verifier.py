@@ -115,5 +115,5 @@ def test_cheap_answers_start_no_process() -> None:
 
 def test_importing_is_light() -> None:
     code = "import sys, mixpo.verify; print(sorted({'sympy', 'math_verify', 'torch', 'transformers', 'numpy', 'PIL'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=True)
     assert done.stdout == "[]\n"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from playwright import sync_api as api
 else:
     api = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")]
 
 
 @pytest.fixture(scope="module")

@@ -410,5 +410,5 @@ def test_without_the_libraries_the_extra_is_named(made: Path) -> None:
         f"    serve(open_run(Path({str(made)!r})), 0, Silent(), print)\n"
         "except MissingExtra as error:\n    print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=True)
     assert done.stdout.strip() == str(MissingExtra("mixpo view", "viewer"))

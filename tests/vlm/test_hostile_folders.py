@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import small_run
+from slow_rows import slow_except
 
 from mixpo.commands.check import check
 from mixpo.errors import ModelError
@@ -148,7 +149,7 @@ def own_cache(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 FAST = ("template includes", "layers against layer_types", "giant vocabulary", "eps of NaN", "image_std of zeros", "weights cut short")
 
 
-@pytest.mark.parametrize("name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in FOLDERS])
+@pytest.mark.parametrize("name", slow_except(FOLDERS, *FAST))
 def test_check_finds_it(recipe: Path, tiny_folder: Path, tmp_path: Path, name: str) -> None:
     change, says = FOLDERS[name]
     folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))

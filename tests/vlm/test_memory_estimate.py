@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 import transformers as tf
 
-from mixpo.vlm.memory import batch_bytes
+from mixpo.vlm import memory
+from mixpo.vlm.memory import batch_bytes, free_bytes
 
 
 class Raising:
@@ -41,3 +43,12 @@ def test_the_largest_layer_counts_and_the_rest_has_a_default() -> None:
     assert batch_bytes(vlm(config), [], longest=10, rows=1, new_tokens=0) == 2 * 2 * 2 * 4 * 16 * 4 * 10 + 32 * 100
     empty = SimpleNamespace(get_text_config=SimpleNamespace)
     assert batch_bytes(vlm(empty), [], longest=10, rows=1, new_tokens=0) > 0
+
+
+def test_the_cache_of_files_counts_as_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise batches would be cut small on a busy machine, and their log-probs would be rounded otherwise from run to run."""
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    (tmp_path / "meminfo").write_text("MemTotal:       24683876 kB\nMemFree:          95000 kB\nMemAvailable:   14851468 kB\n")
+    assert free_bytes(torch.device("cpu")) == 14851468 * 256
+    (tmp_path / "meminfo").unlink()
+    assert free_bytes(torch.device("cpu")) > 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +15,7 @@ from mixpo.vlm.prompt import EncodedPrompt
 
 TEXT_WIDTHS, INNER_WIDTHS = 12, 3
 """Tensors of a layer alive at once in prefill: of the model's width, and of the MLP's width."""
+MEMINFO = Path("/proc/meminfo")
 VISION_FACTOR = 40
 """Values that a vision tower holds per pixel value: a patch of 14 x 14 x 3 becomes about twenty vectors of 1,024."""
 
@@ -81,6 +84,13 @@ def free_bytes(device: torch.device) -> int:
     """Memory that a batch may use: a fraction of what is free now."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0] * 0.6)
+    try:
+        # What Linux can give at once: the cache of files counts as free, which on a busy machine is nearly all of the memory.
+        available = re.search(r"^MemAvailable: +(\d+) kB", MEMINFO.read_text(encoding="ascii"), re.MULTILINE)
+        if available is not None:
+            return int(int(available[1]) * 1024 * 0.25)
+    except OSError:  # not Linux
+        pass
     try:
         return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 0.25)
     except (ValueError, OSError):  # not available on macOS

@@ -1,0 +1,25 @@
+"""Training data that many files share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from mixpo.types import Group
+    from mixpo.vlm.load import Vlm
+
+
+@pytest.fixture(scope="session")
+def scored_groups(tiny_vlm: Vlm, tmp_path_factory: pytest.TempPathFactory) -> tuple[Group, ...]:
+    """12 pairs of 6 questions with reference log-probs, scored once in a session."""
+    from train.cases import groups, scored
+
+    return tuple(scored(tiny_vlm, groups(tiny_vlm, tmp_path_factory.mktemp("scored"))))
+
+
+@pytest.fixture
+def data(scored_groups: tuple[Group, ...]) -> list[Group]:
+    """The same groups, in a list of the test's own."""
+    return list(scored_groups)
