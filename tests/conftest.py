@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> None:
-    """Refuse packed bytes in a test's name: they differ by time and machine, and pytest-xdist starts only if all workers have equal names."""
+    """Refuse packed bytes in the name of a test: they differ by time and machine, and pytest-xdist needs equal names in all workers."""
     if isinstance(val, bytes) and val.startswith((b"\x1f\x8b", b"PK\x03\x04")) and len(val) > 8:
         raise pytest.UsageError(f"parameter {argname} is packed bytes: give the row an id, as in pytest.param(value, id='gzip')")
 

@@ -19,7 +19,7 @@ from mixpo.commands.checked_model import CheckedModel, image_problems, measured
 from mixpo.engines import api_key, require_served_extra
 from mixpo.errors import MissingExtra, MixpoError, RecipeError
 from mixpo.progress import Progress
-from mixpo.recipe import AnySource, BenchmarkSource, Recipe, ServedModel, ServerTable
+from mixpo.recipe import BenchmarkSource, Recipe, ServedModel, ServerTable
 from mixpo.sources import DUPLICATE
 from mixpo.sources.build import FirstPlaces
 from mixpo.sources.decontaminate import ContaminationFilter, open_filter
@@ -27,7 +27,7 @@ from mixpo.stages import evaluate
 from mixpo.stages.answer import prompt_for
 from mixpo.stages.engine import script_digest, where_of
 from mixpo.stages.pair import without_correctness
-from mixpo.stages.source import NO_ANSWER, accepted, rows_of
+from mixpo.stages.reading import NO_ANSWER, SourceReading
 from mixpo.types import Notice, Question, Skipped, content_id
 from mixpo.verify import Verifier
 
@@ -78,11 +78,13 @@ def check(recipe: Recipe, recipe_folder: Path, progress: Progress, limit: int | 
         for name, source in (*((s.name, s.source) for s in recipe.evaluate.sets), ("", recipe.source), ("", replay)):
             if source is None:
                 continue
-            rows = _Rows(recipe=recipe, recipe_folder=recipe_folder, source=source, images=Path(images), evaluated=name, limit=limit)
+            key = f"evaluate.sets.{name}" if name else "source" if source is recipe.source else "train.replay"
+            reading = SourceReading(recipe=recipe, recipe_folder=recipe_folder, images=Path(images), table=source, limit=limit)
+            reading.evaluated, reading.contamination = bool(name), contamination
             try:
-                asked = _check_source(rows, model, contamination, checked, progress)
+                asked = _check_source(key, name, reading, model, checked, progress)
             except MixpoError as error:
-                checked.add(rows.name, str(error))
+                checked.add(key, str(error).removeprefix(f"{key}: "))
             else:
                 if name and (limit is None or len(asked) < limit):
                     questions[name] = asked
@@ -91,25 +93,6 @@ def check(recipe: Recipe, recipe_folder: Path, progress: Progress, limit: int | 
     if model is not None:
         model.close()
     return checked
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Rows:
-    """The rows of one source. evaluated: the name of its evaluation set, "" for the training source. images: where copies are kept."""
-
-    recipe: Recipe
-    recipe_folder: Path
-    source: AnySource
-    images: Path
-    evaluated: str
-    limit: int | None
-
-    @property
-    def name(self) -> str:
-        """As the recipe calls it."""
-        if self.evaluated:
-            return f"evaluate.sets.{self.evaluated}"
-        return "source" if self.source is self.recipe.source else "train.replay"
 
 
 def _open_filter(recipe: Recipe) -> ContaminationFilter | None:
@@ -203,18 +186,20 @@ def _check_model(recipe: Recipe, recipe_folder: Path, checked: Checked) -> Check
 
 
 def _check_source(
-    rows: _Rows, model: CheckedModel | None, contamination: ContaminationFilter | None, checked: Checked, progress: Progress
+    name: str, evaluated: str, reading: SourceReading, model: CheckedModel | None, checked: Checked, progress: Progress
 ) -> list[Question]:
-    """The questions of an evaluation set that has predictions; none of other sources, which may be large."""
-    name, limit, table = rows.name, rows.limit, rows.recipe.evaluate
+    """The questions of an evaluation set that has predictions; none of other sources, which may be large.
+
+    name: as the recipe calls the source. evaluated: the name of its evaluation set, "" for training sources.
+    """
+    recipe, limit, contamination = reading.recipe, reading.limit, reading.contamination
     asked: list[Question] = []
-    kept = any(rows.evaluated == table.set_of(predictions) for predictions in table.predictions)
+    kept = any(evaluated == recipe.evaluate.set_of(predictions) for predictions in recipe.evaluate.predictions)
     answers = FirstPlaces()
     before, usable, pairable = len(checked.findings) + len(checked.left_out), 0, False
-    progress.start(f"check {name}", min(getattr(rows.source, "count", 0) or limit or 0, limit or 10**12), "questions")
-    for item in rows_of(rows.source, rows.recipe_folder, rows.images):
+    progress.start(f"check {name}", min(getattr(reading.table, "count", 0) or limit or 0, limit or 10**12), "questions")
+    for item in reading.rows():
         if isinstance(item, Notice):
-            accepted(rows.recipe, item)
             checked.add(item.where, item.text, to="notices")
             continue
         if isinstance(item, Skipped):
@@ -226,21 +211,21 @@ def _check_source(
             continue
         if kept:
             asked.append(item.question)
-        unseen = isinstance(rows.source, BenchmarkSource) and rows.source.images == "optional"
         if other := answers.add(asked_id(item.question), item.where):
             checked.add(item.where, f"{OTHER_ANSWER} {other}")
-        problems = [] if unseen else question_problems(rows.recipe, item.question, model, evaluated=bool(rows.evaluated))
-        if contamination is not None and not rows.evaluated and not problems and (reason := contamination.reason(item.question)):
+        unseen = isinstance(reading.table, BenchmarkSource) and reading.images_unchecked
+        problems = [] if unseen else question_problems(recipe, item.question, model, evaluated=reading.evaluated)
+        if contamination is not None and not evaluated and not problems and (reason := contamination.reason(item.question)):
             checked.add(item.where, reason, to="left_out")
             continue
         if name == "train.replay" and not (item.question.rationale or item.question.answer):
             problems.append(NO_RESPONSE)
         for problem in problems:
             checked.add(item.where, problem)
-        if contamination is not None and rows.evaluated:
-            contamination.add(rows.evaluated, item.question)
+        if contamination is not None and evaluated:
+            contamination.add(evaluated, item.question)
         usable += 1
-        pairable = pairable or _can_pair(rows.recipe, item.question)
+        pairable = pairable or _can_pair(recipe, item.question)
         progress.advance(1)
         if usable == limit:
             break

@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from mixpo.commands.rates import ASSUMED, Assumed, Rates, counts_of, rates_of
 from mixpo.pipeline import build_plan
 from mixpo.plural import amount
 from mixpo.progress import Silent
-from mixpo.recipe import STAGES, EvaluationSource, is_listed
+from mixpo.recipe import STAGES, AnySource, EvaluationSource, is_listed
 from mixpo.run import Run
 from mixpo.sources.decontaminate import open_filter
 from mixpo.stages.answer import source_name
@@ -27,7 +28,7 @@ from mixpo.stages.job import Context, Job, Planned
 from mixpo.stages.names import first_forced
 from mixpo.stages.question_index import REPLAY, QuestionIndex, index_of
 from mixpo.stages.questions import Sources
-from mixpo.stages.source import blocks_of
+from mixpo.stages.reading import SourceReading, reading_of
 from mixpo.types import Question, Skipped
 
 VERDICT_SECONDS = 5e-4
@@ -101,28 +102,32 @@ def _sources(context: Context, left_out: dict[str, list[Skipped]], listed: dict[
             yield block
 
     with TemporaryDirectory(prefix="mixpo-dry-") as folder:
-        elsewhere, notices = replace(context, run=Run(Path(folder))), list[str]()
+        elsewhere, readings = replace(context, run=Run(Path(folder))), list[SourceReading]()
+
+        def blocks_of(name: str, source: AnySource, **checks: Any) -> Iterator[list[Question]]:
+            readings.append(reading_of(elsewhere, source, **checks))
+            left_out[name] = readings[-1].skipped
+            return readings[-1].blocks()
+
         kept = context.run.fingerprints if context.run.fingerprints.exists() else None
         contamination = open_filter(context.recipe.evaluate, kept)
         if contamination is not None and contamination.fingerprints is not None and kept is None:
             context.progress.say('decoding every image, because evaluate.decontaminate = "similar" asks what it looks like')
 
         def held_out(name: str, source: EvaluationSource) -> QuestionIndex:
-            blocks = blocks_of(elsewhere, source, left_out.setdefault(source_name(name), []), notices, evaluated=True)
-            blocks = counted(source_name(name), blocks)
+            blocks = counted(source_name(name), blocks_of(source_name(name), source, evaluated=True))
             return index_of(blocks if contamination is None else contamination.watch(name, blocks))
 
         sets = {s.name: held_out(s.name, s.source) for s in context.recipe.evaluate.sets}
         recipe, imported = context.recipe, PairImport(replace(elsewhere, progress=Silent()), contamination)
         blocks: Iterable[list[Question]] = ()
         if recipe.source is not None:
-            blocks = blocks_of(elsewhere, recipe.source, left_out.setdefault("source", []), notices, contamination=contamination)
-            blocks = counted("source", blocks)
+            blocks = counted("source", blocks_of("source", recipe.source, contamination=contamination))
         train = index_of(chain(blocks, imported.blocks() if recipe.preferences else ()))
-        for notice in (*notices, *imported.notices):
+        for notice in (*(notice for reading in readings for notice in reading.notices), *imported.notices):
             context.progress.say(notice)
         table = recipe.train.replay
-        rows = blocks_of(elsewhere, table.source, left_out.setdefault(REPLAY, []), notices, contamination=contamination) if table else ()
+        rows = blocks_of(REPLAY, table.source, contamination=contamination) if table else ()
         return Sources(train=train, sets=sets, pairs=tuple(imported.shards), replay=index_of(rows)), imported
 
 

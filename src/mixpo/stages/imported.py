@@ -23,7 +23,8 @@ from mixpo.records import Drop, Paired, from_plain
 from mixpo.run import Manifest, Run, now, versions
 from mixpo.stages.job import Context
 from mixpo.stages.question_index import QuestionIndex
-from mixpo.stages.source import save_skipped, say_skipped, skip_reasons, unusable_image
+from mixpo.stages.reading import unusable_image
+from mixpo.stages.source import save_skipped, say_skipped, skip_reasons
 from mixpo.types import Notice, Pair, Question, Skipped, content_id
 
 if TYPE_CHECKING:

@@ -8,30 +8,23 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from functools import lru_cache
-from itertools import chain, islice
-from pathlib import Path
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from mixpo import sealed
 from mixpo.errors import RecordError, SourceError
 from mixpo.integrity import records_of
 from mixpo.plural import amount, are
-from mixpo.recipe import AnySource, ImageTable, Recipe
+from mixpo.recipe import AnySource
 from mixpo.records import write_text
 from mixpo.run import Manifest, Stage, changed_settings, now, versions
 from mixpo.stages.job import Context
 from mixpo.stages.question_index import INDEX, QuestionIndex, index_of, load_index, shard_name
-from mixpo.types import ImageRef, Notice, Question, Skipped
+from mixpo.stages.reading import FIXED, reading_of
+from mixpo.types import Question, Skipped
 
 if TYPE_CHECKING:
-    from mixpo.sources.build import SourceRow
     from mixpo.sources.decontaminate import ContaminationFilter
-
-FIXED = ("digits", "easy_vqa")
-"""Kinds whose questions follow from their settings alone: once read, they need no second look."""
-
-NO_ANSWER = "a question without an answer cannot be evaluated; remove the row or give its answer"
 
 SKIPPED = "skipped.jsonl"
 """Next to the shards: the rows that cannot be used, and why."""
@@ -64,12 +57,11 @@ def refresh(
             return index
     if last is not None and last.finished and (changes := changed_settings(last.settings, settings)):
         context.progress.say(f"{name}: stale, read again ({'; '.join(changes)})")
-    skipped: list[Skipped] = []
     counts: Counter[str] = Counter()
     begun = time.monotonic()
-    notices: list[str] = []
-    usable = blocks_of(context, table, skipped, notices, evaluated=evaluated, contamination=contamination) if table else ()
-    blocks = _nonempty(name, usable, skipped) if table else ()
+    reading = reading_of(context, table, evaluated=evaluated, contamination=contamination) if table is not None else None
+    skipped, notices = (reading.skipped, reading.notices) if reading is not None else ([], [])
+    blocks = _nonempty(name, reading.blocks(), skipped) if reading is not None else ()
     if table is not None and table.kind == "benchmark":
         blocks = duplicates.count_duplicates(blocks, counts)
     files = dict(last.files) if last is not None else {}
@@ -133,103 +125,6 @@ def load_skipped(stage: Stage) -> list[Skipped]:
         return [Skipped(**sealed.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
     except (ValueError, TypeError) as error:
         raise RecordError(f"{path}: not readable ({error}); delete it and run again", code="record-broken", path=path) from None
-
-
-def blocks_of(
-    context: Context,
-    table: AnySource,
-    skipped: list[Skipped],
-    notices: list[str],
-    *,
-    evaluated: bool = False,
-    contamination: ContaminationFilter | None = None,
-) -> Iterator[list[Question]]:
-    """The usable questions of a source, `shard_size` at a time."""
-    questions = valid(context, table, skipped, notices, evaluated=evaluated, contamination=contamination)
-    while block := list(islice(questions, context.recipe.shard_size)):
-        yield block
-
-
-def valid(
-    context: Context,
-    table: AnySource,
-    skipped: list[Skipped],
-    notices: list[str],
-    *,
-    evaluated: bool = False,
-    contamination: ContaminationFilter | None = None,
-) -> Iterator[Question]:
-    """The usable questions of a source, at most `context.limit`; skipped rows go to `skipped` with the reason, and notices to `notices`.
-
-    Images are checked (format, size) but not decoded: a truncated one is found when the model needs it, and listed there.
-    """
-    usable = 0
-    for item in _in_its_table(context, table, rows_of(table, context.recipe_folder, context.run.images)):
-        if isinstance(item, Notice):
-            notices.append(accepted(context.recipe, item))
-            continue
-        if isinstance(item, Skipped):
-            skipped.append(item)
-            continue
-        unchecked = table.kind in FIXED or (table.kind == "benchmark" and table.images == "optional")
-        if not unchecked and (reason := unusable_image(item.question, context.recipe.image)):
-            skipped.append(Skipped(where=item.where, reason=reason))
-            continue
-        if evaluated and item.question.answer is None:
-            skipped.append(Skipped(where=item.where, reason=NO_ANSWER))
-            continue
-        if contamination is not None and (reason := contamination.reason(item.question)):
-            skipped.append(Skipped(where=item.where, reason=reason))
-            continue
-        usable += 1
-        yield item.question
-        if usable == context.limit:
-            return
-
-
-def accepted(recipe: Recipe, notice: Notice) -> str:
-    """A notice as text. Raises SourceError where it is about responses that no engine of the recipe reads."""
-    if notice.code and recipe.sample.engine != "file":
-        raise SourceError(f"{notice.where}: {notice.text}", code="source-holds-responses", path=notice.where, key="sample.responses")
-    return f"{notice.where}: {notice.text}"
-
-
-Rows = Iterator["SourceRow | Skipped | Notice"]
-
-
-def _in_its_table(context: Context, table: AnySource, rows: Rows) -> Rows:
-    """The rows; an error says which evaluation set it is about, since all tables of sources have the same keys."""
-    try:
-        yield from rows
-    except SourceError as error:
-        named = [f"evaluate.sets.{s.name}: " for s in context.recipe.evaluate.sets if s.source is table]
-        raise SourceError("".join(named) + str(error), code=error.code, path=error.path, line=error.line, key=error.key) from None
-
-
-def rows_of(table: AnySource, recipe_folder: Path, images: Path) -> Rows:
-    """What a source or a benchmark holds, in order."""
-    from mixpo.evaluate import benchmarks
-    from mixpo.sources import read_rows
-
-    return (
-        benchmarks.read(table, recipe_folder, images)
-        if table.kind == "benchmark"
-        else read_rows(table, recipe_folder=recipe_folder, images=images)
-    )
-
-
-def unusable_image(question: Question, table: ImageTable) -> str | None:
-    """What is wrong with the first bad image of a question, or None."""
-    reasons = (_probe(image, table) for image in question.images)
-    return next((reason for reason in reasons if reason), None)
-
-
-@lru_cache(maxsize=4096)
-def _probe(image: ImageRef, table: ImageTable) -> str | None:
-    # Many questions share an image, and they usually stand together.
-    from mixpo.images import probe
-
-    return probe(Path(image.path), table, decode=False)
 
 
 def _nonempty(name: str, blocks: Iterable[list[Question]], skipped: Sequence[Skipped]) -> Iterator[list[Question]]:
