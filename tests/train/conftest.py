@@ -23,3 +23,9 @@ def scored_groups(tiny_vlm: Vlm, tmp_path_factory: pytest.TempPathFactory) -> tu
 def data(scored_groups: tuple[Group, ...]) -> list[Group]:
     """The same groups, in a list of the test's own."""
     return list(scored_groups)
+
+
+@pytest.fixture
+def unchecked_saves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saved models are not loaded again, a third of a short training; tests/vlm/test_load.py has the tests of that check."""
+    monkeypatch.setattr("mixpo.vlm.load._reload_check", lambda *_: None)

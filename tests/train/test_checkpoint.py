@@ -26,6 +26,8 @@ from mixpo.train.session import TrainJob
 from mixpo.types import Group
 from mixpo.vlm.load import Vlm
 
+pytestmark = pytest.mark.usefixtures("unchecked_saves")
+
 SETTINGS = {"epochs": 3, "batch_size": 4, "save_every": 2}
 """9 steps; checkpoints after 2, 4, 6, 8 and 9."""
 

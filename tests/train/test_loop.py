@@ -27,6 +27,8 @@ from mixpo.train.session import TrainJob
 from mixpo.types import Group
 from mixpo.vlm.load import Vlm, load
 
+pytestmark = pytest.mark.usefixtures("unchecked_saves")
+
 
 @pytest.fixture
 def vlm(tiny_vlm: Vlm) -> Vlm:

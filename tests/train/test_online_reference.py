@@ -26,6 +26,8 @@ from mixpo.train.reference import ReferenceScorer, open_reference
 from mixpo.types import Group, Pair
 from mixpo.vlm.load import Vlm
 
+pytestmark = pytest.mark.usefixtures("unchecked_saves")
+
 LORA = {"rank": 3}
 
 

@@ -28,6 +28,8 @@ from mixpo.train.prompt_cache import PromptCache
 from mixpo.types import Group
 from mixpo.vlm.load import Vlm
 
+pytestmark = pytest.mark.usefixtures("unchecked_saves")
+
 CONFIGS = sorted((Path(__file__).parents[2] / "recipes" / "accelerate").glob("*.yaml"))
 
 
