@@ -27,7 +27,7 @@ from mixpo.verify.yes_no import check_yes_no
 TOLERANCE = 1e-6
 TIMEOUT_S = 5.0
 _QUOTIENT = re.compile(r"\d{1,9}\s*/\s*\d{1,9}|\\[dt]?frac\{\d{1,9}\}\{\d{1,9}\}")
-_NAME = re.compile("[A-Za-z]{1,3}")
+_NAME = re.compile("[A-Za-z]{1,2}")
 _JOINT = re.compile(r"(?i)[,&、，和与]|and")
 _DIGIT = re.compile(r"\d")
 _SPACE = re.compile(r"(?<!\d) | (?!\d)| (?=\d{3}(?!\d))")

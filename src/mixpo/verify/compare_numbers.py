@@ -14,7 +14,7 @@ from mixpo.verify.text import check_text
 
 _DIGIT = re.compile(r"\d")
 _VAGUE = re.compile(
-    r"(?i)\b(?:point|first|second|fourth|fifth|sixth|seventh|eighth|ninth|tenth|half|quarter|third|dozen|couple|pair|several|few|many|double|triple|twice|thrice|once|FY\s?\d{2,4})\b|半|几|双|分之|第|\d:\d|\b(?-i:[IVX]{2,})\b"
+    r"(?i)\b(?:first|second|fourth|fifth|sixth|seventh|eighth|ninth|tenth|half|quarter|third|dozen|couple|pair|several|few|many|double|triple|twice|thrice|once|FY\s?\d{2,4})\b|半|几|双|分之|第|\d:\d|\b(?-i:[IVX]{2,})\b"
     r"|[一二两三四五六七八九十百千万](?:度|元|角|岁|分|小时|天|年|月|日|点|[厘毫分千]?米|千?克|公[里斤]|毫?升|平方|立方)"
 )
 _NOTHING = re.compile(r"(?i)\b(?:no|none|nothing|without|not any)\b|没有|无|都不")

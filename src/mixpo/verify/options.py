@@ -168,12 +168,12 @@ def _worked_out(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
     """Exactly an option behind an equals sign or a verb: "\\sin 60° = √3/2", "the length is √2", "her genotype is (B) Ff"."""
     if not texts or ("=" in answer and _SEVERAL_VALUES.search(answer)):
         return frozenset()
-    *_, last = _EQUALS.split(answer)
-    if last == answer or _NEGATION.search(answer):
+    subject, *sides = _EQUALS.split(answer)
+    if not sides or _NEGATION.search(answer):
         return frozenset()
-    last = last.strip()
+    last = sides[-1].strip()
     named = letters_of(last, texts) or (_leading(last, texts) if last.startswith("(") else frozenset())
-    return named | lone_letter(answer.removesuffix(last).rstrip("=≈ ").removesuffix("is")) if named else named  # "A is 9" names two
+    return named | lone_letter(subject) if named and subject.isupper() else named  # "A is 9" names two
 
 
 def _loose(answer: str, texts: tuple[str, ...]) -> frozenset[str]:

@@ -23,7 +23,7 @@ FORMS = {
     "not sure": rf"\b{_NOT}(?: \w+)? (?:sure|certain)\b|\b{_NOT}(?: \w+)? clear (?:if|whether)\b|\b{_NOT}(?: \w+){{0,2}} enough\b",
     "unsure": r"\b(?:unsure|uncertain|unclear|undetermined|unknown|insufficient|inconclusive)\b",
     "perhaps": r"\b(?:maybe|perhaps|possibly|depends|sometimes|part(?:ly|ially))\b",
-    "not given": rf"\b(?:{_NOT}|0|nothing)(?: \w+)? (?:{_GIVEN})\b|^{_NOT} (?:visible|shown|seen|clear|found)$",
+    "not given": rf"(?:\b(?:{_NOT}|nothing)|^0)(?: \w+)? (?:{_GIVEN})\b|^{_NOT} (?:visible|shown|seen|clear|found)$",
     "does not say": rf"\b{_NOT}(?: \w+)? (?:say|specify|mention|state|tell|indicate)(?: (?:{_ASK})\b|$)",
     "no facts": rf"\bno (?:\w+ )?{_FACTS}\b|\b{_NOT} (?:provide|give|have|contain|see|find)(?: \w+){{0,3}} {_FACTS}\b",
     "no image": rf"\b(?:no|any|without)(?: \w+)? {_INPUT}(?: (?:(?:is|are|was|were|has been|have been|to) )?\w+)?$",
