@@ -43,7 +43,7 @@ _NAMED = re.compile(
 _NAMED_AFTER = re.compile(
     r"(?<![A-Za-z])\(?([A-HJ])\)?\s*(?:(?:is|are)\s+(?:the\s+)?(?:most\s+\w+\s+|best\s+|only\s+)?(?:correct|right|true|best|answer|choice|option)\b|选项|项|是?正确|是(?:最佳)?答案)"
 )
-_NEXT_OPTION = re.compile(r"(?:[,;，；、\n]|\band\b|\bor\b|和|或)\s*(?:\(([A-J])\)|([A-J])[.:、)])(?=\s*[^\s)])")
+_NEXT_OPTION = re.compile(r"(?:[,;，；、\n]|\band\b|\bor\b|和|或)[\s\"'*]*(?:\(([A-J])\)|([A-J])[.:、)])(?=\s*[^\s)])")
 """Another option of a list: "A. cat, B. dog"."""
 _NEXT_TEXT = re.compile(r"\s\(?([A-J])[.:、)]\s*(?=\S)")
 """The same without a separator: "A) cat B) dog", where the option's text follows."""
