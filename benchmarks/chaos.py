@@ -22,7 +22,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from chaos_cases import CASES, Case, alive
+from chaos_cases import CASES, QUESTIONS, Case, alive
 from chaos_compare import MUST_BE_0, compare
 from chaos_watch import Shards, Writes
 
@@ -39,7 +39,7 @@ from mixpo.recipe import load
 from mixpo.vlm.load import load as load_model
 
 SPAN = 1.5
-"""A kill at any time comes within so many times what the first shard takes, or a third of the whole run."""
+"""A kill at any time comes within so many times what the first shard takes, or a third of the whole run (of all stages: a twelfth)."""
 WINDOW_S = 0.0015
 """A kill while a shard is written comes within this time after its temporary file appears."""
 ORPHAN_S = 30.0
@@ -84,7 +84,7 @@ class Chaos:
             time.sleep(0.01)
         if ended[1]:
             raise RuntimeError(f"a run that nobody killed ended with status {ended[1]}: {self.log.read_text()[-2000:]}")
-        return min(first * SPAN, (time.monotonic() - begun) / 3)
+        return min(first * SPAN, (time.monotonic() - begun) / (12 if self.case.command == "run" else 3))
 
     # --- killing -----------------------------------------------------------------------------------------------------------
 
@@ -215,7 +215,7 @@ def main() -> int:
     which.add_argument("--case", choices=tuple(CASES), default="llama")
     which.add_argument("--recipe", type=Path)
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--questions", type=int, default=0, help="0: enough for one run")
+    parser.add_argument("--questions", type=int, default=0, help="of one run; by default enough for all kills, or 20")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dir", type=Path, help="keep everything here; by default a temporary folder that goes in the end")
     parser.add_argument("--json", action="store_true")
@@ -227,7 +227,7 @@ def main() -> int:
         if told.recipe is not None:
             case = Case(name="recipe", recipe=told.recipe.absolute(), command="run")
         else:
-            case = make(folder, told.questions or for_each * told.kills)
+            case = make(folder, told.questions or for_each * told.kills or QUESTIONS)
         # Whatever a model needs is imported now, and not by every sampler.
         load_model(load(case.recipe).model, case.recipe.parent)
         gc.freeze()  # so that forked samplers do not copy it

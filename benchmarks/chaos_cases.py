@@ -210,7 +210,9 @@ CASES: dict[str, tuple[Callable[[Path, int], Case], int]] = {
     "transformers": (transformers, 12),
     "stages": (stages, 0),
 }
-"""By name: what makes it, and how many questions it takes for each kill so that one run lasts."""
+"""By name: what makes it, and how many questions it takes for each kill so that one run lasts; 0 for QUESTIONS in every run."""
+QUESTIONS = 20
+"""Questions of a case whose kills are spread over many runs."""
 
 
 def alive(word: str) -> list[int]:

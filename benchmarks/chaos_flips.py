@@ -41,11 +41,12 @@ from mixpo.stages.attempts import raise_attempts
 from mixpo.stages.models import check_trained
 from mixpo.stages.repair import REMADE
 from mixpo.train.metrics import read_metrics
+from mixpo.viewer.index import RunIndex
 from mixpo.vlm.hashes import FileHash
 from mixpo.vlm.hashes import _write as remember
 
 QUESTIONS = 20
-SLOW = ("checkpoint", "model weights", "other model files", "report.html")
+SLOW = ("viewer index", "checkpoint", "model weights", "other model files", "report.html")
 BAD = ("SILENT", "TRACEBACK")
 
 
@@ -65,6 +66,7 @@ def make_runs(folder: Path) -> tuple[Path, Path]:
         write_text(root / "judged/ab" / f"{'ab' * 32}.json", dumps(CachedReply(reply="Score: 0.5", model="judge", again=0)._asdict()))
         save_bytes(next((folder / "images").glob("*.png")).read_bytes(), Run(root).images, "picture.png")
         assert (sample.folder / ATTEMPTS).exists()
+        RunIndex(Run(root)).close()
     return finished, killed
 
 
@@ -167,7 +169,7 @@ def through_commands(
         name = list(commands)[number % len(commands)]
         origin = killed if name == "run, killed" else finished
         root = _copy(origin, folder / "copy")
-        path = rng.choice([path for path in sorted(root.rglob("*")) if path.is_file() and not path.is_symlink() and path.stat().st_size])
+        path = rng.choice(_files(root))
         _flip(path, bit := rng.randrange(path.stat().st_size * 8))
         status, output = _command(commands[name](root))
         outcome = _judge(name, status, output, lambda root=root, name=name: _agree(_result(root), expected[name]))  # type: ignore[misc]
@@ -176,6 +178,12 @@ def through_commands(
             told.append(f"{name}: {path.relative_to(root)}, bit {bit}: {outcome}, exit status {status}: {output[-400:]}")
         print(f"{number + 1} commands", file=sys.stderr, flush=True) if (number + 1) % 10 == 0 else None
     return counts
+
+
+def _files(root: Path) -> list[Path]:
+    """All files of a run but the viewer's index, which no other command reads."""
+    files = (path for path in sorted(root.rglob("*")) if path.parent.name != ".view")
+    return [path for path in files if path.is_file() and not path.is_symlink() and path.stat().st_size]
 
 
 def _copy(origin: Path, root: Path) -> Path:

@@ -20,6 +20,7 @@ from mixpo.human_labels import LABELS, read_labels
 from mixpo.images import open_image
 from mixpo.integrity import FileRecord, files_below
 from mixpo.pipeline import open_run
+from mixpo.progress import Silent
 from mixpo.recipe import ImageTable
 from mixpo.run import ATTEMPTS, Run, Stage
 from mixpo.stages.attempts import _load as load_attempts
@@ -30,7 +31,11 @@ from mixpo.stages.source import SKIPPED, load_skipped
 from mixpo.train.checkpoint import TrainState, find_checkpoint
 from mixpo.train.metrics import read_metrics
 from mixpo.types import ImageRef
+from mixpo.viewer.index import RunIndex
 from mixpo.vlm.hashes import _read as read_digests
+
+VIEWED = ("block", "question", "judged", "dropped", "pair")
+"""Tables of the viewer's index."""
 
 
 class Changed(Exception):  # noqa: N818
@@ -78,6 +83,7 @@ def readers(root: Path) -> Iterator[Reader]:
     for folder in root.glob("round-*/train/*/work-*"):
         yield from _training(folder)
     yield from _caches(root)
+    yield from _viewer(root)
     for path in Run(root).images.glob("??/*"):
         ref = ImageRef(path=str(path), digest=path.stem)
         yield Reader(kind="image", path=path, read=lambda ref=ref: open_image(ref, ImageTable()).tobytes())  # type: ignore[misc]
@@ -163,6 +169,22 @@ def _caches(root: Path) -> Iterator[Reader]:
     digests = root.parent / "cache" / "mixpo" / "digests.json"
     if digests.exists():
         yield Reader(kind="remembered digests", path=digests, read=read_digests, same=lambda value, _: value == {})
+
+
+def _viewer(root: Path) -> Iterator[Reader]:
+    path = root / ".view" / "index.duckdb"
+    if not path.exists():
+        return
+
+    def read() -> tuple[list[Any], list[str]]:
+        progress = Silent()
+        index = RunIndex(Run(root), progress)
+        try:
+            return [index.rows(f"SELECT * FROM {table} ORDER BY ALL") for table in VIEWED], progress.lines
+        finally:
+            index.close()
+
+    yield Reader(kind="viewer index", path=path, read=read, same=lambda value, whole: value[0] == whole[0], copied=(path,))
 
 
 def _misses(value: dict[str, str | None], whole: dict[str, str | None]) -> bool:

@@ -1,9 +1,10 @@
 """Formula verdicts on an idle and on a busy machine, and across kills: all must be the same.
 
-    python benchmarks/verdicts.py [--formulas 2000] [--load 10] [--kills 3] [--timeout 5] [--json]
+    python benchmarks/verdicts.py [--formulas 2000] [--start 0] [--load 10] [--kills 3] [--timeout 5] [--json]
 
 Every comparison is made by a worker: first alone; then beside `--load` busy loops; then in a process that is killed with
 SIGKILL at random moments and started again with the same cache, beside the loops as well. Exit status 1 when one verdict or reason differs.
+--start N leaves out the first N formulas, to run a long comparison in parts.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ TOLERANCE = 1e-6
 Pair = tuple[str, str]
 
 
-def formulas(count: int) -> list[Pair]:
+def formulas(count: int, start: int = 0) -> list[Pair]:
     """Distinct pairs of an answer and a ground truth, about half of them equal; one in 500 never ends, one in 50 takes long."""
     rng, made = random.Random(0), dict[Pair, None]()
-    while len(made) < count:
+    while len(made) < start + count:
         number = len(made)
         if number % 500 == 29:
             made[f"9^{{9^{{9^{{{number}}}}}}}", "1"] = None
@@ -41,7 +42,7 @@ def formulas(count: int) -> list[Pair]:
             made[f"(x+{number})^{{{power}}}(x-1)", f"(x-1)(x+{number})^{{{power - 1}}}(x+{number})"] = None
         else:
             made[_pair(rng)] = None
-    return list(made)
+    return list(made)[start:]
 
 
 def _pair(rng: random.Random) -> Pair:
@@ -84,9 +85,9 @@ def busy(load: int) -> Iterator[None]:
             loop.wait()
 
 
-def killed(count: int, timeout_s: float, kills: int, folder: Path) -> list[list[str]]:
+def killed(count: int, start: int, timeout_s: float, kills: int, folder: Path) -> list[list[str]]:
     """The verdicts of a process that was killed `kills` times on its way and each time started again."""
-    command = [sys.executable, __file__, "--formulas", str(count), "--timeout", str(timeout_s), "--child", str(folder)]
+    command = [sys.executable, __file__, *map(str, ("--formulas", count, "--start", start, "--timeout", timeout_s, "--child", folder))]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     rng, cache = random.Random(1), folder / "verdicts.sqlite"
     for kill in range(kills):
@@ -105,9 +106,9 @@ def _size(cache: Path) -> int:
     return sum(path.stat().st_size for path in cache.parent.glob(f"{cache.name}*"))
 
 
-def compare(count: int, load: int, kills: int, timeout_s: float) -> dict[str, Any]:
+def compare(count: int, load: int, kills: int, timeout_s: float, start: int = 0) -> dict[str, Any]:
     """Figures of a whole comparison. `different` must be 0."""
-    pairs, seconds = formulas(count), {}
+    pairs, seconds = formulas(count, start), {}
     begun = time.monotonic()
     alone, timeouts = verdicts(pairs, timeout_s)
     seconds["alone"] = time.monotonic() - begun
@@ -115,14 +116,14 @@ def compare(count: int, load: int, kills: int, timeout_s: float) -> dict[str, An
         begun = time.monotonic()
         beside, timeouts_beside = verdicts(pairs, timeout_s)
         seconds["busy"] = time.monotonic() - begun
-        again = killed(count, timeout_s, kills, Path(folder)) if kills else beside
+        again = killed(count, start, timeout_s, kills, Path(folder)) if kills else beside
     different = [
         {"pair": pair, "alone": one, "busy": other, "killed": third}
         for pair, one, other, third in zip(pairs, alone, beside, again, strict=True)
         if not one == other == third
     ]
     return {
-        "formulas": count, "load": load, "kills": kills, "outcomes": dict(Counter(outcome for outcome, _ in alone)),
+        "formulas": count, "start": start, "load": load, "kills": kills, "outcomes": dict(Counter(outcome for outcome, _ in alone)),
         "timeouts": [timeouts, timeouts_beside], "different": len(different), "first_different": different[:5],
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
     }  # fmt: skip
@@ -131,6 +132,7 @@ def compare(count: int, load: int, kills: int, timeout_s: float) -> dict[str, An
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--formulas", type=int, default=2000)
+    parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--load", type=int, default=10, help="busy loops beside")
     parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--timeout", type=float, default=5.0, help="as verify.timeout_s")
@@ -138,10 +140,10 @@ def main() -> int:
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        made, _ = verdicts(formulas(args.formulas), args.timeout, args.child / "verdicts.sqlite")
+        made, _ = verdicts(formulas(args.formulas, args.start), args.timeout, args.child / "verdicts.sqlite")
         (args.child / "verdicts.json").write_text(json.dumps(made))
         return 0
-    figures = compare(args.formulas, args.load, args.kills, args.timeout)
+    figures = compare(args.formulas, args.load, args.kills, args.timeout, args.start)
     print(json.dumps(figures, indent=2) if args.json else "\n".join(f"{name}: {value}" for name, value in figures.items()))
     return 1 if figures["different"] else 0
 

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import small_run
 from hypothesis import HealthCheck, given, settings
@@ -21,11 +24,16 @@ from hypothesis import strategies as st
 from mixpo.cli import main
 from mixpo.commands.check import check
 from mixpo.engines.openai.protocol import InvalidReplyError, parse_completion
+from mixpo.engines.saved import _RowError, parse_row
+from mixpo.engines.scripted import _read as read_script
 from mixpo.errors import MixpoError
 from mixpo.evaluate.judge import completion_text
+from mixpo.evaluate.predictions import read_predictions
+from mixpo.preferences import read as read_preferences
 from mixpo.progress import Silent
-from mixpo.recipe import load
+from mixpo.recipe import MmprSource, PreferencesTable, load
 from mixpo.records import Judged, Paired, Sampled, read_rows
+from mixpo.sources.mmpr import read as read_mmpr
 
 TIMES = int(os.environ.get("MIXPO_FUZZ", "1"))
 
@@ -158,6 +166,79 @@ def test_model_configs(recipe: Path, tiny_folder: Path, tmp_path_factory: pytest
         checked = check(load(recipe, (f'model.path="{folder}"',)), recipe.parent, Silent(), 1)
     assert all("\n" not in finding.problem for finding in checked.findings)
     shutil.rmtree(folder)
+
+
+# --- files of other tools ---------------------------------------------------------------------------------------------------
+
+PAIRS = st.dictionaries(
+    st.sampled_from(["question", "prompt", "chosen", "rejected", "messages", "rejected_response", "text", "images", "responses", "resps"]),
+    VALUES,
+    min_size=1,
+    max_size=5,
+)
+ENTRIES = st.dictionaries(st.sampled_from(["root", "annotation", "repeat_time", "length", "file_name", "ranking"]), VALUES, max_size=6)
+
+
+def drained(items: Iterable[object]) -> None:
+    """Everything that a reader gives; a MixpoError is one sentence of bearable length."""
+    said = ""
+    try:
+        for _ in items:
+            pass
+    except MixpoError as error:
+        said = str(error)
+    assert "\n" not in said
+    assert len(said) < 2000
+
+
+@given(lines=st.lists(st.one_of(LINES, PAIRS.map(dumped)), min_size=1, max_size=5), entry=ENTRIES)
+@fuzz(20)
+def test_rows_of_other_tools(tmp_path_factory: pytest.TempPathFactory, lines: list[str], entry: dict[str, object]) -> None:
+    folder = tmp_path_factory.mktemp("tools")
+    (folder / "rows.jsonl").write_bytes("\n".join(lines).encode(errors="surrogatepass"))
+    (folder / "rows.json").write_bytes(f"[{','.join(lines)}]".encode(errors="surrogatepass"))
+    named = {"root": "", "annotation": "rows.jsonl", "file_name": "rows.jsonl", **entry}
+    (folder / "meta.json").write_bytes(dumped({"set": named}).encode(errors="surrogatepass"))
+    for name in ("rows.jsonl", "rows.json", "meta.json"):
+        drained(read_preferences([PreferencesTable(path=name)], folder, folder / "images"))
+    drained(read_mmpr(MmprSource(kind="mmpr", path="meta.json"), folder, folder / "images"))
+    for name in ("rows.jsonl", "rows.json"):
+        drained(read_predictions(folder / name))
+    drained(read_script(folder / "rows.jsonl") for _ in range(1))
+    for line in lines:
+        with suppress(_RowError):
+            parse_row(line.encode(errors="surrogatepass"))
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow", ".xlsx"])
+def test_damaged_tables_of_other_tools(tmp_path: Path, suffix: str) -> None:
+    path, rng = tmp_path / f"table{suffix}", random.Random(0)
+    write_table(path)
+    whole = path.read_bytes()
+    for number in range(30 * TIMES):
+        content = bytearray(whole)
+        for _ in range(rng.randint(1, 4)):
+            content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        path = tmp_path / f"{number}{suffix}"
+        path.write_bytes(content)
+        drained(read_predictions(path))
+        path.unlink()
+
+
+def write_table(path: Path) -> None:
+    table = pa.table({"question": ["wie groß?"] * 9, "prediction": ["größer"] * 9, "ids": [[1, 2]] * 9})
+    if path.suffix == ".parquet":
+        pq.write_table(table, path)
+    elif path.suffix == ".arrow":
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(table)
+    else:
+        openpyxl = pytest.importorskip("openpyxl")
+        book = openpyxl.Workbook()
+        for row in (["question", "prediction"], *[["q", "a"]] * 9):
+            book.active.append(row)
+        book.save(path)
 
 
 # --- records, server replies ------------------------------------------------------------------------------------------------

@@ -21,9 +21,10 @@ from mixpo.export.push import prepare
 from mixpo.human_labels import HumanLabel, append_label, read_labels
 from mixpo.integrity import FileRecord, records_of
 from mixpo.pipeline import open_run, run_recipe
+from mixpo.recipe import ImageTable, ModelTable
 from mixpo.records import Sampled, read_rows, write_rows
 from mixpo.run import Run
-from mixpo.stages.models import check_trained
+from mixpo.stages.models import Models, check_trained
 from mixpo.stages.question_index import load_index
 from mixpo.stages.report import load_report
 from mixpo.stages.source import load_skipped
@@ -202,6 +203,17 @@ def test_small_files_of_a_model_count(own_run: Path, name: str) -> None:
         check_trained((own_run / "run" / "models" / "sft").resolve())
 
 
+def test_a_damaged_model_of_another_run_is_no_base_model(own_run: Path) -> None:
+    table = ModelTable(path="run/models/mpo", device="cpu")
+    models = Models(table, own_run, ImageTable())
+    assert models.load(models.base_model())
+    flip(own_run / "run" / "models" / "mpo" / "model.safetensors")
+    models = Models(table, own_run, ImageTable())
+    for use in (models.load, models.folder):
+        with fails("model-damaged", ModelError):
+            use(models.base_model())
+
+
 def test_reading_commands_refuse_what_they_cannot_rebuild(own_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flip(shard_of(own_run, "round-1/pair"))
     assert main(["export", str(own_run / "run"), "--to", str(own_run / "pairs")]) == 1
@@ -270,6 +282,15 @@ def test_verify_run_finds_one_bit_anywhere_and_repairs(own_run: Path, capsys: py
     _, after = again(own_run)
     assert after == before
     assert main(["verify-run", str(run)]) == 0
+
+
+def test_verify_run_compares_the_seal_of_a_shard_that_was_recorded_when_damaged(own_run: Path) -> None:
+    stage, path = Run(own_run / "run").stage("round-1/pair"), shard_of(own_run, "round-1/pair")
+    manifest = stage.manifest
+    assert manifest is not None
+    flip(path)
+    stage.save_manifest(replace(manifest, files={**manifest.files, path.name: str(FileRecord.of(path))}))
+    assert main(["verify-run", str(own_run / "run")]) == 3
 
 
 def test_verify_run_needs_a_run(tmp_path: Path) -> None:

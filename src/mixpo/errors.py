@@ -114,6 +114,7 @@ _REMEDIES = {
     **dict.fromkeys((errno.EACCES, errno.EPERM), "give yourself the permission, or use another place"),
     errno.EROFS: "use another place",
     errno.EIO: "the disk or its connection may be broken",
+    **dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP), "use a shorter path, without links that lead in a circle"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files with `ulimit -n`"),
 }
 """By the number of the system's error."""

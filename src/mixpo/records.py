@@ -302,24 +302,28 @@ def read_column(path: Path, row: type, name: str) -> list[Any]:
     return list(_read(path, row, [name]).column(name).to_pylist())
 
 
+def check_shard(path: Path) -> bytes:
+    """The content of a shard, for who decodes it by other means. Raises RecordError when it is missing or fails its checksum."""
+    try:
+        return sealed.verified(path)
+    except FileNotFoundError:
+        raise RecordError(f"{path}: missing; run the same command again to write it", code="record-missing", path=path) from None
+    except PermissionError as error:
+        raise RecordError(str(refused(error, path)), code="system-refused", path=path) from None
+    except (OSError, ValueError, MemoryError) as error:
+        raise _broken(path, error) from None
+
+
 def _read(path: Path, row: type, columns: list[str] | None = None) -> pa.Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(pa.BufferReader(sealed.verified(path))) as file:
+        with pq.ParquetFile(pa.BufferReader(check_shard(path))) as file:
             result, table = file.schema_arrow, file.read(columns)
-    except FileNotFoundError:
-        raise RecordError(f"{path}: missing; run the same command again to write it", code="record-missing", path=path) from None
-    except PermissionError as error:
-        raise RecordError(str(refused(error, path)), code="system-refused", path=path) from None
-    # The last four where the seal is right and the file is not one of ours.
+    # Where the seal is right and the file is not one of ours.
     except (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
-        raise RecordError(
-            f"{path}: not a readable record file ({first_line(error)}); delete it and run the same command again",
-            code="record-broken",
-            path=path,
-        ) from None
+        raise _broken(path, error) from None
     if not result.equals(schema_of(row), check_metadata=False):
         raise RecordError(
             f"{path}: holds other columns than {row.__name__} records; it was written by another version, use --force",
@@ -327,3 +331,8 @@ def _read(path: Path, row: type, columns: list[str] | None = None) -> pa.Table:
             path=path,
         )
     return table
+
+
+def _broken(path: Path, error: BaseException) -> RecordError:
+    message = f"{path}: not a readable record file ({first_line(error)}); delete it, and `mixpo run` writes it again"
+    return RecordError(message, code="record-broken", path=path)

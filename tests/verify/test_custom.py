@@ -29,6 +29,9 @@ def check(answer, response, ground_truth, question):
         raise KeyError(what)
     if what == "hang":
         time.sleep(60)
+    if what == "hang once" and not os.path.exists(__file__ + ".hung"):
+        open(__file__ + ".hung", "w").close()
+        time.sleep(60)
     if what == "die":
         os._exit(1)
     if what == "nonsense":
@@ -67,6 +70,10 @@ def test_what_a_check_may_return(verifier: Verifier) -> None:
     assert [verdict.outcome for verdict in made] == ["correct", "wrong", "undecided", "malformed", "correct", "wrong"]
     assert [verdict.score for verdict in made] == [None, None, None, None, 0.75, 0.25]
     assert made[0].extracted == "2"
+
+
+def test_a_time_out_is_tried_once_more(verifier: Verifier) -> None:
+    assert [verdict.outcome for verdict in verdicts(verifier, "2: hang once")] == ["wrong"]
 
 
 def test_a_failure_makes_one_verdict_undecided(verifier: Verifier) -> None:

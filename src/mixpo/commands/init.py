@@ -148,7 +148,7 @@ def _annotations(path: Path) -> list[Path] | None:
     try:
         entries = json.loads(path.read_text(encoding="utf-8")).values()
         listed = [root / str(entry["annotation"]) for entry in entries for root in (path.parent, path.parent.parent)]
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
         return None
     return [file for file in listed if file.is_file()]
 

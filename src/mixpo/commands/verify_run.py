@@ -96,7 +96,9 @@ def _stage(stage: Stage) -> RunPart:
     if manifest is not None:
         broken = damages(stage.folder, manifest.files)
         for name in sorted(manifest.files):
-            part.add(Path(os.path.normpath(stage.folder / name)), broken.get(name, ""))
+            path = Path(os.path.normpath(stage.folder / name))
+            # A shard that was damaged before its stage had finished is recorded as it was then.
+            part.add(path, broken.get(name) or (sealed.damage(path) if path.suffix == ".parquet" else ""))
     for file in _unrecorded(stage, manifest):
         part.add(file, sealed.damage(file))
     if (stage.folder / ATTEMPTS).exists():

@@ -338,7 +338,7 @@ def _choice(value: Any) -> Choice:
     if not isinstance(text, str) or not storable(text):
         raise _RowError("a response is a text, or an object with text")
     ids = fields.get("token_ids") or []
-    if not isinstance(ids, list) or not all(type(token) is int and token >= 0 for token in ids):
+    if not isinstance(ids, list) or not all(type(token) is int and 0 <= token < 1 << 31 for token in ids):
         raise _RowError("token_ids must be a list of numbers from 0")
     finish = fields.get("finish", fields.get("finish_reason"))
     return Choice(text=text, stopped=finish in (None, "stop"), ids=tuple(ids))

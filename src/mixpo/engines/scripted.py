@@ -142,7 +142,7 @@ def _parse(raw: str, path: Path, line: int) -> ScriptRow:
 
     try:
         row = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise bad_row(f"not valid JSON ({error})") from None
     if not isinstance(row, dict) or row.keys() - {"question", "image", "responses", "error"}:
         raise bad_row("a row is an object with question and image (both optional) and responses or error")

@@ -12,6 +12,8 @@ from typing import Any
 from mixpo.errors import SourceError
 from mixpo.preferences.formats import FORMATS, Format, llama_factory_columns, llama_factory_row
 from mixpo.recipe import PreferencesTable, did_you_mean
+from mixpo.sources.build import can_be_path, short
+from mixpo.sources.mmpr import MOST_REPEATS
 
 META, DATASET_INFO = "meta.json", "dataset_info.json"
 
@@ -94,16 +96,21 @@ def kind_of(entries: Mapping[str, Mapping[str, Any]]) -> str:
 def _mmpr_part(meta: Path, root: Path, name: str, entry: Mapping[str, Any]) -> Part:
     folder, path = (_located(meta, root, name, key, entry.get(key, "")) for key in ("root", "annotation"))
     repeat, length = entry.get("repeat_time", 1), entry.get("length")
-    if isinstance(repeat, bool) or not isinstance(repeat, (int, float)) or not repeat > 0:
-        raise SourceError(f"{meta}: {name}: repeat_time must be a number above 0 (got {repeat!r})", code="repeat-time", path=meta, key=name)
+    if isinstance(repeat, bool) or not isinstance(repeat, (int, float)) or not 0 < repeat <= MOST_REPEATS:
+        raise SourceError(
+            f"{meta}: {name}: repeat_time must be a number above 0, at most {MOST_REPEATS:,} (got {short(repeat)})",
+            code="repeat-time",
+            path=meta,
+            key=name,
+        )
     length = length if type(length) is int else None
     return Part(name=name, path=path, root=folder, format=FORMATS["mmpr"], repeat=float(repeat), length=length)
 
 
 def _located(meta: Path, root: Path, name: str, key: str, value: object) -> Path:
     """A path of meta.json below the root folder. Released files begin with the name of the folder that meta.json lies in."""
-    if not isinstance(value, str) or "\0" in value:
-        raise SourceError(f"{meta}: {name}: {key} must be a path (got {value!r})", code="mmpr-path", path=meta, key=name)
+    if not can_be_path(value):
+        raise SourceError(f"{meta}: {name}: {key} must be a path (got {short(value)})", code="mmpr-path", path=meta, key=name)
     inner = Path(*Path(value).parts[1:]) if len(Path(value).parts) > 1 else Path(value)
     candidates = (root / value, root.parent / value, root / inner)
     located = next((path for path in candidates if (path.is_dir() if key == "root" else path.is_file())), None)
@@ -124,9 +131,9 @@ def _llama_part(index: Path, root: Path, name: str, entry: Mapping[str, Any]) ->
         message = f"{index}: {name}: is not ranking data; it holds no pairs"
         raise SourceError(message, code="preferences-no-pairs", path=index, key=name)
     value = entry.get("file_name")
-    path = index.parent / value if isinstance(value, str) and "\0" not in value else None
+    path = index.parent / value if can_be_path(value) else None
     if path is None or not path.exists() or not path.resolve().is_relative_to(index.parent.resolve()):
-        message = f"{index}: {name}: file_name {value!r} is not a file next to it; download the data first"
+        message = f"{index}: {name}: file_name {short(value)} is not a file next to it; download the data first"
         raise SourceError(message, code="file-missing", path=index, key=name)
     columns = llama_factory_columns(entry)
     used = {column for column in columns.names.values() if column}

@@ -76,7 +76,7 @@ def _rlhf_v_text(row: Row) -> dict[str, Any] | None:
     value = row.get("text")
     try:
         parsed = json.loads(value) if isinstance(value, str) else value
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return parsed if isinstance(parsed, dict) and has(parsed, "question", "chosen", "rejected") else None
 

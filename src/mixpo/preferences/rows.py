@@ -96,6 +96,7 @@ def too_large(size: int) -> str:
 def _array(path: Path) -> Lines:
     """The objects of one JSON array, read piece by piece. What follows an object that is no JSON cannot be found: the rest is one skip."""
     decoder, number = json.JSONDecoder(), 0
+    lenient = json.JSONDecoder(parse_int=lambda digits: None)  # Python reads no integer of more than 4,300 digits
     try:
         with path.open(encoding="utf-8-sig") as stream:
             text = stream.read(CHUNK).lstrip()[1:]
@@ -108,6 +109,14 @@ def _array(path: Path) -> Lines:
                     row, end = decoder.raw_decode(text) if text else (None, 0)
                 except json.JSONDecodeError as error:
                     end, problem = 0, error.msg
+                except ValueError:
+                    text = text[lenient.raw_decode(text)[1] :]
+                    yield Skipped(where=where, reason="not usable JSON: an integer has too many digits")
+                    number += 1
+                    continue
+                except RecursionError:
+                    yield Skipped(where=where, reason="nested too deeply; nothing after this row can be read")
+                    return
                 else:
                     problem = "the array is not closed"
                 # A number may continue in the next piece; only objects are rows, and those end with a brace.

@@ -262,7 +262,7 @@ class VerifyTable(Table):
     """"module:function" of your own check, or a table of them by source or domain name (`*` matches anything). Running a recipe with a
     check runs that code, in a process of its own; the module is looked for next to the recipe first."""
     custom_timeout_s: Annotated[float, VERDICTS] = Field(default=30.0, gt=0)
-    """Timeout of one call of a custom check, by the clock; the verdict is then undecided."""
+    """Timeout of one call of a custom check, by the clock; it is tried once more, then the verdict is undecided."""
     judge: VerdictJudgeTable | None = None
     """A language model that decides what the rules leave undecided."""
     tolerance: Annotated[float, VERDICTS] = Field(default=1e-6, ge=0)

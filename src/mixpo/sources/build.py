@@ -11,7 +11,7 @@ import re
 import string
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeGuard, TypeVar
 
 from mixpo.errors import SourceError
 from mixpo.plural import amount
@@ -239,7 +239,7 @@ def _letter(answer: str | None, options: Sequence[str]) -> str | None:
         return same[0]
     how = "equals several of" if same else "is not among"
     raise SourceError(
-        f"answer {_short(answer)} {how} the {amount(len(options), 'choice')}; give the letter of one (A to {letters[-1]})",
+        f"answer {short(answer)} {how} the {amount(len(options), 'choice')}; give the letter of one (A to {letters[-1]})",
         code="answer-not-a-choice",
         key="answer",
     )
@@ -310,7 +310,7 @@ def _kind(kind: Kind, answer: str | None, several: Sequence[str], options: Seque
         return guessed
     if not options and not fits(kind, answer):
         lacking = "there are no choices and no lettered options that fit the answer" if kind == "choice" else "the answer is"
-        raise SourceError(f'answer_kind is "{kind}", but {lacking} {_short(answer)}', code="answer-kind-mismatch", key="answer_kind")
+        raise SourceError(f'answer_kind is "{kind}", but {lacking} {short(answer)}', code="answer-kind-mismatch", key="answer_kind")
     return _KINDS[kind]
 
 
@@ -331,5 +331,14 @@ def described(value: object) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 40 else text[:37] + "...")
+def can_be_path(value: object) -> TypeGuard[str]:
+    """Whether a file system can be asked for it: text without NUL and half characters, no part of it too long."""
+    return isinstance(value, str) and "\0" not in value and storable(value) and all(len(part.encode()) < 256 for part in value.split("/"))
+
+
+def short(value: object) -> str:
+    """A value as a message shows it."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= 40 else f"{value[:37]}...")
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -17,13 +17,15 @@ from mixpo.errors import SourceError
 from mixpo.plural import amount
 from mixpo.prompts import DIRECT_ENDINGS, PROMPTS
 from mixpo.recipe import MmprSource, did_you_mean
-from mixpo.sources.build import Kind, SourceRow, make_question
+from mixpo.sources.build import Kind, SourceRow, can_be_path, make_question, short
 from mixpo.sources.columns import FIELDS, ColumnUse, check_fields
 from mixpo.sources.images import Pictures
 from mixpo.sources.jsonl import Line, each, lines
 from mixpo.sources.messages import turns_of
 from mixpo.types import IMAGE_TOKEN, Notice, Question, Skipped, content_id
 
+MOST_REPEATS = 1_000
+"""Largest `repeat_time` of a data set."""
 PROMPT_FIELDS = (*FIELDS, "answer_gt", "origin", "question_id")
 
 
@@ -169,17 +171,22 @@ def _annotation(meta: Path, root: Path, name: str, entry: object) -> Annotation:
             key=name,
         )
     share, length = entry.get("repeat_time", 1), entry.get("length")
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not share > 0:
-        raise SourceError(f"{where}: repeat_time must be a number above 0 (got {share!r})", code="meta-entry-invalid", path=meta, key=name)
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= MOST_REPEATS:
+        raise SourceError(
+            f"{where}: repeat_time must be a number above 0, at most {MOST_REPEATS:,} (got {short(share)})",
+            code="meta-entry-invalid",
+            path=meta,
+            key=name,
+        )
     if length is not None and (isinstance(length, bool) or not isinstance(length, int)):
-        raise SourceError(f"{where}: length must be a whole number (got {length!r})", code="meta-entry-invalid", path=meta, key=name)
+        raise SourceError(f"{where}: length must be a whole number (got {short(length)})", code="meta-entry-invalid", path=meta, key=name)
     return Annotation(name=name, where=where, root=folder, path=path, share=float(share), length=length)
 
 
 def _below(root: Path, entry: Mapping[str, object], key: str, where: str) -> Path:
     value = entry.get(key)
-    if not isinstance(value, str) or "\0" in value:
-        raise SourceError(f"{where}: {key} must be a path (got {value!r})", code="meta-entry-invalid", key=key)
+    if not can_be_path(value):
+        raise SourceError(f"{where}: {key} must be a path (got {short(value)})", code="meta-entry-invalid", key=key)
     path = root / value
     if not path.resolve().is_relative_to(root.resolve()):
         raise SourceError(f"{where}: {key} {value!r} lies outside source.root {root}", code="meta-path-outside-root", path=path, key=key)

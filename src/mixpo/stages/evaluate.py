@@ -27,7 +27,7 @@ from mixpo.stages.models import ModelRef, settings_of
 from mixpo.stages.predictions import given_answers
 from mixpo.stages.question_index import QuestionIndex
 from mixpo.stages.verdict_judge import Ruled, VerdictJudge
-from mixpo.stages.verify import custom_code, judged_inputs
+from mixpo.stages.verify import custom_code, judged_inputs, say_timeouts
 from mixpo.types import Question, Response, Verdict, content_id
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def evaluate_job(context: Context, plan: Plan, index: QuestionIndex, name: str, 
             given = given_answers(context.run.stage(answers)) if settings.get("extractor") == "given" else {}
             marker = stack.enter_context(Grader(context, benchmark, mode, given, settings.get("partial", False)))
             yield lambda shard: marker.predictions(plan.rows(source, shard), plan.rows(answers, shard), attempts.counts.get(shard, 0))
+            say_timeouts(context, folder, marker.verifier)
 
     return Job(
         kind="evaluate",
@@ -150,7 +151,7 @@ class Grader:
         from mixpo.verify import Verifier
 
         self._context, self._benchmark, self._mode, self._given, self._partial = context, benchmark, mode, given, partial
-        self._verifier = Verifier(context.recipe.verify, cache=context.run.verdicts, recipe_folder=context.recipe_folder)
+        self.verifier = Verifier(context.recipe.verify, cache=context.run.verdicts, recipe_folder=context.recipe_folder)
         self._threads: ThreadPoolExecutor | None = None
         by_judge = context.recipe.verify.judge if benchmark is None else None
         self._verdict_judge = VerdictJudge(context, by_judge) if by_judge is not None else None
@@ -164,7 +165,7 @@ class Grader:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self._verifier.close()
+        self.verifier.close()
         if self._verdict_judge is not None:
             self._verdict_judge.close()
         if self._threads is not None:
@@ -197,7 +198,7 @@ class Grader:
             for response, verdict in zip(responses, self._verdicts(question, responses), strict=True):
                 yield by_verdict(question, self._mode, response, verdict)
         else:
-            options, extractor = self._verifier.options(question.choices), recipe.evaluate.extractor_of(self._benchmark.name)
+            options, extractor = self.verifier.options(question.choices), recipe.evaluate.extractor_of(self._benchmark.name)
             for response in responses:
                 if extractor == "given":
                     short = self._given.get(question.id, "")
@@ -207,7 +208,7 @@ class Grader:
 
     def _verdicts(self, question: Question, responses: Sequence[Response]) -> tuple[Verdict, ...]:
         style = prompting.prompt_for(self._context.recipe.prompt, question, wording_of(self._mode)).style
-        return self._verifier.verify_all(question, responses, style)
+        return self.verifier.verify_all(question, responses, style)
 
     def _decided(self, judge: VerdictJudge, pairs: Sequence[tuple[Question, Sampled]], again: int) -> Iterator[Prediction]:
         """Predictions by rules, and by the judge of [verify.judge] where they leave a verdict to it."""
@@ -255,7 +256,7 @@ class Grader:
         if isinstance(self._wording, Rubric):
             assert isinstance(reply, JudgeReply)
             return by_judge(self._benchmark, question, response, self._mode, reply)
-        options = self._verifier.options(question.choices)
+        options = self.verifier.options(question.choices)
         return by_extraction(self._benchmark, question, response, self._mode, wording_of(self._mode), reply, options)
 
 

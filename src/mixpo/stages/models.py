@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixpo.errors import ModelError
+from mixpo.errors import ModelError, RunError
 from mixpo.integrity import damages, recorded_below
 from mixpo.recipe import ImageTable, ModelTable, PredictionsTable, Recipe, ServedModel, StageKind
 from mixpo.run import Stage
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from mixpo.vlm.load import Vlm
 
 
+TRAINED = "model-"
+"""How the folder of a trained model begins."""
 SERVED = "served "
 """How the identity of a model begins that is known by its name at a server alone."""
 
@@ -45,6 +48,7 @@ def settings_of(recipe: Recipe, stage: StageKind, model: ModelRef) -> dict[str, 
 
 def check_trained(folder: Path) -> None:
     """Compare all files of a trained model with the digests that its training recorded. Raises ModelError naming the first damaged one."""
+    folder = folder.resolve()
     stage = Stage(folder.parent, folder.parent.name)
     records = recorded_below(stage.folder, manifest.files, folder) if (manifest := stage.manifest) is not None else {}
     for name, damage in damages(stage.folder, records).items():
@@ -107,8 +111,7 @@ class Models:
                 code="adapter-not-merged",
                 key="model.adapter",
             )
-        if ref.folder is not None:
-            check_trained(ref.folder)
+        self._check(ref)
         return ref.folder or find_model(self.table, self.recipe_folder)
 
     def fresh(self, ref: ModelRef) -> Vlm:
@@ -116,9 +119,18 @@ class Models:
         from mixpo.vlm.load import load
 
         self.release()
+        self._check(ref)
+        return self._tiled(load(self.table, self.recipe_folder, ref.folder))
+
+    def _check(self, ref: ModelRef) -> None:
+        """Compare a model that this run trained, or that the recipe takes from another run, with the digests of its training."""
         if ref.folder is not None:
             check_trained(ref.folder)
-        return self._tiled(load(self.table, self.recipe_folder, ref.folder))
+            return
+        for base in (find_model(self.table, self.recipe_folder), find_adapter(self.table, self.recipe_folder)):
+            if base is not None and base.resolve().name.startswith(TRAINED):
+                with suppress(RunError):  # a manifest.json of something else
+                    check_trained(base)
 
     def _tiled(self, vlm: Vlm) -> Vlm:
         from mixpo.vlm.load import limit_tiles, tile_setting

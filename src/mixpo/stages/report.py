@@ -71,11 +71,11 @@ def report_job(context: Context, plan: Plan) -> Job:
         unit="files",
         session=session,
         artifacts=lambda shard: (root / DATA, root / PAGE),
-        whole=partial(_is_intact, context.run.stage("report")),
+        whole=partial(is_intact, context.run.stage("report")),
     )
 
 
-def _is_intact(stage: Stage, path: Path) -> bool:
+def is_intact(stage: Stage, path: Path) -> bool:
     """Whether a file of the report is as it was written: small enough to be read every time."""
     manifest = stage.manifest
     records = recorded_below(stage.folder, manifest.files, path) if manifest is not None else {}

@@ -22,7 +22,7 @@ from mixpo.stages import prompting
 from mixpo.stages.answer import params, prompt_for, source_name
 from mixpo.stages.evaluate import Grader
 from mixpo.stages.job import Context, Job, Make, Plan, title
-from mixpo.stages.models import ModelRef, settings_of
+from mixpo.stages.models import TRAINED, ModelRef, settings_of
 from mixpo.stages.question_index import REPLAY, QuestionIndex
 from mixpo.stages.reference import file_digest, groups_file
 from mixpo.stages.responses import request_of
@@ -126,7 +126,7 @@ def replay_of(context: Context, index: QuestionIndex, pairs: int, vlm: Vlm) -> G
 
 def model_folder(context: Context, name: str, shard: str) -> Path:
     """Where a training puts its model. The shard's name is part of it, so that no stale model can pass as a fresh one."""
-    return context.run.root / name / f"model-{shard}"
+    return context.run.root / name / f"{TRAINED}{shard}"
 
 
 def public_name(table: TrainTable, number: int, objective: str) -> str:

@@ -61,12 +61,7 @@ def verify_job(context: Context, plan: Plan, index: QuestionIndex, number: int) 
                 return (judged_row(row.question, of_row) for row, of_row in zip(kept, decided, strict=True))
 
             yield make
-            if verifier.timeouts:
-                what = amount(verifier.timeouts, "formula comparison")
-                context.progress.say(
-                    f"round-{number}/verify: {what} reached verify.timeout_s = {recipe.verify.timeout_s:g} twice, the second time alone; "
-                    "these are undecided"
-                )
+            say_timeouts(context, name, verifier)
 
     settings = {
         **recipe.deciding("verify"), "styles": prompting.styles(recipe.prompt), **custom_code(context), **verdict_judge.settings(context)
@@ -101,6 +96,13 @@ def judged_row(question: Question, decided: Sequence[Decided]) -> Judged:
         judge_checked=len(compared),
         judge_agreed=sum(one.reply is not None and one.reply.value == one.verdict.outcome for one in compared),
     )
+
+
+def say_timeouts(context: Context, stage: str, verifier: Verifier) -> None:
+    """Say how many comparisons of a stage took too long."""
+    if verifier.timeouts:
+        what, limit = amount(verifier.timeouts, "comparison"), context.recipe.verify.timeout_s
+        context.progress.say(f"{stage}: {what} reached verify.timeout_s = {limit:g} twice; the verdicts are undecided")
 
 
 def check_verdicts(context: Context, plan: Plan, manifest: Manifest) -> None:

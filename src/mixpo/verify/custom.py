@@ -63,6 +63,9 @@ class CustomChecks:
         try:
             worker = self._started(worker, target)
             reply = worker.ask(request, self._table.custom_timeout_s)
+            if reply is None and worker.timed_out:  # once more before it counts: the machine may have been busy
+                worker = self._started(worker, target)
+                reply = worker.ask(request, self._table.custom_timeout_s)
             if reply is None:
                 reason = (
                     f"custom check exceeded {self._table.custom_timeout_s:g} s" if worker.timed_out else "custom check ended its process"

@@ -31,7 +31,7 @@ VERSION = 4
 PROGRAM = Path(__file__).with_name("worker.py")
 START_LIMIT_S = 600.0
 """A worker has to load sympy; on a busy machine that takes a while. It does not count towards the limit of a comparison."""
-WALL = 20
+WALL = 100
 """Wall-clock seconds for each second of processor time: a busy machine changes no verdict."""
 TASKS_PER_WORKER = 2000
 """Then it is replaced: sympy's caches only grow."""

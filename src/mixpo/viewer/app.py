@@ -8,7 +8,6 @@ import os
 import secrets
 import socket
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from mixpo.errors import ImageError, MissingExtra, MixpoError, RunError
@@ -16,7 +15,7 @@ from mixpo.human_labels import append_label
 from mixpo.progress import Progress
 from mixpo.run import now
 from mixpo.stages.job import Context
-from mixpo.stages.report import PAGE
+from mixpo.stages.report import PAGE, is_intact
 from mixpo.viewer.evaluation_views import Values
 from mixpo.viewer.guard import REPORT_POLICY, FormRefused, guard, read_form
 from mixpo.viewer.images import SIZES
@@ -158,9 +157,12 @@ def _add_files(app: FastAPI, site: _Site) -> None:
 
     @app.get("/report")
     def report() -> Response:
-        path = Path(site.views.run.root) / PAGE
+        run = site.views.run
+        path = run.root / PAGE
         if not path.exists():
             raise UnknownPage("This run has no report yet; `mixpo report` makes one.", code="page-not-found")
+        if not is_intact(run.stage("report"), path):
+            raise RunError(f"{path}: fails its checksum; `mixpo report` makes it again", code="report-damaged", path=path)
         return FileResponse(path, media_type="text/html", headers={"content-security-policy": REPORT_POLICY})
 
 

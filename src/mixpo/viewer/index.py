@@ -1,8 +1,8 @@
 """The index of a run: a DuckDB file with the keys of every question and pair, never their texts.
 
-It lies in RUN/.view (in a temporary folder where that cannot be used) and may be deleted at any time. Opening it reads what is new
-or changed, block by block, and forgets what is gone. Texts stay in the shards: the index of three million pairs stays small, and
-a page reads the few rows that it shows.
+It lies in RUN/.view (in a temporary folder where that cannot be used) and may be deleted at any time; a damaged one is rebuilt. Opening
+it reads what is new or changed, block by block, and forgets what is gone. Texts stay in the shards: the index of three million pairs stays
+small, and a page reads the few rows that it shows. DuckDB reads shards only after their checksums were compared.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mixpo.errors import MissingExtra, RunError
 from mixpo.pairs.statistics import balance
 from mixpo.progress import Progress, Silent
-from mixpo.run import Run
+from mixpo.records import check_shard
+from mixpo.run import REBUILD, Run
 from mixpo.types import Outcome, content_id
+from mixpo.viewer.index_file import is_damage, open_file, remove_file
 from mixpo.viewer.layout import RunLayout, ShardGroup
 from mixpo.viewer.text import SNIPPET
 
@@ -27,25 +29,12 @@ try:
 except ImportError:
     raise MissingExtra("mixpo view", "viewer") from None
 
-VERSION = "4"
-"""Rises when the tables below change; an index of another version is rebuilt."""
+Value = TypeVar("Value")
+
 BATCH = 128
 """Blocks that are read with one query."""
 REFRESH_SECONDS = 1.0
 """Least time between two checks of the run for new shards."""
-
-TABLES = """
-CREATE TABLE version (value VARCHAR);
-CREATE TABLE block (round INTEGER, number INTEGER, key VARCHAR, stale BOOLEAN, sampled BOOLEAN);
-CREATE TABLE question (n BIGINT, id VARCHAR, domain VARCHAR, source VARCHAR, kind VARCHAR, open BOOLEAN, images INTEGER, text VARCHAR);
-CREATE TABLE judged (round INTEGER, n BIGINT, outcomes VARCHAR, correct INTEGER, wrong INTEGER, malformed INTEGER, undecided INTEGER);
-CREATE TABLE dropped (round INTEGER, n BIGINT, reason VARCHAR);
-CREATE TABLE pair (round INTEGER, n BIGINT, id VARCHAR, origin VARCHAR, domain VARCHAR, outcome VARCHAR, answer VARCHAR,
-    chosen INTEGER, rejected INTEGER, tokens BOOLEAN)
-"""
-"""n: where a record is and its place in every list, see `place`. outcomes: one letter for each response, in order.
-dropped: why something of a question was filtered.
-answer: what the rejected side says. chosen / rejected: lengths, in tokens if both sides have `tokens`, else in characters."""
 
 OUTCOME: Mapping[str, Outcome] = {"c": "correct", "w": "wrong", "m": "malformed", "u": "undecided"}
 """The letters of `outcomes`."""
@@ -123,7 +112,7 @@ class RunIndex:
         self.edition = 0
         """Rises whenever the content changes."""
         self._progress = progress or Silent()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._stamp: tuple[str, ...] = ()
         self._refreshed = 0.0
         self._blocks: dict[int, dict[int, ShardGroup]] = {}
@@ -139,8 +128,17 @@ class RunIndex:
 
     def rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         """All rows of a query."""
-        with self.cursor() as cursor:
-            return cursor.execute(query, values).fetchall()
+        return self.table(query, *values)[1]
+
+    def table(self, query: str, *values: object) -> tuple[list[str], list[tuple[Any, ...]]]:
+        """The names of the columns of a query, and all its rows."""
+
+        def ask() -> tuple[list[str], list[tuple[Any, ...]]]:
+            with self.cursor() as cursor:
+                cursor.execute(query, values)
+                return [column[0] for column in cursor.description or ()], cursor.fetchall()
+
+        return self._undamaged(ask)
 
     def one(self, query: str, *values: object) -> Any:
         """The first column of the first row, or None."""
@@ -176,29 +174,40 @@ class RunIndex:
             return self._connect(Path(self._temporary.name) / "index.duckdb")
 
     def _connect(self, path: Path) -> duckdb.DuckDBPyConnection:
-        settings: dict[str, str | bool | int | float | list[str]] = {
-            "autoinstall_known_extensions": "false",
-            "autoload_known_extensions": "false",
-        }
         try:
-            connection = duckdb.connect(str(path), config=settings)
-            current = connection.execute("SELECT value FROM version").fetchone()
-        except duckdb.CatalogException:
-            current = None
-        except (duckdb.InvalidInputException, duckdb.SerializationException, duckdb.InternalException):
-            path.unlink()
-            connection, current = duckdb.connect(str(path), config=settings), None
-        if current != (VERSION,):
-            connection.close()
-            path.unlink(missing_ok=True)
-            connection = duckdb.connect(str(path), config=settings)
-            connection.execute(TABLES)
-            connection.execute("INSERT INTO version VALUES (?)", [VERSION])
+            connection = open_file(path)
+        except duckdb.Error as error:
+            if not is_damage(error):
+                raise
+            self._progress.say(REBUILD.format(path=path))
+            remove_file(path)
+            connection = open_file(path)
         # Matches of searches, and the balance of each count of verdicts; shared by all cursors, gone with the process.
         connection.execute("ATTACH ':memory:' AS scratch")
         connection.execute("CREATE TABLE scratch.match (search VARCHAR, n BIGINT)")
         connection.execute("CREATE TABLE scratch.balance (correct INTEGER, decided INTEGER, name VARCHAR)")
         return connection
+
+    def _undamaged(self, work: Callable[[], Value]) -> Value:
+        """Query the index; where its file turns out to be damaged, rebuild it and query again."""
+        connection = self._connection
+        try:
+            return work()
+        except duckdb.Error as error:
+            if not is_damage(error):
+                raise
+        with self._lock:
+            if self._connection is connection:
+                path = self.run.root / ".view" / "index.duckdb"
+                self._progress.say(REBUILD.format(path=path))
+                connection.close()
+                remove_file(path)
+                # Other threads may still hold the file, and DuckDB shares open files by path: then a temporary folder is used.
+                self._connection = self._open()
+                self._update()
+                self._name_balances()
+                self.edition += 1
+        return work()
 
     # --- up to date --------------------------------------------------------------------------------------------------------
 
@@ -212,8 +221,8 @@ class RunIndex:
             if stamp == self._stamp:
                 return
             try:
-                changed = self._update()
-                self._name_balances()
+                changed = self._undamaged(self._update)
+                self._undamaged(self._name_balances)
             except duckdb.Error as error:
                 raise RunError(
                     f"{self.run.root}: cannot be indexed ({str(error).splitlines()[0]}); if a shard is named, delete it",
@@ -288,6 +297,8 @@ class RunIndex:
     ) -> list[tuple[Any, ...]]:
         if not files:
             return []
+        for _, path in files:
+            check_shard(path)
         cursor.execute("DELETE FROM batch")
         cursor.executemany("INSERT INTO batch VALUES (?, ?)", [(number, str(path)) for number, path in files])
         values: dict[str, object] = {"files": [str(path) for _, path in files]}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from mixpo.pairs.statistics import Balance
+from mixpo.records import check_shard
 from mixpo.types import Origin, Outcome, content_id
 from mixpo.viewer.index import RunIndex
 
@@ -222,10 +223,8 @@ class Lists:
         return self.index.rows(f"SELECT domain, count(*) FROM {table} WHERE domain != '' GROUP BY domain ORDER BY domain")
 
     def _dicts(self, query: str, *values: object) -> list[dict[str, Any]]:
-        with self.index.cursor() as cursor:
-            cursor.execute(query, values)
-            names = [column[0] for column in cursor.description or ()]
-            return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        names, rows = self.index.table(query, *values)
+        return [dict(zip(names, row, strict=True)) for row in rows]
 
     # --- text --------------------------------------------------------------------------------------------------------------
 
@@ -262,6 +261,10 @@ class Lists:
         return bool(self.index.one("SELECT count(*) FROM scratch.match WHERE search = ? AND n > ?", name, after) > 40 * ROWS)
 
     def _read_blocks(self, wanted: ListFilter, name: str, blocks: Sequence[Any]) -> None:
+        for block in blocks:
+            check_shard(block.source)
+            if wanted.table == "pair":
+                check_shard(block.made["pair"])
         with self.index.cursor() as cursor:
             cursor.execute("CREATE TEMP TABLE batch (number INTEGER, file VARCHAR, made VARCHAR)")
             cursor.executemany(

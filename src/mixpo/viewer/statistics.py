@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mixpo.pairs.statistics import Statistics
+from mixpo.records import check_shard
 from mixpo.report.build import PLACES, filtered_counts, skipped_rows
 from mixpo.stages.source import load_skipped
 from mixpo.viewer.index import OUTCOME, RunIndex
@@ -65,9 +66,11 @@ def _failed(index: RunIndex, stage: str) -> list[dict[str, Any]]:
     """The questions that failed in a stage, those of one reason together."""
     if not set(stage.split("/")) & set(MAY_FAIL):
         return []
-    files = [str(path) for path in index.layout.shards(stage) if path is not None]
+    files = [path for path in index.layout.shards(stage) if path is not None]
+    for path in files:
+        check_shard(path)
     query = f"SELECT error, count(*), min(question, {PLACES}) FROM read_parquet(?) WHERE error != '' GROUP BY error ORDER BY 2 DESC, 1"
     return [
         {"stage": stage, "where": ", ".join(places), "reason": reason, "count": count, "unit": "questions"}
-        for reason, count, places in index.rows(query, files)
+        for reason, count, places in index.rows(query, [str(path) for path in files])
     ]

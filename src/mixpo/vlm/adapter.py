@@ -167,9 +167,9 @@ def _read(folder: Path) -> tuple[Adapter, dict[str, Tensor]]:
         rank, alpha, rooted = int(config["r"]), float(config["lora_alpha"]), bool(config.get("use_rslora"))
         kind, unsupported = config.get("peft_type"), [name for name in _UNSUPPORTED if config.get(name)]
         unsupported += ["bias"] if config.get("bias", "none") != "none" else []
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise ModelError(
-            f"{settings}: not the configuration of a LoRA adapter ({type(error).__name__}: {error}); save it again",
+            f"{settings}: not the configuration of a LoRA adapter ({type(error).__name__}: {str(error)[:200]}); save it again",
             code="adapter-config-invalid",
             path=settings,
         ) from None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ from mixpo.recipe import BenchmarkSource, did_you_mean
 from mixpo.sources.jsonl import lines
 from mixpo.types import Skipped
 
+_BROKEN = (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError)
+"""What damaged Parquet files and Arrow streams raise."""
 ROWS_AT_ONCE = 16
 """Rows in memory together; each may hold an image of some megabytes."""
 SHORTEST = 64
@@ -134,7 +135,7 @@ def _parquet(path: Path) -> Iterator[Place]:
                 for row in batch.to_pylist():
                     yield f"{path}[{number}]", row
                     number += 1
-    except (pa.ArrowException, OSError) as error:
+    except _BROKEN as error:
         raise SourceError(f"{path}: not a readable Parquet file ({_first(error)})", code="file-unreadable", path=path) from None
 
 
@@ -142,12 +143,13 @@ def _arrow(path: Path) -> Iterator[Place]:
     """What `datasets` writes with save_to_disk."""
     number = 0
     try:
-        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as stream:
+        with pa.OSFile(str(path)) as source, pa.ipc.open_stream(source) as stream:
             for batch in stream:
+                batch.validate(full=True)  # reading values at wrong offsets would end the process
                 for row in (row for start in range(0, len(batch), ROWS_AT_ONCE) for row in batch[start : start + ROWS_AT_ONCE].to_pylist()):
                     yield f"{path}[{number}]", row
                     number += 1
-    except (pa.ArrowException, OSError) as error:
+    except _BROKEN as error:
         raise SourceError(f"{path}: not a readable Arrow stream ({_first(error)})", code="file-unreadable", path=path) from None
 
 
@@ -201,7 +203,7 @@ def _sheet(path: Path) -> Iterator[Place]:
             filled = {name: value for name, value in zip(names, values, strict=False) if value is not None}
             if filled:
                 yield f"{path}:{number}", filled
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # openpyxl raises whatever its XML parsers and its own constructors raise
         raise SourceError(f"{path}: not a readable xlsx file ({_first(error)})", code="file-unreadable", path=path) from None
 
 
