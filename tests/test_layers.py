@@ -31,6 +31,7 @@ LAYERS = [
     {"cluster"},
     {"pipeline"},
     {"commands", "export", "viewer"},
+    {"study"},
     {"cli"},
     {"api"},
 ]

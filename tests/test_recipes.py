@@ -10,6 +10,7 @@ import pytest
 import mixpo
 from mixpo.errors import RecipeError
 from mixpo.recipe import Recipe, load, parse
+from mixpo.study.schema import load_study
 
 ROOT = Path(__file__).parent.parent
 ASSETS = Path(mixpo.__file__).parent / "assets"
@@ -20,6 +21,11 @@ DIGITS = {"kind": "digits"}
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_committed_recipes_are_valid(path: Path) -> None:
     assert isinstance(load(path), Recipe)
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/studies/*.toml")), ids=lambda path: path.name)
+def test_committed_studies_are_valid(path: Path) -> None:
+    assert load_study(path).runs
 
 
 def test_the_demo_recipe_is_the_packaged_one() -> None:

@@ -24,6 +24,7 @@ from mixpo.recipe.base import CHOOSES_STAGES, Decides
 from mixpo.records import Drop, Judged, OtherReading, Paired, Prediction, Sampled, Scored
 from mixpo.run import Manifest
 from mixpo.stages.report import ReportFile
+from mixpo.study.schema import Study
 from mixpo.train.metrics import StepMetrics
 from mixpo.types import ImageRef, Message, Pair, Question, Response, Skipped, Verdict
 
@@ -126,6 +127,34 @@ def recipe_sections() -> str:
         if name not in plain:
             parts += _sources(field) if name == "source" else _section(name, field)
     return "\n\n".join(parts)
+
+
+def study_sections() -> str:
+    """Every table of a study."""
+    fields = Study.model_fields
+    plain = {name: field for name, field in fields.items() if not _models_in(field.annotation)}
+    parts = ["### Top level", _study_keys(Study, plain)]
+    for name, field in fields.items():
+        for model in _models_in(field.annotation):
+            heading = f"[[{name}]]" if typing.get_origin(field.annotation) is tuple else f"[{name}]"
+            parts += [f"### {heading}", _text(model), _study_keys(model)]
+    return "\n\n".join(parts)
+
+
+def _study_keys(model: type[BaseModel], fields: dict[str, FieldInfo] | None = None) -> str:
+    """As `_keys`, without the column of stages: a study decides none."""
+    texts = _docstrings(model)
+    rows = [
+        (f"`{name}`", cell(_study_type(name, field), " "), _default(field), cell(texts.get(name, ""), " "))
+        for name, field in (fields or model.model_fields).items()
+    ]
+    return table(("key", "type", "default", "meaning"), rows)
+
+
+def _study_type(name: str, field: FieldInfo) -> str:
+    if name == "source":
+        return "table, as [source](recipe.md#source)"
+    return ", ".join([type_words(field.annotation).removesuffix(" or null"), *_bounds(field)])
 
 
 def _sources(field: FieldInfo) -> list[str]:

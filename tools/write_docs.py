@@ -21,7 +21,7 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from tables import cell, recipe_sections, record_sections, table
+from tables import cell, recipe_sections, record_sections, study_sections, table
 
 from mixpo.cli.app import EXAMPLES, app
 from mixpo.objectives import OBJECTIVES
@@ -158,6 +158,7 @@ def code(text: str) -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "recipe": recipe_sections,
     "records": record_sections,
+    "study": study_sections,
     "commands": commands,
     "prompts": prompts,
     "objectives": objectives,

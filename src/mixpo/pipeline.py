@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Container, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -306,7 +306,8 @@ def _perform(context: Context, plan: Plan, planned: Planned) -> None:
     if planned.job.kind in ("reference", "train", "text"):
         # They load a model themselves; a server would still hold another one in the device's memory.
         context.shared.close()
-    perform(context, planned, [other for other in plan.planned.values() if planned.job.name in other.job.needs])
+    with context.sharing(context, planned) if context.sharing is not None else nullcontext():
+        perform(context, planned, [other for other in plan.planned.values() if planned.job.name in other.job.needs])
 
 
 def _prepare(context: Context, force: Sequence[str]) -> None:

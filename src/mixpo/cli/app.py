@@ -49,6 +49,11 @@ EXAMPLES = {
         "mixpo run recipe.toml --until pair",
         "mixpo run recipe.toml --set train.learning_rate=1e-6 --force train",
     ),
+    "study": (
+        "mixpo study study.toml --dry-run",
+        "mixpo study recipes/studies/demo_steps.toml --jobs 2",
+        "mixpo study study.toml --only small-steps",
+    ),
     "demo": ("mixpo demo", "mixpo demo --dir runs/small --limit 128"),
     "sample": ("mixpo sample recipe.toml --set sample.n=16",),
     "verify": ("mixpo verify recipe.toml",),

@@ -81,6 +81,50 @@ def run_command(
             _run_all(context, force or ())
 
 
+@app.command(epilog=examples("study"), rich_help_panel=WORK)
+def study(
+    file: Annotated[Path, typer.Argument(metavar="STUDY.toml", help="The study.")],
+    folder: Annotated[Path | None, typer.Option("--dir", metavar="STUDY", help="Directory; default: studies/<name of the file>.")] = None,
+    settings: Settings = None,
+    limit: Limit = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, metavar="N", help="Runs side by side, each in a process of its own.")] = 1,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="NAME", help="Do only this variant, or this run; repeatable. Writes no tables.")
+    ] = None,
+    despite_failures: Annotated[
+        bool, typer.Option("--despite-failures", help="Open the test sets although runs failed; their variants are never tested.")
+    ] = False,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Print all runs and which of their stages are shared; do nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run variants of a recipe over seeds and compare them; stages that are equal are made once, test sets are opened once."""
+    with boundary() as terminal:
+        from mixpo.cli import studies
+        from mixpo.study.execute import named, perform, run_study, unfinished
+        from mixpo.study.render import write
+        from mixpo.study.results import ranking, results
+        from mixpo.study.schema import load_study
+
+        loaded = load_study(file, tuple(settings or ()), limit)
+        root = folder if folder is not None else Path("studies") / file.stem
+        if dry:
+            studies.planned(loaded, root, terminal.progress)
+            return
+        if only:
+            for run in named(loaded, only):
+                perform(loaded, run, root, terminal.progress)
+            return
+        failures = run_study(loaded, root, terminal.progress, lambda: ranking(loaded, root), jobs=jobs, despite_failures=despite_failures)
+        report = results(loaded, root, failures)
+        paths = write(root, report)
+        if as_json:
+            document(report)
+        else:
+            studies.scores(report, paths)
+        if failures:
+            raise unfinished(loaded, failures)
+
+
 @app.command(epilog=examples("demo"), rich_help_panel=WORK)
 def demo(
     folder: Annotated[Path, typer.Option("--dir", metavar="RUN", help="Run directory.")] = Path("runs/demo"),

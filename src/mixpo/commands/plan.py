@@ -60,7 +60,7 @@ def dry_run(context: Context, assumed: Assumed | None = None, force: Sequence[st
     assumed, forced = assumed or Assumed(), STAGES[first_forced(force) :]
     left_out: dict[str, list[Skipped]] = {}
     listed: dict[str, Counter[bool]] = {}
-    sources, imported = _sources(context, left_out, listed)
+    sources, imported = read_dry(context, left_out, listed)
     plan = build_plan(context, sources)
     sampled = sampled_part(sources.train, sources.pairs)
     rates = rates_of(context, sampled, assumed, imported.counts)
@@ -87,7 +87,7 @@ def _read(left_out: Sequence[Skipped]) -> str:
     return "read at every start" + (f"; {amount(len(left_out), 'row')} skipped, `mixpo check` lists them" if left_out else "")
 
 
-def _sources(context: Context, left_out: dict[str, list[Skipped]], listed: dict[str, Counter[bool]]) -> tuple[Sources, PairImport]:
+def read_dry(context: Context, left_out: dict[str, list[Skipped]], listed: dict[str, Counter[bool]]) -> tuple[Sources, PairImport]:
     """Questions and pairs as the next run would read them, with copies of images in a folder that goes away.
 
     left_out: gets the skipped rows. listed: gets the number of questions with an answer, by whether verify.judge decides all of their

@@ -1,4 +1,6 @@
-"""Confidence intervals and paired tests of figures: closed form for shares of independent questions, else resampling. Pure functions.
+"""Confidence intervals and paired tests of figures: closed form for shares of independent questions, else resampling.
+
+Pure functions. Means over several runs of the same questions have a closed form too.
 
 All intervals are 95 %. Answers about one image are not independent, so resampling draws clusters: an image with all its questions. The
 interval is the bootstrap's percentile interval (Efron 1979), expanded for few clusters (Hesterberg 2015); the paired test is approximate
@@ -32,7 +34,7 @@ Floats = NDArray[np.float64]
 # --- closed form --------------------------------------------------------------------------------------------------------
 
 
-def student_t(freedom: int) -> float:
+def student_t(freedom: float) -> float:
     """Two-sided 95 % point of Student's t with `freedom` degrees of freedom."""
     from scipy.special import stdtrit
 
@@ -78,6 +80,90 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
     total = only_a + only_b
     return min(1.0, 2 * float(bdtr(min(only_a, only_b), total, 0.5))) if total else 1.0
+
+
+# --- several runs of the same questions -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrossedMean:
+    """A mean over runs and questions. error: its standard error; freedom: degrees of freedom of low, high and p.
+
+    p: two-sided, of the mean being 0. over_runs: whether the interval covers other runs (seeds) too, which takes at least two.
+    """
+
+    mean: float
+    error: float
+    freedom: float
+    low: float
+    high: float
+    p: float
+    over_runs: bool
+
+
+def crossed_mean(values: Floats, clusters: Sequence[str], *, difference: bool = False) -> CrossedMean:
+    """The mean of values (S runs, Q questions), for other runs and other questions: both are random, and every run has every question.
+
+    The variance is that of a crossed two-way layout, V = V_runs + V_clusters - V_residual, and never less than its larger part; the
+    degrees of freedom are Satterthwaite's (1946). Of one run, V = V_clusters. clusters: of each question (`cluster_of`).
+    difference: the values are differences of shares, in [-1, 1]; otherwise shares. Where no value differs, the interval is that of as many
+    independent questions as there are clusters, and p that of the sign test.
+    """
+    runs, questions = values.shape
+    assert values.size
+    mean = float(values.mean())
+    number = np.unique(np.asarray(clusters), return_inverse=True)[1]
+    count = int(number.max()) + 1
+    deviations = values - mean
+    sums = np.stack([np.bincount(number, weights=row, minlength=count) for row in deviations])  # (S, C)
+    of_clusters, of_runs = sums.mean(axis=0), sums.sum(axis=1)
+    sizes = np.bincount(number, minlength=count)
+    residual = sums - of_clusters - of_runs[:, None] * sizes / questions
+    parts = []  # (variance of the mean, its degrees of freedom)
+    if count > 1:
+        parts.append((float((of_clusters**2).sum()) * count / (count - 1) / questions**2, count - 1))
+    if runs > 1:
+        parts.append((float((of_runs**2).sum()) / (runs * (runs - 1) * questions**2), runs - 1))
+    both = len(parts) == 2
+    if both:
+        shared = float((residual**2).sum()) * count / (count - 1) / (runs * (runs - 1) * questions**2)
+        parts.append((-shared, (count - 1) * (runs - 1)))
+    total = sum(variance for variance, _ in parts)
+    if both and total < (largest := max(parts[:2]))[0]:
+        total, parts = largest[0], [largest]
+    least = -1.0 if difference else 0.0
+    if total <= 1e-18:  # no value differs from another by more than rounding
+        ends = difference_interval(max(0.0, -mean) * count, max(0.0, mean) * count, count) if difference else wilson(mean * count, count)
+        p = min(1.0, 2.0 ** (1 - count)) if mean else 1.0
+        return CrossedMean(mean=mean, error=0.0, freedom=math.inf, low=ends[0], high=ends[1], p=p, over_runs=runs > 1)
+    freedom = total**2 / sum(variance**2 / degrees for variance, degrees in parts)
+    error = math.sqrt(total)
+    half = student_t(freedom) * error
+    return CrossedMean(
+        mean=mean,
+        error=error,
+        freedom=freedom,
+        low=max(least, mean - half),
+        high=min(1.0, mean + half),
+        p=_tails(mean / error, freedom),
+        over_runs=runs > 1,
+    )
+
+
+def _tails(t: float, freedom: float) -> float:
+    """Two-sided p of a t value."""
+    from scipy.special import stdtr
+
+    return 2 * float(stdtr(freedom, -abs(t)))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """p values of a family of tests, adjusted so that the chance of any false one is bounded (Holm 1979); in the given order."""
+    adjusted, least = [0.0] * len(ps), 0.0
+    for rank, number in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        least = max(least, min(1.0, (len(ps) - rank) * ps[number]))
+        adjusted[number] = least
+    return adjusted
 
 
 # --- resampling ---------------------------------------------------------------------------------------------------------

@@ -69,8 +69,8 @@ def build(data: ReportData) -> dict[str, Any]:
         "settings": dict(data.recipe),
         "versions": dict(data.versions),
     }
-    plain: dict[str, Any] = _plain(report)
-    return plain
+    result: dict[str, Any] = plain(report)
+    return result
 
 
 def _by_set(data: ReportData) -> dict[str, dict[str, dict[str, Sequence[Prediction]]]]:
@@ -275,12 +275,12 @@ def filtered_counts(manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:
     ]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON types only: tuples become lists, numbers that JSON cannot hold become null."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value

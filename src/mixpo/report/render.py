@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mixpo.plural import amount
@@ -54,15 +54,17 @@ FILTERS = (
 
 def render(report: dict[str, Any]) -> str:
     """The page of a report made by `build`. Images of the examples are read from their files; a missing one is shown as such."""
-    environment = Environment(
-        loader=PackageLoader("mixpo.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    for name in FILTERS:
-        environment.filters[name] = getattr(words, name)
-    environment.filters["groups"] = _groups
-    environment.filters |= {"amount": amount, "duration": duration}
-    style = Markup(environment.loader.get_source(environment, "page.css")[0]) if environment.loader else Markup("")
-    return environment.get_template("page.html").render(report=report, style=style, words=words, **_context(report))
+    return environment().get_template("page.html").render(report=report, words=words, **_context(report))
+
+
+def environment(*packages: str) -> Environment:
+    """Templates of mixpo.report and of other packages, with its filters and style; they escape by default."""
+    loader = ChoiceLoader([PackageLoader(package, ".") for package in ("mixpo.report", *packages)])
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.filters |= {name: getattr(words, name) for name in FILTERS}
+    made.filters |= {"groups": _groups, "amount": amount, "duration": duration}
+    made.globals["style"] = Markup(loader.get_source(made, "page.css")[0])
+    return made
 
 
 def _groups(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[Any, list[Mapping[str, Any]]]]:

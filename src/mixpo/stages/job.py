@@ -36,7 +36,7 @@ DISTRIBUTED = ("sample", "continue", "verify", "answer")
 class Context:
     """What all stages of one command share. limit: questions to use of every source, or None for all. ranks: see `Job.ranks`.
 
-    shared: the server or vLLM model that consecutive stages use.
+    shared: the server or vLLM model that consecutive stages use. sharing: held while a stage is made, where several runs share stages.
     """
 
     run: Run
@@ -49,6 +49,8 @@ class Context:
     ranks: Ranks = field(default_factory=Ranks)
     executor: Callable[[Context, Planned, Sequence[int]], Iterator[Made]] | None = None
     """Makes shards of the kinds in DISTRIBUTED outside of this process, in any order."""
+    sharing: Callable[[Context, Planned], AbstractContextManager[None]] | None = None
+    """Brings the shards of a stage that another run has, and keeps other runs from making it meanwhile."""
 
 
 def nothing_else(manifest: Manifest) -> None:
