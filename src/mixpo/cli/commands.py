@@ -99,7 +99,7 @@ def study(
 ) -> None:
     """Run variants of a recipe over seeds and compare them; stages that are equal are made once, test sets are opened once."""
     with boundary() as terminal:
-        from mixpo.cli import studies
+        from mixpo.cli import show
         from mixpo.study.execute import named, perform, run_study, unfinished
         from mixpo.study.render import write
         from mixpo.study.results import ranking, results
@@ -108,7 +108,9 @@ def study(
         loaded = load_study(file, tuple(settings or ()), limit)
         root = folder if folder is not None else Path("studies") / file.stem
         if dry:
-            studies.planned(loaded, root, terminal.progress)
+            from mixpo.study.plan import plan_study
+
+            show.study_plan(plan_study(loaded, root, terminal.progress))
             return
         if only:
             for run in named(loaded, only):
@@ -120,7 +122,7 @@ def study(
         if as_json:
             document(report)
         else:
-            studies.scores(report, paths)
+            show.study(report, paths)
         if failures:
             raise unfinished(loaded, failures)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixpo.cli.output import line
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from mixpo.commands.check import Checked, Finding
     from mixpo.commands.plan import Estimate
     from mixpo.commands.verify_run import RunPart
+    from mixpo.study.plan import PlannedRun
 
 DUPLICATES_SHOWN = 20
 """Duplicate rows that `mixpo check` lists."""
@@ -103,6 +105,26 @@ def audited(result: Audited) -> None:
         table(("answer", "ground truth", "extracted", "verdict", "reason for review", "end of the response"), rows)
     doubtful, by = sum(result.doubtful.values()), ", ".join(f"{name} {count:,}" for name, count in result.doubtful.items())
     line(f"{doubtful:,} of {amount(result.verdicts, 'verdict')} {'needs' if doubtful == 1 else 'need'} review" + (f": {by}" if by else ""))
+
+
+def study_plan(runs: Sequence[PlannedRun]) -> None:
+    """Every run of a study, and how often each kind of stage is made."""
+    from mixpo.study.plan import KIND_COLUMNS, RUN_COLUMNS, kind_rows, run_rows
+
+    table(RUN_COLUMNS, run_rows(runs), title="nothing was done; runs and their stages before the test sets are opened")
+    table(KIND_COLUMNS, kind_rows(runs), title="\nstages by kind")
+
+
+def study(report: dict[str, Any], paths: Sequence[Path]) -> None:
+    """The tables of scores in the compared mode, what the test sets saw, and where the files are."""
+    from mixpo.study import tables
+
+    for scored in report["sets"]:
+        if scored["mode"] == report["mode"]:
+            table(*tables.score_table(report, scored), title=f"\n{tables.heading(report, scored)}")
+    line()
+    for text in (tables.opening_text(report), tables.statistics_text(report), tables.sharing_text(report), *map(str, paths)):
+        line(text)
 
 
 def _size(count: int) -> str:

@@ -1,7 +1,7 @@
 """Stages that several runs share: a shard with the same name is the same shard, so a run links it from another run instead of making it.
 
 The runs are sub-folders of one folder. Shards and models are hard links (copies where the file system has none): every run stays whole by
-itself, and a file that is written anew in one run leaves those of the others as they are. A file is linked only if its digest is the
+itself, and rewriting a file in one run leaves those of the others as they are. A file is linked only if its digest is the
 recorded one.
 """
 
@@ -107,19 +107,19 @@ def _link_shard(planned: Planned, donor: Stage, manifest: Manifest, shard: str, 
     of_artifacts = [recorded_below(planned.stage.folder, manifest.files, path) for path in planned.job.artifacts(shard)]
     if name not in manifest.files or not all(of_artifacts):
         return False
-    found = {file: record for part in of_artifacts for file, record in part.items()}
+    files = {file: record for part in of_artifacts for file, record in part.items()}
     # The shard itself comes last: where it is, the rest is.
-    found[name] = manifest.files[name]
-    if damages(donor.folder, found):
+    files[name] = manifest.files[name]
+    if damages(donor.folder, files):
         return False
     if planned.job.artifacts is not no_artifacts:
         for path in planned.job.artifacts(shard):
             shutil.rmtree(path, ignore_errors=True)
     try:
-        _link_files(donor.folder, planned.stage.folder, found)
+        _link_files(donor.folder, planned.stage.folder, files)
     except FileNotFoundError:
         return False  # the other run has just removed it
-    records.update(found)
+    records.update(files)
     return True
 
 

@@ -42,7 +42,7 @@ Failures = dict[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class Opening:
     """What the validation sets chose. ranking: (variant, accuracy), best first; without those that had not finished.
 
     opened: when, UTC. digests: what decided the results of each tested variant. mode, seeds: as they were.
@@ -108,7 +108,9 @@ def perform(study: LoadedStudy, run: StudyRun, root: Path, progress: Progress) -
             if not study.table.test or (choice is not None and run.variant.name in choice.tested):
                 run_recipe(context)
             else:
-                run_stage(context, [kind for kind in STAGES if kind not in ("source", "text", "report")], names=_ClosedTo(sets=study.test_names))
+                run_stage(
+                    context, [kind for kind in STAGES if kind not in ("source", "text", "report")], names=_ClosedTo(sets=study.test_names)
+                )
             return
         except RunError as error:
             if error.code != "run-locked":
@@ -205,7 +207,7 @@ def _last_line(log: Path, status: int) -> str:
 # --- the choice ----------------------------------------------------------------------------------------------------------
 
 
-def _choose(study: LoadedStudy, root: Path, ranking: Sequence[tuple[str, float]]) -> Choice | None:
+def _choose(study: LoadedStudy, root: Path, ranking: Sequence[tuple[str, float]]) -> Opening | None:
     """Record the best variants on the validation sets, and the baseline; None where no variant has finished."""
     table = study.table
     best = sorted((row for row in ranking if row[0] != table.compare.baseline), key=lambda row: -row[1])
@@ -214,7 +216,7 @@ def _choose(study: LoadedStudy, root: Path, ranking: Sequence[tuple[str, float]]
         return None
     finished = {name for name, _ in ranking}
     tested = [v.name for v in table.variants if v.name in chosen or (v.name == table.compare.baseline and v.name in finished)]
-    choice = Choice(
+    choice = Opening(
         opened=now(),
         mode=table.compare.mode,
         seeds=table.seeds,
@@ -223,11 +225,11 @@ def _choose(study: LoadedStudy, root: Path, ranking: Sequence[tuple[str, float]]
         missing=tuple(v.name for v in table.variants if v.name not in finished),
         digests={name: study.digest(name) for name in tested},
     )
-    write_text(root / CHOICE, sealed.dumps({name: getattr(choice, name) for name in Choice.__slots__}, indent=2))
+    write_text(root / CHOICE, sealed.dumps({name: getattr(choice, name) for name in Opening.__slots__}, indent=2))
     return choice
 
 
-def read_choice(study: LoadedStudy, root: Path) -> Choice | None:
+def read_choice(study: LoadedStudy, root: Path) -> Opening | None:
     """The choice that was made, or None. Raises RecipeError where a tested variant is another one now: its test set has been seen."""
     path = root / CHOICE
     try:
@@ -239,7 +241,7 @@ def read_choice(study: LoadedStudy, root: Path) -> Choice | None:
         raise RunError(message, code="choice-broken", path=path) from None
     ranking = tuple((str(name), float(accuracy)) for name, accuracy in data.pop("ranking"))
     lists = {name: tuple(data.pop(name)) for name in ("seeds", "tested", "missing")}
-    choice = Choice(ranking=ranking, **lists, **data)
+    choice = Opening(ranking=ranking, **lists, **data)
     names = {variant.name for variant in study.table.variants}
     changed = [name for name in choice.tested if name not in names or study.digest(name) != choice.digests[name]]
     if changed or choice.seeds != study.table.seeds or choice.mode != study.table.compare.mode:

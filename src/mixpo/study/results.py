@@ -24,7 +24,7 @@ from mixpo.stages.answer import source_name
 from mixpo.stages.job import Plan
 from mixpo.stages.names import kind_of
 from mixpo.stages.questions import known_sources
-from mixpo.study.execute import Choice, Failures, open_study_run, read_choice
+from mixpo.study.execute import Failures, Opening, open_study_run, read_choice
 from mixpo.study.schema import BASE, LoadedStudy, StudyRun
 from mixpo.types import Question
 
@@ -113,14 +113,14 @@ def results(study: LoadedStudy, root: Path, failures: Failures) -> dict[str, Any
             if (scored := _set(study, runs, root, name, mode)) is not None
             for _ in [scored.update(role=role)]
         ],
-        "runs": [_run(found, root, failures) for found in runs],
+        "runs": [_run(finished, root, failures) for finished in runs],
         "sharing": _sharing(runs),
     }
     result: dict[str, Any] = plain(report)
     return result
 
 
-def _variant(study: LoadedStudy, name: str, choice: Choice | None) -> dict[str, Any]:
+def _variant(study: LoadedStudy, name: str, choice: Opening | None) -> dict[str, Any]:
     variant = study.runs_of(name)[0].variant
     known = choice is not None and name in {*choice.missing, *(row[0] for row in choice.ranking)}
     return {
@@ -133,24 +133,24 @@ def _variant(study: LoadedStudy, name: str, choice: Choice | None) -> dict[str, 
     }
 
 
-def _run(found: FinishedRun, root: Path, failures: Failures) -> dict[str, Any]:
-    seconds, tokens = found.cost()
-    done = len(found.stages)
+def _run(finished: FinishedRun, root: Path, failures: Failures) -> dict[str, Any]:
+    seconds, tokens = finished.cost()
+    done = len(finished.stages)
     return {
-        "name": found.run.name,
-        "variant": found.run.variant.name,
-        "seed": found.run.seed,
-        "folder": f"runs/{found.run.name}",
+        "name": finished.run.name,
+        "variant": finished.run.variant.name,
+        "seed": finished.run.seed,
+        "folder": f"runs/{finished.run.name}",
         "stages": done,
         "seconds": round(seconds, 3),
         "tokens": tokens,
-        "failed": failures.get(found.run.name, ""),
+        "failed": failures.get(finished.run.name, ""),
     }
 
 
 def _sharing(runs: Sequence[FinishedRun]) -> dict[str, Any]:
     """Stages, sampled tokens and time: of all runs, and those really spent, because equal stages are made once."""
-    each = [item for found in runs for item in found.stages.items()]
+    each = [item for finished in runs for item in finished.stages.items()]
     once = dict(each)
     return {
         "stages": len(each),
@@ -187,11 +187,11 @@ def _answers(study: LoadedStudy, runs: Sequence[FinishedRun], name: str, mode: s
     rows: dict[str, list[Rows]] = {}
     # The base model as the baseline's recipe asks it; it answers in the runs of every variant.
     asked = study.table.compare.baseline if study.table.compare.baseline != BASE else study.table.variants[0].name
-    models = {BASE: [(found, BASE) for found in runs if found.run.variant.name == asked]}
+    models = {BASE: [(finished, BASE) for finished in runs if finished.run.variant.name == asked]}
     for variant in study.table.variants:
-        models[variant.name] = [(found, found.run.model) for found in runs if found.run.variant.name == variant.name]
+        models[variant.name] = [(finished, finished.run.model) for finished in runs if finished.run.variant.name == variant.name]
     for variant_name, of_seeds in models.items():
-        each = [found.predictions(name, model, mode) for found, model in of_seeds]
+        each = [finished.predictions(name, model, mode) for finished, model in of_seeds]
         if len(known := [one for one in each if one]) == len(study.table.seeds):
             rows[variant_name] = known
     judged = any(is_judged(one) for of_seeds in rows.values() for one in of_seeds)
@@ -236,8 +236,8 @@ def _set(study: LoadedStudy, runs: Sequence[FinishedRun], root: Path, name: str,
 
 
 def _questions(runs: Sequence[FinishedRun], name: str) -> dict[str, Question]:
-    for found in runs:
-        if found.plan is not None and (stage := found.plan.run.stage(source_name(name))).manifest is not None:
+    for finished in runs:
+        if finished.plan is not None and (stage := finished.plan.run.stage(source_name(name))).manifest is not None:
             return {question.id: question for question in stage.read_all(Question)}
     return {}
 

@@ -131,10 +131,10 @@ def opening_text(report: Mapping[str, Any]) -> str:
         f"{amount(len(opened['ranking']), 'variant')}, for the variants that these chose and the baseline: {tested}. "
         "No model of this study had answered them before, and no other variant is evaluated on them."
     )
-    late = [row["title"] for row in report["variants"] if row["added_after_opening"]]
+    added = [row["title"] for row in report["variants"] if row["added_after_opening"]]
     missing = [row["title"] for row in report["variants"] if row["missing_at_opening"]]
     text += f" Without results at that time: {', '.join(missing)}." if missing else ""
-    return text + (f" Added to the study afterwards: {', '.join(late)}." if late else "")
+    return text + (f" Added to the study afterwards: {', '.join(added)}." if added else "")
 
 
 def statistics_text(report: Mapping[str, Any]) -> str:
