@@ -27,7 +27,7 @@ from mixpo.study.results import ranking, results
 from mixpo.study.schema import LoadedStudy, load_study
 
 SHIPPED = Path(__file__).parents[2] / "recipes" / "studies" / "demo_steps.toml"
-TINY = ("shard_size=2", "sample.n=4", "sample.max_new_tokens=40", "evaluate.max_new_tokens=40", "evaluate.samples=0", "model.device=cpu")
+TINY = ("shard_size=2", "sample.n=4", "sample.max_new_tokens=40", "evaluate.max_new_tokens=40", "evaluate.samples=0", "verify.workers=1")
 
 
 def tiny_study(*names: str, settings: Sequence[str] = TINY, limit: int = 4) -> LoadedStudy:
