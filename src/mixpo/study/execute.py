@@ -239,9 +239,16 @@ def read_choice(study: LoadedStudy, root: Path) -> Opening | None:
     except ValueError as error:
         message = f"{path}: not readable ({error}); the test sets were opened, so begin the study in another --dir"
         raise RunError(message, code="choice-broken", path=path) from None
-    ranking = tuple((str(name), float(accuracy)) for name, accuracy in data.pop("ranking"))
-    lists = {name: tuple(data.pop(name)) for name in ("seeds", "tested", "missing")}
-    choice = Opening(ranking=ranking, **lists, **data)
+    ranking = tuple((str(name), float(accuracy)) for name, accuracy in data["ranking"])
+    choice = Opening(
+        opened=str(data["opened"]),
+        mode=str(data["mode"]),
+        seeds=tuple(data["seeds"]),
+        tested=tuple(data["tested"]),
+        ranking=ranking,
+        missing=tuple(data["missing"]),
+        digests=dict(data["digests"]),
+    )
     names = {variant.name for variant in study.table.variants}
     changed = [name for name in choice.tested if name not in names or study.digest(name) != choice.digests[name]]
     if changed or choice.seeds != study.table.seeds or choice.mode != study.table.compare.mode:

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mixpo.plural import amount
 from mixpo.progress import duration
-from mixpo.report.words import MODES, UNIT, count, domain_name, interval, moment, p_cell, percent, points
+from mixpo.report.words import MODES, UNIT, count, domain_name, interval, model_name, moment, p_cell, percent, points
 from mixpo.study.schema import BASE
 
 ALPHA = 0.05
 """A difference is marked where its adjusted p is below this."""
 GAIN, LOSS = "▲", "▼"
 
-Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 """Headings and rows."""
 
 
 def title_of(report: Mapping[str, Any], variant: str) -> str:
     """What a variant is called in tables."""
-    return {BASE: "Base model", **{row["name"]: row["title"] for row in report["variants"]}}[variant]
+    titles = {row["name"]: str(row["title"]) for row in report["variants"]}
+    return titles.get(variant, model_name(BASE))
 
 
 def heading(report: Mapping[str, Any], scored: Mapping[str, Any]) -> str:
