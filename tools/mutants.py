@@ -51,7 +51,7 @@ MUTANTS = (
     Mutant("verifier: unsure is wrong", 'UNSURE = Judgement("undecided", "says that it cannot tell")', 'UNSURE = Judgement("wrong", "says")', VERIFY),
     Mutant("verifier: yes and no", 'return Judgement("undecided", "yes and no in one answer")', 'return Judgement("correct", "")', VERIFY),
     Mutant("verifier: empty answer", "if not predicted.strip() and outcome", "if False and outcome", VERIFY),
-    Mutant("extract: unfinished thinking", 'return rest if closed or not (opened or "<think>" in text) else None', "return rest", ("verify",)),
+    Mutant("extract: unfinished thinking", 'return rest if "<think>" not in rest and (closed or not opened) else None', "return rest", ("verify",)),
     Mutant("statistics: Wilson without successes", "low = 0.0 if correct == 0 else", "low = 0.1 if correct == 0 else", ("evaluate/test_statistics.py",)),
     Mutant("statistics: p value above one", "(beyond + 1) / (drawn + 1)", "(beyond + 2) / (drawn + 1)", ("evaluate/test_statistics.py",)),
     Mutant("statistics: one-sided McNemar", "min(1.0, 2 * float(bdtr(", "min(1.0, float(bdtr(", ("evaluate/test_statistics.py", "evaluate/test_score.py")),
