@@ -6,7 +6,7 @@ Weights are drawn wide, so that attention is far from uniform and a wrong mask, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -58,12 +58,14 @@ class Family:
     """model: makes the model. picture: makes an image from a generator and its number.
 
     kinds: per-token inputs that mark images, or (whole_prompt) that are 0 for the prompt; such a model takes no prompt without an image.
+    axes: along which the images of a prompt are joined, where it is not the first.
     """
 
     model: Callable[[], Any]
     picture: Callable[[torch.Generator, int], Picture] | None
     kinds: tuple[str, ...] = ()
     whole_prompt: bool = False
+    axes: dict[str, int] = field(default_factory=dict)
 
 
 def prompt(family: Family, rng: torch.Generator, images: int) -> EncodedPrompt:
@@ -75,8 +77,8 @@ def prompt(family: Family, rng: torch.Generator, images: int) -> EncodedPrompt:
         ids += [*made.tokens, *_words(rng, 2)]
         features.append(made.features)
     tokens = torch.tensor(ids + _words(rng, 4))
-    axis = 1 if features and "pixel_attention_mask" in features[0] else 0
-    joined = {name: _cat([one[name] for one in features], axis) for name in (features[0] if features else {})}
+    axis = 1 if features and "pixel_attention_mask" in features[0] and features[0]["pixel_attention_mask"].ndim > 2 else 0
+    joined = {name: _cat([one[name] for one in features], family.axes.get(name, axis)) for name in (features[0] if features else {})}
     kinds = {name: torch.zeros_like(tokens) if family.whole_prompt else (tokens == IMAGE).long() for name in family.kinds}
     return EncodedPrompt(tokens, joined, kinds)
 

@@ -28,7 +28,8 @@ from mixpo.train.collate import collate
 from mixpo.train.layout_check import choose_layout
 from mixpo.train.logps import Scorer
 from mixpo.train.loop import train
-from mixpo.train.model import checkpoint_activations, part_of
+from mixpo.train.model import checkpoint_activations
+from mixpo.train.parts import find_parts
 from mixpo.train.reference import open_reference
 from mixpo.types import Group
 from mixpo.vlm import adapter as lora
@@ -90,7 +91,8 @@ def test_packed_is_one_at_a_time_in_every_family(name: str) -> None:
 
 
 def _has_projector(model: torch.nn.Module) -> bool:
-    return any(type(module) is torch.nn.Linear and part_of(name) == "projector" for name, module in model.named_modules())
+    parts = find_parts(model)
+    return any(type(module) is torch.nn.Linear and parts.of(name) == {"projector"} for name, module in model.named_modules())
 
 
 def test_adapted_head_in_tiles(tiny_vlm: Vlm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

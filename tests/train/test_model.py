@@ -7,29 +7,13 @@ import copy
 import pytest
 import torch
 from torch import nn
+from train.architectures import FAMILIES
+from train.architectures import vlm as family_vlm
 
 from mixpo.errors import TrainError
 from mixpo.recipe import TrainTable
-from mixpo.train.model import build_optimizer, freeze, learning_rate, part_of, refuse_dropout, restore_dtypes, use_master_weights
+from mixpo.train.model import build_optimizer, freeze, learning_rate, refuse_dropout, restore_dtypes, use_master_weights
 from mixpo.vlm.load import Vlm
-
-
-@pytest.mark.parametrize(
-    ("name", "part"),
-    [
-        ("model.vision_tower.encoder.layer.0.attention.q_proj.weight", "vision"),
-        ("model.multi_modal_projector.linear_1.weight", "projector"),
-        ("model.language_model.layers.0.self_attn.q_proj.weight", "llm"),
-        ("lm_head.weight", "llm"),
-        ("model.visual.blocks.0.attn.qkv.weight", "vision"),
-        ("model.visual.merger.mlp.0.weight", "projector"),
-        ("model.vision_model.embeddings.patch_embedding.weight", "vision"),
-        ("model.connector.modality_projection.proj.weight", "projector"),
-        ("model.text_model.embed_tokens.weight", "llm"),
-    ],
-)
-def test_parts(name: str, part: str) -> None:
-    assert part_of(name) == part
 
 
 def test_freeze_says_how_much_is_trained(tiny_vlm: Vlm) -> None:
@@ -45,7 +29,7 @@ def test_freeze_says_how_much_is_trained(tiny_vlm: Vlm) -> None:
     with pytest.raises(TrainError, match="nothing to train"):
         freeze(model, ["vision", "projector", "llm"])
     with pytest.raises(TrainError, match="no parameters that mixpo knows as its vision"):
-        freeze(nn.Linear(2, 2), ["vision"])
+        freeze(family_vlm(FAMILIES["text"]).model, ["vision"])
 
 
 def test_dropout_is_refused_by_name(tiny_vlm: Vlm) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mixpo.cache import Cache, user_cache
-from mixpo.errors import MixpoError
+from mixpo.errors import MixpoError, ModelError
 from mixpo.images import open_image, probe
 from mixpo.recipe import Recipe
 from mixpo.stages.models import Models
@@ -58,14 +58,19 @@ class CheckedModel:
         self._cache = _open_cache() if cached else None
         known = self._cached("model")
         if known is None:
-            from mixpo.vlm.generate import forward_problems
             from mixpo.vlm.prompt import context_limit
             from mixpo.vlm.transformers_fixes import loading_errors
+            from mixpo.vlm.trial import PICTURED, TEXT, trial_problems
 
             with loading_errors(self.folder, "model"):
-                known = {"problems": [*template_problems(self._vlm), *forward_problems(self._vlm)], "context": context_limit(self._vlm)}
+                known = {
+                    "problems": [*template_problems(self._vlm), *trial_problems(self._vlm, PICTURED)],
+                    "text_problem": next(trial_problems(self._vlm, TEXT), ""),
+                    "context": context_limit(self._vlm),
+                }
             self._keep("model", known)
         self.problems: list[str] = known["problems"]
+        self._text_problem: str = known["text_problem"]
         self.context: int = known["context"]
 
     @cached_property
@@ -77,6 +82,8 @@ class CheckedModel:
 
     def tokens(self, prompt: str, question: Question) -> int:
         """Tokens of a prompt with the images and history of its question. Raises SourceError and ModelError as `encode` does."""
+        if self._text_problem and not question.images:
+            raise ModelError(self._text_problem, code="family-needs-image")
         limits = self._image.of(question)
         pixels = [limits.model_dump(mode="json"), *(image.digest for image in question.images)] if question.images else []
         entry = json.dumps([prompt, *((m.role, m.text) for m in question.history), *pixels])

@@ -117,10 +117,13 @@ class Models:
     def fresh(self, ref: ModelRef) -> Vlm:
         """A copy of its own for who changes the weights; nothing else stays in memory."""
         from mixpo.vlm.load import load
+        from mixpo.vlm.trial import refuse_unfit
 
         self.release()
         self._check(ref)
-        return self._tiled(load(self.table, self.recipe_folder, ref.folder))
+        vlm = self._tiled(load(self.table, self.recipe_folder, ref.folder))
+        refuse_unfit(vlm)
+        return vlm
 
     def _check(self, ref: ModelRef) -> None:
         """Compare a model that this run trained, or that the recipe takes from another run, with the digests of its training."""

@@ -14,9 +14,11 @@ from mixpo.recipe import LoraTable, TrainTable, did_you_mean
 from mixpo.train.batch import Batch
 from mixpo.train.logps import Scorer
 from mixpo.train.losses import ResponseLogps
-from mixpo.train.model import PARTS, PartSize, freeze, part_of, use_master_weights, weight_dtypes
+from mixpo.train.model import PartSize, freeze, use_master_weights, weight_dtypes
+from mixpo.train.parts import PARTS, ModelParts, Owner, find_parts, image_flow
 from mixpo.vlm import adapter as lora
 from mixpo.vlm.load import Vlm
+from mixpo.vlm.prompt import EncodedPrompt
 
 MERGE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 """Largest change of a response's mean log-prob per token by merging; allows for rounding of the weights only."""
@@ -25,44 +27,50 @@ FOLDER = "adapter"
 """Subfolder of the merged model that holds the trained adapter."""
 
 
-def prepare_trainable(vlm: Vlm, table: TrainTable, seed: int) -> tuple[list[PartSize], dict[str, torch.dtype]]:
+def prepare_trainable(
+    vlm: Vlm, table: TrainTable, seed: int, prompt: EncodedPrompt | None = None
+) -> tuple[list[PartSize], dict[str, torch.dtype]]:
     """Prepare the model for training; returns the sizes of its parts and the original dtypes of its weights.
 
     Without `train.lora`, all weights except frozen parts are trained in float32; an adapter loaded with the model is merged first. With
-    it, the loaded adapter (or a new one) is trained and the weights keep their dtypes. Raises TrainError for unsuitable settings.
+    it, the loaded adapter (or a new one) is trained and the weights keep their dtypes. prompt: one with an image, which shows what the
+    image features flow through (see `find_parts`). Raises TrainError for unsuitable settings.
     """
     model = vlm.model
+    parts = find_parts(model, image_flow(vlm, prompt) if prompt is not None else None)
     if table.lora is None:
         dtypes = use_master_weights(model)
         lora.merge(model)
-        return freeze(model, table.freeze), dtypes
+        return freeze(model, table.freeze, parts), dtypes
     dtypes = weight_dtypes(model)
     present = lora.adapter_of(model)
     if present is None:
-        names = target_layers(model, table.lora)
+        names = target_layers(model, table.lora, parts)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             lora.insert(model, lora.Adapter(rank=table.lora.rank, alpha=table.lora.alpha, modules=names))
     else:
-        _check_recipe(model, present, table.lora)
+        _check_recipe(model, present, table.lora, parts)
     model.requires_grad_(False)
     for parameter in lora.parameters(model).values():
         parameter.requires_grad_(True)
-    return _sizes(model), dtypes
+    return _sizes(model, parts), dtypes
 
 
-def target_layers(model: nn.Module, table: LoraTable) -> tuple[str, ...]:
+def target_layers(model: nn.Module, table: LoraTable, parts: ModelParts | None = None) -> tuple[str, ...]:
     """Full names of the linear layers to adapt: those of `table.parts`, restricted to `table.modules` if any are given.
 
-    The output head is adapted only if named. Raises TrainError for a part without linear layers and a name without a match.
+    The output head is adapted only if named. parts: by structure alone where not given. Raises TrainError for a part without linear
+    layers or that cannot be told from another, and for a name without a match.
     """
+    parts = parts or find_parts(model)
     adapted, head = lora.layers(model), model.get_output_embeddings()  # type: ignore[operator]
     candidates = [name for name, module in model.named_modules() if type(module) is nn.Linear and not _is_adapter_part(name)] + list(
         adapted
     )
-    candidates = [name for name in candidates if part_of(name) in table.parts]
+    candidates = [name for name in candidates if parts.among(name, table.parts, "train.lora.parts")]
     for part in table.parts:
-        if not any(part_of(name) == part for name in candidates):
+        if not any(part in parts.of(name) for name in candidates):
             raise TrainError(
                 f"train.lora.parts: {type(model).__name__} has no linear layers that mixpo knows as its {part}; remove it from the list",
                 code="lora-part-unknown",
@@ -119,7 +127,7 @@ def _matches(name: str, wanted: str) -> bool:
     return name == wanted or name.endswith(f".{wanted}")
 
 
-def _check_recipe(model: nn.Module, present: lora.Adapter, table: LoraTable) -> None:
+def _check_recipe(model: nn.Module, present: lora.Adapter, table: LoraTable, parts: ModelParts) -> None:
     """Raise TrainError when the recipe describes another adapter than the loaded one."""
     for key, actual, asked in (("rank", present.rank, table.rank), ("alpha", present.alpha, table.alpha)):
         if actual != asked:
@@ -128,7 +136,7 @@ def _check_recipe(model: nn.Module, present: lora.Adapter, table: LoraTable) -> 
                 code="lora-setting-mismatch",
                 key=f"train.lora.{key}",
             )
-    wanted = set(target_layers(model, table))
+    wanted = set(target_layers(model, table, parts))
     if odd := sorted(wanted ^ set(present.modules)):
         has = "is not adapted" if odd[0] in wanted else "is adapted"
         raise TrainError(
@@ -139,8 +147,9 @@ def _check_recipe(model: nn.Module, present: lora.Adapter, table: LoraTable) -> 
         )
 
 
-def _sizes(model: nn.Module) -> list[PartSize]:
-    sizes = {part: [0, 0] for part in PARTS}
+def _sizes(model: nn.Module, parts: ModelParts) -> list[PartSize]:
+    sizes: dict[Owner, list[int]] = {part: [0, 0] for part in (*PARTS, "other")}
     for name, parameter in model.named_parameters():
-        sizes[part_of(name)][parameter.requires_grad] += parameter.numel()
-    return [PartSize(part, frozen, trained, adapter=True) for part, (frozen, trained) in sizes.items()]
+        owner = next(owner for owner in sizes if owner in parts.of(name))
+        sizes[owner][parameter.requires_grad] += parameter.numel()
+    return [PartSize(part, frozen, trained, adapter=True) for part, (frozen, trained) in sizes.items() if frozen or part != "other"]

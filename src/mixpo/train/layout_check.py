@@ -17,10 +17,9 @@ from mixpo.train.logps import Scorer
 from mixpo.train.losses import ResponseLogps
 from mixpo.train.prefix_tree import PrefixTree, build_prefix_tree
 from mixpo.types import Group, Question
-from mixpo.vlm.families import why_not_packed, why_not_varlen
+from mixpo.vlm.families import MODEL_ERRORS, described, why_not_packed, why_not_varlen
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import EncodedPrompt
-from mixpo.vlm.sampling_check import MODEL_ERRORS, described
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
 """Largest difference of a response's mean log-prob per token from that of the response alone. A wrong layout differs by more than 0.1."""

@@ -13,26 +13,14 @@ from torch import nn
 from mixpo.errors import MissingExtra, TrainError
 from mixpo.recipe import Part, TrainTable
 from mixpo.train.attention_patch import checkpoint_contexts
-
-PARTS: tuple[Part, ...] = ("vision", "projector", "llm")
-
-_PROJECTOR = ("projector", "connector", "merger", "aligner", "resampler", "embed_vision", "image_newline")
-_VISION = ("vision", "visual", "image_encoder")
-
-
-def part_of(name: str) -> Part:
-    """The part of a parameter, by words in its dotted name; "llm" if none matches."""
-    # Projector first: some families keep it inside the vision module (visual.merger).
-    if any(word in name for word in _PROJECTOR):
-        return "projector"
-    return "vision" if any(word in name for word in _VISION) else "llm"
+from mixpo.train.parts import PARTS, ModelParts, Owner, find_parts
 
 
 @dataclass(frozen=True, slots=True)
 class PartSize:
     """Parameter counts of a part. adapter: `trained` counts adapter weights, which are not part of `total`."""
 
-    part: Part
+    part: Owner
     total: int
     trained: int
     adapter: bool = False
@@ -44,16 +32,20 @@ class PartSize:
         return f"{self.part} {self.total:,} parameters ({state})"
 
 
-def freeze(model: nn.Module, parts: Sequence[Part]) -> list[PartSize]:
-    """Freeze `parts` and train the rest; returns the sizes of all parts.
+def freeze(model: nn.Module, parts: Sequence[Part], model_parts: ModelParts | None = None) -> list[PartSize]:
+    """Freeze `parts`, and what neither images nor text flow through; train the rest. Returns the sizes of all parts.
 
-    Raises TrainError when a part has no parameters in this model, or when everything is frozen.
+    model_parts: by structure alone where not given. Raises TrainError when a part has no parameters in this model or cannot be told
+    from another, or when everything is frozen.
     """
-    sizes = dict.fromkeys(PARTS, 0)
+    model_parts = model_parts or find_parts(model)
+    frozen = [*parts, "other"]
+    sizes: dict[Owner, int] = dict.fromkeys((*PARTS, "other"), 0)
     for name, parameter in model.named_parameters():
-        part = part_of(name)
-        parameter.requires_grad_(part not in parts)
-        sizes[part] += parameter.numel()
+        is_frozen = model_parts.among(name, frozen, "train.freeze")
+        parameter.requires_grad_(not is_frozen)
+        owners = model_parts.of(name)
+        sizes[next(owner for owner in sizes if owner in owners and (owner in frozen) == is_frozen)] += parameter.numel()
     for part in parts:
         if sizes[part] == 0:
             raise TrainError(
@@ -61,11 +53,11 @@ def freeze(model: nn.Module, parts: Sequence[Part]) -> list[PartSize]:
                 code="freeze-unknown-part",
                 key="train.freeze",
             )
-    if all(part in parts or size == 0 for part, size in sizes.items()):
+    if all(part in frozen or size == 0 for part, size in sizes.items()):
         raise TrainError(
             "train.freeze: every part is frozen, so there is nothing to train; remove one", code="freeze-everything", key="train.freeze"
         )
-    return [PartSize(part, size, 0 if part in parts else size) for part, size in sizes.items()]
+    return [PartSize(part, size, 0 if part in frozen else size) for part, size in sizes.items() if size or part != "other"]
 
 
 def refuse_dropout(model: nn.Module) -> None:

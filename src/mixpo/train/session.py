@@ -31,6 +31,7 @@ from mixpo.train.schedule import Schedule
 from mixpo.train.vision_cache import VisionCache, open_vision_cache
 from mixpo.types import content_id
 from mixpo.vlm.load import Vlm
+from mixpo.vlm.trial import trial_prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,11 +141,13 @@ def open_session(job: TrainJob, progress: Progress) -> Session:
     refuse_dropout(model)
     if job.table.liger:
         use_liger(model, vlm.device)
-    parts, dtypes = prepare_trainable(vlm, job.table, job.seed)
-    progress.say(f"{job.objective}: {'; '.join(str(part) for part in parts)}")
-    online = OnlineReference(model, job.objective, job.table.loss) if job.table.reference == "online" else None
     prompts = PromptCache(vlm, job.images)
     sample = check_sample(job.groups[number] for number in job.groups.sample)
+    pictured = next((chunk.group for chunk in sample if chunk.group.question.images), None)
+    prompt = prompts.get(pictured) if pictured is not None else trial_prompt(vlm)
+    parts, dtypes = prepare_trainable(vlm, job.table, job.seed, prompt)
+    progress.say(f"{job.objective}: {'; '.join(str(part) for part in parts)}")
+    online = OnlineReference(model, job.objective, job.table.loss) if job.table.reference == "online" else None
     layout, note = choose_layout(vlm, sample, prompts.get, compute_dtype(dtypes), gradients=True)
     layout, note = agree(layout, note, job.reference_layout)
     progress.say(f"{job.objective}: {note}")

@@ -20,9 +20,9 @@ from mixpo.train.collate import collate, pixel_inputs
 from mixpo.train.layout_check import TOLERANCE
 from mixpo.train.logps import Scorer
 from mixpo.types import Group
+from mixpo.vlm.families import MODEL_ERRORS, described
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import EncodedPrompt
-from mixpo.vlm.sampling_check import MODEL_ERRORS, described
 
 MAX_BYTES = 4 * 2**30
 """Size limit of the cache, on the model's device; entries are never evicted."""

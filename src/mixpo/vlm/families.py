@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mixpo.errors import first_line
+
+MODEL_ERRORS = (AssertionError, AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
+"""What an unknown architecture may raise on inputs that do not suit it."""
+
 PACKABLE = {"full_attention", "sliding_attention"}
 """Layer types whose states depend only on the tokens attended to."""
 
@@ -105,3 +110,8 @@ def image_batch_axis(model: Any) -> int:
 def answer_type(model: Any) -> int:
     """Token type of response tokens. For PaliGemma, type 0 is the prompt, with bidirectional attention."""
     return 1 if model.config.model_type == "paligemma" else 0
+
+
+def described(error: BaseException) -> str:
+    """The type of an error and the first line of its message."""
+    return f"{type(error).__name__}: {first_line(error)}"

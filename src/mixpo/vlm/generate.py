@@ -8,20 +8,19 @@ number, so batch size, order and neighbours cannot change it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from mixpo.errors import EngineError, MixpoError, first_line
+from mixpo.errors import EngineError
 from mixpo.vlm.inputs import batch_inputs
 from mixpo.vlm.load import Vlm
-from mixpo.vlm.prompt import EncodedPrompt, banned_ids, encode
+from mixpo.vlm.prompt import EncodedPrompt, banned_ids
 
 COMPACT_AT = 0.75
 """Finished rows are removed once at most this share is alive; removing each one at once would copy the cache too often."""
@@ -260,25 +259,3 @@ def _with_room(part: Tensor, rows: Tensor, steps: int) -> Tensor:
     room = torch.empty((len(rows), heads, length + steps, width), dtype=part.dtype, device=part.device)
     room[:, :, :length] = part.index_select(0, rows)
     return room
-
-
-# --- a trial ---
-
-TRIAL_PROMPT, TRIAL_SIDE = "<image>\nWhat is it?", 224
-"""What `forward_problems` runs the model on: a question about noise, in pixels."""
-
-
-def forward_problems(vlm: Vlm) -> Iterator[str]:
-    """What numbers in config.json (a rope_theta or eps of 0, a wrong scale) do to the logits of a prompt with an image."""
-    try:
-        prompt = encode(vlm, TRIAL_PROMPT, [Image.effect_noise((TRIAL_SIDE, TRIAL_SIDE), 60).convert("RGB")])
-        with torch.inference_mode():
-            logits = vlm.model(**batch_inputs(vlm, [prompt], "left")).logits
-        finite = bool(torch.isfinite(logits).all())
-    except MixpoError as error:
-        yield str(error)
-    except Exception as error:  # numbers of a stranger's config.json make the model raise anything
-        yield f"the model cannot be run on a prompt with an image: {type(error).__name__}: {first_line(error)}"
-    else:
-        if not finite:
-            yield "the model gives NaN or infinite logits for a prompt with an image; check the numbers in config.json, or model.dtype"

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mixpo.vlm.families import answer_type, image_batch_axis
+from mixpo.vlm.families import MODEL_ERRORS, answer_type, image_batch_axis
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import EncodedPrompt
 
@@ -104,13 +104,20 @@ def _positions(vlm: Vlm, inputs: dict[str, Tensor]) -> Tensor:
     if owner is None:
         return plain
     if "image_grid_thw" not in inputs:
-        return plain.expand(_position_axes(vlm.model), *plain.shape)
+        return plain.expand(_position_axes(vlm, owner), *plain.shape)
     names = ("mm_token_type_ids", "image_grid_thw", "attention_mask")
     positions: Tensor = owner.get_rope_index(inputs["input_ids"], **{n: inputs[n] for n in names if n in inputs})[0]
     return positions.masked_fill(mask == 0, 0)
 
 
-def _position_axes(model: Any) -> int:
-    """Axes of position ids, one for each section of the rotary embedding."""
-    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
-    return len(rope.get("mrope_section") or (0, 0, 0))
+def _position_axes(vlm: Vlm, owner: Any) -> int:
+    """Axes of position ids, as the model itself gives them to a text; else one for each section of the rotary embedding."""
+    if "position_axes" not in vlm.cache:
+        one = torch.ones((1, 1), dtype=torch.long)
+        try:
+            axes = len(owner.get_rope_index(one, mm_token_type_ids=torch.zeros_like(one), attention_mask=one)[0])
+        except MODEL_ERRORS:
+            rope = getattr(vlm.model.config.get_text_config(), "rope_parameters", None) or {}
+            axes = len(rope.get("mrope_section") or (0, 0, 0))
+        vlm.cache["position_axes"] = axes
+    return int(vlm.cache["position_axes"])

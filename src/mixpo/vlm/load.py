@@ -214,7 +214,7 @@ def load_config(source: Path, trust: bool) -> Any:
     except ModelError:
         vet_sizes(source)  # names the key, where it is one of sizes
         raise
-    if getattr(config, "is_encoder_decoder", False):
+    if any(getattr(one, "is_encoder_decoder", False) for one in (config, getattr(config, "text_config", None))):
         raise ModelError(
             f"{source}: {config.model_type} is an encoder-decoder model, whose prompt and response are not one sequence; "
             "choose a decoder-only family of docs/families.md",

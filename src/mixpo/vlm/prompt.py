@@ -19,6 +19,7 @@ from torch import Tensor
 from mixpo.errors import ModelError, SourceError, first_line
 from mixpo.plural import amount
 from mixpo.types import IMAGE_TOKEN, Message
+from mixpo.vlm.image_tokens import check_image_tokens
 from mixpo.vlm.load import Vlm, tiles_limited
 from mixpo.vlm.vetting_worker import MAX_CHARACTERS
 
@@ -81,7 +82,7 @@ def encode(vlm: Vlm, prompt: str, images: Sequence[Image], history: Sequence[Mes
     token_types = {name: inputs.pop(name)[0] for name in list(inputs) if _is_per_token(name, inputs[name], len(ids))}
     for name, values in token_types.items():
         _check_token_type(vlm, name, values, ids)
-    _check_image_tokens(vlm, ids, inputs, len(images))
+    check_image_tokens(vlm, ids, inputs, len(images))
     return EncodedPrompt(ids, inputs, token_types, len(images))
 
 
@@ -269,35 +270,3 @@ def _check_token_type(vlm: Vlm, name: str, values: Tensor, ids: Tensor) -> None:
         code="token-input-unknown",
         key=name,
     )
-
-
-def _check_image_tokens(vlm: Vlm, ids: Tensor, features: dict[str, Tensor], images: int) -> None:
-    placeholder = getattr(vlm.model.config, "image_token_id", None) or getattr(vlm.model.config, "image_token_index", None)
-    if placeholder is None:
-        raise ModelError(
-            f"{vlm.folder}: config.json names no image_token_id; this family is not supported",
-            code="image-token-id-missing",
-            path=vlm.folder,
-        )
-    actual = int((ids == placeholder).sum())
-    expected = _feature_count(vlm, features) if images else 0
-    if actual != expected if expected is not None else actual == 0:
-        wanted = "at least one" if expected is None else str(expected)
-        raise ModelError(
-            f"{vlm.folder}: {amount(images, 'image')} became {amount(actual, 'image token')} where the model computes {wanted} features; "
-            "the processor or chat template does not belong to this model",
-            code="image-token-count-mismatch",
-            path=vlm.folder,
-        )
-
-
-def _feature_count(vlm: Vlm, features: dict[str, Tensor]) -> int | None:
-    """Number of image features that the model computes, or None where it cannot be derived from the inputs."""
-    config = vlm.model.config
-    if "image_grid_thw" in features and hasattr(config.vision_config, "spatial_merge_size"):
-        return int(features["image_grid_thw"].prod(-1).sum()) // int(config.vision_config.spatial_merge_size) ** 2
-    if config.model_type == "internvl":
-        tiles, _, height, width = features["pixel_values"].shape
-        down, across = config.vision_config.patch_size
-        return int(tiles * (height // down * config.downsample_ratio) * (width // across * config.downsample_ratio))
-    return None

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mixpo.errors import ModelError, first_line
+from mixpo.errors import ModelError
+from mixpo.vlm.families import MODEL_ERRORS, described
 from mixpo.vlm.generate import TokenSampling, generate
 from mixpo.vlm.inputs import single_inputs
 from mixpo.vlm.load import Vlm
@@ -20,8 +21,6 @@ JOINED_TOLERANCE = {torch.float32: 1e-3}
 ROUGH = 0.05
 REFUSED = 0.5
 """A larger difference in prompts that are sampled alone refuses the family: no rounding reaches it."""
-MODEL_ERRORS = (AssertionError, AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
-"""What an unknown architecture may raise on inputs that do not suit it."""
 
 
 @torch.inference_mode()
@@ -79,8 +78,3 @@ def single_logps(vlm: Vlm, prompt: EncodedPrompt, tail: Sequence[int]) -> Tensor
     logits = vlm.model(**single_inputs(vlm, prompt, tail)).logits[0, len(prompt) - 1 : -1].float()
     logps: Tensor = logits.log_softmax(-1).gather(-1, torch.tensor(tail, device=logits.device)[:, None])[:, 0]
     return logps
-
-
-def described(error: Exception) -> str:
-    """The type of an error and the first line of its message."""
-    return f"{type(error).__name__}: {first_line(error)}"
