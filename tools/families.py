@@ -32,7 +32,7 @@ from mixpo.train.logps import Scorer  # noqa: E402
 from mixpo.vlm.sampling_check import why_not_joined  # noqa: E402
 
 SECONDS = 60
-"""Time for one architecture; a default configuration of some is too large to shrink."""
+"""CPU time for one architecture; a default configuration of some is too large to shrink."""
 LAYOUTS = {"tree": "packed", "shared": "shared", "plain": "plain", "single": "one by one"}
 
 
@@ -50,8 +50,8 @@ class Result:
 
 def try_family(name: str) -> Result:
     """Build the family, choose its layout, compare it with each response alone, sample, save and reload. Never raises."""
-    signal.signal(signal.SIGALRM, _expire)
-    signal.alarm(SECONDS)
+    signal.signal(signal.SIGPROF, _expire)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         one = FAMILIES.get(name) or (POOLED if name == "molmo2" and POOLED else family(name))
         data = Data(one)
@@ -60,17 +60,19 @@ def try_family(name: str) -> Result:
         status = "refused" if "encoder-decoder" in str(error) or "image_token_id" in str(error) else "not tried"
         return Result(name, status, reason=_line(error))
     finally:
-        signal.alarm(0)
-    signal.alarm(SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         return _try_model(name, model, data)
     except MixpoError as error:
         # A forward pass that fails may be the tiny configuration's fault.
         return Result(name, "not tried" if error.code == "family-forward-fails" else "refused", reason=_line(error))
+    except TimeoutError as error:
+        return Result(name, "not tried", reason=_line(error))
     except Exception as error:  # reported in the table, and the test fails
         return Result(name, "wrong", reason=f"{type(error).__name__}: {_line(error)}")
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _try_model(name: str, model: Any, data: Data) -> Result:

@@ -195,6 +195,10 @@ def test_what_it_cannot_do_is_refused(options: dict[str, Any], message: str) -> 
     given = {"attention_plan": plan_padded(spans_of([flat(3, 2, 2)]), Visibility(), CPU), **options}
     with pytest.raises(NotImplementedError, match=message):
         tree_attention(layer(), query, key, value, None, **given)
+    with pytest.raises(NotImplementedError, match="a mask of the model's own"):
+        tree_attention(
+            layer(), query, key, value, torch.ones(1, 1, 7, 7), attention_plan=plan_padded(spans_of([flat(3, 2, 2)]), Visibility(), CPU)
+        )
     with pytest.raises(NotImplementedError, match="soft-capped"):
         tree_attention(layer(), query, key, value, None, attention_plan=plan_varlen(spans_of([flat(3, 2, 2)]), CPU), softcap=50.0)
     with pytest.raises(NotImplementedError, match="not over one row"):
