@@ -98,18 +98,18 @@ def _text_parameters(model: Any, towers: Mapping[str, Owner]) -> tuple[set[int],
 def _towers(model: Any) -> dict[str, Owner]:
     """Names of the outermost modules that are vision or audio models with a configuration of their own."""
     keys = {type(getattr(model.config, key, None)): key for key in getattr(model.config, "sub_configs", {})}
-    found: dict[str, Owner] = {}
+    towers: dict[str, Owner] = {}
     for name, module in model.named_modules():
         config = getattr(module, "config", None)
-        if not name or config is None or not hasattr(module, "get_input_embeddings") or any(name.startswith(f"{t}.") for t in found):
+        if not name or config is None or not hasattr(module, "get_input_embeddings") or any(name.startswith(f"{t}.") for t in towers):
             continue
         # Classes of a family with "Video" in its name all have it, so the name of the setting counts where there is one.
         described = f"{name.rpartition('.')[2]} {keys.get(type(config), type(config).__name__)}"
         if type(config) is type(model.config) or _TEXT.search(described):
             continue
         if _VISION.search(described) or _AUDIO.search(described):
-            found[name] = "vision" if _VISION.search(described) else "other"
-    return found
+            towers[name] = "vision" if _VISION.search(described) else "other"
+    return towers
 
 
 def _is_projector(name: str) -> bool:
@@ -136,7 +136,7 @@ class ImageFlow:
 
 def _by_flow(name: str, flow: ImageFlow, has_tower: bool) -> frozenset[Owner]:
     if name in flow.image:
-        # Without a tower of its own, an encoder and a projection look alike.
+        # Without a tower of its own, an encoder cannot be told from a projection.
         return frozenset({"projector"}) if has_tower or _is_projector(name) else frozenset({"vision", "projector"})
     return frozenset({"llm"}) if name in flow.logits else frozenset({"other"})
 
@@ -185,15 +185,15 @@ def _reached(model: nn.Module, outputs: Sequence[Tensor]) -> frozenset[str]:
     """Names of the parameters in the autograd graph of some outputs. No gradient is computed."""
     names = {id(parameter): _ADAPTER.sub("", name) for name, parameter in model.named_parameters(remove_duplicate=False)}
     open_nodes: list[Any] = [tensor.grad_fn for tensor in outputs if tensor.grad_fn is not None]
-    seen, found = set(open_nodes), set[str]()
+    seen, reached = set(open_nodes), set[str]()
     while open_nodes:
         node = open_nodes.pop()
         if hasattr(node, "variable"):
-            found.add(names.get(id(node.variable), ""))
+            reached.add(names.get(id(node.variable), ""))
         following = [next_node for next_node, _ in node.next_functions if next_node is not None and next_node not in seen]
         seen.update(following)
         open_nodes += following
-    return frozenset(found)
+    return frozenset(reached)
 
 
 def _tensors(value: Any) -> list[Tensor]:
