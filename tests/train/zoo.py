@@ -5,6 +5,7 @@ Names of settings are much the same in all families, so one table of sizes fits 
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -86,7 +87,7 @@ def _shrink(values: dict[str, Any], kind: str) -> dict[str, Any]:
             made[name] = [SIZES[name]] * len(value) if isinstance(value, (list, tuple)) else SIZES[name]
         else:
             made[name] = value
-    return made | _SPECIAL.get(kind, {})
+    return made | copy.deepcopy(_SPECIAL.get(kind, {}))  # configurations change what they are given
 
 
 def _rope(rope: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +125,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
 def picture_of(model: Any, forward: Any) -> Callable[[torch.Generator, int], Picture]:
     """Makes images as the family's inputs ask for them, with as many tokens as the model computes features."""
     makers = _gridded(model, forward) if "image_grid_thw" in forward else _tiled(model, forward)
-    failures = []
+    failures: list[Exception] = []
     for maker in makers:
         try:
             if count_features(model, maker(torch.Generator(), 0)):
@@ -138,9 +139,7 @@ Maker = Callable[[torch.Generator, int], dict[str, Tensor]]
 
 
 def _picture(model: Any, features: dict[str, Tensor]) -> Picture:
-    count = count_features(model, features)
-    assert count is not None
-    tokens = [IMAGE] * count
+    tokens = [IMAGE] * count_features(model, features)
     return Picture([START, *tokens, END] if "image_grid_thw" in features else tokens, features)
 
 

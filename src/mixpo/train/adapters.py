@@ -15,7 +15,7 @@ from mixpo.train.batch import Batch
 from mixpo.train.logps import Scorer
 from mixpo.train.losses import ResponseLogps
 from mixpo.train.model import PartSize, freeze, use_master_weights, weight_dtypes
-from mixpo.train.parts import PARTS, ModelParts, Owner, find_parts, image_flow
+from mixpo.train.parts import OWNERS, ModelParts, Owner, find_parts, image_flow
 from mixpo.vlm import adapter as lora
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import EncodedPrompt
@@ -148,7 +148,7 @@ def _check_recipe(model: nn.Module, present: lora.Adapter, table: LoraTable, par
 
 
 def _sizes(model: nn.Module, parts: ModelParts) -> list[PartSize]:
-    sizes: dict[Owner, list[int]] = {part: [0, 0] for part in (*PARTS, "other")}
+    sizes: dict[Owner, list[int]] = {part: [0, 0] for part in OWNERS}
     for name, parameter in model.named_parameters():
         owner = next(owner for owner in sizes if owner in parts.of(name))
         sizes[owner][parameter.requires_grad] += parameter.numel()

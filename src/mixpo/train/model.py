@@ -13,7 +13,7 @@ from torch import nn
 from mixpo.errors import MissingExtra, TrainError
 from mixpo.recipe import Part, TrainTable
 from mixpo.train.attention_patch import checkpoint_contexts
-from mixpo.train.parts import PARTS, ModelParts, Owner, find_parts
+from mixpo.train.parts import OWNERS, ModelParts, Owner, find_parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ def freeze(model: nn.Module, parts: Sequence[Part], model_parts: ModelParts | No
     """
     model_parts = model_parts or find_parts(model)
     frozen = [*parts, "other"]
-    sizes: dict[Owner, int] = dict.fromkeys((*PARTS, "other"), 0)
+    sizes: dict[Owner, int] = dict.fromkeys(OWNERS, 0)
     for name, parameter in model.named_parameters():
         is_frozen = model_parts.among(name, frozen, "train.freeze")
         parameter.requires_grad_(not is_frozen)

@@ -20,6 +20,7 @@ from mixpo.vlm.prompt import EncodedPrompt
 PARTS: tuple[Part, ...] = ("vision", "projector", "llm")
 Owner = Literal["vision", "projector", "llm", "other"]
 """A part, or "other": what neither images nor text flow through, such as an audio tower or an image generator. Never trained."""
+OWNERS: tuple[Owner, ...] = (*PARTS, "other")
 
 _VISION = re.compile(r"vision|visual|image|video", re.IGNORECASE)
 _AUDIO = re.compile(r"audio|speech|sound", re.IGNORECASE)
