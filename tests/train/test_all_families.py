@@ -21,7 +21,7 @@ TODAY = datetime.datetime.now(datetime.UTC).toordinal() % 3
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(NAMES)[TODAY::3])
 def test_the_page_is_true(name: str) -> None:
-    """None is wrong without a word; with the release of the page, each is what the page says."""
+    """None is wrong without a word; with the release of the page, each that it has tried is what the page says."""
     spec = importlib.util.spec_from_file_location("families_tool", ROOT / "tools" / "families.py")
     assert spec is not None
     assert spec.loader is not None
@@ -30,7 +30,8 @@ def test_the_page_is_true(name: str) -> None:
     spec.loader.exec_module(tool)
     result = tool.try_family(name)
     assert result.status != "wrong", result.reason
-    if f"transformers {transformers.__version__}," in PAGE and "not built within" not in result.reason:
+    same_release = f"transformers {transformers.__version__}," in PAGE
+    if same_release and LISTED[name] != "not tried" and "not built within" not in result.reason:
         assert result.status == LISTED[name], result.reason
 
 
