@@ -88,7 +88,7 @@ def find_parts(model: Any, flow: ImageFlow | None = None) -> ModelParts:
 def _text_parameters(model: Any, towers: Mapping[str, Owner]) -> tuple[set[int], set[int]]:
     """Parameters of embeddings and output head, and of the decoder where it holds nothing else."""
     ends = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None]
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    decoder: Any = model.get_decoder() if hasattr(model, "get_decoder") else None
     whole = decoder is model.base_model or decoder is model
     mixed = decoder is None or (whole and any(_VISION.search(key) for key in vars(model.config)))
     mixed = mixed or any(model.get_submodule(tower) is module for tower in towers for module in decoder.modules())

@@ -47,9 +47,9 @@ def refuse_unfit(vlm: Vlm) -> None:
             failed[text] = error
         else:
             break
-    for text, error in failed.items():
-        if not isinstance(error, MixpoError) and (text == PICTURED or PICTURED in failed):
-            raise ModelError(_unsupported(vlm, text, error), code="family-not-supported", path=vlm.folder) from error
+    for text, cause in failed.items():
+        if not isinstance(cause, MixpoError) and (text == PICTURED or PICTURED in failed):
+            raise ModelError(_unsupported(vlm, text, cause), code="family-not-supported", path=vlm.folder) from cause
 
 
 def trial_prompt(vlm: Vlm) -> EncodedPrompt | None:
