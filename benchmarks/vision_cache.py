@@ -26,7 +26,7 @@ from mixpo.train.adapters import prepare_trainable
 from mixpo.train.batch import Chunk
 from mixpo.train.collate import collate
 from mixpo.train.logps import Scorer
-from mixpo.train.model import part_of
+from mixpo.train.parts import find_parts
 from mixpo.train.vision_cache import VisionCache
 from mixpo.types import ImageRef
 from mixpo.vlm.load import Vlm
@@ -105,9 +105,11 @@ def _with_image(chunk: Chunk) -> Any:
 
 def _analytic(vlm: Vlm, size: Size, images: int, tokens: int, adapter: bool) -> float:
     weights = dict.fromkeys(("vision", "projector", "llm"), 0)
+    parts = find_parts(vlm.model)
     for name, parameter in vlm.model.named_parameters():
         if parameter.ndim == 2 and "embed" not in name and ".lora_" not in name:
-            weights[part_of(name)] += parameter.numel()
+            (part,) = parts.of(name)
+            weights[part] += parameter.numel()
     seeing = images * (weights["vision"] * (size.side // 14) ** 2 + weights["projector"] * size.image_tokens)
     return 1 + seeing / (weights["llm"] * tokens * (2 if adapter else 3))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -79,5 +80,5 @@ def count_features(model: Any, features: dict[str, Tensor]) -> int | None:
         output = model.base_model.get_image_features(**inputs, return_dict=True).pooler_output
     except MODEL_ERRORS:
         return None
-    parts = output if isinstance(output, (list, tuple)) else [output]
+    parts: Sequence[Tensor] = output if isinstance(output, (list, tuple)) else [output]
     return sum(part.numel() // part.shape[-1] for part in parts)
