@@ -311,7 +311,7 @@ def check_shard(path: Path) -> bytes:
     except PermissionError as error:
         raise RecordError(str(refused(error, path)), code="system-refused", path=path) from None
     except (OSError, ValueError, MemoryError) as error:
-        raise _broken(path, error) from None
+        raise broken_record(path, error) from None
 
 
 def _read(path: Path, row: type, columns: list[str] | None = None) -> pa.Table:
@@ -323,7 +323,7 @@ def _read(path: Path, row: type, columns: list[str] | None = None) -> pa.Table:
             result, table = file.schema_arrow, file.read(columns)
     # Where the seal is right and the file is not one of ours.
     except (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
-        raise _broken(path, error) from None
+        raise broken_record(path, error) from None
     if not result.equals(schema_of(row), check_metadata=False):
         raise RecordError(
             f"{path}: holds other columns than {row.__name__} records; it was written by another version, use --force",
@@ -333,6 +333,7 @@ def _read(path: Path, row: type, columns: list[str] | None = None) -> pa.Table:
     return table
 
 
-def _broken(path: Path, error: BaseException) -> RecordError:
+def broken_record(path: Path, error: BaseException) -> RecordError:
+    """The error for a file of records that cannot be read."""
     message = f"{path}: not a readable record file ({first_line(error)}); delete it, and `mixpo run` writes it again"
     return RecordError(message, code="record-broken", path=path)

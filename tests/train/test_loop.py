@@ -6,7 +6,7 @@ import copy
 import importlib.util
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,10 +20,11 @@ from mixpo.errors import MissingExtra, TrainError
 from mixpo.progress import Silent
 from mixpo.recipe import ModelTable
 from mixpo.train import loop
+from mixpo.train.batch import Batch, Chunk
 from mixpo.train.loop import TrainResult, train
 from mixpo.train.metrics import read_metrics
 from mixpo.train.reference import open_reference
-from mixpo.train.session import TrainJob
+from mixpo.train.session import Session, TrainJob
 from mixpo.types import Group
 from mixpo.vlm.load import Vlm, load
 
@@ -230,17 +231,17 @@ def test_nan_gradient_stops_with_the_last_good_weights(vlm: Vlm, data: list[Grou
 
 
 def test_infinite_loss_stops_and_names_the_question(vlm: Vlm, data: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = loop.collate, [0]
+    real, calls = Session.complete, [0]
 
-    def broken(*args: object, **kwargs: object) -> object:
+    def broken(session: Session, batch: Batch, chunks: Sequence[Chunk]) -> Batch:
         calls[0] += 1
-        batch = real(*args, **kwargs)  # type: ignore[arg-type]
+        batch = real(session, batch, chunks)
         if calls[0] == 2:
             with torch.no_grad():
                 vlm.model.lm_head.weight[int(batch.target[0])] = -math.inf
         return batch
 
-    monkeypatch.setattr(loop, "collate", broken)
+    monkeypatch.setattr(Session, "complete", broken)
     with pytest.raises(TrainError, match=r"step 2: the loss is (nan|inf) \(question [0-9a-f]{16}: log-probability"):
         train(job(vlm, data, tmp_path, tokens_per_batch=100_000), Silent())
 

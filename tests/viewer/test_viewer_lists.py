@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import viewer_run
 
-from mixpo.errors import RunError
+from mixpo.errors import RecordError
 from mixpo.pipeline import open_run
 from mixpo.progress import Silent
 from mixpo.records import Judged, Paired
@@ -232,7 +232,7 @@ def walk_ids(root: Path) -> list[str]:
 def test_a_torn_shard_is_named(own: Path) -> None:
     shard = sorted((own / "round-1" / "pair").glob("*.parquet"))[0]
     shard.write_bytes(shard.read_bytes()[:200])
-    with pytest.raises(RunError, match=shard.name):
+    with pytest.raises(RecordError, match=shard.name):
         RunIndex(Run(own))
 
 

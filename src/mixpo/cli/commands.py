@@ -97,7 +97,7 @@ def study(
     dry: Annotated[bool, typer.Option("--dry-run", help="Print all runs and which of their stages are shared; do nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run variants of a recipe over seeds and compare them; stages that are equal are made once, test sets are opened once."""
+    """Run variants of a recipe over seeds and compare them; equal stages run once."""
     with boundary() as terminal:
         from mixpo.cli import show
         from mixpo.study.execute import named, perform, run_study, unfinished

@@ -24,8 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixpo import sealed
-from mixpo.errors import RecordError
-from mixpo.records import atomic, from_plain
+from mixpo.records import atomic, broken_record, from_plain
 from mixpo.train.groups import data_digest, repeated
 from mixpo.train.layout_check import different
 from mixpo.types import Group, Question
@@ -183,16 +182,16 @@ def open_groups(path: Path) -> PairedGroups:
         if hashlib.sha256(index.data).hexdigest() != footer["index"]:
             raise ValueError("its index fails its checksum")
     except (OSError, ValueError, KeyError) as error:
-        raise _broken(path, str(error)) from None
+        raise broken_record(path, error) from None
 
     def get(number: int) -> Group:
         entry = index[number]
         try:
             content = os.pread(file.fileno(), int(entry["bytes"]), int(entry["start"]))
         except OSError as error:
-            raise _broken(path, error.strerror or str(error)) from error
+            raise broken_record(path, error) from error
         if zlib.crc32(content) != entry["crc"]:
-            raise _broken(path, f"row {number} fails its checksum")
+            raise broken_record(path, ValueError(f"row {number} fails its checksum"))
         group, repeats = _decoded(content)
         return next(islice(repeated(group, repeats), int(entry["turn"]) - 1, None))
 
@@ -204,8 +203,3 @@ def _footer(file: BinaryIO) -> dict[str, Any]:
     end = file.seek(0, os.SEEK_END)
     file.seek(max(0, end - FOOTER_BYTES))
     return sealed.loads(file.read().rstrip(b"\n").rpartition(b"\n")[2].decode("utf-8", "replace"))
-
-
-def _broken(path: Path, problem: str) -> RecordError:
-    message = f"{path}: not a readable record file ({problem}); delete it and run the same command again"
-    return RecordError(message, code="record-broken", path=path)
