@@ -10,6 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import small_run
 from failures import fails
@@ -163,6 +164,11 @@ def test_rows_that_cannot_be_used(tmp_path: Path, tiny_folder: Path) -> None:
         _pairs([{"image": b"no image", "question": "What?"}], tmp_path, tiny_folder)
     with fails("row-unusable", SourceError, line=0):
         _pairs([{"question": object()}], tmp_path, tiny_folder)
+    with fails("row-unusable", SourceError, line=0):
+        _pairs([{"image": np.zeros((4, 4, 3), np.uint8), "question": "What?"}], tmp_path, tiny_folder)
+    for data in ("pairs.jsonl", Path("pairs.jsonl"), {"question": ["What?"]}):
+        with fails("rows-of-another-type", SourceError):
+            _pairs(data, tmp_path, tiny_folder)
     # A file that is missing is the source's to list, as of any recipe.
     made = _pairs([*_rows(), {"image": tmp_path / "gone.png", "question": "What?", "answer": "1"}], tmp_path, tiny_folder)
     assert "gone.png" in (made.directory / "source/skipped.jsonl").read_text()

@@ -241,6 +241,10 @@ def _write_rows(
     data: Rows, root: Path, name: str, fields: Callable[[Mapping[str, Any], list[str]], dict[str, Any]] = _question_fields
 ) -> Path:
     """RUN/data/<name>: the rows as JSON lines. Images without a file of their own go to RUN/images; paths become absolute."""
+    if isinstance(data, (str, Path, Mapping)):
+        raise SourceError(
+            f"rows: must be a datasets.Dataset or a list of dictionaries, not {type(data).__name__}", code="rows-of-another-type"
+        )
     path = root.absolute() / "data" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures = Pictures(Path("/"), root.absolute() / "images")
@@ -250,7 +254,7 @@ def _write_rows(
                 raise SourceError(f"row {number}: must be a dictionary, not {type(row).__name__}", code="row-not-a-dictionary", line=number)
             try:
                 stream.write(json.dumps(_plain_row(row, pictures, fields), ensure_ascii=False) + "\n")
-            except (ImageError, SourceError, TypeError) as error:
+            except (ImageError, SourceError, TypeError, ValueError) as error:
                 raise SourceError(f"row {number}: {error}", code="row-unusable", line=number) from error
     return path
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import pytest
 import small_run
 
+from mixpo.cli import main
 from mixpo.pipeline import known_sources, open_context, read_sources
 from mixpo.progress import Silent
 from mixpo.recipe import load
@@ -56,3 +58,28 @@ def test_a_resolved_recipe_reads_back(tmp_path: Path) -> None:
     assert type(recipe).model_validate(recipe.model_dump(mode="json")) == recipe
     context = open_context(recipe, tmp_path, tmp_path / "run", Silent())
     assert known_sources(context.run, recipe).train.questions == 62
+
+
+def test_check_names_a_rule_that_matches_no_source(tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mixture(tmp_path)
+    recipe = tmp_path / "recipe.toml"
+    tables = """
+[sample]
+max_new_tokens = 64
+[[image.limits]]
+sources = ["chart*"]
+max_pixels = 700
+[verify.rules]
+secnd = "number"
+[pairs]
+correctness_except = ["first", "math", "*"]
+"""
+    recipe.write_text(recipe.read_text() + f'[model]\npath = "{tiny_folder}"\n' + tables)
+    assert main(["check", str(recipe)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "matches no source" in line] == [
+        "verify.rules: 'secnd' matches no source or domain of the questions, did you mean 'second'?",
+        "pairs.correctness_except: 'math' matches no source or domain of the questions, did you mean 'maths'?",
+    ]
+    assert main(["check", str(recipe), "--limit", "1"]) == 0
+    assert "matches no source" not in capsys.readouterr().out

@@ -21,6 +21,10 @@ from mixpo.verify.custom import code_digest
 
 OWN = """
 import os, time
+import numpy as np
+
+NUMPY = {"true": np.True_, "single": np.float32(0.75), "array": np.array([1, 0])}
+not_callable = 1
 
 def check(answer, response, ground_truth, question):
     print("noise")
@@ -36,6 +40,8 @@ def check(answer, response, ground_truth, question):
         os._exit(1)
     if what == "nonsense":
         return [1]
+    if what in NUMPY:
+        return NUMPY[what]
     if what in ("undecided", "malformed"):
         return what
     if what.startswith("0."):
@@ -72,6 +78,13 @@ def test_what_a_check_may_return(verifier: Verifier) -> None:
     assert made[0].extracted == "2"
 
 
+def test_scalars_of_numpy_count_as_those_of_python(verifier: Verifier) -> None:
+    made = verdicts(verifier, "x: true", "x: single", "x: array", "Final answer: 3")
+    assert [verdict.outcome for verdict in made] == ["correct", "correct", "undecided", "wrong"]
+    assert [verdict.score for verdict in made] == [None, 0.75, None, None]
+    assert "returned ndarray" in made[2].reason
+
+
 def test_a_time_out_is_tried_once_more(verifier: Verifier) -> None:
     assert [verdict.outcome for verdict in verdicts(verifier, "2: hang once")] == ["wrong"]
 
@@ -96,7 +109,7 @@ def test_by_source_or_domain(folder: Path) -> None:
 
 
 def test_a_check_that_cannot_be_imported(folder: Path) -> None:
-    for target in ("own:chek", "owm:check"):
+    for target in ("own:chek", "owm:check", "own:not_callable"):
         verifier = Verifier(VerifyTable(custom=target), recipe_folder=folder)
         with verifier, fails("custom-check-not-importable", RecipeError, key="verify.custom"):
             verifier.start()

@@ -9,6 +9,7 @@ import importlib.util
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -19,7 +20,7 @@ from mixpo.commands.checked_model import CheckedModel, image_problems, measured
 from mixpo.engines import api_key, require_served_extra
 from mixpo.errors import MissingExtra, MixpoError, RecipeError
 from mixpo.progress import Progress
-from mixpo.recipe import BenchmarkSource, Recipe, ServedModel, ServerTable
+from mixpo.recipe import BenchmarkSource, Recipe, ServedModel, ServerTable, did_you_mean
 from mixpo.sources import DUPLICATE
 from mixpo.sources.build import FirstPlaces
 from mixpo.sources.decontaminate import ContaminationFilter, open_filter
@@ -30,6 +31,7 @@ from mixpo.stages.pair import without_correctness
 from mixpo.stages.reading import NO_ANSWER, SourceReading
 from mixpo.types import Notice, Question, Skipped, content_id
 from mixpo.verify import Verifier
+from mixpo.verify.custom import targets_of
 
 OTHER_ANSWER = "the same question, with the same images, has another answer; keep one, or give a list of right answers. The other row:"
 NO_RESPONSE = "a row of train.replay without an answer is not trained on; remove it or give its answer"
@@ -59,6 +61,8 @@ class Checked:
     findings: list[Finding] = field(default_factory=list)
     notices: list[Finding] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
+    origins: set[str] = field(default_factory=set)
+    """Sources and domains of all rows that can be used."""
 
     def add(self, where: str, problem: str, to: Literal["findings", "left_out", "duplicates", "notices"] = "findings") -> None:
         """Put something on one of the lists."""
@@ -90,6 +94,8 @@ def check(recipe: Recipe, recipe_folder: Path, progress: Progress, limit: int | 
                     questions[name] = asked
         check_predictions(recipe, recipe_folder, questions, checked)
         PreferencesCheck(recipe, recipe_folder, Path(images), model, contamination, checked).run(progress, limit)
+    if limit is None and not checked.findings:  # with either, some sources may not have been seen
+        _check_origins(recipe, checked)
     if model is not None:
         model.close()
     return checked
@@ -174,6 +180,25 @@ def _silent(table: ServerTable, where: str) -> Iterator[str]:
     yield from unavailable_servers(table.urls, where, key)
 
 
+def _check_origins(recipe: Recipe, checked: Checked) -> None:
+    """A notice for each source or domain that the recipe names and no row has: a typo, or a rule without use."""
+    judge = recipe.verify.judge
+    named = {
+        "image.limits": [pattern for limits in recipe.image.limits for pattern in limits.sources],
+        "prompt.by_domain": recipe.prompt.by_domain,
+        "prompt.by_source": recipe.prompt.by_source,
+        "verify.rules": recipe.verify.rules,
+        "verify.custom": targets_of(recipe.verify),
+        "verify.judge.sources": judge.sources if judge else (),
+        "pairs.correctness_except": recipe.pairs.correctness_except,
+    }
+    for key, patterns in named.items():
+        for pattern in patterns:
+            if pattern != "*" and not any(fnmatchcase(name, pattern) for name in checked.origins):
+                hint = did_you_mean(pattern, sorted(checked.origins))
+                checked.add(key, f"{pattern!r} matches no source or domain of the questions{hint}", to="notices")
+
+
 def _check_model(recipe: Recipe, recipe_folder: Path, checked: Checked) -> CheckedModel | None:
     try:
         model = CheckedModel(recipe, recipe_folder)
@@ -225,6 +250,7 @@ def _check_source(
         if contamination is not None and evaluated:
             contamination.add(evaluated, item.question)
         usable += 1
+        checked.origins |= {item.question.source, item.question.domain} - {""}
         pairable = pairable or _can_pair(recipe, item.question)
         progress.advance(1)
         if usable == limit:

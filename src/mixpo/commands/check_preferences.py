@@ -87,6 +87,7 @@ class PreferencesCheck:
         if reason := contaminated(self.contamination, item.question):
             self.checked.add(item.where, reason, to="left_out")
             return False
+        self.checked.origins |= {item.question.source, item.question.domain} - {""}
         return True
 
     def _problems(self, question: Question, pair: Pair) -> list[str]:

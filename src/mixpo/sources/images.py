@@ -53,7 +53,7 @@ class Pictures:
         if isinstance(value, Image.Image):
             return save_content(value, self.store)
         raise SourceError(
-            f"image must be a path or a list of paths, not {described(value) if value != '' else 'an empty path'}",
+            f"image must be a path or a list of paths, not {'an empty path' if isinstance(value, str) else described(value)}",
             code="image-path-type",
             key="image",
         )

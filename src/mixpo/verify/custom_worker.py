@@ -24,6 +24,9 @@ def main() -> None:
     except BaseException as error:  # the user's code may raise anything, and even leave
         _reply(replies, "failed", f"{type(error).__name__}: {error}")
         return
+    if not callable(function):
+        _reply(replies, "failed", f"TypeError: {name} is no function")
+        return
     _reply(replies, "ready", "")
     for line in sys.stdin:
         _reply(replies, *_outcome(function, json.loads(line)))
@@ -35,11 +38,13 @@ def _outcome(function: Any, request: dict[str, Any]) -> tuple[str, str, float | 
         value = function(request["answer"], request["response"], request["ground_truth"], request["question"])
     except Exception as error:
         return "undecided", f"custom check raised {type(error).__name__}", None
+    if getattr(value, "shape", None) == ():  # a scalar of NumPy or torch
+        value = value.item()
     if isinstance(value, bool):
         return "correct" if value else "wrong", "custom check", None
     if isinstance(value, (int, float)) and 0 <= value <= 1:
         return "correct" if value >= 0.5 else "wrong", "custom score", float(value)
-    if value in ("correct", "wrong", "malformed", "undecided"):
+    if isinstance(value, str) and value in ("correct", "wrong", "malformed", "undecided"):
         return value, "custom check", None
     return "undecided", f"custom check returned {type(value).__name__}, no outcome, no True or False, no score from 0 to 1", None
 
