@@ -9,6 +9,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 import pytest
+from parsing import parse
 from test_layers import LAYERS
 
 ROOT = Path(__file__).parent.parent
@@ -47,7 +48,7 @@ def test_the_table_is_found() -> None:
 def test_rules_of_the_paper_are_where_the_page_says(rule: str, path: str, name: str) -> None:
     file = SOURCE / path
     assert file.is_file(), f"docs/architecture.md, {rule!r}: no file src/mixpo/{path}"
-    names = {*defined(ast.parse(file.read_text(encoding="utf-8")))}
+    names = {*defined(parse(file.read_text(encoding="utf-8")))}
     assert name in names, f"docs/architecture.md, {rule!r}: src/mixpo/{path} defines no {name}"
 
 

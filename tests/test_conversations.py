@@ -15,6 +15,7 @@ from mixpo.pipeline import run_recipe
 from mixpo.recipe import parse
 from mixpo.types import Message
 from mixpo.vlm import prompt as vlm_prompt
+from mixpo.vlm import trial
 
 SYSTEM = Message(role="system", text="Be brief.")
 
@@ -45,6 +46,7 @@ def test_the_same_conversation_everywhere(tmp_path: Path, tiny_folder: Path, pro
     plan = run_recipe(context)
     question = plan.rows("source", 0)[0]
     assert [turn.text for turn in question.history] == ["<image>\nWhat is this?", "A number."]
+    prompts = [prompt for prompt in prompts if trial.TEXT not in prompt]  # without those that only try the model
     assert all("Be brief." in prompt and "A number." in prompt for prompt in prompts)
     assert len({prompt for prompt in prompts if "What is number 11?" in prompt}) == 1
     assert any("What is number 501?" in prompt for prompt in prompts)

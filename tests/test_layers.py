@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from parsing import parse
+
 import mixpo
 from mixpo import errors
 
@@ -48,7 +50,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 @functools.cache
 def tree_of(path: Path) -> ast.Module:
     """The parsed file; shared, so leave it as it is."""
-    return ast.parse(path.read_text(encoding="utf-8"))
+    return parse(path.read_text(encoding="utf-8"))
 
 
 def imports(tree: ast.AST, type_checking: bool = True) -> Iterator[str]:
@@ -85,9 +87,9 @@ def test_every_module_has_a_layer() -> None:
 
 
 def test_the_check_would_notice() -> None:
-    tree = ast.parse("def f():\n    from mixpo.cli import commands\n    import torch.nn\n")
+    tree = parse("def f():\n    from mixpo.cli import commands\n    import torch.nn\n")
     assert set(imports(tree)) == {"mixpo.cli.commands", "torch.nn"}
-    tree = ast.parse("if TYPE_CHECKING:\n    import torch\nelse:\n    import json")
+    tree = parse("if TYPE_CHECKING:\n    import torch\nelse:\n    import json")
     assert set(imports(tree)) == {"torch", "json"}
     assert set(imports(tree, type_checking=False)) == set()
 
@@ -212,4 +214,4 @@ def test_errors_without_code_are_noticed() -> None:
     source = (
         'raise RunError("x")\nraise errors.RunError("x", code="run-locked")\nraise ValueError("x")\nraise RunError("x", code=error.code)'
     )
-    assert list(codes(ast.parse(source))) == [(1, ""), (2, "run-locked")]
+    assert list(codes(parse(source))) == [(1, ""), (2, "run-locked")]
