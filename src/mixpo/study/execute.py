@@ -26,7 +26,7 @@ from mixpo.errors import MixpoError, RecipeError, RunError, UnfinishedError
 from mixpo.pipeline import open_context, run_recipe, run_stage
 from mixpo.plural import amount
 from mixpo.progress import Progress
-from mixpo.recipe import STAGES
+from mixpo.recipe import STAGES, did_you_mean
 from mixpo.records import write_text
 from mixpo.run import now
 from mixpo.stages.job import Context
@@ -275,8 +275,6 @@ def unfinished(study: LoadedStudy, failures: Failures) -> UnfinishedError:
 
 def named(study: LoadedStudy, only: Iterable[str]) -> list[StudyRun]:
     """The runs of these names: of a run, or of a variant with all its seeds. Raises RecipeError for an unknown one."""
-    from mixpo.recipe import did_you_mean
-
     runs: dict[str, StudyRun] = {}
     for name in only:
         chosen = [run for run in study.runs if name in (run.name, run.variant.name)]

@@ -19,7 +19,7 @@ from mixpo.types import content_id
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedStage:
-    """A stage of a run. shared_with: the first run that has an equal one; "" where it is this run's own. role: of its set, if any."""
+    """A stage of a run. shared_with: the first run that has an equal one; "" where it is this run's own. test: on a test set."""
 
     name: str
     kind: str

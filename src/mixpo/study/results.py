@@ -107,13 +107,8 @@ def results(study: LoadedStudy, root: Path, failures: Failures) -> dict[str, Any
         "variants": [_variant(study, variant.name, choice) for variant in table.variants],
         "opened": asdict(choice) if choice is not None else None,
         "tests": study.test_names,
-        "sets": [
-            scored
-            for (name, role), mode in product(shown, modes)
-            if (scored := _set(study, runs, root, name, mode)) is not None
-            for _ in [scored.update(role=role)]
-        ],
-        "runs": [_run(finished, root, failures) for finished in runs],
+        "sets": [scored for (name, role), mode in product(shown, modes) if (scored := _set(study, runs, name, role, mode)) is not None],
+        "runs": [_run(finished, failures) for finished in runs],
         "sharing": _sharing(runs),
     }
     result: dict[str, Any] = plain(report)
@@ -133,15 +128,14 @@ def _variant(study: LoadedStudy, name: str, choice: Opening | None) -> dict[str,
     }
 
 
-def _run(finished: FinishedRun, root: Path, failures: Failures) -> dict[str, Any]:
+def _run(finished: FinishedRun, failures: Failures) -> dict[str, Any]:
     seconds, tokens = finished.cost()
-    done = len(finished.stages)
     return {
         "name": finished.run.name,
         "variant": finished.run.variant.name,
         "seed": finished.run.seed,
         "folder": f"runs/{finished.run.name}",
-        "stages": done,
+        "stages": len(finished.stages),
         "seconds": round(seconds, 3),
         "tokens": tokens,
         "failed": failures.get(finished.run.name, ""),
@@ -217,7 +211,7 @@ def _credits(rows: Iterable[Prediction], judged: bool) -> dict[str, float]:
     return {question: math.fsum(each) / len(each) for question, each in known.items() if each}
 
 
-def _set(study: LoadedStudy, runs: Sequence[FinishedRun], root: Path, name: str, mode: str) -> dict[str, Any] | None:
+def _set(study: LoadedStudy, runs: Sequence[FinishedRun], name: str, role: str, mode: str) -> dict[str, Any] | None:
     """The scores of one set in one mode; None where no variant has them."""
     answers = _answers(study, runs, name, mode)
     if not answers:
@@ -232,7 +226,7 @@ def _set(study: LoadedStudy, runs: Sequence[FinishedRun], root: Path, name: str,
     }
     _adjust([s["difference"] for s in scores.values() if s["difference"]])
     _adjust([d["difference"] for s in scores.values() for d in s["domains"].values() if d["difference"]])
-    return {"set": name, "mode": mode, "n": len(questions), "clusters": len(set(clusters)), "variants": scores}
+    return {"set": name, "mode": mode, "n": len(questions), "clusters": len(set(clusters)), "variants": scores, "role": role}
 
 
 def _questions(runs: Sequence[FinishedRun], name: str) -> dict[str, Question]:

@@ -82,6 +82,7 @@ def _domain_cell(scores: Mapping[str, Any]) -> str:
 
 def run_table(report: Mapping[str, Any]) -> Table:
     """One row for each run, with what its model costs alone."""
+    complete = _complete(report)
     rows = [
         (
             title_of(report, run["variant"]),
@@ -89,7 +90,7 @@ def run_table(report: Mapping[str, Any]) -> Table:
             run["folder"],
             count(run["tokens"]),
             duration(run["seconds"]),
-            run["failed"] or ("finished" if run["variant"] in _complete(report) else "unfinished"),
+            run["failed"] or ("finished" if run["variant"] in complete else "unfinished"),
         )
         for run in report["runs"]
     ]
