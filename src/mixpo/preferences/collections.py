@@ -13,7 +13,7 @@ from mixpo.errors import SourceError
 from mixpo.preferences.formats import FORMATS, Format, llama_factory_columns, llama_factory_row
 from mixpo.recipe import PreferencesTable, did_you_mean
 from mixpo.sources.build import can_be_path, short
-from mixpo.sources.mmpr import MOST_REPEATS
+from mixpo.sources.mmpr import MOST_REPEATS, is_repeat_time
 
 META, DATASET_INFO = "meta.json", "dataset_info.json"
 
@@ -96,7 +96,7 @@ def kind_of(entries: Mapping[str, Mapping[str, Any]]) -> str:
 def _mmpr_part(meta: Path, root: Path, name: str, entry: Mapping[str, Any]) -> Part:
     folder, path = (_located(meta, root, name, key, entry.get(key, "")) for key in ("root", "annotation"))
     repeat, length = entry.get("repeat_time", 1), entry.get("length")
-    if isinstance(repeat, bool) or not isinstance(repeat, (int, float)) or not 0 < repeat <= MOST_REPEATS:
+    if not is_repeat_time(repeat):
         raise SourceError(
             f"{meta}: {name}: repeat_time must be a number above 0, at most {MOST_REPEATS:,} (got {short(repeat)})",
             code="repeat-time",

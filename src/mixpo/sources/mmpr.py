@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 from mixpo.errors import SourceError
 from mixpo.plural import amount
@@ -171,7 +172,7 @@ def _annotation(meta: Path, root: Path, name: str, entry: object) -> Annotation:
             key=name,
         )
     share, length = entry.get("repeat_time", 1), entry.get("length")
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= MOST_REPEATS:
+    if not is_repeat_time(share):
         raise SourceError(
             f"{where}: repeat_time must be a number above 0, at most {MOST_REPEATS:,} (got {short(share)})",
             code="meta-entry-invalid",
@@ -181,6 +182,11 @@ def _annotation(meta: Path, root: Path, name: str, entry: object) -> Annotation:
     if length is not None and (isinstance(length, bool) or not isinstance(length, int)):
         raise SourceError(f"{where}: length must be a whole number (got {short(length)})", code="meta-entry-invalid", path=meta, key=name)
     return Annotation(name=name, where=where, root=folder, path=path, share=float(share), length=length)
+
+
+def is_repeat_time(value: object) -> TypeGuard[float]:
+    """Whether a data set may be repeated so often: a number above 0, at most MOST_REPEATS."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= MOST_REPEATS
 
 
 def _below(root: Path, entry: Mapping[str, object], key: str, where: str) -> Path:
