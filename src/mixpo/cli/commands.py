@@ -135,11 +135,11 @@ def demo(
     limit: Limit = None,
 ) -> None:
     """Run all stages on handwritten digits with the bundled tiny model: minutes on a laptop CPU."""
-    from importlib import resources
-
     with boundary(together=True) as terminal:
+        from mixpo.recipe.load import demo_recipe
+
         overrides = [*(settings or ()), *([f"seed={seed}"] if seed is not None else ())]
-        _run_all(_open(Path(str(resources.files("mixpo"))) / "assets" / "demo.toml", folder, overrides, limit, terminal))
+        _run_all(_open(demo_recipe(), folder, overrides, limit, terminal))
 
 
 def _stage_command(name: str, kinds: tuple[str, ...], summary: str) -> None:

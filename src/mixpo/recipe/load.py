@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -109,6 +110,11 @@ class Recipe(Table):
             if self.evaluate.asks_judge(named[chosen]):
                 raise ValueError(f"train.{key}: the set {chosen!r} needs a judge, too slow to be asked while training; name another")
         return self
+
+
+def demo_recipe() -> Path:
+    """The recipe of `mixpo demo`, which travels with the package."""
+    return Path(str(resources.files("mixpo"))) / "assets" / "demo.toml"
 
 
 def load(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from mixpo.errors import RecipeError
 from mixpo.recipe import STAGES, EvaluationSource, Recipe, Table, did_you_mean, load
 from mixpo.recipe.errors import describe
-from mixpo.recipe.load import override
+from mixpo.recipe.load import demo_recipe, override
 from mixpo.types import content_id
 
 BASE = "base"
@@ -192,9 +192,7 @@ def _read(path: Path) -> Study:
 
 def _recipe_path(path: Path, table: Study) -> Path:
     if table.recipe == "mixpo:demo":
-        from importlib import resources
-
-        return Path(str(resources.files("mixpo"))) / "assets" / "demo.toml"
+        return demo_recipe()
     return path.parent / table.recipe
 
 
