@@ -83,8 +83,15 @@ def check(recipe: Recipe, recipe_folder: Path, progress: Progress, limit: int | 
             if source is None:
                 continue
             key = f"evaluate.sets.{name}" if name else "source" if source is recipe.source else "train.replay"
-            reading = SourceReading(recipe=recipe, recipe_folder=recipe_folder, images=Path(images), table=source, limit=limit)
-            reading.evaluated, reading.contamination = bool(name), contamination
+            reading = SourceReading(
+                recipe=recipe,
+                recipe_folder=recipe_folder,
+                images=Path(images),
+                table=source,
+                limit=limit,
+                evaluated=bool(name),
+                contamination=contamination,
+            )
             try:
                 asked = _check_source(key, name, reading, model, checked, progress)
             except MixpoError as error:

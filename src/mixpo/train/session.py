@@ -196,8 +196,9 @@ def _check(job: TrainJob) -> LossWeights:
         )
     index = job.groups.sizes
     unscored = index["unscored"] & (index["pairs"] > 0) & (job.table.reference == "stage")
-    for number in (unscored | index["empty"]).nonzero()[0][:1]:
-        question = job.groups[int(number)].question.id
+    if (bad := (unscored | index["empty"]).nonzero()[0]).size:
+        number = int(bad[0])
+        question = job.groups[number].question.id
         if unscored[number]:
             raise TrainError(
                 f"question {question}: no reference log-probs for its responses; run the reference stage",
