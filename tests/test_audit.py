@@ -35,6 +35,7 @@ def rewrite(stage: Stage, shard: str, rows: list[Judged]) -> None:
     stage.save_manifest(replace(manifest, files={**manifest.files, **records_of(stage.folder, [stage.path(shard)])}))
 
 
+@pytest.mark.slow
 def test_a_planted_verdict_is_found(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = recipe.parent / "run"
     context = open_small(recipe, run)

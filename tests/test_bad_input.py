@@ -101,6 +101,7 @@ def test_a_truncated_image_fails_its_question_only(recipe: Path, capsys: pytest.
     assert run(recipe, *settings, "--set", "max_error_rate=0.1", command="sample") == 0
 
 
+@pytest.mark.slow
 def test_an_image_that_changes_while_a_run_waits(recipe: Path) -> None:
     """The next command reads the source again, so the question is another one; nothing is trained on the wrong picture."""
     assert run(recipe, command="sample") == 0

@@ -385,6 +385,7 @@ def test_two_processes_do_not_share_a_run(small: tuple[Path, Path], capsys: pyte
     assert "another mixpo process" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_stage_commands_say_what_is_missing(small: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [str(small[0]), "--dir", str(tmp_path / "run")]
     assert main(["pair", *arguments]) == 1
@@ -436,6 +437,7 @@ def test_the_time_left_is_not_that_of_loading_a_model(monkeypatch: pytest.Monkey
     assert second.endswith(", about 1 min 00 s left")
 
 
+@pytest.mark.slow
 def test_nothing_is_told_of_a_training_that_is_done(
     own_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

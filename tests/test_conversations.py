@@ -34,6 +34,7 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
+@pytest.mark.slow
 def test_the_same_conversation_everywhere(tmp_path: Path, tiny_folder: Path, prompts: list[str]) -> None:
     recipe = small_run.make(tmp_path, tiny_folder, count=4)
     for name in ("questions", "held_out"):

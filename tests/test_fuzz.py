@@ -130,6 +130,7 @@ def spoiled(draw: st.DrawFn, base: bytes = BASE) -> bytes:
     return bytes(content)
 
 
+@pytest.mark.slow
 @given(content=spoiled(), key=st.sampled_from(KEYS), value=st.one_of(st.text(max_size=10), VALUES.map(dumped)))
 @fuzz(100)
 def test_recipes(tmp_path: Path, content: bytes, key: str, value: str) -> None:
@@ -277,6 +278,7 @@ REPLIES = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(reply=REPLIES, eval_only=st.booleans())
 @fuzz(300)
 def test_server_replies(reply: object, eval_only: bool) -> None:

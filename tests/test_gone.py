@@ -28,6 +28,7 @@ def without_start(own_run: Path, tiny_folder: Path) -> Path:
     return own_run
 
 
+@pytest.mark.slow
 def test_a_run_is_looked_at_without_the_model_that_it_started_from(without_start: Path, tmp_path: Path, capsys: Capture) -> None:
     run = str(without_start / "run")
     assert main(["status", run]) == 0

@@ -263,6 +263,7 @@ def test_records_that_are_read_alone_are_refused(own_run: Path) -> None:
 # --- mixpo verify-run --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_verify_run_finds_one_bit_anywhere_and_repairs(own_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, (_, before) = own_run / "run", again(own_run)
     assert main(["verify-run", str(run)]) == 0

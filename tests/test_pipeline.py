@@ -57,6 +57,7 @@ def test_everything_is_made(finished_run: Path) -> None:
     assert "<html" in (finished_run / "run" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_trained_models_have_a_name_that_stays(own_run: Path) -> None:
     root = own_run / "run"
     links = {path.name: path for path in (root / "models").iterdir()}
@@ -89,6 +90,7 @@ def test_each_round_has_its_model(tmp_path: Path, tiny_folder: Path) -> None:
     assert found["mpo-round-1"].resolve().parent == tmp_path / "run/round-1/train/mpo"
 
 
+@pytest.mark.slow
 def test_evaluation_leaves_out_questions_without_an_answer(tmp_path: Path, tiny_folder: Path) -> None:
     """They would count as not right, and lower every accuracy."""
     recipe = make(tmp_path, tiny_folder)
@@ -206,6 +208,7 @@ def test_a_broken_report_is_written_again(own_run: Path) -> None:
     assert load_report(own_run / "run")
 
 
+@pytest.mark.slow
 def test_a_look_at_a_few_rows_loses_nothing(own_run: Path) -> None:
     few = open_small(own_run / "recipe.toml", own_run / "run", limit=5)
     run_recipe(few)
@@ -218,6 +221,7 @@ def test_a_look_at_a_few_rows_loses_nothing(own_run: Path) -> None:
     assert not any(one.missing for one in work)
 
 
+@pytest.mark.slow
 def test_finished_stages_leave_no_stale_shards(own_run: Path) -> None:
     context = open_small(own_run / "recipe.toml", own_run / "run", "pairs.max_per_question=1")
     run_recipe(context)
@@ -240,6 +244,7 @@ def test_force_forgets_the_stage_and_what_follows(own_run: Path) -> None:
 # --- what goes wrong -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_too_many_failed_questions_end_the_run_and_are_listed(tmp_path: Path, tiny_folder: Path) -> None:
     recipe = small_run.make(tmp_path, tiny_folder)
     broken = [{"question": f"What is number {number}?", "error": "the picture is torn"} for number in (11, 12)]

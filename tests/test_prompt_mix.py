@@ -158,6 +158,7 @@ def test_a_run_with_two_prompts(tmp_path: Path, tiny_folder: Path) -> None:
     assert len({(group.question.id, group.prompt) for group in groups}) == len(groups)
 
 
+@pytest.mark.slow
 def test_dropout_from_questions_with_an_answer(tmp_path: Path, tiny_folder: Path) -> None:
     recipe = small_run.make(tmp_path, tiny_folder, count=6)
     overrides = ("pairs.dropout_from=all", "pairs.max_dropout_per_question=2", "train.baselines=[]")
@@ -182,6 +183,7 @@ def test_dropout_from_questions_with_an_answer(tmp_path: Path, tiny_folder: Path
     assert any(len(split_record(row)) == 2 for row in plan.rows("round-1/reference", 0))
 
 
+@pytest.mark.slow
 def test_sources_without_correctness_pairs(tmp_path: Path, tiny_folder: Path) -> None:
     """They give DropoutNTP pairs only; the other questions of the same shard are not touched."""
     recipe = small_run.make(tmp_path, tiny_folder, count=4)

@@ -39,6 +39,7 @@ def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return recipe
 
 
+@pytest.mark.slow
 def test_rows_are_counted_in_records_and_report(finished: Path) -> None:
     context = small_run.open_small(finished, finished.parent / "run")
     counts = context.run.stage("round-1/train/mpo").manifest.counts  # type: ignore[union-attr]

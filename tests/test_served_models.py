@@ -66,6 +66,7 @@ def asked(server: StubServer) -> Counter[str]:
     return Counter(json.dumps(body["messages"]) for _, body, _ in server.bodies if body.get("max_tokens") == 32)
 
 
+@pytest.mark.slow
 def test_a_served_model_is_a_row_of_the_table(tmp_path: Path, tiny_folder: Path, server: StubServer) -> None:
     recipe = recipe_with(tmp_path, tiny_folder, server.url)
     root = tmp_path / "run"
@@ -176,6 +177,7 @@ def known_rows(root: Path, recipe: Path) -> Iterator[Sampled]:
         yield from run.stage(f"answer/held-out/big-1.0/{mode}").read_all(Sampled)
 
 
+@pytest.mark.slow
 def test_texts_that_end_an_answer_end_it_in_evaluation_too(tmp_path: Path, tiny_folder: Path, server: StubServer) -> None:
     recipe = recipe_with(tmp_path, tiny_folder, server.url)
     run_stage(open_small(recipe, tmp_path / "plain"), ASK)

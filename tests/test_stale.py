@@ -132,6 +132,7 @@ def test_more_rounds_keep_the_first(own_run: Path) -> None:
     assert {name.split("/")[2] for name in names if name.startswith(("answer", "evaluate"))} == {"mpo"}
 
 
+@pytest.mark.slow
 def test_the_second_round_starts_from_the_model_of_the_first(own_run: Path) -> None:
     context = open_small(own_run / "recipe.toml", own_run / "run", "train.rounds=2")
     folders: list[Path | None] = []

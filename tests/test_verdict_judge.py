@@ -164,6 +164,7 @@ def test_unreadable_replies_are_retried(recipe: Path, server: tuple[str, Path]) 
     assert retry(context) == []
 
 
+@pytest.mark.slow
 def test_pairs_and_evaluation_use_its_verdicts(recipe: Path, server: tuple[str, Path]) -> None:
     url, _ = server
     context = opened(recipe, url, "train.baselines=[]", "evaluate.samples=4", 'evaluate.modes=["cot"]')

@@ -109,6 +109,7 @@ def test_logprobs_are_those_of_teacher_forcing(vlm: Vlm, tmp_path: Path) -> None
             torch.testing.assert_close(torch.tensor(response.logprobs), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_batch_size_memory_and_order_change_nothing(vlm: Vlm, tmp_path: Path) -> None:
     requests = requests_for(tmp_path)
     whole = answers(run(vlm, requests, HOT))

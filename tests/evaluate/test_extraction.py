@@ -173,6 +173,7 @@ def report(root: Path) -> dict[str, object]:
     return dict(json.loads((root / "report.json").read_text()))
 
 
+@pytest.mark.slow
 def test_a_run_by_judge(run: Path) -> None:
     rows = rows_of(run / "run")
     assert [(row.outcome, row.extracted) for row in rows] == [

@@ -317,6 +317,7 @@ def test_a_benchmark_with_unusable_rows_is_refused_unless_told(tmp_path: Path, t
     assert any("1 row skipped" in line for line in said(context))
 
 
+@pytest.mark.slow
 def test_a_judge_that_could_not_be_read_is_asked_again(tmp_path: Path, tiny_folder: Path) -> None:
     """Nothing but its replies is made anew, and only where none could be read."""
     pytest.importorskip("openai")

@@ -36,6 +36,7 @@ class Hub:
         self.calls.append(("upload_file", options))
 
 
+@pytest.mark.slow
 def test_the_card_tells_data_recipe_and_results(finished_run: Path) -> None:
     upload = prepare(finished_run / "run" / "models" / "mpo", "org/model", "apache-2.0")
     front, text = upload.card.split("---\n")[1], upload.card

@@ -139,6 +139,7 @@ def test_the_choice_is_uniform_enough(cap):
     assert all(25 <= count <= 75 for count in taken.values())  # 50 expected, standard deviation 7
 
 
+@pytest.mark.slow
 @given(answer_sets(), tables(), st.integers(0, 3), st.randoms(use_true_random=False))
 def test_rules_hold_for_any_answers(answers, settings, seed, rng):
     responses, verdicts = answers

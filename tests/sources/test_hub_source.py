@@ -197,6 +197,7 @@ def test_missing_library(folder: Path, collect: Callable[..., Any], monkeypatch:
         collect(kind="hub", path="data")
 
 
+@pytest.mark.slow
 def test_a_hub_that_is_away_is_said_without_half_a_minute_of_tries(tmp_path: Path) -> None:
     """In a process of its own, since addresses and offline mode are read on import."""
     program = (

@@ -88,6 +88,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[LoadedStudy, Pat
     return study, root, watch
 
 
+@pytest.mark.slow
 def test_equal_stages_are_made_once(finished: tuple[LoadedStudy, Path, Watch]) -> None:
     study, root, watch = finished
     sampled = [(run, counts["tokens"]) for run, name, counts in watch.made if name == "round-1/sample"]
@@ -103,6 +104,7 @@ def test_equal_stages_are_made_once(finished: tuple[LoadedStudy, Path, Watch]) -
     assert report["sharing"]["tokens"] == 3 * report["sharing"]["tokens_made"] > 0
 
 
+@pytest.mark.slow
 def test_every_run_is_whole(finished: tuple[LoadedStudy, Path, Watch]) -> None:
     study, root, _ = finished
     for run in study.runs:
@@ -113,6 +115,7 @@ def test_every_run_is_whole(finished: tuple[LoadedStudy, Path, Watch]) -> None:
     assert len({path.stat().st_ino for path in shards}) == 2
 
 
+@pytest.mark.slow
 def test_the_test_set_is_opened_once_for_the_chosen(finished: tuple[LoadedStudy, Path, Watch]) -> None:
     study, root, watch = finished
     assert watch.closed_at == []
@@ -134,6 +137,7 @@ def test_the_test_set_is_opened_once_for_the_chosen(finished: tuple[LoadedStudy,
     assert "no other variant is evaluated on them" in page
 
 
+@pytest.mark.slow
 def test_after_the_opening_what_was_tested_cannot_change(finished: tuple[LoadedStudy, Path, Watch]) -> None:
     _, root, _ = finished
     other = tiny_study("mpo", "small-batch", "small-steps", settings=(*TINY, "train.loss.beta=0.3"))
@@ -143,6 +147,7 @@ def test_after_the_opening_what_was_tested_cannot_change(finished: tuple[LoadedS
         run(tiny_study("small-rate"), root)
 
 
+@pytest.mark.slow
 def test_a_variant_that_comes_later_is_not_tested(finished: tuple[LoadedStudy, Path, Watch], monkeypatch: pytest.MonkeyPatch) -> None:
     _, root, _ = finished
     monkeypatch.setattr(execute, "perform", lambda *_: None)
@@ -153,6 +158,7 @@ def test_a_variant_that_comes_later_is_not_tested(finished: tuple[LoadedStudy, P
     assert (row["name"], row["tested"]) == ("small-rate", False)
 
 
+@pytest.mark.slow
 def test_the_plan_names_what_is_shared(finished: tuple[LoadedStudy, Path, Watch]) -> None:
     study, root, _ = finished
     runs = plan_study(study, root, Silent())

@@ -114,6 +114,7 @@ def test_adapted_head_in_tiles(tiny_vlm: Vlm, tmp_path: Path, monkeypatch: pytes
     same_gradients(found[1], found[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", [{"tokens_per_batch": 60}, {"gradient_checkpointing": True}, {"layout": "plain"}])
 def test_however_a_step_is_computed(
     tiny_vlm: Vlm, data: list[Group], tmp_path: Path, other: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -130,6 +131,7 @@ def test_however_a_step_is_computed(
 # --- a whole training ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_only_the_adapter_is_trained_and_both_are_saved(tiny_vlm: Vlm, data: list[Group], tmp_path: Path) -> None:
     vlm, said = fresh(tiny_vlm), Silent()
     a_job = job(vlm, data, tmp_path, epochs=4, lora=LORA, learning_rate=1e-2)
@@ -229,6 +231,7 @@ def test_other_seeds_are_other_adapters(tiny_vlm: Vlm) -> None:
     assert not torch.equal(found[0], found[2])
 
 
+@pytest.mark.slow
 def test_bfloat16_weights_stay_as_they_are(tiny_vlm: Vlm, tmp_path: Path) -> None:
     """Half the memory for the frozen weights; the adapter is in float32; reference and policy start equal."""
     half = load(ModelTable(path=str(tiny_vlm.folder), dtype="bfloat16", device="cpu"), Path())

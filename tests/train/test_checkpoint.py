@@ -79,6 +79,7 @@ def test_settings_of_speed_may_change(tiny_vlm: Vlm, data: list[Group], tmp_path
     assert [row.step for row in result.steps] == [1, 2, 3, 4, 6, 8, 9]
 
 
+@pytest.mark.slow
 def test_other_data_and_settings_are_refused(tiny_vlm: Vlm, data: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_until(4, monkeypatch, job(fresh(tiny_vlm), data, tmp_path, **SETTINGS))
     with pytest.raises(TrainError, match=r"step-000004: this checkpoint is of other training data.*delete .*checkpoints"):
@@ -117,6 +118,7 @@ def full_disk(*_: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+@pytest.mark.slow
 def test_full_disk_keeps_the_last_good_checkpoint(
     tiny_vlm: Vlm, data: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,6 +42,7 @@ def rows(draw: st.DrawFn) -> GroupRow:
     return GroupRow(group, draw(st.just(()) | repeats))
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(given_rows=st.lists(rows(), max_size=14))
 def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, given_rows: list[GroupRow]) -> None:
@@ -79,6 +80,7 @@ def read(path: Path) -> list[Group]:
     return [*open_groups(path)]
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_noticed(written: Path) -> None:
     content = written.read_bytes()
     for place in range(len(content)):

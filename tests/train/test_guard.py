@@ -54,6 +54,7 @@ def checkpoints(context: Context) -> list[str]:
     return sorted(path.name for path in context.run.root.glob("round-1/train/mpo/work-*/checkpoints/*") if path.is_dir())
 
 
+@pytest.mark.slow
 def test_the_real_guard_logs_and_changes_no_weight(prepared: Path, tmp_path: Path) -> None:
     """A random model says nothing that can be parsed: with the usual limits it is refused by name before the first step."""
     with fails("guard-base-model", TrainError, key="train.guard") as refused:

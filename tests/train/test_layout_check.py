@@ -187,6 +187,7 @@ def test_where_the_kernel_is_tried() -> None:
     assert "soft-capped" in _why_no_varlen(replace(gpu, model=FAMILIES["gemma2"].model()), torch.bfloat16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "rule"), [("gemma3", Visibility()), ("paligemma", Visibility()), ("gemma3", Visibility("prompt"))])
 def test_a_wrong_rule_is_noticed(name: str, rule: Visibility, monkeypatch: pytest.MonkeyPatch) -> None:
     one, data = vlm(FAMILIES[name]), Data(FAMILIES[name])

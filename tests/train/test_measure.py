@@ -65,6 +65,7 @@ def test_watching_changes_no_weight_and_logs_the_right_steps(prepared: Path, tmp
     assert "In-training evaluation" in (tmp_path / "b" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_last_look_is_of_the_model_that_is_saved(prepared: Path, tmp_path: Path) -> None:
     """Asked by hand: the prompt as text, the answer judged by the public functions."""
     context = trained(prepared, tmp_path / "c", "train.watch.every=100", "train.watch.count=4")

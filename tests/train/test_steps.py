@@ -38,6 +38,7 @@ def weights(vlm: Vlm) -> torch.Tensor:
     return torch.cat([value.detach().flatten() for value in vlm.model.parameters()])
 
 
+@pytest.mark.slow
 def test_nothing_before_a_training_changes_its_dropout(tiny_vlm: Vlm, data: list[Group], tmp_path: Path) -> None:
     pytest.importorskip("peft")
     trained = []

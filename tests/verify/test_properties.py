@@ -188,6 +188,7 @@ REPEATED += [
 REPEATED += [("答案", "*"), ("Final answer", "*"), ("answer", " _"), ("A", " "), ("G", " "), ("(", "A, ")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("begin", "unit"), REPEATED)
 def test_long_repetitive_text_takes_linear_time(begin: str, unit: str) -> None:
     """Four times the text takes about four times as long (quadratic time: sixteen), however fast the machine is."""

@@ -82,6 +82,7 @@ def test_letters_stand_for_different_numbers() -> None:
     assert min(after - before for before, after in itertools.pairwise(places)) > 1e-3
 
 
+@pytest.mark.slow
 def test_what_differs_here_is_never_equal_to_sympy() -> None:
     """Expressions and rewritten forms of them by sympy, which says what is equal: equal ones must not differ here, and others do."""
     x, y = sympy.symbols("x y", positive=True)
