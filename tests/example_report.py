@@ -18,7 +18,7 @@ from mixpo.report.data import ReportData
 from mixpo.report.render import render
 from mixpo.run import Manifest
 from mixpo.sources.digits import read
-from mixpo.types import Finish, Outcome, Pair, Question, Response, Skipped, Verdict
+from mixpo.types import Finish, Origin, Outcome, Pair, Question, Response, Skipped, Verdict
 
 RIGHT = {"base": (0.63, 0.55), "sft": (0.66, 0.56), "dpo": (0.60, 0.52), "mpo": (0.75, 0.58)}
 FAMILY = {"sum": -0.25, "product": -0.2, "difference": 0.0, "largest": 0.15, "count": 0.0, "compare": 0.2, "choice": 0.1, "position": 0.0}
@@ -67,7 +67,7 @@ def answer(question: Question, model: str, mode: str, share: float, index: int =
 
 def pairs(questions: list[Question]) -> list[tuple[Question, Pair]]:
     """One pair of each origin and more, with the answers that such pairs have."""
-    sides = [
+    sides: list[tuple[str, str, Origin, str | None, str | None]] = [
         (
             "top left 7, top right 3, bottom left 2, bottom right 0. 7 + 3 = 10, 10 + 2 = 12, 12 + 0 = 12.\nFinal answer: 12",
             "top left 7, top right 3, bottom left 8, bottom right 0. 7 + 3 = 10, 10 + 8 = 18, 18 + 0 = 18.\nFinal answer: 18",
@@ -116,7 +116,7 @@ def pairs(questions: list[Question]) -> list[tuple[Question, Pair]]:
             ),
         )
         for n, (q, (a, b, o, x, y)) in enumerate(zip(questions, sides, strict=False))
-    ]  # type: ignore[misc]
+    ]
 
 
 def training() -> dict[str, list[dict[str, float]]]:

@@ -7,10 +7,14 @@ from typing import Any
 from hypothesis import strategies as st
 
 from mixpo.recipe import PairsTable
-from mixpo.types import Outcome, Question, Response, Verdict
+from mixpo.types import Finish, Outcome, Question, Response, Verdict
 
 ASKED = Question(id="q1", text="How many?", answer="7", kind="number")
 OPEN = Question(id="q2", text="Describe the picture.")
+
+Row = tuple[str, Outcome, str | None] | tuple[str, Outcome, str | None, Finish]
+"""(text, outcome, extracted[, finish]) of one answer."""
+AnswerSet = tuple[list[Response], list[Verdict]]
 
 
 def table(**changes: Any) -> PairsTable:
@@ -23,8 +27,7 @@ def response(index: int, text: str, question: str = "q1", **changes: Any) -> Res
     return Response(**{"question": question, "index": index, "text": text, "token_ids": ids, **changes})
 
 
-def judged(*rows: tuple[str, Outcome, str | None] | tuple[str, Outcome, str | None, str]) -> tuple[list[Response], list[Verdict]]:
-    """From (text, outcome, extracted[, finish]) to responses and verdicts."""
+def judged(*rows: Row) -> AnswerSet:
     responses = [response(i, row[0], finish=row[3] if len(row) > 3 else "stop") for i, row in enumerate(rows)]
     verdicts = [Verdict(question="q1", index=i, outcome=row[1], extracted=row[2]) for i, row in enumerate(rows)]
     return responses, verdicts
@@ -34,7 +37,7 @@ OUTCOMES: tuple[Outcome, ...] = ("correct", "wrong", "malformed", "undecided")
 
 
 @st.composite
-def answer_sets(draw: st.DrawFn) -> tuple[list[Response], list[Verdict]]:
+def answer_sets(draw: st.DrawFn) -> AnswerSet:
     """Sets of answers with few distinct texts and extracted answers, so that duplicates and containments are common."""
     size = draw(st.integers(0, 12))
     responses, verdicts = [], []

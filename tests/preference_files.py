@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
@@ -13,7 +13,7 @@ def jsonl(path: Path, rows: Sequence[object]) -> Path:
     return path
 
 
-def parquet(path: Path, rows: Sequence[dict[str, object]]) -> Path:
+def parquet(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -40,7 +40,10 @@ SIDES = [("It is red.", "It is blue."), ("No.", "Yes.")]
 
 
 def mmpr(folder: Path) -> Path:
-    rows = [{"image": "0.png", "question": "What color?"}, {"image": ["1.png", "2.png"], "question": "<image>\nand <image>\nalike?"}]
+    rows: list[dict[str, object]] = [
+        {"image": "0.png", "question": "What color?"},
+        {"image": ["1.png", "2.png"], "question": "<image>\nand <image>\nalike?"},
+    ]
     return meta(folder, [{**row, "chosen": c, "rejected": r} for row, (c, r) in zip(rows, SIDES, strict=True)])
 
 

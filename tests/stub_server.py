@@ -31,8 +31,9 @@ class StubServer:
     ready_at: until then it says on /health that it loads its model.
     """
 
-    def __init__(self, codec: TokenCodec | None = None, fault: Fault | None = None, port: int = 0, **lacks: bool) -> None:
-        self.codec, self.fault, self.port, self.lacks = codec, fault, port, lacks
+    def __init__(self, codec: TokenCodec | None = None, fault: Fault | None = None, /, **lacks: bool) -> None:
+        self.codec, self.fault, self.lacks = codec, fault, lacks
+        self.port = 0
         self.bodies: list[tuple[str, dict[str, Any], dict[str, str]]] = []
         self.most_at_once = self.at_once = 0
         self.asked: dict[str, int] = {}

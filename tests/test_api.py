@@ -47,7 +47,7 @@ def test_modules_that_are_called_stay_modules() -> None:
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
         assert done.stdout == "<class 'mixpo.run.Run'> True True\n"
     assert list(inspect.signature(mixpo.run).parameters)[:3] == ["recipe", "directory", "set"]
-    assert inspect.getdoc(mixpo.pairs).startswith("Sample responses")
+    assert (inspect.getdoc(mixpo.pairs) or "").startswith("Sample responses")
 
 
 def test_a_run(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,11 +20,12 @@ import typer
 
 from mixpo.cli import app, main
 from mixpo.engines.saved import parse_row
-from mixpo.pipeline import STAGES, build_plan, read_sources
+from mixpo.pipeline import build_plan
 from mixpo.preferences import Imported
 from mixpo.preferences import read as read_preferences
-from mixpo.recipe import load, parse
+from mixpo.recipe import STAGES, load, parse
 from mixpo.sources import read
+from mixpo.stages.questions import read_sources
 from mixpo.study.schema import Study
 from mixpo.types import Notice, Question, Skipped
 
@@ -284,6 +285,7 @@ def test_a_source_of_your_own_works(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     written_out("extending.md", tmp_path)
     monkeypatch.delitem(sys.modules, "shelf", raising=False)
     recipe = load(tmp_path / "shelf.toml")
+    assert recipe.source is not None
     found = [*read(recipe.source, recipe_folder=tmp_path, images=tmp_path / "images")]
     assert len(found) == 20
     assert all(isinstance(question, Question) for question in found)

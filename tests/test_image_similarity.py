@@ -6,6 +6,7 @@ import io
 import json
 import random
 import sys
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,9 +19,9 @@ from small_run import open_small, said
 from mixpo.commands.plan import dry_run
 from mixpo.errors import MissingExtra
 from mixpo.images import reference
-from mixpo.pipeline import read_sources
 from mixpo.sources import image_similarity
 from mixpo.sources.image_similarity import HASH_BYTES, FingerprintCache, Gallery, fingerprint_of
+from mixpo.stages.questions import read_sources
 from mixpo.types import ImageRef
 
 imagehash = pytest.importorskip("imagehash", reason="needs the similar extra")
@@ -192,9 +193,9 @@ def test_a_dry_run_takes_the_looks_that_a_run_kept(recipe: Path, monkeypatch: py
 
 def test_without_the_library_the_extra_is_named(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(_name: str) -> str:
-        raise image_similarity.metadata.PackageNotFoundError
+        raise metadata.PackageNotFoundError
 
-    monkeypatch.setattr(image_similarity.metadata, "version", missing)
+    monkeypatch.setattr(metadata, "version", missing)
     monkeypatch.delitem(sys.modules, "imagehash")
     with pytest.raises(MissingExtra, match=r"similar extra: pip install 'mixpo\[similar\]'"):
         read_sources(open_small(recipe, recipe.parent / "run", "evaluate.decontaminate=similar"))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from spying import spy
 
 from mixpo import images
 from mixpo.errors import ImageError, RunError
@@ -341,10 +342,9 @@ def test_limits_in_the_wrong_order_are_refused() -> None:
 
 def test_a_large_jpeg_is_decoded_at_a_fraction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     halves(2400, 1600).save(tmp_path / "a.jpg", quality=95)
-    table, sizes = ImageTable(max_pixels=60_000), []
+    table, sizes = ImageTable(max_pixels=60_000), list[tuple[int, int]]()
     plain = halves(2400, 1600).resize((300, 200), Image.Resampling.BICUBIC)
-    scale = images._scale
-    monkeypatch.setattr(images, "_scale", lambda image, table: sizes.append(image.size) or scale(image, table))
+    spy(monkeypatch, images, "_scale", lambda image, _table: sizes.append(image.size))
     drafted = load(tmp_path / "a.jpg", table)
     assert sizes == [(600, 400)]
     assert drafted.size == plain.size == (300, 200)
@@ -369,7 +369,8 @@ def test_strips_change_no_pixel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     rng = np.random.default_rng(0)
     values = rng.integers(0, 65536, (70, 50), dtype=np.uint16) if mode == "I;16" else rng.integers(0, 256, (70, 50, 4), dtype=np.uint8)
     image = Image.fromarray(values) if mode == "I;16" else Image.fromarray(values).convert(mode)
-    image.save(tmp_path / "a.png", **({"transparency": 3} if mode == "P" else {}))
+    options: dict[str, Any] = {"transparency": 3} if mode == "P" else {}
+    image.save(tmp_path / "a.png", **options)
     whole = load(tmp_path / "a.png")
     monkeypatch.setattr(images, "STRIP", 16)
     assert load(tmp_path / "a.png").tobytes() == whole.tobytes()

@@ -221,7 +221,7 @@ def test_reading_commands_refuse_what_they_cannot_rebuild(own_run: Path, capsys:
     assert "fails its checksum" in error
     assert "Traceback" not in error
     with fails("record-broken", RecordError):
-        list(Run(own_run / "run").stage("round-1/pair").read_all(object))  # type: ignore[arg-type]
+        list(Run(own_run / "run").stage("round-1/pair").read_all(object))
 
 
 # --- derived files -----------------------------------------------------------------------------------------------------------

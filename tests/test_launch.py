@@ -15,8 +15,9 @@ import small_run
 
 from mixpo.distributed import Ranks, ranks_from_env
 from mixpo.errors import RunError
-from mixpo.pipeline import build_plan, known_sources, open_run
+from mixpo.pipeline import build_plan, open_run
 from mixpo.stages.job import Plan
+from mixpo.stages.questions import known_sources
 
 LAUNCHERS = {
     "torchrun": ["torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"],

@@ -13,6 +13,7 @@ import small_run
 from failures import fails
 from PIL import Image
 from small_run import kinds, make, open_small, plan_of, said, unfinished
+from spying import spy
 from torch import Tensor
 
 from mixpo.cli import main
@@ -151,8 +152,7 @@ def test_a_second_run_does_nothing_and_loads_no_model(finished_run: Path, monkey
 def test_one_model_at_a_time(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stages of a round share one load; each training has one of its own."""
     loads: list[str] = []
-    real = Models.fresh
-    monkeypatch.setattr(Models, "fresh", lambda self, ref: (loads.append(ref.name), real(self, ref))[1])
+    spy(monkeypatch, Models, "fresh", lambda _self, ref: loads.append(ref.name))
     context = open_small(finished_run / "recipe.toml", tmp_path / "run")
     run_recipe(context)
     # For the reference and the two trainings; the scripted engine needs the model's tokens only, and loads no weights.
@@ -167,8 +167,7 @@ def test_only_the_missing_shard_is_made(own_run: Path, monkeypatch: pytest.Monke
     asked: list[str] = []
     from mixpo.engines.scripted import ScriptedEngine
 
-    real = ScriptedEngine.sample
-    monkeypatch.setattr(ScriptedEngine, "sample", lambda s, r, p: (asked.extend(x.key for x in r), real(s, r, p))[1])
+    spy(monkeypatch, ScriptedEngine, "sample", lambda _self, requests, _params: asked.extend(request.key for request in requests))
     context = open_small(own_run / "recipe.toml", own_run / "run")
     planned = plan_of(context).planned["round-1/sample"]
     path = planned.stage.path(planned.names()[1])
@@ -332,7 +331,9 @@ def test_an_image_that_the_model_refuses_costs_its_question(tmp_path: Path, tiny
     context = open_small(recipe, tmp_path / "run", "max_error_rate=0.2")
     plan = run_stage(context, steps)
     assert plan.planned["round-1/reference"].finished()
-    counts = context.run.stage("round-1/reference").manifest.counts
+    manifest = context.run.stage("round-1/reference").manifest
+    assert manifest is not None
+    counts = manifest.counts
     assert (counts["questions"], counts["refused"], counts["dropped: the prompt cannot be used"]) == (9, 1, 4)
     assert any("dropped 1 question whose prompt cannot be used" in line and "13.png" in line for line in said(context))
 

@@ -32,7 +32,12 @@ def test_items_come_in_order(threads: int) -> None:
 
 def test_no_more_than_so_many_ahead() -> None:
     begun: list[int] = []
-    with Prefetch(iter(range(50)), lambda number: begun.append(number) or number, 4, 4) as ready:
+
+    def begin(number: int) -> int:
+        begun.append(number)
+        return number
+
+    with Prefetch(iter(range(50)), begin, 4, 4) as ready:
         for number in ready:
             time.sleep(0.005)
             assert len(begun) <= number + 1 + 4

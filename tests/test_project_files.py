@@ -86,7 +86,7 @@ def test_the_package_works_outside_the_repository(tmp_path: Path) -> None:
         (name,) = [name for name in archive.namelist() if name.endswith("/METADATA")]
         metadata = message_from_bytes(archive.read(name))
         assert any(name.endswith("licenses/NOTICE") for name in archive.namelist())
-    description = metadata.get_payload()
+    description = str(metadata.get_payload())
     assert not re.findall(r"\]\((?!https?://|#)[^)]*\)", description), "links that an index page cannot follow"
     site, empty = tmp_path / "site", tmp_path / "empty"
     empty.mkdir()

@@ -12,10 +12,11 @@ from small_run import open_small, plan_of, said, unfinished
 from mixpo.cli import main
 from mixpo.commands.check import check
 from mixpo.errors import RecordError
-from mixpo.pipeline import read_sources, run_stage
+from mixpo.pipeline import run_stage
 from mixpo.progress import Silent
 from mixpo.recipe import JsonlSource
 from mixpo.sources.decontaminate import ContaminationFilter
+from mixpo.stages.questions import read_sources
 from mixpo.types import ImageRef, Question
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import small_run
 from small_run import kinds, open_small, plan_of, said, unfinished
+from spying import spy
 
-from mixpo.pipeline import Sources, build_plan, run_recipe, run_stage
+from mixpo.pipeline import build_plan, run_recipe, run_stage
 from mixpo.run import changed_settings
+from mixpo.stages.questions import Sources
 from mixpo.stages.source import refresh
 
 AFTER_SAMPLE = {"continue", "verify", "pair", "reference", "train", "answer", "evaluate", "report"}
@@ -133,11 +135,10 @@ def test_more_rounds_keep_the_first(own_run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_second_round_starts_from_the_model_of_the_first(own_run: Path) -> None:
+def test_the_second_round_starts_from_the_model_of_the_first(own_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = open_small(own_run / "recipe.toml", own_run / "run", "train.rounds=2")
     folders: list[Path | None] = []
-    real = context.models.fresh
-    context.models.fresh = lambda ref: (folders.append(ref.folder), real(ref))[1]  # type: ignore[method-assign]
+    spy(monkeypatch, context.models, "fresh", lambda ref: folders.append(ref.folder))
     plan = run_recipe(context)
     (first,) = (own_run / "run" / "round-1" / "train" / "mpo").glob("model-*")
     (second,) = (own_run / "run" / "round-2" / "train" / "mpo").glob("model-*")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,6 @@ from mixpo.progress import Silent
 from mixpo.recipe import parse
 from mixpo.records import Sampled, write_text
 from mixpo.run import Stage
-from mixpo.stages import store
 from mixpo.stages.job import Context, Job, Make, Planned
 from mixpo.stages.perform import perform
 from mixpo.stages.store import StageStore
@@ -52,7 +52,7 @@ def planned_of(context: Context, made: list[int], inputs: Sequence[str] = ("a", 
 
         yield make
 
-    kind = {"artifacts": folder} if model else {}
+    kind: dict[str, Any] = {"artifacts": folder} if model else {}
     sizes = (1,) * len(inputs)
     job = Job(
         kind="sample",
@@ -64,7 +64,7 @@ def planned_of(context: Context, made: list[int], inputs: Sequence[str] = ("a", 
         sizes=sizes,
         session=session,
         **kind,
-    )  # type: ignore[arg-type]
+    )
     return Planned(job=job, stage=stage)
 
 
@@ -137,11 +137,11 @@ def test_an_interrupted_link_is_no_shard(tmp_path: Path, monkeypatch: pytest.Mon
         calls.append(str(target))
         link(source, target)
 
-    monkeypatch.setattr(store.os, "link", killed)
+    monkeypatch.setattr(os, "link", killed)
     with pytest.raises(KeyboardInterrupt):
         do(runs, "two", model=True)
     assert shards(runs, "two") == []
-    monkeypatch.setattr(store.os, "link", link)
+    monkeypatch.setattr(os, "link", link)
     assert do(runs, "two", model=True)[0] == []
 
 
@@ -151,7 +151,7 @@ def test_without_links_files_are_copied(tmp_path: Path, monkeypatch: pytest.Monk
 
     runs = tmp_path / "runs"
     do(runs, "one", model=True)
-    monkeypatch.setattr(store.os, "link", refuse)
+    monkeypatch.setattr(os, "link", refuse)
     assert do(runs, "two", model=True)[0] == []
     assert shards(runs, "two")[0].stat().st_ino != shards(runs, "one")[0].stat().st_ino
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,6 +62,12 @@ def _tokenizer(special: dict[str, str]) -> PreTrainedTokenizerFast:
     )
 
 
+def _id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
+    number = tokenizer.convert_tokens_to_ids(token)
+    assert isinstance(number, int)
+    return number
+
+
 def cached(build: Callable[[Path, int], Path]) -> Callable[..., Path]:
     """Build a model once per machine, version of this file, torch and transformers; afterwards copy it. Safe with several workers."""
 
@@ -93,7 +100,7 @@ def build_internvl(folder: Path, seed: int = 0) -> Path:
         "video_token": "<video>",
     }
     tokenizer = _tokenizer(special)
-    image_token = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
+    image_token = _id(tokenizer, "<IMG_CONTEXT>")
     side = {"height": 28, "width": 28}
     processor = InternVLProcessor(
         image_processor=GotOcr2ImageProcessor(size=side, max_patches=2, image_mean=[0.5] * 3, image_std=[0.5] * 3),
@@ -132,8 +139,8 @@ def build_qwen(folder: Path, seed: int = 0) -> Path:
     from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
     tokenizer = _tokenizer({"image_token": "<|image_pad|>", "video_token": "<|video_pad|>", "s": "<|vision_start|>", "e": "<|vision_end|>"})
-    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad", "vision_start", "vision_end")}
-    patch = {"patch_size": 7, "merge_size": 2, "temporal_patch_size": 2}
+    ids = {name: _id(tokenizer, f"<|{name}|>") for name in ("image_pad", "video_pad", "vision_start", "vision_end")}
+    patch: dict[str, Any] = {"patch_size": 7, "merge_size": 2, "temporal_patch_size": 2}
     pixels = {"shortest_edge": 14 * 14, "longest_edge": 56 * 56}
     processor = Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=pixels, **patch),
@@ -176,17 +183,17 @@ def build_qwen(folder: Path, seed: int = 0) -> Path:
     return _save(Qwen2_5_VLForConditionalGeneration, config, processor, folder, seed)
 
 
-def _save(model_class: type, config: object, processor: object, folder: Path, seed: int) -> Path:
+def _save(model_class: Callable[[Any], Any], config: object, processor: Any, folder: Path, seed: int) -> Path:
     torch.manual_seed(seed)
-    model = model_class(config)  # type: ignore[call-arg]
+    model = model_class(config)
     for parameter in _matrices(model):
         torch.nn.init.normal_(parameter, std=0.3)
-    tokenizer = processor.tokenizer  # type: ignore[attr-defined]
+    tokenizer = processor.tokenizer
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     logging.disable_progress_bar()
     model.save_pretrained(folder)
-    processor.save_pretrained(folder)  # type: ignore[attr-defined]
+    processor.save_pretrained(folder)
     return folder
 
 

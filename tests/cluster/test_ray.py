@@ -189,7 +189,7 @@ def test_servers_are_probed_once_by_each_actor_and_what_they_did_is_kept(tmp_pat
         root = tmp_path / kind
         root.mkdir()
         # Whatever is asked as a question fails once.
-        with StubServer(fault=on("Your task", status(500), times=1)) as server:
+        with StubServer(None, on("Your task", status(500), times=1)) as server:
             (root / "r.toml").write_text(
                 RECIPE.format(kind=kind, address=nodes.address) + SERVED.replace("URL", server.url), encoding="utf-8"
             )

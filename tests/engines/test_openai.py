@@ -220,7 +220,7 @@ def test_a_busy_server_does_not_use_up_tries_but_patience(codec: TokenCodec) -> 
 def test_a_server_that_loads_its_model_costs_no_try_of_any_question(codec: TokenCodec) -> None:
     """As llama.cpp says it: 503 without Retry-After, also on /health, while /v1/models answers."""
     said: list[str] = []
-    with StubServer(codec, fault=loading) as server:
+    with StubServer(codec, loading) as server:
         begun = time.monotonic()
         sampled = ask(server, [asking(key) for key in KEYS], limits=replace(QUICK, retries=0), notify=said.append)
     assert time.monotonic() - begun > LOADING_S
@@ -650,7 +650,7 @@ def test_a_server_that_goes_away_while_probed_is_not_taken_for_one_that_can_less
         known = facts(server)["server"]
     said: list[str] = []
     # Two in a row, which is more than the probe tries; for what is asked once, one.
-    with StubServer(codec, fault=lost(word, 2)) as server:
+    with StubServer(codec, lost(word, 2)) as server:
         assert ask(server, [asking("alpha")], notify=said.append) == expected
     assert facts(server)["server"] == known
     assert any("probing again" in line for line in said)
@@ -671,7 +671,7 @@ def lost(word: str, times: int) -> Callable[..., Any]:
 
 
 def test_a_server_that_always_goes_away_while_probed_is_an_error(codec: TokenCodec) -> None:
-    with StubServer(codec, fault=lost("Hello.", 1000)) as server, pytest.raises(EngineError, match="went away 5 times while it was probed"):
+    with StubServer(codec, lost("Hello.", 1000)) as server, pytest.raises(EngineError, match="went away 5 times while it was probed"):
         ask(server, [asking("alpha")])
 
 
@@ -692,7 +692,7 @@ def test_a_server_of_our_own_that_dies_while_probed_is_said_at_once(codec: Token
         return cut_off(server, request, body)
 
     begun = time.monotonic()
-    with StubServer(codec, fault=fault) as server, pytest.raises(EngineError, match="status -9"):
+    with StubServer(codec, fault) as server, pytest.raises(EngineError, match="status -9"):
         ask(server, [asking("alpha")], limits=replace(QUICK, patience_s=60.0), process=own)
     assert time.monotonic() - begun < 50
 

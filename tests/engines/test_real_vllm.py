@@ -63,7 +63,7 @@ def opened(name: str, vlm: Vlm, folder: Path, logs: Path) -> Iterator[Engine]:
     made = create(name, vlm=vlm, serving=serving)
     yield made
     made.close()
-    serving.keep.close()
+    serving.shared.close()
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,8 @@ def forced(vlm: Vlm, request: Request, response: Response) -> torch.Tensor:
     ids = list(response.token_ids)
     with torch.no_grad():
         logits = vlm.model(**batch_inputs(vlm, [prompt], "left", [ids])).logits[0, -len(ids) - 1 : -1]
-    return logits.log_softmax(-1)[range(len(ids)), ids][response.prefix_len :]
+    logps: torch.Tensor = logits.log_softmax(-1)[range(len(ids)), ids][response.prefix_len :]
+    return logps
 
 
 def test_logprobs_and_ids_are_those_of_transformers(engine: Engine, vlm: Vlm, asked: list[Request]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import small_run
@@ -86,7 +87,7 @@ def test_output_files_of_vllm(tmp_path: Path) -> None:
     output = {"cumulative_logprob": None, "logprobs": None, "routed_experts": None, "stop_reason": None, "lora_request": None}
     request = {"prompt_token_ids": [1, 2], "prompt_logprobs": None, "finished": True, "metrics": None, "num_cached_tokens": 0}
     usage = {"prompt_tokens": 1, "total_tokens": 2, "completion_tokens": 1}
-    message = {"role": "assistant", "reasoning": None, "content": "w", "tool_calls": []}
+    message: dict[str, Any] = {"role": "assistant", "reasoning": None, "content": "w", "tool_calls": []}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "length", "stop_reason": None, "token_ids": [8]}
     body = {"id": "chatcmpl-1", "object": "chat.completion", "model": "m", "choices": [choice], "usage": usage, "prompt_logprobs": None}
     failed = {"id": "vllm-2", "custom_id": "a", "response": {"status_code": 400, "request_id": "r", "body": None}, "error": {"code": 400}}

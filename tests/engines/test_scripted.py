@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mixpo.engines import Request, SamplingParams, create
+from mixpo.engines import Engine, Request, SamplingParams, create
 from mixpo.engines.scripted import ByteCodec, ScriptedEngine, ScriptRow
 from mixpo.errors import RecipeError, SourceError
 from mixpo.records import Sampled
@@ -18,7 +18,7 @@ from mixpo.vlm.prompt import tokenize_response
 PARAMS = SamplingParams(temperature=1.0, max_new_tokens=100)
 
 
-def ask(engine: ScriptedEngine, key: str = "k", prompt: str = "p", n: int = 3, prefixes: tuple[tuple[int, ...], ...] = ()) -> Sampled:
+def ask(engine: Engine, key: str = "k", prompt: str = "p", n: int = 3, prefixes: tuple[tuple[int, ...], ...] = ()) -> Sampled:
     request = Request(key=key, prompt=prompt, images=(), seeds=tuple(range(n)), indices=tuple(range(n)), prefixes=prefixes)
     (sampled,) = engine.sample([request], PARAMS)
     return sampled

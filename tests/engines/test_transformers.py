@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from spying import spy
 from tiny import picture
 
 from mixpo.engines import Request, SamplingParams
@@ -28,7 +29,8 @@ HOT = SamplingParams(temperature=1.5, max_new_tokens=12)
 
 @pytest.fixture(params=["internvl", "qwen"])
 def vlm(request: pytest.FixtureRequest) -> Vlm:
-    return request.getfixturevalue({"internvl": "tiny_vlm", "qwen": "tiny_qwen"}[request.param])
+    vlm: Vlm = request.getfixturevalue({"internvl": "tiny_vlm", "qwen": "tiny_qwen"}[request.param])
+    return vlm
 
 
 def requests_for(folder: Path, count: int = 6, n: int = 4) -> list[Request]:
@@ -66,7 +68,8 @@ def raw_logits(vlm: Vlm, request: Request, ids: list[int]) -> torch.Tensor:
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     if hasattr(vlm.model.model, "rope_deltas"):
         vlm.model.model.rope_deltas = None
-    return vlm.model(**inputs, use_cache=False).logits[0]
+    logits: torch.Tensor = vlm.model(**inputs, use_cache=False).logits[0]
+    return logits
 
 
 def slow_sample(vlm: Vlm, request: Request, seed: int, params: SamplingParams) -> tuple[int, ...]:
@@ -125,7 +128,7 @@ class Batches:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from mixpo.engines import transformers as engine
 
-        real = engine.generate
+        real = generate_module.generate
         self.seen: list[tuple[int, int, int]] = []
 
         def spy(vlm: Vlm, prompts: list[EncodedPrompt], tails: list[tuple[int, ...]], owner: list[int], *rest: object) -> object:
@@ -300,9 +303,8 @@ def test_a_stop_text_ends_an_answer_where_it_stands_in_the_whole_one(vlm: Vlm, t
 
 
 def test_a_stop_text_saves_the_tokens_behind_it(tiny_vlm: Vlm, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = []
-    forward = generate_module._forward
-    monkeypatch.setattr(generate_module, "_forward", lambda *args: (steps.append(1), forward(*args))[1])
+    steps: list[int] = []
+    spy(monkeypatch, generate_module, "_forward", lambda *_: steps.append(1))
     question = request("q", "What is the sum?", (), 1)
     (whole,) = run(tiny_vlm, [question], SamplingParams(temperature=1.5, max_new_tokens=40))
     full = len(steps)
@@ -398,7 +400,7 @@ def test_out_of_memory_halves_the_batch(tiny_vlm: Vlm, tmp_path: Path, monkeypat
 
     requests = requests_for(tmp_path)
     whole = answers(run(tiny_vlm, requests, HOT))
-    real = engine.generate
+    real = generate_module.generate
 
     def small(*args: object) -> list[generate_module.Generation]:
         if len(args[3]) > 2:  # type: ignore[arg-type]

@@ -6,9 +6,9 @@ import random
 from pathlib import Path
 
 import pytest
-from bench_files import figures, jsonl, load, outcomes, questions, save_png, tsv, value
+from bench_files import fact, figures, jsonl, load, outcomes, questions, save_png, tsv, value
 
-from mixpo.types import Skipped
+from mixpo.types import Question, Skipped
 
 OPTIONS = ["on", "under", "beside", "behind"]
 TAIL = "Please answer directly with only the letter of the correct option and nothing else."
@@ -40,11 +40,10 @@ def folder(tmp_path: Path, made: list[dict[str, object]]) -> Path:
     return tmp_path
 
 
-def said(found: list[object], wrong: set[int]) -> list[str]:
+def said(found: list[Question], wrong: set[int]) -> list[str]:
     """The right letter, but for rows whose question number is in `wrong`."""
-    from bench_files import fact
-
-    return [("BCDA"["ABCD".index(q.answer)] if int(fact(q, "id")) in wrong else q.answer) for q in found]  # type: ignore[attr-defined]
+    answers = [(q.answer or "", int(fact(q, "id"))) for q in found]
+    return ["BCDA"["ABCD".index(answer)] if number in wrong else answer for answer, number in answers]
 
 
 def test_circular_and_row_accuracy_by_hand(tmp_path: Path, rows: list[dict[str, object]]) -> None:

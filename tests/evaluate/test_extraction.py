@@ -18,10 +18,11 @@ from mixpo.commands.compare import compare_evaluations
 from mixpo.errors import EvaluateError, RecipeError
 from mixpo.evaluate.benchmarks import facts_of, mathvision, mathvista
 from mixpo.evaluate.benchmarks.extraction import PROMPT, read
-from mixpo.pipeline import known_sources, open_context, open_run, rescore, run_stage
+from mixpo.pipeline import open_context, open_run, rescore, run_stage
 from mixpo.progress import Silent
 from mixpo.recipe import load
 from mixpo.records import Prediction
+from mixpo.stages.questions import known_sources
 from mixpo.types import AnswerKind, Question
 
 

@@ -53,7 +53,7 @@ def without(row: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 # --- two rows of each --------------------------------------------------------------------------------------------------------
 
-VISTA = [
+VISTA: Rows = [
     {"pid": "1", "question": "How many?", "image": "images/1.png", "decoded_image": inside(1), "choices": None, "unit": None,
      "precision": None, "answer": "14", "question_type": "free_form", "answer_type": "integer",
      "query": "Hint: h.\nQuestion: How many?", "metadata": {"task": "t", "skills": ["s"], "split": "testmini"}},
@@ -67,7 +67,7 @@ VISTA_TSV = [
      "task": "t", "skills": "['s']"}
     for n, row in enumerate(VISTA, start=1)
 ]  # fmt: skip
-VISION = [
+VISION: Rows = [
     {"id": "1", "question": "How many? <image1>", "options": [], "image": "images/1.png", "decoded_image": inside(1), "answer": "3",
      "solution": None, "level": 1, "subject": "algebra"},
     {"id": "2", "question": "Which? <image1>", "options": ["x", "y"], "image": "images/2.png", "decoded_image": inside(2), "answer": "B",

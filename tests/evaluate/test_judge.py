@@ -16,13 +16,20 @@ from pydantic import ValidationError
 from mixpo.errors import EvaluateError, RecipeError
 from mixpo.evaluate import judge as judging
 from mixpo.evaluate.benchmarks import BENCHMARKS
+from mixpo.evaluate.benchmarks.base import Rubric
 from mixpo.evaluate.judge import Judge, completion_text, digest, ready, with_own_prompt
 from mixpo.recipe import JudgeTable, load
 
 pytest.importorskip("aiohttp")
-RUBRIC = BENCHMARKS["mmvet"].rubric
-LLAVA = BENCHMARKS["llava_bench"].rubric
-assert RUBRIC is not None
+
+
+def rubric_of(benchmark: str) -> Rubric:
+    rubric = BENCHMARKS[benchmark].rubric
+    assert rubric is not None
+    return rubric
+
+
+RUBRIC, LLAVA = rubric_of("mmvet"), rubric_of("llava_bench")
 FIELDS = {"question": "What is x?", "reference": "-1", "answer": "x = {reference}", "context": ""}
 
 Start = Callable[..., tuple[JudgeTable, Path]]
@@ -201,7 +208,6 @@ def test_what_a_judge_thinks_aloud_is_no_mark(start: Start, tmp_path: Path) -> N
     judge = Judge(table, tmp_path / "cache")
     mark = judge.ask(RUBRIC, FIELDS, RUBRIC.read)
     assert (mark.value, mark.reply) == ((0.9,), "0.9")
-    assert LLAVA is not None
     assert judge.ask(LLAVA, FIELDS, LLAVA.read).value is None
     assert judge.ask(RUBRIC, {**FIELDS, "answer": "a long one"}, RUBRIC.read).reply == ""
     assert len(asked(server)) == 5
@@ -230,7 +236,6 @@ def test_a_prompt_of_your_own(tmp_path: Path) -> None:
     assert digest(own) != digest(RUBRIC)
     assert judging.settings(own, table)["prompt"] == digest(own)
     # The released evaluation of LLaVA-Bench has a system message of its own.
-    assert LLAVA is not None
     (tmp_path / "prompts" / "llava_bench.system.txt").write_text("You are a helpful and precise assistant.\n", encoding="utf-8-sig")
     other = with_own_prompt(LLAVA, table, tmp_path, "llava_bench")
     assert (other.system, other.prompt) == ("You are a helpful and precise assistant.", LLAVA.prompt)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bench_files import figures, jsonl, load, outcomes, parquet, png, questions, save_png, value
@@ -40,7 +41,7 @@ def test_the_hub_folder(folder: Path) -> None:
 
 def test_the_scienceqa_form_counts_options_from_zero(tmp_path: Path) -> None:
     save_png(tmp_path / "images" / "1.png")
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"image": "images/1.png", "question": "Which?", "hint": "Look.", "choices": SIX, "answer": 5},
         {"image": "images/1.png", "question": "Which?", "hint": "Look.", "choices": ["a", "b"], "answer": 2},
         {"image": None, "question": "Without a picture?", "hint": "", "choices": ["a", "b"], "answer": 0},

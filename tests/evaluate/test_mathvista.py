@@ -16,7 +16,7 @@ from mixpo.evaluate.benchmarks.mathvista import check_paper
 from mixpo.types import Question, Skipped
 from mixpo.verify.judgement import Options
 
-UNUSED = Options(tolerance=0.0, algebra=lambda *_: None)  # type: ignore[arg-type, return-value]
+UNUSED = Options(tolerance=0.0, algebra=lambda *_: None)  # type: ignore[arg-type]
 
 META = {"category": "general-vqa", "context": "bar chart", "grade": "high school", "language": "english", "source": "ChartQA"}
 

@@ -10,9 +10,10 @@ from bench_files import b64, figures, jsonl, load, outcomes, parquet, png, quest
 
 from mixpo.errors import SourceError
 from mixpo.evaluate.benchmarks import prompt_of
-from mixpo.pipeline import open_context, read_sources
+from mixpo.pipeline import open_context
 from mixpo.progress import Silent
 from mixpo.recipe import load as load_recipe
+from mixpo.stages.questions import read_sources
 from mixpo.types import Question, Skipped
 
 CATEGORIES = ("adversarial", "popular", "random")

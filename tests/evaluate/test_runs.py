@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bench_files import jsonl, parquet, png, save_png
@@ -22,13 +23,14 @@ from mixpo.commands.retry import retry
 from mixpo.commands.status import status
 from mixpo.errors import EvaluateError, MixpoError, RecipeError, RunError, SourceError
 from mixpo.evaluate.benchmarks import BENCHMARKS
-from mixpo.pipeline import known_sources, open_context, open_run, rescore, run_stage
+from mixpo.pipeline import open_context, open_run, rescore, run_stage
 from mixpo.progress import Silent
 from mixpo.recipe import BENCHMARK_NAMES, EXTRACTED_BENCHMARKS, JUDGED_BENCHMARKS, OFFICIAL_BENCHMARKS, load
 from mixpo.records import Prediction
 from mixpo.report.table import summary_rows
 from mixpo.stages.job import Context
 from mixpo.stages.models import Models
+from mixpo.stages.questions import known_sources
 
 RECIPE = """
 [source]
@@ -110,9 +112,9 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, server: Pat
     return folder
 
 
-def figures(found: dict[str, object], name: str, mode: str) -> dict[str, float]:
-    rows = found["figures"] if found.get("set") == name else found["sets"][name]["figures"]  # type: ignore[index]
-    return {f"{row['by'].split()[0]}/{row['name']}": row["value"] for row in rows if row["mode"] == mode and not row["group"]}  # type: ignore[union-attr,attr-defined]
+def figures(found: dict[str, Any], name: str, mode: str) -> dict[str, float]:
+    rows = found["figures"] if found.get("set") == name else found["sets"][name]["figures"]
+    return {f"{row['by'].split()[0]}/{row['name']}": row["value"] for row in rows if row["mode"] == mode and not row["group"]}
 
 
 def test_pope_by_both_extractors_because_they_differ(run: Path) -> None:

@@ -37,8 +37,8 @@ def rows(tmp_path: Path) -> Rows:
     made = []
     for text, used, answer in (("1 + 6?", [], "7"), ("<image>\nHow many?", images[:1], "7"), ("<image> or <image>? «图»", images, None)):
         question = make_question(text=text, images=used, answer=answer, source="s", domain="d")
-        sides = [Response(question=question.id, index=i, text=side) for i, side in enumerate(("so\n7 <b>", 'no "8"'))]
-        made.append((question, make_pair(question.id, *sides, "correctness", answer, "8")))
+        chosen, rejected = (Response(question=question.id, index=i, text=side) for i, side in enumerate(("so\n7 <b>", 'no "8"')))
+        made.append((question, make_pair(question.id, chosen, rejected, "correctness", answer, "8")))
     return made
 
 
@@ -120,7 +120,7 @@ def test_many_text_only_pairs_first_load_all_the_same(rows: Rows, tmp_path: Path
     many = [(question, replace(pair, id=f"{number:032}")) for number in range(200)]
     path = tmp_path / "out" / "pairs.jsonl"
     assert export([*many, *with_images], path if export is export_trl else path.parent) == (202, 0)
-    settings = {"data_files": str(path), "cache_dir": str(tmp_path / "cache"), "split": "train", "chunksize": 1 << 12}
+    settings: dict[str, Any] = {"data_files": str(path), "cache_dir": str(tmp_path / "cache"), "split": "train", "chunksize": 1 << 12}
     data = datasets.load_dataset("json", **settings)
     assert path.stat().st_size > 8 * settings["chunksize"]
     assert sorted(len(images) for images in data["images"]) == [0] * 200 + sorted(len(row[0].images) for row in with_images)

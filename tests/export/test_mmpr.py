@@ -1,7 +1,11 @@
+from __future__ import annotations
+
 import json
 import os
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -17,11 +21,13 @@ from mixpo.export.mmpr import MAX_SOURCES, export_mmpr
 from mixpo.images import reference
 from mixpo.pairs.provenance import make_pair
 from mixpo.sources.build import make_question
-from mixpo.types import Question, Response
+from mixpo.types import ImageRef, Origin, Pair, Question, Response
+
+Rows = list[tuple[Question, Pair]]
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def pictures(tmp_path: Path) -> list[ImageRef]:
     """Three pictures in one folder."""
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -30,20 +36,27 @@ def pictures(tmp_path):
     return [reference(folder / f"{number}.png") for number in range(3)]
 
 
-def asked(text, images=(), answer="7", source="digits/preference", **more):
-    return make_question(text=text, images=images, answer=answer, source=source, domain="sum", **more)
+def asked(text: str, images: Sequence[ImageRef] = (), answer: str | None = "7", source: str = "digits/preference") -> Question:
+    return make_question(text=text, images=images, answer=answer, source=source, domain="sum")
 
 
-def paired(question, chosen="so 7", rejected="so 8", origin="correctness", answers=("7", "8"), cut=0):
-    sides = [
+def paired(
+    question: Question,
+    chosen: str = "so 7",
+    rejected: str = "so 8",
+    origin: Origin = "correctness",
+    answers: tuple[str | None, str | None] = ("7", "8"),
+    cut: int = 0,
+) -> tuple[Question, Pair]:
+    right, wrong = (
         Response(question=question.id, index=i, text=text, token_ids=(*map(ord, text), 0), prefix_len=cut * i)
         for i, text in enumerate((chosen, rejected))
-    ]
-    return question, make_pair(question.id, *sides, origin, *answers)
+    )
+    return question, make_pair(question.id, right, wrong, origin, *answers)
 
 
 @pytest.fixture
-def rows(pictures):
+def rows(pictures: list[ImageRef]) -> Rows:
     """One row of every kind."""
     one, two, none = asked("<image>\nHow many?", pictures[:1]), asked("<image> or <image>?", pictures[:2]), asked("1 + 6?")
     choice = asked("Which?\nA. red\nB. blue", pictures[2:], answer="B", source="easy_vqa/train")
@@ -64,14 +77,14 @@ NAMES = [
 ]  # fmt: skip
 
 
-def lines(path):
+def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 # --- MMPR ----------------------------------------------------------------------------------------------------------------------
 
 
-def test_files_are_as_the_trainer_reads_them(rows, tmp_path):
+def test_files_are_as_the_trainer_reads_them(rows: Rows, tmp_path: Path) -> None:
     """Read the way MMPR training code does: json.load, readlines, os.path.join(root, image), started in the export's folder."""
     folder = tmp_path / "export"
     exported = export_mmpr(iter(rows), folder)
@@ -97,7 +110,7 @@ def test_files_are_as_the_trainer_reads_them(rows, tmp_path):
         assert ("answer_gt" in row) == ("dropout" not in name)
 
 
-def test_a_row_holds_everything(rows, tmp_path):
+def test_a_row_holds_everything(rows: Rows, tmp_path: Path) -> None:
     export_mmpr(rows, tmp_path / "export")
     (row,) = lines(tmp_path / "export/annotations/digits_preference_format.jsonl")
     digest = rows[0][0].images[0].digest
@@ -117,7 +130,7 @@ def test_a_row_holds_everything(rows, tmp_path):
 
 
 @pytest.mark.parametrize("root", [None, "pictures"])
-def test_round_trip(rows, tmp_path, root):
+def test_round_trip(rows: Rows, tmp_path: Path, root: str | None) -> None:
     folder = tmp_path / "export"
     export_mmpr(rows, folder, tmp_path / root if root else None)
     back = read_pairs(folder / "meta.json", root=str(tmp_path if root else folder))
@@ -125,7 +138,7 @@ def test_round_trip(rows, tmp_path, root):
     assert {pair.origin for _, pair in back} == {"imported"}
 
 
-def test_text_that_is_hard_to_carry_comes_back(pictures, tmp_path):
+def test_text_that_is_hard_to_carry_comes_back(pictures: list[ImageRef], tmp_path: Path) -> None:
     odd = "\x00 \u2028 \x85 😀 <image> 中文\r\n"
     questions = [asked("<image>\nWhat is it?", pictures[:1]), asked(f"{'long ' * 40_000}\x00😀", pictures[:1], answer="😀")]
     rows = [paired(question, f"right {odd}", f"wrong {odd}") for question in questions]
@@ -137,7 +150,7 @@ def test_text_that_is_hard_to_carry_comes_back(pictures, tmp_path):
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.text(min_size=1), st.text(min_size=1)), min_size=1, max_size=4))
-def test_any_text_survives(tmp_path, pictures, texts):
+def test_any_text_survives(tmp_path: Path, pictures: list[ImageRef], texts: list[tuple[str, str]]) -> None:
     question = asked("How many?", pictures[:1])
     wanted = [(f"a{chosen}", f"b{rejected}") for chosen, rejected in texts]
     wanted = [pair for pair in wanted if all(c < "\ud800" or c > "\udfff" for c in "".join(pair))]
@@ -148,7 +161,7 @@ def test_any_text_survives(tmp_path, pictures, texts):
     assert back == list(dict.fromkeys(wanted))
 
 
-def test_images_below_the_root_stay_where_they_are(rows, tmp_path):
+def test_images_below_the_root_stay_where_they_are(rows: Rows, tmp_path: Path) -> None:
     exported = export_mmpr(rows, tmp_path / "export", tmp_path / "pictures")
     assert exported.images_copied == 0
     assert not (tmp_path / "export/images").exists()
@@ -157,13 +170,13 @@ def test_images_below_the_root_stay_where_they_are(rows, tmp_path):
     assert lines(tmp_path / "export/annotations/digits_preference_correctness.jsonl")[0]["image"] == "0.png"
 
 
-def test_a_root_inside_the_folder_is_relative(rows, tmp_path):
+def test_a_root_inside_the_folder_is_relative(rows: Rows, tmp_path: Path) -> None:
     export_mmpr(rows, tmp_path, tmp_path / "pictures")
     assert json.loads((tmp_path / "meta.json").read_text())["digits_preference_correctness"]["root"] == "pictures"
     assert len(read_pairs(tmp_path / "meta.json")) == len(rows)
 
 
-def test_images_outside_the_root_are_copied_into_a_data_set_of_their_own(pictures, tmp_path):
+def test_images_outside_the_root_are_copied_into_a_data_set_of_their_own(pictures: list[ImageRef], tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     Image.new("RGB", (4, 4), "white").save(tmp_path / "elsewhere/white.png")
     (tmp_path / "pictures/link.png").symlink_to(tmp_path / "elsewhere/white.png")
@@ -176,15 +189,15 @@ def test_images_outside_the_root_are_copied_into_a_data_set_of_their_own(picture
     assert sorted(content(*row) for row in back) == sorted(content(*row) for row in rows)
 
 
-def test_the_prompt_can_be_rendered(rows, tmp_path):
+def test_the_prompt_can_be_rendered(rows: Rows, tmp_path: Path) -> None:
     export_mmpr(rows[:1], tmp_path / "export", render=lambda question, pair: f"{question.text}\nThink first.")
     assert lines(tmp_path / "export/annotations/digits_preference_correctness.jsonl")[0]["question"] == "<image>\nHow many?\nThink first."
     with fails("image-token-count", SourceError, key=rows[0][0].id):
         export_mmpr(rows[:1], tmp_path / "export", render=lambda question, pair: f"<image>{question.text}")
 
 
-def test_a_failed_export_leaves_no_trace_of_itself(rows, tmp_path):
-    def torn():
+def test_a_failed_export_leaves_no_trace_of_itself(rows: Rows, tmp_path: Path) -> None:
+    def torn() -> Iterator[tuple[Question, Pair]]:
         yield from rows
         raise SourceError("row 7 is broken", code="row-broken")
 
@@ -197,7 +210,7 @@ def test_a_failed_export_leaves_no_trace_of_itself(rows, tmp_path):
     assert after == {path: content for path, content in before.items() if path.suffix != ".png"}
 
 
-def test_nothing_to_export(tmp_path):
+def test_nothing_to_export(tmp_path: Path) -> None:
     with fails("no-pairs", RunError):
         export_mmpr([], tmp_path / "export")
     with fails("no-pairs", RunError):
@@ -206,7 +219,7 @@ def test_nothing_to_export(tmp_path):
 
 
 @pytest.mark.parametrize("root", [None, "pictures"])
-def test_a_missing_image(rows, tmp_path, root):
+def test_a_missing_image(rows: Rows, tmp_path: Path, root: str | None) -> None:
     (tmp_path / "pictures/0.png").unlink()
     with fails("image-missing", ImageError, path=tmp_path / "pictures/0.png"):
         export_mmpr(rows, tmp_path / "export", tmp_path / root if root else None)
@@ -214,13 +227,13 @@ def test_a_missing_image(rows, tmp_path, root):
         export_trl(rows, tmp_path / "trl.jsonl")
 
 
-def test_a_changed_image_is_not_exported_as_if_nothing_had_happened(rows, tmp_path):
+def test_a_changed_image_is_not_exported_as_if_nothing_had_happened(rows: Rows, tmp_path: Path) -> None:
     Image.new("RGB", (4, 4), "black").save(tmp_path / "pictures/0.png")
     with fails("image-changed", ImageError, path=tmp_path / "pictures/0.png"):
         export_mmpr(rows, tmp_path / "export")
 
 
-def test_names_are_safe_and_bounded(tmp_path):
+def test_names_are_safe_and_bounded(tmp_path: Path) -> None:
     sources = ["../../etc/passwd", "", "数据", "a" * 300] + [f"row {i}" for i in range(MAX_SOURCES)]
     rows = [paired(Question(id=f"q{i}", text="?", answer="7", kind="number", source=source)) for i, source in enumerate(sources)]
     exported = export_mmpr(rows, tmp_path / "export")
@@ -234,11 +247,11 @@ def test_names_are_safe_and_bounded(tmp_path):
 # --- TRL -----------------------------------------------------------------------------------------------------------------------
 
 
-def load(path, cache):
+def load(path: Path, cache: Path) -> datasets.Dataset:
     return datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=str(cache))
 
 
-def test_trl_comes_with_copies_of_its_images(rows, tmp_path):
+def test_trl_comes_with_copies_of_its_images(rows: Rows, tmp_path: Path) -> None:
     """The folder is complete: what becomes of the originals does not matter."""
     export_trl(rows, tmp_path / "trl" / "pairs.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "trl" / "pairs.jsonl").read_text().splitlines()]
@@ -251,7 +264,7 @@ def test_trl_comes_with_copies_of_its_images(rows, tmp_path):
             image.verify()
 
 
-def test_trl_loads_in_one_call(rows, tmp_path):
+def test_trl_loads_in_one_call(rows: Rows, tmp_path: Path) -> None:
     odd = paired(rows[0][0], rejected="<image> shows 8")
     assert export_trl([*rows, odd], tmp_path / "trl.jsonl") == (len(rows), 1)
     data = load(tmp_path / "trl.jsonl", tmp_path / "cache")
@@ -275,7 +288,7 @@ def test_trl_loads_in_one_call(rows, tmp_path):
     assert cast[0]["images"][0].size == (4, 4)
 
 
-def test_trl_loads_when_the_first_block_has_no_images(rows, tmp_path):
+def test_trl_loads_when_the_first_block_has_no_images(rows: Rows, tmp_path: Path) -> None:
     """`datasets` infers types from the first block; more text-only rows than fit into one must not break that."""
     none, one = rows[3], rows[0]
     long = paired(none[0], rejected="x" * 20_000)
@@ -287,7 +300,7 @@ def test_trl_loads_when_the_first_block_has_no_images(rows, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_mmpr_file_loads_in_one_call(rows, tmp_path, name):
+def test_each_mmpr_file_loads_in_one_call(rows: Rows, tmp_path: Path, name: str) -> None:
     export_mmpr(rows, tmp_path / "export")
     data = load(tmp_path / f"export/annotations/{name}.jsonl", tmp_path / "cache")
     assert data.num_rows == 1

@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pair_answers import ASKED, judged, table
+from pair_answers import ASKED, Row, judged, table
 
-from mixpo.pairs.balance import class_of, difficulty, lot, rates, thin
+from mixpo.pairs.balance import Class, class_of, difficulty, lot, rates, thin
 from mixpo.pairs.build import build, rebuild
 from mixpo.pairs.correctness import NearDuplicates, overlap, word_runs
 from mixpo.records import Drop, Judged, Paired, Sampled
-from mixpo.types import Pair, Verdict
+from mixpo.types import Outcome, Pair, Verdict
 
 EXAMPLES = settings(max_examples=100, deadline=None, derandomize=True)
 
@@ -84,7 +84,7 @@ TOLD = replace(ASKED, rationale="Three and four. Final answer: 7")
         ([("no 8", "wrong", "8"), ("so 7", "correct", "7", "length")], True, []),
     ],
 )
-def test_a_rationale_stands_in_when_no_answer_is_right(rows: list[tuple[str, str, str]], on: bool, chosen: list[int]) -> None:
+def test_a_rationale_stands_in_when_no_answer_is_right(rows: list[Row], on: bool, chosen: list[int]) -> None:
     responses, verdicts = judged(*rows)
     sampled, verdict = Sampled(question="q1", responses=tuple(responses)), Judged(question="q1", verdicts=tuple(verdicts))
     paired = build(TOLD, sampled, verdict, None, table(rationales=on), 0)
@@ -120,13 +120,13 @@ def test_without_a_rationale_nothing_stands_in() -> None:
     ],
 )
 def test_difficulty(outcomes: str, name: str) -> None:
-    words = {"c": "correct", "w": "wrong", "m": "malformed", "u": "undecided"}
-    verdicts = tuple(Verdict(index=index, outcome=words[letter]) for index, letter in enumerate(outcomes))  # type: ignore[arg-type]
+    words: dict[str, Outcome] = {"c": "correct", "w": "wrong", "m": "malformed", "u": "undecided"}
+    verdicts = tuple(Verdict(index=index, outcome=words[letter]) for index, letter in enumerate(outcomes))
     assert difficulty(Judged(question="q", verdicts=verdicts)) == name
 
 
 def test_rates_by_hand() -> None:
-    sizes = Counter({("a",): 1000, ("b",): 10, ("c",): 190})
+    sizes: Counter[Class] = Counter({("a",): 1000, ("b",): 10, ("c",): 190})
     assert rates(sizes, 1.0) == {("a",): 0.4, ("b",): 1.0, ("c",): 1.0}  # the mean size is 400
     assert rates(sizes, 0.5) == {("a",): 0.2, ("b",): 1.0, ("c",): 1.0}
     assert rates(sizes, 9.0) == dict.fromkeys(sizes, 1.0)

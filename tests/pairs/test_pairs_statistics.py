@@ -1,21 +1,36 @@
+from __future__ import annotations
+
 import json
+import random
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pair_answers import OPEN, answer_sets, response
+from pair_answers import OPEN, AnswerSet, answer_sets, response
 
 from mixpo.pairs.build import build
 from mixpo.pairs.histograms import BINS, LENGTH_WIDTH, Fixed, Lengths
 from mixpo.pairs.statistics import Statistics
 from mixpo.recipe import PairsTable
 from mixpo.records import Drop, Judged, Paired, Sampled
-from mixpo.types import Pair, Question, Verdict
+from mixpo.types import Finish, Origin, Outcome, Pair, Question, Verdict
 
 
-def add(statistics, name, outcomes, domain="", source="", texts=None, finishes=None, pairs=(), drops=()):
+def add(
+    statistics: Statistics,
+    name: str,
+    outcomes: str,
+    domain: str = "",
+    source: str = "",
+    texts: Sequence[str] | None = None,
+    finishes: Sequence[Finish] | None = None,
+    pairs: tuple[Pair, ...] = (),
+    drops: tuple[Drop, ...] = (),
+) -> None:
     """One question with an answer; outcome letters: r(ight), w(rong), m(alformed), u(ndecided)."""
-    words = {"r": "correct", "w": "wrong", "m": "malformed", "u": "undecided"}
+    words: dict[str, Outcome] = {"r": "correct", "w": "wrong", "m": "malformed", "u": "undecided"}
     texts = texts or [f"text {i}" for i in range(len(outcomes))]
     finishes = finishes or ["stop"] * len(outcomes)
     responses = tuple(
@@ -31,7 +46,14 @@ def add(statistics, name, outcomes, domain="", source="", texts=None, finishes=N
     )
 
 
-def pair(question, origin, chosen_ids, rejected_ids, chosen_index=0, rejected_index=1):
+def pair(
+    question: str,
+    origin: Origin,
+    chosen_ids: tuple[int, ...],
+    rejected_ids: tuple[int, ...],
+    chosen_index: int = 0,
+    rejected_index: int = 1,
+) -> Pair:
     return Pair(
         id="x", question=question, chosen="a", rejected="b", origin=origin, chosen_ids=chosen_ids, rejected_ids=rejected_ids,
         chosen_index=chosen_index, rejected_index=rejected_index,
@@ -39,7 +61,7 @@ def pair(question, origin, chosen_ids, rejected_ids, chosen_index=0, rejected_in
 
 
 @pytest.fixture
-def figures():
+def figures() -> dict[str, Any]:
     """Seven questions whose figures are worked out by hand below."""
     statistics = Statistics()
     add(statistics, "right", "rrr", domain="sum", source="book", texts=["a", "a ", "b"])
@@ -78,12 +100,12 @@ def figures():
     return statistics.as_dict()
 
 
-def test_questions(figures):
+def test_questions(figures: dict[str, Any]) -> None:
     names = ("questions", "with_answer", "without_answer", "failed", "with_pairs", "all_right", "mixed", "all_wrong", "all_undecided")
     assert [figures[name] for name in names] == [7, 5, 2, 1, 3, 1, 1, 1, 1]
 
 
-def test_answers_and_verdicts(figures):
+def test_answers_and_verdicts(figures: dict[str, Any]) -> None:
     answers = figures["answers"]
     assert (answers["total"], answers["stop"], answers["length"], answers["error"], answers["duplicates"]) == (15, 12, 2, 1, 1)
     assert answers["length_share"] == pytest.approx(2 / 15)
@@ -98,7 +120,7 @@ def test_answers_and_verdicts(figures):
     }
 
 
-def test_pairs(figures):
+def test_pairs(figures: dict[str, Any]) -> None:
     assert figures["pairs"] == 4
     assert figures["origins"] == {"correctness": 2, "format": 1, "dropout_ntp": 1}
     assert figures["pairs_per_question"] == pytest.approx(4 / 3)
@@ -112,7 +134,7 @@ def test_pairs(figures):
     }
 
 
-def test_lengths(figures):
+def test_lengths(figures: dict[str, Any]) -> None:
     lengths = figures["lengths"]
     assert lengths["edges"] == [2 * i for i in range(41)]
     assert lengths["chosen"][:4] == [0, 0, 3, 0]
@@ -127,7 +149,7 @@ def test_lengths(figures):
     assert shared["mean"] == pytest.approx(1 / 3)
 
 
-def test_empty_statistics_are_json():
+def test_empty_statistics_are_json() -> None:
     figures = json.loads(json.dumps(Statistics().as_dict(), allow_nan=False))
     assert figures["pairs"] == 0
     assert figures["verdicts"]["accuracy"] is None
@@ -135,7 +157,7 @@ def test_empty_statistics_are_json():
 
 
 @given(st.lists(st.integers(0, 100_000), max_size=60), st.randoms(use_true_random=False))
-def test_growing_bins_are_those_of_a_plain_count(lengths, rng):
+def test_growing_bins_are_those_of_a_plain_count(lengths: list[int], rng: random.Random) -> None:
     histogram = Lengths()
     for length in lengths:
         histogram.add(length)
@@ -151,7 +173,7 @@ def test_growing_bins_are_those_of_a_plain_count(lengths, rng):
     assert other == histogram
 
 
-def test_both_sides_share_their_bins():
+def test_both_sides_share_their_bins() -> None:
     statistics = Statistics()
     statistics.add(OPEN, Sampled(question="q2"), None, Paired(question="q2", pairs=(pair("q2", "dropout_ntp", (1,) * 3, (1,) * 500),)))
     lengths = statistics.as_dict()["lengths"]
@@ -160,14 +182,14 @@ def test_both_sides_share_their_bins():
     assert sum(lengths["chosen"]) == sum(lengths["rejected"]) == 1
 
 
-def test_values_beyond_the_last_edge_are_in_the_last_bin():
+def test_values_beyond_the_last_edge_are_in_the_last_bin() -> None:
     histogram = Fixed((0.0, 1.0, 2.0))
     for value in (0.0, 1.0, 1.5, 2.0, 99.0):
         histogram.add(value)
     assert histogram.as_dict() == {"edges": [0.0, 1.0, 2.0], "counts": [1, 4], "mean": pytest.approx(20.7), "max": 99.0}
 
 
-def test_sources(figures):
+def test_sources(figures: dict[str, Any]) -> None:
     """Worked out by hand: a question without pairs counts, lengths are means over the pairs that have tokens."""
     assert figures["sources"] == {
         "": {
@@ -185,7 +207,7 @@ def test_sources(figures):
     }  # fmt: skip
 
 
-def test_domains_and_sources_are_bounded():
+def test_domains_and_sources_are_bounded() -> None:
     statistics = Statistics()
     for number in range(503):
         add(statistics, f"q{number}", "r", domain=f"domain {number}", source=f"source {number}")
@@ -194,7 +216,7 @@ def test_domains_and_sources_are_bounded():
         assert found["(other)"]["questions"] == 3
 
 
-def test_records_of_another_question_are_a_bug():
+def test_records_of_another_question_are_a_bug() -> None:
     with pytest.raises(ValueError, match="records of question q9"):
         Statistics().add(OPEN, Sampled(question="q9"), None, Paired(question="q2"))
     with pytest.raises(ValueError, match="records of question q9"):
@@ -202,7 +224,7 @@ def test_records_of_another_question_are_a_bug():
 
 
 @given(answer_sets())
-def test_statistics_agree_with_what_build_made(answers):
+def test_statistics_agree_with_what_build_made(answers: AnswerSet) -> None:
     responses, verdicts = answers
     question = Question(id="q1", text="?", answer="7", kind="number")
     sampled, judgement = Sampled(question="q1", responses=tuple(responses)), Judged(question="q1", verdicts=tuple(verdicts))

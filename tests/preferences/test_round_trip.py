@@ -37,8 +37,8 @@ def rows(folder: Path) -> Rows:
     ]
     made = []
     for question in questions:
-        sides = [Response(question=question.id, index=i, text=text) for i, text in enumerate((" so\n«7» {x}", "no <b>8</b>\t"))]
-        made.append((question, make_pair(question.id, *sides, "correctness", "7", "8")))
+        chosen, rejected = (Response(question=question.id, index=i, text=text) for i, text in enumerate((" so\n«7» {x}", "no <b>8</b>\t")))
+        made.append((question, make_pair(question.id, chosen, rejected, "correctness", "7", "8")))
     return made
 
 

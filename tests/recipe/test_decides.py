@@ -11,12 +11,13 @@ from typing import Any, Literal
 import pytest
 from pydantic.fields import FieldInfo
 
-from mixpo.pipeline import Sources, build_plan, open_context
+from mixpo.pipeline import build_plan, open_context
 from mixpo.progress import Silent
 from mixpo.recipe import STAGES, Decides, Recipe, Table, parse
 from mixpo.stages import source
 from mixpo.stages.models import ModelRef
 from mixpo.stages.question_index import NOTHING
+from mixpo.stages.questions import Sources
 
 Place = tuple[str | int, ...]
 RECIPE: dict[str, Any] = {
@@ -141,7 +142,7 @@ def settings(recipe: Recipe, root: Path) -> dict[str, Mapping[str, Any]]:
     found |= {f"source/{s.name}": source._settings(context, s.source, None) for s in recipe.evaluate.sets}
     assert recipe.train.replay is not None
     found["source/replay"] = source._settings(context, recipe.train.replay.source, None)
-    found |= {"source": source._settings(context, recipe.source, None), "report": recipe.deciding("report")}  # type: ignore[arg-type]
+    found |= {"source": source._settings(context, recipe.source, None), "report": recipe.deciding("report")}
     return {name: {key: value for key, value in of_stage.items() if key not in FOLLOWS} for name, of_stage in found.items()}
 
 

@@ -327,7 +327,7 @@ def test_parts_may_be_missing(data: ReportData) -> None:
         {"examples": data.examples[:1]},
         {"manifests": {"source": manifest("source", 0.0)}},
     ):
-        Page(render(build(replace(EMPTY, **changed))))  # type: ignore[arg-type]
+        Page(render(build(replace(EMPTY, **changed))))
     assert "Direct-answer accuracy" not in render(build(replace(EMPTY, predictions=start)))
 
 
@@ -349,7 +349,7 @@ def test_hostile_text_is_inert(data: ReportData, evil: str) -> None:
     rows = [
         Prediction(question=evil, mode="cot", text=evil, tokens=1, finish="stop", outcome=o, extracted=evil, reason=evil, domain=evil)
         for o in ("wrong", "correct")
-    ]  # type: ignore[arg-type]
+    ]
     built = build(
         ReportData(
             title=evil,

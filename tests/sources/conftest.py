@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def collect(folder: Path) -> Callable[..., Both]:
     def run(**table: object) -> Both:
-        source: Source = TypeAdapter(Source).validate_python(table)  # type: ignore[valid-type]
+        source: Source = TypeAdapter(Source).validate_python(table)
         items = list(read(source, recipe_folder=folder, images=folder / "run" / "images"))
         return [item for item in items if isinstance(item, Question)], [item for item in items if isinstance(item, Skipped)]
 
@@ -39,7 +39,7 @@ def noticed(folder: Path) -> Callable[..., list[Notice]]:
     """What the reader of a source has to say, apart from its rows."""
 
     def run(**table: object) -> list[Notice]:
-        source: Source = TypeAdapter(Source).validate_python(table)  # type: ignore[valid-type]
+        source: Source = TypeAdapter(Source).validate_python(table)
         items = read_rows(source, recipe_folder=folder, images=folder / "run" / "images")
         return [item for item in items if isinstance(item, Notice)]
 

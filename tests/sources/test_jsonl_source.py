@@ -12,11 +12,13 @@ import pytest
 from mixpo.errors import SourceError
 from mixpo.images import digest_file
 from mixpo.sources import DUPLICATE
+from mixpo.types import Question, Skipped
 
+Both = tuple[list[Question], list[Skipped]]
 GOOD = {"image": "0.png", "question": "What color?", "answer": "red"}
 
 
-def test_every_form_of_a_row(jsonl: Callable[..., object], folder: Path) -> None:
+def test_every_form_of_a_row(jsonl: Callable[..., Both], folder: Path) -> None:
     questions, skipped = jsonl(
         GOOD,
         {"image": ["0.png", "1.png"], "question": "Same?", "answer": "no", "id": 7, "domain": "compare", "source": "mine"},
@@ -95,7 +97,7 @@ MALFORMED: list[tuple[object, str]] = [
 
 
 @pytest.mark.parametrize(("row", "reason"), MALFORMED)
-def test_malformed_rows_are_listed_with_line_and_hint(jsonl: Callable[..., object], folder: Path, row: object, reason: str) -> None:
+def test_malformed_rows_are_listed_with_line_and_hint(jsonl: Callable[..., Both], folder: Path, row: object, reason: str) -> None:
     root = folder / "root"
     (root / "sub").mkdir(parents=True)
     (folder / "0.png").rename(root / "0.png")
@@ -111,14 +113,14 @@ def test_malformed_rows_are_listed_with_line_and_hint(jsonl: Callable[..., objec
     assert skipped[0].stage == "source"
 
 
-def test_symbolic_links_inside_the_root_are_fine(jsonl: Callable[..., object], folder: Path) -> None:
+def test_symbolic_links_inside_the_root_are_fine(jsonl: Callable[..., Both], folder: Path) -> None:
     os.symlink(folder / "0.png", folder / "link.png")
     questions, skipped = jsonl({**GOOD, "image": "link.png"})
     assert len(questions) == 1
     assert skipped == []
 
 
-def test_duplicates_are_counted(jsonl: Callable[..., object], folder: Path) -> None:
+def test_duplicates_are_counted(jsonl: Callable[..., Both], folder: Path) -> None:
     (folder / "copy.png").write_bytes((folder / "0.png").read_bytes())
     questions, skipped = jsonl(
         GOOD, {**GOOD, "id": 5}, {**GOOD, "image": "copy.png"}, {**GOOD, "answer": "blue"}, {**GOOD, "image": "1.png"}
@@ -127,13 +129,13 @@ def test_duplicates_are_counted(jsonl: Callable[..., object], folder: Path) -> N
     assert [(s.where.rpartition(":")[2], s.reason) for s in skipped] == [("2", DUPLICATE), ("3", DUPLICATE)]
 
 
-def test_wrong_kind_is_listed(jsonl: Callable[..., object]) -> None:
+def test_wrong_kind_is_listed(jsonl: Callable[..., Both]) -> None:
     questions, skipped = jsonl(GOOD, {**GOOD, "answer": "5"}, answer_kind="number")
     assert [q.answer for q in questions] == ["5"]
     assert "the answer is 'red'" in skipped[0].reason
 
 
-def test_byte_order_mark_and_windows_lines(jsonl: Callable[..., object]) -> None:
+def test_byte_order_mark_and_windows_lines(jsonl: Callable[..., Both]) -> None:
     questions, skipped = jsonl(b'\xef\xbb\xbf{"question": "a"}\r', b'{"question": "b"}\r')
     assert [q.text for q in questions] == ["a", "b"]
     assert skipped == []
@@ -155,14 +157,14 @@ def test_byte_order_mark_and_windows_lines(jsonl: Callable[..., object]) -> None
         (b"PK\x03\x04\x14", "is a zip archive"),
     ],
 )
-def test_unusable_files(collect: Callable[..., object], folder: Path, content: bytes | None, reason: str) -> None:
+def test_unusable_files(collect: Callable[..., Both], folder: Path, content: bytes | None, reason: str) -> None:
     if content is not None:
         (folder / "data.jsonl").write_bytes(content)
     with pytest.raises(SourceError, match=reason):
         collect(kind="jsonl", path="data.jsonl")
 
 
-def test_a_torn_last_line_is_said(collect: Callable[..., object], folder: Path) -> None:
+def test_a_torn_last_line_is_said(collect: Callable[..., Both], folder: Path) -> None:
     (folder / "data.jsonl").write_bytes(b'{"question": "a"}\n{"question": "b\n{"question": "c')
     questions, skipped = collect(kind="jsonl", path="data.jsonl")
     assert [q.text for q in questions] == ["a"]
@@ -172,7 +174,7 @@ def test_a_torn_last_line_is_said(collect: Callable[..., object], folder: Path) 
     ]
 
 
-def test_rows_that_only_look_like_a_table_are_listed_one_by_one(collect: Callable[..., object], folder: Path) -> None:
+def test_rows_that_only_look_like_a_table_are_listed_one_by_one(collect: Callable[..., Both], folder: Path) -> None:
     (folder / "data.jsonl").write_bytes(b'"question", 5\n{"question": "a, b"}\n')
     with pytest.raises(SourceError, match="is a table"):
         collect(kind="jsonl", path="data.jsonl")
@@ -181,7 +183,7 @@ def test_rows_that_only_look_like_a_table_are_listed_one_by_one(collect: Callabl
     assert ([q.text for q in questions], len(skipped)) == (["a, b"], 1)
 
 
-def test_missing_root_and_folder_as_file(collect: Callable[..., object], folder: Path) -> None:
+def test_missing_root_and_folder_as_file(collect: Callable[..., Both], folder: Path) -> None:
     (folder / "data.jsonl").write_text('{"question": "a"}')
     with pytest.raises(SourceError, match=r"source\.root: .*nowhere is not a folder"):
         collect(kind="jsonl", path="data.jsonl", root="nowhere")
@@ -189,7 +191,7 @@ def test_missing_root_and_folder_as_file(collect: Callable[..., object], folder:
         collect(kind="jsonl", path=".")
 
 
-def test_order_of_rows_changes_no_id(jsonl: Callable[..., object]) -> None:
+def test_order_of_rows_changes_no_id(jsonl: Callable[..., Both]) -> None:
     rows = [{**GOOD, "image": f"{n}.png"} for n in range(3)]
     forward, backward = jsonl(*rows)[0], jsonl(*reversed(rows))[0]
     assert forward == list(reversed(backward))

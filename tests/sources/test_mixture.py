@@ -9,9 +9,10 @@ import pytest
 import small_run
 
 from mixpo.cli import main
-from mixpo.pipeline import known_sources, open_context, read_sources
+from mixpo.pipeline import open_context
 from mixpo.progress import Silent
 from mixpo.recipe import load
+from mixpo.stages.questions import known_sources, read_sources
 from mixpo.types import Question
 
 MIXTURE = """

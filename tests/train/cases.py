@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -71,7 +72,7 @@ def timeless(row: StepMetrics) -> StepMetrics:
     return replace(row, seconds=0, tokens_per_second=0, pairs_per_second=0, memory=0, seconds_left=0)
 
 
-def job(vlm: Vlm, found: list[Group], folder: Path, objective: str = "mpo", **table: object) -> TrainJob:
+def job(vlm: Vlm, found: list[Group], folder: Path, objective: str = "mpo", /, **table: Any) -> TrainJob:
     settings = {"batch_size": 4, "learning_rate": 1e-3, "tokens_per_batch": 400, "warmup": 0.0, **table}
     return TrainJob(
         vlm=vlm,

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import pytest
 from torch.distributed.tensor import DTensor
 from train.cases import group, groups, job, question, scored
 
 from mixpo.errors import TrainError
-from mixpo.progress import Silent
+from mixpo.progress import Progress, Silent
 from mixpo.recipe import ModelTable
 from mixpo.train import loop
 from mixpo.train.group_data import in_memory
 from mixpo.train.loop import train
+from mixpo.train.metrics import StepMetrics
 from mixpo.train.replay import replay_group
+from mixpo.train.session import Session, TrainJob, open_session
 from mixpo.types import Group
 from mixpo.vlm.load import Vlm, load
 
-SETTINGS = {"epochs": 2, "batch_size": 3, "tokens_per_batch": 150, "learning_rate": 1e-4}
+SETTINGS: dict[str, Any] = {"epochs": 2, "batch_size": 3, "tokens_per_batch": 150, "learning_rate": 1e-4}
 CUT = {**SETTINGS, "save_every": 3}
 REPLAY = {**SETTINGS, "replay": {"source": {"kind": "digits"}, "share": 0.5, "weight": 0.7}}
 ADAPTER = {**SETTINGS, "learning_rate": 1e-3, "lora": {"rank": 3}}
@@ -32,7 +37,7 @@ class StopError(Exception):
     pass
 
 
-def mixed(vlm: Vlm, images: Path) -> list[object]:
+def mixed(vlm: Vlm, images: Path) -> list[Group]:
     """Two questions with an image and two without; with two of them in a step, the share of a rank may be text only."""
     return scored(vlm, [group(vlm, images, number, images=number % 2, responses=2) for number in range(4)])
 
@@ -48,15 +53,15 @@ def main(model: Path, images: Path, work: Path, kind: str) -> None:
         return load(ModelTable(path=str(model), device="cpu"), Path())
 
     data = scored(vlm(), groups(vlm(), images))
-    real_open, real_advance = loop.open_session, loop._advance
+    patch, real_advance = pytest.MonkeyPatch(), loop._advance
 
-    def checked(*args: object) -> loop.Session:
-        session = real_open(*args)  # type: ignore[arg-type]
+    def checked(a_job: TrainJob, progress: Progress) -> Session:
+        session = open_session(a_job, progress)
         sharded = {isinstance(value, DTensor) for value in session.job.vlm.model.parameters()}
         assert sharded == {kind == "fsdp2"}, "the model is not shared as it should be"
         return session
 
-    loop.open_session = checked
+    patch.setattr(loop, "open_session", checked)
     for name in ("mpo", "aot"):
         train(job(vlm(), data, work / name, name, **SETTINGS), Silent())
     train(job(vlm(), data, work / "recomputed", gradient_checkpointing=True, **SETTINGS), Silent())
@@ -71,19 +76,18 @@ def main(model: Path, images: Path, work: Path, kind: str) -> None:
     assert ("needs a whole model on each rank" in refused) == (kind != "ddp"), refused
     train(job(vlm(), mixed(vlm(), images), work / "mixed", batch_size=2, epochs=4, learning_rate=1e-4), Silent())
 
-    def stop(session: loop.Session, row: loop.StepMetrics) -> None:
+    def stop(session: Session, row: StepMetrics) -> None:
         if row.step > STOP:
             raise StopError
         real_advance(session, row)
 
     for folder in ("cut", "handed-on"):
-        loop._advance = stop
-        try:
+        with pytest.MonkeyPatch.context() as stopping, suppress(StopError):
+            stopping.setattr(loop, "_advance", stop)
             train(job(vlm(), data, work / folder, **CUT), Silent())
-        except StopError:
-            loop._advance = real_advance
     train(job(vlm(), data, work / "cut", **CUT), Silent())
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:4]), sys.argv[4])
+    model, images, work = map(Path, sys.argv[1:4])
+    main(model, images, work, sys.argv[4])

@@ -22,6 +22,7 @@ from transformers import AutoModelForImageTextToText
 from mixpo.errors import RecipeError, TrainError
 from mixpo.progress import Silent
 from mixpo.recipe import ImageTable, LoraTable, ModelTable, TrainTable, parse
+from mixpo.recipe.train import Part
 from mixpo.train import loop
 from mixpo.train.adapters import prepare_trainable, target_layers
 from mixpo.train.collate import collate
@@ -66,7 +67,7 @@ def test_packed_is_one_at_a_time_in_every_family(name: str) -> None:
     """Log-probs and gradients of A and B of all parts and the head, also recomputed; and the merged model is the same."""
     family = FAMILIES[name]
     one, data = family_vlm(family), Data(family)
-    parts = ("vision", "projector", "llm") if family.picture and _has_projector(one.model) else ("llm",)
+    parts: tuple[Part, ...] = ("vision", "projector", "llm") if family.picture and _has_projector(one.model) else ("llm",)
     found = target_layers(one.model, LoraTable(parts=parts))
     head = next(name for name, module in one.model.named_modules() if module is one.model.get_output_embeddings())
     assert head not in found
@@ -148,7 +149,7 @@ def test_only_the_adapter_is_trained_and_both_are_saved(tiny_vlm: Vlm, data: lis
     assert sizes["llm"] + sizes["projector"] == sum(value.numel() for value in values.values())
     merged = load(ModelTable(path=str(result.folder), device="cpu"), Path())
     adapted = load(ModelTable(path=str(tiny_vlm.folder), device="cpu", adapter=str(result.folder / "adapter")), Path())
-    base = AutoModelForImageTextToText.from_pretrained(tiny_vlm.folder, local_files_only=True)
+    base = AutoModelForImageTextToText.from_pretrained(str(tiny_vlm.folder), local_files_only=True)
     theirs = peft.PeftModel.from_pretrained(base, result.folder / "adapter").eval()
     inputs = collate(vlm, _first(data), loop_prompts(vlm), "plain").inputs
     with torch.no_grad():

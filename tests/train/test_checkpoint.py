@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -19,10 +20,10 @@ from train.cases import job, timeless
 
 from mixpo.errors import ModelError, TrainError
 from mixpo.progress import Silent
-from mixpo.train import checkpoint, loop
+from mixpo.train import loop
 from mixpo.train.loop import train
 from mixpo.train.metrics import StepMetrics, read_metrics
-from mixpo.train.session import TrainJob
+from mixpo.train.session import Session, TrainJob
 from mixpo.types import Group
 from mixpo.vlm.load import Vlm
 
@@ -49,7 +50,7 @@ def train_until(step: int, monkeypatch: pytest.MonkeyPatch, a_job: TrainJob) -> 
     """Train, and fail after this step."""
     real = loop._advance
 
-    def advance(session: loop.Session, row: StepMetrics) -> None:
+    def advance(session: Session, row: StepMetrics) -> None:
         if row.step > step:
             raise StopError
         real(session, row)
@@ -122,17 +123,17 @@ def full_disk(*_: object) -> None:
 def test_full_disk_keeps_the_last_good_checkpoint(
     tiny_vlm: Vlm, data: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = checkpoint.torch.save, [0]
+    real, calls = torch.save, [0]
 
-    def save(value: object, handle: object) -> None:
+    def save(value: object, handle: BinaryIO) -> None:
         calls[0] += 1
         if calls[0] == 3:
-            handle.write(b"half of it")  # type: ignore[attr-defined]
+            handle.write(b"half of it")
             full_disk()
         real(value, handle)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.torch, "save", save)
+        patch.setattr(torch, "save", save)
         with pytest.raises(TrainError, match=r"step-000006: the checkpoint cannot be written .*No space left.*resumes from step 4"):
             train(job(fresh(tiny_vlm), data, tmp_path, **SETTINGS), Silent())
     folder = tmp_path / "work" / "checkpoints"
@@ -166,6 +167,7 @@ def test_torn_metrics_line(tmp_path: Path, tiny_vlm: Vlm, data: list[Group]) -> 
 KILLED = """
 import sys
 from pathlib import Path
+from typing import BinaryIO
 from train.cases import groups, job, scored
 from mixpo.progress import Silent
 from mixpo.recipe import ModelTable

@@ -20,7 +20,7 @@ from mixpo.train.layout_check import check_sample
 from mixpo.train.schedule import Schedule
 from mixpo.types import Group, ImageRef, Message, Question
 
-TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 
 
 @st.composite
@@ -52,6 +52,7 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, given
     groups, listed = open_groups(path), in_memory(expected)
     assert [groups[number] for number in reversed(range(len(groups)))] == expected[::-1]
     assert (groups.digest, stored_digest(path)) == ("of these", "of these")
+    assert INDEX.names is not None
     for name in (name for name in INDEX.names if name not in ("start", "bytes", "crc", "turn")):
         assert np.array_equal(groups.sizes[name], listed.sizes[name]), name
     assert groups.sample == listed.sample

@@ -111,7 +111,7 @@ def test_each_image_is_seen_once(vlm: Vlm, tmp_path: Path, layout: Layout) -> No
 @pytest.mark.parametrize("layout", ["tree", pytest.param("shared", marks=SHARED)])
 def test_the_head_sees_answer_tokens_only(vlm: Vlm, tmp_path: Path, layout: Layout) -> None:
     found = groups(vlm, tmp_path)
-    visible: list[torch.Footprint] = []
+    visible: list[torch.Size] = []
     handle = vlm.model.get_output_embeddings().register_forward_pre_hook(lambda _, args: visible.append(args[0].shape))
     Scorer(vlm.model, layout)(collate(vlm, chunks(found), PromptCache(vlm, IMAGES).get, layout))
     handle.remove()

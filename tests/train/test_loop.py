@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from mixpo.recipe import ModelTable
 from mixpo.train import loop
 from mixpo.train.batch import Batch, Chunk
 from mixpo.train.loop import TrainResult, train
+from mixpo.train.losses import LossTerms, combine
 from mixpo.train.metrics import read_metrics
 from mixpo.train.reference import open_reference
 from mixpo.train.session import Session, TrainJob
@@ -247,10 +249,8 @@ def test_infinite_loss_stops_and_names_the_question(vlm: Vlm, data: list[Group],
 
 
 def test_loss_of_exactly_zero_stops(vlm: Vlm, data: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = loop.combine
-
-    def masked(*args: object) -> object:
-        terms = real(*args)  # type: ignore[arg-type]
+    def masked(*args: Any) -> LossTerms:
+        terms = combine(*args)
         return replace(terms, total=terms.total * 0)
 
     monkeypatch.setattr(loop, "combine", masked)
@@ -287,8 +287,7 @@ def test_aot_sorts_over_the_whole_step(tiny_vlm: Vlm, data: list[Group], tmp_pat
 
 
 def test_first_loss_far_from_expected_is_refused(vlm: Vlm, data: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = loop.combine
-    monkeypatch.setattr(loop, "combine", lambda *args: replace(found := real(*args), total=found.total + 2e-3))
+    monkeypatch.setattr(loop, "combine", lambda *args: replace(terms := combine(*args), total=terms.total + 2e-3))
     with pytest.raises(TrainError, match="the first loss is"):
         train(job(vlm, data, tmp_path), Silent())
 
@@ -318,7 +317,7 @@ def test_tensorboard_gets_every_step(vlm: Vlm, data: list[Group], tmp_path: Path
 
 def test_trackers_call_the_training_by_its_label(vlm: Vlm, data: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise each run has a random name, and nobody finds the objective or the round."""
-    asked: list[tuple[str, dict[str, dict[str, dict[str, str]]]]] = []
+    asked: list[tuple[str, dict[str, Any]]] = []
     monkeypatch.setattr("accelerate.Accelerator.init_trackers", lambda self, project, **settings: asked.append((project, settings)))
     train(replace(job(vlm, data, tmp_path, trackers=["tensorboard"]), label="site mpo-round-1"), Silent())
     ((project, settings),) = asked
@@ -329,7 +328,7 @@ def test_trackers_call_the_training_by_its_label(vlm: Vlm, data: list[Group], tm
 
 
 def test_wandb_files_go_where_the_recipe_says(vlm: Vlm, data: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, dict[str, dict[str, dict[str, str]]]]] = []
+    asked: list[tuple[str, dict[str, Any]]] = []
     monkeypatch.setattr("accelerate.Accelerator.init_trackers", lambda self, project, **settings: asked.append((project, settings)))
     table = {"project": "docs", "entity": "team", "group": "sweep"}
     train(replace(job(vlm, data, tmp_path, trackers=["tensorboard"], wandb=table), wandb_folder=tmp_path / "w"), Silent())

@@ -72,8 +72,16 @@ def test_the_records_hold_what_the_stage_finds(tiny_vlm: Vlm, bare: list[Group],
 
 
 def _pair(group: Group) -> Pair:
-    ids = {"chosen_ids": group.responses[0], "rejected_ids": group.responses[1]}
-    return Pair(id="p", question=group.question.id, chosen="sampled", rejected="sampled", origin="correctness", **ids)
+    ids = group.responses
+    return Pair(
+        id="p",
+        question=group.question.id,
+        chosen="sampled",
+        rejected="sampled",
+        origin="correctness",
+        chosen_ids=ids[0],
+        rejected_ids=ids[1],
+    )
 
 
 def test_the_policy_is_given_back(tiny_vlm: Vlm, tmp_path: Path) -> None:

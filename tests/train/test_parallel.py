@@ -21,10 +21,11 @@ from mixpo.train import loop
 from mixpo.train.batch import Chunk, find_dummy, footprint, make_chunk, with_dummy
 from mixpo.train.loop import train
 from mixpo.train.measure import live_line
-from mixpo.train.metrics import read_metrics
+from mixpo.train.metrics import StepMetrics, read_metrics
 from mixpo.train.model import use_liger
 from mixpo.train.parallel import _meta_copy, _set_parameter, strategy_of
 from mixpo.train.prompt_cache import PromptCache
+from mixpo.train.session import Session
 from mixpo.types import Group
 from mixpo.vlm.load import Vlm
 
@@ -84,15 +85,16 @@ def test_unknown_launches_are_refused() -> None:
 
 
 def test_an_outline_has_no_weights_until_it_is_filled() -> None:
-    model = nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 4, bias=False))
-    model[1].weight = model[0].weight
+    first, last = nn.Embedding(4, 3), nn.Linear(3, 4, bias=False)
+    last.weight = first.weight
+    model = nn.Sequential(first, last)
     model.register_buffer("table", torch.arange(3.0), persistent=False)
     meta_copy = _meta_copy(model)
     assert all(value.is_meta for value in meta_copy.parameters())
-    assert torch.equal(meta_copy.table, model.table)
-    _set_parameter(meta_copy, "0.weight", model[0].weight.detach() + 1)
-    assert meta_copy[1].weight is meta_copy[0].weight, "weights that were tied are not"
-    assert torch.equal(meta_copy[0].weight, model[0].weight + 1)
+    assert torch.equal(meta_copy.get_buffer("table"), model.get_buffer("table"))
+    _set_parameter(meta_copy, "0.weight", first.weight.detach() + 1)
+    assert meta_copy.get_parameter("1.weight") is meta_copy.get_parameter("0.weight"), "weights that were tied are not"
+    assert torch.equal(meta_copy.get_parameter("0.weight"), first.weight + 1)
 
 
 # --- the dummy chunk -----------------------------------------------------------------------------------------------------------
@@ -143,7 +145,7 @@ def test_bad_weights_are_not_saved(
     settings = {"epochs": 3, "batch_size": 4, "save_every": 2}
     weight, real = vlm.model.model.language_model.layers[0].self_attn.q_proj.weight, loop._advance
 
-    def advance(session: loop.Session, row: loop.StepMetrics) -> None:
+    def advance(session: Session, row: StepMetrics) -> None:
         real(session, row)
         if row.step == (3 if math.isnan(value) else 4):
             with torch.no_grad():

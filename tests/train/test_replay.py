@@ -23,9 +23,11 @@ from mixpo.train.group_data import in_memory
 from mixpo.train.logps import Scorer
 from mixpo.train.loop import train
 from mixpo.train.losses import combine, loss_weights
+from mixpo.train.metrics import StepMetrics
 from mixpo.train.prompt_cache import PromptCache
 from mixpo.train.replay import pictured_dummy, replay_group, replay_order, rows_before
 from mixpo.train.schedule import Schedule
+from mixpo.train.session import Session, open_session
 from mixpo.types import Group, ImageRef
 from mixpo.vlm.load import Vlm
 
@@ -141,7 +143,7 @@ def test_a_resumed_training_uses_the_same_rows(
     whole = train(replace(job(own(tiny_vlm), data, tmp_path / "whole", **table), replay=in_memory(given)), Silent())
     real = loop._advance
 
-    def stop(session: loop.Session, row: loop.StepMetrics) -> None:
+    def stop(session: Session, row: StepMetrics) -> None:
         if row.step == 4:
             raise KeyboardInterrupt
         real(session, row)
@@ -157,7 +159,7 @@ def test_a_resumed_training_uses_the_same_rows(
 
 def test_text_pairs_with_pictured_rows_have_a_pictured_dummy(tiny_vlm: Vlm, rows: list[Group], folder: Path, tmp_path: Path) -> None:
     texts = scored(tiny_vlm, [group(tiny_vlm, folder, 90, images=0)])
-    opened = loop.open_session(
+    opened = open_session(
         replace(job(own(tiny_vlm), texts, tmp_path, replay={"source": SOURCE, "share": len(rows)}), replay=in_memory(rows)), Silent()
     )
     assert not opened.dummy.group.question.images

@@ -63,6 +63,7 @@ def test_a_step_without_images_has_no_dummy_with_one(tiny_vlm: Vlm, data: list[G
     """A gradient of 0 is not none: the optimizer would move the vision tower by its momentum."""
     session = open_session(job(fresh(tiny_vlm), data, tmp_path, batch_size=1), Silent())
     monkeypatch.setattr(type(session.accelerator), "num_processes", 2)
+    shown = 0
     monkeypatch.setattr(session.accelerator, "gather", lambda value: torch.cat([value, torch.tensor([[2, shown]])]))
     for step in session.schedule.steps(0):
         pictured = bool(data[step[0].group].question.images)

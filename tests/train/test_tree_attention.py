@@ -73,7 +73,7 @@ def alone(
             both = (block_ids[:, None] == block_ids[None]) & (block_ids >= 0)[None]
             mask = (ahead >= 0) & near | (both & near if visibility.window_applies else both)
             parts = [part[:, :, places] for part in (query, key, value)]
-            result = F.scaled_dot_product_attention(*parts, attn_mask=mask, scale=0.4, enable_gqa=True)
+            result = F.scaled_dot_product_attention(parts[0], parts[1], parts[2], attn_mask=mask, scale=0.4, enable_gqa=True)
             if softcap:
                 scores = parts[0] @ parts[1].repeat_interleave(HEADS // SHARED, 1).mT * 0.4
                 weights = (softcap * torch.tanh(scores / softcap)).masked_fill(~mask, float("-inf")).softmax(-1)

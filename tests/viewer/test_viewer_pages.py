@@ -271,11 +271,11 @@ def test_an_empty_run(own: Path) -> None:
             shutil.rmtree(path)
     views = Views(open_run(own))
     client = TestClient(create_app(views), base_url="http://localhost")
-    for path, said in {
+    for page, said in {
         "/": "No stage has started", "/pairs": "No pairs yet", "/questions": "No questions yet", "/training": "No training has started",
         "/evaluation": "Nothing has been evaluated", "/audit": "No verdicts in this round", "/filtered": "Nothing was filtered",
     }.items():  # fmt: skip
-        assert said in body(client, path)
+        assert said in body(client, page)
     views.index.close()
 
 

@@ -125,7 +125,7 @@ def test_a_mark_is_kept(own: Path, own_client: TestClient) -> None:
 def test_other_forms_change_nothing(
     own: Path, own_client: TestClient, headers: dict[str, str], changed: dict[str, str], status: int
 ) -> None:
-    assert own_client.post("/audit/label", data=form(**changed), headers=headers).status_code == status
+    assert own_client.post("/audit/label", data={**form(), **changed}, headers=headers).status_code == status
     assert read_labels(own) == {}
 
 
@@ -199,7 +199,7 @@ def test_a_run_that_was_moved_finds_the_images_that_it_keeps(tmp_path: Path) -> 
     run = viewer_run.write(tmp_path / "before")
     kept = save_content(Image.new("RGB", (9, 7), (1, 2, 3)), run / "images")
     outside = reference(tmp_path / "before" / "pictures" / "0.png")
-    moved = shutil.move(run, tmp_path / "after")
+    moved = Path(shutil.move(run, tmp_path / "after"))
     shutil.rmtree(tmp_path / "before")
     images = Images(open_run(moved))
     assert Image.open(io.BytesIO(images.encoded(kept, "page")[0])).getpixel((0, 0)) == (1, 2, 3)
@@ -208,7 +208,8 @@ def test_a_run_that_was_moved_finds_the_images_that_it_keeps(tmp_path: Path) -> 
     # What is kept is still checked: another picture under the name, and a link that leads out.
     own = next((moved / "images").rglob(f"{kept.digest}.*"))
     own.unlink()
-    own.symlink_to(Image.new("RGB", (9, 9)).save(tmp_path / "secret.png") or tmp_path / "secret.png")
+    Image.new("RGB", (9, 9)).save(tmp_path / "secret.png")
+    own.symlink_to(tmp_path / "secret.png")
     with pytest.raises(ImageError, match="outside the folders"):
         Images(open_run(moved)).encoded(kept, "page")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
@@ -12,13 +13,13 @@ from mixpo.pairs.statistics import Statistics, balance_of
 from mixpo.records import Judged, Paired, Sampled
 from mixpo.run import Run
 from mixpo.stages.verify import count_judged
-from mixpo.types import Question, Verdict
+from mixpo.types import Outcome, Question, Verdict
 from mixpo.viewer.listing import ListFilter
 from mixpo.viewer.statistics import statistics
 from mixpo.viewer.views import Views
 
 
-def counted(root: Path) -> dict[str, object]:
+def counted(root: Path) -> dict[str, Any]:
     """The same figures, one question after another."""
     run, made = Run(root), Statistics()
     kinds = (("source", Question), ("sample", Sampled), ("verify", Judged), ("pair", Paired), ("continue", Sampled))
@@ -28,25 +29,23 @@ def counted(root: Path) -> dict[str, object]:
     return made.as_dict()
 
 
-def expected_of(root: Path) -> dict[str, object]:
+def expected_of(root: Path) -> dict[str, Any]:
     """What the report says, without what the index does not hold."""
     whole = counted(root)
     rejected = whole.pop("rejected")
     for name in ("failed", "answers", "shared_prefix", "drops"):
         del whole[name]
-    assert isinstance(rejected, dict)
     return {**whole, "rejected": {name: rejected[name] for name in ("longer", "longer_share")}}
 
 
 def test_they_agree_with_the_report(own: Path, own_views: Views) -> None:
     """Two sources, one of them without a name; questions with undecided verdicts; and a pair of text alone."""
     run = Run(own)
-    for shard in run.stage("source").manifest.shards:  # type: ignore[union-attr]
-        rows = run.stage("source").read(shard, Question)
-        run.stage("source").write(
-            shard, Question, [replace(row, source="" if row.domain == "solve" else f"set of {row.domain}") for row in rows]
-        )
-    verify, pair = run.stage("round-1/verify"), run.stage("round-1/pair")
+    source, verify, pair = run.stage("source"), run.stage("round-1/verify"), run.stage("round-1/pair")
+    assert source.manifest is not None
+    for shard in source.manifest.shards:
+        asked = source.read(shard, Question)
+        source.write(shard, Question, [replace(row, source="" if row.domain == "solve" else f"set of {row.domain}") for row in asked])
     assert verify.manifest is not None
     assert pair.manifest is not None
     for shard in verify.manifest.shards[:2]:
@@ -64,7 +63,7 @@ def test_they_agree_with_the_report(own: Path, own_views: Views) -> None:
     assert found["all_undecided"] > 0
     assert found["all_wrong"] > 0
     ratio, ratio_expected = found.pop("length_ratio"), expected.pop("length_ratio")
-    assert ratio == {**ratio_expected, "mean": pytest.approx(ratio_expected["mean"])}  # type: ignore[dict-item]
+    assert ratio == {**ratio_expected, "mean": pytest.approx(ratio_expected["mean"])}
     assert found == expected
     for name in ("all_right", "mixed", "all_wrong", "all_undecided"):
         listed = own_views.lists.page(ListFilter.read("question", {"outcome": name})).total
@@ -79,9 +78,16 @@ def undecided(judged: Judged, number: int) -> Judged:
 
 def test_report_viewer_and_status_count_all_wrong_alike() -> None:
     """One wrong answer beside an undecided one: of what was decided, everything is wrong."""
+    sets: tuple[tuple[Outcome, ...], ...] = (
+        ("wrong", "undecided"),
+        ("wrong", "malformed"),
+        ("correct", "undecided"),
+        ("undecided",) * 2,
+        (),
+    )
     rows = [
         Judged(question=str(n), verdicts=tuple(Verdict(question=str(n), index=i, outcome=o) for i, o in enumerate(outcomes)))
-        for n, outcomes in enumerate((("wrong", "undecided"), ("wrong", "malformed"), ("correct", "undecided"), ("undecided",) * 2, ()))
+        for n, outcomes in enumerate(sets)
     ]
     assert [balance_of(row) for row in rows] == ["all_wrong", "all_wrong", "all_right", "all_undecided", None]
     counts = count_judged(rows)

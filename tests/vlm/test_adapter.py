@@ -94,14 +94,14 @@ def test_merged_weights_by_hand(vlm: Vlm) -> None:
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")  # advice of peft for merging
 def test_peft_reads_what_we_write(vlm: Vlm, saved: Path) -> None:
-    base = AutoModelForImageTextToText.from_pretrained(vlm.folder, local_files_only=True)
+    base = AutoModelForImageTextToText.from_pretrained(str(vlm.folder), local_files_only=True)
     theirs = peft.PeftModel.from_pretrained(base, saved).eval()
     assert torch.allclose(logits(theirs.base_model.model), logits(vlm.model), atol=1e-5)
     assert json.loads((saved / "adapter_config.json").read_text())["base_model_name_or_path"] == str(vlm.folder)
 
 
 def test_we_read_what_peft_writes(vlm: Vlm, tmp_path: Path) -> None:
-    base = AutoModelForImageTextToText.from_pretrained(vlm.folder, local_files_only=True)
+    base = AutoModelForImageTextToText.from_pretrained(str(vlm.folder), local_files_only=True)
     config = peft.LoraConfig(r=4, lora_alpha=12, target_modules=["q_proj", "v_proj"], init_lora_weights=False, use_rslora=True)
     theirs = peft.get_peft_model(base, config).eval()
     theirs.save_pretrained(tmp_path / "theirs")

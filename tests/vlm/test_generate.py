@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
 from transformers.cache_utils import DynamicCache
@@ -63,7 +66,7 @@ def filled() -> DynamicCache:
 
 
 def test_equals_the_usual_cache() -> None:
-    rows, kept = torch.tensor([0, 0, 1, 1, 1]), torch.tensor([1, 4])
+    rows, kept = torch.LongTensor([0, 0, 1, 1, 1]), torch.LongTensor([1, 4])
     usual, roomy = filled(), filled()
     usual.reorder_cache(rows)
     expand_cache(roomy, rows, steps=3)
@@ -88,4 +91,5 @@ def test_a_sliding_layer_keeps_its_own_way() -> None:
         cache.update(torch.ones(1, 2, 6, 4), torch.ones(1, 2, 6, 4), layer)
     expand_cache(cache, torch.tensor([0, 0, 0]), steps=2)
     assert [isinstance(layer, PreallocatedLayer) for layer in cache.layers] == [True, False]
-    assert [layer.keys.shape[0] for layer in cache.layers] == [3, 3]
+    layers: Sequence[Any] = cache.layers
+    assert [layer.keys.shape[0] for layer in layers] == [3, 3]

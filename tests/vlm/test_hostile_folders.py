@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import small_run
+import torch
 from slow_rows import slow_except
 
 from mixpo.commands.check import check
@@ -57,7 +58,7 @@ def cut(name: str, bytes_left: int) -> Change:
     return change
 
 
-def weights(change: Callable[[dict[str, object]], object]) -> Change:
+def weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Change:
     def act(folder: Path) -> None:
         from safetensors.torch import load_file, save_file
 
@@ -69,7 +70,7 @@ def weights(change: Callable[[dict[str, object]], object]) -> Change:
     return act
 
 
-def first_two_swapped(tensors: dict[str, object]) -> None:
+def first_two_swapped(tensors: dict[str, torch.Tensor]) -> None:
     """Two tensors of other shapes under each other's names, as two swapped shards have them."""
     names = [name for name in tensors if name.endswith("weight") and tensors[name].ndim == 2]
     other = next(name for name in names if tensors[name].shape != tensors[names[0]].shape)

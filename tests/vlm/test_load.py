@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -256,8 +257,8 @@ def test_a_save_that_does_not_come_back_equal(folder: Path, tmp_path: Path, monk
     batch = batch_inputs(vlm, [encode(vlm, "What is the sum?", [])], "left")
     real = load_module._load_model
 
-    def damaged(*args: object) -> torch.nn.Module:
-        model = real(*args)  # type: ignore[arg-type]
+    def damaged(*args: Any) -> Any:
+        model: Any = real(*args)
         with torch.no_grad():
             model.get_output_embeddings().weight[7] += 1
         return model

@@ -33,7 +33,8 @@ from mixpo.vlm.prompt import (
 
 @pytest.fixture(params=["internvl", "qwen"])
 def vlm(request: pytest.FixtureRequest) -> Vlm:
-    return request.getfixturevalue({"internvl": "tiny_vlm", "qwen": "tiny_qwen"}[request.param])
+    vlm: Vlm = request.getfixturevalue({"internvl": "tiny_vlm", "qwen": "tiny_qwen"}[request.param])
+    return vlm
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -44,7 +45,8 @@ def read(vlm: Vlm, prompt: EncodedPrompt) -> str:
     """The prompt as the tokenizer prints it, with each run of image tokens shortened to one."""
     placeholder = vlm.model.config.image_token_id
     ids = prompt.ids.tolist()
-    return vlm.processor.tokenizer.decode([t for i, t in enumerate(ids) if t != placeholder or ids[i - 1] != placeholder])
+    text: str = vlm.processor.tokenizer.decode([t for i, t in enumerate(ids) if t != placeholder or ids[i - 1] != placeholder])
+    return text
 
 
 def test_images_stand_where_their_marks_are(tiny_vlm: Vlm) -> None:

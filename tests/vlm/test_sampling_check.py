@@ -17,7 +17,7 @@ from mixpo.engines.base import Request, SamplingParams
 from mixpo.engines.transformers import TransformersEngine
 from mixpo.errors import ModelError
 from mixpo.recipe import ImageTable
-from mixpo.vlm import generate as generate_module
+from mixpo.vlm.inputs import batch_inputs
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import EncodedPrompt, encode
 from mixpo.vlm.sampling_check import why_not_joined
@@ -30,8 +30,7 @@ def prompts(vlm: Vlm) -> list[EncodedPrompt]:
 
 def patched(monkeypatch: pytest.MonkeyPatch, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Change the inputs of every batch that is sampled."""
-    real = generate_module.batch_inputs
-    monkeypatch.setattr("mixpo.vlm.generate.batch_inputs", lambda *args: change(real(*args)))
+    monkeypatch.setattr("mixpo.vlm.generate.batch_inputs", lambda *args: change(batch_inputs(*args)))
 
 
 def test_a_family_that_fits(tiny_vlm: Vlm, tiny_qwen: Vlm) -> None:
