@@ -244,6 +244,22 @@ def test_derived_files_are_rebuilt_with_a_notice(own_run: Path) -> None:
     assert load_report(run)
 
 
+@pytest.mark.parametrize("damage", [flip, Path.unlink])
+def test_a_report_alone_leaves_out_no_stage_whose_manifest_is_gone(own_run: Path, damage: Callable[[Path], object]) -> None:
+    run = own_run / "run"
+    command = ["report", str(own_run / "recipe.toml"), "--dir", str(run), "--force", "report"]
+    assert main(command) == 0
+    before = load_report(run)
+    for path in [*Run(run).manifests()]:
+        damage(path)
+    assert main(command) == 0
+    after = load_report(run)
+    for lost in ("created", "timings"):
+        del before[lost], after[lost]
+    assert after == before
+    assert main(["verify-run", str(run)]) == 0
+
+
 def test_records_that_are_read_alone_are_refused(own_run: Path) -> None:
     run = own_run / "run"
     for path, code, read in (

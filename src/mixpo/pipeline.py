@@ -27,7 +27,7 @@ from mixpo.stages.job import Context, Plan, Planned
 from mixpo.stages.models import SERVED, ModelRef, Models
 from mixpo.stages.names import first_forced, kind_of, kinds_until
 from mixpo.stages.pair import pair_job, select_job
-from mixpo.stages.perform import assist, perform
+from mixpo.stages.perform import assist, perform, restore_manifest
 from mixpo.stages.predictions import prediction_models, predictions_job
 from mixpo.stages.question_index import REPLAY
 from mixpo.stages.questions import Sources, known_sources, read_sources
@@ -213,6 +213,8 @@ def _leading(context: Context, force: Sequence[str]) -> Iterator[Plan]:
     with context.run.lock():
         _prepare(context, force)
         plan = build_plan(context, read_sources(context))
+        for planned in plan.planned.values():
+            restore_manifest(planned)
         withdraw(context, plan)
         context.ranks.broadcast("planned")
         try:

@@ -36,15 +36,32 @@ def perform(context: Context, planned: Planned, dependents: Sequence[Planned] = 
         counted = _make(context, planned, work, manifest)
         manifest.facts |= job.facts
     manifest.counts = _total(job, stage, work.shards, counted)
-    for shard in work.shards:
-        if stage.path(shard).name not in manifest.files:  # made by another rank, or just before a kill
-            manifest.files |= records_of(stage.folder, planned.files(shard))
+    _record_files(planned, manifest)
     _forget_dependents(context, planned, manifest, dependents)
     manifest.finished, manifest.replaced = True, {}
     stage.save_manifest(manifest)
     if context.limit is None:
         _prune(planned, work.shards)
     return _checked(planned, manifest)
+
+
+def restore_manifest(planned: Planned) -> None:
+    """Write the manifest of a stage that has none although all its shards are there: it was damaged or deleted. Nothing is made."""
+    work = planned.work()
+    if planned.stage.manifest is not None or work.missing or not work.shards:
+        return
+    manifest = _open(planned, work, None)
+    manifest.counts = _total(planned.job, planned.stage, work.shards, {})
+    _record_files(planned, manifest)
+    manifest.finished = True
+    planned.stage.save_manifest(manifest)
+
+
+def _record_files(planned: Planned, manifest: Manifest) -> None:
+    """Add the files of shards that another rank made, or that were made just before a kill."""
+    for shard in manifest.shards:
+        if planned.stage.path(shard).name not in manifest.files:
+            manifest.files |= records_of(planned.stage.folder, planned.files(shard))
 
 
 def _checked(planned: Planned, last: Manifest) -> Manifest:
