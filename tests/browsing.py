@@ -56,6 +56,12 @@ def click(page: Page, target: Locator) -> None:
         target.click()
 
 
+def total(page: Page) -> int:
+    """How many rows a list says it has."""
+    words = page.locator(".pager .quiet").first.inner_text().replace(",", "").split()
+    return int(words[words.index("of") + 1] if "of" in words else words[0])
+
+
 CONTRAST = """() => {
   const light = c => {
     const v = c.map(x => (x /= 255) <= .03928 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4);

@@ -60,6 +60,13 @@ def tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> Vlm:
     return load(ModelTable(path=str(folder), device="cpu"), Path())
 
 
+@pytest.fixture(params=["tiny_vlm", "tiny_qwen"])
+def vlm(request: pytest.FixtureRequest) -> Vlm:
+    """One model after the other, where a file has no `vlm` of its own. Leave its weights alone."""
+    shared: Vlm = request.getfixturevalue(request.param)
+    return shared
+
+
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
     """A folder with recipe.toml and, in run/, a finished run of it. Shared by all tests: leave it as it is."""

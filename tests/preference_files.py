@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from PIL import Image
+
 
 def jsonl(path: Path, rows: Sequence[object]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -20,6 +22,13 @@ def parquet(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(list(rows)), path)
     return path
+
+
+def pictures(folder: Path) -> Path:
+    """Write three pictures, 0.png to 2.png."""
+    for number, colour in enumerate(("red", "green", "blue")):
+        Image.new("RGB", (28, 28), colour).save(folder / f"{number}.png")
+    return folder
 
 
 def picture(folder: Path, number: int) -> dict[str, object]:

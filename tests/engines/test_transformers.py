@@ -27,12 +27,6 @@ TABLE = ImageTable()
 HOT = SamplingParams(temperature=1.5, max_new_tokens=12)
 
 
-@pytest.fixture(params=["internvl", "qwen"])
-def vlm(request: pytest.FixtureRequest) -> Vlm:
-    vlm: Vlm = request.getfixturevalue({"internvl": "tiny_vlm", "qwen": "tiny_qwen"}[request.param])
-    return vlm
-
-
 def requests_for(folder: Path, count: int = 6, n: int = 4) -> list[Request]:
     """One image, two images, no image, in turn; prompts of different lengths."""
     made = []

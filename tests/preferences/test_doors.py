@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import small_run
-from PIL import Image
-from preference_files import EVERY, IMAGES, Q1, Q2, SIDES, jsonl, mmpr
+from preference_files import EVERY, IMAGES, Q1, Q2, SIDES, jsonl, mmpr, pictures
 from slow_rows import slow_except
 
 from mixpo.pipeline import run_until
@@ -58,12 +57,6 @@ def expected(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> tup
     """By the door of MMPR."""
     folder = pictures(tmp_path_factory.mktemp("doors"))
     return trained(folder, mmpr(folder), tiny_folder)
-
-
-def pictures(folder: Path) -> Path:
-    for number, colour in enumerate(("red", "green", "blue")):
-        Image.new("RGB", (28, 28), colour).save(folder / f"{number}.png")
-    return folder
 
 
 FAST = ("trl", "rlaif_v")

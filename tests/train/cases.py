@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 
 from mixpo.images import reference
+from mixpo.progress import Silent
 from mixpo.recipe import ImageTable, TrainTable
+from mixpo.train import loop
 from mixpo.train.group_data import in_memory
 from mixpo.train.metrics import StepMetrics
 from mixpo.train.reference import open_reference
-from mixpo.train.session import TrainJob
+from mixpo.train.session import Session, TrainJob
 from mixpo.types import IMAGE_TOKEN, Group, ImageRef, Question, content_id
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import tokenize_response
@@ -67,6 +71,11 @@ def scored(vlm: Vlm, found: list[Group]) -> list[Group]:
     ]
 
 
+def fresh(vlm: Vlm) -> Vlm:
+    """A copy whose weights may change."""
+    return replace(vlm, model=copy.deepcopy(vlm.model), cache={})
+
+
 def timeless(row: StepMetrics) -> StepMetrics:
     """A row without what depends on the clock and the machine."""
     return replace(row, seconds=0, tokens_per_second=0, pairs_per_second=0, memory=0, seconds_left=0)
@@ -84,3 +93,22 @@ def job(vlm: Vlm, found: list[Group], folder: Path, objective: str = "mpo", /, *
         output=folder / "model",
         logs=folder / "logs",
     )
+
+
+class StopError(Exception):
+    pass
+
+
+def train_until(step: int, monkeypatch: pytest.MonkeyPatch, a_job: TrainJob) -> None:
+    """Train, and fail after this step."""
+    real = loop._advance
+
+    def advance(session: Session, row: StepMetrics) -> None:
+        if row.step > step:
+            raise StopError
+        real(session, row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_advance", advance)
+        with pytest.raises(StopError):
+            loop.train(a_job, Silent())

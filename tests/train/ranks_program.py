@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 from torch.distributed.tensor import DTensor
-from train.cases import group, groups, job, question, scored
+from train.cases import group, groups, job, question, scored, train_until
 
 from mixpo.errors import TrainError
 from mixpo.progress import Progress, Silent
@@ -19,7 +18,6 @@ from mixpo.recipe import ModelTable
 from mixpo.train import loop
 from mixpo.train.group_data import in_memory
 from mixpo.train.loop import train
-from mixpo.train.metrics import StepMetrics
 from mixpo.train.replay import replay_group
 from mixpo.train.session import Session, TrainJob, open_session
 from mixpo.types import Group
@@ -31,10 +29,6 @@ REPLAY = {**SETTINGS, "replay": {"source": {"kind": "digits"}, "share": 0.5, "we
 ADAPTER = {**SETTINGS, "learning_rate": 1e-3, "lora": {"rank": 3}}
 STOP = 4
 """The cut-off training fails in its step after this one, so that it goes on from step 3."""
-
-
-class StopError(Exception):
-    pass
 
 
 def mixed(vlm: Vlm, images: Path) -> list[Group]:
@@ -53,7 +47,7 @@ def main(model: Path, images: Path, work: Path, kind: str) -> None:
         return load(ModelTable(path=str(model), device="cpu"), Path())
 
     data = scored(vlm(), groups(vlm(), images))
-    patch, real_advance = pytest.MonkeyPatch(), loop._advance
+    patch = pytest.MonkeyPatch()
 
     def checked(a_job: TrainJob, progress: Progress) -> Session:
         session = open_session(a_job, progress)
@@ -76,15 +70,8 @@ def main(model: Path, images: Path, work: Path, kind: str) -> None:
     assert ("needs a whole model on each rank" in refused) == (kind != "ddp"), refused
     train(job(vlm(), mixed(vlm(), images), work / "mixed", batch_size=2, epochs=4, learning_rate=1e-4), Silent())
 
-    def stop(session: Session, row: StepMetrics) -> None:
-        if row.step > STOP:
-            raise StopError
-        real_advance(session, row)
-
     for folder in ("cut", "handed-on"):
-        with pytest.MonkeyPatch.context() as stopping, suppress(StopError):
-            stopping.setattr(loop, "_advance", stop)
-            train(job(vlm(), data, work / folder, **CUT), Silent())
+        train_until(STOP, patch, job(vlm(), data, work / folder, **CUT))
     train(job(vlm(), data, work / "cut", **CUT), Silent())
 
 

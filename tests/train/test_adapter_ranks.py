@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from train.cases import groups, job
+from train.cases import fresh, groups, job
 
 from mixpo.progress import Silent
 from mixpo.train.loop import train
@@ -65,7 +63,7 @@ def test_two_ranks_are_one(tiny_vlm: Vlm, tiny_folder: Path, tmp_path: Path) -> 
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    alone = replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model), cache={})
+    alone = fresh(tiny_vlm)
     one = train(job(alone, data, tmp_path / "one", "tr_dpo+sft", **SETTINGS), Silent())
     two = read_metrics(tmp_path / "two" / "work" / "metrics.jsonl")
     assert [row.step for row in two] == [row.step for row in one.steps]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from dataclasses import replace
 from itertools import product
@@ -15,7 +14,7 @@ from safetensors.torch import load_file
 from slow_rows import slow_except
 from train.architectures import FAMILIES, TYPICAL
 from train.architectures import vlm as family_vlm
-from train.cases import groups, job, timeless
+from train.cases import fresh, groups, job, timeless, train_until
 from train.slow import Data, gradients, same_gradients, slow
 from transformers import AutoModelForImageTextToText
 
@@ -23,7 +22,6 @@ from mixpo.errors import RecipeError, TrainError
 from mixpo.progress import Silent
 from mixpo.recipe import ImageTable, LoraTable, ModelTable, TrainTable, parse
 from mixpo.recipe.train import Part
-from mixpo.train import loop
 from mixpo.train.adapters import prepare_trainable, target_layers
 from mixpo.train.collate import collate
 from mixpo.train.layout_check import choose_layout
@@ -39,10 +37,6 @@ from mixpo.vlm.load import Vlm, load
 peft = pytest.importorskip("peft")
 
 LORA = {"rank": 3, "alpha": 6.0, "parts": ["llm", "projector"]}
-
-
-def fresh(vlm: Vlm) -> Vlm:
-    return replace(vlm, model=copy.deepcopy(vlm.model), cache={})
 
 
 def rescored(vlm: Vlm, found: list[Group], **table: Any) -> list[Group]:
@@ -193,18 +187,8 @@ def test_resume_is_bit_equal(tiny_vlm: Vlm, data: list[Group], tmp_path: Path, m
     settings = {"epochs": 2, "batch_size": 4, "save_every": 2, "lora": {**LORA, "dropout": dropout}}
     torch.manual_seed(5)
     whole = train(job(fresh(tiny_vlm), data, tmp_path / "whole", **settings), Silent())
-    real = loop._advance
-
-    def advance(session: Any, row: Any) -> None:
-        if row.step > 3:
-            raise KeyboardInterrupt
-        real(session, row)
-
     torch.manual_seed(5)
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "_advance", advance)
-        with pytest.raises(KeyboardInterrupt):
-            train(job(fresh(tiny_vlm), data, tmp_path / "cut", **settings), Silent())
+    train_until(3, monkeypatch, job(fresh(tiny_vlm), data, tmp_path / "cut", **settings))
     torch.manual_seed(99)
     resumed = train(job(fresh(tiny_vlm), data, tmp_path / "cut", **settings), Silent())
     assert [row.loss for row in resumed.steps] == [row.loss for row in whole.steps]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import errno
 import json
 import signal
@@ -16,14 +15,13 @@ from typing import BinaryIO
 import pytest
 import torch
 from slow_rows import slow_except
-from train.cases import job, timeless
+from train.cases import fresh, job, timeless, train_until
 
 from mixpo.errors import ModelError, TrainError
 from mixpo.progress import Silent
 from mixpo.train import loop
 from mixpo.train.loop import train
 from mixpo.train.metrics import StepMetrics, read_metrics
-from mixpo.train.session import Session, TrainJob
 from mixpo.types import Group
 from mixpo.vlm.load import Vlm
 
@@ -33,32 +31,9 @@ SETTINGS = {"epochs": 3, "batch_size": 4, "save_every": 2}
 """9 steps; checkpoints after 2, 4, 6, 8 and 9."""
 
 
-def fresh(vlm: Vlm) -> Vlm:
-    return replace(vlm, model=copy.deepcopy(vlm.model), cache={})
-
-
 def numbers(rows: list[StepMetrics] | tuple[StepMetrics, ...]) -> list[StepMetrics]:
     """Rows without what depends on the clock and the machine."""
     return [timeless(row) for row in rows]
-
-
-class StopError(Exception):
-    pass
-
-
-def train_until(step: int, monkeypatch: pytest.MonkeyPatch, a_job: TrainJob) -> None:
-    """Train, and fail after this step."""
-    real = loop._advance
-
-    def advance(session: Session, row: StepMetrics) -> None:
-        if row.step > step:
-            raise StopError
-        real(session, row)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "_advance", advance)
-        with pytest.raises(StopError):
-            train(a_job, Silent())
 
 
 @pytest.mark.parametrize("stop", slow_except([1, 2, 5, 8], 5))

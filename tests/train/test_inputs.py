@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from train.cases import group, groups, job, scored
+from train.cases import fresh, group, groups, job, scored
 
 from mixpo.errors import ImageError
 from mixpo.progress import Silent
@@ -30,10 +29,6 @@ from mixpo.vlm.load import Vlm
 @pytest.fixture(scope="module")
 def data(tiny_vlm: Vlm, tmp_path_factory: pytest.TempPathFactory) -> list[Group]:
     return scored(tiny_vlm, groups(tiny_vlm, tmp_path_factory.mktemp("images")))
-
-
-def fresh(vlm: Vlm) -> Vlm:
-    return replace(vlm, model=copy.deepcopy(vlm.model), cache={})
 
 
 def tensors(value: Any) -> Iterator[torch.Tensor]:

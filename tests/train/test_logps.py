@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from train.cases import groups, scored
+from train.cases import fresh, groups, scored
 from transformers import InternVLModel
 
 from mixpo.images import open_image
@@ -58,7 +58,7 @@ def gradients(vlm: Vlm) -> dict[str, torch.Tensor]:
 @pytest.fixture(params=["tiny_vlm", "tiny_qwen"])
 def vlm(request: pytest.FixtureRequest) -> Vlm:
     shared: Vlm = request.getfixturevalue(request.param)
-    return replace(shared, model=copy.deepcopy(shared.model), cache={})
+    return fresh(shared)
 
 
 @pytest.mark.parametrize("layout", ["tree", pytest.param("shared", marks=SHARED), "plain"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import json
 import math
@@ -15,7 +14,7 @@ import pytest
 import torch
 from slow_rows import slow_except
 from torch import nn
-from train.cases import groups, job, scored
+from train.cases import fresh, groups, job, scored
 
 from mixpo.errors import MissingExtra, TrainError
 from mixpo.progress import Silent
@@ -35,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("unchecked_saves")
 
 @pytest.fixture
 def vlm(tiny_vlm: Vlm) -> Vlm:
-    return replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model), cache={})
+    return fresh(tiny_vlm)
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -99,8 +98,8 @@ def test_it_learns_what_it_is_told(vlm: Vlm, data: list[Group], tmp_path: Path, 
 @pytest.mark.parametrize("other", [{"tokens_per_batch": 60}, {"gradient_checkpointing": True}])
 def test_micro_batches_and_recomputation_change_nothing(tiny_vlm: Vlm, data: list[Group], tmp_path: Path, other: dict[str, object]) -> None:
     """16 x 1 is 4 x 4: the same losses, gradient norms and weights however a step is divided."""
-    first = replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model), cache={})
-    second = replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model), cache={})
+    first = fresh(tiny_vlm)
+    second = fresh(tiny_vlm)
     settings = {"batch_size": 6, "epochs": 2, "learning_rate": 1e-4}
     whole = train(job(first, data, tmp_path / "a", **{**settings, "tokens_per_batch": 100_000}), Silent())
     parts = train(job(second, data, tmp_path / "b", **{**settings, **other}), Silent())
@@ -132,7 +131,7 @@ def test_one_step_is_the_gradient_of_the_mean_over_pairs(tiny_vlm: Vlm, data: li
     from mixpo.train.losses import combine, loss_weights
     from mixpo.train.prompt_cache import PromptCache
 
-    slow = replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model), cache={})
+    slow = fresh(tiny_vlm)
     scorer, prompts = Scorer(slow.model, "plain"), PromptCache(slow, ImageTable())
     for group in data:
         for pair in group.pairs:
@@ -142,7 +141,7 @@ def test_one_step_is_the_gradient_of_the_mean_over_pairs(tiny_vlm: Vlm, data: li
             )  # fmt: skip
             (terms.total.sum() / 12).backward()
     norm = math.sqrt(sum(float(p.grad.square().sum()) for p in slow.model.parameters() if p.grad is not None))
-    fast = replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model), cache={})
+    fast = fresh(tiny_vlm)
     result = train(job(fast, data, tmp_path, batch_size=12, tokens_per_batch=150), Silent())
     assert result.steps[0].grad_norm == pytest.approx(norm, rel=1e-4)
 
@@ -265,7 +264,7 @@ OBJECTIVES = ("cdpo", "robust_dpo+sft", "ipo", "rso", "sppo", "kto_pair", "bco",
 @pytest.mark.parametrize("objective", slow_except(OBJECTIVES, "robust_dpo+sft", "kto_pair", "orpo"))
 def test_every_objective_starts_as_expected_and_learns(tiny_vlm: Vlm, data: list[Group], tmp_path: Path, objective: str) -> None:
     """The first loss is checked on the way; chosen responses gain on rejected ones."""
-    own = replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model), cache={})
+    own = fresh(tiny_vlm)
     said = Silent()
     result = train(job(own, data, tmp_path, objective, epochs=5, batch_size=12, schedule="constant", learning_rate=3e-4), said)
     assert any("first loss" in line for line in said.lines)
@@ -278,7 +277,7 @@ def test_aot_sorts_over_the_whole_step(tiny_vlm: Vlm, data: list[Group], tmp_pat
     """However a step is divided, margins are sorted over all of its pairs."""
     found = []
     for number, tokens in enumerate((100_000, budget)):
-        own = replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model), cache={})
+        own = fresh(tiny_vlm)
         settings = {"epochs": 3, "batch_size": 12, "tokens_per_batch": tokens, "learning_rate": 1e-3}
         found.append(train(job(own, data, tmp_path / str(number), "aot", **settings), Silent()).steps)
     for one, other in zip(*found, strict=True):
@@ -339,8 +338,8 @@ def test_wandb_files_go_where_the_recipe_says(vlm: Vlm, data: list[Group], tmp_p
 
 
 def test_plain_layout_trains_the_same(tiny_vlm: Vlm, data: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model), cache={})
-    second = replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model), cache={})
+    first = fresh(tiny_vlm)
+    second = fresh(tiny_vlm)
     fast = train(job(first, data, tmp_path / "a"), Silent())
     monkeypatch.setattr("mixpo.train.session.choose_layout", lambda *_, **__: ("plain", "slow"))
     said = Silent()
@@ -351,7 +350,7 @@ def test_plain_layout_trains_the_same(tiny_vlm: Vlm, data: list[Group], tmp_path
 
 def test_same_objective_on_qwen(tiny_qwen: Vlm, tmp_path: Path) -> None:
     """Another architecture, with positions on three axes and images of any size."""
-    vlm = replace(tiny_qwen, model=copy.deepcopy(tiny_qwen.model), cache={})
+    vlm = fresh(tiny_qwen)
     data = scored(vlm, groups(vlm, tmp_path / "images"))
     before = weights(vlm.model)
     result = train(job(vlm, data, tmp_path, epochs=2), Silent())

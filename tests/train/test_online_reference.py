@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from slow_rows import slow_except
-from train.cases import groups, job, scored
+from train.cases import fresh, groups, job, scored
 
 from mixpo.errors import TrainError
 from mixpo.progress import Silent
@@ -29,10 +27,6 @@ from mixpo.vlm.load import Vlm
 pytestmark = pytest.mark.usefixtures("unchecked_saves")
 
 LORA = {"rank": 3}
-
-
-def fresh(vlm: Vlm) -> Vlm:
-    return replace(vlm, model=copy.deepcopy(vlm.model), cache={})
 
 
 @pytest.fixture

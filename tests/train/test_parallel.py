@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import sys
 from dataclasses import replace
@@ -12,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from train.cases import job, scored
+from train.cases import fresh, job, scored
 
 from mixpo.errors import MissingExtra, TrainError
 from mixpo.progress import Silent
@@ -36,7 +35,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "recipes" / "accelerate").glob("*.
 
 @pytest.fixture
 def vlm(tiny_vlm: Vlm) -> Vlm:
-    return replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model), cache={})
+    return fresh(tiny_vlm)
 
 
 # --- launches ------------------------------------------------------------------------------------------------------------
@@ -162,8 +161,8 @@ def test_what_was_zero_before_may_stay_zero(vlm: Vlm, data: list[Group], tmp_pat
     with torch.no_grad():
         vlm.model.model.vision_tower.embeddings.cls_token.zero_()
         vlm.model.model.language_model.embed_tokens.weight[-1] = 0
-    fresh = replace(vlm, cache={})
-    assert len(train(job(fresh, scored(fresh, data), tmp_path, epochs=1), Silent()).steps) == 3
+    again = replace(vlm, cache={})
+    assert len(train(job(again, scored(again, data), tmp_path, epochs=1), Silent()).steps) == 3
 
 
 # --- the live line -------------------------------------------------------------------------------------------------------
@@ -196,8 +195,8 @@ def test_the_share_of_the_token_limit(tiny_vlm: Vlm, data: list[Group], tmp_path
     """One row of whole groups wastes nothing; a group that is divided repeats its prompt."""
     shares = {}
     for budget in (10_000, 40):
-        fresh = replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model), cache={})
-        row = train(job(fresh, data, tmp_path / str(budget), batch_size=12, tokens_per_batch=budget), Silent()).steps[0]
+        again = fresh(tiny_vlm)
+        row = train(job(again, data, tmp_path / str(budget), batch_size=12, tokens_per_batch=budget), Silent()).steps[0]
         shares[budget] = row.token_efficiency, row.tokens
     prompts = PromptCache(tiny_vlm, ImageTable())
     least = sum(footprint(make_chunk(group, group.pairs), prompts.length(group)).tokens for group in data)

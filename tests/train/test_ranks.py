@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from train.cases import groups, job, scored
+from train.cases import fresh, groups, job, scored
 from train.ranks_program import ADAPTER, CUT, REPLAY, SETTINGS, mixed, sft_rows
 
 from mixpo.progress import Silent
@@ -68,10 +67,6 @@ def two(request: pytest.FixtureRequest, tiny_folder: Path, images: Path, tmp_pat
 @pytest.fixture(scope="module")
 def data(tiny_vlm: Vlm, images: Path) -> list[Group]:
     return scored(tiny_vlm, groups(tiny_vlm, images))
-
-
-def fresh(vlm: Vlm) -> Vlm:
-    return replace(vlm, model=copy.deepcopy(vlm.model), cache={})
 
 
 def rows(folder: Path) -> list[StepMetrics]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import Counter
 from dataclasses import replace
@@ -11,31 +10,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from train.cases import group, groups, job, question, scored, timeless
+from train.cases import fresh, group, groups, job, question, scored, timeless, train_until
 from train.slow import naive
 
 from mixpo.progress import Silent
 from mixpo.recipe import ImageTable, LossTable
-from mixpo.train import loop
 from mixpo.train.batch import make_chunk
 from mixpo.train.collate import collate
 from mixpo.train.group_data import in_memory
 from mixpo.train.logps import Scorer
 from mixpo.train.loop import train
 from mixpo.train.losses import combine, loss_weights
-from mixpo.train.metrics import StepMetrics
 from mixpo.train.prompt_cache import PromptCache
 from mixpo.train.replay import pictured_dummy, replay_group, replay_order, rows_before
 from mixpo.train.schedule import Schedule
-from mixpo.train.session import Session, open_session
+from mixpo.train.session import open_session
 from mixpo.types import Group, ImageRef
 from mixpo.vlm.load import Vlm
 
 SOURCE = {"kind": "digits"}
-
-
-def own(vlm: Vlm) -> Vlm:
-    return replace(vlm, model=copy.deepcopy(vlm.model), cache={})
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +54,7 @@ def rows(tiny_vlm: Vlm, folder: Path) -> list[Group]:
 @pytest.mark.parametrize("budget", [100_000, 60])
 def test_the_loss_is_that_of_plain_forward_passes(tiny_vlm: Vlm, data: list[Group], rows: list[Group], tmp_path: Path, budget: int) -> None:
     """One step on all pairs and rows: the mean loss of the pairs plus 0.5 times the mean NLL per token of the rows."""
-    slow, pairs = own(tiny_vlm), sum(len(g.pairs) for g in data)
+    slow, pairs = fresh(tiny_vlm), sum(len(g.pairs) for g in data)
     scorer, prompts = Scorer(slow.model, "plain"), PromptCache(slow, ImageTable())
     total = 0.0
     for one in data:
@@ -80,7 +73,7 @@ def test_the_loss_is_that_of_plain_forward_passes(tiny_vlm: Vlm, data: list[Grou
     norm = math.sqrt(sum(float(p.grad.square().sum()) for p in slow.model.parameters() if p.grad is not None))
 
     replay = {"source": SOURCE, "share": len(rows) / pairs, "weight": 0.5}
-    fast, said = own(tiny_vlm), Silent()
+    fast, said = fresh(tiny_vlm), Silent()
     (step,) = train(
         replace(job(fast, data, tmp_path, batch_size=pairs, tokens_per_batch=budget, replay=replay), replay=in_memory(rows)), said
     ).steps
@@ -123,10 +116,10 @@ def test_rows_that_cannot_be_used_are_skipped_and_counted(
     pairs = sum(len(g.pairs) for g in data)
     given = [bad[0], rows[0], *bad[1:3], rows[1], bad[3]]
     table = {"batch_size": pairs, "max_length": 150, "replay": {"source": SOURCE, "share": len(given) / pairs}}
-    (with_bad,) = train(replace(job(own(tiny_vlm), data, tmp_path / "a", **table), replay=in_memory(given)), Silent()).steps
+    (with_bad,) = train(replace(job(fresh(tiny_vlm), data, tmp_path / "a", **table), replay=in_memory(given)), Silent()).steps
     assert (with_bad.replay_rows, with_bad.replay_skipped) == (2, 4)
     table["replay"] = {"source": SOURCE, "share": 2 / pairs}
-    (without,) = train(replace(job(own(tiny_vlm), data, tmp_path / "b", **table), replay=in_memory(rows[:2])), Silent()).steps
+    (without,) = train(replace(job(fresh(tiny_vlm), data, tmp_path / "b", **table), replay=in_memory(rows[:2])), Silent()).steps
     assert (with_bad.loss, with_bad.grad_norm) == pytest.approx((without.loss, without.grad_norm), rel=1e-6)
 
 
@@ -140,19 +133,9 @@ def test_a_resumed_training_uses_the_same_rows(
 ) -> None:
     table = {"batch_size": 3, "epochs": 2, "save_every": 2, "replay": {"source": SOURCE, "share": 0.5}}
     given = rows * 4
-    whole = train(replace(job(own(tiny_vlm), data, tmp_path / "whole", **table), replay=in_memory(given)), Silent())
-    real = loop._advance
-
-    def stop(session: Session, row: StepMetrics) -> None:
-        if row.step == 4:
-            raise KeyboardInterrupt
-        real(session, row)
-
-    monkeypatch.setattr(loop, "_advance", stop)
-    with pytest.raises(KeyboardInterrupt):
-        train(replace(job(own(tiny_vlm), data, tmp_path / "cut", **table), replay=in_memory(given)), Silent())
-    monkeypatch.setattr(loop, "_advance", real)
-    resumed = train(replace(job(own(tiny_vlm), data, tmp_path / "cut", **table), replay=in_memory(given)), Silent())
+    whole = train(replace(job(fresh(tiny_vlm), data, tmp_path / "whole", **table), replay=in_memory(given)), Silent())
+    train_until(3, monkeypatch, replace(job(fresh(tiny_vlm), data, tmp_path / "cut", **table), replay=in_memory(given)))
+    resumed = train(replace(job(fresh(tiny_vlm), data, tmp_path / "cut", **table), replay=in_memory(given)), Silent())
     assert [timeless(row) for row in resumed.steps] == [timeless(row) for row in whole.steps]
     assert whole.steps[-1].replay_rows == math.floor(0.5 * 2 * sum(len(g.pairs) for g in data))
 
@@ -160,7 +143,7 @@ def test_a_resumed_training_uses_the_same_rows(
 def test_text_pairs_with_pictured_rows_have_a_pictured_dummy(tiny_vlm: Vlm, rows: list[Group], folder: Path, tmp_path: Path) -> None:
     texts = scored(tiny_vlm, [group(tiny_vlm, folder, 90, images=0)])
     opened = open_session(
-        replace(job(own(tiny_vlm), texts, tmp_path, replay={"source": SOURCE, "share": len(rows)}), replay=in_memory(rows)), Silent()
+        replace(job(fresh(tiny_vlm), texts, tmp_path, replay={"source": SOURCE, "share": len(rows)}), replay=in_memory(rows)), Silent()
     )
     assert not opened.dummy.group.question.images
     dummy = pictured_dummy(opened)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from failures import fails
-from train.cases import group, job, scored
+from train.cases import fresh, group, job, scored
 
 from mixpo.errors import TrainError
 from mixpo.progress import Silent
@@ -28,10 +27,6 @@ from mixpo.vlm.load import Vlm
 def data(tiny_vlm: Vlm, tmp_path_factory: pytest.TempPathFactory) -> list[Group]:
     """7 pairs."""
     return scored(tiny_vlm, [group(tiny_vlm, tmp_path_factory.mktemp("images"), number, number % 2, 2) for number in range(7)])
-
-
-def fresh(vlm: Vlm) -> Vlm:
-    return replace(vlm, model=copy.deepcopy(vlm.model), cache={})
 
 
 def weights(vlm: Vlm) -> torch.Tensor:

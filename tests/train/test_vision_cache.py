@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from slow_rows import slow_except
 from train.architectures import FAMILIES, TYPICAL
 from train.architectures import vlm as family_vlm
-from train.cases import groups, job, scored
+from train.cases import fresh, groups, job, scored
 from train.slow import Data
 from train.test_logps import SHARED, chunks
 
@@ -30,10 +29,6 @@ from mixpo.vlm.load import Vlm
 IMAGES = ImageTable()
 UNSHARED = {"smolvlm", "idefics3"}
 """Not laid out in padded rows that share images."""
-
-
-def fresh(vlm: Vlm) -> Vlm:
-    return replace(vlm, model=copy.deepcopy(vlm.model), cache={})
 
 
 @SHARED

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import pytest
-from browsing import CHROMIUM, Server, click, press, problems
+from browsing import CHROMIUM, Server, click, press, problems, total
 from PIL import Image
 
 from mixpo.human_labels import read_labels
@@ -82,12 +82,6 @@ class Records:
 @pytest.fixture
 def records(demo: Path) -> Records:
     return Records(demo)
-
-
-def total(page: api.Page) -> int:
-    """How many rows a list says it has."""
-    words = page.locator(".pager .quiet").first.inner_text().replace(",", "").split()
-    return int(words[words.index("of") + 1] if "of" in words else words[0])
 
 
 # --- pairs -------------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import generated_run
 import pytest
-from browsing import CHROMIUM, Server, click, press
+from browsing import CHROMIUM, Server, click, press, total
 
 if TYPE_CHECKING:
     from playwright import sync_api as api
@@ -37,12 +37,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     found = Server(root)
     yield found
     found.stop()
-
-
-def total(page: api.Page) -> int:
-    """How many rows a list says it has."""
-    words = page.locator(".pager .quiet").first.inner_text().replace(",", "").split()
-    return int(words[words.index("of") + 1] if "of" in words else words[0])
 
 
 def opened(page: api.Page, address: str) -> float:

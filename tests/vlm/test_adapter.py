@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from train.cases import fresh
 from transformers import AutoModelForImageTextToText
 
 from mixpo.errors import MissingExtra, ModelError
@@ -34,7 +33,7 @@ MODULES = (
 
 @pytest.fixture
 def vlm(tiny_vlm: Vlm) -> Vlm:
-    return replace(tiny_vlm, model=copy.deepcopy(tiny_vlm.model), cache={})
+    return fresh(tiny_vlm)
 
 
 def inserted(vlm: Vlm, rank: int = 3, alpha: float = 5.0) -> lora.Adapter:

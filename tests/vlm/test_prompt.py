@@ -31,12 +31,6 @@ from mixpo.vlm.prompt import (
 )
 
 
-@pytest.fixture(params=["internvl", "qwen"])
-def vlm(request: pytest.FixtureRequest) -> Vlm:
-    vlm: Vlm = request.getfixturevalue({"internvl": "tiny_vlm", "qwen": "tiny_qwen"}[request.param])
-    return vlm
-
-
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
