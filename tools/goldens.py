@@ -86,8 +86,9 @@ RUNS = {
 
 def write_inputs(folder: Path) -> None:
     """Questions, held-out questions and benchmark files for the runs that read files."""
-    from bench_files import b64, parquet, png, tsv
+    from bench_files import b64, png
     from small_run import rows, write_jsonl
+    from table_files import parquet, tsv
 
     write_jsonl(folder / "questions.jsonl", rows(folder, 11, 20, open_every=4))
     write_jsonl(folder / "held_out.jsonl", rows(folder, 501, 8, open_every=0))

@@ -6,7 +6,8 @@ import random
 from pathlib import Path
 
 import pytest
-from bench_files import fact, figures, jsonl, load, outcomes, questions, save_png, tsv, value
+from bench_files import fact, figures, load, outcomes, questions, save_png, value
+from table_files import jsonl, tsv
 
 from mixpo.types import Question, Skipped
 

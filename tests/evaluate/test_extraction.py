@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bench_files import figures, jsonl, parquet, png, predictions
+from bench_files import figures, png, predictions
 from bench_files import questions as ask
 from judges import asked, serving
+from table_files import jsonl, parquet
 
 from mixpo.cli import main
 from mixpo.commands.compare import compare_evaluations

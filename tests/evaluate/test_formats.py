@@ -10,7 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from bench_files import b64, jsonl, parquet, png, questions, save_png, tsv
+from bench_files import b64, png, questions, save_png
+from table_files import jsonl, parquet, tsv
 
 from mixpo.types import Question
 

@@ -7,7 +7,8 @@ import math
 from pathlib import Path
 
 import pytest
-from bench_files import b64, fact, jsonl, parquet, png, questions, save_png, tsv, value
+from bench_files import b64, fact, png, questions, save_png, value
+from table_files import jsonl, parquet, tsv
 
 from mixpo.errors import SourceError
 from mixpo.evaluate.benchmarks import BENCHMARKS, Figure, GradedRow, facts_of, llava_bench, mmhal, mmvet, prompt_of

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_files import figures, jsonl, load, outcomes, parquet, png, questions, save_png, value
+from bench_files import figures, load, outcomes, png, questions, save_png, value
+from table_files import jsonl, parquet
 
 from mixpo.evaluate.benchmarks import prompt_of
 from mixpo.evaluate.benchmarks.m3cot import read_paper

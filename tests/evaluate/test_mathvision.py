@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from bench_files import b64, fact, figures, jsonl, outcomes, parquet, png, predictions, questions, tsv, value
+from bench_files import b64, fact, figures, outcomes, png, predictions, questions, value
+from table_files import jsonl, parquet, tsv
 
 from mixpo.evaluate.benchmarks import prompt_of
 from mixpo.evaluate.benchmarks.mathvision import infer_letter

@@ -7,9 +7,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from bench_files import b64, fact, figures, jsonl, outcomes, parquet, png, questions, save_png, tsv, value
+from bench_files import b64, fact, figures, outcomes, png, questions, save_png, value
 from hypothesis import given
 from hypothesis import strategies as st
+from table_files import jsonl, parquet, tsv
 
 from mixpo.evaluate.benchmarks import prompt_of
 from mixpo.evaluate.benchmarks.mathvista import check_paper

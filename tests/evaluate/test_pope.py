@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import small_run
-from bench_files import b64, figures, jsonl, load, outcomes, parquet, png, questions, save_png, tsv, value
+from bench_files import b64, figures, load, outcomes, png, questions, save_png, value
+from table_files import jsonl, parquet, tsv
 
 from mixpo.errors import SourceError
 from mixpo.evaluate.benchmarks import prompt_of

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_files import jsonl, load, questions, save_png, tsv
+from bench_files import load, questions, save_png
 from judges import asked as asked_judge
 from judges import serving
+from table_files import jsonl, tsv
 
 from mixpo.cli import main
 from mixpo.commands.check import Checked, check

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import reproduced
-from bench_files import jsonl
+from table_files import jsonl
 
 PAGE = Path(__file__).parents[2] / "docs" / "reproduced.md"
 VARIABLE = "MIXPO_PUBLISHED"

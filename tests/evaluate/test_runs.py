@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_files import jsonl, parquet, png, save_png
+from bench_files import png, save_png
 from judges import asked, serving
 from small_run import said
+from table_files import jsonl, parquet
 
 from mixpo.cli import main
 from mixpo.commands.check import check

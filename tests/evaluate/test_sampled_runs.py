@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from bench_files import jsonl
+from table_files import jsonl
 
 from mixpo.cli import main
 from mixpo.commands.compare import cells, compare_evaluations, figure_cells

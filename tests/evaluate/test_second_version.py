@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_files import fact, figures, jsonl, load, outcomes, parquet, png, questions, save_png, value
+from bench_files import fact, figures, load, outcomes, png, questions, save_png, value
+from table_files import jsonl, parquet
 
 from mixpo.evaluate.benchmarks import prompt_of
 from mixpo.evaluate.benchmarks.logicvista import read_letters

@@ -7,7 +7,8 @@ import random
 from pathlib import Path
 
 import pytest
-from bench_files import b64, fact, figures, jsonl, load, outcomes, parquet, png, predictions, questions, save_png, tsv, value
+from bench_files import b64, fact, figures, load, outcomes, png, predictions, questions, save_png, value
+from table_files import jsonl, parquet, tsv
 
 from mixpo.evaluate.benchmarks import BENCHMARKS, facts_of, prompt_of
 from mixpo.evaluate.benchmarks.m3cot import read_official, read_paper

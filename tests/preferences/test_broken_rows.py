@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import small_run
 from failures import fails
-from preference_files import jsonl, parquet, parts, picture, turn
+from preference_files import parts, picture, turn
+from table_files import jsonl, parquet
 
 from mixpo.cli import main
 from mixpo.errors import SourceError

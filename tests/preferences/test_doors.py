@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import small_run
-from preference_files import EVERY, IMAGES, Q1, Q2, SIDES, jsonl, mmpr, pictures
+from preference_files import EVERY, IMAGES, Q1, Q2, SIDES, mmpr, pictures
 from slow_rows import slow_except
+from table_files import jsonl
 
 from mixpo.pipeline import run_until
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import small_run
 from imported_pairs import content, read_pairs
-from preference_files import jsonl
+from table_files import jsonl
 
 from mixpo.export.run import FORMATS, export, pair_rows
 from mixpo.pipeline import open_run, run_recipe

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from failures import fails
 from imported_pairs import content, imported, read_pairs
-from preference_files import EVERY, IMAGES, Q1, Q2, SIDES, jsonl, meta, mmpr, parquet, turn
+from preference_files import EVERY, IMAGES, Q1, Q2, SIDES, meta, mmpr, turn
+from table_files import jsonl, parquet
 
 from mixpo.errors import SourceError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from imported_pairs import content, read_pairs
-from preference_files import jsonl
+from table_files import jsonl
 
 from mixpo.export.base import ExportCount
 from mixpo.export.run import FORMATS
