@@ -28,7 +28,7 @@ from mixpo.study.schema import Study
 from mixpo.train.metrics import StepMetrics
 from mixpo.types import ImageRef, Message, Pair, Question, Response, Skipped, Verdict
 
-WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null", Any: "any value"}
+WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", bytes: "bytes", type(None): "null", Any: "any value"}
 BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 COMMON = {

@@ -31,6 +31,11 @@ class Objective:
         return self.preference + self.quality + self.generation == 1
 
     @property
+    def held(self) -> bool:
+        """Whether `train.loss.hold` is added to it."""
+        return self.preference or self.quality
+
+    @property
     def beta(self) -> bool:
         """Whether the loss depends on `train.loss.beta`."""
         return self.quality or (self.preference and self.loss_type != "orpo")

@@ -149,6 +149,9 @@ class Group:
     prompt: the last user message as rendered for sampling, `<image>` marks included.
     reference: summed log-prob of each response under the reference policy, in the order of `responses`, or None.
     prompt_tokens: length of the prompt with template and images, 0 where unknown.
+    origins: of each pair, empty where unknown.
+    token_reference: log-probs of the tokens of each response under the reference policy as bytes (see `mixpo.train.hold`), or None.
+    forks: positions in each response at which pairs of the question part, or None where nothing needs them.
     """
 
     question: Question
@@ -157,6 +160,9 @@ class Group:
     pairs: tuple[tuple[int, int], ...]
     reference: tuple[float, ...] | None = None
     prompt_tokens: int = 0
+    origins: tuple[Origin, ...] = ()
+    token_reference: tuple[bytes, ...] | None = None
+    forks: tuple[tuple[int, ...], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

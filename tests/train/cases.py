@@ -16,6 +16,7 @@ from mixpo.progress import Silent
 from mixpo.recipe import ImageTable, TrainTable
 from mixpo.train import loop
 from mixpo.train.group_data import in_memory
+from mixpo.train.hold import with_forks
 from mixpo.train.metrics import StepMetrics
 from mixpo.train.reference import open_reference
 from mixpo.train.session import Session, TrainJob
@@ -61,14 +62,12 @@ def groups(vlm: Vlm, folder: Path, count: int = 6) -> list[Group]:
     return [group(vlm, folder, number, (1, 0, 2)[number % 3], 2 + number % 3) for number in range(count)]
 
 
-def scored(vlm: Vlm, found: list[Group]) -> list[Group]:
-    """The same groups with reference log-probs."""
-    with open_reference(vlm, ImageTable(), TrainTable()) as reference_model:
+def scored(vlm: Vlm, found: list[Group], hold: float = 0.0, **table: object) -> list[Group]:
+    """The same groups with reference log-probs, and with what `train.loss.hold` needs if that is not 0."""
+    with open_reference(vlm, ImageTable(), TrainTable.model_validate({"loss": {"hold": hold}, **table})) as reference_model:
         logps = reference_model.score(found)
-    return [
-        Group(question=g.question, prompt=g.prompt, responses=g.responses, pairs=g.pairs, reference=values)
-        for g, values in zip(found, logps, strict=True)
-    ]
+    groups = [replace(g, reference=of.sums, token_reference=of.tokens or None) for g, of in zip(found, logps, strict=True)]
+    return [with_forks(g) for g in groups] if hold else groups
 
 
 def fresh(vlm: Vlm) -> Vlm:

@@ -25,8 +25,10 @@ from mixpo.vlm.load import Vlm, load
 
 SETTINGS: dict[str, Any] = {"epochs": 2, "batch_size": 3, "tokens_per_batch": 150, "learning_rate": 1e-4}
 CUT = {**SETTINGS, "save_every": 3}
-REPLAY = {**SETTINGS, "replay": {"source": {"kind": "digits"}, "share": 0.5, "weight": 0.7}}
-ADAPTER = {**SETTINGS, "learning_rate": 1e-3, "lora": {"rank": 3}}
+HOLD = 0.1
+"""Weight of the hold term, with all weights trained and with an adapter."""
+REPLAY = {**SETTINGS, "loss": {"hold": HOLD}, "replay": {"source": {"kind": "digits"}, "share": 0.5, "weight": 0.7}}
+ADAPTER = {**SETTINGS, "loss": {"hold": HOLD}, "learning_rate": 1e-3, "lora": {"rank": 3}}
 STOP = 4
 """The cut-off training fails in its step after this one, so that it goes on from step 3."""
 
@@ -46,7 +48,7 @@ def main(model: Path, images: Path, work: Path, kind: str) -> None:
     def vlm() -> Vlm:
         return load(ModelTable(path=str(model), device="cpu"), Path())
 
-    data = scored(vlm(), groups(vlm(), images))
+    data = scored(vlm(), groups(vlm(), images), HOLD)
     patch = pytest.MonkeyPatch()
 
     def checked(a_job: TrainJob, progress: Progress) -> Session:

@@ -42,7 +42,7 @@ LORA = {"rank": 3, "alpha": 6.0, "parts": ["llm", "projector"]}
 def rescored(vlm: Vlm, found: list[Group], **table: Any) -> list[Group]:
     """With reference log-probs as the stage finds them for this training."""
     with open_reference(vlm, ImageTable(), TrainTable.model_validate(table)) as reference:
-        return [replace(group, reference=logps) for group, logps in zip(found, reference.score(found), strict=True)]
+        return [replace(group, reference=logps.sums) for group, logps in zip(found, reference.score(found), strict=True)]
 
 
 def disturb(model: torch.nn.Module) -> None:

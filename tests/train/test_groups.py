@@ -44,7 +44,8 @@ def test_responses_are_shared_and_text_is_tokenised(tiny_vlm: Vlm, asked: Questi
     assert text[-1] in tiny_vlm.end_ids
     found = make_group(tiny_vlm, asked, "P", [pair((5, 6), (7,)), pair((5, 6), (8,)), pair("the sum is 12", (7,))], 3, 100)
     pairs = ((0, 1), (0, 2), (3, 1))
-    assert found.group == Group(question=asked, prompt="P", responses=((5, 6), (7,), (8,), text), pairs=pairs, prompt_tokens=3)
+    responses, origins = ((5, 6), (7,), (8,), text), tuple(one.origin for one in [pair((5,), (6,))] * 3)
+    assert found.group == Group(question=asked, prompt="P", responses=responses, pairs=pairs, prompt_tokens=3, origins=origins)
     assert found.dropped == ()
 
 

@@ -368,4 +368,4 @@ def test_a_reference_stage_in_between_does_not_disturb(vlm: Vlm, data: list[Grou
         assert [json.loads(line)["step"] for line in handle] == [1, 2]
     old = sum(g.reference[c] for g in data for c, _ in g.pairs if g.reference) / 12
     assert result.steps[1].reward_chosen == pytest.approx(0.1 * (result.steps[1].logp_chosen - old), abs=1e-4)
-    assert sum(values[c] for values, g in zip(after, data, strict=True) for c, _ in g.pairs) / 12 > result.steps[1].logp_chosen
+    assert sum(logps.sums[c] for logps, g in zip(after, data, strict=True) for c, _ in g.pairs) / 12 > result.steps[1].logp_chosen

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from train.cases import fresh, groups, job, scored
-from train.ranks_program import ADAPTER, CUT, REPLAY, SETTINGS, mixed, sft_rows
+from train.ranks_program import ADAPTER, CUT, HOLD, REPLAY, SETTINGS, mixed, sft_rows
 
 from mixpo.progress import Silent
 from mixpo.recipe import ModelTable
@@ -66,7 +66,7 @@ def two(request: pytest.FixtureRequest, tiny_folder: Path, images: Path, tmp_pat
 
 @pytest.fixture(scope="module")
 def data(tiny_vlm: Vlm, images: Path) -> list[Group]:
-    return scored(tiny_vlm, groups(tiny_vlm, images))
+    return scored(tiny_vlm, groups(tiny_vlm, images), HOLD)
 
 
 def rows(folder: Path) -> list[StepMetrics]:
@@ -107,6 +107,8 @@ def test_replay_rows_are_shared(two: Path, tiny_vlm: Vlm, images: Path, data: li
         # The same rows with the same weight; what differs is the order of float32 sums, 1e-6 after eight steps.
         assert (row.replay, row.loss, row.grad_norm) == pytest.approx((other.replay, other.loss, other.grad_norm), rel=1e-5)
     assert alone[-1].replay_skipped > 0
+    assert [row.hold for row in rows(two / "replay")] == pytest.approx([row.hold for row in alone], rel=1e-2, abs=1e-5)
+    assert alone[-1].hold > 1e-4
 
 
 def test_an_adapter(two: Path, tiny_vlm: Vlm, data: list[Group], tmp_path: Path) -> None:

@@ -26,10 +26,12 @@ class Decides:
     """The stages whose records a field decides directly. What is made from those records becomes stale with them.
 
     by_content: the stages' settings hold what the value stands for (the digest of a file, the text of a named prompt), not the value.
+    switches: stages that depend only on whether the field is used at all, so that one value of it is as good as another.
     """
 
-    def __init__(self, *stages: StageKind, by_content: bool = False) -> None:
-        self.stages = stages
+    def __init__(self, *stages: StageKind, switches: tuple[StageKind, ...] = (), by_content: bool = False) -> None:
+        self.stages = (*switches, *stages)
+        self.switches = switches
         self.by_content = by_content
 
 
@@ -53,6 +55,8 @@ class Table(BaseModel):
             if isinstance(inner := getattr(self, name), Table):
                 if of_inner := inner.deciding(stage):
                     values[name] = of_inner
+            elif marker is not None and stage in marker.switches:
+                values |= {name: True} if plain[name] else {}
             elif marker is not None and stage in marker.stages and not marker.by_content:
                 values[name] = plain[name]
         return values

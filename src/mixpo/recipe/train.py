@@ -23,6 +23,10 @@ class LossTable(Table):
     """w_q, of the BCO term."""
     generation: Annotated[float, Decides("train")] = Field(default=1.0, ge=0)
     """w_g, of the SFT term."""
+    hold: Annotated[float, Decides("train", switches=("reference",))] = Field(default=0.0, ge=0)
+    """w_h, of the hold term, which keeps the tokens of chosen responses near the reference except where a pair parts; 0 is off."""
+    hold_width: Annotated[float, Decides("train")] = Field(default=0.3, gt=0)
+    """Nats that a token may move before the pull of the hold term stops growing."""
     label_smoothing: Annotated[float, Decides("train")] = Field(default=0.1, ge=0, lt=0.5)
     """Assumed share of flipped pairs, for "cdpo" and "robust_dpo"."""
     reference_alpha: Annotated[float, Decides("train")] = Field(default=0.6, gt=0, le=1)
@@ -172,6 +176,10 @@ class TrainTable(Table):
             raise ValueError(f"unknown objective {name!r}{did_you_mean(name, OBJECTIVES)}; known: {', '.join(OBJECTIVES)}")
         if len(set(names)) != len(names):
             raise ValueError("objective and baselines must differ from each other")
+        if self.loss.hold and not OBJECTIVES[self.objective].held:
+            raise ValueError(
+                f"objective {self.objective!r} has no preference or quality term for train.loss.hold to restrain; set train.loss.hold = 0"
+            )
         moving = next((name for name in names if OBJECTIVES[name].moving_reference), "")
         if moving and self.reference != "online":
             raise ValueError(f'objective {moving!r} moves its reference, which no stage can know; set train.reference = "online"')

@@ -35,7 +35,7 @@ SHAPES = {"cot": "full", "direct": "hollow", "sampled": "diamond"}
 DIVERGENCE = "Divergence from the reference, nats per token"
 METRICS = (
     ("Loss and weighted terms", re.compile("^(loss$|weighted_)")),
-    ("Loss terms, unweighted", re.compile("^(preference|quality|generation|replay)$")),
+    ("Loss terms, unweighted", re.compile("^(preference|quality|generation|hold|replay)$")),
     ("Rewards", re.compile("^reward")),
     ("Reward margin", re.compile("margin")),
     (DIVERGENCE, re.compile("^kl$")),

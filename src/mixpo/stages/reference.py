@@ -122,6 +122,7 @@ def update_groups(context: Context, plan: Plan, number: int, manifest: Manifest)
         file_digest(source, plan.shards("source"), source.manifest),
         file_digest(reference, manifest.shards, manifest),
         prompting.settings(context.recipe.prompt),
+        *(("forks",) if context.recipe.train.loss.hold else ()),
     )
     if stored_digest(path) != digest:
         write_groups(path, group_rows(context, plan, number), digest)
@@ -132,13 +133,15 @@ def group_rows(context: Context, plan: Plan, number: int) -> Iterator[GroupRow]:
     """Everything that round `number` trains on: a group for each question and prompt with pairs, in order."""
     from mixpo.train.group_data import GroupRow
     from mixpo.train.groups import from_record, split_record
+    from mixpo.train.hold import with_forks
 
     for shard in range(len(plan.shards("source"))):
         for question, scored in zip(plan.rows("source", shard), plan.rows(f"round-{number}/reference", shard), strict=True):
             for prompt, part in split_record(scored).items():
                 text = prompting.prompts_of(context.recipe, question)[prompt].render(question.text)
                 asked = prompting.with_system(context.recipe.prompt, question)
-                yield GroupRow(from_record(asked, text, part), part.repeats)
+                group = from_record(asked, text, part)
+                yield GroupRow(with_forks(group) if context.recipe.train.loss.hold else group, part.repeats)
 
 
 def spread(count: int, most: int) -> list[int]:

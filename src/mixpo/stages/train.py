@@ -185,6 +185,7 @@ def table_of(table: TrainTable, objective: str) -> TrainTable:
     weights = () if parts.single else tuple(term for term in ("preference", "quality", "generation") if getattr(parts, term))
     others = (*(("beta",) if parts.beta else ()), *(("label_smoothing",) if parts.smoothing else ()))
     others += ("reference_alpha", "reference_every") if parts.moving_reference else ()
+    others += ("hold", "hold_width") if parts.held else ()
     used = {name: getattr(table.loss, name) for name in (*weights, *others)}
     return table.model_copy(update={"loss": LossTable(**used)})
 

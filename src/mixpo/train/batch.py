@@ -10,9 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from mixpo.train.hold import held_pairs, held_response
+from mixpo.train.losses import HeldTokens
 from mixpo.train.prefix_tree import build_prefix_tree
 from mixpo.train.schedule import Step
 from mixpo.train.tree_attention import AttentionPlan
@@ -176,7 +179,7 @@ class Batch:
     lengths: (R,) tokens of each response. chosen, rejected: (K,) indices into the R responses. replayed: (M,) those of SFT rows.
     features: of all images in order, in the model's own format, where cached (see `mixpo.train.vision_cache`).
     reference: (R,) summed log-probs under the reference, in `accumulation_dtype`, NaN where unknown. question_ids: (R).
-    tokens: that pass through the model, without padding.
+    held: for `train.loss.hold`, None without it. tokens: that pass through the model, without padding.
     """
 
     inputs: dict[str, Tensor]
@@ -196,6 +199,7 @@ class Batch:
     tokens: int
     features: Any | None = None
     singles: tuple[dict[str, Tensor], ...] = ()
+    held: HeldTokens | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,6 +216,7 @@ class ResponseTensors:
     replayed: Tensor
     reference: Tensor
     question_ids: tuple[str, ...]
+    held: HeldTokens | None
 
 
 def response_tensors(chunks: Sequence[Chunk]) -> ResponseTensors:
@@ -231,6 +236,21 @@ def response_tensors(chunks: Sequence[Chunk]) -> ResponseTensors:
         replayed=torch.tensor([chunk.replay for chunk in chunks for _ in chunk.responses]).nonzero()[:, 0],
         reference=torch.tensor([_reference(chunk, response) for chunk in chunks for response in chunk.responses], dtype=torch.float64),
         question_ids=tuple(chunk.group.question.id for chunk in chunks for _ in chunk.responses),
+        held=_held(chunks, response_index),
+    )
+
+
+def _held(chunks: Sequence[Chunk], response_index: Tensor) -> HeldTokens | None:
+    """What `train.loss.hold` needs of these chunks; None where no group has it."""
+    if all(chunk.group.forks is None for chunk in chunks):
+        return None
+    responses = [held_response(chunk.group, response) for chunk in chunks for response in chunk.responses]
+    pairs = [held for chunk in chunks for held in held_pairs(chunk.group, chunk.pairs)]
+    return HeldTokens(
+        reference=torch.from_numpy(np.concatenate([one.reference for one in responses])),
+        response=response_index,
+        held=torch.from_numpy(np.concatenate([one.held for one in responses])),
+        pairs=torch.tensor(pairs, dtype=torch.bool),
     )
 
 

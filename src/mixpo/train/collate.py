@@ -48,12 +48,18 @@ def collate_ahead(vlm: Vlm, chunks: Sequence[Chunk], prompt_of: Callable[[Group]
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with all its tensors on a device; copies from pinned memory do not wait for it."""
+    moved: Batch = batch if device.type == "cpu" else _moved(batch, device)
+    return moved
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """A value with all tensors in it on a device."""
 
     def move(tensor: Tensor) -> Tensor:
         dtype = accumulation_dtype(device) if tensor.dtype == torch.float64 else tensor.dtype
         return tensor.to(device, dtype, non_blocking=True)
 
-    return batch if device.type == "cpu" else _mapped(batch, move)
+    return _mapped(value, move)
 
 
 def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -232,6 +238,7 @@ def _batch(
         rejected=responses.rejected.to(device),
         replayed=responses.replayed.to(device),
         reference=responses.reference.to(device, accumulation_dtype(device)),
+        held=_moved(responses.held, device),
         question_ids=responses.question_ids,
         tokens=tokens,
     )

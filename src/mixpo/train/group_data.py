@@ -2,9 +2,9 @@
 
 FILE: the rows, the index (one INDEX entry per group), one line of JSON that says where the index is.
 
-A row is one line of JSON and the tokens of all responses (int32). Rows are read, not mapped: a disk that fails is an error, no signal, and
-pages of the file do not count as memory of the process. Each row is compared with its checksum when it is read, so that opening a file
-takes the same time whatever its size.
+A row is one line of JSON, the tokens of all responses (int32) and, where stored, their log-probs (see `mixpo.train.hold`). Rows are
+read, not mapped: a disk that fails is an error, no signal, and pages of the file do not count as memory of the process. Each row is
+compared with its checksum when it is read, so that opening a file takes the same time whatever its size.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from mixpo import sealed
 from mixpo.records import atomic, broken_record, from_plain
 from mixpo.train.groups import data_digest, repeated
+from mixpo.train.hold import pack, unpack
 from mixpo.train.layout_check import different
 from mixpo.types import Group, Question
 
@@ -35,6 +36,7 @@ INDEX = np.dtype(
         ("turn", "<u4"),  # 1, or the number of the repetition in an epoch
         ("pairs", "<u4"), ("responses", "<u4"), ("tokens", "<u4"), ("images", "<u4"),  # tokens: of all responses
         ("unscored", "?"), ("empty", "?"),  # without reference log-probs; with a response that has no tokens
+        ("forked", "?"), ("tokenless", "?"),  # with forks; without the log-probs of single tokens
     ]
 )  # fmt: skip
 """What the index says of a group."""
@@ -99,11 +101,12 @@ def in_memory(groups: Sequence[Group]) -> PairedGroups:
     return PairedGroups(len(groups), groups.__getitem__, data_digest(groups), index, _sample(enumerate(groups)))
 
 
-def _sizes(group: Group) -> tuple[int, int, int, int, bool, bool]:
-    """The last six fields of INDEX."""
+def _sizes(group: Group) -> tuple[int, int, int, int, bool, bool, bool, bool]:
+    """The last eight fields of INDEX."""
     unscored = group.reference is None or len(group.reference) != len(group.responses)
     lengths = [*map(len, group.responses)]
-    return len(group.pairs), len(lengths), sum(lengths), len(group.question.images), unscored, 0 in lengths
+    of_tokens = group.forks is not None, group.token_reference is None
+    return len(group.pairs), len(lengths), sum(lengths), len(group.question.images), unscored, 0 in lengths, *of_tokens
 
 
 def _sample(groups: Iterable[tuple[int, Group]]) -> tuple[int, ...]:
@@ -145,21 +148,31 @@ def _encoded(row: GroupRow) -> bytes:
         "pairs": group.pairs,
         "reference": group.reference,
         "repeats": row.repeats,
+        "origins": group.origins,
+        "forks": group.forks,
+        "token_reference": group.token_reference is not None,
     }
-    return json.dumps(header, ensure_ascii=False).encode() + b"\n" + array("i", chain.from_iterable(group.responses)).tobytes()
+    packed = b"" if group.token_reference is None else pack(group.responses, group.token_reference)
+    return json.dumps(header, ensure_ascii=False).encode() + b"\n" + array("i", chain.from_iterable(group.responses)).tobytes() + packed
 
 
 def _decoded(content: bytes) -> GroupRow:
     line, _, tail = content.partition(b"\n")
-    header, tokens = json.loads(line), array("i", tail)
-    ends = accumulate(header["lengths"], initial=0)
+    header = json.loads(line)
+    ends = [*accumulate(header["lengths"], initial=0)]
+    end_of_tokens = ends[-1] * array("i").itemsize
+    tokens = array("i", tail[:end_of_tokens])
+    responses = tuple(tuple(tokens[start:end]) for start, end in pairwise(ends))
     group = Group(
         question=from_plain(Question, header["question"]),
         prompt=header["prompt"],
         prompt_tokens=header["prompt_tokens"],
-        responses=tuple(tuple(tokens[start:end]) for start, end in pairwise(ends)),
+        responses=responses,
         pairs=tuple((chosen, rejected) for chosen, rejected in header["pairs"]),
         reference=None if header["reference"] is None else tuple(header["reference"]),
+        origins=tuple(header["origins"]),
+        forks=None if header["forks"] is None else tuple(map(tuple, header["forks"])),
+        token_reference=unpack(responses, tail[end_of_tokens:]) if header["token_reference"] else None,
     )
     return GroupRow(group, tuple(header["repeats"]))
 

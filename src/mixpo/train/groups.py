@@ -8,10 +8,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, repeat
+from typing import NamedTuple
 
 from mixpo.errors import SourceError, TrainError
 from mixpo.records import Drop, Scored
-from mixpo.types import Group, Pair, Question
+from mixpo.train.hold import pack, unpack
+from mixpo.types import Group, Origin, Pair, Question
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import context_limit, image_token_ids, tokenize_response
 
@@ -52,6 +54,7 @@ def make_group(vlm: Vlm, question: Question, prompt: str, pairs: Sequence[Pair],
         )
     responses: dict[tuple[int, ...], int] = {}
     kept: list[tuple[int, int]] = []
+    origins: list[Origin] = []
     repeats: list[int] = []
     dropped: Counter[str] = Counter()
     for pair in pairs:
@@ -66,8 +69,16 @@ def make_group(vlm: Vlm, question: Question, prompt: str, pairs: Sequence[Pair],
             dropped[f"{TOO_LONG} ({limit})"] += 1
         else:
             kept.append((responses.setdefault(sides[0], len(responses)), responses.setdefault(sides[1], len(responses))))
+            origins.append(pair.origin)
             repeats.append(pair.repeat)
-    group = Group(question=question, prompt=prompt, responses=tuple(responses), pairs=tuple(kept), prompt_tokens=prompt_length)
+    group = Group(
+        question=question,
+        prompt=prompt,
+        responses=tuple(responses),
+        pairs=tuple(kept),
+        prompt_tokens=prompt_length,
+        origins=tuple(origins),
+    )
     return GroupedPairs(
         group=group,
         repeats=tuple(repeats) if any(repeat > 1 for repeat in repeats) else (),
@@ -75,18 +86,30 @@ def make_group(vlm: Vlm, question: Question, prompt: str, pairs: Sequence[Pair],
     )
 
 
-def to_record(grouped: GroupedPairs, logps: Sequence[float]) -> Scored:
-    """The record of a group. logps: of its responses under the reference, empty with an online reference."""
+class ReferenceLogps(NamedTuple):
+    """Log-probs of the responses of a group under the reference, empty with an online one.
+
+    sums: over their tokens. tokens: of each token, encoded as in `mixpo.train.hold`; empty where nothing needs them.
+    """
+
+    sums: tuple[float, ...] = ()
+    tokens: tuple[bytes, ...] = ()
+
+
+def to_record(grouped: GroupedPairs, logps: ReferenceLogps) -> Scored:
+    """The record of a group."""
     group = grouped.group
     return Scored(
         question=group.question.id,
         responses=group.responses,
-        logps=tuple(logps),
+        logps=logps.sums,
         chosen=tuple(chosen for chosen, _ in group.pairs),
         rejected=tuple(rejected for _, rejected in group.pairs),
         repeats=grouped.repeats,
         dropped=grouped.dropped,
         prompt_tokens=(group.prompt_tokens,) if group.responses else (),
+        origins=group.origins,
+        token_logps=(pack(group.responses, logps.tokens),) if logps.tokens else (),
     )
 
 
@@ -107,6 +130,8 @@ def join_records(parts: Mapping[int, Scored]) -> Scored:
         dropped=tuple(Drop(reason=reason, count=count) for reason, count in sorted(dropped.items())),
         prompts=tuple(number for number, part in parts.items() for _ in part.responses),
         prompt_tokens=tuple(length for part in parts.values() for length in part.prompt_tokens),
+        origins=tuple(origin for part in parts.values() for origin in part.origins),
+        token_logps=tuple(packed for part in parts.values() for packed in part.token_logps),
     )
 
 
@@ -114,7 +139,8 @@ def split_record(record: Scored) -> dict[int, Scored]:
     """The parts that `join_records` joined and that have pairs, by the number of the prompt."""
     prompts = record.prompts or (0,) * len(record.responses)
     parts = {}
-    for number, length in zip(dict.fromkeys(prompts), record.prompt_tokens or repeat(0), strict=False):
+    of_prompts = zip(dict.fromkeys(prompts), record.prompt_tokens or repeat(0), record.token_logps or repeat(b""), strict=False)
+    for number, length, packed in of_prompts:
         places = {place: new for new, place in enumerate(place for place, of_prompt in enumerate(prompts) if of_prompt == number)}
         kept = [place for place, chosen in enumerate(record.chosen) if chosen in places]
         if kept:
@@ -126,6 +152,8 @@ def split_record(record: Scored) -> dict[int, Scored]:
                 rejected=tuple(places[record.rejected[place]] for place in kept),
                 repeats=tuple(record.repeats[place] for place in kept) if record.repeats else (),
                 prompt_tokens=(length,) if length else (),
+                origins=tuple(record.origins[place] for place in kept) if record.origins else (),
+                token_logps=(packed,) if packed else (),
             )
     return parts
 
@@ -146,6 +174,8 @@ def from_record(question: Question, prompt: str, record: Scored) -> Group:
         pairs=pairs,
         reference=record.logps or None,
         prompt_tokens=next(iter(record.prompt_tokens), 0),
+        origins=record.origins,
+        token_reference=unpack(record.responses, record.token_logps[0]) if record.token_logps else None,
     )
 
 
@@ -153,7 +183,9 @@ def repeated(group: Group, repeats: Sequence[int]) -> Iterator[Group]:
     """The group, and once more for each further time that an epoch trains on some of its pairs."""
     yield group
     for times in range(2, max(repeats, default=1) + 1):
-        yield replace(group, pairs=tuple(pair for pair, repeat in zip(group.pairs, repeats, strict=True) if repeat >= times))
+        again = [place for place, repeat in enumerate(repeats) if repeat >= times]
+        origins = tuple(group.origins[place] for place in again) if group.origins else ()
+        yield replace(group, pairs=tuple(group.pairs[place] for place in again), origins=origins)
 
 
 def data_digest(groups: Iterable[Group]) -> str:
@@ -161,7 +193,8 @@ def data_digest(groups: Iterable[Group]) -> str:
     total = hashlib.sha256()
     for group in groups:
         images = [image.digest for image in group.question.images]
-        row = (group.question.id, images, group.prompt, group.responses, group.pairs, group.reference)
+        tokens = [one.hex() for one in group.token_reference or ()]
+        row = (group.question.id, images, group.prompt, group.responses, group.pairs, group.reference, group.origins, group.forks, tokens)
         total.update(json.dumps(row, ensure_ascii=False).encode())
     return total.hexdigest()[:16]
 

@@ -30,7 +30,7 @@ class Scorer(nn.Module):
         self.precision = precision
 
     def forward(self, batch: Batch) -> ResponseLogps:
-        """(R,) summed log-probs of the responses. Tokens are in float32 whatever the compute dtype, sums in `accumulation_dtype`.
+        """Log-probs of the responses and their tokens. Tokens are in float32 whatever the compute dtype, sums in `accumulation_dtype`.
 
         Sums of hundreds of tokens reach thousands of nats, where float32 resolves 1e-4 only: too coarse for log-ratios, which start
         at 0.
@@ -40,7 +40,7 @@ class Scorer(nn.Module):
         precise = accumulation_dtype(token_u.device)
         token_a = token_u[batch.token_index].to(precise)
         sums = torch.zeros(len(batch.lengths), dtype=precise, device=token_u.device).index_add(0, batch.response_index, token_a)
-        return ResponseLogps(sums=sums, lengths=batch.lengths)
+        return ResponseLogps(sums=sums, lengths=batch.lengths, tokens=token_a)
 
     def _tokens(self, batch: Batch) -> Tensor:
         """(U,) log-probs. A batch of the single layout is scored as such whatever the layout of the others."""

@@ -124,7 +124,7 @@ def _forward_backward(session: Session, plan: PlannedStep, inputs: StepInputs) -
         with session.parallel.accumulate(last=number == len(batches) - 1):
             logps: ResponseLogps = session.parallel.scorer(batch)
             beta, places = session.job.table.loss.beta, (batch.reference, batch.chosen, batch.rejected)
-            terms = combine(session.weights, beta, logps, *places, state.delta, next(shifts))
+            terms = combine(session.weights, beta, logps, *places, state.delta, next(shifts), batch.held)
             replayed = replay_losses(logps, batch)
             session.parallel.backward(terms.total.sum() * scale + replayed.sum() * replay.scale)
         sums += batch_sums(session, terms, logps.sums, replayed, chunks, batch)

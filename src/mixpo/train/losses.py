@@ -19,17 +19,33 @@ from mixpo.recipe import LossTable
 
 
 class ResponseLogps(NamedTuple):
-    """sums: (R,) log pi(y|x) summed over the response's tokens. lengths: (R,) number of these tokens."""
+    """sums: (R,) log pi(y|x) summed over the response's tokens. lengths: (R,) number of these tokens.
+
+    tokens: (A,) log pi of each token, response by response; None where only the sums are known.
+    """
 
     sums: Tensor
     lengths: Tensor
+    tokens: Tensor | None = None
+
+
+class HeldTokens(NamedTuple):
+    """What the hold term compares tokens with. reference: (A,) log pi_0 of each. response: (A,) its response, 0 .. R-1.
+
+    held: (A,) bool, False for forks. pairs: (K,) bool, pairs whose chosen response is held.
+    """
+
+    reference: Tensor
+    response: Tensor
+    held: Tensor
+    pairs: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class LossWeights:
-    """The weights w_p, w_q and w_g of MPO as applied; a term of weight 0 contributes no gradient.
+    """The weights w_p, w_q and w_g of MPO and w_h of the hold term as applied; a term of weight 0 contributes no gradient.
 
-    loss_type: of the preference term. smoothing: its label smoothing, 0 where it has none.
+    loss_type: of the preference term. smoothing: its label smoothing, 0 where it has none. hold_width: see `hold_loss`.
     """
 
     preference: float
@@ -37,6 +53,8 @@ class LossWeights:
     generation: float
     loss_type: LossType = "dpo"
     smoothing: float = 0.0
+    hold: float = 0.0
+    hold_width: float = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +65,7 @@ class LossTerms:
     preference: Tensor
     quality: Tensor
     generation: Tensor
+    hold: Tensor
     reward_chosen: Tensor
     reward_rejected: Tensor
     logp_chosen: Tensor
@@ -166,6 +185,19 @@ def generation_loss(logp_chosen: Tensor, length_chosen: Tensor) -> Tensor:
     return -logp_chosen / length_chosen  # L_g = -log pi(y_c|x) / |y_c|
 
 
+def hold_loss(tokens: Tensor, held: HeldTokens, width: float, responses: int) -> Tensor:
+    """The hold term of each response, (R,): the distance to the reference, token by token. tokens: (A,) log pi. mixpo's own.
+
+    L_h(y) = sum over the held tokens t of H( log(pi/pi_0)(y_t | x, y_<t) ),  H(z) = z^2 / 2 up to |z| = width, then width (|z| - width / 2)
+
+    A sum, as the reward is: at a token, the pull of the preference term is at most w_p beta and that of the hold term at most w_h width,
+    whatever the length of the response.
+    """
+    ratio = torch.where(held.held, tokens - held.reference, 0.0)
+    distance = F.huber_loss(ratio, torch.zeros_like(ratio), reduction="none", delta=width)
+    return distance.new_zeros(responses).index_add(0, held.response, distance)
+
+
 def loss_weights(objective: str, table: LossTable) -> LossWeights:
     """The weights of a named objective: the recipe's for several terms, 1 for a single one."""
     terms = OBJECTIVES[objective]
@@ -175,6 +207,8 @@ def loss_weights(objective: str, table: LossTable) -> LossWeights:
         generation=(1.0 if terms.single else table.generation) * terms.generation,
         loss_type=terms.loss_type,
         smoothing=table.label_smoothing if terms.smoothing else 0.0,
+        hold=table.hold if terms.held else 0.0,
+        hold_width=table.hold_width,
     )
 
 
@@ -187,8 +221,9 @@ def combine(
     rejected: Tensor,
     delta: float,
     shift: Tensor | float = 0.0,
+    held: HeldTokens | None = None,
 ) -> LossTerms:
-    """MPO: L = w_p L_p + w_q L_q + w_g L_g of each pair.
+    """MPO: L = w_p L_p + w_q L_q + w_g L_g of each pair, and w_h L_h(y_c) where tokens are held.
 
     reference: (R,) summed log-probs under pi_0. chosen, rejected: (K,) indices into the R responses. shift: (K,) for "aot".
     """
@@ -199,7 +234,10 @@ def combine(
     preference = PREFERENCE_LOSSES[weights.loss_type](sides)
     quality = quality_loss(reward_chosen, reward_rejected, delta)
     generation = generation_loss(logps.sums[chosen], logps.lengths[chosen])
-    terms = ((weights.preference, preference), (weights.quality, quality), (weights.generation, generation))
+    hold = torch.zeros_like(generation)
+    if weights.hold > 0 and held is not None and logps.tokens is not None:
+        hold = torch.where(held.pairs, hold_loss(logps.tokens, held, weights.hold_width, len(logps.sums))[chosen], 0.0)
+    terms = ((weights.preference, preference), (weights.quality, quality), (weights.generation, generation), (weights.hold, hold))
     # A term of weight 0 is skipped, not multiplied: 0 times infinity is NaN.
     total = sum((weight * term for weight, term in terms if weight > 0), start=reward_chosen.new_zeros(len(chosen)))
     return LossTerms(
@@ -207,6 +245,7 @@ def combine(
         preference=preference,
         quality=quality,
         generation=generation,
+        hold=hold,
         reward_chosen=reward_chosen,
         reward_rejected=reward_rejected,
         logp_chosen=logps.sums[chosen],

@@ -24,7 +24,7 @@ REPETITION_WARNING = 0.1
 
 @dataclass(frozen=True, slots=True)
 class StepSums:
-    """Sums over the pairs, and the replay rows, of one optimizer step on all ranks.
+    """Sums over the pairs, and the replay rows, of one optimizer step on all ranks. First those of `LossTerms`, in its order.
 
     total: of the pairs. drift: (reference - policy) log-prob per token, mean of both sides. replay: NLL per token of the rows.
     tokens: without padding. computed: with padding and dummy chunks. minimum: see `minimum_tokens`.
@@ -34,6 +34,7 @@ class StepSums:
     preference: float
     quality: float
     generation: float
+    hold: float
     reward_chosen: float
     reward_rejected: float
     logp_chosen: float
@@ -57,7 +58,7 @@ def zero_sums(minimum: int, device: torch.device) -> Tensor:
 def batch_sums(session: Session, terms: LossTerms, logps: Tensor, replay: Tensor, chunks: Sequence[Chunk], batch: Batch) -> Tensor:
     """(fields of StepSums,) of one micro-batch. logps: (R,) summed log-probs. replay: (M,) losses of its replay rows."""
     wins = (terms.reward_chosen > terms.reward_rejected).float()
-    columns = [getattr(terms, field.name) for field in dataclasses.fields(StepSums)[:8]]
+    columns = [getattr(terms, field.name) for field in dataclasses.fields(LossTerms)]
     drifts = (batch.reference - logps.detach()) / batch.lengths.clamp(min=1)
     drift = (drifts[batch.chosen] + drifts[batch.rejected]) / 2
     pair_sums = torch.stack([column.detach().to(accumulation_dtype(wins.device)) for column in [*columns, wins, drift]]).sum(-1)
@@ -122,6 +123,8 @@ def measure(session: Session, step: Step, sums: StepSums, grad_norm: float, rate
         replay_rows=session.state.replay_rows,
         replay_skipped=session.state.replay_skipped,
         kl=sums.drift / pairs,
+        hold=sums.hold / pairs,
+        weighted_hold=weights.hold * sums.hold / pairs,
     )
 
 
@@ -149,7 +152,7 @@ def live_line(row: StepMetrics) -> str:
     """A step in one line for the progress display, which adds its number and the time left."""
     parts = (
         (row.weighted_preference, "preference"), (row.weighted_quality, "quality"), (row.weighted_generation, "generation"),
-        (row.weighted_replay, "replay"),
+        (row.weighted_hold, "hold"), (row.weighted_replay, "replay"),
     )  # fmt: skip
     terms = " + ".join(f"{name} {value:.3f}" for value, name in parts if value)
     return (

@@ -20,7 +20,7 @@ class StepMetrics:
     """One optimizer step; means over all pairs of the step on all ranks.
 
     step: from 1. epoch: passes over the data so far, 1.0 after the first. loss: the weighted total.
-    preference, quality, generation: the raw terms; weighted_*: times their weight, which add up to `loss`.
+    preference, quality, generation, hold: the raw terms; weighted_*: times their weight, which add up to `loss`.
     reward_*: beta times the log-ratio to the reference. margin: chosen minus rejected. accuracy: share of pairs with margin > 0.
     replay: mean NLL per token of the step's SFT rows (train.replay). replay_rows, replay_skipped: rows used, and not usable, so far.
     delta: the reward shift this step used. logp_*: summed log-probs. grad_norm: before clipping. tokens: without padding.
@@ -71,6 +71,8 @@ class StepMetrics:
     guard_unparsable: float | None = None
     guard_loops: float | None = None
     guard_cut: float | None = None
+    hold: float = 0.0
+    weighted_hold: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,7 +39,8 @@ class OnlineReference:
         """The batch with the reference log-probs of its responses. scorer: unwrapped, so that no collective is involved."""
         with torch.no_grad(), self._as_reference():
             logps: ResponseLogps = scorer(batch)
-        return replace(batch, reference=logps.sums)
+        held = batch.held._replace(reference=logps.tokens) if batch.held is not None and logps.tokens is not None else None
+        return replace(batch, reference=logps.sums, held=held)
 
     @torch.no_grad()
     def update(self, step: int) -> None:

@@ -13,9 +13,11 @@ from mixpo.recipe import ImageTable, TrainTable
 from mixpo.records import PROMPT_REFUSED, Drop, Scored
 from mixpo.train.batch import Chunk, Layout, micro_batches
 from mixpo.train.collate import AHEAD, collate_ahead, on_device
-from mixpo.train.groups import PROMPT_TOO_LONG, GroupedPairs, make_group, to_record
+from mixpo.train.groups import PROMPT_TOO_LONG, GroupedPairs, ReferenceLogps, make_group, to_record
+from mixpo.train.hold import encode
 from mixpo.train.layout_check import check_sample, choose_layout, different
 from mixpo.train.logps import Scorer
+from mixpo.train.losses import ResponseLogps
 from mixpo.train.model import compute_dtype, restore_dtypes, use_master_weights, weight_dtypes
 from mixpo.train.prompt_cache import PromptCache
 from mixpo.types import Group, Pair, Question
@@ -55,31 +57,37 @@ class ReferenceScorer:
         with Prefetch(rows, lambda row: self._group(*row), len(rows), workers()) as prepared:
             grouped = [*prepared]
         if self.table.reference == "online":
-            yield from (to_record(one, ()) for one in grouped)
+            yield from (to_record(one, ReferenceLogps()) for one in grouped)
             return
         for one, logps in zip(grouped, self.score([one.group for one in grouped]), strict=True):
             yield to_record(one, logps)
 
-    def score(self, groups: Sequence[Group]) -> list[tuple[float, ...]]:
-        """Summed log-probs of all responses of each group, in nats. Raises TrainError for non-finite ones."""
+    def score(self, groups: Sequence[Group]) -> list[ReferenceLogps]:
+        """Log-probs of all responses of each group in nats, and of their tokens for `train.loss.hold`. Raises TrainError if not finite."""
         chunks = [Chunk(group, tuple(range(len(group.responses))), ()) for group in groups if group.responses]
         if not chunks:
-            return [() for _ in groups]
+            return [ReferenceLogps() for _ in groups]
         if self.layout is None:
             self._choose(groups)
         assert self.layout is not None
         scorer = Scorer(self.vlm.model, self.layout, self.precision)
-        logps: dict[tuple[str, str, int], float] = {}
+        sums: dict[tuple[str, str, int], float] = {}
+        tokens: dict[tuple[str, str, int], bytes] = {}
         batches = micro_batches(chunks, self.prompts.length, self.table.tokens_per_batch, self.layout)
         layout = self.layout
         with Prefetch(batches, lambda one: collate_ahead(self.vlm, one, self.prompts.get, layout), AHEAD, workers()) as prepared:
             for batch_chunks, batch in zip(batches, prepared, strict=True):
                 with torch.no_grad():
-                    sums = scorer(on_device(batch, self.vlm.device)).sums.tolist()
-                owners = [(chunk, response) for chunk in batch_chunks for response in chunk.responses]
-                for (chunk, response), value in zip(owners, sums, strict=True):
-                    logps[chunk.group.question.id, chunk.group.prompt, response] = _finite(value, chunk.group)
-        return [tuple(logps[g.question.id, g.prompt, response] for response in range(len(g.responses))) for g in groups]
+                    logps: ResponseLogps = scorer(on_device(batch, self.vlm.device))
+                owners = [(chunk.group, response) for chunk in batch_chunks for response in chunk.responses]
+                keys = [(group.question.id, group.prompt, response) for group, response in owners]
+                finite = (_finite(value, group) for value, (group, _) in zip(logps.sums.tolist(), owners, strict=True))
+                sums.update(zip(keys, finite, strict=True))
+                if self.table.loss.hold and logps.tokens is not None:
+                    parts = torch.split(logps.tokens.cpu(), logps.lengths.tolist())
+                    tokens.update(zip(keys, (encode(part.numpy()) for part in parts), strict=True))
+        numbered = [[(group.question.id, group.prompt, response) for response in range(len(group.responses))] for group in groups]
+        return [ReferenceLogps(tuple(sums[key] for key in keys), tuple(tokens[key] for key in keys if tokens)) for keys in numbered]
 
     def _group(self, question: Question, prompt: str, pairs: Sequence[Pair]) -> GroupedPairs:
         empty = Group(question=question, prompt=prompt, responses=(), pairs=())

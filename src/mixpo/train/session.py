@@ -210,10 +210,20 @@ def _check(job: TrainJob) -> LossWeights:
             code="response-empty",
             key=question,
         )
+    weights = loss_weights(job.objective, job.table.loss)
+    tokenless = ~index["forked"] | (index["tokenless"] & (job.table.reference == "stage"))
+    if weights.hold and (bad := (tokenless & (index["pairs"] > 0)).nonzero()[0]).size:
+        question = job.groups[int(bad[0])].question.id
+        raise TrainError(
+            f"question {question}: train.loss.hold needs the forks of its responses and the reference log-probs of their tokens; run the "
+            "reference stage",
+            code="token-logprobs-missing",
+            key=question,
+        )
     for tracker in job.table.trackers:
         if find_spec(tracker) is None:
             raise MissingExtra(f"the tracker {tracker!r}", tracker)
-    return loss_weights(job.objective, job.table.loss)
+    return weights
 
 
 def _resume(
