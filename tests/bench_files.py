@@ -46,6 +46,12 @@ def questions(name: str, base: Path, path: str | Path = ".", **more: Any) -> lis
     return [item for item in found if isinstance(item, Question)]
 
 
+def reason(row: Question | Skipped) -> str:
+    """Why a row was skipped."""
+    assert isinstance(row, Skipped)
+    return row.reason
+
+
 def outcomes(name: str, asked: Sequence[Question], answers: Sequence[str], extractor: str = "robust", mode: str = "direct") -> str:
     """One letter for each answer: c(orrect), w(rong), m(alformed), u(ndecided)."""
     return "".join(row.outcome[0] for row in predictions(name, asked, answers, extractor, mode))

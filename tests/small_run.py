@@ -11,6 +11,7 @@ from PIL import Image
 from mixpo.pipeline import build_plan, open_context
 from mixpo.progress import Silent
 from mixpo.recipe import load
+from mixpo.run import Manifest, Run
 from mixpo.stages.job import Context, Plan
 from mixpo.stages.names import kind_of
 from mixpo.stages.questions import read_sources
@@ -106,6 +107,13 @@ def said(context: Context) -> list[str]:
     """What the stages had to say."""
     assert isinstance(context.progress, Silent)
     return context.progress.lines
+
+
+def manifest_of(run: Run, stage: str) -> Manifest:
+    """The manifest of a stage that has begun."""
+    manifest = run.stage(stage).manifest
+    assert manifest is not None
+    return manifest
 
 
 def plan_of(context: Context) -> Plan:

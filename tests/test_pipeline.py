@@ -12,7 +12,7 @@ import pytest
 import small_run
 from failures import fails
 from PIL import Image
-from small_run import kinds, make, open_small, plan_of, said, unfinished
+from small_run import kinds, make, manifest_of, open_small, plan_of, said, unfinished
 from spying import spy
 from torch import Tensor
 
@@ -30,6 +30,7 @@ from mixpo.stages.reference import check_scored
 from mixpo.stages.report import load_report
 from mixpo.stages.responses import seed_of
 from mixpo.stages.train import published
+from mixpo.types import Response
 from mixpo.vlm import prompt
 from mixpo.vlm.load import Vlm
 
@@ -331,9 +332,7 @@ def test_an_image_that_the_model_refuses_costs_its_question(tmp_path: Path, tiny
     context = open_small(recipe, tmp_path / "run", "max_error_rate=0.2")
     plan = run_stage(context, steps)
     assert plan.planned["round-1/reference"].finished()
-    manifest = context.run.stage("round-1/reference").manifest
-    assert manifest is not None
-    counts = manifest.counts
+    counts = manifest_of(context.run, "round-1/reference").counts
     assert (counts["questions"], counts["refused"], counts["dropped: the prompt cannot be used"]) == (9, 1, 4)
     assert any("dropped 1 question whose prompt cannot be used" in line and "13.png" in line for line in said(context))
 
@@ -346,7 +345,7 @@ def test_sampling_with_the_model_itself(tmp_path: Path, tiny_folder: Path) -> No
     recipe = small_run.make(tmp_path, tiny_folder, count=5)
     settings = ["sample.engine=transformers", "sample.max_new_tokens=5", "evaluate.max_new_tokens=5", "evaluate.samples=2"]
 
-    def answers(root: str, *more: str) -> tuple[dict[str, object], set[tuple[str, int, str]]]:
+    def answers(root: str, *more: str) -> tuple[dict[str, tuple[Response, ...]], set[tuple[str, int, str]]]:
         context = open_small(recipe, tmp_path / root, *settings, *more)
         plan = run_stage(context, ("sample", "answer", "evaluate"))
         rows = [row for number in range(len(plan.shards("source"))) for row in plan.rows("round-1/sample", number)]
@@ -357,11 +356,9 @@ def test_sampling_with_the_model_itself(tmp_path: Path, tiny_folder: Path) -> No
     two, again = answers("two", "sample.batch_size=1", "shard_size=2", "evaluate.batch_size=2")
     assert len(sampled) == 12
     assert sampled == again
-    assert {key: [r.token_ids for r in value] for key, value in one.items()} == {  # type: ignore[attr-defined]
-        key: [r.token_ids for r in value]  # type: ignore[attr-defined]
-        for key, value in two.items()
-    }
-    assert len({tuple(r.token_ids for r in value) for value in one.values()}) == 5  # type: ignore[attr-defined]
+    ids = [{key: [r.token_ids for r in value] for key, value in answered.items()} for answered in (one, two)]
+    assert ids[0] == ids[1]
+    assert len({tuple(r.token_ids for r in value) for value in one.values()}) == 5
 
 
 # --- small parts -----------------------------------------------------------------------------------------------------------

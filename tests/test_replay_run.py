@@ -42,8 +42,8 @@ def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.mark.slow
 def test_rows_are_counted_in_records_and_report(finished: Path) -> None:
     context = small_run.open_small(finished, finished.parent / "run")
-    counts = context.run.stage("round-1/train/mpo").manifest.counts  # type: ignore[union-attr]
-    pairs = context.run.stage("round-1/reference").manifest.counts["pairs"]  # type: ignore[union-attr]
+    counts = small_run.manifest_of(context.run, "round-1/train/mpo").counts
+    pairs = small_run.manifest_of(context.run, "round-1/reference").counts["pairs"]
     assert counts["replay rows"] + counts["replay rows not usable"] == pairs // 4
     assert counts["replay rows"] > 0
     source = context.run.stage(REPLAY).manifest

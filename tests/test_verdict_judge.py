@@ -87,7 +87,7 @@ def test_it_decides_what_the_rules_leave_undecided(recipe: Path, server: tuple[s
     assert {row.verdicts[2].reason.partition(" #")[0] for row in rows} == {"judge judge-7b-2026-01-01"}
     assert [row.verdicts[3].reason for row in rows] == [UNCLEAR, UNREAD, UNCLEAR, UNCLEAR]
     assert ([row.unread for row in rows], rows[0].judge_checked, rows[0].judge_agreed) == ([0, 1, 0, 0], 2, 2)
-    counts = context.run.stage(VERIFY).manifest.counts  # type: ignore[union-attr]
+    counts = small_run.manifest_of(context.run, VERIFY).counts
     assert (counts["verdicts compared with the judge"], counts["verdicts that the judge shares"]) == (2 * COUNT, 2 * COUNT)
     assert counts[f"undecided: {UNREAD}"] == 1
     assert sum(count for name, count in counts.items() if name.startswith("decided by judge judge-7b")) == COUNT
@@ -148,7 +148,7 @@ def test_an_endpoint_that_is_down_costs_nothing_that_is_done(recipe: Path, tmp_p
         context = opened(recipe, url)
         run_until(context, "verify")
     assert len(verdicts(context)) == COUNT
-    assert context.run.stage("round-1/sample").manifest.finished  # type: ignore[union-attr]
+    assert small_run.manifest_of(context.run, "round-1/sample").finished
 
 
 def test_unreadable_replies_are_retried(recipe: Path, server: tuple[str, Path]) -> None:
@@ -173,7 +173,7 @@ def test_pairs_and_evaluation_use_its_verdicts(recipe: Path, server: tuple[str, 
     assert Counter(row.outcome for row in rows) == Counter(correct=12, wrong=6, undecided=6)
     assert sum(row.unread for row in rows) == 1
     assert {row.judge.partition(" ")[0] for row in rows if row.index == 2} == {"judge-7b-2026-01-01"}
-    pairs = context.run.stage("round-1/pair").manifest.counts["pairs"]  # type: ignore[union-attr]
+    pairs = small_run.manifest_of(context.run, "round-1/pair").counts["pairs"]
     assert pairs == 2 * COUNT
 
 

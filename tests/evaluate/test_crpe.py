@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
-from bench_files import fact, figures, load, outcomes, questions, save_png, value
+from bench_files import fact, figures, load, outcomes, questions, reason, save_png, value
 from table_files import jsonl, tsv
 
 from mixpo.types import Question, Skipped
@@ -129,6 +129,6 @@ def test_the_correct_option_as_a_letter_a_line_or_a_text(tmp_path: Path, given: 
     tsv(tmp_path / "CRPE_RELATION.tsv", [row])
     (found,) = load("crpe", tmp_path)
     if letter is None:
-        assert found.reason == "the correct option 'above' is none of 3"  # type: ignore[union-attr]
+        assert reason(found) == "the correct option 'above' is none of 3"
     else:
         assert found.answer == letter  # type: ignore[union-attr]

@@ -7,11 +7,13 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bench_files import figures, png, predictions
 from bench_files import questions as ask
 from judges import asked, serving
+from small_run import manifest_of
 from table_files import jsonl, parquet
 
 from mixpo.cli import main
@@ -171,7 +173,7 @@ def rows_of(root: Path) -> list[Prediction]:
     return list(open_run(root).run.stage("evaluate/vista/base/direct").read_all(Prediction))
 
 
-def report(root: Path) -> dict[str, object]:
+def report(root: Path) -> dict[str, Any]:
     return dict(json.loads((root / "report.json").read_text()))
 
 
@@ -197,17 +199,17 @@ def test_a_run_by_judge(run: Path) -> None:
 
 def test_figures_leave_out_what_could_not_be_read(run: Path) -> None:
     found = report(run / "run")
-    main_figure = found["figures"][0]  # type: ignore[index]
+    main_figure = found["figures"][0]
     # Three right, one without an answer (not right), one left out: 3 of 4, never 3 of 5.
     assert (main_figure["value"], main_figure["n"], main_figure["excluded"]) == (75.0, 4, 1)
     assert main_figure["by"].startswith("extracted by judge judge-7b-2026-01-01 #")
     assert len(main_figure["by"].rpartition("#")[2]) == 8
-    scores = found["models"]["base"]["direct"]  # type: ignore[index]
+    scores = found["models"]["base"]["direct"]
     assert (scores["accuracy"], scores["n"], scores["correct"], scores["excluded"]) == (0.75, 5, 3, 1)
-    assert any((alarm["cause"], alarm["text"]) == ("unread", "1 of 5 responses") for alarm in found["alarms"])  # type: ignore[attr-defined]
-    counts = open_run(run / "run").run.stage("evaluate/vista/base/direct").manifest.counts  # type: ignore[union-attr]
+    assert any((alarm["cause"], alarm["text"]) == ("unread", "1 of 5 responses") for alarm in found["alarms"])
+    counts = manifest_of(open_run(run / "run").run, "evaluate/vista/base/direct").counts
     assert counts["judge not readable"] == 1
-    settings = open_run(run / "run").run.stage("evaluate/vista/base/direct").manifest.settings  # type: ignore[union-attr]
+    settings = manifest_of(open_run(run / "run").run, "evaluate/vista/base/direct").settings
     assert settings["extractor"] == "judge"
     assert settings["judge"]["model"] == "judge-7b"
 
@@ -237,7 +239,7 @@ def test_a_wording_of_your_own_is_another_score(run: Path, tmp_path: Path) -> No
     assert main(["score", str(root), "--set", "evaluate.judge.prompts=prompts"]) == 0
     assert len(asked(run / "server")) == before + 5
     assert asked(run / "server")[-1]["messages"][0]["content"].startswith("Official.\nHint: a hint.")
-    assert report(root)["figures"][0]["by"] != report(run / "run")["figures"][0]["by"]  # type: ignore[index]
+    assert report(root)["figures"][0]["by"] != report(run / "run")["figures"][0]["by"]
 
 
 def test_the_others_are_read_by_the_released_rules(tmp_path: Path, tiny_folder: Path) -> None:

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
-from bench_files import b64, fact, png, questions, save_png, value
+from bench_files import b64, fact, png, questions, reason, save_png, value
 from table_files import jsonl, parquet, tsv
 
 from mixpo.errors import SourceError
@@ -172,11 +172,11 @@ def test_mmhal_broken_images_are_said(tmp_path: Path) -> None:
          {**hal(5, "other"), "image": "data:text,x"}],
     )  # fmt: skip
     cut, good, outside, text, plain = load("mmhal", tmp_path)
-    assert "not valid base64" in cut.reason  # type: ignore[union-attr]
+    assert "not valid base64" in reason(cut)
     assert isinstance(good, Question)
-    assert "outside the root" in outside.reason  # type: ignore[union-attr]
-    assert "not an image" in text.reason  # type: ignore[union-attr]
-    assert "data URI without base64" in plain.reason  # type: ignore[union-attr]
+    assert "outside the root" in reason(outside)
+    assert "not an image" in reason(text)
+    assert "data URI without base64" in reason(plain)
 
 
 @pytest.mark.parametrize(

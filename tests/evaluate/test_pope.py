@@ -122,7 +122,7 @@ def test_a_repeated_row_counts_twice_and_is_logged(tmp_path: Path, tiny_folder: 
     )
     context = open_context(load_recipe(recipe), tmp_path, tmp_path / "run", Silent())
     read_sources(context)
-    counts = context.run.stage("evaluate/pope/source").manifest.counts  # type: ignore[union-attr]
+    counts = small_run.manifest_of(context.run, "evaluate/pope/source").counts
     assert (counts["questions"], counts["repeated rows"], counts["repeated questions"]) == (16, 4, 8)
     assert "rows in several categories" not in counts
     lines = small_run.said(context)

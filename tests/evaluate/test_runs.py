@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from bench_files import png, save_png
 from judges import asked, serving
-from small_run import said
+from small_run import manifest_of, said
 from table_files import jsonl, parquet
 
 from mixpo.cli import main
@@ -86,7 +86,7 @@ def evaluated(recipe: Path, root: Path, *settings: str) -> Context:
     return context
 
 
-def report(root: Path) -> dict[str, object]:
+def report(root: Path) -> dict[str, Any]:
     return dict(json.loads((root / "report.json").read_text()))
 
 
@@ -129,7 +129,7 @@ def test_pope_by_both_extractors_because_they_differ(run: Path) -> None:
     page = (run / "run" / "report.html").read_text()
     assert "POPE (pope): published metrics" in page
     # No second F1 beside them, by other rules for what is neither yes nor no.
-    assert "yes_no" not in found["models"]["base"]["direct"]  # type: ignore[index]
+    assert "yes_no" not in found["models"]["base"]["direct"]
     assert "Yes/no questions" not in page
     assert "paper" in page
 
@@ -140,10 +140,10 @@ def test_judged_marks_leave_out_what_cannot_be_read(run: Path) -> None:
     assert all(row.judge.startswith("judge-7b-2026-01-01 #") for row in rows)
     found = report(run / "run")
     assert figures(found, "vet", "direct") == {"judge/score": pytest.approx(90.0)}
-    scores = found["sets"]["vet"]["models"]["base"]["direct"]  # type: ignore[index]
+    scores = found["sets"]["vet"]["models"]["base"]["direct"]
     assert (scores["accuracy"], scores["n"], scores["excluded"]) == (pytest.approx(0.9), 3, 1)
-    assert any((alarm["cause"], alarm["text"]) == ("unread", "1 of 3 responses") for alarm in found["alarms"])  # type: ignore[attr-defined]
-    assert open_run(run / "run").run.stage("evaluate/vet/base/direct").manifest.counts["judge not readable"] == 1  # type: ignore[union-attr]
+    assert any((alarm["cause"], alarm["text"]) == ("unread", "1 of 3 responses") for alarm in found["alarms"])
+    assert manifest_of(open_run(run / "run").run, "evaluate/vet/base/direct").counts["judge not readable"] == 1
 
 
 def test_marking_again_gives_the_same_bytes(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Path) -> None:
@@ -162,7 +162,7 @@ def test_marking_again_gives_the_same_bytes(run: Path, tmp_path: Path, monkeypat
     assert (server / "log").read_text() == asked
     # By the other extractor: other marks of the same answers.
     assert main(["score", str(root), "--set", "evaluate.extractor=paper"]) == 0
-    assert report(root)["models"]["base"]["direct"]["accuracy"] == 0.75  # type: ignore[index]
+    assert report(root)["models"]["base"]["direct"]["accuracy"] == 0.75
     rows = list(open_run(root).run.stage("evaluate/pope/base/direct").read_all(Prediction))
     assert [(row.outcome[0], [(other.extractor, other.outcome[0]) for other in row.others]) for row in rows[:4]] == [
         ("c", [("robust", "c")]), ("c", [("robust", "w")]), ("w", [("robust", "c")]), ("c", [("robust", "c")]),
@@ -272,7 +272,7 @@ def test_a_recipe_without_a_source_only_evaluates(tmp_path: Path, tiny_folder: P
     recipe = write(tmp_path, tiny_folder)
     recipe.write_text(recipe.read_text().replace('[source]\nkind = "digits"\ncount = 4\n', ""))
     assert main(["run", str(recipe), "--dir", str(tmp_path / "run")]) == 0
-    assert list(report(tmp_path / "run")["models"]) == ["base"]  # type: ignore[call-overload]
+    assert list(report(tmp_path / "run")["models"]) == ["base"]
     stages = {row["stage"]: row["state"] for row in status(open_run(tmp_path / "run")).stages}
     assert set(stages.values()) == {"done"}
     assert "source" not in stages
@@ -359,7 +359,7 @@ def test_a_judge_that_could_not_be_read_is_asked_again(tmp_path: Path, tiny_fold
         path.unlink()
     assert main(["score", str(root)]) == 0
     assert digests(root) == after
-    assert report(root)["sets"]["vet"]["models"]["base"]["direct"]["accuracy"] == pytest.approx(0.7)  # type: ignore[index]
+    assert report(root)["sets"]["vet"]["models"]["base"]["direct"]["accuracy"] == pytest.approx(0.7)
 
 
 def test_what_cannot_be_compared_is_said_beside_what_can(tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -389,12 +389,12 @@ def test_an_answer_that_failed_is_no_reply_that_could_not_be_read(tmp_path: Path
     recipe.write_text(recipe.read_text().replace('engine = "scripted"\nscript = "script.jsonl"', 'engine = "transformers"'))
     evaluated(recipe, tmp_path / "run", "evaluate.max_new_tokens=4", "max_error_rate=1")
     found = report(tmp_path / "run")
-    scores = found["sets"]["vet"]["models"]["base"]["direct"]  # type: ignore[index]
+    scores = found["sets"]["vet"]["models"]["base"]["direct"]
     assert (scores["failed"], scores["excluded"] - scores["unread"]) == (1, 1)
-    alarms = [(alarm["cause"], alarm["text"]) for alarm in found["alarms"] if alarm["set"] == "vet"]  # type: ignore[attr-defined]
+    alarms = [(alarm["cause"], alarm["text"]) for alarm in found["alarms"] if alarm["set"] == "vet"]
     # Of the others the judge could not be read: there is nothing to compare, and no zero to show, but there is a report.
     assert scores["excluded"] == scores["n"] == 3
-    assert found["sets"]["vet"]["gaps"] == found["sets"]["vet"]["figure_differences"] == []  # type: ignore[index]
+    assert found["sets"]["vet"]["gaps"] == found["sets"]["vet"]["figure_differences"] == []
     assert [row[2] for row in summary_rows(found, "vet")] == ["none", "none"]
     assert ("failed", "1 of 3 responses, not scored") in alarms
 

@@ -80,7 +80,7 @@ def test_released_prompts_do_not_hide_a_question(tmp_path: Path, tiny_folder: Pa
     context = small_run.open_small(recipe, tmp_path / "run")
     small_run.plan_of(context)
     assert "the same question is in the evaluation set 'held-out'" in "\n".join(small_run.said(context))
-    assert context.run.stage("preferences").manifest.counts["pairs"] == 1  # type: ignore[union-attr]
+    assert small_run.manifest_of(context.run, "preferences").counts["pairs"] == 1
 
 
 def test_statistics_and_report(run: Path) -> None:
