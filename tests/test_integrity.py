@@ -254,6 +254,8 @@ def test_a_report_alone_leaves_out_no_stage_whose_manifest_is_gone(own_run: Path
         damage(path)
     assert main(command) == 0
     after = load_report(run)
+    assert before is not None
+    assert after is not None
     for lost in ("created", "timings"):
         del before[lost], after[lost]
     assert after == before
