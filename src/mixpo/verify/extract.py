@@ -67,10 +67,13 @@ STYLES: dict[str, tuple[str, ...]] = {
 """The families of markers that count under a style."""
 
 _HYPOTHESIS = re.compile(r"(?i)\b(?:if|whether|suppose|assum\w+|otherwise)\b[^.!?\n]*$")
-_ASSUMED = re.compile(r"(?i)\b(?:if|whether|suppose|assum\w+|otherwise)\b,? (?:that )?(?:the )?(?:\w+ )?(?:answer|option|choice)\b")
-"""An option that is only considered."""
 _STEP = re.compile(r"(?i)\W*(?:first\b|let\b|let's|to\b|we (?:need|want|have to|are given)\b|given\b|in order\b|step\b|首先|设|已知|根据)")
 """A first sentence that only sets out."""
+_PLAN = re.compile(
+    r"(?i)\W*(?:step[ \t]+\d+[ \t]*[:：.]|first(?:ly)?,|let(?:'s| us| me)\b|(?:we|i|you) (?:need|have|want|should|must)\b|in order to\b"
+    r"|第[一二三四五\d]步|首先|让我们?)(?!.*(?:\b(?:so|thus|hence|therefore|is|are)\b|[=是]))"
+)
+"""Any sentence that says what to do and nothing of what comes of it: "Step 1: look at (A)."."""
 _OPTION_TEXT = re.compile(r"(?<![A-Za-z])\(?[A-J][).:][ \t]*(?:[Tt]he[ \t]+)?$")
 """In front of a marker that belongs to the text of an option: "(D) the correct choice is the last one"."""
 _NO_ANSWER_GIVEN = re.compile(
@@ -289,7 +292,7 @@ def _concluded(text: str, choices: tuple[str, ...]) -> str | None:
         return None
     lines = text.splitlines()
     if len(lines) == 1 and len(text) <= SHORT_CHARACTERS and len(text.split()) <= SHORT_WORDS:
-        if text.endswith(("?", "？")):
+        if text.endswith(("?", "？")) or _PLAN.match(text):
             return None
         return ((_COUNT.match(text) or (_SO.match(text) and not choices)) and _value(text)) or _bare(text)
     if is_refusal(sentences[-1]) or _NO_CONCLUSION.search(sentences[-1]):
@@ -321,7 +324,7 @@ def _concluded_option(lines: list[str], sentences: list[str], choices: tuple[str
         return word.group(1)
     for sentence in _conclusions(sentences):
         answer = _bare(sentence) or ""
-        if len(read_options(answer, choices)) == 1 and not is_refusal(answer) and not _ASSUMED.search(answer):
+        if len(read_options(answer, choices)) == 1 and not is_refusal(answer) and not _PLAN.match(answer):
             return _content(sentence)
     return None
 

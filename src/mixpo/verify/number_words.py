@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import re
 
-_UNITS = "zero one two three four five six seven eight nine"
-_TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
-_SMALL = {word: value for value, word in enumerate(f"{_UNITS} {_TEENS}".split())}
+_SMALL_WORDS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
+)
+_SMALL = {word: value for value, word in enumerate(_SMALL_WORDS.split())}
 _TENS_WORDS = "twenty thirty forty fifty sixty seventy eighty ninety"
 _TENS = {word: 10 * value for value, word in enumerate(_TENS_WORDS.split(), start=2)}
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_WORDS = frozenset({*_SMALL, *_TENS, *_SCALES, "hundred"})
+_VALUES = _SMALL | _TENS
+_WORDS = frozenset({*_VALUES, *_SCALES, "hundred"})
 NUMBER_WORD = "|".join(_WORDS)
+_DIGIT, _LARGE = "|".join(list(_SMALL)[1:10]), "|".join(["hundred", *_SCALES])
+_PART = rf"(?:(?:{'|'.join(_TENS)})(?: (?:{_DIGIT}))?|{'|'.join(reversed(_SMALL))})"
+"""Below a hundred; longer words come first."""
+_AND, _GROUP = "(?:(?<=hundred )and )?", rf"(?:{_PART} )?(?:{_LARGE})"
+_ENGLISH = re.compile(rf"(?:\b(minus|negative) )?\b({_GROUP}(?: {_AND}{_GROUP})*(?: {_AND}{_PART})?|{_PART})\b")
 _TOKEN = re.compile(r"[a-z]+")
 _CHINESE = {character: value for value, character in enumerate("零一二三四五六七八九")} | {"两": 2, "〇": 0}
 _CHINESE_SCALES = {"十": 10, "百": 100, "千": 1000}
@@ -32,15 +39,8 @@ def read_words(text: str) -> list[int]:
     lowered = text.lower()
     if lowered.strip(" .。") in _NONE:
         return [0]
-    runs: list[list[str]] = [[]]
-    signs = [1]
-    for token in _TOKEN.findall(lowered):
-        if token in _WORDS:
-            runs[-1].append(token)
-        elif not (token == "and" and runs[-1] and runs[-1][-1] == "hundred"):
-            runs.append([])
-            signs.append(-1 if token in ("minus", "negative") else 1)
-    return [number for run, sign in zip(runs, signs, strict=True) if run for number in _read_run(run, sign)]
+    numbers = _ENGLISH.findall(" ".join(_TOKEN.findall(lowered)))
+    return [(-1 if sign else 1) * _read_english(words.split()) for sign, words in numbers]
 
 
 def read_counts(text: str) -> list[int]:
@@ -74,28 +74,13 @@ def _read_chinese(digits: str) -> int:
     return total + part + (digit or 0) * below
 
 
-def _read_run(words: list[str], sign: int) -> list[int]:
-    """One unbroken run of number words. Words that do not compose ("two three") are separate numbers; the sign is of the first."""
-    numbers: list[int] = []
-    total, part, last = 0, 0, ""
+def _read_english(words: list[str]) -> int:
+    total, part = 0, 0
     for word in words:
         if word == "hundred":
             part = max(part, 1) * 100
         elif word in _SCALES:
             total, part = total + max(part, 1) * _SCALES[word], 0
         else:
-            value = _SMALL.get(word, _TENS.get(word, 0))
-            if last and not _composes(last, word):
-                numbers.append(total + part)
-                total, part = 0, 0
-            part += value
-        last = word
-    first, *others = [*numbers, total + part]
-    return [sign * first, *others]
-
-
-def _composes(last: str, word: str) -> bool:
-    """Whether `word` continues the number that ends in `last`: "twenty five", "hundred ten", "thousand two"."""
-    if last in _SCALES or last == "hundred":
-        return True
-    return last in _TENS and 1 <= _SMALL.get(word, 0) <= 9
+            part += _VALUES.get(word, 0)
+    return total + part

@@ -43,8 +43,10 @@ _NAMED = re.compile(
 _NAMED_AFTER = re.compile(
     r"(?<![A-Za-z])\(?([A-HJ])\)?\s*(?:(?:is|are)\s+(?:the\s+)?(?:most\s+\w+\s+|best\s+|only\s+)?(?:correct|right|true|best|answer|choice|option)\b|选项|项|是?正确|是(?:最佳)?答案)"
 )
-_NEXT_OPTION = re.compile(r"(?:[,;，；、\n]|\band\b|\bor\b|和|或)[\s\"'*]*(?:\(([A-J])\)|([A-J])[.:、)])(?=\s*[^\s)])")
+_NEXT_OPTION = re.compile(r"(?:\A|[,;，；、\n]|\band\b|\bor\b|和|或)[\s\"'*]*(?:\(([A-J])\)|([A-J])[.:、)])(?=\s*[^\s)])")
 """Another option of a list: "A. cat, B. dog"."""
+_LAST_OPTION = re.compile(r"(?:[,;，；、\n]|\band\b|\bor\b|和|或)[\s\"'*(]*([A-J])[\s\"'*).]*\Z")
+"""The same with its letter alone: "A. cat, B"."""
 _NEXT_TEXT = re.compile(r"\s\(?([A-J])[.:、)]\s*(?=\S)")
 """The same without a separator: "A) cat B) dog", where the option's text follows."""
 _JUDGED = re.compile(r"(?i)(?:is|as|was)\s+(?:the\s+)?(?:correct|right|true|best)\b")
@@ -128,7 +130,11 @@ def _leading(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
     if is_bare and letter not in letters_of(rest, texts):
         is_value = not _ARTICLE.match(answer) and (letters_of(rest, texts) or _number(rest.strip("()")))
         return _beside(letter, rest, texts) if is_value else frozenset()  # "B 9", but not "A tiger"
-    others = {letter for groups in _NEXT_OPTION.findall(rest) for letter in groups if letter} | lone_letter(rest)
+    others = lone_letter(rest)
+    if not letters_of(rest, texts):
+        others |= {letter for groups in _NEXT_OPTION.findall(rest) for letter in groups if letter}
+        last = None if SEVERAL.fullmatch(rest) else _LAST_OPTION.search(rest)
+        others |= _lettered(last.group(1), texts) if last else frozenset()
     others |= {
         option.letter
         for next_option in _NEXT_TEXT.finditer(f" {rest}")

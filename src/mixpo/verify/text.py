@@ -1,11 +1,10 @@
-"""Short free-text answers, compared the way VQA does. Of number words it knows only the first ten."""
+"""Short free-text answers, compared the way VQA does, dates and times of day included. Of number words it knows only the first ten."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 
-from mixpo.verify.dates import compare_times, is_same_date, read_time
 from mixpo.verify.judgement import Judgement, Options
 from mixpo.verify.wrapping import plain_latex, unwrap
 
@@ -25,8 +24,6 @@ _LATEX = re.compile(r"[\\_^]")
 _SUBSCRIPT = re.compile(r"(?<=[A-Za-z)\]])\s?_(?:\{(\d{1,4})\}|(\d))\s?")
 _CHARGE = re.compile(r"(?<=[A-Za-z)\d])\s?\^(?:\{(\d?[-+])\}|([-+]))")
 _LEAD_IN = re.compile(r"(?:(?:final )?answer is|its|it is|this is|that is|they are|there is|there are|these are|答案是|答案为|这是|它是) *")
-
-
 _SIGN = re.compile(r"[-−|_^+{}'′]")
 _LONG_WORD = re.compile(r"[^\W\d_]{2}")
 _SMALL_WORDS = frozenset({"to", "from", "and", "of", "in", "on", "at", "between", "until", "till"})
@@ -38,6 +35,14 @@ _JOINTS = re.compile(r"[=,]")
 LETTERS = 4
 """So few letters in a row may be a product, or the name of a line."""
 _ENDING = re.compile(r"(?<=[a-z]{2})s$|(?<=\d)(?:st|nd|rd|th)$")
+_MONTHS = "january february march april may june july august september october november december"
+_MONTH = {name: number for number, month in enumerate(_MONTHS.split(), start=1) for name in (month, month[:3])} | {"sept": 9}
+_DATE_TOKEN = re.compile(r"(?<![.\d])\d+\.\d+(?![.\d])|\d+|[^\W\d_]+")
+_DATE_WORDS = frozenset({"st", "nd", "rd", "th", "of", "to", "from", "and", "between", "年", "月", "日", "号", "至", "到"})
+_DATE_LENGTH = 60
+"""A longer text is no date and no range."""
+_TIME = re.compile(r"(?:at )?(?:([ap])m |([上下])午 ?)?(\d{1,2})(?::([0-5]\d))?(?: ?([ap]) ?m)?")
+_NOON = 12
 
 
 def check_text(predicted: str, gold: str, _options: Options) -> Judgement:
@@ -54,18 +59,57 @@ def check_text(predicted: str, gold: str, _options: Options) -> Judgement:
         return Judgement("correct", "same text")
     if any(_CLOCK_WORDS.search(one) and ":" in other for one, other in ((left, right), (right, left))):
         return Judgement("undecided", "a spelled-out time")
-    if (time := read_time(left)) and (other := read_time(right)):
-        return compare_times(time, other)
+    if (time := _time(left)) and (other := _time(right)):
+        return _compare_times(time, other)
     if contains(left, right) or contains(right, left):
         return Judgement("undecided", "one text contains the other")
     words, others = _stems(left) or [left], _stems(right) or [right]
-    if words == others or is_same_date(left, right):
+    if words == others or _is_same_date(left, right):
         return Judgement("undecided", "the same words in another form")
     if predicted.isupper() and rearranged(predicted, gold):
         return Judgement("undecided", "the same letters in another order")  # AB and BA are one line
     if set(words) < set(others) or set(others) < set(words):
         return Judgement("undecided", "one text has all words of the other")
     return Judgement("wrong", "texts differ")
+
+
+def _is_same_date(left: str, right: str) -> bool:
+    """Whether both hold the same two or more numbers and nothing else, months by number: in order, or in any order with a date."""
+    numbers, others = _date_numbers(left), _date_numbers(right)
+    if numbers is None or others is None:
+        return False
+    is_date = len(numbers) == 3 or any(word in _MONTH for word in _DATE_TOKEN.findall(f"{left} {right}"))
+    return numbers == others or (is_date and sorted(numbers) == sorted(others))
+
+
+def _date_numbers(plain: str) -> list[float] | None:
+    """The numbers in order; None where there are other words, or fewer than two numbers."""
+    tokens = [token for token in _DATE_TOKEN.findall(plain[: _DATE_LENGTH + 1]) if token not in _DATE_WORDS]
+    if len(plain) > _DATE_LENGTH or len(tokens) < 2 or not all(token[0].isdecimal() or token in _MONTH for token in tokens):
+        return None
+    return [float(_MONTH.get(token, token)) for token in tokens]
+
+
+def _time(plain: str) -> tuple[int, int, bool] | None:
+    """(hour from 0 to 23, minute, whether the half of the day is sure) of a text that is a time and nothing else."""
+    match = _TIME.fullmatch(plain) if ":" in plain or plain.endswith("m") else None
+    if match is None or int(match.group(3)) > 2 * _NOON:
+        return None
+    front, front_zh, hours, minutes, behind = match.groups()
+    hour, half = int(hours), front or front_zh or behind
+    if half is None:
+        return (hour % (2 * _NOON), int(minutes), hour > _NOON or hours == "00") if minutes else None
+    return hour % _NOON + _NOON * (half in ("p", "下")), int(minutes or 0), True
+
+
+def _compare_times(left: tuple[int, int, bool], right: tuple[int, int, bool]) -> Judgement:
+    """One that omits which half of the day it means may be either. "5:10" may also be the ratio 1 to 2, as "6:12" is."""
+    if left[:2] != right[:2] and left[0] * right[1] == right[0] * left[1] != 0:
+        return Judgement("undecided", "ratios or times of day")
+    if left == right:
+        return Judgement("correct", "times agree")
+    may_agree = not (left[2] and right[2]) and (left[0] % _NOON, left[1]) == (right[0] % _NOON, right[1])
+    return Judgement("undecided", "morning or afternoon") if may_agree else Judgement("wrong", "times differ")
 
 
 def rearranged(left: str, right: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -14,81 +15,67 @@ class Unit(NamedTuple):
     factor: Decimal
 
 
-_NAMES = {
-    ("length", "0.000000001"): "nm nanometer nanometers 纳米",
-    ("length", "0.000001"): "μm micrometer micrometers micron microns 微米",
-    ("length", "0.001"): "mm millimeter millimeters millimetre millimetres 毫米",
-    ("length", "0.01"): "cm centimeter centimeters centimetre centimetres 厘米",
-    ("length", "0.1"): "dm decimeter decimeters 分米",
-    ("length", "1"): "m meter meters metre metres 米",
-    ("length", "1000"): "km kilometer kilometers kilometre kilometres 千米 公里",
-    ("length", "0.0254"): "in inch inches",
-    ("length", "0.3048"): "ft foot feet",
-    ("length", "0.9144"): "yd yard yards",
-    ("length", "1609.344"): "mi mile miles",
-    ("mass", "0.000001"): "μg mcg microgram micrograms 微克",
-    ("mass", "0.001"): "mg milligram milligrams 毫克",
-    ("mass", "1"): "g gram grams 克",
-    ("mass", "1000"): "kg kilogram kilograms 千克 公斤",
-    ("mass", "1000000"): "t tonne tonnes 吨",
-    ("mass", "453.59237"): "lb lbs",
-    ("mass or money", "1"): "pound pounds 磅",
-    ("mass", "28.349523125"): "oz ounce ounces",
-    ("time", "0.000001"): "μs microsecond microseconds 微秒",
-    ("time", "0.001"): "ms millisecond milliseconds 毫秒",
-    ("time", "1"): "s sec secs second seconds 秒",
-    ("time", "60"): "min mins minute minutes 分钟 分",
-    ("time", "3600"): "h hr hrs hour hours 小时",
-    ("time", "86400"): "day days 天",
-    ("time", "604800"): "week weeks 周",
-    ("months", "1"): "month months 个月",
-    ("months", "12"): "year years yr yrs",
-    ("length^2", "10000"): "ha hectare hectares 公顷",
-    ("length^2", "4046.8564224"): "acre acres 英亩",
-    ("length^3", "0.000000001"): "μl microliter microliters microlitre microlitres 微升",
-    ("length^3", "0.000001"): "ml milliliter milliliters millilitre millilitres cc 毫升",
-    ("length^3", "0.001"): "l liter liters litre litres 升",
-    ("length^3", "0.003785411784"): "gallon gallons 加仑",
-    ("length/time", "0.44704"): "mph",
-    ("frequency", "1"): "hz hertz 赫兹",
-    ("frequency", "1000"): "khz",
-    ("frequency", "1000000"): "mhz",
-    ("frequency", "1000000000"): "ghz",
-    ("power", "0.001"): "mW",
-    ("power", "1"): "W watt watts 瓦",
-    ("power", "1000"): "kw kilowatt kilowatts 千瓦",
-    ("power", "1000000"): "MW megawatt megawatts 兆瓦",
-    ("energy", "1"): "J joule joules 焦耳",
-    ("energy", "1000"): "kj kilojoule kilojoules 千焦",
-    ("energy", "1000000"): "MJ",
-    ("energy in calories", "1"): "cal calorie calories",
-    ("energy in calories", "1000"): "kcal",
-    ("voltage", "0.001"): "mV millivolt millivolts",
-    ("voltage", "1"): "V volt volts 伏",
-    ("voltage", "1000"): "kv kilovolt kilovolts",
-    ("current", "0.001"): "mA milliampere milliamperes",
-    ("current", "1"): "A amp amps ampere amperes 安培",
-    ("resistance", "1"): "Ω ohm ohms 欧姆",
-    ("resistance", "1000"): "kΩ kilohm kilohms kiloohm kiloohms",
-    ("force", "1"): "N newton newtons 牛顿",
-    ("force", "1000"): "kN kilonewton kilonewtons",
-    ("amount", "1"): "mol mole moles 摩尔",
-    ("pressure", "1"): "pa pascal pascals 帕",
-    ("pressure", "1000"): "kpa",
-    ("pressure", "101325"): "atm atmosphere atmospheres",
-    ("angle", "1"): "° deg degree degrees 度",
-    ("temperature in C", "1"): "°c celsius 摄氏度",
-    ("temperature in K", "1"): "K kelvin kelvins 开尔文",
-    ("temperature in F", "1"): "°f fahrenheit 华氏度",
-    ("dollars", "1"): "$ usd dollar dollars 美元",
-    ("dollars", "0.01"): "¢ cent cents 美分",
-    ("euros", "1"): "€ eur euro euros 欧元",
-    ("pounds", "1"): "£ gbp",
-    ("yuan", "0.1"): "角",
-    ("yuan", "1"): "¥ rmb cny yuan 元 人民币",
+_PREFIXES = {"n": "nano 纳 -9", "μ": "micro 微 -6", "m": "milli 毫 -3", "c": "centi 厘 -2", "d": "deci 分 -1", "-": "  0", "k": "kilo 千 3",
+             "M": "mega 兆 6", "G": "giga 吉 9"}  # fmt: skip
+"""English and Chinese prefix of the names of a unit, and the power of ten."""
+_METRIC = {
+    "length": ("n μ m c d - k", "nm μm mm cm dm m km", "meter metre 米", 0),
+    "mass": ("μ m - k", "μg mg g kg", "gram 克", 0),
+    "length^3": ("μ m -", "μl ml l", "liter litre 升", -3),
+    "time": ("μ m -", "μs ms s", "second 秒", 0),
+    "frequency": ("- k M G", "hz khz mhz ghz", "hertz 赫兹", 0),
+    "power": ("m - k M", "mW W kw MW", "watt 瓦", 0),
+    "energy": ("- k M", "J kj MJ", "joule 焦耳", 0),
+    "energy in calories": ("- k", "cal kcal", "calorie 卡", 0),
+    "voltage": ("m - k", "mV V kv", "volt 伏", 0),
+    "current": ("m -", "mA A", "ampere 安培", 0),
+    "resistance": ("- k", "Ω kΩ", "ohm 欧姆", 0),
+    "force": ("- k", "N kN", "newton 牛顿", 0),
+    "pressure": ("- k", "pa kpa", "pascal 帕", 0),
 }
+"""From a dimension to the prefixes in use, the symbols with each, the names without, and the power of ten of the bare unit."""
+_OTHER = {
+    "length": "0.000001: micron microns; 1000: 公里; 0.0254: in inch inches; 0.3048: ft foot feet; 0.9144: yd yard yards; "
+    "1609.344: mi mile miles",
+    "mass": "0.000001: mcg; 1000: 公斤; 1000000: t tonne tonnes 吨; 453.59237: lb lbs; 28.349523125: oz ounce ounces",
+    "mass or money": "1: pound pounds 磅",
+    "time": "1: sec secs; 60: min mins minute minutes 分钟 分; 3600: h hr hrs hour hours 小时; 86400: day days 天; 604800: week weeks 周",
+    "months": "1: month months 个月; 12: year years yr yrs",
+    "length^2": "10000: ha hectare hectares 公顷; 4046.8564224: acre acres 英亩",
+    "length^3": "0.000001: cc; 0.003785411784: gallon gallons 加仑",
+    "length/time": "0.44704: mph",
+    "current": "1: amp amps",
+    "resistance": "1000: kilohm kilohms",
+    "energy": "1000: 千焦",
+    "amount": "1: mol mole moles 摩尔",
+    "pressure": "101325: atm atmosphere atmospheres",
+    "angle": "1: ° deg degree degrees 度",
+    "temperature in C": "1: °c celsius 摄氏度",
+    "temperature in K": "1: K kelvin kelvins 开尔文",
+    "temperature in F": "1: °f fahrenheit 华氏度",
+    "dollars": "1: $ usd dollar dollars 美元; 0.01: ¢ cent cents 美分",
+    "euros": "1: € eur euro euros 欧元",
+    "pounds": "1: £ gbp",
+    "yuan": "0.1: 角; 1: ¥ rmb cny yuan 元 人民币",
+}
+"""From a dimension to the size and the names of its other units."""
+
+
+def _units() -> Iterator[tuple[str, Unit]]:
+    for dimension, (prefixes, symbols, names, base) in _METRIC.items():
+        for sign, symbol in zip(prefixes.split(), symbols.split(), strict=True):
+            english, chinese, power = _PREFIXES[sign].split(" ")
+            unit = Unit(dimension, Decimal(1).scaleb(int(power) + base))
+            *latin, han = names.split()
+            for name in (symbol, chinese + han, *(f"{english}{name}{plural}" for name in latin for plural in ("", "s"))):
+                yield name, unit
+    for dimension, table in _OTHER.items():
+        for size, names in (entry.split(": ") for entry in table.split("; ")):
+            yield from ((name, Unit(dimension, Decimal(size))) for name in names.split())
+
+
 # A name with a capital counts in this spelling alone: mW is no MW, and "2v" is twice a speed.
-_UNITS = {name: Unit(dimension, Decimal(factor)) for (dimension, factor), names in _NAMES.items() for name in names.split()}
+_UNITS = dict(_units())
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "平方": 2, "立方": 3}
 
 CURRENCY_SIGNS = "$€£¥"
