@@ -31,7 +31,7 @@ def read_rule(benchmark: Benchmark, question: Question, response: Response, word
     """By the rules of `extractor`. wording: "direct" or "cot", which decides what a marker-less answer means."""
     # Where the authors let a language model find the answer, of direct ones too, the scripts' marker replaces it.
     sought = "cot" if extractor == "paper" and benchmark.extraction is not None else wording
-    answer = EXTRACTORS[extractor](response.text, sought)
+    answer = EXTRACTORS[extractor](response.text, sought, question.choices)
     if extractor == "paper" and benchmark.extraction is not None and not has_marker(response.text) and not _is_short(response.text):
         short = benchmark.extraction.quick(response.text, question, facts_of(question))
         if short is None:

@@ -86,11 +86,8 @@ def check(
     tolerance: relative, for numbers. timeout_s: processor time, for formulas.
     Equal texts are always correct. Never hangs; whatever cannot be told is "undecided". Raises ValueError for an unknown kind or rule.
     """
-
-    def algebra(left: str, right: str) -> Judgement:
-        return compare_algebra(left, right, _shared_pool(timeout_s), tolerance)
-
     golds = (gold,) if isinstance(gold, str) else tuple(gold)
+    algebra = make_algebra(_shared_pool(timeout_s), tolerance)
     options = Options(tolerance=tolerance, algebra=algebra, choices=tuple(choices or ()))
     outcome, reason = judge_all(predicted, golds, kind, rule, options)
     if not predicted.strip() and outcome != "correct":
@@ -119,16 +116,10 @@ def judge_all(predicted: str, golds: Sequence[str], kind: str, rule: str, option
 def judge_any(predicted: str, golds: Sequence[str], kind: str, options: Options) -> Judgement:
     """Correct with any of the right answers; wrong only with all of them."""
     distinct = list(dict.fromkeys(golds)) or [""]
-    same = next((gold for gold in distinct if same_spelling(predicted, gold)), None)
-    best: Judgement | None = None
-    for gold in distinct if same is None else (same,):
-        judgement = judge(predicted, gold, kind, options)
-        if judgement.outcome == "correct":
-            return judgement
-        if best is None or (best.outcome == "wrong" and judgement.outcome == "undecided"):
-            best = judgement
-    assert best is not None
-    return best
+    same = [gold for gold in distinct if same_spelling(predicted, gold)]
+    judgements = [judge(predicted, gold, kind, options) for gold in same[:1] or distinct]
+    rank = {"correct": 0, "undecided": 1, "wrong": 2}
+    return min(judgements, key=lambda judgement: rank[judgement.outcome])
 
 
 def judge(predicted: str, gold: str, kind: str, options: Options) -> Judgement:

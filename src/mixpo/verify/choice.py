@@ -10,7 +10,7 @@ import re
 
 from mixpo.verify.compare_numbers import check_number
 from mixpo.verify.formula import check_formula
-from mixpo.verify.judgement import UNSURE, Judgement, Options
+from mixpo.verify.judgement import UNSURE, Judgement, Options, decide
 from mixpo.verify.kinds import guess_kind
 from mixpo.verify.number import is_bound, read_numbers
 from mixpo.verify.options import (
@@ -48,8 +48,9 @@ def check_choice(predicted: str, gold: str, options: Options) -> Judgement:
     if not wanted:
         return check_text(predicted, gold, options)
     answer = plain_characters(TEXT_LETTER.sub(r"(\1) ", unwrap(predicted) or predicted))
-    if len(wanted) > 1:
-        return _compare_sets(answer, wanted)
+    if len(wanted) > 1:  # several right options: the same letters, in any order
+        letters = lone_letter(answer) or listed(answer)
+        return decide(letters == wanted if letters else None, "options")
     are_yes_no = _are_yes_no(texts)
     named = read_options(answer, texts, READINGS[:-1] if are_yes_no and read_yes_no(answer) else READINGS)
     alike = _alike(wanted, texts)
@@ -128,10 +129,3 @@ def _gold_letters(gold: str, texts: tuple[str, ...]) -> frozenset[str]:
         return lone
     named = listed(gold) or read_options(gold, texts)
     return named if len(named) == 1 or SEVERAL.fullmatch(gold) else frozenset()
-
-
-def _compare_sets(answer: str, wanted: frozenset[str]) -> Judgement:
-    """Questions with several right options: the same letters, in any order."""
-    if named := lone_letter(answer) or listed(answer):
-        return Judgement("correct", "same options") if named == wanted else Judgement("wrong", "other options")
-    return Judgement("undecided", "names options in a phrase")

@@ -73,7 +73,7 @@ _PLAN = re.compile(
     r"(?i)\W*(?:step[ \t]+\d+[ \t]*[:：.]|first(?:ly)?,|let(?:'s| us| me)\b|(?:we|i|you) (?:need|have|want|should|must)\b|in order to\b"
     r"|第[一二三四五\d]步|首先|让我们?)(?!.*(?:\b(?:so|thus|hence|therefore|is|are)\b|[=是]))"
 )
-"""Any sentence that says what to do and nothing of what comes of it: "Step 1: look at (A)."."""
+"""Any sentence that says what to do and nothing of what comes of it: "Step 1: turn to (A)."."""
 _OPTION_TEXT = re.compile(r"(?<![A-Za-z])\(?[A-J][).:][ \t]*(?:[Tt]he[ \t]+)?$")
 """In front of a marker that belongs to the text of an option: "(D) the correct choice is the last one"."""
 _NO_ANSWER_GIVEN = re.compile(

@@ -59,21 +59,12 @@ def _braces_for_parentheses(text: str) -> str:
     position = 0
     while match := _OPEN.search(text, position):
         opening = match.end() - 1
-        closing = _closing_parenthesis(text, opening)
+        closing = closing_brace(text, opening, "()")
         if closing is None:
             return text
         text = f"{text[:opening]}{{{text[opening + 1 : closing]}}}{text[closing + 1 :]}"
         position = opening + 1
     return text
-
-
-def _closing_parenthesis(text: str, opening: int) -> int | None:
-    depth = 0
-    for position in range(opening, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[position], 0)
-        if depth == 0:
-            return position
-    return None
 
 
 def take_text(latex: str) -> list[str]:

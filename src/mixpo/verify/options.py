@@ -260,20 +260,15 @@ def _number(text: str) -> Number | None:
 
 def _contained(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
     """Options whose text is in the answer, less those that only stand inside a longer one ("cat" in "black cat")."""
-    plain, kept = normal_text(answer), set()
+    plain, kept = normal_text(answer), set[str]()
     for option in sorted(options_of(texts), key=lambda option: -len(option.plain)):
         if contains(plain, option.plain) and (not _SYMBOLS.search(option.text) or _stands_in(option.text, answer)):
             kept.add(option.letter)
             plain = plain.replace(option.plain, "\n")
-    alike = kept | _same_plain(kept, texts)
-    spelled = {option.letter for option in options_of(texts) if option.letter in alike and contains(answer, option.text)}
-    return frozenset(spelled if spelled and len({option.plain for option in options_of(texts) if option.letter in alike}) == 1 else alike)
-
-
-def _same_plain(letters: set[str], texts: tuple[str, ...]) -> set[str]:
-    """The options that differ from these in case or signs alone."""
-    plain = {option.plain for option in options_of(texts) if option.letter in letters}
-    return {option.letter for option in options_of(texts) if option.plain in plain}
+    texts_kept = {option.plain for option in options_of(texts) if option.letter in kept}
+    alike = [option for option in options_of(texts) if option.plain in texts_kept]  # with those that differ in case or signs alone
+    spelled = [option for option in alike if contains(answer, option.text)] if len(texts_kept) == 1 else []
+    return frozenset(option.letter for option in spelled or alike)
 
 
 def _stands_in(text: str, answer: str) -> bool:

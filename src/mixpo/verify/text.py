@@ -25,6 +25,7 @@ _SUBSCRIPT = re.compile(r"(?<=[A-Za-z)\]])\s?_(?:\{(\d{1,4})\}|(\d))\s?")
 _CHARGE = re.compile(r"(?<=[A-Za-z)\d])\s?\^(?:\{(\d?[-+])\}|([-+]))")
 _LEAD_IN = re.compile(r"(?:(?:final )?answer is|its|it is|this is|that is|they are|there is|there are|these are|答案是|答案为|这是|它是) *")
 _SIGN = re.compile(r"[-−|_^+{}'′]")
+_LETTER = re.compile(r"[^\W\d_]")
 _LONG_WORD = re.compile(r"[^\W\d_]{2}")
 _SMALL_WORDS = frozenset({"to", "from", "and", "of", "in", "on", "at", "between", "until", "till"})
 _DAYS = "monday tuesday wednesday thursday friday saturday sunday"
@@ -52,9 +53,11 @@ def check_text(predicted: str, gold: str, _options: Options) -> Judgement:
     left, right = normal_text(predicted), normal_text(gold)
     if not left or not right:
         return Judgement("wrong", "nothing but punctuation")
-    if left == right or _LEAD_IN.sub("", left, count=1) == right or _same_letters(left, right):
+    # "ice cream" is "icecream"; where digits are about, a space may matter.
+    is_spaced = left.replace(" ", "") == right.replace(" ", "") and not any(map(str.isdigit, left))
+    if left == right or is_spaced or _LEAD_IN.sub("", left, count=1) == right:
         # A lone symbol is what its signs say: -x is not x, a_{n+1} not a_n+1, 2R not 2r.
-        if _is_symbol(left) and _signs(predicted) != _signs(gold):
+        if _LETTER.search(left) and not _LONG_WORD.search(left) and _signs(predicted) != _signs(gold):
             return Judgement("undecided", "signs differ")
         return Judgement("correct", "same text")
     if any(_CLOCK_WORDS.search(one) and ":" in other for one, other in ((left, right), (right, left))):
@@ -142,11 +145,6 @@ def _unaccented(text: str) -> str:
     return unicodedata.normalize("NFKC", "".join(character for character in text if not unicodedata.combining(character)))
 
 
-def _is_symbol(text: str) -> bool:
-    """Whether single letters are all the words that a text has."""
-    return re.search(r"[^\W\d_]", text) is not None and not _LONG_WORD.search(text)
-
-
 def _signs(text: str) -> list[str]:
     """What tells symbols apart that are the same text otherwise; of a lone letter the case does not."""
     return sorted(_SIGN.findall(text) + (re.findall("[A-Z]", text) if re.search(r"\d", text) else []))
@@ -156,11 +154,6 @@ def _stems(text: str) -> list[str]:
     """The words in order of the alphabet, without the endings of plurals and of ordinals, and the small words of ranges and dates."""
     words = [_FULL_NAMES.get(word) or _ENDING.sub("", word) for word in _JOINTS.sub(" ", text).split() if word not in _SMALL_WORDS]
     return sorted(words)
-
-
-def _same_letters(left: str, right: str) -> bool:
-    """ "ice cream" is "icecream"; where digits are about, a space may matter."""
-    return left.replace(" ", "") == right.replace(" ", "") and not any(map(str.isdigit, left))
 
 
 def contains(text: str, part: str) -> bool:

@@ -59,17 +59,17 @@ def boxes(text: str) -> list[Box]:
     return result
 
 
-def closing_brace(text: str, opening: int) -> int | None:
-    """Where the brace opened at `opening` closes; escaped braces do not count."""
+def closing_brace(text: str, opening: int, signs: str = "{}") -> int | None:
+    """Where the brace opened at `opening` closes; escaped ones do not count. signs: the opening and the closing sign."""
     depth = 0
     position = opening
     while position < len(text):
         character = text[position]
         if character == "\\":
             position += 1
-        elif character == "{":
+        elif character == signs[0]:
             depth += 1
-        elif character == "}":
+        elif character == signs[1]:
             depth -= 1
             if depth == 0:
                 return position

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mixpo.evaluate.benchmarks.base import Fields
 from mixpo.evaluate.benchmarks.files import choices_of
@@ -33,21 +33,21 @@ def has_marker(text: str) -> bool:
     return _MARKER.search(text) is not None
 
 
-def extract_robust(text: str, mode: str) -> str | None:
-    """The final answer after the last marker, free of emphasis and boxes; None when there is none (mixpo's own rule).
+def extract_robust(text: str, mode: str, choices: Sequence[str] = ()) -> str | None:
+    """The final answer after the last marker, or plainly concluded, free of emphasis and boxes; None without one (mixpo's own rule).
 
-    A direct answer without a marker is taken whole.
+    choices: texts of the options, one of which a conclusion has to name. A direct answer without a marker is taken whole.
     """
-    answer = extract(text, "auto")
+    answer = extract(text, "auto", choices)
     return extract(text, "whole") if answer is None and mode == "direct" else answer
 
 
-EXTRACTORS: dict[str, Callable[[str, str], str | None]] = {
+EXTRACTORS: dict[str, Callable[[str, str, Sequence[str]], str | None]] = {
     "robust": extract_robust,
-    "paper": extract_paper,
-    "official": lambda text, mode: text,
+    "paper": lambda text, mode, choices: extract_paper(text, mode),
+    "official": lambda text, mode, choices: text,
 }
-"""(response, mode) -> extracted answer, by name. "official": a benchmark's own script, which reads the whole response."""
+"""(response, mode, choices) -> extracted answer, by name. "official": a benchmark's own script, which reads the whole response."""
 
 
 def same(equal: bool, what: str) -> Judgement:
