@@ -41,6 +41,12 @@ def test_the_final_answer_by_both_extractors(text: str, paper: str, robust: str 
     assert extract_robust(text, "cot") == robust
 
 
+def test_a_conclusion_names_one_of_the_options() -> None:
+    text = "It has six legs and no wings.\nTherefore, the animal in the jar must be an ant."
+    assert extract_robust(text, "cot") is None
+    assert extract_robust(text, "cot", ["ant", "bee"]) == "Therefore, the animal in the jar must be an ant"
+
+
 def test_the_chain_of_thought_prompt_is_the_released_one() -> None:
     assert PROMPTS["cot"].render("Q?") == (
         "Your task is to answer the question below. Give step by step reasoning before you answer, and when you're ready to answer, "
