@@ -42,7 +42,7 @@ def test_the_final_answer_by_both_extractors(text: str, paper: str, robust: str 
 
 
 def test_a_conclusion_names_one_of_the_options() -> None:
-    text = "It has six legs and no wings.\nTherefore, the animal in the jar must be an ant."
+    text = "It crawls and bites.\nTherefore, the animal in the jar must be an ant."
     assert extract_robust(text, "cot") is None
     assert extract_robust(text, "cot", ["ant", "bee"]) == "Therefore, the animal in the jar must be an ant"
 
