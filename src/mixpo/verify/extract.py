@@ -295,7 +295,8 @@ def _concluded(text: str, choices: tuple[str, ...]) -> str | None:
         if text.endswith(("?", "？")) or _PLAN.match(text):
             return None
         return ((_COUNT.match(text) or (_SO.match(text) and not choices)) and _value(text)) or _bare(text)
-    if is_refusal(sentences[-1]) or _NO_CONCLUSION.search(sentences[-1]):
+    so = [sentence for sentence in sentences if _SO.match(sentence)]
+    if any(is_refusal(sentence) or _NO_CONCLUSION.search(sentence) for sentence in (*so[-1:], sentences[-1])):
         return None
     if choices:
         return _concluded_option(lines, sentences, choices)
