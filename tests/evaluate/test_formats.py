@@ -232,3 +232,11 @@ def test_a_folder_with_both_tables_gives_the_small_one(tmp_path: Path) -> None:
     tsv(tmp_path / "MathVision_MINI.tsv", VISION_TSV)
     tsv(tmp_path / "MathVision.tsv", [*VISION_TSV, *VISION_TSV])
     assert len(questions("mathvision", tmp_path)) == 2
+
+
+def test_images_beside_the_folder_with_the_rows(tmp_path: Path) -> None:
+    jsonl(tmp_path / "data" / "testmini.jsonl", [without(row, "decoded_image") for row in VISION])
+    for number in (1, 2):
+        save_png(tmp_path / "images" / f"{number}.png", number)
+    for path in (".", "data", "data/testmini.jsonl"):
+        assert [len(question.images) for question in questions("mathvision", tmp_path, path)] == [1, 1]

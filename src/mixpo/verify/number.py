@@ -54,7 +54,6 @@ _ASSIGNMENT = re.compile(r"\s*\\?[A-Za-z]\w{0,2}\s*=")
 _AND_PART = re.compile(r"(?i)(?<![\d.,/])(\d{1,9}) and (?:a|one) (half|third|quarter)\b")
 _PART = {"half": "1/2", "third": "1/3", "quarter": "1/4"}
 _GAP = re.compile(r"\s*(?:and\s+)?")
-_DIGIT = re.compile(r"\d")
 _FEET_SIGN = re.compile(r"\d ?['′’]")
 _FEET = re.compile(r"(\d)\s?['′’]\s?(\d{1,2}(?:\.\d{1,9})?)(?:\s?(?:[\"″”]|''))?(?![\w'′’])")
 _OUT_OF_REACH = Decimal("NaN")
@@ -79,17 +78,12 @@ class Number:
 
 def same_quantity(left: str, right: str, tolerance: float) -> bool:
     """Whether both texts hold one number, the same, with the same words: "1 1/2 cups" and "1.5 cups"."""
-    if not (_DIGIT.search(left) and _DIGIT.search(right)) or max(len(left), len(right)) > MAX_LENGTH:
+    if max(len(left), len(right)) > MAX_LENGTH:
         return False
-    numbers = []
-    rests = []
-    for text in (_prepare(left), _prepare(right)):
-        matches = list(_NUMBER.finditer(text))
-        if len(matches) != 1:
-            return False
-        numbers.append(_number(matches[0]))
-        rests.append(normal_text(f"{text[: matches[0].start()]} # {text[matches[0].end() :]}"))
-    return rests[0] == rests[1] and equal(numbers[0], numbers[1], tolerance) is True
+    texts = [_prepare(left), _prepare(right)]
+    numbers = [[_number(match) for match in _NUMBER.finditer(text)] for text in texts]
+    rests = {normal_text(_NUMBER.sub(" # ", text)) for text in texts}
+    return len(numbers[0]) == len(numbers[1]) == len(rests) == 1 and equal(numbers[0][0], numbers[1][0], tolerance) is True
 
 
 def is_bound(text: str) -> bool:
@@ -158,17 +152,11 @@ def equal(left: Number, right: Number, tolerance: float) -> bool | None:
         return _close(_in_base_units(left), _in_base_units(right), tolerance)
     if _close(left, right, tolerance):
         return True
-    if left.scale != right.scale and _leaves_out_scale(left, right, tolerance):
-        return None
+    if left.scale != right.scale and 0 in (left.scale, right.scale):  # only one says "million" of what an axis may count in millions
+        one, other = (replace(number, value=number.value.scaleb(-number.scale, _CONTEXT), whole=False) for number in (left, right))
+        if _close(one, other, tolerance):
+            return None
     return None if _is_rounded(left, right) or _is_rounded(right, left) else False
-
-
-def _leaves_out_scale(left: Number, right: Number, tolerance: float) -> bool:
-    """Whether only one says "million" of what a chart's axis may count in millions."""
-    if left.scale and right.scale:
-        return False
-    left, right = (replace(number, value=number.value.scaleb(-number.scale, _CONTEXT), whole=False) for number in (left, right))
-    return _close(left, right, tolerance)
 
 
 def _is_rounded(rounded: Number, exact: Number) -> bool:

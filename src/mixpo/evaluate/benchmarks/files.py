@@ -38,8 +38,15 @@ def folder_of(path: Path) -> Path:
 
 
 def root_of(source: BenchmarkSource, base: Path) -> Path:
-    """The folder below which image files lie. base: what paths of the recipe are relative to."""
-    return base / source.root if source.root else folder_of(base / source.path)
+    """The folder below which image files lie. base: what paths of the recipe are relative to.
+
+    Repositories such as MATH-V's have `images` beside the folder `data` that holds the rows.
+    """
+    if source.root:
+        return base / source.root
+    folder = folder_of(base / source.path).absolute()
+    is_beside = not (folder / "images").is_dir() and (folder.parent / "images").is_dir()
+    return folder.parent if is_beside and folder.name == "data" else folder
 
 
 def find(path: Path, files: Sequence[str], splits: Sequence[Sequence[str]]) -> list[Path]:
