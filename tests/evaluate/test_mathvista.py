@@ -97,8 +97,10 @@ def test_chain_of_thought(folder: Path) -> None:
         "so it must be B\nor so",
         "Answer: C",
     ]
+    assert outcomes("mathvista", found, said, "robust", "cot") == "ccccc"  # the fourth concludes without a marker
+    assert outcomes("mathvista", found, said, "paper", "cot") == "wcwmc"  # which the paper's rule needs, or a judge
+    said[3] = "so it must be B\nor C, I cannot tell"
     assert outcomes("mathvista", found, said, "robust", "cot") == "cccmc"
-    assert outcomes("mathvista", found, said, "paper", "cot") == "wcwmc"  # the fourth has no marker, and no judge to ask
 
 
 def test_figures_by_hand(folder: Path) -> None:

@@ -40,7 +40,7 @@ def folder_of(path: Path) -> Path:
 def root_of(source: BenchmarkSource, base: Path) -> Path:
     """The folder below which image files lie. base: what paths of the recipe are relative to.
 
-    Repositories such as MATH-V's have `images` beside the folder `data` that holds the rows.
+    Repositories such as MATH-V's have `images` next to the folder `data` that holds the rows.
     """
     if source.root:
         return base / source.root
