@@ -31,7 +31,6 @@ from mixpo.verify.values import LETTERS, differ, value
         ("8/2/2", 2.0),
         ("(1)(2)", 2.0),
         (".5", 0.5),
-        ("(" * 50 + "1" + ")" * 50, 1.0),
         (r"\frac{\sqrt{2}}{2}", math.sqrt(0.5)),
         ("2x", 2 * LETTERS["x"]),
         ("x(y+1)^2", LETTERS["x"] * (LETTERS["y"] + 1) ** 2),
@@ -47,7 +46,7 @@ def test_values(latex: str, number: float) -> None:
     [
         "", "x2", "e^x", "2i", "x=3", "x_1", "f'", "1/2x", r"\sqrt{1-x}", "10^{12}+x-10^{12}", "(x+1)^2-x^2-2x-1", "10^{20}(x-x)",
         r"1\frac{1}{2}", r"1/2\pi", "2 3", r"\log 2", r"\frac12", "1/0", "2^3^4", "9^{999}", r"\sqrt{-1}", "(1", "1)", "2,5",
-        "10^10^10", "1" * 300, r"\sin{1}", "3:4", r"30^{\circ}", "__import__('os')", "5!", "½", "٣",
+        "10^10^10", "(" * 50 + "1" + ")" * 50, "1" * 300, r"\sin{1}", "3:4", r"30^{\circ}", "__import__('os')", "5!", "½", "٣",
     ],
 )  # fmt: skip
 def test_what_has_no_value_here(latex: str) -> None:
