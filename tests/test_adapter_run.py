@@ -11,8 +11,7 @@ from safetensors.torch import load_file, save_file
 from small_run import kinds, open_small, plan_of, unfinished
 
 from mixpo.pipeline import run_recipe
-from mixpo.recipe import ModelTable, parse
-from mixpo.stages.reference import precision
+from mixpo.recipe import ModelTable
 from mixpo.vlm import adapter as lora
 from mixpo.vlm.load import Vlm, load
 
@@ -80,16 +79,10 @@ def test_another_adapter_is_another_model(finished_run: Path, tmp_path: Path, ti
     assert key(f"model.adapter={start}") != before
 
 
-@pytest.mark.parametrize(
-    ("dtype", "train", "expected"),
-    [
-        ("float32", {}, "float32"),
-        ("float32", {"lora": {}}, "float32"),
-        ("bfloat16", {}, "float32"),
-        ("bfloat16", {"lora": {}}, "bfloat16"),
-        ("bfloat16", {"lora": {}, "reference": "online"}, ""),
-    ],
-)
-def test_what_decides_the_reference(dtype: str, train: dict[str, object], expected: str) -> None:
-    """Weights beside an adapter keep their type, so that in bfloat16 log-probs are others; everything else of it changes none."""
-    assert precision(parse({"source": {"kind": "digits"}, "model": {"dtype": dtype}, "train": train}, "r")) == expected
+def test_an_adapter_changes_no_reference_log_prob(finished_run: Path) -> None:
+    """What computes them is the model in its own dtype, whether an adapter or the weights are trained."""
+
+    def key(*overrides: str) -> tuple[str, ...]:
+        return plan_of(open_small(finished_run / "recipe.toml", finished_run / "run", *overrides)).shards("round-1/reference")
+
+    assert key("model.dtype=bfloat16") == key("model.dtype=bfloat16", "train.lora.rank=2") != key()

@@ -18,7 +18,7 @@ from mixpo.train import loop
 from mixpo.train.group_data import in_memory
 from mixpo.train.hold import with_forks
 from mixpo.train.metrics import StepMetrics
-from mixpo.train.reference import open_reference
+from mixpo.train.reference import ReferenceScorer
 from mixpo.train.session import Session, TrainJob
 from mixpo.types import IMAGE_TOKEN, Group, ImageRef, Question, content_id
 from mixpo.vlm.load import Vlm
@@ -64,8 +64,7 @@ def groups(vlm: Vlm, folder: Path, count: int = 6) -> list[Group]:
 
 def scored(vlm: Vlm, found: list[Group], hold: float = 0.0, **table: object) -> list[Group]:
     """The same groups with reference log-probs, and with what `train.loss.hold` needs if that is not 0."""
-    with open_reference(vlm, ImageTable(), TrainTable.model_validate({"loss": {"hold": hold}, **table})) as reference_model:
-        logps = reference_model.score(found)
+    logps = ReferenceScorer(vlm, ImageTable(), TrainTable.model_validate({"loss": {"hold": hold}, **table})).score(found)
     groups = [replace(g, reference=of.sums, token_reference=of.tokens or None) for g, of in zip(found, logps, strict=True)]
     return [with_forks(g) for g in groups] if hold else groups
 

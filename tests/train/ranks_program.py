@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from train.cases import group, groups, job, question, scored, train_until
 
@@ -45,8 +47,8 @@ def sft_rows(vlm: Vlm, images: Path) -> list[Group]:
 
 
 def main(model: Path, images: Path, work: Path, kind: str) -> None:
-    def vlm() -> Vlm:
-        return load(ModelTable(path=str(model), device="cpu"), Path())
+    def vlm(dtype: str = "float32") -> Vlm:
+        return load(ModelTable(path=str(model), device="cpu", dtype=dtype), Path())
 
     data = scored(vlm(), groups(vlm(), images), HOLD)
     patch = pytest.MonkeyPatch()
@@ -62,6 +64,11 @@ def main(model: Path, images: Path, work: Path, kind: str) -> None:
         train(job(vlm(), data, work / name, name, **SETTINGS), Silent())
     train(job(vlm(), data, work / "recomputed", gradient_checkpointing=True, **SETTINGS), Silent())
     train(replace(job(vlm(), data, work / "replay", **REPLAY), replay=in_memory(sft_rows(vlm(), images))), Silent())
+    half, streams = vlm("bfloat16"), set[torch.dtype]()
+    layers = half.model.model.language_model.layers
+    layers[0].register_forward_hook(lambda *call: streams.add((call[-1] if isinstance(call[-1], Tensor) else call[-1][0]).dtype))
+    train(job(half, scored(vlm("bfloat16"), groups(vlm(), images)), work / "half", **SETTINGS), Silent())
+    assert streams == {torch.bfloat16}, "layers compute in another type"
     if find_spec("peft"):
         train(job(vlm(), data, work / "adapter", **ADAPTER), Silent())
     refused = ""

@@ -14,7 +14,7 @@ from mixpo.records import Drop
 from mixpo.train import groups
 from mixpo.train.groups import data_digest, from_record, make_group
 from mixpo.train.prompt_cache import PromptCache
-from mixpo.train.reference import open_reference
+from mixpo.train.reference import ReferenceScorer
 from mixpo.types import Group, Pair, Question
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import image_token_ids, tokenize_response
@@ -103,13 +103,13 @@ def test_ids_of_another_model_stop_the_work(tiny_vlm: Vlm, asked: Question, ids:
 def test_reference_records_round_trip(tiny_vlm: Vlm, tmp_path: Path) -> None:
     asked = question(tmp_path, 1, 1)
     pairs = [pair("the sum is 12", "the sum is 7"), pair("the sum is 12", "12")]
-    with open_reference(tiny_vlm, ImageTable(), TrainTable(max_length=150)) as reference:
-        rows = [
-            (asked, asked.text, pairs),
-            (replace(asked, id="other"), asked.text, []),
-            (replace(asked, id="long"), asked.text + " x" * 54, pairs),
-        ]
-        good, empty, long = list(reference.records(rows))
+    reference = ReferenceScorer(tiny_vlm, ImageTable(), TrainTable(max_length=150))
+    rows = [
+        (asked, asked.text, pairs),
+        (replace(asked, id="other"), asked.text, []),
+        (replace(asked, id="long"), asked.text + " x" * 54, pairs),
+    ]
+    good, empty, long = list(reference.records(rows))
     assert (good.question, good.chosen, good.rejected, len(good.logps)) == (asked.id, (0, 0), (1, 2), 3)
     assert all(value < 0 for value in good.logps)
     assert (empty.question, empty.responses, empty.logps, empty.dropped) == ("other", (), (), ())

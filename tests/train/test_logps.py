@@ -175,13 +175,13 @@ def _with_siblings(spans: Sequence[Span]) -> Iterator[QueryKeys]:
 @pytest.mark.parametrize("budget", [60, 100_000])
 def test_reference_does_not_depend_on_the_batches(tiny_vlm: Vlm, tmp_path: Path, budget: int) -> None:
     from mixpo.recipe import TrainTable
-    from mixpo.train.reference import open_reference
+    from mixpo.train.reference import ReferenceScorer
 
     found = groups(tiny_vlm, tmp_path)
     with torch.no_grad():
         slow = [[naive(tiny_vlm, group, ids).item() for ids in group.responses] for group in found]
-    with open_reference(tiny_vlm, IMAGES, TrainTable(tokens_per_batch=budget)) as reference:
-        fast = [logps.sums for logps in reference.score(found)]
+    reference = ReferenceScorer(tiny_vlm, IMAGES, TrainTable(tokens_per_batch=budget))
+    fast = [logps.sums for logps in reference.score(found)]
     assert len(micro_batches(chunks(found), PromptCache(tiny_vlm, IMAGES).length, budget, "tree")) > (1 if budget == 60 else 0)
     for logps, expected in zip(fast, slow, strict=True):
         assert logps == pytest.approx(expected, rel=1e-5)

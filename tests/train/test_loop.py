@@ -24,7 +24,7 @@ from mixpo.train.batch import Batch, Chunk
 from mixpo.train.loop import TrainResult, train
 from mixpo.train.losses import LossTerms, combine
 from mixpo.train.metrics import read_metrics
-from mixpo.train.reference import open_reference
+from mixpo.train.reference import ReferenceScorer
 from mixpo.train.session import Session, TrainJob
 from mixpo.types import Group
 from mixpo.vlm.load import Vlm, load
@@ -362,8 +362,8 @@ def test_a_reference_stage_in_between_does_not_disturb(vlm: Vlm, data: list[Grou
     """After training the model is the policy: its log-probs differ from the reference by the rewards that were reported."""
     a_job: TrainJob = job(vlm, data, tmp_path, batch_size=12, epochs=2)
     result: TrainResult = train(a_job, Silent())
-    with open_reference(vlm, a_job.images, a_job.table) as reference:
-        after = reference.score(data)
+    reference = ReferenceScorer(vlm, a_job.images, a_job.table)
+    after = reference.score(data)
     with (tmp_path / "work" / "metrics.jsonl").open(encoding="utf-8") as handle:
         assert [json.loads(line)["step"] for line in handle] == [1, 2]
     old = sum(g.reference[c] for g in data for c, _ in g.pairs if g.reference) / 12

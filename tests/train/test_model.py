@@ -6,13 +6,14 @@ import copy
 
 import pytest
 import torch
+from failures import fails
 from torch import nn
 from train.architectures import FAMILIES
 from train.architectures import vlm as family_vlm
 
 from mixpo.errors import TrainError
 from mixpo.recipe import TrainTable
-from mixpo.train.model import build_optimizer, freeze, learning_rate, refuse_dropout, restore_dtypes, use_master_weights
+from mixpo.train.model import build_optimizer, freeze, learning_rate, refuse_dropout, restore_dtypes, use_master_weights, weight_dtypes
 from mixpo.vlm.load import Vlm
 
 
@@ -68,10 +69,11 @@ def test_learning_rates_by_hand() -> None:
 
 def test_master_weights_and_back(tiny_vlm: Vlm) -> None:
     model = copy.deepcopy(tiny_vlm.model).bfloat16()
-    before = {name: value.clone() for name, value in model.named_parameters()}
-    dtypes = use_master_weights(model)
-    assert {value.dtype for value in model.parameters()} == {torch.float32}
+    before, dtypes = {name: value.clone() for name, value in model.named_parameters()}, weight_dtypes(model)
+    freeze(model, ["vision"])
+    use_master_weights(model)
+    assert all(value.dtype == (torch.float32 if value.requires_grad else torch.bfloat16) for value in model.parameters())
     restore_dtypes(model, dtypes)
     assert all(torch.equal(value, before[name]) and value.dtype == torch.bfloat16 for name, value in model.named_parameters())
-    with pytest.raises(TrainError, match=r"float16.*cannot be trained"):
-        use_master_weights(model.half())
+    with fails("float16-not-trainable", TrainError, key="model.dtype"):
+        weight_dtypes(model.half())

@@ -20,7 +20,7 @@ from mixpo.train.groups import from_record
 from mixpo.train.loop import train
 from mixpo.train.metrics import StepMetrics
 from mixpo.train.online_reference import OnlineReference
-from mixpo.train.reference import ReferenceScorer, open_reference
+from mixpo.train.reference import ReferenceScorer
 from mixpo.types import Group, Pair
 from mixpo.vlm.load import Vlm
 
@@ -57,9 +57,9 @@ def test_online_equals_the_stage(tiny_vlm: Vlm, bare: list[Group], tmp_path: Pat
 def test_the_records_hold_what_the_stage_finds(tiny_vlm: Vlm, bare: list[Group], monkeypatch: pytest.MonkeyPatch) -> None:
     """With an online reference the stage makes groups and asks the model nothing."""
     monkeypatch.setattr(ReferenceScorer, "score", lambda *_: pytest.fail("a forward pass"))
-    with open_reference(tiny_vlm, ImageTable(), TrainTable(reference="online")) as reference:
-        rows = [(group.question, group.prompt, [_pair(group)]) for group in bare]
-        found = [from_record(row[0], row[1], record) for row, record in zip(rows, reference.records(rows), strict=True)]
+    reference = ReferenceScorer(tiny_vlm, ImageTable(), TrainTable(reference="online"))
+    rows = [(group.question, group.prompt, [_pair(group)]) for group in bare]
+    found = [from_record(row[0], row[1], record) for row, record in zip(rows, reference.records(rows), strict=True)]
     assert [(group.responses, group.pairs, group.reference) for group in found] == [
         (group.responses[:2], ((0, 1),), None) for group in bare
     ]

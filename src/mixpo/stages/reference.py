@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,39 +39,38 @@ def reference_job(context: Context, plan: Plan, index: QuestionIndex, number: in
 
     @contextmanager
     def session(numbers: Sequence[int]) -> Iterator[Make]:
-        with ExitStack() as stack:
-            opened: list[ReferenceScorer] = []
+        opened: list[ReferenceScorer] = []
 
-            def reference() -> ReferenceScorer:
-                if not opened:
-                    from mixpo.train.reference import open_reference
+        def reference() -> ReferenceScorer:
+            if not opened:
+                from mixpo.train.reference import ReferenceScorer
 
-                    opened.append(stack.enter_context(open_reference(context.models.load(model), recipe.image, recipe.train)))
-                    shards = spread(len(plan.shards("source")), CHECKED_SHARDS)
-                    opened[0].choose(row for shard in shards for part in rows_of(shard) for row in part.values())
-                return opened[0]
+                opened.append(ReferenceScorer(context.models.load(model), recipe.image, recipe.train))
+                shards = spread(len(plan.shards("source")), CHECKED_SHARDS)
+                opened[0].choose(row for shard in shards for part in rows_of(shard) for row in part.values())
+            return opened[0]
 
-            def rows_of(shard: int) -> Iterator[dict[int, Row]]:
-                """The rows of each question by the number of its prompt."""
-                for question, row in zip(plan.rows("source", shard), plan.rows(upstream, shard), strict=True):
-                    prompts = prompting.prompts_of(recipe, question)
-                    parts = pairs_by_prompt(recipe, question, row.pairs)
-                    asked = with_system(recipe.prompt, question)
-                    yield {number: (asked, prompts[number].render(question.text), pairs) for number, pairs in parts.items()}
+        def rows_of(shard: int) -> Iterator[dict[int, Row]]:
+            """The rows of each question by the number of its prompt."""
+            for question, row in zip(plan.rows("source", shard), plan.rows(upstream, shard), strict=True):
+                prompts = prompting.prompts_of(recipe, question)
+                parts = pairs_by_prompt(recipe, question, row.pairs)
+                asked = with_system(recipe.prompt, question)
+                yield {number: (asked, prompts[number].render(question.text), pairs) for number, pairs in parts.items()}
 
-            def make(shard: int) -> Iterator[Scored]:
-                from mixpo.train.groups import join_records
+        def make(shard: int) -> Iterator[Scored]:
+            from mixpo.train.groups import join_records
 
-                if not any(row.pairs for row in plan.rows(upstream, shard)):
-                    return (Scored(question=question.id) for question in plan.rows("source", shard))
-                parts = list(rows_of(shard))
-                scored = reference().records([row for part in parts for row in part.values()])
-                return (join_records(dict(zip(part, islice(scored, len(part)), strict=True))) for part in parts)
+            if not any(row.pairs for row in plan.rows(upstream, shard)):
+                return (Scored(question=question.id) for question in plan.rows("source", shard))
+            parts = list(rows_of(shard))
+            scored = reference().records([row for part in parts for row in part.values()])
+            return (join_records(dict(zip(part, islice(scored, len(part)), strict=True))) for part in parts)
 
-            yield make
-            if opened and opened[0].layout:
-                context.progress.say(opened[0].note)
-                facts["layout"] = opened[0].layout
+        yield make
+        if opened and opened[0].layout:
+            context.progress.say(opened[0].note)
+            facts["layout"] = opened[0].layout
 
     def finished(manifest: Manifest) -> None:
         check_scored(context, manifest)
@@ -84,7 +83,6 @@ def reference_job(context: Context, plan: Plan, index: QuestionIndex, number: in
         row=Scored,
         settings={
             **settings_of(recipe, "reference", model),
-            "precision": precision(recipe),
             "prompt": prompting.settings(recipe.prompt),
         },
         inputs=prompting.chosen_by(recipe, plan.shards(upstream), index),
@@ -155,13 +153,6 @@ def pairs_by_prompt(recipe: Recipe, question: Question, pairs: Sequence[Pair]) -
     for pair in pairs:
         parts.setdefault(prompting.number_of_pair(recipe, question, pair), []).append(pair)
     return dict(sorted(parts.items())) or {0: []}
-
-
-def precision(recipe: Recipe) -> str:
-    """The type of the weights that compute the log-probs: only an adapter leaves it as it is. "" where a training computes them."""
-    if recipe.train.reference == "online":
-        return ""
-    return recipe.model.dtype if recipe.train.lora else "float32"
 
 
 def count_scored(rows: Sequence[Scored]) -> Mapping[str, int]:

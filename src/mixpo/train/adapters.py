@@ -33,16 +33,19 @@ def prepare_trainable(
     """Prepare the model for training; returns the sizes of its parts and the original dtypes of its weights.
 
     Without `train.lora`, all weights except frozen parts are trained in float32; an adapter loaded with the model is merged first. With
-    it, the loaded adapter (or a new one) is trained and the weights keep their dtypes. prompt: one with an image, which shows what the
+    it, the loaded adapter (or a new one) is trained. What is not trained keeps its dtype. prompt: one with an image, which shows what the
     image features flow through (see `find_parts`). Raises TrainError for unsuitable settings.
     """
     model = vlm.model
     parts = find_parts(model, image_flow(vlm, prompt) if prompt is not None else None)
-    if table.lora is None:
-        dtypes = use_master_weights(model)
-        lora.merge(model)
-        return freeze(model, table.freeze, parts), dtypes
     dtypes = weight_dtypes(model)
+    if table.lora is None:
+        for layer in lora.layers(model).values():
+            layer.base_layer.weight.data = layer.base_layer.weight.data.float()
+        lora.merge(model)
+        sizes = freeze(model, table.freeze, parts)
+        use_master_weights(model)
+        return sizes, dtypes
     present = lora.adapter_of(model)
     if present is None:
         names = target_layers(model, table.lora, parts)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mixpo.train.compute_weights import same_weights
 from mixpo.train.tree_attention import AttentionOptions, AttentionPlan
 from mixpo.vlm.families import window_of
 
@@ -71,11 +72,17 @@ def tree_attention_enabled(model: Any) -> AbstractContextManager[None]:
     return _implementation(model.config.get_text_config(), NAME)
 
 
+@contextmanager
+def _again(text: Any, name: str, weights: AbstractContextManager[None]) -> Iterator[None]:
+    with _implementation(text, name), weights:
+        yield
+
+
 def checkpoint_contexts(model: Any) -> Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]:
-    """`context_fn` of activation checkpointing: recompute with the attention of the first forward pass."""
+    """`context_fn` of activation checkpointing: recompute with the attention and the weights of the first forward pass."""
     text = model.config.get_text_config()
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _implementation(text, text._attn_implementation)
+        return nullcontext(), _again(text, text._attn_implementation, same_weights(model))
 
     return contexts

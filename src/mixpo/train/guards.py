@@ -13,6 +13,7 @@ from mixpo.errors import TrainError
 from mixpo.train.batch import Chunk
 from mixpo.train.checkpoint import TrainState
 from mixpo.train.collate import collate
+from mixpo.train.compute_weights import compute_weights
 from mixpo.train.layout_check import TOLERANCE
 from mixpo.train.losses import ResponseLogps, generation_loss, initial_loss
 from mixpo.train.metrics import EvaluatePolicy, PolicyMetrics, StepMetrics
@@ -225,11 +226,12 @@ def _degeneration(session: Session, guard: EvaluatePolicy) -> tuple[PolicyMetric
 
 
 def policy_metrics(session: Session, evaluate: EvaluatePolicy) -> PolicyMetrics:
-    """An evaluation of the policy in evaluation mode. On every rank: a sharded model needs all of them for a forward pass."""
+    """An evaluation of the policy in evaluation mode, with the weights that will be saved. On every rank."""
     model = session.job.vlm.model
     model.eval()
     try:
-        return evaluate()
+        with torch.no_grad(), compute_weights(model, session.precision):
+            return evaluate()
     finally:
         model.train()
 

@@ -5,8 +5,11 @@ R responses, A predicted tokens, U unique ones (see `Batch`), L tokens of a row,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import nullcontext
 from copy import copy
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -14,16 +17,22 @@ from torch import Tensor, nn
 
 from mixpo.train.attention_patch import tree_attention_enabled
 from mixpo.train.batch import Batch, Layout, VisionInputs, accumulation_dtype
+from mixpo.train.compute_weights import compute_weights
 from mixpo.train.losses import ResponseLogps
 from mixpo.train.token_logps import token_logps
 from mixpo.vlm.families import logit_scaling
+
+Casting = Literal["copies", "sharded", "autocast"]
+"""Who casts float32 weights to bfloat16: `compute_weights`, FSDP2 as it gathers them, or autocast, because DeepSpeed owns them."""
 
 
 class Scorer(nn.Module):
     """The model with log-probs as its output, so that DDP, FSDP2 and DeepSpeed wrap the whole computation."""
 
+    casting: Casting = "copies"
+
     def __init__(self, model: nn.Module, layout: Layout, precision: torch.dtype = torch.float32) -> None:
-        """layout: of its batches. precision: autocast dtype; weights keep their own."""
+        """layout: of its batches. precision: of the computation, whatever the dtype of the weights."""
         super().__init__()
         self.model: Any = model
         self.layout = layout
@@ -35,8 +44,10 @@ class Scorer(nn.Module):
         Sums of hundreds of tokens reach thousands of nats, where float32 resolves 1e-4 only: too coarse for log-ratios, which start
         at 0.
         """
-        with torch.autocast(batch.target.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
-            token_u = self._tokens(batch)
+        lower = self.precision != torch.float32
+        copies = compute_weights(self.model, self.precision) if self.casting == "copies" else nullcontext()
+        with torch.autocast(batch.target.device.type, dtype=self.precision, enabled=lower and self.casting == "autocast"), copies:
+            token_u = self._tokens(_cast_batch(batch, self.precision) if lower else batch)
         precise = accumulation_dtype(token_u.device)
         token_a = token_u[batch.token_index].to(precise)
         sums = torch.zeros(len(batch.lengths), dtype=precise, device=token_u.device).index_add(0, batch.response_index, token_a)
@@ -47,6 +58,19 @@ class Scorer(nn.Module):
         if batch.singles:
             return _single(self.model, batch)
         return _plain(self.model, batch) if self.layout == "plain" else _from_states(self.model, batch)
+
+
+def _cast_batch(batch: Batch, dtype: torch.dtype) -> Batch:
+    """The batch with its model inputs in the dtype of the computation."""
+    vision = batch.vision and replace(batch.vision, inputs=cast_inputs(batch.vision.inputs, dtype))
+    return replace(
+        batch, inputs=cast_inputs(batch.inputs, dtype), vision=vision, singles=tuple(cast_inputs(one, dtype) for one in batch.singles)
+    )
+
+
+def cast_inputs(inputs: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Model inputs with all floats in `dtype`."""
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
 
 
 def _from_states(model: Any, batch: Batch) -> Tensor:

@@ -75,19 +75,15 @@ def refuse_dropout(model: nn.Module) -> None:
                 )
 
 
-def use_master_weights(model: nn.Module) -> dict[str, torch.dtype]:
-    """Convert all weights to float32, because updates of 1e-6 vanish in bfloat16; returns the original dtypes.
-
-    Raises TrainError for float16, whose gradients overflow.
-    """
-    dtypes = weight_dtypes(model)
+def use_master_weights(model: nn.Module) -> None:
+    """Convert trained weights to float32, because updates of 1e-6 vanish in bfloat16. `compute_weights` computes with copies."""
     for parameter in model.parameters():
-        parameter.data = parameter.data.float()
-    return dtypes
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def weight_dtypes(model: nn.Module) -> dict[str, torch.dtype]:
-    """The dtype of each weight by its name without an adapter. Raises TrainError for float16."""
+    """The dtype of each weight by its name without an adapter. Raises TrainError for float16, whose gradients overflow."""
     dtypes = {name.replace(".base_layer.", "."): parameter.dtype for name, parameter in model.named_parameters() if ".lora_" not in name}
     if torch.float16 in dtypes.values():
         raise TrainError(
@@ -97,14 +93,14 @@ def weight_dtypes(model: nn.Module) -> dict[str, torch.dtype]:
 
 
 def restore_dtypes(model: nn.Module, dtypes: dict[str, torch.dtype]) -> None:
-    """Undo `use_master_weights`; exact for frozen weights. Adapters stay in float32."""
+    """Undo `use_master_weights`. Adapters stay in float32."""
     for name, parameter in model.named_parameters():
         if ".lora_" not in name:
             parameter.data = parameter.data.to(dtypes[name.replace(".base_layer.", ".")])
 
 
 def compute_dtype(dtypes: dict[str, torch.dtype]) -> torch.dtype:
-    """The autocast dtype: that of the weights on disk."""
+    """The dtype of the computation: that of the weights on disk."""
     return torch.bfloat16 if torch.bfloat16 in dtypes.values() else torch.float32
 
 

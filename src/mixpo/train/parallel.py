@@ -25,11 +25,12 @@ from accelerate.utils import (
     parse_flag_from_env,
 )
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mixpo.errors import TrainError
 from mixpo.train.checkpoint import DEEPSPEED, Checkpoint, write_tensors
+from mixpo.train.logps import Scorer
 
 Strategy = Literal["ddp", "fsdp2", "deepspeed"]
 
@@ -42,10 +43,10 @@ def open_accelerator(device: torch.device, **options: Any) -> Accelerator:
     return Accelerator(
         # With `cpu`, Accelerate always uses plain data parallelism.
         cpu=device.type == "cpu" and not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"),
-        mixed_precision="no",  # `Scorer` has its own autocast, equal for reference and policy
+        mixed_precision="no",  # `Scorer` casts, equally for reference and policy
         kwargs_handlers=[
-            # Some parameters take no part in any forward pass, such as InternVL's mask token.
-            DistributedDataParallelKwargs(find_unused_parameters=True),
+            # Some parameters take no part in any forward pass, such as InternVL's mask token. Views: without a second copy of gradients.
+            DistributedDataParallelKwargs(find_unused_parameters=True, gradient_as_bucket_view=True),
             InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT),
         ],
         **options,
@@ -177,7 +178,7 @@ class Parallel:
         return gathered
 
 
-def wrap_model(accelerator: Accelerator, scorer: nn.Module, optimizer_of: Callable[[nn.Module], Any], max_norm: float) -> Parallel:
+def wrap_model(accelerator: Accelerator, scorer: Scorer, optimizer_of: Callable[[nn.Module], Any], max_norm: float) -> Parallel:
     """*Collective.* Wrap `scorer`, whose `model` is on the device, for the launch's strategy, and create its optimizer."""
     strategy = strategy_of(accelerator)
     model: Any = scorer.model
@@ -189,6 +190,7 @@ def wrap_model(accelerator: Accelerator, scorer: nn.Module, optimizer_of: Callab
         _fully_shard(accelerator, scorer)
         return Parallel(accelerator, strategy, model, scorer, optimizer_of(model), meta_copy)
     plugin = accelerator.state.deepspeed_plugin
+    scorer.casting = "autocast"
     # Models that `transformers` loads from here on must not be sharded, under ZeRO-3 either.
     plugin.dschf = None
     plugin.deepspeed_config |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "gradient_clipping": max_norm}
@@ -196,7 +198,7 @@ def wrap_model(accelerator: Accelerator, scorer: nn.Module, optimizer_of: Callab
     return Parallel(accelerator, strategy, model, engine, optimizer, meta_copy)
 
 
-def _fully_shard(accelerator: Accelerator, scorer: nn.Module) -> None:
+def _fully_shard(accelerator: Accelerator, scorer: Scorer) -> None:
     """Shard every layer separately and the rest as one group, with the settings of Accelerate's plugin.
 
     The rest (embeddings, projector, output head) stays gathered during the whole forward pass, because `token_logps` uses the head's
@@ -219,6 +221,10 @@ def _fully_shard(accelerator: Accelerator, scorer: nn.Module) -> None:
             code="fsdp-efficient-loading",
         )
     options: dict[str, Any] = {"offload_policy": plugin.cpu_offload}
+    if scorer.precision != torch.float32:
+        # Gathered in bfloat16, reduced and accumulated in float32. Inputs of a layer are what the layer before returns.
+        options["mp_policy"] = MixedPrecisionPolicy(scorer.precision, torch.float32, cast_forward_inputs=False)
+        scorer.casting = "sharded"
     for layer in _layers(scorer):
         fully_shard(layer, reshard_after_forward=plugin.reshard_after_forward, **options)
     fully_shard(scorer, reshard_after_forward=False, **options)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 
 import torch
 
@@ -18,7 +17,7 @@ from mixpo.train.hold import encode
 from mixpo.train.layout_check import check_sample, choose_layout, different
 from mixpo.train.logps import Scorer
 from mixpo.train.losses import ResponseLogps
-from mixpo.train.model import compute_dtype, restore_dtypes, use_master_weights, weight_dtypes
+from mixpo.train.model import compute_dtype, weight_dtypes
 from mixpo.train.prompt_cache import PromptCache
 from mixpo.types import Group, Pair, Question
 from mixpo.vlm.load import Vlm
@@ -29,13 +28,14 @@ Row = tuple[Question, str, Sequence[Pair]]
 
 
 class ReferenceScorer:
-    """Scores groups under one model. Created by `open_reference`. note: for the log, about the layout; "" until one is chosen."""
+    """Scores groups under one model, exactly as training will. note: for the log, about the layout; "" until one is chosen."""
 
-    def __init__(self, vlm: Vlm, images: ImageTable, table: TrainTable, precision: torch.dtype) -> None:
+    def __init__(self, vlm: Vlm, images: ImageTable, table: TrainTable) -> None:
+        """Raises TrainError for a model in float16."""
         self.vlm = vlm
         self.prompts = PromptCache(vlm, images)
         self.table = table
-        self.precision = precision
+        self.precision = compute_dtype(weight_dtypes(vlm.model))
         self.layout: Layout | None = None
         self.note = ""
 
@@ -102,17 +102,6 @@ class ReferenceScorer:
         if question.verbatim and length >= min(self.table.max_length, context_limit(self.vlm)):
             return GroupedPairs(group=empty, dropped=(Drop(reason=PROMPT_TOO_LONG, count=len(pairs)),))
         return make_group(self.vlm, question, prompt, pairs, length, self.table.max_length)
-
-
-@contextmanager
-def open_reference(vlm: Vlm, images: ImageTable, table: TrainTable) -> Iterator[ReferenceScorer]:
-    """A ReferenceScorer that computes exactly as training will; the model's dtypes are restored at the end."""
-    # With an adapter, weights keep their dtypes in training, and so here.
-    dtypes = use_master_weights(vlm.model) if table.lora is None else weight_dtypes(vlm.model)
-    try:
-        yield ReferenceScorer(vlm, images, table, compute_dtype(dtypes))
-    finally:
-        restore_dtypes(vlm.model, dtypes)
 
 
 def _location(question: Question, pair: Pair) -> str:

@@ -5,6 +5,7 @@ A predicted tokens, D width, V vocabulary, C tokens (or vocabulary entries) of a
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mixpo.train.compute_weights import same_weights
 from mixpo.vlm.families import LogitScaling
 
 FULL_LOGITS_BYTES = 256 * 2**20
@@ -40,7 +42,15 @@ def token_logps(
         return logps_a
     rows = max(1, (tile or TILE_BYTES) // (4 * vocabulary))
     parts = zip(torch.split(hidden_ad, rows), torch.split(target_a, rows), strict=True)
-    return torch.cat([checkpoint(lambda h, t: _score(head(h), scaling, t), h_cd, t_c, use_reentrant=False) for h_cd, t_c in parts])
+    return torch.cat([_recomputed(head, scaling, h_cd, t_c) for h_cd, t_c in parts])
+
+
+def _recomputed(head: Any, scaling: LogitScaling, hidden_cd: Tensor, target_c: Tensor) -> Tensor:
+    logps_c: Tensor = checkpoint(
+        lambda h, t: _score(head(h), scaling, t), hidden_cd, target_c,
+        use_reentrant=False, context_fn=lambda: (nullcontext(), same_weights(head)),
+    )  # fmt: skip
+    return logps_c
 
 
 def _score(logits_cv: Tensor, scaling: LogitScaling, target_c: Tensor) -> Tensor:

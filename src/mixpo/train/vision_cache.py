@@ -17,8 +17,9 @@ from torch import Tensor
 from mixpo.recipe import ImageTable
 from mixpo.train.batch import Batch, Chunk, Layout
 from mixpo.train.collate import collate, pixel_inputs
+from mixpo.train.compute_weights import compute_weights
 from mixpo.train.layout_check import TOLERANCE
-from mixpo.train.logps import Scorer
+from mixpo.train.logps import Scorer, cast_inputs
 from mixpo.types import Group
 from mixpo.vlm.families import MODEL_ERRORS, described
 from mixpo.vlm.load import Vlm
@@ -71,8 +72,9 @@ class VisionCache:
     @torch.no_grad()
     def _compute(self, group: Group) -> Any:
         inputs = {name: value.to(self.vlm.device) for name, value in pixel_inputs(self.vlm, [self.prompt_of(group)]).items()}
-        with torch.autocast(self.vlm.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
-            output = self.vlm.model.base_model.get_image_features(**inputs, return_dict=True)
+        with compute_weights(self.vlm.model, self.precision):
+            features = self.vlm.model.base_model.get_image_features
+            output = features(**cast_inputs(inputs, self.precision), return_dict=True)
         # Hidden states of the vision layers are not needed.
         for name in [name for name in output if name not in ("pooler_output", "deepstack_features")]:
             output[name] = None
