@@ -244,6 +244,8 @@ def test_yes_no_by_domain() -> None:
         ("So " + "the cat sat on the mat. " * 2, False), ("图中" + "有一只猫" * 8, True), ("0 0 0 0 1 1 1 1 2 2 2 2", False),
         ("First I look at the picture and then I count what it shows, which gives me seven of them in all.", False),
         (" ".join(str(n) for n in range(500)), False), (" ".join(["a b c d e f g h"] * 4) + " x", False),
+        ("So " + "the cat sat on the mat. " * 5 + "the cat sa", True), ("I count them one by one, so the answer is " + "7" * 80, True),
+        ("| a | b | " + "-" * 40, False), ("So " + "the cat sat on the mat. " * 5 + "the dog", False),
     ],
 )  # fmt: skip
 def test_loops(text: str, expected: bool) -> None:

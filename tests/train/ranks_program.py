@@ -17,9 +17,10 @@ from train.cases import group, groups, job, question, scored, train_until
 from mixpo.errors import TrainError
 from mixpo.progress import Progress, Silent
 from mixpo.recipe import ModelTable
-from mixpo.train import loop
+from mixpo.train import loop, session
 from mixpo.train.group_data import in_memory
 from mixpo.train.loop import train
+from mixpo.train.parallel import local_shard
 from mixpo.train.replay import replay_group
 from mixpo.train.session import Session, TrainJob, open_session
 from mixpo.types import Group
@@ -46,6 +47,17 @@ def sft_rows(vlm: Vlm, images: Path) -> list[Group]:
     return 4 * [replay_group(vlm, replace(question(images, 50 + n, n % 2), answer=text)) for n, text in enumerate(texts)]
 
 
+def monitored() -> None:
+    """Stop where a model is wrapped that was in float32 before it was sharded."""
+    real = session.wrap_model
+
+    def wrap_model(accelerator: Any, scorer: Any, *args: Any) -> Any:
+        assert {value.dtype for value in scorer.parameters()} == {torch.bfloat16 if scorer.precision == torch.bfloat16 else torch.float32}
+        return real(accelerator, scorer, *args)
+
+    session.wrap_model = wrap_model
+
+
 def main(model: Path, images: Path, work: Path, kind: str) -> None:
     def vlm(dtype: str = "float32") -> Vlm:
         return load(ModelTable(path=str(model), device="cpu", dtype=dtype), Path())
@@ -54,16 +66,21 @@ def main(model: Path, images: Path, work: Path, kind: str) -> None:
     patch = pytest.MonkeyPatch()
 
     def checked(a_job: TrainJob, progress: Progress) -> Session:
-        session = open_session(a_job, progress)
-        sharded = {isinstance(value, DTensor) for value in session.job.vlm.model.parameters()}
+        opened = open_session(a_job, progress)
+        parameters = list(opened.job.vlm.model.parameters())
+        held, whole = (sum(local_shard(value).numel() if of_rank else value.numel() for value in parameters) for of_rank in (True, False))
+        assert held <= (0.55 if kind == "fsdp2" else 1) * whole, "a rank holds more than its share"
+        assert {value.dtype for value in parameters} == {torch.float32}, "weights to train are not in float32"
+        sharded = {isinstance(value, DTensor) for value in parameters}
         assert sharded == {kind == "fsdp2"}, "the model is not shared as it should be"
-        return session
+        return opened
 
     patch.setattr(loop, "open_session", checked)
     for name in ("mpo", "aot"):
         train(job(vlm(), data, work / name, name, **SETTINGS), Silent())
     train(job(vlm(), data, work / "recomputed", gradient_checkpointing=True, **SETTINGS), Silent())
     train(replace(job(vlm(), data, work / "replay", **REPLAY), replay=in_memory(sft_rows(vlm(), images))), Silent())
+    monitored()
     half, streams = vlm("bfloat16"), set[torch.dtype]()
     layers = half.model.model.language_model.layers
     layers[0].register_forward_hook(lambda *call: streams.add((call[-1] if isinstance(call[-1], Tensor) else call[-1][0]).dtype))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,12 +12,15 @@ import small_run
 from failures import fails
 from small_run import open_small, said
 
+from mixpo.engines.base import Request, SamplingParams
 from mixpo.errors import RecipeError, TrainError
 from mixpo.pipeline import run_stage
 from mixpo.recipe import load
+from mixpo.records import Sampled
 from mixpo.stages import train as train_stage
 from mixpo.stages.job import Context
 from mixpo.train.metrics import PolicyMetrics, StepMetrics
+from mixpo.types import Finish, Response
 
 SETTINGS = ("train.baselines=[]", "evaluate.max_new_tokens=8", "sample.max_new_tokens=32")
 GOOD = PolicyMetrics(accuracy=0.5, tokens=30.0, loops=0.01, cut=0.0, unparsable=0.04)
@@ -64,7 +67,7 @@ def test_the_real_guard_logs_and_changes_no_weight(prepared: Path, tmp_path: Pat
     )
     assert "100.0% of the responses are truncated" in refused.message
     plain = opened(prepared, tmp_path / "b")
-    guarded = opened(prepared, tmp_path / "a", "train.guard={every=2, count=4, max_unparsable=1.0, max_loops=1.0}")
+    guarded = opened(prepared, tmp_path / "a", "train.guard={every=2, count=4, max_unparsable=1.0, max_loops=1.0, max_truncated=1.0}")
     for context in (plain, guarded):
         run_stage(context, ("train",))
     assert weights(plain) == weights(guarded)
@@ -93,6 +96,7 @@ def test_a_degenerating_model_stops_and_the_last_good_checkpoint_stays(
     assert left == []
     assert "step 4: the model degenerates" in stopped.message
     assert named in stopped.message
+    assert "the checkpoint of step 2, which passed this check, is kept" in stopped.message
     assert "lower train.learning_rate, raise train.loss.generation" in stopped.message
     assert checkpoints(context) == ["step-000002"]
     assert not list(context.run.models.glob("*"))
@@ -105,6 +109,62 @@ def test_a_degenerating_model_stops_and_the_last_good_checkpoint_stays(
     run_stage(again, ("train",))
     assert any("resuming after step 2 of 5" in line for line in said(again))
     assert [row.step for row in again.run.stage("round-1/train/mpo").read_all(StepMetrics)] == [1, 2, 3, 4, 5]
+
+
+class StubEngine:
+    """Gives every question the same response."""
+
+    def __init__(self, text: str, finish: Finish) -> None:
+        self.text, self.finish = text, finish
+
+    def sample(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Sampled]:
+        for request in requests:
+            yield Sampled(question=request.key, responses=(Response(question=request.key, index=0, text=self.text, finish=self.finish),))
+
+    def close(self) -> None:
+        pass
+
+
+NORMAL = StubEngine("The digits add up to seven. Final answer: 7", "stop")
+
+
+@pytest.mark.parametrize(
+    ("broken", "share", "key"),
+    [
+        (StubEngine("Final answer: 7 " + "and the sum of them is " * 6 + "and the s", "length"), "with repetition", "max_loops = 0.02"),
+        pytest.param(
+            StubEngine("Final answer: 7. But wait, now I think of a bird, a boat and a", "length"), "that are truncated",
+            "max_truncated = 0.1", marks=pytest.mark.slow,
+        ),
+        pytest.param(StubEngine("I see two digits.", "stop"), "without a final answer", "max_unparsable = 0.05", marks=pytest.mark.slow),
+        pytest.param(StubEngine("", "error"), "without a final answer", "max_unparsable = 0.05", marks=pytest.mark.slow),
+    ],
+    ids=["loops", "never stops", "no answer", "fails"],
+)  # fmt: skip
+def test_degenerate_responses_stop_a_training(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: StubEngine, share: str, key: str
+) -> None:
+    """Graded as in an evaluation: fine for the base model and after the first step, then broken, before there is a checkpoint."""
+    engines = [NORMAL, NORMAL, broken, NORMAL, NORMAL, NORMAL, NORMAL, NORMAL, NORMAL]
+    monkeypatch.setattr(train_stage, "create", lambda *_, **__: engines.pop(0))
+    settings = ("train.guard={every=1, count=4}", "train.save_every=3")
+    with fails("model-degenerates", TrainError, key="train.guard") as stopped:
+        run_stage(opened(prepared, tmp_path / "run", *settings), ("train",))
+    assert f"100.0% of responses {share} (train.guard.{key})" in stopped.message
+    assert "step 2: " in stopped.message
+    assert "there is no checkpoint of a good model yet" in stopped.message
+    assert "lower train.learning_rate" in stopped.message
+    context = opened(prepared, tmp_path / "run", *settings)
+    assert checkpoints(context) == []
+    run_stage(context, ("train",))  # the same command starts again, and checks the base model again
+    assert [row.step for row in context.run.stage("round-1/train/mpo").read_all(StepMetrics)] == [1, 2, 3, 4, 5]
+    assert engines == []
+
+
+def test_a_guard_without_questions_is_refused(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_stage, "_first", lambda *_: [])
+    with fails("no-questions-to-check", TrainError, key="train.guard"):
+        run_stage(opened(prepared, tmp_path / "run", "train.guard={}"), ("train",))
 
 
 @pytest.mark.parametrize(

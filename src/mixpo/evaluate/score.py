@@ -24,6 +24,8 @@ TAIL = 600
 """Only the last words are checked: a loop does not end by itself."""
 SHORTEST_LOOP = 12
 """Fewer repeated words than this are a list or a table."""
+SHORTEST_CHARACTERS = 48
+"""Fewer repeated characters than this within a word are a number or a line."""
 
 UNREADABLE = (
     "no question counts on both sides, because the judge's replies could not be read or the answers never came; "
@@ -230,17 +232,25 @@ def by_question(predictions: Iterable[Prediction]) -> dict[str, Prediction]:
 
 
 def loops(text: str) -> bool:
-    """Whether the end of the text is one phrase at least four times in a row (words; characters where a language has no spaces)."""
+    """Whether the end of the text is one phrase at least four times in a row (words; characters where a language has no spaces).
+
+    The length limit may cut the last word, and a loop of characters may be a word of its own.
+    """
     words = text.split()
     if len(text) > 12 * max(1, len(words)):
         words = list(text.replace(" ", ""))
-    words = words[-TAIL:]
-    return any(_run(words, period) >= max(3 * period, SHORTEST_LOOP) for period in range(1, min(LONGEST_CYCLE, len(words) // 4) + 1))
+    return _ends_in_loop(words[-TAIL:], SHORTEST_LOOP) or _ends_in_loop(list(words[-1][-TAIL:]) if words else [], SHORTEST_CHARACTERS)
+
+
+def _ends_in_loop(words: list[str], shortest: int) -> bool:
+    return any(_run(words, period) >= max(3 * period, shortest) for period in range(1, min(LONGEST_CYCLE, len(words) // 4) + 1))
 
 
 def _run(words: list[str], period: int) -> int:
-    """How many words from the end equal the one `period` words before them."""
-    length = 0
+    """How many words from the end equal the one `period` words before them; the last one may be the beginning of it."""
+    if len(words) <= period or not words[-1 - period].startswith(words[-1]):
+        return 0
+    length = 1
     while length + period < len(words) and words[-1 - length] == words[-1 - length - period]:
         length += 1
     return length

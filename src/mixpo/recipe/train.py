@@ -78,9 +78,11 @@ class GuardTable(Table):
     count: Annotated[int, NOTHING] = Field(default=64, ge=1)
     """Number of questions, from the beginning of the set."""
     max_unparsable: Annotated[float, NOTHING] = Field(default=0.05, ge=0, le=1)
-    """Largest share of responses without a final answer, truncated ones included."""
+    """Largest share of responses without a final answer, failed ones included."""
     max_loops: Annotated[float, NOTHING] = Field(default=0.02, ge=0, le=1)
     """Largest share of responses that end in a repeated phrase."""
+    max_truncated: Annotated[float, NOTHING] = Field(default=0.1, ge=0, le=1)
+    """Largest share of responses that do not end before `evaluate.max_new_tokens`, with an answer or without."""
     set: Annotated[str, NOTHING] = ""
     """Name of an evaluation set; empty means the first one, or the questions of [source] if there is none."""
 

@@ -293,7 +293,7 @@ def training_charts(run: dict[str, Any], guard: dict[str, Any] | None = None) ->
 
     guard: the settings of `train.guard`, for its limits.
     """
-    guarded = {key: guard[key] for key in ("max_unparsable", "max_loops")} if guard else {}
+    guarded = {key: guard[key] for key in ("max_unparsable", "max_loops", "max_truncated")} if guard else {}
     limits = {**LIMITS, "Degeneration guard": guarded}
     groups: dict[str, dict[str, Any]] = {}
     for name, values in run["curves"].items():

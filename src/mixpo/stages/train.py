@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixpo.engines import create
+from mixpo.errors import TrainError
 from mixpo.objectives import OBJECTIVES
 from mixpo.recipe import LossTable, TrainTable
 from mixpo.records import read_row
@@ -232,6 +233,12 @@ def _evaluation(context: Context, plan: Plan, vlm: Vlm, name: str, count: int, p
         benchmark = BENCHMARKS[chosen.source.name] if chosen.source.kind == "benchmark" else None
         stage = source_name(chosen.name)
     questions = _first(plan, stage, count)
+    if not questions:
+        raise TrainError(
+            f"train.{purpose}: no question of {stage} has an answer to check responses with; name an evaluation set in train.{purpose}.set",
+            code="no-questions-to-check",
+            key=f"train.{purpose}",
+        )
     requests = [
         request_of(prompting.with_system(recipe.prompt, q), prompt_for(recipe, q, "cot"), (0,), recipe.seed, purpose) for q in questions
     ]
@@ -250,7 +257,7 @@ def _evaluation(context: Context, plan: Plan, vlm: Vlm, name: str, count: int, p
             tokens=rows.mean_tokens,
             loops=rows.loops / rows.n,
             cut=rows.cut / rows.n,
-            unparsable=rows.no_answer or 0.0,
+            unparsable=(rows.malformed + rows.failed) / rows.n,
         )
 
     return evaluate

@@ -14,7 +14,7 @@ from mixpo.recipe import LoraTable, TrainTable, did_you_mean
 from mixpo.train.batch import Batch
 from mixpo.train.logps import Scorer
 from mixpo.train.losses import ResponseLogps
-from mixpo.train.model import PartSize, freeze, use_master_weights, weight_dtypes
+from mixpo.train.model import PartSize, freeze, weight_dtypes
 from mixpo.train.parts import OWNERS, ModelParts, Owner, find_parts, image_flow
 from mixpo.vlm import adapter as lora
 from mixpo.vlm.load import Vlm
@@ -32,8 +32,8 @@ def prepare_trainable(
 ) -> tuple[list[PartSize], dict[str, torch.dtype]]:
     """Prepare the model for training; returns the sizes of its parts and the original dtypes of its weights.
 
-    Without `train.lora`, all weights except frozen parts are trained in float32; an adapter loaded with the model is merged first. With
-    it, the loaded adapter (or a new one) is trained. What is not trained keeps its dtype. prompt: one with an image, which shows what the
+    Without `train.lora`, all weights except frozen parts are trained; an adapter loaded with the model is merged first. With it, the
+    loaded adapter (or a new one) is trained. Dtypes stay as they are. prompt: one with an image, which shows what the
     image features flow through (see `find_parts`). Raises TrainError for unsuitable settings.
     """
     model = vlm.model
@@ -43,9 +43,7 @@ def prepare_trainable(
         for layer in lora.layers(model).values():
             layer.base_layer.weight.data = layer.base_layer.weight.data.float()
         lora.merge(model)
-        sizes = freeze(model, table.freeze, parts)
-        use_master_weights(model)
-        return sizes, dtypes
+        return freeze(model, table.freeze, parts), dtypes
     present = lora.adapter_of(model)
     if present is None:
         names = target_layers(model, table.lora, parts)

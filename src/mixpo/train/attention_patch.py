@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from mixpo.train.compute_weights import same_weights
 from mixpo.train.tree_attention import AttentionOptions, AttentionPlan
 from mixpo.vlm.families import window_of
 
-NAME = "mixpo_tree"
+NAME, REPLACED = "mixpo_tree", "mixpo_replaced"
 
 _IGNORED = {"position_ids", "use_cache", "cache_position", "output_attentions", "output_hidden_states", "return_dict", "is_causal"}
 _KNOWN = {"scaling", "dropout", "sliding_window", "softcap"} | _IGNORED
@@ -70,6 +70,19 @@ def tree_attention_enabled(model: Any) -> AbstractContextManager[None]:
 
     AttentionInterface.register(NAME, tree_attention)
     return _implementation(model.config.get_text_config(), NAME)
+
+
+@contextmanager
+def attention_replaced(model: Any, attention: Callable[..., tuple[Tensor, None]]) -> Iterator[None]:
+    """Context in which all layers that call an attention of `transformers`, the vision tower's too, call `attention`."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(REPLACED, attention)
+    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    with ExitStack() as stack:
+        for config in configs.values():
+            stack.enter_context(_implementation(config, REPLACED))
+        yield
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from mixpo import sealed
 from mixpo.errors import TrainError
@@ -116,8 +116,8 @@ def save_checkpoint(folder: Path, state: TrainState, keep: int, parallel: ModelW
             shutil.rmtree(target, ignore_errors=True)
             temporary.rename(target)
     except (OSError, RuntimeError, SafetensorError) as error:
-        kept = _names(folder)
-        resumed = f"it resumes from step {int(kept[-1].split('-')[1])}" if kept else "it starts again"
+        kept = newest_step(folder)
+        resumed = f"it resumes from step {kept}" if kept else "it starts again"
         raise TrainError(
             f"{target}: the checkpoint cannot be written ({error}); free some space and run the same command, {resumed}",
             code="checkpoint-not-writable",
@@ -189,21 +189,20 @@ def _refuse_other(path: Path, state: TrainState, expected: TrainState) -> None:
         )
 
 
-def apply_checkpoint(checkpoint: Checkpoint, model: nn.Module) -> None:
-    """Load weights into an unsharded model. Raises TrainError for another model."""
-    if checkpoint.is_deepspeed:
-        return
+def check_same_model(checkpoint: Checkpoint, trained: Mapping[str, Tensor]) -> None:
+    """Raise TrainError for a checkpoint whose weights have other names or shapes than the trained parameters."""
     path, tensors = checkpoint.path, checkpoint.tensors
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if trained.keys() != tensors.keys() or any(trained[name].shape != value.shape for name, value in tensors.items()):
         raise TrainError(
             f"{path}: this checkpoint is of another model; delete {path.parent} (or use --force train) to start again",
             code="checkpoint-other-model",
             path=path,
         )
-    with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(tensors[name])
+
+
+def newest_step(folder: Path) -> int:
+    """The step of the newest checkpoint; 0 without one."""
+    return int(_names(folder)[-1].split("-")[1]) if _names(folder) else 0
 
 
 def _names(folder: Path) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mixpo.errors import TrainError
 from mixpo.train.batch import Chunk
-from mixpo.train.checkpoint import TrainState
+from mixpo.train.checkpoint import TrainState, newest_step
 from mixpo.train.collate import collate
 from mixpo.train.compute_weights import compute_weights
 from mixpo.train.layout_check import TOLERANCE
@@ -196,8 +196,8 @@ def check_degeneration(session: Session, row: StepMetrics, *, saving: bool) -> S
     if problem:
         session.metrics.append(row)
         raise TrainError(
-            f"step {row.step}: the model degenerates: {problem}; this step is not saved, and the last checkpoint, which passed this check, "
-            "is kept: lower train.learning_rate, raise train.loss.generation or train.loss.beta, or train fewer epochs",
+            f"step {row.step}: the model degenerates: {problem}; this step is not saved, and {_kept(session)}: "
+            "lower train.learning_rate, raise train.loss.generation or train.loss.beta, or train fewer epochs",
             code="model-degenerates",
             key="train.guard",
         )
@@ -208,6 +208,11 @@ def check_degeneration(session: Session, row: StepMetrics, *, saving: bool) -> S
     return row
 
 
+def _kept(session: Session) -> str:
+    step = newest_step(session.job.folder / "checkpoints")
+    return f"the checkpoint of step {step}, which passed this check, is kept" if step else "there is no checkpoint of a good model yet"
+
+
 def _degeneration(session: Session, guard: EvaluatePolicy) -> tuple[PolicyMetrics, str]:
     """Figures of the policy now, and what is above a limit on any rank, "" if nothing."""
     table = session.job.table.guard
@@ -216,6 +221,7 @@ def _degeneration(session: Session, guard: EvaluatePolicy) -> tuple[PolicyMetric
     limits = (
         ("without a final answer", figures.unparsable, table.max_unparsable, "max_unparsable"),
         ("with repetition", figures.loops, table.max_loops, "max_loops"),
+        ("that are truncated", figures.cut, table.max_truncated, "max_truncated"),
     )
     problems = [f"{share:.1%} of responses {what} (train.guard.{key} = {most:g})" for what, share, most, key in limits if share > most]
     failed = torch.tensor(int(bool(problems)), device=session.accelerator.device)

@@ -42,7 +42,7 @@ from mixpo.train.inputs import PlannedStep, StepInputs
 from mixpo.train.losses import ResponseLogps, combine
 from mixpo.train.measure import StepSums, batch_sums, evaluate_policy, live_line, measure, minimum_tokens, zero_sums
 from mixpo.train.metrics import StepMetrics
-from mixpo.train.model import PartSize, checkpoint_activations, learning_rate, restore_dtypes
+from mixpo.train.model import PartSize, checkpoint_activations, learning_rate
 from mixpo.train.replay import pictured_dummy, replay_losses, step_replay
 from mixpo.train.schedule import share_of_batch
 from mixpo.train.session import Session, TrainJob, open_session
@@ -216,13 +216,11 @@ def _save(session: Session) -> None:
 
 def _finish(session: Session) -> TrainResult:
     """Save the model as a transformers folder; `save` reloads and compares it."""
-    job, model = session.job, session.parallel.full_model()
+    job, model = session.job, session.parallel.full_model(session.dtypes)
     if model is not None:
         if job.table.gradient_checkpointing:
             checkpoint_activations(model, on=False)
         model.eval()
-        if job.table.lora is None:
-            restore_dtypes(model, dict(session.dtypes))
         vlm = replace(job.vlm, model=model, device=next(model.parameters()).device)
         group = job.groups[int(job.groups.sizes["pairs"].nonzero()[0][0])]
         batch = collate(vlm, [make_chunk(group, group.pairs[:1])], session.prompts.get, "single")

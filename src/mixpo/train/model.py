@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from mixpo.errors import MissingExtra, TrainError
 from mixpo.recipe import Part, TrainTable
@@ -76,15 +77,20 @@ def refuse_dropout(model: nn.Module) -> None:
 
 
 def use_master_weights(model: nn.Module) -> None:
-    """Convert trained weights to float32, because updates of 1e-6 vanish in bfloat16. `compute_weights` computes with copies."""
-    for parameter in model.parameters():
-        if parameter.requires_grad:
+    """Convert trained weights to float32, because updates of 1e-6 vanish in bfloat16. `compute_weights` computes with copies.
+
+    Of a sharded model, only this rank's share is converted.
+    """
+    for parameter in [value for value in model.parameters() if value.requires_grad and value.dtype != torch.float32]:
+        if isinstance(parameter, DTensor):  # its `data` would keep the local tensor
+            torch.utils.swap_tensors(parameter, nn.Parameter(parameter.detach().float()))  # type: ignore[no-untyped-call]
+        else:
             parameter.data = parameter.data.float()
 
 
 def weight_dtypes(model: nn.Module) -> dict[str, torch.dtype]:
     """The dtype of each weight by its name without an adapter. Raises TrainError for float16, whose gradients overflow."""
-    dtypes = {name.replace(".base_layer.", "."): parameter.dtype for name, parameter in model.named_parameters() if ".lora_" not in name}
+    dtypes = {plain_name(name): parameter.dtype for name, parameter in model.named_parameters() if ".lora_" not in name}
     if torch.float16 in dtypes.values():
         raise TrainError(
             'model.dtype = "float16" cannot be trained; set it to "bfloat16" or "float32"', code="float16-not-trainable", key="model.dtype"
@@ -92,11 +98,15 @@ def weight_dtypes(model: nn.Module) -> dict[str, torch.dtype]:
     return dtypes
 
 
-def restore_dtypes(model: nn.Module, dtypes: dict[str, torch.dtype]) -> None:
+def plain_name(name: str) -> str:
+    """The name of a weight as it is without an adapter."""
+    return name.replace(".base_layer.", ".")
+
+
+def restore_dtypes(model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
     """Undo `use_master_weights`. Adapters stay in float32."""
     for name, parameter in model.named_parameters():
-        if ".lora_" not in name:
-            parameter.data = parameter.data.to(dtypes[name.replace(".base_layer.", ".")])
+        parameter.data = parameter.data.to(dtypes.get(plain_name(name), parameter.dtype))
 
 
 def compute_dtype(dtypes: dict[str, torch.dtype]) -> torch.dtype:

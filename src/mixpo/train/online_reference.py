@@ -26,7 +26,7 @@ class OnlineReference:
     def __init__(self, model: nn.Module, objective: str, table: LossTable) -> None:
         """Copies the current weights; create it before a checkpoint is loaded."""
         self.model = model
-        self.values = {name: parameter.detach().clone() for name, parameter in _trained(model).items()}
+        self.values = {name: parameter.detach().to(torch.float32, copy=True) for name, parameter in _trained(model).items()}
         self.moving_reference = OBJECTIVES[objective].moving_reference
         self.table = table
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -29,8 +29,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mixpo.errors import TrainError
-from mixpo.train.checkpoint import DEEPSPEED, Checkpoint, write_tensors
+from mixpo.train.checkpoint import DEEPSPEED, Checkpoint, check_same_model, write_tensors
 from mixpo.train.logps import Scorer
+from mixpo.train.model import plain_name, restore_dtypes, use_master_weights
 
 Strategy = Literal["ddp", "fsdp2", "deepspeed"]
 
@@ -157,24 +158,33 @@ class Parallel:
             state["state"][number] = {name: _scatter(value, parameters[number]) for name, value in values.items()}
         self.optimizer.load_state_dict(state)
 
-    def full_model(self) -> nn.Module | None:
-        """*Collective.* The unsharded model on the main rank, None on all others."""
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Copy the trained weights of a checkpoint into the model. No communication. Raises TrainError for another model."""
+        if not checkpoint.is_deepspeed:
+            check_same_model(checkpoint, dict(self.trained()))
+            with torch.no_grad():
+                for name, parameter in self.trained():
+                    parameter.copy_(_scatter(checkpoint.tensors[name], parameter))
+
+    def full_model(self, dtypes: Mapping[str, torch.dtype]) -> nn.Module | None:
+        """*Collective.* The unsharded model on the main rank, None on all others. dtypes: of its weights by name; others stay."""
         if self.meta_copy is None:
+            restore_dtypes(self.model, dtypes)
             return self.model if self.main else None
-        weights = self._gather(self.model.named_parameters())
+        weights = self._gather(self.model.named_parameters(), dtypes)
         if not self.main:
             return None
         for name, tensor in weights.items():
             _set_parameter(self.meta_copy, name, tensor)
         return self.meta_copy
 
-    def _gather(self, tensors: Any) -> dict[str, Any]:
+    def _gather(self, tensors: Any, dtypes: Mapping[str, torch.dtype] | None = None) -> dict[str, Any]:
         """*Collective.* Full tensors on the CPU of the main rank, gathered one by one; empty on the others."""
         gathered = {}
         for name, value in tensors:
             tensor = full_tensor(value)
             if self.main:
-                gathered[name] = tensor
+                gathered[name] = tensor if dtypes is None else tensor.to(dtypes.get(plain_name(name), tensor.dtype))
         return gathered
 
 
@@ -182,12 +192,15 @@ def wrap_model(accelerator: Accelerator, scorer: Scorer, optimizer_of: Callable[
     """*Collective.* Wrap `scorer`, whose `model` is on the device, for the launch's strategy, and create its optimizer."""
     strategy = strategy_of(accelerator)
     model: Any = scorer.model
+    if strategy != "fsdp2":
+        use_master_weights(model)
     if strategy == "ddp":
         wrapped = accelerator.prepare_model(scorer)
         return Parallel(accelerator, strategy, model, wrapped, optimizer_of(model))
     meta_copy = _meta_copy(model)
     if strategy == "fsdp2":
         _fully_shard(accelerator, scorer)
+        use_master_weights(model)  # only now, so that no rank holds all weights in float32
         return Parallel(accelerator, strategy, model, scorer, optimizer_of(model), meta_copy)
     plugin = accelerator.state.deepspeed_plugin
     scorer.casting = "autocast"

@@ -17,7 +17,7 @@ from mixpo.progress import Progress, Silent
 from mixpo.recipe import ImageTable, TrainTable
 from mixpo.train.adapters import prepare_trainable
 from mixpo.train.batch import TRIED, Batch, Chunk, Layout, find_dummy
-from mixpo.train.checkpoint import Checkpoint, TrainState, apply_checkpoint, find_checkpoint
+from mixpo.train.checkpoint import Checkpoint, TrainState, find_checkpoint
 from mixpo.train.group_data import NO_GROUPS, Groups, PairedGroups
 from mixpo.train.layout_check import TOGETHER, agree, check_sample, choose_layout
 from mixpo.train.logps import Scorer
@@ -232,13 +232,12 @@ def _resume(
     """The training state and the wrapped model, from the newest checkpoint if there is one."""
     moving_values = online.moving_values if online else {}
     state, checkpoint = _find_state(job, accelerator, progress, bool(moving_values))
-    if checkpoint is not None:
-        apply_checkpoint(checkpoint, scorer.model)
-        for name, value in moving_values.items():
-            value.copy_(checkpoint.moving_values[name])
     parallel = wrap_model(accelerator, scorer, lambda shared: build_optimizer(shared, job.table), job.table.max_grad_norm)
     if checkpoint is not None:
+        parallel.load(checkpoint)
         parallel.restore(checkpoint)
+        for name, value in moving_values.items():
+            value.copy_(checkpoint.moving_values[name])
     return state, parallel
 
 

@@ -75,6 +75,13 @@ def positions_of(vlm: Vlm, prompt: EncodedPrompt) -> Tensor:
     return _positions(vlm, {name: value[None] for name, value in inputs.items()} | grid)[..., 0, :]
 
 
+def positions_like(vlm: Vlm, ids: Tensor) -> Tensor:
+    """Position ids of a text without padding, on the device of `ids` (B, L): (B, L), or (axes, B, L) for models with several axes."""
+    plain = torch.arange(ids.shape[1], device=ids.device).expand(*ids.shape)
+    owner = next((m for m in (vlm.model, getattr(vlm.model, "model", None)) if hasattr(m, "get_rope_index")), None)
+    return plain if owner is None else plain.expand(_position_axes(vlm, owner), *ids.shape)
+
+
 def _join(values: list[Tensor], axis: int) -> Tensor:
     sizes = [max(value.shape[d] for value in values) for d in range(values[0].ndim)]
     padded = []
