@@ -42,6 +42,7 @@ SIZES = {
     "quick": Size(width=256, layers=3, heads=4, vocabulary=2048, vision=128, vision_layers=2, side=448),
     "small": Size(width=512, layers=4, heads=8, vocabulary=4096, vision=256, vision_layers=4, side=448),
     "1b": Size(width=1024, layers=40, heads=16, vocabulary=151_680, vision=1024, vision_layers=24, side=448),
+    "8b": Size(width=4096, layers=40, heads=32, vocabulary=151_680, vision=1024, vision_layers=24, side=448),
 }
 
 

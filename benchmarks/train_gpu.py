@@ -3,7 +3,10 @@
     python benchmarks/train_gpu.py --json
     python benchmarks/train_gpu.py --device cpu --size tiny --rounds 1      (only to see that it runs)
 
-Same cases as train_vs_trl.py, on an InternVL of about 1 B parameters with random weights: float32 weights, matrices multiplied in
+Ends with what this project claims about GPUs, each with PASS or FAIL; a claim that cannot be measured here says so. Run it with --size 1b
+and --size 8b. Not measured by it: Liger, sampling against vLLM, the wait for input (input_pipeline.py), several GPUs.
+
+Same cases as train_vs_trl.py, on an InternVL of about 1 B parameters with random weights: float32 weights, everything computed in
 bfloat16, as mixpo trains. varlen: one call of the kernel for sequences of any length. calls: padded calls of torch's attention, what
 mixpo does where that kernel cannot be used. flex: FlexAttention with a block mask. dense: a mask of the whole row. rows: a padded row
 for each response. Laying out is not counted. share_of_peak: multiplications of linear layers and output head, three times (forward and
@@ -17,10 +20,10 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from attention_forms import plan_dense, plan_flex
@@ -30,10 +33,14 @@ from synthetic import SIZES, Data, Size, model_of
 from torch import nn
 from train_vs_trl import BETA, CASES, PROMPT, WEIGHTS, Case
 
+from mixpo.recipe import TrainTable
 from mixpo.train.batch import Batch
 from mixpo.train.collate import collate, row_layout
+from mixpo.train.layout_check import TOLERANCE
 from mixpo.train.logps import Scorer
 from mixpo.train.losses import combine
+from mixpo.train.memory_plan import plan_memory
+from mixpo.train.parallel import meta_copy_of
 from mixpo.vlm.load import Vlm
 
 FORMS = ("varlen", "calls", "flex", "dense", "rows")
@@ -114,6 +121,57 @@ def memory_of(work: Callable[[], torch.Tensor], device: torch.device) -> float:
     return (torch.cuda.max_memory_allocated(device) - before) / 2**20
 
 
+def planned_mib(vlm: Vlm, data: Data, tokens: int, questions: int) -> float:
+    """What `mixpo plan --memory` says that such a step needs above the float32 weights."""
+    shapes = replace(vlm, model=meta_copy_of(vlm.model), device=torch.device("meta"), cache={})
+    plan = plan_memory(shapes, TrainTable(tokens_per_batch=tokens), questions, data.get(data.chunks[0].group))
+    copies = plan.weights if plan.masters else 0
+    return (copies + plan.gradients + plan.activations + plan.vision + plan.head) / 2**20
+
+
+@torch.no_grad()
+def gap_of(vlm: Vlm, data: Data, precision: torch.dtype) -> float:
+    """Largest difference of a response's log-prob per token between the varlen kernel and padded calls."""
+    varlen, calls = (Scorer(vlm.model, "tree", precision)(batch_of(vlm, data, form)) for form in ("varlen", "calls"))
+    return float(((varlen.sums - calls.sums).abs() / calls.lengths).max())
+
+
+class Claim(NamedTuple):
+    """A sentence, the largest (or smallest) value with which it holds, and the measured one; None where it was not measured."""
+
+    text: str
+    limit: float
+    value: float | None
+    least: bool = False
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether it holds; None where it was not measured."""
+        if self.value is None:
+            return None
+        return self.value >= self.limit if self.least else self.value <= self.limit
+
+    def __str__(self) -> str:
+        word = {None: "NOT MEASURED", True: "PASS", False: "FAIL"}[self.passed]
+        value = "" if self.value is None else f"{self.value:.3g}, "
+        return f"{word}: {self.text} ({value}{'at least' if self.least else 'at most'} {self.limit:g})"
+
+
+def claims_of(rows: Sequence[Mapping[str, Any]], precision: torch.dtype) -> list[Claim]:
+    """The claims over all cases, by the worst of them."""
+    measured = [row for row in rows if row["form"] == "varlen" and "milliseconds" in row]
+
+    def worst(key: str, pick: Callable[[Iterable[float]], float]) -> float | None:
+        return pick(row[key] for row in measured) if measured else None
+
+    return [
+        Claim("varlen and padded calls give the same log-probs per token", TOLERANCE[precision], worst("gap", max)),
+        Claim("varlen takes no longer than padded calls", 1.0, worst("over_calls", max)),
+        Claim("share of the speed of large products of matrices", 0.4, worst("share_of_peak", min), least=True),
+        Claim("memory of a step in parts of the plan", 1.1, worst("memory_over_plan", max)),
+    ]
+
+
 def _backward(loss: Callable[[], torch.Tensor]) -> None:
     loss().backward()
 
@@ -145,9 +203,12 @@ def measure(vlm: Vlm, case: Case, size: Size, rounds: int, precision: torch.dtyp
                 "milliseconds": round(1000 * median, 2),
                 "over_calls": round(statistics.median(s / c for s, c in zip(seconds[form], seconds["calls"], strict=True)), 3),
                 "share_of_peak": round(multiplications(vlm, loss, predicted) / median / best, 3),
-                "memory_mib": round(memory_of(loss, vlm.device)),
+                "memory_mib": round(memory := memory_of(loss, vlm.device)),
             }
         )
+        if form == "varlen":
+            plan = planned_mib(vlm, data, batch_of(vlm, data, form).tokens, case.questions)
+            rows[-1] |= {"gap": gap_of(vlm, data, precision), "memory_over_plan": round(memory / plan, 3)}
     return rows
 
 
@@ -180,7 +241,11 @@ def main(arguments: list[str] | None = None) -> None:
         rows += measure(vlm, CASES[number], SIZES[args.size], args.rounds, precision, best)
         for row in rows[-len(FORMS) :]:
             print(json.dumps(row), flush=True)
-    emit("train_gpu", {**about, "rows": rows}, show=args.json)
+    claims = claims_of(rows, precision)
+    for claim in claims:
+        print(claim)
+    listed = [{**claim._asdict(), "passed": claim.passed} for claim in claims]
+    emit("train_gpu", {**about, "rows": rows, "claims": listed}, show=args.json)
 
 
 if __name__ == "__main__":

@@ -180,9 +180,11 @@ def test_plan_with_given_rates(small: tuple[Path, Path], tmp_path: Path, capsys:
     assert (sample["seconds"], sample["basis"]) == (sample["tokens"] / 100, "--rate")
     assert (train["seconds"], train["basis"]) == (train["tokens"] / 50, "--train-rate")
     assert reference["seconds"] == pytest.approx(reference["tokens"] / 150)  # forward only
-    assert main(["plan", str(small[0]), "--dir", str(tmp_path / "new"), *rates, "--devices", "4"]) == 0
+    assert main(["plan", str(small[0]), "--dir", str(tmp_path / "new"), *rates, "--devices", "4", "--memory"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "on 4 devices" in out
+    assert "training memory" in out
+    assert "FSDP2 on 4 GPUs" in out
     assert not (tmp_path / "new").exists()
 
 

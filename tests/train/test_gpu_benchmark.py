@@ -57,7 +57,8 @@ def test_it_runs(benchmarks: tuple[ModuleType, ModuleType], monkeypatch: pytest.
     monkeypatch.setattr(benchmarks[0], "PROMPT", 20)
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", slow_varlen)
     benchmarks[0].main(["--device", "cpu", "--size", "tiny", "--rounds", "1", "--cases", "2", "--json"])
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    out = capsys.readouterr().out.splitlines()
+    found = json.loads(out[-1])
     assert found["device"] == "cpu"
     rows = {row["form"]: row for row in found["rows"]}
     assert set(rows) == {"varlen", "calls", "flex", "dense", "rows"}
@@ -67,6 +68,9 @@ def test_it_runs(benchmarks: tuple[ModuleType, ModuleType], monkeypatch: pytest.
         assert row["milliseconds"] > 0
         assert 0 < row["share_of_peak"] < 1.5
         assert row["memory_mib"] > 0
+    assert all(claim["passed"] is not None for claim in found["claims"])
+    assert found["claims"][0]["passed"], "varlen and calls differ"
+    assert len([text for text in out if text.startswith(("PASS: ", "FAIL: "))]) == 4
 
 
 def test_without_a_gpu(benchmarks: tuple[ModuleType, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,3 +78,12 @@ def test_without_a_gpu(benchmarks: tuple[ModuleType, ModuleType], monkeypatch: p
     with pytest.raises(SystemExit, match="sees no CUDA device here; use a machine with an NVIDIA GPU") as stopped:
         benchmarks[0].main([])
     assert "\n" not in str(stopped.value)
+
+
+def test_claims(benchmarks: tuple[ModuleType, ModuleType]) -> None:
+    good = {"form": "varlen", "milliseconds": 1.0, "gap": 0.01, "over_calls": 0.8, "share_of_peak": 0.5, "memory_over_plan": 0.9}
+    bad = {**good, "gap": 0.2, "over_calls": 1.2, "share_of_peak": 0.3, "memory_over_plan": 1.2}
+    assert [claim.passed for claim in benchmarks[0].claims_of([good], torch.bfloat16)] == [True] * 4
+    assert [claim.passed for claim in benchmarks[0].claims_of([good, bad], torch.bfloat16)] == [False] * 4
+    unmeasured = benchmarks[0].claims_of([{"form": "varlen", "not_here": "x"}], torch.bfloat16)
+    assert {str(claim).partition(":")[0] for claim in unmeasured} == {"NOT MEASURED"}

@@ -22,7 +22,7 @@ from mixpo.train.loop import train
 from mixpo.train.measure import live_line
 from mixpo.train.metrics import StepMetrics, read_metrics
 from mixpo.train.model import use_liger
-from mixpo.train.parallel import _meta_copy, _set_parameter, strategy_of
+from mixpo.train.parallel import _set_parameter, meta_copy_of, strategy_of
 from mixpo.train.prompt_cache import PromptCache
 from mixpo.train.session import Session
 from mixpo.types import Group
@@ -88,7 +88,7 @@ def test_an_outline_has_no_weights_until_it_is_filled() -> None:
     last.weight = first.weight
     model = nn.Sequential(first, last)
     model.register_buffer("table", torch.arange(3.0), persistent=False)
-    meta_copy = _meta_copy(model)
+    meta_copy = meta_copy_of(model)
     assert all(value.is_meta for value in meta_copy.parameters())
     assert torch.equal(meta_copy.get_buffer("table"), model.get_buffer("table"))
     _set_parameter(meta_copy, "0.weight", first.weight.detach() + 1)

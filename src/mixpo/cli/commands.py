@@ -250,6 +250,7 @@ def plan(
         float | None, typer.Option("--train-rate", min=0.001, metavar="X", help="Trained tokens per second and device.")
     ] = None,
     devices: Annotated[int, typer.Option("--devices", min=1, metavar="N", help="Number of GPUs or machines in parallel.")] = 1,
+    memory: Annotated[bool, typer.Option("--memory", help="Also plan the memory of training, by part.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Estimate a run before it starts: requests, tokens, device hours and disk of every stage.
@@ -262,12 +263,20 @@ def plan(
 
         context = _open(recipe, folder, settings, limit, terminal)
         rows = dry_run(context, Assumed(questions=questions, rate=rate, train_rate=train_rate))
+        planned = None
+        if memory:
+            from mixpo.commands.memory import training_memory
+
+            planned = training_memory(context)
         if as_json:
-            document({"devices": devices, "stages": [asdict(row) for row in rows]})
+            more = {} if planned is None else {"memory": asdict(planned)}
+            document({"devices": devices, "stages": [asdict(row) for row in rows], **more})
             return
         from mixpo.cli import show
 
         show.estimates(rows, devices)
+        if planned is not None:
+            show.memory(planned, devices)
 
 
 @app.command(epilog=examples("doctor"), rich_help_panel=WORK)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from mixpo.commands.plan import Estimate
     from mixpo.commands.verify_run import RunPart
     from mixpo.study.plan import PlannedRun
+    from mixpo.train.memory_plan import MemoryPlan
 
 DUPLICATES_SHOWN = 20
 """Duplicate rows that `mixpo check` lists."""
@@ -93,6 +95,18 @@ def estimates(rows: Sequence[Estimate], devices: int = 1) -> None:
         cells,
         title="nothing was done; requests, tokens, time and disk are estimates",
     )
+
+
+def memory(plan: MemoryPlan, devices: int) -> None:
+    """The planned memory of a training by part, on each of `devices` GPUs: with a copy of the model, and sharded."""
+    rest = plan.activations + plan.vision + plan.head
+    parts = asdict(plan)
+    cells = [
+        (name, _size(parts[name]), _size(parts[name] // devices if name in plan.SHARDED else parts[name]))
+        for name in parts
+    ]  # fmt: skip
+    cells.append(("all", _size(plan.total), _size(plan.sharded // devices + rest)))
+    table(("training memory", "copy on each GPU", f"FSDP2 on {amount(devices, 'GPU')}"), cells)
 
 
 def audited(result: Audited) -> None:

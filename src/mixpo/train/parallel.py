@@ -197,7 +197,7 @@ def wrap_model(accelerator: Accelerator, scorer: Scorer, optimizer_of: Callable[
     if strategy == "ddp":
         wrapped = accelerator.prepare_model(scorer)
         return Parallel(accelerator, strategy, model, wrapped, optimizer_of(model))
-    meta_copy = _meta_copy(model)
+    meta_copy = meta_copy_of(model)
     if strategy == "fsdp2":
         _fully_shard(accelerator, scorer)
         use_master_weights(model)  # only now, so that no rank holds all weights in float32
@@ -252,7 +252,7 @@ def _layers(module: nn.Module) -> Iterator[nn.Module]:
             yield from _layers(child)
 
 
-def _meta_copy(model: nn.Module) -> nn.Module:
+def meta_copy_of(model: nn.Module) -> nn.Module:
     """A copy of the model on the meta device, to receive gathered weights."""
     memo: dict[int, Any] = {id(value): nn.Parameter(value.to("meta"), value.requires_grad) for value in model.parameters()}
     return copy.deepcopy(model, memo)
