@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from mixpo.recipe import ModelTable
 from mixpo.train import loop, session
 from mixpo.train.group_data import in_memory
 from mixpo.train.loop import train
-from mixpo.train.parallel import local_shard
+from mixpo.train.parallel import local_shard, wrap_model
 from mixpo.train.replay import replay_group
 from mixpo.train.session import Session, TrainJob, open_session
 from mixpo.types import Group
@@ -47,19 +47,18 @@ def sft_rows(vlm: Vlm, images: Path) -> list[Group]:
     return 4 * [replay_group(vlm, replace(question(images, 50 + n, n % 2), answer=text)) for n, text in enumerate(texts)]
 
 
-def monitored() -> None:
+def monitored(patch: pytest.MonkeyPatch) -> None:
     """Stop where a model is wrapped that was in float32 before it was sharded."""
-    real = session.wrap_model
 
-    def wrap_model(accelerator: Any, scorer: Any, *args: Any) -> Any:
-        assert {value.dtype for value in scorer.parameters()} == {torch.bfloat16 if scorer.precision == torch.bfloat16 else torch.float32}
-        return real(accelerator, scorer, *args)
+    def checked(accelerator: Any, scorer: Any, *args: Any) -> Any:
+        assert {value.dtype for value in scorer.parameters()} == {scorer.precision}
+        return wrap_model(accelerator, scorer, *args)
 
-    session.wrap_model = wrap_model
+    patch.setattr(session, "wrap_model", checked)
 
 
 def main(model: Path, images: Path, work: Path, kind: str) -> None:
-    def vlm(dtype: str = "float32") -> Vlm:
+    def vlm(dtype: Literal["float32", "bfloat16"] = "float32") -> Vlm:
         return load(ModelTable(path=str(model), device="cpu", dtype=dtype), Path())
 
     data = scored(vlm(), groups(vlm(), images), HOLD)
@@ -80,7 +79,7 @@ def main(model: Path, images: Path, work: Path, kind: str) -> None:
         train(job(vlm(), data, work / name, name, **SETTINGS), Silent())
     train(job(vlm(), data, work / "recomputed", gradient_checkpointing=True, **SETTINGS), Silent())
     train(replace(job(vlm(), data, work / "replay", **REPLAY), replay=in_memory(sft_rows(vlm(), images))), Silent())
-    monitored()
+    monitored(patch)
     half, streams = vlm("bfloat16"), set[torch.dtype]()
     layers = half.model.model.language_model.layers
     layers[0].register_forward_hook(lambda *call: streams.add((call[-1] if isinstance(call[-1], Tensor) else call[-1][0]).dtype))
