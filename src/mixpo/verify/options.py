@@ -226,6 +226,7 @@ def options_of(texts: tuple[str, ...]) -> tuple[_Option, ...]:
     )
 
 
+@functools.lru_cache(maxsize=1024)
 def letters_of(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
     """Letters of the options whose text `answer` is."""
     if not texts:
