@@ -137,6 +137,15 @@ def test_zero_valid_rows_name_the_first_reasons(recipe: Path, capsys: pytest.Cap
     assert "mixpo check" in message
 
 
+def test_a_reason_that_all_rows_share_is_given_once(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small_run.write_jsonl(recipe.parent / "questions.jsonl", [{"image": "images/0.png", "question": ""}] * 3)
+    assert run(recipe) == 3
+    message = one_sentence(capsys)
+    assert "none of the rows (3) is usable" in message
+    assert message.count("questions.jsonl:") == 1
+    assert "(the same in every row)" in message
+
+
 def test_one_row_is_enough(recipe: Path) -> None:
     small_run.write_jsonl(recipe.parent / "questions.jsonl", rows_of(recipe)[:1])
     assert run(recipe) == 0

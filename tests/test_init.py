@@ -42,7 +42,9 @@ def test_an_empty_folder_gets_a_template(tmp_path: Path, monkeypatch: pytest.Mon
     assert main(["init"]) == 0
     recipe = load(Path("recipe.toml"))
     assert recipe.model.path == "mixpo:tiny"
-    assert "# No questions were recognised here" in Path("recipe.toml").read_text()
+    text = Path("recipe.toml").read_text()
+    assert "# No questions were recognised here" in text
+    assert "[sample]" in text
 
 
 def test_preference_files_become_tables_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,6 +58,7 @@ def test_preference_files_become_tables_of_their_own(tmp_path: Path, capsys: pyt
     assert recipe.source is None
     assert [(table.kind, table.path) for table in recipe.preferences] == [("trl", "pairs.jsonl"), ("auto", "preferences/meta.json")]
     assert [s.name for s in recipe.evaluate.sets] == ["test"]
+    assert "[sample]" not in (tmp_path / "recipe.toml").read_text(), "nothing is sampled"
 
 
 def test_shipped_recipes_are_listed_and_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,6 +70,9 @@ def test_shipped_recipes_are_listed_and_copied(tmp_path: Path, monkeypatch: pyte
     assert load(Path("preferences.toml")).preferences
     assert Path("preferences/meta.json").is_file()
     assert main(["init", "preferences"]) == 2
+    assert main(["init", "accelerate"]) == 0
+    assert Path("accelerate/fsdp2.yaml").is_file()
+    assert main(["init", "accelerate"]) == 2
     assert main(["init", "internvl"]) == 2
     assert "did you mean 'internvl3'" in capsys.readouterr().err
     with pytest.raises(RecipeError) as caught:

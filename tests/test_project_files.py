@@ -55,6 +55,7 @@ def test_the_oldest_versions_are_tested() -> None:
     for library in ("torch", "torchvision", "transformers"):
         assert re.search(rf'\b{library}: "{re.escape(lowest[library])}\.0"', text), library
     assert f'torch: "{PINS["torch"]}"' in text
+    assert "torch: newest, torchvision: newest, transformers: newest" in text
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)

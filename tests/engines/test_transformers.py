@@ -169,7 +169,7 @@ def test_the_estimate_is_above_what_a_batch_takes(tiny_vlm: Vlm) -> None:
     """The key-value cache by its real tensors, after the copy that dropping rows makes."""
     prompt = encode(tiny_vlm, "sum? " * 20, [])
     output = tiny_vlm.model(input_ids=prompt.ids[None], use_cache=True)
-    layers = output.past_key_values.layers
+    layers = (output["cache"] if "cache" in output else output["past_key_values"]).layers  # renamed in transformers 5.24
     stored = sum(part.numel() * part.element_size() for layer in layers for part in (layer.keys, layer.values))
     assert 2 * stored <= row_bytes(tiny_vlm, len(prompt)) <= 2 * stored + 40 * tiny_vlm.model.config.get_text_config().vocab_size
 

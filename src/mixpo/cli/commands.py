@@ -187,23 +187,26 @@ _stage_command("report", ("report",), "Only write the report of the finished sta
 @app.command(epilog=examples("init"), rich_help_panel=WORK)
 def init(
     target: Annotated[
-        Path, typer.Argument(metavar="RECIPE.toml|NAME", help="File to write; its folder is searched. Or a shipped recipe to copy here.")
+        Path,
+        typer.Argument(
+            metavar="RECIPE.toml|NAME", help="File to write; its folder is searched. Or the name of a shipped one to copy here."
+        ),
     ] = Path("recipe.toml"),
-    listed: Annotated[bool, typer.Option("--list", help="List the recipes that come with mixpo.")] = False,
+    listed: Annotated[bool, typer.Option("--list", help="List the files that come with mixpo.")] = False,
 ) -> None:
     """Write a commented recipe for the data and models in a folder, or copy one that comes with mixpo."""
     with boundary():
-        from mixpo.commands.init import copy_shipped, describe, shipped
+        from mixpo.commands.init import FOLDERS, copy_shipped, describe, shipped
         from mixpo.commands.init import init as write_recipe
 
         if listed:
             from mixpo.cli.tables import table
 
-            table(("recipe", ""), [(name, describe(path)) for name, path in shipped().items()])
+            table(("recipe", ""), [*((name, describe(path)) for name, path in shipped().items()), *FOLDERS.items()])
             return
         if not target.suffix and target.name == str(target):
             copied = copy_shipped(target.name, Path.cwd())
-            line(f"{copied.name} written; next: mixpo check {copied.name}")
+            line(f"{copied.name} written" + ("" if copied.is_dir() else f"; next: mixpo check {copied.name}"))
             return
         for text in write_recipe(target.absolute().parent, target):
             line(text)

@@ -31,6 +31,15 @@ path = {model}
 dtype = "bfloat16"          # of the weights when sampling and when saved
 # trust_remote_code = true  # runs code that comes with the model; only for sources you trust
 
+{sampling}[train]
+objective = "mpo"           # also "dpo", "sft" and others; train.baselines compares them
+learning_rate = 5e-6
+batch_size = 256            # pairs per step
+# lora = {{ rank = 16 }}      # train an adapter: far less memory
+
+{evaluation}"""
+
+SAMPLING = """\
 [sample]
 n = 8                       # responses per question; they must differ to make pairs
 temperature = 1.0
@@ -39,14 +48,8 @@ max_new_tokens = 512
 [pairs]
 max_per_question = 15
 
-[train]
-objective = "mpo"           # also "dpo", "sft" and others; train.baselines compares them
-learning_rate = 5e-6
-batch_size = 256            # pairs per step
-# lora = {{ rank = 16 }}      # train an adapter: far less memory
-
-{evaluation}"""
-
+"""
+"""Only where responses are sampled: preference pairs that exist are trained on as they are."""
 NO_SOURCE = """\
 # No questions were recognised here: name yours. A row is {"image": "a.png", "question": "...", "answer": "..."}.
 [source]
@@ -59,6 +62,8 @@ NO_SET = """\
 # name = "test"
 # source = { kind = "jsonl", path = "test.jsonl" }
 """
+FOLDERS = {"accelerate": "Configurations for `accelerate launch`: DDP, FSDP2, DeepSpeed ZeRO-2 and ZeRO-3"}
+"""Folders of files that come with mixpo and are no recipes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +92,7 @@ def init(folder: Path, target: Path) -> list[str]:
     recipe = TEMPLATE.format(
         name=target.name,
         source="\n".join(tables) or NO_SOURCE,
+        sampling=SAMPLING if train or not tables else "",
         model=literal(models[0] if models else "mixpo:tiny")
         + ("" if models else '  # the bundled model; name yours, such as "OpenGVLab/InternVL3-1B-hf"'),
         evaluation="\n".join(map(_set, held_out)) or NO_SET,
@@ -97,10 +103,13 @@ def init(folder: Path, target: Path) -> list[str]:
 
 def shipped() -> dict[str, Path]:
     """The recipes that come with mixpo, by name: inside the installed package, or in a checkout next to it."""
+    return {path.stem: path for path in sorted(_shipped_folder().glob("*.toml"))}
+
+
+def _shipped_folder() -> Path:
     package = Path(str(resources.files("mixpo")))
     installed = package / "assets" / "recipes"
-    folder = installed if installed.is_dir() else package.parents[1] / "recipes"
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    return installed if installed.is_dir() else package.parents[1] / "recipes"
 
 
 def describe(recipe: Path) -> str:
@@ -110,20 +119,27 @@ def describe(recipe: Path) -> str:
 
 
 def copy_shipped(name: str, folder: Path) -> Path:
-    """Copy a recipe that comes with mixpo, with the data of its own if any; returns the file. Raises RecipeError when it exists."""
+    """Copy a recipe that comes with mixpo, with its data if it has any, or a folder of `FOLDERS`; returns what was written.
+
+    Raises RecipeError when it exists.
+    """
     recipes = shipped()
-    if name not in recipes:
-        message = f"{name}: no such recipe{did_you_mean(name, recipes)}; `mixpo init --list` names all, and a file to write ends in .toml"
+    if name not in recipes and name not in FOLDERS:
+        known = [*recipes, *FOLDERS]
+        message = f"{name}: no such recipe{did_you_mean(name, known)}; `mixpo init --list` names all, and a file to write ends in .toml"
         raise RecipeError(message, code="recipe-unknown", key=name)
-    source, target = recipes[name], folder / f"{name}.toml"
-    own_data = source.with_suffix("")
-    for path in (target, *([folder / name] if own_data.is_dir() else [])):
-        if path.exists():
-            raise RecipeError(f"{path}: exists; remove it or name another file", code="recipe-exists", path=path)
-    if own_data.is_dir():
-        shutil.copytree(own_data, folder / name)
-    write_text(target, source.read_text(encoding="utf-8"))
-    return target
+    files = [path for path in (_shipped_folder() / f"{name}.toml", _shipped_folder() / name) if path.exists()]
+    for path in files:
+        if (folder / path.name).exists():
+            raise RecipeError(
+                f"{folder / path.name}: exists; remove it or name another file", code="recipe-exists", path=folder / path.name
+            )
+    for path in files:
+        if path.is_dir():
+            shutil.copytree(path, folder / path.name)
+        else:
+            write_text(folder / path.name, path.read_text(encoding="utf-8"))
+    return folder / files[0].name
 
 
 def _data(folder: Path) -> Iterator[DataFile]:

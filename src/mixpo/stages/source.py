@@ -194,7 +194,6 @@ def skip_reasons(skipped: Sequence[Skipped]) -> str:
 def _nothing(name: str, skipped: Sequence[Skipped]) -> str:
     if not skipped:
         return f"{name}: the source holds no rows; point it at a file with at least one question"
-    return (
-        f"{name}: none of the rows ({len(skipped)}) is usable: {skip_reasons(skipped)}; correct them, "
-        "or run `mixpo check` for the whole list"
-    )
+    one_cause = len(skipped) > 1 and len({item.reason for item in skipped}) == 1
+    reasons = f"{skip_reasons(skipped[:1])} (the same in every row)" if one_cause else skip_reasons(skipped)
+    return f"{name}: none of the rows ({len(skipped)}) is usable: {reasons}; correct them, or run `mixpo check` for the whole list"

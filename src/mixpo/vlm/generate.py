@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -50,13 +51,15 @@ StopCheck = Callable[[Sequence[int]], bool]
 
 @dataclass
 class _Batch:
-    """Unfinished rows. cache: keys and values of the first columns of `mask`. logits: (R, V) of the next token.
+    """Unfinished rows. cache: keys and values of the first columns of `mask`. cache_name: its keyword in the model's forward pass.
 
+    logits: (R, V) of the next token.
     mask: (R, L + S) 1 for real tokens, with room for all steps. position: (R,) of the next token. row: (R,) index of the response.
     alive: (R,) bool. axes: number of axes of position ids (3 for mrope), or 0.
     """
 
     cache: Any
+    cache_name: str
     logits: Tensor
     mask: Tensor
     position: Tensor
@@ -108,13 +111,17 @@ def generate(
 def _prefill(vlm: Vlm, prompts: Sequence[EncodedPrompt], tails: Sequence[Sequence[int]], owner: Sequence[int], steps: int) -> _Batch:
     inputs = batch_inputs(vlm, prompts, "left", tails)
     output = vlm.model(**inputs, use_cache=True, logits_to_keep=1)
+    # transformers 5.24 renamed `past_key_values` to `cache`; a model's own code may still have the old name.
+    renamed = "cache" in output and "past_key_values" not in signature(vlm.model.forward).parameters
+    cache_name = "cache" if renamed else "past_key_values"
     rows = torch.tensor(owner, device=vlm.device)
-    expand_cache(output.past_key_values, rows, steps)
+    expand_cache(getattr(output, cache_name), rows, steps)
     positions = inputs["position_ids"]
     highest = positions.amax(-1) if positions.ndim == 2 else positions.amax((0, -1))
     mask = inputs["attention_mask"][rows]
     return _Batch(
-        cache=output.past_key_values,
+        cache=getattr(output, cache_name),
+        cache_name=cache_name,
         logits=output.logits[:, -1][rows],
         mask=torch.cat([mask, mask.new_ones(len(rows), steps)], dim=1),
         position=highest[rows] + 1,
@@ -144,10 +151,10 @@ def _forward(vlm: Vlm, batch: _Batch, chosen: Tensor, unused: int) -> None:
         input_ids=chosen[:, None],
         attention_mask=batch.mask[:, : batch.mask.shape[1] - unused],
         position_ids=position.expand(batch.axes, *position.shape) if batch.axes else position,
-        past_key_values=batch.cache,
         use_cache=True,
+        **{batch.cache_name: batch.cache},
     )
-    batch.logits, batch.cache = output.logits[:, -1], output.past_key_values
+    batch.logits, batch.cache = output.logits[:, -1], getattr(output, batch.cache_name)
     batch.position = batch.position + 1
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from mixpo.plural import amount
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import EncodedPrompt
 
@@ -99,7 +100,7 @@ def free_bytes(device: torch.device) -> int:
 
 def devices() -> list[str]:
     """One line per device that torch can use, the CPU first."""
-    lines = [f"cpu: {torch.get_num_threads()} threads"]
+    lines = [f"cpu: {amount(torch.get_num_threads(), 'thread')}"]
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
         lines.append(f"cuda:{number}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB")

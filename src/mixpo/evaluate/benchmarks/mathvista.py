@@ -47,7 +47,7 @@ def row(fields: Fields) -> Draft:
     known = {**(fields.get("metadata") or {}), **fields}
     if not any(fields.get(name) for name in ("question", "query")):
         raise SourceError(
-            "has no question: annot_testmini.json holds annotations only; set source.path to testmini.json, the Parquet files of "
+            "has no question: annot_testmini.json holds annotations only; read testmini.json, the Parquet files of "
             "AI4Math/MathVista, or an output file of MathVista",
             code="questions-missing",
         )
