@@ -32,7 +32,7 @@ HEAD_COPIES = 3
 class MemoryPlan:
     """Bytes on one rank while a micro-batch is computed. Parts in SHARDED are divided by the number of ranks with FSDP2.
 
-    weights: in the dtype of the computation. masters: float32 weights beside them. activations, vision: what the forward passes of the
+    weights: in the dtype of the computation. masters: float32 weights next to them. activations, vision: what the forward passes of the
     text model and of the vision tower with its projector keep for the backward pass. head: at most, for logits.
     """
 
