@@ -40,6 +40,8 @@ from mixpo.vlm.load import load as load_model
 
 SPAN = 1.5
 """A kill at any time comes within so many times what the first shard takes, or a third of the whole run (of all stages: a twelfth)."""
+LONGER, SHORTER, SHORTEST_S = 1.2, 0.9, 0.2
+"""How that time follows the machine when all stages run: after a kill that found nothing written since the start, and after others."""
 WINDOW_S = 0.0015
 """A kill while a shard is written comes within this time after its temporary file appears."""
 ORPHAN_S = 30.0
@@ -55,7 +57,7 @@ class Chaos:
         self.case, self.folder, self.rng = case, folder, random.Random(seed)
         self.counts: Counter[str] = Counter()
         self.moments: Counter[str] = Counter()
-        self.slowest_end, self.born = 0.0, 0
+        self.slowest_end, self.born, self.span = 0.0, 0, 0.0
         self.log = folder / "sampler.log"
 
     # --- the sampler -------------------------------------------------------------------------------------------------------
@@ -89,13 +91,14 @@ class Chaos:
     # --- killing -----------------------------------------------------------------------------------------------------------
 
     def kill(self, wanted: int, span: float) -> list[Path]:
-        """Kill `wanted` samplers; returns the runs that were begun. span: seconds within which a kill at any time comes."""
+        """Kill `wanted` samplers; returns the runs that were begun. span: seconds within which a kill at any time comes at first."""
+        self.span = span
         roots, server = [self.folder / "killed-0"], self.case.server
         names = [name for name in EVENTS if server is not None or name in ("any time", "writing")]
         shards, pid = Shards(roots[0]), self.start(roots[0])
         while self.counts["kills"] < wanted:
             event = self.rng.choices(names, [EVENTS[name] for name in names])[0]
-            self._wait(event, roots[-1], span)
+            self._wait(event, roots[-1])
             if event == "server":
                 assert server is not None
                 self._kill_server()
@@ -125,13 +128,13 @@ class Chaos:
         self._add(shards)
         return roots
 
-    def _wait(self, event: str, root: Path, span: float) -> None:
+    def _wait(self, event: str, root: Path) -> None:
         if event == "writing":
             with Writes(root) as writes:
-                writes.next(2 * span)
+                writes.next(2 * self.span)
             time.sleep(self.rng.uniform(0, WINDOW_S))
         else:
-            time.sleep(self.rng.uniform(0, span))
+            time.sleep(self.rng.uniform(0, self.span))
 
     def _kill_server(self) -> None:
         assert self.case.server is not None
@@ -147,7 +150,11 @@ class Chaos:
         self.counts["kills, an answer under way"] += busy
         left = shards.look()
         manifest = root / "round-1/sample/manifest.json"
-        if left.shards:
+        if self.case.command == "run":
+            stage = last_stage(root, self.born)
+            self.moments[stage or "before anything is written"] += 1
+            self.span = max(SHORTEST_S, self.span * (SHORTER if stage else LONGER))
+        elif left.shards:
             self.moments["writing a shard"] += 1
         elif left.others:
             self.moments["writing another file"] += 1
@@ -173,6 +180,16 @@ class Chaos:
 
     def _add(self, shards: Shards) -> None:
         self.counts.update({"shards written twice": shards.changed, "shards that went": shards.gone, "shards that are torn": shards.torn})
+
+
+def last_stage(root: Path, since: int) -> str:
+    """The stage that wrote the newest file of a run, or "" where none is as new as `since`, a time in ns."""
+    times = [
+        (path.stat().st_mtime_ns, path.relative_to(root).parts) for path in root.rglob("*") if path.is_file() and not path.is_symlink()
+    ]
+    stages = [(written, parts) for written, parts in times if written >= since and len(parts) > 1 and not parts[0].startswith(".")]
+    folders = [part for part in max(stages, default=(0, ()))[1][:-1] if not part.startswith(("work-", "model-", "step-"))]
+    return "/".join(folders)
 
 
 def run(case: Case, folder: Path, kills: int, seed: int) -> dict[str, Any]:
