@@ -82,7 +82,8 @@ def test_llama_factory(rows: Rows, tmp_path: Path) -> None:
         assert row[columns["messages"]] == [{"from": "human", "value": render(question)}]
         assert row[columns["chosen"]] == {"from": "gpt", "value": pair.chosen}
         assert row[columns["rejected"]] == {"from": "gpt", "value": pair.rejected}
-        assert colours(row[columns["images"]]) == [RED, GREEN][: len(question.images)]
+        # Its `media_dir` is the `dataset_dir` where none is set.
+        assert colours([tmp_path / "out" / path for path in row[columns["images"]]]) == [RED, GREEN][: len(question.images)]
 
 
 @pytest.mark.parametrize(

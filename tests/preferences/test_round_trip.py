@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from imported_pairs import content, read_pairs
+from imported_pairs import content, imported, read_pairs
 from table_files import jsonl
 
 from mixpo.export.base import ExportCount
@@ -73,12 +74,23 @@ def test_a_second_round_trip_changes_nothing(form: str, rows: Rows, folder: Path
     assert len({question.id for question, _ in first}) == len(wanted)
 
 
-@pytest.mark.parametrize("form", ["mmpr", "datasets"])
-def test_a_folder_may_move(form: str, rows: Rows, folder: Path) -> None:
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("move", [shutil.move, shutil.copytree])
+def test_a_folder_may_move(form: str, rows: Rows, folder: Path, move: Callable[[Path, Path], object]) -> None:
+    """Also where its rows name absolute paths, and whether or not these still lead somewhere."""
     wanted = [row for row in rows if not row[0].history]
     exported(form, wanted, folder / "out")
-    shutil.move(folder / "out", folder / "moved")
+    move(folder / "out", folder / "moved")
     assert contents(read_pairs(folder / "moved")) == contents(wanted)
+
+
+def test_a_changed_copy_is_not_taken_for_the_image(rows: Rows, folder: Path) -> None:
+    exported("trl", rows[:1], folder / "out")
+    shutil.move(folder / "out", folder / "moved")
+    (copy,) = (folder / "moved" / "images").glob("*/*.png")
+    copy.write_bytes((folder / "2.png").read_bytes())
+    ((skipped,), _) = imported(folder / "moved")[1:]
+    assert "lies outside the root" in skipped.reason
 
 
 def test_pairs_of_the_python_interface(rows: Rows, folder: Path) -> None:

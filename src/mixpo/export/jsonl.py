@@ -4,8 +4,10 @@
     FOLDER/images/ab/ab..ef.png   copies of the images, named by content
     FOLDER/dataset_info.json      LLaMA-Factory: what the columns mean
 
-Every line has the fields of its format and "images" (absolute paths of the copies, as loaders need them), "id", "question_id" and
-"origin". Pairs whose text contains a placeholder of the tool are skipped: processors would put an image there, LLaMA-Factory stops.
+Every line has the fields of its format and "images", "id", "question_id" and "origin". Images are paths of the copies: relative to FOLDER
+for LLaMA-Factory, which looks for them there; absolute for TRL and ms-swift, which take relative ones from the folder that they are started
+in. [[preferences]] reads all of them also after FOLDER has moved. Pairs whose text contains a placeholder of the tool are skipped:
+processors would put an image there, LLaMA-Factory stops.
 """
 
 from __future__ import annotations
@@ -35,17 +37,18 @@ def export_trl(rows: Iterable[tuple[Question, Pair]], path: Path, render: Render
     "prompt", "chosen" and "rejected" are lists of messages, whose content is a list of parts {"type": "image" | "text", "text"} with
     images where the question has them; both sides have one. To train, cast the images: `data.cast_column("images", [datasets.Image()])`.
     """
-    return _write(ExportRows(rows, render, (IMAGE_TOKEN,)), path, _trl, _copying(path.parent))
+    return _write(ExportRows(rows, render, (IMAGE_TOKEN,)), path, _trl, _absolute(path.parent))
 
 
 def export_swift(rows: Iterable[tuple[Question, Pair]], folder: Path, render: Render | None = None) -> ExportCount:
     """For `swift rlhf --dataset FOLDER/pairs.jsonl`."""
-    return _write(ExportRows(rows, render, SWIFT), folder / PAIRS, _swift, _copying(folder))
+    return _write(ExportRows(rows, render, SWIFT), folder / PAIRS, _swift, _absolute(folder))
 
 
 def export_llama_factory(rows: Iterable[tuple[Question, Pair]], folder: Path, render: Render | None = None) -> ExportCount:
     """For LLaMA-Factory with `dataset_dir: FOLDER` and `dataset: mixpo`."""
-    count = _write(ExportRows(rows, render, MEDIA), folder / PAIRS, _llama_factory, _copying(folder))
+    copies = ImageCopies(folder / "images")
+    count = _write(ExportRows(rows, render, MEDIA), folder / PAIRS, _llama_factory, lambda image: f"images/{copies.copy(image)}")
     columns = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected", "system": "system", "images": "images"}
     entry = {"file_name": PAIRS, "formatting": "sharegpt", "ranking": True, "columns": columns}
     write_text(folder / "dataset_info.json", json.dumps({"mixpo": entry}, indent=2) + "\n")
@@ -71,7 +74,7 @@ def _write(rows: ExportRows, path: Path, fields: Fields, locate: Callable[[Image
     return rows.count
 
 
-def _copying(folder: Path) -> Callable[[ImageRef], str]:
+def _absolute(folder: Path) -> Callable[[ImageRef], str]:
     copies = ImageCopies(folder / "images")
     return lambda image: str((copies.folder / copies.copy(image)).resolve())
 

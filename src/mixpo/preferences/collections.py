@@ -130,7 +130,12 @@ def _llama_part(index: Path, root: Path, name: str, entry: Mapping[str, Any]) ->
     if not entry.get("ranking"):
         message = f"{index}: {name}: is not ranking data; it holds no pairs"
         raise SourceError(message, code="preferences-no-pairs", path=index, key=name)
-    value = entry.get("file_name")
+    value, hub = entry.get("file_name"), entry.get("hf_hub_url")
+    if not value and isinstance(hub, str):
+        message = (
+            f'{index}: {name}: is on the Hub; read it with [[preferences]] path = "{hub}", and name the others in preferences.datasets'
+        )
+        raise SourceError(message, code="preferences-on-the-hub", path=index, key=name)
     path = index.parent / value if can_be_path(value) else None
     if path is None or not path.exists() or not path.resolve().is_relative_to(index.parent.resolve()):
         message = f"{index}: {name}: file_name {short(value)} is not a file next to it; download the data first"

@@ -14,7 +14,8 @@ from typing import Any, cast
 
 from mixpo.errors import SourceError
 from mixpo.preferences.build import PreferenceRow
-from mixpo.sources.messages import common_prompt, messages_of, response_text, split_last
+from mixpo.sources.columns import LOOKALIKES, UNSUPPORTED, refuse_unsupported
+from mixpo.sources.messages import common_prompt, messages_of, parsed, response_text, split_last
 from mixpo.types import Message
 
 Row = Mapping[str, Any]
@@ -47,12 +48,18 @@ def images_of(row: Row) -> object:
     return image if images is None else images
 
 
+def with_system_of(row: Row, prompt: list[Message], column: str | None = "system") -> list[Message]:
+    """The prompt after the system message of a column, where it has one."""
+    system = row.get(column) if column else None
+    return [Message(role="system", text=system), *prompt] if isinstance(system, str) and system else prompt
+
+
 # --- one question, two texts ---------------------------------------------------------------------------------------------
 
 
 def question_row(row: Row) -> Iterator[PreferenceRow]:
     """MMPR annotations and RLAIF-V: question, chosen, rejected, and image or images (path, list, bytes or absent)."""
-    prompt = messages_of(row.get("question"), "question")[0]
+    prompt = with_system_of(row, messages_of(row.get("question"), "question")[0])
     answer = row.get("answer_gt") if row.get("answer_gt") is not None else row.get("answer")
     yield PreferenceRow(
         prompt=prompt,
@@ -86,48 +93,64 @@ def _rlhf_v_text(row: Row) -> dict[str, Any] | None:
 
 def trl_row(row: Row) -> Iterator[PreferenceRow]:
     """TRL: prompt (or none: then what both sides begin with), chosen and rejected, as text or as lists of messages."""
-    chosen, rejected, inline = row.get("chosen"), row.get("rejected"), list[object]()
+    chosen, rejected, inline = parsed(row.get("chosen")), parsed(row.get("rejected")), list[object]()
     if isinstance(chosen, list) or isinstance(rejected, list):
         good, of_good = messages_of(chosen, "chosen", "assistant")
         poor, _ = messages_of(rejected, "rejected", "assistant")
         prompt, inline = messages_of(row.get("prompt"), "prompt") if row.get("prompt") else ([], [])
         if len(good) > 1 or len(poor) > 1:
             shared = common_prompt(good, poor)
-            given = isinstance(row.get("prompt"), list) and shared[: len(prompt)] != prompt
+            given = isinstance(parsed(row.get("prompt")), list) and shared[: len(prompt)] != prompt
             prompt, inline = [*(prompt if given else ()), *shared], [*(inline if given else ()), *of_good]
         chosen, rejected = response_text(good, "chosen"), response_text(poor, "rejected")
     elif row.get("prompt"):
         prompt, inline = messages_of(row["prompt"], "prompt")
+    elif "prompt" in row:
+        raise SourceError("prompt is empty", code="preference-no-prompt")
     else:
         begin, chosen, rejected = split_last(chosen, rejected)
         prompt = [Message(role="user", text=begin)]
     if row.get("history"):  # of mixpo's own `datasets` export, whose prompt is one message
         prompt = [*messages_of(row["history"], "history")[0], *prompt]
-    system = row.get("system")
-    if isinstance(system, str) and system:
-        prompt = [Message(role="system", text=system), *prompt]
-    images = inline or images_of(row)
+    prompt, images = with_system_of(row, prompt), inline or images_of(row)
     yield PreferenceRow(prompt=prompt, chosen=chosen, rejected=rejected, images=images, answer=row.get("answer"), domain=row.get("domain"))
 
 
 def swift_row(row: Row) -> Iterator[PreferenceRow]:
-    """ms-swift: messages that end with the chosen response, and rejected_response, rejected_messages or rejected."""
+    """ms-swift: messages that end with the chosen response, or query and response; and one of the fields of the rejected side."""
     if row.get("rejected_images"):
         raise SourceError("rejected_images is not supported: both sides must have the same images", code="preference-rejected-images")
-    messages, inline = messages_of(row.get("messages"), "messages")
+    refuse_unsupported(row, ("objects",))
+    given = row.get("messages") or row.get("conversations")
+    messages, inline = messages_of(given or _query_and_response(row), "messages")
     prompt, chosen = messages[:-1], response_text(messages, "messages")
-    other = next((row[name] for name in ("rejected_response", "rejected_messages", "rejected") if row.get(name)), None)
+    other = parsed(next((row[name] for name in ("rejected_response", "rejected_messages", "rejected") if row.get(name)), None))
     poor = messages_of(other, "the rejected side", "assistant")[0] if isinstance(other, (list, dict)) else []
     if len(poor) > 1 and poor[: len(prompt)] != prompt:
         raise SourceError(
             "rejected_messages begins otherwise than messages; only the last turn may differ", code="preference-prompts-differ"
         )
     rejected = response_text(poor, "the rejected side") if poor else other
-    system = row.get("system")
-    if isinstance(system, str) and system:
-        prompt = [Message(role="system", text=system), *prompt]
     rejected = "" if rejected is None else rejected
-    yield PreferenceRow(prompt=prompt, chosen=chosen, rejected=rejected, images=inline or images_of(row))
+    yield PreferenceRow(prompt=with_system_of(row, prompt), chosen=chosen, rejected=rejected, images=inline or images_of(row))
+
+
+def _query_and_response(row: Row) -> list[dict[str, object]]:
+    """Messages of ms-swift's older form: query and response, with the earlier ones in history."""
+    return turns_in([*_history(row.get("history")), row.get("query"), row.get("response")])
+
+
+def _history(value: object) -> list[object]:
+    """The texts of earlier turns, from a list of [question, answer]."""
+    turns = value or []
+    if not isinstance(turns, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in turns):
+        raise SourceError("history must be a list of [question, answer]", code="preference-wrong-type")
+    return [text for turn in turns for text in turn]
+
+
+def turns_in(texts: Sequence[object]) -> list[dict[str, object]]:
+    """Texts of the user and the assistant in turn, as messages."""
+    return [{"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(texts)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +177,7 @@ TAGS = {
 
 def llama_factory_columns(entry: Mapping[str, Any]) -> LlamaFactoryColumns:
     """The columns of an entry of dataset_info.json."""
-    sharegpt = entry.get("formatting", "alpaca") == "sharegpt"
+    sharegpt = entry.get("formatting", "alpaca") != "alpaca"
     names = {**(SHAREGPT if sharegpt else ALPACA), **SIDES, **(entry.get("columns") or {})}
     return LlamaFactoryColumns(sharegpt=sharegpt, names=names, tags={**TAGS, **(entry.get("tags") or {})})
 
@@ -169,16 +192,9 @@ def llama_factory_row(columns: LlamaFactoryColumns, row: Row) -> Iterator[Prefer
         prompt, inline = messages_of(columns.get(row, "messages"), str(columns.names["messages"]), keys=keys, roles=roles)
     else:
         parts = [part for name in ("prompt", "query") if isinstance(part := columns.get(row, name), str) and part]
-        history = columns.get(row, "history") or []
-        if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
-            raise SourceError("history must be a list of [question, answer]", code="preference-wrong-type")
-        texts = [*(text for turn in history for text in turn), "\n".join(parts)]
-        turns = [{"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(texts)]
-        prompt, inline = messages_of(turns, "history")
-    system = columns.get(row, "system")
-    if isinstance(system, str) and system:
-        prompt = [Message(role="system", text=system), *prompt]
-    sides = []
+        prompt, inline = messages_of(turns_in([*_history(columns.get(row, "history")), "\n".join(parts)]), "history")
+    refuse_unsupported(row, [column for name in UNSUPPORTED if (column := columns.names.get(name))])
+    prompt, sides = with_system_of(row, prompt, columns.names.get("system")), list[object]()
     for name in ("chosen", "rejected"):
         value = columns.get(row, name)
         side = messages_of(value, name, "assistant", keys, roles)[0] if isinstance(value, (list, dict)) else None
@@ -249,9 +265,26 @@ def _rlaif_v(row: Row) -> bool:
     return has(row, "question", "chosen", "rejected") and (stored or "ds_name" in row)
 
 
+PROMPTS = (
+    "question",
+    "conversations",
+    "messages",
+    "input",
+    "user",
+    "context",
+    *(n for n, ours in LOOKALIKES.items() if ours == "question"),
+)
+"""Columns that hold a prompt. Beside one of them the sides are not read as TRL's implicit form, which begins with the prompt."""
+
+
 def _trl(row: Row) -> bool:
-    other = any(name in row for name in ("question", "instruction", "conversations", "messages"))
-    return has(row, "chosen", "rejected") and (has(row, "prompt") or not other)
+    return has(row, "chosen", "rejected") and (has(row, "prompt") or not any(name.casefold() in PROMPTS for name in row))
+
+
+def _swift(row: Row) -> bool:
+    rejected = has(row, "rejected_response") or has(row, "rejected_messages")
+    either = has(row, "conversations") or has(row, "query", "response")
+    return (has(row, "messages") and (rejected or (has(row, "rejected") and not has(row, "chosen")))) or (rejected and either)
 
 
 def _alpaca(row: Row) -> bool:
@@ -286,10 +319,11 @@ FORMATS: dict[str, Format] = {
         ),
         Format(
             name="ms-swift",
-            fits=lambda row: has(row, "messages") and any(has(row, n) for n in ("rejected_response", "rejected_messages", "rejected")),
+            fits=_swift,
             parse=swift_row,
             columns=_columns(
-                "messages", "rejected_response", "rejected_messages", "rejected", "image", "images", "rejected_images", "system"
+                "messages", "conversations", "query", "response", "history", "system", "objects", "image", "images", "rejected_response",
+                "rejected_messages", "rejected", "rejected_images"
             ),
         ),
         Format(
@@ -304,11 +338,11 @@ FORMATS: dict[str, Format] = {
         ),
         Format(
             name="rlaif-v", fits=_rlaif_v, parse=question_row,
-            columns=_columns("question", "chosen", "rejected", "image", "images", *_META, *_RLAIF),
+            columns=_columns("question", "chosen", "rejected", "image", "images", "system", *_META, *_RLAIF),
         ),
         Format(
             name="mmpr", fits=lambda row: has(row, "question", "chosen", "rejected"), parse=question_row,
-            columns=_columns("question", "chosen", "rejected", "image", "images", *_META),
+            columns=_columns("question", "chosen", "rejected", "image", "images", "system", *_META),
         ),
     )
 }  # fmt: skip

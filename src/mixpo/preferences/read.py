@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from mixpo.preferences.formats import FORMATS, Format, Row, recognise, renamed, 
 from mixpo.preferences.rows import Lines, rows_of
 from mixpo.recipe import PreferencesTable
 from mixpo.sources.build import without_duplicates
-from mixpo.sources.columns import LOOKALIKES, SAMPLED, unused_columns
+from mixpo.sources.columns import LOOKALIKES, SAMPLED, refuse_unsupported, unused_columns
 from mixpo.sources.images import Pictures
 from mixpo.types import Notice, Pair, Question, Skipped, content_id
 
@@ -28,9 +29,15 @@ FIRST_ROWS = 100
 _ELSEWHERE = (
     (SAMPLED, 'saved responses are read by [sample] engine = "file"'),
     (("answer", "solution"), "questions with answers are read by [source]"),
+    (("completion",), "a response with a label (KTO) is no pair; join a good and a poor one of each prompt as chosen and rejected"),
     (("messages", "conversations"), "conversations with one response are SFT rows, which [train.replay] reads"),
 )
 """Columns of rows that another table reads, and which."""
+_SIDES = re.compile(r"(?i)chosen|reject|prefer|output_\d")
+"""Columns of pairs whose format is not known."""
+
+_NUMBERED = re.compile(r"(?i)(image|img|picture)_?\d+")
+"""Columns of one image each."""
 
 GENERIC = ("jsonl", "hub")
 """Kinds whose columns the recipe names."""
@@ -90,6 +97,7 @@ def _part(part: Part, table: PreferencesTable, base: Path, images: Path) -> Iter
         unknown.update(name for name, value in row.items() if name not in form.columns and value not in (None, "", [], {}))
         unseen = {ours: column for ours, column in unseen.items() if column not in row} if unseen else unseen
         try:
+            refuse_unsupported(row)
             for parsed in form.parse(row):
                 _refuse_lost_images(row, parsed)
                 repeat = _repeats(part, parsed)
@@ -134,8 +142,9 @@ def _format_of(part: Part, table: PreferencesTable, row: Row) -> Format:
     if actual:
         raise other_format(part.path, actual, part.format.name if part.format else table.kind)
     has = ", ".join(map(repr, row)) or "no columns"
+    elsewhere = () if any(map(_SIDES.search, row)) else _ELSEWHERE
     hint = next(
-        (hint for names, hint in _ELSEWHERE if any(name in row for name in names)),
+        (hint for names, hint in elsewhere if any(name in row for name in names)),
         'set kind = "jsonl" and name the columns: columns = { prompt = "..", chosen = "..", rejected = ".." }',
     )
     message = f"{part.path}: no preference pairs of a known format ({', '.join(supported())}); the first row has {has}; {hint}"
@@ -164,12 +173,16 @@ def _no_column(part: Part, table: PreferencesTable, name: str, column: str, has:
 
 
 def _refuse_lost_images(row: Row, parsed: PreferenceRow) -> None:
-    """Raise SourceError for a row without images that has a column like ours for them: its question may be about an image."""
-    if parsed.images in (None, "", []):
-        name = next((name for name, value in row.items() if LOOKALIKES.get(name.casefold()) == "image" and value not in (None, "", [])), "")
-        if name:
-            hint = f'call it "images", or set kind = "jsonl" and columns = {{ images = "{name}", .. }}'
-            raise SourceError(f"has no image, but a column {name!r}; {hint}", code="preference-unknown-images", key=name)
+    """Raise SourceError for a row without images that has a column like ours for them: its question may be about an image.
+
+    So for one with images in numbered columns (`image_1`), which hold more than one image.
+    """
+    alone = parsed.images in (None, "", [])
+    held = [name for name, value in row.items() if value not in (None, "", [])]
+    if name := next((name for name in held if _NUMBERED.fullmatch(name) or (alone and LOOKALIKES.get(name.casefold()) == "image")), ""):
+        hint = f'call it "images", or set kind = "jsonl" and columns = {{ images = "{name}", .. }}'
+        hint = hint if alone else 'put all images of a row in one list, "images"'
+        raise SourceError(f"has {'no image, but ' if alone else ''}a column {name!r}; {hint}", code="preference-unknown-images", key=name)
 
 
 def _repeats(part: Part, row: PreferenceRow) -> int:

@@ -64,14 +64,32 @@ def _parquet(path: Path) -> Lines:
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
-                for row in batch.to_pylist():
-                    yield _sized(f"{path}[{number}]", row)
-                    number += 1
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                yield from _rows(batch, str(path), number)
+                number += len(batch)
+    except (pa.ArrowException, OSError) as error:
         reason = first_line(error)
         raise SourceError(
             f"{path}: not a readable Parquet file ({reason}), after {number} rows", code="file-unreadable", path=path
         ) from None
+
+
+def _rows(batch: Any, where: str, number: int) -> Lines:
+    """The rows of an Arrow batch, of which the first has this number."""
+    try:
+        rows: list[dict[str, Any] | None] = batch.to_pylist()
+    except UnicodeDecodeError:
+        rows = [_row(batch, index) for index in range(len(batch))]
+    for index, row in enumerate(rows, start=number):
+        place = f"{where}[{index}]"
+        yield _sized(place, row) if row is not None else Skipped(where=place, reason="not UTF-8 text; save the table with UTF-8 strings")
+
+
+def _row(batch: Any, index: int) -> dict[str, Any] | None:
+    """One row; None where a text of it cannot be decoded."""
+    try:
+        return dict(batch.slice(index, 1).to_pylist()[0])
+    except UnicodeDecodeError:
+        return None
 
 
 def _sized(where: str, row: dict[str, Any]) -> Line | Skipped:
@@ -150,6 +168,5 @@ def _dataset(path: Path, table: PreferencesTable) -> Lines:
         raise MissingExtra(f"preferences.path = {table.path!r}", "hub") from None
     data, number = load_split(datasets, table.path, table.name, table.split, path, "preferences"), 0
     for batch in data.with_format("arrow").iter(ROWS_AT_ONCE):
-        for row in batch.to_pylist():
-            yield _sized(f"{table.path}/{table.split}[{number}]", row)
-            number += 1
+        yield from _rows(batch, f"{table.path}/{table.split}", number)
+        number += len(batch)

@@ -15,7 +15,8 @@ FIELDS = ("question", "image", "answer", "choices", "rationale", "domain", "sour
 """The fields of a row that have a meaning. `id` finds saved responses; identity is the content."""
 
 LOOKALIKES = {
-    **dict.fromkeys(("images", "img", "imgs", "image_path", "image_paths", "image_file", "image_url", "picture", "pictures"), "image"),
+    **dict.fromkeys(("images", "img", "imgs", "picture", "pictures", "photo", "photos"), "image"),
+    **dict.fromkeys((f"{of}_{what}{s}" for of in ("image", "img") for what in ("path", "file", "url") for s in ("", "s")), "image"),
     **dict.fromkeys(("prompt", "query", "instruction", "text", "problem"), "question"),
     **dict.fromkeys(("answers", "label", "gt", "gt_answer", "ground_truth", "groundtruth", "solution", "target"), "answer"),
     **dict.fromkeys(("options", "choice", "candidates"), "choices"),
@@ -26,6 +27,8 @@ SIDES = ("chosen", "rejected", "rejected_response", "rejected_messages", "comple
 """Columns of preference pairs."""
 SAMPLED = ("responses", "resps", "outputs")
 """Columns of saved responses."""
+UNSUPPORTED = ("video", "videos", "audio", "audios", "tools", "functions")
+"""Columns that are part of the prompt, and that no table reads."""
 RESPONSES_UNUSED = "source-holds-responses"
 
 
@@ -71,15 +74,22 @@ def pair_kind(columns: Collection[str]) -> str:
     """The kind of [[preferences]] for rows with these columns."""
     if "completions" in columns:
         return "vlfeedback"
-    if "messages" in columns or "rejected_response" in columns or "rejected_messages" in columns:
+    if "rejected_response" in columns or "rejected_messages" in columns or ("messages" in columns and "chosen" not in columns):
         return "ms-swift"
     if "conversations" in columns or "instruction" in columns:
         return "llama-factory"
     return "mmpr" if "question" in columns and "prompt" not in columns else "trl"
 
 
+def refuse_unsupported(row: Mapping[str, object], names: Collection[str] = UNSUPPORTED) -> None:
+    """Raise SourceError for a row with a video, a sound or tools: without them its prompt would be another one."""
+    if name := next((name for name in names if row.get(name) not in (None, "", "[]", [], {})), ""):
+        raise SourceError(f"has {name}, which is not supported (text and images only)", code="row-unsupported-column", key=name)
+
+
 def check_fields(row: Mapping[str, object], known: Sequence[str] = FIELDS) -> None:
     """Refuse a row that seems to have one of our fields under another name."""
+    refuse_unsupported(row)
     for name in row:
         if name in known or row[name] in (None, "", []):
             continue

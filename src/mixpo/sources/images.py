@@ -5,6 +5,9 @@ Knows nothing about questions. Whatever cannot be used raises SourceError or Ima
 
 from __future__ import annotations
 
+import base64
+import binascii
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +18,13 @@ from mixpo.errors import SourceError
 from mixpo.images import reference, save_bytes, save_content
 from mixpo.sources.build import described
 from mixpo.types import ImageRef
+
+ENCODED = re.compile(r"data:image/[\w.+-]+;base64,|(?=iVBORw0KGgo|/9j/|R0lGOD|UklGR)")
+"""How base64 of an image begins: as a data URI, or with the first bytes of PNG, JPEG, GIF or WebP."""
+SHORTEST = 80
+"""Characters of base64 that no image fits into; shorter texts are paths."""
+COPY = re.compile(r"images/([0-9a-f]{2})/(\1[0-9a-f]{62})\.\w+$")
+"""The end of the path of an image in an export: such a copy is named by its content."""
 
 REMEMBERED = 65_536
 """Images whose digest is remembered: several questions about one image read it once, and memory stays bounded."""
@@ -43,9 +53,11 @@ class Pictures:
         return tuple(self.one(item) for item in items)
 
     def one(self, value: object) -> ImageRef:
-        """One image: a path, encoded bytes, a Pillow image, or {"bytes": .., "path": ..} as data sets store it."""
+        """One image: a path, encoded bytes, base64, a Pillow image, or {"bytes": .., "path": ..} as data sets store it."""
         if isinstance(value, Mapping) and ("bytes" in value or "path" in value):
             value = value.get("bytes") or value.get("path")
+        if isinstance(value, str) and (content := decoded(value)) is not None:
+            value = content
         if isinstance(value, (str, Path)) and str(value):
             return self.find(str(value))
         if isinstance(value, bytes):
@@ -71,6 +83,8 @@ class Pictures:
         except (OSError, ValueError, RuntimeError) as error:
             raise _invalid(name, error) from None
         if not any(resolved.is_relative_to(folder) for folder in self._allowed):
+            if (moved := self._moved(path)) is not None:
+                return moved
             raise SourceError(
                 f"image {name!r} lies outside the root {self.root}; set {self.key} to a folder that holds all images",
                 code="image-outside-root",
@@ -84,6 +98,25 @@ class Pictures:
             hint = "write its path with /, not \\" if "\\" in name else f"check {self.key}"
             raise SourceError(f"image {name!r} not found under {self.root}; {hint}", code="image-missing", path=name)
         return reference(path)
+
+    def _moved(self, path: Path) -> ImageRef | None:
+        """The copy below the root of an image of an export that lay elsewhere when it was written; None where it is not there."""
+        copy = COPY.search(path.as_posix())
+        if copy is None or not (self.root / copy[0]).is_file():
+            return None
+        image = self.find(copy[0])
+        return image if image.digest == copy[2] else None
+
+
+def decoded(text: str) -> bytes | None:
+    """The bytes of an image that is written as base64; None for a path. Raises SourceError where it is broken."""
+    begin = ENCODED.match(text) if len(text) >= SHORTEST else None
+    if begin is None:
+        return None
+    try:
+        return base64.b64decode(text[begin.end() :], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise SourceError(f"image {text[:40]!r}..: is broken base64 ({error})", code="image-base64", key="image") from None
 
 
 def _invalid(name: str, error: Exception) -> SourceError:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 from mixpo.errors import SourceError
-from mixpo.sources.build import described, whole
+from mixpo.sources.build import described, short, whole
 from mixpo.types import IMAGE_TOKEN, Message, Role
 
 ROLES: dict[str, str] = {
@@ -19,6 +20,12 @@ ROLES: dict[str, str] = {
 
 KEYS = (("role", "content"), ("from", "value"))
 """Names of the two fields of a message."""
+
+UNSPOKEN = ("tool_calls", "function_call", "reasoning_content", "thinking")
+"""Fields of a message beside its content that a response would be without."""
+
+IMAGE_PLACES = ("image", "path", "url", "image_url")
+"""Fields of a part that may hold its image."""
 
 
 def messages_of(
@@ -32,6 +39,7 @@ def messages_of(
 
     value: text (one message of `role`), a message, or a list of messages. keys, roles: names of a file that has its own.
     """
+    value = parsed(value)
     if isinstance(value, str):
         return [Message(role=role, text=value)], []
     if isinstance(value, dict):
@@ -40,6 +48,17 @@ def messages_of(
         raise SourceError(f"{what} must be text or a list of messages, not {described(value)}", code="preference-wrong-type")
     images: list[object] = []
     return [_message(one, what, images, keys, roles) for one in value], images
+
+
+def parsed(value: object) -> object:
+    """The messages of a text that is JSON of a list of them, as tables without nested types hold it; anything else as it is."""
+    if not isinstance(value, str) or not value.startswith("[{"):
+        return value
+    try:
+        messages = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    return messages if all(isinstance(m, dict) and any(m.keys() >= set(keys) for keys in KEYS) for m in messages) else value
 
 
 def _message(value: object, what: str, images: list[object], keys: tuple[str, str] | None, roles: Mapping[str, str]) -> Message:
@@ -51,6 +70,8 @@ def _message(value: object, what: str, images: list[object], keys: tuple[str, st
         raise SourceError(
             f"{what}: the role {str(value[names[0]])[:40]!r} is not supported (system, user, assistant)", code="preference-role"
         )
+    if extra := next((name for name in UNSPOKEN if value.get(name)), ""):
+        raise SourceError(f"{what}: a message has {extra}, which is not supported", code="preference-message-field", key=extra)
     return Message(role=cast(Role, role), text=_text(value[names[1]], what, images))
 
 
@@ -64,18 +85,23 @@ def _text(content: object, what: str, images: list[object]) -> str:
         )
     pieces = []
     for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
+        fields = {name: inner for name, inner in part.items() if inner is not None} if isinstance(part, dict) else {}
+        kind = fields.get("type") or next((name for name in ("image", "image_url", "text") if name in fields), None)
         if isinstance(part, str):
             pieces.append(part)
-        elif kind == "text" and isinstance(part.get("text"), str):
-            pieces.append(part["text"])
-        elif kind == "image":
+        elif kind == "text" and isinstance(fields.get("text"), str):
+            pieces.append(fields["text"])
+        elif kind in ("image", "image_url"):
             pieces.append(f"{IMAGE_TOKEN}\n")
-            if part.get("image") is not None:
-                images.append(part["image"])
+            images.extend(_image_in(fields[name]) for name in IMAGE_PLACES if name in fields)
         else:
-            raise SourceError(f"{what}: a part of type {str(kind)[:40]!r} is not supported (text, image)", code="preference-part")
+            raise SourceError(f"{what}: a part of type {short(kind)} is not supported (text, image)", code="preference-part")
     return "".join(pieces)
+
+
+def _image_in(value: object) -> object:
+    """The image of a part; OpenAI's form wraps its address in an object."""
+    return value["url"] if isinstance(value, dict) and "url" in value else value
 
 
 def checked_turns(prompt: Sequence[Message]) -> list[Message]:
