@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import small_run
 from failures import shows
+from preference_files import jsonl, parquet, turn
 
 from mixpo.cli import main
 from mixpo.commands.init import copy_shipped
@@ -78,3 +81,71 @@ def test_shipped_recipes_are_listed_and_copied(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(RecipeError) as caught:
         copy_shipped("none", tmp_path)
     assert caught.value.code == "recipe-unknown"
+
+
+def pair(question: str) -> dict[str, object]:
+    return {"question": question, "chosen": "a", "rejected": "b"}
+
+
+def test_files_of_every_kind_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pairs are never taken for questions, an index stands for its files, and what no table reads as it lies there is said."""
+    question = {"question": "How many?", "answer": "2"}
+    held_out = [{"question": "Held out?", "answer": "yes"}]
+    for name, rows in (
+        ("a.jsonl", [question]), ("b/a.jsonl", [{**question, "question": "Which?"}]), ("test.jsonl", held_out), ("b/test.jsonl", held_out),
+        ("mmpr/annotations/x.jsonl", [pair("MMPR?")]), ("lf/rows.jsonl", [pair("Factory?")]),
+        ("answers.jsonl", [{"id": 1, "responses": ["a"]}]),
+        ("sft.jsonl", [{"messages": [turn("user", "?"), turn("assistant", "a")]}]),
+    ):  # fmt: skip
+        jsonl(tmp_path / name, rows)
+    (tmp_path / "mmpr" / "meta.json").write_text(json.dumps({"x": {"root": ".", "annotation": "annotations/x.jsonl"}}))
+    columns = {"prompt": "question"}
+    (tmp_path / "lf" / "dataset_info.json").write_text(json.dumps({"x": {"file_name": "rows.jsonl", "ranking": True, "columns": columns}}))
+    (tmp_path / "array.json").write_text(json.dumps([pair("Array?")]))
+    parquet(tmp_path / "data" / "train-0.parquet", [pair("Parquet?")])
+    parquet(tmp_path / "one.parquet", [question])
+    assert main(["init", str(tmp_path / "recipe.toml")]) == 0
+    out = capsys.readouterr().out
+    recipe = load(tmp_path / "recipe.toml")
+    assert [(part.name, part.source.path) for part in recipe.source.parts] == [("a", "a.jsonl"), ("a-2", "b/a.jsonl")]  # type: ignore[union-attr]
+    pairs = [("mmpr", "data"), ("auto", "array.json"), ("auto", "lf/dataset_info.json"), ("auto", "mmpr/meta.json")]
+    assert sorted((table.kind, table.path) for table in recipe.preferences) == sorted(pairs)
+    assert [(s.name, s.source.path) for s in recipe.evaluate.sets] == [("test", "b/test.jsonl"), ("test-2", "test.jsonl")]  # type: ignore[union-attr]
+    for line in (
+        'answers.jsonl: saved responses, read with [sample] engine = "file"',
+        "sft.jsonl: conversations",
+        "one.parquet: rows with",
+    ):
+        assert line in out
+    assert main(["check", str(tmp_path / "recipe.toml")]) == 0
+
+
+def test_names_that_are_hard_to_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In file names and columns: quotes, line breaks, escapes of the terminal. Nothing of it becomes a line of the recipe."""
+    hostile = 'x\n[model]\npath = "evil"\n#\x1b[31m'
+    for name in ("qu\"o'te ü.jsonl", "new\nline.jsonl", "back\\slash.jsonl", "test \x1b[31m.jsonl"):
+        small_run.write_jsonl(tmp_path / name, [{"question": "What?", "answer": "a", hostile: 1}])
+    assert main(["init", str(tmp_path / "recipe.toml")]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+    recipe = load(tmp_path / "recipe.toml")
+    assert recipe.model.path == "mixpo:tiny"
+    assert len(recipe.source.parts) == 3  # type: ignore[union-attr]
+    assert all((tmp_path / part.source.path).is_file() for part in recipe.source.parts)  # type: ignore[union-attr]
+
+
+def test_links_pipes_and_many_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(100):
+        small_run.write_jsonl(tmp_path / f"q{number}.jsonl", [{"question": "What?", "answer": "a"}])
+    (tmp_path / "loop").symlink_to(".")
+    (tmp_path / "self.jsonl").symlink_to("self.jsonl")
+    (tmp_path / "gone.jsonl").symlink_to("nowhere")
+    (tmp_path / "folder.jsonl").mkdir()
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "config.json").write_text("{}")
+    assert main(["init", str(tmp_path / "recipe.toml")]) == 0
+    out = capsys.readouterr().out
+    assert "... and 60 more" in out
+    assert len(out.splitlines()) == 42
+    recipe = load(tmp_path / "recipe.toml")
+    assert len(recipe.source.parts) == 100  # type: ignore[union-attr]
+    assert recipe.model.path == "mixpo:tiny"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,12 @@ from mixpo.records import write_text
 
 HELD_OUT = re.compile(r"(?i)(^|[^a-z])(test|val|valid|validation|eval|dev|held[-_]?out)([^a-z]|$)")
 """File names that look like evaluation data."""
-DEPTH = ("*", "*/*")
-"""How deep models and data are looked for."""
+INDEXED = ("annotation", "file_name")
+"""What entries of a meta.json and a dataset_info.json call their file."""
+FIRST = 100
+"""Rows of a file that are tried, until one is usable."""
+LISTED = 40
+"""Lines of the terminal, at most."""
 
 TEMPLATE = """\
 # Written by `mixpo init` from the files of this folder. Next: `mixpo check {name}`, then `mixpo run {name} --limit 64`.
@@ -68,7 +73,7 @@ FOLDERS = {"accelerate": "Configurations for `accelerate launch`: DDP, FSDP2, De
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """A file of questions, or of preference pairs. kind: of its source. text: what was seen in it. pairs: ready-made ones."""
+    """A file or folder of rows. kind: of its source or pairs, "" where no table is written for it. text: what was seen in it."""
 
     path: str
     kind: str
@@ -85,20 +90,22 @@ def init(folder: Path, target: Path) -> list[str]:
     if target.exists():
         raise RecipeError(f"{target}: exists; remove it or name another file", code="recipe-exists", path=target)
     data = sorted(_data(folder), key=lambda file: file.path)
-    models = sorted({path.parent.relative_to(folder).as_posix() for depth in DEPTH for path in folder.glob(f"{depth}/config.json")})
-    train = next((file for file in data if not file.held_out and not file.pairs), None)
-    held_out = [file for file in data if file.held_out and not file.pairs]
-    tables = [*([_source(train)] if train else []), *(_preferences(file) for file in data if file.pairs and not file.held_out)]
+    configs = _files(folder, "*/config.json", "*/*/config.json")
+    models = sorted(path.parent.relative_to(folder).as_posix() for path in configs if _is_model(path))
+    train = [file for file in data if file.kind and not file.held_out and not file.pairs]
+    held_out = [file for file in data if file.kind and file.held_out and not file.pairs]
+    tables = [*_sources(train), *(_preferences(file) for file in data if file.pairs and not file.held_out)]
     recipe = TEMPLATE.format(
         name=target.name,
         source="\n".join(tables) or NO_SOURCE,
         sampling=SAMPLING if train or not tables else "",
         model=literal(models[0] if models else "mixpo:tiny")
         + ("" if models else '  # the bundled model; name yours, such as "OpenGVLab/InternVL3-1B-hf"'),
-        evaluation="\n".join(map(_set, held_out)) or NO_SET,
+        evaluation="\n".join(map(_set, held_out, _names(held_out))) or NO_SET,
     )
     write_text(target, recipe)
-    return [*(f"{file.path}: {file.text}" for file in data), *(f"{model}: a model" for model in models)]
+    lines = [*(f"{file.path}: {file.text}" for file in data), *(f"{model}: a model" for model in models)]
+    return [*map(_flat, lines[:LISTED]), *([f"... and {len(lines) - LISTED} more"] if len(lines) > LISTED else [])]
 
 
 def shipped() -> dict[str, Path]:
@@ -143,30 +150,70 @@ def copy_shipped(name: str, folder: Path) -> Path:
 
 
 def _data(folder: Path) -> Iterator[DataFile]:
-    for depth in DEPTH:
-        for path in folder.glob(f"{depth}.jsonl"):
-            row, name = _first_row(path), path.relative_to(folder).as_posix()
-            if known := _format(row):
-                yield DataFile(name, known, f"preference pairs ({known})", pairs=True)
-            elif "question" in row:
-                yield DataFile(name, "jsonl", f"rows with {', '.join(row)}")
-        for path in folder.glob(f"{depth}.json"):
-            if path.name == "meta.json" and (annotated := _annotations(path)) is not None:
-                pairs = any(_format(_first_row(file)) for file in annotated)
-                text = "an MMPR collection of preference pairs" if pairs else "an MMPR collection"
-                yield DataFile(path.relative_to(folder).as_posix(), "mmpr", text, pairs=pairs)
-        for parent in {path.parent for path in folder.glob(f"{depth}.parquet")} - {folder}:
-            yield DataFile(parent.relative_to(folder).as_posix(), "hub", "a dataset in Parquet files")
+    """What the files of a folder hold. Files that an index names are part of it, and Parquet files part of their folder."""
+    from mixpo.preferences.collections import entries_of
+
+    named = set[Path]()
+    for path in _files(folder, "meta.json", "dataset_info.json", "*/meta.json", "*/dataset_info.json"):
+        try:
+            entries = entries_of(path) or {}
+        except SourceError:
+            continue
+        files = [root / str(entry.get(key)) for entry in entries.values() for key in INDEXED for root in (path.parent, path.parent.parent)]
+        rows = {file.resolve(): _first_row(file) for file in files if file.is_file()}
+        pairs = any(map(_format, rows.values())) or any(entry.get("ranking") for entry in entries.values())
+        if rows and (pairs or path.name == "meta.json"):
+            named |= rows.keys()
+            what = f"{'an MMPR' if path.name == 'meta.json' else 'a LLaMA-Factory'} collection"
+            kind = "mmpr" if path.name == "meta.json" else "llama-factory"
+            yield DataFile(path.relative_to(folder).as_posix(), kind, f"{what} of preference pairs" if pairs else what, pairs=pairs)
+    for path in _files(folder, "*.jsonl", "*/*.jsonl", "*.json", "*/*.json"):
+        if path.resolve() not in named:
+            yield from _of_row(path.relative_to(folder).as_posix(), _first_row(path), "jsonl" if path.suffix == ".jsonl" else "")
+    parquet = _files(folder, "*.parquet", "*/*.parquet")
+    for parent in dict.fromkeys(path.parent for path in parquet):
+        files = [path for path in parquet if path.parent == parent]
+        # A folder is one dataset; beside the recipe, each file is one.
+        for path in files if parent == folder else [parent]:
+            row = _first_row(path if path.is_file() else files[0])
+            yield from _of_row(path.relative_to(folder).as_posix(), row, "hub" if path.is_dir() else "")
 
 
-def _annotations(path: Path) -> list[Path] | None:
-    """The annotation files that exist of an MMPR meta.json; None for another file."""
+def _of_row(name: str, row: dict[str, Any], kind: str) -> Iterator[DataFile]:
+    """What a file is by its first row. kind: of its source, "" where no source reads it as it lies there."""
+    from mixpo.sources.columns import SAMPLED
+
+    if known := _format(row):
+        yield DataFile(name, known, f"preference pairs ({known})", pairs=True)
+    elif any(column in row for column in SAMPLED):
+        yield DataFile(name, "", 'saved responses, read with [sample] engine = "file"')
+    elif "question" in row:
+        how = "" if kind else "; write it as JSONL, or put Parquet files into a folder of their own"
+        yield DataFile(name, kind, f"rows with {', '.join(row)}{how}")
+    elif "messages" in row or "conversations" in row:
+        yield DataFile(name, "", "conversations, read with [train.replay]")
+
+
+def _files(folder: Path, *patterns: str) -> list[Path]:
+    """The files that fit, nearest first, each once though links lead to it by several ways."""
+    fitting = {path for pattern in patterns for path in folder.glob(pattern) if _is_file(path)}
+    nearest = sorted(fitting, key=lambda path: (len(path.parts), path))
+    return list({path.resolve(): path for path in reversed(nearest)}.values())[::-1]
+
+
+def _is_file(path: Path) -> bool:
     try:
-        entries = json.loads(path.read_text(encoding="utf-8")).values()
-        listed = [root / str(entry["annotation"]) for entry in entries for root in (path.parent, path.parent.parent)]
-    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
-        return None
-    return [file for file in listed if file.is_file()]
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def _is_model(config: Path) -> bool:
+    try:
+        data = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(data, dict) and "model_type" in data
 
 
 def _format(row: dict[str, Any]) -> str:
@@ -177,26 +224,49 @@ def _format(row: dict[str, Any]) -> str:
 
 
 def _first_row(path: Path) -> dict[str, Any]:
-    """The first usable row of a JSONL file; empty for another file."""
-    from mixpo.sources.jsonl import lines
+    """The first usable row of a file; empty where it holds none."""
+    from mixpo.preferences.rows import rows_of
+    from mixpo.recipe import PreferencesTable
 
     try:
-        row = next((line[1] for line in lines(path) if isinstance(line, tuple)), {})
+        return next((line[1] for line in islice(rows_of(path, PreferencesTable(path=path.name)), FIRST) if isinstance(line, tuple)), {})
     except SourceError:
         return {}
-    return row if isinstance(row, dict) else {}
 
 
 def _preferences(file: DataFile) -> str:
-    kind = "" if file.kind == "mmpr" else f"kind = {json.dumps(file.kind)}\n"
-    return f"[[preferences]]             # {file.text}\n{kind}path = {literal(file.path)}\n"
+    kind = "" if file.path.endswith(".json") else f"kind = {json.dumps(file.kind)}\n"
+    return f"[[preferences]]             # {_flat(file.text)}\n{kind}path = {literal(file.path)}\n"
 
 
-def _source(file: DataFile) -> str:
-    return f"[source]                    # {file.text}\nkind = {json.dumps(file.kind)}\npath = {literal(file.path)}\n"
+def _sources(files: list[DataFile]) -> list[str]:
+    """One table [source], or several [[source]]."""
+    if len(files) == 1:
+        (file,) = files
+        return [f"[source]                    # {_flat(file.text)}\nkind = {json.dumps(file.kind)}\npath = {literal(file.path)}\n"]
+    return [
+        f"[[source]]                  # {_flat(file.text)}\nname = {json.dumps(name)}\nsource = {_table(file)}\n"
+        for file, name in zip(files, _names(files), strict=True)
+    ]
 
 
-def _set(file: DataFile) -> str:
-    name = re.sub(r"[^a-z0-9_-]+", "-", Path(file.path).stem.lower()).strip("-") or "test"
-    source = literal({"kind": file.kind, "path": file.path}).replace('"kind"', "kind", 1).replace('"path"', "path", 1)
-    return f"[[evaluate.sets]]           # {file.text}; never trained on\nname = {json.dumps(name)}\nsource = {source}\n"
+def _set(file: DataFile, name: str) -> str:
+    return f"[[evaluate.sets]]           # {_flat(file.text)}; never trained on\nname = {json.dumps(name)}\nsource = {_table(file)}\n"
+
+
+def _table(file: DataFile) -> str:
+    return literal({"kind": file.kind, "path": file.path}).replace('"kind"', "kind", 1).replace('"path"', "path", 1)
+
+
+def _names(files: Iterable[DataFile]) -> list[str]:
+    """A name for each file, none of them twice."""
+    names: list[str] = []
+    for file in files:
+        name = re.sub(r"[^a-z0-9_-]+", "-", Path(file.path).stem.lower()).strip("-") or "set"
+        names.append(name if name not in names else f"{name}-{len(names) + 1}")
+    return names
+
+
+def _flat(text: str) -> str:
+    """Text of data without line breaks and control characters: it goes into a comment and to the terminal."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)

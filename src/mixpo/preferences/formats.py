@@ -15,7 +15,7 @@ from typing import Any, cast
 from mixpo.errors import SourceError
 from mixpo.preferences.build import PreferenceRow
 from mixpo.sources.columns import LOOKALIKES, UNSUPPORTED, refuse_unsupported
-from mixpo.sources.messages import common_prompt, messages_of, parsed, response_text, split_last
+from mixpo.sources.messages import common_prompt, history_of, messages_of, parsed, response_text, split_last, turns_in
 from mixpo.types import Message
 
 Row = Mapping[str, Any]
@@ -137,20 +137,7 @@ def swift_row(row: Row) -> Iterator[PreferenceRow]:
 
 def _query_and_response(row: Row) -> list[dict[str, object]]:
     """Messages of ms-swift's older form: query and response, with the earlier ones in history."""
-    return turns_in([*_history(row.get("history")), row.get("query"), row.get("response")])
-
-
-def _history(value: object) -> list[object]:
-    """The texts of earlier turns, from a list of [question, answer]."""
-    turns = value or []
-    if not isinstance(turns, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in turns):
-        raise SourceError("history must be a list of [question, answer]", code="preference-wrong-type")
-    return [text for turn in turns for text in turn]
-
-
-def turns_in(texts: Sequence[object]) -> list[dict[str, object]]:
-    """Texts of the user and the assistant in turn, as messages."""
-    return [{"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(texts)]
+    return turns_in([*history_of(row.get("history")), row.get("query"), row.get("response")])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +179,7 @@ def llama_factory_row(columns: LlamaFactoryColumns, row: Row) -> Iterator[Prefer
         prompt, inline = messages_of(columns.get(row, "messages"), str(columns.names["messages"]), keys=keys, roles=roles)
     else:
         parts = [part for name in ("prompt", "query") if isinstance(part := columns.get(row, name), str) and part]
-        prompt, inline = messages_of(turns_in([*_history(columns.get(row, "history")), "\n".join(parts)]), "history")
+        prompt, inline = messages_of(turns_in([*history_of(columns.get(row, "history")), "\n".join(parts)]), "history")
     refuse_unsupported(row, [column for name in UNSUPPORTED if (column := columns.names.get(name))])
     prompt, sides = with_system_of(row, prompt, columns.names.get("system")), list[object]()
     for name in ("chosen", "rejected"):

@@ -104,6 +104,19 @@ def _image_in(value: object) -> object:
     return value["url"] if isinstance(value, dict) and "url" in value else value
 
 
+def history_of(value: object) -> list[object]:
+    """The texts of earlier turns, from a list of [question, answer]."""
+    turns = value or []
+    if not isinstance(turns, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in turns):
+        raise SourceError("history must be a list of [question, answer]", code="preference-wrong-type")
+    return [text for turn in turns for text in turn]
+
+
+def turns_in(texts: Sequence[object]) -> list[dict[str, object]]:
+    """Texts of the user and the assistant in turn, as messages."""
+    return [{"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(texts)]
+
+
 def checked_turns(prompt: Sequence[Message]) -> list[Message]:
     """The prompt as user and assistant turns in turn, after at most one system message; it ends with the user."""
     roles = [message.role for message in prompt]
