@@ -25,6 +25,8 @@ from mixpo.cli import main
 from mixpo.cli.app import EXAMPLES, INSPECT, USE, WORK, app
 from mixpo.cli.output import Lines, printable
 from mixpo.cli.tables import table
+from mixpo.commands.rates import ANSWER_SHARE, PROMPT_TOKENS
+from mixpo.recipe import load
 
 SETS = (("digits", '"digits", pool = "test"'), ("mine", '"jsonl", path = "none.jsonl"'))
 """Names and tables of two evaluation sets, of which one has no file."""
@@ -170,6 +172,21 @@ def test_plan_says_what_was_not_measured(small: tuple[Path, Path], tmp_path: Pat
     # Half of the questions give 4 pairs of 4 answers; a prompt of 400 tokens is computed once.
     answer = facts["counts"]["tokens"] / facts["counts"]["answers"]
     assert stages["round-1/train/mpo"]["tokens"] == int(50 * 400 + 50 * 4 * answer)
+
+
+def test_plan_counts_the_open_requests_of_all_questions(
+    small: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Eight questions with an answer are asked again, for two responses each; the two open ones are not."""
+    engine = ["--set", 'sample.engine="openai"', "--set", 'sample.server.urls=["http://127.0.0.1:9/v1"]']
+    given = [*engine, "--set", "sample.n=4", "--set", 'pairs.dropout_from="all"', "--set", "pairs.max_dropout_per_question=2"]
+    assert main(["plan", str(small[0]), "--dir", str(tmp_path / "new"), *given, "--json"]) == 0
+    stages = {row["stage"]: row for row in json.loads(capsys.readouterr().out)["stages"]}
+    sample = stages["round-1/sample"]
+    each = load(small[0]).sample.max_new_tokens * ANSWER_SHARE
+    assert (sample["requests"], sample["tokens"]) == (10 + 8, int((10 * 4 + 8 * 2) * each))
+    # Every question has two pairs of DropoutNTP, half of all have four of correctness besides.
+    assert stages["round-1/train/mpo"]["tokens"] == int(10 * PROMPT_TOKENS + 2 * (5 * 4 + 10 * 2) * each)
 
 
 def test_plan_with_given_rates(small: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,7 @@ from mixpo.train.groups import join_records, split_record
 from mixpo.types import Question, Response, Verdict
 
 SHARES = [{"name": "brief", "share": 0.75}, {"name": "boxed", "share": 0.25}]
+OWN = {"template": "{question}!", "style": "final"}
 MIX = '[{name = "brief", share = 0.5}, {name = "boxed", share = 0.5}]'
 
 
@@ -63,7 +64,9 @@ def test_evaluation_uses_the_largest_share() -> None:
     [
         ({"cot": [{"name": "brief", "share": 0.5}]}, "prompt: the shares of a list of prompts must add up to 1, not 0.5"),
         ({"by_domain": {"chart": [*SHARES[:1], {"name": "bref", "share": 0.25}]}}, "unknown prompt 'bref', did you mean 'brief'?"),
-        ({"cot": [{"name": "brief", "share": 0.5}] * 2}, "names one twice"),
+        ({"cot": [{"name": "brief", "share": 0.5}] * 2}, "a list of prompts names 'brief' twice; add up its shares"),
+        ({"cot": [{"name": "brief", "share": 0.75}, {"name": "brief", "share": 0.25}]}, "names 'brief' twice"),
+        ({"cot": [{"name": OWN, "share": 0.75}, {"name": OWN, "share": 0.25}]}, "names '{question}!' twice"),
         ({"cot": [{"name": "brief"}]}, "missing key 'share'"),
         ({"cot": [{"nmae": "brief", "share": 1}]}, "unknown key 'nmae', did you mean 'name'?"),
         (

@@ -67,7 +67,15 @@ def test_a_dumped_recipe_reads_back() -> None:
         ({"source": [DIGITS]}, "in [[source]] the source is a table of its own: name = "),
         ({"source": [{"name": "a", "source": {"kind": "jsonl"}}]}, "source.0.source.jsonl: missing key 'path'"),
         ({"source": [{"name": "a", "source": DIGITS, "wieght": 1}]}, "source.0: unknown key 'wieght', did you mean 'weight'?"),
-        ({"source": [{"name": "a", "source": DIGITS}] * 2}, "two sources have the same name"),
+        (
+            {"source": [{"name": "a", "source": DIGITS}] * 2},
+            "r.toml: source: two sources have the name 'a'; reports and rules count by name",
+        ),
+        (
+            {"verify": {"custom": "checks.check"}},
+            'verify: custom: must be "module:function", such as "my_checks:check" (got \'checks.check\')',
+        ),
+        ({"verify": {"custom": {"a": "x"}}}, 'verify.custom: a: must be "module:function", such as "my_checks:check" (got \'x\')'),
         ({"source": [{"name": "a", "source": DIGITS, "weight": 2}]}, "weight: must be at most 1"),
         ({"evaluate": {"sets": {"name": "a"}}}, "evaluate: sets: is a list of tables; write [[evaluate.sets]], not [evaluate.sets]"),
         ({"train": {"baselines": "sft"}}, "train: baselines: must be a list, in [brackets] (got 'sft')"),

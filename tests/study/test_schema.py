@@ -68,8 +68,8 @@ def test_settings_of_a_variant_win(tmp_path: Path) -> None:
         ("train.learning_rate=3e-5", "evaluate.modes=[\\\"direct\\\"]", "study-mode-missing", "evaluate.modes", "set evaluate.modes"),
         ("train.learning_rate=3e-5", "train.guard.set=test", "study-test-watched", "train.guard.set", "read the test set 'test' while"),
         ('name = "test"', 'name = "tset"', "study-set-unknown", "tset", "did you mean 'test'?"),
-        ('"mixpo:demo"', '"none.toml"', "recipe-missing", None, "none.toml: no such recipe"),
-        ("[compare]", "[compare", "study-syntax", None, "not valid TOML"),
+        ('"mixpo:demo"', '"none.toml"', "toml-missing", None, "none.toml: no such recipe"),
+        ("[compare]", "[compare", "toml-syntax", None, "not valid TOML"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, code: str, key: str | None, message: str) -> None:
@@ -86,7 +86,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, code: str, k
 
 
 def test_a_missing_study(tmp_path: Path) -> None:
-    with fails("study-missing", RecipeError, path=tmp_path / "study.toml"):
+    with fails("toml-missing", RecipeError, path=tmp_path / "study.toml"):
         load_study(tmp_path / "study.toml")
 
 

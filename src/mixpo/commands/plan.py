@@ -26,6 +26,7 @@ from mixpo.stages.answer import source_name
 from mixpo.stages.imported import STAGE, PairImport, sampled_part
 from mixpo.stages.job import Context, Job, Planned
 from mixpo.stages.names import first_forced
+from mixpo.stages.prompting import open_requests
 from mixpo.stages.question_index import REPLAY, QuestionIndex, index_of
 from mixpo.stages.questions import Sources
 from mixpo.stages.reading import SourceReading, reading_of
@@ -222,10 +223,12 @@ def _sample(context: Context, estimate: Estimate, rates: Rates, index: QuestionI
     table = context.recipe.sample
     if table.engine == "file":
         return _instant(context, estimate, rates, index, share)
-    pairs = context.recipe.pairs
-    n = table.n + min(table.n, pairs.max_dropout_per_question) * (pairs.dropout_ntp and pairs.dropout_from == "all")
-    requests = math.ceil(n / rates.per_request) if rates.per_request else 1
-    return _generated(replace(estimate, requests=estimate.todo * requests), rates, int(estimate.todo * n * rates.answer))
+    more = open_requests(context.recipe.pairs, table.n)
+    again = (estimate.todo - sum(index.open) * share) * (more > 0)
+    per = rates.per_request
+    requests = estimate.todo * math.ceil(table.n / per) + again * math.ceil(more / per) if per else estimate.todo + again
+    answers = estimate.todo * table.n + again * more
+    return _generated(replace(estimate, requests=round(requests)), rates, int(answers * rates.answer))
 
 
 def _continue(context: Context, estimate: Estimate, rates: Rates, index: QuestionIndex, share: float) -> Estimate:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from mixpo.stages.imported import STAGE
 from mixpo.stages.job import Context
+from mixpo.stages.prompting import open_requests
 from mixpo.stages.question_index import QuestionIndex
 from mixpo.stages.verify import JUDGED_BY
 from mixpo.vlm.folder import find_model
@@ -84,6 +85,9 @@ def rates_of(context: Context, sampled_index: QuestionIndex, assumed: Assumed, i
     questions = assumed.questions or sampled_index.questions
     groups = questions * PAIRS_SHARE
     pairs = groups * min(recipe.pairs.max_per_question, (recipe.sample.n / 2) ** 2)
+    more = open_requests(recipe.pairs, recipe.sample.n)
+    if more:
+        pairs, groups = pairs + questions * more, questions
     before = context.run.stage(STAGE).manifest
     given = before.counts if before is not None else {}
     if paired.get("pairs") and (own := paired["questions"] - given.get("questions", 0)) > 0:
@@ -95,7 +99,7 @@ def rates_of(context: Context, sampled_index: QuestionIndex, assumed: Assumed, i
     served = (sampled.facts.get("server") or {}).get("n", recipe.sample.n) if sampled is not None else recipe.sample.n
     return Rates(
         answer=answer, generated=generated, trained=assumed.train_rate or generated * READ_FASTER / 3, parameters=parameters,
-        model_bytes=weights, pairs=pairs, groups=groups, each=recipe.sample.n, basis=basis, given=assumed,
+        model_bytes=weights, pairs=pairs, groups=groups, each=recipe.sample.n + 2 * more, basis=basis, given=assumed,
         per_request=served if recipe.sample.engine == "openai" else 0,
         undecided=undecided, judged=judged > 0,
     )  # fmt: skip

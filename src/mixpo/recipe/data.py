@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Annotated, Literal, Protocol
 
 import regex
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from mixpo.prompts import PROMPTS, Style
 from mixpo.recipe.base import NOTHING, Decides, Table
@@ -183,8 +183,10 @@ class PromptTable(Table):
         for mix in mixes:
             if abs(sum(part.share for part in mix) - 1) > 1e-6:
                 raise ValueError(f"the shares of a list of prompts must add up to 1, not {sum(part.share for part in mix):g}")
-            if any(mix.index(part) != place for place, part in enumerate(mix)):
-                raise ValueError("a list of prompts names one twice; add up its shares")
+            names = names_in(mix)
+            if twice := next((name for place, name in enumerate(names) if name in names[:place]), None):
+                named = repr(twice if isinstance(twice, str) else twice.template)
+                raise ValueError(f"a list of prompts names {named} twice; add up its shares")
         for name in (
             self.direct,
             self.open,
@@ -246,7 +248,13 @@ class SampleTable(Table):
 RuleName = Literal["vqa", "relaxed", "anls", "choice", "number", "formula", "text", "yes_no"]
 
 
-Target = Annotated[str, Field(pattern=r"^([A-Za-z_][\w.]*:[A-Za-z_]\w*)?$")]
+def _is_target(value: str) -> str:
+    if value and not regex.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
+        raise ValueError('must be "module:function", such as "my_checks:check"')
+    return value
+
+
+Target = Annotated[str, AfterValidator(_is_target)]
 """"module:function", or nothing."""
 
 

@@ -31,6 +31,8 @@ def describe(root: type[BaseModel], name: str, text: str, overrides: Sequence[st
     while key.isdigit() and tables:  # one of a list of values
         key = tables.pop()
     written = [*tables, key]
+    if location == ["source", "mixture"]:
+        tables, key, written = [], "source", ["source"]
     if location[:3] == ["source", "mixture", "parts"]:  # which the recipe writes as [[source]]
         written = ["source", *location[3:]]
         tables, key = ([], "source") if location[-1].isdigit() else (tables, key)

@@ -122,27 +122,32 @@ def load(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
 
     Raises RecipeError naming the file, line, table and key, with the nearest known key.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # editors on Windows put a mark in front
-    except FileNotFoundError:
-        raise RecipeError(f"{path}: no such recipe", code="recipe-missing", path=path) from None
-    except IsADirectoryError:
-        raise RecipeError(
-            f"{path}: is a folder; give the recipe, a TOML file, and name a run directory with --dir", code="recipe-is-folder", path=path
-        ) from None
-    except UnicodeDecodeError as error:
-        raise RecipeError(
-            f"{path}: not UTF-8 text (byte {error.start + 1}); save the file as UTF-8", code="recipe-encoding", path=path
-        ) from None
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read: {error}", code="recipe-unreadable", path=path) from None
-    try:
-        data = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # also TOML's own errors: numbers of thousands of digits, thousands of brackets
-        raise RecipeError(f"{path}: not valid TOML: {error}", code="recipe-syntax", path=path) from None
+    text, data = read_toml(path)
     for override in overrides:
         apply_override(data, override)
     return parse(data, str(path), text, overrides)
+
+
+def read_toml(path: Path, what: str = "recipe") -> tuple[str, dict[str, Any]]:
+    """The text of a file, and what it holds. what: "recipe" or "study", for messages. Raises RecipeError naming the file."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows put a mark in front
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such {what}", code="toml-missing", path=path) from None
+    except IsADirectoryError:
+        raise RecipeError(
+            f"{path}: is a folder; give the {what}, a TOML file, and name a run directory with --dir", code="toml-is-folder", path=path
+        ) from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(
+            f"{path}: not UTF-8 text (byte {error.start + 1}); save the file as UTF-8", code="toml-encoding", path=path
+        ) from None
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error}", code="toml-unreadable", path=path) from None
+    try:
+        return text, tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # also TOML's own errors: numbers of thousands of digits, thousands of brackets
+        raise RecipeError(f"{path}: not valid TOML: {error}", code="toml-syntax", path=path) from None
 
 
 def parse(data: dict[str, Any], name: str, text: str = "", overrides: tuple[str, ...] = ()) -> Recipe:
@@ -163,7 +168,9 @@ def _of_another_form(problem: Any) -> bool:
     """Where text, a table or a list may stand: a wrong table is not wrong for being no text or list, nor a list for being no table."""
     form, value = str(problem["loc"][-1]) if problem["loc"] else "", problem["input"]
     if isinstance(value, dict):
-        return form == "str" or form.startswith("tuple[PromptShare")
+        return form == "str" or form.startswith(("function-after[_is_target", "tuple[PromptShare"))
+    if isinstance(value, str):
+        return form.startswith("dict[")
     return isinstance(value, list) and (form == "str" or "PromptText" in form)
 
 

@@ -184,8 +184,9 @@ class MixtureSource(Table):
     def _distinct(self) -> MixtureSource:
         if not self.parts:
             raise ValueError("[[source]] is an empty list; add a source, or remove it")
-        if len({part.name for part in self.parts}) != len(self.parts):
-            raise ValueError("two sources have the same name")
+        names = [part.name for part in self.parts]
+        if twice := next((name for place, name in enumerate(names) if name in names[:place]), ""):
+            raise ValueError(f"two sources have the name {twice!r}; reports and rules count by name, so give each its own")
         return self
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from mixpo.plural import amount
 from mixpo.report.table import SUMMARY_COLUMNS, summary_rows
-from mixpo.report.words import ORIGINS, count, model_name, p_value, percent, points
+from mixpo.report.words import ORIGINS, count, markdown, model_name, p_value, percent, points
 
 _SECRET_NAME = re.compile(r"(?i)(token|secret|password|passwd|api_?key|authorization|credentials?)$")
 _SECRET_VALUE = re.compile(r"hf_\w{8,}|sk-[\w-]{8,}|://[^/\s:@]+:[^/\s@]+@")
@@ -35,7 +35,7 @@ def card(subject: CardSubject, report: dict[str, Any], recipe: dict[str, Any]) -
     objective = subject.name.partition("-round-")[0]
     parts = [
         _front(subject, objective),
-        f"# {_plain(report['title'])}: {model_name(subject.name)}\n",
+        f"# {markdown(report['title'])}: {model_name(subject.name)}\n",
         f"{f'`{subject.base}`' if subject.base else 'A vision-language model'}, trained with {objective.upper()} by "
         f"mixpo {report['versions'].get('mixpo', '')} on preference pairs made of its own responses.\n",
         _headline(report, subject.name),
@@ -88,7 +88,7 @@ def _headline(report: dict[str, Any], name: str) -> str:
     mode = {"cot": "with chain of thought", "direct": "of direct answers"}[headline["mode"]]
     sure = {"gain": "a significant gain", "loss": "a significant loss", "unclear": "not a significant change"}[headline["verdict"]]
     return (
-        f"Accuracy {mode} on {amount(headline['n'], 'held-out question')} of {_plain(report['set'])}: **{percent(headline['before'])} → "
+        f"Accuracy {mode} on {amount(headline['n'], 'held-out question')} of {markdown(report['set'])}: **{percent(headline['before'])} → "
         f"{percent(headline['after'])}** ({points(headline['difference'])} points, 95 % interval {points(headline['low'])} to "
         f"{points(headline['high'])}, {p_value(headline['p'])}): {sure}.\n"
     )
@@ -100,7 +100,7 @@ def _data(report: dict[str, Any]) -> Iterator[str]:
     if not pairs:
         yield "The report has no statistics of the pairs."
         return
-    sources = [_plain(name) for name in pairs["sources"] if name]
+    sources = [markdown(name) for name in pairs["sources"] if name]
     origin = f" from {', '.join(sources)}" if sources else ""
     yield f"{amount(pairs['questions'], 'question')}{origin}, {count(pairs['with_answer'])} with an answer key"
     answers, verdicts = pairs["answers"], pairs["verdicts"]
@@ -122,17 +122,11 @@ def _results(report: dict[str, Any]) -> Iterator[str]:
         return
     yield "Accuracy with 95 % intervals; Δ vs. base in percentage points.\n"
     for name in (None, *report["sets"]):
-        yield f"### {_plain(name or report['set'])}\n"
+        yield f"### {markdown(name or report['set'])}\n"
         columns = [SUMMARY_COLUMNS.index(column) for column in RESULT_COLUMNS]
         yield _table(RESULT_COLUMNS, [[row[column] for column in columns] for row in summary_rows(report, name)])
 
 
 def _table(columns: Sequence[str], rows: Any) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
-    return "".join(f"| {' | '.join(_plain(cell) for cell in line)} |\n" for line in lines)
-
-
-def _plain(text: str) -> str:
-    """Text of data inside Markdown: one line, and no markup of its own."""
-    flat = " ".join(str(text).split())
-    return flat.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("[", "\\[").replace("`", "'")
+    return "".join(f"| {' | '.join(markdown(cell) for cell in line)} |\n" for line in lines)

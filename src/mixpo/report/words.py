@@ -28,6 +28,16 @@ def domain_name(name: str) -> str:
     return name or "(no domain)"
 
 
+_MARKUP = re.compile(r"[\\`*\[\]|]|(?<!\w)_|_(?!\w)")
+"""What Markdown reads otherwise than it is written."""
+
+
+def markdown(text: object) -> str:
+    """Text of data inside Markdown: one line, and no markup of its own."""
+    flat = " ".join(str(text).split())
+    return _MARKUP.sub(r"\\\g<0>", flat).replace("&", "&amp;").replace("<", "&lt;")
+
+
 _NUMBER = re.compile(r"[+\N{MINUS SIGN}]?\d|< \d|none$|$")
 """The beginning of a number; an empty cell does not make its column one of text."""
 UNIT = "\u00a0%"

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from mixpo.prompts import PROMPTS, OwnStyle, Prompt
-from mixpo.recipe import PromptMix, PromptName, PromptTable, Recipe, names_in
+from mixpo.recipe import PairsTable, PromptMix, PromptName, PromptTable, Recipe, names_in
 from mixpo.stages.question_index import QuestionIndex
 from mixpo.types import Message, Pair, Question, content_id
 
@@ -77,10 +77,12 @@ def with_system(table: PromptTable, question: Question) -> Question:
 
 def open_responses(recipe: Recipe, question: Question) -> int:
     """How many responses a question with an answer gets to `prompt.open` in addition to its others, for DropoutNTP."""
-    table = recipe.pairs
-    if question.answer is None or question.verbatim or not table.dropout_ntp or table.dropout_from != "all":
-        return 0
-    return min(recipe.sample.n, table.max_dropout_per_question)
+    return 0 if question.answer is None or question.verbatim else open_requests(recipe.pairs, recipe.sample.n)
+
+
+def open_requests(table: PairsTable, n: int) -> int:
+    """How many of them `pairs.dropout_from` asks for. n: of `sample.n`."""
+    return min(n, table.max_dropout_per_question) if table.dropout_ntp and table.dropout_from == "all" else 0
 
 
 def _parts(table: PromptTable, question: Question) -> list[tuple[Prompt, float]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from mixpo.errors import RecipeError
 from mixpo.recipe import STAGES, EvaluationSource, Recipe, Table, did_you_mean, load
 from mixpo.recipe.errors import describe
-from mixpo.recipe.load import demo_recipe, override
+from mixpo.recipe.load import demo_recipe, override, read_toml
 from mixpo.types import content_id
 
 BASE = "base"
@@ -168,16 +167,7 @@ def load_study(path: Path, settings: Sequence[str] = (), limit: int | None = Non
 
 
 def _read(path: Path) -> Study:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise RecipeError(f"{path}: no such study", code="study-missing", path=path) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not a readable text file: {error}", code="study-unreadable", path=path) from None
-    try:
-        data = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise RecipeError(f"{path}: not valid TOML: {error}", code="study-syntax", path=path) from None
+    text, data = read_toml(path, "study")
     try:
         return Study.model_validate(data)
     except ValidationError as error:

@@ -8,6 +8,7 @@ from typing import Any
 from mixpo.plural import amount
 from mixpo.progress import duration
 from mixpo.report.words import MODES, UNIT, count, domain_name, interval, model_name, moment, p_cell, percent, points
+from mixpo.report.words import markdown as escaped
 from mixpo.study.schema import BASE
 
 ALPHA = 0.05
@@ -158,7 +159,7 @@ def statistics_text(report: Mapping[str, Any]) -> str:
 
 def markdown(report: Mapping[str, Any]) -> str:
     """All tables of scores as a Markdown document."""
-    parts = [f"# {_cell(report['title'])}", opening_text(report), statistics_text(report)]
+    parts = [f"# {escaped(report['title'])}", opening_text(report), statistics_text(report)]
     for scored in report["sets"]:
         parts += [f"## {heading(report, scored)}", _markdown_table(score_table(report, scored))]
         if (domains := domain_table(report, scored)) is not None:
@@ -170,11 +171,7 @@ def markdown(report: Mapping[str, Any]) -> str:
 def _markdown_table(table: Table) -> str:
     headings, rows = table
     lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())
+    return "\n".join("| " + " | ".join(map(escaped, line)) + " |" for line in lines)
 
 
 LATEX = {
