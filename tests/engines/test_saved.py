@@ -63,6 +63,21 @@ def test_every_format_is_read(tmp_path: Path) -> None:
     assert found.summary == ""
 
 
+def test_one_response_a_line(tmp_path: Path) -> None:
+    """As `swift infer` writes them, and in their simplest form."""
+    turns = [{"role": "user", "content": "<image>Which digit is shown?"}, {"role": "assistant", "content": "two"}]
+    rows = [
+        {"response": "two", "labels": None, "logprobs": None, "messages": turns, "images": [{"bytes": None, "path": "two.png"}]},
+        {"response": "2", "messages": turns, "images": ["two.png"]},
+        {"question": "How many?", "image": "one.png", "answer": "7", "response": "Seven.", "finish_reason": "length"},
+        {"id": "a", "response": ["no text"]},
+    ]
+    found = saved(tmp_path, rows)
+    assert [texts(found, name) for name in ("q1", "q2", "q3")] == [[], ["two", "2"], ["Seven."]]
+    assert not found.choices("q3")[0].stopped
+    assert found.counts["broken"] == 1
+
+
 def test_sample_files_of_lmms_eval(tmp_path: Path) -> None:
     """As they are written now: no row of the data set, and no `resps` where the filters changed nothing."""
     common = {"target": "1", "token_counts": [None], "doc_hash": "ab12", "exact_match": 1.0}

@@ -1,7 +1,7 @@
 """Responses that another tool sampled, matched to questions by id, or by text and images. Needs no torch.
 
 One JSON object per line, recognised by its keys: `responses` (plain), `outputs` (vLLM's RequestOutput), `response.body.choices`
-(`vllm run-batch`, OpenAI batches), and `resps` or `filtered_resps` (lmms-eval's samples).
+(`vllm run-batch`, OpenAI batches), `response` (one text, as `swift infer` writes it), and `resps` or `filtered_resps` (lmms-eval's samples).
 """
 
 from __future__ import annotations
@@ -281,7 +281,18 @@ def _vllm(row: Mapping[str, Any]) -> SavedRow:
     return SavedRow(id=_id(row, "id", "request_id"), text=_text(row, "question", "prompt"), images=_images(row), choices=outputs)
 
 
+def _one(row: Mapping[str, Any]) -> SavedRow:
+    """A line with one response; its question may be the last user turn of `messages`."""
+    turns = row["messages"] if isinstance(row.get("messages"), list) else []
+    of_user = [turn for turn in turns if isinstance(turn, dict) and turn.get("role") == "user"]
+    text = _text(row, "question", "prompt", "query") or (_text(of_user[-1], "content") if of_user else "")
+    choice = {"text": row["response"], "finish_reason": row.get("finish_reason"), "token_ids": row.get("token_ids")}
+    return SavedRow(id=_id(row, "id"), text=text, images=_images(row), choices=(_choice(choice),))
+
+
 def _batch(row: Mapping[str, Any]) -> SavedRow:
+    if isinstance(row["response"], str):
+        return _one(row)
     body = row["response"].get("body") if isinstance(row["response"], dict) else None
     choices = body.get("choices") if isinstance(body, dict) else None
     if not isinstance(choices, list) or not choices:
@@ -327,8 +338,8 @@ def _text(row: Mapping[str, Any], *names: str) -> str:
 
 def _images(row: Mapping[str, Any]) -> tuple[str, ...] | None:
     value = next((row[name] for name in ("image", "images") if row.get(name) is not None), None)
-    values = [value] if isinstance(value, str) else value
-    return tuple(values) if isinstance(values, list) and all(isinstance(name, str) for name in values) else None
+    values = [one.get("path") if isinstance(one, dict) else one for one in (value if isinstance(value, list) else [value])]
+    return tuple(values) if value is not None and all(isinstance(name, str) for name in values) else None
 
 
 def _choice(value: Any) -> Choice:
