@@ -13,7 +13,7 @@ from failures import fails
 from mixpo.cli import main
 from mixpo.errors import RunError
 from mixpo.export.push import prepare, push
-from mixpo.report.model_card import REMOVED, without_secrets
+from mixpo.report.model_card import REMOVED, CardSubject, card, without_secrets
 
 
 class Hub:
@@ -52,6 +52,28 @@ def test_the_card_tells_data_recipe_and_results(finished_run: Path) -> None:
     assert f"| {scores['accuracy'] * 100:.1f} % | {scores['low'] * 100:.1f} to {scores['high'] * 100:.1f} % |" in text
     assert '"learning_rate": 0.001' in text
     assert str(finished_run) not in text, "a path of this machine is in the card"
+
+
+@pytest.mark.parametrize(
+    ("origins", "engine", "words"),
+    [
+        ({"correctness": 2, "imported": 0}, "transformers", "on preference pairs made of its own responses."),
+        ({"correctness": 2}, "file", "on preference pairs made of saved responses."),
+        ({"imported": 2}, "transformers", "on ready-made preference pairs."),
+        ({"imported": 2, "dropout_ntp": 1}, "vllm", "on preference pairs made of its own responses and on ready-made ones."),
+    ],
+)
+def test_the_card_says_whose_pairs_they_are(origins: dict[str, int], engine: str, words: str) -> None:
+    nothing = {"total": 0, "tokens_mean": None}
+    pairs = {
+        "origins": origins, "sources": ["a|b\\c"], "questions": 2, "with_answer": 0, "answers": nothing, "pairs": 2, "with_pairs": 2,
+        "verdicts": {"accuracy": None, "undecided": 0},
+    }  # fmt: skip
+    report = {"title": "T", "headline": None, "versions": {"mixpo": "1"}, "pairs": pairs, "dropped": [], "models": {}}
+    text = card(CardSubject(name="mpo", base="", licence="mit"), report, {"sample": {"engine": engine}})
+    assert words in text
+    assert "0 sampled responses" not in text
+    assert "2 questions from a\\|b\\\\c, 0 with an answer key" in text
 
 
 def test_what_is_uploaded(finished_run: Path) -> None:

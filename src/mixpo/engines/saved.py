@@ -1,7 +1,7 @@
 """Responses that another tool sampled, matched to questions by id, or by text and images. Needs no torch.
 
 One JSON object per line, recognised by its keys: `responses` (plain), `outputs` (vLLM's RequestOutput), `response.body.choices`
-(`vllm run-batch`, OpenAI batches), `response` (one text, as `swift infer` writes it), and `resps` or `filtered_resps` (lmms-eval's samples).
+(`vllm run-batch`, OpenAI batches), `response` (one text, of `swift infer`), and `resps` or `filtered_resps` (lmms-eval's samples).
 """
 
 from __future__ import annotations

@@ -122,10 +122,17 @@ def _card(folder: Path, counts: Counter[str], shown: Sequence[tuple[Question, Pa
     head = ["---", "configs:", "- config_name: default", "  data_files:", "  - split: train", "    path: data/train-*.parquet"]
     head += ["task_categories:", "- image-text-to-text", "tags:", "- preference", "- dpo", "- mpo", "---", "", "# Preference pairs", ""]
     by_origin = ", ".join(f"{count:,} {origin}" for origin, count in sorted(counts.items()))
-    body = [
-        f"{amount(counts.total(), 'pair')} ({by_origin}) of answers to questions about images, made with mixpo by the method of",
+    made = [
+        "of answers to questions about images, made with mixpo by the method of",
         "Mixed Preference Optimization (arXiv 2411.10442): a model's own answers, compared with known answers",
-        "(`correctness`, `format`), or finished without the image (`dropout_ntp`).",
+        "(`correctness`, `format`), or finished without the image (`dropout_ntp`)."
+        + " Those `imported` were ready-made." * ("imported" in counts),
+    ]
+    ready = ["of responses to prompts with images, ready-made elsewhere and exported with mixpo."]
+    first, *rest = ready if set(counts) == {"imported"} else made
+    body = [
+        f"{amount(counts.total(), 'pair')} ({by_origin}) {first}",
+        *rest,
         "",
         '```python\nfrom datasets import load_dataset\n\npairs = load_dataset("path/or/name", split="train")\n```',
         "",

@@ -37,7 +37,7 @@ def card(subject: CardSubject, report: dict[str, Any], recipe: dict[str, Any]) -
         _front(subject, objective),
         f"# {markdown(report['title'])}: {model_name(subject.name)}\n",
         f"{f'`{subject.base}`' if subject.base else 'A vision-language model'}, trained with {objective.upper()} by "
-        f"mixpo {report['versions'].get('mixpo', '')} on preference pairs made of its own responses.\n",
+        f"mixpo {report['versions'].get('mixpo', '')} on {_pairs(report, recipe)}.\n",
         _headline(report, subject.name),
         "## Training data\n",
         "".join(f"- {line}\n" for line in _data(report)),
@@ -94,6 +94,16 @@ def _headline(report: dict[str, Any], name: str) -> str:
     )
 
 
+def _pairs(report: dict[str, Any], recipe: dict[str, Any]) -> str:
+    """What kind of pairs the model was trained on."""
+    origins = {name for name, number in report["pairs"]["origins"].items() if number} if report["pairs"] else set()
+    saved = recipe.get("sample", {}).get("engine") == "file"
+    made = f"preference pairs made of {'saved' if saved else 'its own'} responses"
+    if "imported" not in origins:
+        return made
+    return "ready-made preference pairs" if origins == {"imported"} else f"{made} and on ready-made ones"
+
+
 def _data(report: dict[str, Any]) -> Iterator[str]:
     """Questions, responses, verdicts, pairs and what was filtered: a line for each that the run has."""
     pairs = report["pairs"]
@@ -104,7 +114,8 @@ def _data(report: dict[str, Any]) -> Iterator[str]:
     origin = f" from {', '.join(sources)}" if sources else ""
     yield f"{amount(pairs['questions'], 'question')}{origin}, {count(pairs['with_answer'])} with an answer key"
     answers, verdicts = pairs["answers"], pairs["verdicts"]
-    yield f"{amount(answers['total'], 'sampled response')}, mean length {answers['tokens_mean'] or 0:.0f} tokens"
+    if answers["total"]:
+        yield f"{amount(answers['total'], 'sampled response')}, mean length {answers['tokens_mean'] or 0:.0f} tokens"
     if verdicts["accuracy"] is not None:
         undecided = f"{count(verdicts['undecided'])} undecided, never used as rejected"
         yield f"{percent(verdicts['accuracy'])} of the verified responses are correct; {undecided}"
