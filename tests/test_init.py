@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import small_run
 from failures import shows
-from preference_files import jsonl, parquet, turn
+from preference_files import turn
+from table_files import jsonl, parquet
 
 from mixpo.cli import main
 from mixpo.commands.init import copy_shipped

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from failures import fails
 from imported_pairs import imported, read_pairs
-from preference_files import jsonl, parquet, picture, turn
+from preference_files import picture, turn
+from table_files import jsonl, parquet
 
 from mixpo.errors import SourceError
 

@@ -173,7 +173,7 @@ def _data(folder: Path) -> Iterator[DataFile]:
     parquet = _files(folder, "*.parquet", "*/*.parquet")
     for parent in dict.fromkeys(path.parent for path in parquet):
         files = [path for path in parquet if path.parent == parent]
-        # A folder is one dataset; beside the recipe, each file is one.
+        # A folder is one dataset; next to the recipe, each file is one.
         for path in files if parent == folder else [parent]:
             row = _first_row(path if path.is_file() else files[0])
             yield from _of_row(path.relative_to(folder).as_posix(), row, "hub" if path.is_dir() else "")

@@ -283,11 +283,9 @@ def _vllm(row: Mapping[str, Any]) -> SavedRow:
 
 def _one(row: Mapping[str, Any]) -> SavedRow:
     """A line with one response; its question may be the last user turn of `messages`."""
-    turns = row["messages"] if isinstance(row.get("messages"), list) else []
-    of_user = [turn for turn in turns if isinstance(turn, dict) and turn.get("role") == "user"]
-    text = _text(row, "question", "prompt", "query") or (_text(of_user[-1], "content") if of_user else "")
-    choice = {"text": row["response"], "finish_reason": row.get("finish_reason"), "token_ids": row.get("token_ids")}
-    return SavedRow(id=_id(row, "id"), text=text, images=_images(row), choices=(_choice(choice),))
+    turns = [turn for turn in row.get("messages") or () if isinstance(turn, dict) and turn.get("role") == "user"]
+    text = _text(row, "question", "prompt", "query") or (_text(turns[-1], "content") if turns else "")
+    return SavedRow(id=_id(row, "id"), text=text, images=_images(row), choices=(_choice({**row, "text": row["response"]}),))
 
 
 def _batch(row: Mapping[str, Any]) -> SavedRow:
@@ -298,11 +296,9 @@ def _batch(row: Mapping[str, Any]) -> SavedRow:
     if not isinstance(choices, list) or not choices:
         raise _RowError(f"the request failed or has no choices ({str(row.get('error'))[:80]})")
     made = []
-    for choice in choices:
-        message = choice.get("message") if isinstance(choice, dict) else None
-        text = message.get("content") if isinstance(message, dict) else choice.get("text") if isinstance(choice, dict) else None
-        given = choice if isinstance(choice, dict) else {}
-        made.append(_choice({"text": text, "finish_reason": given.get("finish_reason"), "token_ids": given.get("token_ids")}))
+    for choice in (choice if isinstance(choice, dict) else {} for choice in choices):
+        message = choice.get("message")
+        made.append(_choice({**choice, "text": message.get("content") if isinstance(message, dict) else choice.get("text")}))
     return SavedRow(id=_id(row, "custom_id"), text="", images=_images(row), choices=tuple(made))
 
 
@@ -316,8 +312,7 @@ def _lmms_eval(row: Mapping[str, Any]) -> SavedRow:
     flat = [text for part in parts for text in (part if isinstance(part, list) else [part])]
     if not flat:
         raise _RowError("resps is empty")
-    own = _id(doc, "id", "question_id") or _id(row, "doc_id")
-    text = _text(doc, "question") or _text(row, "input")
+    own, text = _id(doc, "id", "question_id") or _id(row, "doc_id"), _text(doc, "question") or _text(row, "input")
     return SavedRow(id=own, text=text, images=_images(doc), choices=tuple(map(_choice, flat)), repeats=True)
 
 

@@ -261,7 +261,7 @@ PROMPTS = (
     "context",
     *(n for n, ours in LOOKALIKES.items() if ours == "question"),
 )
-"""Columns that hold a prompt. Beside one of them the sides are not read as TRL's implicit form, which begins with the prompt."""
+"""Columns that hold a prompt. Next to one of them the sides are not read as TRL's implicit form, which begins with the prompt."""
 
 
 def _trl(row: Row) -> bool:

@@ -22,7 +22,7 @@ KEYS = (("role", "content"), ("from", "value"))
 """Names of the two fields of a message."""
 
 UNSPOKEN = ("tool_calls", "function_call", "reasoning_content", "thinking")
-"""Fields of a message beside its content that a response would be without."""
+"""Fields of a message next to its content that a response would be without."""
 
 IMAGE_PLACES = ("image", "path", "url", "image_url")
 """Fields of a part that may hold its image."""
