@@ -69,7 +69,7 @@ def test_the_card_says_whose_pairs_they_are(origins: dict[str, int], engine: str
         "origins": origins, "sources": ["a|b\\c"], "questions": 2, "with_answer": 0, "answers": nothing, "pairs": 2, "with_pairs": 2,
         "verdicts": {"accuracy": None, "undecided": 0},
     }  # fmt: skip
-    report = {"title": "T", "headline": None, "versions": {"mixpo": "1"}, "pairs": pairs, "dropped": [], "models": {}}
+    report: dict[str, Any] = {"title": "T", "headline": None, "versions": {"mixpo": "1"}, "pairs": pairs, "dropped": [], "models": {}}
     text = card(CardSubject(name="mpo", base="", licence="mit"), report, {"sample": {"engine": engine}})
     assert words in text
     assert "0 sampled responses" not in text

@@ -333,7 +333,7 @@ def _text(row: Mapping[str, Any], *names: str) -> str:
 
 def _images(row: Mapping[str, Any]) -> tuple[str, ...] | None:
     value = next((row[name] for name in ("image", "images") if row.get(name) is not None), None)
-    values = [one.get("path") if isinstance(one, dict) else one for one in (value if isinstance(value, list) else [value])]
+    values: list[Any] = [one.get("path") if isinstance(one, dict) else one for one in (value if isinstance(value, list) else [value])]
     return tuple(values) if value is not None and all(isinstance(name, str) for name in values) else None
 
 
