@@ -102,6 +102,10 @@ def test_a_dumped_recipe_reads_back() -> None:
             {"train": {"objective": "dpo", "baselines": ["dpo+sft"], "loss": {"preference": 0, "generation": 0.0}}},
             "objective 'dpo+sft': all its weights in train.loss are 0 (preference, generation)",
         ),
+        (
+            {"train": {"objective": "sft", "loss": {"hold": 0.1}}},
+            "objective 'sft' has no preference or quality term for train.loss.hold to restrain; set train.loss.hold = 0",
+        ),
         ({"model": {"dtype": "fp16"}}, "model: dtype: must be 'float32', 'bfloat16' or 'float16' (got 'fp16')"),
     ],
 )

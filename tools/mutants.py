@@ -33,6 +33,7 @@ class Mutant:
 
 
 LOSSES, PAIRS, VERIFY = ("train/test_losses.py",), ("pairs",), ("verify/test_case_tables.py", "verify/test_rules.py")
+HOLD = ("train/test_hold.py",)
 
 MUTANTS = (
     Mutant("bco: sign of the rejected reward", "F.logsigmoid(-(reward_rejected - delta))", "F.logsigmoid(reward_rejected - delta)", LOSSES),
@@ -41,6 +42,10 @@ MUTANTS = (
     Mutant("cdpo: smoothing", "(1 - smoothing) * dpo(margin, beta) + smoothing", "(1 + smoothing) * dpo(margin, beta) + smoothing", LOSSES),
     Mutant("robust dpo: normalization", "/ (1 - 2 * smoothing)", "/ (1 - smoothing)", LOSSES),
     Mutant("aot: shift", "return dpo(margin + shift, beta)", "return dpo(margin - shift, beta)", LOSSES),
+    Mutant("hold: forks held", "held[list(group.forks[number])] = False", "pass", HOLD),
+    Mutant("hold: DropoutNTP pairs held", "return [pair not in dropout for pair in pairs]", "return [True for pair in pairs]", HOLD),
+    Mutant("hold: width", 'reduction="none", delta=width)', 'reduction="none", delta=1.0)', HOLD),
+    Mutant("hold: common beginnings shifted", "shared * STORED.itemsize] + packed", "0] + packed", HOLD),
     Mutant("pairs: undecided as rejected", '    if outcome == "undecided":\n        return "undecided"\n', "", PAIRS),
     Mutant("pairs: chosen cut at the length limit", 'outcome == "correct" and response.finish != "stop"', 'outcome == "correct" and False', PAIRS),
     Mutant("pairs: malformed as rejected", '"malformed" and not table.format_negatives', '"malformed" and False', PAIRS),
