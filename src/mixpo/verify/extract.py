@@ -67,6 +67,8 @@ STYLES: dict[str, tuple[str, ...]] = {
 """The families of markers that count under a style."""
 
 _HYPOTHESIS = re.compile(r"(?i)\b(?:if|whether|suppose|assum\w+|otherwise)\b[^.!?\n]*$")
+_ASSUMED = re.compile(r"(?i)\b(?:if|whether|suppose|assum\w+|otherwise)\b,? (?:that )?(?:the )?(?:\w+ )?(?:answer|option|choice)\b")
+"""An option that is only considered."""
 _STEP = re.compile(r"(?i)\W*(?:first\b|let\b|let's|to\b|we (?:need|want|have to|are given)\b|given\b|in order\b|step\b|首先|设|已知|根据)")
 """A first sentence that only sets out."""
 _PLAN = re.compile(
@@ -124,8 +126,6 @@ _COUNT = re.compile(
 _COMPARED = re.compile(r"(?i)\b(?:than|above|below|over|under|least|most|of|in|from)\s+[-$]?\d[\d.,]*%?")
 _RATIO = re.compile(r"\d[\d.]*\s?:\s?\d[\d.]*")
 _ITEM = re.compile(r"[-*•\s]*[\w -]{1,40}[:：]\s*\S+(?:\s\S+)?\s*\Z")
-
-
 _NO_CONCLUSION = re.compile(r"(?i)\b(?:not|none)\b[^.]{0,30}\b(?:options?|choices?)\b|\bmistake in the\b|please provide|不在选项")
 
 
@@ -325,7 +325,7 @@ def _concluded_option(lines: list[str], sentences: list[str], choices: tuple[str
         return word.group(1)
     for sentence in _conclusions(sentences):
         answer = _bare(sentence) or ""
-        if len(read_options(answer, choices)) == 1 and not is_refusal(answer) and not _PLAN.match(answer):
+        if len(read_options(answer, choices)) == 1 and not is_refusal(answer) and not (_PLAN.match(answer) or _ASSUMED.search(answer)):
             return _content(sentence)
     return None
 
