@@ -275,9 +275,8 @@ def test_every_format_of_pairs_is_read_as_shown(section: str, tmp_path: Path) ->
 
 def test_rows_of_saved_responses_are_read_as_shown() -> None:
     page = (ROOT / "docs" / "engines.md").read_text(encoding="utf-8").partition("## Saved responses")[2]
-    rows = re.findall(r"^\| .* \| `(\{.*?\})`", page, re.MULTILINE)
-    assert len(rows) == 4
-    assert [parse_row(row.encode()).id for row in rows] == ["q7", "q7", "q7", "7"]
+    rows = [row.replace("[...]", "[]") for row in re.findall(r"^\| .* \| `(\{.*?\})`", page, re.MULTILINE)]
+    assert [parse_row(row.encode()).id for row in rows] == ["q7", "q7", "q7", "", "7"]
     assert all(parse_row(row.encode()).choices[0].text == "..." for row in rows)
 
 
