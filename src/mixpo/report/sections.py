@@ -50,7 +50,7 @@ METRICS = (
     ("Memory (GB)", re.compile("^memory$")),
 )
 """Training metrics that share a chart, by the first matching pattern and in this order; others have a chart of their own."""
-UNDRAWN = {"epoch", "pairs", "tokens", "seconds", "pairs_per_second", "seconds_left", "replay_rows", "replay_skipped"}
+UNDRAWN = {"epoch", "pairs", "tokens", "seconds", "pairs_per_second", "seconds_left", "token_efficiency", "replay_rows", "replay_skipped"}
 """Metrics without a chart; report.json has them."""
 LIMITS = {
     DIVERGENCE: {"warning threshold": KL_LIMIT},
