@@ -24,9 +24,8 @@ demo: install
 test: install
 	$(BIN)/pytest -n auto --dist worksteal -m "not slow"
 
-# Slow tests wait for servers, clusters and browsers most of their time, so one more runs than there are cores.
 test-all: install
-	$(BIN)/pytest -n $$($(BIN)/python -c 'import os; print(len(os.sched_getaffinity(0)) + 1)') --dist worksteal --durations=10
+	$(BIN)/pytest -n auto --dist worksteal --durations=10
 
 check: install
 	$(BIN)/ruff format --check .
