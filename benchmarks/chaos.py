@@ -188,8 +188,9 @@ def last_stage(root: Path, since: int) -> str:
         (path.stat().st_mtime_ns, path.relative_to(root).parts) for path in root.rglob("*") if path.is_file() and not path.is_symlink()
     ]
     stages = [(written, parts) for written, parts in times if written >= since and len(parts) > 1 and not parts[0].startswith(".")]
-    folders = [part for part in max(stages, default=(0, ()))[1][:-1] if not part.startswith(("work-", "model-", "step-"))]
-    return "/".join(folders)
+    folders = max(stages, default=(0, ()))[1][:-1]
+    inner = next((n for n, part in enumerate(folders) if part.startswith((".", "work-", "model-")) or part == "checkpoints"), len(folders))
+    return "/".join(folders[:inner])
 
 
 def run(case: Case, folder: Path, kills: int, seed: int) -> dict[str, Any]:
