@@ -17,6 +17,7 @@ settings.load_profile("any machine")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["MIXPO_BENCHMARK_HISTORY"] = os.devnull  # benchmarks that a test runs in small are no figures
 if "PYTEST_XDIST_WORKER" in os.environ:
     # There is a worker for each core; more threads would only get in each other's way.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
