@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from chaos_cases import Case, stages
+from chaos_compare import CLOCKS, plan_of, rows_of
 from chaos_readers import Changed, readers
 
 from mixpo.cli import main as mixpo_main
@@ -214,14 +215,12 @@ def _judge(name: str, status: int, output: str, same: Callable[[], bool]) -> str
     return "rebuilt" if any(word in output for word in ("rebuilding", "redone", "rebuilt", "taking the one before")) else "no effect"
 
 
-CLOCKS = {"checksum", "created", "timings", "seconds", "tokens_per_second", "pairs_per_second", "memory", "seconds_left", "bytes"}
+TIMED = CLOCKS | {"checksum", "created", "timings", "bytes"}
 """Keys of the report, on any level, that hold times or follow from them."""
 
 
 def _result(root: Path) -> dict[str, Any]:
     """What a run says in the end: the scores and counts of its report, records without clocks, weights; and what was exported."""
-    from chaos_compare import plan_of, rows_of
-
     result: dict[str, Any] = {}
     with contextlib.suppress(MixpoError):  # what is damaged and was not read by the command is refused by whoever reads it
         plan = plan_of(root)
@@ -242,7 +241,7 @@ def _result(root: Path) -> dict[str, Any]:
 
 def _without_clocks(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_clocks(inner) for key, inner in value.items() if key not in CLOCKS}
+        return {key: _without_clocks(inner) for key, inner in value.items() if key not in TIMED}
     return [_without_clocks(inner) for inner in value] if isinstance(value, list) else value
 
 

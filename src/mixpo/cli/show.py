@@ -99,13 +99,8 @@ def estimates(rows: Sequence[Estimate], devices: int = 1) -> None:
 
 def memory(plan: MemoryPlan, devices: int) -> None:
     """The planned memory of a training by part, on each of `devices` GPUs: with a copy of the model, and sharded."""
-    rest = plan.activations + plan.vision + plan.head
-    parts = asdict(plan)
-    cells = [
-        (name, _size(parts[name]), _size(parts[name] // devices if name in plan.SHARDED else parts[name]))
-        for name in parts
-    ]  # fmt: skip
-    cells.append(("all", _size(plan.total), _size(plan.sharded // devices + rest)))
+    cells = [(name, _size(size), _size(size // devices if name in plan.SHARDED else size)) for name, size in asdict(plan).items()]
+    cells.append(("all", _size(plan.total), _size(plan.total - plan.sharded + plan.sharded // devices)))
     table(("training memory", "copy on each GPU", f"FSDP2 on {amount(devices, 'GPU')}"), cells)
 
 

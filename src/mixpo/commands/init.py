@@ -151,7 +151,7 @@ def copy_shipped(name: str, folder: Path) -> Path:
 
 def _data(folder: Path) -> Iterator[DataFile]:
     """What the files of a folder hold. Files that an index names are part of it, and Parquet files part of their folder."""
-    from mixpo.preferences.collections import entries_of
+    from mixpo.preferences.collections import entries_of, kind_of
 
     named = set[Path]()
     for path in _files(folder, "meta.json", "dataset_info.json", "*/meta.json", "*/dataset_info.json"):
@@ -162,10 +162,10 @@ def _data(folder: Path) -> Iterator[DataFile]:
         files = [root / str(entry.get(key)) for entry in entries.values() for key in INDEXED for root in (path.parent, path.parent.parent)]
         rows = {file.resolve(): _first_row(file) for file in files if file.is_file()}
         pairs = any(map(_format, rows.values())) or any(entry.get("ranking") for entry in entries.values())
-        if rows and (pairs or path.name == "meta.json"):
+        kind = kind_of(entries)
+        if rows and (pairs or kind == "mmpr"):
             named |= rows.keys()
-            what = f"{'an MMPR' if path.name == 'meta.json' else 'a LLaMA-Factory'} collection"
-            kind = "mmpr" if path.name == "meta.json" else "llama-factory"
+            what = f"{'an MMPR' if kind == 'mmpr' else 'a LLaMA-Factory'} collection"
             yield DataFile(path.relative_to(folder).as_posix(), kind, f"{what} of preference pairs" if pairs else what, pairs=pairs)
     for path in _files(folder, "*.jsonl", "*/*.jsonl", "*.json", "*/*.json"):
         if path.resolve() not in named:

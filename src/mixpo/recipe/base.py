@@ -11,7 +11,8 @@ marker, the fields of that table have.
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -20,6 +21,7 @@ StageKind = Literal[
 ]
 STAGES: tuple[StageKind, ...] = get_args(StageKind)
 """Kinds of stages in the order of the flow."""
+Value = TypeVar("Value")
 
 
 class Decides:
@@ -39,6 +41,11 @@ NOTHING = Decides()
 """Decides no record: speed, devices, addresses, limits of time and tries, what is logged or kept."""
 CHOOSES_STAGES = Decides()
 """Decides which stages there are, or what they are called; the records of each follow from other fields."""
+
+
+def first_repeated(values: Sequence[Value]) -> Value | None:
+    """The first value that equals an earlier one."""
+    return next((value for place, value in enumerate(values) if value in values[:place]), None)
 
 
 class Table(BaseModel):

@@ -10,7 +10,7 @@ import regex
 from pydantic import AfterValidator, Field, model_validator
 
 from mixpo.prompts import PROMPTS, Style
-from mixpo.recipe.base import NOTHING, Decides, Table
+from mixpo.recipe.base import NOTHING, Decides, Table, first_repeated
 from mixpo.recipe.errors import did_you_mean
 from mixpo.recipe.server import VERDICTS, ServerTable, VerdictJudgeTable
 
@@ -183,8 +183,7 @@ class PromptTable(Table):
         for mix in mixes:
             if abs(sum(part.share for part in mix) - 1) > 1e-6:
                 raise ValueError(f"the shares of a list of prompts must add up to 1, not {sum(part.share for part in mix):g}")
-            names = names_in(mix)
-            if twice := next((name for place, name in enumerate(names) if name in names[:place]), None):
+            if twice := first_repeated(names_in(mix)):
                 named = repr(twice if isinstance(twice, str) else twice.template)
                 raise ValueError(f"a list of prompts names {named} twice; add up its shares")
         for name in (

@@ -31,11 +31,9 @@ def describe(root: type[BaseModel], name: str, text: str, overrides: Sequence[st
     while key.isdigit() and tables:  # one of a list of values
         key = tables.pop()
     written = [*tables, key]
-    if location == ["source", "mixture"]:
-        tables, key, written = [], "source", ["source"]
-    if location[:3] == ["source", "mixture", "parts"]:  # which the recipe writes as [[source]]
+    if location[:2] == ["source", "mixture"]:  # which the recipe writes as [[source]]
         written = ["source", *location[3:]]
-        tables, key = ([], "source") if location[-1].isdigit() else (tables, key)
+        tables, key = ([], "source") if location[-1] == "mixture" or location[-1].isdigit() else (tables, key)
     shown = ".".join(tables).replace("source.mixture.parts", "source")
     where = f"{_place(name, text, overrides, written)}: " + (f"{shown}: " if tables else "")
     if not location:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from mixpo.recipe.base import Decides, Table
+from mixpo.recipe.base import Decides, Table, first_repeated
 from mixpo.recipe.errors import did_you_mean
 from mixpo.types import AnswerKind
 
@@ -184,8 +184,7 @@ class MixtureSource(Table):
     def _distinct(self) -> MixtureSource:
         if not self.parts:
             raise ValueError("[[source]] is an empty list; add a source, or remove it")
-        names = [part.name for part in self.parts]
-        if twice := next((name for place, name in enumerate(names) if name in names[:place]), ""):
+        if twice := first_repeated([part.name for part in self.parts]):
             raise ValueError(f"two sources have the name {twice!r}; reports and rules count by name, so give each its own")
         return self
 

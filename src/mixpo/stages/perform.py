@@ -47,8 +47,10 @@ def perform(context: Context, planned: Planned, dependents: Sequence[Planned] = 
 
 def restore_manifest(planned: Planned) -> None:
     """Write the manifest of a stage that has none although all its shards are there: it was damaged or deleted. Nothing is made."""
+    if planned.stage.manifest is not None:
+        return
     work = planned.work()
-    if planned.stage.manifest is not None or work.missing or not work.shards:
+    if work.missing or not work.shards:
         return
     manifest = _open(planned, work, None)
     manifest.counts = _total(planned.job, planned.stage, work.shards, {})

@@ -202,7 +202,8 @@ def check_same_model(checkpoint: Checkpoint, trained: Mapping[str, Tensor]) -> N
 
 def newest_step(folder: Path) -> int:
     """The step of the newest checkpoint; 0 without one."""
-    return int(_names(folder)[-1].split("-")[1]) if _names(folder) else 0
+    names = _names(folder)
+    return int(names[-1].split("-")[1]) if names else 0
 
 
 def _names(folder: Path) -> list[str]:
