@@ -34,7 +34,7 @@ def printable(text: str) -> str:
 
 
 class Lines:
-    """Progress as log lines: the latest figures every few seconds, and the end of each bar."""
+    """Progress as log lines: the start of each bar, the latest figures every few seconds, and the end."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -46,6 +46,7 @@ class Lines:
         self._title, self._unit, self._total, self._done = title, unit, total, done
         self._started = self._logged = time.monotonic()
         self._first = 0.0
+        self._line("started")  # the first item may take minutes: a model is loaded before it
 
     def advance(self, count: int, note: str = "") -> None:
         self._done += count
