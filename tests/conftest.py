@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +21,9 @@ settings.load_profile("any machine")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["MIXPO_BENCHMARK_HISTORY"] = os.devnull  # benchmarks that a test runs in small are no figures
+# Compiled once, also where the environment says otherwise: both workers and every command in a process of its own read it.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 if "PYTEST_XDIST_WORKER" in os.environ:
     # There is a worker for each core; more threads would only get in each other's way.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -30,6 +36,20 @@ def pytest_make_parametrize_id(val: object, argname: str) -> None:
     """Refuse packed bytes in the name of a test: they differ by time and machine, and pytest-xdist needs equal names in all workers."""
     if isinstance(val, bytes) and val.startswith((b"\x1f\x8b", b"PK\x03\x04")) and len(val) > 8:
         raise pytest.UsageError(f"parameter {argname} is packed bytes: give the row an id, as in pytest.param(value, id='gzip')")
+
+
+def pytest_collection_finish() -> None:
+    """Take tests and libraries out of garbage collection: no test frees them, and each full collection would walk through them all."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_fsync() -> Iterator[None]:
+    """No test survives a power cut, and on a busy disk each call takes many milliseconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
 
 
 @pytest.fixture(scope="session")

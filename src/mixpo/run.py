@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -308,13 +308,16 @@ def _cut(text: str) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what decides the numbers."""
-    names = {"python": platform.python_version()}
-    for package in ("mixpo", "torch", "transformers", "accelerate", "tokenizers", "pillow", "math-verify"):
-        try:
-            names[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            names[package] = "not installed"
-    return names
+    packages = ("mixpo", "torch", "transformers", "accelerate", "tokenizers", "pillow", "math-verify")
+    return {"python": platform.python_version(), **{package: _version(package) for package in packages}}
+
+
+@cache
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def now() -> str:

@@ -10,6 +10,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 from mixpo.engines.base import Request
@@ -195,7 +196,10 @@ PATTERNS: dict[str, str] = {
 }
 """What each pattern stands for, and the pattern (matched without regard to case). All quantifiers are bounded or over single words."""
 
-_COMPILED = {name: re.compile(pattern, re.IGNORECASE) for name, pattern in PATTERNS.items()}
+
+@cache
+def _compiled() -> dict[str, re.Pattern[str]]:
+    return {name: re.compile(pattern, re.IGNORECASE) for name, pattern in PATTERNS.items()}
 
 
 def missing_image_phrase(text: str, start: int = 0) -> str | None:
@@ -204,7 +208,7 @@ def missing_image_phrase(text: str, start: int = 0) -> str | None:
     `start` is how much of the text was there before; a match that ends within it is not what was newly written, one that begins
     there and is completed after it is.
     """
-    for name, pattern in _COMPILED.items():
+    for name, pattern in _compiled().items():
         if any(match.end() > start for match in pattern.finditer(text)):
             return name
     return None

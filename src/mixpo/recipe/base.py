@@ -51,7 +51,7 @@ def first_repeated(values: Sequence[Value]) -> Value | None:
 class Table(BaseModel):
     """Base of every recipe table: unknown keys are refused and values never change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     def deciding(self, stage: StageKind) -> dict[str, Any]:
         """The fields that decide a stage by their value, as JSON; those of inner tables under the name of the table."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal, Protocol
 
-import regex
 from pydantic import AfterValidator, Field, model_validator
 
 from mixpo.prompts import PROMPTS, Style
@@ -102,7 +102,7 @@ class ImageTable(Table):
         return self.model_copy(update={**own, "limits": ()})
 
 
-_SLOT = regex.compile(r"(?:(?<![\w\\}\])^$])|(?<=\{question\}))\{([A-Za-z_]\w+)\}")
+_SLOT = re.compile(r"(?:(?<![\w\\}\])^$])|(?<=\{question\}))\{([A-Za-z_]\w+)\}")
 """A word in braces of its own. After a letter, a sub- or superscript or another group it is text, as in LaTeX: \\boxed{answer}."""
 
 
@@ -131,6 +131,8 @@ class PromptText(Table):
 
     @model_validator(mode="after")
     def _one_style(self) -> PromptText:
+        import regex  # here, because most recipes have no pattern
+
         if sum(map(bool, (self.style, self.marker.strip(), self.pattern))) != 1:
             raise ValueError("say how the final answer is marked with one of style, marker and pattern")
         try:
@@ -248,7 +250,7 @@ RuleName = Literal["vqa", "relaxed", "anls", "choice", "number", "formula", "tex
 
 
 def _is_target(value: str) -> str:
-    if value and not regex.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
+    if value and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
         raise ValueError('must be "module:function", such as "my_checks:check"')
     return value
 

@@ -46,9 +46,8 @@ class Lane:
 
 def element(name: str, *content: str | Markup, **attributes: object) -> Markup:
     """An element; content and attribute values are escaped unless they are Markup. Trailing _ is dropped, other _ become -."""
-    pairs = [(key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items()]
-    inside = Markup("").join(Markup(' {}="{}"').format(key, _short(value)) for key, value in pairs)
-    return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), inside, Markup("").join(escape(part) for part in content))
+    inside = "".join(f' {escape(key.rstrip("_").replace("_", "-"))}="{escape(_short(value))}"' for key, value in attributes.items())
+    return Markup(f"<{name}{inside}>{''.join(map(escape, content))}</{name}>")  # every part is escaped
 
 
 def _short(value: object) -> object:
