@@ -62,7 +62,8 @@ def imports(tree: ast.AST, type_checking: bool = True) -> Iterator[str]:
         yield from (f"{tree.module}.{alias.name}" for alias in tree.names)
     elif type_checking or not (isinstance(tree, ast.If) and ast.unparse(tree.test) == "TYPE_CHECKING"):
         for node in ast.iter_child_nodes(tree):
-            yield from imports(node, type_checking)
+            if not isinstance(node, ast.expr):  # no import is inside one
+                yield from imports(node, type_checking)
 
 
 def test_imports_go_downward_only() -> None:

@@ -6,6 +6,7 @@ The template escapes by default, and the page's own policy forbids whatever is n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
@@ -57,6 +58,7 @@ def render(report: dict[str, Any]) -> str:
     return environment().get_template("page.html").render(report=report, words=words, **_context(report))
 
 
+@cache
 def environment(*packages: str) -> Environment:
     """Templates of mixpo.report and of other packages, with its filters and style; they escape by default."""
     loader = ChoiceLoader([PackageLoader(package, ".") for package in ("mixpo.report", *packages)])
