@@ -30,7 +30,7 @@ def test_a_recipe_for_a_folder(tmp_path: Path, tiny_folder: Path, capsys: pytest
     out = capsys.readouterr().out
     assert "questions.jsonl: rows with image, question, answer" in out
     assert "models/small: a model" in out
-    assert "log.jsonl" not in out
+    assert "log.jsonl: not used: rows with loss" in out
     recipe = load(tmp_path / "recipe.toml")
     assert (recipe.source.kind, recipe.source.path) == ("jsonl", "questions.jsonl")  # type: ignore[union-attr]
     assert recipe.model.path == "models/small"
@@ -150,3 +150,19 @@ def test_links_pipes_and_many_files(tmp_path: Path, capsys: pytest.CaptureFixtur
     recipe = load(tmp_path / "recipe.toml")
     assert len(recipe.source.parts) == 100  # type: ignore[union-attr]
     assert recipe.model.path == "mixpo:tiny"
+
+
+def test_files_that_are_not_used_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    small_run.write_jsonl(tmp_path / "alpaca.jsonl", [{"instruction": "Say x.", "output": "x"}])
+    (tmp_path / "broken.jsonl").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    (tmp_path / "closed").mkdir()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "closed" and access(path, mode))
+    assert main(["init", str(tmp_path / "recipe.toml")]) == 0
+    assert capsys.readouterr().out.splitlines()[:4] == [
+        "alpaca.jsonl: not used: rows with instruction, output, and none is called question",
+        "broken.jsonl: not used: no row can be read",
+        "broken.parquet: not used: no row can be read",
+        "closed: cannot be read; check its permissions",
+    ]

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import small_run
 
-from mixpo.commands.check import NO_RESPONSE, check
+from mixpo.commands.check import check
 from mixpo.commands.plan import dry_run
 from mixpo.commands.status import status
 from mixpo.pipeline import run_recipe
 from mixpo.progress import Silent
 from mixpo.stages.question_index import REPLAY
+from mixpo.stages.reading import NO_RESPONSE
 
 REPLAY_TABLE = """
 [train.replay]
@@ -48,7 +49,7 @@ def test_rows_are_counted_in_records_and_report(finished: Path) -> None:
     assert counts["replay rows"] > 0
     source = context.run.stage(REPLAY).manifest
     assert source is not None
-    assert (source.counts["questions"], source.counts["skipped"]) == (4, 1)  # an image of an evaluation set is kept out
+    assert (source.counts["questions"], source.counts["skipped"]) == (3, 2)  # no response; an image of an evaluation set is kept out
     report = json.loads((finished.parent / "run" / "report.json").read_text())
     assert f"<b>{counts['replay rows']}</b> replay rows" in (finished.parent / "run" / "report.html").read_text()
     assert report["counts"]["round-1/train/mpo"]["replay rows"] == counts["replay rows"]
@@ -73,5 +74,5 @@ def test_a_dry_run_and_the_check_read_the_rows(finished: Path) -> None:
     context = small_run.open_small(finished, finished.parent / "run")
     assert [row.todo for row in dry_run(context) if row.stage == "round-1/train/mpo"] == [0]
     result = check(context.recipe, finished.parent, Silent())
-    assert result.counts["train.replay: questions"] == 4
+    assert result.counts["train.replay: questions"] == 3
     assert [finding.problem for finding in result.findings if finding.where.endswith("chat.jsonl:3")] == [NO_RESPONSE]

@@ -19,7 +19,7 @@ from mixpo.progress import Progress, Silent
 from mixpo.recipe import STAGES, Recipe, apply_override, parse
 from mixpo.records import Judged, Paired, Sampled, write_text
 from mixpo.run import Run
-from mixpo.stages import answer, evaluate
+from mixpo.stages import answer, evaluate, verify
 from mixpo.stages.evaluate import text_job
 from mixpo.stages.failures import DeferredFailures
 from mixpo.stages.imported import STAGE, sampled_part
@@ -114,6 +114,7 @@ def run_recipe(context: Context, force: Sequence[str] = ()) -> Plan:
     evaluate.ready(context.recipe, context.recipe_folder)
     with _leading(context, force) as plan:
         answer.ready(context.recipe, plan)
+        verify.ready(context, plan.planned.values())
 
         def work() -> None:
             deferred = _deferred(context, plan)
@@ -142,6 +143,7 @@ def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = (),
         wanted = [planned for name, planned in plan.planned.items() if planned.job.kind in kinds and (names is None or name in names)]
         if "answer" in kinds:
             answer.ready(context.recipe, plan)
+        verify.ready(context, wanted)
         if kinds and not wanted:
             what = "evaluate" if "evaluate" in kinds else kinds[0]
             if what == "evaluate":

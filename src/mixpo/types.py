@@ -75,6 +75,11 @@ class Question:
     history: tuple[Message, ...] = ()
     verbatim: bool = False
 
+    @property
+    def sft_response(self) -> str:
+        """What `train.replay` trains on: the rationale, or else the answer; "" without either."""
+        return (self.rationale or self.answer or "").strip()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:

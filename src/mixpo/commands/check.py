@@ -28,17 +28,17 @@ from mixpo.stages import evaluate
 from mixpo.stages.answer import prompt_for
 from mixpo.stages.engine import script_digest, where_of
 from mixpo.stages.pair import without_correctness
-from mixpo.stages.reading import NO_ANSWER, SourceReading
+from mixpo.stages.reading import NO_ANSWER, NO_RESPONSE, SourceReading
 from mixpo.types import Notice, Question, Skipped, content_id
 from mixpo.verify import Verifier
 from mixpo.verify.custom import targets_of
 
 OTHER_ANSWER = "the same question, with the same images, has another answer; keep one, or give a list of right answers. The other row:"
-NO_RESPONSE = "a row of train.replay without an answer is not trained on; remove it or give its answer"
 NO_PAIR = (
     "no question can give a pair: one with an answer needs pairs.correctness and sample.n of 2 or more, to be both right and wrong; "
     "one without needs pairs.dropout_ntp"
 )
+OTHERWISE = "they are asked in another way than in training; give them the domain, or name theirs as well"
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
 """Extra and module of each tracker."""
 
@@ -63,6 +63,8 @@ class Checked:
     notes: Counter[str] = field(default_factory=Counter)
     origins: set[str] = field(default_factory=set)
     """Sources and domains of all rows that can be used."""
+    evaluated: set[str] = field(default_factory=set)
+    """Those of the evaluation sets."""
 
     def add(self, where: str, problem: str, to: Literal["findings", "left_out", "duplicates", "notices"] = "findings") -> None:
         """Put something on one of the lists."""
@@ -90,6 +92,7 @@ def check(recipe: Recipe, recipe_folder: Path, progress: Progress, limit: int | 
                 table=source,
                 limit=limit,
                 evaluated=bool(name),
+                replayed=key == "train.replay",
                 contamination=contamination,
             )
             try:
@@ -188,8 +191,12 @@ def _silent(table: ServerTable, where: str) -> Iterator[str]:
 
 
 def _check_origins(recipe: Recipe, checked: Checked) -> None:
-    """A notice for each source or domain that the recipe names and no row has: a typo, or a rule without use."""
+    """A notice for each source or domain that the recipe names and no row has: a typo, or a rule without use; and for those that decide
+    how a model is asked, where no evaluation set has them."""
     judge = recipe.verify.judge
+    asked = ["image.limits"] if recipe.evaluate.sets else []
+    if any(s.source.kind != "benchmark" for s in recipe.evaluate.sets):  # a benchmark has prompts of its own
+        asked += ["prompt.by_domain", "prompt.by_source"]
     named = {
         "image.limits": [pattern for limits in recipe.image.limits for pattern in limits.sources],
         "prompt.by_domain": recipe.prompt.by_domain,
@@ -204,6 +211,16 @@ def _check_origins(recipe: Recipe, checked: Checked) -> None:
             if pattern != "*" and not any(fnmatchcase(name, pattern) for name in checked.origins):
                 hint = did_you_mean(pattern, sorted(checked.origins))
                 checked.add(key, f"{pattern!r} matches no source or domain of the questions{hint}", to="notices")
+            elif pattern != "*" and key in asked and not any(fnmatchcase(name, pattern) for name in checked.evaluated):
+                checked.add(
+                    key, f"{pattern!r} matches no question of the evaluation sets: {OTHERWISE}{_some(checked.evaluated)}", to="notices"
+                )
+
+
+def _some(names: set[str]) -> str:
+    """The first names, in parentheses."""
+    more = ", ..." if len(names) > 5 else ""
+    return f" ({', '.join(sorted(names)[:5])}{more})" if names else " (they have none)"
 
 
 def _check_model(recipe: Recipe, recipe_folder: Path, checked: Checked) -> CheckedModel | None:
@@ -246,18 +263,21 @@ def _check_source(
         if other := answers.add(asked_id(item.question), item.where):
             checked.add(item.where, f"{OTHER_ANSWER} {other}")
         unseen = isinstance(reading.table, BenchmarkSource) and reading.images_unchecked
+        if reading.replayed and not item.question.sft_response:
+            checked.add(item.where, NO_RESPONSE)
+            continue
         problems = [] if unseen else question_problems(recipe, item.question, model, evaluated=reading.evaluated)
         if contamination is not None and not evaluated and not problems and (reason := contamination.reason(item.question)):
             checked.add(item.where, reason, to="left_out")
             continue
-        if name == "train.replay" and not (item.question.rationale or item.question.answer):
-            problems.append(NO_RESPONSE)
         for problem in problems:
             checked.add(item.where, problem)
         if contamination is not None and evaluated:
             contamination.add(evaluated, item.question)
         usable += 1
         checked.origins |= {item.question.source, item.question.domain} - {""}
+        if evaluated:
+            checked.evaluated |= {item.question.source, item.question.domain} - {""}
         pairable = pairable or _can_pair(recipe, item.question)
         progress.advance(1)
         if usable == limit:

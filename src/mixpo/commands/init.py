@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -153,6 +154,7 @@ def _data(folder: Path) -> Iterator[DataFile]:
     """What the files of a folder hold. Files that an index names are part of it, and Parquet files part of their folder."""
     from mixpo.preferences.collections import entries_of, kind_of
 
+    yield from (DataFile(path.name, "", "cannot be read; check its permissions") for path in _closed_folders(folder))
     named = set[Path]()
     for path in _files(folder, "meta.json", "dataset_info.json", "*/meta.json", "*/dataset_info.json"):
         try:
@@ -192,6 +194,9 @@ def _of_row(name: str, row: dict[str, Any], kind: str) -> Iterator[DataFile]:
         yield DataFile(name, kind, f"rows with {', '.join(row)}{how}")
     elif "messages" in row or "conversations" in row:
         yield DataFile(name, "", "conversations, read with [train.replay]")
+    elif not name.endswith(".json"):  # which is often no data
+        seen = f"rows with {', '.join(row)}, and none is called question" if row else "no row can be read"
+        yield DataFile(name, "", f"not used: {seen}")
 
 
 def _files(folder: Path, *patterns: str) -> list[Path]:
@@ -199,6 +204,14 @@ def _files(folder: Path, *patterns: str) -> list[Path]:
     fitting = {path for pattern in patterns for path in folder.glob(pattern) if _is_file(path)}
     nearest = sorted(fitting, key=lambda path: (len(path.parts), path))
     return list({path.resolve(): path for path in reversed(nearest)}.values())[::-1]
+
+
+def _closed_folders(folder: Path) -> list[Path]:
+    """The folders in it whose files cannot be listed or opened; in one that is closed itself, none."""
+    try:
+        return [path for path in folder.iterdir() if path.is_dir() and not os.access(path, os.R_OK | os.X_OK)]
+    except OSError:
+        return []
 
 
 def _is_file(path: Path) -> bool:

@@ -128,7 +128,7 @@ def read_dry(context: Context, left_out: dict[str, list[Skipped]], listed: dict[
         for notice in (*(notice for reading in readings for notice in reading.notices), *imported.notices):
             context.progress.say(notice)
         table = recipe.train.replay
-        rows = blocks_of(REPLAY, table.source, contamination=contamination) if table else ()
+        rows = blocks_of(REPLAY, table.source, replayed=True, contamination=contamination) if table else ()
         return Sources(train=train, sets=sets, pairs=tuple(imported.shards), replay=index_of(rows)), imported
 
 

@@ -61,7 +61,7 @@ def correctness_pairs(
     rng.shuffle(rejected)
     objections, order = _objections(chosen, rejected, table), diagonals(len(chosen), len(rejected))
     objections.update(_too_close(chosen, rejected, table.min_margin))
-    drops.update(objections.values())
+    drops.update(filter(None, objections.values()))
     if objections:
         taken = sample_balanced([edge for edge in order if edge not in objections], table.max_per_question)
     else:
@@ -111,10 +111,10 @@ def _scored(answers: Sequence[_Answer]) -> list[_Answer]:
 
 
 def _too_close(chosen: Sequence[_Answer], rejected: Sequence[_Answer], margin: float) -> dict[tuple[int, int], str]:
-    """Pairs of scored answers whose chosen one does not score higher by the margin, by their places."""
+    """Pairs of scored answers whose chosen one does not score higher by the margin, by their places; "" where it does not score higher."""
     scores = [answer.verdict.score for answer in chosen], [answer.verdict.score for answer in rejected]
     return {
-        (row, column): "margin"
+        (row, column): "margin" if high > low else ""
         for (row, high), (column, low) in product(enumerate(scores[0]), enumerate(scores[1]))
         if high is not None and low is not None and (high <= low or high - low < margin - 1e-9)
     }

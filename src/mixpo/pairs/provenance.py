@@ -38,7 +38,7 @@ REASONS: dict[str, Reason] = {
     "same_text": Reason(unit="pairs", text="chosen and rejected have the same text"),
     "entailment": Reason(unit="pairs", text="the correct final answer is contained in the wrong one"),
     "other_prompt": Reason(unit="pairs", text="the two sides were sampled with different prompts (pairs.across_prompts)"),
-    "margin": Reason(unit="pairs", text="the scores differ by less than pairs.min_margin, or the wrong way"),
+    "margin": Reason(unit="pairs", text="the scores differ by less than pairs.min_margin"),
     "length_ratio": Reason(unit="pairs", text="one side is longer than pairs.max_length_ratio allows"),
     "balance": Reason(unit="pairs", text="its class is larger than its share (pairs.balance)"),
     "over_cap": Reason(unit="pairs", text="more than the cap per question"),

@@ -24,6 +24,7 @@ from mixpo.stages import prompting
 from mixpo.stages.imported import STAGE, tokenized
 from mixpo.stages.job import Context, Job, Make, Plan, title
 from mixpo.stages.question_index import QuestionIndex
+from mixpo.stages.verify import UNDECIDED
 from mixpo.types import Question, content_id
 
 
@@ -107,13 +108,22 @@ def check_pairs(context: Context, manifest: Manifest, number: int) -> None:
     raise TrainError(
         f"{where}no pairs: of {amount(total, 'question')} {right} {'has' if right == 1 else 'have'} all answers right and {wrong} all wrong"
         + (f"; filtered: {', '.join(dropped)}" if dropped else "")
-        + f"; {_remedy(right, wrong)}"
+        + (f"; undecided: {', '.join(undecided)}" if (undecided := _undecided(counts)) else "")
+        + f"; {_remedy(right, wrong, counts)}"
         + ("; `mixpo evaluate` still measures the base model" if context.recipe.evaluate.sets else ""),
         code="no-pairs",
     )
 
 
-def _remedy(right: int, wrong: int) -> str:
+def _undecided(counts: Mapping[str, int]) -> list[str]:
+    """The most frequent reasons of undecided verdicts, with their counts."""
+    reasons = {name.removeprefix(UNDECIDED): count for name, count in counts.items() if name.startswith(UNDECIDED)}
+    return [f"{reason} ({reasons[reason]})" for reason in sorted(reasons, key=lambda reason: -reasons[reason])[:3]]
+
+
+def _remedy(right: int, wrong: int, counts: Mapping[str, int]) -> str:
+    if counts.get("undecided") and not any(counts.get(outcome) for outcome in ("correct", "wrong", "malformed")):
+        return "no verdict is decided: correct verify.custom or verify.judge, or set verify.rules or the answer_kind of the source"
     if right > wrong:
         return "take harder questions, or raise sample.temperature or sample.n"
     if wrong > right:

@@ -37,7 +37,7 @@ def read_sources(context: Context) -> Sources:
     blocks = pairs.blocks() if recipe.preferences else ()
     train = source.refresh(context, "source", recipe.source, contamination=contamination, imported=blocks)
     table = recipe.train.replay
-    replay = source.refresh(context, REPLAY, table.source, contamination=contamination) if table else NOTHING
+    replay = source.refresh(context, REPLAY, table.source, replayed=True, contamination=contamination) if table else NOTHING
     return Sources(train=train, sets=sets, pairs=tuple(pairs.shards), replay=replay)
 
 

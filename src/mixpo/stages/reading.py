@@ -22,6 +22,7 @@ FIXED = ("digits", "easy_vqa")
 """Kinds whose questions follow from their settings alone: once read, they need no second look."""
 
 NO_ANSWER = "a question without an answer cannot be evaluated; remove the row or give its answer"
+NO_RESPONSE = "a row of train.replay without an answer cannot be trained on; remove it or give its answer"
 
 
 @dataclass(kw_only=True)
@@ -29,7 +30,7 @@ class SourceReading:
     """A source, and what its rows are checked for. skipped, notices: what came up so far.
 
     images: folder for images that have no file of their own. limit: usable questions to read. evaluated: questions need an answer.
-    contamination: what must not be trained on.
+    replayed: rows need a response. contamination: what must not be trained on.
     """
 
     recipe: Recipe
@@ -38,6 +39,7 @@ class SourceReading:
     table: AnySource
     limit: int | None = None
     evaluated: bool = False
+    replayed: bool = False
     contamination: ContaminationFilter | None = None
     skipped: list[Skipped] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
@@ -103,11 +105,18 @@ class SourceReading:
             return reason
         if self.evaluated and question.answer is None:
             return NO_ANSWER
+        if self.replayed and not question.sft_response:
+            return NO_RESPONSE
         return self.contamination.reason(question) if self.contamination is not None else None
 
 
 def reading_of(
-    context: Context, table: AnySource, *, evaluated: bool = False, contamination: ContaminationFilter | None = None
+    context: Context,
+    table: AnySource,
+    *,
+    evaluated: bool = False,
+    replayed: bool = False,
+    contamination: ContaminationFilter | None = None,
 ) -> SourceReading:
     """The reading of a source in a run."""
     return SourceReading(
@@ -117,6 +126,7 @@ def reading_of(
         table=table,
         limit=context.limit,
         evaluated=evaluated,
+        replayed=replayed,
         contamination=contamination,
     )
 

@@ -39,10 +39,12 @@ def refresh(
     table: AnySource | None,
     *,
     evaluated: bool = False,
+    replayed: bool = False,
     contamination: ContaminationFilter | None = None,
     imported: Iterable[list[Question]] = (),
 ) -> QuestionIndex:
-    """Read a source into RUN/<name>, writing only what is new; `evaluated` skips questions without an answer.
+    """Read a source into RUN/<name>, writing only what is new; `evaluated` skips questions without an answer, `replayed` rows without a
+    response.
 
     contamination: what must not be trained on, listed as skipped. imported: blocks of questions of ready-made pairs; they come after
     those of the source, or alone. Raises SourceError when no row is usable.
@@ -59,7 +61,7 @@ def refresh(
         context.progress.say(f"{name}: stale, read again ({'; '.join(changes)})")
     counts: Counter[str] = Counter()
     begun = time.monotonic()
-    reading = reading_of(context, table, evaluated=evaluated, contamination=contamination) if table is not None else None
+    reading = reading_of(context, table, evaluated=evaluated, replayed=replayed, contamination=contamination) if table is not None else None
     skipped, notices = (reading.skipped, reading.notices) if reading is not None else ([], [])
     blocks = _nonempty(name, reading.blocks(), skipped) if reading is not None else ()
     if table is not None and table.kind == "benchmark":

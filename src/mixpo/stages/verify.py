@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,22 @@ from mixpo.records import Judged, Sampled, atomic
 from mixpo.run import Manifest
 from mixpo.stages import prompting, verdict_judge
 from mixpo.stages.attempts import attempts_of
-from mixpo.stages.job import Context, Job, Make, Plan, title
+from mixpo.stages.job import Context, Job, Make, Plan, Planned, title
 from mixpo.stages.question_index import QuestionIndex
 from mixpo.stages.verdict_judge import Decided, Ruled, VerdictJudge
 from mixpo.types import Question, Response
 
 if TYPE_CHECKING:
     from mixpo.verify import Verifier
+
+
+def ready(context: Context, jobs: Iterable[Planned]) -> None:
+    """Raise RecipeError where one of these jobs needs a custom check that cannot be used: before the stages that it needs are made."""
+    if context.recipe.verify.custom and any(one.job.kind in ("verify", "evaluate") and not one.finished() for one in jobs):
+        from mixpo.verify import Verifier
+
+        with Verifier(context.recipe.verify, recipe_folder=context.recipe_folder) as verifier:
+            verifier.start()
 
 
 def verify_job(context: Context, plan: Plan, index: QuestionIndex, number: int) -> Job:
@@ -122,6 +131,8 @@ def custom_code(context: Context) -> dict[str, Any]:
     return {"custom_code": digests} if digests else {}
 
 
+UNDECIDED = "undecided: "
+"""How a count of undecided verdicts by reason begins."""
 JUDGED_BY = "judge "
 """How the reason of a verdict begins that a judge decided."""
 CHECKED, AGREED = "verdicts compared with the judge", "verdicts that the judge shares"
@@ -175,7 +186,7 @@ def count_judged(rows: Sequence[Judged]) -> Mapping[str, int]:
         outcomes = [verdict.outcome for verdict in row.verdicts]
         counts.update(outcomes)
         counts["verdicts"] += len(outcomes)
-        counts.update(f"undecided: {verdict.reason}" for verdict in row.verdicts if verdict.outcome == "undecided")
+        counts.update(f"{UNDECIDED}{verdict.reason}" for verdict in row.verdicts if verdict.outcome == "undecided")
         if outcomes:
             counts["judged"] += 1
             counts["all_right"] += balance_of(row) == "all_right"

@@ -40,9 +40,9 @@ def rows_before(schedule: Schedule, share: float, step: int) -> int:
 
 def replay_group(vlm: Vlm, question: Question) -> Group:
     """A row as a group without pairs; without a response where it cannot be used."""
-    text = question.rationale or question.answer or ""
+    text = question.sft_response
     try:
-        responses = (tokenize_response(vlm, text),) if text.strip() else ()
+        responses = (tokenize_response(vlm, text),) if text else ()
     except SourceError:  # a control token in it
         responses = ()
     return Group(question=question, prompt=question.text, responses=responses, pairs=())

@@ -34,7 +34,7 @@ class CustomChecks:
                 self._idle[target].put(None)
 
     def start(self) -> None:
-        """Start one process for each check. Raises RecipeError for a function that cannot be imported."""
+        """Start one process for each check. Raises RecipeError for a function that cannot be imported or called."""
         for target, idle in self._idle.items():
             idle.put(self._started(idle.get(), target))
 
@@ -100,9 +100,7 @@ class CustomChecks:
         if ready is None or ready["outcome"] != "ready":
             worker.end()
             reason = "the process ended" if ready is None else ready["reason"]
-            raise RecipeError(
-                f"verify.custom = {target!r} cannot be imported: {reason}", code="custom-check-not-importable", key="verify.custom"
-            )
+            raise RecipeError(f"verify.custom = {target!r} cannot be used: {reason}", code="custom-check-not-usable", key="verify.custom")
         return worker
 
 

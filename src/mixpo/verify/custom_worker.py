@@ -7,10 +7,14 @@ mixpo, so that a hang, a crash or a changed global of that code harms one verdic
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import os
 import sys
+import traceback
 from typing import Any
+
+ARGUMENTS = ("answer", "response", "ground_truth", "question")
 
 
 def main() -> None:
@@ -24,20 +28,37 @@ def main() -> None:
     except BaseException as error:  # the user's code may raise anything, and even leave
         _reply(replies, "failed", f"{type(error).__name__}: {error}")
         return
-    if not callable(function):
-        _reply(replies, "failed", f"TypeError: {name} is no function")
+    if problem := _unusable(function):
+        _reply(replies, "failed", f"{name} {problem}")
         return
     _reply(replies, "ready", "")
     for line in sys.stdin:
         _reply(replies, *_outcome(function, json.loads(line)))
 
 
+def _unusable(function: Any) -> str:
+    """Why no call of this can give a verdict, or ""."""
+    if not callable(function):
+        return "is no function"
+    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        return "must return its verdict: it is asynchronous or a generator"
+    try:
+        inspect.signature(function).bind(*ARGUMENTS)
+    except TypeError:
+        return f"must take four arguments by position: {', '.join(ARGUMENTS)}"
+    except ValueError:  # built-in functions without a signature
+        return ""
+    return ""
+
+
 def _outcome(function: Any, request: dict[str, Any]) -> tuple[str, str, float | None]:
     """(outcome, reason, score) of one call."""
     try:
         value = function(request["answer"], request["response"], request["ground_truth"], request["question"])
-    except Exception as error:
-        return "undecided", f"custom check raised {type(error).__name__}", None
+    except (Exception, SystemExit) as error:
+        frames = traceback.extract_tb(error.__traceback__)[1:]
+        place = f" in {os.path.basename(frames[0].filename)}, line {frames[0].lineno}" if frames else ""
+        return "undecided", f"custom check raised {type(error).__name__}{place}", None
     if getattr(value, "shape", None) == ():  # a scalar of NumPy or torch
         value = value.item()
     if isinstance(value, bool):
@@ -46,7 +67,13 @@ def _outcome(function: Any, request: dict[str, Any]) -> tuple[str, str, float | 
         return "correct" if value >= 0.5 else "wrong", "custom score", float(value)
     if isinstance(value, str) and value in ("correct", "wrong", "malformed", "undecided"):
         return value, "custom check", None
-    return "undecided", f"custom check returned {type(value).__name__}, no outcome, no True or False, no score from 0 to 1", None
+    if isinstance(value, str):
+        what = "a text other than correct, wrong, malformed and undecided"
+    elif isinstance(value, (int, float)):
+        what = "a number that is no score from 0 to 1"
+    else:
+        what = f"{type(value).__name__}, no outcome, no True or False, no score from 0 to 1"
+    return "undecided", f"custom check returned {what}", None
 
 
 def _reply(stream: Any, outcome: str, reason: str, score: float | None = None) -> None:
