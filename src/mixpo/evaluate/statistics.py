@@ -14,6 +14,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -275,13 +276,22 @@ def _values(sums: Floats) -> Floats:
 
 def _bootstrap(table: Floats, clusters: Sequence[str]) -> Floats:
     """RESAMPLES figures, each over as many clusters drawn with replacement."""
-    figures = []
+    in_memory = RESAMPLES * len(clusters) <= CELLS
+    return np.concatenate([_values(weights @ table) for weights in (_few_weights(tuple(clusters)) if in_memory else _weights(clusters))])
+
+
+@lru_cache(maxsize=2)
+def _few_weights(clusters: tuple[str, ...]) -> list[Floats]:
+    """`_weights`, drawn once for the figures of one set."""
+    return list(_weights(clusters))
+
+
+def _weights(clusters: Sequence[str]) -> Iterator[Floats]:
+    """How often each draw takes each cluster: (draws, C), in chunks."""
     for draws, generator in _chunks(clusters, "bootstrap"):
         picks = generator.integers(0, len(clusters), size=(draws, len(clusters)))
         picks += np.arange(draws)[:, None] * len(clusters)
-        weights = np.bincount(picks.ravel(), minlength=draws * len(clusters)).reshape(draws, len(clusters))
-        figures.append(_values(weights @ table))
-    return np.concatenate(figures)
+        yield np.bincount(picks.ravel(), minlength=draws * len(clusters)).reshape(draws, len(clusters)).astype(np.float64)
 
 
 def _swapped(tables: Sequence[Floats], clusters: Sequence[str], difference: float) -> float:
