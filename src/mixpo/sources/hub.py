@@ -13,11 +13,11 @@ from typing import Any
 from mixpo.errors import MissingExtra, SourceError, first_line
 from mixpo.plural import amount
 from mixpo.recipe import HubSource, did_you_mean
-from mixpo.sources.build import SourceRow, make_question
+from mixpo.sources.build import SourceRow
 from mixpo.sources.columns import ColumnUse
 from mixpo.sources.images import Pictures
-from mixpo.sources.messages import turns_of
-from mixpo.types import Notice, Question, Skipped
+from mixpo.sources.jsonl import question_of
+from mixpo.types import Notice, Skipped
 
 ROWS_AT_ONCE = 16
 """Rows in memory together; each may hold images of some megabytes."""
@@ -47,27 +47,11 @@ def read(source: HubSource, recipe_folder: Path, images: Path) -> Iterator[Sourc
             row["id"] = number - 1
             row |= {field: _named(feature, row[field]) for field, feature in features.items()}
             try:
-                yield SourceRow(where=where, question=_question(row, pictures, source))
+                yield SourceRow(where=where, question=question_of(row, pictures, source.answer_kind, source.domain, source.path))
             except SourceError as error:
                 yield Skipped(where=where, reason=str(error))
     if unused:
         yield Notice(where=source.path, text=f"columns that are not used: {', '.join(unused)} ({amount(number, 'row')})")
-
-
-def _question(row: dict[str, Any], pictures: Pictures, source: HubSource) -> Question:
-    turns = turns_of(row)
-    return make_question(
-        text=turns.question,
-        images=pictures.all(turns.images or row.get("image")),
-        answer=row.get("answer"),
-        choices=row.get("choices"),
-        rationale=row.get("rationale") or turns.response,
-        kind=source.answer_kind,
-        domain=source.domain,
-        source=source.path,
-        row_id=row["id"],
-        history=turns.history,
-    )
 
 
 def load_split(datasets: Any, path: str, name: str | None, split: str, folder: Path, table: str = "source") -> Any:
