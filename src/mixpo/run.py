@@ -309,11 +309,12 @@ def _cut(text: str) -> str:
 def versions() -> dict[str, str]:
     """Versions of what decides the numbers."""
     packages = ("mixpo", "torch", "transformers", "accelerate", "tokenizers", "pillow", "math-verify")
-    return {"python": platform.python_version(), **{package: _version(package) for package in packages}}
+    return {"python": platform.python_version(), **{package: version_of(package) for package in packages}}
 
 
 @cache
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """The version of an installed package, or "not installed"."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -22,6 +22,8 @@ from mixpo.stages.job import Context
 from mixpo.train.metrics import PolicyMetrics, StepMetrics
 from mixpo.types import Finish, Response
 
+pytestmark = pytest.mark.usefixtures("unchecked_saves")
+
 SETTINGS = ("train.baselines=[]", "evaluate.max_new_tokens=8", "sample.max_new_tokens=32")
 GOOD = PolicyMetrics(accuracy=0.5, tokens=30.0, loops=0.01, cut=0.0, unparsable=0.04)
 

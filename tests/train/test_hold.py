@@ -33,6 +33,8 @@ from mixpo.train.replay import replay_group
 from mixpo.types import Group, Origin, Question
 from mixpo.vlm.load import Vlm
 
+pytestmark = pytest.mark.usefixtures("unchecked_saves")
+
 HOLD = LossTable(hold=0.1, hold_width=0.3)
 TABLE = {"loss": {"hold": 0.1}}
 WEIGHTS = loss_weights("mpo", HOLD)

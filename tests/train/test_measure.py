@@ -25,6 +25,8 @@ from mixpo.types import Question
 from mixpo.verify import check, extract
 from mixpo.vlm.load import load as load_model
 
+pytestmark = pytest.mark.usefixtures("unchecked_saves")
+
 SETTINGS = ("train.baselines=[]", "evaluate.max_new_tokens=8", "sample.max_new_tokens=32")
 BEFORE = ("sample", "continue", "verify", "pair", "reference")
 

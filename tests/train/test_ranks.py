@@ -29,7 +29,7 @@ KINDS = {
 }
 """What `accelerate launch` tells the ranks; without a GPU Accelerate itself stays with copies."""
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unchecked_saves")]
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,8 @@ from mixpo.train.session import open_session
 from mixpo.types import Group, ImageRef
 from mixpo.vlm.load import Vlm
 
+pytestmark = pytest.mark.usefixtures("unchecked_saves")
+
 SOURCE = {"kind": "digits"}
 
 

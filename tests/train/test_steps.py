@@ -22,6 +22,8 @@ from mixpo.train.tree_attention import PaddedPlan
 from mixpo.types import Group
 from mixpo.vlm.load import Vlm
 
+pytestmark = pytest.mark.usefixtures("unchecked_saves")
+
 
 @pytest.fixture(scope="module")
 def data(tiny_vlm: Vlm, tmp_path_factory: pytest.TempPathFactory) -> list[Group]:

@@ -26,6 +26,8 @@ from mixpo.train.vision_cache import VisionCache, open_vision_cache
 from mixpo.types import Group
 from mixpo.vlm.load import Vlm
 
+pytestmark = pytest.mark.usefixtures("unchecked_saves")
+
 IMAGES = ImageTable()
 UNSHARED = {"smolvlm", "idefics3"}
 """Not laid out in padded rows that share images."""

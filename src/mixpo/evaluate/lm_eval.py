@@ -10,12 +10,12 @@ import hashlib
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from mixpo.errors import EvaluateError, MissingExtra, RecipeError
 from mixpo.recipe import EvaluateTable, did_you_mean
+from mixpo.run import version_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,13 +52,9 @@ def ready(table: EvaluateTable, base: Path) -> None:
 def settings(table: EvaluateTable, base: Path) -> dict[str, Any]:
     """What decides the scores other than the model and the table: its own task files, and the harness."""
     files = sorted(path for path in (base / table.text_include).rglob("*") if path.is_file()) if table.text_include else []
-    try:
-        version = metadata.version("lm_eval")
-    except metadata.PackageNotFoundError:
-        version = "not installed"
     return {
         "files": hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()[:16] if files else "",
-        "harness": version,
+        "harness": version_of("lm_eval"),
     }
 
 

@@ -12,6 +12,7 @@ marker, the fields of that table have.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -57,8 +58,7 @@ class Table(BaseModel):
         """The fields that decide a stage by their value, as JSON; those of inner tables under the name of the table."""
         values: dict[str, Any] = {}
         plain = self.model_dump(mode="json")
-        for name, field in type(self).model_fields.items():
-            marker = next((item for item in field.metadata if isinstance(item, Decides)), None)
+        for name, marker in _markers(type(self)).items():
             if isinstance(inner := getattr(self, name), Table):
                 if of_inner := inner.deciding(stage):
                     values[name] = of_inner
@@ -81,3 +81,9 @@ class Table(BaseModel):
         field = cls.model_fields.get(key)
         types = {field.annotation, *get_args(field.annotation)} if field else set()
         return bool not in types and not types.isdisjoint({int, float})
+
+
+@cache
+def _markers(kind: type[Table]) -> dict[str, Decides | None]:
+    """The marker of each field; None where it holds another table."""
+    return {name: next((m for m in field.metadata if isinstance(m, Decides)), None) for name, field in kind.model_fields.items()}
