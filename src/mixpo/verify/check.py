@@ -15,7 +15,7 @@ from mixpo.verify.formula import check_formula, compare_algebra, compare_ratios
 from mixpo.verify.judgement import UNSURE, Algebra, Judgement, Options
 from mixpo.verify.kinds import guess_kind
 from mixpo.verify.latex import to_latex
-from mixpo.verify.number import same_quantity, single_number
+from mixpo.verify.number import same_quantities, single_number
 from mixpo.verify.number_words import read_whole
 from mixpo.verify.options import listed
 from mixpo.verify.pool import FormulaPool
@@ -44,7 +44,7 @@ def check_words(predicted: str, gold: str, options: Options) -> Judgement:
         return Judgement("correct" if _JOINT.search(predicted) else "undecided", "the same letters")  # "A and C" for AC
     if _NAME.fullmatch(gold) and guess_kind(predicted) == "formula":
         return check_formula(predicted, gold, options)  # √(x²) for x
-    if same_quantity(predicted, gold, options.tolerance):
+    if same_quantities(predicted, gold, options.tolerance):
         return Judgement("correct", "the same quantity")
     # "2.0" for 2; one side may be spelled out: "eleven" for 11, "一半" for 0.5.
     numbers = _is_number(predicted) + _is_number(gold)

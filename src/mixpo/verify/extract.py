@@ -6,28 +6,24 @@ reasoning that quotes the instruction or revises itself comes first. Every patte
 
 from __future__ import annotations
 
-import functools
+import heapq
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import regex
 
 from mixpo.prompts import OwnStyle
-from mixpo.verify.number import is_bound, read_numbers, single_number
-from mixpo.verify.number_words import read_whole, read_words
+from mixpo.verify.conclude import LETTERED, NO_CONCLUSION, concluded
+from mixpo.verify.number_words import read_words
 from mixpo.verify.options import read_options
 from mixpo.verify.refusals import is_refusal
-from mixpo.verify.wrapping import Box, boxes, unwrap
+from mixpo.verify.wrapping import bare, boxes, in_boxes, line_answer
+from mixpo.verify.yes_no import read_yes_no
 
 PATTERN_S = 1.0
 """Time limit of a user's pattern on one response; the built-in ones are linear in the text."""
-SHORT_CHARACTERS = 60
-SHORT_WORDS = 8
-"""A single line within both limits is taken as an answer without a marker, where a style allows that."""
-MAX_SENTENCE = 160
-"""Characters of a sentence whose only number is its value."""
 MAX_CONTENT = 600
 """Characters behind a marker that may belong to the answer."""
 MAX_MARKERS = 8
@@ -67,15 +63,6 @@ STYLES: dict[str, tuple[str, ...]] = {
 """The families of markers that count under a style."""
 
 _HYPOTHESIS = re.compile(r"(?i)\b(?:if|whether|suppose|assum\w+|otherwise)\b[^.!?\n]*$")
-_ASSUMED = re.compile(r"(?i)\b(?:if|whether|suppose|assum\w+|otherwise)\b,? (?:that )?(?:the )?(?:\w+ )?(?:answer|option|choice)\b")
-"""An option that is only considered."""
-_STEP = re.compile(r"(?i)\W*(?:first\b|let\b|let's|to\b|we (?:need|want|have to|are given)\b|given\b|in order\b|step\b|首先|设|已知|根据)")
-"""A first sentence that only sets out."""
-_PLAN = re.compile(
-    r"(?i)\W*(?:step[ \t]+\d+[ \t]*[:：.]|first(?:ly)?,|let(?:'s| us| me)\b|(?:we|i|you) (?:need|have|want|should|must)\b|in order to\b"
-    r"|第[一二三四五\d]步|首先|让我们?)(?!.*(?:\b(?:so|thus|hence|therefore|is|are)\b|[=是]))"
-)
-"""Any sentence that says what to do and nothing of what comes of it: "Step 1: turn to (A)."."""
 _OPTION_TEXT = re.compile(r"(?<![A-Za-z])\(?[A-J][).:][ \t]*(?:[Tt]he[ \t]+)?$")
 """In front of a marker that belongs to the text of an option: "(D) the correct choice is the last one"."""
 _NO_ANSWER_GIVEN = re.compile(
@@ -85,55 +72,25 @@ _NO_ANSWER_GIVEN = re.compile(
     r"|\?|;|[^.]{0,40}\bcan(?:not|'t)\b|不|正确|错误|无法|未)"
 )
 """What follows "the answer is" where no answer follows: a negation, a judgement, the way to it."""
-_BRACKETS = ("(", "[", "{")
+_REMARK = re.compile(r"(?=\D)[a-z\u4e00-\u9fff' -]+[.!]?")
+"""Words without a number: behind an answer that is one they remark on it, as in "Note: the answer is rounded.\""""
+_VALUE = re.compile(r"\d|\W*[A-J]\W*\Z")
 _QUESTION = re.compile(r"[^.!?\n]*\?")
-_PLACEHOLDER = re.compile(r"(?i)\.\.|…|[\[{<(]?(?:your |final |the )*answer[\]}>)]?\Z")
-_NEXT_BOX = re.compile(r"[\s$]{0,9}(?:[,，、&]|and\b|or\b|和|或|,\s?and\b|,\s?or\b)[\s$]{0,9}(?:[A-Za-z]\w?\s?=\s?)?")
-"""What joins two boxes that are one answer."""
-_FAREWELL = re.compile(
-    r"(?i)[ \t*_]*(?:i hope|hope this|let me know|feel free|please let me|if you (?:have|need)|is there anything|希望|如果您?有|请告诉)"
-)
-"""A sentence that only takes leave of the reader."""
 _DISPLAY = re.compile(r"(?s)\$\$.*?\$\$|\\\[.*?\\\]")
 """A display formula, which may run over several lines."""
 _FENCE = re.compile(r"```[a-z]{0,12}[ \t]*\n\s*")
-_SENTENCE_END = re.compile(
-    r"(?<![ \t(.][A-Za-z])(?<!\A[A-Za-z])(?<!\b(?:Mr|Ms|Dr|St|No|vs))(?<!\b(?:Mrs|Fig|etc|e\.g|i\.e))"
-    r"[.!?](?=\s+[^\sa-z=+*/-])|[。！？](?=.)"
-)
-"""Behind a sentence, and not behind an initial, the letter of an option or an abbreviation."""
 _FOLLOW_UP = re.compile(r"(?im)^[#*_ \t]*(?:question|hint|human|user|instruction|问题|提示)[ \t]*\d*[ \t]*[:：]")
 """A model that continues with a conversation of its own."""
-_LETTERED = re.compile(r"[*_ \t]*(?:\(([A-Ja-j])\)|([A-J])[.):：](?=[\s*]|\Z|[^\x00-\x7f]))")
-_SENTENCE = re.compile(r"[^\n。！？]+?(?:(?<![ \t(.][A-Z])(?<!\A[A-Z])[.!?](?=\s+[^\sa-z]|\s*\n)|[。！？]|(?=\n)|\Z)")
-_SO = re.compile(r"(?i)\W*(?:(?:therefore|thus|hence|so|in (?:total|conclusion|summary)|finally|consequently|overall)\b|所以|因此|故|综上)")
-_DIGIT = re.compile(r"\d")
-_YES_NO = re.compile(r"(?i)\W*(yes|no|true|false|是|否|对|错)\b(?=[,.!，。！])")
-_BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*")
 _LAST_BOLD = re.compile(r"\n[ \t]*\*\*([^*\n]{1,80})\*\*[.\s]*\Z")
 """A last line that is bold and nothing else."""
-_BEHIND_VERB = re.compile(
-    r"(?i).*(?:\b(?:is|are|was|were|be|equals?|approximately|about)\b|[=≈是为]|(?<!\d)[:：])[ \t*$]*"
-    r"(?=[-+$€£¥\\√]?\d|[a-z]+[ .]*\Z|[-\\√π(])"
-)
-_DIMENSION = re.compile(r"[ \t]+(?:long|wide|tall|high|deep|old|away|apart|in (?:length|width|height|total|all))\.?\s*$")
-"""What is measured, behind a number and its unit: "2 inches long"."""
-_COUNT = re.compile(
-    r"(?i)(?:.*\b(?:there (?:are|is|were|was)|ha(?:s|ve|d)|in total,?)|\W*)\s+"
-    r"(?:a total of |exactly |only )?([a-z]+(?:-\w+)?|\d+)\s+(?=[a-z])"
-)
-"""A count in front of what is counted: "There are three bars above 4"."""
-_COMPARED = re.compile(r"(?i)\b(?:than|above|below|over|under|least|most|of|in|from)\s+[-$]?\d[\d.,]*%?")
-_RATIO = re.compile(r"\d[\d.]*\s?:\s?\d[\d.]*")
-_ITEM = re.compile(r"[-*•\s]*[\w -]{1,40}[:：]\s*\S+(?:\s\S+)?\s*\Z")
-_NO_CONCLUSION = re.compile(r"(?i)\b(?:not|none)\b[^.]{0,30}\b(?:options?|choices?)\b|\bmistake in the\b|please provide|不在选项")
 
 
 class _Stated(NamedTuple):
-    """Where an answer is stated, and the answer (None: a marker with nothing behind it)."""
+    """Where an answer is stated, and the answer (None: a marker with nothing behind it). by_sentence: "the answer is ..."."""
 
     position: int
     answer: str | None
+    by_sentence: bool = False
 
 
 def extract(text: str, style: str | OwnStyle = "auto", choices: Sequence[str] = (), *, thinking: bool = False) -> str | None:
@@ -159,11 +116,11 @@ def extract(text: str, style: str | OwnStyle = "auto", choices: Sequence[str] = 
         text = rest
     follow_up = _FOLLOW_UP.search(text, 1)
     for part in (text[: follow_up.start()], text) if follow_up else (text,):
-        if stated := _last_marker(part, STYLES[style]):
+        if stated := _last_marker(part, STYLES[style], tuple(choices)):
             return stated.answer
-        if is_free and (answer := _concluded(part, tuple(choices))):
+        if is_free and (answer := concluded(part, tuple(choices))):
             return answer
-        if is_refusal(part) or _NO_CONCLUSION.search(part):
+        if is_refusal(part) or NO_CONCLUSION.search(part):
             return None  # a refusal; what follows answers a question of its own
     return None
 
@@ -177,20 +134,14 @@ def _behind_own(text: str, style: OwnStyle) -> str | None:
         raise TimeoutError(f"the pattern of the final answer took longer than {PATTERN_S:g} s") from None
     if not matches or style.marker:
         return _content_behind(text, matches[-1].end()) if matches else None
-    return _bare(matches[-1].group(1) if matches[-1].re.groups else matches[-1].group())
+    return bare(matches[-1].group(1) if matches[-1].re.groups else matches[-1].group())
 
 
 def _whole(text: str) -> str | None:
     """Everything, for direct answers; a marker is taken off only where the text starts with it."""
     plain = text.lstrip("*_# \t\r\n")
     match = MARKERS["final"].match(plain) or MARKERS["final_zh"].match(plain)
-    return _bare(plain[match.end() :].lstrip("*_ \t") if match else text)
-
-
-def _bare(text: str | None) -> str | None:
-    """The unwrapped answer; None for nothing, and for the placeholder of an instruction that the response only repeats."""
-    answer = unwrap(text) if text is not None and text.strip() not in _BRACKETS else ""
-    return None if not answer or _PLACEHOLDER.match(answer) else answer
+    return bare(plain[match.end() :].lstrip("*_ \t") if match else text)
 
 
 def _after_thinking(text: str, opened: bool) -> str | None:
@@ -199,36 +150,43 @@ def _after_thinking(text: str, opened: bool) -> str | None:
     return rest if "<think>" not in rest and (closed or not opened) else None
 
 
-def _last_marker(text: str, families: Sequence[str]) -> _Stated | None:
-    """What is stated behind whichever marker stands last."""
+def _last_marker(text: str, families: Sequence[str], choices: tuple[str, ...] = ()) -> _Stated | None:
+    """What is stated behind whichever marker stands last, unless that is a remark on the value stated before it."""
     lowered = text.lower()
     stated = [_announced(text, family) for family in families if any(word in lowered for word in _WORDS.get(family, ()))]
     if "box" in families and (inside := boxes(text)):
-        stated.append(_in_boxes(text, inside))
+        stated.append(iter([_Stated(*in_boxes(text, inside))]))
     if "tag" in families:
         stated.append(_tagged(text, families))
-    return max((one for one in stated if one), key=lambda one: one.position, default=None)
+    backwards = heapq.merge(*stated, key=lambda one: -one.position)
+    last = next(backwards, None)
+    if not last or not last.by_sentence or not last.answer or not _is_remark(last.answer, choices):
+        return last
+    return next((one for one in backwards if one.answer and _VALUE.search(one.answer)), last)
 
 
-def _announced(text: str, family: str) -> _Stated | None:
-    """What the last marker of a family announces; of sentences, the last one that announces anything."""
+def _is_remark(answer: str, choices: tuple[str, ...]) -> bool:
+    """Whether an answer consists of words that are no number, none of the options, and neither yes nor no."""
+    if not _REMARK.fullmatch(answer) or read_yes_no(answer) or read_words(answer) or is_refusal(answer):
+        return False
+    return not (choices and read_options(answer, choices))
+
+
+def _announced(text: str, family: str) -> Iterator[_Stated]:
+    """What the markers of a family announce, the last one first; sentences that announce nothing are passed over."""
     matches = list(MARKERS[family].finditer(text))
     is_sentence = family.startswith("sentence")
     for match in reversed(matches[-MAX_MARKERS:]):
         answer = _content_behind(text, match.end())
-        if (
-            is_sentence
-            and (bold := _LAST_BOLD.search(text, match.end()))
-            and not text[match.end() : match.end() + 40].partition("\n")[0].strip(" *_:：")
-        ):
-            answer = _content(bold.group(1))  # "The answer is:", an explanation, and the answer in bold
         if not is_sentence:
-            return _Stated(match.start(), answer)
+            yield _Stated(match.start(), answer)
+            continue
+        if (bold := _LAST_BOLD.search(text, match.end())) and not text[match.end() : match.end() + 40].partition("\n")[0].strip(" *_:："):
+            answer = line_answer(bold.group(1))  # "The answer is:", an explanation, and the answer in bold
         before = text[max(0, match.start() - 160) : match.start()]
         is_statement = not _OPTION_TEXT.search(before) and not _HYPOTHESIS.search(before) and not _QUESTION.match(text, match.end())
         if answer and is_statement and not _NO_ANSWER_GIVEN.match(text[match.end() : match.end() + 80]):
-            return _Stated(match.start(), answer)
-    return None
+            yield _Stated(match.start(), answer, by_sentence=True)
 
 
 def _content_behind(text: str, end: int) -> str | None:
@@ -239,111 +197,16 @@ def _content_behind(text: str, end: int) -> str | None:
     if rest.startswith("- ") and "\n" in text[end : end + MAX_CONTENT].partition("- ")[0]:
         rest = rest[1:].lstrip()  # an item of a list on a line of its own, not a sign
     lines = rest.splitlines() or [""]
-    several = list(itertools.takewhile(_LETTERED.match, lines)) if "\n" in text[end : end + 3] else []
+    several = list(itertools.takewhile(LETTERED.match, lines)) if "\n" in text[end : end + 3] else []
     display = _DISPLAY.match(rest)
-    return "; ".join(several) if len(several) > 1 else _content(display.group() if display else lines[0])
+    return "; ".join(several) if len(several) > 1 else line_answer(display.group() if display else lines[0])
 
 
-@functools.lru_cache(maxsize=1024)
-def _content(content: str) -> str | None:
-    """An answer taken from its line; a box on that line is the answer."""
-    inside = boxes(content)
-    if inside:
-        return _in_boxes(content, inside).answer
-    content = content.removeprefix("<answer>").split("</answer>")[0]
-    if content.count("**") == 1:
-        content = content.partition("**")[0]  # the marker took the other half
-    cut = _SENTENCE_END.search(content)
-    return _bare(content[: cut.start()] if cut else content)
-
-
-def _in_boxes(text: str, inside: list[Box]) -> _Stated:
-    """What is in the last box, together with those right before it: "\\boxed{3} and \\boxed{5}" is "3, 5"."""
-    start, _, content = inside[-1]
-    answers = [_bare(content)]
-    for box in reversed(inside[:-1]):
-        if answers[0] is None or not _NEXT_BOX.fullmatch(text, box.end, start):
-            break
-        start = box.start
-        answers.append(_bare(box.content))
-    distinct = list(dict.fromkeys(answer for answer in reversed(answers) if answer))
-    return _Stated(start, ", ".join(distinct) if distinct else None)
-
-
-def _tagged(text: str, families: Sequence[str]) -> _Stated | None:
+def _tagged(text: str, families: Sequence[str]) -> Iterator[_Stated]:
     """What stands inside the last `<answer>` tag."""
     start = text.rfind("<answer>")
     if start < 0:
-        return None
+        return
     inside, closed, _ = text[start + len("<answer>") :].partition("</answer>")
-    if not closed:
-        return _Stated(start, None)
-    marked = _last_marker(inside, [family for family in families if family != "tag"])
-    return _Stated(start, (marked and marked.answer) or _bare(inside))
-
-
-def _concluded(text: str, choices: tuple[str, ...]) -> str | None:
-    """What a response without a marker plainly concludes: a short line, an option, or the one number of its last sentence."""
-    text = text.strip()
-    sentences = [match.group() for match in _SENTENCE.finditer(text) if match.group().strip()]
-    while len(sentences) > 1 and _FAREWELL.match(sentences[-1]):
-        sentences.pop()
-    if not sentences:
-        return None
-    lines = text.splitlines()
-    if len(lines) == 1 and len(text) <= SHORT_CHARACTERS and len(text.split()) <= SHORT_WORDS:
-        if text.endswith(("?", "？")) or _PLAN.match(text):
-            return None
-        return ((_COUNT.match(text) or (_SO.match(text) and not choices)) and _value(text)) or _bare(text)
-    so = [sentence for sentence in sentences if _SO.match(sentence)]
-    if any(is_refusal(sentence) or _NO_CONCLUSION.search(sentence) for sentence in (*so[-1:], sentences[-1])):
-        return None
-    if choices:
-        return _concluded_option(lines, sentences, choices)
-    if all(map(_ITEM.match, sentences[-2:])):
-        return None  # several values in a list
-    bold = [*dict.fromkeys(_BOLD.findall(text))]
-    sentences += [f"**{bold[0]}**"] if len(bold) == 1 else []
-    return next((answer for sentence in _conclusions(sentences) if (answer := _value(sentence))), None)
-
-
-def _conclusions(sentences: list[str]) -> list[str]:
-    """The sentences that may conclude, the likeliest first: the last one with "so", the last one, the first one."""
-    so = [sentence for sentence in sentences if _SO.match(sentence)]
-    first = [sentences[0]] if not _STEP.match(sentences[0]) else []
-    return list(dict.fromkeys([*so[-1:], sentences[-1], *first]))
-
-
-def _concluded_option(lines: list[str], sentences: list[str], choices: tuple[str, ...]) -> str | None:
-    """A first or last line that starts with a letter, else the sentence that names exactly one option."""
-    lettered = [(match.group(1) or match.group(2), line) for line in lines if (match := _LETTERED.match(line))]
-    if len({letter for letter, _ in lettered}) > 1:
-        return None  # a list of options
-    if lettered and lettered[0][1] in (lines[0], lines[-1]):
-        return _content(lettered[0][1])
-    if (word := _YES_NO.match(sentences[0])) and word.group(1).casefold() in {choice.casefold() for choice in choices}:
-        return word.group(1)
-    for sentence in _conclusions(sentences):
-        answer = _bare(sentence) or ""
-        if len(read_options(answer, choices)) == 1 and not is_refusal(answer) and not (_PLAN.match(answer) or _ASSUMED.search(answer)):
-            return _content(sentence)
-    return None
-
-
-def _value(sentence: str) -> str | None:
-    """The one value that a sentence states: in bold, behind its verb or equals sign, as a count, or as its only number."""
-    bold = _BOLD.findall(sentence)
-    if len(bold) == 1 and len(read_numbers(bold[0]) or ()) == 1:
-        return _content(bold[0])
-    if sentence.endswith("?"):
-        return None
-    behind = _BEHIND_VERB.match(sentence)
-    tail = _content(_DIMENSION.sub("", sentence[behind.end() :])) if behind else None
-    if tail and (single_number(tail) or read_whole(tail) is not None or _RATIO.fullmatch(tail)):
-        return tail
-    count = _COUNT.match(sentence)
-    if count and (count.group(1).isdigit() or (read_whole(count.group(1)) or 1) != 1):
-        rest = _COMPARED.sub("", sentence[count.end() :])
-        return None if read_words(rest) not in ([], [1]) or read_numbers(rest) not in ([], read_numbers("1")) else count.group(1)
-    is_value = len(sentence) <= MAX_SENTENCE and _DIGIT.search(sentence) and not is_bound(sentence)
-    return _content(sentence) if is_value and len(read_numbers(sentence.strip()) or ()) == 1 else None
+    marked = _last_marker(inside, [family for family in families if family != "tag"]) if closed else None
+    yield _Stated(start, ((marked and marked.answer) or bare(inside)) if closed else None)

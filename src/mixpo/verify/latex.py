@@ -17,7 +17,7 @@ _SIGNS = {
 _SIGN = re.compile("|".join(re.escape(sign) for sign in sorted(_SIGNS, key=len, reverse=True)))
 _LEAD_IN = re.compile(
     r"(?i)^(?:(?:so|thus|hence|therefore)[, ]+)?(?:the\s+)?(?:[a-z]{2,20} ){1,4}(?:[a-z]{1,5} )?(?:is|equals|are)[:\s]+"
-    r"(?!(?:.*[^\\a-z])?[a-z]{4})"
+    r"(?!(?:.*[^\\a-z])?[a-z]{4})|^[\u4e00-\u9fff]{1,12}(?:是|为|等于)[:\s]*(?=[-\\√\d(A-Za-z][^\u4e00-\u9fff]*$)"
 )
 """Words that say what is measured, in front of its value."""
 _COMMANDS = re.compile(r"(?<![\\A-Za-z])(sqrt|pi|infty|arcsin|arccos|arctan|sin|cos|tan|log|ln|exp)(?![A-Za-z])")

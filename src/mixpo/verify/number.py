@@ -76,14 +76,17 @@ class Number:
     scale: int = 0
 
 
-def same_quantity(left: str, right: str, tolerance: float) -> bool:
-    """Whether both texts hold one number, the same, with the same words: "1 1/2 cups" and "1.5 cups"."""
+def same_quantities(left: str, right: str, tolerance: float) -> bool | None:
+    """Whether the same words stand around equal numbers: "1 1/2 cups" and "1.5 cups". None where the words differ."""
     if max(len(left), len(right)) > MAX_LENGTH:
-        return False
+        return None
     texts = [_prepare(left), _prepare(right)]
     numbers = [[_number(match) for match in _NUMBER.finditer(text)] for text in texts]
     rests = {normal_text(_NUMBER.sub(" # ", text)) for text in texts}
-    return len(numbers[0]) == len(numbers[1]) == len(rests) == 1 and equal(numbers[0][0], numbers[1][0], tolerance) is True
+    if len(rests) > 1 or len(numbers[0]) != len(numbers[1]) or not numbers[0]:
+        return None
+    pairs = [equal(one, other, tolerance) for one, other in zip(*numbers, strict=True)]
+    return None if None in pairs and False not in pairs else all(pairs)
 
 
 def is_bound(text: str) -> bool:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from mixpo.verify.kinds import guess_kind
 from mixpo.verify.latex import key, to_latex
-from mixpo.verify.number import Number, equal, is_bound, read_numbers, single_number
+from mixpo.verify.number import Number, equal, is_bound, read_numbers, same_quantities, single_number
 from mixpo.verify.number_words import read_whole
 from mixpo.verify.text import contains, normal_text, whole_words
 from mixpo.verify.wrapping import unwrap
@@ -32,13 +32,14 @@ SEVERAL = re.compile(rf"[\s(\[*]*[A-J](?:{_JOINT}*[A-J]){{1,9}}[\s)\].*]*")
 _LEADING = re.compile(
     r"[\s(\[*【\"']*([A-Ja-j])(?:(?:[\])}】]|[\"'](?=[\s.:,]))[*]*(?:\s*[.:、,]|\s*-(?=\s))?|[.:、,*。]+(?=[\s\W\d]|[^\x00-\x7f])|[:、]|\s+[-=]+(?=\s)|\s++|(?=[\u4e00-\u9fff]))\s*+(?=\S)"
 )
+_IN_BRACKETS = re.compile(r"\([^()]*(?:\([^()]*\)[^()]*)*\)\W*")
 _ARTICLE = re.compile(r"[\s*]*(?:[Aa]\s+[A-Za-z]|[a-j](?:\s|\Z))")
 """An "a" in front of a word, or a letter in lower case with nothing behind it: no label."""
 _REASON = re.compile(r"(?i)(?:\A|[\s,(]+)(?:since|because)\b|[，,]?(?:因为|由于)")
 _NAMED = re.compile(
     r"(?i:\b(?:(?:option|choice|answer|letter)(?:\s+(?:is|would be|should be|must be))?|select|choose|pick)"
     r"|选项?(?:是|为)?|选择|答案(?:是|为|应为)?|正确的(?:是|为)?)[\s:*(\[\"']*"
-    r"(?:([A-J])(?![A-Za-z']|[*+^]\w)(?:[\s)\]]*(?:,|/|&|and\b|or\b|和|或)[\s(\[]*([A-J])(?![A-Za-z']))?|([a-j])(?=[\s)\].*\"']*$))"
+    r"(?:([A-J])(?![A-Za-z']|[*+^]\w)(?:[\s)\]]*(?:[,/&、和与或]|and\b|or\b)[\s(\[]*([A-J])(?![A-Za-z']))?|([a-j])(?=[\s)\].*\"']*$))"
 )
 _NAMED_AFTER = re.compile(
     r"(?<![A-Za-z])\(?([A-HJ])\)?\s*(?:(?:is|are)\s+(?:the\s+)?(?:most\s+\w+\s+|best\s+|only\s+)?(?:correct|right|true|best|answer|choice|option)\b|选项|项|是?正确|是(?:最佳)?答案)"
@@ -52,20 +53,22 @@ _NEXT_TEXT = re.compile(r"\s\(?([A-J])[.:、)]\s*(?=\S)")
 _JUDGED = re.compile(r"(?i)(?:is|as|was)\s+(?:the\s+)?(?:correct|right|true|best)\b")
 """Words behind a letter that are no text of an option."""
 TEXT_LETTER = re.compile(r"\\text(?:bf|rm|it)?\s*\{\s*\(?([A-J])\)?[.:)]?\s*\\?\s*\}(?:\s|\\quad|\\[ ,;:])*")
-_EQUALS = re.compile(r"[=≈]|\b(?:is|are|equals|be|approximately|about)\b|[为是]")
+_EQUALS = re.compile(r"[=≈]|\b(?:is|are|equals|be|approximately|about)\b|[为是即]")
 _CLAUSE_END = re.compile(r"[.。;；，,](?!\d)")
 _SEVERAL_VALUES = re.compile(r"[,;，；或和]|\b(?:and|or)\b")
 _BRACKETED = re.compile(r"[(\[]\s*([A-Ja-j])\s*[)\]]")
 _STANDALONE = re.compile(
     r"(?<![A-Za-z'./])(?:([B-HJ])(?![A-Za-z'+#♯♭])|([AI])(?=\s*[.,;:)\]]*\s*$|\s*(?:[,&→⇒<>=-]|->|and|or)\s*[(\[]?[B-J]\b))"
 )
-_LAST_LETTER = re.compile(r"(?<![A-Za-z'./])([A-J])(?:(?=[\s.,;:)\]]*$)|(?:\s*(?:,|and\b|or\b|&)){1,2}\s*[(\[]?([A-J])(?![A-Za-z]))")
+_LAST_LETTER = re.compile(
+    r"(?<![A-Za-z'./])([A-J])(?:(?=[\s.,;:)\]]*$)|(?:\s*(?:[,&、和与或]|and\b|or\b)){1,2}\s*[(\[]?([A-J])(?![A-Za-z]))"
+)
 OVER_OPTIONS = re.compile(r"(?i)\b(?:all|both|none|neither)\b|以上|都")
 """Texts of options that are about other options: "all of the above", "both A and B"."""
 _NO_OPTION = re.compile(
     r"(?i)\bnone of (?:the |these )?(?:(?:given|listed|provided|above|answer) )*(?:options|choices|answers|above)\b(?!\s*$)"
     r"|\w\W+(?:\w+ ){0,3}none of (?:the |these )?(?:\w+ )?(?:options|choices|answers)\b"
-    r"|\bno (?:\w+ )?(?:option|choice)s? (?:match|fit|equal|correspond)"
+    r"|\bno (?:\w+ )?(?:option|choice)s? (?:(?:is|are|seems?|can be) )?(?:match|fit|equal|correspond|correct|right|chosen)"
     r"|\bnot (?:listed|among|(?:one of|in|any of) the (?:\w+ )?(?:options|choices))"
     r"|不在(?:所?给的?)?选项|选项[中里]?(?:都|均)?没有|没有(?:一个|正确|合适|符合|匹配)的?选项"
 )
@@ -75,7 +78,7 @@ _SYMBOLS = re.compile(r"\d|[^\w\s]")
 _RATIO = re.compile(r"\d{1,9}\s*[:比]\s*\d{1,9}")
 _NEGATION = re.compile(
     r"(?i)\b(?:not|no|neither|nor|except|none|rather than|instead of|cannot|incorrect|wrong|\w{1,5}n't)\b"
-    r"|\b(?:is|are|was|were|do|does|did|ca|could|wo|would|should)nt\b|不|非|除|错"
+    r"|\b(?:is|are|was|were|do|does|did|ca|could|wo|would|should)nt\b|不|无法|非|除|错"
 )
 
 
@@ -126,7 +129,8 @@ def _leading(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
     if not match:
         return frozenset()
     letter, rest = match.group(1).upper(), _REASON.split(answer[match.end() :], maxsplit=1)[0]
-    is_bare = not match.group().strip("* \t(")[1:].strip() or (match.group(1).islower() and "=" in match.group())
+    sign = match.group().strip("* \t(")[1:].strip()
+    is_bare = not (sign or _IN_BRACKETS.fullmatch(rest)) or (match.group(1).islower() and "=" in sign)
     if is_bare and letter not in letters_of(rest, texts):
         is_value = not _ARTICLE.match(answer) and (letters_of(rest, texts) or _number(rest.strip("()")))
         return _beside(letter, rest, texts) if is_value else frozenset()  # "B 9", but not "A tiger"
@@ -164,7 +168,8 @@ def _beside(letter: str, rest: str, texts: tuple[str, ...]) -> frozenset[str]:
     named = letters_of(rest, texts) or _worked_out(rest, texts)
     if not named and len(rest.split()) <= BESIDE:
         number = _number(rest)
-        if number and own.number and equal(number, own.number, 0.0) is False:
+        is_other = number and own.number and equal(number, own.number, 0.0) is False
+        if is_other or same_quantities(rest, own.text, 0.0) is False:
             return frozenset(letter + ANOTHER)
         named = _contained(rest, texts)
     return frozenset(letter) if not named or letter in named else named | {letter}

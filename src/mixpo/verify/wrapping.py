@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from typing import NamedTuple
@@ -12,6 +13,15 @@ _SPECIAL_TOKEN = re.compile(r"(?:<\|[\w ]{1,40}\|>|</s>|<eos>|<end_of_turn>)\Z")
 _ABBREVIATION = re.compile(r"(?:^|\s)(?:[^\W\d_]\.){2,}\Z")
 _PLAIN = re.compile(r"[A-Za-z0-9]+(?: [A-Za-z0-9]+)*")
 """Nothing to take off: most answers."""
+_BRACKETS = ("(", "[", "{")
+_PLACEHOLDER = re.compile(r"(?i)\.\.|…|[\[{<(]?(?:your |final |the )*answer[\]}>)]?\Z")
+_NEXT_BOX = re.compile(r"[\s$]{0,9}(?:[,，、&]|and\b|or\b|和|或|,\s?and\b|,\s?or\b)[\s$]{0,9}(?:[A-Za-z]\w?\s?=\s?)?")
+"""What joins two boxes that are one answer."""
+_SENTENCE_END = re.compile(
+    r"(?<![ \t(.][A-Za-z])(?<!\A[A-Za-z])(?<!\b(?:Mr|Ms|Dr|St|No|vs))(?<!\b(?:Mrs|Fig|etc|e\.g|i\.e))"
+    r"[.!?](?=\s+[^\sa-z=+*/-])|[。！？](?=.)"
+)
+"""Behind a sentence, and not behind an initial, the letter of an option or an abbreviation."""
 _BLANK = re.compile(r"[\s.…_*\-–—\"'“”]*\Z")
 _PAIRS = (
     ("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("__", "__"), ("*", "*"), ("```", "```"), ("`", "`"),
@@ -88,6 +98,37 @@ def unwrap(text: str) -> str:
             break
         text = bare
     return "" if _BLANK.match(text) else text
+
+
+def bare(text: str | None) -> str | None:
+    """The unwrapped answer; None for nothing, and for the placeholder of an instruction that the response only repeats."""
+    answer = unwrap(text) if text is not None and text.strip() not in _BRACKETS else ""
+    return None if not answer or _PLACEHOLDER.match(answer) else answer
+
+
+@functools.lru_cache(maxsize=1024)
+def line_answer(line: str) -> str | None:
+    """The answer in a line: what is in its box, else its first sentence."""
+    if inside := boxes(line):
+        return in_boxes(line, inside)[1]
+    line = line.removeprefix("<answer>").split("</answer>")[0]
+    if line.count("**") == 1:
+        line = line.partition("**")[0]  # the marker took the other half
+    cut = _SENTENCE_END.search(line)
+    return bare(line[: cut.start()] if cut else line)
+
+
+def in_boxes(text: str, inside: list[Box]) -> tuple[int, str | None]:
+    """Where the last box starts and what is in it, together with those right before it: "\\boxed{3} and \\boxed{5}" is "3, 5"."""
+    start, _, content = inside[-1]
+    answers = [bare(content)]
+    for box in reversed(inside[:-1]):
+        if answers[0] is None or not _NEXT_BOX.fullmatch(text, box.end, start):
+            break
+        start = box.start
+        answers.append(bare(box.content))
+    distinct = list(dict.fromkeys(answer for answer in reversed(answers) if answer))
+    return start, ", ".join(distinct) or None
 
 
 def _unwrap_once(text: str) -> str:
