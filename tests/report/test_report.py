@@ -23,7 +23,7 @@ from mixpo.report.build import build
 from mixpo.report.data import ReportData
 from mixpo.report.images import picture
 from mixpo.report.render import asked, render
-from mixpo.report.table import GAP_COLUMNS, SUMMARY_COLUMNS, YES_NO_COLUMNS, gap_rows, summary_rows, yes_no_rows
+from mixpo.report.table import GAP_COLUMNS, SUMMARY_COLUMNS, YES_NO_COLUMNS, filled_table, gap_rows, summary_rows, yes_no_rows
 from mixpo.report.words import moment, percent, points, sides
 from mixpo.types import ImageRef, Pair, Question, Skipped
 
@@ -301,6 +301,15 @@ def test_summary_rows(report: dict[str, Any]) -> None:
     mpo = next(row for row in rows if row[0] == "MPO")
     assert mpo[2] == percent(report["models"]["mpo"]["cot"]["accuracy"])
     assert mpo[4] == points(report["headline"]["difference"])
+
+
+def test_columns_that_are_empty_throughout_are_not_shown(report: dict[str, Any]) -> None:
+    """Responses of other tools have no base model to compare with, and no number of tokens."""
+    assert filled_table(report) == (SUMMARY_COLUMNS, summary_rows(report))
+    modes = {mode: {**scores, "mean_tokens": 0} for mode, scores in report["models"]["mpo"].items()}
+    columns, rows = filled_table({**report, "models": {"mpo": modes}, "comparisons": []})
+    assert set(SUMMARY_COLUMNS) - set(columns) == {"Δ vs. base", "p", "tokens"}
+    assert [len(row) for row in rows] == [len(columns)] * len(rows)
 
 
 def test_empty_run_renders() -> None:

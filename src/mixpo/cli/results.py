@@ -14,12 +14,11 @@ from mixpo.report.benchmarks import CAUSES, FIGURE_COLUMNS, MAIN_DIFFERENCE_COLU
 from mixpo.report.table import (
     GAP_COLUMNS,
     SAMPLED_COLUMNS,
-    SUMMARY_COLUMNS,
     TEXT_COLUMNS,
     YES_NO_COLUMNS,
+    filled_table,
     gap_rows,
     sampled_rows,
-    summary_rows,
     text_rows,
     yes_no_rows,
 )
@@ -46,9 +45,9 @@ def scores(report: Mapping[str, Any]) -> None:
     """The tables of a report: every set, benchmarks, text-only tasks, and alarms by cause."""
     whole = dict(report)
     if whole["models"]:
-        table(SUMMARY_COLUMNS, summary_rows(whole), title=f"\n{whole['title']} (set {whole['set']})")
+        table(*filled_table(whole), title=f"\n{whole['title']} (set {whole['set']})")
         for name in whole["sets"]:
-            table(SUMMARY_COLUMNS, summary_rows(whole, name), title=f"\nset {name}")
+            table(*filled_table(whole, name), title=f"\nset {name}")
     for name, scores_of_set in {whole["set"]: whole, **whole["sets"]}.items():
         if scores_of_set.get("figures"):
             table(FIGURE_COLUMNS, figure_rows(scores_of_set, whole=False), title=f"\n{scores_of_set['benchmark']} (set {name})")

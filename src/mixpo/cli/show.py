@@ -11,7 +11,7 @@ from mixpo.cli.output import line
 from mixpo.cli.tables import table
 from mixpo.plural import amount
 from mixpo.progress import duration
-from mixpo.report.table import SAMPLED_COLUMNS, SUMMARY_COLUMNS, sampled_rows, summary_rows
+from mixpo.report.table import SAMPLED_COLUMNS, filled_table, sampled_rows
 from mixpo.report.words import describe_counts, moment
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def status(rows: Sequence[Mapping[str, Any]], models: Mapping[str, str] | None =
         current = any(row["stage"] == "report" and row["state"] == "done" for row in rows)
         line(f"\nreport of {moment(report['created'])}{'' if current else ', older than the stages above'}")
         for name in (None, *report["sets"]):
-            table(SUMMARY_COLUMNS, summary_rows(report, name), title=f"set {name or report['set']}")
+            table(*filled_table(report, name), title=f"set {name or report['set']}")
         if sampled := sampled_rows(report):
             table(SAMPLED_COLUMNS, sampled, title="sampled responses")
 

@@ -28,12 +28,11 @@ from mixpo.report.images import EmbeddedImage, picture
 from mixpo.report.table import (
     GAP_COLUMNS,
     SAMPLED_COLUMNS,
-    SUMMARY_COLUMNS,
     TEXT_COLUMNS,
     YES_NO_COLUMNS,
+    filled_table,
     gap_rows,
     sampled_rows,
-    summary_rows,
     text_rows,
     yes_no_rows,
 )
@@ -81,9 +80,8 @@ def _context(report: dict[str, Any]) -> dict[str, Any]:
     models, headline = report["models"], report["headline"]
     guard = (report["settings"].get("train") or {}).get("guard")
     return {
-        "columns": SUMMARY_COLUMNS,
-        "tables": {name: summary_rows(report, name) for name in report["sets"]},
-        "rows": summary_rows(report),
+        "summary": filled_table(report),
+        "tables": {name: filled_table(report, name) for name in report["sets"]},
         "accuracy_chart": sections.accuracy_chart(models),
         "set_charts": {name: sections.accuracy_chart(results["models"]) for name, results in report["sets"].items()},
         "domain_chart": sections.domain_chart(models, headline),

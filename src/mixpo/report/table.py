@@ -33,6 +33,13 @@ def summary_rows(report: dict[str, Any], name: str | None = None) -> list[tuple[
     return rows
 
 
+def filled_table(report: dict[str, Any], name: str | None = None) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings and rows of the summary without columns that are empty throughout: responses of other tools have no base model."""
+    rows = summary_rows(report, name)
+    filled = [column for column, _ in enumerate(SUMMARY_COLUMNS) if any(row[column] for row in rows)]
+    return tuple(SUMMARY_COLUMNS[column] for column in filled), [tuple(row[column] for column in filled) for row in rows]
+
+
 def _row(model: str, mode: str, scores: dict[str, Any], against: dict[str, Any] | None) -> tuple[str, ...]:
     return (
         model_name(model),
