@@ -53,6 +53,7 @@ def test_mmmu_test_answers_are_not_public(tmp_path: Path) -> None:
         ("x is 3.14159", ["3.14"], True),
         ("no", ["o"], False),
         ("it is o clock", ["o"], True),
+        ("It is final, my answer \n5", ["5"], True),  # an empty tail counts as none, so that the whole response is read
         ("", ["1"], False),
     ],
 )

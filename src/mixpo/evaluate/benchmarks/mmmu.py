@@ -6,6 +6,7 @@ random; here the draw depends on the question alone.
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 from collections.abc import Sequence
@@ -136,7 +137,8 @@ def _candidates(response: str) -> list[str | float]:
     for number, line in enumerate(lines):
         indicators = (*_INDICATORS, "=") if number == len(lines) - 1 else _INDICATORS
         tails = [line.rpartition(indicator)[2].strip() for indicator in indicators if indicator in line]
-        shortest = min(filter(None, tails), key=len, default="")
+        # In the order of the indicators: an empty tail resets the search, as in the script.
+        shortest = functools.reduce(lambda best, tail: tail if not best or len(tail) < len(best) else best, tails, "")
         if shortest and shortest not in (":", ",", ".", "!", "?", ";", "'"):
             keys.append(shortest)
     keys = keys or [response.strip().strip(".").lower()]
