@@ -63,7 +63,7 @@ def concluded(text: str, choices: tuple[str, ...]) -> str | None:
     if len(lines) == 1 and len(text) <= SHORT_CHARACTERS and len(text.split()) <= SHORT_WORDS:
         if text.endswith(("?", "？")) or _PLAN.match(text):
             return None
-        return ((_COUNT.match(text) or (_SO.match(text) and not choices)) and _value(text)) or bare(text)
+        return (not choices and (_COUNT.match(text) or _SO.match(text)) and _value(text)) or bare(text)
     so = [sentence for sentence in sentences if _SO.match(sentence)]
     if any(is_refusal(sentence) or NO_CONCLUSION.search(sentence) for sentence in (*so[-1:], sentences[-1])):
         return None

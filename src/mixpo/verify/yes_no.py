@@ -20,6 +20,8 @@ _OPPOSITES = {"true": "false", "correct": "false", "false": "true", "incorrect":
 _OPPOSITE = re.compile(r"\b(?:not|isnt)(?: entirely| quite)? (true|correct|false|incorrect)\b")
 _NO_ZH = re.compile("不是|不对|不正确|错误|没有|否|错|不|假|非")
 _RIGHT_ZH = re.compile("[没不]错")
+_IDIOM_ZH = re.compile("不出(?:意外|所料)|不用说|毫[不无](?:疑问|犹豫)|不[仅但管]")
+"""Phrases whose negation is none of the answer."""
 _YES_ZH = re.compile(r"是|对|正确|有|真|可以|\A[能会]")
 _FEW = 2
 """An answer of at most this many words without yes or no in it is plainly another answer; a longer one cannot be told."""
@@ -43,7 +45,7 @@ def check_yes_no(predicted: str, gold: str, options: Options) -> Judgement:
 
 def read_yes_no(text: str) -> frozenset[bool]:
     """{True} for yes, {False} for no, both for a contradiction, empty for neither."""
-    plain = _RIGHT_ZH.sub("对", normal_text(text))
+    plain = _RIGHT_ZH.sub("对", _IDIOM_ZH.sub("", normal_text(text)))
     plain = _OPPOSITE.sub(lambda match: _OPPOSITES[match.group(1)], _ALONE.get(plain, plain))
     values: set[bool] = set()
     for word in plain.split():
