@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import small_run
 
+from mixpo.commands.check import check
 from mixpo.engines import Request, SamplingParams
 from mixpo.engines.saved import FileEngine, SavedResponses
 from mixpo.errors import RecipeError, SourceError
 from mixpo.pipeline import run_recipe, run_stage
+from mixpo.progress import Silent
 from mixpo.recipe import load
 from mixpo.records import Paired, Sampled
 from mixpo.types import ImageRef, Question
@@ -228,6 +230,20 @@ def test_rows_that_are_left_over_stand_beside_the_records(tmp_path: Path, tiny_f
     listed = (tmp_path / "run" / "round-1" / "sample" / "unmatched.jsonl").read_text().splitlines()
     assert [json.loads(line)["reason"] for line in listed] == ["no question of this run has the id 'z'"]
     assert any("1 row for no question in saved.jsonl" in line for line in small_run.said(context))
+
+
+def test_the_check_matches_rows_and_questions(tmp_path: Path, tiny_folder: Path) -> None:
+    rows = [*({"question": row["question"], "responses": row["responses"]} for row in small_run.script(range(11, 16))), {"id": "z"}]
+    recipe = recipe_with(tmp_path, tiny_folder, rows)
+    checked = check(load(recipe, ("max_error_rate=0.1",)), tmp_path, Silent())
+    assert checked.counts["sample.responses: rows"] == 6
+    assert [(Path(finding.where).name, finding.problem[:13]) for finding in checked.notices] == [("saved.jsonl:6", "has none of r")]
+    (missing,) = checked.findings
+    assert missing.where == "sample.responses"
+    assert missing.problem.startswith("no responses to 1 of 6 questions (")
+    allowed = check(load(recipe, ("max_error_rate=0.5",)), tmp_path, Silent())
+    assert not allowed.findings
+    assert missing in allowed.notices
 
 
 @pytest.mark.parametrize("change", ["train.rounds=2", "sample.responses=", "evaluate.engine=openai", "sample.engine=transformers"])

@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
-from mixpo.commands.check_predictions import check_predictions
+from mixpo.commands.check_predictions import check_predictions, check_saved
 from mixpo.commands.check_preferences import PreferencesCheck
 from mixpo.commands.checked_model import CheckedModel, image_problems, measured
 from mixpo.engines import api_key, require_served_extra
@@ -100,6 +100,8 @@ def check(recipe: Recipe, recipe_folder: Path, progress: Progress, limit: int | 
             except MixpoError as error:
                 checked.add(key, str(error).removeprefix(f"{key}: "))
             else:
+                if key == "source" and limit is None and recipe.sample.engine == "file":
+                    check_saved(recipe, recipe_folder, asked, checked)
                 if name and (limit is None or len(asked) < limit):
                     questions[name] = asked
         check_predictions(recipe, recipe_folder, questions, checked)
@@ -237,13 +239,14 @@ def _check_model(recipe: Recipe, recipe_folder: Path, checked: Checked) -> Check
 def _check_source(
     name: str, evaluated: str, reading: SourceReading, model: CheckedModel | None, checked: Checked, progress: Progress
 ) -> list[Question]:
-    """The questions of an evaluation set that has predictions; none of other sources, which may be large.
+    """The questions of an evaluation set that has predictions, and of a source with saved responses; none of others, which may be large.
 
     name: as the recipe calls the source. evaluated: the name of its evaluation set, "" for training sources.
     """
     recipe, limit, contamination = reading.recipe, reading.limit, reading.contamination
     asked: list[Question] = []
     kept = any(evaluated == recipe.evaluate.set_of(predictions) for predictions in recipe.evaluate.predictions)
+    saved = name == "source" and recipe.sample.engine == "file"
     answers = FirstPlaces()
     before, usable, pairable = len(checked.findings) + len(checked.left_out), 0, False
     progress.start(f"check {name}", min(getattr(reading.table, "count", 0) or limit or 0, limit or 10**12), "questions")
@@ -274,6 +277,8 @@ def _check_source(
             checked.add(item.where, problem)
         if contamination is not None and evaluated:
             contamination.add(evaluated, item.question)
+        if saved:
+            asked.append(item.question)
         usable += 1
         checked.origins |= {item.question.source, item.question.domain} - {""}
         if evaluated:

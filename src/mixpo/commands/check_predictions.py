@@ -1,4 +1,4 @@
-"""`mixpo check` of [[evaluate.predictions]]: every file read and matched to the questions of its set; no model is needed."""
+"""`mixpo check` of responses of other tools: [[evaluate.predictions]] and `sample.responses` are matched to questions; needs no model."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mixpo.engines.saved import SavedResponses
 from mixpo.errors import MixpoError
 from mixpo.evaluate.predictions import Matched, check_complete, match, read_predictions
+from mixpo.plural import amount
 from mixpo.recipe import PredictionsTable, Recipe
+from mixpo.stages.prompting import prompt_for
 from mixpo.types import Question
 
 if TYPE_CHECKING:
@@ -41,6 +44,25 @@ def check_predictions(recipe: Recipe, recipe_folder: Path, questions: Mapping[st
             _check_given(recipe, table, matched, checked)
         except MixpoError as error:
             checked.add(name, str(error))
+
+
+def check_saved(recipe: Recipe, recipe_folder: Path, questions: Sequence[Question], checked: Checked) -> None:
+    """The same for the saved responses of engine = "file". questions: all of the source."""
+    path, where = recipe_folder / (recipe.sample.responses or ""), "sample.responses"
+    try:
+        prompts = ((question, prompt_for(recipe.prompt, question).render(question.text)) for question in questions)
+        saved = SavedResponses(path, prompts, recipe.sample.n)
+    except MixpoError as error:
+        checked.add(where, str(error).removeprefix(f"{where}: "))
+        return
+    checked.counts[f"{where}: rows"] = saved.counts["rows"]
+    for item in saved.unmatched:
+        checked.add(item.where, item.reason, to="notices")
+    if missing := [question.row_id or question.id for question in questions if question.id not in saved]:
+        few = len(missing) <= recipe.max_error_rate * len(questions)
+        names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        what = f"no responses to {len(missing)} of {amount(len(questions), 'question')} ({names})"
+        checked.add(where, f"{what}; add them, or remove the questions", to="notices" if few else "findings")
 
 
 def _check_given(recipe: Recipe, table: PredictionsTable, matched: Matched, checked: Checked) -> None:

@@ -102,23 +102,21 @@ class SavedResponses:
         """The responses to a question in the order of the files; () where there are none."""
         return tuple(chain.from_iterable(self._read(place).choices for place in self._places.get(question, ())))[: self._wanted]
 
+    def __contains__(self, question: str) -> bool:
+        """Whether there are responses to a question."""
+        return question in self._places
+
     @property
     def summary(self) -> str:
         """What was not matched, in one sentence; "" if all rows and questions were."""
         names = {
-            "missing questions": "question without saved responses",
-            "ambiguous": "ambiguous row",
-            "superfluous": "row for no question",
-            "broken": "broken row",
-            "superfluous responses": "response beyond sample.n",
+            "missing questions": ("question without saved responses", "questions without saved responses"),
+            "ambiguous": ("ambiguous row", "ambiguous rows"),
+            "superfluous": ("row for no question", "rows for no question"),
+            "broken": ("broken row", "broken rows"),
+            "superfluous responses": ("response beyond sample.n", "responses beyond sample.n"),
         }
-        plurals = {
-            "missing questions": "questions without saved responses",
-            "superfluous": "rows for no question",
-            "superfluous responses": "responses beyond sample.n",
-        }
-        parts = [amount(self.counts[key], name, plurals.get(key, f"{name}s")) for key, name in names.items() if self.counts[key]]
-        return ", ".join(parts)
+        return ", ".join(amount(self.counts[key], *forms) for key, forms in names.items() if self.counts[key])
 
     def _index(self, questions: Iterable[tuple[Question, str]]) -> int:
         """Make every question findable; returns their number."""
