@@ -40,7 +40,7 @@ from mixpo.train.layout_check import TOLERANCE
 from mixpo.train.logps import Scorer
 from mixpo.train.losses import combine
 from mixpo.train.memory_plan import plan_memory
-from mixpo.train.parallel import meta_copy_of
+from mixpo.train.sharding import meta_copy_of
 from mixpo.vlm.load import Vlm
 
 FORMS = ("varlen", "calls", "flex", "dense", "rows")

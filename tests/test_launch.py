@@ -78,6 +78,24 @@ def test_two_ranks_make_what_one_makes(own_run: Path, finished_run: Path, launch
 
 
 @pytest.mark.slow
+def test_two_ranks_sample_what_one_samples(own_run: Path, tmp_path: Path) -> None:
+    settings = ['sample.engine="transformers"', "sample.n=2", "sample.max_new_tokens=6"]
+    arguments = ["sample", str(own_run / "recipe.toml"), *(part for setting in settings for part in ("--set", setting))]
+    status, _, error = launch("torchrun", *arguments, "--dir", str(tmp_path / "two"))
+    assert status == 0, error[-3000:]
+    done = subprocess.run([sys.executable, "-m", "mixpo", *arguments, "--dir", str(tmp_path / "one")], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    plans = [plan_of(tmp_path / name) for name in ("two", "one")]
+    job = plans[0].planned["round-1/sample"].job
+    assert (job.ranks, len(job.sizes)) == ("each", 3)
+    assert {planned.job.ranks for planned in plans[0].planned.values() if planned.job.kind == "answer"} == {"each"}
+    for number in range(3):
+        two, one = (list(plan.rows("round-1/sample", number)) for plan in plans)
+        assert two == one
+        assert all(row.responses for row in two)
+
+
+@pytest.mark.slow
 def test_watching_on_two_ranks_changes_no_weight_and_is_logged_once(own_run: Path) -> None:
     """Both ranks answer, so that they stay in step; the main one alone speaks and writes for the tracker."""
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")

@@ -16,7 +16,7 @@ from mixpo.engines import Request, SamplingParams
 from mixpo.engines.tokens import TokenCodec
 from mixpo.engines.vllm import VllmEngine, load_llm
 from mixpo.errors import EngineError
-from mixpo.recipe import ImageTable
+from mixpo.recipe import ImageTable, SampleTable, VllmTable
 from mixpo.records import Sampled
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import decode
@@ -43,6 +43,7 @@ class FakeLLM:
     def __init__(self, model: str, **settings: Any) -> None:
         assert (Path(model) / "config.json").exists()
         assert settings["enable_prefix_caching"]
+        self.settings = settings
         self.llm_engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=512))
         self.calls: list[tuple[list[dict[str, Any]], list[Any]]] = []
 
@@ -84,7 +85,7 @@ def engine(tiny_vlm: Vlm, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     FakeLLM.codec, FakeLLM.extra = TokenCodec(tiny_vlm), 0
     fake.LLM, fake.SamplingParams = FakeLLM, SimpleNamespace
     monkeypatch.setitem(sys.modules, "vllm", fake)
-    return VllmEngine(load_llm(tiny_folder, "float32"), TokenCodec(tiny_vlm), ImageTable())
+    return VllmEngine(load_llm(tiny_folder, "float32", VllmTable()), TokenCodec(tiny_vlm), ImageTable())
 
 
 def asking(key: str, text: str = "What is the sum?", n: int = 3, **more: Any) -> Request:
@@ -153,4 +154,13 @@ def test_other_image_tokens_than_in_training_are_refused(engine: VllmEngine, tmp
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
 def test_without_vllm(tiny_folder: Path) -> None:
     with pytest.raises(EngineError, match=r"docs/engines\.md"):
-        load_llm(tiny_folder, "float32")
+        load_llm(tiny_folder, "float32", VllmTable())
+
+
+def test_gpus_and_memory_are_those_of_the_recipe(engine: VllmEngine, tiny_folder: Path) -> None:
+    assert engine._llm.settings.keys() == {"dtype", "seed", "enable_prefix_caching", "limit_mm_per_prompt", "tensor_parallel_size"}
+    gpus = {"tensor_parallel_size": 4, "gpu_memory_utilization": 0.8, "max_model_len": 4096}
+    table = SampleTable.model_validate({"engine": "vllm", "vllm": gpus})
+    settings = load_llm(tiny_folder, "bfloat16", table.vllm).settings
+    assert {name: settings[name] for name in gpus} == gpus
+    assert "vllm" not in table.deciding("sample")

@@ -20,9 +20,9 @@ from mixpo.recipe import ModelTable
 from mixpo.train import loop, session
 from mixpo.train.group_data import in_memory
 from mixpo.train.loop import train
-from mixpo.train.parallel import local_shard, wrap_model
 from mixpo.train.replay import replay_group
 from mixpo.train.session import Session, TrainJob, open_session
+from mixpo.train.sharding import local_shard, shard_model
 from mixpo.types import Group
 from mixpo.vlm.load import Vlm, load
 
@@ -48,13 +48,13 @@ def sft_rows(vlm: Vlm, images: Path) -> list[Group]:
 
 
 def monitored(patch: pytest.MonkeyPatch) -> None:
-    """Stop where a model is wrapped that was in float32 before it was sharded."""
+    """Stop where a model is sharded that was in float32 before."""
 
     def checked(accelerator: Any, scorer: Any, *args: Any) -> Any:
         assert {value.dtype for value in scorer.parameters()} == {scorer.precision}
-        return wrap_model(accelerator, scorer, *args)
+        return shard_model(accelerator, scorer, *args)
 
-    patch.setattr(session, "wrap_model", checked)
+    patch.setattr(session, "shard_model", checked)
 
 
 def main(model: Path, images: Path, work: Path, kind: str) -> None:

@@ -23,7 +23,7 @@ from mixpo.train.compute_weights import compute_weights
 from mixpo.train.logps import cast_inputs
 from mixpo.train.memory_plan import plan_memory
 from mixpo.train.model import build_optimizer, checkpoint_activations, use_master_weights
-from mixpo.train.parallel import meta_copy_of
+from mixpo.train.sharding import meta_copy_of
 from mixpo.vlm.inputs import positions_like
 from mixpo.vlm.load import Vlm
 

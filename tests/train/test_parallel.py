@@ -22,9 +22,10 @@ from mixpo.train.loop import train
 from mixpo.train.measure import live_line
 from mixpo.train.metrics import StepMetrics, read_metrics
 from mixpo.train.model import use_liger
-from mixpo.train.parallel import _set_parameter, meta_copy_of, strategy_of
+from mixpo.train.parallel import _set_parameter, strategy_of
 from mixpo.train.prompt_cache import PromptCache
 from mixpo.train.session import Session
+from mixpo.train.sharding import meta_copy_of
 from mixpo.types import Group
 from mixpo.vlm.load import Vlm
 

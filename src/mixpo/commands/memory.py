@@ -25,7 +25,7 @@ def training_memory(context: Context) -> MemoryPlan:
     """The planned memory with rows of `train.tokens_per_batch` tokens. Raises ModelError for a family that cannot be planned."""
     from mixpo.train.memory_plan import plan_memory
     from mixpo.vlm.families import MODEL_ERRORS, described
-    from mixpo.vlm.tokenizer_only import load_shapes
+    from mixpo.vlm.shapes import load_shapes
 
     recipe = context.recipe
     vlm = load_shapes(recipe.model, context.recipe_folder)

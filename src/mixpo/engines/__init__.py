@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from mixpo.engines.base import Engine, Request, SamplingParams, SharedResource
 from mixpo.errors import MissingExtra, RecipeError
-from mixpo.recipe import Endpoint, ImageTable, ServerTable, did_you_mean
+from mixpo.recipe import Endpoint, ImageTable, ServerTable, VllmTable, did_you_mean
 
 if TYPE_CHECKING:
     from mixpo.engines.openai.probe import ProbeCache
@@ -31,6 +31,7 @@ class Serving:
     """
 
     table: ServerTable = field(default_factory=ServerTable)
+    vllm: VllmTable = field(default_factory=VllmTable)
     where: str = "sample.server"
     eval_only: bool = False
     folder: Path | None = None
@@ -182,9 +183,9 @@ def _vllm(setup: EngineSetup) -> Engine:
     folder, dtype = setup.serving.folder, setup.serving.dtype
     if setup.vlm is None or folder is None:
         raise RecipeError('sample.engine = "vllm" needs a model; set model.path', code="engine-needs-model", key="model.path")
-    llm = setup.serving.shared.get(
-        ("vllm", folder, dtype), lambda: load_llm(folder, dtype), lambda llm: llm.llm_engine.engine_core.shutdown()
-    )
+    table = setup.serving.vllm
+    key = ("vllm", folder, dtype, *table.model_dump().values())
+    llm = setup.serving.shared.get(key, lambda: load_llm(folder, dtype, table), lambda llm: llm.llm_engine.engine_core.shutdown())
     return VllmEngine(llm, TokenCodec(setup.vlm), setup.image)
 
 

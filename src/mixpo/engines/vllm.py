@@ -15,7 +15,7 @@ from mixpo.engines.tokens import TokenCodec, continues_control_token, prompt_too
 from mixpo.errors import EngineError, SourceError
 from mixpo.images import open_image
 from mixpo.plural import amount
-from mixpo.recipe import ImageTable
+from mixpo.recipe import ImageTable, VllmTable
 from mixpo.records import Sampled
 
 MAX_BIASED = 1024
@@ -24,8 +24,8 @@ MAX_IMAGES = 16
 """Images per prompt that vLLM reserves memory for; a question with more fails alone."""
 
 
-def load_llm(folder: Path, dtype: str) -> Any:
-    """The model in vLLM. Raises EngineError where vLLM is not installed or cannot load it."""
+def load_llm(folder: Path, dtype: str, table: VllmTable) -> Any:
+    """The model in vLLM, on as many GPUs as `table` says. Raises EngineError where vLLM is not installed or cannot load it."""
     try:
         import vllm
     except ImportError:
@@ -33,6 +33,7 @@ def load_llm(folder: Path, dtype: str) -> Any:
             'sample.engine = "vllm" needs vLLM, which brings its own torch; see docs/engines.md for its installation', code="vllm-missing"
         ) from None
     settings: dict[str, Any] = {"enable_prefix_caching": True, "limit_mm_per_prompt": {"image": MAX_IMAGES}}
+    settings |= {name: value for name, value in table.model_dump().items() if value is not None}
     if _on_cpu():
         # The CPU build fails when the prompt of a seeded request is processed in chunks.
         settings["enable_chunked_prefill"] = False

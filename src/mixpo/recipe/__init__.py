@@ -24,7 +24,7 @@ from mixpo.recipe.errors import did_you_mean
 from mixpo.recipe.evaluate import EvaluateTable, EvaluationSet, PredictionsTable, ReportTable
 from mixpo.recipe.load import Recipe, apply_override, load, parse
 from mixpo.recipe.preferences import PreferencesTable
-from mixpo.recipe.server import ClusterTable, Endpoint, JudgeEndpoint, JudgeTable, ServedModel, ServerTable, VerdictJudgeTable
+from mixpo.recipe.server import ClusterTable, Endpoint, JudgeEndpoint, JudgeTable, ServedModel, ServerTable, VerdictJudgeTable, VllmTable
 from mixpo.recipe.sources import (
     BENCHMARK_NAMES,
     EXTRACTED_BENCHMARKS,
@@ -101,6 +101,7 @@ __all__ = [
     "TrainingSource",
     "VerdictJudgeTable",
     "VerifyTable",
+    "VllmTable",
     "WandbTable",
     "WatchTable",
     "apply_override",

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 from mixpo.prompts import PROMPTS, Style
 from mixpo.recipe.base import NOTHING, Decides, Table, first_repeated
 from mixpo.recipe.errors import did_you_mean
-from mixpo.recipe.server import VERDICTS, ServerTable, VerdictJudgeTable
+from mixpo.recipe.server import VERDICTS, ServerTable, VerdictJudgeTable, VllmTable
 
 MODEL = Decides("sample", "reference", "train", "answer", "text", by_content=True)
 """Stages know a model by the digest of its files."""
@@ -211,6 +211,8 @@ class SampleTable(Table):
     for tests), or "file": what another tool sampled (`responses`)."""
     server: ServerTable = ServerTable()
     """The server for engine = "openai"."""
+    vllm: VllmTable = VllmTable()
+    """GPUs and memory for engine = "vllm"."""
     script: Annotated[str | None, Decides("sample", "answer", by_content=True)] = None
     """JSONL file of responses for the scripted engine, relative to the recipe."""
     responses: Annotated[str | None, Decides("sample", by_content=True)] = None

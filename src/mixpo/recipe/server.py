@@ -79,6 +79,17 @@ class ServerTable(Endpoint):
         return bool(self.serve or self.start)
 
 
+class VllmTable(Table):
+    """How vLLM runs in this process, for engine = "vllm". Affects speed and memory; another split of the sums changes rounding only."""
+
+    tensor_parallel_size: Annotated[int, NOTHING] = Field(default=1, ge=1)
+    """GPUs that share the model, each with a part of every layer."""
+    gpu_memory_utilization: Annotated[float | None, NOTHING] = Field(default=None, gt=0, le=1)
+    """Share of each GPU's memory that vLLM takes; unset leaves it to vLLM."""
+    max_model_len: Annotated[int | None, NOTHING] = Field(default=None, ge=1)
+    """Longest prompt with its response, in tokens; unset takes the model's limit, whose cache may not fit."""
+
+
 class ServedModel(Endpoint):
     """Another model behind a server or a commercial endpoint, as an additional row of the results. Needs no local weights."""
 

@@ -113,6 +113,11 @@ class EngineOpener:
         self.window = window_of(context.recipe, self._engine, model, batch_size)
         self._probed: ProbeCache | None = None
 
+    @property
+    def in_each_rank(self) -> bool:
+        """Whether every rank can have an engine of its own: a copy of the model, where others have one server or all GPUs."""
+        return self._engine == "transformers"
+
     def open(self) -> Engine:
         """Load the model where the engine needs it."""
         context, model, name = self._context, self._model, self._engine
@@ -139,6 +144,7 @@ class EngineOpener:
             saved=self._saved() if name == "file" and self._saved is not None else None,
             serving=Serving(
                 table=model.served.server if model.served else table.server,
+                vllm=table.vllm,
                 where=where_of(model.served) if model.served else "sample.server",
                 eval_only=model.served is not None,
                 folder=models.folder(model) if loads_itself else None,

@@ -114,13 +114,16 @@ class Models:
         self._check(ref)
         return ref.folder or find_model(self.table, self.recipe_folder)
 
-    def fresh(self, ref: ModelRef) -> Vlm:
-        """A copy of its own for who changes the weights; nothing else stays in memory."""
+    def fresh(self, ref: ModelRef, unread: bool = False) -> Vlm:
+        """A copy of its own for who changes the weights; nothing else stays in memory. unread: without its weights."""
         from mixpo.vlm.load import load
+        from mixpo.vlm.shapes import load_unread
         from mixpo.vlm.trial import refuse_unfit
 
         self.release()
         self._check(ref)
+        if unread:
+            return self._tiled(load_unread(self.table, self.recipe_folder, ref.folder))
         vlm = self._tiled(load(self.table, self.recipe_folder, ref.folder))
         refuse_unfit(vlm)
         return vlm

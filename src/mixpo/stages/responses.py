@@ -84,6 +84,7 @@ def response_job(
         session=session,
         count=count_sampled,
         check=partial(check_sampled, context),
+        ranks="each" if engine.in_each_rank else "main",
         facts=facts,
         attempts=attempts,
     )

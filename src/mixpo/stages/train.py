@@ -49,9 +49,11 @@ def train_job(context: Context, plan: Plan, replay: QuestionIndex, number: int, 
             from mixpo.train.group_data import open_groups
             from mixpo.train.loop import train
             from mixpo.train.session import TrainJob
+            from mixpo.train.sharding import sharded_launch
 
             key = plan.shards(name)[shard]
-            vlm, groups = context.models.fresh(model), open_groups(groups_file(context, number))
+            # A model that is sharded is never whole: each rank reads its shards.
+            vlm, groups = context.models.fresh(model, unread=sharded_launch()), open_groups(groups_file(context, number))
             job = TrainJob(
                 vlm=vlm,
                 groups=groups,

@@ -58,6 +58,12 @@ def prepare_trainable(
     return _sizes(model, parts), dtypes
 
 
+def can_stay_unread(vlm: Vlm, table: TrainTable, prompt: EncodedPrompt | None) -> bool:
+    """Whether a model on the meta device can be prepared as it is: nothing is merged into it, and its image features flow there too."""
+    merges = table.lora is None and lora.adapter_of(vlm.model) is not None
+    return not merges and (prompt is None or image_flow(vlm, prompt) is not None)
+
+
 def target_layers(model: nn.Module, table: LoraTable, parts: ModelParts | None = None) -> tuple[str, ...]:
     """Full names of the linear layers to adapt: those of `table.parts`, restricted to `table.modules` if any are given.
 

@@ -17,8 +17,8 @@ from mixpo.train.compute_weights import compute_weights
 from mixpo.train.layout_check import TOLERANCE
 from mixpo.train.losses import ResponseLogps, generation_loss, initial_loss
 from mixpo.train.metrics import EvaluatePolicy, PolicyMetrics, StepMetrics
-from mixpo.train.parallel import local_shard
 from mixpo.train.session import Session
+from mixpo.train.sharding import weight_flags
 from mixpo.vlm.adapter import set_dropout
 
 ZERO_STEPS = 3
@@ -149,17 +149,10 @@ def check_zero_loss(state: TrainState, total: float) -> None:
 
 def check_weights(session: Session) -> None:
     """Before a checkpoint: raise TrainError for non-finite trained weights, or a matrix that has become all zeros."""
-    names = [name for name, _ in session.parallel.trained()]
-    flags = torch.zeros(2, len(names), device=session.accelerator.device)
-    for number, (_, parameter) in enumerate(session.parallel.trained()):
-        held = local_shard(parameter)
-        if held.numel():
-            low, high = torch.aminmax(held)
-            flags[0, number] = ~(low.isfinite() & high.isfinite())
-            flags[1, number] = (low != 0) | (high != 0) | (parameter.ndim < 2)
-    broken, alive = session.accelerator.reduce(flags, "sum").tolist()
-    for number, name in enumerate(names):
-        if broken[number] or not (alive[number] or name in session.zero_matrices):
+    trained = list(session.parallel.trained())
+    broken, alive = weight_flags(session.accelerator, [parameter for _, parameter in trained])
+    for number, (name, parameter) in enumerate(trained):
+        if broken[number] or not (alive[number] or parameter.ndim < 2 or name in session.zero_matrices):
             what = "holds NaN or infinite values" if broken[number] else "has become nothing but zeros"
             raise TrainError(
                 f"step {session.state.step}: {name} {what}; this step is not saved and the last checkpoint is kept; "

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from mixpo.errors import TrainError
 from mixpo.plural import amount
@@ -40,17 +42,23 @@ TOGETHER = 3
 
 
 def choose_layout(
-    vlm: Vlm, sample: Sequence[Chunk], prompt_of: PromptOf, precision: torch.dtype, gradients: bool = False
+    vlm: Vlm,
+    sample: Sequence[Chunk],
+    prompt_of: PromptOf,
+    precision: torch.dtype,
+    gradients: bool = False,
+    scorer: Scorer | None = None,
 ) -> tuple[Layout, str]:
     """The layout to use, and a sentence for the log with the reason.
 
     sample: from `check_sample`. A layout must reproduce the log-probs of every response alone, as the family's own forward pass gives
     them, and in a packed layout changing the tokens of one response must not change the log-prob of another. gradients: a layout must
-    also give the gradients of a response alone. Raises TrainError for a family whose forward pass fails.
+    also give the gradients of a response alone. scorer: of a sharded model, which all ranks check together; it is left in any layout.
+    Raises TrainError for a family whose forward pass fails.
     """
     parts = [sample[first : first + TOGETHER] for first in range(0, len(sample), TOGETHER)]
-    alone = _alone(vlm, parts, prompt_of, precision)
-    check = _Check(vlm=vlm, parts=parts, prompt_of=prompt_of, precision=precision, alone=alone, gradients=gradients)
+    check = _Check(vlm=vlm, parts=parts, prompt_of=prompt_of, scorer=scorer or Scorer(vlm.model, "single", precision), gradients=gradients)
+    check.score_alone()
     reason = why_not_packed(vlm.model)
     no_kernel = _why_no_varlen(vlm, precision)
     for layout in () if reason else PACKED:
@@ -58,7 +66,7 @@ def choose_layout(
         reason = reason or check.problem(layout)
         if not reason:
             form = "varlen kernel" if layout == "varlen" else f"length-bucketed SDPA ({no_kernel})"
-            checked = f"(checked on {amount(sum(len(part.sums) for part in alone), 'response')})"
+            checked = f"(checked on {amount(sum(len(part.sums) for part in check.alone), 'response')})"
             return layout, f"packed rows, every prompt computed once {checked}; attention: {form}"
         no_kernel = reason
     if not (shared := check.problem("shared")):
@@ -76,20 +84,6 @@ def agree(layout: Layout, note: str, reference: str) -> tuple[Layout, str]:
     return cast(Layout, reference), f"rows as in the reference stage ({reference}), which refused the {layout} layout"
 
 
-def _alone(vlm: Vlm, parts: Sequence[Sequence[Chunk]], prompt_of: PromptOf, precision: torch.dtype) -> list[ResponseLogps]:
-    """The log-probs of every response alone. Raises TrainError where the family's own forward pass fails."""
-    try:
-        return [_score(vlm, part, prompt_of, "single", precision) for part in parts]
-    except torch.OutOfMemoryError:
-        raise
-    except MODEL_ERRORS as error:
-        raise TrainError(
-            f"{vlm.model.config.model_type}: the forward pass of a prompt and its response fails with {described(error)}; "
-            "this family cannot be trained, choose one of docs/families.md",
-            code="family-forward-fails",
-        ) from error
-
-
 def _why_no_varlen(vlm: Vlm, precision: torch.dtype) -> str:
     """Why the varlen kernel cannot be used; "" if it may work."""
     if vlm.device.type != "cuda":
@@ -97,45 +91,95 @@ def _why_no_varlen(vlm: Vlm, precision: torch.dtype) -> str:
     return "the varlen kernel has no float32" if precision == torch.float32 else why_not_varlen(vlm.model)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class _Check:
     """What a layout is compared with. parts: chunks that are scored together. alone: the log-probs of their responses alone."""
 
     vlm: Vlm
     parts: Sequence[Sequence[Chunk]]
     prompt_of: PromptOf
-    precision: torch.dtype
-    alone: Sequence[ResponseLogps]
+    scorer: Scorer
     gradients: bool
+    alone: list[ResponseLogps] = field(default_factory=list)
+
+    def score_alone(self) -> None:
+        """Score every response alone. Raises TrainError where the family's own forward pass fails."""
+        try:
+            self.alone = [self._score(part, "single") for part in self.parts]
+        except torch.OutOfMemoryError:
+            raise
+        except MODEL_ERRORS as error:
+            raise TrainError(
+                f"{self.vlm.model.config.model_type}: the forward pass of a prompt and its response fails with {described(error)}; "
+                "this family cannot be trained, choose one of docs/families.md",
+                code="family-forward-fails",
+            ) from error
 
     def problem(self, layout: Layout) -> str:
         """Why a layout cannot be used; "" if it can."""
+        precision = self.scorer.precision
         try:
             for part, alone in zip(self.parts, self.alone, strict=True):
-                logps = _score(self.vlm, part, self.prompt_of, layout, self.precision)
+                logps = self._score(part, layout)
                 gap = float(((logps.sums - alone.sums).abs() / alone.lengths).max())
-                if not gap <= TOLERANCE[self.precision]:  # true for NaN
+                if not gap <= TOLERANCE[precision]:  # true for NaN
                     return f"the {layout} layout would change log-probs by {gap:.2g} per token"
-                if layout in PACKED and (leak := _leakage(self.vlm, part, self.prompt_of, layout, self.precision, logps.sums)):
+                if layout in PACKED and (leak := self._leakage(part, layout, logps.sums)):
                     return f"a response would notice the others' tokens (by {leak:.2g})"
             return self._gradient_problem(layout) if self.gradients else ""
         except MODEL_ERRORS as error:
             return f"the {layout} layout fails with {described(error)}"
 
+    def _score(self, sample: Sequence[Chunk], layout: Layout) -> ResponseLogps:
+        return self._forward(collate(self.vlm, sample, self.prompt_of, layout), layout)
+
+    @torch.no_grad()
+    def _forward(self, batch: Batch, layout: Layout) -> ResponseLogps:
+        self.scorer.layout = layout
+        scores: ResponseLogps = self.scorer(batch)
+        return scores
+
     def _gradient_problem(self, layout: Layout) -> str:
         """Compare gradients of the smallest chunk's responses, in some parameters."""
         chunk = min((chunk for part in self.parts for chunk in part), key=lambda chunk: sum(map(len, chunk.group.responses)))
-        parameters = _watched(self.vlm.model)
-        ours, alone = (self._gradient(chunk, which, parameters) for which in (layout, "single"))
+        ours, alone = (self._gradient(chunk, which) for which in (layout, "single"))
         gap = float((ours - alone).norm() / alone.norm().clamp(min=torch.finfo(torch.float32).tiny))
-        return "" if gap <= GRADIENT_TOLERANCE[self.precision] else f"the {layout} layout would change gradients by {gap:.2g} of their norm"
+        allowed = GRADIENT_TOLERANCE[self.scorer.precision]
+        return "" if gap <= allowed else f"the {layout} layout would change gradients by {gap:.2g} of their norm"
 
-    def _gradient(self, chunk: Chunk, layout: Layout, parameters: Sequence[nn.Parameter]) -> Tensor:
+    def _gradient(self, chunk: Chunk, layout: Layout) -> Tensor:
+        """(N,) the gradients of all `_watched` parameters, whole where those are sharded."""
+        model, scorer = self.vlm.model, self.scorer
+        if isinstance(scorer, FSDPModule):
+            scorer.reshard()  # after a forward pass without gradient, the outermost parameters are still gathered
+        watched, scorer.layout = _watched(model), layout
         with torch.enable_grad():
-            sums = Scorer(self.vlm.model, layout, self.precision)(collate(self.vlm, [chunk], self.prompt_of, layout)).sums
-            found = torch.autograd.grad((sums * torch.linspace(1, 2, len(sums)).to(sums)).sum(), parameters, allow_unused=True)
-        known = [torch.zeros_like(p) if value is None else value for p, value in zip(parameters, found, strict=True)]
-        return torch.cat([value.flatten().float() for value in known])
+            sums = scorer(collate(self.vlm, [chunk], self.prompt_of, layout)).sums
+            loss = (sums * torch.linspace(1, 2, len(sums)).to(sums)).sum()
+            loss.backward(inputs=None if isinstance(scorer, FSDPModule) else watched)  # shards get theirs from the gathered parameters
+        known = [torch.zeros_like(p) if p.grad is None else p.grad for p in watched]
+        model.zero_grad(set_to_none=True)
+        return torch.cat([(value.full_tensor() if isinstance(value, DTensor) else value).flatten().float() for value in known])
+
+    def _leakage(self, sample: Sequence[Chunk], layout: Layout, before: Tensor) -> float:
+        """The largest change of a response's log-prob when tokens of other responses are changed; 0 if it is within rounding.
+
+        In most models nothing changes at all. With routed experts, the number of tokens per expert affects rounding; that error is
+        measured on a row that holds everything twice, and bounded by `ROUNDING` because a leak would change that row too.
+        """
+        twice = self._score([*sample, *sample], layout).sums[: len(before)]
+        noise = (twice - before).abs().max().clamp(max=ROUNDING[self.scorer.precision] * before.abs())
+        rounding = torch.finfo(torch.float32).eps * before.abs() + noise
+        for inner in (False, True):
+            batch = collate(self.vlm, sample, self.prompt_of, layout)
+            kept = _perturb(self.vlm, batch, sample, self.prompt_of, inner=inner)
+            if kept.all():
+                continue
+            after: Tensor = self._forward(batch, layout).sums
+            change = ((after - before).abs() * kept.to(before.device)).nan_to_num(float("inf"))
+            if bool((change > NOISE_FACTOR * rounding).any()):
+                return float(change.max())
+        return 0.0
 
 
 def _watched(model: nn.Module) -> list[nn.Parameter]:
@@ -143,27 +187,6 @@ def _watched(model: nn.Module) -> list[nn.Parameter]:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     vectors = [parameter for parameter in trained if parameter.ndim < 2]
     return vectors or sorted(trained, key=lambda parameter: parameter.numel())[:8]
-
-
-def _leakage(vlm: Vlm, sample: Sequence[Chunk], prompt_of: PromptOf, layout: Layout, precision: torch.dtype, before: Tensor) -> float:
-    """The largest change of a response's log-prob when tokens of other responses are changed; 0 if it is within rounding.
-
-    In most models nothing changes at all. With routed experts, the number of tokens per expert affects rounding; that error is measured
-    on a row that holds everything twice, and bounded by `ROUNDING` because a leak would change that row too.
-    """
-    twice = _score(vlm, [*sample, *sample], prompt_of, layout, precision).sums[: len(before)]
-    noise = (twice - before).abs().max().clamp(max=ROUNDING[precision] * before.abs())
-    rounding = torch.finfo(torch.float32).eps * before.abs() + noise
-    for inner in (False, True):
-        batch = collate(vlm, sample, prompt_of, layout)
-        kept = _perturb(vlm, batch, sample, prompt_of, inner=inner)
-        if kept.all():
-            continue
-        after: Tensor = _forward(vlm, batch, layout, precision).sums
-        change = ((after - before).abs() * kept.to(before.device)).nan_to_num(float("inf"))
-        if bool((change > NOISE_FACTOR * rounding).any()):
-            return float(change.max())
-    return 0.0
 
 
 def _perturb(vlm: Vlm, batch: Batch, sample: Sequence[Chunk], prompt_of: PromptOf, inner: bool) -> Tensor:
@@ -182,16 +205,6 @@ def _perturb(vlm: Vlm, batch: Batch, sample: Sequence[Chunk], prompt_of: PromptO
             ids[0, position] = following[int(ids[0, position])]
         kept += [set(positions).isdisjoint(paths[end].tolist()) for end in prefix_tree.end_branches]
     return torch.tensor(kept)
-
-
-def _score(vlm: Vlm, sample: Sequence[Chunk], prompt_of: PromptOf, layout: Layout, precision: torch.dtype) -> ResponseLogps:
-    return _forward(vlm, collate(vlm, sample, prompt_of, layout), layout, precision)
-
-
-@torch.no_grad()
-def _forward(vlm: Vlm, batch: Batch, layout: Layout, precision: torch.dtype) -> ResponseLogps:
-    scores: ResponseLogps = Scorer(vlm.model, layout, precision)(batch)
-    return scores
 
 
 def check_sample(groups: Iterable[Group]) -> list[Chunk]:

@@ -9,8 +9,6 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from mixpo.recipe import TrainTable
 from mixpo.train.adapters import prepare_trainable
@@ -23,6 +21,7 @@ from mixpo.train.tree_attention import AttentionOptions, AttentionPlan
 from mixpo.vlm.inputs import positions_like
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import EncodedPrompt
+from mixpo.vlm.shapes import shapes_only
 
 HEAD_COPIES = 3
 """Tensors of the size of the float32 logits that the output head holds at once: logits, log-probs and their gradient."""
@@ -65,6 +64,7 @@ def plan_memory(vlm: Vlm, table: TrainTable, prompts: int, prompt: EncodedPrompt
     """
     model = vlm.model.train()
     _, dtypes = prepare_trainable(vlm, table, seed=0)
+    model.to("meta")  # the adapter too
     precision = compute_dtype(dtypes)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     element = torch.empty((), dtype=precision).element_size()
@@ -91,23 +91,9 @@ def _text_bytes(vlm: Vlm, table: TrainTable, precision: torch.dtype) -> int:
 def _vision_bytes(vlm: Vlm, table: TrainTable, precision: torch.dtype, prompt: EncodedPrompt) -> int:
     """Of the images of one prompt. Integers, such as the size of a grid, stay on the CPU: their values decide shapes."""
     features = {name: value.to("meta") if value.is_floating_point() else value for name, value in prompt.features.items()}
-    with compute_weights(vlm.model, precision), attention_replaced(vlm.model, _fused_attention), _saved(vlm.model) as saved, _ToMeta():  # type: ignore[no-untyped-call]
+    with compute_weights(vlm.model, precision), attention_replaced(vlm.model, _fused_attention), _saved(vlm.model) as saved, shapes_only():
         vlm.model.base_model.get_image_features(**cast_inputs(features, precision), return_dict=True)
     return saved.bytes(table.gradient_checkpointing)
-
-
-class _ToMeta(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Moves the other tensors of an operation to the meta device where one is there."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        values, form = tree_flatten((args, kwargs or {}))
-        if any(isinstance(value, Tensor) and value.is_meta for value in values):
-            values = [
-                torch.empty_like(value, device="meta") if isinstance(value, Tensor) and value.ndim and not value.is_meta else value
-                for value in values
-            ]
-        moved, named = tree_unflatten(values, form)
-        return func(*moved, **named)
 
 
 # --- attention as fused kernels do it --------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ called by all ranks in the same order.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -20,18 +19,17 @@ from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
-    FullyShardedDataParallelPlugin,
     InitProcessGroupKwargs,
     parse_flag_from_env,
 )
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mixpo.errors import TrainError
 from mixpo.train.checkpoint import DEEPSPEED, Checkpoint, check_same_model, write_tensors
 from mixpo.train.logps import Scorer
 from mixpo.train.model import plain_name, restore_dtypes, use_master_weights
+from mixpo.train.sharding import meta_copy_of
 
 Strategy = Literal["ddp", "fsdp2", "deepspeed"]
 
@@ -176,6 +174,8 @@ class Parallel:
             return None
         for name, tensor in weights.items():
             _set_parameter(self.meta_copy, name, tensor)
+        for module in self.meta_copy.modules():
+            module._buffers.update({name: value.cpu() for name, value in module._buffers.items() if value is not None})
         return self.meta_copy
 
     def _gather(self, tensors: Any, dtypes: Mapping[str, torch.dtype] | None = None) -> dict[str, Any]:
@@ -188,20 +188,26 @@ class Parallel:
         return gathered
 
 
-def wrap_model(accelerator: Accelerator, scorer: Scorer, optimizer_of: Callable[[nn.Module], Any], max_norm: float) -> Parallel:
-    """*Collective.* Wrap `scorer`, whose `model` is on the device, for the launch's strategy, and create its optimizer."""
+def wrap_model(
+    accelerator: Accelerator,
+    scorer: Scorer,
+    optimizer_of: Callable[[nn.Module], Any],
+    max_norm: float,
+    meta_copy: nn.Module | None = None,
+) -> Parallel:
+    """*Collective.* Wrap `scorer`, whose `model` is on the device, for the launch's strategy, and create its optimizer.
+
+    meta_copy: of a model from `shard_model`.
+    """
     strategy = strategy_of(accelerator)
     model: Any = scorer.model
-    if strategy != "fsdp2":
-        use_master_weights(model)
+    if strategy == "fsdp2":
+        return Parallel(accelerator, strategy, model, scorer, optimizer_of(model), meta_copy)
+    use_master_weights(model)
     if strategy == "ddp":
         wrapped = accelerator.prepare_model(scorer)
         return Parallel(accelerator, strategy, model, wrapped, optimizer_of(model))
     meta_copy = meta_copy_of(model)
-    if strategy == "fsdp2":
-        _fully_shard(accelerator, scorer)
-        use_master_weights(model)  # only now, so that no rank holds all weights in float32
-        return Parallel(accelerator, strategy, model, scorer, optimizer_of(model), meta_copy)
     plugin = accelerator.state.deepspeed_plugin
     scorer.casting = "autocast"
     # Models that `transformers` loads from here on must not be sharded, under ZeRO-3 either.
@@ -209,53 +215,6 @@ def wrap_model(accelerator: Accelerator, scorer: Scorer, optimizer_of: Callable[
     plugin.deepspeed_config |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "gradient_clipping": max_norm}
     engine, optimizer = accelerator.prepare(scorer, optimizer_of(model))
     return Parallel(accelerator, strategy, model, engine, optimizer, meta_copy)
-
-
-def _fully_shard(accelerator: Accelerator, scorer: Scorer) -> None:
-    """Shard every layer separately and the rest as one group, with the settings of Accelerate's plugin.
-
-    The rest (embeddings, projector, output head) stays gathered during the whole forward pass, because `token_logps` uses the head's
-    weight outside of the head's own forward pass.
-    """
-    plugin = accelerator.state.fsdp_plugin if accelerator.distributed_type == DistributedType.FSDP else FullyShardedDataParallelPlugin()
-    if plugin.fsdp_version != 2:
-        raise TrainError(
-            "fsdp_version 1 is not supported; set fsdp_version: 2 in Accelerate's configuration (recipes/accelerate/fsdp2.yaml)",
-            code="fsdp-version-not-supported",
-        )
-    if plugin.activation_checkpointing:
-        raise TrainError(
-            "fsdp_activation_checkpointing is not used; take it out of Accelerate's configuration and set train.gradient_checkpointing",
-            code="fsdp-activation-checkpointing",
-        )
-    if plugin.cpu_ram_efficient_loading:
-        raise TrainError(
-            "fsdp_cpu_ram_efficient_loading leaves all ranks but one without weights; set it to false in Accelerate's configuration",
-            code="fsdp-efficient-loading",
-        )
-    options: dict[str, Any] = {"offload_policy": plugin.cpu_offload}
-    if scorer.precision != torch.float32:
-        # Gathered in bfloat16, reduced and accumulated in float32. Inputs of a layer are what the layer before returns.
-        options["mp_policy"] = MixedPrecisionPolicy(scorer.precision, torch.float32, cast_forward_inputs=False)
-        scorer.casting = "sharded"
-    for layer in _layers(scorer):
-        fully_shard(layer, reshard_after_forward=plugin.reshard_after_forward, **options)
-    fully_shard(scorer, reshard_after_forward=False, **options)
-
-
-def _layers(module: nn.Module) -> Iterator[nn.Module]:
-    """Items of the outermost module lists: the layers of the language model and of the vision tower."""
-    for child in module.children():
-        if isinstance(child, nn.ModuleList):
-            yield from child
-        else:
-            yield from _layers(child)
-
-
-def meta_copy_of(model: nn.Module) -> nn.Module:
-    """A copy of the model on the meta device, to receive gathered weights."""
-    memo: dict[int, Any] = {id(value): nn.Parameter(value.to("meta"), value.requires_grad) for value in model.parameters()}
-    return copy.deepcopy(model, memo)
 
 
 def _set_parameter(model: nn.Module, name: str, tensor: Tensor) -> None:
@@ -280,15 +239,6 @@ def full_tensor(value: Any) -> Any:
         with deepspeed.zero.GatheredParameters([value]):
             return value.detach().cpu().clone()
     return value.detach().cpu().contiguous()
-
-
-def local_shard(parameter: nn.Parameter) -> Tensor:
-    """This rank's shard of a parameter; may be empty."""
-    held: Any = parameter.detach()
-    if isinstance(held, DTensor):
-        held = held.to_local()
-    shard: Tensor = getattr(parameter, "ds_tensor", held)
-    return shard
 
 
 def _scatter(value: Any, parameter: nn.Parameter) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from mixpo.vlm.families import MODEL_ERRORS
 from mixpo.vlm.inputs import single_inputs
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import EncodedPrompt
+from mixpo.vlm.shapes import shapes_only
 
 PARTS: tuple[Part, ...] = ("vision", "projector", "llm")
 Owner = Literal["vision", "projector", "llm", "other"]
@@ -161,17 +163,22 @@ def _module(name: str) -> str:
 
 
 def image_flow(vlm: Vlm, prompt: EncodedPrompt) -> ImageFlow | None:
-    """Passes a prompt with an image through the model; None for a model whose image features cannot be computed alone."""
+    """Passes a prompt with an image through the model; None for a model whose image features cannot be computed alone.
+
+    A model on the meta device shows the same, because the flow does not depend on values; None where it cannot run there.
+    """
     model = vlm.model
     asked = [parameter for parameter in model.parameters() if parameter.is_floating_point() and not parameter.requires_grad]
-    inputs = single_inputs(vlm, prompt)
+    inputs, unread = single_inputs(vlm, prompt), vlm.unread is not None
+    if unread:
+        inputs = {name: value.to("meta" if value.is_floating_point() else "cpu") for name, value in inputs.items()}
     features = {name: inputs[name] for name in prompt.features}
     was_training = model.training
     model.eval()
     for parameter in asked:
         parameter.requires_grad_(True)
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), shapes_only() if unread else nullcontext():
             images = _reached(model, _tensors(model.base_model.get_image_features(**features, return_dict=True)))
             return ImageFlow(images, _reached(model, [model(**inputs, use_cache=False).logits]))
     except MODEL_ERRORS:

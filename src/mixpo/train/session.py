@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from mixpo.errors import MissingExtra, TrainError
 from mixpo.masking import masked
 from mixpo.progress import Progress, Silent
 from mixpo.recipe import ImageTable, TrainTable
-from mixpo.train.adapters import prepare_trainable
+from mixpo.train.adapters import can_stay_unread, prepare_trainable
 from mixpo.train.batch import TRIED, Batch, Chunk, Layout, find_dummy
 from mixpo.train.checkpoint import Checkpoint, TrainState, find_checkpoint
 from mixpo.train.group_data import NO_GROUPS, Groups, PairedGroups
@@ -28,6 +30,7 @@ from mixpo.train.online_reference import OnlineReference
 from mixpo.train.parallel import Parallel, open_accelerator, strategy_of, wrap_model
 from mixpo.train.prompt_cache import PromptCache
 from mixpo.train.schedule import Schedule
+from mixpo.train.sharding import shard_model, weight_flags
 from mixpo.train.vision_cache import VisionCache, open_vision_cache
 from mixpo.types import content_id
 from mixpo.vlm.load import Vlm
@@ -135,21 +138,31 @@ def open_session(job: TrainJob, progress: Progress) -> Session:
     weights = _check(job)
     accelerator = _accelerator(job)
     progress = progress if accelerator.is_main_process else Silent()
-    vlm, model = job.vlm, job.vlm.model
+    vlm = job.vlm
     vlm.device = accelerator.device
-    model.to(vlm.device).train()
-    refuse_dropout(model)
-    if job.table.liger:
-        use_liger(model, vlm.device)
     prompts = PromptCache(vlm, job.images)
     sample = check_sample(job.groups[number] for number in job.groups.sample)
     pictured = next((chunk.group for chunk in sample if chunk.group.question.images), None)
     prompt = prompts.get(pictured) if pictured is not None else trial_prompt(vlm)
+    if vlm.unread is not None and (strategy_of(accelerator) != "fsdp2" or not can_stay_unread(vlm, job.table, prompt)):
+        vlm.model, vlm.unread = vlm.unread.whole(), None
+    model = vlm.model
+    if vlm.unread is None:
+        model.to(vlm.device)
+    model.train()
+    refuse_dropout(model)
+    if job.table.liger:
+        use_liger(model, vlm.device)
     parts, dtypes = prepare_trainable(vlm, job.table, job.seed, prompt)
     progress.say(f"{job.objective}: {'; '.join(str(part) for part in parts)}")
     online = OnlineReference(model, job.objective, job.table.loss) if job.table.reference == "online" else None
-    layout, note = choose_layout(vlm, sample, prompts.get, compute_dtype(dtypes), gradients=True)
+    scorer, meta_copy = Scorer(model, "single", compute_dtype(dtypes)), None
+    if strategy_of(accelerator) == "fsdp2":
+        meta_copy, dtypes = shard_model(accelerator, scorer, vlm.unread)
+        vlm.unread = None
+    layout, note = choose_layout(vlm, sample, prompts.get, scorer.precision, gradients=True, scorer=scorer)
     layout, note = agree(layout, note, job.reference_layout)
+    scorer.layout = layout
     progress.say(f"{job.objective}: {note}")
     if layout == "single" and strategy_of(accelerator) != "ddp":
         raise TrainError(
@@ -158,15 +171,17 @@ def open_session(job: TrainJob, progress: Progress) -> Session:
         )
     vision_cache, note = None, ""
     if job.table.cache_vision:
-        vision_cache, note = open_vision_cache(vlm, job.images, prompts.get, layout, compute_dtype(dtypes), sample[:TOGETHER])
+        vision_cache, note = open_vision_cache(vlm, job.images, prompts.get, layout, scorer.precision, sample[:TOGETHER])
     if note:
         progress.say(f"{job.objective}: {note}")
     if job.table.gradient_checkpointing:
         checkpoint_activations(model, on=True)
-    zero_matrices = frozenset(
-        name for name, value in model.named_parameters() if value.requires_grad and value.ndim >= 2 and not value.any()
-    )
-    state, parallel = _resume(job, accelerator, progress, Scorer(model, layout, compute_dtype(dtypes)), online)
+    if isinstance(scorer, FSDPModule):
+        scorer.reshard()  # what the check gathered
+    matrices = [(name, value) for name, value in model.named_parameters() if value.requires_grad and value.ndim >= 2]
+    _, alive = weight_flags(accelerator, [value for _, value in matrices])
+    zero_matrices = frozenset(name for (name, _), any_rank in zip(matrices, alive, strict=True) if not any_rank)
+    state, parallel = _resume(job, accelerator, progress, scorer, online, meta_copy)
     return Session(
         job=job,
         parallel=parallel,
@@ -175,7 +190,7 @@ def open_session(job: TrainJob, progress: Progress) -> Session:
         weights=weights,
         prompts=prompts,
         layout=layout,
-        precision=compute_dtype(dtypes),
+        precision=scorer.precision,
         dtypes=dtypes,
         parts=parts,
         dummy=find_dummy([job.groups[number] for number in job.groups.smallest_prompts(TRIED)], prompts.length),
@@ -227,12 +242,17 @@ def _check(job: TrainJob) -> LossWeights:
 
 
 def _resume(
-    job: TrainJob, accelerator: Accelerator, progress: Progress, scorer: Scorer, online: OnlineReference | None
+    job: TrainJob,
+    accelerator: Accelerator,
+    progress: Progress,
+    scorer: Scorer,
+    online: OnlineReference | None,
+    meta_copy: nn.Module | None,
 ) -> tuple[TrainState, Parallel]:
     """The training state and the wrapped model, from the newest checkpoint if there is one."""
     moving_values = online.moving_values if online else {}
     state, checkpoint = _find_state(job, accelerator, progress, bool(moving_values))
-    parallel = wrap_model(accelerator, scorer, lambda shared: build_optimizer(shared, job.table), job.table.max_grad_norm)
+    parallel = wrap_model(accelerator, scorer, lambda shared: build_optimizer(shared, job.table), job.table.max_grad_norm, meta_copy)
     if checkpoint is not None:
         parallel.load(checkpoint)
         parallel.restore(checkpoint)

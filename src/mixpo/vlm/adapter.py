@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,10 +61,10 @@ def adapter_of(model: nn.Module) -> Adapter | None:
 def insert(model: nn.Module, adapter: Adapter) -> None:
     """Insert a new adapter and freeze everything else. B is 0, so outputs do not change; A is sampled from torch's generator.
 
-    Raises MissingExtra without `peft`.
+    The adapter of a model on the meta device is on the CPU, with values. Raises MissingExtra without `peft`.
     """
     peft = _peft("train.lora")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _on_cpu(model, adapter.modules):
         # One is about merging an adapted head with tied embeddings, which `merge` handles.
         warnings.simplefilter("ignore")
         peft.inject_adapter_in_model(_config(peft, adapter), model, NAME)
@@ -118,8 +119,7 @@ def merge(model: Any) -> None:
             model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
         with torch.no_grad():
             plain.weight.data = (plain.weight.float() + layer.get_delta_weight(NAME).float()).to(plain.weight.dtype)
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, plain)
+        _replace(model, name, plain)
     if hasattr(model, "peft_config"):
         del model.peft_config
 
@@ -135,6 +135,19 @@ def write(folder: Path, adapter: Adapter, values: Mapping[str, Tensor], base: st
     save_file(dict(values), folder / ADAPTER_FILES[1], metadata={"format": "pt"})
 
 
+@contextmanager
+def plain_layers(model: nn.Module) -> Iterator[None]:
+    """Context in which the model has its plain layers instead of the adapted ones, so that weights have their names in files."""
+    adapted = layers(model)
+    for name, layer in adapted.items():
+        _replace(model, name, layer.base_layer)
+    try:
+        yield
+    finally:
+        for name, layer in adapted.items():
+            _replace(model, name, layer)
+
+
 def set_dropout(model: nn.Module, rate: float) -> None:
     """Set the dropout rate of the adapter's inputs; 0 disables it."""
     for layer in layers(model).values():
@@ -142,6 +155,26 @@ def set_dropout(model: nn.Module, rate: float) -> None:
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _on_cpu(model: nn.Module, modules: Iterable[str]) -> Iterator[None]:
+    """Context in which layers on the meta device have weights of one number on the CPU, where `peft` then puts A and B."""
+    unread = {name: layer.weight for name in modules if (layer := model.get_submodule(name)).weight.is_meta}
+    for name, weight in unread.items():
+        one = torch.zeros((), dtype=weight.dtype).expand(weight.shape)
+        model.get_submodule(name).weight = nn.Parameter(one, requires_grad=weight.requires_grad)
+    try:
+        yield
+    finally:
+        for name, weight in unread.items():
+            layer: Any = model.get_submodule(name)
+            getattr(layer, "base_layer", layer).weight = weight
+
+
+def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, layer)
 
 
 def _config(peft: Any, adapter: Adapter) -> Any:

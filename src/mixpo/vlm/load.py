@@ -32,6 +32,7 @@ class Vlm:
     digest: of configuration and weights. template_digest: of chat template, tokenizer and processor. end_ids: all end-of-turn tokens.
     folder: where it was loaded from. cache: derived values, computed once (see `mixpo.vlm.prompt`).
     trust_remote_code: the folder's own Python code may run, also when the saved model is loaded again.
+    unread: `UnreadWeights` of a model on the meta device; None once they are in the model.
     """
 
     model: Any
@@ -43,6 +44,7 @@ class Vlm:
     folder: Path | None = None
     cache: dict[str, Any] = field(default_factory=dict, repr=False)
     trust_remote_code: bool = False
+    unread: Any = None
 
 
 def load(table: ModelTable, recipe_folder: Path, folder: Path | None = None) -> Vlm:
@@ -100,18 +102,23 @@ def check_weights(model: nn.Module, source: object) -> None:
         if parameter.numel() == 0:
             continue
         low, high = torch.aminmax(parameter.detach())
-        if not (torch.isfinite(low) and torch.isfinite(high)):
-            raise ModelError(
-                f"{source}: {name} holds NaN or infinite values; take an earlier checkpoint or download the model again",
-                code="weights-not-finite",
-                path=str(source),
-            )
-        if parameter.ndim == 2 and name.endswith(".weight") and low == 0 and high == 0:
-            raise ModelError(
-                f"{source}: {name} holds only zeros; the weights are incomplete, download or copy the model again",
-                code="weights-all-zero",
-                path=str(source),
-            )
+        refuse_weight(name, parameter, source, finite=bool(torch.isfinite(low) and torch.isfinite(high)), zero=bool(low == 0 and high == 0))
+
+
+def refuse_weight(name: str, parameter: Tensor, source: object, *, finite: bool, zero: bool) -> None:
+    """Raise ModelError for a weight with values that are not finite, and for a matrix that holds only zeros."""
+    if not finite:
+        raise ModelError(
+            f"{source}: {name} holds NaN or infinite values; take an earlier checkpoint or download the model again",
+            code="weights-not-finite",
+            path=str(source),
+        )
+    if parameter.ndim == 2 and name.endswith(".weight") and zero:
+        raise ModelError(
+            f"{source}: {name} holds only zeros; the weights are incomplete, download or copy the model again",
+            code="weights-all-zero",
+            path=str(source),
+        )
 
 
 def check_vocabulary(model: Any, tokenizer: Any, source: object) -> None:
@@ -252,10 +259,9 @@ def load_processor(source: Path, trust: bool) -> Any:
     return processor
 
 
-def _check_size(loader: Any, source: Path, config: Any, trust: bool) -> None:
-    """Refuse a configuration of a far larger model than the weights, before what they lack is allocated. Allocates nothing."""
-    with torch.device("meta"):
-        wanted = sum(parameter.numel() for parameter in loader.from_config(config, trust_remote_code=trust).parameters())
+def check_size(model: nn.Module, source: Path) -> None:
+    """Refuse the configuration of a far larger model (on the meta device) than the weights, before what they lack is allocated."""
+    wanted = sum(parameter.numel() for parameter in model.parameters())
     if wanted > PACKED * (stored := stored_parameters(source)) + 1_000_000:
         message = f"{source / 'config.json'}: describes {wanted:,} parameters, and the weights hold {stored:,}; they do not belong together"
         raise ModelError(message, code="weights-mismatch", path=source / "config.json")
@@ -266,15 +272,19 @@ def _load_model(source: Path, config: Any, table: ModelTable, device: torch.devi
 
     loader: Any = AutoModelForImageTextToText
     with loading_errors(source, "model"), quiet():
-        _check_size(loader, source, config, table.trust_remote_code)
-        model, report = loader.from_pretrained(
-            source,
-            dtype=DTYPES[table.dtype],
-            trust_remote_code=table.trust_remote_code,
-            use_safetensors=True,
-            output_loading_info=True,
-            local_files_only=True,
-        )
+        with torch.device("meta"):
+            shapes = loader.from_config(config, trust_remote_code=table.trust_remote_code)
+        check_size(shapes, source)
+        model = read_model(loader, source, table, trust_remote_code=table.trust_remote_code)
+    apply_fixes(model)
+    return model.to(device).eval()
+
+
+def read_model(loader: Any, source: Path, table: ModelTable, **options: Any) -> Any:
+    """The model that `loader.from_pretrained` makes of the weights in a folder. Raises ModelError unless they are all that it has."""
+    model, report = loader.from_pretrained(
+        source, dtype=DTYPES[table.dtype], use_safetensors=True, output_loading_info=True, local_files_only=True, **options
+    )
     for kind, problem in (("missing_keys", "lack"), ("mismatched_keys", "have another shape for"), ("unexpected_keys", "hold unknown")):
         keys = sorted(str(key) for key in report.get(kind, ()))
         if keys:
@@ -284,8 +294,7 @@ def _load_model(source: Path, config: Any, table: ModelTable, device: torch.devi
                 code="weights-mismatch",
                 path=source,
             )
-    apply_fixes(model)
-    return model.to(device).eval()
+    return model
 
 
 def _write_processor(vlm: Vlm, target: Path) -> None:

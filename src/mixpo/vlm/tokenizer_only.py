@@ -1,8 +1,8 @@
-"""Tokenizer, processor and configuration of a model without its weights, for prompts and responses of other engines, and for plans."""
+"""Tokenizer, processor and configuration of a model without the model, for prompts and responses of other engines."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ import torch
 
 from mixpo.recipe import ModelTable
 from mixpo.vlm.folder import digests, find_adapter, find_model
-from mixpo.vlm.load import DTYPES, Vlm, end_ids, load_config, load_processor
-from mixpo.vlm.transformers_fixes import apply_fixes, loading_errors, quiet
+from mixpo.vlm.load import Vlm, end_ids, load_config, load_processor
+from mixpo.vlm.transformers_fixes import loading_errors, quiet
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,3 @@ def load_tokenizer_only(table: ModelTable, recipe_folder: Path, folder: Path | N
         model = TokenizerOnlyModel(config, settings)
         ends = end_ids(model, processor.tokenizer)
     return Vlm(model, processor, torch.device("cpu"), known.weights, known.template, ends, source)
-
-
-def load_shapes(table: ModelTable, recipe_folder: Path) -> Vlm:
-    """Like `load_tokenizer_only`, with a model on the meta device: it has shapes and dtypes, but no values. Raises ModelError."""
-    from transformers import AutoModelForImageTextToText
-
-    vlm, loader = load_tokenizer_only(table, recipe_folder), AutoModelForImageTextToText
-    with loading_errors(vlm.folder or recipe_folder, "model"), quiet(), torch.device("meta"):
-        made: Any = loader.from_config(vlm.model.config, trust_remote_code=table.trust_remote_code, dtype=DTYPES[table.dtype])  # type: ignore[no-untyped-call]
-    apply_fixes(made)
-    return replace(vlm, model=made.eval(), device=torch.device("meta"))
