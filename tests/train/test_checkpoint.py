@@ -8,16 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 import torch
+from failures import fails
 from slow_rows import slow_except
 from train.cases import fresh, job, timeless, train_until
 
-from mixpo.errors import ModelError, TrainError
+from mixpo.errors import MissingExtra, ModelError, TrainError
 from mixpo.progress import Silent
 from mixpo.train import loop
 from mixpo.train.loop import train
@@ -47,6 +49,36 @@ def test_resume_is_bit_equal(tiny_vlm: Vlm, data: list[Group], tmp_path: Path, m
     assert any(f"resuming after step {stop // 2 * 2} of 9" in line for line in said.lines) == (stop >= 2)
     for name, value in first.model.named_parameters():
         assert torch.equal(value, dict(second.model.named_parameters())[name]), name
+
+
+def test_an_8_bit_optimizer_resumes_bit_equal(tiny_vlm: Vlm, data: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its moments are in 8 bits, and its loss falls as that of AdamW."""
+    pytest.importorskip("bitsandbytes")
+    table: dict[str, Any] = {**SETTINGS, "optimizer": "adamw_8bit"}
+    first, second = fresh(tiny_vlm), fresh(tiny_vlm)
+    whole = train(job(first, data, tmp_path / "whole", **table), Silent())
+    train_until(5, monkeypatch, job(fresh(tiny_vlm), data, tmp_path / "cut", **table))
+    resumed = train(job(second, data, tmp_path / "cut", **table), Silent())
+    assert numbers(resumed.steps) == numbers(whole.steps)
+    for name, value in first.model.named_parameters():
+        assert torch.equal(value, dict(second.model.named_parameters())[name]), name
+    plain = train(job(fresh(tiny_vlm), data, tmp_path / "plain", **SETTINGS), Silent())
+    assert whole.steps[0].loss == plain.steps[0].loss
+    assert whole.steps[-1].loss == pytest.approx(plain.steps[-1].loss, rel=0.05)
+    saved = torch.load(tmp_path / "whole" / "work" / "checkpoints" / "step-000009" / "optimizer.pt", weights_only=True)["optimizer"]
+    moments = [value.dtype for values in saved["state"].values() for name, value in _flat(values) if name in ("state1", "state2")]
+    assert {torch.uint8, torch.float32} == set(moments)
+
+
+def _flat(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        yield from _flat(value) if isinstance(value, dict) else ((name, value),)
+
+
+def test_an_8_bit_optimizer_needs_its_library(tiny_vlm: Vlm, data: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mixpo.train.session.find_spec", lambda name: None)
+    with fails("missing-extra", MissingExtra, key="bitsandbytes"):
+        train(job(tiny_vlm, data, tmp_path, optimizer="adamw_8bit"), Silent())
 
 
 def test_settings_of_speed_may_change(tiny_vlm: Vlm, data: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,8 +173,9 @@ def test_torn_metrics_line(tmp_path: Path, tiny_vlm: Vlm, data: list[Group]) -> 
 
 KILLED = """
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from train.cases import groups, job, scored
 from mixpo.progress import Silent
 from mixpo.recipe import ModelTable

@@ -128,6 +128,8 @@ class TrainTable(Table):
     """Learning rate schedule after the warm-up."""
     warmup: Annotated[float, Decides("train")] = Field(default=0.03, ge=0, lt=1)
     """Share of all steps used for linear warm-up."""
+    optimizer: Annotated[Literal["adamw", "adamw_8bit"], Decides("train")] = "adamw"
+    """"adamw_8bit" keeps the moments of AdamW in 8 bits: 2 bytes per trained parameter instead of 8. Requires the extra `bitsandbytes`."""
     weight_decay: Annotated[float, Decides("train")] = Field(default=0.05, ge=0)
     """AdamW weight decay, not applied to biases and norms."""
     epochs: Annotated[int, Decides("train")] = Field(default=1, ge=1)

@@ -15,7 +15,7 @@ from mixpo.train.adapters import prepare_trainable
 from mixpo.train.attention_patch import attention_replaced, tree_attention_enabled
 from mixpo.train.compute_weights import compute_weights
 from mixpo.train.logps import cast_inputs
-from mixpo.train.model import compute_dtype
+from mixpo.train.model import compute_dtype, optimizer_bytes
 from mixpo.train.token_logps import FULL_LOGITS_BYTES
 from mixpo.train.tree_attention import AttentionOptions, AttentionPlan
 from mixpo.vlm.inputs import positions_like
@@ -73,7 +73,7 @@ def plan_memory(vlm: Vlm, table: TrainTable, prompts: int, prompt: EncodedPrompt
         weights=sum(parameter.numel() for parameter in model.parameters()) * element,
         masters=0 if precision == torch.float32 else 4 * trained,
         gradients=4 * trained,
-        optimizer=8 * trained,
+        optimizer=sum(optimizer_bytes(parameter, table) for parameter in model.parameters() if parameter.requires_grad),
         activations=_text_bytes(vlm, table, precision),
         vision=0 if prompt is None else prompts * _vision_bytes(vlm, table, precision, prompt),
         head=HEAD_COPIES * min(logits, FULL_LOGITS_BYTES),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mixpo.errors import MissingExtra, TrainError
@@ -156,14 +156,35 @@ def use_liger(model: Any, device: torch.device) -> None:
     monkey_patch._apply_liger_kernel_to_instance(model, **LIGER_SWITCHES)
 
 
-def build_optimizer(model: nn.Module, table: TrainTable) -> torch.optim.AdamW:
-    """AdamW without weight decay for biases, norms and other vectors."""
+def build_optimizer(model: nn.Module, table: TrainTable) -> torch.optim.Optimizer:
+    """AdamW without weight decay for biases, norms and other vectors. Raises MissingExtra without the library of `table.optimizer`."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": table.weight_decay},
         {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=table.learning_rate, betas=(0.9, 0.999), eps=1e-8, fused=True)
+    options: dict[str, Any] = {"lr": table.learning_rate, "betas": (0.9, 0.999), "eps": 1e-8}
+    if table.optimizer == "adamw":
+        return torch.optim.AdamW(groups, fused=True, **options)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError:
+        raise MissingExtra('train.optimizer = "adamw_8bit"', "bitsandbytes") from None
+    optimizer: torch.optim.Optimizer = AdamW8bit([group for group in groups if group["params"]], min_8bit_size=MIN_8BIT_SIZE, **options)
+    return optimizer
+
+
+MIN_8BIT_SIZE = 4096
+"""Parameters with fewer numbers have moments in float32, with "adamw_8bit" too."""
+BLOCK_8BIT = 256
+"""Numbers that share a scale in 8 bits."""
+
+
+def optimizer_bytes(parameter: Tensor, table: TrainTable) -> int:
+    """Bytes of both moments of a trained parameter."""
+    if table.optimizer == "adamw" or parameter.numel() < MIN_8BIT_SIZE:
+        return 8 * parameter.numel()
+    return 2 * (parameter.numel() + 4 * math.ceil(parameter.numel() / BLOCK_8BIT))
 
 
 def learning_rate(table: TrainTable, step: int, total: int) -> float:

@@ -235,6 +235,8 @@ def _check(job: TrainJob) -> LossWeights:
             code="token-logprobs-missing",
             key=question,
         )
+    if job.table.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
+        raise MissingExtra('train.optimizer = "adamw_8bit"', "bitsandbytes")
     for tracker in job.table.trackers:
         if find_spec(tracker) is None:
             raise MissingExtra(f"the tracker {tracker!r}", tracker)
@@ -286,6 +288,7 @@ def _accelerator(job: TrainJob) -> Accelerator:
         table = job.table
         whole = {
             'train.reference = "online"': table.reference == "online",
+            'train.optimizer = "adamw_8bit"': table.optimizer == "adamw_8bit",
             "train.cache_vision": table.cache_vision,
             "train.watch": table.watch,
             "train.guard": table.guard,
