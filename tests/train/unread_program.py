@@ -43,7 +43,7 @@ def most_held(work: Callable[[], Any], mapped: int) -> int:
     assert result is not None
     events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
     held = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()) if abs(event.nbytes()) != mapped]
-    return max(accumulate(held))
+    return int(max(accumulate(held)))
 
 
 def families(folder: Path) -> None:

@@ -167,10 +167,13 @@ def build_optimizer(model: nn.Module, table: TrainTable) -> torch.optim.Optimize
     if table.optimizer == "adamw":
         return torch.optim.AdamW(groups, fused=True, **options)
     try:
-        from bitsandbytes.optim import AdamW8bit
+        import bitsandbytes
     except ImportError:
         raise MissingExtra('train.optimizer = "adamw_8bit"', "bitsandbytes") from None
-    optimizer: torch.optim.Optimizer = AdamW8bit([group for group in groups if group["params"]], min_8bit_size=MIN_8BIT_SIZE, **options)
+    library: Any = bitsandbytes
+    optimizer: torch.optim.Optimizer = library.optim.AdamW8bit(
+        [group for group in groups if group["params"]], min_8bit_size=MIN_8BIT_SIZE, **options
+    )
     return optimizer
 
 

@@ -160,16 +160,16 @@ def set_dropout(model: nn.Module, rate: float) -> None:
 @contextmanager
 def _on_cpu(model: nn.Module, modules: Iterable[str]) -> Iterator[None]:
     """Context in which layers on the meta device have weights of one number on the CPU, where `peft` then puts A and B."""
-    unread = {name: layer.weight for name in modules if (layer := model.get_submodule(name)).weight.is_meta}
+    linear: dict[str, Any] = {name: model.get_submodule(name) for name in modules}
+    unread = {name: layer.weight for name, layer in linear.items() if layer.weight.is_meta}
     for name, weight in unread.items():
         one = torch.zeros((), dtype=weight.dtype).expand(weight.shape)
-        model.get_submodule(name).weight = nn.Parameter(one, requires_grad=weight.requires_grad)
+        linear[name].weight = nn.Parameter(one, requires_grad=weight.requires_grad)
     try:
         yield
     finally:
         for name, weight in unread.items():
-            layer: Any = model.get_submodule(name)
-            getattr(layer, "base_layer", layer).weight = weight
+            linear[name].weight = weight
 
 
 def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
