@@ -22,7 +22,7 @@ from mixpo.train.group_data import in_memory
 from mixpo.train.loop import train
 from mixpo.train.replay import replay_group
 from mixpo.train.session import Session, TrainJob, open_session
-from mixpo.train.sharding import local_shard, shard_model
+from mixpo.train.sharding import local_shard
 from mixpo.types import Group
 from mixpo.vlm.load import Vlm, load
 
@@ -47,14 +47,16 @@ def sft_rows(vlm: Vlm, images: Path) -> list[Group]:
     return 4 * [replay_group(vlm, replace(question(images, 50 + n, n % 2), answer=text)) for n, text in enumerate(texts)]
 
 
-def monitored(patch: pytest.MonkeyPatch) -> None:
-    """Stop where a model is sharded that was in float32 before."""
+def monitored(patch: pytest.MonkeyPatch, kind: str) -> None:
+    """Stop where a model is sharded, or else wrapped, that was in float32 before."""
+    name = "shard_model" if kind == "fsdp2" else "wrap_model"
+    real = getattr(session, name)
 
     def checked(accelerator: Any, scorer: Any, *args: Any) -> Any:
         assert {value.dtype for value in scorer.parameters()} == {scorer.precision}
-        return shard_model(accelerator, scorer, *args)
+        return real(accelerator, scorer, *args)
 
-    patch.setattr(session, "shard_model", checked)
+    patch.setattr(session, name, checked)
 
 
 def main(model: Path, images: Path, work: Path, kind: str) -> None:
@@ -80,7 +82,7 @@ def main(model: Path, images: Path, work: Path, kind: str) -> None:
     train(job(vlm(), data, work / "aot", "aot", **SETTINGS), Silent())
     train(job(vlm(), data, work / "recomputed", gradient_checkpointing=True, **SETTINGS), Silent())
     train(replace(job(vlm(), data, work / "replay", **REPLAY), replay=in_memory(sft_rows(vlm(), images))), Silent())
-    monitored(patch)
+    monitored(patch, kind)
     half, streams = vlm("bfloat16"), set[torch.dtype]()
     layers = half.model.model.language_model.layers
     layers[0].register_forward_hook(lambda *call: streams.add((call[-1] if isinstance(call[-1], Tensor) else call[-1][0]).dtype))
