@@ -160,7 +160,8 @@ class StubServer:
         text, images = parts_of(user)
         if len(body["messages"]) > 1:
             begun = body["messages"][1]["content"]
-            return len(self.codec.encode_raw(self.codec.prompt_text(text) + (begun.strip() if self.lacks.get("strips") else begun)))
+            shown = len(self.codec.prompt_ids(text, images)) - len(self.codec.encode_raw(self.codec.prompt_text(text))) if images else 0
+            return shown + len(self.codec.encode_raw(self.codec.prompt_text(text) + (begun.strip() if self.lacks.get("strips") else begun)))
         return len(self.codec.prompt_ids(text, images)) + (3 if self.lacks.get("other_tiles") and images else 0)
 
 

@@ -21,12 +21,12 @@ from pydantic.fields import FieldInfo
 from mixpo import recipe as models
 from mixpo.evaluate.lm_eval import TextScore
 from mixpo.recipe.base import CHOOSES_STAGES, Decides
-from mixpo.records import Drop, Judged, OtherReading, Paired, Prediction, Sampled, Scored
+from mixpo.records import Drop, Judged, OtherReading, Paired, Prediction, Sampled, Scored, Valued
 from mixpo.run import Manifest
 from mixpo.stages.report import ReportFile
 from mixpo.study.schema import Study
 from mixpo.train.metrics import StepMetrics
-from mixpo.types import ImageRef, Message, Pair, Question, Response, Skipped, Verdict
+from mixpo.types import ImageRef, Message, Pair, Place, Question, Response, Skipped, Verdict
 
 WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", bytes: "bytes", type(None): "null", Any: "any value"}
 BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
@@ -53,11 +53,15 @@ COMMON = {
     "Sampled.error": "why the question failed; else empty.",
     "Response.text": "the generated text, without control tokens.",
     "Judged.verdicts": "empty for open questions.",
+    "Valued.verdicts": "of the continuations, by index.",
+    "Valued.unread": "as in Judged.",
+    "Valued.judge_checked": "as in Judged.",
+    "Valued.judge_agreed": "as in Judged.",
     "Paired.pairs": "the pairs, possibly none.",
     "Pair.id": "digest of origin, question, texts, indices and cut.",
     "Pair.chosen": "text of the better response.",
     "Pair.rejected": "text of the worse response.",
-    "Pair.origin": "why the rejected one is worse: a wrong answer, no clear final answer, or continued without the image.",
+    "Pair.origin": "why the rejected one is worse: a wrong answer, no clear final answer, continued blindly, or to a wrong end.",
     "Pair.chosen_answer": "its extracted final answer.",
     "Pair.rejected_answer": "its extracted final answer.",
     "Drop.count": "how many.",
@@ -91,6 +95,7 @@ RECORDS: dict[str, tuple[type, ...]] = {
     "Question": (Question, ImageRef, Message),
     "Sampled": (Sampled, Response),
     "Judged": (Judged, Verdict),
+    "Valued": (Valued, Place),
     "Paired": (Paired, Pair, Drop),
     "Scored": (Scored,),
     "StepMetrics": (StepMetrics,),

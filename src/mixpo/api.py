@@ -72,8 +72,8 @@ class RunResult:
 
         question: as in the source, with `<image>` where an image goes. prompt: the message that was sampled, instruction included.
         history: the messages before it, where there are any. images: paths. chosen, rejected: the responses; chosen_answer,
-        rejected_answer: their final answers. origin: "correctness", "format", "dropout_ntp" or "imported". answer: the ground truth or
-        None. id, question_id: stable names.
+        rejected_answer: their final answers. origin: "correctness", "format", "dropout_ntp", "branch" or "imported". answer: the ground
+        truth or None. id, question_id: stable names.
         Raises RunError when the round has no finished pairs.
         """
         from mixpo.export.run import pair_rows, renderer

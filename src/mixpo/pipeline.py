@@ -20,6 +20,7 @@ from mixpo.recipe import STAGES, Recipe, apply_override, parse
 from mixpo.records import Judged, Paired, Sampled, write_text
 from mixpo.run import Run
 from mixpo.stages import answer, evaluate, verify
+from mixpo.stages.branch import branch_job, value_job
 from mixpo.stages.evaluate import text_job
 from mixpo.stages.failures import DeferredFailures
 from mixpo.stages.imported import STAGE, sampled_part
@@ -146,6 +147,9 @@ def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = (),
         verify.ready(context, wanted)
         if kinds and not wanted:
             what = "evaluate" if "evaluate" in kinds else kinds[0]
+            if what == "branch" and context.recipe.pairs.branches is None:
+                message = "nothing to branch: the recipe has no table [pairs.branches]; add one"
+                raise RecipeError(message, code="no-branches", key="pairs.branches")
             if what == "evaluate":
                 raise RecipeError(
                     "nothing to evaluate: the recipe names no evaluation set; add a table [[evaluate.sets]]",
@@ -290,6 +294,9 @@ def _add_round(context: Context, plan: Plan, sources: Sources, number: int, main
         plan.add(sample_job(context, plan, sampled, number, main))
         plan.add(continue_job(context, plan, sampled, number, main))
         plan.add(verify_job(context, plan, sampled, number))
+        if context.recipe.pairs.branches is not None:
+            plan.add(branch_job(context, plan, sampled, number, main))
+            plan.add(value_job(context, plan, sampled, number, main))
     else:
         for kind, row in (("sample", Sampled), ("continue", Sampled), ("verify", Judged)):
             plan.provide(f"round-{number}/{kind}", row, ())

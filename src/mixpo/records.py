@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mixpo import sealed
 from mixpo.errors import RecordError, first_line, refused, unwritable
 from mixpo.plural import amount
-from mixpo.types import Finish, Origin, Outcome, Pair, Response, Verdict
+from mixpo.types import Finish, Origin, Outcome, Pair, Place, Response, Verdict
 
 if TYPE_CHECKING:
     import pyarrow as pa  # imported where used: `mixpo status` reads no records
@@ -61,6 +61,13 @@ class Judged:
     unread: int = 0
     judge_checked: int = 0
     judge_agreed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Valued(Judged):
+    """One verdict for each continuation of a question's branches. places: where its responses were cut, by response and tokens."""
+
+    places: tuple[Place, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

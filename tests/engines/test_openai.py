@@ -597,6 +597,44 @@ def test_continuations_start_with_their_prefix(codec: TokenCodec, lacks: dict[st
     assert [response.index for response in sampled.responses] == [0, 2, 5]
 
 
+def with_image(codec: TokenCodec, folder: Path) -> Request:
+    """Three continuations of one beginning and one of another, of a prompt with an image."""
+    first, second = (codec.encode(text)[:-1] for text in PREFIXES[:2])
+    return Request(
+        key="q",
+        prompt="<image>\nWhat is the sum?",
+        images=(picture(folder / "a.png"),),
+        seeds=(1, 2, 3, 4),
+        indices=(8, 9, 12, 10),
+        prefixes=(first, first, second, first),
+    )
+
+
+@pytest.mark.parametrize("lacks", [{}, {"no_completions": True}])
+def test_with_an_image_an_open_turn_is_continued(codec: TokenCodec, tmp_path: Path, lacks: dict[str, bool]) -> None:
+    request = with_image(codec, tmp_path)
+    with StubServer(codec, **lacks) as server:
+        (sampled,) = ask(server, [request])
+        assert facts(server)["server"]["image_continuation"] is True
+        sent = [body for path, body, _ in server.bodies if "continue_final_message" in body and "image_url" in str(body)]
+    assert not sampled.error
+    assert sorted(body["n"] for body in sent) == [1, 3]  # one request for each beginning
+    assert [response.index for response in sampled.responses] == [8, 9, 12, 10]
+    for response, prefix in zip(sampled.responses, request.prefixes, strict=True):
+        assert response.token_ids[: response.prefix_len] == prefix
+        assert response.text.startswith(codec.decode(prefix))
+    assert len({response.text for response in sampled.responses}) > 1
+
+
+def test_a_server_that_cannot_continue_with_images_is_refused(codec: TokenCodec, tmp_path: Path) -> None:
+    with (
+        StubServer(codec, no_prefix=True) as server,
+        pytest.raises(EngineError, match=r"open assistant turn.*\[pairs\.branches\]") as caught,
+    ):
+        ask(server, [with_image(codec, tmp_path)])
+    assert caught.value.code == "server-cannot-continue"
+
+
 def test_no_exact_way_to_continue_is_refused(codec: TokenCodec) -> None:
     with StubServer(codec, no_completions=True, strips=True) as server:
         assert not ask(server, [asking("alpha")])[0].error

@@ -338,6 +338,27 @@ def test_continuations_start_with_their_prefix_and_equal_the_reference(vlm: Vlm)
         )
 
 
+def test_with_an_image_a_greedy_response_goes_on_as_it_was(vlm: Vlm, tmp_path: Path) -> None:
+    image = picture(tmp_path / "a.png")
+    asked = Request(key="q", prompt="<image>\nWhat is the sum?", images=(image,), seeds=(1,), indices=(0,))
+    greedy = SamplingParams(temperature=0.0, max_new_tokens=12)
+    (whole,) = run(vlm, [asked], greedy)
+    ids = whole.responses[0].token_ids
+    cuts = [ids[:kept] for kept in (2, 5)]
+    cut = replace(asked, seeds=(7, 8, 9), indices=(0, 1, 2), prefixes=(cuts[0], cuts[1], cuts[0]))
+    (sampled,) = run(vlm, [cut], greedy)
+    assert [response.token_ids[: len(ids)] for response in sampled.responses] == [ids] * 3
+    assert [response.prefix_len for response in sampled.responses] == [2, 5, 2]
+
+
+def test_continuations_of_one_beginning_are_those_of_their_seeds(vlm: Vlm, tmp_path: Path) -> None:
+    image, prefix = picture(tmp_path / "a.png"), (70, 71, 72)
+    made = Request(key="q", prompt="<image>\nWhat is the sum?", images=(image,), seeds=(1, 2, 3), indices=(0, 1, 2), prefixes=(prefix,) * 3)
+    (together,) = run(vlm, [made], HOT)
+    alone = [replace(made, seeds=(seed,), indices=(0,), prefixes=(prefix,)) for seed in made.seeds]
+    assert answers([together])[0] == [answers([row])[0][0] for row in run(vlm, alone, HOT, batch_size=1)]
+
+
 def test_a_text_only_prompt_has_no_image_token(vlm: Vlm) -> None:
     assert not image_token_ids(vlm).intersection(encode(vlm, "What is the sum?", []).ids.tolist())
 

@@ -61,6 +61,8 @@ class FakeLLM:
             ids += [0] * (self.length_of(prompt["prompt"]) - len(images) * self.length_of_mark())
         else:
             ids = prompt["prompt_token_ids"]
+            for image in prompt.get("multi_modal_data", {}).get("image", ()):
+                ids = [0] * (len(self.codec.prompt_ids("<image>", [image])) - self.length_of_mark()) + ids
         if len(ids) + params.max_tokens > 512:
             raise ValueError("The decoder prompt is longer than the maximum model length")
         return SimpleNamespace(prompt_token_ids=ids, outputs=[self._answer(params, number) for number in range(params.n)])
@@ -134,6 +136,16 @@ def test_continuations_from_prompt_ids(engine: VllmEngine, tiny_vlm: Vlm) -> Non
     assert [(s.n, s.seed) for s in settings] == [(1, 100), (1, 101)]
     (bad,) = sample(engine, [replace(wanted, prefixes=(tiny_vlm.end_ids, (70,)))])
     assert "control token" in bad.error
+
+
+def test_continuations_see_the_image(engine: VllmEngine, tiny_vlm: Vlm, tmp_path: Path) -> None:
+    shown = asking("q", "<image>\nWhat?", n=2, images=(picture(tmp_path / "a.png", (90, 30)),))
+    (sampled,) = sample(engine, [replace(shown, prefixes=((70, 71), (70, 71)))])
+    assert [response.token_ids[:2] for response in sampled.responses] == [(70, 71)] * 2
+    ((prompts, _),) = engine._llm.calls
+    text = TokenCodec(tiny_vlm).prompt_text("<image>\nWhat?")
+    assert all(prompt["prompt_token_ids"] == [*TokenCodec(tiny_vlm).encode_raw(text), 70, 71] for prompt in prompts)
+    assert all(len(prompt["multi_modal_data"]["image"]) == 1 for prompt in prompts)
 
 
 def test_a_stop_text_leaves_text_alone(engine: VllmEngine, tiny_vlm: Vlm) -> None:

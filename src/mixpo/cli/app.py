@@ -57,6 +57,7 @@ EXAMPLES = {
     "demo": ("mixpo demo", "mixpo demo --dir runs/small --limit 128"),
     "sample": ("mixpo sample recipe.toml --set sample.n=16",),
     "verify": ("mixpo verify recipe.toml",),
+    "branch": ("mixpo branch recipe.toml --set pairs.branches.continuations=8",),
     "pair": ("mixpo pair recipe.toml --set pairs.max_per_question=8",),
     "reference": ("mixpo reference recipe.toml",),
     "train": ("mixpo train recipe.toml", "torchrun --nproc_per_node 8 -m mixpo train recipe.toml"),

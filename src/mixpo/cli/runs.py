@@ -188,14 +188,17 @@ def audit(
 def export(
     folder: RunFolder,
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder to write.")],
-    form: Annotated[str, typer.Option("--format", metavar="NAME", help="mmpr, trl, ms-swift, llama-factory or datasets.")] = "mmpr",
+    form: Annotated[
+        str, typer.Option("--format", metavar="NAME", help="mmpr, trl, ms-swift, llama-factory, datasets or trl-steps.")
+    ] = "mmpr",
     number: Annotated[int, typer.Option("--round", min=1, metavar="N", help="The round whose pairs are exported.")] = 1,
     hub: Annotated[str | None, typer.Option("--push", metavar="USER/NAME", help="With --format datasets: also upload to the Hub.")] = None,
     public: Annotated[bool, typer.Option("--public", help="With --push: make the dataset public.")] = False,
 ) -> None:
-    """Export the preference pairs of a run for other tools."""
+    """Export the preference pairs of a run for other tools; with --format trl-steps its step-scored responses."""
     with boundary() as terminal:
         from mixpo.export.datasets import push as push_dataset
+        from mixpo.export.run import STEPS
         from mixpo.export.run import export as export_pairs
         from mixpo.pipeline import open_run
 
@@ -203,12 +206,12 @@ def export(
             raise RecipeError("--push requires --format datasets", code="push-without-datasets", key="--push")
         context = replace(open_run(folder), progress=terminal.progress)
         count, skipped = export_pairs(context, to, form, number)
-        line(f"{amount(count, 'pair')} written to {to}")
+        line(f"{amount(count, 'response' if form == STEPS else 'pair')} written to {to}")
         if skipped:
             turns = "they have earlier turns or a system message, which the format cannot hold"
-            reason = (
-                turns if form == "mmpr" else f"their text contains a placeholder such as <image>, which {form} would replace with an image"
-            )
+            placeholder = f"their text contains a placeholder such as <image>, which {form} would replace with an image"
+            undecided = "their text contains <image>, they have no decided verdict, or their question has earlier turns or a system message"
+            reason = {"mmpr": turns, STEPS: undecided}.get(form, placeholder)
             line(f"{skipped:,} skipped: {reason}")
         if hub is not None:
             line(f"uploaded to {push_dataset(to, hub, private=not public)}")

@@ -39,6 +39,7 @@ NO_PAIR = (
     "one without needs pairs.dropout_ntp"
 )
 OTHERWISE = "they are asked in another way than in training; give them the domain, or name theirs as well"
+NO_BRANCH = "no question has a known answer, and pairs.branches tells right from wrong by it; give answers, or remove [pairs.branches]"
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
 """Extra and module of each tracker."""
 
@@ -248,7 +249,7 @@ def _check_source(
     kept = any(evaluated == recipe.evaluate.set_of(predictions) for predictions in recipe.evaluate.predictions)
     saved = name == "source" and recipe.sample.engine == "file"
     answers = FirstPlaces()
-    before, usable, pairable = len(checked.findings) + len(checked.left_out), 0, False
+    before, usable, pairable, answered = len(checked.findings) + len(checked.left_out), 0, False, False
     progress.start(f"check {name}", min(getattr(reading.table, "count", 0) or limit or 0, limit or 10**12), "questions")
     for item in reading.rows():
         if isinstance(item, Notice):
@@ -284,6 +285,7 @@ def _check_source(
         if evaluated:
             checked.evaluated |= {item.question.source, item.question.domain} - {""}
         pairable = pairable or _can_pair(recipe, item.question)
+        answered = answered or item.question.answer is not None
         progress.advance(1)
         if usable == limit:
             break
@@ -291,6 +293,8 @@ def _check_source(
     checked.counts[f"{name}: questions"] = usable
     if usable and not pairable and name == "source":
         checked.add(name, NO_PAIR)
+    if usable and not answered and name == "source" and recipe.pairs.branches is not None:
+        checked.add(name, NO_BRANCH)
     if not usable:
         checked.add(name, "no row is usable" if len(checked.findings) + len(checked.left_out) > before else "the source holds no rows")
     return asked
@@ -308,7 +312,10 @@ def _can_pair(recipe: Recipe, question: Question) -> bool:
         return recipe.pairs.dropout_ntp
     if recipe.pairs.dropout_from == "all" and recipe.pairs.dropout_ntp:
         return True
-    correctness = recipe.pairs.correctness and not without_correctness(recipe.pairs, question)
+    by_verdict = recipe.pairs.correctness or recipe.pairs.branches is not None
+    if recipe.pairs.branches is not None and recipe.pairs.branches.questions == "all" and not without_correctness(recipe.pairs, question):
+        return True
+    correctness = by_verdict and not without_correctness(recipe.pairs, question)
     return correctness and (recipe.sample.n > 1 or (recipe.pairs.rationales and bool(question.rationale)))
 
 

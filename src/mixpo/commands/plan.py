@@ -240,6 +240,22 @@ def _continue(context: Context, estimate: Estimate, rates: Rates, index: Questio
     return _generated(asked, rates, int(answers * rates.answer * (1 - table.dropout_ratio)))
 
 
+def _branch(context: Context, estimate: Estimate, rates: Rates, index: QuestionIndex, share: float) -> Estimate:
+    known = (estimate.todo - sum(index.open) * share) / max(1, estimate.todo)
+    continuations = estimate.todo * known * rates.branches
+    table = context.recipe.pairs.branches
+    each = table.continuations if table is not None else 1
+    # One prompt for each question in process, one request for each place to a server.
+    requests = continuations / each * math.ceil(each / rates.per_request) if rates.per_request else estimate.todo * known
+    # On average half a response is left.
+    return _generated(replace(estimate, requests=round(requests)), rates, int(continuations * rates.answer / 2))
+
+
+def _value(context: Context, estimate: Estimate, rates: Rates, index: QuestionIndex, share: float) -> Estimate:
+    answers = (estimate.todo - sum(index.open) * share) * rates.branches
+    return replace(estimate, seconds=answers * VERDICT_SECONDS, bytes=int(answers * 20))
+
+
 def _answer(context: Context, estimate: Estimate, rates: Rates, index: QuestionIndex, share: float) -> Estimate:
     count = context.recipe.evaluate.samples if estimate.stage.endswith("/sampled") else 1
     longest = 8 if estimate.stage.endswith("/direct") else rates.answer
@@ -270,13 +286,15 @@ def _train(context: Context, estimate: Estimate, rates: Rates, index: QuestionIn
     return replace(estimate, tokens=tokens, seconds=tokens * passes / (3 * rates.trained), bytes=size)
 
 
-_WRITING = ("sample", "continue", "answer")
+_WRITING = ("sample", "continue", "branch", "answer")
 """Kinds of stages that write tokens."""
 
 _ESTIMATES = {
     "sample": _sample,
     "continue": _continue,
     "verify": _verify,
+    "branch": _branch,
+    "value": _value,
     "reference": _reference,
     "train": _train,
     "answer": _answer,

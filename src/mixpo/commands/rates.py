@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mixpo.recipe import BranchesTable
 from mixpo.stages.imported import STAGE
 from mixpo.stages.job import Context
 from mixpo.stages.prompting import open_requests
@@ -46,7 +48,8 @@ class Rates:
     answer: tokens of one answer. generated: tokens each second while sampling. trained: tokens each second forward and backward.
     pairs: preference pairs of one round, of `groups` questions with at most `each` answers, whose prompt is computed once. given: what
     the user says. per_request: answers that one request to a server gives; 0 where the engine gives all. undecided: share of the
-    verdicts that rules leave undecided; judged: those that verify.judge decided in this run are among them.
+    verdicts that rules leave undecided; judged: those that verify.judge decided in this run are among them. branches: continuations of
+    branches for each question with an answer.
     """
 
     answer: float
@@ -60,6 +63,7 @@ class Rates:
     per_request: int
     undecided: float
     judged: bool
+    branches: float
     basis: str
     given: Assumed
 
@@ -85,6 +89,9 @@ def rates_of(context: Context, sampled_index: QuestionIndex, assumed: Assumed, i
     questions = assumed.questions or sampled_index.questions
     groups = questions * PAIRS_SHARE
     pairs = groups * min(recipe.pairs.max_per_question, (recipe.sample.n / 2) ** 2)
+    branches = branches_of(recipe.pairs.branches)
+    if recipe.pairs.branches is not None:
+        pairs += questions * branches / 2  # each of half the places has as many pairs as continuations, at most
     more = open_requests(recipe.pairs, recipe.sample.n)
     if more:
         pairs, groups = pairs + questions * more, questions
@@ -99,10 +106,18 @@ def rates_of(context: Context, sampled_index: QuestionIndex, assumed: Assumed, i
     served = (sampled.facts.get("server") or {}).get("n", recipe.sample.n) if sampled is not None else recipe.sample.n
     return Rates(
         answer=answer, generated=generated, trained=assumed.train_rate or generated * READ_FASTER / 3, parameters=parameters,
-        model_bytes=weights, pairs=pairs, groups=groups, each=recipe.sample.n + 2 * more, basis=basis, given=assumed,
+        model_bytes=weights, pairs=pairs, groups=groups, each=recipe.sample.n + 2 * more + math.ceil(branches), basis=basis, given=assumed,
         per_request=served if recipe.sample.engine == "openai" else 0,
-        undecided=undecided, judged=judged > 0,
+        undecided=undecided, judged=judged > 0, branches=branches,
     )  # fmt: skip
+
+
+def branches_of(table: BranchesTable | None) -> float:
+    """Continuations of branches for each question with an answer: as many as the recipe allows, for the share of questions that is cut."""
+    if table is None:
+        return 0.0
+    share = PAIRS_SHARE if table.questions == "mixed" else 1.0
+    return share * table.max_responses * table.max_places * table.continuations
 
 
 _MEASURED = (("pairs", "pairs"), ("with_pairs", "questions"))

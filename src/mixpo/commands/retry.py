@@ -12,12 +12,12 @@ from mixpo.errors import EngineError, ModelError, UnfinishedError
 from mixpo.evaluate.grading import UNREAD
 from mixpo.pipeline import blocked_by, build_plan, run_stage
 from mixpo.plural import amount
-from mixpo.records import Judged, Prediction, read_column
+from mixpo.records import Judged, Prediction, Valued, read_column
 from mixpo.stages.attempts import raise_attempts
 from mixpo.stages.job import Context, Plan, Planned
 from mixpo.stages.questions import known_sources, read_sources
 
-SAMPLING_KINDS = ("sample", "continue", "verify", "answer", "evaluate")
+SAMPLING_KINDS = ("sample", "continue", "verify", "branch", "value", "answer", "evaluate")
 """Kinds of stages that query a model or a judge."""
 SHOWN, NAMED = 5, 3
 """Reasons that are logged for a stage, and questions that are named for each."""
@@ -90,7 +90,7 @@ def _failed(planned: Planned) -> Failures:
 
 def _reasons(row: type, path: Path) -> list[str]:
     """Why each row of a shard failed; "" for those that did not."""
-    if row in (Prediction, Judged):
+    if row in (Prediction, Judged, Valued):
         return [UNREAD if unread else "" for unread in read_column(path, row, "unread")]
     return read_column(path, row, "error")
 

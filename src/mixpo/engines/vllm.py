@@ -116,15 +116,18 @@ class VllmEngine:
         limits = self._image.of(request)
         images = [open_image(image, limits) for image in request.images]
         ids = self._codec.prompt_ids(request.prompt, images, limits.tiles, request.history)
+        shown: dict[str, Any] = {"multi_modal_data": {"image": images}} if images else {}
+        if images and (tiles := self._codec.tile_arguments(limits.tiles)):
+            shown["mm_processor_kwargs"] = tiles
         if request.prefixes:
             if not all(self._codec.control.isdisjoint(prefix) for prefix in request.prefixes):
                 raise continues_control_token()
-            made: list[dict[str, Any]] = [{"prompt_token_ids": [*ids, *prefix]} for prefix in request.prefixes]
+            # With images vLLM itself puts as many image tokens as they take into the prompt.
+            begun = self._codec.encode_raw(self._codec.prompt_text(request.prompt, request.history)) if images else ids
+            made: list[dict[str, Any]] = [{"prompt_token_ids": [*begun, *prefix]} | shown for prefix in request.prefixes]
             lengths = [len(ids) + len(prefix) for prefix in request.prefixes]
         elif images:
-            made = [{"prompt": self._codec.prompt_text(request.prompt, request.history), "multi_modal_data": {"image": images}}]
-            if tiles := self._codec.tile_arguments(limits.tiles):
-                made[0]["mm_processor_kwargs"] = tiles
+            made = [{"prompt": self._codec.prompt_text(request.prompt, request.history)} | shown]
             lengths = [len(ids)]
         else:
             made, lengths = [{"prompt_token_ids": list(ids)}], [len(ids)]

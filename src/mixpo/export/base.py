@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from tempfile import TemporaryFile
+from typing import Any, NamedTuple
 
 from mixpo.errors import ImageError, RunError, SourceError
 from mixpo.images import save_bytes
 from mixpo.plural import amount
+from mixpo.records import atomic
 from mixpo.types import IMAGE_TOKEN, ImageRef, Pair, Question
 
 Render = Callable[[Question, Pair], str]
@@ -109,6 +113,15 @@ class ImageCopies:
         copy = Path(save_bytes(content, self.folder, image.path).path)
         self.copied += not before
         return copy.relative_to(self.folder.absolute()).as_posix()
+
+
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write JSON lines atomically and in constant memory. Rows without images come last: `datasets` infers column types from the first."""
+    with atomic(path) as temporary, TemporaryFile(dir=path.parent) as text_only, temporary.open("wb") as main:
+        for row in rows:
+            (main if row["images"] else text_only).write(json.dumps(row).encode() + b"\n")
+        text_only.seek(0)
+        shutil.copyfileobj(text_only, main)
 
 
 def image_path(image: ImageRef) -> Path:

@@ -126,6 +126,7 @@ def _card(folder: Path, counts: Counter[str], shown: Sequence[tuple[Question, Pa
         "of answers to questions about images, made with mixpo by the method of",
         "Mixed Preference Optimization (arXiv 2411.10442): a model's own answers, compared with known answers",
         "(`correctness`, `format`), or finished without the image (`dropout_ntp`)."
+        + " Those of a `branch` share the beginning of an answer and part at one step." * ("branch" in counts)
         + " Those `imported` were ready-made." * ("imported" in counts),
     ]
     ready = ["of responses to prompts with images, ready-made elsewhere and exported with mixpo."]

@@ -13,14 +13,12 @@ processors would put an image there, LLaMA-Factory stops.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
-from mixpo.export.base import ExportCount, ExportRows, ImageCopies, Render
-from mixpo.records import atomic, write_text
+from mixpo.export.base import ExportCount, ExportRows, ImageCopies, Render, write_lines
+from mixpo.records import write_text
 from mixpo.types import IMAGE_TOKEN, ImageRef, Message, Pair, Question
 
 PAIRS = "pairs.jsonl"
@@ -59,18 +57,17 @@ Fields = Callable[[Sequence[Message], Pair], dict[str, Any]]
 
 
 def _write(rows: ExportRows, path: Path, fields: Fields, locate: Callable[[ImageRef], str]) -> ExportCount:
-    """Write atomically and in constant memory. Text-only questions come last: `datasets` infers column types from the first rows.
+    """Write one line for each pair. Raises RunError when there are no pairs.
 
-    fields: from the messages up to the prompt and the pair to the fields of the format. Raises RunError when there are no pairs.
+    fields: from the messages up to the prompt and the pair to the fields of the format.
     """
-    with atomic(path) as temporary, TemporaryFile(dir=path.parent) as text_only, temporary.open("wb") as main:
-        for question, pair, prompt in rows:
-            images = [locate(image) for image in question.images]
-            turns = (*question.history, Message(role="user", text=prompt))
-            line = {"images": images, **fields(turns, pair), "id": pair.id, "question_id": question.id, "origin": pair.origin}
-            (main if images else text_only).write(json.dumps(line).encode() + b"\n")
-        text_only.seek(0)
-        shutil.copyfileobj(text_only, main)
+
+    def line(question: Question, pair: Pair, prompt: str) -> dict[str, Any]:
+        turns = (*question.history, Message(role="user", text=prompt))
+        images = [locate(image) for image in question.images]
+        return {"images": images, **fields(turns, pair), "id": pair.id, "question_id": question.id, "origin": pair.origin}
+
+    write_lines(path, (line(*row) for row in rows))
     return rows.count
 
 

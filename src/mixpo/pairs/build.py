@@ -1,15 +1,16 @@
-"""The pairs of one question, by the route that suits it: known answer -> correctness, none -> DropoutNTP."""
+"""The pairs of one question, by the route that suits it: known answer -> correctness and branches, none -> DropoutNTP."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
 
+from mixpo.pairs.branches import branch_pairs
 from mixpo.pairs.correctness import correctness_pairs, one_prompt
 from mixpo.pairs.dropout_ntp import dropout_pairs
 from mixpo.pairs.provenance import judged_responses, rebuild, same_question
 from mixpo.recipe import PairsTable
-from mixpo.records import Drop, Judged, Paired, Sampled
+from mixpo.records import Drop, Judged, Paired, Sampled, Valued
 from mixpo.types import Pair, Question
 
 __all__ = ["build", "rebuild"]
@@ -23,15 +24,19 @@ def build(
     table: PairsTable,
     seed: int,
     asked: Callable[[int], int] = one_prompt,
+    branches: tuple[Sampled, Valued] | None = None,
 ) -> Paired:
     """Pairs and drops of one question; depends on nothing but the arguments, and not on the order of the responses.
 
     judged: needed when the question has an answer. continued: what was written without the image; None when nothing was asked for.
-    asked: from the index of a response to the number of the prompt it was sampled with.
-    Raises ValueError when the records do not belong together.
+    asked: from the index of a response to the number of the prompt it was sampled with. branches: the continuations of branches and their
+    verdicts. Raises ValueError when the records do not belong together.
     """
-    same_question(question.id, sampled, judged, continued)
+    same_question(question.id, sampled, judged, continued, *(branches or ()))
     pairs, drops = _route(question, sampled, judged, continued, table, seed, asked)
+    if branches is not None:
+        more, more_drops = branch_pairs(question, *branches, table, seed)
+        pairs, drops = [*pairs, *more], drops + more_drops
     dropped = tuple(Drop(reason=reason, count=count) for reason, count in sorted(drops.items()))
     return Paired(question=question.id, pairs=tuple(pairs), dropped=dropped)
 

@@ -41,15 +41,17 @@ def correctness_pairs(
     responses: Sequence[Response],
     verdicts: Sequence[Verdict],
     table: PairsTable,
-    seed: int,
+    seed: int | str,
     asked: Callable[[int], int] = one_prompt,
+    origin: Origin | None = None,
 ) -> tuple[list[Pair], Counter[str]]:
     """At most `table.max_per_question` pairs of one question, and what was dropped, by reason (see `provenance.REASONS`).
 
     Which combinations are taken is random, keyed by seed and question, and uses every answer as evenly as possible; the
     order of the inputs does not matter. An answer whose verdict is undecided or whose sampling failed is on neither side,
     one that hit the length limit is never chosen. Wrong and malformed answers share the cap. Only responses to the same prompt
-    (`asked`: from their index to its number) make a pair, unless `table.across_prompts`.
+    (`asked`: from their index to its number) make a pair, unless `table.across_prompts`. origin: of all pairs; None for "format" where the
+    rejected answer is malformed and "correctness" elsewhere.
     Raises ValueError when responses and verdicts do not belong together.
     """
     drops: Counter[str] = Counter()
@@ -69,7 +71,7 @@ def correctness_pairs(
     left_out = len(chosen) * len(rejected) - len(objections) - len(taken)
     if left_out:
         drops["over_cap"] += left_out
-    pairs = [_pair(question, chosen[row], rejected[column]) for row, column in taken]
+    pairs = [_pair(question, chosen[row], rejected[column], origin) for row, column in taken]
     return sorted(pairs, key=lambda pair: (pair.chosen_index, pair.rejected_index)), drops
 
 
@@ -185,8 +187,8 @@ def _places(answers: Iterable[str]) -> dict[str, list[int]]:
     return places
 
 
-def _pair(question: Question, chosen: _Answer, rejected: _Answer) -> Pair:
-    origin: Origin = "format" if rejected.verdict.outcome == "malformed" else "correctness"
+def _pair(question: Question, chosen: _Answer, rejected: _Answer, origin: Origin | None) -> Pair:
+    origin = origin or ("format" if rejected.verdict.outcome == "malformed" else "correctness")
     return make_pair(
         question.id, chosen.response, rejected.response, origin, chosen.verdict.extracted, rejected.verdict.extracted
     )  # fmt: skip

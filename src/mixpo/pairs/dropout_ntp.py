@@ -36,7 +36,7 @@ def continuation_request(
     if IMAGE_TOKEN in prompt:
         raise ValueError(f"question {question.id}: the prompt of a continuation must hold no {IMAGE_TOKEN}")
     kept = []
-    for response in select(question, responses, table, seed)[0]:
+    for response in selected(question, responses, table, seed)[0]:
         length = cut(response.token_ids, table.dropout_ratio)
         if 0 < length < len(response.token_ids):
             kept.append((response.index, response.token_ids[:length]))
@@ -52,8 +52,13 @@ def continuation_request(
     )
 
 
-def select(question: Question, responses: Sequence[Response], table: PairsTable, seed: int) -> tuple[list[Response], Counter[str]]:
-    """The answers that are continued: finished by themselves, distinct in text, at most `max_dropout_per_question`; and the drops."""
+def selected(question: Question, responses: Sequence[Response], table: PairsTable, seed: int) -> tuple[list[Response], Counter[str]]:
+    """The answers that are continued without the image, and the drops."""
+    return select(responses, table.max_dropout_per_question, f"{seed}/dropout/{question.id}")
+
+
+def select(responses: Sequence[Response], limit: int, key: str) -> tuple[list[Response], Counter[str]]:
+    """At most `limit` answers to continue, finished by themselves and distinct in text, drawn at random by `key`; and the drops."""
     drops: Counter[str] = Counter()
     distinct: dict[str, Response] = {}
     for response in sorted(responses, key=lambda r: r.index):
@@ -63,11 +68,10 @@ def select(question: Question, responses: Sequence[Response], table: PairsTable,
         elif distinct.setdefault(response.text.strip(), response) is not response:
             drops["duplicate"] += 1
     candidates = list(distinct.values())
-    limit = table.max_dropout_per_question
     if len(candidates) <= limit:
         return candidates, drops
     drops["over_cap"] += len(candidates) - limit
-    taken = random.Random(f"{seed}/dropout/{question.id}").sample(candidates, limit)
+    taken = random.Random(key).sample(candidates, limit)
     return sorted(taken, key=lambda r: r.index), drops
 
 
@@ -79,10 +83,10 @@ def dropout_pairs(
     continuations: whatever the engine wrote for `continuation_request`, in any order. One that hit the length limit is kept: it is
     the rejected side, and `statistics` counts it.
     """
-    selected, drops = select(question, responses, table, seed)
+    continued, drops = selected(question, responses, table, seed)
     by_index = {continuation.index: continuation for continuation in continuations}
     pairs = []
-    for response in selected:
+    for response in continued:
         continuation = by_index.get(response.index)
         reason = "no_continuation" if continuation is None else _objection(response, continuation, table)
         if reason or continuation is None:
@@ -141,10 +145,20 @@ def cut_tokens(token_ids: Sequence[int], ratio: float, end_ids: Collection[int],
     Cuts between tokens, so it works for languages without spaces. Moves left while a cut would split a character: byte-level
     tokenizers spread many Chinese characters over several tokens.
     """
+    length = content_length(token_ids, end_ids)
+    return whole_tokens(token_ids, min(int(ratio * length), length - 1), decode)
+
+
+def content_length(token_ids: Sequence[int], end_ids: Collection[int]) -> int:
+    """Number of tokens of a response without its end tokens."""
     length = len(token_ids)
     while length and token_ids[length - 1] in end_ids:
         length -= 1
-    kept = min(int(ratio * length), length - 1)
+    return length
+
+
+def whole_tokens(token_ids: Sequence[int], kept: int, decode: Callable[[Sequence[int]], str]) -> int:
+    """`kept`, or fewer tokens where that many would end within a character; at least 0."""
     while kept > 0 and decode(token_ids[:kept]).endswith("\N{REPLACEMENT CHARACTER}"):
         kept -= 1
     return max(kept, 0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mixpo.errors import RecordError
-from mixpo.records import Judged, Paired, Sampled
+from mixpo.records import Judged, Paired, Sampled, Valued
 from mixpo.types import Origin, Pair, Question, Response, Verdict, content_id
 
 
@@ -39,6 +39,7 @@ REASONS: dict[str, Reason] = {
     "entailment": Reason(unit="pairs", text="the correct final answer is contained in the wrong one"),
     "other_prompt": Reason(unit="pairs", text="the two sides were sampled with different prompts (pairs.across_prompts)"),
     "margin": Reason(unit="pairs", text="the scores differ by less than pairs.min_margin"),
+    "same_pair": Reason(unit="pairs", text="the same two texts as another pair of the question"),
     "length_ratio": Reason(unit="pairs", text="one side is longer than pairs.max_length_ratio allows"),
     "balance": Reason(unit="pairs", text="its class is larger than its share (pairs.balance)"),
     "over_cap": Reason(unit="pairs", text="more than the cap per question"),
@@ -83,12 +84,20 @@ def rationale_of(question: Question) -> tuple[Response, Verdict]:
 
 
 def rebuild(
-    pair: Pair, sampled: Sampled, judged: Judged | None = None, continued: Sampled | None = None, question: Question | None = None
+    pair: Pair,
+    sampled: Sampled,
+    judged: Judged | None = None,
+    continued: Sampled | None = None,
+    question: Question | None = None,
+    branches: tuple[Sampled, Valued] | None = None,
 ) -> Pair:
     """Make a pair again from its question, origin and indices alone; equal to `pair` when the records are those it came from.
 
-    question: needed where the chosen side is its rationale. Raises RecordError when a record does not hold an answer that the pair names.
+    question: needed where the chosen side is its rationale. branches: needed for a "branch" pair. Raises RecordError when a
+    record does not hold an answer that the pair names.
     """
+    if pair.origin == "branch" and branches is not None:
+        sampled, judged = branches
     if pair.chosen_index == RATIONALE and question is not None:
         response, verdict = rationale_of(question)
         rejected = _find(pair, pair.rejected_index, sampled.responses, "sampled")

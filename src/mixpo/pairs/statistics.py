@@ -16,8 +16,9 @@ from mixpo.pairs.provenance import REASONS, same_question, token_count
 from mixpo.records import Judged, Paired, Sampled
 from mixpo.types import Origin, Question
 
-ORIGINS: tuple[str, ...] = tuple(origin for origin in get_args(Origin) if origin != "imported")
-"""Origins of pairs from sampled responses; imported pairs are counted only where there are any."""
+RARE = ("branch", "imported")
+"""Origins that are counted only where there are any."""
+ORIGINS: tuple[str, ...] = tuple(origin for origin in get_args(Origin) if origin not in RARE)
 MAX_NAMES = 500
 """Domains, and sources, listed by name; further ones are summed as OTHER."""
 OTHER = "(other)"
@@ -77,27 +78,46 @@ class Statistics:
     rejected: Lengths = field(default_factory=Lengths)
     ratio: Fixed = field(default_factory=lambda: Fixed(RATIO_EDGES))
     shared: Fixed = field(default_factory=lambda: Fixed(SHARE_EDGES))
+    generated: Counter[str] = field(default_factory=Counter)
 
-    def add(self, question: Question, sampled: Sampled, judged: Judged | None, paired: Paired, continued: Sampled | None = None) -> None:
-        """Count one question with its records. `continued` tells which rejected continuations hit the length limit."""
+    def add(
+        self,
+        question: Question,
+        sampled: Sampled,
+        judged: Judged | None,
+        paired: Paired,
+        continued: Sampled | None = None,
+        branched: Sampled | None = None,
+    ) -> None:
+        """Count one question with its records. continued, branched: tell which rejected continuations hit the length limit."""
         from rapidfuzz.distance import Prefix
 
-        same_question(question.id, sampled, judged, continued, paired)
+        same_question(question.id, sampled, judged, continued, branched, paired)
         self.count_questions(question.source, with_answer=question.answer is not None, with_pairs=bool(paired.pairs))
         self.questions["failed"] += bool(sampled.error)
         self._add_answers(sampled)
         if judged is not None and question.answer is not None:
             self.count_verdicts(question.source, question.domain, Counter(verdict.outcome for verdict in judged.verdicts))
-        truncated = _truncated(sampled), _truncated(continued)
+        self._add_generated(sampled, judged, continued, branched)
+        of_origin = {"dropout_ntp": _truncated(continued), "branch": _truncated(branched)}
+        truncated = _truncated(sampled)
         for pair in paired.pairs:
             self.count_pairs(question.source, pair.origin)
-            self.pairs["length_capped"] += pair.rejected_index in truncated[pair.origin == "dropout_ntp"]
+            self.pairs["length_capped"] += pair.rejected_index in of_origin.get(pair.origin, truncated)
             chosen, rejected = len(pair.chosen_ids), len(pair.rejected_ids)
             self.count_lengths(question.source, chosen, rejected)
             if chosen and rejected:
                 self.shared.add(Prefix.similarity(pair.chosen_ids, pair.rejected_ids) / min(chosen, rejected))
         for drop in paired.dropped:
             self.drops[drop.reason] += drop.count
+
+    def _add_generated(self, sampled: Sampled, judged: Judged | None, continued: Sampled | None, branched: Sampled | None) -> None:
+        """Count the generated tokens by the kind of pairs that they are for."""
+        verified = {verdict.index for verdict in judged.verdicts} if judged is not None else set()
+        for response in sampled.responses:
+            self.generated["correctness" if response.index in verified else "dropout_ntp"] += len(response.token_ids)
+        for kind, record in (("dropout_ntp", continued), ("branch", branched)):
+            self.generated[kind] += sum(len(response.token_ids) - response.prefix_len for response in record.responses) if record else 0
 
     def count_questions(self, source: str, *, with_answer: bool, with_pairs: bool, number: int = 1) -> None:
         """Count `number` questions of a source."""
@@ -148,8 +168,10 @@ class Statistics:
         verdicts: correct, wrong, malformed, undecided; accuracy = correct / decided, the mean accuracy of the sampled answers.
         domains: by name questions, correct, decided, accuracy ("" where a question has no domain).
         sources: by name questions, with_pairs, correct, decided, accuracy, pairs, their number by origin (correctness, format,
-            dropout_ntp), chosen_mean and rejected_mean in tokens ("" where a question names no source).
-        pairs: their number. origins: counts by name. pairs_per_question: mean over the questions with pairs.
+            dropout_ntp, branch), chosen_mean and rejected_mean in tokens ("" where a question names no source).
+        pairs: their number. origins: counts by name. tokens_per_pair: generated tokens for one pair, by origin (format with correctness);
+            of branches those of the continuations, without the sampled responses that they begin with.
+        pairs_per_question: mean over the questions with pairs.
         rejected: length_capped (hit the length limit) and its share, longer (than the chosen side) and its share.
         without_tokens: pairs of text alone, which are in none of the following figures.
         lengths: edges, and for both sides counts, mean and max (chosen, chosen_mean, chosen_max, rejected, ...), in tokens.
@@ -193,6 +215,15 @@ class Statistics:
         return {
             "pairs": total,
             "origins": _by_origin(self.origins, ORIGINS),
+            "tokens_per_pair": {
+                kind: share(self.generated[kind], sum(self.origins[origin] for origin in origins))
+                for kind, origins in (
+                    ("correctness", ("correctness", "format")),
+                    ("dropout_ntp", ("dropout_ntp",)),
+                    ("branch", ("branch",)),
+                )
+                if self.generated[kind]
+            },
             "pairs_per_question": share(total, self.questions["with_pairs"]),
             "rejected": {
                 **_named(self.pairs, ("length_capped", "longer")),
@@ -243,7 +274,7 @@ def _reason_text(reason: str) -> str:
 
 
 def _by_origin(counts: Counter[str], names: Sequence[str]) -> dict[str, int]:
-    return _named(counts, (*names, "imported") if counts["imported"] else names)
+    return _named(counts, (*names, *(name for name in RARE if counts[name])))
 
 
 def _named(counts: Counter[str], names: Sequence[str]) -> dict[str, int]:

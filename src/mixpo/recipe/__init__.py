@@ -4,6 +4,7 @@ Knows nothing about how stages work. `load` reads and checks a file, `Recipe.mod
 """
 
 from mixpo.recipe.base import CHOOSES_STAGES, NOTHING, STAGES, Decides, StageKind, Table
+from mixpo.recipe.branches import BranchesTable
 from mixpo.recipe.data import (
     BalanceBy,
     ImageLimits,
@@ -57,6 +58,7 @@ __all__ = [
     "AnySource",
     "BalanceBy",
     "BenchmarkSource",
+    "BranchesTable",
     "ClusterTable",
     "Decides",
     "DigitsSource",

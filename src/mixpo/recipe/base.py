@@ -18,7 +18,20 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, model_validator
 
 StageKind = Literal[
-    "source", "sample", "continue", "verify", "pair", "select", "reference", "train", "answer", "evaluate", "text", "report"
+    "source",
+    "sample",
+    "continue",
+    "verify",
+    "branch",
+    "value",
+    "pair",
+    "select",
+    "reference",
+    "train",
+    "answer",
+    "evaluate",
+    "text",
+    "report",
 ]
 STAGES: tuple[StageKind, ...] = get_args(StageKind)
 """Kinds of stages in the order of the flow."""

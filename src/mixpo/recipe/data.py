@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from mixpo.prompts import PROMPTS, Style
 from mixpo.recipe.base import NOTHING, Decides, Table, first_repeated
+from mixpo.recipe.branches import BranchesTable
 from mixpo.recipe.errors import did_you_mean
 from mixpo.recipe.server import VERDICTS, ServerTable, VerdictJudgeTable, VllmTable
 
@@ -292,7 +293,7 @@ class PairsTable(Table):
 
     correctness: Annotated[bool, Decides("pair")] = True
     """Make pairs of a correct and a wrong response to the same question."""
-    correctness_except: Annotated[tuple[str, ...], Decides("pair")] = ()
+    correctness_except: Annotated[tuple[str, ...], Decides("branch", "pair")] = ()
     """Sources and domains (`*` matches anything) without correctness pairs, as general VQA and documents in the paper: their short
     ground truths make good responses look wrong. With dropout_from = "all" they still give DropoutNTP pairs."""
     max_per_question: Annotated[int, Decides("pair")] = Field(default=15, ge=1)
@@ -318,6 +319,8 @@ class PairsTable(Table):
     """Maximum DropoutNTP pairs per question."""
     drop_blind: Annotated[bool, Decides("pair")] = True
     """Drop continuations that mention a missing image instead of answering."""
+    branches: BranchesTable | None = None
+    """Step-level pairs of continuations that share the beginning of a sampled response."""
     max_similarity: Annotated[float, Decides("pair")] = Field(default=1.0, ge=0, le=1)
     """Of correct (or wrong) responses that share more than this part of their word trigrams, only one is used; 1 uses all."""
     rationales: Annotated[bool, Decides("pair")] = False

@@ -25,7 +25,7 @@ from mixpo.recipe.train import TrainTable
 class Recipe(Table):
     """A whole run."""
 
-    seed: Annotated[int, Decides("sample", "continue", "pair", "select", "train", "answer")] = 0
+    seed: Annotated[int, Decides("sample", "continue", "branch", "pair", "select", "train", "answer")] = 0
     """Every random choice is keyed by this seed and what it decides."""
     shard_size: Annotated[int, Decides("source")] = Field(default=64, ge=1)
     """Questions in one record file: the unit of resume."""
@@ -82,11 +82,27 @@ class Recipe(Table):
             raise ValueError(
                 'sample.engine = "file": which prompt a saved response was sampled with is not known; name one prompt, without shares'
             )
+        if self.pairs.branches is not None:
+            self._can_branch()
         if self.evaluate.engine == "openai" and not self.sample.server.starts:
             raise ValueError(
                 'evaluate.engine = "openai" needs a server that mixpo starts with each model; set sample.server.serve or .start'
             )
         return self
+
+    def _can_branch(self) -> None:
+        if self.source is None:
+            raise ValueError("pairs.branches cuts sampled responses, and without [source] none are sampled; remove it or add [source]")
+        if self.sample.engine == "file":
+            raise ValueError(
+                'pairs.branches continues responses under the model that sampled them, which sample.engine = "file" cannot; '
+                "sample with another engine, or remove [pairs.branches]"
+            )
+        if self.sample.engine == "openai" and not self.sample.server.same_model:
+            raise ValueError(
+                "pairs.branches continues token by token, which a server of another model (sample.server.same_model = false) cannot; "
+                "serve the model of [model], or remove [pairs.branches]"
+            )
 
     @model_validator(mode="after")
     def _tiles_everywhere(self) -> Recipe:

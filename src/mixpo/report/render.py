@@ -149,7 +149,7 @@ def _domain_rows(models: dict[str, Any], headline: dict[str, Any] | None) -> lis
 
 
 def _example(example: dict[str, Any]) -> dict[str, Any]:
-    kept = example["origin"] == "dropout_ntp"
+    kept = bool(example["cut"])
     chosen, rejected = difference(example["chosen"]["text"], example["rejected"]["text"], kept=kept)
     return {**example, **_shown(example["question"]), "chosen_pieces": chosen, "rejected_pieces": rejected}
 

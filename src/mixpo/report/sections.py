@@ -170,7 +170,7 @@ def share_charts(pairs: dict[str, Any]) -> list[Chart]:
             "Origin of the pairs",
             {origin: number for origin, number in (pairs.get("origins") or {}).items() if number},
             ORIGINS,
-            (2, 0, 4, 1),
+            (2, 0, 4, 3, 1),
             "In a DropoutNTP pair the rejected response was completed without the image.",
         ),
         _shares(
@@ -281,6 +281,7 @@ def pair_facts(pairs: dict[str, Any]) -> list[tuple[str, str]]:
         (rejected.get("longer_share"), percent, "of pairs have a longer rejected side"),
         (answers.get("duplicate_share"), percent, "of responses are duplicates"),
         (answers.get("length_share"), percent, "of responses are truncated"),
+        *((tokens, count, f"tokens generated per pair: {ORIGINS[kind]}") for kind, tokens in (pairs.get("tokens_per_pair") or {}).items()),
     ]
     return [(write(value), what) for value, write, what in facts if value is not None]
 

@@ -11,7 +11,13 @@ from mixpo.records import ANSWERED_BY
 
 NAMES = {"base": "Base model", "sft": "SFT", "dpo": "DPO", "mpo": "MPO"}
 MODES = {"cot": "chain of thought", "direct": "direct", "sampled": "sampled mean"}
-ORIGINS = {"correctness": "correct vs. wrong", "format": "correct vs. no final answer", "dropout_ntp": "DropoutNTP", "imported": "imported"}
+ORIGINS = {
+    "correctness": "correct vs. wrong",
+    "format": "correct vs. no final answer",
+    "dropout_ntp": "DropoutNTP",
+    "branch": "branches",
+    "imported": "imported",
+}
 BALANCE = {"all_right": "all right", "mixed": "right and wrong", "all_wrong": "all wrong", "all_undecided": "all undecided"}
 REASON_TEXTS = {name: reason.text for name, reason in REASONS.items()}
 OUTCOMES = {"correct": "correct", "wrong": "wrong", "malformed": "no final answer", "undecided": "undecided"}
@@ -117,6 +123,9 @@ ONE_AND_MORE = {
     "answers": ("answer", "answers"),
     "tokens": ("token", "tokens"),
     "ended: stop": ("finished", "finished"),
+    "branched": ("question with branches", "questions with branches"),
+    "places": ("place", "places"),
+    "mixed_places": ("place with right and wrong continuations", "places with right and wrong continuations"),
     "judged": ("question verified", "questions verified"),
     "verdicts": ("verdict", "verdicts"),
     "all_right": ("question with all answers right", "questions with all answers right"),

@@ -28,7 +28,7 @@ Make = Callable[[int], Iterable[Any]]
 Made = tuple[int, Mapping[str, int]]
 """The number of a shard that is written, and the figures of its rows."""
 
-DISTRIBUTED = ("sample", "continue", "verify", "answer")
+DISTRIBUTED = ("sample", "continue", "verify", "branch", "value", "answer")
 """Kinds of stages whose shards need nothing of each other, so that many machines can make them."""
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from mixpo.errors import RecipeError
 from mixpo.recipe import STAGES, StageKind, did_you_mean
 
-LAST_OF: dict[str, StageKind] = {"sample": "continue", "pair": "select", "evaluate": "text"}
+LAST_OF: dict[str, StageKind] = {"sample": "continue", "branch": "value", "pair": "select", "evaluate": "text"}
 """The last kind of stage of a command that covers several."""
 
 

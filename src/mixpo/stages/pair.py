@@ -34,8 +34,10 @@ def pair_job(context: Context, plan: Plan, index: QuestionIndex, number: int) ->
     sampled, verified, continued = (f"round-{number}/{kind}" for kind in ("sample", "verify", "continue"))
     labels, base = labels_of(context.run.root, number), context.models.base_model()
     only_dropout = recipe.pairs.model_copy(update={"correctness": False})
+    branches = [f"round-{number}/branch", f"round-{number}/value"] if recipe.pairs.branches is not None else []
     first_imported = len(plan.shards(verified))
     parts = [plan.shards(verified), plan.shards(continued), label_digests(plan, labels)[:first_imported]]
+    parts += [plan.shards(name) for name in branches[1:]]
     if recipe.pairs.correctness_except:
         parts += [index.domains[:first_imported], index.sources[:first_imported]]
 
@@ -46,12 +48,12 @@ def pair_job(context: Context, plan: Plan, index: QuestionIndex, number: int) ->
                 codec = TokenCodec(context.models.words(base))
                 yield from (tokenized(row, codec) for row in plan.rows(STAGE, shard - first_imported))
                 return
-            rows = zip(*(plan.rows(name, shard) for name in ("source", sampled, verified, continued)), strict=True)
-            for question, answers, judged, cut in rows:
+            rows = zip(*(plan.rows(name, shard) for name in ("source", sampled, verified, continued, *branches)), strict=True)
+            for question, answers, judged, cut, *branched in rows:
                 verdicts, marked = corrected(judged, labels)
                 table = only_dropout if without_correctness(recipe.pairs, question) else recipe.pairs
-                pairs = build(question, answers, verdicts, cut, table, recipe.seed, partial(prompting.number_of, recipe, question))
-                yield replace(pairs, marked=marked)
+                asked, steps = partial(prompting.number_of, recipe, question), (branched[0], branched[1]) if branched else None
+                yield replace(build(question, answers, verdicts, cut, table, recipe.seed, asked, steps), marked=marked)
 
         yield make
 
@@ -66,7 +68,7 @@ def pair_job(context: Context, plan: Plan, index: QuestionIndex, number: int) ->
             *(content_id(name, base.identity) for name in plan.shards(STAGE)),
         ),
         sizes=index.sizes,
-        needs=("source", sampled, verified, continued),
+        needs=("source", sampled, verified, continued, *branches),
         session=session,
         count=count_paired,
         check=lambda manifest: check_pairs(context, manifest, number),

@@ -60,6 +60,8 @@ def number_of(recipe: Recipe, question: Question, index: int) -> int:
 def number_of_pair(recipe: Recipe, question: Question, pair: Pair) -> int:
     """Which of `prompts_of` a pair is trained on with: that of its chosen side, of the rejected one if the chosen is a rationale."""
     index = pair.chosen_index if pair.chosen_index >= 0 else pair.rejected_index
+    if pair.origin == "branch" and recipe.pairs.branches is not None:
+        index = recipe.pairs.branches.response_of(index)
     return number_of(recipe, question, max(index, 0))
 
 

@@ -157,7 +157,8 @@ def _manifests(context: Context, sources: list[str], finished: list[Planned]) ->
 
 def _statistics(context: Context, plan: Plan, stages: dict[str, Planned]) -> dict[str, Any]:
     """Figures of the first round's pairs, which every objective was trained on."""
-    names = ("source", "round-1/sample", "round-1/verify", pairs_of(context.recipe, 1), "round-1/continue")
+    names = ["source", "round-1/sample", "round-1/verify", pairs_of(context.recipe, 1), "round-1/continue"]
+    names += ["round-1/branch"] if context.recipe.pairs.branches is not None else []
     if not all(name in stages or name not in plan.planned for name in names[1:]):
         return {}
     statistics = Statistics()
@@ -166,8 +167,8 @@ def _statistics(context: Context, plan: Plan, stages: dict[str, Planned]) -> dic
             for question, paired in zip(plan.rows("source", number), plan.rows(names[3], number), strict=True):
                 statistics.add(question, Sampled(question=question.id), None, paired)
             continue
-        for question, sampled, judged, paired, continued in zip(*(plan.rows(name, number) for name in names), strict=True):
-            statistics.add(question, sampled, judged, paired, continued)
+        for row in zip(*(plan.rows(name, number) for name in names), strict=True):
+            statistics.add(*row)
     return statistics.as_dict()
 
 

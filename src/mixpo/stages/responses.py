@@ -1,4 +1,4 @@
-"""The job behind `sample`, `continue` and `answer`: requests to an engine, shard by shard; failed ones are retried later."""
+"""The job behind `sample`, `continue`, `branch` and `answer`: requests to an engine, shard by shard; failed ones are retried later."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def response_job(
     engine: EngineOpener,
     requests: Callable[[int], Iterable[Request]],
     *,
-    kind: Literal["sample", "continue", "answer"],
+    kind: Literal["sample", "continue", "branch", "answer"],
     name: str,
     title: str,
     settings: Mapping[str, Any],

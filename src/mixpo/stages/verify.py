@@ -1,12 +1,12 @@
-"""A verdict on every answer to a question that has a known one."""
+"""A verdict on every answer to a question that has a known one: sampled ones, and continuations of branches."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mixpo.integrity import FileRecord
 from mixpo.pairs.statistics import balance_of
@@ -16,7 +16,7 @@ from mixpo.records import Judged, Sampled, atomic
 from mixpo.run import Manifest
 from mixpo.stages import prompting, verdict_judge
 from mixpo.stages.attempts import attempts_of
-from mixpo.stages.job import Context, Job, Make, Plan, Planned, title
+from mixpo.stages.job import Context, Job, Make, Plan, Planned, nothing_else, title
 from mixpo.stages.question_index import QuestionIndex
 from mixpo.stages.verdict_judge import Decided, Ruled, VerdictJudge
 from mixpo.types import Question, Response
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def ready(context: Context, jobs: Iterable[Planned]) -> None:
     """Raise RecipeError where one of these jobs needs a custom check that cannot be used: before the stages that it needs are made."""
-    if context.recipe.verify.custom and any(one.job.kind in ("verify", "evaluate") and not one.finished() for one in jobs):
+    if context.recipe.verify.custom and any(one.job.kind in ("verify", "value", "evaluate") and not one.finished() for one in jobs):
         from mixpo.verify import Verifier
 
         with Verifier(context.recipe.verify, recipe_folder=context.recipe_folder) as verifier:
@@ -36,16 +36,50 @@ def ready(context: Context, jobs: Iterable[Planned]) -> None:
 
 def verify_job(context: Context, plan: Plan, index: QuestionIndex, number: int) -> Job:
     """Round `number`: judge the sampled answers. Open questions get no verdicts."""
-    recipe = context.recipe
-    upstream = f"round-{number}/sample"
+    n = context.recipe.sample.n
+    return verdict_job(
+        context,
+        plan,
+        index,
+        (number, "verify", "sample"),
+        # Responses to prompt.open, for DropoutNTP, were not asked for an answer.
+        asked=lambda response: response if response < n else None,
+        check=lambda manifest: check_verdicts(context, plan, manifest),
+    )
+
+
+def _as_they_are(shard: int, rows: Iterator[Judged]) -> Iterator[Judged]:
+    return rows
+
+
+def verdict_job(
+    context: Context,
+    plan: Plan,
+    index: QuestionIndex,
+    what: tuple[int, Literal["verify", "value"], Literal["sample", "branch"]],
+    *,
+    asked: Callable[[int], int | None],
+    row: type[Judged] = Judged,
+    rows: Callable[[int, Iterator[Judged]], Iterator[Judged]] = _as_they_are,
+    count: Callable[[Sequence[Any]], Mapping[str, int]] | None = None,
+    check: Callable[[Manifest], None] = nothing_else,
+    needs: tuple[str, ...] = (),
+) -> Job:
+    """A verdict on each response of a stage.
+
+    what: the round, the kind of this stage, and the kind of the stage with the responses. asked: from the index of a response to that of
+    the sampled response whose prompt it has; None for one without verdict. row, rows: the records of a shard, made from plain ones.
+    """
+    recipe, (number, kind, of) = context.recipe, what
+    name, upstream = f"round-{number}/{kind}", f"round-{number}/{of}"
 
     def ruled(verifier: Verifier, question: Question, sampled: Sampled) -> Ruled:
         if question.answer is None:
             return Ruled(question=question, responses=(), verdicts=())
         prompts, by_style = prompting.prompts_of(recipe, question), dict[Style | OwnStyle, list[Response]]()
-        # Responses to prompt.open, for DropoutNTP, were not asked for an answer.
-        for response in (response for response in sampled.responses if response.index < recipe.sample.n):
-            by_style.setdefault(prompts[prompting.number_of(recipe, question, response.index)].style, []).append(response)
+        for response in sampled.responses:
+            if (place := asked(response.index)) is not None:
+                by_style.setdefault(prompts[prompting.number_of(recipe, question, place)].style, []).append(response)
         verdicts = [verdict for style, of_style in by_style.items() for verdict in verifier.verify_all(question, of_style, style)]
         responses = {response.index: response for of_style in by_style.values() for response in of_style}
         verdicts.sort(key=lambda verdict: verdict.index)
@@ -62,12 +96,12 @@ def verify_job(context: Context, plan: Plan, index: QuestionIndex, number: int) 
 
             def make(shard: int) -> Iterator[Judged]:
                 pairs = zip(plan.rows("source", shard), plan.rows(upstream, shard), strict=True)
-                rows = (ruled(verifier, question, sampled) for question, sampled in pairs)
+                by_rules = (ruled(verifier, question, sampled) for question, sampled in pairs)
                 if judge is None:
-                    return (Judged(question=row.question.id, verdicts=tuple(row.verdicts)) for row in rows)
-                kept = list(rows)
+                    return rows(shard, (Judged(question=one.question.id, verdicts=tuple(one.verdicts)) for one in by_rules))
+                kept = list(by_rules)
                 decided = judge.decide(kept, attempts.counts.get(shard, 0), compare=True)
-                return (judged_row(row.question, of_row) for row, of_row in zip(kept, decided, strict=True))
+                return rows(shard, (judged_row(one.question, of_one) for one, of_one in zip(kept, decided, strict=True)))
 
             yield make
             say_timeouts(context, name, verifier)
@@ -75,20 +109,19 @@ def verify_job(context: Context, plan: Plan, index: QuestionIndex, number: int) 
     settings = {
         **recipe.deciding("verify"), "styles": prompting.styles(recipe.prompt), **custom_code(context), **verdict_judge.settings(context)
     }  # fmt: skip
-    name = f"round-{number}/verify"
     attempts = attempts_of(context.run.stage(name), settings, judged_inputs(context, plan.shards(upstream), index))
     return Job(
-        kind="verify",
+        kind=kind,
         name=name,
-        title=title(context, number, "verify"),
-        row=Judged,
+        title=title(context, number, kind),
+        row=row,
         settings=settings,
         inputs=attempts.inputs,
         sizes=index.sizes,
-        needs=("source", upstream),
+        needs=("source", upstream, *needs),
         session=session,
-        count=count_judged,
-        check=lambda manifest: check_verdicts(context, plan, manifest),
+        count=count or count_judged,
+        check=check,
         attempts=attempts if recipe.verify.judge else None,
     )
 

@@ -30,7 +30,7 @@ from mixpo.types import Question
 
 VERSION = 1
 """Version of study.json; it rises when a key changes its meaning or goes away."""
-MAKING = ("sample", "continue", "verify", "pair", "select", "reference", "train")
+MAKING = ("sample", "continue", "verify", "branch", "value", "pair", "select", "reference", "train")
 """Kinds of stages that make a model; their time and tokens are what a variant costs."""
 
 Rows = list[Prediction]
@@ -70,7 +70,7 @@ def _finished(study: LoadedStudy, run: StudyRun, root: Path) -> FinishedRun:
     for name, planned in plan.planned.items():
         manifest = planned.stage.manifest
         if manifest is not None and manifest.shards and planned.finished():
-            tokens = manifest.counts.get("tokens", 0) if planned.job.kind in ("sample", "continue") else 0
+            tokens = manifest.counts.get("tokens", 0) if planned.job.kind in ("sample", "continue", "branch") else 0
             stages[name, tuple(manifest.shards)] = (manifest.seconds, tokens)
     return FinishedRun(run=run, plan=plan, stages=stages)
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from mixpo.errors import RecordError
-from mixpo.records import Drop, Judged, Paired, Sampled, read_row
-from mixpo.types import Pair, Question, Response, Verdict
+from mixpo.pairs.branches import Step, steps
+from mixpo.records import Drop, Judged, Paired, Sampled, Valued, read_row
+from mixpo.types import Pair, Place, Question, Response, Verdict
 from mixpo.viewer.index import RunIndex, placed
 from mixpo.viewer.layout import ShardGroup
 
-Row = TypeVar("Row", Sampled, Judged, Paired)
+Row = TypeVar("Row", Sampled, Judged, Valued, Paired)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +21,7 @@ class QuestionDetail:
     """A question with what one round made of it.
 
     responses / continuations: by number of the sample. verdicts: the same, empty where nothing was judged. error: why sampling failed.
+    branches / branch_verdicts: the continuations of branches and their verdicts, by `Response.index`. places: of all responses.
     """
 
     n: int
@@ -31,6 +33,14 @@ class QuestionDetail:
     pairs: tuple[Pair, ...] = ()
     dropped: tuple[Drop, ...] = ()
     error: str = ""
+    branches: Mapping[int, Response] = field(default_factory=dict)
+    branch_verdicts: Mapping[int, Verdict] = field(default_factory=dict)
+    places: tuple[Place, ...] = ()
+
+    def steps(self, index: int) -> list[Step]:
+        """The steps of a response that was cut; none for others."""
+        places = [place for place in self.places if place.response == index]
+        return steps(self.responses[index], places, self.verdicts.get(index)) if places and index in self.responses else []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,14 +53,21 @@ class PairDetail:
 
     @property
     def chosen(self) -> Response | None:
-        """The response that was chosen."""
-        return self.of.responses.get(self.pair.chosen_index)
+        """The response that was chosen, or the continuation."""
+        return (self.of.branches if self.pair.origin == "branch" else self.of.responses).get(self.pair.chosen_index)
 
     @property
     def rejected(self) -> Response | None:
-        """The response that was rejected, or the continuation without the image."""
-        sides = self.of.continuations if self.pair.origin == "dropout_ntp" else self.of.responses
-        return sides.get(self.pair.rejected_index)
+        """The response that was rejected, or the continuation."""
+        sides = {"dropout_ntp": self.of.continuations, "branch": self.of.branches}
+        return sides.get(self.pair.origin, self.of.responses).get(self.pair.rejected_index)
+
+    @property
+    def verdicts(self) -> Mapping[str, Verdict | None]:
+        """The verdict on each side; a continuation without the image has none."""
+        verdicts = self.of.branch_verdicts if self.pair.origin == "branch" else self.of.verdicts
+        blind = self.pair.origin == "dropout_ntp"
+        return {"chosen": verdicts.get(self.pair.chosen_index), "rejected": None if blind else verdicts.get(self.pair.rejected_index)}
 
 
 def question_at(index: RunIndex, n: int, round_: int) -> QuestionDetail:
@@ -65,6 +82,8 @@ def question_at(index: RunIndex, n: int, round_: int) -> QuestionDetail:
     sampled = _read(block, "sample", Sampled, row, question.id)
     continued = _read(block, "continue", Sampled, row, question.id)
     judged = _read(block, "verify", Judged, row, question.id)
+    branched = _read(block, "branch", Sampled, row, question.id)
+    valued = _read(block, "value", Valued, row, question.id)
     paired = _read(block, "pair", Paired, row, question.id)
     responses = sampled.responses if sampled else ()
     indices = [response.index for response in responses] or range(len(judged.verdicts) if judged else 0)
@@ -78,6 +97,9 @@ def question_at(index: RunIndex, n: int, round_: int) -> QuestionDetail:
         pairs=paired.pairs if paired else (),
         dropped=paired.dropped if paired else (),
         error=sampled.error if sampled else "",
+        branches={response.index: response for response in (branched.responses if branched else ())},
+        branch_verdicts={verdict.index: verdict for verdict in (valued.verdicts if valued else ())},
+        places=valued.places if valued else (),
     )
 
 

@@ -58,7 +58,8 @@ ORDER BY q.n
 _PAIRS = """
 INSERT INTO pair
 SELECT $round, f.n | f.place, f.p.id, f.p.origin, q.domain,
-       CASE WHEN f.p.origin IN ('dropout_ntp', 'imported') THEN 'unjudged' ELSE
+       CASE WHEN f.p.origin IN ('dropout_ntp', 'imported') THEN 'unjudged'
+           WHEN f.p.origin = 'branch' THEN if(f.p.rejected_answer IS NULL, 'malformed', 'wrong') ELSE
            CASE j.outcomes[f.p.rejected_index + 1] WHEN 'c' THEN 'correct' WHEN 'w' THEN 'wrong' WHEN 'm' THEN 'malformed'
            WHEN 'u' THEN 'undecided' ELSE CASE f.p.origin WHEN 'format' THEN 'malformed' ELSE 'wrong' END END END,
        left(f.p.rejected_answer, 40),

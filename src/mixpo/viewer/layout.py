@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mixpo.run import Manifest, Run
 
-KINDS = ("sample", "continue", "verify", "pair")
+KINDS = ("sample", "continue", "verify", "branch", "value", "pair")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

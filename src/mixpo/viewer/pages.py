@@ -20,7 +20,7 @@ from mixpo.report.render import asked, unlisted
 from mixpo.viewer.evaluations import CHANGES
 from mixpo.viewer.index import OUTCOME
 from mixpo.viewer.listing import BALANCES, ORIGINS, OUTCOMES
-from mixpo.viewer.text import brief, parts, plain
+from mixpo.viewer.text import brief, parts, plain, shade
 
 STATIC = Path(__file__).parent / "static"
 SIDES = {**words.OUTCOMES, "unjudged": "completed without the image"}
@@ -75,6 +75,7 @@ def environment() -> Environment:
         "brief": brief,
         "parts": parts,
         "plain": plain,
+        "shade": shade,
         "spelled": spelled,
     }
     made.globals |= {

@@ -10,7 +10,7 @@ from mixpo.report.build import PLACES, filtered_counts, skipped_rows
 from mixpo.stages.source import load_skipped
 from mixpo.viewer.index import OUTCOME, RunIndex
 
-MAY_FAIL = ("sample", "continue", "answer")
+MAY_FAIL = ("sample", "continue", "branch", "answer")
 """Kinds of stages in which a question may fail."""
 
 _QUESTIONS = """
@@ -48,7 +48,7 @@ def statistics(index: RunIndex, round_: int) -> dict[str, Any]:
     for source, chosen, rejected, number in groups(_LENGTHS):
         counted.count_lengths(source, chosen, rejected, number)
     result = counted.as_dict()
-    for name in ("failed", "answers", "shared_prefix", "drops"):
+    for name in ("failed", "answers", "shared_prefix", "drops", "tokens_per_pair"):
         del result[name]
     result["rejected"] = {name: result["rejected"][name] for name in ("longer", "longer_share")}
     return result

@@ -73,6 +73,11 @@ def plain(text: str) -> list[TextPart]:
     return parts([DiffSpan("same", text)] if text else [])
 
 
+def shade(value: float | None) -> str:
+    """The CSS class for the value of a step: "v0" (none right) to "v4" (all right); "" if it is unknown."""
+    return "" if value is None else f"v{round(4 * value)}"
+
+
 class _Kinds:
     """Which kind each stretch of a text is."""
 

@@ -18,7 +18,7 @@ from mixpo.stages.job import Context
 from mixpo.stages.report import PAGE, load_report, title_of
 from mixpo.types import ImageRef, Question
 from mixpo.viewer.audit import AuditItem, AuditSamples
-from mixpo.viewer.details import PairDetail, pair_at, question_at
+from mixpo.viewer.details import pair_at, question_at
 from mixpo.viewer.evaluation_views import EvaluationViews, Values
 from mixpo.viewer.evaluations import Evaluations
 from mixpo.viewer.images import Images
@@ -149,8 +149,8 @@ class Views:
             raise UnknownPage(f"no pair {id_} in round {wanted.round} of this run", code="page-not-found", key=id_)
         detail = pair_at(self.index, n, id_, wanted.round)
         pair = detail.pair
-        chosen, rejected = difference(pair.chosen, pair.rejected, kept=pair.origin == "dropout_ntp")
-        labels, _ = self._labels()
+        chosen, rejected = difference(pair.chosen, pair.rejected, kept=bool(pair.cut))
+        labels = self._labels()[0] if pair.origin != "branch" else {}  # labels are about sampled responses
         return {
             "filter": wanted,
             "neighbours": self.lists.neighbours(wanted, n),
@@ -159,7 +159,7 @@ class Views:
             "question": detail.of.question,
             "sizes": self.images.sizes(detail.of.question),
             "pieces": {"chosen": chosen, "rejected": rejected},
-            "verdicts": _verdicts_of(detail),
+            "verdicts": {side: asdict(verdict) if verdict else None for side, verdict in detail.verdicts.items()},
             "labels": {index: labels.get((wanted.round, pair.question, index)) for index in (pair.chosen_index, pair.rejected_index)},
         }
 
@@ -311,14 +311,6 @@ def _image(question: Question | None, number: int) -> ImageRef:
     if question is None or not 0 <= number < len(question.images):
         raise UnknownPage("no such image", code="page-not-found")
     return question.images[number]
-
-
-def _verdicts_of(detail: PairDetail) -> Values:
-    """The verdicts on both sides; a continuation has none."""
-    verdicts, pair = detail.of.verdicts, detail.pair
-    blind = pair.origin == "dropout_ntp"
-    of_side = {"chosen": verdicts.get(pair.chosen_index), "rejected": None if blind else verdicts.get(pair.rejected_index)}
-    return {side: asdict(verdict) if verdict else None for side, verdict in of_side.items()}
 
 
 def _kind(asked: Mapping[str, str]) -> str:

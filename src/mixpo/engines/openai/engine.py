@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -135,14 +136,33 @@ class OpenAIEngine:
                 code="server-takes-no-images",
                 key=self._where,
             )
-        if any(request.prefixes for request in requests) and not known.continuation:
+        if any(request.prefixes and not request.images for request in requests) and not known.continuation:
             raise EngineError(
                 "the server cannot continue a given prefix exactly (tried: token ids, an open assistant turn, rendered text), "
                 "which DropoutNTP needs; use a server that takes prompt ids such as vLLM, or set pairs.dropout_ntp = false",
                 code="server-cannot-continue",
                 key=self._where,
             )
+        if any(request.prefixes and request.images for request in requests):
+            if known.image_continuation is None:
+                continues = thread.run(self._continues_turns(thread.client, known, params))
+                known = self._probed.capabilities = replace(known, image_continuation=continues)
+            if not known.image_continuation:
+                raise EngineError(
+                    "the server cannot continue an open assistant turn exactly, which pairs.branches needs for prompts with images; use a "
+                    "server with continue_final_message such as vLLM or SGLang, sample in process, or remove [pairs.branches]",
+                    code="server-cannot-continue",
+                    key=self._where,
+                )
         return known
+
+    async def _continues_turns(self, client: Client, known: Capabilities, params: SamplingParams) -> bool:
+        """Whether all servers continue an open assistant turn."""
+        if known.continuation == "prefix":
+            return True
+        make = partial(Probe, client=client, model=known.model, params=params, wanted=1, codec=self._served, dialect=known.dialect)
+        probes = [make(replica=replica) for replica in client.replicas]
+        return all([await probe.route(("prefix",), known.bias) for probe in probes])
 
     async def _probe(self, client: Client, params: SamplingParams, wanted: int, examples: Sequence[Example]) -> Capabilities:
         make = partial(Probe, client=client, params=params, wanted=wanted, codec=self._served, eval_only=self._eval_only)

@@ -47,6 +47,9 @@ PREFIX = "One,\n"
 class Capabilities:
     """What was observed. n: responses per request. images: "yes", "no: why" or "not asked". notes: for the user.
 
+    continuation: the route for prompts of text. image_continuation: whether an open assistant turn, the only route with images, is
+    continued; None where nothing needs it.
+
     bias: token id to the logit bias that bans control tokens; empty where the server ignores it.
     """
 
@@ -58,12 +61,14 @@ class Capabilities:
     logprobs: bool = False
     ids_out: bool = False
     continuation: Route = ""
+    image_continuation: bool | None = None
     images: str = "not asked"
     notes: tuple[str, ...] = ()
 
     def facts(self) -> dict[str, Any]:
         """For the manifest."""
-        return {**asdict(self), "bias": len(self.bias), "notes": list(self.notes)}
+        known = {name: value for name, value in asdict(self).items() if name != "image_continuation" or value is not None}
+        return {**known, "bias": len(self.bias), "notes": list(self.notes)}
 
     def summary(self) -> str:
         """One line for the user."""
@@ -76,6 +81,7 @@ class Capabilities:
             "control tokens banned": _yes(bool(self.bias)),
             "continuation": ways[self.continuation],
             "images": self.images,
+            **({} if self.image_continuation is None else {"continuation with images": _yes(self.image_continuation)}),
         }
         return ", ".join(f"{name}: {value}" for name, value in can.items()) + "".join(f"; {note}" for note in self.notes)
 
@@ -142,7 +148,7 @@ class Probe:
             seed=await self._probe_seed() if sampled else None,
             logprobs=self.logprobs and all(choice.logprobs for choice in first.choices),
             ids_out=ids_out,
-            continuation=await self._probe_continuation(bias),
+            continuation=await self.route(("ids", "prefix", "text"), bias),
             images=await self._probe_images(examples) if examples else "not asked",
             notes=tuple(self.notes),
         )
@@ -241,12 +247,11 @@ class Probe:
         token_text = self.codec.decode([plain]).strip()
         return banned if len(text) > len(token_text) and not text.replace(token_text, "").strip() else {}
 
-    async def _probe_continuation(self, bias: Mapping[int, float]) -> Route:
-        """The first route for which the server reports the expected number of prompt tokens."""
+    async def route(self, routes: Sequence[Route], bias: Mapping[int, float]) -> Route:
+        """The first route for which the server reports the expected number of prompt tokens, or ""."""
         self.step = "the continuation of a prefix"
         if self.codec is None:
             return ""
-        routes: tuple[Route, ...] = ("ids", "prefix", "text")
         for route in routes:
             path, body, expected = continuation_body(self.codec, route, "Count.", self.codec.encode(PREFIX)[:-1])
             params = replace(self.params, max_new_tokens=SHORT, stop=())

@@ -123,9 +123,18 @@ def conversation(history: Sequence[Message], prompt: str, images: Sequence[str],
 
 
 def continuation_body(
-    codec: TokenCodec, route: Route, prompt: str, prefix: Sequence[int], history: Sequence[Message] = ()
+    codec: TokenCodec,
+    route: Route,
+    prompt: str,
+    prefix: Sequence[int],
+    history: Sequence[Message] = (),
+    images: Sequence[str] = (),
+    image_tokens: int = 0,
 ) -> tuple[str, dict[str, Any], int]:
-    """Path and body that continue `prefix`, and the prompt tokens that the server must report if it received all of it."""
+    """Path and body that continue `prefix`, and the prompt tokens that the server must report if it received all of it.
+
+    images: data URLs, which only the route "prefix" takes. image_tokens: by how much they make the prompt longer than its text.
+    """
     if route == "ids":
         ids = [*codec.prompt_ids(prompt, history=history), *prefix]
         return "/completions", {"prompt": ids}, len(ids)
@@ -133,9 +142,9 @@ def continuation_body(
     rendered = codec.prompt_text(prompt, history) + begun
     if route == "text":
         return "/completions", {"prompt": rendered}, len(codec.encode_raw(rendered))
-    turns = [*conversation(history, prompt, (), IMAGE_TOKEN), {"role": "assistant", "content": begun}]
+    turns = [*conversation(history, prompt, images, IMAGE_TOKEN), {"role": "assistant", "content": begun}]
     body = {"messages": turns, "add_generation_prompt": False, "continue_final_message": True}
-    return "/chat/completions", body, len(codec.encode_raw(rendered))
+    return "/chat/completions", body, len(codec.encode_raw(rendered)) + image_tokens
 
 
 def image_url(ref: ImageRef, table: ImageTable) -> str:

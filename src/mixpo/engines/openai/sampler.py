@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any, TypeVar
 
 from mixpo.engines.base import Request, SamplingParams
@@ -16,6 +17,7 @@ from mixpo.engines.openai.protocol import Completion, continuation_body, convers
 from mixpo.engines.responses import FEW, Choice, improbably_identical, response_of
 from mixpo.engines.tokens import TokenCodec, continues_control_token
 from mixpo.errors import SourceError
+from mixpo.images import open_image
 from mixpo.plural import amount
 from mixpo.recipe import ImageTable
 from mixpo.records import Sampled
@@ -101,8 +103,24 @@ class Sampler:
     async def _continued(self, request: Request) -> list[Choice]:
         if self.served is not None and not all(self.served.control.isdisjoint(prefix) for prefix in request.prefixes):
             raise continues_control_token()
-        works = [self._collect([seed], partial(self._continue, request, slot)) for slot, seed in enumerate(request.seeds)]
-        return [choice for (choice,) in await _all(works)]
+        images = await asyncio.to_thread(self._images_of, request) if request.images else ((), 0)
+        slots: dict[tuple[int, ...], list[int]] = {}
+        for slot, prefix in enumerate(request.prefixes):
+            slots.setdefault(prefix, []).append(slot)
+        works = [
+            self._collect([request.seeds[slot] for slot in of_prefix], partial(self._continue, request, prefix, images))
+            for prefix, of_prefix in slots.items()
+        ]
+        choices = dict(zip((slot for of_prefix in slots.values() for slot in of_prefix), chain(*await _all(works)), strict=True))
+        return [choices[slot] for slot in range(len(request.seeds))]
+
+    def _images_of(self, request: Request) -> tuple[Sequence[str], int]:
+        """The images as data URLs, and by how many tokens they make the prompt longer than its text."""
+        assert self.served is not None
+        limits, text = self.image.of(request), self.served.prompt_text(request.prompt, request.history)
+        opened = [open_image(image, limits) for image in request.images]
+        length = len(self.served.prompt_ids(request.prompt, opened, limits.tiles, request.history))
+        return [image_url(image, limits) for image in request.images], length - len(self.served.encode_raw(text))
 
     async def _collect(self, seeds: Sequence[int], ask: partial[Coroutine[Any, Any, Completion]]) -> list[Choice]:
         """One choice per seed; missing and unusable ones are sampled again with other seeds. ask: from n and a seed to a completion."""
@@ -148,11 +166,12 @@ class Sampler:
             body |= {"logprobs": True, "top_logprobs": 1}
         return await self.client.post("/chat/completions", body, partial(parse_completion, eval_only=self.eval_only))
 
-    async def _continue(self, request: Request, slot: int, n: int, seed: int) -> Completion:
+    async def _continue(self, request: Request, prefix: Sequence[int], images: tuple[Sequence[str], int], n: int, seed: int) -> Completion:
         """Raises RequestError when the server reports another number of prompt tokens than prompt and prefix have."""
         assert self.served is not None
         known = self.known
-        path, body, expected = continuation_body(self.served, known.continuation, request.prompt, request.prefixes[slot], request.history)
+        route = "prefix" if request.images else known.continuation
+        path, body, expected = continuation_body(self.served, route, request.prompt, prefix, request.history, *images)
         whole = sampling_body(known.model, self.params, n, seed, known.dialect, self._ends, known.bias) | body
         if known.logprobs:
             whole |= {"logprobs": 1} if path == "/completions" else {"logprobs": True, "top_logprobs": 1}
