@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import small_run
@@ -17,6 +17,7 @@ import mixpo.stages.engine as stage
 from mixpo.commands.check import NO_BRANCH, check
 from mixpo.commands.plan import dry_run
 from mixpo.commands.retry import retry
+from mixpo.engines import create
 from mixpo.engines.base import Request, SamplingParams
 from mixpo.engines.scripted import ScriptedEngine
 from mixpo.errors import EngineError, RecipeError, RunError
@@ -27,6 +28,7 @@ from mixpo.progress import Silent
 from mixpo.recipe import load
 from mixpo.records import Judged, Paired, Sampled, Scored, Valued
 from mixpo.stages import prompting
+from mixpo.stages.job import Context
 from mixpo.stages.report import load_report
 from mixpo.types import Question
 
@@ -50,14 +52,14 @@ def branched(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Pat
     return folder
 
 
-def opened(folder: Path, *overrides: str) -> small_run.Context:
+def opened(folder: Path, *overrides: str) -> Context:
     return open_small(folder / "recipe.toml", folder / "run", "train.baselines=[]", "evaluate.sets=[]", *overrides)
 
 
 def test_records_hold_values_and_pairs_with_one_beginning(branched: Path) -> None:
     context = opened(branched)
     names = ("source", *(f"round-1/{kind}" for kind in ("sample", "verify", "branch", "value", "pair")))
-    rows = [
+    rows: list[Iterator[Any]] = [
         context.run.stage(name).read_all(row) for name, row in zip(names, (Question, Sampled, Judged, Sampled, Valued, Paired), strict=True)
     ]
     count = 0
@@ -184,14 +186,14 @@ class Fragile(ScriptedEngine):
 
 @pytest.fixture
 def fragile(monkeypatch: pytest.MonkeyPatch) -> type[Fragile]:
-    plain = stage.create
+    plain = create
 
-    def create(name: str, **named: object) -> object:
+    def make(name: str, **named: object) -> object:
         engine = plain(name, **named)  # type: ignore[arg-type]
         engine.__class__ = Fragile
         return engine
 
-    monkeypatch.setattr(stage, "create", create)
+    monkeypatch.setattr(stage, "create", make)
     Fragile.broken, Fragile.asked, Fragile.left = set(), [], 10**9
     return Fragile
 

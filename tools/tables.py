@@ -61,7 +61,7 @@ COMMON = {
     "Pair.id": "digest of origin, question, texts, indices and cut.",
     "Pair.chosen": "text of the better response.",
     "Pair.rejected": "text of the worse response.",
-    "Pair.origin": "why the rejected one is worse: a wrong answer, no clear final answer, continued blindly, or to a wrong end.",
+    "Pair.origin": "why the rejected one is worse: a wrong answer, no clear final answer, continued without the image or to a wrong end.",
     "Pair.chosen_answer": "its extracted final answer.",
     "Pair.rejected_answer": "its extracted final answer.",
     "Drop.count": "how many.",

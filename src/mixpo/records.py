@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 Row = TypeVar("Row")
 
-
 ANSWERED_BY = "answered by: "
 """How answers of a model behind a server are counted in a manifest, by what the server calls itself."""
 

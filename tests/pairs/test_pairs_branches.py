@@ -89,11 +89,11 @@ def test_only_questions_and_responses_of_the_rule_are_cut() -> None:
         return [one.response.index for one in cuts(sampled, outcomes, table, 1, CODEC.decode, END)]
 
     assert cut() == [0, 1, 3]
-    assert cut(responses="correct") == [0]
-    assert cut(responses="wrong") == [1, 3]
+    assert cut(cut_responses="correct") == [0]
+    assert cut(cut_responses="wrong") == [1, 3]
     right = judged("correct", "correct", "correct", "correct")
     assert not cuts(sampled, right, BranchesTable(), 1, CODEC.decode, END)
-    assert cuts(sampled, right, BranchesTable(questions="all"), 1, CODEC.decode, END)
+    assert cuts(sampled, right, BranchesTable(only_mixed=False), 1, CODEC.decode, END)
     turned = Sampled(question="q", responses=sampled.responses[::-1])
     table = BranchesTable(max_responses=1)
     assert cuts(turned, outcomes, table, 5, CODEC.decode, END) == cuts(sampled, outcomes, table, 5, CODEC.decode, END)

@@ -26,7 +26,7 @@ RECIPE: dict[str, Any] = {
     "sample": {"engine": "openai", "server": {"serve": "transformers"}},
     "image": {"limits": [{"sources": ["chart"], "max_pixels": 1000}]},
     "verify": {"judge": {"model": "judge"}},
-    "pairs": {"balance": ["domain"]},
+    "pairs": {"balance": ["domain"], "branches": {}},
     "train": {
         "reference": "online",
         "baselines": ["cdpo", "tr_dpo"],

@@ -177,7 +177,7 @@ def _run_stage(name: str, context: Context, kinds: Sequence[str], force: Sequenc
 
 _stage_command("sample", ("sample", "continue"), "Only sample answers, and continuations without the image for open questions.")
 _stage_command("verify", ("verify",), "Only verify the sampled answers.")
-_stage_command("branch", ("branch", "value"), "Only sample continuations from places in responses (pairs.branches), and verify them.")
+_stage_command("branch", ("branch", "value"), "Only continue cut responses, and verify (pairs.branches).")
 _stage_command("pair", ("pair", "select"), "Only build preference pairs.")
 _stage_command("reference", ("reference",), "Only compute log-probs under the reference policy.")
 _stage_command("train", ("train",), "Only train; with [[preferences]] alone, also what training needs.")

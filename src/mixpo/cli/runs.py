@@ -195,7 +195,7 @@ def export(
     hub: Annotated[str | None, typer.Option("--push", metavar="USER/NAME", help="With --format datasets: also upload to the Hub.")] = None,
     public: Annotated[bool, typer.Option("--public", help="With --push: make the dataset public.")] = False,
 ) -> None:
-    """Export the preference pairs of a run for other tools; with --format trl-steps its step-scored responses."""
+    """Export preference pairs, or step values, for other tools."""
     with boundary() as terminal:
         from mixpo.export.datasets import push as push_dataset
         from mixpo.export.run import STEPS

@@ -312,11 +312,11 @@ def _can_pair(recipe: Recipe, question: Question) -> bool:
         return recipe.pairs.dropout_ntp
     if recipe.pairs.dropout_from == "all" and recipe.pairs.dropout_ntp:
         return True
-    by_verdict = recipe.pairs.correctness or recipe.pairs.branches is not None
-    if recipe.pairs.branches is not None and recipe.pairs.branches.questions == "all" and not without_correctness(recipe.pairs, question):
+    branches, excepted = recipe.pairs.branches, without_correctness(recipe.pairs, question)
+    if branches is not None and not branches.only_mixed and not excepted:
         return True
-    correctness = by_verdict and not without_correctness(recipe.pairs, question)
-    return correctness and (recipe.sample.n > 1 or (recipe.pairs.rationales and bool(question.rationale)))
+    by_verdict = (recipe.pairs.correctness or branches is not None) and not excepted
+    return by_verdict and (recipe.sample.n > 1 or (recipe.pairs.rationales and bool(question.rationale)))
 
 
 def question_problems(recipe: Recipe, question: Question, model: CheckedModel | None, evaluated: bool) -> list[str]:

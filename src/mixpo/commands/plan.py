@@ -174,6 +174,8 @@ def _with_judge(
         return estimate
     counts, agreement = listed[job.needs[0]], 0.0
     share = counts[True] / max(1, counts.total())
+    if job.kind == "value":
+        answers = round(answers * (1 - sum(index.open) / index.questions) * rates.branches)
     if job.kind == "verify":
         answers = round(answers * (1 - sum(index.open) / index.questions)) * recipe.sample.n
         agreement = judge.agreement

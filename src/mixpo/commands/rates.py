@@ -116,7 +116,7 @@ def branches_of(table: BranchesTable | None) -> float:
     """Continuations of branches for each question with an answer: as many as the recipe allows, for the share of questions that is cut."""
     if table is None:
         return 0.0
-    share = PAIRS_SHARE if table.questions == "mixed" else 1.0
+    share = PAIRS_SHARE if table.only_mixed else 1.0
     return share * table.max_responses * table.max_places * table.continuations
 
 

@@ -51,9 +51,9 @@ def cuts(sampled: Sampled, judged: Judged, table: BranchesTable, seed: int, deco
 
     Depends on nothing but the arguments, and not on the order of the responses.
     """
-    if table.questions == "mixed" and balance_of(judged) != "mixed":
+    if table.only_mixed and balance_of(judged) != "mixed":
         return []
-    wanted = {"any": {"correct", "wrong", "malformed"}, "correct": {"correct"}, "wrong": {"wrong", "malformed"}}[table.responses]
+    wanted = {"any": {"correct", "wrong", "malformed"}, "correct": {"correct"}, "wrong": {"wrong", "malformed"}}[table.cut_responses]
     indices = {verdict.index for verdict in judged.verdicts if verdict.outcome in wanted}
     candidates = [response for response in sampled.responses if response.index in indices]
     chosen, _ = select(candidates, table.max_responses, f"{seed}/branch/{sampled.question}")

@@ -26,9 +26,9 @@ class BranchesTable(Table):
     """Maximum places per response; of more, evenly spaced ones are used."""
     continuations: Annotated[int, BRANCH] = Field(default=4, ge=2)
     """Continuations sampled from each place."""
-    questions: Annotated[Literal["mixed", "all"], BRANCH] = "mixed"
-    """Questions whose responses are cut: "mixed", those with both correct and wrong responses, or "all" that have a known answer."""
-    responses: Annotated[Literal["any", "correct", "wrong"], BRANCH] = "any"
+    only_mixed: Annotated[bool, BRANCH] = True
+    """Cut only responses to questions with both correct and wrong responses, not to all that have a known answer."""
+    cut_responses: Annotated[Literal["any", "correct", "wrong"], BRANCH] = "any"
     """Responses that are cut: "any" with a decided verdict, only "correct", or only "wrong" ones (also without a final answer)."""
     max_responses: Annotated[int, BRANCH] = Field(default=2, ge=1)
     """Maximum responses per question that are cut, drawn at random from those that finished and differ."""

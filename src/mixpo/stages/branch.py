@@ -80,8 +80,8 @@ def value_job(context: Context, plan: Plan, index: QuestionIndex, number: int, m
     def rows(shard: int, judged_rows: Iterator[Judged]) -> Iterator[Valued]:
         for answers, branches, judged in zip(plan.rows(sampled, shard), plan.rows(continued, shard), judged_rows, strict=True):
             same = {field.name: getattr(judged, field.name) for field in fields(Judged)}
-            found = tuple(places(answers, branches, judged, table, _words(context, model)[0])) if branches.responses else ()
-            yield Valued(**same, places=found)
+            decode = _words(context, model)[0] if branches.responses else str
+            yield Valued(**same, places=tuple(places(answers, branches, judged, table, decode)))
 
     return verdict_job(
         context,

@@ -106,9 +106,9 @@ def verdict_job(
             yield make
             say_timeouts(context, name, verifier)
 
-    settings = {
-        **recipe.deciding("verify"), "styles": prompting.styles(recipe.prompt), **custom_code(context), **verdict_judge.settings(context)
-    }  # fmt: skip
+    settings = verdict_judge.settings(context)
+    if kind == "verify":  # what decides these verdicts decides which responses are cut as well, and so the inputs of "value"
+        settings |= {**recipe.deciding("verify"), "styles": prompting.styles(recipe.prompt), **custom_code(context)}
     attempts = attempts_of(context.run.stage(name), settings, judged_inputs(context, plan.shards(upstream), index))
     return Job(
         kind=kind,
