@@ -295,6 +295,8 @@ ONLY_WHERE_NEEDED = (
     "images/",
     "logs/",
     "select/",
+    "branch/",
+    "value/",
     "sample/attempts.json",
     "audit/labels.jsonl",
     "cache/verdicts.sqlite",
@@ -321,7 +323,9 @@ def test_the_run_directory_is_as_described(finished_run: Path) -> None:
 def test_the_records_of_each_stage_are_as_described(finished_run: Path) -> None:
     text = (ROOT / "docs" / "records.md").read_text()
     described = {kind: row for kinds, row in re.findall(r"^\| ([a-z, ]+) \| \[(\w+)\]", text, re.MULTILINE) for kind in kinds.split(", ")}
-    context = small_run.open_small(finished_run / "recipe.toml", finished_run / "run", 'pairs.balance=["origin"]')
+    context = small_run.open_small(
+        finished_run / "recipe.toml", finished_run / "run", 'pairs.balance=["origin"]', "pairs.branches.continuations=2"
+    )
     plan = build_plan(context, read_sources(context))
     found = {planned.job.kind: planned.job.row.__name__ for planned in plan.planned.values()}
     # The run has no text-only tasks, which need an extra.

@@ -33,7 +33,7 @@ def expected_of(root: Path) -> dict[str, Any]:
     """What the report says, without what the index does not hold."""
     whole = counted(root)
     rejected = whole.pop("rejected")
-    for name in ("failed", "answers", "shared_prefix", "drops"):
+    for name in ("failed", "answers", "shared_prefix", "drops", "tokens_per_pair"):
         del whole[name]
     return {**whole, "rejected": {name: rejected[name] for name in ("longer", "longer_share")}}
 
