@@ -166,7 +166,7 @@ def test_rows_that_cannot_be_used(tmp_path: Path, tiny_folder: Path) -> None:
         _pairs([{"question": object()}], tmp_path, tiny_folder)
     with fails("row-unusable", SourceError, line=0):
         _pairs([{"image": np.zeros((4, 4, 3), np.uint8), "question": "What?"}], tmp_path, tiny_folder)
-    for data in ("pairs.jsonl", Path("pairs.jsonl"), {"question": ["What?"]}):
+    for data in ("pairs.jsonl", Path("pairs.jsonl"), {"question": ["What?"]}, None, 3, b"rows"):
         with fails("rows-of-another-type", SourceError):
             _pairs(data, tmp_path, tiny_folder)
     # A file that is missing is the source's to list, as of any recipe.

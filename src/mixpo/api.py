@@ -241,7 +241,7 @@ def _write_rows(
     data: Rows, root: Path, name: str, fields: Callable[[Mapping[str, Any], list[str]], dict[str, Any]] = _question_fields
 ) -> Path:
     """RUN/data/<name>: the rows as JSON lines. Images without a file of their own go to RUN/images; paths become absolute."""
-    if isinstance(data, (str, Path, Mapping)):
+    if isinstance(data, (str, bytes, Mapping)) or not isinstance(data, Iterable):
         raise SourceError(
             f"rows: must be a datasets.Dataset or a list of dictionaries, not {type(data).__name__}", code="rows-of-another-type"
         )

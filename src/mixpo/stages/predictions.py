@@ -103,7 +103,7 @@ def _responses(
     counts = matched.counts
     if counts["unmatched"] or counts["duplicates"] or counts["missing"]:
         context.progress.say(
-            f"{path}: {amount(counts['rows'], 'row')}, {counts['unmatched']} unmatched, {counts['duplicates']} duplicates, "
+            f"{path}: {amount(counts['rows'], 'row')}, {counts['unmatched']} unmatched, {amount(counts['duplicates'], 'duplicate')}, "
             f"{amount(counts['missing'], 'question')} without a response (rows are listed in {stage.folder / UNMATCHED})"
         )
     return {question: row.response for question, row in matched.rows.items()}
