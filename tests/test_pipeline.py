@@ -153,7 +153,7 @@ def test_a_second_run_does_nothing_and_loads_no_model(finished_run: Path, monkey
 def test_one_model_at_a_time(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stages of a round share one load; each training has one of its own."""
     loads: list[str] = []
-    spy(monkeypatch, Models, "fresh", lambda _self, ref: loads.append(ref.name))
+    spy(monkeypatch, Models, "fresh", lambda _self, ref, **_: loads.append(ref.name))
     context = open_small(finished_run / "recipe.toml", tmp_path / "run")
     run_recipe(context)
     # For the reference and the two trainings; the scripted engine needs the model's tokens only, and loads no weights.

@@ -138,7 +138,7 @@ def test_more_rounds_keep_the_first(own_run: Path) -> None:
 def test_the_second_round_starts_from_the_model_of_the_first(own_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = open_small(own_run / "recipe.toml", own_run / "run", "train.rounds=2")
     folders: list[Path | None] = []
-    spy(monkeypatch, context.models, "fresh", lambda ref: folders.append(ref.folder))
+    spy(monkeypatch, context.models, "fresh", lambda ref, **_: folders.append(ref.folder))
     plan = run_recipe(context)
     (first,) = (own_run / "run" / "round-1" / "train" / "mpo").glob("model-*")
     (second,) = (own_run / "run" / "round-2" / "train" / "mpo").glob("model-*")

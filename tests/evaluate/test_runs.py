@@ -152,7 +152,7 @@ def test_marking_again_gives_the_same_bytes(run: Path, tmp_path: Path, monkeypat
 
     root = Path(shutil.copytree(run / "run", tmp_path / "run", symlinks=True))
     before, asked = digests(root), (server / "log").read_text()
-    monkeypatch.setattr(Models, "fresh", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(Models, "fresh", lambda *_, **__: pytest.fail("a model was loaded"))
     for path in (root / "evaluate").rglob("*.parquet"):
         if "source" not in path.parts:
             path.unlink()
@@ -290,7 +290,7 @@ def test_a_judged_benchmark_without_a_judge_stops_before_any_model(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = write(tmp_path, tiny_folder, more=VET)
-    monkeypatch.setattr(Models, "fresh", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(Models, "fresh", lambda *_, **__: pytest.fail("a model was loaded"))
     with pytest.raises(RecipeError, match=r"the set 'vet' holds free answers .* add a table \[evaluate\.judge\]"):
         load(recipe)
     assert main(["run", str(recipe), "--dir", str(tmp_path / "run")]) == 2
