@@ -249,10 +249,11 @@ def test_an_account_without_credit_is_not_waited_for(codec: TokenCodec) -> None:
     def empty(server: StubServer, request: Any, body: dict[str, Any]) -> Any:
         return web.json_response({"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}}, status=429)
 
-    begun = time.monotonic()
+    said: list[str] = []
     with StubServer(codec, on("gamma", empty)) as server, pytest.raises(EngineError, match=r"exceeded your quota.*pay for the account"):
-        ask(server, [asking(key) for key in KEYS], limits=replace(QUICK, patience_s=60.0))
-    assert time.monotonic() - begun < 50
+        ask(server, [asking(key) for key in KEYS], limits=replace(QUICK, patience_s=60.0), notify=said.append)
+    assert not [line for line in said if "is busy" in line]
+    assert len([body for body in server.bodies if "gamma" in str(body)]) == 1, "what costs money is not asked for again"
 
 
 def test_a_busy_server_is_asked_less_and_less_often(codec: TokenCodec, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -731,8 +732,8 @@ def test_a_server_of_our_own_that_dies_while_probed_is_said_at_once(codec: Token
 
     begun = time.monotonic()
     with StubServer(codec, fault) as server, pytest.raises(EngineError, match="status -9"):
-        ask(server, [asking("alpha")], limits=replace(QUICK, patience_s=60.0), process=own)
-    assert time.monotonic() - begun < 50
+        ask(server, [asking("alpha")], limits=replace(QUICK, patience_s=600.0), process=own)
+    assert time.monotonic() - begun < 550
 
 
 def test_no_server_at_all_is_an_error_after_patience(codec: TokenCodec) -> None:
