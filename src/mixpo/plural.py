@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def amount(count: int, one: str, several: str = "") -> str:
     """ "1 answer", "1,234 answers". several: the plural, where it is not `one` with an s."""
@@ -11,3 +13,8 @@ def amount(count: int, one: str, several: str = "") -> str:
 def are(count: int) -> str:
     """The verb behind an amount."""
     return "is" if count == 1 else "are"
+
+
+def first_few(names: Sequence[str], limit: int) -> str:
+    """ "a, b, c, ...": the first names, and whether there are more."""
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")

@@ -19,6 +19,7 @@ from mixpo.commands.check_preferences import PreferencesCheck
 from mixpo.commands.checked_model import CheckedModel, image_problems, measured
 from mixpo.engines import api_key, require_served_extra
 from mixpo.errors import MissingExtra, MixpoError, RecipeError
+from mixpo.plural import first_few
 from mixpo.progress import Progress
 from mixpo.recipe import BenchmarkSource, Recipe, ServedModel, ServerTable, did_you_mean
 from mixpo.sources import DUPLICATE
@@ -197,7 +198,7 @@ def _check_origins(recipe: Recipe, checked: Checked) -> None:
     """A notice for each source or domain that the recipe names and no row has: a typo, or a rule without use; and for those that decide
     how a model is asked, where no evaluation set has them."""
     judge = recipe.verify.judge
-    asked = ["image.limits"] if recipe.evaluate.sets else []
+    asked, there = ["image.limits"] if recipe.evaluate.sets else [], first_few(sorted(checked.evaluated), 5) or "they have none"
     if any(s.source.kind != "benchmark" for s in recipe.evaluate.sets):  # a benchmark has prompts of its own
         asked += ["prompt.by_domain", "prompt.by_source"]
     named = {
@@ -215,15 +216,7 @@ def _check_origins(recipe: Recipe, checked: Checked) -> None:
                 hint = did_you_mean(pattern, sorted(checked.origins))
                 checked.add(key, f"{pattern!r} matches no source or domain of the questions{hint}", to="notices")
             elif pattern != "*" and key in asked and not any(fnmatchcase(name, pattern) for name in checked.evaluated):
-                checked.add(
-                    key, f"{pattern!r} matches no question of the evaluation sets: {OTHERWISE}{_some(checked.evaluated)}", to="notices"
-                )
-
-
-def _some(names: set[str]) -> str:
-    """The first names, in parentheses."""
-    more = ", ..." if len(names) > 5 else ""
-    return f" ({', '.join(sorted(names)[:5])}{more})" if names else " (they have none)"
+                checked.add(key, f"{pattern!r} matches no question of the evaluation sets: {OTHERWISE} ({there})", to="notices")
 
 
 def _check_model(recipe: Recipe, recipe_folder: Path, checked: Checked) -> CheckedModel | None:
@@ -281,9 +274,10 @@ def _check_source(
         if saved:
             asked.append(item.question)
         usable += 1
-        checked.origins |= {item.question.source, item.question.domain} - {""}
+        origins = {item.question.source, item.question.domain} - {""}
+        checked.origins |= origins
         if evaluated:
-            checked.evaluated |= {item.question.source, item.question.domain} - {""}
+            checked.evaluated |= origins
         pairable = pairable or _can_pair(recipe, item.question)
         answered = answered or item.question.answer is not None
         progress.advance(1)

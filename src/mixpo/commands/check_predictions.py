@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mixpo.engines.saved import SavedResponses
 from mixpo.errors import MixpoError
 from mixpo.evaluate.predictions import Matched, check_complete, match, read_predictions
-from mixpo.plural import amount
+from mixpo.plural import amount, first_few
 from mixpo.recipe import PredictionsTable, Recipe
 from mixpo.stages.prompting import prompt_for
 from mixpo.types import Question
@@ -60,8 +60,7 @@ def check_saved(recipe: Recipe, recipe_folder: Path, questions: Sequence[Questio
         checked.add(item.where, item.reason, to="notices")
     if missing := [question.row_id or question.id for question in questions if question.id not in saved]:
         few = len(missing) <= recipe.max_error_rate * len(questions)
-        names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        what = f"no responses to {len(missing)} of {amount(len(questions), 'question')} ({names})"
+        what = f"no responses to {len(missing)} of {amount(len(questions), 'question')} ({first_few(missing, 3)})"
         checked.add(where, f"{what}; add them, or remove the questions", to="notices" if few else "findings")
 
 

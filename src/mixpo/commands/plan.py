@@ -24,7 +24,7 @@ from mixpo.run import Run
 from mixpo.sources.decontaminate import open_filter
 from mixpo.stages.answer import source_name
 from mixpo.stages.imported import STAGE, PairImport, sampled_part
-from mixpo.stages.job import Context, Job, Planned
+from mixpo.stages.job import RESPONSE_KINDS, Context, Job, Planned
 from mixpo.stages.names import first_forced
 from mixpo.stages.prompting import open_requests
 from mixpo.stages.question_index import REPLAY, QuestionIndex, index_of
@@ -186,7 +186,7 @@ def _with_judge(
 
 def _basis(kind: str, rates: Rates) -> str:
     """Where the figures of a stage that has not run here are from."""
-    if kind in _WRITING or rates.basis == ASSUMED:
+    if kind in RESPONSE_KINDS or rates.basis == ASSUMED:
         return rates.basis
     return "assumed from the rate of sampling" if kind in ("reference", "train") else "assumed"
 
@@ -195,7 +195,7 @@ def _as_measured(context: Context, planned: Planned, estimate: Estimate, rates: 
     """With the time and disk of each unit of a stage that has run here, unless the user gives a rate for it."""
     job, last = planned.job, planned.stage.manifest
     training = job.kind in ("train", "reference")
-    given = rates.given.train_rate if training else rates.given.rate if job.kind in _WRITING else None
+    given = rates.given.train_rate if training else rates.given.rate if job.kind in RESPONSE_KINDS else None
     if given is not None:
         return replace(estimate, basis="--train-rate" if training else "--rate")
     done = 0 if last is None or not last.finished else last.counts.get("tokens" if job.kind == "train" else "questions", 0)
@@ -287,9 +287,6 @@ def _train(context: Context, estimate: Estimate, rates: Rates, index: QuestionIn
     passes = 4 if context.recipe.train.reference == "online" else 3
     return replace(estimate, tokens=tokens, seconds=tokens * passes / (3 * rates.trained), bytes=size)
 
-
-_WRITING = ("sample", "continue", "branch", "answer")
-"""Kinds of stages that write tokens."""
 
 _ESTIMATES = {
     "sample": _sample,

@@ -4,14 +4,13 @@ What follows from them is then stale, and `mixpo run` does it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mixpo.errors import EngineError, ModelError, UnfinishedError
 from mixpo.evaluate.grading import UNREAD
 from mixpo.pipeline import blocked_by, build_plan, run_stage
-from mixpo.plural import amount
+from mixpo.plural import amount, first_few
 from mixpo.records import Judged, Prediction, Valued, read_column
 from mixpo.stages.attempts import raise_attempts
 from mixpo.stages.job import Context, Plan, Planned
@@ -105,10 +104,6 @@ def _summary(name: str, failed: Failures) -> str:
     for question, reason in (failure for failures in failed.values() for failure in failures):
         by_reason.setdefault(reason, []).append(question)
     most = sorted(by_reason.items(), key=lambda item: -len(item[1]))
-    shown = [f"{len(questions):,} x {reason} ({_named(questions)})" for reason, questions in most[:SHOWN]]
+    shown = [f"{len(questions):,} x {reason} ({first_few(questions, NAMED)})" for reason, questions in most[:SHOWN]]
     rest = [f"{amount(len(most) - SHOWN, 'other reason')}"] if len(most) > SHOWN else []
     return f"{name}: {amount(_count(failed), 'question')} had failed: {'; '.join([*shown, *rest])}"
-
-
-def _named(questions: Sequence[str]) -> str:
-    return ", ".join(questions[:NAMED]) + (", ..." if len(questions) > NAMED else "")

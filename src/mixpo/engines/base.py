@@ -43,6 +43,13 @@ class Request:
     domain: str = ""
     history: tuple[Message, ...] = ()
 
+    def slots_by_prefix(self) -> dict[tuple[int, ...], list[int]]:
+        """The positions of the responses (0 for the first seed) by the prefix that they start with; all under () without prefixes."""
+        slots: dict[tuple[int, ...], list[int]] = {}
+        for slot in range(len(self.seeds)):
+            slots.setdefault(self.prefixes[slot] if self.prefixes else (), []).append(slot)
+        return slots
+
 
 def same_images(images: Sequence[ImageRef], names: Sequence[str]) -> bool:
     """Whether these are the images that a row of a file names: by digest, by path, or by the end of a path."""

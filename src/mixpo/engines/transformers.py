@@ -106,10 +106,9 @@ class TransformersEngine:
         limits = self._image.of(request)
         images = [open_image(image, limits) for image in request.images]
         prompt = encode(self._vlm, request.prompt, images, request.history, tiles=limits.tiles)
-        slots: dict[tuple[int, ...], list[int]] = {}
-        for slot in range(len(request.seeds)):
-            slots.setdefault(request.prefixes[slot] if request.prefixes else (), []).append(slot)
-        jobs = [_Job(request=number, prompt=prompt, prefix=prefix, slots=tuple(of_prefix)) for prefix, of_prefix in slots.items()]
+        jobs = [
+            _Job(request=number, prompt=prompt, prefix=prefix, slots=tuple(slots)) for prefix, slots in request.slots_by_prefix().items()
+        ]
         for job in jobs:
             self._check(job, params)
         return jobs

@@ -96,6 +96,10 @@ class ImageCopies:
             self._known[image] = self._copy(image)
         return self._known[image]
 
+    def absolute(self, image: ImageRef) -> str:
+        """Absolute path of the copy, for loaders that take relative ones from the working directory. Raises ImageError as `copy`."""
+        return str((self.folder / self.copy(image)).resolve())
+
     def _copy(self, image: ImageRef) -> str:
         try:
             content = image_path(image).read_bytes()

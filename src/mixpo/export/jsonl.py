@@ -35,12 +35,12 @@ def export_trl(rows: Iterable[tuple[Question, Pair]], path: Path, render: Render
     "prompt", "chosen" and "rejected" are lists of messages, whose content is a list of parts {"type": "image" | "text", "text"} with
     images where the question has them; both sides have one. To train, cast the images: `data.cast_column("images", [datasets.Image()])`.
     """
-    return _write(ExportRows(rows, render, (IMAGE_TOKEN,)), path, _trl, _absolute(path.parent))
+    return _write(ExportRows(rows, render, (IMAGE_TOKEN,)), path, _trl, ImageCopies(path.parent / "images").absolute)
 
 
 def export_swift(rows: Iterable[tuple[Question, Pair]], folder: Path, render: Render | None = None) -> ExportCount:
     """For `swift rlhf --dataset FOLDER/pairs.jsonl`."""
-    return _write(ExportRows(rows, render, SWIFT), folder / PAIRS, _swift, _absolute(folder))
+    return _write(ExportRows(rows, render, SWIFT), folder / PAIRS, _swift, ImageCopies(folder / "images").absolute)
 
 
 def export_llama_factory(rows: Iterable[tuple[Question, Pair]], folder: Path, render: Render | None = None) -> ExportCount:
@@ -69,11 +69,6 @@ def _write(rows: ExportRows, path: Path, fields: Fields, locate: Callable[[Image
 
     write_lines(path, (line(*row) for row in rows))
     return rows.count
-
-
-def _absolute(folder: Path) -> Callable[[ImageRef], str]:
-    copies = ImageCopies(folder / "images")
-    return lambda image: str((copies.folder / copies.copy(image)).resolve())
 
 
 def _swift(turns: Sequence[Message], pair: Pair) -> dict[str, Any]:

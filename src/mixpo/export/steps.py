@@ -41,7 +41,7 @@ def export_steps(rows: Iterable[ScoredResponse], folder: Path) -> ExportCount:
             unfit = row.question.history or any(IMAGE_TOKEN in step.text for step in row.steps) or row.steps[-1].value is None
             counts[bool(unfit)] += 1
             if not unfit:
-                yield _line(row, [str((copies.folder / copies.copy(image)).resolve()) for image in row.question.images])
+                yield _line(row, [*map(copies.absolute, row.question.images)])
         if not counts[0]:
             raise RunError("there are no responses with values to export; `mixpo status` shows how many places have any", code="no-steps")
 

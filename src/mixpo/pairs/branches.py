@@ -106,8 +106,7 @@ def places(sampled: Sampled, continued: Sampled, judged: Judged, table: Branches
     """The value of each place, by response and tokens. continued: the continuations of all places; judged: their verdicts."""
     responses = {response.index: response for response in sampled.responses}
     outcomes = {verdict.index: verdict.outcome for verdict in judged.verdicts}
-    for _, group in groupby(sorted(continued.responses, key=lambda r: r.index), key=lambda r: r.index // table.continuations):
-        continuations = list(group)
+    for _, continuations in _by_place(continued, table):
         # A continuation whose ids were lost does not know where it begins; the others of the place do.
         kept = max(continuation.prefix_len for continuation in continuations)
         response = responses.get(table.response_of(continuations[0].index))
@@ -121,14 +120,21 @@ def places(sampled: Sampled, continued: Sampled, judged: Judged, table: Branches
         )  # fmt: skip
 
 
+def _by_place(continued: Sampled, table: BranchesTable) -> Iterator[tuple[int, list[Response]]]:
+    """The continuations from each place of a question, with the number of the place among all of the question."""
+    ordered = sorted(continued.responses, key=lambda response: response.index)
+    for place, group in groupby(ordered, key=lambda response: response.index // table.continuations):
+        yield place, list(group)
+
+
 def steps(response: Response, places: Sequence[Place], verdict: Verdict | None) -> list[Step]:
     """The whole text of a response, cut at its places that have a value. verdict: on the response itself."""
     made, begun = [], 0
     for place in sorted((place for place in places if place.value is not None), key=lambda place: place.characters):
         made.append(Step(response.text[begun : place.characters], place.value, place.n))
         begun = place.characters
-    known = verdict is not None and verdict.outcome != "undecided"
-    return [*made, Step(response.text[begun:], float(verdict.outcome == "correct") if verdict is not None and known else None, 0)]
+    known = None if verdict is None or verdict.outcome == "undecided" else float(verdict.outcome == "correct")
+    return [*made, Step(response.text[begun:], known, 0)]
 
 
 def branch_pairs(question: Question, continued: Sampled, valued: Valued, table: PairsTable, seed: int) -> tuple[list[Pair], Counter[str]]:
@@ -141,12 +147,12 @@ def branch_pairs(question: Question, continued: Sampled, valued: Valued, table: 
     pairs, drops = list[Pair](), Counter[str]()
     rules = table.model_copy(update={"max_per_question": branches.max_per_place, "across_prompts": True, "rationales": False})
     verdicts = {verdict.index: verdict for verdict in valued.verdicts}
-    for place, group in groupby(sorted(continued.responses, key=lambda r: r.index), key=lambda r: r.index // branches.continuations):
-        continuations = [response for response in group if response.index in verdicts]
+    for place, of_place in _by_place(continued, branches):
+        continuations = [response for response in of_place if response.index in verdicts]
         usable = [response for response in continuations if response.prefix_len]
         drops["wrong_prefix"] += len(continuations) - len(usable)
-        of_place = [verdicts[response.index] for response in usable]
-        more, more_drops = correctness_pairs(question, usable, of_place, rules, f"{seed}/{place}", origin="branch")
+        judged = [verdicts[response.index] for response in usable]
+        more, more_drops = correctness_pairs(question, usable, judged, rules, f"{seed}/{place}", origin="branch")
         pairs += more
         drops += more_drops
     # A continuation may repeat what came from an earlier place.

@@ -13,7 +13,7 @@ from mixpo.engines.base import Engine, SamplingParams
 from mixpo.errors import RecipeError
 from mixpo.recipe import Recipe, ServedModel
 from mixpo.records import write_text
-from mixpo.stages.job import Context
+from mixpo.stages.job import Context, ResponseKind
 from mixpo.stages.models import ModelRef, settings_of
 from mixpo.types import Question, content_id
 from mixpo.vlm.hashes import sha256
@@ -39,7 +39,7 @@ def engine_settings(context: Context, model: ModelRef, stage: Literal["sample", 
     return {**settings, "engine": engine, **server, "script": script_digest(recipe, context.recipe_folder, engine)}
 
 
-def engine_of(recipe: Recipe, model: ModelRef, stage: Literal["sample", "continue", "branch", "answer"]) -> str:
+def engine_of(recipe: Recipe, model: ModelRef, stage: ResponseKind) -> str:
     """The engine for a model in a stage. Servers at fixed addresses hold the base model and no trained one.
 
     So that models are compared under one engine, such servers evaluate nothing. Saved responses are only sampled, never continued.
@@ -103,7 +103,7 @@ class EngineOpener:
         model: ModelRef,
         params: SamplingParams,
         batch_size: int,
-        stage: Literal["sample", "continue", "branch", "answer"],
+        stage: ResponseKind,
         saved: Callable[[], SavedResponses] | None = None,
     ) -> None:
         """saved: opens the responses of the engine "file"."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from mixpo.distributed import Ranks
 from mixpo.engines.base import SharedResource
@@ -27,6 +27,10 @@ Make = Callable[[int], Iterable[Any]]
 
 Made = tuple[int, Mapping[str, int]]
 """The number of a shard that is written, and the figures of its rows."""
+
+ResponseKind = Literal["sample", "continue", "branch", "answer"]
+RESPONSE_KINDS: tuple[ResponseKind, ...] = get_args(ResponseKind)
+"""Kinds of stages that sample responses, in which a question may fail."""
 
 DISTRIBUTED = ("sample", "continue", "verify", "branch", "value", "answer")
 """Kinds of stages whose shards need nothing of each other, so that many machines can make them."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from itertools import groupby, islice
-from typing import Any, Literal
+from typing import Any
 
 from mixpo.engines.base import Engine, Request
 from mixpo.errors import EngineError
@@ -16,7 +16,7 @@ from mixpo.records import ANSWERED_BY, Sampled
 from mixpo.run import Manifest
 from mixpo.stages.attempts import attempts_of
 from mixpo.stages.engine import EngineOpener
-from mixpo.stages.job import Context, Job, Make, Plan, add_facts
+from mixpo.stages.job import Context, Job, Make, Plan, ResponseKind, add_facts
 from mixpo.stages.question_index import QuestionIndex
 from mixpo.types import Question, content_id
 
@@ -46,7 +46,7 @@ def response_job(
     engine: EngineOpener,
     requests: Callable[[int], Iterable[Request]],
     *,
-    kind: Literal["sample", "continue", "branch", "answer"],
+    kind: ResponseKind,
     name: str,
     title: str,
     settings: Mapping[str, Any],

@@ -29,7 +29,7 @@ from mixpo.errors import TrainError
 from mixpo.train.checkpoint import DEEPSPEED, Checkpoint, check_same_model, write_tensors
 from mixpo.train.logps import Scorer
 from mixpo.train.model import plain_name, restore_dtypes, use_master_weights
-from mixpo.train.sharding import meta_copy_of
+from mixpo.train.sharding import meta_copy_of, sharded_launch
 
 Strategy = Literal["ddp", "fsdp2", "deepspeed"]
 
@@ -58,7 +58,7 @@ def strategy_of(accelerator: Accelerator) -> Strategy:
     if kind == DistributedType.DEEPSPEED:
         return "deepspeed"
     # Without a GPU, Accelerate ignores FSDP.
-    if kind == DistributedType.FSDP or (kind == DistributedType.MULTI_CPU and parse_flag_from_env("ACCELERATE_USE_FSDP")):
+    if kind == DistributedType.FSDP or (kind == DistributedType.MULTI_CPU and sharded_launch()):
         return "fsdp2"
     if kind in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         return "ddp"

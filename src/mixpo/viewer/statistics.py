@@ -7,11 +7,9 @@ from typing import Any
 from mixpo.pairs.statistics import Statistics
 from mixpo.records import check_shard
 from mixpo.report.build import PLACES, filtered_counts, skipped_rows
+from mixpo.stages.job import RESPONSE_KINDS
 from mixpo.stages.source import load_skipped
 from mixpo.viewer.index import OUTCOME, RunIndex
-
-MAY_FAIL = ("sample", "continue", "branch", "answer")
-"""Kinds of stages in which a question may fail."""
 
 _QUESTIONS = """
 SELECT source, open, n IN (SELECT n - (n & 65535) FROM pair WHERE round = $round) AS paired, count(*)
@@ -64,7 +62,7 @@ def filtered(index: RunIndex) -> list[dict[str, Any]]:
 
 def _failed(index: RunIndex, stage: str) -> list[dict[str, Any]]:
     """The questions that failed in a stage, those of one reason together."""
-    if not set(stage.split("/")) & set(MAY_FAIL):
+    if not set(stage.split("/")) & set(RESPONSE_KINDS):
         return []
     files = [path for path in index.layout.shards(stage) if path is not None]
     for path in files:

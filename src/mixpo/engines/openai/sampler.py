@@ -104,9 +104,7 @@ class Sampler:
         if self.served is not None and not all(self.served.control.isdisjoint(prefix) for prefix in request.prefixes):
             raise continues_control_token()
         images = await asyncio.to_thread(self._images_of, request) if request.images else ((), 0)
-        slots: dict[tuple[int, ...], list[int]] = {}
-        for slot, prefix in enumerate(request.prefixes):
-            slots.setdefault(prefix, []).append(slot)
+        slots = request.slots_by_prefix()
         works = [
             self._collect([request.seeds[slot] for slot in of_prefix], partial(self._continue, request, prefix, images))
             for prefix, of_prefix in slots.items()
