@@ -177,11 +177,11 @@ def test_several_images_and_zoom(page: api.Page, server: Server) -> None:
     page.keyboard.press("ArrowRight")
     page.locator(".zoom-of", has_text="image 2 of 2").wait_for()
     page.keyboard.press("Escape")
-    assert not page.locator("#zoom").is_visible()
+    api.expect(page.locator("#zoom")).to_be_hidden()
     page.locator(".zoomable").nth(1).click()
     page.locator(".zoom-of", has_text="image 2 of 2").wait_for()
     page.get_by_role("button", name="Close", exact=True).click()
-    assert not page.locator("#zoom").is_visible()
+    api.expect(page.locator("#zoom")).to_be_hidden()
 
 
 def test_formulas_are_set_and_can_be_seen_as_written(page: api.Page, server: Server) -> None:
@@ -193,12 +193,12 @@ def test_formulas_are_set_and_can_be_seen_as_written(page: api.Page, server: Ser
     fonts = page.evaluate("document.fonts.ready.then(() => [...document.fonts].filter(f => f.status == 'loaded').map(f => f.family))")
     assert any("KaTeX" in name for name in fonts)
     page.keyboard.press("m")
-    assert page.locator(".katex").count() == 0
+    api.expect(page.locator(".katex")).to_have_count(0)
     assert "\\frac{1}{2}" in page.locator(".response").first.inner_text()
     page.reload()
-    assert page.locator(".katex").count() == 0
+    api.expect(page.locator(".katex")).to_have_count(0)
     page.keyboard.press("m")
-    assert page.locator(".katex-display").count() == 4
+    api.expect(page.locator(".katex-display")).to_have_count(4)
 
 
 @pytest.mark.parametrize(
@@ -379,8 +379,9 @@ def test_keys_are_explained_and_focus_is_seen(page: api.Page, server: Server) ->
     page.keyboard.press("?")
     page.get_by_role("dialog").get_by_text("next pair, question or row").wait_for()
     page.keyboard.press("Escape")
+    api.expect(page.get_by_role("dialog")).to_be_hidden()
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.className") == "skip"
+    api.expect(page.locator(".skip")).to_be_focused()
     page.keyboard.press("Tab")
     assert page.evaluate("getComputedStyle(document.activeElement).outlineWidth") == "3px"
 

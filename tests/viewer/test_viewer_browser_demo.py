@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -283,17 +284,17 @@ def test_the_report_opens_from_disk_and_prints(page: api.Page, demo: Path) -> No
     for title in ("Reward margin", "Quality shift δ", "Length of both sides", "By source"):
         assert page.get_by_role("heading", name=title).first.is_visible()
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.className") == "skip"
+    api.expect(page.locator(".skip")).to_be_focused()
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
-    assert page.url.endswith("#results")
+    api.expect(page).to_have_url(re.compile("#results$"))
     settings = page.locator("details", has=page.get_by_role("heading", name="Settings"))
     settings.locator("summary").focus()
     page.keyboard.press("Enter")
-    assert settings.get_by_text("train.learning_rate").is_visible()
+    api.expect(settings.get_by_text("train.learning_rate")).to_be_visible()
     page.emulate_media(media="print", color_scheme="dark")
-    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    assert not page.locator("nav").is_visible()
+    api.expect(page.locator("body")).to_have_css("background-color", "rgb(255, 255, 255)")
+    api.expect(page.locator("nav")).to_be_hidden()
     page.set_viewport_size({"width": 700, "height": 1000})  # the width of A4 without its margins, in CSS pixels
     assert page.evaluate("document.documentElement.scrollWidth") <= 700
     pages = page.pdf(format="A4").count(b"/Type /Page\n")
