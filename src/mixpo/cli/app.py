@@ -77,6 +77,7 @@ EXAMPLES = {
     "verify-run": ("mixpo verify-run runs/recipe", "mixpo verify-run runs/recipe --repair"),
     "retry": ("mixpo retry runs/recipe",),
     "audit": ("mixpo audit runs/recipe --count 50",),
+    "gradients": ("mixpo gradients runs/recipe", "mixpo gradients runs/recipe --set train.batch_size=16"),
     "export": ("mixpo export runs/recipe --to pairs", "mixpo export runs/recipe --to pairs --format trl"),
     "push": ("mixpo push runs/recipe/models/mpo your-name/model --dry-run",),
 }

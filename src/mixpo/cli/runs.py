@@ -184,6 +184,28 @@ def audit(
         show.audited(audited)
 
 
+@app.command(epilog=examples("gradients"), rich_help_panel=INSPECT)
+def gradients(
+    folder: RunFolder,
+    questions: Annotated[int, typer.Option("--questions", min=2, metavar="N", help="Questions to measure, evenly spaced.")] = 256,
+    number: Annotated[int, typer.Option("--round", min=1, metavar="N", help="The round whose pairs are measured.")] = 1,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure before training how far the gradients of pairs agree, by kind of pair."""
+    with boundary() as terminal:
+        from mixpo.commands.gradients import gradients as measure
+        from mixpo.pipeline import open_run
+
+        measured = measure(replace(open_run(folder, tuple(settings or ())), progress=terminal.progress), questions, number)
+        if as_json:
+            document(asdict(measured))
+            return
+        from mixpo.cli import show
+
+        show.gradients(measured)
+
+
 @app.command(epilog=examples("export"), rich_help_panel=USE)
 def export(
     folder: RunFolder,

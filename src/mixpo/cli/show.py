@@ -17,9 +17,11 @@ from mixpo.report.words import describe_counts, moment
 if TYPE_CHECKING:
     from mixpo.commands.audit import Audited
     from mixpo.commands.check import Checked, Finding
+    from mixpo.commands.gradients import Measured
     from mixpo.commands.plan import Estimate
     from mixpo.commands.verify_run import RunPart
     from mixpo.study.plan import PlannedRun
+    from mixpo.train.gradients import GradientAgreement
     from mixpo.train.memory_plan import MemoryPlan
 
 DUPLICATES_SHOWN = 20
@@ -114,6 +116,22 @@ def audited(result: Audited) -> None:
         table(("answer", "ground truth", "extracted", "verdict", "reason for review", "end of the response"), rows)
     doubtful, by = sum(result.doubtful.values()), ", ".join(f"{name} {count:,}" for name, count in result.doubtful.items())
     line(f"{doubtful:,} of {amount(result.verdicts, 'verdict')} {'needs' if doubtful == 1 else 'need'} review" + (f": {by}" if by else ""))
+
+
+def gradients(measured: Measured) -> None:
+    """The agreement of gradients by kind of pair."""
+    columns = ("", "pairs", "questions", "agreement", "95 % interval", "noise scale", "with all pairs")
+    rows = [(row.kind, f"{row.pairs:,}", f"{row.questions:,}", *_agreement_cells(row)) for row in measured.kinds]
+    table(columns, rows, title=f"{measured.objective}, {measured.questions:,} of {amount(measured.of, 'question')} with pairs")
+    line(f"agreement: expected cosine between the gradients of two batches of {amount(measured.batch_size, 'pair')} (train.batch_size)")
+    line("noise scale: pairs in a batch whose noise is as large as its gradient")
+
+
+def _agreement_cells(row: GradientAgreement) -> tuple[str, str, str, str]:
+    if row.agreement is None:
+        return "too few", "", "", ""
+    scale = "none found" if row.noise_scale is None else f"{row.noise_scale:,.0f} pairs"
+    return f"{row.agreement:.2f}", f"{row.low:.2f} to {row.high:.2f}", scale, "" if row.direction is None else f"{row.direction:.2f}"
 
 
 def study_plan(runs: Sequence[PlannedRun]) -> None:
