@@ -27,7 +27,7 @@ from mixpo.engines.transformers import TransformersEngine
 from mixpo.images import open_image
 from mixpo.prompts import PROMPTS
 from mixpo.recipe import DigitsSource, ImageTable, ModelTable
-from mixpo.sources.digits import read
+from mixpo.sources.digits import WORLD
 from mixpo.types import Question
 from mixpo.vlm.inputs import batch_inputs
 from mixpo.vlm.load import Vlm, load
@@ -109,7 +109,7 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
 def bundled(folder: Path, questions: int) -> Case:
     """The bundled model and the demo's questions."""
     vlm = load(ModelTable(path="mixpo:tiny", device="cpu"), Path("."))
-    found = list(read(DigitsSource(kind="digits", pool="validation", count=questions), folder))
+    found = list(WORLD.read(DigitsSource(kind="digits", pool="validation", count=questions), folder))
     return Case("bundled model, 45 prompt tokens", vlm, [(PROMPTS["brief"].render(q.text), q) for q in found], 64)
 
 
@@ -123,7 +123,7 @@ def long_prompt(folder: Path, questions: int) -> Case:
     model = InternVLForConditionalGeneration(config).eval()
     ends = tuple(range(100, 100 + config.text_config.vocab_size // 33))
     vlm = Vlm(model, words.processor, words.device, "", "", ends)
-    found = read(DigitsSource(kind="digits", pool="validation", count=questions), folder)
+    found = WORLD.read(DigitsSource(kind="digits", pool="validation", count=questions), folder)
     return Case("random model, 274 prompt tokens, varied lengths", vlm, [(_lengthened(vlm, q, 274), q) for q in found], 128)
 
 

@@ -17,7 +17,7 @@ from mixpo.report.build import build
 from mixpo.report.data import ReportData
 from mixpo.report.render import render
 from mixpo.run import Manifest
-from mixpo.sources.digits import read
+from mixpo.sources.digits import WORLD
 from mixpo.types import Finish, Origin, Outcome, Pair, Question, Response, Skipped, Verdict
 
 RIGHT = {"base": (0.63, 0.55), "sft": (0.66, 0.56), "dpo": (0.60, 0.52), "mpo": (0.75, 0.58)}
@@ -189,8 +189,8 @@ def manifest(stage: str, seconds: float, **counts: int) -> Manifest:
 
 def example(folder: Path, count: int = 400) -> ReportData:
     """The whole run; images are written under `folder`."""
-    asked = list(read(DigitsSource(kind="digits", pool="test", count=count), folder))
-    shown = list(read(DigitsSource(kind="digits", count=4), folder))
+    asked = list(WORLD.read(DigitsSource(kind="digits", pool="test", count=count), folder))
+    shown = list(WORLD.read(DigitsSource(kind="digits", count=4), folder))
     recipe = Recipe.model_validate(
         {"source": {"kind": "digits"}, "evaluate": {"sets": [{"name": "test", "source": {"kind": "digits", "pool": "test"}}]}}
     )
@@ -212,7 +212,7 @@ def example(folder: Path, count: int = 400) -> ReportData:
             "evaluate/test/base/cot": manifest("evaluate", 30.2, predictions=400),
             "evaluate/test/mpo/cot": manifest("evaluate", 50.0, predictions=400),
         },
-        statistics=statistics(list(read(DigitsSource(kind="digits", count=count), folder))),
+        statistics=statistics(list(WORLD.read(DigitsSource(kind="digits", count=count), folder))),
         training=training(),
         examples=pairs(shown),
         skipped=[

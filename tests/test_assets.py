@@ -10,7 +10,7 @@ from mixpo.engines import create
 from mixpo.engines.base import Request, SamplingParams
 from mixpo.prompts import PROMPTS
 from mixpo.recipe import DigitsSource, ImageTable, ModelTable
-from mixpo.sources.digits import read
+from mixpo.sources.digits import WORLD
 from mixpo.verify import check, extract
 from mixpo.vlm.load import load
 
@@ -31,7 +31,7 @@ def test_reads_and_reasons(tmp_path: Path) -> None:
     """Chance is below 20 % here; the card's model is near 65 %."""
     vlm = load(ModelTable(path="mixpo:tiny"), Path("."))
     engine = create("transformers", vlm=vlm, image=ImageTable(), batch_size=64, script=None)
-    questions = list(read(DigitsSource(kind="digits", pool="validation", count=64), tmp_path))
+    questions = list(WORLD.read(DigitsSource(kind="digits", pool="validation", count=64), tmp_path))
     requests = [Request(key=q.id, prompt=PROMPTS["brief"].render(q.text), images=q.images, seeds=(0,), indices=(0,)) for q in questions]
     answers = list(engine.sample(requests, SamplingParams(temperature=0.0, max_new_tokens=64)))
     right = 0

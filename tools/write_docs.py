@@ -121,7 +121,7 @@ def pools() -> str:
 
 def shares() -> str:
     """How the base model was trained to answer, by family; read from the script without running it."""
-    table_of = _constant(ROOT / "tools" / "train_tiny.py", "SHARES")
+    table_of = _constant(ROOT / "tools" / "tiny_digits.py", "SHARES")
     rows = [(family, *(f"{share:.0%}" for share in parts)) for family, parts in table_of.items()]
     return table(("family", "reads and reasons", "guesses", "reasons without a clear final answer"), rows)
 

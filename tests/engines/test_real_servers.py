@@ -25,7 +25,7 @@ from mixpo.engines.openai.server import free_port
 from mixpo.engines.tokens import TokenCodec
 from mixpo.prompts import PROMPTS
 from mixpo.recipe import DigitsSource, ModelTable, ServerTable
-from mixpo.sources.digits import read
+from mixpo.sources.digits import WORLD
 from mixpo.types import Question
 from mixpo.vlm.folder import find_model
 from mixpo.vlm.load import Vlm
@@ -79,7 +79,7 @@ def served(tiny: Vlm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
 
 def test_transformers_serve_answers_questions_with_images(served: tuple[Any, list[str]], tiny: Vlm, tmp_path: Path) -> None:
     engine, said = served
-    questions = list(read(DigitsSource(kind="digits", pool="validation", count=3), tmp_path))
+    questions = list(WORLD.read(DigitsSource(kind="digits", pool="validation", count=3), tmp_path))
     sampled = list(engine.sample([asking(question, 3) for question in questions], PARAMS))
     assert not any(row.error for row in sampled)
     assert isinstance(tiny.model, TokenizerOnlyModel)
@@ -100,7 +100,7 @@ def test_transformers_serve_answers_questions_with_images(served: tuple[Any, lis
 
 def test_transformers_serve_continues_rendered_text(served: tuple[Any, list[str]], tiny: Vlm, tmp_path: Path) -> None:
     engine, _ = served
-    (question,) = read(DigitsSource(kind="digits", pool="validation", count=1), tmp_path)
+    (question,) = WORLD.read(DigitsSource(kind="digits", pool="validation", count=1), tmp_path)
     prefix = tokenize_response(tiny, "The digits are 3")[:-1]
     request = asking(question, 2)
     request = replace(request, prompt=without_images(request.prompt), images=(), prefixes=(prefix, prefix))
@@ -114,7 +114,7 @@ def test_transformers_serve_continues_rendered_text(served: tuple[Any, list[str]
 
 def test_an_undecodable_image_fails_alone(served: tuple[Any, list[str]], tmp_path: Path) -> None:
     engine, _ = served
-    good, bad = read(DigitsSource(kind="digits", pool="validation", count=2), tmp_path)
+    good, bad = WORLD.read(DigitsSource(kind="digits", pool="validation", count=2), tmp_path)
     Path(bad.images[0].path).write_bytes(b"torn")
     first, second = engine.sample([asking(bad, 1), asking(good, 1)], PARAMS)
     assert "changed since" in first.error

@@ -31,7 +31,7 @@ from mixpo.images import open_image
 from mixpo.prompts import PROMPTS
 from mixpo.recipe import DigitsSource, ImageTable, ModelTable, ServerTable
 from mixpo.records import Sampled
-from mixpo.sources.digits import read
+from mixpo.sources.digits import WORLD
 from mixpo.types import Response
 from mixpo.vlm.folder import find_model
 from mixpo.vlm.inputs import batch_inputs
@@ -72,7 +72,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> list[Request]:
     folder = tmp_path_factory.mktemp("images")
     digits = [
         _request(q.id, PROMPTS["brief"].render(q.text), q.images, 4)
-        for q in read(DigitsSource(kind="digits", pool="validation", count=6), folder)
+        for q in WORLD.read(DigitsSource(kind="digits", pool="validation", count=6), folder)
     ]
     two = (picture(folder / "wide.png", (200, 60)), picture(folder / "tall.png", (50, 120), seed=1))
     return [*digits, _request("two", "<image>\n<image>\nWhich is larger?", two, 4), _request("none", "What is 3 + 4?", (), 4)]

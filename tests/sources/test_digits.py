@@ -14,7 +14,8 @@ from PIL import Image
 
 from mixpo.errors import RecipeError
 from mixpo.recipe import DigitsSource
-from mixpo.sources.digits import FAMILIES, POOLS, POSITIONS, Puzzle, Scene, compose, digit_images, draw, puzzles, read, uci_digits
+from mixpo.sources.digits import POOLS, POSITIONS, WORLD, Scene, compose, digit_images, draw, uci_digits
+from mixpo.sources.puzzles import Puzzle
 
 
 def by_hand(scene: Scene, text: str) -> str | None:
@@ -41,9 +42,9 @@ def by_hand(scene: Scene, text: str) -> str | None:
     return str(best) if "digit" in words else None
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", WORLD.families)
 def test_answers_are_right(family: str) -> None:
-    made = list(puzzles("preference", 5, 150, (family,)))
+    made = list(WORLD.puzzles("preference", 5, 150, (family,)))
     assert len(made) == 150
     for scene, puzzle in made:
         assert puzzle.answer == by_hand(scene, puzzle.text), puzzle.text
@@ -52,7 +53,7 @@ def test_answers_are_right(family: str) -> None:
 
 def test_the_reasoning_leads_to_the_answer() -> None:
     """What the base model learns from must be sound: every sum and product in it holds."""
-    for _, puzzle in puzzles("start", 1, 300):
+    for _, puzzle in WORLD.puzzles("start", 1, 300):
         for left, sign, right, result in re.findall(r"(\d+) ([-+*]) (\d+) = (\d+)", puzzle.steps):
             assert {"+": int(left) + int(right), "-": int(left) - int(right), "*": int(left) * int(right)}[sign] == int(result)
 
@@ -78,7 +79,7 @@ def test_pools_share_no_digit_image() -> None:
     assert ranges[-1][1] == len(uci_digits()[1])
     assert all(end == start for (_, end), (start, _) in itertools.pairwise(ranges))
     for pool, (low, high) in POOLS.items():
-        for scene, _ in puzzles(pool, 0, 50):
+        for scene, _ in WORLD.puzzles(pool, 0, 50):
             assert all(low <= index < high for index in scene.images)
 
 
@@ -100,22 +101,22 @@ def test_a_scene_shows_the_digits_it_names(tmp_path: Path) -> None:
 
 
 def test_any_count_is_a_prefix_of_a_larger_one(tmp_path: Path) -> None:
-    few = list(read(DigitsSource(kind="digits", count=10), tmp_path))
-    many = list(read(DigitsSource(kind="digits", count=20), tmp_path))
+    few = list(WORLD.read(DigitsSource(kind="digits", count=10), tmp_path))
+    many = list(WORLD.read(DigitsSource(kind="digits", count=20), tmp_path))
     assert few == many[:10]
     assert len({question.id for question in many}) == 20
 
 
 def test_open_questions_have_no_answer(tmp_path: Path) -> None:
-    made = list(read(DigitsSource(kind="digits", count=200, open_share=0.25), tmp_path))
+    made = list(WORLD.read(DigitsSource(kind="digits", count=200, open_share=0.25), tmp_path))
     without = [question for question in made if question.answer is None]
     assert 30 <= len(without) <= 70
     assert all(question.kind == "none" and question.domain == "open" for question in without)
 
 
 def test_unknown_family() -> None:
-    with fails("unknown-digits-family", RecipeError, key="source.families") as failure:
-        list(puzzles("test", 0, 1, ("prodct",)))
+    with fails("unknown-family", RecipeError, key="source.families") as failure:
+        list(WORLD.puzzles("test", 0, 1, ("prodct",)))
     assert failure.parts[0] == "'prodct', did you mean 'product'?"
 
 

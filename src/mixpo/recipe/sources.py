@@ -37,6 +37,22 @@ class DigitsSource(Table):
     """Seed of the scenes; the digits stay the same."""
 
 
+class ChartsSource(Table):
+    """Small bar, line and pie charts with questions that have exact answers."""
+
+    kind: Annotated[Literal["charts"], Decides("source")]
+    pool: Annotated[Literal["start", "preference", "validation", "test"], Decides("source")] = "preference"
+    """The pools share no chart."""
+    count: Annotated[int, Decides("source")] = Field(default=1000, ge=0)
+    """Number of questions, each with its own chart."""
+    open_share: Annotated[float, Decides("source")] = Field(default=0.0, ge=0, le=1)
+    """Share of open questions ("Describe the chart.")."""
+    families: Annotated[tuple[str, ...], Decides("source")] = ()
+    """Question families to use; empty means all."""
+    seed: Annotated[int, Decides("source")] = 0
+    """Seed of the charts."""
+
+
 class EasyVqaSource(Table):
     """easy-VQA: 5,000 images of shapes with 48,248 questions (PyPI package easy-vqa)."""
 
@@ -145,7 +161,7 @@ class BenchmarkSource(Table):
 
 
 Source = Annotated[
-    DigitsSource | EasyVqaSource | JsonlSource | MmprSource | HubSource | PythonSource,
+    DigitsSource | ChartsSource | EasyVqaSource | JsonlSource | MmprSource | HubSource | PythonSource,
     Field(discriminator="kind"),
 ]
 
@@ -190,13 +206,13 @@ class MixtureSource(Table):
 
 
 TrainingSource = Annotated[
-    DigitsSource | EasyVqaSource | JsonlSource | MmprSource | HubSource | PythonSource | MixtureSource,
+    DigitsSource | ChartsSource | EasyVqaSource | JsonlSource | MmprSource | HubSource | PythonSource | MixtureSource,
     Field(discriminator="kind"),
 ]
 """What [source] may be, and [[source]] becomes."""
 
 EvaluationSource = Annotated[
-    DigitsSource | EasyVqaSource | JsonlSource | MmprSource | HubSource | PythonSource | BenchmarkSource,
+    DigitsSource | ChartsSource | EasyVqaSource | JsonlSource | MmprSource | HubSource | PythonSource | BenchmarkSource,
     Field(discriminator="kind"),
 ]
 """What an evaluation set may be: any source, or a benchmark. A benchmark is never a [source], so that nobody trains on one."""

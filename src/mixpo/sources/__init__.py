@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from mixpo.recipe import MixturePart, MixtureSource, TrainingSource
-from mixpo.sources import digits, easy_vqa, hub, jsonl, mmpr, python
+from mixpo.sources import charts, digits, easy_vqa, hub, jsonl, mmpr, python
 from mixpo.sources.build import SourceRow, without_duplicates
+from mixpo.sources.puzzles import World
 from mixpo.types import Notice, Question, Skipped, content_id
 
 __all__ = ["DUPLICATE", "READERS", "read", "read_rows"]
@@ -24,9 +25,10 @@ Reader = Callable[[Any, Path, Path], Iterator[SourceRow | Skipped | Notice]]
 """From (source table, folder of the recipe, folder for image copies) to its rows, in order."""
 
 
-def _digits(source: Any, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped | Notice]:
-    for number, question in enumerate(digits.read(source, images)):
-        yield SourceRow(where=f"digits/{source.pool}[{number}]", question=question)
+def _bundled(source: Any, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped | Notice]:
+    world: World[Any] = digits.WORLD if source.kind == "digits" else charts.WORLD
+    for number, question in enumerate(world.read(source, images)):
+        yield SourceRow(where=f"{question.source}[{number}]", question=question)
 
 
 def _mixture(source: MixtureSource, recipe_folder: Path, images: Path) -> Iterator[SourceRow | Skipped | Notice]:
@@ -59,7 +61,8 @@ def _part(part: MixturePart, recipe_folder: Path, images: Path) -> Iterator[Sour
 
 
 READERS: dict[str, Reader] = {
-    "digits": _digits,
+    "digits": _bundled,
+    "charts": _bundled,
     "easy_vqa": easy_vqa.read,
     "jsonl": jsonl.read,
     "mmpr": mmpr.read,

@@ -1,27 +1,22 @@
 """Scenes of four handwritten digits with exact questions: the data of the demo. Real images, made-up arrangements.
 
 The digits are 1,797 images of 8 x 8 pixels from the UCI handwritten digits set (`assets/digits/`). Four pools share no digit
-image. A scene is a 2 x 2 grid; its question, answer and pixels depend only on (pool, seed, number of the question), so any
-count is a prefix of any larger one.
+image. A scene is a 2 x 2 grid.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mixpo.errors import RecipeError
-from mixpo.images import save_content
-from mixpo.recipe import DigitsSource, did_you_mean
-from mixpo.types import IMAGE_TOKEN, AnswerKind, Question, content_id
+from mixpo.sources.puzzles import Puzzle, World, lettered
 
 POOLS = {"start": (0, 900), "preference": (900, 1350), "validation": (1350, 1500), "test": (1500, 1797)}
 """Half-open ranges of each pool in the fixed shuffle of the 1,797 digit images."""
@@ -39,18 +34,6 @@ class Scene:
 
     values: tuple[int, int, int, int]
     images: tuple[int, int, int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Puzzle:
-    """A question about a scene. `steps` is the reasoning between reading the digits and the answer, for the start pool."""
-
-    family: str
-    text: str
-    answer: str | None
-    kind: AnswerKind
-    steps: str
-    choices: tuple[str, ...] = ()
 
 
 @cache
@@ -125,7 +108,9 @@ def _product(scene: Scene, rng: random.Random) -> Puzzle | None:
 
 def _count(scene: Scene, rng: random.Random) -> Puzzle | None:
     k = rng.randint(2, 6)
-    name, test = rng.choice([("even", lambda v: v % 2 == 0), ("odd", lambda v: v % 2 == 1), (f"larger than {k}", lambda v: v > k)])  # type: tuple[str, Callable[[int], bool]]
+    tests: tuple[tuple[str, Callable[[int], bool]], ...]
+    tests = (("even", lambda v: v % 2 == 0), ("odd", lambda v: v % 2 == 1), (f"larger than {k}", lambda v: v > k))
+    name, test = rng.choice(tests)
     hits = [v for v in scene.values if test(v)]
     text = rng.choice([f"How many digits are {name}?", f"Count the digits that are {name}."])
     judged = ", ".join(f"{v} {'yes' if test(v) else 'no'}" for v in scene.values)
@@ -149,7 +134,7 @@ def _choice(scene: Scene, rng: random.Random) -> Puzzle | None:
     rng.shuffle(options)
     letter = "ABCD"[options.index(value)]
     ask = rng.choice([f"Which digit is at the {POSITIONS[i]}?", f"What stands at the {POSITIONS[i]}?"])
-    lines = "\n".join(f"{name}. {option}" for name, option in zip("ABCD", options, strict=True))
+    lines = lettered(list(map(str, options)))
     judged = ", ".join(
         f"{name} {option} {'yes' if option == value else 'no'}" for name, option in zip("ABCD", _until(options, value), strict=False)
     )
@@ -175,47 +160,19 @@ def _open(scene: Scene, rng: random.Random) -> Puzzle:
     return Puzzle("open", text, None, "none", f"Their sum is {sum(scene.values)}.")
 
 
-FAMILIES: dict[str, Callable[[Scene, random.Random], Puzzle | None]] = {
-    "sum": _sum,
-    "largest": _largest,
-    "difference": _difference,
-    "product": _product,
-    "count": _count,
-    "compare": _compare,
-    "choice": _choice,
-    "position": _position,
-}
-
-
-def puzzles(pool: str, seed: int, count: int, families: tuple[str, ...] = (), open_share: float = 0.0) -> Iterator[tuple[Scene, Puzzle]]:
-    """`count` scenes with a question each, families at random with equal shares."""
-    for name in families:
-        if name not in FAMILIES:
-            message = f"source.families: unknown family {name!r}{did_you_mean(name, FAMILIES)}; known: {', '.join(FAMILIES)}"
-            raise RecipeError(message, code="unknown-digits-family", key="source.families")
-    names = families or tuple(FAMILIES)
-    for number in range(count):
-        rng = random.Random(f"{seed}/digits/{pool}/{number}")
-        is_open = rng.random() < open_share
-        puzzle = None
-        while puzzle is None:
-            scene = compose(rng, pool)
-            puzzle = _open(scene, rng) if is_open else FAMILIES[rng.choice(names)](scene, rng)
-        yield scene, puzzle
-
-
-def read(source: DigitsSource, images: Path) -> Iterator[Question]:
-    """The questions of a pool; scenes are saved as PNG files under `images`."""
-    for scene, puzzle in puzzles(source.pool, source.seed, source.count, source.families, source.open_share):
-        image = save_content(draw(scene), images)
-        text = f"{IMAGE_TOKEN}\n{puzzle.text}"
-        yield Question(
-            id=content_id(text, [image.digest], puzzle.answer, list(puzzle.choices)),
-            text=text,
-            images=(image,),
-            answer=puzzle.answer,
-            kind=puzzle.kind,
-            choices=puzzle.choices,
-            domain=puzzle.family,
-            source=f"digits/{source.pool}",
-        )
+WORLD = World(
+    name="digits",
+    compose=compose,
+    draw=draw,
+    families={
+        "sum": _sum,
+        "largest": _largest,
+        "difference": _difference,
+        "product": _product,
+        "count": _count,
+        "compare": _compare,
+        "choice": _choice,
+        "position": _position,
+    },
+    open_family=_open,
+)

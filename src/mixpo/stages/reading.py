@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mixpo.sources.decontaminate import ContaminationFilter
     from mixpo.stages.job import Context
 
-FIXED = ("digits", "easy_vqa")
+FIXED = ("digits", "charts", "easy_vqa")
 """Kinds whose questions follow from their settings alone: once read, they need no second look."""
 
 NO_ANSWER = "a question without an answer cannot be evaluated; remove the row or give its answer"
