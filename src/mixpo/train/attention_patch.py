@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -14,8 +14,8 @@ from mixpo.vlm.families import window_of
 
 NAME, REPLACED = "mixpo_tree", "mixpo_replaced"
 
-_IGNORED = {"position_ids", "use_cache", "cache_position", "output_attentions", "output_hidden_states", "return_dict", "is_causal"}
-_KNOWN = {"scaling", "dropout", "sliding_window", "softcap"} | _IGNORED
+IGNORED = {"position_ids", "use_cache", "cache_position", "output_attentions", "output_hidden_states", "return_dict", "is_causal"}
+_KNOWN = {"scaling", "dropout", "sliding_window", "softcap"} | IGNORED
 
 
 def tree_attention(
@@ -55,13 +55,16 @@ def _options_of(module: Any, options: dict[str, Any]) -> AttentionOptions:
 
 
 @contextmanager
-def _implementation(text: Any, name: str) -> Iterator[None]:
-    had = text._attn_implementation
-    text._attn_implementation = name
+def implementations(named: Sequence[tuple[Any, str]]) -> Iterator[None]:
+    """Context in which each configuration names another attention."""
+    before = [(config, config._attn_implementation) for config, _ in named]
     try:
+        for config, name in named:
+            config._attn_implementation = name
         yield
     finally:
-        text._attn_implementation = had
+        for config, name in before:
+            config._attn_implementation = name
 
 
 def tree_attention_enabled(model: Any) -> AbstractContextManager[None]:
@@ -69,33 +72,33 @@ def tree_attention_enabled(model: Any) -> AbstractContextManager[None]:
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, tree_attention)
-    return _implementation(model.config.get_text_config(), NAME)
+    return implementations([(model.config.get_text_config(), NAME)])
 
 
-@contextmanager
-def attention_replaced(model: Any, attention: Callable[..., tuple[Tensor, None]]) -> Iterator[None]:
+def attention_replaced(model: Any, attention: Callable[..., tuple[Tensor, None]]) -> AbstractContextManager[None]:
     """Context in which all layers that call an attention of `transformers`, the vision tower's too, call `attention`."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(REPLACED, attention)
-    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
-    with ExitStack() as stack:
-        for config in configs.values():
-            stack.enter_context(_implementation(config, REPLACED))
-        yield
+    return implementations([(config, REPLACED) for config in _configs(model)])
+
+
+def _configs(model: Any) -> list[Any]:
+    """The configurations of all parts of the model."""
+    return list({id(module.config): module.config for module in model.modules() if hasattr(module, "config")}.values())
 
 
 @contextmanager
-def _again(text: Any, name: str, weights: AbstractContextManager[None]) -> Iterator[None]:
-    with _implementation(text, name), weights:
+def _again(named: Sequence[tuple[Any, str]], weights: AbstractContextManager[None]) -> Iterator[None]:
+    with implementations(named), weights:
         yield
 
 
 def checkpoint_contexts(model: Any) -> Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]:
     """`context_fn` of activation checkpointing: recompute with the attention and the weights of the first forward pass."""
-    text = model.config.get_text_config()
+    configs = _configs(model)
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _again(text, text._attn_implementation, same_weights(model))
+        return nullcontext(), _again([(config, config._attn_implementation) for config in configs], same_weights(model))
 
     return contexts

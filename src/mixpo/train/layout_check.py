@@ -18,6 +18,7 @@ from mixpo.train.collate import collate, row_layout
 from mixpo.train.logps import Scorer
 from mixpo.train.losses import ResponseLogps
 from mixpo.train.prefix_tree import PrefixTree, build_prefix_tree
+from mixpo.train.vision_attention import groups_windows, refuse_grouping, windows_grouped
 from mixpo.types import Group, Question
 from mixpo.vlm.families import MODEL_ERRORS, described, why_not_packed, why_not_varlen
 from mixpo.vlm.load import Vlm
@@ -59,6 +60,7 @@ def choose_layout(
     parts = [sample[first : first + TOGETHER] for first in range(0, len(sample), TOGETHER)]
     check = _Check(vlm=vlm, parts=parts, prompt_of=prompt_of, scorer=scorer or Scorer(vlm.model, "single", precision), gradients=gradients)
     check.score_alone()
+    seen = check.vision()
     reason = why_not_packed(vlm.model)
     no_kernel = _why_no_varlen(vlm, precision)
     for layout in () if reason else PACKED:
@@ -67,10 +69,10 @@ def choose_layout(
         if not reason:
             form = "varlen kernel" if layout == "varlen" else f"length-bucketed SDPA ({no_kernel})"
             checked = f"(checked on {amount(sum(len(part.sums) for part in check.alone), 'response')})"
-            return layout, f"packed rows, every prompt computed once {checked}; attention: {form}"
+            return layout, f"packed rows, every prompt computed once {checked}; attention: {form}{seen}"
         no_kernel = reason
     if not (shared := check.problem("shared")):
-        return "shared", f"padded rows, one per response, images computed once: {reason}"
+        return "shared", f"padded rows, one per response, images computed once: {reason}{seen}"
     if not (plain := check.problem("plain")):
         return "plain", f"padded rows, one per response, each with its own images: {reason}; {shared}"
     return "single", f"one forward pass per response, which is slow: {reason}; {shared}; {plain}"
@@ -115,6 +117,39 @@ class _Check:
                 code="family-forward-fails",
             ) from error
 
+    def vision(self) -> str:
+        """Compare the vision tower with grouped windows (see `windows_grouped`) with the family's own; without, where they differ.
+
+        A clause for the log, "" for families without windows.
+        """
+        model = self.vlm.model
+        pictured = [chunk for part in self.parts for chunk in part if chunk.group.question.images]
+        if not pictured or not groups_windows(model):
+            return ""
+        problem = self._vision_problem(pictured)
+        if problem:
+            refuse_grouping(model)
+            return f"; vision: window by window, because grouped windows {problem}"
+        return "; vision: windows grouped, a few calls per layer"
+
+    def _vision_problem(self, pictured: Sequence[Chunk]) -> str:
+        """What the packed and shared layouts would get wrong with grouped windows; "" if nothing. The rows are those of `single`."""
+        try:
+            for part, alone in zip(self.parts, self.alone, strict=True):
+                with windows_grouped(self.vlm.model):
+                    logps = self._score(part, "single")
+                gap = float(((logps.sums - alone.sums).abs() / alone.lengths).max())
+                if not gap <= TOLERANCE[self.scorer.precision]:  # true for NaN
+                    return f"would change log-probs by {gap:.2g} per token"
+            if not self.gradients:
+                return ""
+            chunk = min(pictured, key=lambda chunk: sum(map(len, chunk.group.responses)))
+            own = self._gradient(chunk, "single")
+            with windows_grouped(self.vlm.model):
+                return self._gradient_gap(self._gradient(chunk, "single"), own)
+        except MODEL_ERRORS as error:
+            return f"fail with {described(error)}"
+
     def problem(self, layout: Layout) -> str:
         """Why a layout cannot be used; "" if it can."""
         precision = self.scorer.precision
@@ -142,10 +177,12 @@ class _Check:
     def _gradient_problem(self, layout: Layout) -> str:
         """Compare gradients of the smallest chunk's responses, in some parameters."""
         chunk = min((chunk for part in self.parts for chunk in part), key=lambda chunk: sum(map(len, chunk.group.responses)))
-        ours, alone = (self._gradient(chunk, which) for which in (layout, "single"))
+        gap = self._gradient_gap(self._gradient(chunk, layout), self._gradient(chunk, "single"))
+        return gap and f"the {layout} layout {gap}"
+
+    def _gradient_gap(self, ours: Tensor, alone: Tensor) -> str:
         gap = float((ours - alone).norm() / alone.norm().clamp(min=torch.finfo(torch.float32).tiny))
-        allowed = GRADIENT_TOLERANCE[self.scorer.precision]
-        return "" if gap <= allowed else f"the {layout} layout would change gradients by {gap:.2g} of their norm"
+        return "" if gap <= GRADIENT_TOLERANCE[self.scorer.precision] else f"would change gradients by {gap:.2g} of their norm"
 
     def _gradient(self, chunk: Chunk, layout: Layout) -> Tensor:
         """(N,) the gradients of all `_watched` parameters, whole where those are sharded."""

@@ -20,6 +20,7 @@ from mixpo.train.batch import Batch, Layout, VisionInputs, accumulation_dtype
 from mixpo.train.compute_weights import compute_weights
 from mixpo.train.losses import ResponseLogps
 from mixpo.train.token_logps import token_logps
+from mixpo.train.vision_attention import windows_grouped
 from mixpo.vlm.families import logit_scaling
 
 Casting = Literal["copies", "sharded", "autocast"]
@@ -75,7 +76,8 @@ def cast_inputs(inputs: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, T
 
 def _from_states(model: Any, batch: Batch) -> Tensor:
     """(U,) log-probs; the head runs only at positions that predict a response token."""
-    states_ud = _states(model, batch)[batch.row, batch.position]
+    with windows_grouped(model):
+        states_ud = _states(model, batch)[batch.row, batch.position]
     return token_logps(model.get_output_embeddings(), logit_scaling(model), states_ud, batch.target)
 
 

@@ -208,6 +208,12 @@ def _capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, options: At
 # --- one call of the varlen kernel ---------------------------------------------------------------------
 
 
+def kernel_dtype(query: Tensor, value: Tensor) -> torch.dtype:
+    """The dtype for the kernel, which autocast does not cover, unlike SDPA; rotary embeddings return float32."""
+    kind = query.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
+
+
 @dataclass(frozen=True, eq=False)
 class VarlenPlan:
     """The plan of one row. keys: row positions of the keys of all sequences, concatenated; the queries are the row itself.
@@ -228,9 +234,7 @@ class VarlenPlan:
         """(T, H, D) each -> (T, H, D). Raises NotImplementedError for soft-capped scores."""
         if options.softcap:
             raise NotImplementedError("soft-capped scores in the varlen kernel")
-        # The kernel is not covered by autocast, unlike SDPA, and rotary embeddings return float32.
-        kind = query.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
+        dtype = kernel_dtype(query, value)
         kernel: Any = varlen.varlen_attn
         # Windows count back from the last key, which is where a sequence's queries stand. Releases without the option take
         # grouped heads as they are.

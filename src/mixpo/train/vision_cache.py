@@ -20,6 +20,7 @@ from mixpo.train.collate import collate, pixel_inputs
 from mixpo.train.compute_weights import compute_weights
 from mixpo.train.layout_check import TOLERANCE
 from mixpo.train.logps import Scorer, cast_inputs
+from mixpo.train.vision_attention import windows_grouped
 from mixpo.types import Group
 from mixpo.vlm.families import MODEL_ERRORS, described
 from mixpo.vlm.load import Vlm
@@ -72,7 +73,7 @@ class VisionCache:
     @torch.no_grad()
     def _compute(self, group: Group) -> Any:
         inputs = {name: value.to(self.vlm.device) for name, value in pixel_inputs(self.vlm, [self.prompt_of(group)]).items()}
-        with compute_weights(self.vlm.model, self.precision):
+        with compute_weights(self.vlm.model, self.precision), windows_grouped(self.vlm.model):
             features = self.vlm.model.base_model.get_image_features
             output = features(**cast_inputs(inputs, self.precision), return_dict=True)
         # Hidden states of the vision layers are not needed.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 from mixpo.errors import first_line
@@ -76,6 +78,26 @@ def why_not_varlen(model: Any) -> str:
     if bidirectional != "none":
         return f"tokens of {'an image' if bidirectional == 'image' else 'a prompt'} see each other both ways"
     return "attention scores are soft-capped" if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) else ""
+
+
+def varlen_vision_configs(model: Any) -> list[Any]:
+    """Configurations of vision towers that pass the ends of their windows to attention kernels that take them.
+
+    Those whose attention layers take `cu_seqlens`, and Pixtral, which else builds a mask of all images.
+    """
+    found: dict[int, Any] = {}
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        takes_ends = getattr(module, "is_causal", None) is False and "cu_seqlens" in _arguments(type(module).forward)
+        if takes_ends or getattr(config, "model_type", "") == "pixtral":
+            found[id(config)] = config
+    found.pop(id(model.config.get_text_config()), None)
+    return [config for config in found.values() if getattr(config, "_attn_implementation", None) == "sdpa"]
+
+
+@cache
+def _arguments(function: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
 
 
 def window_of(text: Any, layer: int) -> int | None:
