@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from mixpo.train.vision_attention import windows_grouped
 
-QWEN = {"depth": 4, "hidden_size": 160, "intermediate_size": 320, "num_heads": 4, "patch_size": 14, "out_hidden_size": 160}
+QWEN: dict[str, Any] = {"depth": 4, "hidden_size": 160, "intermediate_size": 320, "num_heads": 4, "patch_size": 14, "out_hidden_size": 160}
 Sides = Sequence[tuple[int, int]]
 """Height and width of each image in patches."""
 CASES: tuple[tuple[str, str, Sides], ...] = (
@@ -108,17 +108,28 @@ def tower_of(kind: str) -> nn.Module:
     from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
     if kind == "pixtral":
-        shape = {"hidden_size": 160, "intermediate_size": 320, "num_hidden_layers": 4, "num_attention_heads": 4, "patch_size": 14}
+        shape: dict[str, Any] = {
+            "hidden_size": 160,
+            "intermediate_size": 320,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "patch_size": 14,
+        }
         config: Any = tf.PixtralVisionConfig(**shape, image_size=448)
         model: Any = PixtralVisionModel
     elif kind == "qwen3_vl":
-        config, model = type(tf.Qwen3VLConfig().vision_config)(**QWEN, deepstack_visual_indexes=[]), Qwen3VLVisionModel
+        config, model = _config(tf.Qwen3VLConfig(), **QWEN, deepstack_visual_indexes=[]), Qwen3VLVisionModel
     else:
-        config = type(tf.Qwen2_5_VLConfig().vision_config)(**QWEN, window_size=112, fullatt_block_indexes=[3])
+        config = _config(tf.Qwen2_5_VLConfig(), **QWEN, window_size=112, fullatt_block_indexes=[3])
         model = Qwen2_5_VisionTransformerPretrainedModel
     config._attn_implementation = "sdpa"
     tower: nn.Module = model(config)
     return tower
+
+
+def _config(whole: Any, **options: Any) -> Any:
+    """A configuration of the vision tower of a family."""
+    return type(whole.vision_config)(**options)
 
 
 def inputs_of(kind: str, sides: Sides) -> dict[str, Tensor]:

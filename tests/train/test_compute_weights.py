@@ -36,7 +36,7 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         inputs = [value for value in args if isinstance(value, Tensor) and value.is_floating_point()]
         name = str(func)
-        outer = len(inputs) == 2 and inputs[0].shape[-1] == 1 and "mm" in name
+        outer = "mm" in name and len(inputs) == 2 and inputs[0].shape[-1] == 1
         if any(word in name for word in PRODUCTS) and not outer:
             # The log-sum-exp of attention is in float32 whatever the rest.
             matrices = [value for value in inputs if value.ndim > 1 and not ("backward" in name and value.dtype == torch.float32)]

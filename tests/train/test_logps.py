@@ -24,6 +24,7 @@ from mixpo.train.logps import Scorer
 from mixpo.train.prefix_tree import build_prefix_tree
 from mixpo.train.prompt_cache import PromptCache
 from mixpo.train.tree_attention import QueryKeys, Span
+from mixpo.train.vision_attention import groups_windows
 from mixpo.types import Group
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import encode
@@ -135,10 +136,11 @@ def test_layout_check(vlm: Vlm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     responses = sum(len(chunk.responses) for chunk in sample)
     form = "attention: length-bucketed SDPA (the varlen kernel needs an NVIDIA GPU)"
-    assert check() == ("tree", f"packed rows, every prompt computed once (checked on {responses} responses); {form}")
+    seen = "; vision: windows grouped, a few calls per layer" if groups_windows(vlm.model) else ""
+    assert check() == ("tree", f"packed rows, every prompt computed once (checked on {responses} responses); {form}{seen}")
     with monkeypatch.context() as patch:
         patch.setattr("mixpo.train.layout_check.why_not_packed", lambda _: "layer 1 is odd")
-        assert check() == ("shared", "padded rows, one per response, images computed once: layer 1 is odd")
+        assert check() == ("shared", "padded rows, one per response, images computed once: layer 1 is odd" + seen)
     with monkeypatch.context() as patch:
         patch.setattr("mixpo.train.tree_attention.sequences", _with_siblings)
         layout, note = check()

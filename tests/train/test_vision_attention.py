@@ -18,7 +18,7 @@ from mixpo.train import vision_attention
 from mixpo.train.collate import collate
 from mixpo.train.layout_check import choose_layout
 from mixpo.train.logps import Scorer
-from mixpo.train.vision_attention import groups_windows, plan_windows, refuse_grouping, window_attention, windows_grouped
+from mixpo.train.vision_attention import WindowPlan, groups_windows, plan_windows, refuse_grouping, window_attention, windows_grouped
 from mixpo.vlm.families import varlen_vision_configs
 
 WINDOWED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "mistral3", "pixtral")
@@ -30,9 +30,10 @@ def ends_of(lengths: list[int]) -> torch.Tensor:
     return F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int()
 
 
-def states(total: int, shared: int = HEADS) -> list[torch.Tensor]:
+def states(total: int, shared: int = HEADS) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     rng = torch.Generator().manual_seed(total)
-    return [torch.randn(1, heads, total, WIDTH, generator=rng, requires_grad=True) for heads in (HEADS, shared, shared)]
+    query, key, value = (torch.randn(1, heads, total, WIDTH, generator=rng, requires_grad=True) for heads in (HEADS, shared, shared))
+    return query, key, value
 
 
 def by_window(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int], scale: float) -> torch.Tensor:
@@ -80,7 +81,12 @@ def test_equal_windows_are_one_call_without_copies_and_padding_is_bounded() -> N
 
 def test_the_plan_is_made_once_for_all_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[torch.Tensor] = []
-    monkeypatch.setattr(vision_attention, "plan_windows", lambda ends: made.append(ends) or plan_windows(ends))
+
+    def plan(ends: torch.Tensor) -> WindowPlan:
+        made.append(ends)
+        return plan_windows(ends)
+
+    monkeypatch.setattr(vision_attention, "plan_windows", plan)
     ends = ends_of([4, 4])
     for _ in range(3):
         window_attention(None, *states(8), None, cu_seq_lens_q=ends, cu_seq_lens_k=ends)
@@ -111,7 +117,12 @@ def test_the_tower_is_the_familys_own(name: str, monkeypatch: pytest.MonkeyPatch
     assert batch.vision is not None
     calls: list[int] = []
     sdpa = F.scaled_dot_product_attention
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args, **options: calls.append(1) or sdpa(*args, **options))
+
+    def counted(*args: Any, **options: Any) -> torch.Tensor:
+        calls.append(1)
+        return sdpa(*args, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
 
     def features() -> torch.Tensor:
         assert batch.vision is not None

@@ -51,9 +51,9 @@ class WindowPlan:
         """(T, H, D) each -> (T, H, D)."""
         outputs = []
         for call in self.calls:
-            parts = (self._gather(part, call.places) for part in (query, key, value))
+            q, k, v = (self._gather(part, call.places) for part in (query, key, value))
             shared = query.shape[1] != key.shape[1]
-            out = F.scaled_dot_product_attention(*parts, attn_mask=call.mask, scale=scale, enable_gqa=shared)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=call.mask, scale=scale, enable_gqa=shared)
             outputs.append(out.transpose(1, 2).flatten(0, 1))
         return outputs[0] if self.order is None else torch.cat(outputs).index_select(0, self.order)
 
@@ -68,7 +68,7 @@ def plan_windows(ends: Tensor) -> WindowPlan:
     cpu = ends.cpu().long()
     lengths, starts = cpu.diff(), cpu[:-1]
     calls, low, high, count, used = list[WindowCall](), 0, 0, 0, 0
-    unique, counts = (part.flip(0).tolist() for part in lengths[lengths > 0].unique(return_counts=True))
+    unique, counts = (part.flip(0).tolist() for part in torch.unique(lengths[lengths > 0], return_counts=True))
     for length, number in zip(unique, counts, strict=True):
         own = number * length**2
         if count and (count + number) * high**2 > used + own + max(SPARE, (used + own) // 8):

@@ -85,14 +85,14 @@ def varlen_vision_configs(model: Any) -> list[Any]:
 
     Those whose attention layers take `cu_seqlens`, and Pixtral, which else builds a mask of all images.
     """
-    found: dict[int, Any] = {}
+    configs: dict[int, Any] = {}
     for module in model.modules():
         config = getattr(module, "config", None)
         takes_ends = getattr(module, "is_causal", None) is False and "cu_seqlens" in _arguments(type(module).forward)
         if takes_ends or getattr(config, "model_type", "") == "pixtral":
-            found[id(config)] = config
-    found.pop(id(model.config.get_text_config()), None)
-    return [config for config in found.values() if getattr(config, "_attn_implementation", None) == "sdpa"]
+            configs[id(config)] = config
+    configs.pop(id(model.config.get_text_config()), None)
+    return [config for config in configs.values() if getattr(config, "_attn_implementation", None) == "sdpa"]
 
 
 @cache
