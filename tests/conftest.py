@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import gc
 import os
 import shutil
@@ -20,6 +21,7 @@ settings.load_profile("any machine")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MIXPO_TEST_DAY", str(datetime.datetime.now(datetime.UTC).toordinal()))  # the same in all workers, also at midnight
 os.environ["MIXPO_BENCHMARK_HISTORY"] = os.devnull  # benchmarks that a test runs in small are no figures
 # Compiled once, also where the environment says otherwise: both workers and every command in a process of its own read it.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -36,6 +38,18 @@ def pytest_make_parametrize_id(val: object, argname: str) -> None:
     """Refuse packed bytes in the name of a test: they differ by time and machine, and pytest-xdist needs equal names in all workers."""
     if isinstance(val, bytes) and val.startswith((b"\x1f\x8b", b"PK\x03\x04")) and len(val) > 8:
         raise pytest.UsageError(f"parameter {argname} is packed bytes: give the row an id, as in pytest.param(value, id='gzip')")
+
+
+LONGEST = ("unread", "ray", "ranks", "launch", "pool", "kill", "served_models", "adapter_ranks", "all_families", "real_servers")
+"""Modules with the longest tests."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules with slow tests first, the longest of all in front: workers then end together, with short tests. Modules stay whole."""
+    slow = {item.path for item in items if "slow" in item.keywords}
+    first = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (first.get(item.path.name, len(first)), item.path not in slow))
 
 
 def pytest_collection_finish() -> None:

@@ -45,11 +45,11 @@ def test_no_more_than_so_many_ahead() -> None:
 
 
 def test_work_is_done_while_the_caller_works() -> None:
-    with Prefetch(range(8), lambda _: time.sleep(0.03), 2) as ready:
-        for _ in ready:
-            time.sleep(0.06)
-        first = ready.waited
-    assert first < 8 * 0.03  # without it, all of that
+    done = [threading.Event() for _ in range(8)]
+    with Prefetch(range(8), lambda number: done[number].set(), 2) as ready:
+        for number, _ in enumerate(ready):
+            # The caller is at work until the two items after its own are prepared.
+            assert all(event.wait(60) for event in done[: number + 3])
 
 
 def test_an_error_comes_in_its_place() -> None:

@@ -57,7 +57,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def until(check: Any, seconds: float = 20.0) -> Any:
+def until(check: Any, seconds: float = 120.0) -> Any:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:

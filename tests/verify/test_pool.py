@@ -290,6 +290,6 @@ def test_a_question_full_of_bombs_has_a_cap(monkeypatch: pytest.MonkeyPatch) -> 
 def test_verdicts_are_the_same_on_a_busy_machine_and_after_a_kill() -> None:
     from verdicts import compare
 
-    figures = compare(40, load=4, kills=1, timeout_s=2)
+    figures = compare(12, load=3, kills=1, timeout_s=2, start=24)  # with the one that never ends
     assert figures["different"] == 0, figures["first_different"]
-    assert {"correct", "wrong"} <= set(figures["outcomes"])
+    assert {"correct", "wrong", "undecided"} <= set(figures["outcomes"])

@@ -49,7 +49,3 @@ class BranchesTable(Table):
     def response_of(self, index: int) -> int:
         """`Response.index` of the response that continuation `index` begins with."""
         return index // (self.max_places * self.continuations)
-
-    def place_of(self, index: int) -> int:
-        """The number of the place, from 0 within its response, that continuation `index` is from."""
-        return index // self.continuations % self.max_places
