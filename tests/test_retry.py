@@ -137,7 +137,7 @@ def test_evaluation_is_retried_alone_and_marked_again(recipe: Path, engine: Frag
     [report_of_one] = retry(context)
     assert (report_of_one.stage, report_of_one.asked, report_of_one.failed) == (name, 2, 1)
     assert engine.asked == [questions[1].id, questions[2].id]
-    listed = f"{name}: 2 questions had failed: 2 x the server is away ({questions[1].id}, {questions[2].id})"
+    listed = f"{name}: 2 questions had failed: 2 x the server is away ({questions[1].label}, {questions[2].label})"
     assert listed in said(context)
     second = plan_of(context)
     assert [row.attempts for number in range(2) for row in second.rows(name, number)] == [1, 2, 2, 1, 1, 1]

@@ -90,6 +90,8 @@ def test_it_decides_what_the_rules_leave_undecided(recipe: Path, server: tuple[s
     counts = small_run.manifest_of(context.run, VERIFY).counts
     assert (counts["verdicts compared with the judge"], counts["verdicts that the judge shares"]) == (2 * COUNT, 2 * COUNT)
     assert counts[f"undecided: {UNREAD}"] == 1
+    example = f"{VERIFY}: 1 reply of the judge names no verdict, such as 'Well, it depends.'; `mixpo retry` retries them"
+    assert example in small_run.said(context)
     assert sum(count for name, count in counts.items() if name.startswith("decided by judge judge-7b")) == COUNT
     assert f"{VERIFY}: the judge agrees with the rules on 8 of 8 sampled verdicts (100%)" in small_run.said(context)
     assert len(asked(folder)) == 4 * COUNT

@@ -15,6 +15,8 @@ Role = Literal["system", "user", "assistant"]
 
 IMAGE_TOKEN = "<image>"
 """Where an image stands inside a question's text (the MMPR convention)."""
+LABEL_CHARACTERS = 60
+"""Of the text of a question in a message."""
 
 
 _CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
@@ -74,6 +76,13 @@ class Question:
     facts: str = ""
     history: tuple[Message, ...] = ()
     verbatim: bool = False
+
+    @property
+    def label(self) -> str:
+        """What its owner knows it by, for messages: the id of its row, or else its text and first image."""
+        text = " ".join(self.text.replace(IMAGE_TOKEN, "").split())
+        short = text if len(text) <= LABEL_CHARACTERS else f"{text[: LABEL_CHARACTERS - 1]}…"
+        return self.row_id or " ".join([f'"{short}"', *(f"({image.path})" for image in self.images[:1])])
 
     @property
     def sft_response(self) -> str:

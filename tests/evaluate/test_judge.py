@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from failures import fails
 from judges import asked, serving
 from pydantic import ValidationError
 
@@ -98,11 +99,40 @@ def test_unreadable_replies_are_asked_again_warmer_and_then_given_up(start: Star
     assert Judge(warm, tmp_path / "other").ask(RUBRIC, FIELDS, RUBRIC.read).value == (0.4,)
 
 
-@pytest.mark.parametrize("mode", ["garbage", "shape"])
+@pytest.mark.parametrize("mode", ["shape"])
 def test_garbage_is_never_a_mark(start: Start, tmp_path: Path, mode: str) -> None:
     table, _ = start(mode, retries=0, attempts=2)
     mark = Judge(table, tmp_path / "cache").ask(RUBRIC, FIELDS, RUBRIC.read)
     assert (mark.value, mark.reply) == (None, "")
+
+
+def test_a_server_that_never_sends_json_is_no_judge(start: Start, tmp_path: Path) -> None:
+    table, _ = start("garbage", retries=0)
+    with fails("judge-not-compatible", EvaluateError, key="evaluate.judge.urls"):
+        Judge(table, tmp_path / "cache").ask(RUBRIC, FIELDS, RUBRIC.read)
+    assert not list((tmp_path / "cache").rglob("*.json"))
+
+
+def test_a_server_that_fails_for_long_is_named_while_it_is_asked_again(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mixpo.engines.openai.client.LONG_WAIT", 0.0)
+    table, server = start("down", retries=2)
+    said: list[str] = []
+    with pytest.raises(EvaluateError, match="given up after 3 tries"):
+        Judge(table, tmp_path / "cache", said.append).ask(RUBRIC, FIELDS, RUBRIC.read)
+    (line,) = said
+    assert " fails (HTTP 500" in line
+    assert line.endswith("each request is sent up to 3 times")
+    assert len(asked(server)) == 3
+
+
+def test_a_server_that_is_down_is_named_once(start: Start, tmp_path: Path) -> None:
+    table, _ = start("good", patience_s=0.2)
+    down = table.model_copy(update={"urls": ["http://127.0.0.1:9/v1"]})
+    with pytest.raises(EvaluateError) as raised:
+        Judge(down, tmp_path / "cache").ask(RUBRIC, FIELDS, RUBRIC.read)
+    assert str(raised.value).count("run the same command again") == 1
 
 
 @pytest.mark.parametrize(("mode", "said"), [("locked", r"HTTP 401: .*wrong key"), ("down", r"refused \(HTTP 500")])

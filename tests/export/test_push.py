@@ -14,6 +14,7 @@ from mixpo.cli import main
 from mixpo.errors import RunError
 from mixpo.export.push import prepare, push
 from mixpo.report.model_card import REMOVED, CardSubject, card, without_secrets
+from mixpo.report.words import percent
 
 
 class Hub:
@@ -74,6 +75,9 @@ def test_the_card_says_whose_pairs_they_are(origins: dict[str, int], engine: str
     assert words in text
     assert "0 sampled responses" not in text
     assert "2 questions from a\\|b\\\\c, 0 with an answer key" in text
+    assert "SFT rows" not in text
+    replayed = card(CardSubject(name="mpo", base="", licence="mit"), report, {"train": {"replay": {"share": 0.25}}})
+    assert f"SFT rows mixed in with the generation loss only: {percent(0.25)} of the pairs" in replayed
 
 
 def test_what_is_uploaded(finished_run: Path) -> None:

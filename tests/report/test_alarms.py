@@ -91,3 +91,11 @@ def test_with_a_judge_a_comparison_leaves_them_out(tmp_path: Path) -> None:
     [found] = compare_evaluations(tmp_path / "a", tmp_path / "b")
     assert found["n"] == 1
     assert found["notes"] == ["1 of 2 answers of b/base never came and counts nowhere; `mixpo retry` retries them"]
+
+
+def test_rows_that_a_predictions_file_lacks_are_not_to_be_retried() -> None:
+    scores = {"failed": 1, "cut": 0, "loops": 0, "n": 4, "accuracy": 0.5}
+    sets = {"test": {"theirs": {"cot": scores}, "mpo": {"cot": scores}}}
+    found = alarms(sets, {("test", "theirs", "cot")})
+    assert [(alarm["model"], alarm["cause"]) for alarm in found] == [("mpo", "failed"), ("theirs", "absent")]
+    assert "retry" not in CAUSES["absent"]

@@ -217,6 +217,8 @@ def test_a_processor_with_code_of_its_own_is_saved_with_it(folder: Path, tmp_pat
     )
     (folder / "additional_chat_templates").mkdir()
     (folder / "additional_chat_templates" / "tools.jinja").write_text((folder / "chat_template.jinja").read_text())
+    with fails("remote-code-not-trusted", ModelError, path=folder, key="model.trust_remote_code"):
+        load(ModelTable(path=str(folder), device="cpu"), Path())
     trusting = ModelTable(path=str(folder), device="cpu", trust_remote_code=True)
     vlm = load(trusting, Path())
     assert vlm.processor.own

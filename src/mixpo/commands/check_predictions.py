@@ -58,7 +58,7 @@ def check_saved(recipe: Recipe, recipe_folder: Path, questions: Sequence[Questio
     checked.counts[f"{where}: rows"] = saved.counts["rows"]
     for item in saved.unmatched:
         checked.add(item.where, item.reason, to="notices")
-    if missing := [question.row_id or question.id for question in questions if question.id not in saved]:
+    if missing := [question.label for question in questions if question.id not in saved]:
         few = len(missing) <= recipe.max_error_rate * len(questions)
         what = f"no responses to {len(missing)} of {amount(len(questions), 'question')} ({first_few(missing, 3)})"
         checked.add(where, f"{what}; add them, or remove the questions", to="notices" if few else "findings")

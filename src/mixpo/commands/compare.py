@@ -11,7 +11,7 @@ from mixpo.errors import EvaluateError
 from mixpo.evaluate.benchmarks import BENCHMARKS
 from mixpo.evaluate.benchmarks.metrics import FigureDifference
 from mixpo.evaluate.benchmarks.metrics import differences as figure_differences
-from mixpo.evaluate.grading import graded_row
+from mixpo.evaluate.grading import NO_ROW, graded_row
 from mixpo.evaluate.sampled import SampledDifference, compare_samples, sample_differences, score_samples
 from mixpo.evaluate.score import UNREADABLE, Clusters, Comparison, comparable, compare, score
 from mixpo.evaluate.statistics import cluster_of
@@ -120,7 +120,7 @@ def _compared(key: tuple[str, str], left: Stage, right: Stage, anyway: bool) -> 
         "problem": "" if sure else UNREADABLE,
         "figures": [asdict(figure) for figure in figures_of((left, right), (a, b), known, clusters)],
         "differences": differences,
-        "notes": [_missing(side) for side in sides.values() if side["failed"]],
+        "notes": [_missing(side, rows) for side, rows in zip(sides.values(), (a, b), strict=True) if side["failed"]],
     }
 
 
@@ -139,11 +139,13 @@ def _questions(stage: Stage) -> dict[str, Question]:
     return {question.id: question for question in source.read_all(Question)} if source.manifest is not None else {}
 
 
-def _missing(side: Mapping[str, Any]) -> str:
+def _missing(side: Mapping[str, Any], rows: Sequence[Prediction]) -> str:
     never = f"{side['failed']} of {amount(side.get('samples', side['n']), 'answer')} of {side['name']} never came"
     how = "nowhere" if side["excluded"] > side["unread"] else "as not correct"
     counts = "counts" if side["failed"] == 1 else "count"
-    return f"{never} and {counts} {how}; `mixpo retry` retries them"
+    absent = any(row.reason == NO_ROW for row in rows)
+    remedy = "add them to the predictions file" if absent else "`mixpo retry` retries them"
+    return f"{never} and {counts} {how}; {remedy}"
 
 
 def _other_questions(a: set[str], b: set[str]) -> list[str]:

@@ -4,6 +4,7 @@ What follows from them is then stale, and `mixpo run` does it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def retry(context: Context) -> list[Retried]:
             raise ModelError(context.models.gone, code="model-missing", key="model.path")
         before = {name: failures for name, planned in plan.planned.items() if (failures := _failed(planned))}
         for name, failed in before.items():
-            context.progress.say(_summary(name, failed))
+            context.progress.say(_summary(name, failed, _labels(plan, name, failed)))
             stage, names = context.run.stage(name), plan.planned[name].names()
             # Where a shard is missing its attempt is on record already, and a kill came before it was made.
             raise_attempts(stage, [number for number in failed if stage.path(names[number]).exists()])
@@ -98,11 +99,17 @@ def _count(failed: Failures) -> int:
     return sum(map(len, failed.values()))
 
 
-def _summary(name: str, failed: Failures) -> str:
+def _labels(plan: Plan, name: str, failed: Failures) -> dict[str, str]:
+    """By its id, what the owner knows each question of some shards by."""
+    source = plan.planned[name].job.needs[0]
+    return {question.id: question.label for number in failed for question in plan.rows(source, number)}
+
+
+def _summary(name: str, failed: Failures, labels: Mapping[str, str]) -> str:
     """What failed and why, in one line: the most frequent reasons, with some of the questions."""
     by_reason: dict[str, list[str]] = {}
     for question, reason in (failure for failures in failed.values() for failure in failures):
-        by_reason.setdefault(reason, []).append(question)
+        by_reason.setdefault(reason, []).append(labels[question])
     most = sorted(by_reason.items(), key=lambda item: -len(item[1]))
     shown = [f"{len(questions):,} x {reason} ({first_few(questions, NAMED)})" for reason, questions in most[:SHOWN]]
     rest = [f"{amount(len(most) - SHOWN, 'other reason')}"] if len(most) > SHOWN else []

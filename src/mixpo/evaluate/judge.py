@@ -137,6 +137,7 @@ class Judge:
         self._thread: ClientThread | None = None
         self._lock = threading.Lock()
         self._names: dict[str, str] = {}
+        self._valid = False
 
     def close(self) -> None:
         """Cancel open requests and close the connections."""
@@ -187,17 +188,24 @@ class Judge:
             names = {field: self._names.get(field, field) for field in request}
             body = {names[field]: value for field, value in request.items() if names[field]}
             try:
-                return thread.run(thread.client.post("/chat/completions", body, completion_text))
+                reply = thread.run(thread.client.post("/chat/completions", body, completion_text))
+                self._valid = True
+                return reply
             except RequestError as error:
                 if error.kind == "invalid reply":
-                    return "", ""
+                    if self._valid:
+                        return "", ""
+                    message = f"{self._table.urls[0]} does not answer as a judge does ({one_line(str(error))}); check {self._where}.urls"
+                    raise EvaluateError(message, code="judge-not-compatible", key=f"{self._where}.urls") from None
                 refused = next((field for field in RENAMED_FIELDS if field in body and field in str(error)), None)
                 if error.status != 400 or refused is None or "support" not in str(error):
                     message = f"the judge at {self._table.urls[0]} refused ({one_line(str(error))}); {_CACHED}"
                     raise EvaluateError(message, code="judge-refused", key=self._where) from None
                 self._names[refused] = RENAMED_FIELDS[refused]
             except (EngineError, ServerLostError) as error:
-                raise EvaluateError(f"the judge cannot be asked: {error}; {_CACHED}", code="judge-unavailable", key=self._where) from None
+                # A server that is down comes with its own remedy.
+                kept = "" if isinstance(error, EngineError) and error.code == "server-down" else f"; {_CACHED}"
+                raise EvaluateError(f"the judge cannot be asked: {error}{kept}", code="judge-unavailable", key=self._where) from None
 
     def _open(self) -> ClientThread:
         with self._lock:

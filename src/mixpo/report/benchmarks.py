@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -95,15 +95,27 @@ CAUSES = {
     "truncated": "Responses truncated at the length limit: they have no final answer. Raise evaluate.max_new_tokens.",
     "repetition": "Responses that end in a repeated phrase: the model may have degenerated.",
     "failed": "Responses missing because the engine failed or an image is broken: run `mixpo retry RUN`.",
+    "absent": "Responses missing in a predictions file: add them to the file.",
     "unread": "Responses not scored because the judge's reply could not be read: check the predictions, or run `mixpo retry RUN`.",
 }
 """What is wrong and what to do, by cause of an alarm."""
 
 
-def alarms(sets: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]) -> list[dict[str, Any]]:
-    """For each set, model and mode: too many responses truncated or repetitive, any that failed or were not scored. By cause."""
+def alarms(
+    sets: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]], absent: Collection[tuple[str, str, str]] = ()
+) -> list[dict[str, Any]]:
+    """For each set, model and mode: too many responses truncated or repetitive, any that failed or were not scored. By cause.
+
+    absent: sets, models and modes with responses that a predictions file lacks.
+    """
     rows = [
-        {"set": name, "model": model, "mode": mode, "cause": cause, "text": text}
+        {
+            "set": name,
+            "model": model,
+            "mode": mode,
+            "cause": "absent" if cause == "failed" and (name, model, mode) in absent else cause,
+            "text": text,
+        }
         for name, models in sets.items()
         for model, modes in models.items()
         for mode, scores in modes.items()

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from mixpo.evaluate.grading import NO_ROW
 from mixpo.evaluate.sampled import Questions, sample_differences, score_samples
 from mixpo.evaluate.score import Clusters, comparable, compare, score
 from mixpo.evaluate.statistics import cluster_of
@@ -54,7 +55,7 @@ def build(data: ReportData) -> dict[str, Any]:
         **built.pop(first, _set({}, "", data, {}) | benchmark_part("", {}, [], data)),
         "sets": built,
         "headline": _headline(sets.get(first, {}), main, clusters),
-        "alarms": alarms(report_sets),
+        "alarms": alarms(report_sets, {key for key, rows in data.predictions.items() if any(row.reason == NO_ROW for row in rows)}),
         "unfinished": list(data.unfinished),
         "served": {name: _versions(name, data.manifests) for name in data.served},
         "text": [dict(row) for row in data.text],

@@ -40,7 +40,7 @@ def card(subject: CardSubject, report: dict[str, Any], recipe: dict[str, Any]) -
         f"mixpo {report['versions'].get('mixpo', '')} on {_pairs(report, recipe)}.\n",
         _headline(report, subject.name),
         "## Training data\n",
-        "".join(f"- {line}\n" for line in _data(report)),
+        "".join(f"- {line}\n" for line in _data(report, recipe)),
         "## Results\n",
         *_results(report),
         "## Recipe\n",
@@ -104,8 +104,8 @@ def _pairs(report: dict[str, Any], recipe: dict[str, Any]) -> str:
     return "ready-made preference pairs" if origins == {"imported"} else f"{made} and on ready-made ones"
 
 
-def _data(report: dict[str, Any]) -> Iterator[str]:
-    """Questions, responses, verdicts, pairs and what was filtered: a line for each that the run has."""
+def _data(report: dict[str, Any], recipe: dict[str, Any]) -> Iterator[str]:
+    """Questions, responses, verdicts, pairs, replayed rows and what was filtered: a line for each that the run has."""
     pairs = report["pairs"]
     if not pairs:
         yield "The report has no statistics of the pairs."
@@ -121,6 +121,8 @@ def _data(report: dict[str, Any]) -> Iterator[str]:
         yield f"{percent(verdicts['accuracy'])} of the verified responses are correct; {undecided}"
     origins = ", ".join(f"{count(number)} {ORIGINS[name]}" for name, number in pairs["origins"].items() if number)
     yield f"{amount(pairs['pairs'], 'preference pair')} from {amount(pairs['with_pairs'], 'question')}: {origins or 'none'}"
+    if replay := recipe.get("train", {}).get("replay"):
+        yield f"SFT rows mixed in with the generation loss only: {percent(replay['share'])} of the pairs"
     dropped: Counter[str] = Counter()
     for row in report["dropped"]:
         dropped[row["unit"]] += row["count"]

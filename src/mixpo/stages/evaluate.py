@@ -77,6 +77,7 @@ def evaluate_job(context: Context, plan: Plan, index: QuestionIndex, name: str, 
             marker = stack.enter_context(Grader(context, benchmark, mode, given, settings.get("partial", False)))
             yield lambda shard: marker.predictions(plan.rows(source, shard), plan.rows(answers, shard), attempts.counts.get(shard, 0))
             say_timeouts(context, folder, marker.verifier)
+            marker.say_unread(folder)
 
     return Job(
         kind="evaluate",
@@ -183,6 +184,11 @@ class Grader:
         each = [(question, response) for question, sampled in pairs for response in responses_of(sampled, self._count(sampled))]
         replies = self._threads.map(lambda item: self._ask(item[0], item[1], again), each)
         return (self._judged(question, response, reply) for (question, response), reply in zip(each, replies, strict=True))
+
+    def say_unread(self, stage: str) -> None:
+        """Say how many replies of the judge of [verify.judge] could not be read."""
+        if self._verdict_judge is not None:
+            self._verdict_judge.say_unread(self._context.progress.say, stage)
 
     def _count(self, sampled: Sampled) -> int:
         return self._context.recipe.evaluate.samples if self._mode == "sampled" else 1

@@ -30,7 +30,6 @@ from mixpo.types import Question, Response
 PREDICTIONS = "predictions "
 """Prefix of the identity of a model that is known by a predictions file only."""
 UNMATCHED, GIVEN = "unmatched.jsonl", "given.json"
-NO_ROW = "the predictions file has no response to this question"
 
 
 def prediction_models(context: Context) -> list[ModelRef]:
@@ -81,7 +80,9 @@ def predictions_job(
         needs=(source,),
         session=session,
         count=count_sampled,
-        check=(lambda manifest: None) if predictions.partial else (lambda manifest: check_sampled(context, manifest)),
+        check=(lambda manifest: None)
+        if predictions.partial
+        else (lambda manifest: check_sampled(context, manifest, source, "add them to the file")),
         artifacts=lambda shard: (stage.folder / GIVEN,),
         facts=facts,
     )
@@ -112,6 +113,8 @@ def _responses(
 def _answer(question: Question, responses: Mapping[str, str]) -> Sampled:
     text = responses.get(question.id)
     if text is None:
+        from mixpo.evaluate.grading import NO_ROW
+
         return Sampled(question=question.id, error=NO_ROW)
     return Sampled(question=question.id, responses=(Response(question=question.id, index=0, text=text, engine="predictions"),))
 

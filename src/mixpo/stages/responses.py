@@ -83,7 +83,7 @@ def response_job(
         needs=needs,
         session=session,
         count=count_sampled,
-        check=partial(check_sampled, context),
+        check=partial(check_sampled, context, source=needs[0]),
         ranks="each" if engine.in_each_rank else "main",
         facts=facts,
         attempts=attempts,
@@ -152,17 +152,22 @@ def count_sampled(rows: Sequence[Sampled]) -> Mapping[str, int]:
     return counts
 
 
-def check_sampled(context: Context, manifest: Manifest) -> None:
-    """Raise EngineError when a larger share of questions failed than `max_error_rate`, naming the first reasons."""
+def check_sampled(context: Context, manifest: Manifest, source: str, remedy: str = "") -> None:
+    """Raise EngineError when a larger share of questions failed than `max_error_rate`, naming the first reasons.
+
+    source: the stage with the questions. remedy: by default `mixpo retry`.
+    """
     failed, total = manifest.counts.get("failed", 0), manifest.counts["questions"]
     allowed = context.recipe.max_error_rate
     if failed > allowed * total:
         rows = context.run.stage(manifest.stage).read_all(Sampled)
-        reasons = (f"{row.question}: {row.error}" for row in rows if row.error)
+        first = {row.question: row.error for row in islice((row for row in rows if row.error), 3)}
+        labels = {question.id: question.label for question in context.run.stage(source).read_all(Question) if question.id in first}
+        reasons = (f"{labels.get(question, question)}: {error}" for question, error in first.items())
+        remedy = remedy or f"correct the cause and retry only them with `mixpo retry {context.run.root}`"
         raise EngineError(
             f"{manifest.stage}: {failed} of {amount(total, 'question')} failed, more than max_error_rate = {allowed:g} allows "
-            f"({'; '.join(islice(reasons, 3))}); the others are kept; correct the cause and retry only them with "
-            f"`mixpo retry {context.run.root}`, or continue without them with --set max_error_rate=1",
+            f"({'; '.join(reasons)}); the others are kept; {remedy}, or continue without them with --set max_error_rate=1",
             code="too-many-failures",
             key="max_error_rate",
         )

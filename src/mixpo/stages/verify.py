@@ -105,6 +105,8 @@ def verdict_job(
 
             yield make
             say_timeouts(context, name, verifier)
+            if judge is not None:
+                judge.say_unread(context.progress.say, name)
 
     settings = verdict_judge.settings(context)
     if kind == "verify":  # what decides these verdicts decides which responses are cut as well, and so the inputs of "value"

@@ -68,5 +68,8 @@ def loading_errors(source: Path, what: str) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
+        if "trust_remote_code" in str(error):
+            message = f"{source}: the {what} needs code that comes with it; read it, and set model.trust_remote_code = true if you trust it"
+            raise ModelError(message, code="remote-code-not-trusted", path=source, key="model.trust_remote_code") from error
         message = f"{source}: the {what} cannot be loaded: {type(error).__name__}: {first_line(error)}"
         raise ModelError(message, code="model-not-loadable", path=source) from error

@@ -44,7 +44,7 @@ NO_QUOTA = b"insufficient_quota"
 LOST = ("unreachable", "connection lost", "timed out")
 """Kinds of failures that say nothing about the request itself."""
 LONG_WAIT = 10.0
-"""Seconds of waiting for a busy server after which the user is told."""
+"""Seconds of one request at a server that is busy or fails after which the user is told."""
 
 
 class RequestError(Exception):
@@ -65,14 +65,13 @@ class BusyError(ServerLostError):
 
 @dataclass(kw_only=True)
 class Replica:
-    """One server. alive: whether it gets requests. busy: its open requests. failures: in a row. busy_reported: whether the user knows
-    that it is busy."""
+    """One server. alive: whether it gets requests. busy: its open requests. failures: in a row. reported: what the user was told."""
 
     url: str
     alive: bool = True
     busy: int = 0
     failures: int = 0
-    busy_reported: bool = False
+    reported: set[str] = field(default_factory=set)
 
 
 @dataclass(kw_only=True)
@@ -150,9 +149,10 @@ class Client:
         import orjson
 
         data = orjson.dumps(body)
-        waited, waits, tries = 0.0, 0, 0
+        waited, waits, tries, retries = 0.0, 0, 0, self.limits.retries if retries is None else retries
+        elapsed = 0.0
         last: Attempt[Value] = Attempt()
-        while tries <= (self.limits.retries if retries is None else retries):
+        while tries <= retries:
             async with self._slots:
                 begun = time.monotonic()
                 chosen = replica or await self._choose()
@@ -163,18 +163,18 @@ class Client:
             self.counts[f"retried: {last.kind}"] += 1
             if last.kind in LOST:
                 self.check()
-            if last.kind in ("busy", "unreachable"):
-                waits += 1
-                pause = last.wait or backoff(waits)
-                waited += time.monotonic() - begun + pause
-                if waited > self.limits.patience_s:
-                    break
-                if last.kind == "busy" and waited > LONG_WAIT:
-                    self._report_busy(chosen, last.reason)
-            else:
-                tries += 1
-                pause = last.wait or backoff(tries)
-            await asyncio.sleep(pause)
+            waiting = last.kind in ("busy", "unreachable")
+            waits, tries = waits + waiting, tries + (not waiting)
+            pause = last.wait or backoff(waits if waiting else tries)
+            spent = time.monotonic() - begun + pause
+            waited, elapsed = waited + spent * waiting, elapsed + spent
+            if waited > self.limits.patience_s:
+                break
+            if last.kind != "unreachable" and tries <= retries and elapsed > LONG_WAIT:
+                limit = f"waits for it up to patience_s = {self.limits.patience_s:g}" if waiting else f"is sent up to {retries + 1} times"
+                self._report(chosen, "is busy" if waiting else "fails", f"({last.reason}); each request {limit}")
+            if tries <= retries:
+                await asyncio.sleep(pause)
         if last.kind == "busy":
             raise BusyError(f"{last.reason} (busy for longer than patience_s = {self.limits.patience_s:g})")
         message = f"{last.reason} (given up after {amount(max(tries, 1), 'try', 'tries')})"
@@ -264,10 +264,11 @@ class Client:
         if replica.failures >= 2 and len(self.replicas) > 1:
             self._take_down(replica, what)
 
-    def _report_busy(self, replica: Replica, reason: str) -> None:
-        if not replica.busy_reported:
-            replica.busy_reported = True
-            self.notify(f"{replica.url} is busy ({reason}); each request waits for it up to patience_s = {self.limits.patience_s:g}")
+    def _report(self, replica: Replica, what: str, details: str) -> None:
+        """Tell the user once what is the matter with a server."""
+        if what not in replica.reported:
+            replica.reported.add(what)
+            self.notify(f"{replica.url} {what} {details}")
 
     def _take_down(self, replica: Replica, why: str) -> None:
         if replica.alive:
