@@ -13,11 +13,12 @@ from spying import spy
 
 from mixpo.recipe import VerifyTable
 from mixpo.types import Question, Response
-from mixpo.verify import Verifier
+from mixpo.verify import Verifier, processes
 from mixpo.verify import pool as pool_module
 from mixpo.verify.check import TOLERANCE, judge, make_algebra
 from mixpo.verify.judgement import Judgement, Options
-from mixpo.verify.pool import FormulaPool
+from mixpo.verify.pool import EXCEEDED, FormulaPool
+from mixpo.verify.processes import DIED, TIMED_OUT, Reply, UnavailableError, Workers
 
 TOWER = "9^{9^{9^{9}}}"
 """Evaluating it never ends."""
@@ -102,7 +103,7 @@ def test_a_worker_that_cannot_start_is_named(monkeypatch: pytest.MonkeyPatch) ->
     with FormulaPool(timeout_s=5, workers=1) as own:
         judgement = own.compare("x", "y", TOLERANCE)
         assert judgement.outcome == "undecided"
-        assert "formula worker cannot be started" in judgement.reason
+        assert "worker process cannot be started" in judgement.reason
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -114,7 +115,7 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 @pytest.mark.slow
 def test_workers_are_replaced_after_many_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "TASKS_PER_WORKER", 1)
+    monkeypatch.setattr(processes, "TASKS_PER_WORKER", 1)
     with FormulaPool(timeout_s=20, workers=1) as own:
         own.compare("x+1", "1+x", TOLERANCE)
         (first,) = own.processes()
@@ -157,7 +158,7 @@ def test_a_hanging_worker_does_not_outlive_a_killed_parent() -> None:
     code = (
         "import threading\nfrom mixpo.verify.pool import FormulaPool\n"
         "pool = FormulaPool(timeout_s=1, workers=1)\npool.compare('x+1', '1+x', 1e-6)\nprint(pool.processes()[0], flush=True)\n"
-        f"pool.timeout_s = 60\npool._ask({{'predicted': '{TOWER}', 'gold': '1', 'tolerance': 1e-6, 'timeout_s': 0}})"
+        f"pool.timeout_s = 2\npool.compare('{TOWER}', '1', 1e-6)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
@@ -197,11 +198,11 @@ def test_a_busy_machine_changes_no_verdict() -> None:
 @pytest.mark.slow
 def test_a_time_out_is_asked_again_alone_and_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    spy(monkeypatch, FormulaPool, "_ask", lambda *_: asked.append(1))
+    spy(monkeypatch, Workers, "_ask", lambda *_: asked.append(1))
     path = tmp_path / "verdicts.sqlite"
     for _ in range(2):
         with FormulaPool(timeout_s=0.3, workers=1, cache=path) as own:
-            assert own.compare(TOWER, "1", TOLERANCE).reason == "formula check exceeded 0.3 s"
+            assert own.compare(TOWER, "1", TOLERANCE).reason == f"{EXCEEDED} 0.3 s"
             assert own.compare(TOWER, "1", TOLERANCE).outcome == "undecided"
     assert len(asked) == 4, "twice in each run"
 
@@ -222,29 +223,35 @@ def test_a_second_verifier_starts_no_worker(tmp_path: Path) -> None:
     assert first.outcome == "correct"
 
 
-@pytest.mark.parametrize(("lasting", "times"), [("always", 1), ("here", 4), ("", 2)])
-def test_only_what_would_be_the_same_again_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lasting: str, times: int) -> None:
+@pytest.mark.parametrize(("reply", "times"), [({"outcome": "undecided", "reason": "a reason"}, 1), (TIMED_OUT, 4), (DIED, 4), (None, 2)])
+def test_only_what_would_be_the_same_again_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reply: Reply | str | None, times: int
+) -> None:
     asked = []
 
-    def ask(_pool: FormulaPool, request: dict[str, object]) -> tuple[Judgement, str]:
+    def ask(_workers: Workers, request: Reply, _limit_s: float) -> Reply | str:
         asked.append(request)
-        return Judgement("undecided", "a reason"), lasting
+        if reply is None:
+            raise UnavailableError("gone")
+        return reply
 
-    monkeypatch.setattr(FormulaPool, "_ask", ask)
+    monkeypatch.setattr(Workers, "_ask", ask)
     for _ in range(2):
         with FormulaPool(cache=tmp_path / "verdicts.sqlite") as pool:
-            assert pool.compare("x", "y", 0.0) == Judgement("undecided", "a reason")
+            assert pool.compare("x", "y", 0.0).outcome == "undecided"
+            remembered = [pool.compare("x", "y", 0.0) for _ in range(reply is not None)]
+            assert len(remembered) == (reply is not None)
     assert len(asked) == times  # a time-out is asked again before it counts
 
 
 def test_the_key_of_a_kept_verdict_holds_all_that_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
 
-    def ask(_pool: FormulaPool, request: dict[str, object]) -> tuple[Judgement, str]:
+    def ask(_workers: Workers, request: Reply, _limit_s: float) -> Reply | str:
         asked.append(request)
-        return Judgement("wrong", "differ"), "always"
+        return {"outcome": "wrong", "reason": "differ"}
 
-    monkeypatch.setattr(FormulaPool, "_ask", ask)
+    monkeypatch.setattr(Workers, "_ask", ask)
     for key in [("x", "y", 0.1), ("x", "y", 0.1), ("y", "x", 0.1), ("x", "y", 0.2), ("x y", "", 0.1)]:
         with FormulaPool(cache=tmp_path / "verdicts.sqlite") as own:
             assert own.compare(*key) == Judgement("wrong", "differ")
@@ -271,11 +278,11 @@ def test_a_bomb_that_is_asked_for_twice_at_once_is_compared_once() -> None:
 def test_a_question_full_of_bombs_has_a_cap(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
 
-    def ask(_pool: FormulaPool, request: dict[str, object]) -> tuple[Judgement, str]:
+    def ask(_workers: Workers, request: Reply, _limit_s: float) -> Reply | str:
         asked.append(request["predicted"])
-        return Judgement("undecided", f"{pool_module.TIMED_OUT} 5 s"), "here"
+        return TIMED_OUT
 
-    monkeypatch.setattr(FormulaPool, "_ask", ask)
+    monkeypatch.setattr(Workers, "_ask", ask)
     answers = [f"9^{{9^{{9^{{{number}}}}}}}" for number in range(2, 33)]
     responses = [Response(question="q", index=i, text=f"Final answer: {answer}") for i, answer in enumerate([*answers, "(x+1)^2"])]
     with Verifier(VerifyTable(workers=2)) as verifier:

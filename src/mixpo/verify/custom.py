@@ -8,15 +8,13 @@ from __future__ import annotations
 import hashlib
 from fnmatch import fnmatchcase
 from pathlib import Path
-from queue import LifoQueue
 
 from mixpo.errors import RecipeError
 from mixpo.recipe import VerifyTable
 from mixpo.types import Question, Response, Verdict
-from mixpo.verify.pool import START_LIMIT_S, Worker
+from mixpo.verify.processes import TIMED_OUT, UnavailableError, Workers
 
 PROGRAM = Path(__file__).with_name("custom_worker.py")
-OUTCOMES = {"correct": "correct", "wrong": "wrong", "malformed": "malformed", "undecided": "undecided"}
 
 
 class CustomChecks:
@@ -26,17 +24,18 @@ class CustomChecks:
     """
 
     def __init__(self, table: VerifyTable, folder: Path) -> None:
-        self._table, self._folder = table, folder
-        self._idle: dict[str, LifoQueue[Worker | None]] = {}
-        for target in targets_of(table).values():
-            self._idle[target] = LifoQueue()
-            for _ in range(table.workers):
-                self._idle[target].put(None)
+        self._table = table
+        self._workers = {
+            target: Workers(PROGRAM, str(folder.absolute()), target, count=table.workers) for target in targets_of(table).values()
+        }
 
     def start(self) -> None:
         """Start one process for each check. Raises RecipeError for a function that cannot be imported or called."""
-        for target, idle in self._idle.items():
-            idle.put(self._started(idle.get(), target))
+        for target, workers in self._workers.items():
+            try:
+                workers.start()
+            except UnavailableError as error:
+                raise _not_usable(target, error) from None
 
     def target(self, question: Question) -> str:
         """The check of a question, by its source, then by its domain; "" where the built-in checks decide."""
@@ -58,50 +57,23 @@ class CustomChecks:
                 "source": question.source,
             },
         }
-        idle = self._idle[target]
-        worker = idle.get()
         try:
-            worker = self._started(worker, target)
-            reply = worker.ask(request, self._table.custom_timeout_s)
-            if reply is None and worker.timed_out:  # once more before it counts: the machine may have been busy
-                worker = self._started(worker, target)
-                reply = worker.ask(request, self._table.custom_timeout_s)
-            if reply is None:
-                reason = (
-                    f"custom check exceeded {self._table.custom_timeout_s:g} s" if worker.timed_out else "custom check ended its process"
-                )
-                worker.end()
-                worker, reply = None, {"outcome": "undecided", "reason": reason}
-        finally:
-            idle.put(worker)
-        return Verdict(
-            question=question.id,
-            index=response.index,
-            outcome=OUTCOMES[reply["outcome"]],  # type: ignore[arg-type]
-            extracted=extracted,
-            reason=reply["reason"],
-            score=reply.get("score"),  # type: ignore[arg-type]
-        )
+            reply = self._workers[target].ask(request, self._table.custom_timeout_s)
+        except UnavailableError as error:
+            raise _not_usable(target, error) from None
+        if isinstance(reply, str):
+            exceeded = f"custom check exceeded {self._table.custom_timeout_s:g} s"
+            reply = {"outcome": "undecided", "reason": exceeded if reply == TIMED_OUT else "custom check ended its process"}
+        return Verdict(question=question.id, index=response.index, extracted=extracted, **reply)
 
     def close(self) -> None:
         """End all processes."""
-        for idle in self._idle.values():
-            for _ in range(idle.qsize()):
-                if (worker := idle.get()) is not None:
-                    worker.end()
+        for workers in self._workers.values():
+            workers.close()
 
-    def _started(self, worker: Worker | None, target: str) -> Worker:
-        if worker is not None and worker.is_usable():
-            return worker
-        if worker is not None:
-            worker.end()
-        worker = Worker(PROGRAM, str(self._folder.absolute()), target)
-        ready = worker.read(START_LIMIT_S)
-        if ready is None or ready["outcome"] != "ready":
-            worker.end()
-            reason = "the process ended" if ready is None else ready["reason"]
-            raise RecipeError(f"verify.custom = {target!r} cannot be used: {reason}", code="custom-check-not-usable", key="verify.custom")
-        return worker
+
+def _not_usable(target: str, error: UnavailableError) -> RecipeError:
+    return RecipeError(f"verify.custom = {target!r} cannot be used: {error}", code="custom-check-not-usable", key="verify.custom")
 
 
 def targets_of(table: VerifyTable) -> dict[str, str]:

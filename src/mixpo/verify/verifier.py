@@ -17,7 +17,7 @@ from mixpo.verify.custom import CustomChecks
 from mixpo.verify.dataset_metrics import rule_of
 from mixpo.verify.extract import extract
 from mixpo.verify.judgement import OUTCOMES, Algebra, Judgement, Options
-from mixpo.verify.pool import TIMED_OUT, FormulaPool
+from mixpo.verify.pool import EXCEEDED, FormulaPool
 
 Compare = Callable[[str], Judgement]
 CustomCheck = Callable[[str, str], str | bool]
@@ -87,7 +87,7 @@ class Verifier:
 
         verdicts: list[Verdict] = []
         for start in range(0, len(responses), BATCH):
-            capped = sum(verdict.reason.startswith(TIMED_OUT) for verdict in verdicts) >= MAX_TIMEOUTS
+            capped = sum(verdict.reason.startswith(EXCEEDED) for verdict in verdicts) >= MAX_TIMEOUTS
             judge_one = partial(verdict_on, compare=self._comparison(question, _not_compared)) if capped else verdict_on
             verdicts += self._map(judge_one, responses[start : start + BATCH], question.kind == "formula" or bool(target))
         return tuple(verdicts)
