@@ -45,19 +45,24 @@ TEMPLATE = (
 """Chat template; IMAGE stands for what a family writes for an image."""
 
 
+class Cycle(NamedTuple):
+    """Lessons in order under one cycle of the learning rate, whose highest is `rate`."""
+
+    rate: float
+    lessons: tuple[Lesson, ...]
+
+
 class BaseModel(ABC, Generic[Picture]):
     """How the base model of one world is built and taught.
 
-    course: in order; the last lesson has a learning-rate cycle of its own, lower than that of the others.
-    batch: examples per step. rate: highest learning rate.
+    course: in order; the last two lessons of the first cycle are what the tokenizer is made from. batch: examples per step.
     specials: special tokens. roles: what the processor calls them. image: an image's tokens in the text of a prompt, before and after
     the processor repeats them.
     """
 
     world: World[Picture]
-    course: Sequence[Lesson]
+    course: Sequence[Cycle]
     batch: int
-    rate: float
     specials: Sequence[str]
     roles: dict[str, str]
     image: tuple[str, str]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tiny_answers import TEMPLATE, BaseModel, Lesson, Shares
+from tiny_answers import TEMPLATE, BaseModel, Cycle, Lesson, Shares
 from transformers import (
     GenerationConfig,
     GotOcr2ImageProcessor,
@@ -44,9 +44,8 @@ class DigitsModel(BaseModel[Scene]):
     """InternVL: vision tower of 3 layers, pixel shuffle, projector, Qwen2 decoder of 4 layers; 56 x 56 pixels."""
 
     world = WORLD
-    course = (Lesson(550, CAREFUL), Lesson(350, MIXED), Lesson(200, SHARES))
+    course = (Cycle(1.5e-3, (Lesson(550, CAREFUL), Lesson(350, MIXED))), Cycle(6e-4, (Lesson(200, SHARES),)))
     batch = 64
-    rate = 1.5e-3
     specials = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>")
     roles = {  # noqa: RUF012
         "start_image_token": "<img>",

@@ -1,11 +1,13 @@
-"""Make a bundled base model: a small VLM trained from scratch on the start pool of its world.
+"""Make the base model of a bundled world: a small VLM trained from scratch on the start pool of its world.
 
     python tools/train_tiny.py digits --out src/mixpo/assets/tiny
-    python tools/train_tiny.py charts --out src/mixpo/assets/charts
+    python tools/train_tiny.py charts --out runs/charts-base
 
 A model learns from worked answers of three manners (`tiny_answers.py`), of which the world's `SHARES` are the last mixture. So its
 chain-of-thought answers are mediocre although it *can* read and reason: the situation that preference optimization on answer
 correctness is meant to mend. Nothing of the other pools is used.
+
+The same command resumes an interrupted course after the last finished learning-rate cycle.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_model, save_model
 from tiny_answers import BaseModel
 from tiny_charts import ChartsModel
 from tiny_digits import DigitsModel
@@ -61,18 +64,27 @@ def tensors(rows: list[tuple[list[int], list[int]]], pad: int) -> dict[str, torc
 
 
 def train(base: BaseModel[Any], out: Path, seed: int) -> None:
+    """All cycles of the course; after an interruption those that are finished are read from `out`."""
+    out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    *first, last = base.course
-    corpus = [*base.examples(seed + 1, 1000, first[-2]), *base.examples(seed + 2, 3000, first[-1])]
+    *_, careful, mixed = base.course[0].lessons
+    corpus = [*base.examples(seed + 1, 1000, careful), *base.examples(seed + 2, 3000, mixed)]
     tokenizer = make_tokenizer([text for _, message, answer in corpus for text in (message, answer, "user\n", "assistant\n")], base)
     processor, model = base.processor(tokenizer), base.model(tokenizer)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, vocabulary {len(tokenizer)}", flush=True)
-    rows = [row for number, lesson in enumerate(first) for row in base.examples(10 * seed + number, lesson.steps * base.batch, lesson)]
-    run(base, model, processor, rows, base.rate, seed)
-    rows = list(base.examples(10 * seed + 9, last.steps * base.batch, last))
-    run(base, model, processor, rows, base.rate / 2.5, seed + 1)
+    for number, cycle in enumerate(base.course):
+        weights = out / f"cycle-{number + 1}.safetensors"
+        if weights.exists():
+            load_model(model, weights)
+            continue
+        lessons = enumerate(cycle.lessons)
+        rows = [row for i, part in lessons for row in base.examples(10 * seed + 9 * number + i, part.steps * base.batch, part)]
+        run(base, model, processor, rows, cycle.rate, seed + number)
+        save_model(model, str(weights))
     model.save_pretrained(out)
     processor.save_pretrained(out)
+    for path in out.glob("cycle-*.safetensors"):
+        path.unlink()
 
 
 def run(base: BaseModel[Any], model: Any, processor: Any, rows: list[tuple[Any, str, str]], rate: float, seed: int) -> None:
