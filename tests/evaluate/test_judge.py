@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,15 @@ def test_a_server_that_fails_for_long_is_named_while_it_is_asked_again(
     assert " fails (HTTP 500" in line
     assert line.endswith("each request is sent up to 3 times")
     assert len(asked(server)) == 3
+
+
+def test_a_closed_judge_sends_nothing_more(start: Start, tmp_path: Path) -> None:
+    table, server = start("good")
+    judge = Judge(table, tmp_path / "cache")
+    judge.close()
+    with pytest.raises(CancelledError):
+        judge.ask(RUBRIC, FIELDS, RUBRIC.read)
+    assert asked(server) == []
 
 
 def test_a_server_that_is_down_is_named_once(start: Start, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -137,11 +138,12 @@ class Judge:
         self._thread: ClientThread | None = None
         self._lock = threading.Lock()
         self._names: dict[str, str] = {}
-        self._valid = False
+        self._valid = self._closed = False
 
     def close(self) -> None:
-        """Cancel open requests and close the connections."""
+        """Cancel open requests and close the connections; requests of other threads that come later are cancelled too."""
         with self._lock:
+            self._closed = True
             if self._thread is not None:
                 self._thread.close()
                 self._thread = None
@@ -209,6 +211,8 @@ class Judge:
 
     def _open(self) -> ClientThread:
         with self._lock:
+            if self._closed:
+                raise CancelledError
             if self._thread is None:
                 table = self._table
                 self._thread = ClientThread(
