@@ -97,7 +97,7 @@ class StopError(Exception):
     pass
 
 
-def train_until(step: int, monkeypatch: pytest.MonkeyPatch, a_job: TrainJob) -> None:
+def train_until(step: int, monkeypatch: pytest.MonkeyPatch, a_job: TrainJob, said: Silent | None = None) -> None:
     """Train, and fail after this step."""
     real = loop._advance
 
@@ -109,4 +109,4 @@ def train_until(step: int, monkeypatch: pytest.MonkeyPatch, a_job: TrainJob) -> 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "_advance", advance)
         with pytest.raises(StopError):
-            loop.train(a_job, Silent())
+            loop.train(a_job, said or Silent())

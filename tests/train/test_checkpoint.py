@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,8 +23,10 @@ from train.cases import fresh, job, timeless, train_until
 from mixpo.errors import MissingExtra, ModelError, TrainError
 from mixpo.progress import Silent
 from mixpo.train import loop
+from mixpo.train.checkpoint import write_tensors
 from mixpo.train.loop import train
 from mixpo.train.metrics import StepMetrics, read_metrics
+from mixpo.train.session import Session
 from mixpo.types import Group
 from mixpo.vlm.load import Vlm
 
@@ -149,6 +152,135 @@ def test_full_disk_keeps_the_last_good_checkpoint(
     assert numbers(train(job(fresh(tiny_vlm), data, tmp_path, **SETTINGS), Silent()).steps) == numbers(whole.steps)
 
 
+def hold_writes(monkeypatch: pytest.MonkeyPatch, write: Callable[..., None]) -> list[str]:
+    """Replace the writing of tensors; returns the order of steps computed and writes begun and ended."""
+    order: list[str] = []
+    computed = loop._forward_backward
+
+    def compute(session: Session, *rest: Any) -> Any:
+        sums = computed(session, *rest)
+        order.append(f"step {session.state.step + 1}")
+        return sums
+
+    def held(folder: Path, *values: Any) -> None:
+        order.append(f"begin {folder.name}")
+        write(folder, *values)
+        order.append(f"end {folder.name}")
+
+    monkeypatch.setattr(loop, "_forward_backward", compute)
+    monkeypatch.setattr("mixpo.train.parallel.write_tensors", held)
+    return order
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.001)
+    assert condition()
+
+
+def test_training_runs_while_a_checkpoint_is_written(
+    tiny_vlm: Vlm, data: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint is of its step although two more are computed while it is written; only the next checkpoint waits for it."""
+    whole = train(job(fresh(tiny_vlm), data, tmp_path / "whole", **SETTINGS), Silent())
+    with monkeypatch.context() as patch:
+
+        def slowly(folder: Path, *values: Any) -> None:
+            if "000002" in folder.name:
+                until(lambda: "step 4" in order)
+                time.sleep(0.05)
+            write_tensors(folder, *values)
+
+        order = hold_writes(patch, slowly)
+        train_until(4, patch, job(fresh(tiny_vlm), data, tmp_path / "cut", **SETTINGS))
+    assert order.index("begin .step-000002.tmp") < order.index("step 4") < order.index("end .step-000002.tmp")
+    assert order.index("end .step-000002.tmp") < order.index("begin .step-000004.tmp")
+    folder = tmp_path / "cut" / "work" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["step-000002", "step-000004"]
+    shutil.rmtree(folder / "step-000004")
+    resumed = train(job(fresh(tiny_vlm), data, tmp_path / "cut", **SETTINGS), said := Silent())
+    assert any("resuming after step 2 of 9" in line for line in said.lines)
+    assert numbers(resumed.steps) == numbers(whole.steps)
+
+
+def test_an_error_of_the_writer_stops_the_next_step(
+    tiny_vlm: Vlm, data: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = hold_writes(monkeypatch, full_disk)
+    compute = loop._forward_backward
+
+    def joined(session: Session, *rest: Any) -> Any:
+        sums = compute(session, *rest)
+        if session.state.step == 4:
+            thread = session.checkpoints._thread
+            assert thread is not None
+            thread.join()
+        return sums
+
+    monkeypatch.setattr(loop, "_forward_backward", joined)
+    with fails("checkpoint-not-writable", TrainError, path=tmp_path / "work" / "checkpoints" / "step-000004"):
+        train(job(fresh(tiny_vlm), data, tmp_path, **{**SETTINGS, "save_every": 4}), Silent())
+    assert order[-1] == "step 5"
+    assert not list((tmp_path / "work" / "checkpoints").iterdir())
+
+
+def test_no_model_is_saved_when_the_last_checkpoint_fails(
+    tiny_vlm: Vlm, data: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold_writes(monkeypatch, full_disk)
+    with fails("checkpoint-not-writable", TrainError):
+        train(job(fresh(tiny_vlm), data, tmp_path, **{**SETTINGS, "save_every": 100}), Silent())
+    assert not (tmp_path / "model").exists()
+
+
+def test_an_error_of_the_writer_does_not_hide_that_of_training(
+    tiny_vlm: Vlm, data: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(folder: Path, *_: Any) -> None:
+        until(lambda: "step 3" in order)
+        full_disk()
+
+    order = hold_writes(monkeypatch, fail)
+    said = Silent()
+    train_until(2, monkeypatch, job(fresh(tiny_vlm), data, tmp_path, **SETTINGS), said)
+    assert any("step-000002: the checkpoint cannot be written" in line for line in said.lines)
+
+
+DIES = """
+import os, signal
+from mixpo.train import parallel
+
+written, real = [], parallel.write_tensors
+
+
+def write(folder, weights, training_state):
+    written.append(folder)
+    if len(written) == 3:
+        real(folder, weights, {})
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(folder, weights, training_state)
+
+
+parallel.write_tensors = write
+"""
+
+
+@pytest.mark.slow
+def test_killed_in_the_writing_thread(tiny_vlm: Vlm, tiny_folder: Path, data: list[Group], tmp_path: Path) -> None:
+    """The third checkpoint is half written: training resumes from the second."""
+    command = killed_command(tiny_folder, data, tmp_path / "cut", DIES)
+    assert subprocess.run(command, stderr=subprocess.DEVNULL, timeout=240, check=False).returncode == -signal.SIGKILL
+    folder = tmp_path / "cut" / "work" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == [".step-000003.tmp", "step-000001", "step-000002"]
+    said = Silent()
+    settings = {"epochs": 12, "batch_size": 4, "save_every": 1000}
+    resumed = train(job(fresh(tiny_vlm), data, tmp_path / "cut", **settings), said)
+    assert any("resuming after step 2 of 36" in line for line in said.lines)
+    whole = train(job(fresh(tiny_vlm), data, tmp_path / "whole", **settings), Silent())
+    assert numbers(resumed.steps) == numbers(whole.steps)
+
+
 def test_full_disk_at_the_export_loses_nothing(tiny_vlm: Vlm, data: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("mixpo.vlm.load._write_processor", full_disk)
@@ -188,18 +320,17 @@ train(job(vlm, scored(vlm, groups(vlm, images)), work, epochs=12, batch_size=4, 
 """
 
 
+def killed_command(tiny_folder: Path, data: list[Group], work: Path, before: str = "") -> list[str]:
+    """A training of 36 steps in a process of its own, with a checkpoint after each."""
+    path = [str(Path(__file__).parents[1]), *sys.path]
+    program = f"import sys; sys.path[:0] = {path!r}\n{before}{KILLED}"
+    return [sys.executable, "-c", program, str(tiny_folder), str(Path(data[0].question.images[0].path).parent), str(work)]
+
+
 @pytest.mark.slow
 def test_killed_with_sigkill(tiny_vlm: Vlm, tiny_folder: Path, data: list[Group], tmp_path: Path) -> None:
     """A process is killed at a moment of its own; the rest is done here, to the same end as an uninterrupted training."""
-    path = [str(Path(__file__).parents[1]), *sys.path]
-    command = [
-        sys.executable,
-        "-c",
-        f"import sys; sys.path[:0] = {path!r}\n{KILLED}",
-        str(tiny_folder),
-        str(Path(data[0].question.images[0].path).parent),
-    ]
-    process = subprocess.Popen([*command, str(tmp_path / "cut")], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(killed_command(tiny_folder, data, tmp_path / "cut"), stderr=subprocess.DEVNULL)
     metrics = tmp_path / "cut" / "work" / "metrics.jsonl"
     end = time.monotonic() + 240
     while process.poll() is None and time.monotonic() < end and not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 7):

@@ -15,6 +15,7 @@ import json
 import os
 import pickle
 import shutil
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from mixpo.run import changed_settings
 DEEPSPEED = "deepspeed"
 """Folder of DeepSpeed's files (its `tag`)."""
 
+_NOT_WRITABLE = (OSError, RuntimeError, SafetensorError)
 _UNREADABLE = (OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError)
 
 
@@ -83,53 +85,109 @@ class Checkpoint:
 
 
 class ModelWriter(Protocol):
-    """What writes the weights and the optimizer: `mixpo.train.parallel.Parallel`. `wait` and `save` are collective."""
+    """What has the weights and the optimizer: `mixpo.train.parallel.Parallel`. All but `main` is collective."""
 
     @property
     def main(self) -> bool: ...
 
     def wait(self) -> None: ...
 
+    def snapshot(self) -> Callable[[Path], None] | None: ...
+
     def save(self, folder: Path) -> None: ...
 
 
-def save_checkpoint(folder: Path, state: TrainState, keep: int, parallel: ModelWriter, moving_values: Mapping[str, Tensor]) -> None:
-    """*Collective.* Write a checkpoint and remove all but the newest `keep`. moving_values: a moving reference, or empty.
+class CheckpointWriter:
+    """Writes checkpoints in a background thread of the main rank while training runs, and removes all but the newest `keep`.
 
-    Raises TrainError when it cannot be written; older checkpoints stay usable.
+    A checkpoint is a copy of the state at the time of `save`, and appears under its name when all of it is on disk. An error of the
+    thread is raised by the next call of any method, and at the end of the context, which waits for the last checkpoint.
     """
-    target = folder / f"step-{state.step:06d}"
-    temporary = folder / f".{target.name}.tmp"
-    try:
-        if parallel.main:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        parallel.wait()
-        parallel.save(temporary)
-        parallel.wait()
-        if parallel.main:
-            if moving_values:
-                save_file(dict(moving_values), temporary / "reference.safetensors")
-            record = {**asdict(state), "files": records_of(temporary, [temporary])}
+
+    def __init__(self, folder: Path, keep: int, parallel: ModelWriter, say: Callable[[str], None]) -> None:
+        """say: logs an error of the thread when training ends with another one."""
+        self.folder = folder
+        self.keep = keep
+        self._parallel = parallel
+        self._say = say
+        self._thread: threading.Thread | None = None
+        self._error: TrainError | None = None
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.wait()
+        except TrainError as error:
+            if kind is None:
+                raise
+            self._say(str(error))
+
+    def save(self, state: TrainState, moving_values: Mapping[str, Tensor]) -> None:
+        """*Collective.* Copy the training state and write it in the background, once the checkpoint before is written.
+
+        moving_values: a moving reference, or empty. Raises TrainError when a checkpoint cannot be written; older ones stay usable.
+        """
+        self.wait()
+        target = self.folder / f"step-{state.step:06d}"
+        temporary = self.folder / f".{target.name}.tmp"
+        try:
+            if self._parallel.main:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+            self._parallel.wait()
+            self._parallel.save(temporary)
+            self._parallel.wait()
+        except _NOT_WRITABLE as error:
+            raise self._failure(target, error) from error
+        write = self._parallel.snapshot()
+        if write is not None:
+            record, moving = asdict(state), {name: value.detach().cpu().clone() for name, value in moving_values.items()}
+            self._thread = threading.Thread(target=self._write, args=(target, temporary, record, moving, write), daemon=True)
+            self._thread.start()
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is written. Raises TrainError when it cannot be."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def check(self) -> None:
+        """Raise TrainError when a checkpoint could not be written; does not wait."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _write(
+        self, target: Path, temporary: Path, record: dict[str, Any], moving: Mapping[str, Tensor], write: Callable[[Path], None]
+    ) -> None:
+        try:
+            write(temporary)
+            if moving:
+                save_file(dict(moving), temporary / "reference.safetensors")
+            record["files"] = records_of(temporary, [temporary])
             (temporary / "state.json").write_text(sealed.dumps(record, indent=2), encoding="utf-8")
             _sync(temporary)
             shutil.rmtree(target, ignore_errors=True)
             temporary.rename(target)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        kept = newest_step(folder)
+            for name in _names(self.folder)[: -self.keep]:
+                shutil.rmtree(self.folder / name)
+        except Exception as error:  # any: it would end with the thread, unseen
+            self._error = self._failure(target, error)
+            self._error.__cause__ = error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _failure(self, target: Path, error: Exception) -> TrainError:
+        kept = newest_step(self.folder)
         resumed = f"it resumes from step {kept}" if kept else "it starts again"
-        raise TrainError(
+        return TrainError(
             f"{target}: the checkpoint cannot be written ({error}); free some space and run the same command, {resumed}",
             code="checkpoint-not-writable",
             path=target,
-        ) from error
-    finally:
-        if parallel.main:
-            shutil.rmtree(temporary, ignore_errors=True)
-    if parallel.main:
-        for name in _names(folder)[:-keep]:
-            shutil.rmtree(folder / name)
-    parallel.wait()
+        )
 
 
 def write_tensors(folder: Path, weights: Mapping[str, Tensor], training_state: Mapping[str, Any]) -> None:

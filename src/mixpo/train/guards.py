@@ -202,7 +202,8 @@ def check_degeneration(session: Session, row: StepMetrics, *, saving: bool) -> S
 
 
 def _kept(session: Session) -> str:
-    step = newest_step(session.job.folder / "checkpoints")
+    session.checkpoints.wait()
+    step = newest_step(session.checkpoints.folder)
     return f"the checkpoint of step {step}, which passed this check, is kept" if step else "there is no checkpoint of a good model yet"
 
 

@@ -22,7 +22,6 @@ from mixpo.progress import Progress
 from mixpo.train.adapters import merge_checked
 from mixpo.train.aot_shift import step_shifts
 from mixpo.train.batch import Batch, Chunk, find_dummy, make_chunk, with_dummy
-from mixpo.train.checkpoint import save_checkpoint
 from mixpo.train.collate import collate
 from mixpo.train.guards import (
     SENTINEL_EVERY,
@@ -70,8 +69,9 @@ def train(job: TrainJob, progress: Progress) -> TrainResult:
     session.progress.start(f"train {job.objective}", total, "steps", state.step)
     check_base_model(session)
     begun = time.monotonic()
-    with StepInputs(session) as inputs:
+    with session.checkpoints, StepInputs(session) as inputs:
         for plan in inputs:
+            session.checkpoints.check()
             _set_random(session)
             rate = learning_rate(job.table, state.step, total) * share_of_batch(plan.step, job.table.batch_size)
             sums = _forward_backward(session, plan, inputs)
@@ -211,7 +211,7 @@ def _log(session: Session, row: StepMetrics) -> None:
 def _save(session: Session) -> None:
     moving_values = session.online.moving_values if session.online else {}
     check_weights(session)
-    save_checkpoint(session.job.folder / "checkpoints", session.state, session.job.table.save_total_limit, session.parallel, moving_values)
+    session.checkpoints.save(session.state, moving_values)
 
 
 def _finish(session: Session) -> TrainResult:

@@ -134,16 +134,18 @@ class Parallel:
     # --- saving --------------------------------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
-        """*Collective.* Write weights and optimizer of a checkpoint."""
+        """*Collective.* Write what cannot be copied first: with DeepSpeed, all of weights and optimizer; otherwise nothing."""
         if self.strategy == "deepspeed":
             self.scorer.save_checkpoint(str(folder), tag=DEEPSPEED)
-            return
-        weights = self._gather(self.trained())
+
+    def snapshot(self) -> Callable[[Path], None] | None:
+        """*Collective.* On the main rank a function that writes weights and optimizer as they are now, from copies; None on the others."""
+        if self.strategy == "deepspeed":
+            return (lambda _: None) if self.main else None
+        weights = _copy_of(dict(self.trained()), self.main)
         state = self.optimizer.state_dict()
-        for number, values in state["state"].items():
-            state["state"][number] = dict(self._gather(values.items()))
-        if self.main:
-            write_tensors(folder, weights, {"optimizer": state})
+        state["state"] = _copy_of(state["state"], self.main)
+        return (lambda folder: write_tensors(folder, weights, {"optimizer": state})) if self.main else None
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """*Collective.* Load the optimizer state; with DeepSpeed also the weights."""
@@ -178,13 +180,13 @@ class Parallel:
             module._buffers.update({name: value.cpu() for name, value in module._buffers.items() if value is not None})
         return self.meta_copy
 
-    def _gather(self, tensors: Any, dtypes: Mapping[str, torch.dtype] | None = None) -> dict[str, Any]:
+    def _gather(self, tensors: Any, dtypes: Mapping[str, torch.dtype]) -> dict[str, Any]:
         """*Collective.* Full tensors on the CPU of the main rank, gathered one by one; empty on the others."""
         gathered = {}
         for name, value in tensors:
             tensor = full_tensor(value)
             if self.main:
-                gathered[name] = tensor if dtypes is None else tensor.to(dtypes.get(plain_name(name), tensor.dtype))
+                gathered[name] = tensor.to(dtypes.get(plain_name(name), tensor.dtype))
         return gathered
 
 
@@ -239,6 +241,18 @@ def full_tensor(value: Any) -> Any:
         with deepspeed.zero.GatheredParameters([value]):
             return value.detach().cpu().clone()
     return value.detach().cpu().contiguous()
+
+
+def _copy_of(value: Any, main: bool) -> Any:
+    """*Collective* for sharded tensors, gathered one by one. A copy on the CPU of the main rank; without tensors on the others."""
+    if isinstance(value, dict):
+        return {name: _copy_of(part, main) for name, part in value.items()}
+    if not isinstance(value, Tensor):
+        return value
+    whole = full_tensor(value)
+    if not main:
+        return None
+    return whole.clone() if value.device.type == "cpu" else whole
 
 
 def _scatter(value: Any, parameter: nn.Parameter) -> Any:

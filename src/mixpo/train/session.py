@@ -19,7 +19,7 @@ from mixpo.progress import Progress, Silent
 from mixpo.recipe import ImageTable, TrainTable
 from mixpo.train.adapters import can_stay_unread, prepare_trainable
 from mixpo.train.batch import TRIED, Batch, Chunk, Layout, find_dummy
-from mixpo.train.checkpoint import Checkpoint, TrainState, find_checkpoint
+from mixpo.train.checkpoint import Checkpoint, CheckpointWriter, TrainState, find_checkpoint
 from mixpo.train.group_data import NO_GROUPS, Groups, PairedGroups
 from mixpo.train.layout_check import TOGETHER, agree, check_sample, choose_layout
 from mixpo.train.logps import Scorer
@@ -112,6 +112,7 @@ class Session:
     dummy: Chunk
     zero_matrices: frozenset[str]
     state: TrainState
+    checkpoints: CheckpointWriter
     metrics: MetricsFile
     online: OnlineReference | None
     vision_cache: VisionCache | None
@@ -196,6 +197,7 @@ def open_session(job: TrainJob, progress: Progress) -> Session:
         dummy=find_dummy([job.groups[number] for number in job.groups.smallest_prompts(TRIED)], prompts.length),
         zero_matrices=zero_matrices,
         state=state,
+        checkpoints=CheckpointWriter(job.folder / "checkpoints", job.table.save_total_limit, parallel, progress.say),
         metrics=_metrics(job, accelerator, state),
         online=online,
         vision_cache=vision_cache,
