@@ -74,7 +74,7 @@ _NO_ANSWER_GIVEN = re.compile(
 """What follows "the answer is" where no answer follows: a negation, a judgement, the way to it."""
 _REMARK = re.compile(r"(?=\D)[a-z\u4e00-\u9fff' -]+[.!]?")
 """Words without a number: behind an answer that is one they remark on it, as in "Note: the answer is rounded.\""""
-_VALUE = re.compile(r"\d|\W*[A-J]\W*\Z")
+_VALUE = re.compile(r"\d|\W*[A-J]\W*\Z|\b(?i:yes|no|true|false)\W*\Z|[是否对错]\W*\Z")
 _QUESTION = re.compile(r"[^.!?\n]*\?")
 _DISPLAY = re.compile(r"(?s)\$\$.*?\$\$|\\\[.*?\\\]")
 """A display formula, which may run over several lines."""

@@ -43,7 +43,6 @@ _NAME = re.compile(r"^(?:\\(?:angle|overline|triangle)\s*\{?|∠)?[A-Z]{2,3}\}?\
 _DEGREES = re.compile(r"\\circ|°|\\degree")
 _QUOTIENT_OF_PRODUCT = re.compile(r"\\frac\{\d+\}\{\d+\}(?=[A-Za-z(\\])")
 _NAMED_ROOT = re.compile(r"[A-Za-z]_?\{?\d\}?\s*=")
-_TEXT = re.compile(r"\\(?:text(?:bf|it|rm)?|mathrm|mbox)\s*\{[^{}]*\}")
 _DECIMAL = re.compile(r"-?(\d+)\.(\d+)")
 _NATURAL, _COMMON = re.compile(r"\\?ln(?![a-z])"), re.compile(r"\\?log(?![a-z_])")
 
@@ -59,7 +58,7 @@ def check_formula(predicted: str, gold: str, options: Options) -> Judgement:
         return check_number(left, right, options)
     if ratios := compare_ratios(left, right):
         return ratios
-    if not any(_MATHEMATICS.search(_TEXT.sub(" ", one)) for one in (left, right)):
+    if not any(_MATHEMATICS.search(one) for one in (left, right)):
         if left != right and rearranged(left, right):
             return Judgement("undecided", "the same letters in another order")  # "ab" is "ba" where it is a product
         return check_text(" ".join(take_text(left)) or left, " ".join(take_text(right)) or right, options)

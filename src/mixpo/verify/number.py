@@ -54,7 +54,6 @@ _ASSIGNMENT = re.compile(r"\s*\\?[A-Za-z]\w{0,2}\s*=")
 _AND_PART = re.compile(r"(?i)(?<![\d.,/])(\d{1,9}) and (?:a|one) (half|third|quarter)\b")
 _PART = {"half": "1/2", "third": "1/3", "quarter": "1/4"}
 _GAP = re.compile(r"\s*(?:and\s+)?")
-_FEET_SIGN = re.compile(r"\d ?['′’]")
 _FEET = re.compile(r"(\d)\s?['′’]\s?(\d{1,2}(?:\.\d{1,9})?)(?:\s?(?:[\"″”]|''))?(?![\w'′’])")
 _OUT_OF_REACH = Decimal("NaN")
 _CONTEXT = Context(prec=60, Emax=10**6, Emin=-(10**6), traps=[])
@@ -177,7 +176,7 @@ def _prepare(text: str) -> str:
     text = text.strip()
     if text.count("$") >= 2:
         text = text.replace("\\$", "¤").replace("$", " ").replace("¤", "\\$")
-    if _FEET_SIGN.search(text) and "°" not in text:
+    if "°" not in text:
         text = _FEET.sub(r"\1 ft \2 in", text)
     text = _AND_PART.sub(lambda match: f"{match.group(1)} {_PART[match.group(2).lower()]}", text)
     return _NEGATIVE_WORD.sub("-", plain_characters(plain_latex(text)))
