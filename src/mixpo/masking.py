@@ -61,9 +61,14 @@ def masked_reply(content: bytes, value: Any, *secrets: str) -> Any:
 def environment_secrets() -> tuple[str, ...]:
     """The values of all environment variables that hold a secret by their name, and the token of `hf auth login`."""
     home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "huggingface")
-    named = (value for name, value in os.environ.items() if _NAMES.search(name))
+    named = (os.environ[name] for name in os.environ if _is_secret(name))
     login = _stored_token(os.environ.get("HF_TOKEN_PATH") or os.path.join(home, "token"))
     return tuple(value for value in (*named, login) if len(value) >= SHORTEST)
+
+
+@lru_cache(maxsize=512)
+def _is_secret(name: str) -> bool:
+    return bool(_NAMES.search(name))
 
 
 @lru_cache(maxsize=8)

@@ -19,7 +19,8 @@ GAP = 2
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
     """Print rows of text under headings; cells wrap between words. Where words would not fit, each row becomes a list of its cells."""
     screen = console()
-    texts = [[printable(cell) for cell in row] for row in rows]
+    shown = {cell: printable(cell) for cell in {cell for row in rows for cell in row}}  # many cells are equal
+    texts = [[shown[cell] for cell in row] for row in rows]
     if title:
         line(title)
     columns = [*zip(headings, *texts, strict=True)]
