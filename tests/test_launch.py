@@ -145,7 +145,7 @@ def test_an_error_on_all_ranks_is_said_once(own_run: Path) -> None:
 def test_killing_one_rank_ends_the_launch_and_the_next_one_goes_on(own_run: Path) -> None:
     run = own_run / "run"
     forget(run, "train")
-    arguments = ["train", str(own_run / "recipe.toml"), "--dir", str(run), "--set", "train.epochs=6", "--set", "train.baselines=[]"]
+    arguments = ["train", str(own_run / "recipe.toml"), "--dir", str(run), "--set", "train.epochs=10", "--set", "train.baselines=[]"]
     process = start("torchrun", arguments)
     try:
         end = time.monotonic() + 400
