@@ -117,6 +117,7 @@ def test_llava_other_formats(tmp_path: Path) -> None:
     ("reply", "marks"),
     [("8 7\nbecause", (8, 7)), ("Assistant 1: 8\nAssistant 2: 9", (8, 9)), ("<think>3 4</think> 8 9", (8, 9)),
      ("Assistant 1: 8/10, Assistant 2: 9/10\nmore", (8, 9)), ("Assistant 1 is 3 times better", None),
+        ("Assistant 1 scores 8 and Assistant 2 scores 9.", (8, 9)), ("Assistant 1 scores 8 and Assistant 2 scores 90.", None),
         ("Assistant 1: 80\nAssistant 2: 9", None),
      ("<think>8 9", None), ("8, 7", (8, 7)), ("8 7 ", (8, 7)), ("8.5 7\n", (8.5, 7)), ("8/10 and 7/10", (8, 7)),
      ("\n\nScores:\n9 10", (9, 10)),

@@ -37,8 +37,8 @@ Question: {question}
 Mark both from 1 to 10 for helpfulness, relevance, accuracy and detail; higher is better. The order must not matter.
 First line: the mark of assistant 1 and the mark of assistant 2, two numbers with a space between. Then say why."""
 _TWO = re.compile(r"(?![^\d\n]*(?i:assistant)\s*\d)[^\d\n]*?(\d+(?:\.\d+)?)(?:\s*/\s*10)?[^\d\n]+?(\d+(?:\.\d+)?)(?:\s*/\s*10)?[^\d\n]*\n?")
-_SCORE = r"\s*[:=]\s*(\d+(?:\.\d+)?)(?:\s*/\s*10)?"
-_NAMED = re.compile(rf"(?i)assistant\s*1{_SCORE}\s*[,;.]?\s*assistant\s*2{_SCORE}(?![\d.]*\d)")
+_SCORE = r"\s*(?:[:=]|\b(?:scores?|gets|receives)\b)\s*(\d+(?:\.\d+)?)(?:\s*/\s*10)?"
+_NAMED = re.compile(rf"(?i)assistant\s*1{_SCORE}\s*[,;.]?\s*(?:and\s+)?assistant\s*2{_SCORE}(?![\d.]*\d)")
 """Scores that name the assistants, on one line or two."""
 
 
