@@ -160,6 +160,30 @@ def test_bytes_that_are_no_image(folder: Path) -> None:
     assert "10 MB of text" in skipped["pairs.parquet[2]"]
 
 
+@pytest.mark.parametrize("make", [make for make in FORMATS if make is not trl_conversation], ids=lambda make: make.__name__)
+def test_broken_rows_of_parquet(folder: Path, make: Callable[..., Row]) -> None:
+    """With bytes of images, as on the Hub."""
+    good, gone, text = picture(folder, 0), {"bytes": None, "path": "gone.png"}, {"bytes": b"no image", "path": "x.png"}
+
+    def row(prompt: str, chosen: str, rejected: str, image: object) -> Row:
+        made = make(prompt, chosen, rejected, IMAGES)
+        return made | {name: [image] for name in ("image", "images", "pics") if name in made}
+
+    broken = [
+        (row("What?", "a", "b", gone), "not found"),
+        (row("What?", "a", "b", text), "not an image"),
+        (row("What?", "", "b", good), "is empty"),
+        (row("What?", "same", "same", good), "same text" if make is not vlfeedback else "differ in both text and rating"),
+        (row("<image>\n<image>\n?", "a", "b", good), "2 <image> tokens but 1 image"),
+        (row("y" * (5 << 20), "a", "b", good), "5 MB of text"),
+    ]
+    parquet(folder / "pairs.parquet", [row("What?", "a", "b", good), *(one for one, _ in broken)])
+    counts, skipped = import_all(recipe_of(folder, Path("model"), "pairs.parquet", OWN if make is own else ""))
+    assert counts["pairs"] == 1
+    assert list(skipped) == [f"pairs.parquet[{number}]" for number in range(1, len(broken) + 1)]
+    assert all(words in reason for reason, (_, words) in zip(skipped.values(), broken, strict=True)), skipped
+
+
 @pytest.mark.parametrize(
     "array",
     ['[{0}, {1}, 5, {0}, {{"a": }}, {1}]', "[{0},\n{1}, 5, {0}"],
