@@ -23,6 +23,7 @@ from mixpo.progress import Silent
 from mixpo.recipe import load as load_recipe
 from mixpo.recipe import parse
 from mixpo.records import Prediction
+from mixpo.sources.build import make_question
 from mixpo.types import Question, Skipped
 from mixpo.viewer.evaluations import Evaluations
 
@@ -508,3 +509,12 @@ def test_check_names_what_is_wrong_with_predictions(tmp_path: Path, name: str, m
     partial = tmp_path / "recipe.toml"
     partial.write_text(partial.read_text() + "partial = true\n")
     assert len(check(load_recipe(partial), tmp_path, Silent()).findings) == (name != "half.jsonl")
+
+
+def test_rows_of_your_own_are_matched_by_their_ids(tmp_path: Path) -> None:
+    questions = [make_question(text="How many?", answer=answer, row_id=name) for name, answer in (("a-1", "1"), ("a-2", "2"))]
+    path = tmp_path / "theirs.jsonl"
+    path.write_text('{"id": "a-2", "response": "2"}\n{"id": "a-3", "response": "3"}\n')
+    matched = match(read_predictions(path), questions)
+    assert {name: row.response for name, row in matched.rows.items()} == {questions[1].id: "2"}
+    assert [item.reason for item in matched.skipped] == ["no question with the id a-3"]

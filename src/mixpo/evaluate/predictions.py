@@ -155,7 +155,9 @@ class _Index:
         self._by_id: dict[str, list[Question]] = defaultdict(list)
         self._by_text: dict[str, list[Question]] = defaultdict(list)
         for question in questions:
-            self._by_id[_plain(facts_of(question).get("id", ""))].append(question)
+            # Of a benchmark, and of a row of one's own.
+            for name in {_plain(facts_of(question).get("id", "")), question.row_id} - {""}:
+                self._by_id[name].append(question)
             self._by_text[_letters(question.text)].append(question)
 
     def candidates(self, row: PredictedRow) -> tuple[list[Question], str]:
@@ -208,7 +210,7 @@ def check_complete(path: Path, matched: Matched, total: int, allowed: float) -> 
     """Raise EvaluateError where more than a share `allowed` of the questions has no row."""
     if len(matched.missing) <= allowed * total:
         return
-    names = [str(facts_of(question).get("id") or question.id) for question in matched.missing[:NAMED]]
+    names = [str(facts_of(question).get("id") or question.label) for question in matched.missing[:NAMED]]
     reasons = "".join(f"; {item.where}: {item.reason}" for item in matched.skipped[:NAMED])
     message = (
         f"{path}: has responses to {len(matched.rows)} of {amount(total, 'question')}; missing are {', '.join(names)}"
