@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ from mixpo.recipe import ModelTable
 from mixpo.train import loop, session
 from mixpo.train.group_data import in_memory
 from mixpo.train.loop import train
+from mixpo.train.metrics import PolicyMetrics
 from mixpo.train.replay import replay_group
 from mixpo.train.session import Session, TrainJob, open_session
 from mixpo.train.sharding import local_shard
@@ -32,6 +34,7 @@ HOLD = 0.1
 """Weight of the hold term, with all weights trained and with an adapter."""
 REPLAY = {**SETTINGS, "loss": {"hold": HOLD}, "replay": {"source": {"kind": "digits"}, "share": 0.5, "weight": 0.7}}
 ADAPTER = {**SETTINGS, "loss": {"hold": HOLD}, "learning_rate": 1e-3, "lora": {"rank": 3}}
+GUARDED = {**SETTINGS, "save_every": 1, "guard": {"max_loops": 0.02, "every": 50}}
 STOP = 4
 """The cut-off training fails in its step after this one, so that it goes on from step 3."""
 
@@ -57,6 +60,21 @@ def monitored(patch: pytest.MonkeyPatch, kind: str) -> None:
         return real(accelerator, scorer, *args)
 
     patch.setattr(session, name, checked)
+
+
+def guarded(a_job: TrainJob, rank: int) -> None:
+    """The responses of one rank degenerate in step 2: every rank stops there, with the checkpoint of step 1."""
+    good = PolicyMetrics(accuracy=0.5, tokens=30.0, loops=0.0, cut=0.0, unparsable=0.0)
+    figures = iter([good, good, replace(good, loops=0.5) if rank == 1 else good])
+    with pytest.raises(TrainError) as stopped:
+        train(replace(a_job, guard=lambda: next(figures)), Silent())
+    assert stopped.value.code == "model-degenerates"
+    message = "50.0% of responses with repetition" if rank == 1 else "too many broken responses on another rank"
+    assert str(stopped.value).startswith("step 2: the model degenerates: " + message)
+    assert next(figures, None) is None
+    if rank == 0:
+        assert "the checkpoint of step 1, which passed this check, is kept" in str(stopped.value)
+        assert [path.name for path in (a_job.folder / "checkpoints").iterdir()] == ["step-000001"]
 
 
 def main(model: Path, images: Path, work: Path, kind: str) -> None:
@@ -98,6 +116,8 @@ def main(model: Path, images: Path, work: Path, kind: str) -> None:
     assert ("needs a whole model on each rank" in refused) == (kind != "ddp"), refused
     train(job(vlm(), mixed(vlm(), images), work / "mixed", batch_size=2, epochs=4, learning_rate=1e-4), Silent())
 
+    if kind == "ddp":  # the others need a whole model for it
+        guarded(job(vlm(), data, work / "guarded", **GUARDED), int(os.environ["RANK"]))
     for folder in ("cut", "handed-on"):
         train_until(STOP, patch, job(vlm(), data, work / folder, **CUT))
     train(job(vlm(), data, work / "cut", **CUT), Silent())
