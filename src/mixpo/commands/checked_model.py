@@ -44,7 +44,7 @@ class ResponseTokens(NamedTuple):
 class CheckedModel:
     """The recipe's base model, loaded when something about it is not cached. Close it.
 
-    problems: of its chat template. context: its context length in tokens.
+    problems: of its chat template. context: its context length in tokens. quantized: which of its weights are, "" for none.
     """
 
     def __init__(self, recipe: Recipe, recipe_folder: Path) -> None:
@@ -52,13 +52,16 @@ class CheckedModel:
         self._models = Models(recipe.model, recipe_folder, recipe.image)
         self._ref = self._models.base_model()
         self._image = recipe.image
-        self._key = json.dumps([self._ref.identity, recipe.model.dtype, recipe.image.model_dump(mode="json"), _code(), _versions()])
+        self._key = json.dumps(
+            [self._ref.identity, recipe.model.dtype, recipe.model.quantization, recipe.image.model_dump(mode="json"), _code(), _versions()]
+        )
         # Code of the model's folder is in no digest, and a wanted device must be there.
         cached = not recipe.model.trust_remote_code and recipe.model.device in ("auto", "cpu")
         self._cache = _open_cache() if cached else None
         known = self._cached("model")
         if known is None:
             from mixpo.vlm.prompt import context_limit
+            from mixpo.vlm.quantization import described
             from mixpo.vlm.transformers_fixes import loading_errors
             from mixpo.vlm.trial import PICTURED, TEXT, trial_problems
 
@@ -67,11 +70,13 @@ class CheckedModel:
                     "problems": [*template_problems(self._vlm), *trial_problems(self._vlm, PICTURED)],
                     "text_problem": next(trial_problems(self._vlm, TEXT), ""),
                     "context": context_limit(self._vlm),
+                    "quantized": described(self._vlm.model),
                 }
             self._keep("model", known)
         self.problems: list[str] = known["problems"]
         self._text_problem: str = known["text_problem"]
         self.context: int = known["context"]
+        self.quantized: str = known["quantized"]
 
     @cached_property
     def folder(self) -> Path:

@@ -20,7 +20,7 @@ EXTRAS = {
     "tensorboard": ("tensorboard", "train.trackers"),
     "wandb": ("wandb", "train.trackers"),
     "trackio": ("trackio", "train.trackers"),
-    "bitsandbytes": ("bitsandbytes", 'train.optimizer = "adamw_8bit"'),
+    "bitsandbytes": ("bitsandbytes", 'model.quantization, and train.optimizer = "adamw_8bit"'),
     "liger": ("liger_kernel", "train.liger"),
     "deepspeed": ("deepspeed", "DeepSpeed launches"),
     "text": ("lm_eval", "evaluate.text_tasks"),

@@ -36,6 +36,8 @@ class ModelTable(Table):
     """Folder (relative to the recipe) or Hub id of a `peft` LoRA adapter; the base model is then the model with this adapter."""
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], Decides("sample", "reference", "train", "answer", "text")] = "float32"
     """Type of the weights when sampling and when saved; training keeps float32 master weights."""
+    quantization: Annotated[Literal["nf4"] | None, Decides("sample", "reference", "train", "answer", "text")] = None
+    """"nf4" loads the linear layers of the text model in 4 bits (QLoRA), for [train.lora] only. Requires the extra `bitsandbytes`."""
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], NOTHING] = "auto"
     """Device of the model; "auto" uses a GPU if there is one."""
     trust_remote_code: Annotated[bool, NOTHING] = False

@@ -90,6 +90,22 @@ class Recipe(Table):
             )
         return self
 
+    @model_validator(mode="after")
+    def _quantized(self) -> Recipe:
+        if self.model.quantization is None:
+            return self
+        key = f'model.quantization = "{self.model.quantization}"'
+        if self.train.lora is None:
+            raise ValueError(f"{key} needs [train.lora], because weights in 4 bits cannot be trained; add that table, or remove the key")
+        served = {"vllm", "openai"} if self.sample.server.same_model else {"vllm"}
+        for name, engine in (("sample.engine", self.sample.engine), ("evaluate.engine", self.evaluate.engine)):
+            if engine in served:
+                raise ValueError(
+                    f'{key}: {name} = "{engine}" would answer with weights that are not quantized, so with another model; set it to '
+                    '"transformers"'
+                )
+        return self
+
     def _can_branch(self) -> None:
         if self.source is None:
             raise ValueError("pairs.branches cuts sampled responses, and without [source] none are sampled; remove it or add [source]")

@@ -19,12 +19,10 @@ from mixpo.train.parts import OWNERS, ModelParts, Owner, find_parts, image_flow
 from mixpo.vlm import adapter as lora
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import EncodedPrompt
+from mixpo.vlm.quantization import dequantize, is_quantized, quantized_layers, size_of
 
 MERGE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 """Largest change of a response's mean log-prob per token by merging; allows for rounding of the weights only."""
-
-FOLDER = "adapter"
-"""Subfolder of the merged model that holds the trained adapter."""
 
 
 def prepare_trainable(
@@ -37,6 +35,12 @@ def prepare_trainable(
     image features flow through (see `find_parts`). Raises TrainError for unsuitable settings.
     """
     model = vlm.model
+    if table.lora is None and quantized_layers(model):
+        raise TrainError(
+            "model.quantization: weights in 4 bits cannot be trained; add [train.lora], or remove the key",
+            code="quantized-without-lora",
+            key="model.quantization",
+        )
     parts = find_parts(model, image_flow(vlm, prompt) if prompt is not None else None)
     dtypes = weight_dtypes(model)
     if table.lora is None:
@@ -72,9 +76,8 @@ def target_layers(model: nn.Module, table: LoraTable, parts: ModelParts | None =
     """
     parts = parts or find_parts(model)
     adapted, head = lora.layers(model), model.get_output_embeddings()  # type: ignore[operator]
-    candidates = [name for name, module in model.named_modules() if type(module) is nn.Linear and not _is_adapter_part(name)] + list(
-        adapted
-    )
+    linear = [name for name, module in model.named_modules() if type(module) is nn.Linear or is_quantized(module)]
+    candidates = [name for name in linear if not _is_adapter_part(name)] + list(adapted)
     candidates = [name for name in candidates if parts.among(name, table.parts, "train.lora.parts")]
     for part in table.parts:
         if not any(part in parts.of(name) for name in candidates):
@@ -97,15 +100,18 @@ def target_layers(model: nn.Module, table: LoraTable, parts: ModelParts | None =
     return tuple(sorted(name for name in candidates if any(_matches(name, wanted) for wanted in table.modules)))
 
 
-def merge_checked(vlm: Vlm, batch: Batch, precision: torch.dtype) -> Callable[[Path], None]:
+def merge_checked(vlm: Vlm, make_batch: Callable[[], Batch], precision: torch.dtype) -> Callable[[Path], None]:
     """Merge the trained adapter into the weights; returns a function that writes the adapter into the merged model's folder.
 
-    batch: real responses in the single layout. Raises TrainError if merging changes their log-probs.
+    Quantized weights are dequantized first, on the CPU, which then is the device of `vlm`. make_batch: collates real responses in the
+    single layout. Raises TrainError if merging changes their log-probs.
     """
-    trained, values, before = lora.adapter_of(vlm.model), lora.tensors(vlm.model), _mean_logps(vlm, batch, precision)
+    trained, values, before = lora.adapter_of(vlm.model), lora.tensors(vlm.model), _mean_logps(vlm, make_batch(), precision)
     assert trained is not None
+    dequantize(vlm.model)
+    vlm.device, vlm.quantization = next(vlm.model.parameters()).device, None
     lora.merge(vlm.model)
-    gap = float((_mean_logps(vlm, batch, precision) - before).abs().max())
+    gap = float((_mean_logps(vlm, make_batch(), precision) - before).abs().max())
     if not gap <= MERGE_TOLERANCE[precision]:  # true for NaN
         raise TrainError(
             f"the merged weights change log-probs by {gap:.2g} per token, so they do not represent the adapter; nothing was saved, "
@@ -113,14 +119,14 @@ def merge_checked(vlm: Vlm, batch: Batch, precision: torch.dtype) -> Callable[[P
             code="merge-changes-logprobs",
         )
     base = str(vlm.folder.absolute()) if vlm.folder else ""
-    return lambda folder: lora.write(folder / FOLDER, trained, values, base)
+    return lambda folder: lora.write(folder / lora.FOLDER, trained, values, base)
 
 
 @torch.no_grad()
 def _mean_logps(vlm: Vlm, batch: Batch, precision: torch.dtype) -> torch.Tensor:
     """(R,) mean log-prob per token."""
     logps: ResponseLogps = Scorer(vlm.model, "single", precision)(batch)
-    return logps.sums / logps.lengths
+    return (logps.sums / logps.lengths).cpu()
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
@@ -158,5 +164,5 @@ def _sizes(model: nn.Module, parts: ModelParts) -> list[PartSize]:
     sizes: dict[Owner, list[int]] = {part: [0, 0] for part in OWNERS}
     for name, parameter in model.named_parameters():
         owner = next(owner for owner in sizes if owner in parts.of(name))
-        sizes[owner][parameter.requires_grad] += parameter.numel()
+        sizes[owner][parameter.requires_grad] += size_of(parameter)
     return [PartSize(part, frozen, trained, adapter=True) for part, (frozen, trained) in sizes.items() if frozen or part != "other"]

@@ -223,9 +223,13 @@ def _finish(session: Session) -> TrainResult:
         model.eval()
         vlm = replace(job.vlm, model=model, device=next(model.parameters()).device)
         group = job.groups[int(job.groups.sizes["pairs"].nonzero()[0][0])]
-        batch = collate(vlm, [make_chunk(group, group.pairs[:1])], session.prompts.get, "single")
+        chunk = make_chunk(group, group.pairs[:1])
+
+        def batch() -> Batch:
+            return collate(vlm, [chunk], session.prompts.get, "single")
+
         write_adapter = None if job.table.lora is None else merge_checked(vlm, batch, session.precision)
-        save(vlm, job.output, batch.singles[0], write_adapter)
+        save(vlm, job.output, batch().singles[0], write_adapter)
     session.parallel.wait()
     for tracker in session.accelerator.trackers:
         tracker.finish()

@@ -21,6 +21,7 @@ from mixpo.train.tree_attention import AttentionOptions, AttentionPlan
 from mixpo.vlm.inputs import positions_like
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import EncodedPrompt
+from mixpo.vlm.quantization import linear_layers, quantized_bytes
 from mixpo.vlm.shapes import shapes_only
 
 HEAD_COPIES = 3
@@ -31,8 +32,9 @@ HEAD_COPIES = 3
 class MemoryPlan:
     """Bytes on one rank while a micro-batch is computed. Parts in SHARDED are divided by the number of ranks with FSDP2.
 
-    weights: in the dtype of the computation. masters: float32 weights next to them. activations, vision: what the forward passes of the
-    text model and of the vision tower with its projector keep for the backward pass. head: at most, for logits.
+    weights: in the dtype of the computation; quantized ones in 4 bits, with the largest layer dequantized. masters: float32 weights next to
+    them. activations, vision: what the forward passes of the text model and of the vision tower with its projector keep for the backward
+    pass. head: at most, for logits.
     """
 
     weights: int
@@ -63,6 +65,7 @@ def plan_memory(vlm: Vlm, table: TrainTable, prompts: int, prompt: EncodedPrompt
     cannot run on the meta device.
     """
     model = vlm.model.train()
+    quantized = [layer.weight.numel() for layer in linear_layers(model).values()] if vlm.quantization else []
     _, dtypes = prepare_trainable(vlm, table, seed=0)
     model.to("meta")  # the adapter too
     precision = compute_dtype(dtypes)
@@ -70,7 +73,8 @@ def plan_memory(vlm: Vlm, table: TrainTable, prompts: int, prompt: EncodedPrompt
     element = torch.empty((), dtype=precision).element_size()
     logits = table.tokens_per_batch * int(model.get_output_embeddings().weight.shape[0]) * 4
     return MemoryPlan(
-        weights=sum(parameter.numel() for parameter in model.parameters()) * element,
+        weights=(sum(parameter.numel() for parameter in model.parameters()) - sum(quantized) + max(quantized, default=0)) * element
+        + sum(map(quantized_bytes, quantized)),
         masters=0 if precision == torch.float32 else 4 * trained,
         gradients=4 * trained,
         optimizer=sum(optimizer_bytes(parameter, table) for parameter in model.parameters() if parameter.requires_grad),

@@ -34,6 +34,7 @@ from mixpo.train.sharding import shard_model, weight_flags
 from mixpo.train.vision_cache import VisionCache, open_vision_cache
 from mixpo.types import content_id
 from mixpo.vlm.load import Vlm
+from mixpo.vlm.quantization import described
 from mixpo.vlm.trial import trial_prompt
 
 
@@ -85,6 +86,7 @@ class TrainJob:
             "objective": self.objective,
             "seed": self.seed,
             "model": self.vlm.digest,
+            **({"quantization": self.vlm.quantization} if self.vlm.quantization else {}),
             "template": self.vlm.template_digest,
             "image": self.images.deciding("train"),
             "train": self.table.deciding("train"),
@@ -156,6 +158,8 @@ def open_session(job: TrainJob, progress: Progress) -> Session:
         use_liger(model, vlm.device)
     parts, dtypes = prepare_trainable(vlm, job.table, job.seed, prompt)
     progress.say(f"{job.objective}: {'; '.join(str(part) for part in parts)}")
+    if quantized := described(model):
+        progress.say(f"{job.objective}: {quantized}")
     online = OnlineReference(model, job.objective, job.table.loss) if job.table.reference == "online" else None
     scorer, meta_copy = Scorer(model, "single", compute_dtype(dtypes)), None
     if strategy_of(accelerator) == "fsdp2":
@@ -290,6 +294,7 @@ def _accelerator(job: TrainJob) -> Accelerator:
         table = job.table
         whole = {
             'train.reference = "online"': table.reference == "online",
+            "model.quantization": job.vlm.quantization,
             'train.optimizer = "adamw_8bit"': table.optimizer == "adamw_8bit",
             "train.cache_vision": table.cache_vision,
             "train.watch": table.watch,

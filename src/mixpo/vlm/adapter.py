@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from mixpo.errors import MissingExtra, ModelError
 from mixpo.vlm.folder import ADAPTER_FILES
 
+FOLDER = "adapter"
+"""Subfolder of a trained model, with the adapter merged, that holds the adapter alone."""
 NAME = "default"
 """Name that `peft` gives to a single adapter."""
 

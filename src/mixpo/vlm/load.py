@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from mixpo.errors import ModelError
 from mixpo.recipe import ModelTable
-from mixpo.vlm.adapter import attach
+from mixpo.vlm.adapter import FOLDER, attach
 from mixpo.vlm.folder import PROCESSOR_FILES, Digests, digests, find_adapter, find_model
+from mixpo.vlm.quantization import loading_options, prepare, values_of
 from mixpo.vlm.transformers_fixes import apply_fixes, loading_errors, quiet
 from mixpo.vlm.vetting import PACKED, stored_parameters, vet_sizes, vet_text
 
@@ -32,7 +33,7 @@ class Vlm:
     digest: of configuration and weights. template_digest: of chat template, tokenizer and processor. end_ids: all end-of-turn tokens.
     folder: where it was loaded from. cache: derived values, computed once (see `mixpo.vlm.prompt`).
     trust_remote_code: the folder's own Python code may run, also when the saved model is loaded again.
-    unread: `UnreadWeights` of a model on the meta device; None once they are in the model.
+    unread: `UnreadWeights` of a model on the meta device; None once they are in the model. quantization: as in the recipe.
     """
 
     model: Any
@@ -45,16 +46,22 @@ class Vlm:
     cache: dict[str, Any] = field(default_factory=dict, repr=False)
     trust_remote_code: bool = False
     unread: Any = None
+    quantization: str | None = None
 
 
 def load(table: ModelTable, recipe_folder: Path, folder: Path | None = None) -> Vlm:
     """Load the model of `table` with its adapter, or the one in `folder` (a trained one) with the settings of `table`.
 
+    With `table.quantization` a trained model is the quantized model of `table` with the adapter in `folder`: what was trained.
     recipe_folder: what paths in `table` are relative to. Raises ModelError when folder, processor, chat template or weights are missing
-    or incomplete, or weights are NaN, infinite or all zero.
+    or incomplete, or weights are NaN, infinite or all zero; MissingExtra without the library of `table.quantization`.
     """
-    source = folder or find_model(table, recipe_folder)
-    adapter = None if folder else find_adapter(table, recipe_folder)
+    if folder is None:
+        source, adapter = find_model(table, recipe_folder), find_adapter(table, recipe_folder)
+    elif table.quantization is None:
+        source, adapter = folder, None
+    else:
+        source, adapter = find_model(table, recipe_folder), folder / FOLDER
     known = digests(source, adapter)
     config = load_config(source, table.trust_remote_code)
     processor = load_processor(source, table.trust_remote_code)
@@ -65,7 +72,8 @@ def load(table: ModelTable, recipe_folder: Path, folder: Path | None = None) -> 
         check_vocabulary(model, processor.tokenizer, source)
         if adapter is not None:
             attach(model, adapter)
-        return replace(assemble(model, processor, device, known, source), trust_remote_code=table.trust_remote_code)
+        made = assemble(model, processor, device, known, source)
+        return replace(made, trust_remote_code=table.trust_remote_code, quantization=table.quantization)
 
 
 def assemble(model: Any, processor: Any, device: torch.device, known: Digests | None = None, folder: Path | None = None) -> Vlm:
@@ -101,7 +109,7 @@ def check_weights(model: nn.Module, source: object) -> None:
     for name, parameter in model.named_parameters():
         if parameter.numel() == 0:
             continue
-        low, high = torch.aminmax(parameter.detach())
+        low, high = torch.aminmax(values_of(parameter))
         refuse_weight(name, parameter, source, finite=bool(torch.isfinite(low) and torch.isfinite(high)), zero=bool(low == 0 and high == 0))
 
 
@@ -275,7 +283,9 @@ def _load_model(source: Path, config: Any, table: ModelTable, device: torch.devi
         with torch.device("meta"):
             shapes = loader.from_config(config, trust_remote_code=table.trust_remote_code)
         check_size(shapes, source)
-        model = read_model(loader, source, table, trust_remote_code=table.trust_remote_code)
+        options = loading_options(shapes, DTYPES[table.dtype], device) if table.quantization else {}
+        model = read_model(loader, source, table, trust_remote_code=table.trust_remote_code, **options)
+    prepare(model)
     apply_fixes(model)
     return model.to(device).eval()
 

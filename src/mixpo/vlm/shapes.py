@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from mixpo.errors import ModelError
 from mixpo.recipe import ModelTable
 from mixpo.vlm.adapter import attach
 from mixpo.vlm.folder import find_adapter
@@ -58,11 +59,19 @@ def load_shapes(table: ModelTable, recipe_folder: Path, folder: Path | None = No
     with loading_errors(vlm.folder or recipe_folder, "model"), quiet(), torch.device("meta"):
         made: Any = loader.from_config(vlm.model.config, trust_remote_code=table.trust_remote_code, dtype=DTYPES[table.dtype])  # type: ignore[no-untyped-call]
     apply_fixes(made)
-    return replace(vlm, model=made.eval(), device=torch.device("meta"), trust_remote_code=table.trust_remote_code)
+    return replace(
+        vlm, model=made.eval(), device=torch.device("meta"), trust_remote_code=table.trust_remote_code, quantization=table.quantization
+    )
 
 
 def load_unread(table: ModelTable, recipe_folder: Path, folder: Path | None = None) -> Vlm:
-    """Like `mixpo.vlm.load.load`, with the weights of the model (not of its adapter) unread. Raises ModelError."""
+    """Like `mixpo.vlm.load.load`, with the weights of the model (not of its adapter) unread. Raises ModelError, also for quantized ones."""
+    if table.quantization:
+        raise ModelError(
+            "model.quantization: weights in 4 bits cannot be sharded; launch with plain data parallel, or remove the key",
+            code="quantization-not-sharded",
+            key="model.quantization",
+        )
     vlm = load_shapes(table, recipe_folder, folder)
     assert vlm.folder is not None
     with loading_errors(vlm.folder, "model"):
