@@ -28,4 +28,4 @@ def data(scored_groups: tuple[Group, ...]) -> list[Group]:
 @pytest.fixture
 def unchecked_saves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Saved models are not loaded again, a third of a short training; tests/vlm/test_load.py has the tests of that check."""
-    monkeypatch.setattr("mixpo.vlm.load._reload_check", lambda *_: None)
+    monkeypatch.setattr("mixpo.vlm.save._reload_check", lambda *_: None)

@@ -96,7 +96,7 @@ def main(model: Path, images: Path, work: Path, kind: str) -> None:
 
     patch.setattr(loop, "open_session", checked)
     train(job(vlm(), data, work / "mpo", "mpo", **SETTINGS), Silent())
-    patch.setattr("mixpo.vlm.load._reload_check", lambda *_: None)  # the first model was loaded again, which takes a third of the time
+    patch.setattr("mixpo.vlm.save._reload_check", lambda *_: None)  # the first model was loaded again, which takes a third of the time
     train(job(vlm(), data, work / "aot", "aot", **SETTINGS), Silent())
     train(job(vlm(), data, work / "recomputed", gradient_checkpointing=True, **SETTINGS), Silent())
     train(replace(job(vlm(), data, work / "replay", **REPLAY), replay=in_memory(sft_rows(vlm(), images))), Silent())

@@ -283,7 +283,7 @@ def test_killed_in_the_writing_thread(tiny_vlm: Vlm, tiny_folder: Path, data: li
 
 def test_full_disk_at_the_export_loses_nothing(tiny_vlm: Vlm, data: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("mixpo.vlm.load._write_processor", full_disk)
+        patch.setattr("mixpo.vlm.save._write_processor", full_disk)
         with pytest.raises(ModelError, match="No space left"):
             train(job(fresh(tiny_vlm), data, tmp_path, **SETTINGS), Silent())
     assert not (tmp_path / "model").exists()

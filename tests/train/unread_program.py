@@ -119,7 +119,7 @@ def main(models: Path, images: Path, work: Path) -> None:
             assert done.steps[-1].step >= 10
             if torch.distributed.get_rank() == 0:
                 (work / name / f"{kind}.txt").write_text("\n".join(lines.lines), encoding="utf-8")
-        patch.setattr("mixpo.vlm.load._reload_check", lambda *_: None)  # the first two were loaded again; all files are compared
+        patch.setattr("mixpo.vlm.save._reload_check", lambda *_: None)  # the first two were loaded again; all files are compared
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from mixpo.errors import MissingExtra, ModelError
 from mixpo.recipe import ModelTable
 from mixpo.vlm import adapter as lora
 from mixpo.vlm.folder import digests
-from mixpo.vlm.load import Vlm, load, save
+from mixpo.vlm.load import Vlm, load
+from mixpo.vlm.save import save
 
 peft = pytest.importorskip("peft")
 

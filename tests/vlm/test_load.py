@@ -17,10 +17,12 @@ from safetensors.torch import load_file, save_file
 from mixpo.errors import ModelError
 from mixpo.recipe import ModelTable
 from mixpo.vlm import load as load_module
+from mixpo.vlm import save as save_module
 from mixpo.vlm.folder import digests
 from mixpo.vlm.inputs import batch_inputs
-from mixpo.vlm.load import Vlm, check_weights, load, pick_device, save
+from mixpo.vlm.load import Vlm, check_weights, load, pick_device
 from mixpo.vlm.prompt import encode
+from mixpo.vlm.save import save
 from mixpo.vlm.tokenizer_only import load_tokenizer_only
 
 HEAD = "model.language_model.layers.1.mlp.down_proj.weight"
@@ -248,7 +250,7 @@ def test_nothing_is_kept_of_a_save_that_fails(folder: Path, tmp_path: Path, monk
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(load_module, "_write_processor", full)
+    monkeypatch.setattr(save_module, "_write_processor", full)
     with pytest.raises(ModelError, match=r"No space left on device.*free some space"):
         save(vlm, target)
     assert not [path for path in tmp_path.iterdir() if path != folder]
@@ -257,7 +259,7 @@ def test_nothing_is_kept_of_a_save_that_fails(folder: Path, tmp_path: Path, monk
 def test_a_save_that_does_not_come_back_equal(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vlm = open_folder(folder)
     batch = batch_inputs(vlm, [encode(vlm, "What is the sum?", [])], "left")
-    real = load_module._load_model
+    real = load_module.load_model
 
     def damaged(*args: Any) -> Any:
         model: Any = real(*args)
@@ -265,7 +267,7 @@ def test_a_save_that_does_not_come_back_equal(folder: Path, tmp_path: Path, monk
             model.get_output_embeddings().weight[7] += 1
         return model
 
-    monkeypatch.setattr(load_module, "_load_model", damaged)
+    monkeypatch.setattr(save_module, "load_model", damaged)
     with pytest.raises(ModelError, match="other logits"):
         save(vlm, tmp_path / "saved", batch)
     assert not (tmp_path / "saved").exists()

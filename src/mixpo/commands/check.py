@@ -130,11 +130,8 @@ def _check_extras(recipe: Recipe, recipe_folder: Path, checked: Checked) -> None
     if (recipe.train.lora or recipe.model.adapter) and importlib.util.find_spec("peft") is None:
         key = "train.lora" if recipe.train.lora else "model.adapter"
         checked.add(key, str(MissingExtra(key, "lora")))
-    if importlib.util.find_spec("bitsandbytes") is None:
-        if recipe.train.optimizer == "adamw_8bit":
-            checked.add("train.optimizer", str(MissingExtra('train.optimizer = "adamw_8bit"', "bitsandbytes")))
-        if recipe.model.quantization:
-            checked.add("model.quantization", str(MissingExtra("model.quantization", "bitsandbytes")))
+    if recipe.train.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
+        checked.add("train.optimizer", str(MissingExtra('train.optimizer = "adamw_8bit"', "bitsandbytes")))
     if recipe.evaluate.decontaminate == "similar" and importlib.util.find_spec("imagehash") is None:
         checked.add("evaluate.decontaminate", str(MissingExtra('evaluate.decontaminate = "similar"', "similar")))
     for problem in engine_problems(recipe):

@@ -46,7 +46,7 @@ from mixpo.train.replay import pictured_dummy, replay_losses, step_replay
 from mixpo.train.schedule import share_of_batch
 from mixpo.train.session import Session, TrainJob, open_session
 from mixpo.vlm.adapter import set_dropout
-from mixpo.vlm.load import save
+from mixpo.vlm.save import save
 
 
 @dataclass(frozen=True, kw_only=True)

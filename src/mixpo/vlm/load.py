@@ -1,9 +1,8 @@
-"""Load and save a vision-language model with its processor; an unusable folder is an error before any work starts."""
+"""Load a vision-language model with its processor; an unusable folder is an error before any work starts."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from mixpo.errors import ModelError
 from mixpo.recipe import ModelTable
 from mixpo.vlm.adapter import FOLDER, attach
-from mixpo.vlm.folder import PROCESSOR_FILES, Digests, digests, find_adapter, find_model
+from mixpo.vlm.folder import Digests, digests, find_adapter, find_model
 from mixpo.vlm.quantization import loading_options, prepare, values_of
 from mixpo.vlm.transformers_fixes import apply_fixes, loading_errors, quiet
 from mixpo.vlm.vetting import PACKED, stored_parameters, vet_sizes, vet_text
@@ -66,7 +65,7 @@ def load(table: ModelTable, recipe_folder: Path, folder: Path | None = None) -> 
     config = load_config(source, table.trust_remote_code)
     processor = load_processor(source, table.trust_remote_code)
     device = pick_device(table.device)
-    model = _load_model(source, config, table, device)
+    model = load_model(source, config, table, device)
     with loading_errors(source, "model"):
         check_weights(model, source)
         check_vocabulary(model, processor.tokenizer, source)
@@ -141,9 +140,6 @@ def check_vocabulary(model: Any, tokenizer: Any, source: object) -> None:
         )
 
 
-MORE_TEMPLATES = "additional_chat_templates"
-"""Folder of named chat templates next to the default one, as `transformers` saves them."""
-
 TILE_SETTINGS = ("max_patches", "max_image_tiles")
 """Names of the tile limit in image processors."""
 
@@ -179,40 +175,6 @@ def tile_setting(processor: Any) -> str:
             key="image.tiles",
         )
     return name
-
-
-def save(vlm: Vlm, folder: Path, check: Mapping[str, Tensor] | None = None, extra: Callable[[Path], None] | None = None) -> Path:
-    """Write model, processor and chat template to `folder` atomically; returns `folder`.
-
-    Processor files are copied from the source folder, which preserves the template digest. The saved model is reloaded and must be
-    finite and reproduce the logits of the model inputs `check`. extra: writes further files into the folder. Raises ModelError if a
-    check fails, the folder cannot be written, or `folder` exists and is not a model.
-    """
-    if folder.exists() and not (folder / "config.json").exists() and any(folder.iterdir()):
-        raise ModelError(
-            f"{folder}: exists and is not a model folder; remove it or choose another folder", code="output-not-a-model", path=folder
-        )
-    from safetensors import SafetensorError
-
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process
-        temporary.mkdir(parents=True)
-        with quiet():
-            vlm.model.save_pretrained(temporary)
-            _write_processor(vlm, temporary)
-        if extra is not None:
-            extra(temporary)
-        _reload_check(vlm, temporary, check)
-        _replace(temporary, folder)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ModelError(
-            f"{folder}: the model cannot be written ({reason}); free some space and run again", code="model-not-writable", path=folder
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return folder
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
@@ -275,7 +237,8 @@ def check_size(model: nn.Module, source: Path) -> None:
         raise ModelError(message, code="weights-mismatch", path=source / "config.json")
 
 
-def _load_model(source: Path, config: Any, table: ModelTable, device: torch.device) -> Any:
+def load_model(source: Path, config: Any, table: ModelTable, device: torch.device) -> Any:
+    """The model of a folder, its adapter not attached. Raises ModelError for weights of another model."""
     from transformers import AutoModelForImageTextToText
 
     loader: Any = AutoModelForImageTextToText
@@ -305,52 +268,3 @@ def read_model(loader: Any, source: Path, table: ModelTable, **options: Any) -> 
                 path=source,
             )
     return model
-
-
-def _write_processor(vlm: Vlm, target: Path) -> None:
-    if vlm.folder is None:
-        vlm.processor.save_pretrained(target)
-        return
-    for name in PROCESSOR_FILES:
-        if (vlm.folder / name).exists():
-            shutil.copyfile(vlm.folder / name, target / name)
-    if (vlm.folder / MORE_TEMPLATES).is_dir():
-        shutil.copytree(vlm.folder / MORE_TEMPLATES, target / MORE_TEMPLATES)
-    if vlm.trust_remote_code:
-        for path in vlm.folder.glob("*.py"):
-            shutil.copyfile(path, target / path.name)
-
-
-def _reload_check(vlm: Vlm, saved: Path, check: Mapping[str, Tensor] | None) -> None:
-    dtype = str(next(vlm.model.parameters()).dtype).removeprefix("torch.")
-    table = ModelTable.model_validate({"dtype": dtype, "device": vlm.device.type, "trust_remote_code": vlm.trust_remote_code})
-    config = load_config(saved, vlm.trust_remote_code)
-    load_processor(saved, vlm.trust_remote_code)
-    again = _load_model(saved, config, table, vlm.device)
-    check_weights(again, saved)
-    if check is None:
-        return
-    was_training = vlm.model.training
-    with torch.inference_mode():
-        before = vlm.model.eval()(**check).logits
-        after = again(**check).logits
-    vlm.model.train(was_training)
-    if not torch.allclose(before, after, rtol=1e-4, atol=1e-4):
-        gap = float((before - after).abs().max())
-        raise ModelError(
-            f"{saved}: the saved model gives other logits than the one in memory (up to {gap:.3g}); it was discarded",
-            code="saved-model-differs",
-            path=saved,
-        )
-
-
-def _replace(temporary: Path, folder: Path) -> None:
-    """Rename the finished folder into place; an existing model is moved away first, so files never mix."""
-    if folder.exists():
-        old = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-        temporary.rename(folder)
-        shutil.rmtree(old)
-    else:
-        temporary.rename(folder)

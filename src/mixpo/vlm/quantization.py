@@ -20,7 +20,7 @@ from mixpo.errors import MissingExtra, ModelError
 BLOCK, OUTER_BLOCK = 64, 256
 """Weights that share a scale, and scales that share a scale of their own."""
 TABLES = 4 * (16 + 1)
-"""Bytes that each layer has besides: the 16 values of NF4, and the mean of its scales."""
+"""Further bytes of each layer: the 16 values of NF4, and the mean of its scales."""
 
 _VISION = re.compile(r"vision|visual|image", re.IGNORECASE)
 
@@ -60,7 +60,7 @@ def loading_options(shapes: Any, dtype: torch.dtype, device: torch.device) -> di
 
 
 def prepare(model: nn.Module) -> None:
-    """Make quantized layers compute the same in evaluation as in training: on some CPUs bitsandbytes would pack their weights anew."""
+    """Make quantized layers compute the same in evaluation as in training: on some CPUs bitsandbytes would repack their weights."""
     for layer in quantized_layers(model).values():
         layer.support_avx512bf16_for_cpu = False
 
