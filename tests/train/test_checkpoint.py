@@ -207,7 +207,11 @@ def test_training_runs_while_a_checkpoint_is_written(
 def test_an_error_of_the_writer_stops_the_next_step(
     tiny_vlm: Vlm, data: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    order = hold_writes(monkeypatch, full_disk)
+    def fail_late(*values: Any) -> None:
+        until(lambda: "step 5" in order)
+        full_disk(*values)
+
+    order = hold_writes(monkeypatch, fail_late)
     compute = loop._forward_backward
 
     def joined(session: Session, *rest: Any) -> Any:
