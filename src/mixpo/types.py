@@ -27,6 +27,11 @@ def content_id(*parts: object) -> str:
     return hashlib.sha256(_CANONICAL.encode(parts).encode()).hexdigest()[:16]
 
 
+def seed_of(text: str) -> int:
+    """A seed of random numbers that follows from a text: 56 bits of its hash."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRef:
     """An image by path; `digest` (SHA-256 of the file's bytes) is what identity and caches rest on."""

@@ -11,7 +11,8 @@ from mixpo.errors import EvaluateError
 from mixpo.evaluate.benchmarks import BENCHMARKS
 from mixpo.evaluate.benchmarks.metrics import FigureDifference
 from mixpo.evaluate.benchmarks.metrics import differences as figure_differences
-from mixpo.evaluate.grading import NO_ROW, graded_row
+from mixpo.evaluate.grading import graded_row
+from mixpo.evaluate.predictions import NO_ROW
 from mixpo.evaluate.sampled import SampledDifference, compare_samples, sample_differences, score_samples
 from mixpo.evaluate.score import UNREADABLE, Clusters, Comparison, comparable, compare, score
 from mixpo.evaluate.statistics import cluster_of

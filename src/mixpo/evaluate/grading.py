@@ -16,7 +16,6 @@ NEEDS_JUDGE = 'no final-answer marker, where the released scripts ask a language
 SHORT = 8
 """Words of a one-line response that counts as a short answer, for which the released scripts need no language model."""
 UNREAD = "the judge's reply could not be read"
-NO_ROW = "the predictions file has no response to this question"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,8 @@ GIVEN_FIELDS = ("extraction", "model_answer", "res")
 """Fields with the short answer that the other tool extracted: MathVista, MATH-V, VLMEvalKit."""
 TEXT_FIELDS = ("question", "input", "prompt", "query")
 """Fields with the question or prompt, to verify a match by id."""
+NO_ROW = "the predictions file has no response to this question"
+"""Why a question has no response."""
 STEM = 40
 """Characters at the start of a question, letters and digits alone, that must occur in the row's question or prompt."""
 NAMED = 3

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from mixpo.evaluate.grading import NO_ROW
+from mixpo.evaluate.predictions import NO_ROW
 from mixpo.evaluate.sampled import Questions, sample_differences, score_samples
 from mixpo.evaluate.score import Clusters, comparable, compare, score
 from mixpo.evaluate.statistics import cluster_of

@@ -113,7 +113,7 @@ def _responses(
 def _answer(question: Question, responses: Mapping[str, str]) -> Sampled:
     text = responses.get(question.id)
     if text is None:
-        from mixpo.evaluate.grading import NO_ROW
+        from mixpo.evaluate.predictions import NO_ROW
 
         return Sampled(question=question.id, error=NO_ROW)
     return Sampled(question=question.id, responses=(Response(question=question.id, index=0, text=text, engine="predictions"),))

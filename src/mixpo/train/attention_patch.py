@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mixpo.train.compute_weights import same_weights
 from mixpo.train.tree_attention import AttentionOptions, AttentionPlan
-from mixpo.vlm.families import window_of
+from mixpo.vlm.families import configs_of, window_of
 
 NAME, REPLACED = "mixpo_tree", "mixpo_replaced"
 
@@ -80,12 +80,7 @@ def attention_replaced(model: Any, attention: Callable[..., tuple[Tensor, None]]
     from transformers import AttentionInterface
 
     AttentionInterface.register(REPLACED, attention)
-    return implementations([(config, REPLACED) for config in _configs(model)])
-
-
-def _configs(model: Any) -> list[Any]:
-    """The configurations of all parts of the model."""
-    return list({id(module.config): module.config for module in model.modules() if hasattr(module, "config")}.values())
+    return implementations([(config, REPLACED) for config in configs_of(model)])
 
 
 @contextmanager
@@ -96,7 +91,7 @@ def _again(named: Sequence[tuple[Any, str]], weights: AbstractContextManager[Non
 
 def checkpoint_contexts(model: Any) -> Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]:
     """`context_fn` of activation checkpointing: recompute with the attention and the weights of the first forward pass."""
-    configs = _configs(model)
+    configs = configs_of(model)
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _again([(config, config._attn_implementation) for config in configs], same_weights(model))

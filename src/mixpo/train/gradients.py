@@ -11,7 +11,6 @@ S and N are estimated without bias from products of different questions, so that
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -35,7 +34,7 @@ from mixpo.train.logps import Scorer
 from mixpo.train.losses import LossWeights, ResponseLogps, combine, loss_weights
 from mixpo.train.model import compute_dtype, refuse_dropout
 from mixpo.train.prompt_cache import PromptCache
-from mixpo.types import Group
+from mixpo.types import Group, seed_of
 from mixpo.vlm.load import Vlm
 
 WIDTH = 16_381
@@ -86,9 +85,9 @@ def gradient_agreement(
         )
     prompts = PromptCache(vlm, images)
     refuse_dropout(vlm.model)
-    prepare_trainable(vlm, table, seed)
-    scorer = Scorer(vlm.model, "single", compute_dtype({name: value.dtype for name, value in vlm.model.named_parameters()}))
     sample = check_sample(groups)
+    _, dtypes = prepare_trainable(vlm, table, seed, prompts.sample(groups))
+    scorer = Scorer(vlm.model, "single", compute_dtype(dtypes))
     scorer.layout, note = choose_layout(vlm, sample, prompts.get, scorer.precision, gradients=True)
     progress.say(f"gradients: {note}")
     sketch = Sketch(vlm.model)
@@ -165,7 +164,7 @@ class Sketch:
 
 def _signs(name: str, value: Tensor) -> Tensor:
     """(numel,) int8 of -1 and 1."""
-    generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big"))
+    generator = torch.Generator().manual_seed(seed_of(name))
     return (torch.randint(0, 2, (value.numel(),), generator=generator, dtype=torch.int8) * 2 - 1).to(value.device)
 
 

@@ -8,7 +8,6 @@ first step and constant within a step, so that splitting a step into micro-batch
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 import time
 from dataclasses import dataclass, replace
@@ -45,6 +44,7 @@ from mixpo.train.model import PartSize, checkpoint_activations, learning_rate
 from mixpo.train.replay import pictured_dummy, replay_losses, step_replay
 from mixpo.train.schedule import share_of_batch
 from mixpo.train.session import Session, TrainJob, open_session
+from mixpo.types import seed_of
 from mixpo.vlm.adapter import set_dropout
 from mixpo.vlm.save import save
 
@@ -97,7 +97,7 @@ def _set_random(session: Session) -> None:
     """
     job, step = session.job, session.state.step
     key = f"{job.seed}/{job.objective}/{job.round}/{session.accelerator.process_index}/{step}"
-    torch.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big"))
+    torch.manual_seed(seed_of(key))
     table = session.job.table.lora
     if table is not None and table.dropout:
         set_dropout(session.job.vlm.model, table.dropout if session.state.step else 0.0)

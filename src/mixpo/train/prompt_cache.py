@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from concurrent.futures import Future
 from threading import Lock
 
@@ -12,6 +13,7 @@ from mixpo.recipe import ImageTable
 from mixpo.types import Group, Question
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.prompt import EncodedPrompt, encode
+from mixpo.vlm.trial import trial_prompt
 
 CACHE_BYTES = 256 * 2**20
 """Size limit, pixels included; the least recently used entries are evicted first."""
@@ -62,6 +64,11 @@ class PromptCache:
     def get(self, group: Group) -> EncodedPrompt:
         """The prompt of a group."""
         return self.of(group.question, group.prompt)
+
+    def sample(self, groups: Iterable[Group]) -> EncodedPrompt | None:
+        """The first prompt with an image; where there is none, that of `trial_prompt`."""
+        pictured = next((group for group in groups if group.question.images), None)
+        return self.get(pictured) if pictured is not None else trial_prompt(self.vlm)
 
     def length(self, group: Group) -> int:
         """Tokens of a group's prompt, image tokens included; encoded only where the group does not say it."""

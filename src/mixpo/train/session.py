@@ -35,7 +35,6 @@ from mixpo.train.vision_cache import VisionCache, open_vision_cache
 from mixpo.types import content_id
 from mixpo.vlm.load import Vlm
 from mixpo.vlm.quantization import described
-from mixpo.vlm.trial import trial_prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,8 +144,7 @@ def open_session(job: TrainJob, progress: Progress) -> Session:
     vlm.device = accelerator.device
     prompts = PromptCache(vlm, job.images)
     sample = check_sample(job.groups[number] for number in job.groups.sample)
-    pictured = next((chunk.group for chunk in sample if chunk.group.question.images), None)
-    prompt = prompts.get(pictured) if pictured is not None else trial_prompt(vlm)
+    prompt = prompts.sample([chunk.group for chunk in sample])
     if vlm.unread is not None and (strategy_of(accelerator) != "fsdp2" or not can_stay_unread(vlm, job.table, prompt)):
         vlm.model, vlm.unread = vlm.unread.whole(), None
     model = vlm.model

@@ -80,6 +80,11 @@ def why_not_varlen(model: Any) -> str:
     return "attention scores are soft-capped" if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) else ""
 
 
+def configs_of(model: Any) -> list[Any]:
+    """The configurations of all parts of a model, each once."""
+    return list({id(module.config): module.config for module in model.modules() if hasattr(module, "config")}.values())
+
+
 def varlen_vision_configs(model: Any) -> list[Any]:
     """Configurations of vision towers that pass the ends of their windows to attention kernels that take them.
 

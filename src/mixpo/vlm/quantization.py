@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mixpo.errors import MissingExtra, ModelError
+from mixpo.vlm.families import configs_of
 
 BLOCK, OUTER_BLOCK = 64, 256
 """Weights that share a scale, and scales that share a scale of their own."""
@@ -114,13 +114,9 @@ def dequantize(model: Any) -> None:
         model.to("cpu")
         for attribute in ("hf_quantizer", "is_loaded_in_4bit", "is_quantized", "quantization_method"):
             vars(model).pop(attribute, None)
-        for config in _configs(model):
+        for config in configs_of(model):
             for attribute in ("quantization_config", "_is_quantized"):
                 vars(config).pop(attribute, None)
-
-
-def _configs(model: nn.Module) -> Iterator[Any]:
-    return iter({id(module.config): module.config for module in model.modules() if hasattr(module, "config")}.values())
 
 
 def described(model: nn.Module) -> str:
