@@ -1,8 +1,9 @@
-"""Watches calls of a function that is left as it is."""
+"""Watches calls of a function, or replaces one for a single module."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -16,3 +17,8 @@ def spy(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, note: Callabl
         return real(*args, **options)
 
     monkeypatch.setattr(owner, name, noted)
+
+
+def replace_in(monkeypatch: pytest.MonkeyPatch, module: ModuleType, library: str, **functions: Callable[..., object]) -> None:
+    """`module` sees these functions in `library`, which it imports; other modules and threads keep the real ones."""
+    monkeypatch.setattr(module, library, SimpleNamespace(**vars(getattr(module, library)) | functions))

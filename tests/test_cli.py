@@ -18,10 +18,11 @@ import typer
 from failures import shows
 from rich.console import Console
 from slow_rows import slow_except
+from spying import replace_in
 
 import mixpo
 from mixpo import sealed
-from mixpo.cli import main
+from mixpo.cli import main, output
 from mixpo.cli.app import EXAMPLES, INSPECT, USE, WORK, app
 from mixpo.cli.output import Lines, printable
 from mixpo.cli.tables import table
@@ -448,7 +449,7 @@ def test_the_time_left_is_not_that_of_loading_a_model(monkeypatch: pytest.Monkey
     import sys
 
     moments = iter([100.0, 160.0, 175.0])
-    monkeypatch.setattr("mixpo.cli.output.time.monotonic", lambda: next(moments))
+    replace_in(monkeypatch, output, "time", monotonic=lambda: next(moments))
     lines = Lines(sys.stderr)
     lines.start("sample", 12, "questions")
     lines.advance(2)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from spying import spy
+from spying import replace_in, spy
 
 from mixpo import images
 from mixpo.errors import ImageError, RunError
@@ -320,7 +320,7 @@ def test_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, monkeypatc
     def full(source: str, target: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mixpo.images.os.replace", full)
+    replace_in(monkeypatch, images, "os", replace=full)
     with pytest.raises(RunError, match="No space left on device"):
         save_content(halves(), tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

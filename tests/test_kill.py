@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 import small_run
 from chaos_watch import Shards, Writes, readable
+from spying import replace_in
 
+from mixpo import images as images_module
 from mixpo.images import save_bytes
 from mixpo.pipeline import run_stage
 from mixpo.records import Sampled, write_rows
@@ -98,7 +100,7 @@ def test_what_a_kill_left_of_an_image_goes(tmp_path: Path, tiny_folder: Path, mo
     content = (tmp_path / "images" / "11.png").read_bytes()
     with monkeypatch.context() as patch:
         # The end of a killed process, which removes nothing.
-        patch.setattr("mixpo.images.os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        replace_in(patch, images_module, "os", replace=lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         patch.setattr("mixpo.images.Path.unlink", lambda *_, **__: None)
         images.mkdir(parents=True)
         with pytest.raises(KeyboardInterrupt):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from spying import replace_in
 
 from mixpo.commands.verify_run import verify_run
 from mixpo.pipeline import open_context
@@ -17,6 +18,7 @@ from mixpo.progress import Silent
 from mixpo.recipe import parse
 from mixpo.records import Sampled, write_text
 from mixpo.run import Stage
+from mixpo.stages import store
 from mixpo.stages.job import Context, Job, Make, Planned
 from mixpo.stages.perform import perform
 from mixpo.stages.store import StageStore
@@ -137,11 +139,11 @@ def test_an_interrupted_link_is_no_shard(tmp_path: Path, monkeypatch: pytest.Mon
         calls.append(str(target))
         link(source, target)
 
-    monkeypatch.setattr(os, "link", killed)
-    with pytest.raises(KeyboardInterrupt):
-        do(runs, "two", model=True)
+    with monkeypatch.context() as patch:
+        replace_in(patch, store, "os", link=killed)
+        with pytest.raises(KeyboardInterrupt):
+            do(runs, "two", model=True)
     assert shards(runs, "two") == []
-    monkeypatch.setattr(os, "link", link)
     assert do(runs, "two", model=True)[0] == []
 
 
@@ -151,7 +153,7 @@ def test_without_links_files_are_copied(tmp_path: Path, monkeypatch: pytest.Monk
 
     runs = tmp_path / "runs"
     do(runs, "one", model=True)
-    monkeypatch.setattr(os, "link", refuse)
+    replace_in(monkeypatch, store, "os", link=refuse)
     assert do(runs, "two", model=True)[0] == []
     assert shards(runs, "two")[0].stat().st_ino != shards(runs, "one")[0].stat().st_ino
 
