@@ -58,6 +58,7 @@ def tables(draw: st.DrawFn) -> PairsTable:
         format_negatives=draw(st.booleans()),
         entailment=draw(st.booleans()),
         max_length_ratio=draw(st.sampled_from([0.0, 1.0, 2.0])),
+        max_side_similarity=draw(st.sampled_from([1.0, 0.5, 0.0])),
         max_dropout_per_question=draw(st.integers(1, 5)),
         drop_blind=draw(st.booleans()),
     )

@@ -182,6 +182,8 @@ def test_at_most_max_per_place_pairs_and_none_twice() -> None:
     pairs, drops = branch_pairs(QUESTION, continued, valued, PAIRS, 0)
     assert [pair.cut for pair in pairs] == [4] * 4
     assert drops == {"same_pair": 4}
+    similar = PAIRS.model_copy(update={"max_side_similarity": 0.0})
+    assert branch_pairs(QUESTION, continued, valued, similar, 0) == (pairs, drops), "sides that share a beginning are always similar"
     capped = PairsTable(branches=TABLE.model_copy(update={"max_per_place": 1}))
     pairs, drops = branch_pairs(QUESTION, Sampled(question="q", responses=tuple(made[:4])), valued, capped, 0)
     assert len(pairs) == 1

@@ -66,6 +66,10 @@ def test_settings() -> None:
     long: Row = ("it is 9!!", "wrong", "9!!")
     assert made([RIGHT, long], max_length_ratio=1.9) == ([], {"length_ratio": 1})
     assert made([RIGHT, long], max_length_ratio=2.0) == ([("so 7", "it is 9!!", "correctness")], {})
+    # 5 tokens of which one differs: edit distance 1, similarity 0.8
+    assert made([RIGHT, WRONG], max_side_similarity=0.79) == ([], {"similar_sides": 1})
+    assert made([RIGHT, WRONG], max_side_similarity=0.8) == ([("so 7", "so 8", "correctness")], {})
+    assert made([RIGHT, WRONG, long], max_side_similarity=0.79) == ([("so 7", "it is 9!!", "correctness")], {"similar_sides": 1})
 
 
 @pytest.mark.parametrize(
@@ -218,6 +222,13 @@ def test_spread_covers_everything_before_it_repeats() -> None:
     taken = sample_balanced(edges, 7)
     assert {row for row, _ in taken} == {0, 1, 2}
     assert {column for _, column in taken} == set(range(7))
+
+
+def test_similarity_falls_back_to_characters() -> None:
+    responses, verdicts = judged(("so it is 7", "correct", "7"), ("so it is 8", "wrong", "8"))
+    responses[1] = response(1, responses[1].text, token_ids=())
+    assert correctness_pairs(ASKED, responses, verdicts, table(max_side_similarity=0.9), 0)[1] == {}  # 1 of 10 characters
+    assert correctness_pairs(ASKED, responses, verdicts, table(max_side_similarity=0.89), 0)[1] == {"similar_sides": 1}
 
 
 def test_lengths_fall_back_to_characters() -> None:

@@ -145,7 +145,8 @@ def branch_pairs(question: Question, continued: Sampled, valued: Valued, table: 
     branches = table.branches
     assert branches is not None
     pairs, drops = list[Pair](), Counter[str]()
-    rules = table.model_copy(update={"max_per_question": branches.max_per_place, "across_prompts": True, "rationales": False})
+    update = {"max_per_question": branches.max_per_place, "across_prompts": True, "rationales": False, "max_side_similarity": 1.0}
+    rules = table.model_copy(update=update)
     verdicts = {verdict.index: verdict for verdict in valued.verdicts}
     for place, of_place in _by_place(continued, branches):
         continuations = [response for response in of_place if response.index in verdicts]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, product
 
-from mixpo.pairs.provenance import length_ratio, make_pair, rationale_of
+from mixpo.pairs.provenance import length_ratio, make_pair, rationale_of, side_similarity
 from mixpo.recipe import PairsTable
 from mixpo.types import Origin, Outcome, Pair, Question, Response, Verdict
 
@@ -165,6 +165,10 @@ def _objections(chosen: Sequence[_Answer], rejected: Sequence[_Answer], table: P
         for edge in product(range(len(chosen)), range(len(rejected))):
             if length_ratio(chosen[edge[0]].response, rejected[edge[1]].response) > table.max_length_ratio:
                 objections[edge] = "length_ratio"
+    if table.max_side_similarity < 1:
+        for edge in product(range(len(chosen)), range(len(rejected))):
+            if side_similarity(chosen[edge[0]].response, rejected[edge[1]].response) > table.max_side_similarity:
+                objections[edge] = "similar_sides"
     if table.entailment:
         rows, columns = _places(answer.plain for answer in chosen), _places(answer.plain for answer in rejected)
         for right, wrong in product(rows, columns):

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from rapidfuzz.distance import Levenshtein
+
 from mixpo.errors import RecordError
 from mixpo.records import Judged, Paired, Sampled, Valued
 from mixpo.types import Origin, Pair, Question, Response, Verdict, content_id
@@ -41,6 +43,7 @@ REASONS: dict[str, Reason] = {
     "margin": Reason(unit="pairs", text="the scores differ by less than pairs.min_margin"),
     "same_pair": Reason(unit="pairs", text="the same two texts as another pair of the question"),
     "length_ratio": Reason(unit="pairs", text="one side is longer than pairs.max_length_ratio allows"),
+    "similar_sides": Reason(unit="pairs", text="the two sides are more similar than pairs.max_side_similarity allows"),
     "balance": Reason(unit="pairs", text="its class is larger than its share (pairs.balance)"),
     "over_cap": Reason(unit="pairs", text="more than the cap per question"),
     "no_continuation": Reason(unit="pairs", text="too short to cut, or nothing was generated without the image"),
@@ -142,6 +145,13 @@ def length_ratio(chosen: Response, rejected: Response) -> float:
     else:
         sizes = len(chosen.text), len(rejected.text)
     return max(sizes) / max(1, min(sizes))
+
+
+def side_similarity(chosen: Response, rejected: Response) -> float:
+    """Edit similarity of two sides, between 0 and 1: 1 - edit distance / longer side. In characters unless both sides have token ids."""
+    if chosen.token_ids and rejected.token_ids:
+        return Levenshtein.normalized_similarity(chosen.token_ids, rejected.token_ids)
+    return Levenshtein.normalized_similarity(chosen.text, rejected.text)
 
 
 def _find(pair: Pair, index: int, responses: Iterable[Response], where: str) -> Response:

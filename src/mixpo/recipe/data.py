@@ -310,6 +310,9 @@ class PairsTable(Table):
     """Drop a pair if the correct final answer is contained in the wrong one."""
     max_length_ratio: Annotated[float, Decides("pair")] = Field(default=0.0, ge=0)
     """Drop a pair if its longer side has more than this many times the tokens of the shorter; 0 keeps all."""
+    max_side_similarity: Annotated[float, Decides("pair")] = Field(default=1.0, ge=0, le=1)
+    """Drop a correctness pair if the edit similarity of its two sides (in tokens) is above this; 1 keeps all. `mixpo gradients` shows
+    what pairs of similar sides contribute to training. Step-level pairs are kept: their sides share a beginning."""
     dropout_ntp: Annotated[bool, Decides("continue", "pair")] = True
     """Make DropoutNTP pairs for open questions: the rejected side is continued without the image."""
     dropout_from: Annotated[Literal["open", "all"], Decides("sample", "continue", "pair")] = "open"
