@@ -18,7 +18,6 @@ from mixpo.verify.options import (
     OVER_OPTIONS,
     READINGS,
     SEVERAL,
-    TEXT_LETTER,
     letters_of,
     listed,
     lone_letter,
@@ -39,6 +38,7 @@ _BY_POSITION = re.compile(
     r"|(?:是|选)?(?:第[一二三四五1-5][个项]?|最后一?个|中间的?|左边的?|右边的?|前者|后者)(?:那?个)?(?:选项)?"
 )
 _WORD = re.compile(r"[^\W\d_]{3,}")
+_TEXT_LETTER = re.compile(r"\\text(?:bf|rm|it)?\s*\{\s*\(?([A-J])\)?[.:)]?\s*\\?\s*\}(?:\s|\\quad|\\[ ,;:])*")
 
 
 def check_choice(predicted: str, gold: str, options: Options) -> Judgement:
@@ -47,7 +47,7 @@ def check_choice(predicted: str, gold: str, options: Options) -> Judgement:
     wanted = _gold_letters(gold, texts)
     if not wanted:
         return check_text(predicted, gold, options)
-    answer = plain_characters(TEXT_LETTER.sub(r"(\1) ", unwrap(predicted) or predicted))
+    answer = plain_characters(_TEXT_LETTER.sub(r"(\1) ", unwrap(predicted) or predicted))
     if len(wanted) > 1:  # several right options: the same letters, in any order
         letters = lone_letter(answer) or listed(answer)
         return decide(letters == wanted if letters else None, "options")
@@ -82,7 +82,7 @@ def _are_yes_no(texts: tuple[str, ...]) -> bool:
 
 def _compare_meaning(answer: str, wanted: frozenset[str], options: Options) -> Judgement:
     """An answer that names no option may still be the right one in another form: "y = 1 + 2x" for "y = 2x + 1"."""
-    right = next(option.text for option in options_of(options.choices) if option.letter in wanted)
+    right = options_of(options.choices)[min(wanted)].text
     kind = guess_kind(right)
     kinds = {kind, guess_kind(answer)}
     if kinds == {"number"}:
@@ -103,17 +103,17 @@ def _is_over_options(wanted: frozenset[str], texts: tuple[str, ...]) -> bool:
     """Whether the right option is about others: "all of the above", or "Alice and Bob" next to "Alice" and "Bob"."""
     options = options_of(texts)
     return any(
-        OVER_OPTIONS.search(option.text) or sum(contains(option.plain, other.plain) for other in options if other is not option) > 1
-        for option in options
-        if option.letter in wanted
+        OVER_OPTIONS.search(options[letter].text) or sum(contains(options[letter].plain, other.plain) for other in options.values()) > 2
+        for letter in wanted & set(options)
     )
 
 
 def _hints_at(answer: str, wanted: frozenset[str], texts: tuple[str, ...]) -> bool:
     """Whether an answer that names no option uses a word that only the right one has: "it remains constant" for "remain constant"."""
-    words = {option.letter: _stems(option.plain) for option in options_of(texts)}
-    others = set().union(*(stems for letter, stems in words.items() if letter not in wanted))
-    return any(_stems(normal_text(answer)) & words[letter] - others for letter in wanted if letter in words)
+    own, others = set[str](), set[str]()
+    for option in options_of(texts).values():
+        (own if option.letter in wanted else others).update(_stems(option.plain))
+    return bool(_stems(normal_text(answer)) & own - others)
 
 
 def _stems(plain: str) -> set[str]:
@@ -122,10 +122,10 @@ def _stems(plain: str) -> set[str]:
 
 
 def _gold_letters(gold: str, texts: tuple[str, ...]) -> frozenset[str]:
-    by_text = letters_of(gold, texts)
-    if by_text and not re.fullmatch("[A-J]", gold.strip()) and _alike(frozenset(min(by_text)), texts) == by_text:
+    by_text, lone = letters_of(gold, texts), lone_letter(gold)
+    if by_text and gold.strip() not in LETTERS and _alike(frozenset(min(by_text)), texts) == by_text:
         return frozenset(min(by_text))
-    if (lone := lone_letter(gold)) and (not texts or lone <= set(LETTERS[: len(texts)])):
+    if lone and (not texts or lone <= set(LETTERS[: len(texts)])):
         return lone
     named = listed(gold) or read_options(gold, texts)
     return named if len(named) == 1 or SEVERAL.fullmatch(gold) else frozenset()

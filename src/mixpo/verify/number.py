@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, replace
 from decimal import Context, Decimal
 
-from mixpo.verify.number_words import NUMBER_WORD, read_words
+from mixpo.verify.number_words import NUMBER_WORD, read_whole, read_words
 from mixpo.verify.text import normal_text
 from mixpo.verify.units import CURRENCY_SIGNS, PATTERN, Unit, may_convert, read_unit
 from mixpo.verify.wrapping import plain_characters, plain_latex
@@ -108,6 +108,12 @@ def single_number(text: str) -> Number | None:
         gap = _GAP.match(text, match.end())
         position = gap.end() if gap else match.end()
     return None
+
+
+def one_number(text: str) -> Number | None:
+    """The number that `text` is, in digits as `single_number` reads them or in words."""
+    value = read_whole(text)
+    return single_number(text) if value is None else Number(value=Decimal(value))
 
 
 def read_numbers(text: str) -> list[Number] | None:

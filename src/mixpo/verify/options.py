@@ -1,6 +1,17 @@
 """One reader of options: the letters of the options that a short answer names, by letter or by text.
 
-Readings are tried from the surest to the loosest, and the first that names an option decides. The article in "A cat" names none.
+Readings are tried from the surest to the loosest, and the first that names an option decides:
+
+| reading    | reads                                        | names                                                    |
+| ---------- | -------------------------------------------- | -------------------------------------------------------- |
+| none       | "None of the options matches"                | every option: each stays possible                        |
+| exact      | "B", "(b)", "A, C", an option's text, "B 7"  | that option; of "A 9" also the one that is 9             |
+| leading    | "B. 7", "(B) since ...", "A. cat, B. dog"    | the label, and another option that the text beside it is |
+| named      | "option B", "B is correct", "选B"             | the same; nothing under a negation                       |
+| worked out | "AB = 10/2 = 5", "the length is 5"           | the option behind the last equals sign or verb           |
+| loose      | "a black cat", "so it must be (B)"           | what the phrase holds; under a negation every option     |
+
+The article in "A cat" names none.
 """
 
 from __future__ import annotations
@@ -8,13 +19,11 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Sequence
-from decimal import Decimal
 from typing import NamedTuple
 
 from mixpo.verify.kinds import guess_kind
 from mixpo.verify.latex import key, to_latex
-from mixpo.verify.number import Number, equal, is_bound, read_numbers, same_quantities, single_number
-from mixpo.verify.number_words import read_whole
+from mixpo.verify.number import Number, equal, is_bound, one_number, read_numbers, same_quantities
 from mixpo.verify.text import contains, normal_text, whole_words
 from mixpo.verify.wrapping import unwrap
 
@@ -40,11 +49,10 @@ _NAMED = re.compile(
     r"(?i:\b(?:(?:option|choice|answer|letter)(?:\s+(?:is|would be|should be|must be))?|select|choose|pick)"
     r"|选项?(?:是|为)?|选择|答案(?:是|为|应为)?|正确的(?:是|为)?)[\s:*(\[\"']*"
     r"(?:([A-J])(?![A-Za-z']|[*+^]\w)(?:[\s)\]]*(?:[,/&、和与或]|and\b|or\b)[\s(\[]*([A-J])(?![A-Za-z']))?|([a-j])(?=[\s)\].*\"']*$))"
+    r"|(?<![A-Za-z])\(?([A-HJ])\)?\s*(?:(?:is|are)\s+(?:the\s+)?(?:most\s+\w+\s+|best\s+|only\s+)?"
+    r"(?:correct|right|true|best|answer|choice|option)\b|选项|项|是?正确|是(?:最佳)?答案)"
 )
-_NAMED_AFTER = re.compile(
-    r"(?<![A-Za-z])\(?([A-HJ])\)?\s*(?:(?:is|are)\s+(?:the\s+)?(?:most\s+\w+\s+|best\s+|only\s+)?(?:correct|right|true|best|answer|choice|option)\b|选项|项|是?正确|是(?:最佳)?答案)"
-)
-_NEXT_OPTION = re.compile(r"(?:\A|[,;，；、\n]|\band\b|\bor\b|和|或)[\s\"'*]*(?:\(([A-J])\)|([A-J])[.:、)])(?=\s*[^\s)])")
+_NEXT_OPTION = re.compile(r"(?:\A|[,;，；、\n]|\band\b|\bor\b|和|或)[\s\"'*]*\(?([A-J])[.:、)](?=\s*[^\s)])")
 """Another option of a list: "A. cat, B. dog"."""
 _LAST_OPTION = re.compile(r"(?:[,;，；、\n]|\band\b|\bor\b|和|或)[\s\"'*(]*([A-J])[\s\"'*).]*\Z")
 """The same with its letter alone: "A. cat, B"."""
@@ -52,7 +60,6 @@ _NEXT_TEXT = re.compile(r"\s\(?([A-J])[.:、)]\s*(?=\S)")
 """The same without a separator: "A) cat B) dog", where the option's text follows."""
 _JUDGED = re.compile(r"(?i)(?:is|as|was)\s+(?:the\s+)?(?:correct|right|true|best)\b")
 """Words behind a letter that are no text of an option."""
-TEXT_LETTER = re.compile(r"\\text(?:bf|rm|it)?\s*\{\s*\(?([A-J])\)?[.:)]?\s*\\?\s*\}(?:\s|\\quad|\\[ ,;:])*")
 _EQUALS = re.compile(r"[=≈]|\b(?:is|are|equals|be|approximately|about)\b|[为是即]")
 _CLAUSE_END = re.compile(r"[.。;；，,](?!\d)")
 _SEVERAL_VALUES = re.compile(r"[,;，；或和]|\b(?:and|or)\b")
@@ -91,20 +98,19 @@ def read_options(answer: str, texts: tuple[str, ...] = (), readings: Sequence[Re
     return frozenset()
 
 
+def _none(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
+    return ANY if _NO_OPTION.search(answer) and not any(map(_NONE.search, texts)) else frozenset()
+
+
 def _exact(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
-    """A lone letter, or exactly an option's text, or a list of letters. Where the texts are letters themselves, both readings count."""
+    """Where the texts are letters themselves, both readings count."""
     named, leading = letters_of(answer, texts), _LEADING.match(answer)
-    if leading and (named or SEVERAL.fullmatch(answer)) and letters_of(answer[leading.end() :], texts) == {leading.group(1).upper()}:
-        return frozenset(leading.group(1).upper())
-    return lone_letter(answer) | named | _label(answer, named, texts) or listed(answer)
-
-
-def _label(answer: str, named: frozenset[str], texts: tuple[str, ...]) -> frozenset[str]:
-    """The letter in front of the text of another option, as in "A 9"; in front of a word an "A" is an article."""
-    match = _LEADING.match(answer) if named and not _ARTICLE.match(answer) else None
-    if not match or any(option.text.startswith(match.group(1)) for option in options_of(texts) if option.letter in named):
-        return frozenset()
-    return frozenset(match.group(1).upper())
+    label = leading.group(1).upper() if leading else ""
+    if leading and letters_of(answer[leading.end() :], texts) == {label}:
+        return frozenset(label)
+    if label and named and not _ARTICLE.match(answer) and not any(options_of(texts)[letter].text.startswith(label) for letter in named):
+        return named | {label}
+    return lone_letter(answer) | named or listed(answer)
 
 
 def lone_letter(answer: str) -> frozenset[str]:
@@ -118,87 +124,70 @@ def listed(answer: str) -> frozenset[str]:
     return frozenset(re.findall("[A-J]", re.sub(r"(?i)and|or", "", answer))) if SEVERAL.fullmatch(answer) else frozenset()
 
 
-def _none(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
-    """ "None of the options matches": every one stays possible, unless that is an option itself."""
-    return ANY if _NO_OPTION.search(answer) and not any(map(_NONE.search, texts)) else frozenset()
-
-
 def _leading(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
-    """ "B. 7", "(B) 7", "B) 7"; with a bare space ("B 7"), or in lower case, only when the option's text follows."""
+    """With a bare space ("B 7"), or in lower case, a letter is a label only when the text of an option or a number follows."""
     match = _LEADING.match(answer)
     if not match:
         return frozenset()
     letter, rest = match.group(1).upper(), _REASON.split(answer[match.end() :], maxsplit=1)[0]
     sign = match.group().strip("* \t(")[1:].strip()
-    is_bare = not (sign or _IN_BRACKETS.fullmatch(rest)) or (match.group(1).islower() and "=" in sign)
-    if is_bare and letter not in letters_of(rest, texts):
-        is_value = not _ARTICLE.match(answer) and (letters_of(rest, texts) or _number(rest.strip("()")))
+    own = letters_of(rest, texts)
+    if (not (sign or _IN_BRACKETS.fullmatch(rest)) or (match.group(1).islower() and "=" in sign)) and letter not in own:
+        is_value = not _ARTICLE.match(answer) and (own or _number(rest.strip("()")))
         return _beside(letter, rest, texts) if is_value else frozenset()  # "B 9", but not "A tiger"
-    others = lone_letter(rest)
-    if not letters_of(rest, texts):
-        others |= {letter for groups in _NEXT_OPTION.findall(rest) for letter in groups if letter}
+    others = set(lone_letter(rest))
+    if not own:
         last = None if SEVERAL.fullmatch(rest) else _LAST_OPTION.search(rest)
-        others |= _lettered(last.group(1), texts) if last else frozenset()
-    others |= {
-        option.letter
-        for next_option in _NEXT_TEXT.finditer(f" {rest}")
-        for option in options_of(texts)
-        if option.letter == next_option.group(1) and option.plain and normal_text(rest[next_option.end() - 1 :]).startswith(option.plain)
-    }
+        others |= {*_NEXT_OPTION.findall(rest), *(_lettered(last.group(1), texts) if last else ())}
+    for following in _NEXT_TEXT.finditer(f" {rest}"):
+        option = options_of(texts).get(following.group(1))
+        if option and option.plain and normal_text(rest[following.end() - 1 :]).startswith(option.plain):
+            others.add(option.letter)
     return frozenset(others | {letter}) if others else _beside(letter, rest, texts)
 
 
 def _named(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
-    """ "option B", "the answer is B", "B is correct", "选B"."""
     named: set[str] = set()
     for match in _NAMED.finditer(answer):
-        letters = {option for letter in match.groups() if letter for option in _lettered(letter.upper(), texts)}
+        *before, judged = match.groups()
+        letters = {option for letter in before if letter for option in _lettered(letter.upper(), texts)} or {judged}
         named |= _beside(min(letters), answer[match.end() :].lstrip(" )].:*,;。"), texts) if len(letters) == 1 else letters
-    for match in _NAMED_AFTER.finditer(answer):
-        named |= _beside(match.group(1), answer[match.end() :].lstrip(" ,:;。.)"), texts)
-    return frozenset() if not named or _NEGATION.search(_without_texts(answer, texts)) else frozenset(named)
+    return frozenset() if named and _NEGATION.search(_without_texts(answer, texts)) else frozenset(named)
 
 
 def _beside(letter: str, rest: str, texts: tuple[str, ...]) -> frozenset[str]:
     """The option of a letter, and what the text next to it names instead: "A. 9" is both A and the option 9."""
-    own = next((option for option in options_of(texts) if option.letter == letter), None)
+    own = options_of(texts).get(letter)
     rest = rest.strip().removesuffix(")").strip("( ") if rest.startswith("(") else rest
     if not own or not rest.strip() or _JUDGED.match(rest):
         return frozenset(letter)
     named = letters_of(rest, texts) or _worked_out(rest, texts)
     if not named and len(rest.split()) <= BESIDE:
         number = _number(rest)
-        is_other = number and own.number and equal(number, own.number, 0.0) is False
-        if is_other or same_quantities(rest, own.text, 0.0) is False:
+        if (number and own.number and not equal(number, own.number, 0.0)) or same_quantities(rest, own.text, 0.0) is False:
             return frozenset(letter + ANOTHER)
         named = _contained(rest, texts)
-    return frozenset(letter) if not named or letter in named else named | {letter}
+    return frozenset(letter) if letter in named else named | {letter}
 
 
 def _worked_out(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
-    """Exactly an option behind an equals sign or a verb: "\\sin 60° = √3/2", "the length is √2", "her genotype is (B) Ff"."""
-    if not texts or ("=" in answer and _SEVERAL_VALUES.search(answer)):
-        return frozenset()
+    """Exactly an option, or one with its letter in brackets, behind an equals sign or a verb; "A is 9" names two."""
     subject, *sides = _EQUALS.split(answer)
-    if not sides or _NEGATION.search(answer):
+    if not texts or not sides or ("=" in answer and _SEVERAL_VALUES.search(answer)) or _NEGATION.search(answer):
         return frozenset()
     last = sides[-1].strip()
     named = letters_of(last, texts) or (_leading(last, texts) if last.startswith("(") else frozenset())
-    return named | lone_letter(subject) if named and subject.isupper() else named  # "A is 9" names two
+    return named | lone_letter(subject) if named and subject.isupper() else named
 
 
 def _loose(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
-    """Letters in brackets or alone, and option texts inside a phrase. Under a negation or as a bound every option stays possible.
-
-    Where the options are known a letter alone has to be the last word: others name points and lines.
-    """
+    """Where the options are known a letter alone has to be the last word: others name points and lines."""
     # Inside a formula an option's text is only a part of it: √3 in √3/2. A sentence may hold formulas.
     held = _contained(answer, texts) if guess_kind(answer) != "formula" or len(answer.split()) > BESIDE else frozenset()
     rest = _without_texts(answer, texts) if held else answer
-    named = set(held) | {match.group(1).upper() for match in _BRACKETED.finditer(rest)}
-    ends_in_text = any(option.letter in held and normal_text(answer).endswith(option.plain) for option in options_of(texts))
-    if not named or not ends_in_text:
-        letters = (_LAST_LETTER if texts else _STANDALONE).findall(answer if held else rest)
+    named = {*held, *map(str.upper, _BRACKETED.findall(rest))}
+    if not any(normal_text(answer).endswith(options_of(texts)[letter].plain) for letter in held):
+        letters = (_LAST_LETTER if texts else _STANDALONE).findall(answer)
         named |= {option for groups in letters for letter in groups if letter for option in _lettered(letter, texts)}
     if named and (_NEGATION.search(rest) or is_bound(f"{rest} 0") or (len(held) == 1 and _OR.search(rest))):
         return ANY
@@ -207,7 +196,6 @@ def _loose(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
 
 Reading = Callable[[str, tuple[str, ...]], frozenset[str]]
 READINGS: tuple[Reading, ...] = (_none, _exact, _leading, _named, _worked_out, _loose)
-"""From the surest to the loosest; the first that names an option decides."""
 
 
 class _Option(NamedTuple):
@@ -221,80 +209,76 @@ class _Option(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def options_of(texts: tuple[str, ...]) -> tuple[_Option, ...]:
-    """The forms of one question's choices; all its responses ask for them."""
+def options_of(texts: tuple[str, ...]) -> dict[str, _Option]:
+    """The options of one question by letter; all its responses ask for them."""
     bare = [unwrap(text) or text for text in texts]
-    are_ratios = bool(bare) and all(map(_RATIO.fullmatch, bare))  # "5/12" names 5:12, unless that may be a time of day
-    return tuple(
-        _Option(letter, text, normal_text(text), _number(_as_quotient(text) if are_ratios else text), key(to_latex(text)))
+    are_ratios = all(map(_RATIO.fullmatch, bare))  # "5/12" names 5:12, unless that may be a time of day
+    return {
+        letter: _Option(letter, text, normal_text(text), _number(_as_quotient(text) if are_ratios else text), key(to_latex(text)))
         for letter, text in zip(LETTERS, bare, strict=False)
-    )
+    }
 
 
 @functools.lru_cache(maxsize=1024)
 def letters_of(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
-    """Letters of the options whose text `answer` is."""
-    if not texts:
+    """Letters of the options whose text `answer` is: in the same spelling, else the same number or words."""
+    options = options_of(texts).values()
+    if not options:
         return frozenset()
-    if spelled := {option.letter for option in options_of(texts) if option.text == answer.strip()}:
-        return frozenset(spelled)
-    number, plain, formula = _number(_as_quotient(answer)), normal_text(answer), key(to_latex(answer))
+    formula, number, plain = key(to_latex(answer)), _number(_as_quotient(answer)), normal_text(answer)
     named = {
         option.letter
-        for option in options_of(texts)
+        for option in options
         if (equal(number, option.number, 0.0) is True if number and option.number else plain == option.plain != "")
     }
-    if len(named) == 1:
-        return frozenset(named)
-    return frozenset({option.letter for option in options_of(texts) if formula and formula == option.formula} or named)
+    spelled = {option.letter for option in options if formula and formula == option.formula} if len(named) != 1 else named
+    return frozenset(spelled or named)
 
 
 def _as_quotient(text: str) -> str:
-    return re.sub("[:比]", "/", text) if _RATIO.fullmatch(text.strip()) else text
+    return re.sub("[:比]", "/", text) if _RATIO.fullmatch(text) else text
 
 
 def _number(text: str) -> Number | None:
     """The number that a text is, be it "5 cm" or "x = 5"."""
     if (text.count("=") > 1 and _SEVERAL_VALUES.search(text)) or _CLAUSE_END.search(text.partition("=")[0]):
         return None  # "m = 3, n = 2" is no number, nor is a calculation behind a sentence
-    if "=" in text:
-        numbers = read_numbers(text)
-        return numbers[0] if numbers and len(numbers) == 1 else None
-    value = read_whole(text)
-    return single_number(text) if value is None else Number(value=Decimal(value))
+    numbers = read_numbers(text) if "=" in text else [one_number(text)]
+    return numbers[0] if numbers and len(numbers) == 1 else None
 
 
 def _contained(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
     """Options whose text is in the answer, less those that only stand inside a longer one ("cat" in "black cat")."""
     plain, kept = normal_text(answer), set[str]()
-    for option in sorted(options_of(texts), key=lambda option: -len(option.plain)):
+    for option in _longest_first(texts):
         if contains(plain, option.plain) and (not _SYMBOLS.search(option.text) or _stands_in(option.text, answer)):
-            kept.add(option.letter)
+            kept.add(option.plain)
             plain = plain.replace(option.plain, "\n")
-    texts_kept = {option.plain for option in options_of(texts) if option.letter in kept}
-    alike = [option for option in options_of(texts) if option.plain in texts_kept]  # with those that differ in case or signs alone
-    spelled = [option for option in alike if contains(answer, option.text)] if len(texts_kept) == 1 else []
+    alike = [option for option in options_of(texts).values() if option.plain in kept]  # with those that differ in case or signs alone
+    spelled = [option for option in alike if contains(answer, option.text)] if len(kept) == 1 else []
     return frozenset(option.letter for option in spelled or alike)
 
 
 def _stands_in(text: str, answer: str) -> bool:
     """Whether a text with digits or signs is in an answer, and not as a part of a formula: 2 is not in √2."""
-    return re.search(rf"(?<![\w.√^{{\\/*+-]){re.escape(text.strip())}(?![\w^{{/√]|\.\d)", answer, re.ASCII) is not None or (
-        text.isalnum() is False and key(to_latex(text)) in key(to_latex(answer))
-    )
+    is_whole = re.search(rf"(?<![\w.√^{{\\/*+-]){re.escape(text.strip())}(?![\w^{{/√]|\.\d)", answer, re.ASCII)
+    return is_whole is not None or (not text.isalnum() and key(to_latex(text)) in key(to_latex(answer)))
 
 
 def _lettered(letter: str, texts: tuple[str, ...]) -> frozenset[str]:
     """What a letter in a phrase names: an option, or one whose text holds it ("Point A"), if those are not the same."""
-    held = {option.letter for option in options_of(texts) if re.search(rf"(?<![A-Za-z]){letter}(?![A-Za-z])", option.text)}
+    in_text = re.compile(rf"(?<![A-Za-z]){letter}(?![A-Za-z])")
+    held = {option.letter for option in options_of(texts).values() if in_text.search(option.text)}
     return frozenset(letter) if letter in held else frozenset(held | {letter})
 
 
 def _without_texts(answer: str, texts: tuple[str, ...]) -> str:
     """Without the texts of options, which may hold a negation themselves: "does not change"."""
-    if not texts:
-        return answer
-    plain = normal_text(answer)
-    for option in sorted(options_of(texts), key=lambda option: -len(option.plain)):
+    plain = normal_text(answer) if texts else answer
+    for option in _longest_first(texts):
         plain = re.sub(whole_words(option.plain), " ", plain) if option.plain else plain
     return plain
+
+
+def _longest_first(texts: tuple[str, ...]) -> list[_Option]:
+    return sorted(options_of(texts).values(), key=lambda option: -len(option.plain))
