@@ -39,6 +39,7 @@ class StubServer:
         self.asked: dict[str, int] = {}
         self.ready_at = 0.0
         self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._runner: web.AppRunner | None = None
 
     @property
@@ -46,23 +47,26 @@ class StubServer:
         return f"http://127.0.0.1:{self.port}/v1"
 
     def __enter__(self) -> Self:
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
-        asyncio.run_coroutine_threadsafe(self._open(), self._loop).result(10)
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._open(), self._loop).result(120)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+        asyncio.run_coroutine_threadsafe(_cancel_all(), self._loop).result(120)
         self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
     def stop(self) -> None:
         """Close the port and every connection; what is under way is cut off."""
         if self._runner is not None:
-            asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result(10)
+            asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result(120)
             self._runner = None
 
     def start(self) -> None:
         """Open the same port again."""
-        asyncio.run_coroutine_threadsafe(self._open(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._open(), self._loop).result(120)
 
     async def _open(self) -> None:
         app = web.Application(client_max_size=2**28)
@@ -165,6 +169,14 @@ class StubServer:
         return len(self.codec.prompt_ids(text, images)) + (3 if self.lacks.get("other_tiles") and images else 0)
 
 
+async def _cancel_all() -> None:
+    """End what still answers a client that has gone."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 def bias_of(body: dict[str, Any]) -> dict[int, float]:
     """What is added to the logits of which tokens."""
     if "generation_config" in body:
@@ -235,7 +247,7 @@ def truncated(server: StubServer, request: web.Request, body: dict[str, Any]) ->
 
 
 async def hang(server: StubServer, request: web.Request, body: dict[str, Any]) -> None:
-    await asyncio.sleep(30)
+    await asyncio.sleep(3600)  # until the client, or the end of the server, ends it
 
 
 async def slow(server: StubServer, request: web.Request, body: dict[str, Any]) -> None:

@@ -148,7 +148,7 @@ def test_errors_of_a_server_that_repeats_its_key(where: str, tiny_vlm: Vlm, caps
 
     request = Request(key="a", prompt="b", images=(), seeds=(1,), indices=(0,))
     with Echo(TokenCodec(tiny_vlm), refuse) as server:
-        engine = OpenAIEngine([server.url], key=KEY, limits=Limits(timeout_s=3, retries=0, patience_s=3), codec=server.codec)
+        engine = OpenAIEngine([server.url], key=KEY, limits=Limits(timeout_s=60, retries=0, patience_s=60), codec=server.codec)
         try:
             with pytest.raises(EngineError) as caught:
                 list(engine.sample([request], SamplingParams(temperature=1.0, max_new_tokens=24)))
@@ -163,7 +163,7 @@ def test_errors_of_a_server_that_repeats_its_key(where: str, tiny_vlm: Vlm, caps
 
 def judged(tmp_path: Path, act: Callable[[web.Request], web.Response]) -> Iterator[Any]:
     with StubServer(None, lambda _server, request, _body, _before: act(request)) as server:
-        table = JudgeTable(urls=[server.url], model="judge", api_key_env="MY_SERVER", retries=0, patience_s=2, attempts=1)
+        table = JudgeTable(urls=[server.url], model="judge", api_key_env="MY_SERVER", retries=0, patience_s=60, attempts=1)
         judge = Judge(table, tmp_path / "judge")
         try:
             yield judge

@@ -38,9 +38,9 @@ name = "big-1.0"
 urls = ["{url}"]
 model = "big"
 in_flight = 2
-timeout_s = 30
+timeout_s = 120
 retries = 0
-patience_s = 3
+patience_s = 120
 {more}
 """
 ASK = ("answer", "evaluate")
@@ -128,6 +128,7 @@ def test_a_server_that_is_away_at_the_end_costs_its_own_row_and_no_other(
     tmp_path: Path, tiny_folder: Path, server: StubServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe, root = recipe_with(tmp_path, tiny_folder, server.url), tmp_path / "run"
+    recipe.write_text(recipe.read_text().replace("patience_s = 120", "patience_s = 3"))
     server.stop()
     assert main(["run", str(recipe), "--dir", str(root), "--set", "evaluate.served=[]", "--limit", "2"]) == 0  # loads what takes time
     begun = time.monotonic()
@@ -149,6 +150,7 @@ def test_a_server_that_is_away_at_the_end_costs_its_own_row_and_no_other(
     assert "answer held-out: big-1.0, direct: skipped, what it needs failed" in shown.err
     # When it is back, only its row is made.
     server.start()
+    recipe.write_text(recipe.read_text().replace("patience_s = 3", "patience_s = 120"))
     context = open_small(recipe, root)
     run_recipe(context)
     stages = [line.partition(": ")[0] for line in said(context) if "stale" in line or "resuming" in line]
@@ -319,7 +321,7 @@ def test_a_real_server_as_another_row(tmp_path: Path, tiny_folder: Path) -> None
     started = start(ServerTable(serve="transformers"), bundled, "cpu", tmp_path / "server.log", print)
     try:
         recipe = recipe_with(tmp_path, tiny_folder, started.url)
-        text = recipe.read_text().replace('model = "big"', f'model = "{bundled}"').replace("patience_s = 3", "patience_s = 120")
+        text = recipe.read_text().replace('model = "big"', f'model = "{bundled}"')
         recipe.write_text(text)
         context = open_small(recipe, tmp_path / "run", 'evaluate.modes=["direct"]')
         run_stage(context, ASK)

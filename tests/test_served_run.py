@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ pytest.importorskip("aiohttp")
 from stub_server import StubServer, on, status
 
 from mixpo.commands.check import engine_problems
+from mixpo.engines.openai.server import ServerProcess
 from mixpo.engines.tokens import TokenCodec
 from mixpo.errors import EngineError, ModelError, RecipeError
 from mixpo.pipeline import run_stage
@@ -88,12 +90,22 @@ def test_a_server_that_does_not_start_is_said_with_its_last_words(tmp_path: Path
         (["no-such-program", "{port}"], r"sample\.server\.start: no program 'no-such-program' can be run here"),
         (["sleep 100 {port}"], "each item is one argument"),
         (
-            [sys.executable, "-c", "import time; print('loading', flush=True); time.sleep(60)", "{port}"],
+            [sys.executable, "-c", "import time; print('loading', flush=True); time.sleep(600)", "{port}"],
             r"refused\), after .*log says: loading",
         ),
     ],
 )
-def test_a_server_that_never_answers_is_said(tmp_path: Path, tiny_folder: Path, command: list[str], message: str) -> None:
+def test_a_server_that_never_answers_is_said(
+    tmp_path: Path, tiny_folder: Path, command: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = ServerProcess.output
+
+    def output(process: ServerProcess) -> str:
+        while not (process.log.exists() and process.log.read_text()):  # on a busy machine it starts late
+            time.sleep(0.01)
+        return real(process)
+
+    monkeypatch.setattr(ServerProcess, "output", output)
     settings = ('sample.engine="openai"', f"sample.server.start={json.dumps(command)}", "sample.server.patience_s=2")
     with pytest.raises(EngineError, match=message):
         run_stage(open_small(make(tmp_path, tiny_folder), tmp_path / "run", *settings), ("sample",))

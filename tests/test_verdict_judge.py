@@ -47,7 +47,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def opened(recipe: Path, url: str, *more: str, attempts: int = 1) -> Context:
-    judge = f'verify.judge={{model="judge-7b", urls=["{url}"], retries=0, patience_s=0.2, attempts={attempts}, agreement=1.0}}'
+    judge = f'verify.judge={{model="judge-7b", urls=["{url}"], retries=0, patience_s=60, attempts={attempts}, agreement=1.0}}'
     return small_run.open_small(recipe, recipe.parent / "run", judge, *more)
 
 

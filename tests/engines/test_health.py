@@ -37,10 +37,10 @@ def codec(tiny_vlm: Vlm) -> TokenCodec:
     return TokenCodec(tiny_vlm)
 
 
-def ask(urls: list[str], model: str = "", patience_s: float = 30.0) -> tuple[str, list[str]]:
+def ask(urls: list[str], model: str = "", patience_s: float = 120.0) -> tuple[str, list[str]]:
     """The error of sampling from servers at `urls`, and what was said before."""
     said: list[str] = []
-    limits = Limits(in_flight=2, timeout_s=2.0, retries=0, patience_s=patience_s)
+    limits = Limits(in_flight=2, timeout_s=60.0, retries=0, patience_s=patience_s)
     engine = OpenAIEngine(urls, limits=limits, model=model, notify=said.append)
     try:
         list(engine.sample([REQUEST], PARAMS))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +21,7 @@ from stub_server import StubServer, changed, cut_off, each, hang, on, parts_of, 
 from mixpo.engines import Request, SamplingParams
 from mixpo.engines.openai.client import Limits, backoff, retry_after_seconds
 from mixpo.engines.openai.engine import OpenAIEngine
+from mixpo.engines.openai.probe import ProbeCache
 from mixpo.engines.openai.protocol import InvalidReplyError, parse_completion
 from mixpo.engines.openai.sampler import Sampler
 from mixpo.engines.responses import Choice, improbably_identical
@@ -29,7 +32,7 @@ from mixpo.records import Sampled
 from mixpo.vlm.load import Vlm
 
 PARAMS = SamplingParams(temperature=1.0, max_new_tokens=24)
-QUICK = Limits(in_flight=8, timeout_s=3.0, retries=2, patience_s=5.0)
+QUICK = Limits(in_flight=8, timeout_s=120.0, retries=2, patience_s=120.0)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +59,13 @@ def ask(server: StubServer, requests: list[Request], params: SamplingParams = PA
     finally:
         engine.close()
         server.facts = engine.facts  # type: ignore[attr-defined]
+
+
+def probed(server: StubServer) -> ProbeCache:
+    """The server's capabilities, for a test whose short patience is not for the probe."""
+    cache = ProbeCache()
+    ask(server, [asking("known")], probed=cache)
+    return cache
 
 
 def facts(server: StubServer) -> dict[str, Any]:
@@ -174,8 +184,9 @@ def test_images_are_sent_once_a_question_with_the_pixels_of_training(codec: Toke
     ids=["500", "503", "429", "truncated", "html", "no list", "list", "cut off", "hang", "slow"],
 )
 def test_what_passes_is_tried_again(codec: TokenCodec, act: Callable[..., Any], times: int, kind: str) -> None:
+    limits = replace(QUICK, timeout_s=4.0) if act is hang else QUICK
     with StubServer(codec, on("beta", act, times)) as server:
-        sampled = ask(server, [asking(key) for key in KEYS])
+        sampled = ask(server, [asking(key) for key in KEYS], limits=limits)
     with StubServer(codec) as quiet:
         assert sampled == ask(quiet, [asking(key) for key in KEYS])
     if kind:
@@ -204,15 +215,15 @@ def test_one_bad_question_fails_alone(codec: TokenCodec, act: Callable[..., Any]
     with StubServer(codec, on("beta", act)) as server:
         sampled = ask(server, [asking(key) for key in KEYS])
     assert [row.question for row in sampled if row.error] == ["beta"]
-    assert pytest.importorskip("re").search(reason, sampled[1].error), sampled[1].error
+    assert re.search(reason, sampled[1].error), sampled[1].error
     assert all(len(row.responses) == 3 for row in sampled if not row.error)
     assert facts(server)["counts"]["failed questions"] == 1
 
 
 def test_a_busy_server_does_not_use_up_tries_but_patience(codec: TokenCodec) -> None:
     with StubServer(codec, on("beta", status(429, **{"Retry-After": "0.3"}))) as server:
-        begun = time.monotonic()
-        sampled = ask(server, [asking("beta")], limits=replace(QUICK, patience_s=3.0))
+        known, begun = probed(server), time.monotonic()
+        sampled = ask(server, [asking("beta")], limits=replace(QUICK, patience_s=3.0), probed=known)
     assert "HTTP 429" in sampled[0].error
     assert 0.8 < time.monotonic() - begun < 150
 
@@ -262,7 +273,8 @@ def test_a_busy_server_is_asked_less_and_less_often(codec: TokenCodec, monkeypat
     said: list[str] = []
     for after in ("0", "-3", "Wed, 21 Oct 2015 07:28:00 GMT", "soon"):
         with StubServer(codec, on("beta", status(429, **{"Retry-After": after}))) as server:
-            (sampled,) = ask(server, [asking("beta")], limits=replace(QUICK, patience_s=1.5), notify=said.append)
+            limits = replace(QUICK, patience_s=1.5)
+            (sampled,) = ask(server, [asking("beta")], limits=limits, notify=said.append, probed=probed(server))
         assert "busy for longer than patience_s = 1.5" in sampled.error
         assert facts(server)["counts"]["retried: busy"] < 10  # waits of at least 0.01, 0.02, 0.04, ... add up to 1.5 s
     assert len([line for line in said if "is busy (HTTP 429" in line]) == 4, "it should be said once for each server"
@@ -270,11 +282,11 @@ def test_a_busy_server_is_asked_less_and_less_often(codec: TokenCodec, monkeypat
 
 def test_a_server_that_is_busy_while_probed_is_waited_for_once(codec: TokenCodec) -> None:
     with (
-        StubServer(codec, on("Hello", status(429, **{"Retry-After": "0.2"}))) as server,
+        StubServer(codec, on("Hello", status(429, **{"Retry-After": "2.5"}))) as server,
         pytest.raises(EngineError, match="busy for longer"),
     ):
-        ask(server, [asking("alpha")], limits=replace(QUICK, patience_s=1.0))
-    assert len(server.bodies) <= 6, "in patience_s there is time for five waits of 0.2 s, however many questions the probe has"
+        ask(server, [asking("alpha")], limits=replace(QUICK, patience_s=4.0))
+    assert len(server.bodies) <= 2, "in patience_s there is time for one wait of 2.5 s, however many questions the probe has"
 
 
 @pytest.mark.parametrize("ids", [[-1], [10**12], [10**30], [True], ["5"], "abc", {"a": 1}, [290_000]])
@@ -664,7 +676,14 @@ def test_a_prefix_with_a_control_token_fails_alone(codec: TokenCodec) -> None:
 
 def test_a_server_that_dies_is_left_out_and_comes_back(codec: TokenCodec) -> None:
     said: list[str] = []
-    with StubServer(codec, on("?", slow)) as one, StubServer(codec, on("?", slow)) as two:
+
+    async def held(server: StubServer, request: Any, body: dict[str, Any]) -> None:
+        """Questions 10 to 29 are answered when a server has gone, the later ones when it has come back."""
+        number = int((re.search(r"q(\d+)\?", str(body)) or "x0")[1])
+        while number >= 10 and not any(line.endswith("it is back" if number < 30 else "/v1 is back") for line in said):
+            await asyncio.sleep(0.01)
+
+    with StubServer(codec, on("?", held)) as one, StubServer(codec, on("?", held)) as two:
         engine = OpenAIEngine([one.url, two.url], limits=replace(QUICK, in_flight=4, retries=1), codec=codec, notify=said.append)
         rows = engine.sample([asking(f"q{number}") for number in range(40)], PARAMS)
         sampled = [next(rows)]
@@ -737,8 +756,8 @@ def test_a_server_of_our_own_that_dies_while_probed_is_said_at_once(codec: Token
 
 
 def test_no_server_at_all_is_an_error_after_patience(codec: TokenCodec) -> None:
-    with StubServer(codec) as server:
-        engine = OpenAIEngine([server.url], limits=replace(QUICK, patience_s=3.0), codec=codec)
+    with StubServer(codec, on("beta", hang)) as server:
+        engine = OpenAIEngine([server.url], limits=replace(QUICK, patience_s=3.0), codec=codec, probed=probed(server))
         rows = engine.sample([asking(key) for key in KEYS] * 4, PARAMS)
         next(rows)
         server.stop()
@@ -810,7 +829,7 @@ def test_patience_bounds_the_whole_probe(codec: TokenCodec, monkeypatch: pytest.
     with Stalling(codec, on(stalls, hang)) as server:
         begun = time.monotonic()
         with pytest.raises(EngineError) as caught:
-            ask(server, [asking("alpha")], limits=Limits(timeout_s=600, retries=4, patience_s=1.5), notify=lines.append)
+            ask(server, [asking("alpha")], limits=Limits(timeout_s=600, retries=4, patience_s=4.0), notify=lines.append)
         assert time.monotonic() - begun < 150
     assert (caught.value.code, caught.value.key) == ("server-stalls", "sample.server.patience_s")
     waited = {"Hello.": "a first reply", "models": "its models"}.get(stalls, "several responses to one request")

@@ -150,7 +150,7 @@ def smollm() -> TokenCodec:
     return smollm_words(model)
 
 
-LLAMA = Limits(in_flight=2, timeout_s=60, patience_s=60)
+LLAMA = Limits(in_flight=2, timeout_s=300, patience_s=300)
 SEA = "Tell me a fact about the sea in one sentence."
 
 

@@ -32,7 +32,7 @@ class Handler(BaseHTTPRequestHandler):
         self.chat("0.5")
 
     def mode_slow(self, number: int, body: dict[str, Any]) -> None:
-        time.sleep(1.5 if number == 1 else 0)
+        time.sleep(3600 if number == 1 else 0)
         self.chat("0.5")
 
     def mode_half(self, number: int, body: dict[str, Any]) -> None:

@@ -46,7 +46,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         def begin(mode: str, **values: Any) -> tuple[JudgeTable, Path]:
             folder = tmp_path / f"server-{next(number)}"
             url = running.enter_context(serving(mode, folder))
-            return JudgeTable(**{"model": "judge-7b", "urls": [url], "timeout_s": 10.0, "retries": 3, **values}), folder
+            return JudgeTable(**{"model": "judge-7b", "urls": [url], "timeout_s": 60.0, "retries": 3, **values}), folder
 
         yield begin
 
@@ -77,7 +77,7 @@ def test_replies_are_kept_by_content(start: Start, tmp_path: Path) -> None:
 
 
 def test_a_slow_server_is_asked_again(start: Start, tmp_path: Path) -> None:
-    table, server = start("slow", timeout_s=0.5)
+    table, server = start("slow", timeout_s=4)
     assert Judge(table, tmp_path / "cache").ask(RUBRIC, FIELDS, RUBRIC.read).value == (0.5,)
     assert len(asked(server)) == 2
 

@@ -1,9 +1,8 @@
-"""What each of two ranks does in test_ranks: whole trainings, one that is cut off and goes on, and a step with text on one rank only."""
+"""What each of two ranks does in test_ranks: whole trainings, one that is cut off and goes on, a step with text on one rank only."""
 
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -123,6 +122,7 @@ def main(model: Path, images: Path, work: Path, kind: str) -> None:
     train(job(vlm(), data, work / "cut", **CUT), Silent())
 
 
-if __name__ == "__main__":
-    model, images, work = map(Path, sys.argv[1:4])
-    main(model, images, work, sys.argv[4])
+def adapter(model: Path, images: Path, work: Path, settings: dict[str, Any]) -> None:
+    """What each rank does in test_adapter_ranks."""
+    vlm = load(ModelTable(path=str(model), device="cpu"), Path())
+    train(job(vlm, groups(vlm, images), work, "tr_dpo+sft", **settings), Silent())

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from safetensors.torch import load_file
+from train import ranks_program
 from train.cases import fresh, groups, job
 
 from mixpo.progress import Silent
@@ -33,36 +32,12 @@ SETTINGS: dict[str, Any] = {
     "loss": {"reference_alpha": 1.0, "reference_every": 2},
 }
 
-PROGRAM = """
-import sys
-sys.path[:0] = {path!r}
-from pathlib import Path
-from train.cases import groups, job
-from mixpo.progress import Silent
-from mixpo.recipe import ModelTable
-from mixpo.train.loop import train
-from mixpo.vlm.load import load
-
-model, images, work = map(Path, sys.argv[1:])
-vlm = load(ModelTable(path=str(model), device="cpu"), Path())
-train(job(vlm, groups(vlm, images), work, "tr_dpo+sft", **{settings!r}), Silent())
-"""
-
 
 def test_two_ranks_are_one(tiny_vlm: Vlm, tiny_folder: Path, tmp_path: Path) -> None:
     data = groups(tiny_vlm, tmp_path / "images")
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM.format(path=[str(Path(__file__).parents[1]), *sys.path], settings=SETTINGS), encoding="utf-8")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
-    done = subprocess.run(
-        [*launch, "--rdzv_endpoint", "localhost:0", str(program), str(tiny_folder), str(tmp_path / "images"), str(tmp_path / "two")],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=800,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    environment = {"ACCELERATE_USE_CPU": "true"}
+    done = forked.ranks(ranks_program.adapter, tiny_folder, tmp_path / "images", tmp_path / "two", SETTINGS, environment=environment)
+    assert done.status == 0, done.error[-3000:]
     alone = fresh(tiny_vlm)
     one = train(job(alone, data, tmp_path / "one", "tr_dpo+sft", **SETTINGS), Silent())
     two = read_metrics(tmp_path / "two" / "work" / "metrics.jsonl")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import small_run
 import torch
+from memory import uncollected
 from small_run import open_small
 from torch.profiler import ProfilerActivity, profile
 from train.architectures import FAMILIES, vlm
@@ -38,8 +40,9 @@ def planned(one: Vlm, data: Data, table: TrainTable) -> Any:
 
 def held(work: Callable[[], Any]) -> int:
     """Bytes that are allocated after the work as long as its result lives, by PyTorch's profiler."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as record:
+    with uncollected(), profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as record:
         result = work()
+        gc.collect()  # what the work itself has left in cycles is not held by its result
     assert result is not None
     return sum(event.nbytes() for event in record.profiler.kineto_results.events() if event.name() == "[memory]")
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import forked
 import pytest
 import torch
+from train import ranks_program
 from train.cases import fresh, groups, job, scored
 from train.ranks_program import ADAPTER, CUT, HOLD, REPLAY, SETTINGS, mixed, sft_rows
 
@@ -45,22 +44,9 @@ def images(tiny_vlm: Vlm, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=KINDS)
 def two(request: pytest.FixtureRequest, tiny_folder: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which two ranks have trained."""
-    work, program = tmp_path_factory.mktemp(request.param), Path(__file__).parent / "ranks_program.py"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
-    done = subprocess.run(
-        [*launch, "--rdzv_endpoint", "localhost:0", str(program), str(tiny_folder), str(images), str(work), request.param],
-        env={
-            **os.environ,
-            **KINDS[request.param],
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join([*sys.path, str(program.parents[1])]),
-        },
-        capture_output=True,
-        text=True,
-        timeout=800,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    work = tmp_path_factory.mktemp(request.param)
+    done = forked.ranks(ranks_program.main, tiny_folder, images, work, request.param, environment=KINDS[request.param])
+    assert done.status == 0, done.error[-3000:]
     return work
 
 

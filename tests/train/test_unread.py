@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import build_internvl, build_qwen
-from train import zoo
+from train import unread_program, zoo
 from train.architectures import FAMILIES, vlm
 from train.cases import groups
 from train.slow import Data
@@ -40,24 +38,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which two ranks have trained."""
     pytest.importorskip("peft")
-    work, program = tmp_path_factory.mktemp("work"), Path(__file__).parent / "unread_program.py"
-    images = tmp_path_factory.mktemp("images")
+    work, images = tmp_path_factory.mktemp("work"), tmp_path_factory.mktemp("images")
     groups(load(ModelTable(path=str(models / "qwen"), device="cpu"), Path()), images)
     large(models / "qwen", models / "large")
     for name in OTHERS:
         torch.manual_seed(0)
         zoo.family(name).model().save_pretrained(models / "families" / name)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
-    done = subprocess.run(
-        [*launch, "--rdzv_endpoint", "localhost:0", str(program), str(models), str(images), str(work)],
-        env={**os.environ, **KINDS["fsdp2"], "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([*sys.path, str(program.parents[1])])},
-        capture_output=True,
-        text=True,
-        timeout=800,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
-    (work / "output.txt").write_text(done.stdout, encoding="utf-8")
+    done = forked.ranks(unread_program.main, models, images, work, environment=KINDS["fsdp2"])
+    assert done.status == 0, done.error[-5000:]
+    (work / "output.txt").write_text(done.out, encoding="utf-8")
     return work
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from memory import uncollected
 from torch import nn
 from torch.autograd.profiler import profile
 from torch.distributed.tensor import DTensor
@@ -39,7 +39,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 
 def most_held(work: Callable[[], Any], mapped: int) -> int:
     """The most bytes that are allocated at a time in the work, by PyTorch's profiler. mapped: size of the file that is mapped, not read."""
-    with profile(use_kineto=True, profile_memory=True) as record:
+    with uncollected(), profile(use_kineto=True, profile_memory=True) as record:
         result = work()
     assert result is not None
     assert record.kineto_results is not None  # read as they are: torch's own tables of all operators take longer than the work
@@ -120,7 +120,3 @@ def main(models: Path, images: Path, work: Path) -> None:
             if torch.distributed.get_rank() == 0:
                 (work / name / f"{kind}.txt").write_text("\n".join(lines.lines), encoding="utf-8")
         patch.setattr("mixpo.vlm.save._reload_check", lambda *_: None)  # the first two were loaded again; all files are compared
-
-
-if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:4]))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,18 +56,20 @@ def test_a_line_that_is_not_a_label_is_named(tmp_path: Path, row: str) -> None:
         read_labels(tmp_path)
 
 
-def many(root: Path, by: int) -> None:
-    for index in range(40):
-        append_label(root, label(index=index, by=f"{by}" * 300))
+MANY = """
+import sys
+from pathlib import Path
+from mixpo.human_labels import HumanLabel, append_label
+
+for index in range(40):
+    append_label(Path(sys.argv[1]), HumanLabel(question="q", round=1, index=index, outcome="correct", by=300 * sys.argv[2], time=""))
+"""
 
 
 def test_two_people_at_once(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    people = [context.Process(target=many, args=(tmp_path, by)) for by in (1, 2)]
-    for person in people:
-        person.start()
-    for person in people:
-        person.join()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    people = [subprocess.Popen([sys.executable, "-c", MANY, str(tmp_path), by], env=environment) for by in "12"]
+    assert [person.wait() for person in people] == [0, 0]
     lines = (tmp_path / LABELS).read_text().splitlines()
     assert len(lines) == 80
     assert {json.loads(line)["by"][0] for line in lines} == {"1", "2"}
