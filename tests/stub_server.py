@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -33,6 +34,7 @@ class StubServer:
 
     def __init__(self, codec: TokenCodec | None = None, fault: Fault | None = None, /, **lacks: bool) -> None:
         self.codec, self.fault, self.lacks = codec, fault, lacks
+        self._reserved = socket.socket()
         self.port = 0
         self.bodies: list[tuple[str, dict[str, Any], dict[str, str]]] = []
         self.most_at_once = self.at_once = 0
@@ -47,6 +49,10 @@ class StubServer:
         return f"http://127.0.0.1:{self.port}/v1"
 
     def __enter__(self) -> Self:
+        # Bound all the time but never listening: between `stop` and `start` nobody else on this machine gets the port.
+        self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._reserved.bind(("127.0.0.1", 0))
+        self.port = self._reserved.getsockname()[1]
         self._thread.start()
         asyncio.run_coroutine_threadsafe(self._open(), self._loop).result(120)
         return self
@@ -57,6 +63,7 @@ class StubServer:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        self._reserved.close()
 
     def stop(self) -> None:
         """Close the port and every connection; what is under way is cut off."""
@@ -79,7 +86,6 @@ class StubServer:
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True)
         await site.start()
-        self.port = self._runner.addresses[0][1]
 
     async def _health(self, _: web.Request) -> web.Response:
         return web.Response(status=503 if time.monotonic() < self.ready_at else 200)

@@ -202,9 +202,9 @@ def test_a_hub_that_is_away_is_said_without_half_a_minute_of_tries(tmp_path: Pat
     """In a process of its own, since addresses and offline mode are read on import."""
     program = (
         "import sys, time, datasets; from pathlib import Path; from mixpo.recipe import HubSource; from mixpo.sources.hub import read\n"
-        "begun = time.monotonic()\n"
+        "slept = []\ntime.sleep = slept.append\n"
         "try:\n    list(read(HubSource(kind='hub', path='some/where'), Path(sys.argv[1]), Path(sys.argv[1])))\n"
-        "except Exception as error:\n    print(type(error).__name__, error, f'[{time.monotonic() - begun:.0f}]')\n"
+        "except Exception as error:\n    print(type(error).__name__, error, f'[{sum(slept):.0f}]')\n"
     )
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=240)

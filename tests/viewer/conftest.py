@@ -81,9 +81,9 @@ def browser() -> Iterator[Browser]:
     api = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")
     if CHROMIUM is None:
         pytest.skip("needs Chromium: apt-get install chromium")
-    api.expect.set_options(timeout=30_000)  # as long as other waits: a busy machine may be late
+    api.expect.set_options(timeout=60_000)  # as long as other waits: a busy machine may be late
     with api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=240_000)
         yield found
         found.close()
 

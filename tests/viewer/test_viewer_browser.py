@@ -396,6 +396,7 @@ def test_nothing_is_wider_than_the_window_and_text_can_be_read(
 ) -> None:
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
     page = context.new_page()
+    page.set_default_timeout(60_000)
     page.goto(f"{server.home}/questions?text=int_0")
     formulas = page.locator("a.row").first.get_attribute("href")
     page.goto(f"{server.home}/questions?text=puzzle+9")
@@ -422,6 +423,7 @@ def test_another_site_can_change_nothing(browser: api.Browser, server: Server) -
     """A page elsewhere sends the very form that the audit sends, token and all: by its own origin, and by the name localhost."""
     context = browser.new_context()
     page = context.new_page()
+    page.set_default_timeout(60_000)
     page.goto(f"{server.home}/audit/0")
     form = page.locator("form.labelling").evaluate("e => e.outerHTML")
     marks = server.root / LABELS

@@ -266,6 +266,7 @@ def test_it_fits_and_can_be_read(
 ) -> None:
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
     page = context.new_page()
+    page.set_default_timeout(60_000)
     asked = next(iter(records.predictions("base", "cot")))
     found = {}
     for path in ("/", "/pairs", f"/pairs/{records.pairs[0].id}", f"/questions/{records.pairs[0].question}", "/statistics", "/training",
