@@ -15,8 +15,7 @@ from mixpo.verify.formula import check_formula, compare_algebra, compare_ratios
 from mixpo.verify.judgement import UNSURE, Algebra, Judgement, Options
 from mixpo.verify.kinds import guess_kind
 from mixpo.verify.latex import to_latex
-from mixpo.verify.number import same_quantities, single_number
-from mixpo.verify.number_words import read_whole
+from mixpo.verify.number import one_number, same_quantities
 from mixpo.verify.options import listed
 from mixpo.verify.pool import FormulaPool
 from mixpo.verify.refusals import is_refusal
@@ -29,7 +28,6 @@ TIMEOUT_S = 5.0
 _QUOTIENT = re.compile(r"\d{1,9}\s*/\s*\d{1,9}|\\[dt]?frac\{\d{1,9}\}\{\d{1,9}\}")
 _NAME = re.compile("[A-Za-z]{1,2}")
 _JOINT = re.compile(r"(?i)[,&、，和与]|and")
-_DIGIT = re.compile(r"\d")
 _SPACE = re.compile(r"(?<!\d) | (?!\d)| (?=\d{3}(?!\d))")
 
 
@@ -47,15 +45,12 @@ def check_words(predicted: str, gold: str, options: Options) -> Judgement:
     if same_quantities(predicted, gold, options.tolerance):
         return Judgement("correct", "the same quantity")
     # "2.0" for 2; one side may be spelled out: "eleven" for 11, "一半" for 0.5.
-    numbers = _is_number(predicted) + _is_number(gold)
-    if numbers == 0 or (numbers == 1 and _DIGIT.search(predicted) and _DIGIT.search(gold)):
+    texts = (predicted, gold)
+    numbers = sum(one_number(text) is not None for text in texts)
+    if numbers == 0 or (numbers == 1 and all(re.search(r"\d", text) for text in texts)):
         return judgement
     by_number = check_number(predicted, gold, options)
     return by_number if numbers == 2 or by_number.outcome == "undecided" else judgement
-
-
-def _is_number(text: str) -> bool:
-    return single_number(text) is not None or read_whole(text) is not None
 
 
 Check = Callable[[str, str, Options], Judgement]

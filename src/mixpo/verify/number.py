@@ -1,6 +1,16 @@
-"""Numbers: read every one that a short answer holds, and compare. Arithmetic that is not worked out goes to computer algebra.
+"""One reader of numbers: every one that a short answer holds, and whether two agree. Exact decimals, never floats.
 
-Exact decimals, never floats. An answer that can be read in two ways, one of which is right, is undecided.
+| part of a number (`_NUMBER`) | as written                                         | read as                                         |
+| ---------------------------- | -------------------------------------------------- | ----------------------------------------------- |
+| sign                         | "-5", "- 5" at the start, "minus 5", "负5", "$-5"   | negative; in "3-5" it parts two numbers         |
+| mantissa                     | "1,234.5", "1.234,5", ".5"                         | without separators; "3,5" is also 3.5           |
+| power                        | "3 x 10^4", "3e4", "2^3"                           | worked out; out of reach above `MAX_EXPONENT`   |
+| fraction                     | "3/4", "1 1/2", "3 and a half"                     | worked out                                      |
+| scale                        | "2 million", "2k", "2万"                            | times a power of ten                            |
+| percent, unit                | "5%", "5 per cent", "$5", "5 cm/s"                 | kept beside the value; see `units.py`           |
+
+Around numbers: "5 ft 6 in" is one, of "3 + 4 = 7" the worked-out side counts, and of "x = 3, y = 4" both. Arithmetic that is not worked
+out (`_ALGEBRA`) goes to computer algebra. Words (`number_words.py`) are read where there are no digits.
 """
 
 from __future__ import annotations
@@ -179,7 +189,6 @@ def _is_rounded(rounded: Number, exact: Number) -> bool:
 
 
 def _prepare(text: str) -> str:
-    text = text.strip()
     if text.count("$") >= 2:
         text = text.replace("\\$", "¤").replace("$", " ").replace("¤", "\\$")
     if "°" not in text:
@@ -190,10 +199,9 @@ def _prepare(text: str) -> str:
 
 def _read_side(side: str) -> list[Number] | None:
     """The numbers on one side of an equation; None for arithmetic."""
-    side = side.strip()
+    side, position = side.strip(), 0
     numbers: list[Number] = []
     rest: list[str] = []
-    position = 0
     for match in _NUMBER.finditer(side):
         number, gap = _number(match), side[position : match.start()]
         if numbers and _GAP.fullmatch(gap) and (joined := _joined(numbers[-1], number)):
@@ -207,10 +215,7 @@ def _read_side(side: str) -> list[Number] | None:
         return None
     if rest == ["", "#", "-", "#", ""] and numbers[0].value.compare(numbers[1].value) == 1:
         return None  # no range runs downwards: a difference
-    numbers += [
-        Number(value=Decimal(f"{match.group(1)}.{match.group(2)}"), whole=False) for match in _DECIMAL_COMMA.finditer(side)
-    ]  # fmt: skip
-    return distinct(numbers)
+    return distinct(numbers + [Number(value=Decimal(".".join(parts)), whole=False) for parts in _DECIMAL_COMMA.findall(side)])
 
 
 def _number(match: re.Match[str]) -> Number:
@@ -227,7 +232,7 @@ def _number(match: re.Match[str]) -> Number:
     # Only what is needed: every operation of the context rounds, and a long whole number must stay exact.
     value = value.scaleb(shift, _CONTEXT) if shift else value
     value = _CONTEXT.power(value, power) if power != 1 else value
-    whole = whole and shift >= 0 and power >= 0
+    whole = whole and min(shift, power) >= 0
     if groups["below"]:
         value, whole = _CONTEXT.divide(value, Decimal(groups["below"])), False
     if groups["bottom"]:

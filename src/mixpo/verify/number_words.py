@@ -7,15 +7,15 @@ import re
 _SMALL_WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
 )
-_SMALL = {word: value for value, word in enumerate(_SMALL_WORDS.split())}
+SMALL = {word: value for value, word in enumerate(_SMALL_WORDS.split())}
 _TENS_WORDS = "twenty thirty forty fifty sixty seventy eighty ninety"
 _TENS = {word: 10 * value for value, word in enumerate(_TENS_WORDS.split(), start=2)}
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_VALUES = _SMALL | _TENS
+_VALUES = SMALL | _TENS
 _WORDS = frozenset({*_VALUES, *_SCALES, "hundred"})
 NUMBER_WORD = "|".join(_WORDS)
-_DIGIT, _LARGE = "|".join(list(_SMALL)[1:10]), "|".join(["hundred", *_SCALES])
-_PART = rf"(?:(?:{'|'.join(_TENS)})(?: (?:{_DIGIT}))?|{'|'.join(reversed(_SMALL))})"
+_DIGIT, _LARGE = "|".join(list(SMALL)[1:10]), "|".join(["hundred", *_SCALES])
+_PART = rf"(?:(?:{'|'.join(_TENS)})(?: (?:{_DIGIT}))?|{'|'.join(reversed(SMALL))})"
 """Below a hundred; longer words come first."""
 _AND, _GROUP = "(?:(?<=hundred )and )?", rf"(?:{_PART} )?(?:{_LARGE})"
 _ENGLISH = re.compile(rf"(?:\b(minus|negative) )?\b({_GROUP}(?: {_AND}{_GROUP})*(?: {_AND}{_PART})?|{_PART})\b")

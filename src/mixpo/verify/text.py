@@ -6,11 +6,10 @@ import re
 import unicodedata
 
 from mixpo.verify.judgement import Judgement, Options
+from mixpo.verify.number_words import SMALL
 from mixpo.verify.wrapping import plain_latex, unwrap
 
-_NUMBER_WORDS = {
-    word: str(value) for value, word in enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])
-} | {"none": "0", "infinity": "∞", "a°": "a"}  # fmt: skip
+_NUMBER_WORDS = {word: str(value) for word, value in SMALL.items() if value <= 10} | {"none": "0", "infinity": "∞", "a°": "a"}
 _ARTICLES = frozenset({"a", "an", "the"})
 _LABEL = re.compile(r"(?<![\w'.])[Aa](?=\s*[).,:;、，/&→⇒=<>~-]|\s+(?:and|or)\b)|(?<=\band )A\b|(?<=\bor )A\b|(?<=\w )A(?= [^A-Z])")
 _LABELLED = "A°"
@@ -152,8 +151,7 @@ def _signs(text: str) -> list[str]:
 
 def _stems(text: str) -> list[str]:
     """The words in order of the alphabet, without the endings of plurals and of ordinals, and the small words of ranges and dates."""
-    words = [_FULL_NAMES.get(word) or _ENDING.sub("", word) for word in _JOINTS.sub(" ", text).split() if word not in _SMALL_WORDS]
-    return sorted(words)
+    return sorted(_FULL_NAMES.get(word) or _ENDING.sub("", word) for word in _JOINTS.sub(" ", text).split() if word not in _SMALL_WORDS)
 
 
 def contains(text: str, part: str) -> bool:
