@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -73,12 +74,29 @@ def ranks(target: Callable[..., Any], *args: object, environment: Mapping[str, s
         return Ended(failed[0] if failed else status, out.read_text(encoding="utf-8"), error.read_text(encoding="utf-8"))
 
 
+def run(target: Callable[..., Any], *args: object, environment: Mapping[str, str] | None = None, seconds: float = 800) -> Ended:
+    """Call a function in a process of its own and wait for its end."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, error = Path(folder) / "out", Path(folder) / "error"
+        process = start(target, *args, out=out, error=error, environment=environment)
+        process.join(seconds)
+        process.kill()
+        process.join()
+        return Ended(process.exitcode or 0, out.read_text(encoding="utf-8"), error.read_text(encoding="utf-8"))
+
+
 def mixpo(*arguments: str) -> None:
     """The `mixpo` command, as in a process that is started."""
     from mixpo.__main__ import main
 
     sys.argv = ["mixpo", *arguments]
     sys.exit(main())
+
+
+def script(path: Path, *arguments: str) -> None:
+    """`python path arguments`."""
+    sys.argv = [str(path), *arguments]
+    runpy.run_path(str(path), run_name="__main__")
 
 
 def _call(target: Callable[..., Any], args: tuple[object, ...], out: Path, error: Path, environment: dict[str, str]) -> None:

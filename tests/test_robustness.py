@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -30,20 +28,10 @@ def test_every_benchmark_of_the_page_exists() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_no_flip_is_silent(tmp_path: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [
-        sys.executable,
-        str(ROOT / "benchmarks/chaos_flips.py"),
-        "--flips",
-        "800",
-        "--commands",
-        "9",
-        "--dir",
-        str(tmp_path),
-        "--json",
-    ]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=880)
-    assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
-    figures = json.loads(done.stdout[done.stdout.index('{\n  "seed"') :])
+    arguments = ["--flips", "800", "--commands", "9", "--dir", str(tmp_path), "--json"]
+    environment = {"TOKENIZERS_PARALLELISM": "false"}
+    done = forked.run(forked.script, ROOT / "benchmarks/chaos_flips.py", *arguments, environment=environment, seconds=880)
+    assert done.status == 0, done.error[-3000:] + done.out[-3000:]
+    figures = json.loads(done.out[done.out.index('{\n  "seed"') :])
     assert figures["must be 0"] == {"SILENT": 0, "TRACEBACK": 0}
     assert figures["flips"] > 700

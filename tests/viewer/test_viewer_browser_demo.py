@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import forked
 import pytest
 from browsing import CHROMIUM, Server, click, press, problems, total
 from PIL import Image
@@ -36,7 +35,8 @@ SMALL = ("--limit", "32", "--set", "evaluate.samples=0")
 
 def mixpo(*arguments: str) -> None:
     """A command in a process of its own, as a person would type it."""
-    subprocess.run([sys.executable, "-m", "mixpo", *arguments], check=True, capture_output=True, timeout=500)
+    done = forked.run(forked.mixpo, *arguments)
+    assert done.status == 0, done.error
 
 
 @pytest.fixture(scope="module")
