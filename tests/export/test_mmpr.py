@@ -87,9 +87,8 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def test_files_are_as_the_trainer_reads_them(rows: Rows, tmp_path: Path) -> None:
     """Read the way MMPR training code does: json.load, readlines, os.path.join(root, image), started in the export's folder."""
     folder = tmp_path / "export"
-    exported = export_mmpr(iter(rows), folder)
-    assert exported.pairs == dict.fromkeys(NAMES, 1)
-    assert exported.images_copied == 3
+    assert export_mmpr(iter(rows), folder) == (len(NAMES), 0)
+    assert sum(path.is_file() for path in (folder / "images").rglob("*")) == 3
     meta = json.loads((folder / "meta.json").read_text())
     assert list(meta) == NAMES
     for name, entry in meta.items():
@@ -129,11 +128,9 @@ def test_a_row_holds_everything(rows: Rows, tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("root", [None, "pictures"])
-def test_round_trip(rows: Rows, tmp_path: Path, root: str | None) -> None:
-    folder = tmp_path / "export"
-    export_mmpr(rows, folder, tmp_path / root if root else None)
-    back = read_pairs(folder / "meta.json", root=str(tmp_path if root else folder))
+def test_round_trip(rows: Rows, tmp_path: Path) -> None:
+    export_mmpr(rows, tmp_path / "export")
+    back = read_pairs(tmp_path / "export/meta.json")
     assert sorted(content(*row) for row in back) == sorted(content(*row) for row in rows)
     assert {pair.origin for _, pair in back} == {"imported"}
 
@@ -161,34 +158,6 @@ def test_any_text_survives(tmp_path: Path, pictures: list[ImageRef], texts: list
     assert back == list(dict.fromkeys(wanted))
 
 
-def test_images_below_the_root_stay_where_they_are(rows: Rows, tmp_path: Path) -> None:
-    exported = export_mmpr(rows, tmp_path / "export", tmp_path / "pictures")
-    assert exported.images_copied == 0
-    assert not (tmp_path / "export/images").exists()
-    meta = json.loads((tmp_path / "export/meta.json").read_text())["digits_preference_correctness"]
-    assert meta["root"] == str((tmp_path / "pictures").resolve())
-    assert lines(tmp_path / "export/annotations/digits_preference_correctness.jsonl")[0]["image"] == "0.png"
-
-
-def test_a_root_inside_the_folder_is_relative(rows: Rows, tmp_path: Path) -> None:
-    export_mmpr(rows, tmp_path, tmp_path / "pictures")
-    assert json.loads((tmp_path / "meta.json").read_text())["digits_preference_correctness"]["root"] == "pictures"
-    assert len(read_pairs(tmp_path / "meta.json")) == len(rows)
-
-
-def test_images_outside_the_root_are_copied_into_a_data_set_of_their_own(pictures: list[ImageRef], tmp_path: Path) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    Image.new("RGB", (4, 4), "white").save(tmp_path / "elsewhere/white.png")
-    (tmp_path / "pictures/link.png").symlink_to(tmp_path / "elsewhere/white.png")
-    outside, linked = reference(tmp_path / "elsewhere/white.png"), reference(tmp_path / "pictures/link.png")
-    rows = [paired(asked(text, [image])) for text, image in (("in", pictures[0]), ("out", outside), ("link", linked))]
-    exported = export_mmpr(rows, tmp_path / "export", tmp_path / "pictures")
-    assert exported.pairs == {"digits_preference_correctness": 1, "digits_preference_correctness_copied": 2}
-    assert exported.images_copied == 1  # the same bytes twice
-    back = read_pairs(tmp_path / "export/meta.json", root=str(tmp_path))
-    assert sorted(content(*row) for row in back) == sorted(content(*row) for row in rows)
-
-
 def test_the_prompt_can_be_rendered(rows: Rows, tmp_path: Path) -> None:
     export_mmpr(rows[:1], tmp_path / "export", render=lambda question, pair: f"{question.text}\nThink first.")
     assert lines(tmp_path / "export/annotations/digits_preference_correctness.jsonl")[0]["question"] == "<image>\nHow many?\nThink first."
@@ -214,17 +183,16 @@ def test_nothing_to_export(tmp_path: Path) -> None:
     with fails("no-pairs", RunError):
         export_mmpr([], tmp_path / "export")
     with fails("no-pairs", RunError):
-        export_trl([], tmp_path / "trl.jsonl")
+        export_trl([], tmp_path / "trl")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-@pytest.mark.parametrize("root", [None, "pictures"])
-def test_a_missing_image(rows: Rows, tmp_path: Path, root: str | None) -> None:
+def test_a_missing_image(rows: Rows, tmp_path: Path) -> None:
     (tmp_path / "pictures/0.png").unlink()
     with fails("image-missing", ImageError, path=tmp_path / "pictures/0.png"):
-        export_mmpr(rows, tmp_path / "export", tmp_path / root if root else None)
+        export_mmpr(rows, tmp_path / "export")
     with fails("image-missing", ImageError, path=tmp_path / "pictures/0.png"):
-        export_trl(rows, tmp_path / "trl.jsonl")
+        export_trl(rows, tmp_path / "trl")
 
 
 def test_a_changed_image_is_not_exported_as_if_nothing_had_happened(rows: Rows, tmp_path: Path) -> None:
@@ -236,11 +204,12 @@ def test_a_changed_image_is_not_exported_as_if_nothing_had_happened(rows: Rows, 
 def test_names_are_safe_and_bounded(tmp_path: Path) -> None:
     sources = ["../../etc/passwd", "", "数据", "a" * 300] + [f"row {i}" for i in range(MAX_SOURCES)]
     rows = [paired(Question(id=f"q{i}", text="?", answer="7", kind="number", source=source)) for i, source in enumerate(sources)]
-    exported = export_mmpr(rows, tmp_path / "export")
-    assert {"etc_passwd_correctness_text", "pairs_correctness_text", "other_correctness_text"} <= exported.pairs.keys()
-    assert exported.pairs["pairs_correctness_text"] == 2
-    assert exported.pairs["other_correctness_text"] == 4
-    assert sum(exported.pairs.values()) == len(rows)
+    assert export_mmpr(rows, tmp_path / "export") == (len(rows), 0)
+    lengths = {name: entry["length"] for name, entry in json.loads((tmp_path / "export/meta.json").read_text()).items()}
+    assert {"etc_passwd_correctness_text", "pairs_correctness_text", "other_correctness_text"} <= lengths.keys()
+    assert lengths["pairs_correctness_text"] == 2
+    assert lengths["other_correctness_text"] == 4
+    assert sum(lengths.values()) == len(rows)
     assert all(path.parent == tmp_path / "export/annotations" for path in tmp_path.rglob("*.jsonl"))
 
 
@@ -253,7 +222,7 @@ def load(path: Path, cache: Path) -> datasets.Dataset:
 
 def test_trl_comes_with_copies_of_its_images(rows: Rows, tmp_path: Path) -> None:
     """The folder is complete: what becomes of the originals does not matter."""
-    export_trl(rows, tmp_path / "trl" / "pairs.jsonl")
+    export_trl(rows, tmp_path / "trl")
     lines = [json.loads(line) for line in (tmp_path / "trl" / "pairs.jsonl").read_text().splitlines()]
     images = [Path(image) for line in lines for image in line["images"]]
     assert images
@@ -266,8 +235,8 @@ def test_trl_comes_with_copies_of_its_images(rows: Rows, tmp_path: Path) -> None
 
 def test_trl_loads_in_one_call(rows: Rows, tmp_path: Path) -> None:
     odd = paired(rows[0][0], rejected="<image> shows 8")
-    assert export_trl([*rows, odd], tmp_path / "trl.jsonl") == (len(rows), 1)
-    data = load(tmp_path / "trl.jsonl", tmp_path / "cache")
+    assert export_trl([*rows, odd], tmp_path / "trl") == (len(rows), 1)
+    data = load(tmp_path / "trl/pairs.jsonl", tmp_path / "cache")
     assert data.num_rows == len(rows)
     assert data.column_names == ["images", "prompt", "chosen", "rejected", "id", "question_id", "origin"]
     assert [row["id"] for row in data][:2] == [rows[0][1].id, rows[1][1].id]
@@ -292,9 +261,9 @@ def test_trl_loads_when_the_first_block_has_no_images(rows: Rows, tmp_path: Path
     """`datasets` infers types from the first block; more text-only rows than fit into one must not break that."""
     none, one = rows[3], rows[0]
     long = paired(none[0], rejected="x" * 20_000)
-    export_trl([long] * 1200 + [one], tmp_path / "trl.jsonl")
-    assert (tmp_path / "trl.jsonl").stat().st_size > 20e6
-    data = load(tmp_path / "trl.jsonl", tmp_path / "cache")
+    export_trl([long] * 1200 + [one], tmp_path / "trl")
+    assert (tmp_path / "trl/pairs.jsonl").stat().st_size > 20e6
+    data = load(tmp_path / "trl/pairs.jsonl", tmp_path / "cache")
     assert data.num_rows == 1201
     assert [len(row) for row in data["images"]] == [1] + [0] * 1200
 

@@ -81,11 +81,10 @@ class ExportRows:
 
 
 class ImageCopies:
-    """Copies images into `folder`, each once, named by content (`ab/abcd...ef.png`). copied: number of new files."""
+    """Copies images into `folder`, each once, named by content (`ab/abcd...ef.png`)."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.copied = 0
         self._known: dict[ImageRef, str] = {}
 
     def copy(self, image: ImageRef) -> str:
@@ -113,9 +112,7 @@ class ImageCopies:
                 code="image-changed",
                 path=image.path,
             )
-        before = sum(1 for _ in self.folder.glob(f"{image.digest[:2]}/{image.digest}.*"))
         copy = Path(save_bytes(content, self.folder, image.path).path)
-        self.copied += not before
         return copy.relative_to(self.folder.absolute()).as_posix()
 
 

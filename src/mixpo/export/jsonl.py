@@ -29,13 +29,13 @@ SWIFT = (*MEDIA, "<bbox>", "<ref-object>", "<cot-process>", "<start-image>")
 """Those of ms-swift."""
 
 
-def export_trl(rows: Iterable[tuple[Question, Pair]], path: Path, render: Render | None = None) -> ExportCount:
+def export_trl(rows: Iterable[tuple[Question, Pair]], folder: Path, render: Render | None = None) -> ExportCount:
     """TRL's conversational preference format, which `datasets.load_dataset("json", data_files=...)` reads in one call.
 
     "prompt", "chosen" and "rejected" are lists of messages, whose content is a list of parts {"type": "image" | "text", "text"} with
     images where the question has them; both sides have one. To train, cast the images: `data.cast_column("images", [datasets.Image()])`.
     """
-    return _write(ExportRows(rows, render, (IMAGE_TOKEN,)), path, _trl, ImageCopies(path.parent / "images").absolute)
+    return _write(ExportRows(rows, render, (IMAGE_TOKEN,)), folder / PAIRS, _trl, ImageCopies(folder / "images").absolute)
 
 
 def export_swift(rows: Iterable[tuple[Question, Pair]], folder: Path, render: Render | None = None) -> ExportCount:

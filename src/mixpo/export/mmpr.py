@@ -4,8 +4,7 @@
     FOLDER/annotations/<name>.jsonl           image, question, chosen, rejected, answer_gt, ...
     FOLDER/images/ab/abcd...ef.png            copies of images, named by content
 
-Paths in meta.json are relative to FOLDER (training code that opens them as they are is started there); with images that stay outside
-FOLDER all paths are absolute.
+Paths in meta.json are relative to FOLDER (training code that opens them as they are is started there).
 """
 
 from __future__ import annotations
@@ -15,11 +14,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from mixpo.export.base import ExportRows, ImageCopies, Render, image_path
+from mixpo.export.base import ExportCount, ExportRows, ImageCopies, Render
 from mixpo.records import atomic, write_text
 from mixpo.types import Pair, Question
 
@@ -33,60 +31,32 @@ MAX_SOURCES = 64
 """Sources that get data sets of their own, and so open files; the pairs of further ones go to "other_..."."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exported:
-    """What was written: pairs by data set name, and how many images were newly copied. skipped: pairs with earlier turns."""
-
-    pairs: dict[str, int]
-    images_copied: int
-    skipped: int = 0
-
-
-def export_mmpr(
-    rows: Iterable[tuple[Question, Pair]], folder: Path, image_root: Path | None = None, render: Render | None = None
-) -> Exported:
+def export_mmpr(rows: Iterable[tuple[Question, Pair]], folder: Path, render: Render | None = None) -> ExportCount:
     """Write pairs as an MMPR collection in one pass with constant memory; meta.json comes last, so a torn export has none.
 
-    A data set is named <source>_<origin>, with `_multi` for several images, `_text` for none, `_copied` for images outside `image_root`:
-    so every file has one type of `image` (path, list, absent) and one root.
-    image_root: folder of images that stay where they are; without it all are copied to FOLDER/images.
+    A data set is named <source>_<origin>, with `_multi` for several images and `_text` for none: so every file has one type of `image`
+    (path, list, absent).
     render: gives the message under which the answers were sampled, as the released data holds it; without it the bare question.
     Raises RunError when there are no pairs or something cannot be written, ImageError for a missing or changed image.
     """
-    copies, root = ImageCopies(folder / "images"), image_root.resolve() if image_root is not None else None
+    copies = ImageCopies(folder / "images")
     files: dict[str, TextIO] = {}
-    roots: dict[str, Path] = {}
     counts: Counter[str] = Counter()
     sources: dict[str, str] = {}
     # MMPR has one question a row: a pair with earlier turns or a system message would be trained on without them.
     exported = ExportRows(rows, render, single=True)
     with ExitStack() as stack:
         for question, pair, prompt in exported:
-            images, copied = _located(question, copies, root)
-            name = _name(sources, question, pair) + ("_copied" if copied and image_root is not None else "")
+            name = _name(sources, question, pair)
             if name not in files:
                 temporary = stack.enter_context(atomic(folder / _annotation(name)))
                 files[name] = stack.enter_context(temporary.open("w", encoding="utf-8"))
-                roots[name] = folder if not images else folder / "images" if copied or image_root is None else image_root
             # ASCII, as in the released files: readers open them with the encoding of their locale.
-            files[name].write(json.dumps(_row(question, pair, images, prompt)) + "\n")
+            files[name].write(json.dumps(_row(question, pair, [copies.copy(image) for image in question.images], prompt)) + "\n")
             counts[name] += 1
         (folder / "meta.json").unlink(missing_ok=True)
-    outside = image_root is not None and not image_root.resolve().is_relative_to(folder.resolve())
-    base = None if outside else folder.resolve()
-    meta = {name: _entry(roots[name], folder / _annotation(name), counts[name], base) for name in sorted(counts)}
-    write_text(folder / "meta.json", json.dumps(meta, indent=2) + "\n")
-    return Exported(pairs=dict(sorted(counts.items())), images_copied=copies.copied, skipped=exported.count.skipped)
-
-
-def _located(question: Question, copies: ImageCopies, root: Path | None) -> tuple[tuple[str, ...], bool]:
-    """Paths of the question's images relative to their root, and whether they are copies. Below `root` images stay where they are."""
-    if not question.images:
-        return (), False
-    paths = [image_path(image) for image in question.images]
-    if root is not None and all(path.is_relative_to(root) for path in paths):
-        return tuple(path.relative_to(root).as_posix() for path in paths), False
-    return tuple(copies.copy(image) for image in question.images), True
+    write_text(folder / "meta.json", json.dumps({name: _entry(name, counts[name]) for name in sorted(counts)}, indent=2) + "\n")
+    return exported.count
 
 
 def _name(sources: dict[str, str], question: Question, pair: Pair) -> str:
@@ -101,12 +71,11 @@ def _annotation(name: str) -> str:
     return f"annotations/{name}.jsonl"
 
 
-def _entry(root: Path, annotation: Path, length: int, base: Path | None) -> dict[str, Any]:
-    """One entry of meta.json; paths relative to `base`, absolute without one."""
-    paths = [path.resolve() if base is None else path.resolve().relative_to(base) for path in (root, annotation)]
+def _entry(name: str, length: int) -> dict[str, Any]:
+    """One entry of meta.json."""
     return {
-        "root": paths[0].as_posix(),
-        "annotation": paths[1].as_posix(),
+        "root": "." if name.endswith("_text") else "images",
+        "annotation": _annotation(name),
         "data_augment": False,
         "max_dynamic_patch": MAX_DYNAMIC_PATCH,
         "repeat_time": 1,
@@ -114,9 +83,9 @@ def _entry(root: Path, annotation: Path, length: int, base: Path | None) -> dict
     }
 
 
-def _row(question: Question, pair: Pair, images: tuple[str, ...], text: str) -> dict[str, Any]:
+def _row(question: Question, pair: Pair, images: list[str], text: str) -> dict[str, Any]:
     """One line. `image` and `answer_gt` are absent, not null, where there is none: readers test for the key."""
-    image: dict[str, Any] = {"image": images[0] if len(images) == 1 else list(images)} if images else {}
+    image: dict[str, Any] = {"image": images[0] if len(images) == 1 else images} if images else {}
     answer = {"answer_gt": question.answer} if question.answer is not None else {}
     # What the text alone would not give back; InternVL's code reads none of it.
     more = {"answer": list(question.answers), "choices": list(question.choices), "rationale": question.rationale}

@@ -24,16 +24,11 @@ from mixpo.types import Pair, Question
 Rows = Iterator[tuple[Question, Pair]]
 
 
-def _mmpr(rows: Rows, folder: Path, render: Render) -> ExportCount:
-    exported = export_mmpr(rows, folder, render=render)
-    return ExportCount(sum(exported.pairs.values()), exported.skipped)
-
-
 STEPS = "trl-steps"
 """The format of step-scored responses; all others are of pairs."""
 FORMATS: dict[str, Callable[[Rows, Path, Render], ExportCount]] = {
-    "mmpr": _mmpr,
-    "trl": lambda rows, folder, render: export_trl(rows, folder / "pairs.jsonl", render),
+    "mmpr": export_mmpr,
+    "trl": export_trl,
     "ms-swift": export_swift,
     "llama-factory": export_llama_factory,
     "datasets": export_datasets,
