@@ -7,9 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mixpo.pipeline import build_plan, open_run
+from mixpo.pipeline import known_plan, open_run
 from mixpo.stages.job import Plan
-from mixpo.stages.questions import known_sources
 
 ROUNDING = 1e-4
 """Log-probs of one answer may differ by this much: what is computed beside it is not the same after a kill."""
@@ -19,8 +18,7 @@ CLOCKS = {"seconds", "tokens_per_second", "pairs_per_second", "memory", "seconds
 
 def plan_of(root: Path) -> Plan:
     """The plan of a run as it is."""
-    context = open_run(root)
-    return build_plan(context, known_sources(context.run, context.recipe))
+    return known_plan(open_run(root))
 
 
 def rows_of(plan: Plan, name: str) -> list[dict[str, Any]]:

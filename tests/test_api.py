@@ -82,7 +82,7 @@ def test_a_run_until_a_stage(tmp_path: Path, tiny_folder: Path) -> None:
     assert (tmp_path / "run/round-1/verify/manifest.json").exists()
     assert not (tmp_path / "run/round-1/pair").exists()
     assert result.models == {}
-    with fails("pairs-unfinished", RunError):
+    with fails("round-unfinished", RunError):
         result.pairs()
     with fails("report-missing", RunError, path=tmp_path / "run"):
         _ = result.report

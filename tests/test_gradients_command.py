@@ -6,7 +6,6 @@ import json
 import shutil
 from pathlib import Path
 
-import pytest
 from failures import fails
 from typer.testing import CliRunner
 
@@ -39,8 +38,10 @@ def test_settings_are_those_given(finished_run: Path) -> None:
         gradients(open_run(finished_run / "run", ("train.objective=sft", "train.baselines=[]")), 4)
 
 
-@pytest.mark.parametrize("number", [1, 2])
-def test_a_round_without_reference_is_named(own_run: Path, number: int) -> None:
-    shutil.rmtree(own_run / "run" / "round-1" / "reference")
-    with fails("reference-missing", RunError, path=own_run / "run"):
-        gradients(open_run(own_run / "run"), 4, number)
+def test_a_round_without_reference_is_named(own_run: Path) -> None:
+    folder = own_run / "run" / "round-1" / "reference"
+    shutil.rmtree(folder)
+    with fails("round-unfinished", RunError, path=folder):
+        gradients(open_run(own_run / "run"), 4)
+    with fails("unknown-round", RunError, key="--round"):
+        gradients(open_run(own_run / "run"), 4, 2)

@@ -17,9 +17,8 @@ import small_run
 from mixpo.cli import main
 from mixpo.distributed import Ranks, ranks_from_env
 from mixpo.errors import RunError
-from mixpo.pipeline import build_plan, open_run
+from mixpo.pipeline import known_plan, open_run
 from mixpo.stages.job import Plan
-from mixpo.stages.questions import known_sources
 
 LAUNCHERS = {
     "torchrun": ["torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"],
@@ -53,8 +52,7 @@ def ranks(*arguments: str) -> tuple[int, str, str]:
 
 
 def plan_of(root: Path) -> Plan:
-    context = open_run(root)
-    return build_plan(context, known_sources(context.run, context.recipe))
+    return known_plan(open_run(root))
 
 
 def forget(run: Path, *stages: str) -> None:

@@ -169,12 +169,11 @@ def score(directory: Directory, *, set: Mapping[str, Any] | None = None, quiet: 
     from dataclasses import replace
 
     from mixpo.pipeline import open_run, rescore
-    from mixpo.stages.questions import known_sources
 
     with _progress(quiet) as progress:
         opened = open_run(Path(directory), tuple(override(key, value) for key, value in (set or {}).items()))
         context = replace(opened, progress=progress)
-        rescore(context, known_sources(context.run, context.recipe))
+        rescore(context)
     return RunResult(directory)
 
 

@@ -101,7 +101,7 @@ def open_run(root: Path, overrides: tuple[str, ...] = ()) -> Context:
 def reopen(root: Path, job: str) -> tuple[Context, Planned]:
     """One job of the run in a directory, for a process that helps with it."""
     context = open_run(root)
-    return context, build_plan(context, known_sources(context.run, context.recipe)).planned[job]
+    return context, known_plan(context).planned[job]
 
 
 def run_recipe(context: Context, force: Sequence[str] = ()) -> Plan:
@@ -185,14 +185,14 @@ def run_until(context: Context, until: str, force: Sequence[str] = ()) -> Plan:
     return run_stage(context, kinds_until(until), force)
 
 
-def rescore(context: Context, sources: Sources) -> Plan:
+def rescore(context: Context) -> Plan:
     """Mark saved answers again under the context's recipe, and write the report. No source is read and no model is loaded.
 
     Raises RunError when there are no saved answers.
     """
     evaluate.ready(context.recipe, context.recipe_folder)
     with context.run.lock():
-        plan = build_plan(context, sources)
+        plan = known_plan(context)
         kept = [planned for planned in plan.planned.values() if planned.job.kind == "evaluate" and not blocked_by(plan, planned)]
         if not kept:
             raise RunError(f"{context.run.root}: {_why_nothing_to_score(plan)}", code="no-predictions", path=context.run.root)
@@ -234,7 +234,7 @@ def _leading(context: Context, force: Sequence[str]) -> Iterator[Plan]:
 def _follow(context: Context) -> Plan:
     """What a rank does that is not the main one: its share of the stages that the main one names."""
     context.ranks.receive()
-    plan = build_plan(context, known_sources(context.run, context.recipe))
+    plan = known_plan(context)
     while (order := context.ranks.receive()) is not None:
         name, numbers = order
         assist(context, plan.planned[name], numbers)
@@ -249,6 +249,24 @@ def blocked_by(plan: Plan, planned: Planned) -> str:
             never = upstream.stage.manifest is None
             return f"{name}, which {'has not run' if never else 'is stale (' + '; '.join(upstream.work().reasons) + ')'}"
     return ""
+
+
+def known_plan(context: Context) -> Plan:
+    """The plan with the questions as they were when last read."""
+    return build_plan(context, known_sources(context.run, context.recipe))
+
+
+def finished_stage(context: Context, number: int, kind: str) -> tuple[Plan, str]:
+    """The plan of a run, and the name of a stage of round `number`. Raises RunError where the stage has not finished."""
+    plan, name, rounds = known_plan(context), f"round-{number}/{kind}", context.recipe.train.rounds
+    if number > rounds:
+        message = f"--round {number}: the run has no such round; the last one is {rounds} (train.rounds)"
+        raise RunError(message, code="unknown-round", key="--round")
+    if name not in plan.planned or not plan.planned[name].finished():
+        folder = context.run.stage(name).folder
+        message = f"{folder}: round {number} has no finished {kind} stage; run `mixpo run RECIPE --until {kind}` first"
+        raise RunError(message, code="round-unfinished", path=folder)
+    return plan, name
 
 
 def build_plan(context: Context, sources: Sources) -> Plan:

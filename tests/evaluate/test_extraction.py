@@ -25,7 +25,6 @@ from mixpo.pipeline import open_context, open_run, rescore, run_stage
 from mixpo.progress import Silent
 from mixpo.recipe import load
 from mixpo.records import Prediction
-from mixpo.stages.questions import known_sources
 from mixpo.types import AnswerKind, Question
 
 
@@ -220,7 +219,7 @@ def test_marking_again_asks_nothing_and_gives_the_same_bytes(run: Path, tmp_path
     before, requests = path.read_bytes(), len(asked(run / "server"))
     path.unlink()
     context = dataclasses.replace(open_run(root), progress=Silent())
-    rescore(context, known_sources(context.run, context.recipe))
+    rescore(context)
     assert path.read_bytes() == before
     assert len(asked(run / "server")) == requests
     # By rules: other marks, which do not compare.

@@ -31,7 +31,6 @@ from mixpo.records import Prediction
 from mixpo.report.table import summary_rows
 from mixpo.stages.job import Context
 from mixpo.stages.models import Models
-from mixpo.stages.questions import known_sources
 
 RECIPE = """
 [source]
@@ -157,7 +156,7 @@ def test_marking_again_gives_the_same_bytes(run: Path, tmp_path: Path, monkeypat
         if "source" not in path.parts:
             path.unlink()
     context = replace(open_run(root), progress=Silent())
-    rescore(context, known_sources(context.run, context.recipe))
+    rescore(context)
     assert digests(root) == before
     assert (server / "log").read_text() == asked
     # By the other extractor: other marks of the same answers.
@@ -402,7 +401,7 @@ def test_an_answer_that_failed_is_no_reply_that_could_not_be_read(tmp_path: Path
 def test_nothing_saved_is_said(tmp_path: Path, tiny_folder: Path) -> None:
     context = opened(write(tmp_path, tiny_folder), tmp_path / "run")
     with pytest.raises(RunError, match="no saved answers to score"):
-        rescore(context, known_sources(context.run, context.recipe))
+        rescore(context)
 
 
 def test_a_benchmark_is_no_training_source(tmp_path: Path) -> None:

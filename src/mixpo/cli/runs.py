@@ -84,14 +84,13 @@ def score(
     with boundary() as terminal:
         from mixpo.cli import results
         from mixpo.pipeline import open_context, open_run, rescore, run_recipe
-        from mixpo.stages.questions import known_sources
 
         if (folder is None) == (predictions is None):
             message = "give a run directory, or --predictions FILE with --benchmark NAME"
             raise RecipeError(message, code="score-what", key="--predictions")
         if folder is not None:
             context = replace(open_run(folder, tuple(settings or ())), progress=terminal.progress)
-            rescore(context, known_sources(context.run, context.recipe))
+            rescore(context)
         elif predictions is not None:
             from mixpo.commands.score import model_name, predictions_recipe
 

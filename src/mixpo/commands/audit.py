@@ -7,11 +7,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from mixpo.errors import RunError
 from mixpo.pairs.provenance import judged_responses
-from mixpo.pipeline import build_plan
+from mixpo.pipeline import finished_stage
 from mixpo.stages.job import Context, Plan
-from mixpo.stages.questions import known_sources
 from mixpo.types import Question, Response, Verdict, content_id
 from mixpo.verify.pool import FormulaPool
 from mixpo.verify.second_opinion import doubts
@@ -50,18 +48,10 @@ def audit(context: Context, count: int, number: int = 1) -> Audited:
 
     Raises RunError when the verdicts are not there.
     """
-    plan = build_plan(context, known_sources(context.run, context.recipe))
-    name = f"round-{number}/verify"
-    planned = plan.planned.get(name)
-    if planned is None or not planned.finished():
-        raise RunError(
-            f"{context.run.root}: round {number} has no finished verdicts; run the recipe, or `mixpo verify`, first",
-            code="verdicts-missing",
-            path=context.run.root,
-        )
+    plan, name = finished_stage(context, number, "verify")
     seen, doubtful = 0, Counter[str]()
     kept: list[tuple[str, int, Doubtful]] = []
-    context.progress.start("audit", sum(planned.job.sizes), "questions")
+    context.progress.start("audit", sum(plan.planned[name].job.sizes), "questions")
     with FormulaPool(timeout_s=context.recipe.verify.timeout_s, workers=1, cache=context.run.verdicts) as pool:
         for question, responses, verdicts in _answers(context, plan, number):
             reasons = doubts(question, responses, verdicts, context.recipe.verify, pool)

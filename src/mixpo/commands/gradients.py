@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mixpo.errors import RunError
-from mixpo.pipeline import build_plan
+from mixpo.pipeline import finished_stage
 from mixpo.stages.job import Context
 from mixpo.stages.models import ModelRef
-from mixpo.stages.questions import known_sources
 from mixpo.stages.reference import groups_file, spread
 from mixpo.stages.train import model_of, table_of
 
@@ -36,20 +34,11 @@ def gradients(context: Context, questions: int, number: int = 1) -> Measured:
     from mixpo.train.gradients import gradient_agreement
     from mixpo.train.group_data import open_groups
 
-    plan = build_plan(context, known_sources(context.run, context.recipe))
-    name = f"round-{number}/reference"
-    planned = plan.planned.get(name)
-    if planned is None or not planned.finished():
-        raise RunError(
-            f"{context.run.root}: round {number} has no finished reference stage; run `mixpo run RECIPE --until reference` first",
-            code="reference-missing",
-            path=context.run.root,
-        )
+    plan, _ = finished_stage(context, number, "reference")
     groups = open_groups(groups_file(context, number))
     paired = groups.sizes["pairs"].nonzero()[0]
     chosen = [groups[int(paired[place])] for place in spread(len(paired), questions)]
-    recipe = context.recipe
-    objective = recipe.train.objective
+    recipe, objective = context.recipe, context.recipe.train.objective
     model: ModelRef = context.models.base_model() if number == 1 else model_of(context, plan, number - 1, objective)
     table = table_of(recipe.train, objective)
     kinds = gradient_agreement(context.models.fresh(model), chosen, table, recipe.image, objective, recipe.seed, context.progress)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from mixpo.errors import EngineError, ModelError, UnfinishedError
 from mixpo.evaluate.grading import UNREAD
-from mixpo.pipeline import blocked_by, build_plan, run_stage
+from mixpo.pipeline import blocked_by, build_plan, known_plan, run_stage
 from mixpo.plural import amount, first_few
 from mixpo.records import Judged, Prediction, Valued, read_column
 from mixpo.stages.attempts import raise_attempts
 from mixpo.stages.job import Context, Plan, Planned
-from mixpo.stages.questions import known_sources, read_sources
+from mixpo.stages.questions import read_sources
 
 SAMPLING_KINDS = ("sample", "continue", "verify", "branch", "value", "answer", "evaluate")
 """Kinds of stages that query a model or a judge."""
@@ -56,7 +56,7 @@ def retry(context: Context) -> list[Retried]:
             raise_attempts(stage, [number for number in failed if stage.path(names[number]).exists()])
     done, error = [], None
     for name, failed in before.items():
-        plan = _plan(context)
+        plan = known_plan(context)
         if blocker := blocked_by(plan, plan.planned[name]):
             context.progress.say(f"{name}: not retried, {blocker}; `mixpo run` does both")
             continue
@@ -64,14 +64,10 @@ def retry(context: Context) -> list[Retried]:
             run_stage(context, SAMPLING_KINDS, names=(name, name.removesuffix("/sample") + "/continue"))
         except (EngineError, UnfinishedError) as raised:
             error = error or raised
-        done.append(Retried(stage=name, asked=_count(failed), failed=_count(_failed(_plan(context).planned[name]))))
+        done.append(Retried(stage=name, asked=_count(failed), failed=_count(_failed(known_plan(context).planned[name]))))
     if error is not None:
         raise error
     return done
-
-
-def _plan(context: Context) -> Plan:
-    return build_plan(context, known_sources(context.run, context.recipe))
 
 
 def _failed(planned: Planned) -> Failures:

@@ -180,9 +180,14 @@ def _plain(labels: Mapping[int, HumanLabel]) -> list[list[object]]:
     return [[index, label.outcome] for index, label in sorted(labels.items())]
 
 
+def kind_of_pairs(recipe: Recipe) -> str:
+    """The kind of stage whose pairs are trained on."""
+    return "select" if recipe.pairs.balance else "pair"
+
+
 def pairs_of(recipe: Recipe, number: int) -> str:
     """The stage whose pairs round `number` is trained on."""
-    return f"round-{number}/{'select' if recipe.pairs.balance else 'pair'}"
+    return f"round-{number}/{kind_of_pairs(recipe)}"
 
 
 def _with_verdicts(plan: Plan, names: tuple[str, str, str], shard: int) -> Iterator[tuple[Question, Judged, Paired]]:
