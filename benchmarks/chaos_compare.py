@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mixpo.pipeline import known_plan, open_run
+from mixpo.pipeline import build_plan, open_run
 from mixpo.stages.job import Plan
 
 ROUNDING = 1e-4
@@ -18,7 +18,7 @@ CLOCKS = {"seconds", "tokens_per_second", "pairs_per_second", "memory", "seconds
 
 def plan_of(root: Path) -> Plan:
     """The plan of a run as it is."""
-    return known_plan(open_run(root))
+    return build_plan(open_run(root))
 
 
 def rows_of(plan: Plan, name: str) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ import small_run
 from mixpo.cli import main
 from mixpo.distributed import Ranks, ranks_from_env
 from mixpo.errors import RunError
-from mixpo.pipeline import known_plan, open_run
+from mixpo.pipeline import build_plan, open_run
 from mixpo.stages.job import Plan
 
 LAUNCHERS = {
@@ -52,7 +52,7 @@ def ranks(*arguments: str) -> tuple[int, str, str]:
 
 
 def plan_of(root: Path) -> Plan:
-    return known_plan(open_run(root))
+    return build_plan(open_run(root))
 
 
 def forget(run: Path, *stages: str) -> None:

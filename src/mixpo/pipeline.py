@@ -56,13 +56,12 @@ def open_context(
         from mixpo.cluster.ray import RayExecutor
 
         executor = RayExecutor(recipe.cluster, reopen)
-    models = Models(recipe.model, recipe_folder, recipe.image, known)
     return Context(
         run=Run(root.absolute()),
         recipe=recipe,
         recipe_folder=recipe_folder,
         progress=progress,
-        models=models,
+        models=Models(recipe.model, recipe_folder, recipe.image, known),
         limit=limit,
         ranks=ranks or Ranks(),
         executor=executor,
@@ -78,18 +77,15 @@ def open_run(root: Path, overrides: tuple[str, ...] = ()) -> Context:
         recipe, command = sealed.load(root / "recipe.json"), sealed.load(root / "command.json")
         recipe_folder, limit, known = Path(command["recipe_folder"]), command["limit"], command.get("model", "")
     except FileNotFoundError as error:
-        gone = Path(error.filename).name
-        raise RunError(
-            f"{root}: no run directory (it has no {gone}); give the folder that was --dir of `mixpo run`", code="not-a-run", path=root
-        ) from None
+        message = f"{root}: no run directory (it has no {Path(error.filename).name}); give the folder that was --dir of `mixpo run`"
+        raise RunError(message, code="not-a-run", path=root) from None
     except PermissionError as error:
         raise refused(error) or error from None
     except NotADirectoryError:
         raise RunError(f"{root}: is a file; give the folder that was --dir of `mixpo run`", code="not-a-run", path=root) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(
-            f"{root}: recipe.json or command.json is broken ({error}); run the recipe again", code="run-unreadable", path=root
-        ) from None
+        message = f"{root}: recipe.json or command.json is broken ({error}); run the recipe again"
+        raise RunError(message, code="run-unreadable", path=root) from None
     for override in overrides:
         apply_override(recipe, override)
         if override.lstrip().startswith("model"):
@@ -101,7 +97,7 @@ def open_run(root: Path, overrides: tuple[str, ...] = ()) -> Context:
 def reopen(root: Path, job: str) -> tuple[Context, Planned]:
     """One job of the run in a directory, for a process that helps with it."""
     context = open_run(root)
-    return context, known_plan(context).planned[job]
+    return context, build_plan(context).planned[job]
 
 
 def run_recipe(context: Context, force: Sequence[str] = ()) -> Plan:
@@ -151,11 +147,8 @@ def run_stage(context: Context, kinds: Sequence[str], force: Sequence[str] = (),
                 message = "nothing to branch: the recipe has no table [pairs.branches]; add one"
                 raise RecipeError(message, code="no-branches", key="pairs.branches")
             if what == "evaluate":
-                raise RecipeError(
-                    "nothing to evaluate: the recipe names no evaluation set; add a table [[evaluate.sets]]",
-                    code="no-evaluation-sets",
-                    key="evaluate.sets",
-                )
+                message = "nothing to evaluate: the recipe names no evaluation set; add a table [[evaluate.sets]]"
+                raise RecipeError(message, code="no-evaluation-sets", key="evaluate.sets")
             message = f"nothing to {what}: the recipe has no [source] and no [[preferences]] to train on; add one"
             raise RecipeError(message, code="source-missing", key="source")
         until_whole(context, plan, kinds, lambda: _do_wanted(context, plan, wanted))
@@ -192,7 +185,7 @@ def rescore(context: Context) -> Plan:
     """
     evaluate.ready(context.recipe, context.recipe_folder)
     with context.run.lock():
-        plan = known_plan(context)
+        plan = build_plan(context)
         kept = [planned for planned in plan.planned.values() if planned.job.kind == "evaluate" and not blocked_by(plan, planned)]
         if not kept:
             raise RunError(f"{context.run.root}: {_why_nothing_to_score(plan)}", code="no-predictions", path=context.run.root)
@@ -234,7 +227,7 @@ def _leading(context: Context, force: Sequence[str]) -> Iterator[Plan]:
 def _follow(context: Context) -> Plan:
     """What a rank does that is not the main one: its share of the stages that the main one names."""
     context.ranks.receive()
-    plan = known_plan(context)
+    plan = build_plan(context)
     while (order := context.ranks.receive()) is not None:
         name, numbers = order
         assist(context, plan.planned[name], numbers)
@@ -251,14 +244,9 @@ def blocked_by(plan: Plan, planned: Planned) -> str:
     return ""
 
 
-def known_plan(context: Context) -> Plan:
-    """The plan with the questions as they were when last read."""
-    return build_plan(context, known_sources(context.run, context.recipe))
-
-
 def finished_stage(context: Context, number: int, kind: str) -> tuple[Plan, str]:
     """The plan of a run, and the name of a stage of round `number`. Raises RunError where the stage has not finished."""
-    plan, name, rounds = known_plan(context), f"round-{number}/{kind}", context.recipe.train.rounds
+    plan, name, rounds = build_plan(context), f"round-{number}/{kind}", context.recipe.train.rounds
     if number > rounds:
         message = f"--round {number}: the run has no such round; the last one is {rounds} (train.rounds)"
         raise RunError(message, code="unknown-round", key="--round")
@@ -269,9 +257,12 @@ def finished_stage(context: Context, number: int, kind: str) -> tuple[Plan, str]
     return plan, name
 
 
-def build_plan(context: Context, sources: Sources) -> Plan:
-    """Every job of the recipe, in order. Nothing is made and no model is loaded; a missing model is a ModelError."""
-    recipe = context.recipe
+def build_plan(context: Context, sources: Sources | None = None) -> Plan:
+    """Every job of the recipe, in order. Nothing is made and no model is loaded; a missing model is a ModelError.
+
+    sources: the questions, by default as they were when last read.
+    """
+    recipe, sources = context.recipe, sources or known_sources(context.run, context.recipe)
     plan = Plan(context.run)
     plan.provide("source", Question, sources.train.shards)
     plan.provide(STAGE, Paired, sources.pairs)
@@ -350,9 +341,7 @@ def _prepare(context: Context, force: Sequence[str]) -> None:
     write_text(context.run.root / "recipe.json", sealed.dumps(resolved, indent=2))
     command = {"recipe_folder": str(context.recipe_folder.absolute()), "limit": context.limit, "model": identity}
     write_text(context.run.root / "command.json", sealed.dumps(command))
-    if not force:
-        return
-    for manifest in [*context.run.manifests()]:
+    for manifest in [*context.run.manifests()] if force else []:
         name = manifest.parent.relative_to(context.run.root).as_posix()
         if STAGES.index(kind_of(name)) >= first:
             shutil.rmtree(manifest.parent)

@@ -184,18 +184,12 @@ class Stage:
         files = (path for path in self.folder.iterdir() if path.is_file() and path.suffix != ".parquet" and not path.name.startswith("."))
         return sorted(path for path in files if path.name not in others)
 
-    def prune(self, keep: Sequence[str]) -> int:
-        """Delete shards that no longer belong (stale ones) and left-over temporary files; returns how many shards went."""
+    def prune(self, keep: Sequence[str]) -> None:
+        """Delete shards that no longer belong (stale ones) and left-over temporary files."""
         wanted = {f"{shard}.parquet" for shard in keep}
         stale = [path for path in self.folder.glob("*.parquet") if path.name not in wanted]
         for path in [*stale, *self.folder.glob(".*.tmp")]:
             path.unlink(missing_ok=True)
-        return len(stale)
-
-    def clear(self) -> None:
-        """Forget everything this stage has made (`--force`)."""
-        self.prune(())
-        (self.folder / "manifest.json").unlink(missing_ok=True)
 
 
 class Run:

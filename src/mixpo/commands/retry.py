@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mixpo.errors import EngineError, ModelError, UnfinishedError
 from mixpo.evaluate.grading import UNREAD
-from mixpo.pipeline import blocked_by, build_plan, known_plan, run_stage
+from mixpo.pipeline import blocked_by, build_plan, run_stage
 from mixpo.plural import amount, first_few
 from mixpo.records import Judged, Prediction, Valued, read_column
 from mixpo.stages.attempts import raise_attempts
@@ -56,7 +56,7 @@ def retry(context: Context) -> list[Retried]:
             raise_attempts(stage, [number for number in failed if stage.path(names[number]).exists()])
     done, error = [], None
     for name, failed in before.items():
-        plan = known_plan(context)
+        plan = build_plan(context)
         if blocker := blocked_by(plan, plan.planned[name]):
             context.progress.say(f"{name}: not retried, {blocker}; `mixpo run` does both")
             continue
@@ -64,7 +64,7 @@ def retry(context: Context) -> list[Retried]:
             run_stage(context, SAMPLING_KINDS, names=(name, name.removesuffix("/sample") + "/continue"))
         except (EngineError, UnfinishedError) as raised:
             error = error or raised
-        done.append(Retried(stage=name, asked=_count(failed), failed=_count(_failed(known_plan(context).planned[name]))))
+        done.append(Retried(stage=name, asked=_count(failed), failed=_count(_failed(build_plan(context).planned[name]))))
     if error is not None:
         raise error
     return done

@@ -15,7 +15,7 @@ import numpy as np
 from mixpo.errors import MixpoError
 from mixpo.evaluate.score import credit, is_judged, no_answer_share
 from mixpo.evaluate.statistics import Floats, cluster_of, crossed_mean, holm
-from mixpo.pipeline import known_plan
+from mixpo.pipeline import build_plan
 from mixpo.progress import Silent
 from mixpo.records import Prediction
 from mixpo.report.build import plain
@@ -62,7 +62,7 @@ def finished_runs(study: LoadedStudy, root: Path) -> list[FinishedRun]:
 def _finished(study: LoadedStudy, run: StudyRun, root: Path) -> FinishedRun:
     context = open_study_run(study, run, root, Silent())
     try:
-        plan = known_plan(context)
+        plan = build_plan(context)
     except MixpoError:
         return FinishedRun(run=run, plan=None, stages={})
     stages = {}
