@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mixpo import errors
-from mixpo.errors import EngineError, MissingExtra, MixpoError, RecipeError
+from mixpo.errors import EngineError, MissingExtra, MixpoError, RecipeError, first_line
 from mixpo.plural import amount
 from mixpo.recipe import ClusterTable
 from mixpo.stages.job import Context, Made, Planned, add_facts
@@ -48,7 +48,7 @@ class RayExecutor:
                 yield row["number"], json.loads(row["counts"])
         except ray.exceptions.RayError as error:
             raise EngineError(
-                f"{planned.job.title}: Ray failed ({_first_line(error)}); finished shards are kept, run the same command again",
+                f"{planned.job.title}: Ray failed ({first_line(error)}); finished shards are kept, run the same command again",
                 code="ray-failed",
             ) from error
 
@@ -76,7 +76,7 @@ class RayExecutor:
                 ray.init(address=address, log_to_driver=False, include_dashboard=None if address else False)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise EngineError(
-                    f"cluster.address: no Ray cluster at {address!r} ({_first_line(error)}); start one with `ray start --head`",
+                    f"cluster.address: no Ray cluster at {address!r} ({first_line(error)}); start one with `ray start --head`",
                     code="ray-not-reached",
                     key="cluster.address",
                 ) from error
@@ -186,7 +186,3 @@ def _received(sent: dict[str, Any]) -> MixpoError:
 def _resources(ray: Any) -> str:
     have = ray.cluster_resources()
     return f"{amount(len(ray.nodes()), 'node')}, {amount(int(have.get('CPU', 0)), 'CPU')}, {amount(int(have.get('GPU', 0)), 'GPU')}"
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).strip().splitlines() if line), type(error).__name__)

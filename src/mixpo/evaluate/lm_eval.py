@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixpo.errors import EvaluateError, MissingExtra, RecipeError
+from mixpo.errors import EvaluateError, MissingExtra, RecipeError, first_line
 from mixpo.recipe import EvaluateTable, did_you_mean
 from mixpo.run import version_of
 
@@ -95,10 +95,8 @@ def run_tasks(model: Any, tokenizer: Any, max_length: int, table: EvaluateTable,
         )
     # The harness raises whatever its tasks raise: a data set that cannot be fetched, an extra that is missing, a task that runs code.
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, AssertionError) as error:
-        first = (str(error).strip().splitlines() or [""])[0][:300]
-        raise EvaluateError(
-            f"lm-evaluation-harness stopped: {type(error).__name__}: {first}; correct it or leave the task out", code="harness-failed"
-        ) from error
+        message = f"lm-evaluation-harness stopped: {type(error).__name__}: {first_line(error)}; correct it or leave the task out"
+        raise EvaluateError(message, code="harness-failed") from error
     return [score for task in table.text_tasks for score in _scores(results, task)]
 
 

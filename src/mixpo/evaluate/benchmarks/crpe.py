@@ -14,7 +14,7 @@ from mixpo.errors import SourceError
 from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, GradedRow, Measure
 from mixpo.evaluate.benchmarks.files import choices_of, images_of, text_of
 from mixpo.evaluate.benchmarks.metrics import ACCURACY, measured
-from mixpo.evaluate.benchmarks.rules import letters, option_robust, same, with_columns
+from mixpo.evaluate.benchmarks.rules import check_option, letters, same, with_columns
 from mixpo.evaluate.statistics import Term, cluster_of
 from mixpo.sources.build import parse_options
 from mixpo.types import Question, content_id
@@ -63,11 +63,6 @@ def check_paper(extracted: str, question: Question, facts: Fields, options: Opti
     return same(bool(answer) and gold in answer.lower(), "texts")
 
 
-def check_robust(extracted: str, question: Question, facts: Fields, options: Options) -> Judgement:
-    """mixpo's own reading of options."""
-    return option_robust(extracted, question, options)
-
-
 def related(rows: Sequence[GradedRow]) -> Sequence[GradedRow]:
     """The rows about relations, which the published figures are of; all where there are none (the existence file)."""
     return [row for row in rows if row.facts["category"] in RELATION] or rows
@@ -113,5 +108,5 @@ BENCHMARK = Benchmark(
     breakdown=breakdown,
     splits=(("crpe_relation",),),
     files=("crpe_relation.jsonl", "crpe_relation.tsv", "CRPE_RELATION.tsv"),
-    checks={"robust": check_robust, "paper": check_paper},
+    checks={"robust": check_option, "paper": check_paper},
 )

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from mixpo.errors import MissingExtra, SourceError
+from mixpo.errors import MissingExtra, SourceError, first_line
 from mixpo.evaluate.benchmarks.base import Fields, Place
 from mixpo.recipe import BenchmarkSource, did_you_mean
 from mixpo.sources.jsonl import lines
@@ -143,7 +143,7 @@ def _parquet(path: Path) -> Iterator[Place]:
                     yield f"{path}[{number}]", row
                     number += 1
     except _BROKEN as error:
-        raise SourceError(f"{path}: not a readable Parquet file ({_first(error)})", code="file-unreadable", path=path) from None
+        raise SourceError(f"{path}: not a readable Parquet file ({first_line(error)})", code="file-unreadable", path=path) from None
 
 
 def _arrow(path: Path) -> Iterator[Place]:
@@ -157,7 +157,7 @@ def _arrow(path: Path) -> Iterator[Place]:
                     yield f"{path}[{number}]", row
                     number += 1
     except _BROKEN as error:
-        raise SourceError(f"{path}: not a readable Arrow stream ({_first(error)})", code="file-unreadable", path=path) from None
+        raise SourceError(f"{path}: not a readable Arrow stream ({first_line(error)})", code="file-unreadable", path=path) from None
 
 
 def _tsv(path: Path) -> Iterator[Place]:
@@ -187,7 +187,7 @@ def _read_tsv(path: Path) -> pa.Table:
             convert_options=pa_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
         )
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"{path}: not a readable TSV ({_first(error)})", code="file-unreadable", path=path) from None
+        raise SourceError(f"{path}: not a readable TSV ({first_line(error)})", code="file-unreadable", path=path) from None
 
 
 def _holders(table: pa.Table) -> dict[str, int]:
@@ -211,7 +211,7 @@ def _sheet(path: Path) -> Iterator[Place]:
             if filled:
                 yield f"{path}:{number}", filled
     except Exception as error:  # openpyxl raises whatever its XML parsers and its own constructors raise
-        raise SourceError(f"{path}: not a readable xlsx file ({_first(error)})", code="file-unreadable", path=path) from None
+        raise SourceError(f"{path}: not a readable xlsx file ({first_line(error)})", code="file-unreadable", path=path) from None
 
 
 def _json(path: Path) -> Iterator[Place | Skipped]:
@@ -222,9 +222,9 @@ def _json(path: Path) -> Iterator[Place | Skipped]:
         if error.msg == "Extra data":
             yield from lines(path)
             return
-        raise SourceError(f"{path}: not readable JSON ({_first(error)})", code="file-unreadable", path=path) from None
+        raise SourceError(f"{path}: not readable JSON ({first_line(error)})", code="file-unreadable", path=path) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise SourceError(f"{path}: not readable JSON ({_first(error)})", code="file-unreadable", path=path) from None
+        raise SourceError(f"{path}: not readable JSON ({first_line(error)})", code="file-unreadable", path=path) from None
     pairs = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
     for key, row in pairs:
         if not isinstance(row, dict) and row is not None:
@@ -236,10 +236,6 @@ def _json(path: Path) -> Iterator[Place | Skipped]:
 
 READERS = {".parquet": _parquet, ".arrow": _arrow, ".tsv": _tsv, ".xlsx": _sheet, ".json": _json, ".jsonl": lines}
 """One function for each suffix."""
-
-
-def _first(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 # --- fields of a row ----------------------------------------------------------------------------------------------------

@@ -7,13 +7,13 @@ ratios, and may exceed 100. The judge's instruction is in our own words.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mixpo.errors import SourceError
-from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, GradedRow, Place, Rubric, without_reasoning
+from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Place, Rubric, without_reasoning
 from mixpo.evaluate.benchmarks.files import images_of, text_at, text_of
-from mixpo.evaluate.benchmarks.metrics import grouped, judge_score
+from mixpo.evaluate.benchmarks.metrics import by_facts, judge_score
 from mixpo.evaluate.benchmarks.rules import REASONING
 from mixpo.sources.jsonl import lines
 from mixpo.types import Skipped
@@ -103,17 +103,12 @@ REFERENCE = judge_score("reference score", read, scale=10.0, unit="", most=10.0)
 """Ten times the mean scores of both sides, from the same script."""
 
 
-def breakdown(rows: Sequence[GradedRow]) -> list[Figure]:
-    """The relative score by category, from the same script."""
-    return grouped(rows, "category", lambda row: (row.facts["category"],), RELATIVE)
-
-
 BENCHMARK = Benchmark(
     name="llava_bench",
     title="LLaVA-Bench (in the wild)",
     row=row,
     measures=(RELATIVE, MODEL, REFERENCE),
-    breakdown=breakdown,
+    breakdown=by_facts("category", measure=RELATIVE),  # as `summarize_gpt_review.py`
     splits=(("train",),),
     files=("questions.jsonl", "LLaVABench.tsv"),
     joined=joined,

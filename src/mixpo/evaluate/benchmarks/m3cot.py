@@ -10,10 +10,10 @@ import re
 from collections.abc import Callable, Sequence
 
 from mixpo.errors import SourceError
-from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, GradedRow
+from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields
 from mixpo.evaluate.benchmarks.files import choices_of, images_of, text_of
-from mixpo.evaluate.benchmarks.metrics import ACCURACY, grouped, one
-from mixpo.evaluate.benchmarks.rules import letters, option_robust, same
+from mixpo.evaluate.benchmarks.metrics import ACCURACY, by_facts
+from mixpo.evaluate.benchmarks.rules import check_option, letters, same
 from mixpo.plural import amount
 from mixpo.sources.build import lettered
 from mixpo.types import Question
@@ -112,24 +112,14 @@ def read_official(extracted: str, choices: Sequence[str]) -> str | None:
     return None
 
 
-def check_robust(extracted: str, question: Question, facts: Fields, options: Options) -> Judgement:
-    """mixpo's own reading of options."""
-    return option_robust(extracted, question, options)
-
-
-def breakdown(rows: Sequence[GradedRow]) -> list[Figure]:
-    """Accuracy by domain and by topic, as the benchmark's own `metric.py` gives it."""
-    return [*grouped(rows, "domain", one("domain")), *grouped(rows, "topic", one("topic"))]
-
-
 BENCHMARK = Benchmark(
     name="m3cot",
     title="M3CoT",
     row=row,
     measures=(ACCURACY,),
-    breakdown=breakdown,
+    breakdown=by_facts("domain", "topic"),  # as the benchmark's own `metric.py`
     splits=(("test",),),
     files=("test.jsonl",),
     direct="{question}\nAnswer with the option's letter from the given choices directly.",
-    checks={"robust": check_robust, "paper": check_paper, "official": check_official},
+    checks={"robust": check_option, "paper": check_paper, "official": check_official},
 )

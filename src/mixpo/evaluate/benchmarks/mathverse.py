@@ -7,14 +7,13 @@ the answer, equal text is right, and a language model decides the rest. In its p
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 from mixpo.errors import SourceError
-from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Extraction, Fields, Figure, GradedRow
+from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Extraction, Fields
 from mixpo.evaluate.benchmarks.extraction import PROMPT, read
 from mixpo.evaluate.benchmarks.files import images_of, text_of
-from mixpo.evaluate.benchmarks.metrics import ACCURACY, grouped, one
-from mixpo.evaluate.benchmarks.rules import letters, option_robust
+from mixpo.evaluate.benchmarks.metrics import ACCURACY, by_facts
+from mixpo.evaluate.benchmarks.rules import check_option, letters
 from mixpo.types import Question
 from mixpo.verify.check import judge
 from mixpo.verify.judgement import Judgement, Options
@@ -58,7 +57,7 @@ def _metadata(value: object) -> Fields:
 def check_robust(extracted: str, question: Question, facts: Fields, options: Options) -> Judgement:
     """mixpo's own comparison: options by letter or text, other answers by value."""
     if question.kind == "choice":
-        return option_robust(extracted, question, options)
+        return check_option(extracted, question, facts, options)
     return judge(extracted, question.answer or "", "auto", options)
 
 
@@ -75,17 +74,12 @@ def quick(text: str, question: Question, facts: Fields) -> str | None:
     return answer if not answer or answer == question.answer or (question.kind == "choice" and answer in letters(8)) else None
 
 
-def breakdown(rows: Sequence[GradedRow]) -> list[Figure]:
-    """Accuracy by subject and subfield."""
-    return [*grouped(rows, "subject", one("subject")), *grouped(rows, "subfield", one("subfield"))]
-
-
 BENCHMARK = Benchmark(
     name="mathverse",
     title="MathVerse (vision only)",
     row=row,
     measures=(ACCURACY,),
-    breakdown=breakdown,
+    breakdown=by_facts("subject", "subfield"),
     splits=(("testmini",),),
     files=("testmini.json", "MathVerse_MINIVOnly.tsv"),
     joined=lambda places, folder, answers: (

@@ -10,12 +10,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Extraction, Fields, Figure, GradedRow
+from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Extraction, Fields
 from mixpo.evaluate.benchmarks.extraction import PROMPT, read
 from mixpo.evaluate.benchmarks.files import choices_of, images_of, text_of
 from mixpo.evaluate.benchmarks.mathvision_official import extract_official, same_official
-from mixpo.evaluate.benchmarks.metrics import ACCURACY, grouped, one
-from mixpo.evaluate.benchmarks.rules import letters, option_robust, same, with_columns
+from mixpo.evaluate.benchmarks.metrics import ACCURACY, by_facts
+from mixpo.evaluate.benchmarks.rules import check_option, letters, same, with_columns
 from mixpo.sources.build import lettered
 from mixpo.types import Question
 from mixpo.verify.check import judge
@@ -101,7 +101,7 @@ def quick(text: str, question: Question, facts: Fields) -> str | None:
 def check_robust(extracted: str, question: Question, facts: Fields, options: Options) -> Judgement:
     """mixpo's own comparison: options by letter or text, other answers by value, also where the answer is none of the options."""
     if question.answer in letters(len(question.choices)):
-        return option_robust(extracted, question, options)
+        return check_option(extracted, question, facts, options)
     return judge(extracted, question.answer or "", "auto", options)
 
 
@@ -117,17 +117,12 @@ def check_given(extracted: str, question: Question, facts: Fields, options: Opti
     return same(any(same_official(one, extracted) for one in golds), "answers")
 
 
-def breakdown(rows: Sequence[GradedRow]) -> list[Figure]:
-    """Accuracy by subject and by level, as the data card's leaderboard gives it."""
-    return [*grouped(rows, "subject", one("subject")), *grouped(rows, "level", one("level"))]
-
-
 BENCHMARK = Benchmark(
     name="mathvision",
     title="MathVision",
     row=row,
     measures=(ACCURACY,),
-    breakdown=breakdown,
+    breakdown=by_facts("subject", "level"),  # as the leaderboard of the data card
     splits=(("testmini",),),
     files=("MathVision_MINI.tsv",),
     checks={"robust": check_robust, "paper": check_paper, "official": check_official, "judge": check_paper, "given": check_given},

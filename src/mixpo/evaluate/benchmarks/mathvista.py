@@ -16,8 +16,8 @@ from mixpo.errors import SourceError
 from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Extraction, Fields, Figure, GradedRow
 from mixpo.evaluate.benchmarks.extraction import PROMPT, read
 from mixpo.evaluate.benchmarks.files import choices_of, images_of, list_of, text_of
-from mixpo.evaluate.benchmarks.metrics import ACCURACY, grouped, one
-from mixpo.evaluate.benchmarks.rules import letters, option_robust, same, with_columns
+from mixpo.evaluate.benchmarks.metrics import ACCURACY, by_facts, grouped
+from mixpo.evaluate.benchmarks.rules import check_option, letters, same, with_columns
 from mixpo.plural import amount
 from mixpo.sources.build import lettered
 from mixpo.types import AnswerKind, Question
@@ -150,7 +150,7 @@ def check_robust(extracted: str, question: Question, facts: Fields, options: Opt
     """mixpo's own comparison: choices by letter or text, 14.0 for 14, decimals at the precision of the answer, lists item by item."""
     gold = question.answer or ""
     if question.kind == "choice":
-        return option_robust(extracted, question, options)
+        return check_option(extracted, question, facts, options)
     if facts["answer_type"] == "list":
         return _check_list(extracted, gold)
     if facts["answer_type"] == "float":
@@ -184,8 +184,8 @@ def read_list(text: str) -> list[float]:
 
 def breakdown(rows: Sequence[GradedRow]) -> list[Figure]:
     """The breakdowns of the benchmark's own `calculate_score.py`; a row counts in each of its skills."""
-    parts = [figure for name in ("task", *(name for name in DETAILS if name != "task")) for figure in grouped(rows, name, one(name))]
-    return [*parts, *grouped(rows, "skill", lambda row: row.facts["skills"])]
+    details = by_facts("task", *(name for name in DETAILS if name != "task"))
+    return [*details(rows), *grouped(rows, "skill", lambda row: row.facts["skills"])]
 
 
 BENCHMARK = Benchmark(

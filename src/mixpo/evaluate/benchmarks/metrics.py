@@ -68,9 +68,13 @@ def grouped(
     return [measured(measure, groups[name], name, group) for name in sorted(groups)]
 
 
-def one(key: str) -> Callable[[GradedRow], Iterable[str]]:
-    """Rows by one of their facts."""
-    return lambda row: (str(row.facts.get(key) or ""),)
+def by_facts(*keys: str, measure: Measure = ACCURACY) -> Callable[[Sequence[GradedRow]], list[Figure]]:
+    """The breakdown of a measure by each of some facts."""
+
+    def named(key: str) -> Callable[[GradedRow], Iterable[str]]:
+        return lambda row: (str(row.facts.get(key) or ""),)
+
+    return lambda rows: [figure for key in keys for figure in grouped(rows, key, named(key), measure)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

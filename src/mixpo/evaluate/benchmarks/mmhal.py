@@ -7,11 +7,10 @@ instruction is in our own words. Types are read from the rows, never from their 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
-from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, GradedRow, Rubric, without_reasoning
+from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Rubric, without_reasoning
 from mixpo.evaluate.benchmarks.files import images_of, list_of, text_of
-from mixpo.evaluate.benchmarks.metrics import grouped, judge_score
+from mixpo.evaluate.benchmarks.metrics import by_facts, judge_score
 
 PROMPT = """\
 Judge an assistant's response to a question about an image, without favour. You cannot see the image; what it shows is listed.
@@ -94,18 +93,12 @@ INFORMATIVENESS = judge_score("informativeness", read, lambda scores: (scores[0]
 """How much is told, whether or not it is true: RLAIF-V's addition."""
 
 
-def breakdown(rows: Sequence[GradedRow]) -> list[Figure]:
-    """Ratings by type and by topic, as MMHal-Bench gives them."""
-    types = grouped(rows, "type", lambda row: (row.facts["type"],), RATING)
-    return [*types, *grouped(rows, "topic", lambda row: (row.facts["topic"],), RATING)]
-
-
 BENCHMARK = Benchmark(
     name="mmhal",
     title="MMHal-Bench",
     row=row,
     measures=(RATING, HALLUCINATION, INFORMATIVENESS),
-    breakdown=breakdown,
+    breakdown=by_facts("type", "topic", measure=RATING),  # as MMHal-Bench gives them
     splits=(("test",),),
     files=("mmhal-bench_with_image.jsonl", "response_template.json", "mmhal-bench_answer_template.json"),
     cot=STEPS,

@@ -12,10 +12,10 @@ import re
 from collections.abc import Sequence
 
 from mixpo.errors import SourceError
-from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, GradedRow
+from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields
 from mixpo.evaluate.benchmarks.files import choices_of, images_of, list_of, text_of
-from mixpo.evaluate.benchmarks.metrics import ACCURACY, grouped, one
-from mixpo.evaluate.benchmarks.rules import letters, option_robust, same
+from mixpo.evaluate.benchmarks.metrics import ACCURACY, by_facts
+from mixpo.evaluate.benchmarks.rules import check_option, letters, same
 from mixpo.plural import amount
 from mixpo.sources.build import lettered
 from mixpo.types import IMAGE_TOKEN, Question
@@ -159,14 +159,9 @@ def normalised(text: str) -> list[str | float]:
 def check_robust(extracted: str, question: Question, facts: Fields, options: Options) -> Judgement:
     """mixpo's own comparison: options by letter or text, open answers by value; any of several accepted answers."""
     if question.choices:
-        return option_robust(extracted, question, options)
+        return check_option(extracted, question, facts, options)
     judgements = [judge(extracted, gold, "auto", options) for gold in facts["golds"]]
     return next((judged for outcome in ("correct", "undecided") for judged in judgements if judged[0] == outcome), judgements[0])
-
-
-def breakdown(rows: Sequence[GradedRow]) -> list[Figure]:
-    """Accuracy by discipline and subject."""
-    return [*grouped(rows, "discipline", one("discipline")), *grouped(rows, "subject", one("subject"))]
 
 
 BENCHMARK = Benchmark(
@@ -174,7 +169,7 @@ BENCHMARK = Benchmark(
     title="MMMU",
     row=row,
     measures=(ACCURACY,),
-    breakdown=breakdown,
+    breakdown=by_facts("discipline", "subject"),
     splits=(("validation",), ("val",)),
     files=("MMMU_DEV_VAL.tsv",),
     checks={"robust": check_robust, "paper": check_official, "official": check_official},

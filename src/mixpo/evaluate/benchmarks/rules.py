@@ -55,7 +55,7 @@ def same(equal: bool, what: str) -> Judgement:
     return Judgement("correct", f"{what} agree") if equal else Judgement("wrong", f"{what} differ")
 
 
-def option_robust(extracted: str, question: Question, options: Options) -> Judgement:
+def check_option(extracted: str, question: Question, facts: Fields, options: Options) -> Judgement:
     """mixpo's own reading of a multiple-choice answer: by letter or by text."""
     asked = Options(tolerance=options.tolerance, algebra=options.algebra, choices=question.choices)
     return check_choice(extracted, question.answer or "", asked)

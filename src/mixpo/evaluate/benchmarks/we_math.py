@@ -13,7 +13,7 @@ from mixpo.errors import SourceError
 from mixpo.evaluate.benchmarks.base import Benchmark, Draft, Fields, Figure, GradedRow, Measure
 from mixpo.evaluate.benchmarks.files import choices_of, images_of, text_of
 from mixpo.evaluate.benchmarks.metrics import ACCURACY, measured
-from mixpo.evaluate.benchmarks.rules import letters, option_robust, same
+from mixpo.evaluate.benchmarks.rules import check_option, letters, same
 from mixpo.evaluate.statistics import Term, cluster_of
 from mixpo.plural import amount
 from mixpo.sources.build import lettered
@@ -57,11 +57,6 @@ def check_paper(extracted: str, question: Question, facts: Fields, options: Opti
     """
     tail = re.sub(r"[<>:.]", "", extracted.rpartition("Answer")[2].strip()).strip()
     return same(tail[:1] == question.answer and tail[:1] in tuple("ABCDEFGH"), "letters")
-
-
-def check_robust(extracted: str, question: Question, facts: Fields, options: Options) -> Judgement:
-    """mixpo's own reading of options."""
-    return option_robust(extracted, question, options)
 
 
 Parts = tuple[bool, bool, bool]
@@ -127,5 +122,5 @@ BENCHMARK = Benchmark(
     splits=(("testmini",),),
     files=("testmini.json", "WeMath.tsv"),
     direct="{question}\nAnswer with the option's letter from the given choices directly.",
-    checks={"robust": check_robust, "paper": check_paper, "official": check_paper},
+    checks={"robust": check_option, "paper": check_paper, "official": check_paper},
 )
