@@ -15,7 +15,8 @@ from typing import Literal
 
 from PIL import Image, ImageDraw
 
-from mixpo.sources.puzzles import Puzzle, World, lettered
+from mixpo.sources.build import lettered
+from mixpo.sources.puzzles import Puzzle, World
 
 POOLS = {"start": range(0, 50), "preference": range(50, 80), "validation": range(80, 90), "test": range(90, 100)}
 """Percentiles of all charts, by a checksum of kind, colours and values."""

@@ -87,11 +87,11 @@ def refuse_unsupported(row: Mapping[str, object], names: Collection[str] = UNSUP
         raise SourceError(f"has {name}, which is not supported (text and images only)", code="row-unsupported-column", key=name)
 
 
-def check_fields(row: Mapping[str, object], known: Sequence[str] = FIELDS) -> None:
+def check_fields(row: Mapping[str, object]) -> None:
     """Refuse a row that seems to have one of our fields under another name."""
     refuse_unsupported(row)
     for name in row:
-        if name in known or row[name] in (None, "", []):
+        if name in FIELDS or row[name] in (None, "", []):
             continue
         meant = LOOKALIKES.get(name.casefold()) or _near(name)
         if meant is not None and row.get(meant) in (None, "", []):

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mixpo.sources.puzzles import Puzzle, World, lettered
+from mixpo.sources.build import lettered
+from mixpo.sources.puzzles import Puzzle, World
 
 POOLS = {"start": (0, 900), "preference": (900, 1350), "validation": (1350, 1500), "test": (1500, 1797)}
 """Half-open ranges of each pool in the fixed shuffle of the 1,797 digit images."""

@@ -6,7 +6,7 @@ with a data set is run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from mixpo.recipe import HubSource, did_you_mean
 from mixpo.sources.build import SourceRow
 from mixpo.sources.columns import ColumnUse
 from mixpo.sources.images import Pictures
-from mixpo.sources.jsonl import question_of
+from mixpo.sources.jsonl import Line, each, question_of
 from mixpo.types import Notice, Skipped
 
 ROWS_AT_ONCE = 16
@@ -33,25 +33,25 @@ def read(source: HubSource, recipe_folder: Path, images: Path) -> Iterator[Sourc
     data = load_split(datasets, source.path, source.name, source.split, folder)
     columns = _columns(source, data.column_names)
     unused = [name for name in data.column_names if name not in columns.values()]
-    ColumnUse(source.path, source.kind).refuse_pairs(unused, data.column_names)
-    features = {field: data.features[columns[field]] for field in ("answer", "choices") if field in columns}
+    used = ColumnUse(source.path, source.kind)
+    used.refuse_pairs(unused, data.column_names)
+    features: dict[str, Any] = {field: data.features[columns[field]] for field in ("answer", "choices") if field in columns}
     pictures = Pictures(folder if folder.is_dir() else recipe_folder, images, also=(Path(datasets.config.HF_CACHE_HOME),))
     if source.count:
         data = data.select(range(min(source.count, len(data))))
-    number = 0
-    for batch in data.select_columns(sorted(set(columns.values()))).with_format("arrow").iter(ROWS_AT_ONCE):
-        for stored in batch.to_pylist():
-            where = f"{source.path}/{source.split}[{number}]"
-            number += 1
-            row = {field: stored[column] for field, column in columns.items()}
-            row["id"] = number - 1
-            row |= {field: _named(feature, row[field]) for field, feature in features.items()}
-            try:
-                yield SourceRow(where=where, question=question_of(row, pictures, source.answer_kind, source.domain, source.path))
-            except SourceError as error:
-                yield Skipped(where=where, reason=str(error))
+
+    def rows() -> Iterator[Line]:
+        stored = data.select_columns(sorted(set(columns.values()))).with_format("arrow").iter(ROWS_AT_ONCE)
+        for number, row in enumerate(row for batch in stored for row in batch.to_pylist()):
+            fields = {field: _named(features.get(field), row[column]) for field, column in columns.items()}
+            yield f"{source.path}/{source.split}[{number}]", {**fields, "id": number}
+
+    def made(where: str, row: Mapping[str, object]) -> SourceRow:
+        return SourceRow(where=where, question=question_of(row, pictures, source.answer_kind, source.domain, source.path))
+
+    yield from each(rows(), made, used)
     if unused:
-        yield Notice(where=source.path, text=f"columns that are not used: {', '.join(unused)} ({amount(number, 'row')})")
+        yield Notice(where=source.path, text=f"columns that are not used: {', '.join(unused)} ({amount(len(data), 'row')})")
 
 
 def load_split(datasets: Any, path: str, name: str | None, split: str, folder: Path, table: str = "source") -> Any:

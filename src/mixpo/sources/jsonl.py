@@ -61,12 +61,22 @@ def each(
     yield from columns.notices()
 
 
-def question_of(row: Mapping[str, object], pictures: Pictures, kind: Kind = "auto", domain: str = "", source: str = "") -> Question:
-    """A row as a Question; `domain` and `source` are the defaults of the row's. Raises SourceError with the reason."""
+def question_of(
+    row: Mapping[str, object],
+    pictures: Pictures,
+    kind: Kind = "auto",
+    domain: str = "",
+    source: str = "",
+    bare: Callable[[str], str] = str,
+) -> Question:
+    """A row as a Question; `domain` and `source` are the defaults of the row's. Raises SourceError with the reason.
+
+    bare: takes off what other tools have put around the question.
+    """
     check_fields(row)
     turns = turns_of(row)
     return make_question(
-        text=turns.question,
+        text=bare(turns.question) if isinstance(turns.question, str) else turns.question,
         images=pictures.all(turns.images or row.get("image")),
         answer=row.get("answer"),
         choices=row.get("choices"),

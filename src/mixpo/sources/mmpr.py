@@ -18,16 +18,16 @@ from mixpo.errors import SourceError
 from mixpo.plural import amount
 from mixpo.prompts import DIRECT_ENDINGS, PROMPTS
 from mixpo.recipe import MmprSource, did_you_mean
-from mixpo.sources.build import Kind, SourceRow, can_be_path, make_question, short
-from mixpo.sources.columns import FIELDS, ColumnUse, check_fields
+from mixpo.sources.build import SourceRow, can_be_path, short
+from mixpo.sources.columns import FIELDS, ColumnUse
 from mixpo.sources.images import Pictures
-from mixpo.sources.jsonl import Line, each, lines
-from mixpo.sources.messages import turns_of
-from mixpo.types import IMAGE_TOKEN, Notice, Question, Skipped, content_id
+from mixpo.sources.jsonl import Line, each, lines, question_of
+from mixpo.types import IMAGE_TOKEN, Notice, Skipped, content_id
 
 MOST_REPEATS = 1_000
 """Largest `repeat_time` of a data set."""
-PROMPT_FIELDS = (*FIELDS, "answer_gt", "origin", "question_id")
+PAIR_FIELDS = ("answer_gt", "origin", "question_id")
+"""Fields that a row may have from an export of pairs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,9 +55,9 @@ def read(source: MmprSource, recipe_folder: Path, images: Path) -> Iterator[Sour
         pictures = Pictures(annotation.root, images)
 
         def made(where: str, row: Mapping[str, object], pictures: Pictures = pictures, name: str = annotation.name) -> SourceRow:
-            return SourceRow(where=where, question=_question(row, pictures, name, source.answer_kind, bare_question))
+            return SourceRow(where=where, question=question_of(_plain(row), pictures, source.answer_kind, source=name, bare=bare_question))
 
-        yield from each(_kept(annotation), made, ColumnUse(annotation.path, source.kind, PROMPT_FIELDS))
+        yield from each(_kept(annotation), made, ColumnUse(annotation.path, source.kind, (*FIELDS, *PAIR_FIELDS)))
 
 
 def bare_question(text: str) -> str:
@@ -75,23 +75,14 @@ def bare_question(text: str) -> str:
     return marks + body.strip()
 
 
-def _question(row: Mapping[str, object], pictures: Pictures, name: str, kind: Kind, clean: object = None) -> Question:
-    check_fields(row, PROMPT_FIELDS)
-    turns, answer = turns_of(row), row.get("answer")
-    text = turns.question
-    domain = row.get("domain")
-    return make_question(
-        text=clean(text) if callable(clean) and isinstance(text, str) else text,
-        images=pictures.all(turns.images or row.get("image")),
-        answer=row.get("answer_gt") if answer is None else answer,
-        choices=row.get("choices"),
-        rationale=row.get("rationale") or turns.response,
-        kind=kind,
-        domain=domain if isinstance(domain, str) else "",
-        source=name,
-        row_id=row.get("id"),
-        history=turns.history,
-    )
+def _plain(row: Mapping[str, object]) -> dict[str, object]:
+    """A row in the fields of a JSONL source. It is known by its data set, not by a source of its own."""
+    plain = {key: value for key, value in row.items() if key not in (*PAIR_FIELDS, "source")}
+    if plain.get("answer") is None and row.get("answer_gt") is not None:
+        plain["answer"] = row["answer_gt"]
+    if not isinstance(plain.get("domain"), str):
+        plain.pop("domain", None)
+    return plain
 
 
 def _kept(annotation: Annotation) -> Iterator[Line | Skipped | Notice]:

@@ -85,8 +85,3 @@ class World(Generic[Picture]):
                 domain=puzzle.family,
                 source=f"{self.name}/{source.pool}",
             )
-
-
-def lettered(options: list[str]) -> str:
-    """The options as lines that start with A., B. and so on."""
-    return "\n".join(f"{name}. {option}" for name, option in zip("ABCD", options, strict=True))
