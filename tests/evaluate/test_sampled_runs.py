@@ -9,7 +9,7 @@ import pytest
 from table_files import jsonl
 
 from mixpo.cli import main
-from mixpo.commands.compare import cells, compare_evaluations, figure_cells
+from mixpo.commands.compare import accuracy_table, compare_evaluations, figure_table
 from mixpo.pipeline import open_run
 from mixpo.records import Prediction
 
@@ -104,8 +104,8 @@ def test_compare_is_over_all_samples(runs: tuple[Path, Path]) -> None:
     assert figures["mean@4"] == (37.5, 75.0)
     assert figures["maj@2"][1] == pytest.approx(100 * ((3 + 2 / 2) / 6 + 1) / 2)  # choices of the questions decide the votes
     assert [row["b"]["no_answer"] for row in (found["sums", "cot"], found["sums", "sampled"])] == [0.0, 1 / 8]
-    assert "62.5 / 12.5\N{NO-BREAK SPACE}%" in cells([found["sums", "sampled"]])[0]
-    assert {row[2] for row in figure_cells([lakes])} == {"mean@4", "pass@2", "pass@4", "maj@2", "maj@4"}
+    assert "62.5 / 12.5\N{NO-BREAK SPACE}%" in accuracy_table([found["sums", "sampled"]])[1][0]
+    assert {row[2] for row in figure_table([lakes])[1]} == {"mean@4", "pass@2", "pass@4", "maj@2", "maj@4"}
     assert all(row["difference"] == 0 and row["p"] == 1 for row in compare_evaluations(runs[0], runs[0]))
 
 

@@ -23,7 +23,7 @@ from mixpo.report.build import build
 from mixpo.report.data import ReportData
 from mixpo.report.images import picture
 from mixpo.report.render import asked, render
-from mixpo.report.table import GAP_COLUMNS, SUMMARY_COLUMNS, YES_NO_COLUMNS, filled_table, gap_rows, summary_rows, yes_no_rows
+from mixpo.report.table import SUMMARY_COLUMNS, filled_table, gap_table, summary_rows, yes_no_table
 from mixpo.report.words import moment, percent, points, sides
 from mixpo.types import ImageRef, Pair, Question, Skipped
 
@@ -134,11 +134,11 @@ def test_comparisons_and_gaps(data: ReportData, report: dict[str, Any]) -> None:
 
 
 def test_the_gap_is_a_table_for_people(report: dict[str, Any], html: str) -> None:
-    rows = gap_rows(report)
+    headings, rows = gap_table(report)
     assert [row[1] for row in rows] == ["Base model", "SFT", "DPO", "MPO"]
     scores = report["models"]["base"]
     assert rows[0][2:4] == (percent(scores["direct"]["accuracy"]), percent(scores["cot"]["accuracy"]))
-    assert all(len(row) == len(GAP_COLUMNS) for row in rows)
+    assert all(len(row) == len(headings) for row in rows)
     assert "direct and chain-of-thought accuracy" in html
 
 
@@ -161,8 +161,8 @@ def test_yes_no_figures_have_an_interval_and_a_table(data: ReportData) -> None:
     built = build(replace(EMPTY, predictions={("s", "base", "cot"): rows}, questions={q.id: q for q in asked}))
     found = built["models"]["base"]["cot"]["yes_no"]
     assert found["low"] < found["f1"] < found["high"]
-    (row,) = yes_no_rows(built)
-    assert len(row) == len(YES_NO_COLUMNS)
+    headings, (row,) = yes_no_table(built)
+    assert len(row) == len(headings)
     assert row[5] == percent(found["f1"])
     assert "yes/no questions" in render(built)
 

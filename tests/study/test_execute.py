@@ -21,7 +21,7 @@ from mixpo.stages import perform as stages
 from mixpo.stages.job import Context, Made, Planned
 from mixpo.study import execute
 from mixpo.study.execute import read_choice, run_study, unfinished
-from mixpo.study.plan import kind_rows, plan_study, run_rows
+from mixpo.study.plan import kind_table, plan_study, run_table
 from mixpo.study.render import write
 from mixpo.study.results import ranking, results
 from mixpo.study.schema import LoadedStudy, load_study
@@ -162,11 +162,11 @@ def test_a_variant_that_comes_later_is_not_tested(finished: tuple[LoadedStudy, P
 def test_the_plan_names_what_is_shared(finished: tuple[LoadedStudy, Path, Watch]) -> None:
     study, root, _ = finished
     runs = plan_study(study, root, Silent())
-    rows = run_rows(runs)
+    _, rows = run_table(runs)
     assert [(row[0], row[2] == row[1], row[5]) for row in rows] == [
         ("mpo-seed-0", True, ""), ("small-batch-seed-0", True, "mpo-seed-0"), ("small-steps-seed-0", True, "mpo-seed-0"),
     ]  # fmt: skip
-    kinds = {row[0]: row[1:] for row in kind_rows(runs)}
+    kinds = {row[0]: row[1:] for row in kind_table(runs)[1]}
     assert kinds["sample"] == ("3", "1", "2", "3")
     assert kinds["train"] == ("3", "3", "0", "3")
 

@@ -10,18 +10,8 @@ from typing import Any
 from mixpo.cli.output import line
 from mixpo.cli.tables import table
 from mixpo.progress import duration
-from mixpo.report.benchmarks import CAUSES, FIGURE_COLUMNS, MAIN_DIFFERENCE_COLUMNS, figure_rows, main_difference_rows
-from mixpo.report.table import (
-    GAP_COLUMNS,
-    SAMPLED_COLUMNS,
-    TEXT_COLUMNS,
-    YES_NO_COLUMNS,
-    filled_table,
-    gap_rows,
-    sampled_rows,
-    text_rows,
-    yes_no_rows,
-)
+from mixpo.report.benchmarks import CAUSES, figure_table, main_difference_table
+from mixpo.report.table import all_sets, filled_table, gap_table, sampled_table, text_table, yes_no_table
 from mixpo.stages.report import DATA, PAGE, load_report
 
 UNFINISHED_SHOWN = 6
@@ -48,19 +38,19 @@ def scores(report: Mapping[str, Any]) -> None:
         table(*filled_table(whole), title=f"\n{whole['title']} (set {whole['set']})")
         for name in whole["sets"]:
             table(*filled_table(whole, name), title=f"\nset {name}")
-    for name, scores_of_set in {whole["set"]: whole, **whole["sets"]}.items():
-        if scores_of_set.get("figures"):
-            table(FIGURE_COLUMNS, figure_rows(scores_of_set, whole=False), title=f"\n{scores_of_set['benchmark']} (set {name})")
-    if whole["models"] and (differences := main_difference_rows(whole)):
-        table(MAIN_DIFFERENCE_COLUMNS, differences, title="\npublished metrics, paired comparisons")
-    if whole["models"] and (sampled := sampled_rows(whole)):
-        table(SAMPLED_COLUMNS, sampled, title="\nsampled responses")
-    if whole["models"] and (yes_no := yes_no_rows(whole)):
-        table(YES_NO_COLUMNS, yes_no, title="\nyes/no questions")
-    if whole["models"] and (gaps := gap_rows(whole)):
-        table(GAP_COLUMNS, gaps, title="\nchain of thought vs. direct")
+        for name, results_of_set in all_sets(whole).items():
+            if results_of_set.get("figures"):
+                table(*figure_table(results_of_set), title=f"\n{results_of_set['benchmark']} (set {name})")
+        for title, (headings, rows) in {
+            "published metrics, paired comparisons": main_difference_table(whole),
+            "sampled responses": sampled_table(whole),
+            "yes/no questions": yes_no_table(whole),
+            "chain of thought vs. direct": gap_table(whole),
+        }.items():
+            if rows:
+                table(headings, rows, title=f"\n{title}")
     if whole.get("text"):
-        table(TEXT_COLUMNS, text_rows(whole), title="\ntext-only tasks")
+        table(*text_table(whole), title="\ntext-only tasks")
     if unfinished := whole.get("unfinished"):
         more = f" and {len(unfinished) - UNFINISHED_SHOWN} more" if len(unfinished) > UNFINISHED_SHOWN else ""
         line(f"! not finished, and missing here: {', '.join(unfinished[:UNFINISHED_SHOWN])}{more}")

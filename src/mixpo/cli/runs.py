@@ -120,15 +120,15 @@ def compare(
     """
     with boundary():
         from mixpo.cli.tables import table
-        from mixpo.commands.compare import COLUMNS, FIGURE_COLUMNS, cells, compare_evaluations, figure_cells
+        from mixpo.commands.compare import accuracy_table, compare_evaluations, figure_table
 
         comparisons = compare_evaluations(first, second, anyway)
         if as_json:
             document(comparisons)
         else:
-            table(COLUMNS, cells(comparisons))
-            if figures := figure_cells(comparisons):
-                table(FIGURE_COLUMNS, figures, title="\nbenchmark metrics")
+            table(*accuracy_table(comparisons))
+            if (figures := figure_table(comparisons))[1]:
+                table(*figures, title="\nbenchmark metrics")
             for row in comparisons:
                 for note in (*filter(None, [row["problem"]]), *row["differences"], *row["notes"]):
                     line(f"! {row['set']}, {row['mode']}: {note}")

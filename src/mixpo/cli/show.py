@@ -11,7 +11,7 @@ from mixpo.cli.output import line
 from mixpo.cli.tables import table
 from mixpo.plural import amount
 from mixpo.progress import duration
-from mixpo.report.table import SAMPLED_COLUMNS, filled_table, sampled_rows
+from mixpo.report.table import filled_table, sampled_table
 from mixpo.report.words import describe_counts, moment
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ def status(rows: Sequence[Mapping[str, Any]], models: Mapping[str, str] | None =
         line(f"\nreport of {moment(report['created'])}{'' if current else ', older than the stages above'}")
         for name in (None, *report["sets"]):
             table(*filled_table(report, name), title=f"set {name or report['set']}")
-        if sampled := sampled_rows(report):
-            table(SAMPLED_COLUMNS, sampled, title="sampled responses")
+        if (sampled := sampled_table(report))[1]:
+            table(*sampled, title="sampled responses")
 
 
 def verified(parts: Sequence[RunPart]) -> None:
@@ -136,10 +136,10 @@ def _agreement_cells(row: GradientAgreement) -> tuple[str, str, str, str]:
 
 def study_plan(runs: Sequence[PlannedRun]) -> None:
     """Every run of a study, and how often each kind of stage is made."""
-    from mixpo.study.plan import KIND_COLUMNS, RUN_COLUMNS, kind_rows, run_rows
+    from mixpo.study.plan import kind_table, run_table
 
-    table(RUN_COLUMNS, run_rows(runs), title="nothing was done; runs and their stages before the test sets are opened")
-    table(KIND_COLUMNS, kind_rows(runs), title="\nstages by kind")
+    table(*run_table(runs), title="nothing was done; runs and their stages before the test sets are opened")
+    table(*kind_table(runs), title="\nstages by kind")
 
 
 def study(report: dict[str, Any], paths: Sequence[Path]) -> None:

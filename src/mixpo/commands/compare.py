@@ -19,6 +19,7 @@ from mixpo.evaluate.statistics import cluster_of
 from mixpo.plural import amount
 from mixpo.records import Prediction
 from mixpo.report.benchmarks import difference_cells, value_cell
+from mixpo.report.table import TextTable
 from mixpo.report.words import MODES, UNIT, accuracy, model_name, p_cell, points
 from mixpo.run import Manifest, Run, Stage, changed_settings
 from mixpo.stages.answer import source_name
@@ -28,10 +29,6 @@ from mixpo.types import Question
 OWN = ("model", "seed", "data", "questions")
 """What may differ: the model is what is compared, and greedy answers do not use the seed. The data are compared question by question,
 because their digest also tells how they lie in files."""
-COLUMNS = (
-    "set", "answers", "A", "accuracy", "B", "accuracy", "points", "95 % interval", "p", "only A right", "only B right",
-    "no answer, A / B", "n",
-)  # fmt: skip
 
 
 def compare_evaluations(first: Path, second: Path, anyway: bool = False) -> list[dict[str, Any]]:
@@ -187,17 +184,14 @@ def differing(left: Manifest, right: Manifest) -> list[str]:
     return changed_settings(a, b)
 
 
-FIGURE_COLUMNS = ("set", "answers", "figure", "A", "of A", "B", "of B", "B minus A", "95 % interval", "p", "n")
-
-
-def figure_cells(comparisons: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Rows of text for FIGURE_COLUMNS."""
+def figure_table(comparisons: Sequence[Mapping[str, Any]]) -> TextTable:
+    """The published figures of both sides."""
     rows = []
     for row in comparisons:
         for figure in row["figures"]:
             sides = [cell for side in ("a", "b") for cell in (model_name(row[side]["name"]), value_cell(figure[side], figure["unit"]))]
             rows.append((*_named(row), figure["name"], *sides, *difference_cells(figure)))
-    return rows
+    return ("set", "answers", "figure", "A", "of A", "B", "of B", "B minus A", "95 % interval", "p", "n"), rows
 
 
 def _named(row: Mapping[str, Any]) -> tuple[str, str]:
@@ -213,10 +207,11 @@ def _test_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     return points(row["difference"]), interval, p_cell(row["p"]), *counts, unparsed, f"{row['n']:,}"
 
 
-def cells(comparisons: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Rows of text for COLUMNS."""
+def accuracy_table(comparisons: Sequence[Mapping[str, Any]]) -> TextTable:
+    """The accuracies of both sides."""
     rows = []
     for row in comparisons:
         sides = [cell for side in (row["a"], row["b"]) for cell in (model_name(side["name"]), accuracy(side))]
         rows.append((*_named(row), *sides, *(("none", "", "", "", "", "", "0") if row["problem"] else _test_cells(row))))
-    return rows
+    headings = ("set", "answers", "A", "accuracy", "B", "accuracy", "points", "95 % interval", "p", "only A right", "only B right")
+    return (*headings, "no answer, A / B", "n"), rows

@@ -12,6 +12,7 @@ from mixpo.evaluate.grading import graded_row
 from mixpo.plural import amount
 from mixpo.records import Prediction
 from mixpo.report.data import ReportData
+from mixpo.report.table import TextTable, all_sets
 from mixpo.report.words import MODES, UNIT, count, model_name, p_cell, percent, points
 
 CUT_SHARE = 0.05
@@ -137,9 +138,9 @@ def _alarms(scores: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "unread", f"{unread} of {amount(answers, 'response')}"
 
 
-def figure_rows(results: Mapping[str, Any], *, whole: bool) -> list[tuple[str, ...]]:
-    """Text cells under FIGURE_COLUMNS, or with the breakdowns under BREAKDOWN_COLUMNS for `whole`."""
-    return [
+def figure_table(results: Mapping[str, Any], *, whole: bool = False) -> TextTable:
+    """The published metrics of a set; for `whole` with the breakdowns."""
+    rows = [
         (
             model_name(row["model"]),
             MODES.get(row["mode"], row["mode"]),
@@ -153,21 +154,25 @@ def figure_rows(results: Mapping[str, Any], *, whole: bool) -> list[tuple[str, .
         for row in results["figures"]
         if whole or not row["group"]
     ]
+    return ("model", "mode", "graded by", *(["subset"] if whole else []), "metric", "value", "95 % interval", "n"), rows
 
 
-def main_difference_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Text cells under MAIN_DIFFERENCE_COLUMNS: the main metric of every benchmark."""
-    return [
-        (name, *cells)
-        for name, results in {report["set"]: report, **report["sets"]}.items()
-        for cells in difference_rows(results)
-        if cells[0] == results["figures"][0]["name"]
-    ]
+def main_difference_table(report: Mapping[str, Any]) -> TextTable:
+    """Paired comparisons of the main metric of every benchmark."""
+    tables = {name: difference_table(results)[1] for name, results in all_sets(report).items()}
+    mains = {name: results["figures"][0]["name"] for name, results in all_sets(report).items() if results["figures"]}
+    return ("set", *DIFFERENCE_COLUMNS), [(name, *row) for name, rows in tables.items() for row in rows if row[0] == mains[name]]
 
 
-def difference_rows(results: Mapping[str, Any], key: str = "figure_differences") -> list[tuple[str, ...]]:
-    """Text cells under DIFFERENCE_COLUMNS; key "sampled_differences": of the sampled responses."""
-    return [
+def sampled_difference_table(report: Mapping[str, Any]) -> TextTable:
+    """Paired comparisons of the sampled responses on every set."""
+    tables = {name: difference_table(results, "sampled_differences")[1] for name, results in all_sets(report).items()}
+    return ("set", *DIFFERENCE_COLUMNS), [(name, *row) for name, rows in tables.items() for row in rows]
+
+
+def difference_table(results: Mapping[str, Any], key: str = "figure_differences") -> TextTable:
+    """Paired comparisons of the published metrics of a set; key "sampled_differences": of its sampled responses."""
+    rows = [
         (
             row["name"],
             *(f"{model_name(row[f'model_{side}'])}, {MODES[row[f'mode_{side}']]}" for side in ("a", "b")),
@@ -176,6 +181,7 @@ def difference_rows(results: Mapping[str, Any], key: str = "figure_differences")
         )
         for row in results[key]
     ]
+    return DIFFERENCE_COLUMNS, rows
 
 
 def difference_cells(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
@@ -190,9 +196,6 @@ def _signed(value: float, unit: str) -> str:
 
 
 DIFFERENCE_COLUMNS = ("metric", "A", "B", "A", "B", "Δ (B − A)", "95 % interval", "p", "n")
-MAIN_DIFFERENCE_COLUMNS = ("set", *DIFFERENCE_COLUMNS)
-FIGURE_COLUMNS = ("model", "mode", "graded by", "metric", "value", "95 % interval", "n")
-BREAKDOWN_COLUMNS = ("model", "mode", "graded by", "subset", "metric", "value", "95 % interval", "n")
 
 
 def value_cell(value: float | None, unit: str) -> str:

@@ -15,27 +15,9 @@ from markupsafe import Markup
 from mixpo.plural import amount
 from mixpo.progress import duration
 from mixpo.report import sections, words
-from mixpo.report.benchmarks import (
-    BREAKDOWN_COLUMNS,
-    CAUSES,
-    DIFFERENCE_COLUMNS,
-    FIGURE_COLUMNS,
-    MAIN_DIFFERENCE_COLUMNS,
-    difference_rows,
-    figure_rows,
-)
+from mixpo.report.benchmarks import CAUSES, difference_table, figure_table, sampled_difference_table
 from mixpo.report.images import EmbeddedImage, picture
-from mixpo.report.table import (
-    GAP_COLUMNS,
-    SAMPLED_COLUMNS,
-    TEXT_COLUMNS,
-    YES_NO_COLUMNS,
-    filled_table,
-    gap_rows,
-    sampled_rows,
-    text_rows,
-    yes_no_rows,
-)
+from mixpo.report.table import all_sets, filled_table, gap_table, sampled_table, text_table, yes_no_table
 from mixpo.report.text_diff import difference
 from mixpo.types import IMAGE_TOKEN, ImageRef
 
@@ -90,24 +72,12 @@ def _context(report: dict[str, Any]) -> dict[str, Any]:
         "causes": CAUSES,
         "has_places": any(row["where"] for row in report["dropped"]),
         "gap_chart": sections.gap_chart(sections.all_gaps(report)),
-        "gap_columns": GAP_COLUMNS,
-        "gap_rows": gap_rows(report),
-        "figure_columns": FIGURE_COLUMNS,
-        "breakdown_columns": BREAKDOWN_COLUMNS,
-        "difference_columns": DIFFERENCE_COLUMNS,
-        "set_difference_columns": MAIN_DIFFERENCE_COLUMNS,
+        "gaps": gap_table(report),
         "figures": _figures(report),
-        "sampled_columns": SAMPLED_COLUMNS,
-        "sampled_rows": sampled_rows(report),
-        "sampled_differences": [
-            (name, *cells)
-            for name, results in {report["set"]: report, **report["sets"]}.items()
-            for cells in difference_rows(results, "sampled_differences")
-        ],
-        "yes_no_columns": YES_NO_COLUMNS,
-        "yes_no": yes_no_rows(report),
-        "text_columns": TEXT_COLUMNS,
-        "text_rows": text_rows(report),
+        "sampled": sampled_table(report),
+        "sampled_differences": sampled_difference_table(report),
+        "yes_no": yes_no_table(report),
+        "text": text_table(report),
         "changes": [_change(change) for change in report["changes"]],
         "pair_facts": sections.pair_facts(report["pairs"]),
         "share_charts": sections.share_charts(report["pairs"]),
@@ -130,11 +100,10 @@ def _context(report: dict[str, Any]) -> dict[str, Any]:
 
 def _figures(report: dict[str, Any]) -> list[tuple[str, str, Any, Any, Any]]:
     """(set, benchmark, published metrics, with breakdowns, comparisons) of every set that is a benchmark."""
-    sets = {report["set"]: report, **report["sets"]}
-    shown = [(name, results) for name, results in sets.items() if results.get("figures")]
     return [
-        (name, results["benchmark"], figure_rows(results, whole=False), figure_rows(results, whole=True), difference_rows(results))
-        for name, results in shown
+        (name, results["benchmark"], figure_table(results), figure_table(results, whole=True), difference_table(results))
+        for name, results in all_sets(report).items()
+        if results.get("figures")
     ]
 
 

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from mixpo.progress import duration
 from mixpo.report.build import DROPPED
 from mixpo.report.charts import Dot, Lane, bars, curves, histogram, lanes, stack
+from mixpo.report.table import all_sets
 from mixpo.report.words import (
     BALANCE,
     MODES,
@@ -118,7 +119,7 @@ def domain_chart(models: dict[str, Any], headline: dict[str, Any] | None) -> Mar
 
 def all_gaps(report: dict[str, Any]) -> list[dict[str, Any]]:
     """Chain of thought minus direct answers, for each set and model; `label` names them."""
-    sets = {report["set"]: report, **report["sets"]}
+    sets = all_sets(report)
     known = [(name, gap) for name, results in sets.items() for gap in results["gaps"]]
     one_set, one_model = len(sets) == 1, len({gap["model"] for _, gap in known}) == 1
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from mixpo.commands.plan import read_dry
 from mixpo.pipeline import build_plan
 from mixpo.progress import Progress, Silent
+from mixpo.report.table import TextTable
 from mixpo.stages.names import kind_of
 from mixpo.stages.questions import Sources
 from mixpo.study.execute import open_study_run
@@ -71,12 +72,8 @@ def _sources_key(run: StudyRun) -> str:
     )
 
 
-RUN_COLUMNS = ("run", "stages", "done", "shared", "own", "first shared with")
-KIND_COLUMNS = ("stage", "in all runs", "made", "shared", "done")
-
-
-def run_rows(runs: Sequence[PlannedRun]) -> list[tuple[str, ...]]:
-    """One row of text cells for each run, under RUN_COLUMNS; without the test sets."""
+def run_table(runs: Sequence[PlannedRun]) -> TextTable:
+    """One row for each run, without the test sets."""
     rows = []
     for planned in runs:
         stages = [stage for stage in planned.stages if not stage.test]
@@ -85,15 +82,15 @@ def run_rows(runs: Sequence[PlannedRun]) -> list[tuple[str, ...]]:
         with_ = Counter(stage.shared_with for stage in shared).most_common(1)
         numbers = (len(stages), done, len(shared), len(stages) - len(shared))
         rows.append((planned.run.name, *map(str, numbers), with_[0][0] if with_ else ""))
-    return rows
+    return ("run", "stages", "done", "shared", "own", "first shared with"), rows
 
 
-def kind_rows(runs: Sequence[PlannedRun]) -> list[tuple[str, ...]]:
-    """One row of text cells for each kind of stage, under KIND_COLUMNS; those on test sets in rows of their own."""
+def kind_table(runs: Sequence[PlannedRun]) -> TextTable:
+    """One row for each kind of stage; those on test sets in rows of their own."""
     groups: dict[str, list[PlannedStage]] = {}
     for stage in (stage for planned in runs for stage in planned.stages):
         groups.setdefault(f"{kind_of(stage.name)}{' on test sets, if all variants were chosen' if stage.test else ''}", []).append(stage)
-    return [
+    rows = [
         (
             kind,
             str(len(stages)),
@@ -103,3 +100,4 @@ def kind_rows(runs: Sequence[PlannedRun]) -> list[tuple[str, ...]]:
         )
         for kind, stages in sorted(groups.items(), key=lambda item: any(stage.test for stage in item[1]))
     ]
+    return ("stage", "in all runs", "made", "shared", "done"), rows

@@ -35,8 +35,6 @@ def write(root: Path, report: Mapping[str, Any]) -> list[Path]:
 
 def render(report: Mapping[str, Any]) -> str:
     """The page; everything in it is escaped."""
-    run_headings, run_rows = tables.run_table(report)
-    variant_headings, variant_rows = tables.variant_table(report)
     baseline = tables.title_of(report, report["baseline"])
     return (
         environment("mixpo.study")
@@ -50,10 +48,8 @@ def render(report: Mapping[str, Any]) -> str:
             sharing=tables.sharing_text(report),
             failed=[run for run in report["runs"] if run["failed"]],
             scored=[_scored(report, scored) for scored in _test_first(report)],
-            run_headings=run_headings,
-            run_rows=run_rows,
-            variant_headings=variant_headings,
-            variant_rows=variant_rows,
+            runs=tables.run_table(report),
+            variants=tables.variant_table(report),
         )
     )
 
@@ -64,17 +60,13 @@ def _test_first(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _scored(report: Mapping[str, Any], scored: Mapping[str, Any]) -> dict[str, Any]:
-    headings, rows = tables.score_table(report, scored)
-    domain_headings, domain_rows = tables.domain_table(report, scored) or ((), [])
     return {
         "set": scored["set"],
         "anchor": f"{scored['set']}-{scored['mode']}",
         "compared": scored["mode"] == report["mode"],
         "heading": tables.heading(report, scored),
-        "headings": headings,
-        "rows": rows,
-        "domain_headings": domain_headings,
-        "domain_rows": domain_rows,
+        "scores": tables.score_table(report, scored),
+        "domains": tables.domain_table(report, scored),
         "chart": _chart(report, scored),
     }
 

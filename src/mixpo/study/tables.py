@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from mixpo.plural import amount
 from mixpo.progress import duration
+from mixpo.report.table import TextTable
 from mixpo.report.words import MODES, UNIT, count, domain_name, interval, model_name, moment, p_cell, percent, points
 from mixpo.report.words import markdown as escaped
 from mixpo.study.schema import BASE
@@ -14,9 +15,6 @@ from mixpo.study.schema import BASE
 ALPHA = 0.05
 """A difference is marked where its adjusted p is below this."""
 GAIN, LOSS = "▲", "▼"
-
-Table = tuple[Sequence[str], Sequence[Sequence[str]]]
-"""Headings and rows."""
 
 
 def title_of(report: Mapping[str, Any], variant: str) -> str:
@@ -32,7 +30,7 @@ def heading(report: Mapping[str, Any], scored: Mapping[str, Any]) -> str:
     return f"{role} {scored['set']}, {MODES[scored['mode']]}: {amount(scored['n'], 'question')}, {seeds}"
 
 
-def score_table(report: Mapping[str, Any], scored: Mapping[str, Any]) -> Table:
+def score_table(report: Mapping[str, Any], scored: Mapping[str, Any]) -> TextTable:
     """One row for each variant."""
     headings = ("variant", "accuracy", "95 % interval", "by seed", "Δ", "95 % interval of Δ", "p (Holm)", "no final answer", "tokens")
     rows = []
@@ -62,7 +60,7 @@ def _ends(difference: Mapping[str, Any]) -> str:
     return f"{points(difference['low'])} to {points(difference['high'])}"
 
 
-def domain_table(report: Mapping[str, Any], scored: Mapping[str, Any]) -> Table | None:
+def domain_table(report: Mapping[str, Any], scored: Mapping[str, Any]) -> TextTable | None:
     """One row for each domain, one column for each variant; None where there are no domains."""
     variants = scored["variants"]
     domains = next(iter(variants.values()))["domains"]
@@ -81,7 +79,7 @@ def _domain_cell(scores: Mapping[str, Any]) -> str:
     return f"{share} ({_marked(scores['difference'])})" if scores["difference"] else share
 
 
-def run_table(report: Mapping[str, Any]) -> Table:
+def run_table(report: Mapping[str, Any]) -> TextTable:
     """One row for each run, with what its model costs alone."""
     complete = _complete(report)
     rows = [
@@ -104,7 +102,7 @@ def _complete(report: Mapping[str, Any]) -> set[str]:
     return set.intersection(*sets) if sets else set()
 
 
-def variant_table(report: Mapping[str, Any]) -> Table:
+def variant_table(report: Mapping[str, Any]) -> TextTable:
     """What each variant sets."""
     rows = [(row["title"], row["name"], "; ".join(row["set"]) or "nothing") for row in report["variants"]]
     return ("variant", "name", "sets"), rows
@@ -168,7 +166,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown_table(table: Table) -> str:
+def _markdown_table(table: TextTable) -> str:
     headings, rows = table
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join("| " + " | ".join(map(escaped, line)) + " |" for line in lines)
@@ -193,7 +191,7 @@ def latex(report: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _latex_table(table: Table, caption: str) -> str:
+def _latex_table(table: TextTable, caption: str) -> str:
     headings, rows = table
     lines = [" & ".join(map(_tex, row)) + r" \\" for row in rows]
     return "\n".join(
