@@ -63,9 +63,15 @@ class _Site:
         self.views = views
         self.token = token
 
-    def show(self, template: str, make: Callable[[], Values], here: str, status: int = 200) -> HTMLResponse:
-        self.views.index.refresh()
-        return HTMLResponse(page(template, here=here, token=self.token, **self.views.common(), **make()), status_code=status)
+    def page(self, template: str, make: Callable[..., Values], here: str) -> Callable[[Request], HTMLResponse]:
+        """The endpoint of a page. make: its values, from the parameters in its path and the query."""
+
+        def respond(request: Request) -> HTMLResponse:
+            self.views.index.refresh()
+            values = make(*request.path_params.values(), request.query_params)
+            return HTMLResponse(page(f"{template}.html", here=here, token=self.token, **self.views.common(), **values))
+
+        return respond
 
     def label(self, body: bytes) -> Response:
         form = read_form(body, self.token)
@@ -78,69 +84,34 @@ class _Site:
 
     def failed(self, request: Request, error: Exception) -> Response:
         """A page with the message of an error."""
-        if isinstance(error, RequestValidationError):
+        if isinstance(error, RequestValidationError) or getattr(error, "status_code", 0) == 404:
             status, text = 404, "There is no such page."
         elif isinstance(error, HTTPException):
-            status, text = error.status_code, "There is no such page." if error.status_code == 404 else str(error.detail)
+            status, text = error.status_code, str(error.detail)
         else:
             status, text = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500), str(error)
         return HTMLResponse(page("error.html", here="", token="", status=status, text=text, **self.views.common()), status_code=status)
 
 
 def _add_pages(app: FastAPI, site: _Site) -> None:
-    views = site.views
-
-    @app.get("/")
-    def overview() -> Response:
-        return site.show("overview.html", views.overview, "overview")
-
-    @app.get("/pairs")
-    def pairs(request: Request) -> Response:
-        return site.show("pairs.html", lambda: views.pairs(request.query_params), "pairs")
-
-    @app.get("/pairs/{id_}")
-    def pair(id_: str, request: Request) -> Response:
-        return site.show("pair.html", lambda: views.pair(id_, request.query_params), "pairs")
-
-    @app.get("/questions")
-    def questions(request: Request) -> Response:
-        return site.show("questions.html", lambda: views.questions(request.query_params), "questions")
-
-    @app.get("/questions/{id_}")
-    def question(id_: str, request: Request) -> Response:
-        return site.show("question.html", lambda: views.question(id_, request.query_params), "questions")
-
-    @app.get("/statistics")
-    def statistics(request: Request) -> Response:
-        return site.show("statistics.html", lambda: views.statistics(request.query_params), "statistics")
-
-    @app.get("/audit")
-    def audit(request: Request) -> Response:
-        return site.show("audit.html", lambda: views.audit(request.query_params), "audit")
-
-    @app.get("/audit/{number}")
-    def audit_item(number: int, request: Request) -> Response:
-        return site.show("audit_item.html", lambda: views.audit_item(number, request.query_params), "audit")
-
-    @app.get("/training")
-    def training() -> Response:
-        return site.show("training.html", views.training, "training")
-
-    @app.get("/evaluation")
-    def evaluation() -> Response:
-        return site.show("evaluation.html", views.evaluation.sets, "evaluation")
-
-    @app.get("/evaluation/{name}")
-    def evaluated(name: str, request: Request) -> Response:
-        return site.show("evaluated.html", lambda: views.evaluation.questions(name, request.query_params), "evaluation")
-
-    @app.get("/evaluation/{name}/{id_}")
-    def compared(name: str, id_: str, request: Request) -> Response:
-        return site.show("compared.html", lambda: views.evaluation.question(name, id_, request.query_params), "evaluation")
-
-    @app.get("/filtered")
-    def filtered() -> Response:
-        return site.show("filtered.html", views.filtered, "filtered")
+    views, evaluation = site.views, site.views.evaluation
+    pages: dict[str, tuple[str, Callable[..., Values]]] = {
+        "/": ("overview", lambda asked: views.overview()),
+        "/pairs": ("pairs", views.pairs),
+        "/pairs/{id_}": ("pair", views.pair),
+        "/questions": ("questions", views.questions),
+        "/questions/{id_}": ("question", views.question),
+        "/statistics": ("statistics", views.statistics),
+        "/audit": ("audit", views.audit),
+        "/audit/{number}": ("audit_item", views.audit_item),
+        "/training": ("training", lambda asked: views.training()),
+        "/evaluation": ("evaluation", lambda asked: evaluation.sets()),
+        "/evaluation/{name}": ("evaluated", evaluation.questions),
+        "/evaluation/{name}/{id_}": ("compared", evaluation.question),
+        "/filtered": ("filtered", lambda asked: views.filtered()),
+    }
+    for path, (template, make) in pages.items():
+        app.add_route(path, site.page(template, make, path.split("/")[1] or "overview"))
 
 
 def _add_files(app: FastAPI, site: _Site) -> None:

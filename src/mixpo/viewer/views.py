@@ -227,13 +227,13 @@ class Views:
             "labels": len(labels),
         }
 
-    def audit_item(self, number: int, asked: Mapping[str, str]) -> Values:
-        """One response to label, and how the previous label compares with its verdict."""
-        kind, round_ = _kind(asked), ListFilter.read("pair", asked).round
+    def audit_item(self, at: str, asked: Mapping[str, str]) -> Values:
+        """One response to label, and how the previous label compares with its verdict. at: its number in the sample."""
+        number, kind, round_ = _number(at), _kind(asked), ListFilter.read("pair", asked).round
         items = self.audits.sample(kind, round_)
         if not 0 <= number < len(items):
             raise UnknownPage(
-                f"the sample has {amount(len(items), 'response')}; there is no number {number + 1}", code="page-not-found", key=str(number)
+                f"the sample has {amount(len(items), 'response')}; there is no number {number + 1}", code="page-not-found", key=at
             )
         item = items[number]
         detail = question_at(self.index, item.n, round_)
