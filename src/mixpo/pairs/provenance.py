@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from rapidfuzz.distance import Levenshtein
-
 from mixpo.errors import RecordError
 from mixpo.records import Judged, Paired, Sampled, Valued
 from mixpo.types import Origin, Pair, Question, Response, Verdict, content_id
@@ -149,6 +147,8 @@ def length_ratio(chosen: Response, rejected: Response) -> float:
 
 def side_similarity(chosen: Response, rejected: Response) -> float:
     """Edit similarity of two sides, between 0 and 1: 1 - edit distance / longer side. In characters unless both sides have token ids."""
+    from rapidfuzz.distance import Levenshtein
+
     if chosen.token_ids and rejected.token_ids:
         return Levenshtein.normalized_similarity(chosen.token_ids, rejected.token_ids)
     return Levenshtein.normalized_similarity(chosen.text, rejected.text)

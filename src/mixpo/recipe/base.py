@@ -69,11 +69,13 @@ class Table(BaseModel):
 
     def deciding(self, stage: StageKind) -> dict[str, Any]:
         """The fields that decide a stage by their value, as JSON; those of inner tables under the name of the table."""
+        return self._deciding(stage, self.model_dump(mode="json"))
+
+    def _deciding(self, stage: StageKind, plain: dict[str, Any]) -> dict[str, Any]:
         values: dict[str, Any] = {}
-        plain = self.model_dump(mode="json")
         for name, marker in _markers(type(self)).items():
             if isinstance(inner := getattr(self, name), Table):
-                if of_inner := inner.deciding(stage):
+                if of_inner := inner._deciding(stage, plain[name]):
                     values[name] = of_inner
             elif marker is not None and stage in marker.switches:
                 values |= {name: True} if plain[name] else {}

@@ -212,9 +212,9 @@ class SampleTable(Table):
     engine: Annotated[Literal["transformers", "openai", "vllm", "scripted", "file"], Decides("sample", "answer")] = "transformers"
     """What generates responses: the model in process, a server ([sample.server]), vLLM in process, "scripted" (a script of responses,
     for tests), or "file": what another tool sampled (`responses`)."""
-    server: ServerTable = ServerTable()
+    server: ServerTable = Field(default_factory=ServerTable)
     """The server for engine = "openai"."""
-    vllm: VllmTable = VllmTable()
+    vllm: VllmTable = Field(default_factory=VllmTable)
     """GPUs and memory for engine = "vllm"."""
     script: Annotated[str | None, Decides("sample", "answer", by_content=True)] = None
     """JSONL file of responses for the scripted engine, relative to the recipe."""

@@ -35,16 +35,16 @@ class Recipe(Table):
     """What to train on: one table [source], or several [[source]]. Without it and [[preferences]] the models are only evaluated."""
     preferences: Annotated[tuple[PreferencesTable, ...], Decides("source")] = ()
     """Pairs that exist already; trained on with those of [source], or alone."""
-    model: ModelTable = ModelTable()
-    image: ImageTable = ImageTable()
-    prompt: PromptTable = PromptTable()
-    sample: SampleTable = SampleTable()
-    verify: VerifyTable = VerifyTable()
-    pairs: PairsTable = PairsTable()
-    train: TrainTable = TrainTable()
-    evaluate: EvaluateTable = EvaluateTable()
-    report: ReportTable = ReportTable()
-    cluster: ClusterTable = ClusterTable()
+    model: ModelTable = Field(default_factory=ModelTable)
+    image: ImageTable = Field(default_factory=ImageTable)
+    prompt: PromptTable = Field(default_factory=PromptTable)
+    sample: SampleTable = Field(default_factory=SampleTable)
+    verify: VerifyTable = Field(default_factory=VerifyTable)
+    pairs: PairsTable = Field(default_factory=PairsTable)
+    train: TrainTable = Field(default_factory=TrainTable)
+    evaluate: EvaluateTable = Field(default_factory=EvaluateTable)
+    report: ReportTable = Field(default_factory=ReportTable)
+    cluster: ClusterTable = Field(default_factory=ClusterTable)
 
     @model_validator(mode="before")
     @classmethod

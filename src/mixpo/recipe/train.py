@@ -120,7 +120,7 @@ class TrainTable(Table):
     """Further objectives, trained from the base model on the first round's pairs, for comparison."""
     rounds: Annotated[int, CHOOSES_STAGES] = Field(default=1, ge=1)
     """On-policy rounds: each samples from the previous round's model, builds pairs and trains on them."""
-    loss: LossTable = LossTable()
+    loss: LossTable = Field(default_factory=LossTable)
     """Weights and constants of the loss."""
     learning_rate: Annotated[float, Decides("train")] = Field(default=5e-6, gt=0)
     """Peak learning rate, after the warm-up."""
@@ -166,7 +166,7 @@ class TrainTable(Table):
     """Steps between logged metrics, on screen and in the records."""
     trackers: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], NOTHING] = ()
     """Additional experiment trackers."""
-    wandb: WandbTable = WandbTable()
+    wandb: WandbTable = Field(default_factory=WandbTable)
     """Project, entity, group and folder of Weights & Biases."""
     guard: GuardTable | None = None
     """Unset: no check for degeneration."""
