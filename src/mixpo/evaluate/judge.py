@@ -13,7 +13,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -127,7 +127,7 @@ def settings(wording: Rubric | Extraction, table: JudgeEndpoint) -> dict[str, An
 
 
 class Judge:
-    """Asks the endpoint; may be used from several threads.
+    """Asks the endpoint; may be used from several threads, such as its own `threads`, which are as many as requests may be in flight.
 
     cache: folder of the replies. notify: receives messages for the user. where: its table in the recipe.
     """
@@ -135,6 +135,7 @@ class Judge:
     def __init__(self, table: JudgeEndpoint, cache: Path, notify: Callable[[str], None] = lambda text: None, where: str = WHERE) -> None:
         self._table, self._cache, self._notify, self._where = table, cache, notify, where
         self._key = ready(table, where)
+        self.threads = ThreadPoolExecutor(table.in_flight, thread_name_prefix="mixpo-judge")
         self._thread: ClientThread | None = None
         self._lock = threading.Lock()
         self._names: dict[str, str] = {}
@@ -142,11 +143,13 @@ class Judge:
 
     def close(self) -> None:
         """Cancel open requests and close the connections; requests of other threads that come later are cancelled too."""
+        self.threads.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             self._closed = True
             if self._thread is not None:
                 self._thread.close()
                 self._thread = None
+        self.threads.shutdown()
 
     def ask(
         self, wording: Rubric | Extraction, fields: Mapping[str, str], read: Callable[[str], Value | None], again: int = 0

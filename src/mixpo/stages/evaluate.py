@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -33,7 +32,7 @@ from mixpo.types import Question, Response, Verdict, content_id
 if TYPE_CHECKING:
     from mixpo.evaluate.benchmarks import Benchmark
     from mixpo.evaluate.benchmarks.base import Extraction, Rubric
-    from mixpo.evaluate.judge import JudgeReply
+    from mixpo.evaluate.judge import Judge, JudgeReply
 
 
 def ready(recipe: Recipe, recipe_folder: Path) -> None:
@@ -153,36 +152,33 @@ class Grader:
 
         self._context, self._benchmark, self._mode, self._given, self._partial = context, benchmark, mode, given, partial
         self.verifier = Verifier(context.recipe.verify, cache=context.run.verdicts, recipe_folder=context.recipe_folder)
-        self._threads: ThreadPoolExecutor | None = None
         by_judge = context.recipe.verify.judge if benchmark is None else None
         self._verdict_judge = VerdictJudge(context, by_judge) if by_judge is not None else None
         table = context.recipe.evaluate.judge
         self._wording = wording_of_judge(context, benchmark) if benchmark is not None else None
+        self._judge: Judge | None = None
         if self._wording is not None and table is not None:
             self._judge = judging.Judge(table, context.run.root / "judged", context.progress.say)
-            self._threads = ThreadPoolExecutor(table.in_flight, thread_name_prefix="mixpo-judge")
 
     def __enter__(self) -> Grader:
         return self
 
     def __exit__(self, *raised: object) -> None:
         self.verifier.close()
-        if self._verdict_judge is not None:
-            self._verdict_judge.close()
-        if self._threads is not None:
-            self._threads.shutdown(wait=False, cancel_futures=True)
-            self._judge.close()
-            self._threads.shutdown()
+        for judge in (self._verdict_judge, self._judge):
+            if judge is not None:
+                judge.close()
 
     def predictions(self, questions: Sequence[Question], answers: Sequence[Sampled], again: int = 0) -> Iterator[Prediction]:
         """The predictions of one shard, in order. again: retries of the judge where its reply cannot be read."""
         pairs = [pair for pair in zip(questions, answers, strict=True) if not (self._partial and pair[1].error)]
         if self._verdict_judge is not None:
             return self._decided(self._verdict_judge, pairs, again)
-        if self._threads is None:
+        if self._judge is None:
             return (row for question, sampled in pairs for row in self._mark(question, sampled))
         each = [(question, response) for question, sampled in pairs for response in responses_of(sampled, self._count(sampled))]
-        replies = self._threads.map(lambda item: self._ask(item[0], item[1], again), each)
+        ask = partial(self._ask, self._judge, again)
+        replies = self._judge.threads.map(lambda item: ask(*item), each)
         return (self._judged(question, response, reply) for (question, response), reply in zip(each, replies, strict=True))
 
     def say_unread(self, stage: str) -> None:
@@ -231,7 +227,7 @@ class Grader:
                 else:
                     yield by_verdict(row.question, self._mode, response, one.verdict, one.reply)
 
-    def _ask(self, question: Question, response: Response, again: int) -> str | JudgeReply[Any] | None:
+    def _ask(self, judge: Judge, again: int, question: Question, response: Response) -> str | JudgeReply[Any] | None:
         """What the judge says of one answer; a short answer that needs no judge; None where there is no answer to judge."""
         from mixpo.evaluate.benchmarks import facts_of
         from mixpo.evaluate.benchmarks.base import Rubric
@@ -244,12 +240,12 @@ class Grader:
         if isinstance(wording, Rubric):
             answer = wording.part(response.text, wording_of(self._mode))
             fields = {"question": asked, "reference": question.answer or "", "answer": answer, "context": str(facts.get("context", ""))}
-            return self._judge.ask(wording, fields, wording.read, again)
+            return judge.ask(wording, fields, wording.read, again)
         short = wording.quick(response.text, question, facts)
         if short is not None:
             return short
         fields = {"question": str(facts.get("direct", asked)), "answer": response.text}
-        return self._judge.ask(wording, fields, partial(wording.read, question=question, facts=facts), again)
+        return judge.ask(wording, fields, partial(wording.read, question=question, facts=facts), again)
 
     def _judged(self, question: Question, response: Response, reply: str | JudgeReply[Any] | None) -> Prediction:
         from mixpo.evaluate.benchmarks.base import Rubric

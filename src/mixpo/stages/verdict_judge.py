@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -111,13 +111,10 @@ class VerdictJudge:
         self._table, self._wording, self._seed = table, wording, context.recipe.seed
         self._judge = Judge(table, context.run.root / "judged", context.progress.say, WHERE)
         self.unread: list[str] = []
-        self._threads = ThreadPoolExecutor(table.in_flight, thread_name_prefix="mixpo-judge")
 
     def close(self) -> None:
         """Cancel open requests."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
         self._judge.close()
-        self._threads.shutdown()
 
     def decide(self, rows: Iterable[Ruled], again: int = 0, *, compare: bool = False) -> Iterator[list[Decided]]:
         """The verdicts of each row, in order.
@@ -137,7 +134,7 @@ class VerdictJudge:
             if (answer := self._answer(row.question, response, verdict))
             and (self._decides(row.question, verdict) or (compare and self._is_sampled(row.question, verdict)))
         }
-        return {answer: self._threads.submit(partial(self._ask, row.question, answer, again)) for answer in asked}
+        return {answer: self._judge.threads.submit(partial(self._ask, row.question, answer, again)) for answer in asked}
 
     def _decided(
         self, question: Question, response: Response, verdict: Verdict, replies: dict[str, Future[JudgeReply[Outcome]]]
