@@ -14,6 +14,7 @@ from spying import spy
 from mixpo.pipeline import build_plan, run_recipe, run_stage
 from mixpo.run import changed_settings
 from mixpo.stages.questions import Sources
+from mixpo.stages.reading import reading_of
 from mixpo.stages.source import refresh
 
 AFTER_SAMPLE = {"continue", "verify", "pair", "reference", "train", "answer", "evaluate", "report"}
@@ -112,7 +113,7 @@ def test_a_moved_folder_of_images_costs_nothing(own_run: Path, tmp_path: Path) -
     shutil.copytree(own_run / "images", tmp_path / "moved" / "images")
     shutil.rmtree(own_run / "images")
     context = open_small(own_run / "recipe.toml", own_run / "run", f"source.root={tmp_path / 'moved'}")
-    plan = build_plan(context, Sources(train=refresh(context, "source", context.recipe.source), sets={}))
+    plan = build_plan(context, Sources(train=refresh(context, "source", reading_of(context, context.recipe.source)), sets={}))
     assert not [name for name in unfinished(plan) if name.startswith("round-1")]
     assert all(Path(q.images[0].path).exists() for number in range(3) for q in plan.rows("source", number))
 

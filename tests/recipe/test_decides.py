@@ -18,6 +18,7 @@ from mixpo.stages import source
 from mixpo.stages.models import ModelRef
 from mixpo.stages.question_index import NOTHING
 from mixpo.stages.questions import Sources
+from mixpo.stages.reading import reading_of
 
 Place = tuple[str | int, ...]
 RECIPE: dict[str, Any] = {
@@ -139,10 +140,10 @@ def settings(recipe: Recipe, root: Path) -> dict[str, Mapping[str, Any]]:
     context.models._base_model = ModelRef(name="base", identity="x")  # read anew for each recipe it would take most of the time
     plan = build_plan(context, Sources(train=NOTHING, sets={s.name: NOTHING for s in recipe.evaluate.sets}))
     found = {name: planned.job.settings for name, planned in plan.planned.items() if planned.job.kind != "report"}
-    found |= {f"source/{s.name}": source._settings(context, s.source, None) for s in recipe.evaluate.sets}
+    found |= {f"source/{s.name}": source._settings(context, reading_of(context, s.source)) for s in recipe.evaluate.sets}
     assert recipe.train.replay is not None
-    found["source/replay"] = source._settings(context, recipe.train.replay.source, None)
-    found |= {"source": source._settings(context, recipe.source, None), "report": recipe.deciding("report")}
+    found["source/replay"] = source._settings(context, reading_of(context, recipe.train.replay.source))
+    found |= {"source": source._settings(context, reading_of(context, recipe.source)), "report": recipe.deciding("report")}
     return {name: {key: value for key, value in of_stage.items() if key not in FOLLOWS} for name, of_stage in found.items()}
 
 

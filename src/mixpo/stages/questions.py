@@ -10,6 +10,7 @@ from mixpo.stages import answer, source
 from mixpo.stages.imported import PairImport, imported_shards
 from mixpo.stages.job import Context
 from mixpo.stages.question_index import NOTHING, REPLAY, QuestionIndex, load_index
+from mixpo.stages.reading import reading_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,16 +29,20 @@ class Sources:
 def read_sources(context: Context) -> Sources:
     """Read the questions of all sources that this recipe names."""
     recipe = context.recipe
-    sets = {s.name: source.refresh(context, answer.source_name(s.name), s.source, evaluated=True) for s in recipe.evaluate.sets}
+    sets = {
+        s.name: source.refresh(context, answer.source_name(s.name), reading_of(context, s.source, evaluated=True))
+        for s in recipe.evaluate.sets
+    }
     stages = {name: (answer.source_name(name), index) for name, index in sets.items()}
     if not recipe.trains:
         return Sources(train=NOTHING, sets=sets)
     contamination = source.contamination_filter(context, stages)
     pairs = PairImport(context, contamination)
     blocks = pairs.blocks() if recipe.preferences else ()
-    train = source.refresh(context, "source", recipe.source, contamination=contamination, imported=blocks)
+    train = source.refresh(context, "source", reading_of(context, recipe.source, contamination=contamination), blocks)
     table = recipe.train.replay
-    replay = source.refresh(context, REPLAY, table.source, replayed=True, contamination=contamination) if table else NOTHING
+    rows = reading_of(context, table.source, replayed=True, contamination=contamination) if table else None
+    replay = source.refresh(context, REPLAY, rows) if rows else NOTHING
     return Sources(train=train, sets=sets, pairs=tuple(pairs.shards), replay=replay)
 
 

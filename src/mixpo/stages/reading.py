@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mixpo.errors import SourceError
 from mixpo.recipe import AnySource, ImageTable, Recipe
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mixpo.stages.job import Context
 
 FIXED = ("digits", "charts", "easy_vqa")
-"""Kinds whose questions follow from their settings alone: once read, they need no second look."""
+"""Kinds whose questions follow from their settings alone."""
 
 NO_ANSWER = "a question without an answer cannot be evaluated; remove the row or give its answer"
 NO_RESPONSE = "a row of train.replay without an answer cannot be trained on; remove it or give its answer"
@@ -29,14 +29,14 @@ NO_RESPONSE = "a row of train.replay without an answer cannot be trained on; rem
 class SourceReading:
     """A source, and what its rows are checked for. skipped, notices: what came up so far.
 
-    images: folder for images that have no file of their own. limit: usable questions to read. evaluated: questions need an answer.
-    replayed: rows need a response. contamination: what must not be trained on.
+    table: None where all questions are of imported pairs. images: folder for images that have no file of their own. limit: usable
+    questions to read. evaluated: questions need an answer. replayed: rows need a response. contamination: what must not be trained on.
     """
 
     recipe: Recipe
     recipe_folder: Path
     images: Path
-    table: AnySource
+    table: AnySource | None
     limit: int | None = None
     evaluated: bool = False
     replayed: bool = False
@@ -54,6 +54,8 @@ class SourceReading:
         from mixpo.sources import read_rows
 
         table = self.table
+        if table is None:
+            return
         try:
             rows: Iterator[SourceRow | Skipped | Notice] = (
                 benchmarks.read(table, self.recipe_folder, self.images)
@@ -73,7 +75,13 @@ class SourceReading:
     @property
     def images_unchecked(self) -> bool:
         """Whether images are made by us, or a benchmark is scored without them."""
-        return self.table.kind in FIXED or (self.table.kind == "benchmark" and self.table.images == "optional")
+        table = self.table
+        return self.fixed or (table is not None and table.kind == "benchmark" and table.images == "optional")
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the questions follow from the settings alone: once read, they need no second look."""
+        return self.table is not None and self.table.kind in FIXED
 
     def questions(self) -> Iterator[Question]:
         """The usable questions, at most `limit`.
@@ -110,25 +118,10 @@ class SourceReading:
         return self.contamination.reason(question) if self.contamination is not None else None
 
 
-def reading_of(
-    context: Context,
-    table: AnySource,
-    *,
-    evaluated: bool = False,
-    replayed: bool = False,
-    contamination: ContaminationFilter | None = None,
-) -> SourceReading:
-    """The reading of a source in a run."""
-    return SourceReading(
-        recipe=context.recipe,
-        recipe_folder=context.recipe_folder,
-        images=context.run.images,
-        table=table,
-        limit=context.limit,
-        evaluated=evaluated,
-        replayed=replayed,
-        contamination=contamination,
-    )
+def reading_of(context: Context, table: AnySource | None, **checks: Any) -> SourceReading:
+    """The reading of a source in a run. checks: `evaluated`, `replayed` and `contamination`."""
+    run, recipe = context.run, context.recipe
+    return SourceReading(recipe=recipe, recipe_folder=context.recipe_folder, images=run.images, table=table, limit=context.limit, **checks)
 
 
 def unusable_image(question: Question, table: ImageTable) -> str | None:

@@ -20,7 +20,7 @@ from mixpo.records import write_text
 from mixpo.run import Manifest, Stage, changed_settings, now, versions
 from mixpo.stages.job import Context
 from mixpo.stages.question_index import INDEX, QuestionIndex, index_of, load_index, shard_name
-from mixpo.stages.reading import FIXED, reading_of
+from mixpo.stages.reading import SourceReading
 from mixpo.types import Question, Skipped
 
 if TYPE_CHECKING:
@@ -33,63 +33,64 @@ SHOWN = 3
 """Reasons that are logged for skipped rows."""
 
 
-def refresh(
-    context: Context,
-    name: str,
-    table: AnySource | None,
-    *,
-    evaluated: bool = False,
-    replayed: bool = False,
-    contamination: ContaminationFilter | None = None,
-    imported: Iterable[list[Question]] = (),
-) -> QuestionIndex:
-    """Read a source into RUN/<name>, writing only what is new; `evaluated` skips questions without an answer, `replayed` rows without a
-    response.
+def refresh(context: Context, name: str, reading: SourceReading, imported: Iterable[list[Question]] = ()) -> QuestionIndex:
+    """Read a source into RUN/<name>, writing only what is new.
 
-    contamination: what must not be trained on, listed as skipped. imported: blocks of questions of ready-made pairs; they come after
-    those of the source, or alone. Raises SourceError when no row is usable.
+    imported: blocks of questions of ready-made pairs; they come after those of the source, or alone. Raises SourceError when no row is
+    usable.
     """
     from mixpo.evaluate.benchmarks import duplicates
 
-    stage, settings = context.run.stage(name), _settings(context, table, contamination)
-    last = stage.manifest
-    if table is not None and table.kind in FIXED and not imported and last is not None and last.finished and last.settings == settings:
-        index = load_index(stage)
-        if index is not None and all(stage.has(shard, last.files) for shard in index.shards):
-            return index
-    if last is not None and last.finished and (changes := changed_settings(last.settings, settings)):
-        context.progress.say(f"{name}: stale, read again ({'; '.join(changes)})")
-    counts: Counter[str] = Counter()
-    begun = time.monotonic()
-    reading = reading_of(context, table, evaluated=evaluated, replayed=replayed, contamination=contamination) if table is not None else None
-    skipped, notices = (reading.skipped, reading.notices) if reading is not None else ([], [])
-    blocks = _nonempty(name, reading.blocks(), skipped) if reading is not None else ()
+    stage, settings, table = context.run.stage(name), _settings(context, reading), reading.table
+    last, counts, begun = stage.manifest, Counter[str](), time.monotonic()
+    if last is not None and last.finished:
+        if reading.fixed and not imported and last.settings == settings and (known := _known(stage, last)) is not None:
+            return known
+        if changes := changed_settings(last.settings, settings):
+            context.progress.say(f"{name}: stale, read again ({'; '.join(changes)})")
+    blocks = _nonempty(name, reading.blocks(), reading.skipped) if table is not None else ()
     if table is not None and table.kind == "benchmark":
         blocks = duplicates.count_duplicates(blocks, counts)
     files = dict(last.files) if last is not None else {}
     index = _write(context, stage, chain(blocks, imported), _expected(context, table), counts, files)
-    counts["skipped"] = len(skipped)
-    if table is not None and table.kind == "benchmark" and skipped and not table.partial:
+    counts["skipped"] = len(reading.skipped)
+    if table is not None and table.kind == "benchmark" and not table.partial:
+        _refuse_part(name, reading.skipped)
+    if last is not None and (fresh := len(set(index.shards) - set(last.shards))):
+        context.progress.say(f"{name}: {fresh} of {amount(len(index.shards), 'question shard')} {are(fresh)} new or changed")
+    say_skipped(context, stage, reading.skipped)
+    for text in (*reading.notices, *duplicates.messages(counts)):
+        context.progress.say(f"{name}: {text}")
+    save_skipped(stage, reading.skipped)
+    write_text(stage.folder / INDEX, sealed.dumps(asdict(index)))
+    if context.limit is None:
+        stage.prune(index.shards)
+    facts = {"notices": reading.notices} if reading.notices else {}
+    stage.save_manifest(
+        Manifest(
+            stage=name, settings=settings, inputs=[], shards=list(index.shards), finished=True, counts=dict(counts),
+            seconds=time.monotonic() - begun, started=now(), versions=versions(), facts=facts,
+            files=stage.kept(files, index.shards) | records_of(stage.folder, stage.lists()),
+        )
+    )  # fmt: skip
+    return index
+
+
+def _known(stage: Stage, last: Manifest) -> QuestionIndex | None:
+    """The index of what is there, if all of it is."""
+    index = load_index(stage)
+    return index if index is not None and all(stage.has(shard, last.files) for shard in index.shards) else None
+
+
+def _refuse_part(name: str, skipped: Sequence[Skipped]) -> None:
+    """Raise SourceError for a benchmark of which rows were skipped."""
+    if skipped:
         raise SourceError(
             f"{name}: {amount(len(skipped), 'row')} of the benchmark cannot be used, so its score would not be the published one: "
             f"{skip_reasons(skipped)}; correct them (`mixpo check` lists all), or set source.partial = true",
             code="benchmark-incomplete",
             key="source.partial",
         )
-    _tell(context, stage, last, index, skipped)
-    for notice in notices:
-        context.progress.say(f"{name}: {notice}")
-    for sentence in duplicates.messages(counts):
-        context.progress.say(f"{name}: {sentence}")
-    _save(context, stage, index, skipped)
-    stage.save_manifest(
-        Manifest(
-            stage=name, settings=settings, inputs=[], shards=list(index.shards), finished=True, counts=dict(counts),
-            seconds=time.monotonic() - begun, started=now(), versions=versions(), facts={"notices": notices} if notices else {},
-            files=stage.kept(files, index.shards) | records_of(stage.folder, stage.lists()),
-        )
-    )  # fmt: skip
-    return index
 
 
 def contamination_filter(context: Context, sets: Mapping[str, tuple[str, QuestionIndex]]) -> ContaminationFilter | None:
@@ -159,26 +160,12 @@ def _write(
     return index
 
 
-def _tell(context: Context, stage: Stage, last: Manifest | None, index: QuestionIndex, skipped: Sequence[Skipped]) -> None:
-    """Log what changed since the last time, and what was skipped."""
-    if last is not None and (fresh := len(set(index.shards) - set(last.shards))):
-        context.progress.say(f"{stage.name}: {fresh} of {amount(len(index.shards), 'question shard')} {are(fresh)} new or changed")
-    say_skipped(context, stage, skipped)
-
-
-def _save(context: Context, stage: Stage, index: QuestionIndex, skipped: Sequence[Skipped]) -> None:
-    save_skipped(stage, skipped)
-    write_text(stage.folder / INDEX, sealed.dumps(asdict(index)))
-    if context.limit is None:
-        stage.prune(index.shards)
-
-
-def _settings(context: Context, table: AnySource | None, contamination: ContaminationFilter | None) -> dict[str, Any]:
+def _settings(context: Context, reading: SourceReading) -> dict[str, Any]:
     settings = {
         **{name: value for name, value in context.recipe.deciding("source").items() if name != "train"},  # another source
-        "source": table.deciding("source") if table is not None else {},
+        "source": reading.table.deciding("source") if reading.table is not None else {},
         "limit": context.limit,
-        "contamination": contamination.digest() if contamination is not None else "",
+        "contamination": reading.contamination.digest() if reading.contamination is not None else "",
     }
     return dict(json.loads(json.dumps(settings)))
 
