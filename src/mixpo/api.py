@@ -166,14 +166,10 @@ def score(directory: Directory, *, set: Mapping[str, Any] | None = None, quiet: 
 
     Raises RunError when there are no saved answers.
     """
-    from dataclasses import replace
-
     from mixpo.pipeline import open_run, rescore
 
     with _progress(quiet) as progress:
-        opened = open_run(Path(directory), tuple(override(key, value) for key, value in (set or {}).items()))
-        context = replace(opened, progress=progress)
-        rescore(context)
+        rescore(open_run(Path(directory), tuple(override(key, value) for key, value in (set or {}).items()), progress))
     return RunResult(directory)
 
 

@@ -68,7 +68,7 @@ def open_context(
     )
 
 
-def open_run(root: Path, overrides: tuple[str, ...] = ()) -> Context:
+def open_run(root: Path, overrides: tuple[str, ...] = (), progress: Progress | None = None) -> Context:
     """The run in a directory, with the recipe and limit of its last command; `overrides` as in `mixpo.recipe.load`.
 
     Raises RunError when it is no run.
@@ -91,7 +91,7 @@ def open_run(root: Path, overrides: tuple[str, ...] = ()) -> Context:
         if override.lstrip().startswith("model"):
             known = ""  # of another model
     loaded = parse(recipe, str(root / "recipe.json"), overrides=overrides)
-    return open_context(loaded, recipe_folder, root, Silent(), limit, known=known)
+    return open_context(loaded, recipe_folder, root, progress or Silent(), limit, known=known)
 
 
 def reopen(root: Path, job: str) -> tuple[Context, Planned]:

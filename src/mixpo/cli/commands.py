@@ -50,13 +50,19 @@ def _dry_run(context: Context, force: Sequence[str], until: str = "") -> None:
 
 
 def _run_until(context: Context, until: str, force: Sequence[str]) -> None:
-    from mixpo.cli import show
-    from mixpo.commands.status import status
     from mixpo.pipeline import run_until
-    from mixpo.stages.names import kind_of, kinds_until
+    from mixpo.stages.names import kinds_until
 
     run_until(context, until, force)
-    state, kinds = status(context), kinds_until(until)
+    _show_stages(context, kinds_until(until))
+
+
+def _show_stages(context: Context, kinds: Sequence[str]) -> None:
+    from mixpo.cli import show
+    from mixpo.commands.status import status
+    from mixpo.stages.names import kind_of
+
+    state = status(context)
     show.status([row for row in state.stages if kind_of(row["stage"]) in kinds], state.models if "train" in kinds else None)
 
 
@@ -157,10 +163,9 @@ def _stage_command(name: str, kinds: tuple[str, ...], summary: str) -> None:
 
 
 def _run_stage(name: str, context: Context, kinds: Sequence[str], force: Sequence[str]) -> None:
-    from mixpo.cli import results, show
-    from mixpo.commands.status import status
+    from mixpo.cli import results
     from mixpo.pipeline import run_stage
-    from mixpo.stages.names import kind_of, kinds_until
+    from mixpo.stages.names import kinds_until
     from mixpo.stages.report import current_report
 
     if name == "train" and context.recipe.source is None:
@@ -169,8 +174,7 @@ def _run_stage(name: str, context: Context, kinds: Sequence[str], force: Sequenc
     if name == "report":
         results.results(context.run.root)
         return
-    state = status(context)
-    show.status([row for row in state.stages if kind_of(row["stage"]) in kinds], state.models if "train" in kinds else None)
+    _show_stages(context, kinds)
     if name == "evaluate":
         results.scores(current_report(context, plan))
 

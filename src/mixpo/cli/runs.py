@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -89,7 +89,7 @@ def score(
             message = "give a run directory, or --predictions FILE with --benchmark NAME"
             raise RecipeError(message, code="score-what", key="--predictions")
         if folder is not None:
-            context = replace(open_run(folder, tuple(settings or ())), progress=terminal.progress)
+            context = open_run(folder, tuple(settings or ()), terminal.progress)
             rescore(context)
         elif predictions is not None:
             from mixpo.commands.score import model_name, predictions_recipe
@@ -156,7 +156,7 @@ def retry(folder: RunFolder) -> None:
         from mixpo.commands.retry import retry as retry_failed
         from mixpo.pipeline import open_run
 
-        rows = retry_failed(replace(open_run(folder), progress=terminal.progress))
+        rows = retry_failed(open_run(folder, progress=terminal.progress))
         for row in rows:
             line(f"{row.stage}: {amount(row.asked, 'failed question')} retried, {row.failed:,} failed again")
         line("run the recipe again to use the new answers" if rows else "no failed questions; nothing to retry")
@@ -174,7 +174,7 @@ def audit(
         from mixpo.commands.audit import audit as find_doubtful
         from mixpo.pipeline import open_run
 
-        audited = find_doubtful(replace(open_run(folder), progress=terminal.progress), count, number)
+        audited = find_doubtful(open_run(folder, progress=terminal.progress), count, number)
         if as_json:
             document(asdict(audited))
             return
@@ -196,7 +196,7 @@ def gradients(
         from mixpo.commands.gradients import gradients as measure
         from mixpo.pipeline import open_run
 
-        measured = measure(replace(open_run(folder, tuple(settings or ())), progress=terminal.progress), questions, number)
+        measured = measure(open_run(folder, tuple(settings or ()), terminal.progress), questions, number)
         if as_json:
             document(asdict(measured))
             return
@@ -225,7 +225,7 @@ def export(
 
         if hub is not None and form != "datasets":
             raise RecipeError("--push requires --format datasets", code="push-without-datasets", key="--push")
-        context = replace(open_run(folder), progress=terminal.progress)
+        context = open_run(folder, progress=terminal.progress)
         count, skipped = export_pairs(context, to, form, number)
         line(f"{amount(count, 'response' if form == STEPS else 'pair')} written to {to}")
         if skipped:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,6 @@ from mixpo.vlm.folder import is_complete
 CARD = "README.md"
 UNKNOWN = "unknown"
 """What the hub calls a licence that nobody has stated."""
-
-_REPOSITORY = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +33,7 @@ def prepare(model: Path, repository: str, licence: str = "") -> Upload:
 
     Raises RunError when this is no trained model of a run, or the run has no report that contains it.
     """
-    if not _REPOSITORY.fullmatch(repository):
+    if not is_hub_id(repository):
         raise RunError(f"{repository}: not a model name on the Hub; write it as ORGANISATION/NAME", code="hub-name", key=repository)
     run = model.absolute().parent.parent
     if model.absolute().parent.name != "models" or not (model / "config.json").is_file():

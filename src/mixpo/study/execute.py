@@ -17,9 +17,9 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from mixpo import sealed
 from mixpo.errors import MixpoError, RecipeError, RunError, UnfinishedError
@@ -27,7 +27,7 @@ from mixpo.pipeline import open_context, run_recipe, run_stage
 from mixpo.plural import amount
 from mixpo.progress import Progress
 from mixpo.recipe import STAGES, did_you_mean
-from mixpo.records import write_text
+from mixpo.records import from_plain, write_text
 from mixpo.run import now
 from mixpo.stages.job import Context
 from mixpo.stages.store import StageStore
@@ -225,7 +225,7 @@ def _choose(study: LoadedStudy, root: Path, ranking: Sequence[tuple[str, float]]
         missing=tuple(v.name for v in table.variants if v.name not in finished),
         digests={name: study.digest(name) for name in tested},
     )
-    write_text(root / CHOICE, sealed.dumps({name: getattr(choice, name) for name in Opening.__slots__}, indent=2))
+    write_text(root / CHOICE, sealed.dumps(asdict(choice), indent=2))
     return choice
 
 
@@ -233,22 +233,12 @@ def read_choice(study: LoadedStudy, root: Path) -> Opening | None:
     """The choice that was made, or None. Raises RecipeError where a tested variant is another one now: its test set has been seen."""
     path = root / CHOICE
     try:
-        data: dict[str, Any] = sealed.load(path)
+        choice = from_plain(Opening, sealed.load(path))
     except FileNotFoundError:
         return None
     except ValueError as error:
         message = f"{path}: not readable ({error}); the test sets were opened, so begin the study in another --dir"
         raise RunError(message, code="choice-broken", path=path) from None
-    ranking = tuple((str(name), float(accuracy)) for name, accuracy in data["ranking"])
-    choice = Opening(
-        opened=str(data["opened"]),
-        mode=str(data["mode"]),
-        seeds=tuple(data["seeds"]),
-        tested=tuple(data["tested"]),
-        ranking=ranking,
-        missing=tuple(data["missing"]),
-        digests=dict(data["digests"]),
-    )
     names = {variant.name for variant in study.table.variants}
     changed = [name for name in choice.tested if name not in names or study.digest(name) != choice.digests[name]]
     if changed or choice.seeds != study.table.seeds or choice.mode != study.table.compare.mode:
