@@ -7,7 +7,7 @@
 | power                        | "3 x 10^4", "3e4", "2^3"                           | worked out; out of reach above `MAX_EXPONENT`   |
 | fraction                     | "3/4", "1 1/2", "3 and a half"                     | worked out                                      |
 | scale                        | "2 million", "2k", "2万"                            | times a power of ten                            |
-| percent, unit                | "5%", "5 per cent", "$5", "5 cm/s"                 | kept beside the value; see `units.py`           |
+| percent, unit                | "5%", "5 per cent", "$5", "5 cm/s"                 | kept with the value; see `units.py`             |
 
 Around numbers: "5 ft 6 in" is one, of "3 + 4 = 7" the worked-out side counts, and of "x = 3, y = 4" both. Arithmetic that is not worked
 out (`_ALGEBRA`) goes to computer algebra. Words (`number_words.py`) are read where there are no digits.
@@ -121,7 +121,7 @@ def single_number(text: str) -> Number | None:
 
 
 def one_number(text: str) -> Number | None:
-    """The number that `text` is, in digits as `single_number` reads them or in words."""
+    """The number that `text` is, in digits as `single_number` reads them or as a word."""
     value = read_whole(text)
     return single_number(text) if value is None else Number(value=Decimal(value))
 

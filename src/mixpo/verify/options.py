@@ -6,7 +6,7 @@ Readings are tried from the surest to the loosest, and the first that names an o
 | ---------- | -------------------------------------------- | -------------------------------------------------------- |
 | none       | "None of the options matches"                | every option: each stays possible                        |
 | exact      | "B", "(b)", "A, C", an option's text, "B 7"  | that option; of "A 9" also the one that is 9             |
-| leading    | "B. 7", "(B) since ...", "A. cat, B. dog"    | the label, and another option that the text beside it is |
+| leading    | "B. 7", "(B) since ...", "A. cat, B. dog"    | the label, and another option that the text after it is  |
 | named      | "option B", "B is correct", "选B"             | the same; nothing under a negation                       |
 | worked out | "AB = 10/2 = 5", "the length is 5"           | the option behind the last equals sign or verb           |
 | loose      | "a black cat", "so it must be (B)"           | what the phrase holds; under a negation every option     |
