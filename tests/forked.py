@@ -103,4 +103,5 @@ def _call(target: Callable[..., Any], args: tuple[object, ...], out: Path, error
     for path, stream in ((out, 1), (error, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     os.environ.update(environment)
+    assert "imported" in sys.modules, "tests/imported.py cannot be imported"
     target(*args)
