@@ -8,9 +8,10 @@ and --size 8b. Not measured by it: Liger, sampling against vLLM, the wait for in
 
 Same cases as train_vs_trl.py, on an InternVL of about 1 B parameters with random weights: float32 weights, everything computed in
 bfloat16, as mixpo trains. varlen: one call of the kernel for sequences of any length. calls: padded calls of torch's attention, what
-mixpo does where that kernel cannot be used. flex: FlexAttention with a block mask. dense: a mask of the whole row. rows: a padded row
-for each response. Laying out is not counted. share_of_peak: multiplications of linear layers and output head, three times (forward and
-backward), over what a large product of matrices reaches on the same device; attention itself is left out of the count.
+mixpo does where that kernel cannot be used. compiled: with train.compile, and varlen on a GPU, else calls. flex: FlexAttention with a
+block mask. dense: a mask of the whole row. rows: a padded row for each response. Laying out is not counted. share_of_peak:
+multiplications of linear layers and output head, three times (forward and backward), over what a large product of matrices reaches on
+the same device; attention itself is left out of the count.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from train_vs_trl import BETA, CASES, PROMPT, WEIGHTS, Case
 from mixpo.recipe import TrainTable
 from mixpo.train.batch import Batch
 from mixpo.train.collate import collate, row_layout
+from mixpo.train.compiled import CompiledLayers
 from mixpo.train.layout_check import TOLERANCE
 from mixpo.train.logps import Scorer
 from mixpo.train.losses import combine
@@ -43,17 +45,17 @@ from mixpo.train.memory_plan import plan_memory
 from mixpo.train.sharding import meta_copy_of
 from mixpo.vlm.load import Vlm
 
-FORMS = ("varlen", "calls", "flex", "dense", "rows")
+FORMS = ("varlen", "calls", "compiled", "flex", "dense", "rows")
 
 
 def batch_of(vlm: Vlm, data: Data, form: str) -> Batch:
     """The chunks of a case laid out in one of the ways."""
     if form == "rows":
         return collate(vlm, data.chunks, data.get, "plain")
-    if form == "varlen":
+    if form == "varlen" or (form == "compiled" and vlm.device.type == "cuda"):
         return collate(vlm, data.chunks, data.get, "varlen")
     batch = collate(vlm, data.chunks, data.get, "tree")
-    if form == "calls":
+    if form in ("calls", "compiled"):
         return batch
     spans, _ = row_layout(vlm, data.chunks, [data.get(chunk.group) for chunk in data.chunks])
     plan: Any = plan_flex(spans, vlm.device) if form == "flex" else plan_dense(spans, vlm.device)
@@ -64,6 +66,8 @@ def step_of(vlm: Vlm, data: Data, form: str, precision: torch.dtype) -> Callable
     """A function that computes the loss of the pairs."""
     batch = batch_of(vlm, data, form)
     scorer = Scorer(vlm.model, "plain" if form == "rows" else "tree", precision)
+    if form == "compiled":
+        scorer.compiled = CompiledLayers(vlm.model)
     reference = torch.zeros(len(batch.lengths), device=vlm.device)
 
     def loss() -> torch.Tensor:
@@ -196,13 +200,14 @@ def measure(vlm: Vlm, case: Case, size: Size, rounds: int, precision: torch.dtyp
     for form, loss in losses.items():
         vlm.model.zero_grad()
         median = statistics.median(seconds[form])
+        counted = losses["calls"] if form == "compiled" else loss  # its graphs do not call the layers one by one
         rows.append(
             {
                 "case": case.name,
                 "form": form,
                 "milliseconds": round(1000 * median, 2),
                 "over_calls": round(statistics.median(s / c for s, c in zip(seconds[form], seconds["calls"], strict=True)), 3),
-                "share_of_peak": round(multiplications(vlm, loss, predicted) / median / best, 3),
+                "share_of_peak": round(multiplications(vlm, counted, predicted) / median / best, 3),
                 "memory_mib": round(memory := memory_of(loss, vlm.device)),
             }
         )

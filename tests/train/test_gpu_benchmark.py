@@ -55,13 +55,14 @@ def test_all_forms_are_equal(benchmarks: tuple[ModuleType, ModuleType], groups: 
 def test_it_runs(benchmarks: tuple[ModuleType, ModuleType], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """With a slow kernel in place of the GPU's; FlexAttention has no backward pass here, and that is said."""
     monkeypatch.setattr(benchmarks[0], "PROMPT", 20)
+    monkeypatch.setattr("mixpo.train.compiled.BACKEND", {"backend": "aot_eager"})
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", slow_varlen)
     benchmarks[0].main(["--device", "cpu", "--size", "tiny", "--rounds", "1", "--cases", "2", "--json"])
     out = capsys.readouterr().out.splitlines()
     found = json.loads(out[-1])
     assert found["device"] == "cpu"
     rows = {row["form"]: row for row in found["rows"]}
-    assert set(rows) == {"varlen", "calls", "flex", "dense", "rows"}
+    assert set(rows) == {"varlen", "calls", "compiled", "flex", "dense", "rows"}
     assert "backward on CPU" in rows.pop("flex")["not_here"]
     assert rows["calls"]["over_calls"] == 1
     for row in rows.values():

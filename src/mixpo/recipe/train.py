@@ -158,6 +158,8 @@ class TrainTable(Table):
     """Recompute activations: less memory for about a third more time."""
     liger: Annotated[bool, NOTHING] = False
     """Use Liger kernels for norms, rotary embeddings and gated layers. Requires the extra `liger` and an NVIDIA or AMD GPU."""
+    compile: Annotated[bool, NOTHING] = False
+    """Compile the decoder layers with torch.compile, in training and in the reference stage. Requires a C++ compiler."""
     save_every: Annotated[int, NOTHING] = Field(default=100, ge=1)
     """Steps between checkpoints."""
     save_total_limit: Annotated[int, NOTHING] = Field(default=2, ge=1)
@@ -200,6 +202,8 @@ class TrainTable(Table):
             raise ValueError(
                 "freeze has no meaning with train.lora, which trains the adapter only; name the adapted parts in train.lora.parts"
             )
+        if self.compile and self.lora and self.lora.dropout:
+            raise ValueError("compile draws other random numbers for train.lora.dropout than without it; set train.lora.dropout = 0")
         if self.cache_vision and not self.sees_the_same:
             raise ValueError(
                 'cache_vision needs frozen vision: set train.freeze = ["vision", "projector"], or remove both from train.lora.parts'

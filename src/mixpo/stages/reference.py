@@ -43,8 +43,12 @@ def reference_job(context: Context, plan: Plan, index: QuestionIndex, number: in
 
         def reference() -> ReferenceScorer:
             if not opened:
+                from mixpo.train.compiled import require_compiler
                 from mixpo.train.reference import ReferenceScorer
+                from mixpo.vlm.load import pick_device
 
+                if recipe.train.compile and recipe.train.reference == "stage":
+                    require_compiler(pick_device(recipe.model.device))
                 opened.append(ReferenceScorer(context.models.load(model), recipe.image, recipe.train))
                 shards = spread(len(plan.shards("source")), CHECKED_SHARDS)
                 opened[0].choose(row for shard in shards for part in rows_of(shard) for row in part.values())
@@ -70,6 +74,8 @@ def reference_job(context: Context, plan: Plan, index: QuestionIndex, number: in
         yield make
         if opened and opened[0].layout:
             context.progress.say(opened[0].note)
+            if compiled := opened[0].scorer.compiled:
+                context.progress.say(f"round-{number}/reference: {compiled.news()}")
             facts["layout"] = opened[0].layout
 
     def finished(manifest: Manifest) -> None:

@@ -46,11 +46,15 @@ def train_job(context: Context, plan: Plan, replay: QuestionIndex, number: int, 
     @contextmanager
     def session(numbers: Sequence[int]) -> Iterator[Make]:
         def make(shard: int) -> Sequence[StepMetrics]:
+            from mixpo.train.compiled import require_compiler
             from mixpo.train.group_data import open_groups
             from mixpo.train.loop import train
             from mixpo.train.session import TrainJob
             from mixpo.train.sharding import sharded_launch
+            from mixpo.vlm.load import pick_device
 
+            if table.compile:
+                require_compiler(pick_device(recipe.model.device))
             key = plan.shards(name)[shard]
             # A model that is sharded is never whole: each rank reads its shards.
             vlm, groups = context.models.fresh(model, unread=sharded_launch()), open_groups(groups_file(context, number))

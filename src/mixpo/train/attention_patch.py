@@ -18,6 +18,10 @@ IGNORED = {"position_ids", "use_cache", "cache_position", "output_attentions", "
 _KNOWN = {"scaling", "dropout", "sliding_window", "softcap"} | IGNORED
 
 
+Attention = Callable[..., tuple[Tensor, None]]
+"""An attention function of `transformers`."""
+
+
 def tree_attention(
     module: Any,
     query: Tensor,
@@ -67,15 +71,15 @@ def implementations(named: Sequence[tuple[Any, str]]) -> Iterator[None]:
             config._attn_implementation = name
 
 
-def tree_attention_enabled(model: Any) -> AbstractContextManager[None]:
-    """Context in which the text layers use `tree_attention`; the vision tower is not affected."""
+def tree_attention_enabled(model: Any, attention: Attention = tree_attention) -> AbstractContextManager[None]:
+    """Context in which the text layers use `tree_attention`; the vision tower is not affected. attention: it, or what calls it."""
     from transformers import AttentionInterface
 
-    AttentionInterface.register(NAME, tree_attention)
+    AttentionInterface.register(NAME, attention)
     return implementations([(model.config.get_text_config(), NAME)])
 
 
-def attention_replaced(model: Any, attention: Callable[..., tuple[Tensor, None]]) -> AbstractContextManager[None]:
+def attention_replaced(model: Any, attention: Attention) -> AbstractContextManager[None]:
     """Context in which all layers that call an attention of `transformers`, the vision tower's too, call `attention`."""
     from transformers import AttentionInterface
 

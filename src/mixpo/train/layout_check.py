@@ -15,6 +15,7 @@ from mixpo.errors import TrainError
 from mixpo.plural import amount
 from mixpo.train.batch import PACKED, Batch, Chunk, Layout
 from mixpo.train.collate import collate, row_layout
+from mixpo.train.compiled import CompiledLayers
 from mixpo.train.logps import Scorer
 from mixpo.train.losses import ResponseLogps
 from mixpo.train.prefix_tree import PrefixTree, build_prefix_tree
@@ -76,6 +77,32 @@ def choose_layout(
     if not (plain := check.problem("plain")):
         return "plain", f"padded rows, one per response, each with its own images: {reason}; {shared}"
     return "single", f"one forward pass per response, which is slow: {reason}; {shared}; {plain}"
+
+
+def compile_layers(
+    vlm: Vlm, sample: Sequence[Chunk], prompt_of: PromptOf, scorer: Scorer, layout: Layout, gradients: bool = False
+) -> CompiledLayers:
+    """Compile the decoder layers for `scorer`, once they give what each response alone gives without, in the layout that was chosen.
+
+    Raises TrainError where they do not, or where there is nothing to compile.
+    """
+    kind = vlm.model.config.model_type
+    if layout == "single":
+        raise TrainError(
+            f"train.compile: {kind} scores every response alone, which is not compiled; leave it off for this model",
+            code="compile-not-supported",
+            key="train.compile",
+        )
+    parts = [sample[first : first + TOGETHER] for first in range(0, len(sample), TOGETHER)]
+    scorer.compiled = CompiledLayers(vlm.model)
+    check = _Check(vlm=vlm, parts=parts, prompt_of=prompt_of, scorer=scorer, gradients=gradients)
+    check.score_alone()
+    if problem := check.problem(layout):
+        raise TrainError(
+            f"train.compile: {kind}: compiled, {problem}; leave it off for this model", code="compile-not-exact", key="train.compile"
+        )
+    scorer.layout = layout
+    return scorer.compiled
 
 
 def agree(layout: Layout, note: str, reference: str) -> tuple[Layout, str]:

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from mixpo.train.attention_patch import tree_attention_enabled
+from mixpo.train.attention_patch import Attention, tree_attention, tree_attention_enabled
 from mixpo.train.batch import Batch, Layout, VisionInputs, accumulation_dtype
+from mixpo.train.compiled import CompiledLayers
 from mixpo.train.compute_weights import compute_weights
 from mixpo.train.losses import ResponseLogps
 from mixpo.train.token_logps import token_logps
@@ -31,6 +32,8 @@ class Scorer(nn.Module):
     """The model with log-probs as its output, so that DDP, FSDP2 and DeepSpeed wrap the whole computation."""
 
     casting: Casting = "copies"
+    compiled: CompiledLayers | None = None
+    """With `train.compile`; used for all layouts but "single"."""
 
     def __init__(self, model: nn.Module, layout: Layout, precision: torch.dtype = torch.float32) -> None:
         """layout: of its batches. precision: of the computation, whatever the dtype of the weights."""
@@ -58,7 +61,13 @@ class Scorer(nn.Module):
         """(U,) log-probs. A batch of the single layout is scored as such whatever the layout of the others."""
         if batch.singles:
             return _single(self.model, batch)
-        return _plain(self.model, batch) if self.layout == "plain" else _from_states(self.model, batch)
+        if self.compiled is None:
+            return self._together(batch, tree_attention)
+        with self.compiled.enabled():
+            return self._together(batch, self.compiled.attention)
+
+    def _together(self, batch: Batch, attention: Attention) -> Tensor:
+        return _plain(self.model, batch) if self.layout == "plain" else _from_states(self.model, batch, attention)
 
 
 def _cast_batch(batch: Batch, dtype: torch.dtype) -> Batch:
@@ -74,18 +83,18 @@ def cast_inputs(inputs: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, T
     return {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
 
 
-def _from_states(model: Any, batch: Batch) -> Tensor:
+def _from_states(model: Any, batch: Batch, attention: Attention) -> Tensor:
     """(U,) log-probs; the head runs only at positions that predict a response token."""
     with windows_grouped(model):
-        states_ud = _states(model, batch)[batch.row, batch.position]
+        states_ud = _states(model, batch, attention)[batch.row, batch.position]
     return token_logps(model.get_output_embeddings(), logit_scaling(model), states_ud, batch.target)
 
 
-def _states(model: Any, batch: Batch) -> Tensor:
+def _states(model: Any, batch: Batch, attention: Attention) -> Tensor:
     """(rows, L, D) last hidden states."""
     if batch.attention_plan is not None:
         known = {} if batch.features is None else {"mm_encoder_outputs": {"image": batch.features}}
-        with tree_attention_enabled(model):
+        with tree_attention_enabled(model, attention):
             states: Tensor = model.base_model(
                 **batch.inputs, **known, attention_plan=batch.attention_plan, use_cache=False
             ).last_hidden_state

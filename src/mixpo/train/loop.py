@@ -81,6 +81,8 @@ def train(job: TrainJob, progress: Progress) -> TrainResult:
             row = check_degeneration(session, row, saving=saving)
             _advance(session, row)
             _log(session, row)
+            if session.scorer.compiled is not None and (news := session.scorer.compiled.news()):
+                session.progress.say(f"{job.objective}: step {row.step}: {news}")
             if saving:
                 _save(session)
             begun = time.monotonic()

@@ -14,7 +14,7 @@ from mixpo.train.batch import Chunk, Layout, micro_batches
 from mixpo.train.collate import AHEAD, collate_ahead, on_device
 from mixpo.train.groups import PROMPT_TOO_LONG, GroupedPairs, ReferenceLogps, make_group, to_record
 from mixpo.train.hold import encode
-from mixpo.train.layout_check import check_sample, choose_layout, different
+from mixpo.train.layout_check import check_sample, choose_layout, compile_layers, different
 from mixpo.train.logps import Scorer
 from mixpo.train.losses import ResponseLogps
 from mixpo.train.model import compute_dtype, weight_dtypes
@@ -36,6 +36,7 @@ class ReferenceScorer:
         self.prompts = PromptCache(vlm, images)
         self.table = table
         self.precision = compute_dtype(weight_dtypes(vlm.model))
+        self.scorer = Scorer(vlm.model, "single", self.precision)
         self.layout: Layout | None = None
         self.note = ""
 
@@ -48,6 +49,9 @@ class ReferenceScorer:
     def _choose(self, groups: Iterable[Group]) -> None:
         if sample := check_sample(group for group in groups if group.responses):
             self.layout, self.note = choose_layout(self.vlm, sample, self.prompts.get, self.precision)
+            self.scorer.layout = self.layout
+            if self.table.compile:
+                compile_layers(self.vlm, sample, self.prompts.get, self.scorer, self.layout)
 
     def records(self, rows: Sequence[Row]) -> Iterator[Scored]:
         """Yield a record per (question, rendered prompt, pairs), in order; its fields are empty if no pair is usable.
@@ -70,7 +74,6 @@ class ReferenceScorer:
         if self.layout is None:
             self._choose(groups)
         assert self.layout is not None
-        scorer = Scorer(self.vlm.model, self.layout, self.precision)
         sums: dict[tuple[str, str, int], float] = {}
         tokens: dict[tuple[str, str, int], bytes] = {}
         batches = micro_batches(chunks, self.prompts.length, self.table.tokens_per_batch, self.layout)
@@ -78,7 +81,7 @@ class ReferenceScorer:
         with Prefetch(batches, lambda one: collate_ahead(self.vlm, one, self.prompts.get, layout), AHEAD, workers()) as prepared:
             for batch_chunks, batch in zip(batches, prepared, strict=True):
                 with torch.no_grad():
-                    logps: ResponseLogps = scorer(on_device(batch, self.vlm.device))
+                    logps: ResponseLogps = self.scorer(on_device(batch, self.vlm.device))
                 owners = [(chunk.group, response) for chunk in batch_chunks for response in chunk.responses]
                 keys = [(group.question.id, group.prompt, response) for group, response in owners]
                 finite = (_finite(value, group) for value, (group, _) in zip(logps.sums.tolist(), owners, strict=True))

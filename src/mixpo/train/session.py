@@ -20,8 +20,9 @@ from mixpo.recipe import ImageTable, TrainTable
 from mixpo.train.adapters import can_stay_unread, prepare_trainable
 from mixpo.train.batch import TRIED, Batch, Chunk, Layout, find_dummy
 from mixpo.train.checkpoint import Checkpoint, CheckpointWriter, TrainState, find_checkpoint
+from mixpo.train.compiled import require_compiler
 from mixpo.train.group_data import NO_GROUPS, Groups, PairedGroups
-from mixpo.train.layout_check import TOGETHER, agree, check_sample, choose_layout
+from mixpo.train.layout_check import TOGETHER, agree, check_sample, choose_layout, compile_layers
 from mixpo.train.logps import Scorer
 from mixpo.train.losses import LossWeights, loss_weights
 from mixpo.train.metrics import EvaluatePolicy, MetricsFile
@@ -124,6 +125,12 @@ class Session:
         return self.parallel.accelerator
 
     @property
+    def scorer(self) -> Scorer:
+        """The scorer without what the launch wraps around it."""
+        scorer: Scorer = self.accelerator.unwrap_model(self.parallel.scorer)
+        return scorer
+
+    @property
     def main(self) -> bool:
         """Whether this is the main process."""
         return self.parallel.main
@@ -132,7 +139,7 @@ class Session:
         """The batch with cached vision features and the online reference's log-probs, where used."""
         if self.vision_cache is not None:
             batch = self.vision_cache.fill(batch, chunks)
-        return batch if self.online is None else self.online.fill(self.accelerator.unwrap_model(self.parallel.scorer), batch)
+        return batch if self.online is None else self.online.fill(self.scorer, batch)
 
 
 def open_session(job: TrainJob, progress: Progress) -> Session:
@@ -179,6 +186,9 @@ def open_session(job: TrainJob, progress: Progress) -> Session:
         progress.say(f"{job.objective}: {note}")
     if job.table.gradient_checkpointing:
         checkpoint_activations(model, on=True)
+    if job.table.compile:
+        compiled = compile_layers(vlm, sample, prompts.get, scorer, layout, gradients=True)
+        progress.say(f"{job.objective}: {compiled.news()}")
     if isinstance(scorer, FSDPModule):
         scorer.reshard()  # what the check gathered
     matrices = [(name, value) for name, value in model.named_parameters() if value.requires_grad and value.ndim >= 2]
@@ -213,6 +223,8 @@ def _check(job: TrainJob) -> LossWeights:
             f"no pairs to train {job.objective} on; see in the pair stage why, or add questions that the model gets right at times",
             code="no-pairs",
         )
+    if job.table.compile:
+        require_compiler(job.vlm.device)
     index = job.groups.sizes
     unscored = index["unscored"] & (index["pairs"] > 0) & (job.table.reference == "stage")
     if (bad := (unscored | index["empty"]).nonzero()[0]).size:
@@ -297,6 +309,7 @@ def _accelerator(job: TrainJob) -> Accelerator:
             "train.cache_vision": table.cache_vision,
             "train.watch": table.watch,
             "train.guard": table.guard,
+            "train.compile": table.compile and strategy_of(accelerator) == "deepspeed",
         }
         for key in (key for key, asked in whole.items() if asked):
             raise TrainError(
