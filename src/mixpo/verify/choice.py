@@ -84,10 +84,7 @@ def _compare_meaning(answer: str, wanted: frozenset[str], options: Options) -> J
     """An answer that names no option may still be the right one in another form: "y = 1 + 2x" for "y = 2x + 1"."""
     right = options_of(options.choices)[min(wanted)].text
     kind = guess_kind(right)
-    kinds = {kind, guess_kind(answer)}
-    if kinds == {"number"}:
-        return check_number(answer, right, options)
-    if kinds <= {"formula", "number"}:
+    if {kind, guess_kind(answer)} <= {"formula", "number"}:
         return check_formula(answer, right, options)
     if _BY_POSITION.fullmatch(answer):
         return Judgement("undecided", "an option by its place")
@@ -123,9 +120,9 @@ def _stems(plain: str) -> set[str]:
 
 def _gold_letters(gold: str, texts: tuple[str, ...]) -> frozenset[str]:
     by_text, lone = letters_of(gold, texts), lone_letter(gold)
-    if by_text and gold.strip() not in LETTERS and _alike(frozenset(min(by_text)), texts) == by_text:
+    if by_text and gold.strip() not in LETTERS:
         return frozenset(min(by_text))
-    if lone and (not texts or lone <= set(LETTERS[: len(texts)])):
+    if lone and (not texts or lone <= set(options_of(texts))):
         return lone
     named = listed(gold) or read_options(gold, texts)
     return named if len(named) == 1 or SEVERAL.fullmatch(gold) else frozenset()

@@ -152,19 +152,19 @@ def extract(text: str, style: str | OwnStyle = "auto", choices: Sequence[str] = 
     thinking: the prompt opened a block of reasoning, which the response has to end before it answers.
     Raises ValueError for an unknown style, TimeoutError when the pattern of an own style takes longer than `PATTERN_S`.
     """
-    if isinstance(style, OwnStyle):
-        rest = _after_thinking(text, thinking)
-        return None if rest is None else _behind_own(rest, style)
-    if style not in STYLES:
+    is_own = isinstance(style, OwnStyle)
+    if not is_own and style not in STYLES:
         raise ValueError(f"unknown style {style!r}; known: {', '.join(STYLES)}")
     if style == "whole":
         return _whole(text)
     is_free = style in ("think", "auto")
-    if is_free or thinking:
-        rest = _after_thinking(text, thinking)
-        if rest is None:
-            return None
+    if is_own or is_free or thinking:
+        _, closed, rest = text.rpartition("</think>")
+        if "<think>" in rest or (thinking and not closed):
+            return None  # a reasoning block that never ends holds no final answer
         text = rest
+    if isinstance(style, OwnStyle):
+        return _behind_own(text, style)
     follow_up = _FOLLOW_UP.search(text, 1)
     for part in (text[: follow_up.start()], text) if follow_up else (text,):
         if stated := _last_marker(part, STYLES[style], tuple(choices)):
@@ -193,12 +193,6 @@ def _whole(text: str) -> str | None:
     plain = text.lstrip("*_# \t\r\n")
     match = MARKERS["final"].match(plain) or MARKERS["final_zh"].match(plain)
     return bare(plain[match.end() :].lstrip("*_ \t") if match else text)
-
-
-def _after_thinking(text: str, opened: bool) -> str | None:
-    """What follows the reasoning; a reasoning block that never ends holds no final answer."""
-    _, closed, rest = text.rpartition("</think>")
-    return rest if "<think>" not in rest and (closed or not opened) else None
 
 
 def _last_marker(text: str, families: Sequence[str], choices: tuple[str, ...] = ()) -> _Stated | None:

@@ -212,9 +212,9 @@ class _Option(NamedTuple):
 def options_of(texts: tuple[str, ...]) -> dict[str, _Option]:
     """The options of one question by letter; all its responses ask for them."""
     bare = [unwrap(text) or text for text in texts]
-    are_ratios = all(map(_RATIO.fullmatch, bare))  # "5/12" names 5:12, unless that may be a time of day
+    read = _as_quotient if all(map(_RATIO.fullmatch, bare)) else str  # "5/12" names 5:12, unless that may be a time of day
     return {
-        letter: _Option(letter, text, normal_text(text), _number(_as_quotient(text) if are_ratios else text), key(to_latex(text)))
+        letter: _Option(letter, text, normal_text(text), _number(read(text)), key(to_latex(text)))
         for letter, text in zip(LETTERS, bare, strict=False)
     }
 
@@ -231,8 +231,8 @@ def letters_of(answer: str, texts: tuple[str, ...]) -> frozenset[str]:
         for option in options
         if (equal(number, option.number, 0.0) is True if number and option.number else plain == option.plain != "")
     }
-    spelled = {option.letter for option in options if formula and formula == option.formula} if len(named) != 1 else named
-    return frozenset(spelled or named)
+    spelled = {option.letter for option in options if formula and formula == option.formula}
+    return frozenset(named if len(named) == 1 else spelled or named)
 
 
 def _as_quotient(text: str) -> str:
