@@ -212,8 +212,9 @@ def _last_marker(text: str, families: Sequence[str], choices: tuple[str, ...] = 
 
 def _is_remark(answer: str, choices: tuple[str, ...]) -> bool:
     """Whether an answer consists of words that are no number, none of the options, and neither yes nor no."""
-    is_value = read_yes_no(answer) or read_words(answer) or is_refusal(answer) or (choices and read_options(answer, choices))
-    return bool(_REMARK.fullmatch(answer)) and not is_value
+    if not _REMARK.fullmatch(answer) or read_yes_no(answer) or read_words(answer) or is_refusal(answer):
+        return False
+    return not (choices and read_options(answer, choices))
 
 
 def _announced(text: str, family: str) -> Iterator[_Stated]:
@@ -290,8 +291,8 @@ def _concluded_option(lines: list[str], sentences: list[str], choices: tuple[str
         return word.group(1)
     for sentence in _conclusions(sentences):
         answer = bare(sentence) or ""
-        is_open = is_refusal(answer) or _PLAN.match(answer) or _ASSUMED.search(answer)
-        if not is_open and len(read_options(answer, choices) - {ANOTHER}) == 1:
+        names_one = len(read_options(answer, choices) - {ANOTHER}) == 1
+        if names_one and not (is_refusal(answer) or _PLAN.match(answer) or _ASSUMED.search(answer)):
             return line_answer(sentence)
     return None
 
