@@ -84,7 +84,10 @@ def _compare_meaning(answer: str, wanted: frozenset[str], options: Options) -> J
     """An answer that names no option may still be the right one in another form: "y = 1 + 2x" for "y = 2x + 1"."""
     right = options_of(options.choices)[min(wanted)].text
     kind = guess_kind(right)
-    if {kind, guess_kind(answer)} <= {"formula", "number"}:
+    kinds = {kind, guess_kind(answer)}
+    if kinds == {"number"}:
+        return check_number(answer, right, options)
+    if kinds <= {"formula", "number"}:
         return check_formula(answer, right, options)
     if _BY_POSITION.fullmatch(answer):
         return Judgement("undecided", "an option by its place")
