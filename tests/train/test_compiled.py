@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.config as dynamo
+import torch._inductor.config as inductor
 from failures import fails
 from small_run import open_small, plan_of, unfinished
 from torch import nn
@@ -127,37 +129,33 @@ def test_what_cannot_be_compiled_is_refused() -> None:
 
 
 def test_a_missing_compiler_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch._inductor.config as inductor
-
-    monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/nonexistent")
     require_compiler.cache_clear()
-    with fails("compile-not-available", TrainError, key="train.compile") as failure:
+    with inductor.patch({"cpp.cxx": ("no-such-compiler",)}), fails("compile-not-available", TrainError, key="train.compile") as failure:
         require_compiler(torch.device("cpu"))
     assert "\n" not in failure.message
     require_compiler.cache_clear()
 
 
-def test_reaching_the_limit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reaching_the_limit_is_said() -> None:
     """Here after one graph: rows of another number of dimensions need a second one."""
-    import torch._dynamo.config as dynamo
 
     class Decoder(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.layers = nn.ModuleList([nn.Linear(2, 2)])
 
-    monkeypatch.setattr(dynamo, "recompile_limit", 1)
     decoder = Decoder()
     layers = CompiledLayers(SimpleNamespace(get_decoder=lambda: decoder))
     assert layers.news() == ""
     rows = torch.ones(4, 2, requires_grad=True)
-    with layers.enabled():
-        compiled_out = decoder.layers[0](rows)
-    torch.testing.assert_close(compiled_out, decoder.layers[0](rows))
-    assert layers.news() == "train.compile: 1 graph of the decoder layers compiled, 1 in all"
-    with layers.enabled():
-        decoder.layers[0](torch.ones(4, 4, 2))
+    with dynamo.patch(recompile_limit=1):
+        with layers.enabled():
+            compiled_out = decoder.layers[0](rows)
+        torch.testing.assert_close(compiled_out, decoder.layers[0](rows))
+        assert layers.news() == "train.compile: 1 graph of the decoder layers compiled, 1 in all"
+        with layers.enabled():
+            decoder.layers[0](torch.ones(4, 4, 2))
     assert "limit of recompilations is reached" in layers.news()
     assert layers.news() == ""
 
