@@ -161,14 +161,12 @@ def _unfit(answer: _Answer, table: PairsTable) -> str:
 def _objections(chosen: Sequence[_Answer], rejected: Sequence[_Answer], table: PairsTable) -> dict[tuple[int, int], str]:
     """Why two answers make no pair, by their places; combinations without an objection are missing. The last reason found counts."""
     objections: dict[tuple[int, int], str] = {}
-    if table.max_length_ratio:
-        for edge in product(range(len(chosen)), range(len(rejected))):
-            if length_ratio(chosen[edge[0]].response, rejected[edge[1]].response) > table.max_length_ratio:
-                objections[edge] = "length_ratio"
-    if table.max_side_similarity < 1:
-        for edge in product(range(len(chosen)), range(len(rejected))):
-            if side_similarity(chosen[edge[0]].response, rejected[edge[1]].response) > table.max_side_similarity:
-                objections[edge] = "similar_sides"
+    limited = table.max_length_ratio or table.max_side_similarity < 1
+    for (row, answer), (column, other) in product(enumerate(chosen), enumerate(rejected)) if limited else ():
+        if table.max_length_ratio and length_ratio(answer.response, other.response) > table.max_length_ratio:
+            objections[row, column] = "length_ratio"
+        if table.max_side_similarity < 1 and side_similarity(answer.response, other.response) > table.max_side_similarity:
+            objections[row, column] = "similar_sides"
     if table.entailment:
         rows, columns = _places(answer.plain for answer in chosen), _places(answer.plain for answer in rejected)
         for right, wrong in product(rows, columns):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -138,10 +138,7 @@ def token_count(response: Response) -> int:
 
 def length_ratio(chosen: Response, rejected: Response) -> float:
     """How many times longer the longer side is, at least 1. Characters are compared unless both sides have token ids."""
-    if chosen.token_ids and rejected.token_ids:
-        sizes = len(chosen.token_ids), len(rejected.token_ids)
-    else:
-        sizes = len(chosen.text), len(rejected.text)
+    sizes = [len(side) for side in _compared(chosen, rejected)]
     return max(sizes) / max(1, min(sizes))
 
 
@@ -149,9 +146,14 @@ def side_similarity(chosen: Response, rejected: Response) -> float:
     """Edit similarity of two sides, between 0 and 1: 1 - edit distance / longer side. In characters unless both sides have token ids."""
     from rapidfuzz.distance import Levenshtein
 
+    return Levenshtein.normalized_similarity(*_compared(chosen, rejected))
+
+
+def _compared(chosen: Response, rejected: Response) -> tuple[Sequence[int] | str, Sequence[int] | str]:
+    """The token ids of both sides, or their texts unless both have some."""
     if chosen.token_ids and rejected.token_ids:
-        return Levenshtein.normalized_similarity(chosen.token_ids, rejected.token_ids)
-    return Levenshtein.normalized_similarity(chosen.text, rejected.text)
+        return chosen.token_ids, rejected.token_ids
+    return chosen.text, rejected.text
 
 
 def _find(pair: Pair, index: int, responses: Iterable[Response], where: str) -> Response:
